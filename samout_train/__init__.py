@@ -1,0 +1,28 @@
+"""samout_train: train causal language models without attention, and compare them fairly with models that have it.
+
+Nothing is imported until it is asked for; torch in particular.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from samout_train.generation import generate_text
+    from samout_train.models.published import load_published
+    from samout_train.run import build_model, build_trainer, train
+
+__all__ = ["build_model", "build_trainer", "generate_text", "load_published", "train"]
+
+_HOME = {
+    "build_model": "samout_train.run",
+    "build_trainer": "samout_train.run",
+    "train": "samout_train.run",
+    "generate_text": "samout_train.generation",
+    "load_published": "samout_train.models.published",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

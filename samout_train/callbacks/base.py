@@ -1,0 +1,99 @@
+"""The hooks of a callback, and what it is told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from samout_train.data.batches import Source
+from samout_train.runtime import PrecisionName
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What is known before step 1.
+
+    Args:
+        model_name: Of the YAML in conf/model.
+        data_name: Of the YAML in conf/data.
+        seed: Of everything random.
+        model: The model on its device.
+        source: The data.
+        run_dir: Where the run lies.
+        device: Where it runs.
+        precision: Of the forward pass.
+        batch_size: Rows in an optimizer step.
+        accumulate: Micro-steps in one.
+        first_step: Steps already made: above 0 where a run is continued.
+        total_steps: The last step; None where only time limits the run.
+        config_text: The composed configuration as YAML.
+        settings: The configuration's scalar values by dotted key.
+        command: The command line that repeats the run, without a run directory.
+        commit: Of the code; None where it is not known.
+        resumed_from: The checkpoint that the run goes on from; None where it starts at step 0.
+    """
+
+    model_name: str
+    data_name: str
+    seed: int
+    model: nn.Module
+    source: Source
+    run_dir: Path
+    device: torch.device
+    precision: PrecisionName
+    batch_size: int
+    accumulate: int
+    first_step: int
+    total_steps: int | None
+    config_text: str
+    settings: dict[str, bool | int | float | str]
+    command: str
+    commit: str | None
+    resumed_from: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What a step has to say.
+
+    Args:
+        step: Steps made.
+        metrics: By TensorBoard tag, such as `train/loss_nats`.
+    """
+
+    step: int
+    metrics: dict[str, float]
+
+
+class Callback(Protocol):
+    """Override what is needed; each hook does nothing by itself. Called in the order of the configuration."""
+
+    def on_start(self, context: RunContext) -> None:
+        """Before the first step."""
+
+    def on_step(self, step: int) -> None:
+        """After each step. Asking the device for a value here would slow down every step."""
+
+    def on_report(self, report: StepReport) -> str | None:
+        """After a step that is logged (loss, learning rate, gradient norm, speed, memory) or evaluated on the fixed
+        batches (`val/` tags), or both.
+
+        Returns:
+            Why the run should stop now; None to go on.
+        """
+        return None
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        """After the last step, with the content of `summary.json`."""
+
+    def on_close(self) -> None:
+        """Always, also after an error: close what is open."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continued run needs: numbers, text, lists and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what a checkpoint holds."""

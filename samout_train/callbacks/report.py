@@ -1,0 +1,162 @@
+"""What a person reads: the model's figures before step 1, the time it will take, and the results at the end."""
+
+import logging
+import shlex
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from samout_train.callbacks.base import Callback, RunContext
+from samout_train.metrics import estimate_memory_bytes, num_parameters, parameters_by_part
+
+STEPS_BEFORE_ESTIMATE = 3
+log = logging.getLogger(__name__)
+
+
+class Report(Callback):
+    """Writes to the log, which goes to the console and to samout_train.log."""
+
+    def on_start(self, context: RunContext) -> None:
+        """The model and the data in figures."""
+        self._context = context
+        self._marks: list[Any] = []
+        for line in _description(context):
+            log.info(line)
+
+    def on_step(self, step: int) -> None:
+        """After three steps, the time that the rest will take; on CUDA without waiting for the device."""
+        if step - self._context.first_step <= STEPS_BEFORE_ESTIMATE:
+            self._marks.append(_mark(self._context.device))
+        if len(self._marks) < STEPS_BEFORE_ESTIMATE or not _reached(self._marks[-1]):
+            return
+        # The first step warms up; of the others the faster one is the less disturbed.
+        seconds_per_step = min(_seconds_between(*pair) for pair in pairwise(self._marks))
+        self._marks = []
+        if self._context.total_steps is not None:
+            left = (self._context.total_steps - step) * seconds_per_step
+            with tqdm.external_write_mode():
+                log.info("%.3g s a step: about %s to go, without evaluation", seconds_per_step, _duration(left))
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        """The results, where they lie, and what to type next."""
+        run_dir = _shown_path(self._context.run_dir)
+        python = _shown_path(Path(sys.executable))
+        program = f"{shlex.quote(python)} -m samout_train"
+        for name, value in _results(summary):
+            log.info("  %-22s %s", name, value)
+        log.info("run        %s", run_dir)
+        log.info("dashboard  %s -m tensorboard.main --logdir %s", shlex.quote(python), shlex.quote(run_dir))
+        log.info("repeat     %s %s", program, self._context.command)
+        log.info("continue   %s %s %s resume=auto", program, self._context.command, shlex.quote(f"run_dir={run_dir}"))
+
+
+def _description(context: RunContext) -> list[str]:
+    model: Any = context.model
+    source, rows = context.source, context.batch_size // context.accumulate
+    parts = ", ".join(f"{part} {count:,}" for part, count in parameters_by_part(model).items())
+    seq_len = source.train.seq_len
+    flops = model.forward_flops_per_token(seq_len)
+    padding = _padding_share(context)
+    try:
+        memory = _bytes(
+            estimate_memory_bytes(
+                model,
+                rows=rows,
+                seq_len=seq_len,
+                accumulate=context.accumulate,
+                precision=context.precision,
+                device=context.device,
+            )
+        )
+    except (RuntimeError, NotImplementedError) as error:  # a model of the user's may do what has no shape function
+        memory = f"not known ({str(error).splitlines()[0]})"
+    facts = ", ".join(f"{k} {len(v) if isinstance(v, list) else v}" for k, v in source.description.items())
+    lines = [
+        f"data        {facts}",
+        f"parameters  {num_parameters(model):,}: {parts}",
+        f"a token     {_count(flops)} FLOPs forward, {_count(3 * flops)} in training",
+        f"a sequence  {model.state_bytes(seq_len):,} bytes of state after {seq_len} tokens",
+        f"a step      {context.batch_size * seq_len:,} tokens in {context.batch_size} rows of {seq_len}"
+        + (f", {context.accumulate} micro-steps" if context.accumulate > 1 else "")
+        + f"; {padding:.2%} of the first rows is padding",
+        f"memory      about {memory} at the peak, on {context.device} in {context.precision}",
+    ]
+    if source.floor_nats is not None:
+        lines.append(f"floor       {source.floor_nats:.4f} nats: on fresh sequences nothing can be lower")
+    if context.first_step:
+        lines.append(f"continuing  from step {context.first_step}")
+    return lines
+
+
+def _padding_share(context: RunContext) -> float:
+    ids_RT = context.source.train.windows(0, context.batch_size)
+    return float((ids_RT == context.source.pad_id).float().mean()) if context.source.pad_id is not None else 0.0
+
+
+def _results(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("parameters", f"{summary['parameters']:,}"),
+        ("steps", f"{summary['steps']:,}, {summary['tokens_seen']:,} tokens"),
+        ("train loss", _nats(summary["train_loss_nats"])),
+        ("validation loss", _nats(summary["val_loss_nats"])),
+        ("best validation loss", f"{_nats(summary['best_val_loss_nats'])} at step {summary['best_val_step']}"),
+    ]
+    if "floor_nats" in summary:
+        rows.append(("floor", f"{_nats(summary['floor_nats'])}: a training loss below it is memorised, not learned"))
+    if "bits_per_byte" in summary:
+        rows.append(("bits per byte", f"{summary['bits_per_byte']:.4f}"))
+    rows += [
+        ("speed", f"{summary['tokens_per_second']:,.0f} tokens/s, {_duration(summary['train_seconds'])}"),
+        ("peak memory", _bytes(summary["peak_memory_bytes"])),
+    ]
+    return rows
+
+
+def _mark(device: torch.device) -> Any:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _reached(mark: Any) -> bool:
+    return isinstance(mark, float) or bool(mark.query())
+
+
+def _seconds_between(first: Any, second: Any) -> float:
+    return float(second - first) if isinstance(first, float) else float(first.elapsed_time(second)) / 1000
+
+
+def _shown_path(path: Path) -> str:
+    """Relative to the working directory where it lies below it, since that is what a person types."""
+    absolute = path if path.is_absolute() else Path.cwd() / path
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+
+
+def _nats(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f} nats"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _count(number: float) -> str:
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"

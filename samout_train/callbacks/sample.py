@@ -1,0 +1,71 @@
+"""Text from the trained model, at the end of a run on text."""
+
+import logging
+from functools import partial
+from typing import Annotated, Any
+
+from samout_train.callbacks.base import Callback, RunContext
+from samout_train.data.vocabulary import SPECIAL_TOKENS
+from samout_train.generation import generate_tokens
+from samout_train.ranges import NonNegative, Positive, validated
+
+log = logging.getLogger(__name__)
+
+
+class Sample(Callback):
+    """Continues pieces of the validation text, or a prompt; where ids are no text there is nothing to show.
+
+    Args:
+        num_samples: How many; without a prompt each begins at another place of the validation split.
+        prompt: Text to continue; None for `prompt_tokens` tokens of the validation split.
+        prompt_tokens: How many these are; half of a training row at the most.
+        max_new_tokens: Tokens to make; None for as many as fill a training row, since a running maximum that was
+            trained on short rows goes astray in longer ones.
+        temperature: 0 takes the most probable token.
+        top_k: Draw among this many most probable tokens; None for all.
+        seed: Decides the draws of the first sample; the others count up from it.
+    """
+
+    @validated
+    def __init__(
+        self,
+        *,
+        num_samples: Annotated[int, Positive],
+        prompt: str | None,
+        prompt_tokens: Annotated[int, Positive],
+        max_new_tokens: Annotated[int, Positive] | None,
+        temperature: Annotated[float, NonNegative],
+        top_k: Annotated[int, Positive] | None,
+        seed: int,
+    ) -> None:
+        self.num_samples, self.prompt, self.prompt_tokens = num_samples, prompt, prompt_tokens
+        self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.generate = partial(
+            generate_tokens, temperature=temperature, top_k=top_k, banned_ids=range(len(SPECIAL_TOKENS))
+        )
+
+    def on_start(self, context: RunContext) -> None:
+        """Keeps the model and encodes the prompts, so that a wrong one is found before the run."""
+        self._model, self._vocabulary = context.model, context.source.vocabulary
+        if self._vocabulary is None:
+            return
+        rows = context.source.validation
+        starts = [index * rows.num_windows // self.num_samples for index in range(self.num_samples)]
+        length = min(self.prompt_tokens, max(1, rows.seq_len // 2))
+        if self.prompt is None:
+            prompts = [rows.windows(start, start + 1)[0, :length] for start in starts]
+        else:
+            prompts = [self._vocabulary.encode(self.prompt)] * self.num_samples
+        self._prompts = [[int(index) for index in ids] for ids in prompts]
+        self._room = rows.seq_len
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        """Writes the samples to the log, which a person sees."""
+        if self._vocabulary is None:
+            return
+        for number, prompt_ids in enumerate(self._prompts):
+            max_new_tokens = self.max_new_tokens or max(1, self._room - len(prompt_ids))
+            new = self.generate(self._model, prompt_ids, max_new_tokens=max_new_tokens, seed=self.seed + number)
+            prompt = self._vocabulary.decode(prompt_ids)
+            log.info("sample %d, after the prompt %r:", number + 1, prompt)
+            log.info("%s\n", prompt + self._vocabulary.decode(list(new)))

@@ -1,0 +1,74 @@
+"""TensorBoard: scalars, the configuration as text, and hparams, all in the run's own event file."""
+
+from typing import Any
+
+from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from samout_train.callbacks.base import Callback, RunContext, StepReport
+
+LAYOUT = {
+    "samout_train": {
+        "loss (nats a token)": ["Multiline", ["train/loss_nats", "val/loss_nats"]],
+        "learning rate": ["Multiline", ["train/lr"]],
+        "tokens a second": ["Multiline", ["time/tokens_per_second"]],
+    }
+}
+METRICS = ["val/loss_nats", "train/loss_nats"]
+
+
+class TensorBoard(Callback):
+    """Writes the event file.
+
+    Of the three summaries that make up hparams, the second (this run's values) is written at the start and the third
+    (its end) at the end. The first, which would declare the experiment's columns, is left out: written into a run, it
+    hides the columns of runs that have others.
+    """
+
+    def __init__(self) -> None:
+        self._writer: SummaryWriter | None = None
+
+    def on_start(self, context: RunContext) -> None:
+        """Opens the event file; points that a continued run makes again are removed from view."""
+        writer = SummaryWriter(str(context.run_dir), purge_step=context.first_step + 1 if context.first_step else None)
+        self._writer = writer
+        values = {key: str(value) if isinstance(value, bool) else value for key, value in context.settings.items()}
+        _, start, self._end = hparams(values, dict.fromkeys(METRICS, 0.0))
+        assert writer.file_writer is not None
+        writer.file_writer.add_summary(start)
+        writer.add_text("config", _code(context.config_text), context.first_step)
+        writer.add_text("commit", context.commit or "not known", context.first_step)
+        writer.add_text("data", _described(context.source.description), context.first_step)
+        writer.add_custom_scalars(LAYOUT)
+        writer.flush()
+
+    def on_report(self, report: StepReport) -> None:
+        """Writes the scalars."""
+        assert self._writer is not None
+        for tag, value in report.metrics.items():
+            self._writer.add_scalar(tag, value, report.step)
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        """Marks the run as finished in the hparams tab."""
+        assert self._writer is not None and self._writer.file_writer is not None
+        self._writer.file_writer.add_summary(self._end)
+
+    def on_close(self) -> None:
+        """Closes the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _code(text: str) -> str:
+    return "\n".join("    " + line for line in text.splitlines())
+
+
+def _described(description: dict[str, object]) -> str:
+    lines = []
+    for key, value in description.items():
+        if isinstance(value, list):
+            lines.append(f"{key}: {len(value)}")
+            lines += ["  " + " ".join(str(part) for part in entry.values()) for entry in value]
+        else:
+            lines.append(f"{key}: {value}")
+    return _code("\n".join(lines))

@@ -1,0 +1,185 @@
+"""Checkpoints: written so that a death at any moment leaves the old or the new, verified before they are believed.
+
+Nothing else knows the format. `step_<8 digits>.pt` holds tensors, numbers, text and lists, so that
+`torch.load(weights_only=True)` reads it; `step_<8 digits>.json`, written after it, says that it is complete, and its
+size and sha256; `index.json` names the last and the best.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import torch
+
+from samout_train.ranges import Positive, validated
+
+FORMAT = 1
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(Exception):
+    """No checkpoint could be used; the message lists each file with its reason."""
+
+
+class Checkpoints:
+    """Writes a run's checkpoints and deletes old ones.
+
+    Args:
+        directory: The run's `checkpoints/`; made when the first one is written.
+        every_n_steps: Save at multiples of this; None for no such saves.
+        every_n_seconds: Save when this long has passed since the last one; None for no such saves.
+        keep_last: How many of the newest to keep.
+        keep_best: Whether the one with the best validation loss is saved when it is found, and kept.
+    """
+
+    @validated
+    def __init__(
+        self,
+        *,
+        directory: Path,
+        every_n_steps: Annotated[int, Positive] | None,
+        every_n_seconds: Annotated[float, Positive] | None,
+        keep_last: Annotated[int, Positive],
+        keep_best: bool,
+    ) -> None:
+        self.directory = directory
+        self.every_n_steps, self.every_n_seconds = every_n_steps, every_n_seconds
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self._last_saved_at = time.monotonic()
+        self.last_step: int | None = None
+
+    def due(self, step: int, *, is_best: bool) -> bool:
+        """Whether to save after this step."""
+        if self.last_step == step:
+            return False
+        by_steps = self.every_n_steps is not None and step % self.every_n_steps == 0
+        by_time = self.every_n_seconds is not None and time.monotonic() - self._last_saved_at >= self.every_n_seconds
+        return by_steps or by_time or (is_best and self.keep_best)
+
+    def save(self, state: dict[str, Any], *, step: int, best_step: int | None) -> Path:
+        """Writes one checkpoint, verifies it, then deletes those that are no longer kept.
+
+        Args:
+            state: What to save: tensors, numbers, text, lists and dictionaries.
+            step: Steps made so far.
+            best_step: The step with the best validation loss so far.
+
+        Returns:
+            Its path.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for leftover in self.directory.glob("*.tmp"):
+            leftover.unlink()
+        path = self.directory / f"step_{step:08d}.pt"
+        _replace(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+        manifest = {"step": step, "bytes": path.stat().st_size, "sha256": _sha256(path), "torch": torch.__version__}
+        _replace_json(path.with_suffix(".json"), manifest)
+        self.last_step, self._last_saved_at = step, time.monotonic()
+        steps = sorted(int(manifest.stem.removeprefix("step_")) for manifest in self.directory.glob("step_*.json"))
+        best = best_step if self.keep_best and best_step in steps else None
+        _replace_json(self.directory / "index.json", {"last": step, "best": best})
+        for old in steps[: -self.keep_last]:
+            if old != best:
+                for suffix in (".json", ".pt"):
+                    (self.directory / f"step_{old:08d}{suffix}").unlink(missing_ok=True)
+        return path
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run; damaged ones are set aside as `.corrupt`, with a warning.
+
+    Returns:
+        Its path; None where the run has no checkpoint at all.
+
+    Raises:
+        CheckpointError: if it has some and each is damaged.
+    """
+    reasons = []
+    for path in sorted((run_dir / "checkpoints").glob("step_*.pt"), reverse=True):
+        reason = damage(path)
+        if reason is None:
+            return path
+        reasons.append(f"{path.name}: {reason}")
+        log.warning("%s cannot be used (%s): set aside as %s.corrupt", path, reason, path.name)
+        path.replace(path.with_name(path.name + ".corrupt"))
+    aside = [f"{path.name}: set aside earlier" for path in sorted((run_dir / "checkpoints").glob("*.corrupt"))]
+    if reasons or aside:
+        listing = "\n  ".join(reasons or aside)
+        raise CheckpointError(f"no checkpoint in {run_dir / 'checkpoints'} can be used:\n  {listing}")
+    return None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a user means by a run directory, its `checkpoints/`, or a file.
+
+    Raises:
+        ValueError: if there is nothing of the kind at the path.
+        CheckpointError: if all that is there is damaged.
+    """
+    if path.is_file():
+        reason = damage(path)
+        if reason:
+            raise CheckpointError(f"{path} cannot be used: {reason}")
+        return path
+    if not path.exists():
+        raise ValueError(f"{path} is not there: give a run directory or a checkpoint file")
+    found = newest_checkpoint(path.parent if path.name == "checkpoints" else path)
+    if found is None:
+        raise ValueError(f"{path} holds no checkpoint: give a run directory that has checkpoints/step_*.pt")
+    return found
+
+
+def damage(path: Path) -> str | None:
+    """Why a checkpoint file cannot be believed; None where it agrees with its manifest."""
+    manifest_path = path.with_suffix(".json")
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        size, digest = manifest["bytes"], manifest["sha256"]
+    except FileNotFoundError:
+        return f"{manifest_path.name} is missing, so the write was not completed"
+    except (ValueError, KeyError, TypeError):
+        return f"{manifest_path.name} is damaged"
+    if path.stat().st_size != size:
+        return f"it has {path.stat().st_size} bytes, the manifest says {size}"
+    if _sha256(path) != digest:
+        return "its sha256 differs from the manifest's"
+    return None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a verified checkpoint, on the CPU; no code in it is run.
+
+    Raises:
+        ValueError: if it is of another format.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is no checkpoint of this format ({FORMAT}): it was written by another program")
+    return content
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
+        write(file)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)
+    if os.name == "posix":  # elsewhere a directory cannot be opened
+        directory = os.open(path.parent, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
+
+
+def _replace_json(path: Path, content: dict[str, Any]) -> None:
+    _replace(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

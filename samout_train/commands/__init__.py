@@ -1,0 +1,1 @@
+"""One thin file a verb; each has a root YAML in conf/."""

@@ -1,0 +1,102 @@
+"""`python -m samout_train [train] key=value ...`: trains a model, or with -m several of them one after another."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from samout_train.config import CONF, ConfigError, compose_config, register_resolvers, resolve
+
+INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
+LINES_OF_A_MISTAKE = 8
+
+
+def main(words: list[str]) -> int:
+    """Checks the request, then hands it to Hydra.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code: 0 done, 1 something failed, 2 the request was wrong, 130 or 143 stopped by a signal.
+    """
+    arguments = get_args_parser().parse_args(words)
+    asks_only = any(getattr(arguments, name) for name in INFORMATION)
+    mistakes = _mistakes(arguments, asks_only=asks_only)
+    for mistake in mistakes:
+        print(mistake, file=sys.stderr)
+    if mistakes:
+        return 2
+    register_resolvers()
+    sys.argv[1:] = [*words, *_short_job_names(arguments)]
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_job)()
+    return 0
+
+
+def _mistakes(arguments: argparse.Namespace, *, asks_only: bool) -> list[str]:
+    folders = [str(Path(arguments.config_dir).resolve())] if arguments.config_dir else []
+    found: dict[str, None] = {}
+    try:
+        for overrides in _jobs(arguments):
+            composed = compose_config(overrides, config_name=arguments.config_name or "config", config_dirs=folders)
+            if asks_only:
+                continue
+            from samout_train.problems import problems
+            from samout_train.run import run_directory_problems
+
+            mistakes = problems(composed.config)
+            if not mistakes and not arguments.multirun:
+                mistakes = run_directory_problems(composed.config)
+            found |= dict.fromkeys(mistakes)
+    except (ConfigError, HydraException) as error:
+        found["\n".join(str(error).splitlines()[:LINES_OF_A_MISTAKE])] = None
+    if arguments.multirun and any(word.startswith("run_dir=") for word in arguments.overrides):
+        found["run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that"] = None
+    return list(found)
+
+
+def _short_job_names(arguments: argparse.Namespace) -> list[str]:
+    """Keeps what all jobs of a sweep have in common out of the names of their directories."""
+    if not arguments.multirun:
+        return []
+    parsed = OverridesParser.create().parse_overrides(arguments.overrides)
+    common = [override.key_or_group for override in parsed if not override.is_sweep_override()]
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(common)}]"] if common else []
+
+
+def _jobs(arguments: argparse.Namespace) -> list[list[str]]:
+    """The overrides of each job: in a sweep all combinations, so that a mistake in the last stops the first."""
+    if not arguments.multirun:
+        return [arguments.overrides]
+    overrides = OverridesParser.create().parse_overrides(arguments.overrides)
+    batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    return [list(job) for batch in batches for job in batch]
+
+
+def _job(config: DictConfig) -> None:
+    # torch is imported here at the latest, and not for --help.
+    from samout_train.checkpoint import CheckpointError
+    from samout_train.run import prepare
+    from samout_train.runtime import StopRequestedError
+
+    hydra_config = HydraConfig.get()
+    try:
+        run = prepare(resolve(config), Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, OSError) as error:  # what can be wrong with a request that only building it shows
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    try:
+        run()
+    except StopRequestedError as stop:
+        print(f"{stop}; the checkpoint is written: the same command with resume=auto and this run_dir continues")
+        sys.exit(stop.exit_code)

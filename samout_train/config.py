@@ -1,0 +1,126 @@
+"""Where conf/ is, and how overrides become a configuration that is known to be right.
+
+`conf/` lies beside the package in a checkout and inside it in a wheel; whichever exists is used by its absolute path.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
+LONGEST_JOB_DIRECTORY = 120
+
+
+class ConfigError(ValueError):
+    """The request is wrong; the message lists every mistake."""
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed configuration.
+
+    Args:
+        config: All keys of the program, resolved.
+        choices: The chosen option of each group, such as {"model": "v8"}.
+        yaml: The same as text.
+    """
+
+    config: dict[str, Any]
+    choices: dict[str, str | None]
+    yaml: str
+
+
+def compose_config(
+    overrides: Sequence[str], *, config_name: str = "config", config_dirs: Sequence[str] = ()
+) -> Composed:
+    """Composes YAML and overrides.
+
+    Args:
+        overrides: Such as `model=v1` or `optimizer.lr=1e-3`.
+        config_name: The root YAML.
+        config_dirs: Further folders to look for YAML in, absolute.
+
+    Raises:
+        ConfigError: if YAML or overrides cannot be composed.
+    """
+    register_resolvers()
+    searched = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in config_dirs)}]"] if config_dirs else []
+    with _hydra_left_alone():
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3", job_name="samout_train"):
+                composed = compose(config_name, [*overrides, *searched], return_hydra_config=True)
+                HydraConfig.instance().set_config(composed)
+                return resolve(composed)
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            raise ConfigError(_shortened(error)) from error
+
+
+def resolve(composed: DictConfig) -> Composed:
+    """Takes a configuration out of Hydra's hands; `hydra` itself is left out of it.
+
+    Args:
+        composed: As Hydra composed it.
+    """
+    choices = dict(HydraConfig.get().runtime.choices)
+    config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    OmegaConf.resolve(config)
+    container = OmegaConf.to_container(config)
+    assert isinstance(container, dict)
+    known = {name: option for name, option in choices.items() if "/" not in name}
+    return Composed({str(key): value for key, value in container.items()}, known, OmegaConf.to_yaml(config))
+
+
+def locate(target: str) -> Any:
+    """The class or function that a `_target_` names.
+
+    Raises:
+        ImportError: if there is no such thing; AttributeError or ValueError for what is no dotted path.
+    """
+    return get_object(target)
+
+
+def build(node: dict[str, Any], **late: Any) -> Any:
+    """Builds the component that a node describes by `_target_`; `late` are the arguments of a `_partial_` one."""
+    component = instantiate(node, _convert_="all")
+    return component(**late) if node.get("_partial_") else component
+
+
+def register_resolvers() -> None:
+    """Makes `${job_directory:...}` known, which names a job's directory in a sweep."""
+    OmegaConf.register_new_resolver("job_directory", _job_directory, replace=True)
+
+
+def _job_directory(number: Any, overrides: Any) -> str:
+    """`1_model=v8,optimizer.lr=0.001`: readable, unique in its sweep, and one folder whatever the values are."""
+    readable = re.sub(r"[^\w=.,+-]+", "-", str(overrides))
+    return f"{number}_{readable}"[:LONGEST_JOB_DIRECTORY].rstrip(".,-_")
+
+
+@contextmanager
+def _hydra_left_alone() -> Iterator[None]:
+    """Composing inside a program that Hydra runs must not end that program's Hydra."""
+    hydra, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = hydra
+        HydraConfig.instance().cfg = config
+
+
+def _shortened(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return "\n".join(lines[:8]) or type(error).__name__

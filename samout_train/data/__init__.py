@@ -1,0 +1,1 @@
+"""Data: what becomes rows of token ids, one file a source."""

@@ -1,0 +1,222 @@
+"""From rows of token ids to batches: which rows, in which order, and how they reach the device.
+
+The order is a pure function of seed, epoch and position, so a continued run needs nothing but its step.
+"""
+
+# R rows, T time; a row of ids has T + 1: inputs are its first T, targets its last T
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samout_train.data.vocabulary import PAD_ID, Vocabulary
+
+
+class Rows(Protocol):
+    """One split of a source, as rows of seq_len + 1 ids."""
+
+    seq_len: int
+    num_rows: int
+    num_windows: int
+
+    def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
+        """For training: rows of one epoch, (R, T + 1) int64; indices are below num_rows."""
+        ...
+
+    def windows(self, start: int, stop: int) -> Tensor:
+        """For evaluation: rows start to stop of the num_windows that cover the whole split once, (R, T + 1) int64."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a data source gives to the rest of the program.
+
+    Args:
+        vocab_size: Number of token ids V.
+        pad_id: The id that fills rows; None where there is none.
+        ignore_index: Targets of this value are not counted.
+        train: The rows to learn from.
+        validation: The rows to judge by.
+        vocabulary: Ids to text; None where ids are no text.
+        floor_nats: The loss that nothing can beat on the validation rows; None where it is not known.
+        description: What was read, for the record: sizes, digest, files.
+
+    Raises:
+        ValueError: if there is padding and it would be learned.
+    """
+
+    vocab_size: int
+    pad_id: int | None
+    ignore_index: int
+    train: Rows
+    validation: Rows
+    vocabulary: Vocabulary | None
+    floor_nats: float | None
+    description: dict[str, object]
+
+    def __post_init__(self) -> None:
+        if self.pad_id is not None and self.pad_id != self.ignore_index:
+            raise ValueError(
+                f"data.ignore_index ({self.ignore_index}) must be the padding id ({self.pad_id}), or padding is learned"
+            )
+
+
+class MatrixRows:
+    """Rows that lie in memory as they are.
+
+    Args:
+        ids_RT: (R, T + 1) int64.
+    """
+
+    def __init__(self, ids_RT: Tensor) -> None:
+        self.ids_RT = ids_RT
+        self.num_rows = self.num_windows = ids_RT.shape[0]
+        self.seq_len = ids_RT.shape[1] - 1
+
+    def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
+        """The rows of these indices; the same in each epoch."""
+        return self.ids_RT[torch.from_numpy(indices)]
+
+    def windows(self, start: int, stop: int) -> Tensor:
+        """The rows as they lie."""
+        return self.ids_RT[start:stop]
+
+
+class TokenRows:
+    """Windows of one long stream of tokens.
+
+    In an epoch the windows do not overlap and so show each token once, but for the few before the epoch's random first
+    window and behind the last; another epoch cuts at other places.
+
+    Args:
+        tokens: (N,) ids, any integer dtype; a memory map is never read as a whole.
+        seq_len: Targets in a row T; N must be at least T + 1.
+        seed: Decides where each epoch's first window begins.
+
+    Raises:
+        ValueError: if the stream is shorter than one row.
+    """
+
+    def __init__(self, tokens: NDArray[np.integer], *, seq_len: int, seed: int) -> None:
+        if len(tokens) < seq_len + 1:
+            raise ValueError(
+                f"data.seq_len ({seq_len}) needs {seq_len + 1} tokens, this part of the text has {len(tokens)}: "
+                f"set data.seq_len to {max(1, len(tokens) - 1)} or less, or give a longer text"
+            )
+        self.tokens, self.seq_len, self.seed = tokens, seq_len, seed
+        self.num_rows = max(1, (len(tokens) - seq_len) // seq_len)
+        self.num_windows = -(-(len(tokens) - 1) // seq_len)
+
+    def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
+        """The windows of these indices, cut where this epoch cuts."""
+        free = len(self.tokens) - self.num_rows * self.seq_len
+        first = int(np.random.default_rng((self.seed, epoch, 1)).integers(min(free, self.seq_len)))
+        starts = first + indices * self.seq_len
+        windows = self.tokens[starts[:, None] + np.arange(self.seq_len + 1)]
+        return torch.from_numpy(windows.astype(np.int64))
+
+    def windows(self, start: int, stop: int) -> Tensor:
+        """Consecutive windows from the first token; the last one is filled with padding, so that every token but the
+        first is a target exactly once."""
+        stop = min(stop, self.num_windows)
+        ids = np.full((stop - start) * self.seq_len + 1, PAD_ID, dtype=np.int64)
+        chunk = self.tokens[start * self.seq_len : stop * self.seq_len + 1]
+        ids[: len(chunk)] = chunk
+        overlapping = np.lib.stride_tricks.sliding_window_view(ids, self.seq_len + 1)[:: self.seq_len]
+        return torch.from_numpy(overlapping.copy())
+
+
+def in_order(rows: Rows, rows_per_batch: int) -> Iterator[Tensor]:
+    """A whole split once, front to back, as (R, T + 1) int64 with R at most rows_per_batch."""
+    for start in range(0, rows.num_windows, rows_per_batch):
+        yield rows.windows(start, start + rows_per_batch)
+
+
+def spread(rows: Rows, rows_per_batch: int, num_batches: int) -> list[Tensor]:
+    """At most num_batches of the batches of `in_order`, evenly spread over the split."""
+    starts = range(0, rows.num_windows, rows_per_batch)
+    picks = np.unique(np.linspace(0, len(starts) - 1, num_batches).round().astype(int))
+    return [rows.windows(starts[int(pick)], starts[int(pick)] + rows_per_batch) for pick in picks]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one optimizer step learns from.
+
+    Args:
+        ids_RT: (R, T + 1) int64, on the device.
+        num_targets: Counted targets in it, known without asking the device.
+    """
+
+    ids_RT: Tensor
+    num_targets: int
+
+
+class Batches:
+    """The batches of a run, by step.
+
+    Args:
+        rows: The rows to draw from.
+        batch_size: Rows in a batch. A batch may hold the end of one epoch and the start of the next.
+        seed: Decides the order of rows in each epoch.
+        ignore_index: Targets of this value are not counted.
+        device: Where batches go. On CUDA they are pinned, and one batch is on its way while another is worked on.
+        overfit_batches: Above 0, only that many first batches, again and again.
+    """
+
+    def __init__(
+        self, rows: Rows, *, batch_size: int, seed: int, ignore_index: int, device: torch.device, overfit_batches: int
+    ) -> None:
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.ignore_index, self.device, self.overfit_batches = ignore_index, device, overfit_batches
+        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._ahead: tuple[int, Batch] | None = None
+
+    def on_host(self, step: int) -> Tensor:
+        """The ids of step 0, 1, 2 ...: (R, T + 1) int64, in ordinary memory."""
+        if self.overfit_batches:
+            step %= self.overfit_batches
+        first = step * self.batch_size
+        pieces = []
+        while first < (step + 1) * self.batch_size:
+            epoch, position = divmod(first, self.rows.num_rows)
+            count = min((step + 1) * self.batch_size - first, self.rows.num_rows - position)
+            pieces.append(self.rows.take(self._order(epoch)[position : position + count], epoch))
+            first += count
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def get(self, step: int) -> Batch:
+        """The batch of a step, on the device.
+
+        Raises:
+            ValueError: if not one of its targets is counted.
+        """
+        if self._ahead and self._ahead[0] == step:
+            return self._ahead[1]
+        ids_RT = self.on_host(step)
+        num_targets = int((ids_RT[:, 1:] != self.ignore_index).sum())
+        if num_targets == 0:
+            raise ValueError(
+                f"every target of batch {step} is {self.ignore_index}, which is ignored: there is nothing to learn"
+            )
+        if self.device.type == "cuda":
+            ids_RT = ids_RT.pin_memory().to(self.device, non_blocking=True)
+        return Batch(ids_RT, num_targets)
+
+    def prepare(self, step: int) -> None:
+        """Sends the batch of a later step on its way, while the device is busy with this one's."""
+        if self.device.type == "cuda":
+            self._ahead = (step, self.get(step))
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self._orders:
+            # A batch reaches over two epochs at the most unless an epoch is smaller than a batch; keep no more.
+            self._orders = {old: order for old, order in self._orders.items() if old >= epoch - 1}
+            self._orders[epoch] = np.random.default_rng((self.seed, epoch, 0)).permutation(self.rows.num_rows)
+        return self._orders[epoch]

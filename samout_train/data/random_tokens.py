@@ -1,0 +1,66 @@
+"""Uniform random token ids: the published training program. A model can only memorise them."""
+
+import math
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from samout_train.data.batches import MatrixRows, Source
+from samout_train.ranges import Positive, Share, validated
+
+
+@validated
+def random_tokens(
+    *,
+    vocab_size: Annotated[int, Positive],
+    seq_len: Annotated[int, Positive],
+    num_sequences: Annotated[int, Positive],
+    pad_probability: Annotated[float, Share],
+    pad_id: int,
+    ignore_index: int,
+    seed: int,
+) -> Source:
+    """Random sequences to train on, and as many fresh ones to validate on.
+
+    Args:
+        vocab_size: Number of ids V; at least 2, so that something is left beside the padding.
+        seq_len: Targets in a row; a row has seq_len + 1 ids.
+        num_sequences: Rows in each split.
+        pad_probability: Probability that one random position of a sequence is set to `pad_id`.
+        pad_id: Id of the padding.
+        ignore_index: Targets of this value are not counted.
+        seed: Decides all of it.
+
+    Returns:
+        A source whose floor is ln(V - 1) where one id is ignored: the counted targets are uniform over the others.
+
+    Raises:
+        ValueError: if pad_id is no id below vocab_size.
+
+    Source: the published SamOut training program.
+    """
+    if not 0 <= pad_id < vocab_size or vocab_size < 2:
+        raise ValueError(
+            f"pad_id ({pad_id}) must be from 0 to {vocab_size - 1}, and vocab_size ({vocab_size}) 2 or more"
+        )
+    generator = torch.Generator().manual_seed(seed)
+
+    def sequences() -> Tensor:
+        ids_RT = torch.randint(vocab_size, (num_sequences, seq_len + 1), generator=generator)
+        padded_R = torch.rand(num_sequences, generator=generator) < pad_probability
+        position_R = torch.randint(seq_len + 1, (num_sequences,), generator=generator)
+        ids_RT[padded_R, position_R[padded_R]] = pad_id
+        return ids_RT
+
+    num_counted = vocab_size - 1 if 0 <= ignore_index < vocab_size else vocab_size
+    return Source(
+        vocab_size=vocab_size,
+        pad_id=pad_id,
+        ignore_index=ignore_index,
+        train=MatrixRows(sequences()),
+        validation=MatrixRows(sequences()),
+        vocabulary=None,
+        floor_nats=math.log(num_counted),
+        description={"sequences": num_sequences, "ids_per_sequence": seq_len + 1},
+    )

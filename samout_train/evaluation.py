@@ -1,0 +1,90 @@
+"""Loss on rows that are given, dropout off, each row from a fresh state."""
+
+# R rows, T time
+
+import math
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from samout_train.data.batches import Source
+from samout_train.losses import cross_entropy_sum
+from samout_train.runtime import PrecisionName, autocast
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Args:
+        nats: Sum over all counted targets.
+        num_targets: How many these are.
+        num_bytes: UTF-8 bytes that they stand for; 0 where ids are no text.
+    """
+
+    nats: float
+    num_targets: int
+    num_bytes: int
+
+    @property
+    def loss_nats(self) -> float:
+        """Mean nats per counted target."""
+        return self.nats / self.num_targets
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits per UTF-8 byte; None where ids are no text."""
+        return self.nats / math.log(2) / self.num_bytes if self.num_bytes else None
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    source: Source,
+    device: torch.device,
+    precision: PrecisionName,
+    num_batches: int | None = None,
+    check_stop: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Evaluates a model; its mode is put back.
+
+    Args:
+        model: Called as `logits, state = model(ids)`.
+        batches: (R, T + 1) ids each, in ordinary memory.
+        source: Says which targets count and how many bytes each id stands for.
+        device: Where the model is.
+        precision: Of the forward pass.
+        num_batches: How many there are, for the progress bar that is shown from the second second on.
+        check_stop: Called before each batch; what it raises ends the evaluation.
+
+    Returns:
+        Sums over all batches. The device is waited for once, at the end.
+    """
+    token_bytes = torch.from_numpy(source.vocabulary.token_bytes()) if source.vocabulary else None
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    num_targets = num_bytes = 0
+    was_training = model.training
+    model.eval()
+    try:
+        interval = 0.1 if sys.stderr.isatty() else 10.0
+        bar = tqdm(batches, desc="evaluating", total=num_batches, delay=2, leave=False, mininterval=interval)
+        with torch.inference_mode(), bar:
+            for ids_RT in bar:
+                check_stop()
+                counted = ids_RT[:, 1:][ids_RT[:, 1:] != source.ignore_index]
+                num_targets += counted.numel()
+                num_bytes += int(token_bytes[counted].sum()) if token_bytes is not None else 0
+                ids_RT = ids_RT.to(device)
+                with autocast(precision, device):
+                    logits_BTV, _ = model(ids_RT[:, :-1])
+                    nats += cross_entropy_sum(logits_BTV, ids_RT[:, 1:], source.ignore_index)
+    finally:
+        model.train(was_training)
+    if num_targets == 0:
+        raise ValueError(f"every target is {source.ignore_index}, which is ignored: there is nothing to evaluate")
+    return Evaluation(float(nats), num_targets, num_bytes)

@@ -1,0 +1,117 @@
+"""Checkpoints that the published SamOut scripts saved with `torch.save(net.state_dict(), ...)`.
+
+The variant and all sizes are found from the tensors; only V1's number of heads leaves no trace in them.
+"""
+
+# D width, V vocabulary
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samout_train.models.samout import SamOut
+from samout_train.models.samout_v1 import MaxState
+from samout_train.models.samout_v8 import MaxStateSuper
+
+PAD_ID = 3
+NAMES = {
+    "em.weight": "embedding.weight",
+    "head.weight": "head.weight",
+    "alpha": "alpha",
+    "layer_norm": "norm",
+    "ffn.ffn1": "feed_forward.up",
+    "ffn.gate": "feed_forward.gate",
+    "ffn.ffn2": "feed_forward.down",
+    "self_attention.combined.weight": "mixer.projection.weight",
+}
+V1_PROJECTIONS = [f"self_attention.head{index}.weight" for index in range(3)]
+
+
+def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives tensors their names here; works for weights and for their gradients.
+
+    Args:
+        tensors: By published name, such as `decoder_layers.0.self_attention.combined.weight`.
+
+    Returns:
+        By the names of SamOut.state_dict(); V1's three projections become one (3D, D) matrix.
+
+    Raises:
+        ValueError: for a name that no published program writes, or a V1 projection without its two sisters.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        layer = re.fullmatch(r"decoder_layers\.(\d+)\.(.+)", name)
+        prefix, inner = (f"layers.{layer[1]}.", layer[2]) if layer else ("", name)
+        if inner in V1_PROJECTIONS:
+            parts = [tensors.get(f"decoder_layers.{layer[1]}.{part}") if layer else None for part in V1_PROJECTIONS]
+            if any(part is None for part in parts):
+                raise ValueError(f"{name} stands without its two sisters: a V1 layer has head0, head1 and head2")
+            renamed[f"{prefix}mixer.projection.weight"] = torch.cat([part for part in parts if part is not None])
+            continue
+        stem, _, ending = inner.rpartition(".")
+        if inner in NAMES:
+            renamed[prefix + NAMES[inner]] = tensor
+        elif stem in NAMES and ending in ("weight", "bias"):
+            renamed[f"{prefix}{NAMES[stem]}.{ending}"] = tensor
+        else:
+            raise ValueError(f"{name} is no parameter of the published SamOut V1 or V8: is this another model's file?")
+    return renamed
+
+
+def load_published(path_or_state_dict: str | Path | Mapping[str, Tensor], *, num_heads: int | None = None) -> SamOut:
+    """Builds a model from a published checkpoint, with the same logits.
+
+    Args:
+        path_or_state_dict: A `.pth` file, read without running code, or its content.
+        num_heads: Heads H. Required for V1, whose maximum is scaled by 1 / sqrt(D / H); V8 does without.
+
+    Returns:
+        The model, in evaluation mode. Its dropout is that of the published program: V1 0, V8 0.01.
+
+    Raises:
+        ValueError: if the file is no such checkpoint, or num_heads is missing for V1.
+    """
+    published = dict(path_or_state_dict) if isinstance(path_or_state_dict, Mapping) else _read(Path(path_or_state_dict))
+    weights = rename_published(published)
+    if "embedding.weight" not in weights or "layers.0.mixer.projection.weight" not in weights:
+        raise ValueError("a published SamOut checkpoint has em.weight and decoder_layers.0...: these tensors have not")
+    vocab_size, hidden_size = weights["embedding.weight"].shape
+    is_v8 = "head.weight" in weights
+    if num_heads is None and not is_v8:
+        raise ValueError("num_heads is missing: V1 scales by it, and the file does not say it (published: 16 at D 256)")
+    model = SamOut(
+        vocab_size=vocab_size,
+        pad_id=PAD_ID,
+        hidden_size=hidden_size,
+        num_heads=num_heads or 1,
+        num_layers=1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers.")),
+        ffn_size=weights["layers.0.feed_forward.up.weight"].shape[0],
+        ffn_share=1.0,
+        dropout=0.01 if is_v8 else 0.0,
+        tied_head=not is_v8,
+        init="published",
+        mixer=MaxStateSuper if is_v8 else MaxState,
+    )
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"not a whole SamOut {'V8' if is_v8 else 'V1'} checkpoint: {error}") from error
+    return model.eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
+    except Exception as error:  # torch raises what its unpickler raises: any of half a dozen kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {reason}") from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} holds no state_dict: save one with torch.save(net.state_dict(), path)")
+    return content

@@ -1,0 +1,1 @@
+"""Operations: torch only, nothing of the rest of the package."""

@@ -1,0 +1,23 @@
+"""Adam, as the published programs use it."""
+
+from typing import Annotated
+
+import torch
+from torch import nn
+
+from samout_train.ranges import NonNegative, Positive, validated
+
+
+@validated
+def adam(
+    model: nn.Module, *, lr: Annotated[float, Positive], betas: tuple[float, float], eps: Annotated[float, NonNegative]
+) -> torch.optim.Optimizer:
+    """torch.optim.Adam over all parameters, with the fused kernel.
+
+    Args:
+        model: Its parameters are updated.
+        lr: Base learning rate.
+        betas: Decay of the first and second moment.
+        eps: Added to the denominator.
+    """
+    return torch.optim.Adam(model.parameters(), lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)

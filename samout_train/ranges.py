@@ -1,0 +1,90 @@
+"""Allowed values, declared once beside the parameter: `hidden_size: Annotated[int, Positive]`.
+
+The check of the configuration reads the annotation before anything is built, and `validated` enforces the same
+annotation when a constructor is called from Python.
+"""
+
+import functools
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of numbers.
+
+    Args:
+        low: Lower end.
+        high: Upper end.
+        low_included: Whether `low` itself is allowed.
+        high_included: Whether `high` itself is allowed.
+    """
+
+    low: float
+    high: float = math.inf
+    low_included: bool = True
+    high_included: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        above = value >= self.low if self.low_included else value > self.low
+        below = value <= self.high if self.high_included else value < self.high
+        return above and below and math.isfinite(value)
+
+    def __str__(self) -> str:
+        low = f"{self.low:g}" if self.low_included else f"above {self.low:g}"
+        if math.isinf(self.high):
+            return f"at least {low}" if self.low_included else low
+        high = f"to {self.high:g}" if self.high_included else f"to below {self.high:g}"
+        return f"from {low} {high}"
+
+
+Positive = Range(0, low_included=False)
+NonNegative = Range(0)
+Probability = Range(0, 1, high_included=False)
+Share = Range(0, 1)
+
+
+def range_of(annotation: Any) -> Range | None:
+    """The Range in an annotation such as `Annotated[int, Positive]` or `Annotated[int, Positive] | None`."""
+    if typing.get_origin(annotation) is Annotated:
+        return next((item for item in annotation.__metadata__ if isinstance(item, Range)), None)
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(filter(None, map(range_of, typing.get_args(annotation))), None)
+    return None
+
+
+def not_divisible(whole_name: str, whole: int, part_name: str, part: int) -> str | None:
+    """What is wrong where `part` does not divide `whole`, with values that would work; None where it does."""
+    if whole % part == 0:
+        return None
+    below, above = whole // part * part, (whole // part + 1) * part
+    choices = f"{below} or {above}" if below else str(above)
+    return f"{whole_name} ({whole}) must be divisible by {part_name} ({part}): try {choices}"
+
+
+def validated(function: Callable[P, R]) -> Callable[P, R]:
+    """Makes a function or constructor refuse numbers outside the ranges of its annotations.
+
+    Raises:
+        ValueError: at the call, naming the argument, what it got and the range.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def check_and_call(*args: P.args, **kwargs: P.kwargs) -> R:
+        hints = typing.get_type_hints(function, include_extras=True)
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            allowed = range_of(hints.get(name))
+            if allowed and isinstance(value, int | float) and value not in allowed:
+                raise ValueError(f"{name} ({value}) must be {allowed}")
+        return function(*args, **kwargs)
+
+    return check_and_call

@@ -1,0 +1,131 @@
+"""What is logged and evaluated, and when: the multiples that were asked for, and the last step."""
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from samout_train.callbacks.base import Callback, StepReport
+from samout_train.data.batches import Source, in_order, spread
+from samout_train.evaluation import Evaluation, evaluate
+from samout_train.runtime import Clock, StopSignals, peak_memory_bytes
+from samout_train.training_step import TrainingStep
+
+
+class Reports:
+    """Makes reports and hands them to callbacks.
+
+    Args:
+        training_step: What is reported on.
+        source: Rows to validate on.
+        clock: Stands still while something is reported.
+        log_every_n_steps: Log at multiples of this.
+        eval_every_n_steps: Evaluate on the fixed batches at multiples of this.
+        eval_batches: How many batches, spread over the validation split, these are.
+        final_eval_batches: The final evaluation takes the first this many; None for the whole split.
+
+    Attributes:
+        best_val_loss_nats: The lowest loss on the fixed batches so far.
+        best_val_step: After which step that was.
+    """
+
+    def __init__(
+        self,
+        training_step: TrainingStep,
+        *,
+        source: Source,
+        clock: Clock,
+        log_every_n_steps: int,
+        eval_every_n_steps: int,
+        eval_batches: int,
+        final_eval_batches: int | None,
+    ) -> None:
+        self.training_step, self.source, self.clock = training_step, source, clock
+        self.log_every_n_steps, self.eval_every_n_steps = log_every_n_steps, eval_every_n_steps
+        self.final_eval_batches = final_eval_batches
+        batches = training_step.batches
+        self.device, self.rows_per_batch = batches.device, batches.batch_size // training_step.accumulate
+        self.fixed_batches = spread(source.validation, self.rows_per_batch, eval_batches)
+        self.best_val_loss_nats: float | None = None
+        self.best_val_step: int | None = None
+        self._logged_step = self._evaluated_step = 0
+        self._speed_from = (0.0, 0)
+
+    def report(self, callbacks: Sequence[Callback], signals: StopSignals, *, is_last: bool) -> str | None:
+        """Logs and evaluates what is due after this step and was not done for it yet.
+
+        Args:
+            callbacks: They get the report, if there is one.
+            signals: Asked before each batch of an evaluation.
+            is_last: Whether this is the last step, at which both are due.
+
+        Returns:
+            Why to stop, if a callback says so; else None.
+        """
+        step = self.training_step.step_count
+        logs = (is_last or step % self.log_every_n_steps == 0) and self._logged_step != step
+        evaluates = (is_last or step % self.eval_every_n_steps == 0) and self._evaluated_step != step
+        if not logs and not evaluates:
+            return None
+        with self.clock.paused():
+            metrics = self._training_metrics() if logs else {}
+            if evaluates:
+                metrics |= self._validation_metrics(step, signals)
+            self._logged_step = step if logs else self._logged_step
+            self._evaluated_step = step if evaluates else self._evaluated_step
+            reasons = [callback.on_report(StepReport(step=step, metrics=metrics)) for callback in callbacks]
+        return next((reason for reason in reasons if reason), None)
+
+    def evaluate_whole(self, signals: StopSignals) -> Evaluation:
+        """The whole validation split, or the part of it that was asked for."""
+        rows = self.source.validation
+        num_batches = -(-rows.num_windows // self.rows_per_batch)
+        if self.final_eval_batches is not None:
+            num_batches = min(num_batches, self.final_eval_batches)
+        return self._evaluate(islice(in_order(rows, self.rows_per_batch), num_batches), num_batches, signals)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continued run needs to report as if it had not been stopped."""
+        return {
+            "best_val_loss_nats": self.best_val_loss_nats,
+            "best_val_step": self.best_val_step,
+            "logged_step": self._logged_step,
+            "evaluated_step": self._evaluated_step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up where `state_dict` left off."""
+        self.best_val_loss_nats, self.best_val_step = state["best_val_loss_nats"], state["best_val_step"]
+        self._logged_step, self._evaluated_step = state["logged_step"], state["evaluated_step"]
+        self._speed_from = (self.clock.seconds, self.training_step.tokens_seen)
+
+    def _training_metrics(self) -> dict[str, float]:
+        step = self.training_step
+        assert step.loss is not None
+        metrics = {
+            "train/loss_nats": float(step.loss),
+            "train/lr": float(step.optimizer.param_groups[0]["lr"]),
+            "train/grad_norm": step.grad_norm(),
+            "memory/peak_bytes": float(peak_memory_bytes(self.device)),
+        }
+        (seconds, tokens), self._speed_from = self._speed_from, (self.clock.seconds, step.tokens_seen)
+        if step.tokens_seen > tokens and self.clock.seconds > seconds:
+            metrics["time/tokens_per_second"] = (step.tokens_seen - tokens) / (self.clock.seconds - seconds)
+        return metrics
+
+    def _validation_metrics(self, step: int, signals: StopSignals) -> dict[str, float]:
+        found = self._evaluate(self.fixed_batches, len(self.fixed_batches), signals)
+        if self.best_val_loss_nats is None or found.loss_nats < self.best_val_loss_nats:
+            self.best_val_loss_nats, self.best_val_step = found.loss_nats, step
+        bits = {} if found.bits_per_byte is None else {"val/bits_per_byte": found.bits_per_byte}
+        return {"val/loss_nats": found.loss_nats, **bits}
+
+    def _evaluate(self, batches: Any, num_batches: int, signals: StopSignals) -> Evaluation:
+        return evaluate(
+            self.training_step.model,
+            batches,
+            source=self.source,
+            device=self.device,
+            precision=self.training_step.precision,
+            num_batches=num_batches,
+            check_stop=signals.check,
+        )

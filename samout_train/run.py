@@ -1,0 +1,210 @@
+"""The one way through: configuration, data, model, loss, optimizer, schedule, callbacks, trainer, run directory."""
+
+import logging
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch import nn
+
+from samout_train.callbacks.base import RunContext
+from samout_train.checkpoint import find_checkpoint, newest_checkpoint, read_checkpoint
+from samout_train.config import Composed, ConfigError, build, compose_config
+from samout_train.problems import DATA_SETTINGS, data_settings, problems
+from samout_train.runtime import choose_device, choose_precision, commit, seed_everything
+from samout_train.trainer import Trainer
+
+# What a continued run must have in common with what it continues; the rest may change.
+FIXED_KEYS = ("seed", "model", "data", "optimizer")
+FREE_DATA_KEYS = ("budget_steps", "log_every_n_steps", "eval_every_n_steps")
+log = logging.getLogger(__name__)
+
+
+def build_model(name: str, *, vocab_size: int, pad_id: int | None = 3, **settings: Any) -> nn.Module:
+    """Builds the model of conf/model/NAME.yaml.
+
+    Args:
+        name: Such as `v1` or `v8`.
+        vocab_size: Number of token ids.
+        pad_id: Id of the padding; None for none.
+        **settings: Keys of that YAML, such as `hidden_size=128`.
+
+    Raises:
+        ConfigError: if there is no such model or key, or a value is wrong.
+    """
+    composed = compose_config([f"model={name}"])
+    composed.config["model"].update(settings)
+    _refuse(problems(composed.config))
+    model: nn.Module = build(composed.config["model"], vocab_size=vocab_size, pad_id=pad_id)
+    return model
+
+
+def build_trainer(overrides: Sequence[str]) -> Trainer:
+    """Builds a trainer whose `step()` makes one optimizer step exactly as `train` does.
+
+    Args:
+        overrides: As on the command line, such as `["model=v8", "data=random"]`.
+
+    Raises:
+        ConfigError: if the configuration is wrong.
+    """
+    composed = compose_config(overrides)
+    _refuse(problems(composed.config))
+    return trainer_from(composed.config)
+
+
+def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
+    """Trains as `python -m samout_train` does, with a run directory of its own.
+
+    Args:
+        overrides: As on the command line.
+
+    Returns:
+        The content of summary.json, and the trained model.
+
+    Raises:
+        ConfigError: if the configuration is wrong, or the run directory holds a run already.
+    """
+    composed = compose_config(overrides)
+    _refuse(problems(composed.config) or run_directory_problems(composed.config))
+    run_dir = Path(composed.config["run_dir"])
+    (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
+    (run_dir / ".hydra" / "config.yaml").write_text(composed.yaml, encoding="utf-8")
+    (run_dir / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(list(overrides)), encoding="utf-8")
+    return prepare(composed, run_dir, overrides)()
+
+
+def prepare(
+    composed: Composed, run_dir: Path, overrides: Sequence[str]
+) -> Callable[[], tuple[dict[str, Any], nn.Module]]:
+    """Builds everything that a checked configuration names.
+
+    Args:
+        composed: The configuration.
+        run_dir: An existing directory.
+        overrides: What was typed, for the command that repeats the run.
+
+    Returns:
+        What starts the training; it returns the summary and the trained model.
+
+    Raises:
+        ValueError: if the data or a checkpoint to start from is not what was asked for.
+        CheckpointError: if the run has checkpoints and all are damaged.
+    """
+    config = composed.config
+    trainer = trainer_from(config)
+    origin, content = restore(trainer, config["resume"], run_dir)
+    callbacks = [build(node) for node in (config["callbacks"] or {}).values()]
+    for callback in callbacks:
+        if saved := content.get("callbacks", {}).get(type(callback).__name__):
+            callback.load_state_dict(saved)
+    checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints")
+    batches = trainer.training_step.batches
+    context = RunContext(
+        model_name=str(composed.choices["model"]),
+        data_name=str(composed.choices["data"]),
+        seed=config["seed"],
+        model=trainer.model,
+        source=trainer.source,
+        run_dir=run_dir,
+        device=trainer.device,
+        precision=trainer.precision,
+        batch_size=batches.batch_size,
+        accumulate=trainer.training_step.accumulate,
+        first_step=trainer.step_count,
+        total_steps=trainer.limits.total_steps,
+        config_text=composed.yaml,
+        settings=_scalars(config),
+        command=shlex.join(word for word in overrides if not word.startswith(("run_dir=", "resume="))),
+        commit=commit(),
+        resumed_from=origin,
+    )
+    return lambda: (trainer.fit(context, callbacks, checkpoints), trainer.model)
+
+
+def trainer_from(config: Mapping[str, Any]) -> Trainer:
+    """Data, model, optimizer, schedule and trainer of a checked configuration."""
+    device = choose_device(config["device"])
+    precision = choose_precision(config["precision"], device)
+    seed_everything(config["seed"])
+    source_node = {key: value for key, value in config["data"].items() if key not in DATA_SETTINGS}
+    settings = data_settings(**{key: value for key, value in config["data"].items() if key in DATA_SETTINGS})
+    source = build(source_node, seed=config["seed"])
+    model = build(config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id).to(device)
+    trainer: Trainer = build(
+        config["trainer"],
+        model=model,
+        source=source,
+        build_optimizer=lambda model: build(config["optimizer"], model=model),
+        schedule=build(config["schedule"]),
+        device=device,
+        precision=precision,
+        seed=config["seed"],
+        **settings,
+    )
+    return trainer
+
+
+def restore(trainer: Trainer, resume: str | None, run_dir: Path) -> tuple[Path | None, dict[str, Any]]:
+    """Puts a trainer where the checkpoint that `resume` names left off.
+
+    Returns:
+        The checkpoint and its content; (None, {}) where the run starts at step 0.
+
+    Raises:
+        ValueError: if there is no such checkpoint, or it is of another model.
+        CheckpointError: if what is there is damaged.
+    """
+    if resume is None:
+        return None, {}
+    path = newest_checkpoint(run_dir) if resume == "auto" else find_checkpoint(Path(resume))
+    if path is None:
+        log.info("resume     no checkpoint in %s yet: starting at step 0", run_dir)
+        return None, {}
+    content = read_checkpoint(path)
+    trainer.load_state_dict(content)
+    log.info("resume     %s, after step %d", path, trainer.step_count)
+    return path, content
+
+
+def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
+    """What speaks against writing into run_dir; looks only, so that nothing in it is touched."""
+    run_dir, resume = Path(config["run_dir"]), config["resume"]
+    if run_dir.exists() and not run_dir.is_dir():
+        return [f"run_dir={run_dir}: is a file: give a directory"]
+    if resume not in (None, "auto") and not Path(resume).exists():
+        return [f"resume={resume}: is not there: give auto, a run directory or a checkpoint"]
+    holds_run = (run_dir / "metrics.jsonl").exists() or (run_dir / "checkpoints").exists()
+    if not holds_run:
+        return []
+    if resume != "auto":
+        return [f"run_dir={run_dir}: holds a run already: set resume=auto to continue it, or another run_dir"]
+    saved = run_dir / ".hydra" / "config.yaml"
+    if not saved.exists():
+        return []
+    before = OmegaConf.to_container(OmegaConf.load(saved))
+    assert isinstance(before, dict)
+    then, now = (_scalars({key: c.get(key) for key in FIXED_KEYS}) for c in (before, config))
+    return [
+        f"{key}={now.get(key, 'null')}: the run in {run_dir} has {then.get(key, 'null')}: continue it with the same, "
+        "or give another run_dir"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not key.startswith(tuple(f"data.{name}" for name in FREE_DATA_KEYS))
+    ]
+
+
+def _scalars(node: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Values by dotted key; lists as text, nulls and `_partial_` left out."""
+    if isinstance(node, Mapping):
+        nested = [_scalars(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items()]
+        return {key: value for part in nested for key, value in part.items()}
+    if node is None or prefix.endswith("._partial_"):
+        return {}
+    return {prefix: node if isinstance(node, bool | int | float | str) else str(node)}
+
+
+def _refuse(mistakes: Sequence[str]) -> None:
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))

@@ -1,0 +1,236 @@
+"""The machine under a run: device, precision, random states, memory, signals, and what code is running."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; `auto` is CUDA if there is one.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device ({name}) must be auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        have = f"this machine has cuda:0 to cuda:{count - 1}" if count else "torch sees no CUDA device here"
+        raise ValueError(f"device ({name}) is not there: {have}; use device=auto or device=cpu")
+    return device
+
+
+def choose_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> PrecisionName:
+    """The precision of the forward and backward pass; weights and optimizer state are float32 in each.
+
+    Args:
+        name: `auto` is bf16 on a GPU that has it, else fp32.
+        device: Where the model runs.
+
+    Raises:
+        ValueError: if the device cannot do it.
+    """
+    bf16_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "auto":
+        return "bf16" if bf16_gpu else "fp32"
+    if name == "fp16" and device.type != "cuda":
+        raise ValueError("precision (fp16) needs a CUDA device: use bf16 or fp32 on the CPU")
+    if name == "bf16" and device.type == "cuda" and not bf16_gpu:
+        raise ValueError(f"precision (bf16) is not in the hardware of {torch.cuda.get_device_name(device)}: use fp16")
+    return name
+
+
+def autocast(precision: PrecisionName, device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which a forward pass runs."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds python, numpy and torch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every random generator, as tensors, lists and numbers that a checkpoint can hold."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Puts every random generator where `random_states` found it; CUDA's only where the devices are as many."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def current_memory_bytes() -> int:
+    """Resident memory of this process on Linux; 0 where the system does not say."""
+    return _status_bytes("VmRSS")
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts the measurement of peak memory anew, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:  # not permitted in some containers: then the peak counts from the start of the process
+            return
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak since the reset: allocated on a CUDA device; resident in this process on a CPU, torch itself included.
+    0 where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _status_bytes("VmHWM")
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """Digest over sorted names, shapes, dtypes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this code runs from, `-dirty` where files differ; None outside a checkout."""
+    package = Path(__file__).resolve().parent
+    if not (package.parent / ".git").exists():
+        return None
+    try:
+        words = ["git", "-C", str(package.parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class Clock:
+    """Measures the time that training takes, without that of evaluations and checkpoints.
+
+    Args:
+        device: Waited for whenever the clock is paused, so that its work is counted.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._counted = 0.0
+        self._running_since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Counted so far; while it runs, the device may be behind."""
+        return self._counted + (time.perf_counter() - self._running_since if self._running_since is not None else 0.0)
+
+    def start(self) -> None:
+        """Counts from now on."""
+        self._running_since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stops counting, once the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._counted, self._running_since = self.seconds, None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count what happens inside; goes on after it if it was going before."""
+        was_running = self._running_since is not None
+        self.pause()
+        try:
+            yield
+        finally:
+            if was_running:
+                self.start()
+
+    def set(self, seconds: float) -> None:
+        """Says what was counted before, in the run that this one continues."""
+        self._counted = seconds
+
+
+class StopRequestedError(Exception):
+    """A signal asked the run to stop; what is needed to continue is saved before this leaves the trainer."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+class StopSignals:
+    """While entered, the first SIGINT or SIGTERM is noted instead of killing the process; a second SIGINT quits."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread, as in some notebooks: signals stay as they are
+                break
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def check(self) -> None:
+        """Raises StopRequestedError once a signal has come; to be called where the run can stop."""
+        if self.received is not None:
+            raise StopRequestedError(self.received)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            os._exit(128 + number)
+        self.received = number
+
+
+def _status_bytes(field: str) -> int:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    for line in status.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return 0

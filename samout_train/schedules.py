@@ -1,0 +1,128 @@
+"""How long a run is, and its learning-rate schedule: the factor on the base rate, a pure function of progress."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Protocol
+
+from samout_train.ranges import NonNegative, Share, validated
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Args:
+        step: The step about to be made: 1 for the first.
+        total_steps: The last step; None where only time limits the run.
+        share: Of the run, from 0 to 1: the largest of step / total_steps and elapsed / allowed seconds.
+    """
+
+    step: int
+    total_steps: int | None
+    share: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends a run: the first that is reached.
+
+    Args:
+        total_steps: The last step; None for no such limit.
+        max_seconds: Of training, evaluations and checkpoints not counted; None for no such limit.
+    """
+
+    total_steps: int | None
+    max_seconds: float | None
+
+    def progress(self, step: int, seconds: float) -> Progress:
+        """How far a run is with this step and after this long."""
+        by_steps = step / self.total_steps if self.total_steps else 0.0
+        by_time = seconds / self.max_seconds if self.max_seconds else 0.0
+        return Progress(step, self.total_steps, min(1.0, max(by_steps, by_time)))
+
+
+class Schedule(Protocol):
+    """A factor on the base learning rate."""
+
+    needs_total_steps: ClassVar[bool]
+
+    def __call__(self, progress: Progress) -> float:
+        """The factor for the step about to be made, from 0 to 1."""
+        ...
+
+
+class Constant:
+    """The base rate at every step, without warm-up."""
+
+    needs_total_steps = False
+
+    def __call__(self, progress: Progress) -> float:
+        """1."""
+        return 1.0
+
+
+class Cosine:
+    """Linear warm-up, then half a cosine down to `final_share` at the last step.
+
+    Args:
+        warmup_steps: Warm-up takes this many steps, or a tenth of the run where that is less.
+        final_share: The factor of the last step.
+    """
+
+    needs_total_steps = True
+
+    @validated
+    def __init__(self, *, warmup_steps: Annotated[int, NonNegative], final_share: Annotated[float, Share]) -> None:
+        self.warmup_steps, self.final_share = warmup_steps, final_share
+
+    def __call__(self, progress: Progress) -> float:
+        """The factor for a step.
+
+        Raises:
+            ValueError: if the number of steps is not known.
+        """
+        if progress.total_steps is None:
+            raise ValueError("schedule cosine needs a number of steps: set trainer.max_steps, or use constant or wsd")
+        warmup = _warmup_steps(self.warmup_steps, progress.total_steps)
+        if progress.step <= warmup:
+            return progress.step / warmup
+        done = (progress.step - warmup) / (progress.total_steps - warmup)
+        return self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class WarmupStableDecay:
+    """Linear warm-up, the base rate, then linearly down to `final_share` over the last part of the run.
+
+    Args:
+        warmup_steps: Warm-up takes this many steps, or a tenth of the run where that is less.
+        decay_share: Share of the run, in steps or in time, that the decay takes.
+        final_share: The factor of the last step.
+
+    Source: Hu et al., MiniCPM, arXiv 2404.06395.
+    """
+
+    needs_total_steps = False
+
+    @validated
+    def __init__(
+        self,
+        *,
+        warmup_steps: Annotated[int, NonNegative],
+        decay_share: Annotated[float, Share],
+        final_share: Annotated[float, Share],
+    ) -> None:
+        self.warmup_steps, self.decay_share, self.final_share = warmup_steps, decay_share, final_share
+
+    def __call__(self, progress: Progress) -> float:
+        """The factor for a step: the smaller of warm-up and decay."""
+        warmup = _warmup_steps(self.warmup_steps, progress.total_steps)
+        rising = min(1.0, progress.step / warmup) if warmup else 1.0
+        left = max(0.0, 1 - progress.share)
+        falling = 1.0
+        if left < self.decay_share:
+            falling = self.final_share + (1 - self.final_share) * left / self.decay_share
+        return min(rising, falling)
+
+
+def _warmup_steps(warmup_steps: int, total_steps: int | None) -> int:
+    return warmup_steps if total_steps is None else min(warmup_steps, total_steps // 10)

@@ -1,0 +1,121 @@
+"""One optimizer step: micro-steps forward and backward, clipping, update.
+
+The loss is the sum of nats over the number of counted targets of the whole batch, so that micro-steps over ragged
+padding add up to the gradient of the big batch. Nothing waits for the device.
+"""
+
+# R rows, T time, V vocabulary
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samout_train.data.batches import Batches
+from samout_train.losses import cross_entropy_sum
+from samout_train.runtime import PrecisionName, autocast
+from samout_train.schedules import Progress, Schedule
+
+
+class TrainingStep:
+    """Everything that an optimizer step changes, and the step.
+
+    Args:
+        model: Called as `logits, state = model(ids)`; on the device of the batches.
+        optimizer: Over the model's parameters; its learning rates are the base rates.
+        schedule: The factor on them.
+        batches: What each step learns from.
+        precision: Of the forward and backward pass.
+        accumulate: Micro-steps; each takes an equal share of the batch's rows.
+        clip_grad_norm: The norm of all gradients together is brought down to this; None for no clipping.
+
+    Attributes:
+        step_count: Steps made.
+        tokens_seen: Counted targets in them.
+        loss: Of the last step, before its update, in nats per counted target.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        batches: Batches,
+        precision: PrecisionName,
+        accumulate: int,
+        clip_grad_norm: float | None,
+    ) -> None:
+        self.model, self.optimizer, self.schedule, self.batches = model, optimizer, schedule, batches
+        self.precision, self.accumulate, self.clip_grad_norm = precision, accumulate, clip_grad_norm
+        self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self.scaler = torch.amp.GradScaler(batches.device.type, enabled=precision == "fp16")
+        self.step_count = self.tokens_seen = 0
+        self.loss: Tensor | None = None
+        self._grad_norm: Tensor | None = None
+
+    def __call__(self, progress: Progress) -> Tensor:
+        """Makes the next step.
+
+        Returns:
+            Its loss before the update, in nats per counted target, as a tensor that nothing waited for.
+        """
+        self.model.train()
+        batch = self.batches.get(self.step_count)
+        factor = self.schedule(progress)
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for ids_RT in batch.ids_RT.chunk(self.accumulate):
+            with autocast(self.precision, self.batches.device):
+                logits_RTV, _ = self.model(ids_RT[:, :-1])
+                nats = cross_entropy_sum(logits_RTV, ids_RT[:, 1:], self.batches.ignore_index)
+            loss = nats / batch.num_targets
+            self.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        self.scaler.unscale_(self.optimizer)
+        if self.clip_grad_norm is not None:
+            self._grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step_count += 1
+        self.tokens_seen += batch.num_targets
+        self.batches.prepare(self.step_count)
+        self.loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        return self.loss
+
+    def grad_norm(self) -> float:
+        """Norm of all gradients of the last step together, before clipping; waits for the device."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if self.clip_grad_norm is None and gradients:
+            self._grad_norm = nn.utils.get_total_norm(gradients)
+        return float("nan") if self._grad_norm is None else float(self._grad_norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next steps depend on, but for the random states."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step_count,
+            "tokens_seen": self.tokens_seen,
+            "loss": self.loss,
+            "grad_norm": self.grad_norm(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up where `state_dict` left off.
+
+        Raises:
+            ValueError: if the tensors are of another model, with the names and shapes that differ.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ValueError(f"the checkpoint is of another model: {error}") from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.step_count, self.tokens_seen = state["step"], state["tokens_seen"]
+        self.loss, self._grad_norm = state["loss"], torch.tensor(state["grad_norm"])

@@ -1,0 +1,107 @@
+"""What callbacks write, read back as TensorBoard and a person would."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+from samout_train import train
+from samout_train.callbacks.base import StepReport
+from samout_train.callbacks.early_stopping import EarlyStopping
+
+TINY = [
+    *("model=v8", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"),
+    *("data.seq_len=9", "data.batch_size=8"),
+]
+
+
+def run(run_dir: Path, *overrides: str) -> EventAccumulator:
+    train([*TINY, f"run_dir={run_dir}", *overrides])
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def session(events: EventAccumulator, tag: str) -> Any:
+    content = events.summary_metadata[tag].plugin_data.content
+    return plugin_data_pb2.HParamsPluginData.FromString(content)
+
+
+def test_tensorboard_has_every_tag_at_every_report(tmp_path: Path, small_text: Path) -> None:
+    events = run(
+        tmp_path, "data=text", f"data.path={small_text}", "trainer.max_steps=25", "trainer.eval_every_n_steps=20"
+    )
+    logged = ("train/loss_nats", "train/lr", "train/grad_norm", "time/tokens_per_second", "memory/peak_bytes")
+    for tag in logged:
+        assert [event.step for event in events.Scalars(tag)] == [10, 20, 25], tag
+    for tag in ("val/loss_nats", "val/bits_per_byte"):
+        assert [event.step for event in events.Scalars(tag)] == [20, 25], tag
+
+
+def test_tensorboard_has_configuration_commit_data_and_hparams_in_the_run_itself(tmp_path: Path) -> None:
+    events = run(tmp_path, "data=random", "trainer.max_steps=2")
+    text = {
+        tag: events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode() for tag in ("config", "data")
+    }
+    assert "hidden_size: 12" in text["config"] and "sequences: 100" in text["data"]
+    assert "commit/text_summary" in events.Tags()["tensors"]
+    start = session(events, metadata.SESSION_START_INFO_TAG).session_start_info.hparams
+    assert start["model.hidden_size"].number_value == 12 and start["model.tied_head"].string_value == "False"
+    assert session(events, metadata.SESSION_END_INFO_TAG).session_end_info.status
+    assert metadata.EXPERIMENT_TAG not in events.summary_metadata
+    assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 1
+    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    assert b"train/loss_nats" in layout and b"val/loss_nats" in layout
+
+
+def test_points_of_rolled_back_steps_are_gone_after_continuing(tmp_path: Path) -> None:
+    settings = ["data=random", "checkpoint.every_n_steps=4", "checkpoint.keep_last=9"]
+    run(tmp_path, *settings, "trainer.max_steps=9")
+    for path in (tmp_path / "checkpoints").glob("step_00000009.*"):
+        path.unlink()
+    events = run(tmp_path, *settings, "trainer.max_steps=11", "resume=auto")
+    assert [event.step for event in events.Scalars("train/loss_nats")] == list(range(1, 12))
+
+
+def test_a_run_on_text_ends_with_samples_as_long_as_a_row(
+    tmp_path: Path, small_text: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    run(tmp_path, "data=text", f"data.path={small_text}", "trainer.max_steps=2")
+    texts = [record.args[0] for record in caplog.records if record.msg == "%s\n" and record.args]
+    assert [len(str(text)) for text in texts] == [9, 9, 9]
+    content = small_text.read_text("utf-8")
+    assert all(str(text)[:4] in content for text in texts)
+    prompt = run_with_prompt(tmp_path / "b", small_text, caplog)
+    assert prompt.startswith("line") and len(prompt) == 4 + 6
+
+
+def run_with_prompt(run_dir: Path, small_text: Path, caplog: pytest.LogCaptureFixture) -> str:
+    caplog.clear()
+    settings = ["callbacks.sample.prompt=line", "callbacks.sample.max_new_tokens=6", "callbacks.sample.num_samples=1"]
+    run(run_dir, "data=text", f"data.path={small_text}", "trainer.max_steps=1", *settings)
+    return str(next(record.args[0] for record in caplog.records if record.msg == "%s\n" and record.args))  # type: ignore[index]
+
+
+def test_early_stopping_waits_for_its_patience_and_counts_evaluations_only() -> None:
+    stopping = EarlyStopping(patience=2, min_improvement_nats=0.1)
+    answers = []
+    for step, loss in enumerate([3.0, 2.0, None, 1.95, None, 2.5, 1.0], start=1):
+        metrics = {"train/loss_nats": 9.0} if loss is None else {"val/loss_nats": loss}
+        if step == 5:
+            state, stopping = stopping.state_dict(), EarlyStopping(patience=2, min_improvement_nats=0.1)
+            stopping.load_state_dict(state)
+        answers.append(stopping.on_report(StepReport(step=step, metrics=metrics)))
+    assert [bool(answer) for answer in answers] == [False, False, False, False, False, True, False]
+    assert answers[5] is not None and "below 2.0000 for 2 evaluations" in answers[5]
+
+
+def test_early_stopping_ends_a_run_that_only_memorises(tmp_path: Path) -> None:
+    settings = ["data=random", "callbacks=early_stopping", "callbacks.early_stopping.patience=2", "optimizer.lr=0.03"]
+    train([*TINY, *settings, f"run_dir={tmp_path}", "trainer.max_steps=500", "trainer.eval_every_n_steps=5"])
+    assert (
+        "tfevents" in str(list(tmp_path.glob("events*"))) and not (tmp_path / "checkpoints/step_00000500.pt").exists()
+    )

@@ -1,0 +1,38 @@
+"""What all tests share: one thread, a cache of their own, and the data that lies beside a checkout."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of golden files and text; not part of the repository."""
+    folder = Path(os.environ.get("SAMOUT_TRAIN_SHARED", ROOT.parent / "shared"))
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"{folder} is not there: golden files and text lie outside the repository")
+    return folder
+
+
+@pytest.fixture
+def small_text(tmp_path: Path) -> Path:
+    """A text of 4,000 characters with a structure that can be learned."""
+    path = tmp_path / "small.txt"
+    path.write_text(
+        "".join(f"line {number % 17}: {'ab' * (number % 5)} äöü.\n" for number in range(250))[:4000], "utf-8"
+    )
+    return path

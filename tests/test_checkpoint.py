@@ -1,0 +1,115 @@
+"""Checkpoints: complete or not believed, the newest that is whole, the last few and the best."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from samout_train.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    damage,
+    find_checkpoint,
+    newest_checkpoint,
+    read_checkpoint,
+)
+
+
+def checkpoints(run_dir: Path, **changes: Any) -> Checkpoints:
+    settings = {"every_n_steps": 10, "every_n_seconds": None, "keep_last": 2, "keep_best": True} | changes
+    return Checkpoints(directory=run_dir / "checkpoints", **settings)
+
+
+def save(made: Checkpoints, *steps: int, best_step: int | None = None) -> list[Path]:
+    return [made.save({"weight": torch.full((50,), float(step))}, step=step, best_step=best_step) for step in steps]
+
+
+def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
+    (path,) = save(checkpoints(tmp_path), 7)
+    assert path.name == "step_00000007.pt" and damage(path) is None
+    assert torch.equal(read_checkpoint(path)["weight"], torch.full((50,), 7.0))
+    manifest = json.loads(path.with_suffix(".json").read_text())
+    assert manifest["step"] == 7 and manifest["bytes"] == path.stat().st_size and len(manifest["sha256"]) == 64
+
+
+def test_saves_are_due_at_the_interval_and_for_a_new_best(tmp_path: Path) -> None:
+    made = checkpoints(tmp_path)
+    assert [step for step in range(1, 31) if made.due(step, is_best=step == 14)] == [10, 14, 20, 30]
+    save(made, 20)
+    assert not made.due(20, is_best=True)
+    assert not checkpoints(tmp_path, keep_best=False).due(14, is_best=True)
+    assert checkpoints(tmp_path, every_n_steps=None, every_n_seconds=1e-9).due(3, is_best=False)
+    assert not checkpoints(tmp_path, every_n_steps=None, every_n_seconds=1e9).due(3, is_best=False)
+
+
+def test_the_last_two_and_the_best_are_kept(tmp_path: Path) -> None:
+    made = checkpoints(tmp_path)
+    for step in (1, 2, 3, 4, 5):
+        save(made, step, best_step=min(step, 2))
+    names = sorted(path.name for path in made.directory.glob("step_*.pt"))
+    assert names == ["step_00000002.pt", "step_00000004.pt", "step_00000005.pt"]
+    assert json.loads((made.directory / "index.json").read_text()) == {"last": 5, "best": 2}
+    assert len(list(made.directory.iterdir())) == 2 * 3 + 1
+
+
+def test_temporary_files_left_behind_are_removed_and_never_read(tmp_path: Path) -> None:
+    made = checkpoints(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_00000009.pt123.tmp").write_bytes(b"half")
+    assert newest_checkpoint(tmp_path) is None
+    save(made, 1)
+    assert not list(made.directory.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("hurt", "reason"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), "has 100 bytes"),
+        (lambda path: path.write_bytes(b""), "has 0 bytes"),
+        (lambda path: path.write_bytes(flipped(path.read_bytes())), "sha256 differs"),
+        (lambda path: path.with_suffix(".json").unlink(), "step_00000002.json is missing"),
+        (lambda path: path.with_suffix(".json").write_text('{"bytes": 3'), "step_00000002.json is damaged"),
+    ],
+)
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
+    tmp_path: Path, hurt: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    older, newer = save(checkpoints(tmp_path), 1, 2)
+    hurt(newer)
+    assert newest_checkpoint(tmp_path) == older
+    assert reason in caplog.text and newer.with_name("step_00000002.pt.corrupt").exists() and not newer.exists()
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def test_when_all_are_damaged_each_is_listed(tmp_path: Path) -> None:
+    for path in save(checkpoints(tmp_path), 1, 2):
+        path.write_bytes(b"x")
+    for _ in range(2):  # also when they were set aside earlier
+        with pytest.raises(CheckpointError, match=r"(?s)step_00000002.*step_00000001|step_00000001.*step_00000002"):
+            newest_checkpoint(tmp_path)
+
+
+def test_a_run_its_checkpoints_or_a_file_can_be_named(tmp_path: Path) -> None:
+    older, newer = save(checkpoints(tmp_path), 1, 2)
+    assert find_checkpoint(tmp_path) == find_checkpoint(tmp_path / "checkpoints") == newer
+    assert find_checkpoint(older) == older
+    with pytest.raises(ValueError, match="is not there"):
+        find_checkpoint(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        find_checkpoint(tmp_path / "empty")
+    older.write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="has 1 bytes"):
+        find_checkpoint(older)
+
+
+def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
+    torch.save({"format": 99}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="no checkpoint of this format"):
+        read_checkpoint(tmp_path / "other.pt")

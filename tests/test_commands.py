@@ -1,0 +1,131 @@
+"""The program as it is typed: exit codes, messages, signals, sweeps."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TINY = [
+    *("data=random", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"),
+    *("data.seq_len=9", "data.num_sequences=8", "data.batch_size=8"),
+]
+
+
+def samout(folder: Path, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "samout_train", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)
+
+
+def test_a_run_ends_with_its_results_and_what_to_type_next(tmp_path: Path) -> None:
+    done = samout(tmp_path, "train", "model=v1", *TINY, "trainer.max_steps=4")
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = (tmp_path / "outputs" / "v1-random").iterdir()
+    for word in ("parameters", "FLOPs", "bytes of state", "padding", "memory", "floor", "to go", "tokens/s"):
+        assert word in done.stdout, word
+    for part in ("embedding", "mixer", "feed-forward", "head"):
+        assert part in done.stdout
+    where = f"outputs/v1-random/{run_dir.name}"
+    assert f"--logdir {where}" in done.stdout
+    repeat = next(line for line in done.stdout.splitlines() if line.startswith("repeat")).split()[1:]
+    go_on = next(line for line in done.stdout.splitlines() if line.startswith("continue")).split()[1:]
+    assert (run_dir / "samout_train.log").read_text().count("parameters") >= 1
+    for command, folders in ((repeat, 2), (go_on, 2)):
+        again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert again.returncode == 0, again.stderr
+        runs = list((tmp_path / "outputs" / "v1-random").iterdir())
+        assert len(runs) == folders
+        digests = {json.loads((run / "summary.json").read_text())["weights_sha256"] for run in runs}
+        assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "trian: no such verb; did you mean train?"),
+        (["+model.hiden_size=3"], "model.hiden_size=3: no such key; did you mean model.hidden_size?"),
+        (["model=v9"], "Could not find 'model/v9'"),
+        (["-m", "model=v1,v9"], "Could not find 'model/v9'"),
+        (["-m", "optimizer.lr=1e-3,-1"], "optimizer.lr=-1: must be above 0"),
+        (["-m", "model=v1,v8", "run_dir=here"], "run_dir is not for sweeps"),
+        (["data=text", "data.path=absent.txt"], "absent.txt: is not there"),
+        (["data=text", "data.path=."], "has no file that matches"),
+        (["device=cuda:99"], "device (cuda:99) is not there"),
+        (["resume=absent"], "resume=absent: is not there"),
+        (["--cfg", "job", "model=v9"], "Could not find 'model/v9'"),
+    ],
+)
+def test_a_wrong_request_is_told_in_a_few_lines_with_exit_code_2(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    done = samout(tmp_path, *words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 8
+
+
+def test_a_directory_that_holds_a_run_is_refused_with_nothing_in_it_touched(tmp_path: Path) -> None:
+    words = [*TINY, "trainer=debug", "run_dir=here"]
+    assert samout(tmp_path, *words).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "here").rglob("*")}
+    refused = samout(tmp_path, *words)
+    assert refused.returncode == 2 and "holds a run already: set resume=auto" in refused.stderr
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "here").rglob("*")} == before
+
+
+def test_when_all_checkpoints_are_damaged_the_run_ends_with_exit_code_1(tmp_path: Path) -> None:
+    words = [*TINY, "trainer.max_steps=4", "checkpoint.every_n_steps=2", "run_dir=here"]
+    assert samout(tmp_path, *words).returncode == 0
+    damaged = sorted((tmp_path / "here" / "checkpoints").glob("*.pt"))
+    for path in damaged:
+        path.write_bytes(b"x")
+    done = samout(tmp_path, *words, "resume=auto")
+    assert done.returncode == 1 and all(path.name in done.stderr for path in damaged) and len(damaged) == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_that_can_be_continued(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    words = [*TINY, "run_dir=here", "trainer.max_seconds=30", "schedule=constant"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "samout_train", *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "here" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(started.pid, number)
+    out, error = started.communicate(timeout=60)
+    assert started.returncode == code and "Traceback" not in error, error
+    assert f"stopped by {number.name}" in out and "resume=auto" in out
+    (checkpoint,) = list((tmp_path / "here" / "checkpoints").glob("*.pt"))[-1:]
+    stopped_at = int(checkpoint.stem.removeprefix("step_"))
+    limit = f"trainer.max_steps={stopped_at + 5}"
+    again = samout(tmp_path, *words[:-2], "schedule=constant", limit, "resume=auto")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "here" / "summary.json").read_text())["steps"] == stopped_at + 5
+
+
+def test_a_sweep_makes_one_readable_directory_a_job(tmp_path: Path) -> None:
+    done = samout(tmp_path, "-m", "model=v1,v8", "optimizer.lr=1e-3,3e-4", *TINY, "trainer.max_steps=2")
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    jobs = sorted(path.name for path in sweep.iterdir() if path.is_dir())
+    assert jobs == [
+        "0_model=v1,optimizer.lr=0.001",
+        "1_model=v1,optimizer.lr=0.0003",
+        "2_model=v8,optimizer.lr=0.001",
+        "3_model=v8,optimizer.lr=0.0003",
+    ]
+    summaries = [json.loads((sweep / job / "summary.json").read_text()) for job in jobs]
+    assert [summary["model"] for summary in summaries] == ["v1", "v1", "v8", "v8"]
+    assert len({summary["weights_sha256"] for summary in summaries}) == 4
+    for job in jobs:
+        assert list((sweep / job).glob("events.out.tfevents.*")) and (sweep / job / "samout_train.log").exists()

@@ -1,0 +1,123 @@
+"""Every mistake is named at once: the key, what was given, what is wanted, the nearest right name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samout_train import build_model, build_trainer
+from samout_train.config import ConfigError, compose_config
+from samout_train.problems import problems
+from samout_train.ranges import Positive, Probability, Range, Share, validated
+
+
+def found(*overrides: str) -> list[str]:
+    return problems(compose_config(["device=cpu", *overrides]).config)
+
+
+def test_the_defaults_have_no_mistake() -> None:
+    assert found() == []
+    assert found("model=v1", "optimizer=adamw", "schedule=wsd", "optimizer.lr=1", "model.ffn_size=12") == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+model.hiden_size=12", "model.hiden_size=12: no such key; did you mean model.hidden_size?"),
+        ("+sed=1", "sed=1: no such key; did you mean seed?"),
+        ("+data.num_sequence=5", "data.num_sequence=5: no such key; did you mean data.num_sequences?"),
+        ("+data.budget_step=5", "data.budget_step=5: no such key; did you mean data.budget_steps?"),
+        ("+model.mixer.width=5", "model.mixer.width=5: no such key; there are "),
+        ("+callbacks.sample.k=5", "callbacks.sample.k=5: no such key; there are num_samples"),
+        ("+model.vocab_size=9", "model.vocab_size=9: is not set in the configuration, the run gives it"),
+        ("model.hidden_size=abc", "model.hidden_size=abc: must be a whole number, above 0"),
+        ("model.hidden_size=12.5", "model.hidden_size=12.5: must be a whole number, above 0"),
+        ("model.hidden_size=true", "model.hidden_size=True: must be a whole number, above 0"),
+        ("model.hidden_size=null", "model.hidden_size=null: must be a whole number, above 0"),
+        ("model.hidden_size=0", "model.hidden_size=0: must be above 0"),
+        ("model.dropout=1", "model.dropout=1: must be from 0 to below 1"),
+        ("model.init=large", "model.init=large: must be published, small"),
+        ("optimizer.lr=-1e-3", "optimizer.lr=-0.001: must be above 0"),
+        ("optimizer.lr=fast", "optimizer.lr=fast: must be a number, above 0"),
+        ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: must be a list such as [a number, a number]"),
+        ("trainer.max_steps=0", "trainer.max_steps=0: must be above 0"),
+        ("trainer.max_steps=x", "trainer.max_steps=x: must be a whole number or null, above 0"),
+        ("trainer.accumulate=3", "data.batch_size (100) must be divisible by trainer.accumulate (3): try 99 or 102"),
+        ("model.num_heads=5", "model.hidden_size (384) must be divisible by model.num_heads (5): try 380 or 385"),
+        ("data.batch_size=0", "data.batch_size=0: must be above 0"),
+        ("data.ignore_index=-100", "data.pad_id (3) must be data.ignore_index (-100)"),
+        ("precision=fp8", "precision=fp8: must be auto, fp32, bf16, fp16"),
+        ("precision=fp16", "precision (fp16) needs a CUDA device"),
+        ("device=cuda:99", "device (cuda:99) is not there"),
+        ("device=tpu", "device (tpu) must be auto, cpu, cuda or cuda:N"),
+        ("seed=-1", "seed=-1: must be at least 0"),
+        ("model._target_=samout_train.models.absent.Thing", "cannot be imported"),
+        ("~optimizer.lr", "optimizer.lr: is missing: set optimizer.lr=..."),
+        ("data=text", "data.path: is missing: set data.path=..."),
+    ],
+)
+def test_a_mistake_is_named(override: str, message: str) -> None:
+    (got,) = found(override)
+    assert message in got
+
+
+def test_all_mistakes_come_at_once() -> None:
+    got = found("+model.hiden_size=12", "optimizer.lr=0", "seed=x", "trainer.accumulate=0")
+    assert len(got) == 4
+
+
+def test_cosine_without_a_number_of_steps_is_refused_in_favour_of_the_others() -> None:
+    (got,) = found("schedule=cosine", "trainer.max_seconds=5")
+    assert "schedule=constant or schedule=wsd" in got
+    assert found("schedule=wsd", "trainer.max_seconds=5") == []
+    assert found("schedule=cosine", "trainer.max_seconds=5", "trainer.max_steps=5") == []
+
+
+def test_a_text_that_is_not_there_is_found_before_anything_is_built(tmp_path: Path) -> None:
+    (got,) = found("data=text", f"data.path={tmp_path / 'absent.txt'}")
+    assert "is not there" in got
+
+
+@pytest.mark.parametrize(
+    "overrides", [["model=v9"], ["modle=v8"], ["model.hiden_size=3"], ["model=v8", "trainer.max_steps"]]
+)
+def test_what_hydra_cannot_compose_is_a_short_message(overrides: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_config(overrides)
+    assert 1 <= len(str(caught.value).splitlines()) <= 8
+
+
+def test_python_functions_refuse_the_same_mistakes() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean model\.hidden_size"):
+        build_model("v8", vocab_size=9, hiden_size=12)
+    with pytest.raises(ConfigError, match=r"optimizer.lr=0: must be above 0"):
+        build_trainer(["optimizer.lr=0"])
+    with pytest.raises(ConfigError, match="Could not find 'model/v9'"):
+        build_model("v9", vocab_size=9)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "inside", "outside", "text"),
+    [
+        (Positive, [1, 0.1], [0, -1, float("inf"), float("nan")], "above 0"),
+        (Share, [0, 1, 0.5], [-0.1, 1.1], "from 0 to 1"),
+        (Probability, [0, 0.99], [1, -1], "from 0 to below 1"),
+        (Range(2, 5), [2, 5], [1, 6], "from 2 to 5"),
+    ],
+)
+def test_ranges(allowed: Range, inside: list[float], outside: list[float], text: str) -> None:
+    assert all(value in allowed for value in inside) and not any(value in allowed for value in outside)
+    assert str(allowed) == text
+
+
+def test_constructors_refuse_what_the_check_would() -> None:
+    from samout_train.schedules import Cosine
+
+    with pytest.raises(ValueError, match=r"final_share \(1.5\) must be from 0 to 1"):
+        Cosine(warmup_steps=3, final_share=1.5)
+
+    @validated
+    def anything(*, name: str, size: Any = 3) -> str:
+        return name * size
+
+    assert anything(name="a") == "aaa"

@@ -1,0 +1,133 @@
+"""What a machine can hold of the design: import rows, late imports, sizes, and that every YAML works."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from samout_train.config import CONF, compose_config
+from samout_train.problems import problems
+from samout_train.run import train, trainer_from
+
+PACKAGE = Path(__file__).resolve().parent.parent / "samout_train"
+# Upper rows never import lower ones; within a row all may.
+ROWS = [
+    {"ops", "runtime", "ranges"},
+    {"models"},
+    {"data", "losses", "schedules", "optim", "generation"},
+    {"metrics", "checkpoint", "evaluation"},
+    {"callbacks"},
+    {"training_step", "reports", "trainer"},
+    {"config", "problems", "run"},
+    {"commands", "__main__", "__init__"},
+]
+HYDRA_ALLOWED = {"config", "run", "commands"}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def top_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def row_of(part: str) -> int:
+    return next(index for index, row in enumerate(ROWS) if part in row)
+
+
+def imported(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.append(node.module or "")
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_upper_rows_never_import_lower_ones(path: Path) -> None:
+    for name in imported(path):
+        if name.startswith("samout_train."):
+            part = name.split(".")[1]
+            if (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").exists():
+                assert row_of(part) <= row_of(top_of(path)), f"{path} imports {name}"
+
+
+def test_import_rows_name_every_part_of_the_package() -> None:
+    assert {top_of(path) for path in modules()} == set().union(*ROWS)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_hydra_stays_above(path: Path) -> None:
+    if top_of(path) not in HYDRA_ALLOWED:
+        assert not [name for name in imported(path) if name.split(".")[0] in ("hydra", "omegaconf")]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_functions_and_docstrings_keep_to_the_budget(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 250
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "a module says what it is"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            assert (node.end_lineno or 0) - first.lineno < 50, f"{path}: {node.name}"
+    bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))]
+    for node in (node for body in bodies for node in body):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["train", "--help"]])
+def test_torch_is_not_imported_for_information(words: list[str]) -> None:
+    code = (
+        "import sys, samout_train\n"
+        "from samout_train.__main__ import main\n"
+        f"sys.argv = ['samout_train', *{words!r}]\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr.strip() == "False", done.stderr
+    assert "model" in done.stdout
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def overrides_for(group: str, option: str, text: Path) -> list[str]:
+    """A tiny run in which this option is used."""
+    small = ["model.hidden_size=12", "model.num_layers=1", "model.num_heads=2"]
+    tiny = ["data.seq_len=8", "data.batch_size=4", *small, "device=cpu"]
+    path = [f"data.path={text}"] if (group, option) == ("data", "text") else []
+    return [f"{group}={option}", *tiny, *path]
+
+
+@pytest.mark.parametrize(
+    "group", sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+)
+def test_every_yaml_composes_and_builds(group: str, small_text: Path) -> None:
+    assert options(group)
+    for option in options(group):
+        if group == "callbacks" and option not in ("default", "early_stopping"):
+            continue  # a single callback: a part of these
+        composed = compose_config(overrides_for(group, option, small_text))
+        assert problems(composed.config) == [], option
+        assert trainer_from(composed.config).step().isfinite(), option
+
+
+@pytest.mark.parametrize("option", options("experiment"))
+def test_every_experiment_runs_its_debug_form(option: str, tmp_path: Path, small_text: Path) -> None:
+    overrides = [*overrides_for("experiment", option, small_text), "trainer=debug", f"run_dir={tmp_path / 'run'}"]
+    summary, _ = train(overrides)
+    assert summary["steps"] == 2
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"metrics.jsonl", "summary.json", "checkpoints", ".hydra"} <= written

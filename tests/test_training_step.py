@@ -1,0 +1,133 @@
+"""An optimizer step against plain torch: accumulation, clipping, learning rates, precision."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samout_train import build_model, build_trainer
+from samout_train.data.batches import Batches, MatrixRows
+from samout_train.losses import cross_entropy_sum
+from samout_train.runtime import PrecisionName
+from samout_train.schedules import Constant, Limits
+from samout_train.training_step import TrainingStep
+
+PROGRESS = Limits(10, None).progress(1, 0.0)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return build_model("v8", vocab_size=31, hidden_size=16, num_heads=2, num_layers=2, dropout=0.0)
+
+
+def ragged_rows() -> Tensor:
+    """Eight rows whose padding differs much, so that a mean of means would be another gradient."""
+    ids = torch.randint(4, 31, (8, 13), generator=torch.Generator().manual_seed(2))
+    for row, length in enumerate((13, 2, 9, 3, 13, 5, 2, 12)):
+        ids[row, length:] = 3
+    return ids
+
+
+def step_of(
+    net: nn.Module,
+    *,
+    accumulate: int = 1,
+    clip: float | None = None,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
+    device: str = "cpu",
+    precision: PrecisionName = "fp32",
+) -> TrainingStep:
+    rows = MatrixRows(ragged_rows())
+    where = torch.device(device)
+    batches = Batches(rows, batch_size=8, seed=0, ignore_index=3, device=where, overfit_batches=0)
+    return TrainingStep(
+        model=net,
+        optimizer=optimizer(net),
+        schedule=Constant(),
+        batches=batches,
+        precision=precision,
+        accumulate=accumulate,
+        clip_grad_norm=clip,
+    )
+
+
+def gradients(net: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+
+
+def test_loss_is_the_mean_over_counted_targets() -> None:
+    net = model()
+    ids = ragged_rows()
+    logits, _ = net(ids[:, :-1])
+    wanted = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=3)
+    torch.testing.assert_close(step_of(net)(PROGRESS), wanted.detach())
+    assert float(cross_entropy_sum(logits[:, :1].detach(), torch.full((8, 1), 3), 3)) == 0
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_accumulation_over_ragged_padding_is_the_big_batch(accumulate: int) -> None:
+    whole, parts = model().double(), model().double()
+    one, many = step_of(whole), step_of(parts, accumulate=accumulate)
+    # float64: the figure to hold is 1e-6, and float32 alone rounds to about 1e-7.
+    torch.testing.assert_close(one(PROGRESS), many(PROGRESS), rtol=1e-6, atol=0)
+    difference = (gradients(whole) - gradients(parts)).norm() / gradients(whole).norm()
+    assert difference < 1e-6
+    assert one.tokens_seen == many.tokens_seen == int((ragged_rows()[:, 1:] != 3).sum())
+
+
+def test_accumulation_in_float32_is_the_big_batch() -> None:
+    whole, parts = model(), model()
+    step_of(whole)(PROGRESS), step_of(parts, accumulate=4)(PROGRESS)
+    assert (gradients(whole) - gradients(parts)).norm() / gradients(whole).norm() < 1e-6
+
+
+def test_gradients_are_brought_down_to_the_norm() -> None:
+    free, clipped = step_of(model()), step_of(model(), clip=0.01)
+    free(PROGRESS), clipped(PROGRESS)
+    assert clipped.grad_norm() == pytest.approx(free.grad_norm(), rel=1e-5) and free.grad_norm() > 0.01
+    assert float(gradients(clipped.model).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_learning_rates_follow_the_schedule_in_every_group() -> None:
+    def two_groups(net: nn.Module) -> torch.optim.Optimizer:
+        first, *rest = net.parameters()
+        return torch.optim.SGD([{"params": [first], "lr": 1.0}, {"params": rest, "lr": 0.5}])
+
+    made = step_of(model(), optimizer=two_groups)
+    made.schedule = lambda progress: progress.share  # type: ignore[assignment, method-assign]
+    for step in (1, 5):
+        made(Limits(10, None).progress(step, 0.0))
+        assert [group["lr"] for group in made.optimizer.param_groups] == [step / 10, step / 20]
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_weights() -> None:
+    exact, rounded = step_of(model()), step_of(model(), precision="bf16")
+    losses = float(exact(PROGRESS)), float(rounded(PROGRESS))
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=2e-2)
+    assert {p.dtype for p in rounded.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["v1", "v8"])
+def test_a_trainer_steps_without_logging_and_the_loss_falls(name: str) -> None:
+    sizes = ["model.hidden_size=24", "model.num_heads=4", "model.num_layers=2", "data.seq_len=9", "device=cpu"]
+    trainer = build_trainer([f"model={name}", "data=random", *sizes, "optimizer.lr=0.01"])
+    losses = [float(trainer.step()) for _ in range(40)]
+    assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_steps_on_cuda_learn_and_do_not_wait_for_the_device(precision: PrecisionName) -> None:
+    adam = lambda m: torch.optim.Adam(m.parameters(), lr=0.01, fused=True)  # noqa: E731
+    made = step_of(model().cuda(), clip=1.0, optimizer=adam, device="cuda", precision=precision)
+    first = float(made(PROGRESS))
+    torch.cuda.set_sync_debug_mode("error" if precision != "fp16" else "default")  # the scaler asks for infinities
+    try:
+        for _ in range(30):
+            loss = made(PROGRESS)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert float(loss) < first - 0.5
