@@ -18,7 +18,11 @@ def main() -> None:
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(verbs)}"
         print(f"{verb}: no such verb; {hint} Settings have the form key=value.", file=sys.stderr)
         sys.exit(2)
-    sys.exit(importlib.import_module(f"samout_train.commands.{verb}").main(words))
+    try:
+        code = importlib.import_module(f"samout_train.commands.{verb}").main(words)
+    except KeyboardInterrupt:  # before there was anything to save
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":

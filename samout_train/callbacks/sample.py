@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from itertools import count
 from typing import Annotated, Any
 
 from samout_train.callbacks.base import Callback, RunContext
@@ -15,15 +16,17 @@ log = logging.getLogger(__name__)
 class Sample(Callback):
     """Continues pieces of the validation text, or a prompt; where ids are no text there is nothing to show.
 
+    A running maximum that was trained on short rows goes astray in longer ones, so a sample never asks for more than
+    a training row: whenever a row is full, the state is made anew from its last half.
+
     Args:
         num_samples: How many; without a prompt each begins at another place of the validation split.
         prompt: Text to continue; None for `prompt_tokens` tokens of the validation split.
         prompt_tokens: How many these are; half of a training row at the most.
-        max_new_tokens: Tokens to make; None for as many as fill a training row, since a running maximum that was
-            trained on short rows goes astray in longer ones.
+        max_new_tokens: Tokens to make.
         temperature: 0 takes the most probable token.
         top_k: Draw among this many most probable tokens; None for all.
-        seed: Decides the draws of the first sample; the others count up from it.
+        seed: Decides the draws of the first piece; the others count up from it.
     """
 
     @validated
@@ -33,7 +36,7 @@ class Sample(Callback):
         num_samples: Annotated[int, Positive],
         prompt: str | None,
         prompt_tokens: Annotated[int, Positive],
-        max_new_tokens: Annotated[int, Positive] | None,
+        max_new_tokens: Annotated[int, Positive],
         temperature: Annotated[float, NonNegative],
         top_k: Annotated[int, Positive] | None,
         seed: int,
@@ -51,21 +54,23 @@ class Sample(Callback):
             return
         rows = context.source.validation
         starts = [index * rows.num_windows // self.num_samples for index in range(self.num_samples)]
-        length = min(self.prompt_tokens, max(1, rows.seq_len // 2))
+        self._half_row = max(1, rows.seq_len // 2)
+        length = min(self.prompt_tokens, self._half_row)
         if self.prompt is None:
-            prompts = [rows.windows(start, start + 1)[0, :length] for start in starts]
+            prompts = [rows.windows(start, start + 1)[0, :length].tolist() for start in starts]
         else:
-            prompts = [self._vocabulary.encode(self.prompt)] * self.num_samples
-        self._prompts = [[int(index) for index in ids] for ids in prompts]
-        self._room = rows.seq_len
+            prompts = [self._vocabulary.encode(self.prompt).tolist()] * self.num_samples
+        self._prompts: list[list[int]] = prompts
 
     def on_end(self, summary: dict[str, Any]) -> None:
         """Writes the samples to the log, which a person sees."""
         if self._vocabulary is None:
             return
-        for number, prompt_ids in enumerate(self._prompts):
-            max_new_tokens = self.max_new_tokens or max(1, self._room - len(prompt_ids))
-            new = self.generate(self._model, prompt_ids, max_new_tokens=max_new_tokens, seed=self.seed + number)
-            prompt = self._vocabulary.decode(prompt_ids)
-            log.info("sample %d, after the prompt %r:", number + 1, prompt)
-            log.info("%s\n", prompt + self._vocabulary.decode(list(new)))
+        seeds = count(self.seed)
+        for number, prompt_ids in enumerate(self._prompts, start=1):
+            ids, length = list(prompt_ids), len(prompt_ids) + self.max_new_tokens
+            while len(ids) < length:
+                room = min(self._half_row, length - len(ids))
+                ids += self.generate(self._model, ids[-self._half_row :], max_new_tokens=room, seed=next(seeds))
+            log.info("sample %d, after the prompt %r:", number, self._vocabulary.decode(prompt_ids))
+            log.info("%s\n", self._vocabulary.decode(ids))

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -36,7 +37,9 @@ def main(words: list[str]) -> int:
         return 2
     register_resolvers()
     sys.argv[1:] = [*words, *_short_job_names(arguments)]
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_job)()
+    flags = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in ("config-dir", "config-name")]
+    job = partial(_job, flags=[flag for flag in flags if not flag.endswith("=None")])
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     return 0
 
 
@@ -80,15 +83,16 @@ def _jobs(arguments: argparse.Namespace) -> list[list[str]]:
     return [list(job) for batch in batches for job in batch]
 
 
-def _job(config: DictConfig) -> None:
+def _job(config: DictConfig, *, flags: list[str]) -> None:
     # torch is imported here at the latest, and not for --help.
     from samout_train.checkpoint import CheckpointError
     from samout_train.run import prepare
     from samout_train.runtime import StopRequestedError
 
     hydra_config = HydraConfig.get()
+    words = [*flags, *hydra_config.overrides.task]
     try:
-        run = prepare(resolve(config), Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
+        run = prepare(resolve(config), Path(hydra_config.runtime.output_dir), words)
     except CheckpointError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
