@@ -227,10 +227,9 @@ class StopSignals:
 
 
 def _status_bytes(field: str) -> int:
-    status = Path("/proc/self/status")
-    if not status.exists():
+    try:
+        status = Path("/proc/self/status").read_bytes()
+    except OSError:
         return 0
-    for line in status.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
+    start = status.find(field.encode() + b":")
+    return int(status[start + len(field) + 1 :].split(maxsplit=1)[0]) * 1024 if start >= 0 else 0

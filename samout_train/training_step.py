@@ -48,6 +48,7 @@ class TrainingStep:
     ) -> None:
         self.model, self.optimizer, self.schedule, self.batches = model, optimizer, schedule, batches
         self.precision, self.accumulate, self.clip_grad_norm = precision, accumulate, clip_grad_norm
+        self.parameters = list(model.parameters())
         self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(batches.device.type, enabled=precision == "fp16")
         self.step_count = self.tokens_seen = 0
@@ -60,7 +61,8 @@ class TrainingStep:
         Returns:
             Its loss before the update, in nats per counted target, as a tensor that nothing waited for.
         """
-        self.model.train()
+        if not self.model.training:  # setting it anew on every module takes longer than asking the first
+            self.model.train()
         batch = self.batches.get(self.step_count)
         factor = self.schedule(progress)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
@@ -76,7 +78,7 @@ class TrainingStep:
             losses.append(loss.detach())
         self.scaler.unscale_(self.optimizer)
         if self.clip_grad_norm is not None:
-            self._grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
+            self._grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step_count += 1
@@ -87,7 +89,7 @@ class TrainingStep:
 
     def grad_norm(self) -> float:
         """Norm of all gradients of the last step together, before clipping; waits for the device."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self.clip_grad_norm is None and gradients:
             self._grad_norm = nn.utils.get_total_norm(gradients)
         return float("nan") if self._grad_norm is None else float(self._grad_norm)

@@ -65,10 +65,14 @@ class TakeTurns(Callback):
 def bare_loop(model: nn.Module, context: RunContext) -> Callable[[], None]:
     """A training step as a loose script would write it, with the same optimizer settings and precision."""
     settings, rows = context.settings, context.source.train
-    lr = float(settings["optimizer.lr"])
-    decays = "optimizer.weight_decay" in settings
-    make = torch.optim.AdamW if decays else torch.optim.Adam
-    optimizer = make(model.parameters(), lr=lr, fused=True)
+    lr, decay = float(settings["optimizer.lr"]), float(settings.get("optimizer.weight_decay", 0))
+    if decay:
+        matrices = [p for p in model.parameters() if p.ndim >= 2]
+        others = [p for p in model.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     everything = rows.windows(0, min(rows.num_windows, 20_000))
     autocast = torch.autocast(context.device.type, dtype=torch.bfloat16, enabled=context.precision == "bf16")
     total, step = int(context.total_steps or 1), 0

@@ -109,17 +109,24 @@ class TokenRows:
                 f"data.seq_len ({seq_len}) needs {seq_len + 1} tokens, this part of the text has {len(tokens)}: "
                 f"set data.seq_len to {max(1, len(tokens) - 1)} or less, or give a longer text"
             )
-        self.tokens, self.seq_len, self.seed = tokens, seq_len, seed
+        self.tokens: NDArray[np.integer] = np.asarray(tokens)  # the map without its class, which is slow to index
+        self.seq_len, self.seed = seq_len, seed
         self.num_rows = max(1, (len(tokens) - seq_len) // seq_len)
         self.num_windows = -(-(len(tokens) - 1) // seq_len)
+        self._offsets = np.arange(seq_len + 1)
+        self._firsts: dict[int, int] = {}
 
     def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
         """The windows of these indices, cut where this epoch cuts."""
-        free = len(self.tokens) - self.num_rows * self.seq_len
-        first = int(np.random.default_rng((self.seed, epoch, 1)).integers(min(free, self.seq_len)))
-        starts = first + indices * self.seq_len
-        windows = self.tokens[starts[:, None] + np.arange(self.seq_len + 1)]
+        starts = self._first(epoch) + indices * self.seq_len
+        windows = self.tokens[starts[:, None] + self._offsets]
         return torch.from_numpy(windows.astype(np.int64))
+
+    def _first(self, epoch: int) -> int:
+        if epoch not in self._firsts:
+            free = len(self.tokens) - self.num_rows * self.seq_len
+            self._firsts[epoch] = int(np.random.default_rng((self.seed, epoch, 1)).integers(min(free, self.seq_len)))
+        return self._firsts[epoch]
 
     def windows(self, start: int, stop: int) -> Tensor:
         """Consecutive windows from the first token; the last one is filled with padding, so that every token but the
@@ -200,7 +207,7 @@ class Batches:
         if self._ahead and self._ahead[0] == step:
             return self._ahead[1]
         ids_RT = self.on_host(step)
-        num_targets = int((ids_RT[:, 1:] != self.ignore_index).sum())
+        num_targets = int((ids_RT[:, 1:] != self.ignore_index).count_nonzero())
         if num_targets == 0:
             raise ValueError(
                 f"every target of batch {step} is {self.ignore_index}, which is ignored: there is nothing to learn"
