@@ -2,7 +2,8 @@
 
 import logging
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
     (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
     (run_dir / ".hydra" / "config.yaml").write_text(composed.yaml, encoding="utf-8")
     (run_dir / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(list(overrides)), encoding="utf-8")
-    return prepare(composed, run_dir, overrides)()
+    with _log_file(run_dir / "samout_train.log"):
+        return prepare(composed, run_dir, overrides)()
 
 
 def prepare(
@@ -193,6 +195,22 @@ def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
         for key in sorted(then.keys() | now.keys())
         if then.get(key) != now.get(key) and not key.startswith(tuple(f"data.{name}" for name in FREE_DATA_KEYS))
     ]
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """What the program logs goes to a file, too, as Hydra does it for the command line."""
+    logger, handler = logging.getLogger("samout_train"), logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
 
 
 def _scalars(node: Any, prefix: str = "") -> dict[str, bool | int | float | str]:

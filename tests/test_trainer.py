@@ -36,7 +36,7 @@ def steps_with(run_dir: Path, tag: str) -> list[int]:
 def test_a_run_directory_holds_what_it_should_and_nothing_else(tmp_path: Path) -> None:
     summary = run(tmp_path / "run")
     names = {path.name.split(".tfevents")[0] for path in (tmp_path / "run").iterdir()}
-    assert names == {".hydra", "metrics.jsonl", "events.out", "summary.json", "checkpoints"}
+    assert names == {".hydra", "metrics.jsonl", "events.out", "summary.json", "checkpoints", "samout_train.log"}
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     assert summary["steps"] == 10 and summary["model"] == "v8" and summary["data"] == "random"
     assert summary["floor_nats"] == pytest.approx(3.4339872) and "bits_per_byte" not in summary  # ln 31

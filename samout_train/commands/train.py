@@ -62,6 +62,8 @@ def _mistakes(arguments: argparse.Namespace, *, asks_only: bool) -> list[str]:
         found["\n".join(str(error).splitlines()[:LINES_OF_A_MISTAKE])] = None
     if arguments.multirun and any(word.startswith("run_dir=") for word in arguments.overrides):
         found["run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that"] = None
+    if any(word.startswith("hydra.run.dir=") for word in arguments.overrides):
+        found["hydra.run.dir: set run_dir=... instead, which is looked at before anything is written"] = None
     return list(found)
 
 

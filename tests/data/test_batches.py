@@ -52,7 +52,7 @@ def test_a_stream_shorter_than_a_row_is_refused_with_a_length_that_fits() -> Non
 def test_every_row_comes_once_an_epoch_and_epochs_differ() -> None:
     rows = MatrixRows(torch.arange(14).view(7, 2) + 10)
     made = batches(rows, 3)
-    order = torch.cat([made.on_host(step) for step in range(7)])[:, 0].tolist()  # 21 rows: three epochs
+    order = torch.cat([made.on_host(step)[0] for step in range(7)])[:, 0].tolist()  # 21 rows: three epochs
     epochs = [order[start : start + 7] for start in (0, 7, 14)]
     assert all(sorted(epoch) == list(range(10, 24, 2)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
@@ -61,23 +61,32 @@ def test_every_row_comes_once_an_epoch_and_epochs_differ() -> None:
 def test_batches_are_a_pure_function_of_seed_and_step() -> None:
     rows = TokenRows(tokens(500), seq_len=5, seed=0)
     made = batches(rows, 8)
-    forward = [made.on_host(step) for step in range(40)]
+    forward = [made.on_host(step)[0] for step in range(40)]
     again = batches(rows, 8)
     for step in (39, 3, 17, 0):
-        assert torch.equal(again.on_host(step), forward[step])
-    assert not torch.equal(batches(rows, 8, seed=1).on_host(0), forward[0])
+        assert torch.equal(again.on_host(step)[0], forward[step])
+    assert not torch.equal(batches(rows, 8, seed=1).on_host(0)[0], forward[0])
+
+
+def test_batches_are_the_same_however_many_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = TokenRows(tokens(500), seq_len=5, seed=0)
+    together = batches(rows, 8)
+    monkeypatch.setattr("samout_train.data.batches.TARGETS_DRAWN_TOGETHER", 1)
+    alone = batches(rows, 8)
+    for step in (0, 1, 11, 12, 40):
+        assert torch.equal(together.on_host(step)[0], alone.on_host(step)[0])
 
 
 def test_a_batch_may_be_larger_than_an_epoch() -> None:
     rows = MatrixRows(torch.tensor([[10, 11], [12, 13]]))
-    assert sorted(batches(rows, 5).on_host(0)[:, 0].tolist()) in ([10, 10, 10, 12, 12], [10, 10, 12, 12, 12])
+    assert sorted(batches(rows, 5).on_host(0)[0][:, 0].tolist()) in ([10, 10, 10, 12, 12], [10, 10, 12, 12, 12])
 
 
 def test_overfitting_repeats_the_first_batches() -> None:
     made = batches(MatrixRows(torch.arange(40).view(20, 2) + 10), 4, overfit_batches=2)
     for step in range(2, 9):
-        assert torch.equal(made.on_host(step), made.on_host(step % 2))
-    assert not torch.equal(made.on_host(0), made.on_host(1))
+        assert torch.equal(made.on_host(step)[0], made.on_host(step % 2)[0])
+    assert not torch.equal(made.on_host(0)[0], made.on_host(1)[0])
 
 
 def test_counted_targets_leave_out_the_ignored() -> None:
@@ -106,4 +115,4 @@ def test_batches_on_cuda_are_those_of_the_host() -> None:
     for step in range(20):
         got = made.get(step)
         made.prepare(step + 1)
-        assert got.ids_RT.is_cuda and torch.equal(got.ids_RT.cpu(), made.on_host(step))
+        assert got.ids_RT.is_cuda and torch.equal(got.ids_RT.cpu(), made.on_host(step)[0])
