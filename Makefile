@@ -16,7 +16,7 @@ train: $(STAMP)
 	$(BIN)/python -m samout_train $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
