@@ -22,6 +22,8 @@ from yaml import YAMLError
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
 LONGEST_JOB_DIRECTORY = 120
+# Keys whose values are text: commas, equals signs, brackets and digits in them mean nothing to Hydra.
+TEXT_KEYS = ("run_dir", "resume", "data.path", "data.pattern", "callbacks.sample.prompt")
 
 
 class ConfigError(ValueError):
@@ -61,7 +63,8 @@ def compose_config(
     with _hydra_left_alone():
         try:
             with initialize_config_dir(str(CONF), version_base="1.3", job_name="samout_train"):
-                composed = compose(config_name, [*overrides, *searched], return_hydra_config=True)
+                words = [*map(quote_text, overrides), *searched]
+                composed = compose(config_name, words, return_hydra_config=True)
                 HydraConfig.instance().set_config(composed)
                 return resolve(composed)
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -81,6 +84,15 @@ def resolve(composed: DictConfig) -> Composed:
     assert isinstance(container, dict)
     known = {name: option for name, option in choices.items() if "/" not in name}
     return Composed({str(key): value for key, value in container.items()}, known, OmegaConf.to_yaml(config))
+
+
+def quote_text(override: str) -> str:
+    """Quotes the value of a key that takes text, so that Hydra reads it as the shell gave it."""
+    key, equals, value = override.partition("=")
+    is_text = key.lstrip("+") in TEXT_KEYS and equals and value not in ("", "null", "???")
+    if not is_text or value[0] in "'\"" or "${" in value:
+        return override
+    return f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
 
 
 def locate(target: str) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ TINY = [
     *("data=random", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"),
     *("data.seq_len=9", "data.num_sequences=8", "data.batch_size=8"),
 ]
+UNSTABLE = dict.fromkeys(("train_seconds", "tokens_per_second", "peak_memory_bytes", "resumed_from"))
 
 
 def samout(folder: Path, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -127,5 +129,9 @@ def test_a_sweep_makes_one_readable_directory_a_job(tmp_path: Path) -> None:
     summaries = [json.loads((sweep / job / "summary.json").read_text()) for job in jobs]
     assert [summary["model"] for summary in summaries] == ["v1", "v1", "v8", "v8"]
     assert len({summary["weights_sha256"] for summary in summaries}) == 4
+    go_on = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("continue")][-1]
+    again = subprocess.run(shlex.split(go_on), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((sweep / jobs[3] / "summary.json").read_text()) | UNSTABLE == summaries[3] | UNSTABLE
     for job in jobs:
         assert list((sweep / job).glob("events.out.tfevents.*")) and (sweep / job / "samout_train.log").exists()

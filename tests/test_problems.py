@@ -87,6 +87,18 @@ def test_what_hydra_cannot_compose_is_a_short_message(overrides: list[str]) -> N
     assert 1 <= len(str(caught.value).splitlines()) <= 8
 
 
+@pytest.mark.parametrize("value", ["a,b=c", "123", "[x]", "it's here", "with space", "{a: b}", "1e3"])
+def test_text_values_are_what_the_shell_gave(value: str) -> None:
+    assert compose_config([f"run_dir={value}"]).config["run_dir"] == value
+    assert compose_config([f"+callbacks.sample.prompt={value}"]).config["callbacks"]["sample"]["prompt"] == value
+
+
+def test_text_that_is_quoted_or_null_is_left_to_hydra() -> None:
+    assert compose_config(["resume=null"]).config["resume"] is None
+    assert compose_config(["run_dir='a b'"]).config["run_dir"] == "a b"
+    assert compose_config(["run_dir=outputs/${seed}"]).config["run_dir"] == "outputs/0"
+
+
 def test_python_functions_refuse_the_same_mistakes() -> None:
     with pytest.raises(ConfigError, match=r"did you mean model\.hidden_size"):
         build_model("v8", vocab_size=9, hiden_size=12)

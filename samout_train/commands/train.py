@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from samout_train.config import CONF, ConfigError, compose_config, register_resolvers, resolve
+from samout_train.config import CONF, ConfigError, compose_config, quote_text, register_resolvers, resolve
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 LINES_OF_A_MISTAKE = 8
@@ -36,9 +36,13 @@ def main(words: list[str]) -> int:
     if mistakes:
         return 2
     register_resolvers()
+    typed = set(arguments.overrides)
+    if not arguments.multirun:  # in a sweep a comma separates values
+        words = [quote_text(word) if word in typed else word for word in words]
     sys.argv[1:] = [*words, *_short_job_names(arguments)]
     flags = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in ("config-dir", "config-name")]
-    job = partial(_job, flags=[flag for flag in flags if not flag.endswith("=None")])
+    flags = [flag for flag in flags if not flag.endswith("=None")]
+    job = partial(_job, flags=flags, typed=None if arguments.multirun else arguments.overrides)
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     return 0
 
@@ -85,14 +89,15 @@ def _jobs(arguments: argparse.Namespace) -> list[list[str]]:
     return [list(job) for batch in batches for job in batch]
 
 
-def _job(config: DictConfig, *, flags: list[str]) -> None:
+def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None) -> None:
+    """Trains; `typed` are the overrides as the shell gave them, None in a sweep, where each job has its own."""
     # torch is imported here at the latest, and not for --help.
     from samout_train.checkpoint import CheckpointError
     from samout_train.run import prepare
     from samout_train.runtime import StopRequestedError
 
     hydra_config = HydraConfig.get()
-    words = [*flags, *hydra_config.overrides.task]
+    words = [*flags, *(hydra_config.overrides.task if typed is None else typed)]
     try:
         run = prepare(resolve(config), Path(hydra_config.runtime.output_dir), words)
     except CheckpointError as error:
