@@ -118,7 +118,7 @@ def prepare(
         first_step=trainer.step_count,
         total_steps=trainer.limits.total_steps,
         config_text=composed.yaml,
-        settings=_scalars(config),
+        settings=_hyperparameters(composed),
         command=shlex.join(word for word in overrides if not word.startswith(("run_dir=", "resume="))),
         commit=commit(),
         resumed_from=origin,
@@ -195,6 +195,14 @@ def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
         for key in sorted(then.keys() | now.keys())
         if then.get(key) != now.get(key) and not key.startswith(tuple(f"data.{name}" for name in FREE_DATA_KEYS))
     ]
+
+
+def _hyperparameters(composed: Composed) -> dict[str, bool | int | float | str]:
+    """What tells runs apart: the chosen parts by name, and their numbers."""
+    groups = ("model", "data", "optimizer", "schedule")
+    names = {group: str(composed.choices[group]) for group in groups}
+    numbers = _scalars({key: composed.config[key] for key in (*groups, "trainer", "seed", "precision")})
+    return names | {key: value for key, value in numbers.items() if not key.endswith("._target_")}
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class RunContext:
         first_step: Steps already made: above 0 where a run is continued.
         total_steps: The last step; None where only time limits the run.
         config_text: The composed configuration as YAML.
-        settings: The configuration's scalar values by dotted key.
+        settings: What tells runs apart: names of parts and scalar values by dotted key.
         command: The command line that repeats the run, without a run directory.
         commit: Of the code; None where it is not known.
         resumed_from: The checkpoint that the run goes on from; None where it starts at step 0.

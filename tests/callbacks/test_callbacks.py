@@ -50,6 +50,7 @@ def test_tensorboard_has_configuration_commit_data_and_hparams_in_the_run_itself
     assert "commit/text_summary" in events.Tags()["tensors"]
     start = session(events, metadata.SESSION_START_INFO_TAG).session_start_info.hparams
     assert start["model.hidden_size"].number_value == 12 and start["model.tied_head"].string_value == "False"
+    assert start["model"].string_value == "v8" and "run_dir" not in start and "model._target_" not in start
     assert session(events, metadata.SESSION_END_INFO_TAG).session_end_info.status
     assert metadata.EXPERIMENT_TAG not in events.summary_metadata
     assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 1
