@@ -48,7 +48,7 @@ class Composed:
 def compose_config(
     overrides: Sequence[str], *, config_name: str = "config", config_dirs: Sequence[str] = ()
 ) -> Composed:
-    """Composes YAML and overrides.
+    """Composes YAML and overrides. Keys that do not exist pass, so that `problems` can name all of them at once.
 
     Args:
         overrides: Such as `model=v1` or `optimizer.lr=1e-3`.
@@ -63,7 +63,8 @@ def compose_config(
     with _hydra_left_alone():
         try:
             with initialize_config_dir(str(CONF), version_base="1.3", job_name="samout_train"):
-                words = [*map(quote_text, overrides), *searched]
+                folders = [CONF, *map(Path, config_dirs)]
+                words = [_let_pass(quote_text(override), folders) for override in overrides] + searched
                 composed = compose(config_name, words, return_hydra_config=True)
                 HydraConfig.instance().set_config(composed)
                 return resolve(composed)
@@ -119,6 +120,14 @@ def _job_directory(number: Any, overrides: Any) -> str:
     """`1_model=v8,optimizer.lr=0.001`: readable, unique in its sweep, and one folder whatever the values are."""
     readable = re.sub(r"[^\w=.,+-]+", "-", str(overrides))
     return f"{number}_{readable}"[:LONGEST_JOB_DIRECTORY].rstrip(".,-_")
+
+
+def _let_pass(override: str, folders: Sequence[Path]) -> str:
+    key, equals, _ = override.partition("=")
+    is_group = any((folder / key).is_dir() for folder in folders)
+    if not equals or not key or key[0] in "+~" or "@" in key or key.startswith("hydra") or is_group:
+        return override
+    return "++" + override
 
 
 @contextmanager

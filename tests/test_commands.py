@@ -49,7 +49,7 @@ def test_a_run_ends_with_its_results_and_what_to_type_next(tmp_path: Path) -> No
     ("words", "message"),
     [
         (["trian"], "trian: no such verb; did you mean train?"),
-        (["+model.hiden_size=3"], "model.hiden_size=3: no such key; did you mean model.hidden_size?"),
+        (["model.hiden_size=3"], "model.hiden_size=3: no such key; did you mean model.hidden_size?"),
         (["model=v9"], "Could not find 'model/v9'"),
         (["-m", "model=v1,v9"], "Could not find 'model/v9'"),
         (["-m", "optimizer.lr=1e-3,-1"], "optimizer.lr=-1: must be above 0"),

@@ -24,6 +24,9 @@ def test_the_defaults_have_no_mistake() -> None:
     ("override", "message"),
     [
         ("+model.hiden_size=12", "model.hiden_size=12: no such key; did you mean model.hidden_size?"),
+        ("model.hiden_size=12", "model.hiden_size=12: no such key; did you mean model.hidden_size?"),
+        ("modle=v1", "modle=v1: no such key; did you mean model?"),
+        ("seed.x=1", "seed={'x': 1}: must be a whole number"),
         ("+sed=1", "sed=1: no such key; did you mean seed?"),
         ("+data.num_sequence=5", "data.num_sequence=5: no such key; did you mean data.num_sequences?"),
         ("+data.budget_step=5", "data.budget_step=5: no such key; did you mean data.budget_steps?"),
@@ -78,9 +81,7 @@ def test_a_text_that_is_not_there_is_found_before_anything_is_built(tmp_path: Pa
     assert "is not there" in got
 
 
-@pytest.mark.parametrize(
-    "overrides", [["model=v9"], ["modle=v8"], ["model.hiden_size=3"], ["model=v8", "trainer.max_steps"]]
-)
+@pytest.mark.parametrize("overrides", [["model=v9"], ["model=v8", "trainer.max_steps"], ["data=[", "seed=1"]])
 def test_what_hydra_cannot_compose_is_a_short_message(overrides: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         compose_config(overrides)
