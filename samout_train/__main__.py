@@ -15,7 +15,7 @@ def main() -> None:
     verbs = sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
     if verb not in verbs:
         close = difflib.get_close_matches(verb, verbs, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(verbs)}"
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(verbs)}."
         print(f"{verb}: no such verb; {hint} Settings have the form key=value.", file=sys.stderr)
         sys.exit(2)
     try:

@@ -8,18 +8,17 @@ size and sha256; `index.json` names the last and the best.
 import hashlib
 import json
 import logging
-import os
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import torch
 
+from samout_train.atomic import replace_file
 from samout_train.ranges import Positive, validated
 
 FORMAT = 1
+CORRUPT = ".corrupt"
 log = logging.getLogger(__name__)
 
 
@@ -77,22 +76,27 @@ class Checkpoints:
         for leftover in self.directory.glob("*.tmp"):
             leftover.unlink()
         path = self.directory / f"step_{step:08d}.pt"
-        _replace(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+        replace_file(path, lambda file: torch.save({"format": FORMAT, **state}, file))
         manifest = {"step": step, "bytes": path.stat().st_size, "sha256": _sha256(path), "torch": torch.__version__}
-        _replace_json(path.with_suffix(".json"), manifest)
+        _replace_json(_manifest(path), manifest)
         self.last_step, self._last_saved_at = step, time.monotonic()
-        steps = sorted(int(manifest.stem.removeprefix("step_")) for manifest in self.directory.glob("step_*.json"))
+        steps = sorted(int(other.stem.removeprefix("step_")) for other in self.directory.glob("step_*.pt"))
         best = best_step if self.keep_best and best_step in steps else None
         _replace_json(self.directory / "index.json", {"last": step, "best": best})
         for old in steps[: -self.keep_last]:
-            if old != best:
+            if old not in (best, step):
                 for suffix in (".json", ".pt"):
                     (self.directory / f"step_{old:08d}{suffix}").unlink(missing_ok=True)
         return path
 
 
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run; damaged ones are set aside as `.corrupt`, with a warning.
+def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
+    """The newest complete checkpoint of a run; damaged ones are passed over with a warning.
+
+    Args:
+        run_dir: The run directory.
+        set_aside: Whether damaged ones are renamed to `.corrupt`: only in a run of one's own, since elsewhere a
+            checkpoint that looks incomplete may just be being written.
 
     Returns:
         Its path; None where the run has no checkpoint at all.
@@ -100,18 +104,25 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     Raises:
         CheckpointError: if it has some and each is damaged.
     """
+    folder = run_dir / "checkpoints"
     reasons = []
-    for path in sorted((run_dir / "checkpoints").glob("step_*.pt"), reverse=True):
+    for path in sorted(folder.glob("step_*.pt"), reverse=True):
         reason = damage(path)
         if reason is None:
             return path
         reasons.append(f"{path.name}: {reason}")
-        log.warning("%s cannot be used (%s): set aside as %s.corrupt", path, reason, path.name)
-        path.replace(path.with_name(path.name + ".corrupt"))
-    aside = [f"{path.name}: set aside earlier" for path in sorted((run_dir / "checkpoints").glob("*.corrupt"))]
-    if reasons or aside:
-        listing = "\n  ".join(reasons or aside)
-        raise CheckpointError(f"no checkpoint in {run_dir / 'checkpoints'} can be used:\n  {listing}")
+        log.warning("%s cannot be used: %s", path, reason)
+        if set_aside:
+            for part in (path, _manifest(path)):
+                if part.exists():
+                    part.replace(part.with_name(part.name + CORRUPT))
+    earlier = {
+        path for path in folder.glob(f"step_*.pt{CORRUPT}") if path.name.removesuffix(CORRUPT) not in str(reasons)
+    }
+    reasons += [f"{path.name}: {damage(path) or 'was set aside'}" for path in sorted(earlier)]
+    if reasons:
+        listing = "\n  ".join(reasons)
+        raise CheckpointError(f"no checkpoint in {folder} can be used:\n  {listing}")
     return None
 
 
@@ -129,7 +140,7 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if not path.exists():
         raise ValueError(f"{path} is not there: give a run directory or a checkpoint file")
-    found = newest_checkpoint(path.parent if path.name == "checkpoints" else path)
+    found = newest_checkpoint(path.parent if path.name == "checkpoints" else path, set_aside=False)
     if found is None:
         raise ValueError(f"{path} holds no checkpoint: give a run directory that has checkpoints/step_*.pt")
     return found
@@ -137,7 +148,7 @@ def find_checkpoint(path: Path) -> Path:
 
 def damage(path: Path) -> str | None:
     """Why a checkpoint file cannot be believed; None where it agrees with its manifest."""
-    manifest_path = path.with_suffix(".json")
+    manifest_path = _manifest(path)
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         size, digest = manifest["bytes"], manifest["sha256"]
@@ -164,20 +175,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-        write(file)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
-    if os.name == "posix":  # elsewhere a directory cannot be opened
-        directory = os.open(path.parent, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
+def _manifest(path: Path) -> Path:
+    """`step_00000001.json` for `step_00000001.pt`; both may be set aside."""
+    return path.with_name(path.name.replace(".pt", ".json"))
 
 
 def _replace_json(path: Path, content: dict[str, Any]) -> None:
-    _replace(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+    replace_file(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
 def _sha256(path: Path) -> str:

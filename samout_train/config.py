@@ -68,7 +68,7 @@ def compose_config(
                 composed = compose(config_name, words, return_hydra_config=True)
                 HydraConfig.instance().set_config(composed)
                 return resolve(composed)
-        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
             raise ConfigError(_shortened(error)) from error
 
 

@@ -1,6 +1,6 @@
 """Loss on rows that are given, dropout off, each row from a fresh state."""
 
-# R rows, T time
+# R rows, T time, V vocabulary
 
 import math
 import sys
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from samout_train.data.batches import Source
 from samout_train.losses import cross_entropy_sum
-from samout_train.runtime import PrecisionName, autocast
+from samout_train.runtime import PrecisionName, autocast, to_device
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def evaluate(
                 counted = ids_RT[:, 1:][ids_RT[:, 1:] != source.ignore_index]
                 num_targets += counted.numel()
                 num_bytes += int(token_bytes[counted].sum()) if token_bytes is not None else 0
-                ids_RT = ids_RT.to(device)
+                there_RT = to_device(ids_RT, device)
                 with autocast(precision, device):
-                    logits_BTV, _ = model(ids_RT[:, :-1])
-                    nats += cross_entropy_sum(logits_BTV, ids_RT[:, 1:], source.ignore_index)
+                    logits_RTV, _ = model(there_RT[:, :-1])
+                    nats += cross_entropy_sum(logits_RTV, there_RT[:, 1:], source.ignore_index)
     finally:
         model.train(was_training)
     if num_targets == 0:

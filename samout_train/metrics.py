@@ -75,10 +75,12 @@ def estimate_memory_bytes(
     weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     with FakeTensorMode(), _LiveBytes() as live:
         ids_BT = torch.zeros(rows, seq_len, dtype=torch.int64, device=device)
-        shapes = {n: torch.empty(p.shape, device=device, requires_grad=True) for n, p in model.named_parameters()}
+        held = {name: torch.empty(b.shape, dtype=b.dtype, device=device) for name, b in model.named_buffers()}
+        for name, p in model.named_parameters():
+            held[name] = torch.empty(p.shape, dtype=p.dtype, device=device, requires_grad=p.requires_grad)
         for _ in range(min(accumulate, 2)):
             with autocast(precision, device):
-                logits_BTV, _ = functional_call(model, shapes, (ids_BT,))
+                logits_BTV, _ = functional_call(model, held, (ids_BT,))
                 nats = cross_entropy_sum(logits_BTV, ids_BT, -100)
             nats.backward()
             del logits_BTV, nats

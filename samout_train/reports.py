@@ -1,13 +1,17 @@
-"""What is logged and evaluated, and when: the multiples that were asked for, and the last step."""
+"""What is logged and evaluated, and when (multiples of what was asked for, and the last step), and what it came to."""
 
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from samout_train.callbacks.base import Callback, StepReport
+import torch
+
+from samout_train.callbacks.base import Callback, RunContext, StepReport
 from samout_train.data.batches import Source, in_order, spread
 from samout_train.evaluation import Evaluation, evaluate
-from samout_train.runtime import Clock, StopSignals, peak_memory_bytes
+from samout_train.metrics import num_parameters
+from samout_train.runtime import Clock, peak_memory_bytes, weights_sha256
+from samout_train.stopping import StopSignals
 from samout_train.training_step import TrainingStep
 
 
@@ -82,6 +86,37 @@ class Reports:
         if self.final_eval_batches is not None:
             num_batches = min(num_batches, self.final_eval_batches)
         return self._evaluate(islice(in_order(rows, self.rows_per_batch), num_batches), num_batches, signals)
+
+    def summary(self, context: RunContext, final: Evaluation) -> dict[str, Any]:
+        """The run's final figures, as `summary.json` holds them.
+
+        Args:
+            context: What the run was told at its start.
+            final: Of the final weights on the whole validation split.
+        """
+        step = self.training_step
+        summary = {
+            "model": context.model_name,
+            "data": context.data_name,
+            "parameters": num_parameters(step.model),
+            "steps": step.step_count,
+            "tokens_seen": step.tokens_seen,
+            "train_loss_nats": None if step.loss is None else float(step.loss),
+            "val_loss_nats": final.loss_nats,
+            "best_val_loss_nats": self.best_val_loss_nats,
+            "best_val_step": self.best_val_step,
+            "tokens_per_second": step.tokens_seen / self.clock.seconds if self.clock.seconds else 0.0,
+            "train_seconds": self.clock.seconds,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "device": str(self.device),
+            "precision": step.precision,
+            "torch": torch.__version__,
+            "seed": context.seed,
+            "commit": context.commit,
+            "weights_sha256": weights_sha256(step.model.state_dict()),
+        }
+        only_where_known = {"floor_nats": self.source.floor_nats, "bits_per_byte": final.bits_per_byte}
+        return summary | {key: value for key, value in only_where_known.items() if value is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """What a continued run needs to report as if it had not been stopped."""

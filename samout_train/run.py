@@ -2,11 +2,11 @@
 
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -14,7 +14,7 @@ from samout_train.callbacks.base import RunContext
 from samout_train.checkpoint import find_checkpoint, newest_checkpoint, read_checkpoint
 from samout_train.config import Composed, ConfigError, build, compose_config
 from samout_train.problems import DATA_SETTINGS, data_settings, problems
-from samout_train.runtime import choose_device, choose_precision, commit, seed_everything
+from samout_train.runtime import choose_device, choose_precision, commit, log_file, seed_everything
 from samout_train.trainer import Trainer
 
 # What a continued run must have in common with what it continues; the rest may change.
@@ -71,11 +71,12 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
     composed = compose_config(overrides)
     _refuse(problems(composed.config) or run_directory_problems(composed.config))
     run_dir = Path(composed.config["run_dir"])
+    start = prepare(composed, run_dir, overrides)
     (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
     (run_dir / ".hydra" / "config.yaml").write_text(composed.yaml, encoding="utf-8")
     (run_dir / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(list(overrides)), encoding="utf-8")
-    with _log_file(run_dir / "samout_train.log"):
-        return prepare(composed, run_dir, overrides)()
+    with log_file(run_dir / "samout_train.log"):
+        return start()
 
 
 def prepare(
@@ -85,7 +86,7 @@ def prepare(
 
     Args:
         composed: The configuration.
-        run_dir: An existing directory.
+        run_dir: Where the run lies; nothing is written there yet.
         overrides: What was typed, for the command that repeats the run.
 
     Returns:
@@ -97,12 +98,14 @@ def prepare(
     """
     config = composed.config
     trainer = trainer_from(config)
-    origin, content = restore(trainer, config["resume"], run_dir)
-    callbacks = [build(node) for node in (config["callbacks"] or {}).values()]
-    for callback in callbacks:
-        if saved := content.get("callbacks", {}).get(type(callback).__name__):
+    restored, content = restore(trainer, config["resume"], run_dir)
+    callbacks = {name: build(node) for name, node in config["callbacks"].items()}
+    for name, callback in callbacks.items():
+        if saved := content.get("callbacks", {}).get(name):
             callback.load_state_dict(saved)
     checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints")
+    if restored is not None and config["resume"] == "auto":
+        checkpoints.last_step = trainer.step_count
     batches = trainer.training_step.batches
     context = RunContext(
         model_name=str(composed.choices["model"]),
@@ -119,10 +122,12 @@ def prepare(
         total_steps=trainer.limits.total_steps,
         config_text=composed.yaml,
         settings=_hyperparameters(composed),
-        command=shlex.join(word for word in overrides if not word.startswith(("run_dir=", "resume="))),
+        max_seconds=trainer.limits.max_seconds,
+        command=shlex.join(word for word in overrides if not _only_for_this_run(word)),
         commit=commit(),
-        resumed_from=origin,
     )
+    for callback in callbacks.values():
+        callback.check(context)
     return lambda: (trainer.fit(context, callbacks, checkpoints), trainer.model)
 
 
@@ -130,6 +135,8 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
     """Data, model, optimizer, schedule and trainer of a checked configuration."""
     device = choose_device(config["device"])
     precision = choose_precision(config["precision"], device)
+    if device.index is not None:
+        torch.cuda.set_device(device)
     seed_everything(config["seed"])
     source_node = {key: value for key, value in config["data"].items() if key not in DATA_SETTINGS}
     settings = data_settings(**{key: value for key, value in config["data"].items() if key in DATA_SETTINGS})
@@ -161,12 +168,14 @@ def restore(trainer: Trainer, resume: str | None, run_dir: Path) -> tuple[Path |
     """
     if resume is None:
         return None, {}
-    path = newest_checkpoint(run_dir) if resume == "auto" else find_checkpoint(Path(resume))
+    own = resume == "auto"
+    path = newest_checkpoint(run_dir, set_aside=True) if own else find_checkpoint(Path(resume))
     if path is None:
         log.info("resume     no checkpoint in %s yet: starting at step 0", run_dir)
         return None, {}
     content = read_checkpoint(path)
     trainer.load_state_dict(content)
+    trainer.resumed_from = trainer.resumed_from if own else str(path)
     log.info("resume     %s, after step %d", path, trainer.step_count)
     return path, content
 
@@ -197,28 +206,17 @@ def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _only_for_this_run(override: str) -> bool:
+    key, _, value = override.lstrip("+").partition("=")
+    return key == "run_dir" or (key == "resume" and value in ("auto", "null"))
+
+
 def _hyperparameters(composed: Composed) -> dict[str, bool | int | float | str]:
     """What tells runs apart: the chosen parts by name, and their numbers."""
     groups = ("model", "data", "optimizer", "schedule")
     names = {group: str(composed.choices[group]) for group in groups}
     numbers = _scalars({key: composed.config[key] for key in (*groups, "trainer", "seed", "precision")})
     return names | {key: value for key, value in numbers.items() if not key.endswith("._target_")}
-
-
-@contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """What the program logs goes to a file, too, as Hydra does it for the command line."""
-    logger, handler = logging.getLogger("samout_train"), logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()
 
 
 def _scalars(node: Any, prefix: str = "") -> dict[str, bool | int | float | str]:

@@ -1,15 +1,14 @@
-"""The machine under a run: device, precision, random states, memory, signals, and what code is running."""
+"""The machine under a run: device, precision, random states, memory, clock, and what code is running."""
 
 import hashlib
-import os
+import logging
+import math
 import random
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
+log = logging.getLogger(__name__)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -51,7 +51,10 @@ def choose_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torc
     Raises:
         ValueError: if the device cannot do it.
     """
-    bf16_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16_gpu = False
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            bf16_gpu = torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "auto":
         return "bf16" if bf16_gpu else "fp32"
     if name == "fp16" and device.type != "cuda":
@@ -75,27 +78,39 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def random_states() -> dict[str, Any]:
-    """The state of every random generator, as tensors, lists and numbers that a checkpoint can hold."""
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The state of every random generator that a run on this device uses, in what a checkpoint can hold."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": [version, list(internal), gauss],
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
 
 
-def set_random_states(states: Mapping[str, Any]) -> None:
-    """Puts every random generator where `random_states` found it; CUDA's only where the devices are as many."""
+def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
+    """Puts every random generator where `random_states` found it; warns where the checkpoint is of another device."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if (states["cuda"] is None) != (device.type != "cuda"):
+        log.warning("the checkpoint is of another kind of device than %s: dropout will differ from there on", device)
+    elif states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies from ordinary memory; to CUDA from pinned memory, so that nobody waits for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def finite_or_null(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with None for numbers that JSON cannot hold: NaN and infinities."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in figures.items()}
 
 
 def current_memory_bytes() -> int:
@@ -187,43 +202,20 @@ class Clock:
         self._counted = seconds
 
 
-class StopRequestedError(Exception):
-    """A signal asked the run to stop; what is needed to continue is saved before this leaves the trainer."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.exit_code = 128 + signal_number
-
-
-class StopSignals:
-    """While entered, the first SIGINT or SIGTERM is noted instead of killing the process; a second SIGINT quits."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread, as in some notebooks: signals stay as they are
-                break
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
-
-    def check(self) -> None:
-        """Raises StopRequestedError once a signal has come; to be called where the run can stop."""
-        if self.received is not None:
-            raise StopRequestedError(self.received)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            os._exit(128 + number)
-        self.received = number
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """What the program logs goes to a file, too, as Hydra does it for the command line."""
+    logger, handler = logging.getLogger("samout_train"), logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
 
 
 def _status_bytes(field: str) -> int:

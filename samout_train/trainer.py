@@ -3,31 +3,28 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from samout_train.atomic import replace_file
 from samout_train.callbacks.base import Callback, RunContext
 from samout_train.checkpoint import Checkpoints
 from samout_train.data.batches import Batches, Source
-from samout_train.evaluation import Evaluation
-from samout_train.metrics import num_parameters
 from samout_train.ranges import NonNegative, Positive, not_divisible, validated
 from samout_train.reports import Reports
 from samout_train.runtime import (
     Clock,
     PrecisionName,
-    StopRequestedError,
-    StopSignals,
-    peak_memory_bytes,
+    finite_or_null,
     random_states,
     reset_peak_memory,
     set_random_states,
-    weights_sha256,
 )
 from samout_train.schedules import Limits, Schedule
+from samout_train.stopping import StopRequestedError, StopSignals
 from samout_train.training_step import TrainingStep
 
 log = logging.getLogger(__name__)
@@ -110,6 +107,7 @@ class Trainer:
             clip_grad_norm=clip_grad_norm,
         )
         self.clock = Clock(device)
+        self.resumed_from: str | None = None  # the other run's checkpoint that this one started from
         self.reports = Reports(
             self.training_step,
             source=source,
@@ -137,8 +135,13 @@ class Trainer:
         """Whether a limit is reached."""
         return self.limits.progress(self.step_count, self.clock.seconds).share >= 1
 
-    def fit(self, context: RunContext, callbacks: Sequence[Callback], checkpoints: Checkpoints) -> dict[str, Any]:
+    def fit(self, context: RunContext, callbacks: Mapping[str, Callback], checkpoints: Checkpoints) -> dict[str, Any]:
         """Runs to the first limit that is reached, or until a callback asks to stop.
+
+        Args:
+            context: What callbacks are told at the start.
+            callbacks: By name, in the order in which they are called.
+            checkpoints: Where to save.
 
         Returns:
             What `summary.json` holds.
@@ -147,49 +150,58 @@ class Trainer:
             StopRequestedError: if a signal asked to stop; the checkpoint to continue from is then written.
         """
         reset_peak_memory(self.device)
+        watching = list(callbacks.values())
         try:
             with StopSignals() as signals:
-                for callback in callbacks:
+                for callback in watching:
                     callback.on_start(context)
                 try:
                     self._train(callbacks, checkpoints, signals)
                     final = self.reports.evaluate_whole(signals)
-                except StopRequestedError:
+                except StopRequestedError as stop:
                     self._save(callbacks, checkpoints)
+                    for callback in watching:
+                        callback.on_stop(str(stop))
                     raise
-            summary = self._summary(context, final)
-            (context.run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-            for callback in callbacks:
+            summary = self.reports.summary(context, final) | self._origin()
+            content = json.dumps(finite_or_null(summary), indent=2, allow_nan=False) + "\n"
+            replace_file(context.run_dir / "summary.json", lambda file: file.write(content.encode()))
+            for callback in watching:
                 callback.on_end(summary)
         finally:
-            for callback in callbacks:
+            for callback in watching:
                 callback.on_close()
         return summary
 
-    def _train(self, callbacks: Sequence[Callback], checkpoints: Checkpoints, signals: StopSignals) -> None:
+    def _train(self, callbacks: Mapping[str, Callback], checkpoints: Checkpoints, signals: StopSignals) -> None:
+        watching = list(callbacks.values())
         # A run that was stopped between a step and its report makes up for the report first.
-        stop_reason = self.reports.report(callbacks, signals, is_last=self.finished()) if self.step_count else None
+        stop_reason = self.reports.report(watching, signals, is_last=self.finished()) if self.step_count else None
         self.clock.start()
         while stop_reason is None and not self.finished():
             self.step()
-            for callback in callbacks:
+            for callback in watching:
                 callback.on_step(self.step_count)
             signals.check()
             best_before = self.reports.best_val_step
-            stop_reason = self.reports.report(callbacks, signals, is_last=self.finished())
+            stop_reason = self.reports.report(watching, signals, is_last=self.finished())
             if checkpoints.due(self.step_count, is_best=self.reports.best_val_step != best_before):
                 self._save(callbacks, checkpoints)
+        self.clock.pause()
         if stop_reason is not None:
             log.info("stopped after step %d: %s", self.step_count, stop_reason)
-            self.reports.report(callbacks, signals, is_last=True)
-        self.clock.pause()
+        # Also where time ran out, or a callback spoke, after the step had been asked whether it is the last.
+        self.reports.report(watching, signals, is_last=True)
         self._save(callbacks, checkpoints)
 
-    def _save(self, callbacks: Sequence[Callback], checkpoints: Checkpoints) -> None:
+    def _origin(self) -> dict[str, str]:
+        return {} if self.resumed_from is None else {"resumed_from": self.resumed_from}
+
+    def _save(self, callbacks: Mapping[str, Callback], checkpoints: Checkpoints) -> None:
         if checkpoints.last_step == self.step_count:
             return
         with self.clock.paused():
-            state = self.state_dict() | {"callbacks": {type(c).__name__: c.state_dict() for c in callbacks}}
+            state = self.state_dict() | {"callbacks": {name: c.state_dict() for name, c in callbacks.items()}}
             checkpoints.save(state, step=self.step_count, best_step=self.reports.best_val_step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -198,7 +210,8 @@ class Trainer:
         return {
             **self.training_step.state_dict(),
             "reports": self.reports.state_dict(),
-            "random": random_states(),
+            "random": random_states(self.device),
+            "resumed_from": self.resumed_from,
             "train_seconds": self.clock.seconds,
             "vocabulary": self.source.vocabulary.state_dict() if self.source.vocabulary else None,
         }
@@ -217,32 +230,5 @@ class Trainer:
         self.training_step.load_state_dict(state)
         self.clock.set(state["train_seconds"])
         self.reports.load_state_dict(state["reports"])
-        set_random_states(state["random"])
-
-    def _summary(self, context: RunContext, final: Evaluation) -> dict[str, Any]:
-        loss = self.training_step.loss
-        summary = {
-            "model": context.model_name,
-            "data": context.data_name,
-            "parameters": num_parameters(self.model),
-            "steps": self.step_count,
-            "tokens_seen": self.training_step.tokens_seen,
-            "train_loss_nats": None if loss is None else float(loss),
-            "val_loss_nats": final.loss_nats,
-            "best_val_loss_nats": self.reports.best_val_loss_nats,
-            "best_val_step": self.reports.best_val_step,
-            "floor_nats": self.source.floor_nats,
-            "bits_per_byte": final.bits_per_byte,
-            "tokens_per_second": self.training_step.tokens_seen / self.clock.seconds if self.clock.seconds else 0.0,
-            "train_seconds": self.clock.seconds,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-            "device": str(self.device),
-            "precision": self.precision,
-            "torch": torch.__version__,
-            "seed": context.seed,
-            "commit": context.commit,
-            "resumed_from": None if context.resumed_from is None else str(context.resumed_from),
-            "weights_sha256": weights_sha256(self.model.state_dict()),
-        }
-        only_where_known = ("floor_nats", "bits_per_byte", "resumed_from")
-        return {key: value for key, value in summary.items() if value is not None or key not in only_where_known}
+        self.resumed_from = state["resumed_from"]
+        set_random_states(state["random"], self.device)

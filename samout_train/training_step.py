@@ -58,12 +58,20 @@ class TrainingStep:
     def __call__(self, progress: Progress) -> Tensor:
         """Makes the next step.
 
+        Raises:
+            ValueError: if not one target of the batch is counted.
+
         Returns:
             Its loss before the update, in nats per counted target, as a tensor that nothing waited for.
         """
         if not self.model.training:  # setting it anew on every module takes longer than asking the first
             self.model.train()
         batch = self.batches.get(self.step_count)
+        if batch.num_targets == 0:
+            ignored = self.batches.ignore_index
+            raise ValueError(
+                f"every target of batch {self.step_count} is {ignored}, which is ignored: nothing to learn"
+            )
         factor = self.schedule(progress)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
@@ -116,7 +124,11 @@ class TrainingStep:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
             raise ValueError(f"the checkpoint is of another model: {error}") from error
+        # What the configuration says beats what the checkpoint says; the rate of its last step is for the report.
+        kept = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, settings in zip(self.optimizer.param_groups, kept, strict=True):
+            group.update(settings)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step_count, self.tokens_seen = state["step"], state["tokens_seen"]

@@ -58,7 +58,7 @@ def test_temporary_files_left_behind_are_removed_and_never_read(tmp_path: Path) 
     made = checkpoints(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step_00000009.pt123.tmp").write_bytes(b"half")
-    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path, set_aside=True) is None
     save(made, 1)
     assert not list(made.directory.glob("*.tmp"))
 
@@ -78,7 +78,8 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
 ) -> None:
     older, newer = save(checkpoints(tmp_path), 1, 2)
     hurt(newer)
-    assert newest_checkpoint(tmp_path) == older
+    assert newest_checkpoint(tmp_path, set_aside=False) == older and newer.exists()
+    assert newest_checkpoint(tmp_path, set_aside=True) == older
     assert reason in caplog.text and newer.with_name("step_00000002.pt.corrupt").exists() and not newer.exists()
 
 
@@ -91,8 +92,23 @@ def test_when_all_are_damaged_each_is_listed(tmp_path: Path) -> None:
     for path in save(checkpoints(tmp_path), 1, 2):
         path.write_bytes(b"x")
     for _ in range(2):  # also when they were set aside earlier
-        with pytest.raises(CheckpointError, match=r"(?s)step_00000002.*step_00000001|step_00000001.*step_00000002"):
-            newest_checkpoint(tmp_path)
+        with pytest.raises(CheckpointError, match=r"(?s)(step_0000000[12].*has 1 bytes.*){2}"):
+            newest_checkpoint(tmp_path, set_aside=True)
+
+
+def test_a_save_after_damage_never_deletes_what_it_wrote(tmp_path: Path) -> None:
+    _, newer = save(checkpoints(tmp_path), 500, 1000)
+    newer.write_bytes(b"x")
+    assert newest_checkpoint(tmp_path, set_aside=True) is not None
+    (written,) = save(checkpoints(tmp_path, keep_last=1), 750)
+    assert newest_checkpoint(tmp_path, set_aside=True) == written
+    assert sorted(path.name for path in written.parent.iterdir()) == [
+        "index.json",
+        "step_00000750.json",
+        "step_00000750.pt",
+        "step_00001000.json.corrupt",
+        "step_00001000.pt.corrupt",
+    ]
 
 
 def test_a_run_its_checkpoints_or_a_file_can_be_named(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ TINY = [
     *("data=random", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"),
     *("data.seq_len=9", "data.num_sequences=8", "data.batch_size=8"),
 ]
-UNSTABLE = dict.fromkeys(("train_seconds", "tokens_per_second", "peak_memory_bytes", "resumed_from"))
 
 
 def samout(folder: Path, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -36,13 +35,16 @@ def test_a_run_ends_with_its_results_and_what_to_type_next(tmp_path: Path) -> No
     repeat = next(line for line in done.stdout.splitlines() if line.startswith("repeat")).split()[1:]
     go_on = next(line for line in done.stdout.splitlines() if line.startswith("continue")).split()[1:]
     assert (run_dir / "samout_train.log").read_text().count("parameters") >= 1
-    for command, folders in ((repeat, 2), (go_on, 2)):
+    first = json.loads((run_dir / "summary.json").read_text())
+    for command in (repeat, go_on):
         again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert again.returncode == 0, again.stderr
-        runs = list((tmp_path / "outputs" / "v1-random").iterdir())
-        assert len(runs) == folders
-        digests = {json.loads((run / "summary.json").read_text())["weights_sha256"] for run in runs}
-        assert len(digests) == 1
+    repeated, continued = (
+        json.loads((run / "summary.json").read_text())
+        for run in sorted((tmp_path / "outputs" / "v1-random").iterdir(), key=lambda run: run == run_dir)
+    )
+    assert repeated["weights_sha256"] == first["weights_sha256"]
+    assert first["steps"] == 4 and continued["steps"] == 8
 
 
 @pytest.mark.parametrize(
@@ -56,8 +58,10 @@ def test_a_run_ends_with_its_results_and_what_to_type_next(tmp_path: Path) -> No
         (["-m", "model=v1,v8", "run_dir=here"], "run_dir is not for sweeps"),
         (["data=text", "data.path=absent.txt"], "absent.txt: is not there"),
         (["data=text", "data.path=."], "has no file that matches"),
+        (["callbacks=null"], "Config group override must be"),
         (["device=cuda:99"], "device (cuda:99) is not there"),
         (["resume=absent"], "resume=absent: is not there"),
+        (["--config-dir", "absent"], "--config-dir absent: is not there"),
         (["--cfg", "job", "model=v9"], "Could not find 'model/v9'"),
     ],
 )
@@ -106,8 +110,8 @@ def test_a_signal_ends_a_run_that_can_be_continued(tmp_path: Path, number: signa
     os.kill(started.pid, number)
     out, error = started.communicate(timeout=60)
     assert started.returncode == code and "Traceback" not in error, error
-    assert f"stopped by {number.name}" in out and "resume=auto" in out
-    (checkpoint,) = list((tmp_path / "here" / "checkpoints").glob("*.pt"))[-1:]
+    assert f"stopped by {number.name}" in out and "run_dir=here resume=auto" in out
+    checkpoint = max((tmp_path / "here" / "checkpoints").glob("*.pt"))
     stopped_at = int(checkpoint.stem.removeprefix("step_"))
     limit = f"trainer.max_steps={stopped_at + 5}"
     again = samout(tmp_path, *words[:-2], "schedule=constant", limit, "resume=auto")
@@ -129,9 +133,31 @@ def test_a_sweep_makes_one_readable_directory_a_job(tmp_path: Path) -> None:
     summaries = [json.loads((sweep / job / "summary.json").read_text()) for job in jobs]
     assert [summary["model"] for summary in summaries] == ["v1", "v1", "v8", "v8"]
     assert len({summary["weights_sha256"] for summary in summaries}) == 4
+    for job in jobs:
+        assert list((sweep / job).glob("events.out.tfevents.*")) and (sweep / job / "samout_train.log").exists()
     go_on = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("continue")][-1]
     again = subprocess.run(shlex.split(go_on), cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr
-    assert json.loads((sweep / jobs[3] / "summary.json").read_text()) | UNSTABLE == summaries[3] | UNSTABLE
-    for job in jobs:
-        assert list((sweep / job).glob("events.out.tfevents.*")) and (sweep / job / "samout_train.log").exists()
+    assert json.loads((sweep / jobs[3] / "summary.json").read_text())["steps"] == 4
+    twice = samout(tmp_path, "-m", "model=v1,v8", *TINY, f"hydra.sweep.dir={sweep.relative_to(tmp_path)}")
+    assert twice.returncode == 2 and "holds runs already" in twice.stderr
+
+
+def test_a_job_of_a_sweep_that_cannot_be_built_does_not_stop_the_others(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("short")
+    (tmp_path / "long.txt").write_text("long enough " * 50)
+    sizes = [word for word in TINY if not word.startswith("data")]
+    words = [*sizes, "data=text", "data.seq_len=9", "data.batch_size=2", "trainer=debug"]
+    done = samout(tmp_path, "-m", "data.path=short.txt,long.txt", *words)
+    assert done.returncode == 2 and "needs 10 tokens" in done.stderr and "Traceback" not in done.stderr
+    assert len(list(tmp_path.rglob("summary.json"))) == 1
+
+
+def test_a_prompt_that_cannot_be_encoded_is_refused_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("long enough " * 50)
+    sizes = [word for word in TINY if not word.startswith("data")]
+    words = [*sizes, "data=text", "data.path=text.txt", "data.seq_len=9", "run_dir=here", "trainer=debug"]
+    for prompt, message in (("é", "'é' at position 0"), ("", "prompt is empty")):
+        done = samout(tmp_path, *words, f"callbacks.sample.prompt='{prompt}'")
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert samout(tmp_path, *words, "callbacks.sample.prompt=long").returncode == 0

@@ -34,7 +34,8 @@ def draw(count: int = 6, *, temperature: float = 0.0, top_k: int | None = None, 
 
 
 def test_greedy_takes_the_most_probable_that_is_not_banned() -> None:
-    assert draw(7) == [7, 8, 9, 10, 11, 4, 5] or draw(7)[:5] == [7, 8, 9, 10, 11]
+    # After 11 come the banned 0 and 1; of the ten others, equal in probability, argmax takes the first.
+    assert draw(7) == [7, 8, 9, 10, 11, 2, 3]
     assert not {0, 1} & set(draw(200))
 
 

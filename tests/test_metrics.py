@@ -4,6 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from samout_train import build_model
+from samout_train.metrics import estimate_memory_bytes
 
 CODE = """
 import torch
@@ -47,3 +51,13 @@ def test_estimated_memory_is_within_a_quarter_of_the_measured_peak(overrides: li
     assert done.returncode == 0, done.stderr
     estimate, measured = map(int, done.stdout.split())
     assert estimate == pytest.approx(measured, rel=0.25), f"estimated {estimate:,}, measured {measured:,}"
+
+
+def test_a_model_with_buffers_and_frozen_parameters_can_be_estimated() -> None:
+    model = build_model("v8", vocab_size=9, hidden_size=12, num_heads=2, num_layers=1)
+    model.register_buffer("table", torch.zeros(1000, dtype=torch.bfloat16))
+    model.get_parameter("layers.0.alpha").requires_grad = False
+    estimate = estimate_memory_bytes(
+        model, rows=2, seq_len=5, accumulate=1, precision="fp32", device=torch.device("cpu")
+    )
+    assert estimate > 0

@@ -14,7 +14,7 @@ from samout_train.run import train, trainer_from
 PACKAGE = Path(__file__).resolve().parent.parent / "samout_train"
 # Upper rows never import lower ones; within a row all may.
 ROWS = [
-    {"ops", "runtime", "ranges"},
+    {"ops", "runtime", "stopping", "atomic", "ranges"},
     {"models"},
     {"data", "losses", "schedules", "optim", "generation"},
     {"metrics", "checkpoint", "evaluation"},

@@ -12,7 +12,7 @@ import torch
 from samout_train import build_trainer, train
 from samout_train.callbacks.base import Callback, StepReport
 from samout_train.config import ConfigError
-from samout_train.runtime import StopRequestedError
+from samout_train.stopping import StopRequestedError
 
 TINY = [
     *("model=v8", "data=random", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=2"),
@@ -183,6 +183,8 @@ def test_a_new_run_starts_from_another_ones_checkpoint_and_says_so(tmp_path: Pat
     assert second["weights_sha256"] == whole["weights_sha256"]
     assert second["resumed_from"].endswith("first/checkpoints/step_00000005.pt")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "first").rglob("*")} == before
+    further = run(tmp_path / "second", "trainer.max_steps=9", "resume=auto")
+    assert further["resumed_from"] == second["resumed_from"]
 
 
 def test_a_run_directory_is_never_overwritten(tmp_path: Path) -> None:

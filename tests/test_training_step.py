@@ -33,13 +33,14 @@ def ragged_rows() -> Tensor:
 def step_of(
     net: nn.Module,
     *,
+    ids: Tensor | None = None,
     accumulate: int = 1,
     clip: float | None = None,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] = lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
     device: str = "cpu",
     precision: PrecisionName = "fp32",
 ) -> TrainingStep:
-    rows = MatrixRows(ragged_rows())
+    rows = MatrixRows(ragged_rows() if ids is None else ids)
     where = torch.device(device)
     batches = Batches(rows, batch_size=8, seed=0, ignore_index=3, device=where, overfit_batches=0)
     return TrainingStep(
@@ -83,6 +84,22 @@ def test_accumulation_in_float32_is_the_big_batch() -> None:
     assert (gradients(whole) - gradients(parts)).norm() / gradients(whole).norm() < 1e-6
 
 
+def test_a_batch_without_a_counted_target_is_refused() -> None:
+    with pytest.raises(ValueError, match="every target of batch 0 is 3"):
+        step_of(model(), ids=torch.tensor([[9, 3, 3]] * 8))(PROGRESS)
+
+
+def test_settings_of_the_configuration_beat_those_of_a_checkpoint() -> None:
+    def with_decay(decay: float) -> Callable[[nn.Module], torch.optim.Optimizer]:
+        return lambda net: torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=decay)
+
+    first, second = step_of(model(), optimizer=with_decay(0.5)), step_of(model(), optimizer=with_decay(0.1))
+    first(PROGRESS)
+    second.load_state_dict(first.state_dict())
+    assert second.optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert second.step_count == 1 and len(second.optimizer.state_dict()["state"]) > 0
+
+
 def test_gradients_are_brought_down_to_the_norm() -> None:
     free, clipped = step_of(model()), step_of(model(), clip=0.01)
     free(PROGRESS), clipped(PROGRESS)
@@ -124,7 +141,7 @@ def test_steps_on_cuda_learn_and_do_not_wait_for_the_device(precision: Precision
     adam = lambda m: torch.optim.Adam(m.parameters(), lr=0.01, fused=True)  # noqa: E731
     made = step_of(model().cuda(), clip=1.0, optimizer=adam, device="cuda", precision=precision)
     first = float(made(PROGRESS))
-    torch.cuda.set_sync_debug_mode("error" if precision != "fp16" else "default")  # the scaler asks for infinities
+    torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(30):
             loss = made(PROGRESS)

@@ -32,7 +32,7 @@ class RunContext:
         settings: What tells runs apart: names of parts and scalar values by dotted key.
         command: The command line that repeats the run, without a run directory.
         commit: Of the code; None where it is not known.
-        resumed_from: The checkpoint that the run goes on from; None where it starts at step 0.
+        max_seconds: Of training; None where only steps limit the run.
     """
 
     model_name: str
@@ -51,7 +51,7 @@ class RunContext:
     settings: dict[str, bool | int | float | str]
     command: str
     commit: str | None
-    resumed_from: Path | None
+    max_seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,9 @@ class StepReport:
 class Callback(Protocol):
     """Override what is needed; each hook does nothing by itself. Called in the order of the configuration."""
 
+    def check(self, context: RunContext) -> None:
+        """Before anything is written: raises ValueError for what cannot work."""
+
     def on_start(self, context: RunContext) -> None:
         """Before the first step."""
 
@@ -87,6 +90,9 @@ class Callback(Protocol):
 
     def on_end(self, summary: dict[str, Any]) -> None:
         """After the last step, with the content of `summary.json`."""
+
+    def on_stop(self, reason: str) -> None:
+        """After a signal, in place of on_end; the checkpoint to continue from is written."""
 
     def on_close(self) -> None:
         """Always, also after an error: close what is open."""

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import TextIO
 
+from samout_train.atomic import replace_file
 from samout_train.callbacks.base import Callback, RunContext, StepReport
+from samout_train.runtime import finite_or_null
 
 
 class MetricsFile(Callback):
@@ -17,15 +19,13 @@ class MetricsFile(Callback):
         """Opens the file, keeping what was logged up to the step that the run continues from."""
         path = context.run_dir / "metrics.jsonl"
         kept = _lines_up_to(path, context.first_step) if path.exists() else []
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
+        replace_file(path, lambda file: file.write("".join(kept).encode()))
         self._file = path.open("a", encoding="utf-8")
 
     def on_report(self, report: StepReport) -> None:
         """Writes a line."""
         assert self._file is not None
-        self._file.write(json.dumps({"step": report.step, **report.metrics}) + "\n")
+        self._file.write(json.dumps({"step": report.step, **finite_or_null(report.metrics)}, allow_nan=False) + "\n")
         self._file.flush()
 
     def on_close(self) -> None:

@@ -52,6 +52,10 @@ class ProgressBar(Callback):
         """Closes the bar, before others print: it is the first callback."""
         self.on_close()
 
+    def on_stop(self, reason: str) -> None:
+        """Closes the bar, before others print."""
+        self.on_close()
+
     def on_close(self) -> None:
         """Closes the bar."""
         if self._bar is not None:

@@ -27,6 +27,9 @@ class Report(Callback):
         self._marks: list[Any] = []
         for line in _description(context):
             log.info(line)
+        if context.total_steps is not None and context.first_step >= context.total_steps:
+            done = f"step {context.first_step} of {context.total_steps}"
+            log.info("%s is reached: set trainer.max_steps higher to go on", done)
 
     def on_step(self, step: int) -> None:
         """After three steps, the time that the rest will take; on CUDA without waiting for the device."""
@@ -37,22 +40,34 @@ class Report(Callback):
         # The first step warms up; of the others the faster one is the less disturbed.
         seconds_per_step = min(_seconds_between(*pair) for pair in pairwise(self._marks))
         self._marks = []
+        left = [self._context.max_seconds] if self._context.max_seconds is not None else []
         if self._context.total_steps is not None:
-            left = (self._context.total_steps - step) * seconds_per_step
-            with tqdm.external_write_mode():
-                log.info("%.3g s a step: about %s to go, without evaluation", seconds_per_step, _duration(left))
+            left.append((self._context.total_steps - step) * seconds_per_step)
+        with tqdm.external_write_mode():
+            log.info("%.3g s a step: about %s to go at this speed", seconds_per_step, _duration(min(left)))
 
     def on_end(self, summary: dict[str, Any]) -> None:
         """The results, where they lie, and what to type next."""
-        run_dir = _shown_path(self._context.run_dir)
-        python = _shown_path(Path(sys.executable))
-        program = f"{shlex.quote(python)} -m samout_train"
+        run_dir, python = _shown_path(self._context.run_dir), shlex.quote(_shown_path(Path(sys.executable)))
         for name, value in _results(summary):
             log.info("  %-22s %s", name, value)
         log.info("run        %s", run_dir)
-        log.info("dashboard  %s -m tensorboard.main --logdir %s", shlex.quote(python), shlex.quote(run_dir))
-        log.info("repeat     %s %s", program, self._context.command)
-        log.info("continue   %s %s %s resume=auto", program, self._context.command, shlex.quote(f"run_dir={run_dir}"))
+        log.info("dashboard  %s -m tensorboard.main --logdir %s", python, shlex.quote(run_dir))
+        log.info("repeat     %s -m samout_train %s", python, self._context.command)
+        further = f" trainer.max_steps={2 * summary['steps']}" if self._context.total_steps == summary["steps"] else ""
+        log.info("continue   %s", self._continue_command() + further)
+
+    def on_stop(self, reason: str) -> None:
+        """What continues the run."""
+        log.info("%s, and the checkpoint is written", reason)
+        log.info("run        %s", _shown_path(self._context.run_dir))
+        log.info("continue   %s", self._continue_command())
+
+    def _continue_command(self) -> str:
+        python = shlex.quote(_shown_path(Path(sys.executable)))
+        words = [word for word in shlex.split(self._context.command) if not word.startswith("resume=")]
+        run_dir = f"run_dir={_shown_path(self._context.run_dir)}"
+        return f"{python} -m samout_train {shlex.join([*words, run_dir, 'resume=auto'])}"
 
 
 def _description(context: RunContext) -> list[str]:

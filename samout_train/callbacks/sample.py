@@ -47,8 +47,12 @@ class Sample(Callback):
             generate_tokens, temperature=temperature, top_k=top_k, banned_ids=range(len(SPECIAL_TOKENS))
         )
 
-    def on_start(self, context: RunContext) -> None:
-        """Keeps the model and encodes the prompts, so that a wrong one is found before the run."""
+    def check(self, context: RunContext) -> None:
+        """Keeps the model and encodes the prompts, so that a wrong one is found before the run.
+
+        Raises:
+            ValueError: if the prompt is empty or has what the vocabulary has not.
+        """
         self._model, self._vocabulary = context.model, context.source.vocabulary
         if self._vocabulary is None:
             return
@@ -58,6 +62,8 @@ class Sample(Callback):
         length = min(self.prompt_tokens, self._half_row)
         if self.prompt is None:
             prompts = [rows.windows(start, start + 1)[0, :length].tolist() for start in starts]
+        elif not self.prompt:
+            raise ValueError("callbacks.sample.prompt is empty: give a text, or null for the validation text")
         else:
             prompts = [self._vocabulary.encode(self.prompt).tolist()] * self.num_samples
         self._prompts: list[list[int]] = prompts

@@ -31,7 +31,8 @@ class TensorBoard(Callback):
 
     def on_start(self, context: RunContext) -> None:
         """Opens the event file; points that a continued run makes again are removed from view."""
-        writer = SummaryWriter(str(context.run_dir), purge_step=context.first_step + 1 if context.first_step else None)
+        written_before = any(context.run_dir.glob("events.out.tfevents.*"))
+        writer = SummaryWriter(str(context.run_dir), purge_step=context.first_step + 1 if written_before else None)
         self._writer = writer
         values = {key: str(value) if isinstance(value, bool) else value for key, value in context.settings.items()}
         _, start, self._end = hparams(values, dict.fromkeys(METRICS, 0.0))

@@ -42,13 +42,17 @@ def main(words: list[str]) -> int:
     sys.argv[1:] = [*words, *_short_job_names(arguments)]
     flags = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in ("config-dir", "config-name")]
     flags = [flag for flag in flags if not flag.endswith("=None")]
-    job = partial(_job, flags=flags, typed=None if arguments.multirun else arguments.overrides)
+    failures: list[int] = []
+    typed_words = None if arguments.multirun else arguments.overrides
+    job = partial(_job, flags=flags, typed=typed_words, failures=failures)
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
-    return 0
+    return failures[0] if failures else 0
 
 
 def _mistakes(arguments: argparse.Namespace, *, asks_only: bool) -> list[str]:
     folders = [str(Path(arguments.config_dir).resolve())] if arguments.config_dir else []
+    if arguments.config_dir and not Path(arguments.config_dir).is_dir():
+        return [f"--config-dir {arguments.config_dir}: is not there: give a folder of YAML files such as conf/"]
     found: dict[str, None] = {}
     try:
         for overrides in _jobs(arguments):
@@ -64,9 +68,12 @@ def _mistakes(arguments: argparse.Namespace, *, asks_only: bool) -> list[str]:
             found |= dict.fromkeys(mistakes)
     except (ConfigError, HydraException) as error:
         found["\n".join(str(error).splitlines()[:LINES_OF_A_MISTAKE])] = None
-    if arguments.multirun and any(word.startswith("run_dir=") for word in arguments.overrides):
+    keys = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in arguments.overrides}
+    if arguments.multirun and "run_dir" in keys:
         found["run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that"] = None
-    if any(word.startswith("hydra.run.dir=") for word in arguments.overrides):
+    if arguments.multirun and "resume" not in keys and _holds_runs(Path(keys.get("hydra.sweep.dir", ""))):
+        found[f"hydra.sweep.dir={keys['hydra.sweep.dir']}: holds runs already: give another directory"] = None
+    if "hydra.run.dir" in keys:
         found["hydra.run.dir: set run_dir=... instead, which is looked at before anything is written"] = None
     return list(found)
 
@@ -80,6 +87,12 @@ def _short_job_names(arguments: argparse.Namespace) -> list[str]:
     return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(common)}]"] if common else []
 
 
+def _holds_runs(sweep_dir: Path) -> bool:
+    """Whether a folder that is not the working directory has runs one level down."""
+    found = (path for name in ("metrics.jsonl", "checkpoints") for path in sweep_dir.glob(f"*/{name}"))
+    return sweep_dir != Path() and any(found)
+
+
 def _jobs(arguments: argparse.Namespace) -> list[list[str]]:
     """The overrides of each job: in a sweep all combinations, so that a mistake in the last stops the first."""
     if not arguments.multirun:
@@ -89,25 +102,22 @@ def _jobs(arguments: argparse.Namespace) -> list[list[str]]:
     return [list(job) for batch in batches for job in batch]
 
 
-def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None) -> None:
+def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failures: list[int]) -> None:
     """Trains; `typed` are the overrides as the shell gave them, None in a sweep, where each job has its own."""
     # torch is imported here at the latest, and not for --help.
     from samout_train.checkpoint import CheckpointError
     from samout_train.run import prepare
-    from samout_train.runtime import StopRequestedError
+    from samout_train.stopping import StopRequestedError
 
     hydra_config = HydraConfig.get()
     words = [*flags, *(hydra_config.overrides.task if typed is None else typed)]
     try:
         run = prepare(resolve(config), Path(hydra_config.runtime.output_dir), words)
-    except CheckpointError as error:
+    except (CheckpointError, ValueError, OSError) as error:  # what is wrong with a request and only building it shows
         print(error, file=sys.stderr)
-        sys.exit(1)
-    except (ValueError, OSError) as error:  # what can be wrong with a request that only building it shows
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        failures.append(1 if isinstance(error, CheckpointError) else 2)
+        return
     try:
         run()
     except StopRequestedError as stop:
-        print(f"{stop}; the checkpoint is written: the same command with resume=auto and this run_dir continues")
         sys.exit(stop.exit_code)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samout_train.data.vocabulary import PAD_ID, Vocabulary
+from samout_train.runtime import to_device
 
 TARGETS_DRAWN_TOGETHER = 1 << 16
 
@@ -175,7 +176,7 @@ class Batches:
         batch_size: Rows in a batch. A batch may hold the end of one epoch and the start of the next.
         seed: Decides the order of rows in each epoch.
         ignore_index: Targets of this value are not counted.
-        device: Where batches go. On CUDA they are pinned, and one batch is on its way while another is worked on.
+        device: Where batches go. On CUDA the next one is drawn, pinned and its copy queued while the device works.
         overfit_batches: Above 0, only that many first batches, again and again.
     """
 
@@ -204,21 +205,11 @@ class Batches:
         return self._drawn[place]
 
     def get(self, step: int) -> Batch:
-        """The batch of a step, on the device.
-
-        Raises:
-            ValueError: if not one of its targets is counted.
-        """
+        """The batch of a step, on the device."""
         if self._ahead and self._ahead[0] == step:
             return self._ahead[1]
         ids_RT, num_targets = self.on_host(step)
-        if num_targets == 0:
-            raise ValueError(
-                f"every target of batch {step} is {self.ignore_index}, which is ignored: there is nothing to learn"
-            )
-        if self.device.type == "cuda":
-            ids_RT = ids_RT.pin_memory().to(self.device, non_blocking=True)
-        return Batch(ids_RT, num_targets)
+        return Batch(to_device(ids_RT, self.device), num_targets)
 
     def prepare(self, step: int) -> None:
         """Sends the batch of a later step on its way, while the device is busy with this one's."""

@@ -8,15 +8,16 @@ import codecs
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from samout_train.atomic import replace_file
 from samout_train.data.vocabulary import SOS_ID, Bytes, Characters, Vocabulary, VocabularyName, vocabulary_from
 
 FORMAT = 1
@@ -117,23 +118,17 @@ def _write(
         vocabulary = Characters(found)
     dtype = np.dtype(np.uint16 if len(vocabulary) <= 1 << 16 else np.uint32)
     num_tokens = 0
-    bar = tqdm(total=num_bytes, unit="B", unit_scale=True, desc="tokenizing", delay=1, leave=False)
-    with bar, tempfile.NamedTemporaryFile(dir=ids_path.parent, prefix=ids_path.name, delete=False) as temporary:
-        try:
+
+    def write_ids(output: IO[bytes]) -> None:
+        nonlocal num_tokens
+        with tqdm(total=num_bytes, unit="B", unit_scale=True, desc="tokenizing", delay=1, leave=False) as bar:
             for path in files:
                 if len(files) > 1:
-                    temporary.write(np.array([SOS_ID], dtype=dtype).tobytes())
-                    num_tokens += 1
+                    num_tokens += output.write(np.array([SOS_ID], dtype=dtype).tobytes()) // dtype.itemsize
                 for text in read_text(path):
-                    ids = vocabulary.encode(text).astype(dtype)
-                    temporary.write(ids.tobytes())
-                    num_tokens += len(ids)
-                    bar.update(len(text))
-            temporary.close()
-            Path(temporary.name).replace(ids_path)
-        finally:
-            Path(temporary.name).unlink(missing_ok=True)
+                    num_tokens += output.write(vocabulary.encode(text).astype(dtype).tobytes()) // dtype.itemsize
+                    bar.update(len(text.encode()))
+
+    replace_file(ids_path, write_ids)
     note = {"dtype": dtype.name, "num_tokens": num_tokens, "vocabulary": vocabulary.state_dict()}
-    with tempfile.NamedTemporaryFile("w", dir=note_path.parent, delete=False, encoding="utf-8") as temporary_note:
-        json.dump(note, temporary_note)
-    Path(temporary_note.name).replace(note_path)
+    replace_file(note_path, lambda output: output.write(json.dumps(note).encode()))

@@ -4,7 +4,7 @@ Ties and gradients follow torch.cummax: among equal values the latest one is the
 gradient. A state that ties with an input therefore gives its gradient away to the input.
 """
 
-# B batch, T time, D width
+# B batch, T time, S the state and then time, D width
 
 import torch
 from torch import Tensor
@@ -31,6 +31,6 @@ def max_scan(x_BTD: Tensor, state_BD: Tensor | None = None) -> tuple[Tensor, Ten
         return y_BTD, y_BTD[:, -1]
     if state_BD.shape != (batch, width):
         raise ValueError(f"state_BD {tuple(state_BD.shape)} must be {(batch, width)} for x_BTD {tuple(x_BTD.shape)}")
-    with_state = torch.cat([state_BD.to(x_BTD.dtype).unsqueeze(1), x_BTD], dim=1)
-    y_BTD = with_state.cummax(dim=1).values[:, 1:]
+    with_state_BSD = torch.cat([state_BD.to(x_BTD.dtype).unsqueeze(1), x_BTD], dim=1)
+    y_BTD = with_state_BSD.cummax(dim=1).values[:, 1:]
     return y_BTD, y_BTD[:, -1]

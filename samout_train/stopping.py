@@ -1,0 +1,45 @@
+"""Signals: noted while a run is under way, and answered where it can stop."""
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+
+class StopRequestedError(Exception):
+    """A signal asked the run to stop; what is needed to continue is saved before this leaves the trainer."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+class StopSignals:
+    """While entered, the first SIGINT or SIGTERM is noted instead of killing the process; a second SIGINT quits."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread, as in some notebooks: signals stay as they are
+                break
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def check(self) -> None:
+        """Raises StopRequestedError once a signal has come; to be called where the run can stop."""
+        if self.received is not None:
+            raise StopRequestedError(self.received)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            os._exit(128 + number)
+        self.received = number
