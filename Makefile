@@ -2,7 +2,7 @@
 #
 # PYTHON  the interpreter that .venv is made from (3.11 or newer). One that has torch shares it: .venv then sees its
 #         packages, and torch is not installed again.
-# TORCH   what to install as torch otherwise, for example TORCH="torch==2.13.0 --index-url URL" for another build.
+# TORCH   what pip installs as torch otherwise: a version, with options such as --index-url behind it.
 PYTHON ?= python3
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 ARGS ?= model=v8 data=random
@@ -32,12 +32,14 @@ bench: $(STAMP)
 dashboard: $(STAMP)
 	$(BIN)/python -m tensorboard.main --logdir outputs --samples_per_plugin scalars=30000
 
+# A .pth file adds the site-packages of PYTHON behind those of .venv, also where PYTHON is itself in a virtual environment.
 $(STAMP): pyproject.toml constraints.txt
+	@test -d .venv || $(PYTHON) -m venv .venv
 	@if $(PYTHON) -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then \
-		echo "$(PYTHON) has torch: sharing it"; \
-		test -d .venv || $(PYTHON) -m venv --system-site-packages .venv; \
+		echo "sharing the torch of $(PYTHON)"; \
+		$(PYTHON) -c 'import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec("torch").origin).parents[1])' \
+			> "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared_torch.pth"; \
 	else \
-		test -d .venv || $(PYTHON) -m venv .venv; \
 		$(BIN)/python -m pip install --quiet $(TORCH); \
 	fi
 	@grep -v '^torch==' constraints.txt > .venv/constraints.txt
