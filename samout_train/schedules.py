@@ -41,6 +41,24 @@ class Limits:
         return Progress(step, self.total_steps, min(1.0, max(by_steps, by_time)))
 
 
+def first_limit(
+    max_steps: int | None, max_rows: float | None, max_seconds: float | None, *, batch_size: int, budget_steps: int
+) -> Limits:
+    """The limits of a run from those that are set; where none is, `budget_steps` is the last step.
+
+    Args:
+        max_steps: The last step.
+        max_rows: Rows to see, at least; a run ends with a whole batch of `batch_size`.
+        max_seconds: Of training.
+        batch_size: Rows in a step.
+        budget_steps: The last step where the three are None.
+    """
+    by_rows = None if max_rows is None else math.ceil(max_rows / batch_size)
+    total_steps = min((limit for limit in (max_steps, by_rows) if limit is not None), default=None)
+    unlimited = total_steps is None and max_seconds is None
+    return Limits(budget_steps if unlimited else total_steps, max_seconds)
+
+
 class Schedule(Protocol):
     """A factor on the base learning rate."""
 

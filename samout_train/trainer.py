@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -23,7 +22,7 @@ from samout_train.runtime import (
     reset_peak_memory,
     set_random_states,
 )
-from samout_train.schedules import Limits, Schedule
+from samout_train.schedules import Schedule, first_limit
 from samout_train.stopping import StopRequestedError, StopSignals
 from samout_train.training_step import TrainingStep
 
@@ -85,10 +84,8 @@ class Trainer:
         if problem := not_divisible("batch_size", batch_size, "accumulate", accumulate):
             raise ValueError(problem)
         self.model, self.source, self.device, self.precision = model, source, device, precision
-        by_epochs = None if max_epochs is None else math.ceil(max_epochs * source.train.num_rows / batch_size)
-        total_steps = min((limit for limit in (max_steps, by_epochs) if limit is not None), default=None)
-        unlimited = total_steps is None and max_seconds is None
-        self.limits = Limits(budget_steps if unlimited else total_steps, max_seconds)
+        max_rows = None if max_epochs is None else max_epochs * source.train.num_rows
+        self.limits = first_limit(max_steps, max_rows, max_seconds, batch_size=batch_size, budget_steps=budget_steps)
         batches = Batches(
             source.train,
             batch_size=batch_size,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from samout_train.schedules import Constant, Cosine, Limits, Progress, Schedule, WarmupStableDecay
+from samout_train.schedules import Constant, Cosine, Limits, Progress, Schedule, WarmupStableDecay, first_limit
 
 
 def factors(schedule: Schedule, total: int) -> list[float]:
@@ -58,6 +58,21 @@ def test_wsd_decays_by_time_where_only_time_limits_the_run() -> None:
 def test_cosine_without_a_number_of_steps_says_what_to_use() -> None:
     with pytest.raises(ValueError, match="constant or wsd"):
         Cosine(warmup_steps=1, final_share=0.1)(Progress(1, None, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        ((None, None, None), Limits(7, None)),
+        ((3, None, None), Limits(3, None)),
+        ((None, 40, None), Limits(5, None)),  # 40 rows in batches of 8
+        ((None, 41, None), Limits(6, None)),
+        ((9, 40, 2.0), Limits(5, 2.0)),
+        ((None, None, 2.0), Limits(None, 2.0)),
+    ],
+)
+def test_limits_that_are_set_replace_the_budget(limits: tuple[int, float, float], wanted: Limits) -> None:
+    assert first_limit(*limits, batch_size=8, budget_steps=7) == wanted
 
 
 def test_the_nearest_limit_is_the_progress() -> None:

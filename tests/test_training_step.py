@@ -113,7 +113,7 @@ def test_learning_rates_follow_the_schedule_in_every_group() -> None:
         return torch.optim.SGD([{"params": [first], "lr": 1.0}, {"params": rest, "lr": 0.5}])
 
     made = step_of(model(), optimizer=two_groups)
-    made.schedule = lambda progress: progress.share  # type: ignore[assignment, method-assign]
+    made.schedule = lambda progress: progress.share
     for step in (1, 5):
         made(Limits(10, None).progress(step, 0.0))
         assert [group["lr"] for group in made.optimizer.param_groups] == [step / 10, step / 20]
@@ -138,7 +138,9 @@ def test_a_trainer_steps_without_logging_and_the_loss_falls(name: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_steps_on_cuda_learn_and_do_not_wait_for_the_device(precision: PrecisionName) -> None:
-    adam = lambda m: torch.optim.Adam(m.parameters(), lr=0.01, fused=True)  # noqa: E731
+    def adam(net: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(net.parameters(), lr=0.01, fused=True)
+
     made = step_of(model().cuda(), clip=1.0, optimizer=adam, device="cuda", precision=precision)
     first = float(made(PROGRESS))
     torch.cuda.set_sync_debug_mode("error")

@@ -5,6 +5,7 @@ The variant and all sizes are found from the tensors; only V1's number of heads 
 
 # D width, V vocabulary
 
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,7 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file") from error
-    except Exception as error:  # torch raises what its unpickler raises: any of half a dozen kinds
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {reason}") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

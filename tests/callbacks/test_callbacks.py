@@ -90,7 +90,7 @@ def run_with_prompt(run_dir: Path, small_text: Path, caplog: pytest.LogCaptureFi
     caplog.clear()
     settings = ["callbacks.sample.prompt=line", "callbacks.sample.max_new_tokens=6", "callbacks.sample.num_samples=1"]
     run(run_dir, "data=text", f"data.path={small_text}", "trainer.max_steps=1", *settings)
-    return str(next(record.args[0] for record in caplog.records if record.msg == "%s\n" and record.args))  # type: ignore[index]
+    return str(next(record.args[0] for record in caplog.records if record.msg == "%s\n" and record.args))
 
 
 def test_early_stopping_waits_for_its_patience_and_counts_evaluations_only() -> None:

@@ -16,11 +16,11 @@ from samout_train.data.token_cache import cache_directory
 
 def random_source(**changes: int) -> Source:
     settings = {"vocab_size": 128, "seq_len": 49, "num_sequences": 100, "pad_id": 3, "ignore_index": 3, "seed": 0}
-    return random_tokens(pad_probability=0.1, **(settings | changes))  # type: ignore[arg-type]
+    return random_tokens(pad_probability=0.1, **(settings | changes))
 
 
 def text_source(path: Path, *, vocabulary: str = "characters", pattern: str = "**/*.txt", seq_len: int = 16) -> Source:
-    return text(path=str(path), pattern=pattern, vocabulary=vocabulary, seq_len=seq_len, ignore_index=3, seed=0)  # type: ignore[arg-type]
+    return text(path=str(path), pattern=pattern, vocabulary=vocabulary, seq_len=seq_len, ignore_index=3, seed=0)
 
 
 def test_random_rows_are_as_published() -> None:
@@ -74,7 +74,7 @@ def test_files_of_a_folder_are_joined_by_name_each_behind_its_start(tmp_path: Pa
     assert source.vocabulary is not None
     ids = torch.cat([source.train.windows(0, 99)[:, 0], source.train.windows(0, 99)[-1:, 1]])
     assert source.vocabulary.decode(ids.tolist()) == "<|sos|>first<|sos|>second<|sos|>thi"
-    assert [entry["name"] for entry in source.description["files"]] == ["a.txt", "b.txt", "sub/c.txt"]  # type: ignore[attr-defined]
+    assert [entry["name"] for entry in source.description["files"]] == ["a.txt", "b.txt", "sub/c.txt"]
 
 
 def test_the_same_content_is_tokenized_once(tmp_path: Path, small_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_the_same_content_is_tokenized_once(tmp_path: Path, small_text: Path, mo
     small_text.rename(tmp_path / "renamed.txt")
     again = text_source(tmp_path / "renamed.txt")
     assert {path: path.stat().st_mtime_ns for path in cache_directory().iterdir()} == written
-    assert isinstance(again.train.tokens.base, np.memmap)  # type: ignore[attr-defined]
+    assert isinstance(again.train.tokens.base, np.memmap)
     text_source(tmp_path / "renamed.txt", vocabulary="bytes")
     assert len(list(cache_directory().iterdir())) == 4
 
