@@ -2,17 +2,24 @@
 
 import difflib
 import importlib
+import os
 import pkgutil
 import sys
+from pathlib import Path
 
 from samout_train import commands
 
 
 def main() -> None:
     """Runs the verb, `train` where there is none, and exits with its code."""
+    # As `python -m` has it: what lies in the working directory can be imported, such as a `_target_` of one's own.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     words = sys.argv[1:]
-    verb = words.pop(0) if words and words[0].isidentifier() else "train"
     verbs = sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+    verb = words.pop(0) if words and words[0].isidentifier() else "train"
+    if "COMP_LINE" in os.environ:
+        verb = _verb_being_completed(verbs) or verb
     if verb not in verbs:
         close = difflib.get_close_matches(verb, verbs, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(verbs)}."
@@ -23,6 +30,18 @@ def main() -> None:
     except KeyboardInterrupt:  # before there was anything to save
         code = 130
     sys.exit(code)
+
+
+def _verb_being_completed(verbs: list[str]) -> str | None:
+    """Answers a shell that asks to complete a verb, and hides a complete one from Hydra, which knows settings only."""
+    program, _, rest = os.environ["COMP_LINE"].partition(" ")
+    first, space, behind = rest.lstrip().partition(" ")
+    if space and first in verbs:
+        os.environ["COMP_LINE"] = f"{program} {behind}"
+        return first
+    if not space:
+        print("\n".join(verb for verb in verbs if verb.startswith(first)))
+    return None
 
 
 if __name__ == "__main__":

@@ -13,17 +13,25 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from samout_train.hydra_messages import in_few_words, missing_option, options_of
+
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
 LONGEST_JOB_DIRECTORY = 120
+MAY_BE_NULL = ("experiment",)
 # Keys whose values are text: commas, equals signs, brackets and digits in them mean nothing to Hydra.
-TEXT_KEYS = ("run_dir", "resume", "data.path", "data.pattern", "callbacks.sample.prompt")
+TEXT_KEYS = (
+    *("run_dir", "resume", "data.path", "data.pattern", "data.vocabulary_path"),
+    "callbacks.sample.prompt",
+)
 
 
 class ConfigError(ValueError):
@@ -58,18 +66,69 @@ def compose_config(
     Raises:
         ConfigError: if YAML or overrides cannot be composed.
     """
+    folders = [CONF, *map(Path, config_dirs)]
+    if wrong := override_problems(overrides, config_dirs=config_dirs):
+        raise ConfigError("\n".join(wrong.values()))
     register_resolvers()
     searched = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in config_dirs)}]"] if config_dirs else []
     with _hydra_left_alone():
         try:
             with initialize_config_dir(str(CONF), version_base="1.3", job_name="samout_train"):
-                folders = [CONF, *map(Path, config_dirs)]
                 words = [_let_pass(quote_text(override), folders) for override in overrides] + searched
                 composed = compose(config_name, words, return_hydra_config=True)
                 HydraConfig.instance().set_config(composed)
                 return resolve(composed)
-        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-            raise ConfigError(_shortened(error)) from error
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+            raise ConfigError(in_few_words(error, folders)) from error
+
+
+def override_problems(
+    overrides: Sequence[str], *, config_dirs: Sequence[str] = (), in_sweep: bool = False
+) -> dict[str, str]:
+    """What is wrong with overrides one by one: how they are written, and options that a group has not.
+
+    Args:
+        overrides: As typed.
+        config_dirs: Further folders to look for YAML in.
+        in_sweep: Whether several values for a key are meant.
+
+    Returns:
+        By override, those that are wrong only.
+    """
+    folders = [CONF, *map(Path, config_dirs)]
+    parser, found = OverridesParser.create(), {}
+    for word in overrides:
+        key = word.partition("=")[0]
+        try:
+            override = parser.parse_override(word if in_sweep else quote_text(word))
+        except HydraException:
+            hint = f"put a value with special characters in quotes of its own: {key}='\"...\"'"
+            found[word] = (
+                f"{word}: cannot be read: {hint}" if "=" in word else f"{word}: has no value: write {word}=..."
+            )
+            continue
+        if override.is_sweep_override() and not in_sweep:
+            found[word] = f"{word}: several values need -m, which makes a sweep; a list is written {key}=[...]"
+        elif problem := _wrong_option(override, folders):
+            found[word] = problem
+    return found
+
+
+def _wrong_option(override: Override, folders: Sequence[Path]) -> str | None:
+    group, options = override.key_or_group, options_of(override.key_or_group, folders)
+    if not options or override.is_delete():
+        return None
+    if not override.is_sweep_override():
+        chosen = override.value()
+    elif override.is_choice_sweep():
+        chosen = list(override.sweep_iterator())
+    else:
+        return None  # a glob over what there is
+    chosen = chosen if isinstance(chosen, list) else [chosen]
+    if any(not isinstance(option, str) for option in chosen) and not (group in MAY_BE_NULL and chosen == [None]):
+        return f"{override.input_line}: choose an option of {group}: {', '.join(options)}"
+    absent = [option for option in chosen if option is not None and option not in options]
+    return missing_option(group, absent[0], options) if absent else None
 
 
 def resolve(composed: DictConfig) -> Composed:
@@ -140,8 +199,3 @@ def _hydra_left_alone() -> Iterator[None]:
     finally:
         GlobalHydra.instance().hydra = hydra
         HydraConfig.instance().cfg = config
-
-
-def _shortened(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return "\n".join(lines[:8]) or type(error).__name__

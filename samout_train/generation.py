@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from samout_train.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from samout_train.ranges import NonNegative, Positive, validated
 
+LONGEST_CHARACTER = 4  # bytes of UTF-8, each of which may be a token
+
 
 @validated
 def generate_tokens(
@@ -52,7 +54,7 @@ def generate_text(
     top_k: int | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """The text that follows a prompt, in pieces of one token; special tokens are never drawn.
+    """The text that follows a prompt, in pieces of whole characters; special tokens are never drawn.
 
     Args:
         model: A trained model.
@@ -75,7 +77,19 @@ def generate_text(
         seed=seed,
         banned_ids=range(len(SPECIAL_TOKENS)),
     )
-    return (vocabulary.decode([index]) for index in ids)
+    return _whole_characters(vocabulary, ids)
+
+
+def _whole_characters(vocabulary: Vocabulary, ids: Iterator[int]) -> Iterator[str]:
+    held: list[int] = []
+    for index in ids:
+        held.append(index)
+        text = vocabulary.decode(held)
+        if not text.endswith("\ufffd") or len(held) == LONGEST_CHARACTER:
+            yield text
+            held = []
+    if held:
+        yield vocabulary.decode(held)
 
 
 def _draw(

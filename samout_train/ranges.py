@@ -9,12 +9,13 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,21 @@ def not_divisible(whole_name: str, whole: int, part_name: str, part: int) -> str
     below, above = whole // part * part, (whole // part + 1) * part
     choices = f"{below} or {above}" if below else str(above)
     return f"{whole_name} ({whole}) must be divisible by {part_name} ({part}): try {choices}"
+
+
+def checked_by(problems: Callable[[Mapping[str, Any], str], list[str]]) -> Callable[[T], T]:
+    """Gives a component a check of its own, which the check of the configuration calls before anything is built.
+
+    Args:
+        problems: From the component's settings, each right by itself, and the key that they stand under, to what is
+            wrong with them together or with what they name, one text each.
+    """
+
+    def attach(component: T) -> T:
+        component.problems = problems  # type: ignore[attr-defined]
+        return component
+
+    return attach
 
 
 def validated(function: Callable[P, R]) -> Callable[P, R]:

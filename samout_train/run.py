@@ -13,7 +13,7 @@ from torch import nn
 from samout_train.callbacks.base import RunContext
 from samout_train.checkpoint import find_checkpoint, newest_checkpoint, read_checkpoint
 from samout_train.config import Composed, ConfigError, build, compose_config
-from samout_train.problems import DATA_SETTINGS, data_settings, problems
+from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, problems
 from samout_train.runtime import choose_device, choose_precision, commit, log_file, seed_everything
 from samout_train.trainer import Trainer
 
@@ -51,9 +51,7 @@ def build_trainer(overrides: Sequence[str]) -> Trainer:
     Raises:
         ConfigError: if the configuration is wrong.
     """
-    composed = compose_config(overrides)
-    _refuse(problems(composed.config))
-    return trainer_from(composed.config)
+    return trainer_from(_checked(overrides).config)
 
 
 def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
@@ -68,8 +66,8 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
     Raises:
         ConfigError: if the configuration is wrong, or the run directory holds a run already.
     """
-    composed = compose_config(overrides)
-    _refuse(problems(composed.config) or run_directory_problems(composed.config))
+    composed = _checked(overrides)
+    _refuse(run_directory_problems(composed.config))
     run_dir = Path(composed.config["run_dir"])
     start = prepare(composed, run_dir, overrides)
     (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
@@ -227,6 +225,13 @@ def _scalars(node: Any, prefix: str = "") -> dict[str, bool | int | float | str]
     if node is None or prefix.endswith("._partial_"):
         return {}
     return {prefix: node if isinstance(node, bool | int | float | str) else str(node)}
+
+
+def _checked(overrides: Sequence[str]) -> Composed:
+    composed, mistakes = checked_config(overrides)
+    _refuse(mistakes)
+    assert composed is not None
+    return composed
 
 
 def _refuse(mistakes: Sequence[str]) -> None:

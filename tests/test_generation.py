@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from samout_train import build_model, generate_text
-from samout_train.data.vocabulary import Characters
+from samout_train.data.vocabulary import Bytes, Characters
 from samout_train.generation import generate_tokens
 
 
@@ -58,7 +58,7 @@ def test_a_seed_repeats_and_leaves_other_random_numbers_alone() -> None:
 
 
 def test_text_from_carried_state_is_that_of_the_whole_prefix_each_time() -> None:
-    vocabulary = Characters("abcdefgh ")
+    vocabulary = Characters.of_text(["abcdefgh "])
     torch.manual_seed(0)
     model = build_model("v8", vocab_size=len(vocabulary), hidden_size=24, num_heads=4, num_layers=2).train()
     pieces = list(generate_text(model, vocabulary, "bad cafe", max_new_tokens=20, temperature=0))
@@ -72,4 +72,28 @@ def test_text_from_carried_state_is_that_of_the_whole_prefix_each_time() -> None
 
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="prompt is empty"):
-        generate_text(Successor(), Characters("a"), "")
+        generate_text(Successor(), Characters.of_text(["a"]), "")
+
+
+class Recites(nn.Module):
+    """Says given ids one after another, whatever it is asked."""
+
+    def __init__(self, ids: list[int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.ids = ids
+
+    def forward(self, ids_BT: Tensor, state: int | None = None) -> tuple[Tensor, int]:
+        place = state or 0
+        return nn.functional.one_hot(torch.tensor([[self.ids[place]]]), 261).float(), place + 1
+
+
+def test_characters_of_several_bytes_come_whole() -> None:
+    text = "aé€𝄞z"
+    ids = Bytes().encode(text).tolist()
+    pieces = generate_text(Recites(ids), Bytes(), "x", max_new_tokens=len(ids), temperature=0)
+    assert list(pieces) == list(text)
+    cut_short = generate_text(Recites(ids), Bytes(), "x", max_new_tokens=2, temperature=0)
+    assert list(cut_short) == ["a", "\ufffd"]
+    no_utf8 = [index + 5 for index in (0x80, 0x80, 0x80, 0x80, 0x41)]
+    assert "".join(generate_text(Recites(no_utf8), Bytes(), "x", max_new_tokens=5, temperature=0)).endswith("A")

@@ -1,6 +1,7 @@
 """What a machine can hold of the design: import rows, late imports, sizes, and that every YAML works."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +15,16 @@ from samout_train.run import train, trainer_from
 PACKAGE = Path(__file__).resolve().parent.parent / "samout_train"
 # Upper rows never import lower ones; within a row all may.
 ROWS = [
-    {"ops", "runtime", "stopping", "atomic", "ranges"},
+    {"ops", "runtime", "stopping", "atomic", "ranges", "signatures"},
     {"models"},
     {"data", "losses", "schedules", "optim", "generation"},
     {"metrics", "checkpoint", "evaluation"},
     {"callbacks"},
     {"training_step", "reports", "trainer"},
-    {"config", "problems", "run"},
-    {"commands", "__main__", "__init__"},
+    {"config", "hydra_messages", "problems", "run"},
+    {"command_line", "commands", "__main__", "__init__"},
 ]
-HYDRA_ALLOWED = {"config", "run", "commands"}
+HYDRA_ALLOWED = {"config", "run", "command_line", "commands"}
 
 
 def modules() -> list[Path]:
@@ -103,30 +104,38 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def overrides_for(group: str, option: str, text: Path) -> list[str]:
+def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str]:
     """A tiny run in which this option is used."""
+    jsonl = text.with_suffix(".jsonl")
+    jsonl.write_text("".join(json.dumps({"text": line}) + "\n" for line in text.read_text("utf-8").splitlines()))
+    files = {"text": text, "jsonl": jsonl, "shakespeare": shared / "data" / "tinyshakespeare.txt"}
     small = ["model.hidden_size=12", "model.num_layers=1", "model.num_heads=2"]
     tiny = ["data.seq_len=8", "data.batch_size=4", *small, "device=cpu"]
-    path = [f"data.path={text}"] if (group, option) == ("data", "text") else []
+    needed = option if group == "data" else option.partition("_")[0]
+    path = [f"data.path={files[needed]}"] if needed in files else []
     return [f"{group}={option}", *tiny, *path]
 
 
 @pytest.mark.parametrize(
     "group", sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
 )
-def test_every_yaml_composes_and_builds(group: str, small_text: Path) -> None:
+def test_every_yaml_composes_and_builds(group: str, small_text: Path, shared: Path) -> None:
     assert options(group)
     for option in options(group):
         if group == "callbacks" and option not in ("default", "early_stopping"):
             continue  # a single callback: a part of these
-        composed = compose_config(overrides_for(group, option, small_text))
+        composed = compose_config(overrides_for(group, option, small_text, shared))
         assert problems(composed.config) == [], option
         assert trainer_from(composed.config).step().isfinite(), option
 
 
 @pytest.mark.parametrize("option", options("experiment"))
-def test_every_experiment_runs_its_debug_form(option: str, tmp_path: Path, small_text: Path) -> None:
-    overrides = [*overrides_for("experiment", option, small_text), "trainer=debug", f"run_dir={tmp_path / 'run'}"]
+def test_every_experiment_runs_its_debug_form(option: str, tmp_path: Path, small_text: Path, shared: Path) -> None:
+    overrides = [
+        *overrides_for("experiment", option, small_text, shared),
+        "trainer=debug",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     summary, _ = train(overrides)
     assert summary["steps"] == 2
     written = {path.name for path in (tmp_path / "run").iterdir()}

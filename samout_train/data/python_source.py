@@ -5,25 +5,43 @@ files and their digest are part of the record.
 """
 
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from samout_train.data.batches import Source
-from samout_train.data.text import source_from_files
-from samout_train.data.vocabulary import VocabularyName
-from samout_train.ranges import Positive, validated
+from samout_train.data.bpe import SMALLEST_SIZE
+from samout_train.data.documents import TextReader
+from samout_train.data.survey import Survey, survey
+from samout_train.data.text_files import file_problems, stream_source
+from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
+from samout_train.ranges import Positive, Range, checked_by, validated
 
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
+def python_source_problems(settings: Mapping[str, Any], name: str) -> list[str]:
+    """What speaks against training on the standard library."""
+    return file_problems(settings, name, _survey)
+
+
+@checked_by(python_source_problems)
 @validated
 def python_source(
-    *, vocabulary: VocabularyName, seq_len: Annotated[int, Positive], ignore_index: int, seed: int
+    *,
+    vocabulary: VocabularyName,
+    vocab_size: Annotated[int, Range(SMALLEST_SIZE)],
+    vocabulary_path: str | None,
+    seq_len: Annotated[int, Positive],
+    ignore_index: int,
+    seed: int,
 ) -> Source:
     """A source from the standard library, files in the order of their names, each behind `<|sos|>`; split 90/10.
 
     Args:
-        vocabulary: `characters` or `bytes`.
+        vocabulary: `characters`, `bytes` or `bpe`.
+        vocab_size: Ids of `bpe`, the special tokens and the 256 bytes included.
+        vocabulary_path: A pickled character vocabulary of the published kind; None to make one from the text.
         seq_len: Targets in a row.
         ignore_index: Targets of this value are not counted.
         seed: Decides where rows are cut in each epoch.
@@ -31,6 +49,11 @@ def python_source(
     Raises:
         ValueError: if this interpreter has no standard library in files.
     """
+    choice = VocabularyChoice.of(vocabulary=vocabulary, vocab_size=vocab_size, vocabulary_path=vocabulary_path)
+    return stream_source(_survey(), choice, seq_len=seq_len, ignore_index=ignore_index, seed=seed)
+
+
+def _survey() -> Survey:
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(
         path
@@ -39,9 +62,9 @@ def python_source(
     )
     if not files:
         raise ValueError(
-            f"{root} has no Python files: this interpreter's standard library is not in files, use data=text"
+            f"path: {root} has no Python files: this interpreter's standard library is not in files, use data=text"
         )
-    return source_from_files(root, files, vocabulary=vocabulary, seq_len=seq_len, ignore_index=ignore_index, seed=seed)
+    return survey(root, files, TextReader(sos=True))
 
 
 def _is_utf8(path: Path) -> bool:

@@ -1,15 +1,32 @@
 """Uniform random token ids: the published training program. A model can only memorise them."""
 
 import math
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from samout_train.data.batches import MatrixRows, Source
-from samout_train.ranges import Positive, Share, validated
+from samout_train.ranges import Positive, Share, checked_by, validated
 
 
+def random_tokens_problems(settings: Mapping[str, Any], name: str) -> list[str]:
+    """What is wrong between settings that are right by themselves."""
+    found, pad_id, vocab_size = [], settings["pad_id"], settings["vocab_size"]
+    if not 0 <= pad_id < vocab_size or vocab_size < 2:
+        found.append(
+            f"{name}.pad_id={pad_id}: must be an id, from 0 to {vocab_size - 1}: set {name}.vocab_size to "
+            f"{max(2, pad_id + 1)} or more, or another pad_id"
+        )
+    if settings["ignore_index"] != pad_id:
+        found.append(
+            f"{name}.ignore_index={settings['ignore_index']}: must be {name}.pad_id ({pad_id}), or padding is learned"
+        )
+    return found
+
+
+@checked_by(random_tokens_problems)
 @validated
 def random_tokens(
     *,

@@ -1,27 +1,33 @@
-"""Text files to token ids, once: a memory-mapped file keyed by content and vocabulary.
+"""Files to token ids, once: a memory-mapped file keyed by content, way of reading and vocabulary.
 
-The cache lies outside every run directory (`SAMOUT_TRAIN_CACHE`, else `XDG_CACHE_HOME` or `~/.cache`, below
-`samout_train/`) and can be deleted at any time. An entry is complete when its `.json` is there: that is written last.
+An entry is complete when its `.json` is there: that is written last. Until then `.part` holds the ids so far and
+`.part.json` how far they go, so that an interrupted tokenizing goes on.
 """
 
-import codecs
-import hashlib
-import json
+import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from samout_train.atomic import replace_file
-from samout_train.data.vocabulary import SOS_ID, Bytes, Characters, Vocabulary, VocabularyName, vocabulary_from
+from samout_train.data.cache import cache_path, read_note, write_note
+from samout_train.data.documents import Piece, Special
+from samout_train.data.survey import Survey
+from samout_train.data.vocabulary import PAD_ID, SPECIAL_TOKENS, Vocabulary
+from samout_train.data.vocabulary_choice import VocabularyChoice, vocabulary_from
+from samout_train.stopping import StopSignals
 
-FORMAT = 1
-CHUNK_BYTES = 1 << 22
+FORMAT = 2
+SECONDS_BETWEEN_JOURNALS = 2.0
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,104 +37,176 @@ class TokenizedText:
     Args:
         tokens: (N,) memory map, uint16 where the vocabulary allows, else uint32.
         vocabulary: Ids to text.
-        sha256: Of the content: the file's own for one file, of the list of digests and names for several.
-        files: Name, bytes and sha256 of each file.
+        unknown: How many of them stand for a character that a given vocabulary has not.
     """
 
     tokens: NDArray[np.integer]
     vocabulary: Vocabulary
-    sha256: str
-    files: list[dict[str, object]]
+    unknown: int
 
 
-def tokenize_files(root: Path, files: Sequence[Path], vocabulary_name: VocabularyName) -> TokenizedText:
-    """Reads files in the order given; several are joined, each behind `<|sos|>`.
+@dataclass
+class _Journal:
+    """How far an unfinished tokenizing is."""
+
+    vocabulary: dict[str, object]
+    file: int = 0
+    offset: int = 0
+    num_tokens: int = 0
+    unknown: int = 0
+
+
+def tokenize(survey: Survey, choice: VocabularyChoice) -> TokenizedText:
+    """The ids of the files of a survey, from the cache where they are there already.
 
     Args:
-        root: What file names are relative to in the record.
-        files: UTF-8 files, at least one.
-        vocabulary_name: `characters`, those that occur, or `bytes`.
+        survey: Which files, and what is in them.
+        choice: The vocabulary.
 
     Raises:
-        ValueError: if a file is no UTF-8, or all are empty.
-        OSError: if a file cannot be read, or the cache not be written.
+        ValueError: if a file cannot be read.
+        OSError: if the cache cannot be written.
+        StopRequestedError: on a signal; the next call goes on from there.
     """
-    record: list[dict[str, object]] = []
-    for path in files:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        record.append({"name": path.relative_to(root).as_posix(), "bytes": path.stat().st_size, "sha256": digest})
-    num_bytes = sum(int(str(entry["bytes"])) for entry in record)
-    if num_bytes == 0:
-        raise ValueError(f"{root} has no text: {len(files)} file(s), 0 bytes")
-    listing = "\n".join(f"{entry['sha256']} {entry['name']}" for entry in record)
-    content = str(record[0]["sha256"]) if len(files) == 1 else hashlib.sha256(listing.encode()).hexdigest()
-    key = hashlib.sha256(f"{FORMAT} {vocabulary_name} {len(files) > 1} {content}".encode()).hexdigest()[:32]
-    stem = cache_directory() / key
-    ids_path, note_path = stem.with_suffix(".bin"), stem.with_suffix(".json")
-    if not note_path.is_file():
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        _write(files, num_bytes, vocabulary_name, ids_path, note_path)
-    note = json.loads(note_path.read_text(encoding="utf-8"))
-    tokens = np.memmap(ids_path, dtype=note["dtype"], mode="r", shape=(note["num_tokens"],))
-    return TokenizedText(tokens, vocabulary_from(note["vocabulary"]), content, record)
+    parts = ("tokens", FORMAT, survey.reader, choice.key(), len(survey.files), survey.sha256)
+    bin_path = cache_path(*parts, ending=".bin")
+    entry = _complete(bin_path)
+    if entry is None:
+        with StopSignals() as signals, _alone(bin_path, signals):
+            entry = _complete(bin_path)  # another process may have made it meanwhile
+            if entry is None:
+                _Tokenizing(survey, choice, bin_path, signals).run()
+                entry = _complete(bin_path)
+    assert entry is not None
+    if not entry["num_tokens"]:
+        raise ValueError(f"there is no text in {len(survey.files)} file(s) of {survey.root}: give some")
+    tokens = np.memmap(bin_path, dtype=entry["dtype"], mode="r", shape=(entry["num_tokens"],))
+    return TokenizedText(tokens, vocabulary_from(entry["vocabulary"]), entry["unknown"])
 
 
-def cache_directory() -> Path:
-    """Where tokenized texts are kept."""
-    if chosen := os.environ.get("SAMOUT_TRAIN_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samout_train"
+class _Tokenizing:
+    """One tokenizing, from where an earlier one stopped."""
+
+    def __init__(self, survey: Survey, choice: VocabularyChoice, bin_path: Path, signals: StopSignals) -> None:
+        self.survey, self.choice, self.bin_path, self.signals = survey, choice, bin_path, signals
+        self.part, self.journal_path = bin_path.with_suffix(".part"), bin_path.with_suffix(".part.json")
+
+    def run(self) -> None:
+        """Writes the entry."""
+        journal = self._begun() or self._new_journal()
+        vocabulary = vocabulary_from(journal.vocabulary)
+        dtype = _dtype(vocabulary)
+        with self.part.open("ab") as output, self._bar(journal, "tokenizing") as bar:
+            output.truncate(journal.num_tokens * dtype.itemsize)
+            started, before = time.monotonic(), bar.n
+            saved_at = started
+            for piece in self._pieces(journal):
+                ids = _ids(piece, vocabulary)
+                output.write(ids.astype(dtype).tobytes())
+                journal.num_tokens += len(ids)
+                journal.unknown += int((ids == PAD_ID).sum())
+                bar.update(piece.end - journal.offset)
+                journal.offset = piece.end
+                stopped = self.signals.received is not None
+                if stopped or time.monotonic() - saved_at > SECONDS_BETWEEN_JOURNALS:
+                    self._save(output, journal)
+                    saved_at = time.monotonic()
+                if stopped:
+                    share = bar.n / self.survey.num_bytes
+                    log.warning("tokenizing stopped at %.0f %%: the same command goes on from there", 100 * share)
+                    self.signals.check()
+            _flush(output)
+        self.part.replace(self.bin_path)
+        note = {"dtype": dtype.name, "num_tokens": journal.num_tokens, "unknown": journal.unknown}
+        write_note(self.bin_path.with_suffix(".json"), note | {"vocabulary": journal.vocabulary})
+        self.journal_path.unlink(missing_ok=True)
+        seconds, megabytes = time.monotonic() - started, (bar.n - before) / 1e6
+        log.info("tokenized   %.1f MB at %.1f MB/s, kept in %s", megabytes, megabytes / seconds, self.part.parent)
+
+    def _pieces(self, journal: _Journal) -> Iterator[Piece]:
+        """What is left; at the start of each file the journal is put there, within it the caller moves it on."""
+        first = journal.file
+        for index in range(first, len(self.survey.files)):
+            journal.file, journal.offset = index, journal.offset if index == first else 0
+            yield from self.survey.reader.read(self.survey.files[index], journal.offset)
+
+    def _begun(self) -> _Journal | None:
+        try:
+            journal = _Journal(**(read_note(self.journal_path) or {}))
+            num_bytes = journal.num_tokens * _dtype(vocabulary_from(journal.vocabulary)).itemsize
+            return journal if self.part.stat().st_size >= num_bytes else None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _new_journal(self) -> _Journal:
+        journal = _Journal(self.choice.learn(self._texts).state_dict())
+        with self.part.open("wb") as output:
+            self._save(output, journal)
+        return journal
+
+    def _texts(self) -> Iterator[str]:
+        """All text, for a vocabulary to learn from."""
+        journal = _Journal({})
+        with self._bar(journal, "learning the vocabulary") as bar:
+            for piece in self._pieces(journal):
+                self.signals.check()
+                yield from (part for part in piece.parts if isinstance(part, str))
+                bar.update(piece.end - journal.offset)
+                journal.offset = piece.end
+
+    def _bar(self, journal: _Journal, name: str) -> "tqdm[Any]":
+        done = sum(self.survey.sizes[: journal.file]) + journal.offset
+        total = self.survey.num_bytes
+        return tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=name, delay=1, leave=False)
+
+    def _save(self, output: IO[bytes], journal: _Journal) -> None:
+        _flush(output)
+        write_note(self.journal_path, asdict(journal))
 
 
-def read_text(path: Path) -> Iterator[str]:
-    """A UTF-8 file in pieces.
-
-    Raises:
-        ValueError: at the first byte that is no UTF-8, with its offset.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0
-    with path.open("rb") as file:
-        while True:
-            chunk = file.read(CHUNK_BYTES)
-            held_back = len(decoder.getstate()[0])
-            try:
-                yield decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                where = offset - held_back + error.start
-                raise ValueError(
-                    f"{path} is no UTF-8 at byte {where} (0x{error.object[error.start]:02x}): convert it, "
-                    "for example with `iconv -t utf-8`, or leave it out"
-                ) from error
-            if not chunk:
-                return
-            offset += len(chunk)
+@contextmanager
+def _alone(bin_path: Path, signals: StopSignals) -> Iterator[None]:
+    """Holds the entry's lock, so that of several processes one tokenizes and the others wait for it."""
+    lock = FileLock(bin_path.with_suffix(".lock"))
+    waits = False
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            signals.check()
+            if not waits:
+                log.info("waiting for another process that tokenizes the same text")
+            waits = True
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _write(
-    files: Sequence[Path], num_bytes: int, vocabulary_name: VocabularyName, ids_path: Path, note_path: Path
-) -> None:
-    vocabulary: Vocabulary = Bytes()
-    if vocabulary_name == Characters.name:
-        found: set[str] = set()
-        for path in files:
-            for text in read_text(path):
-                found.update(text)
-        vocabulary = Characters(found)
-    dtype = np.dtype(np.uint16 if len(vocabulary) <= 1 << 16 else np.uint32)
-    num_tokens = 0
+def _ids(piece: Piece, vocabulary: Vocabulary) -> NDArray[np.integer]:
+    encoded = [
+        np.array([SPECIAL_TOKENS.index(part.token)], dtype=np.int32)
+        if isinstance(part, Special)
+        else vocabulary.encode(part, unknown_id=PAD_ID)
+        for part in piece.parts
+    ]
+    return np.concatenate([np.zeros(0, dtype=np.int32), *encoded])
 
-    def write_ids(output: IO[bytes]) -> None:
-        nonlocal num_tokens
-        with tqdm(total=num_bytes, unit="B", unit_scale=True, desc="tokenizing", delay=1, leave=False) as bar:
-            for path in files:
-                if len(files) > 1:
-                    num_tokens += output.write(np.array([SOS_ID], dtype=dtype).tobytes()) // dtype.itemsize
-                for text in read_text(path):
-                    num_tokens += output.write(vocabulary.encode(text).astype(dtype).tobytes()) // dtype.itemsize
-                    bar.update(len(text.encode()))
 
-    replace_file(ids_path, write_ids)
-    note = {"dtype": dtype.name, "num_tokens": num_tokens, "vocabulary": vocabulary.state_dict()}
-    replace_file(note_path, lambda output: output.write(json.dumps(note).encode()))
+def _dtype(vocabulary: Vocabulary) -> "np.dtype[np.integer]":
+    return np.dtype(np.uint16 if len(vocabulary) <= 1 << 16 else np.uint32)
+
+
+def _complete(bin_path: Path) -> dict[str, Any] | None:
+    """What the note of a complete entry says; None where there is none, or its ids are not all there."""
+    note = read_note(bin_path.with_suffix(".json"))
+    try:
+        size = np.dtype(note["dtype"]).itemsize * note["num_tokens"] if note else -1
+        return note if bin_path.stat().st_size == size else None
+    except (OSError, TypeError, KeyError):
+        return None
+
+
+def _flush(output: IO[bytes]) -> None:
+    output.flush()
+    os.fsync(output.fileno())

@@ -1,7 +1,7 @@
 """Text to token ids and back. Ids 0 to 4 are the special tokens everywhere, so padding is 3 everywhere."""
 
-from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 SPECIAL_TOKENS = ("<|sos|>", "<|user|>", "<|agent|>", "<|pad|>", "<|history|>")
 SOS_ID = SPECIAL_TOKENS.index("<|sos|>")
 PAD_ID = SPECIAL_TOKENS.index("<|pad|>")
-VocabularyName = Literal["characters", "bytes"]
 
 
 class Vocabulary(Protocol):
@@ -21,8 +20,12 @@ class Vocabulary(Protocol):
         """Number of ids, the special ones included."""
         ...
 
-    def encode(self, text: str) -> NDArray[np.integer]:
-        """Ids of a text, (T,).
+    def encode(self, text: str, *, unknown_id: int | None = None) -> NDArray[np.integer]:
+        """Ids of a text, (T,); the names of special tokens in it are text like any other.
+
+        Args:
+            text: What to encode.
+            unknown_id: Stands for what the vocabulary has not; None refuses it.
 
         Raises:
             ValueError: if the text has something that the vocabulary has not.
@@ -38,54 +41,84 @@ class Vocabulary(Protocol):
         ...
 
     def state_dict(self) -> dict[str, object]:
-        """What `vocabulary_from` needs to build it again: plain text and lists."""
+        """What `vocabulary_from` needs to build it again: text, numbers, lists and dictionaries."""
         ...
 
 
 class Characters:
-    """One id a character (Unicode code point): the special tokens, then the characters in code order.
+    """One id a character (Unicode code point).
 
     Args:
-        characters: The characters, in any order, each once or more.
+        tokens: By id; the first five are the special tokens. Tokens of several characters are never found in a text.
+        spellings: Characters that have no id of their own, and the ids that stand for them one after another.
+
+    Raises:
+        ValueError: if the tokens do not begin with the special ones, or an id is not there.
     """
 
     name = "characters"
 
-    def __init__(self, characters: Iterable[str]) -> None:
-        self.characters = sorted(set(characters))
-        points = np.array([ord(character) for character in self.characters], dtype=np.int64)
+    def __init__(self, tokens: Sequence[str], spellings: Mapping[str, Sequence[int]] | None = None) -> None:
+        self.tokens, self.spellings = list(tokens), {text: list(ids) for text, ids in (spellings or {}).items()}
+        if tuple(self.tokens[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
+            raise ValueError(
+                f"a vocabulary begins with {' '.join(SPECIAL_TOKENS)}, this one with {self.tokens[:5]!r:.100}"
+            )
+        if any(not 0 <= index < len(self.tokens) for ids in self.spellings.values() for index in ids):
+            raise ValueError(f"a spelling has an id that is not below {len(self.tokens)}")
+        characters = {token: index for index, token in enumerate(self.tokens) if len(token) == 1}
+        points = np.array([ord(character) for character in characters], dtype=np.int64)
         self._id_of = np.full((points.max() if points.size else 0) + 1, -1, dtype=np.int32)
-        self._id_of[points] = np.arange(len(points)) + len(SPECIAL_TOKENS)
+        self._id_of[points] = list(characters.values())
+
+    @classmethod
+    def of_text(cls, texts: Iterable[str]) -> "Characters":
+        """The special tokens, then the characters of a text in code order.
+
+        Args:
+            texts: The text in pieces.
+        """
+        seen = np.zeros(0x110000, dtype=bool)
+        for text in texts:
+            seen[_code_points(text)] = True
+        return cls([*SPECIAL_TOKENS, *map(chr, seen.nonzero()[0])])
 
     def __len__(self) -> int:
-        return len(SPECIAL_TOKENS) + len(self.characters)
+        return len(self.tokens)
 
-    def encode(self, text: str) -> NDArray[np.integer]:
+    def encode(self, text: str, *, unknown_id: int | None = None) -> NDArray[np.integer]:
         """Ids of a text, (T,) int32."""
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        points = _code_points(text)
         known = points < len(self._id_of)
-        ids = self._id_of[np.where(known, points, 0)]
-        missing = ~known | (ids < 0)
-        if missing.any():
-            position = int(missing.argmax())
-            raise ValueError(
-                f"character {text[position]!r} at position {position} is not in the vocabulary of this data"
-            )
-        return ids
+        ids = self._id_of[points if known.all() else np.where(known, points, 0)]
+        if not known.all():
+            ids[~known] = -1
+        without_id = (ids < 0).nonzero()[0]
+        if not without_id.size:
+            return ids
+        pieces, done = [], 0
+        for position in without_id.tolist():
+            spelled = self.spellings.get(text[position], [unknown_id] if unknown_id is not None else None)
+            if spelled is None:
+                raise ValueError(
+                    f"character {text[position]!r} at position {position} is not in the vocabulary of this data"
+                )
+            pieces += [ids[done:position], np.array(spelled, dtype=ids.dtype)]
+            done = position + 1
+        return np.concatenate([*pieces, ids[done:]])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids."""
-        table = [*SPECIAL_TOKENS, *self.characters]
-        return "".join(table[index] for index in ids)
+        """Text of ids; what is spelled stays in its spelling."""
+        return "".join(self.tokens[index] for index in ids)
 
     def token_bytes(self) -> NDArray[np.int64]:
         """UTF-8 bytes of each id, (V,)."""
-        lengths = [len(character.encode("utf-8", "surrogatepass")) for character in self.characters]
-        return np.array([0] * len(SPECIAL_TOKENS) + lengths, dtype=np.int64)
+        lengths = [len(token.encode("utf-8", "surrogatepass")) for token in self.tokens]
+        return np.array([0] * len(SPECIAL_TOKENS) + lengths[len(SPECIAL_TOKENS) :], dtype=np.int64)
 
     def state_dict(self) -> dict[str, object]:
-        """Name and characters."""
-        return {"name": self.name, "characters": "".join(self.characters)}
+        """Tokens and spellings."""
+        return {"name": self.name, "tokens": self.tokens, "spellings": self.spellings}
 
 
 class Bytes:
@@ -96,8 +129,8 @@ class Bytes:
     def __len__(self) -> int:
         return len(SPECIAL_TOKENS) + 256
 
-    def encode(self, text: str) -> NDArray[np.integer]:
-        """Ids of a text, (T,) int32, T its length in UTF-8."""
+    def encode(self, text: str, *, unknown_id: int | None = None) -> NDArray[np.integer]:
+        """Ids of a text, (T,) int32, T its length in UTF-8; there is nothing unknown."""
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32) + len(SPECIAL_TOKENS)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -117,14 +150,5 @@ class Bytes:
         return {"name": self.name}
 
 
-def vocabulary_from(state: dict[str, object]) -> Vocabulary:
-    """Builds the vocabulary that a `state_dict` describes.
-
-    Raises:
-        ValueError: if no vocabulary has that name.
-    """
-    if state.get("name") == Characters.name:
-        return Characters(str(state["characters"]))
-    if state.get("name") == Bytes.name:
-        return Bytes()
-    raise ValueError(f"vocabulary name ({state.get('name')!r}) must be characters or bytes")
+def _code_points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")

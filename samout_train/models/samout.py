@@ -9,8 +9,8 @@ the scan is elementwise per channel), and the state, which the published code th
 
 # B batch, T time, D width, V vocabulary
 
-from collections.abc import Callable
-from typing import Annotated, Literal, cast
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,13 @@ class SamOut(nn.Module):
     Raises:
         ValueError: if num_heads does not divide hidden_size, or pad_id is not below vocab_size.
     """
+
+    @staticmethod
+    def problems(settings: Mapping[str, Any], name: str) -> list[str]:
+        """What is wrong between settings that are right by themselves; `name` is the key that they stand under."""
+        width, heads = settings["hidden_size"], settings["num_heads"]
+        problem = not_divisible(f"{name}.hidden_size", width, f"{name}.num_heads", heads)
+        return [problem] if problem else []
 
     @validated
     def __init__(

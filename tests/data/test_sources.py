@@ -2,16 +2,17 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from samout_train.data.batches import Source
+from samout_train.data.cache import cache_directory
 from samout_train.data.python_source import python_source
 from samout_train.data.random_tokens import random_tokens
 from samout_train.data.text import text
-from samout_train.data.token_cache import cache_directory
 
 
 def random_source(**changes: int) -> Source:
@@ -20,7 +21,12 @@ def random_source(**changes: int) -> Source:
 
 
 def text_source(path: Path, *, vocabulary: str = "characters", pattern: str = "**/*.txt", seq_len: int = 16) -> Source:
-    return text(path=str(path), pattern=pattern, vocabulary=vocabulary, seq_len=seq_len, ignore_index=3, seed=0)
+    return text(path=str(path), pattern=pattern, seq_len=seq_len, **vocabulary_settings(vocabulary))
+
+
+def vocabulary_settings(name: str = "characters", **changes: Any) -> dict[str, Any]:
+    common = {"vocab_size": 300, "vocabulary_path": None, "ignore_index": 3, "seed": 0}
+    return {"vocabulary": name} | common | changes
 
 
 def test_random_rows_are_as_published() -> None:
@@ -81,30 +87,20 @@ def test_the_same_content_is_tokenized_once(tmp_path: Path, small_text: Path, mo
     monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(tmp_path / "cache"))
     text_source(small_text)
     written = {path: path.stat().st_mtime_ns for path in cache_directory().iterdir()}
-    assert len(written) == 2
+    assert sorted(path.suffix for path in written) == [".bin", ".json", ".lock"]
     small_text.rename(tmp_path / "renamed.txt")
     again = text_source(tmp_path / "renamed.txt")
     assert {path: path.stat().st_mtime_ns for path in cache_directory().iterdir()} == written
     assert isinstance(again.train.tokens.base, np.memmap)
-    text_source(tmp_path / "renamed.txt", vocabulary="bytes")
-    assert len(list(cache_directory().iterdir())) == 4
-
-
-def test_a_text_larger_than_a_piece_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samout_train.data.token_cache.CHUNK_BYTES", 7)
-    path = tmp_path / "long.txt"
-    content = "äöü€𝄞abc" * 50
-    path.write_text(content, "utf-8")
-    source = text_source(path, seq_len=3)
-    assert source.vocabulary is not None
-    ids = source.train.windows(0, 10**6)
-    assert source.vocabulary.decode(torch.cat([ids[0, :1], ids[:, 1:].flatten()]).tolist()[:360]) == content[:360]
+    for number, vocabulary in enumerate(("bytes", "bpe"), start=2):
+        text_source(tmp_path / "renamed.txt", vocabulary=vocabulary)
+        assert len(list(cache_directory().glob("*.bin"))) == number
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "has no text"),
+        (b"", "there is no text"),
         (b"abc" * 20 + b"\xff" + b"abc" * 20, r"is no UTF-8 at byte 60 \(0xff\)"),
         ("ä".encode() * 40 + b"\xc3", "is no UTF-8 at byte 80"),
         (b"short", r"data.seq_len \(16\) needs 17 tokens"),
@@ -120,12 +116,12 @@ def test_a_text_that_cannot_be_used_is_refused(tmp_path: Path, content: bytes, m
 def test_a_place_without_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not there"):
         text_source(tmp_path / "absent")
-    with pytest.raises(ValueError, match=r"has no file that matches data.pattern \(\*\*/\*.txt\)"):
+    with pytest.raises(ValueError, match=r"has no file that matches pattern=\*\*/\*.txt"):
         text_source(tmp_path)
 
 
 def test_the_standard_library_is_ten_megabytes_of_recorded_text() -> None:
-    source = python_source(vocabulary="characters", seq_len=64, ignore_index=3, seed=0)
+    source = python_source(seq_len=64, **vocabulary_settings())
     files = source.description["files"]
     assert isinstance(files, list) and {"ast.py", "json/decoder.py"} <= {entry["name"] for entry in files}
     assert sum(entry["bytes"] for entry in files) > 10_000_000

@@ -1,0 +1,182 @@
+"""Files to pieces of text and special tokens, in bounded memory, from any piece on.
+
+Where a piece ends depends only on where it starts, and a piece of running text ends where a word does: pieces can be
+tokenized one by one, and an interrupted tokenizing goes on behind the last one as if nothing had happened.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+CHUNK_BYTES = 1 << 22
+LAST_WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+SOS = "<|sos|>"
+ROLE_TOKENS = ("<|user|>", "<|agent|>", "<|history|>")
+
+
+@dataclass(frozen=True)
+class Special:
+    """A special token among text.
+
+    Args:
+        token: Such as `<|user|>`.
+    """
+
+    token: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file.
+
+    Args:
+        parts: Text and special tokens, in order.
+        end: Bytes of the file up to its end.
+    """
+
+    parts: list[str | Special]
+    end: int
+
+
+class Reader(Protocol):
+    """Reads one kind of file; its `repr` is part of what a tokenized text is known by."""
+
+    def read(self, path: Path, start: int = 0) -> Iterator[Piece]:
+        """The pieces of a file from a byte on: 0, or where an earlier piece ended.
+
+        Raises:
+            ValueError: at what cannot be read, with its place.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """UTF-8 text.
+
+    Args:
+        sos: Whether each file begins with `<|sos|>`.
+    """
+
+    sos: bool
+
+    def read(self, path: Path, start: int = 0) -> Iterator[Piece]:
+        """Text that ends where a word ends, so that no vocabulary sees half a word."""
+        parts: list[str | Special] = [Special(SOS)] if self.sos and start == 0 else []
+        with path.open("rb") as file:
+            while True:
+                file.seek(start)
+                chunk = file.read(CHUNK_BYTES)
+                if not chunk:
+                    return
+                is_last = len(chunk) < CHUNK_BYTES
+                text, used = _decoded(path, chunk, start, is_last)
+                word_end = None if is_last else LAST_WORD_END.match(text)
+                if word_end:
+                    used -= len(text[word_end.end() :].encode())
+                    text = text[: word_end.end()]
+                start += used
+                yield Piece([*parts, text], start)
+                parts = []
+
+
+@dataclass(frozen=True)
+class JsonlReader:
+    """JSON Lines, a document a line: `{"text": ...}` or `{"conversations": [{"role": ..., "content": ...}, ...]}`.
+
+    Args:
+        roles: The special token that stands before what a role says, such as `{"user": "<|user|>"}`, as pairs.
+    """
+
+    roles: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, roles: Mapping[str, str]) -> "JsonlReader":
+        """From a dictionary.
+
+        Raises:
+            ValueError: if a role's token is none for roles.
+        """
+        for role, token in roles.items():
+            if token not in ROLE_TOKENS:
+                raise ValueError(f"roles.{role}={token}: must be {' or '.join(ROLE_TOKENS)}")
+        return cls(tuple(sorted(roles.items())))
+
+    def read(self, path: Path, start: int = 0) -> Iterator[Piece]:
+        """Whole lines; each document that is not empty stands behind `<|sos|>`."""
+        with path.open("rb") as file:
+            file.seek(start)
+            while lines := file.readlines(CHUNK_BYTES):
+                parts: list[str | Special] = []
+                for line in lines:
+                    text, _ = _decoded(path, line, start, is_last=True)
+                    try:
+                        parts += self._document(text)
+                    except ValueError as error:
+                        raise ValueError(f"{path} line {_line_number(path, start)}: {error}") from error
+                    start += len(line)
+                yield Piece(parts, start)
+
+    def _document(self, line: str) -> list[str | Special]:
+        if not line.strip():
+            return []
+        try:
+            document = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"is no JSON ({error}): give one object a line") from error
+        if isinstance(document, dict) and isinstance(document.get("text"), str):
+            parts: list[str | Special] = [document["text"]]
+        elif isinstance(document, dict) and isinstance(document.get("conversations"), list):
+            parts = [part for turn in document["conversations"] for part in self._turn(turn)]
+        else:
+            found = ", ".join(map(str, document)) if isinstance(document, dict) else type(document).__name__
+            raise ValueError(
+                f'has neither "text" with a text nor "conversations" with a list; it has: {found[:200] or "nothing"}'
+            )
+        texts = [part for part in parts if isinstance(part, str)]
+        for text in texts:
+            _refuse_surrogates(text)
+        return [Special(SOS), *parts] if any(texts) else []
+
+    def _turn(self, turn: Any) -> list[str | Special]:
+        if not (isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
+            raise ValueError('a turn of "conversations" must be {"role": a text, "content": a text}')
+        token = dict(self.roles).get(turn["role"])
+        if token is None:
+            known = ", ".join(role for role, _ in self.roles)
+            raise ValueError(
+                f"role {turn['role']!r} has no token ({known} have one): set +data.roles.{turn['role']}='<|user|>' "
+                "or another"
+            )
+        return [Special(token), turn["content"]]
+
+
+def _decoded(path: Path, chunk: bytes, start: int, is_last: bool) -> tuple[str, int]:
+    try:
+        return codecs.utf_8_decode(chunk, "strict", is_last)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no UTF-8 at byte {start + error.start} (0x{chunk[error.start]:02x}): convert it, "
+            "for example with `iconv -t utf-8`, or leave it out"
+        ) from error
+
+
+def _refuse_surrogates(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has half a surrogate pair ({text[error.start]!r}), which is no character") from error
+
+
+def _line_number(path: Path, start: int) -> int:
+    """The line that begins at a byte."""
+    lines = 1
+    with path.open("rb") as file:
+        while start > 0 and (chunk := file.read(min(start, CHUNK_BYTES))):
+            lines += chunk.count(b"\n")
+            start -= len(chunk)
+    return lines

@@ -1,0 +1,154 @@
+"""JSON Lines: texts or conversations, one document a line."""
+
+# R rows, T time; a row of ids has T + 1
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samout_train.data.batches import Rows, Source, TokenRows
+from samout_train.data.bpe import SMALLEST_SIZE
+from samout_train.data.documents import JsonlReader
+from samout_train.data.survey import Survey, survey
+from samout_train.data.text_files import TRAIN_SHARE, counts_of, file_problems, find_files
+from samout_train.data.token_cache import tokenize
+from samout_train.data.vocabulary import PAD_ID, SOS_ID
+from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
+from samout_train.ranges import Positive, Range, checked_by, validated
+
+
+def jsonl_problems(settings: Mapping[str, Any], name: str) -> list[str]:
+    """What speaks against training on these documents."""
+    return file_problems(settings, name, lambda: _survey(settings["path"], settings["pattern"], settings["roles"]))
+
+
+@checked_by(jsonl_problems)
+@validated
+def jsonl(
+    *,
+    path: str,
+    pattern: str,
+    layout: Literal["padded", "packed"],
+    roles: dict[str, str],
+    vocabulary: VocabularyName,
+    vocab_size: Annotated[int, Range(SMALLEST_SIZE)],
+    vocabulary_path: str | None,
+    seq_len: Annotated[int, Positive],
+    ignore_index: int,
+    seed: int,
+) -> Source:
+    """A source from JSON Lines; the documents of the last tenth of the tokens are for validation.
+
+    Args:
+        path: A file, or a folder: all files in it that match `pattern`, in the order of their names.
+        pattern: Which files of a folder, such as `**/*.jsonl`.
+        layout: `padded`: a document begins a row, goes on in further rows where it is longer, and the last one is
+            filled with padding. `packed`: documents one after another, each behind `<|sos|>`, in rows without padding.
+        roles: The special token that stands before what a role says.
+        vocabulary: `characters`, `bytes` or `bpe`.
+        vocab_size: Ids of `bpe`, the special tokens and the 256 bytes included.
+        vocabulary_path: A pickled character vocabulary of the published kind; None to make one from the documents.
+        seq_len: Targets in a row.
+        ignore_index: Targets of this value are not counted.
+        seed: Decides where packed rows are cut in each epoch.
+
+    Raises:
+        ValueError: if a line cannot be read, or there is too little in the files.
+    """
+    choice = VocabularyChoice.of(vocabulary=vocabulary, vocab_size=vocab_size, vocabulary_path=vocabulary_path)
+    looked_at = _survey(path, pattern, roles)
+    tokenized = tokenize(looked_at, choice)
+    starts = np.flatnonzero(tokenized.tokens == SOS_ID)
+    if len(starts) < 2:
+        raise ValueError(f"path={path}: has {len(starts)} document: give two or more, so that one can be validated on")
+    ends = np.append(starts[1:], len(tokenized.tokens))
+    first_validation = int(np.searchsorted(starts, TRAIN_SHARE * len(tokenized.tokens)).clip(1, len(starts) - 1))
+    cut = int(starts[first_validation])
+    padded = [
+        PaddedRows(tokenized.tokens, starts[part] + 1, ends[part], seq_len=seq_len)
+        for part in (slice(None, first_validation), slice(first_validation, None))
+    ]
+    train: Rows
+    validation: Rows
+    if layout == "padded":
+        train, validation = padded
+    else:
+        train, validation = (
+            TokenRows(part, seq_len=seq_len, seed=seed) for part in (tokenized.tokens[:cut], tokenized.tokens[cut:])
+        )
+    return Source(
+        vocab_size=len(tokenized.vocabulary),
+        pad_id=PAD_ID,
+        ignore_index=ignore_index,
+        train=train,
+        validation=validation,
+        vocabulary=tokenized.vocabulary,
+        floor_nats=None,
+        description={
+            "documents": len(starts),
+            **counts_of(tokenized),
+            "layout": layout,
+            "waste padded": f"{padded[0].waste():.2%}",
+            "waste packed": f"{_packed_waste(cut, seq_len):.2%}",
+            "sha256": looked_at.sha256,
+            "files": looked_at.record,
+        },
+    )
+
+
+class PaddedRows:
+    """Rows that begin where a document does, or go on with one, and are filled with padding behind its end.
+
+    Args:
+        tokens: (N,) ids of all documents.
+        starts: Where documents begin, (documents,).
+        ends: Where they end, (documents,). Those of fewer than two tokens have no target and are left out.
+        seq_len: Targets in a row T.
+
+    Raises:
+        ValueError: if no document has a target.
+    """
+
+    def __init__(
+        self, tokens: NDArray[np.integer], starts: NDArray[np.int64], ends: NDArray[np.int64], *, seq_len: int
+    ) -> None:
+        self.tokens, self.seq_len = np.asarray(tokens), seq_len
+        num_targets = np.maximum(ends - starts - 1, 0)
+        rows_each = -(-num_targets // seq_len)
+        document = np.repeat(np.arange(len(starts)), rows_each)
+        row_in_document = np.arange(len(document)) - (np.cumsum(rows_each) - rows_each)[document]
+        self._starts, self._ends = starts[document] + row_in_document * seq_len, ends[document]
+        self.num_rows = self.num_windows = len(document)
+        self.num_targets = int(num_targets.sum())
+        if not self.num_rows:
+            raise ValueError("every document of one part has fewer than two tokens, so there is nothing to predict")
+
+    def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
+        """The rows of these indices, (R, T + 1) int64; the same in each epoch."""
+        places = self._starts[indices, None] + np.arange(self.seq_len + 1)
+        inside = places < self._ends[indices, None]
+        ids = self.tokens[np.where(inside, places, 0)].astype(np.int64)
+        return torch.from_numpy(np.where(inside, ids, PAD_ID))
+
+    def windows(self, start: int, stop: int) -> Tensor:
+        """Rows start to stop, in the order of the documents."""
+        return self.take(np.arange(start, min(stop, self.num_rows)), 0)
+
+    def waste(self) -> float:
+        """The share of targets that are padding."""
+        return 1 - self.num_targets / (self.num_rows * self.seq_len)
+
+
+def _packed_waste(num_tokens: int, seq_len: int) -> float:
+    """The share of targets that are padding where one stream fills rows: the end of the last one."""
+    num_rows = -(-(num_tokens - 1) // seq_len)
+    return 1 - (num_tokens - 1) / (num_rows * seq_len)
+
+
+def _survey(path: str, pattern: str, roles: Mapping[str, str]) -> Survey:
+    root, files = find_files(path, pattern)
+    return survey(root, files, JsonlReader.of(roles))

@@ -1,0 +1,88 @@
+"""Character vocabularies that the published SamOut scripts pickled, read without running code.
+
+They are a list of tokens by id, or a dictionary of that list, `voc`, and of spellings for rare characters, `voc0`:
+the published scripts write such a character as several tokens, `<|pos_0_4|>` and so on.
+
+Source: `gen_voc` and `gen_sft_single_data_align` of the published SamOut V1 training script.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any, NoReturn
+
+from samout_train.data.vocabulary import Characters
+
+LARGEST_BYTES = 64 << 20
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds lists, dictionaries, texts and numbers; a pickle that asks for anything else is refused."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        """Where a file asks for code."""
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def persistent_load(self, pid: object) -> NoReturn:
+        """Where a file refers to something outside it."""
+        raise pickle.UnpicklingError("it refers to something outside the file")
+
+
+def read_published_vocabulary(path: str | Path) -> Characters:
+    """Reads a pickled character vocabulary; no code in it is run.
+
+    Args:
+        path: The file, such as `total_voc.pkl`.
+
+    Raises:
+        ValueError: if it holds anything but lists, dictionaries, texts and whole numbers, or is no vocabulary.
+    """
+    path = Path(path).expanduser()
+    try:
+        content = _unpickled(path)
+        _refuse_other_types(content)
+        tokens, spelled = _tokens(content)
+        place = {
+            token: index for index, token in reversed(list(enumerate(tokens)))
+        }  # the first, as list.index finds it
+        spellings = {text: [place.get(token, -1) for token in parts] for text, parts in spelled.items()}
+        return Characters(tokens, spellings)
+    except ValueError as error:
+        raise ValueError(f"vocabulary_path={path}: cannot be used: {error}") from error
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise ValueError(f"it has more than {LARGEST_BYTES >> 20} MB")
+        with path.open("rb") as file:
+            return _PlainUnpickler(file).load()
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    # What a damaged or hostile pickle makes the unpickler raise; all of it means that the file cannot be read.
+    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"no pickle of lists, dictionaries, texts and whole numbers ({error})") from error
+    except (MemoryError, RecursionError) as error:
+        raise ValueError(f"no pickle of a vocabulary ({type(error).__name__})") from error
+
+
+def _refuse_other_types(content: Any) -> None:
+    seen: set[int] = set()  # a list may hold itself
+    waiting = [content]
+    while waiting:
+        part = waiting.pop()
+        if type(part) not in (list, dict, str, int):
+            raise ValueError(
+                f"it holds a {type(part).__name__}; only lists, dictionaries, texts and whole numbers may be"
+            )
+        if isinstance(part, list | dict) and id(part) not in seen:
+            seen.add(id(part))
+            waiting += [*part.keys(), *part.values()] if isinstance(part, dict) else part
+
+
+def _tokens(content: Any) -> tuple[list[str], dict[str, list[str]]]:
+    tokens, spelled = (content.get("voc"), content.get("voc0", {})) if isinstance(content, dict) else (content, {})
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise ValueError('it is neither a list of texts nor a dictionary with such a list as "voc"')
+    if not isinstance(spelled, dict) or not all(isinstance(parts, list) for parts in spelled.values()):
+        raise ValueError('its "voc0" is no dictionary from a character to a list of tokens')
+    return tokens, spelled

@@ -1,0 +1,109 @@
+"""What files hold, before anything is made of them: sizes, digests, and that they can be read to the end."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from tqdm import tqdm
+
+from samout_train.data.cache import cache_path, read_note, write_note
+from samout_train.data.documents import Reader
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Files that can be tokenized.
+
+    Args:
+        root: What file names are relative to in the record.
+        files: In the order in which they are read.
+        reader: How they are read.
+        sizes: Their bytes.
+        digests: Their sha256.
+    """
+
+    root: Path
+    files: tuple[Path, ...]
+    reader: Reader
+    sizes: tuple[int, ...]
+    digests: tuple[str, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files."""
+        return sum(self.sizes)
+
+    @property
+    def sha256(self) -> str:
+        """Of the content: the file's own for one file, of the list of digests and names for several."""
+        if len(self.files) == 1:
+            return self.digests[0]
+        listing = "\n".join(f"{entry['sha256']} {entry['name']}" for entry in self.record)
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+    @property
+    def record(self) -> list[dict[str, object]]:
+        """Name, bytes and sha256 of each file."""
+        return [
+            {"name": path.relative_to(self.root).as_posix(), "bytes": size, "sha256": digest}
+            for path, size, digest in zip(self.files, self.sizes, self.digests, strict=True)
+        ]
+
+    def count(self) -> tuple[int, int, int]:
+        """Reads all files to the end; where that was done before, the cache knows.
+
+        Returns:
+            Characters of text, UTF-8 bytes of text, and special tokens.
+
+        Raises:
+            ValueError: if a file cannot be read.
+        """
+        path = cache_path("survey", FORMAT, self.reader, len(self.files), self.sha256, ending=".survey.json")
+        note = read_note(path) or {}
+        if not {"characters", "bytes", "special"} <= note.keys():
+            characters = num_bytes = special = 0
+            with tqdm(total=self.num_bytes, unit="B", unit_scale=True, desc="reading", delay=1, leave=False) as bar:
+                for file in self.files:
+                    start = 0
+                    for piece in self.reader.read(file):
+                        texts = [part for part in piece.parts if isinstance(part, str)]
+                        characters += sum(map(len, texts))
+                        num_bytes += sum(len(text.encode()) for text in texts)
+                        special += len(piece.parts) - len(texts)
+                        bar.update(piece.end - start)
+                        start = piece.end
+            note = {"characters": characters, "bytes": num_bytes, "special": special}
+            write_note(path, note)
+        return note["characters"], note["bytes"], note["special"]
+
+
+def survey(root: Path, files: Sequence[Path], reader: Reader) -> Survey:
+    """Takes the digests of files.
+
+    Args:
+        root: What file names are relative to in the record.
+        files: At least one.
+        reader: How they are to be read.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    status = [path.stat() for path in files]
+    total = sum(entry.st_size for entry in status)
+    digests = []
+    with tqdm(total=total, unit="B", unit_scale=True, desc="sha256", delay=1, leave=False) as bar:
+        for path, entry in zip(files, status, strict=True):
+            digests.append(_digest(path, entry.st_size, entry.st_mtime_ns, entry.st_ino))
+            bar.update(entry.st_size)
+    return Survey(root, tuple(files), reader, tuple(entry.st_size for entry in status), tuple(digests))
+
+
+@lru_cache(maxsize=1 << 14)
+def _digest(path: Path, size: int, modified_ns: int, inode: int) -> str:
+    """Once a process for a file that has not changed: a check and the building of what it allows are two readers."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,132 @@
+"""What the sources that read files share: finding them, looking at them before a run, and splitting their tokens."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from samout_train.data.batches import Source, TokenRows
+from samout_train.data.survey import Survey
+from samout_train.data.token_cache import TokenizedText, tokenize
+from samout_train.data.vocabulary import PAD_ID, Bytes, Characters
+from samout_train.data.vocabulary_choice import VocabularyChoice
+
+TRAIN_SHARE = 0.9
+
+
+def find_files(path: str, pattern: str) -> tuple[Path, list[Path]]:
+    """A file, or the files of a folder.
+
+    Args:
+        path: Of the file or folder.
+        pattern: Which files of a folder, such as `**/*.txt`; their order is that of their names.
+
+    Returns:
+        What names are relative to, and the files.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    root = Path(path).expanduser()
+    if path and root.is_file():
+        return root.parent, [root]
+    if not path or not root.is_dir():
+        raise ValueError(f"path={path}: is not there: give a file or a folder")
+    try:
+        files = sorted(file for file in root.glob(pattern) if file.is_file())
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(f"pattern={pattern}: is no pattern of files ({error}): give one such as **/*.txt") from error
+    if not files:
+        raise ValueError(f"path={path}: has no file that matches pattern={pattern}: set pattern to what is there")
+    return root, files
+
+
+def file_problems(settings: Mapping[str, Any], name: str, look: Callable[[], Survey]) -> list[str]:
+    """What speaks against training on files: seen by reading them once, before anything is built.
+
+    Args:
+        settings: The keys of the data YAML; the vocabulary, `seq_len` and `ignore_index` are looked at.
+        name: The key that the settings stand under, such as `data`.
+        look: Finds the files.
+    """
+    found, choice = [], None
+    try:
+        choice = vocabulary_of(settings)
+    except ValueError as error:
+        found.append(f"{name}.{error}")
+    if settings["ignore_index"] != PAD_ID:
+        ignored = settings["ignore_index"]
+        found.append(f"{name}.ignore_index={ignored}: must be {PAD_ID}, the padding id, or padding is learned")
+    try:
+        looked_at = look()
+    except (ValueError, OSError) as error:
+        return [*found, f"{name}.{error}" if isinstance(error, ValueError) else f"{name}.path: {error}"]
+    try:
+        characters, num_bytes, special = looked_at.count()
+    except (ValueError, OSError) as error:
+        return [*found, f"{name}.path: {error}"]
+    if num_bytes == 0:
+        files = looked_at.files
+        where = str(files[0]) if len(files) == 1 else f"{len(files)} files in {looked_at.root}"
+        return [*found, f"{name}.path: no text in {where}, {looked_at.num_bytes} bytes: give one that has some"]
+    if choice is not None and choice.given is None:
+        exact = {Characters.name: characters, Bytes.name: num_bytes}
+        num_tokens = exact.get(choice.name, num_bytes) + special
+        last, wanted = num_tokens - int(TRAIN_SHARE * num_tokens), settings["seq_len"] + 1
+        if last < wanted:
+            shorter = f"set it to {last - 1} or less, or give" if last > 1 else "give"
+            found.append(
+                f"{name}.seq_len={settings['seq_len']}: a row needs {wanted} tokens, and the last 10 % of the text's "
+                f"{num_tokens} are {last}: {shorter} a longer text"
+            )
+    return found
+
+
+def vocabulary_of(settings: Mapping[str, Any]) -> VocabularyChoice:
+    """The vocabulary that the keys of a data YAML choose.
+
+    Raises:
+        ValueError: if a vocabulary file is given that cannot be used.
+    """
+    names = ("vocabulary", "vocab_size", "vocabulary_path")
+    return VocabularyChoice.of(**{name: settings[name] for name in names})
+
+
+def stream_source(looked_at: Survey, choice: VocabularyChoice, *, seq_len: int, ignore_index: int, seed: int) -> Source:
+    """Files as one stream of tokens, split by position.
+
+    Args:
+        looked_at: The files.
+        choice: The vocabulary.
+        seq_len: Targets in a row.
+        ignore_index: Targets of this value are not counted.
+        seed: Decides where rows are cut in each epoch.
+
+    Raises:
+        ValueError: if a file cannot be read, or there is too little in them.
+    """
+    tokenized = tokenize(looked_at, choice)
+    num_train = int(TRAIN_SHARE * len(tokenized.tokens))
+    return Source(
+        vocab_size=len(tokenized.vocabulary),
+        pad_id=PAD_ID,
+        ignore_index=ignore_index,
+        train=TokenRows(tokenized.tokens[:num_train], seq_len=seq_len, seed=seed),
+        validation=TokenRows(tokenized.tokens[num_train:], seq_len=seq_len, seed=seed),
+        vocabulary=tokenized.vocabulary,
+        floor_nats=None,
+        description={
+            **counts_of(tokenized),
+            "train_tokens": num_train,
+            "sha256": looked_at.sha256,
+            "files": looked_at.record,
+        },
+    )
+
+
+def counts_of(tokenized: TokenizedText) -> dict[str, object]:
+    """What a person wants to know of tokens: how many, and how many stand for what the vocabulary has not."""
+    counts: dict[str, object] = {"tokens": len(tokenized.tokens), "vocabulary": len(tokenized.vocabulary)}
+    if tokenized.unknown:
+        share = tokenized.unknown / len(tokenized.tokens)
+        counts["not in the vocabulary, so padding"] = f"{tokenized.unknown} ({share:.2%})"
+    return counts

@@ -1,0 +1,73 @@
+"""Which vocabulary a text gets: learned from it, or given in a file."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from samout_train.data.bpe import BytePairs
+from samout_train.data.published_vocabulary import read_published_vocabulary
+from samout_train.data.vocabulary import Bytes, Characters, Vocabulary
+
+VocabularyName = Literal["characters", "bytes", "bpe"]
+
+
+@dataclass(frozen=True)
+class VocabularyChoice:
+    """What YAML says about the vocabulary.
+
+    Args:
+        name: `characters` (those that occur), `bytes` or `bpe`.
+        vocab_size: Ids of `bpe`; the others have as many as they need.
+        given: A vocabulary that is used as it is; None to learn one.
+    """
+
+    name: VocabularyName
+    vocab_size: int
+    given: Vocabulary | None
+
+    @classmethod
+    def of(cls, *, vocabulary: VocabularyName, vocab_size: int, vocabulary_path: str | None) -> "VocabularyChoice":
+        """From the keys of a data YAML.
+
+        Raises:
+            ValueError: if a file is given that cannot be used, or for another vocabulary than characters.
+        """
+        if vocabulary_path is not None and vocabulary != Characters.name:
+            raise ValueError(f"vocabulary={vocabulary}: vocabulary_path is one of characters: leave one of them out")
+        given = read_published_vocabulary(vocabulary_path) if vocabulary_path is not None else None
+        return cls(vocabulary, vocab_size, given)
+
+    def key(self) -> str:
+        """What tells the tokens of one choice from those of another."""
+        if self.given is not None:
+            return hashlib.sha256(json.dumps(self.given.state_dict(), sort_keys=True).encode()).hexdigest()
+        return f"{self.name} {self.vocab_size}" if self.name == BytePairs.name else self.name
+
+    def learn(self, texts: Callable[[], Iterable[str]]) -> Vocabulary:
+        """The vocabulary for a text.
+
+        Args:
+            texts: Called where the text has to be read; gives it in pieces.
+        """
+        if self.given is not None:
+            return self.given
+        if self.name == BytePairs.name:
+            return BytePairs.of_text(texts(), self.vocab_size)
+        return Bytes() if self.name == Bytes.name else Characters.of_text(texts())
+
+
+def vocabulary_from(state: Mapping[str, Any]) -> Vocabulary:
+    """Builds the vocabulary that a `state_dict` describes.
+
+    Raises:
+        ValueError: if no vocabulary has that name.
+    """
+    if state.get("name") == Characters.name:
+        return Characters(state["tokens"], state["spellings"])
+    if state.get("name") == BytePairs.name:
+        return BytePairs(state["tokenizer"])
+    if state.get("name") == Bytes.name:
+        return Bytes()
+    raise ValueError(f"vocabulary name ({state.get('name')!r}) must be characters, bytes or bpe")

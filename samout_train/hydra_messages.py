@@ -1,0 +1,93 @@
+"""What Hydra, OmegaConf and PyYAML say, in the words of a person who has to mend it."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from samout_train.signatures import nearest
+
+LONGEST_LINE = 300
+
+
+def in_few_words(error: Exception, folders: Sequence[Path]) -> str:
+    """One line for what went wrong while YAML and overrides were composed.
+
+    Args:
+        error: What was raised.
+        folders: Where YAML is looked for.
+    """
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f"{_short(mark.name)} line {mark.line + 1}, column {mark.column + 1}: {_yaml_problem(error)}"
+    if isinstance(error, UnicodeDecodeError):
+        return _not_utf8(folders) or str(error)
+    if getattr(error, "missing_cfg_file", None):
+        return _missing_file(error, folders)
+    text = str(error)
+    if deleted := re.search(r"Could not delete from config\. '(.+?)' does not exist", text):
+        return f"~{deleted[1]}: there is no such key to take out"
+    if repeated := re.search(r"Multiple values for (\S+)\. To override a value use 'override (\S+): (\S+)'", text):
+        return f"+{repeated[1]}={repeated[3]}: {repeated[1]} is chosen already: write {repeated[1]}={repeated[3]}"
+    if key := re.search(r"Interpolation key '(.+?)' not found", text):
+        return f"{_full_key(error)}${{{key[1]}}} names a key that is not there"
+    if environment := re.search(r"Environment variable '(.+?)' not found", text):
+        return f"{_full_key(error)}the environment variable {environment[1]} is not set"
+    if resolver := re.search(r"Unsupported interpolation type (\S+)", text):
+        return f"{_full_key(error)}${{{resolver[1]}:...}} is no interpolation that there is"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "https://hydra.cc" not in line]
+    return (_full_key(error) + "; ".join(lines))[:LONGEST_LINE] or type(error).__name__
+
+
+def missing_option(group: str, option: str, options: Sequence[str]) -> str:
+    """That a group has no such option."""
+    return f"{group}={option}: no such option; {nearest(option, sorted(options), prefix=f'{group}=')}"
+
+
+def options_of(group: str, folders: Sequence[Path]) -> list[str]:
+    """The options of a group, such as `v1` and `v8` of `model`."""
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+
+
+def _missing_file(error: Any, folders: Sequence[Path]) -> str:
+    """A YAML that another one, or the command line, names."""
+    missing = str(error.missing_cfg_file).removesuffix(".yaml")
+    group, _, option = missing.rpartition("/")
+    named_in = re.match(r"In '(.+?)':", str(error))
+    options = options_of(group, folders)
+    if not group:
+        return f"--config-name {option}: there is no {option}.yaml; {nearest(option, options_of('', folders))}"
+    if named_in is None or named_in[1] in ("config", "hydra/config"):
+        return missing_option(group, option, options or list(error.options or ()))
+    where = next((path for folder in folders if (path := folder / f"{named_in[1]}.yaml").is_file()), named_in[1])
+    return f"{_short(where)}: its defaults name {missing}, which is not there; {nearest(option, options)}"
+
+
+def _yaml_problem(error: Any) -> str:
+    words = str(error.problem)
+    if "\\t" in words:
+        words = "a tab, where YAML takes spaces only"
+    context = f" {error.context}" if error.context and "mapping" not in error.context else ""
+    return words + context
+
+
+def _not_utf8(folders: Sequence[Path]) -> str | None:
+    for path in (path for folder in folders for path in sorted(folder.rglob("*.yaml"))):
+        content = path.read_bytes()
+        try:
+            content.decode()
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            return f"{_short(path)} line {line}: is no UTF-8 at byte {error.start} (0x{content[error.start]:02x})"
+    return None
+
+
+def _full_key(error: Any) -> str:
+    key = getattr(error, "full_key", None)
+    return f"{key}: " if key else ""
+
+
+def _short(path: str | Path) -> str:
+    """Relative to the working directory where it lies below it."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

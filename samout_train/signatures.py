@@ -1,0 +1,156 @@
+"""A call in the configuration against the signature of what it calls: names, types and ranges."""
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from samout_train.ranges import range_of
+
+MISSING = "???"
+LONGEST_LIST = 12
+LONGEST_VALUE = 200
+
+
+def mistakes_in_call(
+    path: str,
+    target: Callable[..., Any],
+    given: Mapping[str, Any],
+    *,
+    late: Collection[str] = (),
+    also_known: Collection[str] = (),
+) -> list[str]:
+    """What is wrong with the arguments that a configuration gives to a class or function, one text each.
+
+    Args:
+        path: The key of the node, such as `model`; empty at the top.
+        target: What is called.
+        given: Its arguments.
+        late: Arguments that the run gives and not the configuration.
+        also_known: Keys of the node that are for somebody else.
+    """
+    try:
+        parameters = dict(inspect.signature(target).parameters)
+    except (TypeError, ValueError) as error:
+        return [f"{path}._target_: cannot be called with settings ({error})"]
+    hints = _hints(target)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    known = [name for name in named if name not in late] + sorted(set(also_known) - set(named))
+    found = []
+    for name, value in given.items():
+        key = f"{path}.{name}" if path else str(name)
+        if name in late:
+            found.append(f"{key}={shown(value)}: is not set in the configuration, the run gives it: leave it out")
+        elif name not in known:
+            if not takes_any:
+                found.append(
+                    f"{key}={shown(value)}: no such key; {nearest(str(name), known, prefix=f'{path}.' if path else '')}"
+                )
+        elif value == MISSING:
+            found.append(f"{key}: is missing: set {key}=...")
+        elif name not in also_known and (wanted := _mismatch(value, hints.get(name, Any))):
+            found.append(f"{key}={shown(value)}: must be {wanted}")
+    for name, parameter in named.items():
+        if name not in late and parameter.default is parameter.empty and name not in given:
+            key = f"{path}.{name}" if path else name
+            found.append(f"{key}: is missing: set {key}=...")
+    if not takes_any:
+        found += [
+            f"{path}._target_: must take the argument {name}, which the run gives: add it to {target.__qualname__}"
+            for name in sorted(set(late) - set(named))
+        ]
+    return found
+
+
+def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
+    """`did you mean ...?`, or a list of what there is.
+
+    Args:
+        name: What was given.
+        known: What there is.
+        prefix: What stands before each of these when it is typed.
+    """
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {prefix}{close[0]}?"
+    first = list(known)[:LONGEST_LIST]
+    rest = f" and {len(known) - len(first)} more" if len(known) > len(first) else ""
+    return f"there are {', '.join(first)}{rest}" if first else "there are none"
+
+
+def shown(value: Any) -> str:
+    """A value as a person would type it, not at any length."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        return typing.get_type_hints(inspect.unwrap(function), include_extras=True)
+    except (NameError, TypeError):  # names that exist for a type checker only
+        return {}
+
+
+def _mismatch(value: Any, annotation: Any) -> str | None:
+    """What is wanted where the value does not fit; None where it does."""
+    options = _options(annotation)
+    if any(_fits(value, option) for option in options):
+        allowed = range_of(annotation)
+        if allowed and isinstance(value, int | float) and not isinstance(value, bool) and value not in allowed:
+            return str(allowed)
+        return None
+    allowed = range_of(annotation)
+    words = [_described(option) for option in options]
+    return " or ".join(dict.fromkeys(words)) + (f", {allowed}" if allowed else "")
+
+
+def _options(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) is Annotated:
+        return _options(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        return [option for part in typing.get_args(annotation) for option in _options(part)]
+    return [annotation]
+
+
+def _fits(value: Any, option: Any) -> bool:
+    origin = typing.get_origin(option) or option
+    if origin is Literal:
+        return value in typing.get_args(option)
+    if option is type(None):
+        return value is None
+    if option is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if option in (str, Path):
+        return isinstance(value, str)
+    if origin in (list, tuple):
+        inner = [part for part in typing.get_args(option) if part is not Ellipsis]
+        fixed = origin is tuple and Ellipsis not in typing.get_args(option)
+        return (
+            isinstance(value, list)
+            and (not fixed or len(value) == len(inner))
+            and all(not inner or _fits(item, inner[0]) for item in value)
+        )
+    if origin in (bool, dict):
+        return isinstance(value, origin)
+    return (
+        isinstance(value, dict)
+        if isinstance(value, dict | str | int | float | list | None) and option is not Any
+        else True
+    )
+
+
+def _described(option: Any) -> str:
+    origin = typing.get_origin(option) or option
+    if origin is Literal:
+        return ", ".join(str(choice) for choice in typing.get_args(option))
+    if origin in (list, tuple):
+        return f"a list such as [{', '.join(_described(part) for part in typing.get_args(option))}]"
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(origin, "a node with _target_")

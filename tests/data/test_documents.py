@@ -1,0 +1,120 @@
+"""Files in pieces: each piece by itself, from any piece on, in the same places."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samout_train.data.bpe import BytePairs
+from samout_train.data.documents import JsonlReader, Reader, Special, TextReader
+
+ROLES = {"user": "<|user|>", "assistant": "<|agent|>", "system": "<|history|>"}
+
+
+def joined(reader: Reader, path: Path, start: int = 0) -> str:
+    parts = [part for piece in reader.read(path, start) for part in piece.parts]
+    return "".join(part.token if isinstance(part, Special) else part for part in parts)
+
+
+def jsonl(path: Path, *documents: Any) -> Path:
+    path.write_text("".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("chunk_bytes", [5, 7, 64, 1000])
+def test_text_read_from_the_end_of_any_piece_goes_on_with_the_same_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr("samout_train.data.documents.CHUNK_BYTES", chunk_bytes)
+    path = tmp_path / "text.txt"
+    content = "äöü€ 𝄞abc\n\n  and so on; the end ofaverylongwordindeedthatfillsapiece \n" * 9
+    path.write_text(content, "utf-8")
+    pieces = list(TextReader(sos=True).read(path))
+    assert joined(TextReader(sos=True), path) == "<|sos|>" + content and pieces[-1].end == len(content.encode())
+    for number, piece in enumerate(pieces):
+        assert list(TextReader(sos=True).read(path, piece.end)) == pieces[number + 1 :]
+
+
+def test_pieces_of_a_text_are_tokenized_as_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samout_train.data.documents.CHUNK_BYTES", 50)
+    path = tmp_path / "text.txt"
+    content = "The sands of time; the hand of\n\n\tthe   band. It's 'til ten. " * 20
+    path.write_text(content, "utf-8")
+    vocabulary = BytePairs.of_text([content], 300)
+    ids = [vocabulary.encode(str(part)).tolist() for piece in TextReader(sos=False).read(path) for part in piece.parts]
+    assert len(ids) > 10 and [index for part in ids for index in part] == vocabulary.encode(content).tolist()
+
+
+def test_an_empty_text_has_no_piece(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    assert list(TextReader(sos=True).read(tmp_path / "empty.txt")) == []
+
+
+def test_documents_stand_behind_sos_and_roles_become_their_tokens(tmp_path: Path) -> None:
+    talk = [("system", "be kind"), ("user", "hi <|pad|>"), ("assistant", "hello\nyou")]
+    conversation = {"conversations": [{"role": role, "content": content} for role, content in talk]}
+    path = jsonl(tmp_path / "a.jsonl", {"text": "née"}, {"text": ""}, conversation, {"text": "x", "id": 7})
+    path.write_text(path.read_text("utf-8").replace("\n", "\n\n"), "utf-8")  # blank lines are passed over
+    assert joined(JsonlReader.of(ROLES), path) == (
+        "<|sos|>née<|sos|><|history|>be kind<|user|>hi <|pad|><|agent|>hello\nyou<|sos|>x"
+    )
+
+
+def test_documents_read_from_the_end_of_any_piece_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samout_train.data.documents.CHUNK_BYTES", 40)
+    path = jsonl(tmp_path / "a.jsonl", *({"text": f"document {number} äö"} for number in range(20)))
+    pieces = list(JsonlReader.of(ROLES).read(path))
+    assert len(pieces) > 5
+    for number, piece in enumerate(pieces):
+        assert list(JsonlReader.of(ROLES).read(path, piece.end)) == pieces[number + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("not json", "line 3: is no JSON"),
+        ("[1, 2]", 'line 3: has neither "text" with a text nor "conversations" with a list; it has: list'),
+        ('{"txt": "a", "id": 3}', "it has: txt, id"),
+        ("{}", "it has: nothing"),
+        ('{"text": 5}', "it has: text"),
+        ('{"conversations": [{"role": "user"}]}', 'must be {"role": a text, "content": a text}'),
+        ('{"conversations": ["hi"]}', 'must be {"role": a text, "content": a text}'),
+        (
+            '{"conversations": [{"role": "usr", "content": "a"}]}',
+            "role 'usr' has no token (assistant, system, user have",
+        ),
+        (r'{"text": "\ud800"}', "half a surrogate pair"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
+) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"text": "one"}, {"text": "two"})
+    path.write_text(path.read_text("utf-8") + line + "\n", "utf-8")
+    for chunk_bytes in (4, 1000):
+        monkeypatch.setattr("samout_train.data.documents.CHUNK_BYTES", chunk_bytes)
+        with pytest.raises(ValueError, match=r"a.jsonl line 3: ") as caught:
+            list(JsonlReader.of(ROLES).read(path))
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("chunk_bytes", [3, 1000])
+@pytest.mark.parametrize(
+    ("content", "offset"), [(b"abc" * 20 + b"\xff" + b"abc" * 20, 60), ("ä".encode() * 40 + b"\xc3", 80)]
+)
+def test_the_first_byte_that_is_no_utf_8_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, offset: int, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr("samout_train.data.documents.CHUNK_BYTES", chunk_bytes)
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content)
+    for reader in (TextReader(sos=False), JsonlReader.of(ROLES)):
+        with pytest.raises(ValueError, match=f"bad.txt is no UTF-8 at byte {offset} "):
+            list(reader.read(path))
+
+
+@pytest.mark.parametrize("token", ["<|sos|>", "<|pad|>", "user"])
+def test_a_role_needs_a_token_for_roles(token: str) -> None:
+    with pytest.raises(ValueError, match=r"roles.boss=.*must be <\|user\|> or <\|agent\|> or <\|history\|>"):
+        JsonlReader.of({"boss": token})

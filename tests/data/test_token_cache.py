@@ -1,0 +1,171 @@
+"""Tokenizing that is interrupted, damaged, waited for: the ids are those of a tokenizing that was left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from samout_train.data import token_cache
+from samout_train.data.cache import cache_directory, cache_path
+from samout_train.data.documents import TextReader
+from samout_train.data.survey import Survey, survey
+from samout_train.data.token_cache import tokenize
+from samout_train.data.vocabulary import Bytes, Characters
+from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
+from samout_train.stopping import StopRequestedError
+
+NAMES: list[VocabularyName] = ["characters", "bytes", "bpe"]
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("samout_train.data.documents.CHUNK_BYTES", 40)
+
+
+def files(folder: Path) -> Survey:
+    """Three files of several pieces each, and an empty one first."""
+    made = [folder / name for name in ("0.txt", "a.txt", "b.txt", "c.txt")]
+    made[0].touch()
+    for number, path in enumerate(made[1:]):
+        path.write_text(f"file {number}, the names of things; " * (5 + number), "utf-8")
+    return survey(folder, made, TextReader(sos=True))
+
+
+def choice(name: VocabularyName) -> VocabularyChoice:
+    return VocabularyChoice(name, 280, None)
+
+
+class InterruptedReader(TextReader):
+    """After some pieces, a signal comes."""
+
+    pieces_left = 0
+
+    def read(self, path: Path, start: int = 0) -> Any:
+        for piece in super().read(path, start):
+            if type(self).pieces_left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.05)  # a vocabulary may be learned in another thread than the one that takes signals
+            type(self).pieces_left -= 1
+            yield piece
+
+    def __repr__(self) -> str:
+        return repr(TextReader(sos=self.sos))
+
+
+class CountingReader(TextReader):
+    """Counts what is read."""
+
+    read_pieces = 0
+
+    def read(self, path: Path, start: int = 0) -> Any:
+        for piece in super().read(path, start):
+            type(self).read_pieces += 1
+            yield piece
+
+    def __repr__(self) -> str:
+        return repr(TextReader(sos=self.sos))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interrupted_tokenizing_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: VocabularyName
+) -> None:
+    looked_at = files(tmp_path)
+    wanted = tokenize(looked_at, choice(name))
+    num_pieces = sum(1 for path in looked_at.files for _ in looked_at.reader.read(path))
+    assert num_pieces > 10
+    interrupted = survey(tmp_path, looked_at.files, InterruptedReader(sos=True))
+    learning = 0 if name == "bytes" else num_pieces
+    for stop_after in range(0, num_pieces, 3):
+        monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(tmp_path / f"cache {stop_after}"))
+        InterruptedReader.pieces_left = learning + stop_after
+        with pytest.raises(StopRequestedError):
+            tokenize(interrupted, choice(name))
+        assert not list(cache_directory().glob("*.bin"))
+        CountingReader.read_pieces = 0
+        got = tokenize(survey(tmp_path, looked_at.files, CountingReader(sos=True)), choice(name))
+        assert np.array_equal(got.tokens, wanted.tokens)
+        assert CountingReader.read_pieces == num_pieces - stop_after - 1  # nothing is learned or tokenized twice
+        assert {path.suffix for path in cache_directory().iterdir()} == {".bin", ".json", ".lock"}
+
+
+def test_a_stop_while_the_vocabulary_is_learned_leaves_nothing(tmp_path: Path) -> None:
+    interrupted = survey(tmp_path, files(tmp_path).files, InterruptedReader(sos=True))
+    for name in ("characters", "bpe"):
+        InterruptedReader.pieces_left = 2
+        with pytest.raises(StopRequestedError):
+            tokenize(interrupted, choice(name))
+    assert {path.suffix for path in cache_directory().iterdir()} == {".lock"}
+
+
+def test_damaged_entries_are_made_anew(tmp_path: Path) -> None:
+    looked_at = files(tmp_path)
+    wanted = np.array(tokenize(looked_at, choice("bytes")).tokens)
+    (ids,), (note,) = (list(cache_directory().glob(pattern)) for pattern in ("*.bin", "*.json"))
+    for damage in (
+        lambda: ids.write_bytes(b"x"),
+        lambda: note.write_text("{"),
+        lambda: note.write_text("[]"),
+        ids.unlink,
+    ):
+        damage()
+        assert np.array_equal(tokenize(looked_at, choice("bytes")).tokens, wanted)
+    part, journal = ids.with_suffix(".part"), ids.with_suffix(".part.json")
+    for content in ("{", '{"vocabulary": {"name": "bytes"}, "num_tokens": 50}', '{"vocabulary": {"name": "none"}}'):
+        ids.unlink()
+        part.write_bytes(b"half")
+        journal.write_text(content)
+        assert np.array_equal(tokenize(looked_at, choice("bytes")).tokens, wanted)
+
+
+def test_a_given_vocabulary_is_used_as_it_is_and_what_it_has_not_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("abcab", "utf-8")
+    given = VocabularyChoice("characters", 280, Characters.of_text(["ab"]))
+    tokenized = tokenize(survey(tmp_path, [path], TextReader(sos=False)), given)
+    assert tokenized.tokens.tolist() == [5, 6, 3, 5, 6] and tokenized.unknown == 1
+
+
+def test_more_than_65536_ids_take_four_bytes_each(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    many = Characters.of_text(map(chr, range(32, 70000)))
+    path.write_text("ab" + chr(69999), "utf-8")
+    tokenized = tokenize(survey(tmp_path, [path], TextReader(sos=False)), VocabularyChoice("characters", 280, many))
+    assert tokenized.tokens.dtype == np.uint32 and tokenized.tokens.tolist() == many.encode("ab" + chr(69999)).tolist()
+
+
+def test_of_two_processes_one_tokenizes_and_the_other_waits(tmp_path: Path) -> None:
+    looked_at = files(tmp_path)
+    parts = ("tokens", token_cache.FORMAT, looked_at.reader, "bytes", len(looked_at.files), looked_at.sha256)
+    lock = FileLock(cache_path(*parts, ending=".lock"))
+    code = (
+        "import sys; from pathlib import Path; from samout_train.data.text_files import find_files\n"
+        "from samout_train.data.documents import TextReader; from samout_train.data.survey import survey\n"
+        "from samout_train.data.token_cache import tokenize\n"
+        "from samout_train.data.vocabulary_choice import VocabularyChoice\n"
+        "root, files = find_files(sys.argv[1], '*.txt')\n"
+        "print(len(tokenize(survey(root, files, TextReader(sos=True)), VocabularyChoice('bytes', 280, None)).tokens))"
+    )
+    with lock:
+        waiting = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        time.sleep(0.1)
+        assert not list(cache_directory().glob("*.bin"))
+    out, _ = waiting.communicate(timeout=60)
+    assert waiting.returncode == 0
+    text = "".join(path.read_text("utf-8") for path in looked_at.files)
+    assert int(out) == len(Bytes().encode(text)) + 3
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ValueError, match="set SAMOUT_TRAIN_CACHE to another folder"):
+        tokenize(files(tmp_path), choice("bytes"))

@@ -1,0 +1,248 @@
+"""What a person can type wrong: each is answered in a few lines that say what, where and what to do; exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from samout_train.commands.train import main
+
+FILES = {
+    "good.txt": "long enough to learn from " * 50,
+    "empty.txt": "",
+    "short.txt": "short text",
+    "bad.txt": b"abc" * 500 + b"\xff" + b"abc" * 500,
+    "notes.jsonl": '{"text": "one"}\n{"txt": "two"}\n',
+    "talk.jsonl": json.dumps({"conversations": [{"role": "boss", "content": "do it"}]}) + "\n",
+    "voc.pkl": b"\x80\x04cos\nsystem\n(S'touch owned'\ntR.",
+    "mine/model/broken.yaml": "_target_: samout_train.models.samout.SamOut\n_partial_: true\n  hidden_size: 3\n",
+    "mine/model/twice.yaml": "defaults:\n  - v8\nhidden_size: 12\nnum_layers: 1\nhidden_size: 24\n",
+    "mine/model/tab.yaml": "_target_: samout_train.models.samout.SamOut\n\thidden_size: 3\n",
+    "mine/model/names_v9.yaml": "defaults:\n  - v9\n",
+    "mine/model/interpolates.yaml": "defaults:\n  - v8\nhidden_size: ${model.width}\n",
+    "mine/model/latin.yaml": b"# caf\xe9\ndefaults:\n  - v8\n",
+    "mine/model/raises.yaml": "_target_: raises.Model\n_partial_: true\n",
+    "mine/model/no_vocabulary.yaml": "_target_: forgets.Model\n_partial_: true\nwidth: 3\n",
+    "raises.py": "1 / 0\n",
+    "forgets.py": "class Model:\n    def __init__(self, *, width: int, pad_id: int | None) -> None: ...\n",
+}
+TEXT = ["data=text", "data.path=good.txt", "data.seq_len=8"]
+MINE = ["--config-dir", "mine"]
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "unknown key": (["model.hiden_size=3"], ["model.hiden_size=3: no such key; did you mean model.hidden_size?"]),
+    "unknown key with a plus": (["+model.hiden_size=3"], ["model.hiden_size=3: no such key", "model.hidden_size?"]),
+    "unknown key with two": (["++trainer.max_step=3"], ["trainer.max_step=3: no such key", "trainer.max_steps?"]),
+    "unknown key at the top": (["sed=1"], ["sed=1: no such key; did you mean seed?"]),
+    "unknown group": (["modle=v1"], ["modle=v1: no such key; did you mean model?"]),
+    "unknown option": (["optimizer=adamm"], ["optimizer=adamm: no such option; did you mean optimizer=adam?"]),
+    "option in capitals": (["schedule=COSINE"], ["did you mean schedule=cosine?"]),
+    "option far from any": (["model=zzz"], ["model=zzz: no such option; there are v1, v8"]),
+    "no option": (["model=null"], ["model=null: choose an option of model: v1, v8"]),
+    "group that is chosen already": (["+data=text"], ["+data=text: data is chosen already: write data=text"]),
+    "key to delete": (["~modle"], ["~modle: there is no such key to take out"]),
+    "key deleted": (["~optimizer.lr"], ["optimizer.lr: is missing: set optimizer.lr=..."]),
+    "text for a number": (["model.hidden_size=big"], ["model.hidden_size=big: must be a whole number, above 0"]),
+    "fraction for a whole number": (["data.batch_size=1.5"], ["data.batch_size=1.5: must be a whole number"]),
+    "truth for a number": (["seed=true"], ["seed=true: must be a whole number, at least 0"]),
+    "number for truth": (["checkpoint.keep_best=2"], ["checkpoint.keep_best=2: must be true or false"]),
+    "null for a number": (["optimizer.lr=null"], ["optimizer.lr=null: must be a number, above 0"]),
+    "list too short": (
+        ["optimizer.betas=[0.9]"],
+        ["optimizer.betas=[0.9]: must be a list such as [a number, a number]"],
+    ),
+    "value for a part": (["model.mixer=3"], ["model.mixer=3: must be a node with _target_"]),
+    "out of range": (["model.dropout=1.5"], ["model.dropout=1.5: must be from 0 to below 1"]),
+    "negative rate": (["optimizer.lr=-1e-3"], ["optimizer.lr=-0.001: must be above 0"]),
+    "not a choice": (["model.init=large"], ["model.init=large: must be published, small"]),
+    "no value": (["trainer.max_steps"], ["trainer.max_steps: has no value: write trainer.max_steps=..."]),
+    "empty value": (["data.seq_len="], ["data.seq_len=: must be a whole number, above 0"]),
+    "unclosed bracket": (["optimizer.betas=[0.9,"], ["optimizer.betas=[0.9,: cannot be read: put a value"]),
+    "several values": (["model=v1,v8"], ["model=v1,v8: several values need -m, which makes a sweep"]),
+    "sweep with an unknown option": (["-m", "model=v1,v9"], ["model=v9: no such option; there are v1, v8"]),
+    "sweep with a wrong value": (["-m", "optimizer.lr=1e-3,-1"], ["optimizer.lr=-1: must be above 0"]),
+    "sweep with run_dir": (["-m", "seed=1,2", "run_dir=here"], ["run_dir is not for sweeps", "hydra.sweep.dir"]),
+    "unknown flag": (["--multi-run"], ["--multi-run: no such option; did you mean --multirun?"]),
+    "flag of Hydra that would replace conf": (["--config-path", "mine"], ["--config-dir"]),
+    "folder of YAML that is not there": (["--config-dir", "absent"], ["--config-dir absent: is not there"]),
+    "root YAML that is not there": (
+        ["--config-name", "confg"],
+        ["--config-name confg: there is no confg.yaml", "config?"],
+    ),
+    "missing path": (["data=text"], ["data.path: is missing: set data.path=..."]),
+    "path that is not there": (["data=text", "data.path=no.txt"], ["data.path=no.txt: is not there: give a file"]),
+    "folder without such files": (
+        ["data=text", "data.path=mine"],
+        ["data.path=mine: has no file that matches pattern"],
+    ),
+    "empty file": (["data=text", "data.path=empty.txt"], ["data.path: no text in empty.txt, 0 bytes"]),
+    "text shorter than a block": (
+        ["data=text", "data.path=short.txt"],
+        ["data.seq_len=256: a row needs 257 tokens, and the last 10 % of the text's 10 are 1: give a longer text"],
+    ),
+    "block longer than the text": ([*TEXT, "data.seq_len=500"], ["data.seq_len=500", "set it to 129 or less"]),
+    "bad UTF-8": (["data=text", "data.path=bad.txt"], ["data.path: bad.txt is no UTF-8 at byte 1500 (0xff)", "iconv"]),
+    "a line that is no document": (
+        ["data=jsonl", "data.path=notes.jsonl"],
+        ["data.path: notes.jsonl line 2: has neither", "it has: txt"],
+    ),
+    "a role without a token": (
+        ["data=jsonl", "data.path=talk.jsonl"],
+        ["talk.jsonl line 1: role 'boss' has no token", "+data.roles.boss="],
+    ),
+    "a token that is none for roles": (
+        ["data=jsonl", "data.path=talk.jsonl", "+data.roles.boss=chef"],
+        ["data.roles.boss=chef: must be <|user|> or <|agent|> or <|history|>"],
+    ),
+    "a pickle with code": (
+        [*TEXT, "data.vocabulary_path=voc.pkl"],
+        ["voc.pkl: cannot be used: ", "asks for os.system"],
+    ),
+    "a vocabulary that is not there": (
+        [*TEXT, "data.vocabulary_path=no.pkl"],
+        ["no.pkl: cannot be used: No such file"],
+    ),
+    "two vocabularies": (
+        [*TEXT, "data.vocabulary_path=voc.pkl", "data.vocabulary=bytes"],
+        ["data.vocabulary=bytes: vocabulary_path is one of characters"],
+    ),
+    "vocabulary too small": (
+        [*TEXT, "data.vocabulary=bpe", "data.vocab_size=9"],
+        ["data.vocab_size=9: must be at least 261"],
+    ),
+    "another file as Shakespeare": (
+        ["data=shakespeare", "data.path=good.txt"],
+        ["is not tiny Shakespeare", "use data=text"],
+    ),
+    "heads that do not divide": (["model.num_heads=5"], ["model.hidden_size (384)", "(5): try 380 or 385"]),
+    "micro-steps that do not divide": (["trainer.accumulate=3"], ["data.batch_size (100)", "(3): try 99 or 102"]),
+    "id beyond the vocabulary": (
+        ["data.vocab_size=3"],
+        ["data.pad_id=3: must be an id, from 0 to 2: set data.vocab_size to 4 or more"],
+    ),
+    "padding that is learned": (["data.ignore_index=-100"], ["data.ignore_index=-100: must be data.pad_id (3)"]),
+    "padding that is learned, in text": ([*TEXT, "data.ignore_index=0"], ["data.ignore_index=0: must be 3"]),
+    "cosine without a number of steps": (
+        ["schedule=cosine", "trainer.max_seconds=9"],
+        ["set trainer.max_steps too, or schedule=constant or schedule=wsd"],
+    ),
+    "a device that is not there": (["device=cuda:99"], ["device (cuda:99) is not there", "device=auto or device=cpu"]),
+    "no device": (["device=gpu"], ["device (gpu) must be auto, cpu, cuda or cuda:N"]),
+    "fp16 on the CPU": (["device=cpu", "precision=fp16"], ["precision (fp16) needs a CUDA device", "bf16 or fp32"]),
+    "a precision that is none": (["precision=fp8"], ["precision=fp8: must be auto, fp32, bf16, fp16"]),
+    "a run to continue that is not there": (["resume=absent"], ["resume=absent: is not there"]),
+    "a run directory that is a file": (["run_dir=good.txt"], ["run_dir=good.txt: is a file"]),
+    "a run directory below a file": (["run_dir=good.txt/run"], ["run_dir=good.txt/run: cannot be made"]),
+    "no run directory": (["run_dir="], ["run_dir=: is empty"]),
+    "Hydra's own run directory": (["hydra.run.dir=here"], ["set run_dir=... instead"]),
+    "Hydra's own unknown key": (["hydra.foo=1"], ["hydra.foo"]),
+    "a plugin that is not there": (
+        ["hydra/launcher=joblib"],
+        ["hydra/launcher=joblib: no such option; there are basic"],
+    ),
+    "broken YAML": (
+        [*MINE, "model=broken"],
+        ["mine/model/broken.yaml line 3, column 14: mapping values are not allowed"],
+    ),
+    "duplicate key": (
+        [*MINE, "model=twice"],
+        ["mine/model/twice.yaml line 5, column 1: found duplicate key hidden_size"],
+    ),
+    "tab in YAML": (
+        [*MINE, "model=tab"],
+        ["mine/model/tab.yaml line 2, column 1: a tab, where YAML takes spaces only"],
+    ),
+    "defaults that are not there": (
+        [*MINE, "model=names_v9"],
+        ["mine/model/names_v9.yaml: its defaults name model/v9, which is not there"],
+    ),
+    "interpolation to nothing": ([*MINE, "model=interpolates"], ["${model.width} names a key that is not there"]),
+    "YAML that is no UTF-8": ([*MINE, "model=latin"], ["mine/model/latin.yaml line 1: is no UTF-8 at byte 5 (0xe9)"]),
+    "environment variable": (["seed=${oc.env:NO_SUCH}"], ["the environment variable NO_SUCH is not set"]),
+    "Python that is not there": (["model._target_=absent.Model"], ["model._target_=absent.Model: cannot be imported"]),
+    "Python that raises": (
+        [*MINE, "model=raises"],
+        ["model._target_=raises.Model: cannot be imported", "ZeroDivision"],
+    ),
+    "Python that does not take what the run gives": (
+        [*MINE, "model=no_vocabulary"],
+        ["model._target_: must take the argument vocab_size, which the run gives: add it to Model"],
+    ),
+    "what is no class": (["optimizer._target_=samout_train.optim.adam.__doc__"], ["is no class or function"]),
+    "what the run gives": (["+model.vocab_size=9"], ["model.vocab_size=9: is not set in the configuration"]),
+    "a part that is not partial": (["model._partial_=false"], ["model._partial_: must be true"]),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the files of the mistakes."""
+    for name, content in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_answered(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, wanted = MISTAKES[name]
+    before = sorted(folder.rglob("*"))
+    assert main(words) == 2
+    out, error = capsys.readouterr()
+    assert not out and "Traceback" not in error
+    assert 1 <= len(error.splitlines()) <= 8 and max(map(len, error.splitlines())) <= 400, error
+    for text in wanted:
+        assert text in error, error
+    after = [path for path in sorted(folder.rglob("*")) if path.suffix != ".pyc" and path.name != "__pycache__"]
+    assert after == before, "a refused request leaves nothing behind"
+
+
+def test_there_are_thirty_and_more() -> None:
+    assert len(MISTAKES) >= 30
+
+
+def test_all_mistakes_come_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        *("optimizer=adamm", "optimizer.lr=1", "data=text", "data.path=bad.txt", "model.num_heads=5", "seed=x"),
+        *("trainer.max_steps", "schedul=wsd", "model.hidden_size=384", "trainer.accumulate=0", "device=tpu"),
+    ]
+    assert main(words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    starts = ["optimizer=adamm:", "trainer.max_steps:", "schedul=wsd:", "seed=x:", "data.path: bad.txt is no UTF-8"]
+    starts += ["model.hidden_size (384)", "trainer.accumulate=0:"]
+    for start in starts:
+        assert any(line.startswith(start) for line in lines), (start, lines)
+    assert len(lines) == len(starts)
+
+
+def test_bf16_on_hardware_without_it_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class NoDevice:
+        def __init__(self, device: torch.device) -> None: ...
+        def __enter__(self) -> None: ...
+        def __exit__(self, *exception: object) -> None: ...
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", NoDevice)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
+    assert main(["precision=bf16"]) == 2
+    assert "precision (bf16) is not in the hardware of an old GPU: use fp16" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_answered_by_the_program(name: str, folder: Path) -> None:
+    words, wanted = MISTAKES[name]
+    done = subprocess.run(
+        [sys.executable, "-m", "samout_train", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert all(text in done.stderr for text in wanted), done.stderr
