@@ -18,7 +18,7 @@ def main() -> None:
     words = sys.argv[1:]
     verbs = sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
     verb = words.pop(0) if words and words[0].isidentifier() else "train"
-    if "COMP_LINE" in os.environ:
+    if "-sc" in words or "--shell-completion" in words:
         verb = _verb_being_completed(verbs) or verb
     if verb not in verbs:
         close = difflib.get_close_matches(verb, verbs, n=1)
@@ -34,12 +34,12 @@ def main() -> None:
 
 def _verb_being_completed(verbs: list[str]) -> str | None:
     """Answers a shell that asks to complete a verb, and hides a complete one from Hydra, which knows settings only."""
-    program, _, rest = os.environ["COMP_LINE"].partition(" ")
+    program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
     first, space, behind = rest.lstrip().partition(" ")
     if space and first in verbs:
         os.environ["COMP_LINE"] = f"{program} {behind}"
         return first
-    if not space:
+    if program and not space:
         print("\n".join(verb for verb in verbs if verb.startswith(first)))
     return None
 

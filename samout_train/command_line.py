@@ -58,6 +58,8 @@ def mistakes(arguments: argparse.Namespace) -> list[str]:
 
 def _wrong_settings(arguments: argparse.Namespace, folders: list[str]) -> list[str]:
     name = arguments.config_name or "config"
+    if arguments.shell_completion:
+        return []
     if any(getattr(arguments, name) for name in INFORMATION):
         try:
             compose_config([] if arguments.multirun else arguments.overrides, config_name=name, config_dirs=folders)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from samout_train.data.batches import Batches
 from samout_train.losses import cross_entropy_sum
@@ -50,7 +51,7 @@ class TrainingStep:
         self.precision, self.accumulate, self.clip_grad_norm = precision, accumulate, clip_grad_norm
         self.parameters = list(model.parameters())
         self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]
-        self.scaler = torch.amp.GradScaler(batches.device.type, enabled=precision == "fp16")
+        self.scaler = GradScaler(batches.device.type, enabled=precision == "fp16")
         self.step_count = self.tokens_seen = 0
         self.loss: Tensor | None = None
         self._grad_norm: Tensor | None = None

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,3 +189,37 @@ def test_a_prompt_that_cannot_be_encoded_is_refused_before_the_run(tmp_path: Pat
         done = samout(tmp_path, *words, f"callbacks.sample.prompt='{prompt}'")
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert samout(tmp_path, *words, "callbacks.sample.prompt=long").returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="completion is tried in bash")
+def test_a_shell_completes_verbs_options_and_keys(tmp_path: Path) -> None:
+    script = """
+        eval "$(samout-train -sc install=bash)"
+        complete_line() {
+            COMP_LINE="$1"; COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()
+            hydra_bash_completion
+            echo "${COMPREPLY[@]}"
+        }
+        complete_line "samout-train tr"
+        complete_line "samout-train model="
+        complete_line "samout-train train model=v1 trainer.max_"
+    """
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment
+    )
+    verbs, models, limits = done.stdout.splitlines()
+    assert "train" in verbs.split() and {"model=v1", "model=v8"} <= set(models.split())
+    assert limits.split() == ["trainer.max_epochs=", "trainer.max_seconds=", "trainer.max_steps="]
+
+
+def test_python_in_the_working_directory_can_be_named_by_the_installed_command(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from samout_train.callbacks.base import Callback\n\n\nclass Says(Callback):\n"
+        "    def on_end(self, summary):\n        print('said at step', summary['steps'])\n"
+    )
+    command = [str(Path(sys.executable).parent / "samout-train"), *TINY, "trainer=debug"]
+    done = subprocess.run(
+        [*command, "+callbacks.mine._target_=mine.Says"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "said at step 2" in done.stdout, done.stderr

@@ -4,6 +4,8 @@ import ast
 import json
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ ROWS = [
     {"ops", "runtime", "stopping", "atomic", "ranges", "signatures"},
     {"models"},
     {"data", "losses", "schedules", "optim", "generation"},
-    {"metrics", "checkpoint", "evaluation"},
+    {"metrics", "checkpoint", "evaluation", "loading"},
     {"callbacks"},
     {"training_step", "reports", "trainer"},
     {"config", "hydra_messages", "problems", "run"},
@@ -100,6 +102,29 @@ def test_torch_is_not_imported_for_information(words: list[str]) -> None:
     assert "model" in done.stdout
 
 
+POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_of_one_operating_system_only_is_imported(path: Path) -> None:
+    assert not POSIX_ONLY & {name.split(".")[0] for name in imported(path)}
+    names = {f"{node.value.id}.{node.attr}" for node in attributes(path) if isinstance(node.value, ast.Name)}
+    assert not names & {"os.fork", "os.path", "os.getcwd", "os.listdir"}
+
+
+def attributes(path: Path) -> list[ast.Attribute]:
+    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Attribute)]
+
+
+def test_a_spawned_process_trains_to_the_same_weights(tmp_path: Path) -> None:
+    overrides = overrides_for("data", "random", tmp_path / "unused.txt", tmp_path)
+    words = [*overrides, "trainer=debug", "trainer.max_steps=2"]
+    here, _ = train([*words, f"run_dir={tmp_path / 'here'}"])
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        there, _ = pool.submit(train, [*words, f"run_dir={tmp_path / 'there'}"]).result(timeout=100)
+    assert here["weights_sha256"] == there["weights_sha256"]
+
+
 def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
@@ -107,7 +132,9 @@ def options(group: str) -> list[str]:
 def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str]:
     """A tiny run in which this option is used."""
     jsonl = text.with_suffix(".jsonl")
-    jsonl.write_text("".join(json.dumps({"text": line}) + "\n" for line in text.read_text("utf-8").splitlines()))
+    if option == "jsonl":
+        lines = text.read_text("utf-8").splitlines()
+        jsonl.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), "utf-8")
     files = {"text": text, "jsonl": jsonl, "shakespeare": shared / "data" / "tinyshakespeare.txt"}
     small = ["model.hidden_size=12", "model.num_layers=1", "model.num_heads=2"]
     tiny = ["data.seq_len=8", "data.batch_size=4", *small, "device=cpu"]
