@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import logging
 import os
 import pkgutil
 import sys
@@ -25,10 +26,15 @@ def main() -> None:
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(verbs)}."
         print(f"{verb}: no such verb; {hint} Settings have the form key=value.", file=sys.stderr)
         sys.exit(2)
+    logging.raiseExceptions = False  # where nobody reads on (`| head`), the run goes on; its log file has all
     try:
         code = importlib.import_module(f"samout_train.commands.{verb}").main(words)
     except KeyboardInterrupt:  # before there was anything to save
         code = 130
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries, and fails, once more
     sys.exit(code)
 
 

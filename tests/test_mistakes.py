@@ -1,8 +1,6 @@
 """What a person can type wrong: each is answered in a few lines that say what, where and what to do; exit code 2."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -235,14 +233,3 @@ def test_bf16_on_hardware_without_it_is_refused(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old GPU")
     assert main(["precision=bf16"]) == 2
     assert "precision (bf16) is not in the hardware of an old GPU: use fp16" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_answered_by_the_program(name: str, folder: Path) -> None:
-    words, wanted = MISTAKES[name]
-    done = subprocess.run(
-        [sys.executable, "-m", "samout_train", *words], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert all(text in done.stderr for text in wanted), done.stderr

@@ -6,7 +6,7 @@ from itertools import count
 from typing import Annotated, Any
 
 from samout_train.callbacks.base import Callback, RunContext
-from samout_train.data.vocabulary import SPECIAL_TOKENS
+from samout_train.data.vocabulary import PAD_ID, SPECIAL_TOKENS
 from samout_train.generation import generate_tokens
 from samout_train.ranges import NonNegative, Positive, validated
 
@@ -61,7 +61,8 @@ class Sample(Callback):
         self._half_row = max(1, rows.seq_len // 2)
         length = min(self.prompt_tokens, self._half_row)
         if self.prompt is None:
-            prompts = [rows.windows(start, start + 1)[0, :length].tolist() for start in starts]
+            begins = [rows.windows(start, start + 1)[0, :length] for start in starts]
+            prompts = [begin[begin != PAD_ID].tolist() for begin in begins]
         elif not self.prompt:
             raise ValueError("callbacks.sample.prompt is empty: give a text, or null for the validation text")
         else:
