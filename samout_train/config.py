@@ -131,6 +131,14 @@ def _wrong_option(override: Override, folders: Sequence[Path]) -> str | None:
     return missing_option(group, absent[0], options) if absent else None
 
 
+def options_with(group: str, key: str) -> list[str]:
+    """The options of a group in conf/ whose YAML sets a key, such as `text` and `jsonl` for `path` of `data`."""
+    contents = {
+        path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted((CONF / group).glob("*.yaml"))
+    }
+    return [option for option, content in contents.items() if isinstance(content, dict) and key in content]
+
+
 def resolve(composed: DictConfig) -> Composed:
     """Takes a configuration out of Hydra's hands; `hydra` itself is left out of it.
 

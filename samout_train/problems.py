@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from samout_train.config import Composed, ConfigError, compose_config, locate, override_problems
+from samout_train.config import Composed, ConfigError, compose_config, locate, options_with, override_problems
 from samout_train.ranges import NonNegative, Positive, not_divisible
 from samout_train.runtime import choose_device, choose_precision
 from samout_train.signatures import mistakes_in_call
@@ -126,7 +126,12 @@ def _mistakes_in_node(path: str, node: Any) -> list[str]:
         return [f"{path}._target_={node['_target_']}: is no class or function, so it builds nothing"]
     given = {key: value for key, value in node.items() if not key.startswith("_")}
     late, also_known = LATE_ARGUMENTS.get(path, set()), DATA_SETTINGS if path == "data" else set()
-    found = mistakes_in_call(path, target, given, late=late, also_known=also_known)
+
+    def elsewhere(name: str) -> str | None:
+        options = options_with(path, name) if "." not in path else []
+        return f"it is one of {', '.join(f'{path}={option}' for option in options)}" if options else None
+
+    found = mistakes_in_call(path, target, given, late=late, also_known=also_known, elsewhere=elsewhere)
     if late and node.get("_partial_") is not True:
         found.append(f"{path}._partial_: must be true, since the run gives {', '.join(sorted(late))}")
     for key, value in given.items():

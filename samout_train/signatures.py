@@ -22,6 +22,7 @@ def mistakes_in_call(
     *,
     late: Collection[str] = (),
     also_known: Collection[str] = (),
+    elsewhere: Callable[[str], str | None] = lambda name: None,
 ) -> list[str]:
     """What is wrong with the arguments that a configuration gives to a class or function, one text each.
 
@@ -31,6 +32,7 @@ def mistakes_in_call(
         given: Its arguments.
         late: Arguments that the run gives and not the configuration.
         also_known: Keys of the node that are for somebody else.
+        elsewhere: What to say of an unknown name that is known in another place.
     """
     try:
         parameters = dict(inspect.signature(target).parameters)
@@ -47,9 +49,8 @@ def mistakes_in_call(
             found.append(f"{key}={shown(value)}: is not set in the configuration, the run gives it: leave it out")
         elif name not in known:
             if not takes_any:
-                found.append(
-                    f"{key}={shown(value)}: no such key; {nearest(str(name), known, prefix=f'{path}.' if path else '')}"
-                )
+                hint = elsewhere(str(name)) or nearest(str(name), known, prefix=f"{path}." if path else "")
+                found.append(f"{key}={shown(value)}: no such key; {hint}")
         elif value == MISSING:
             found.append(f"{key}: is missing: set {key}=...")
         elif name not in also_known and (wanted := _mismatch(value, hints.get(name, Any))):

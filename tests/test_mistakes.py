@@ -34,6 +34,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown key with a plus": (["+model.hiden_size=3"], ["model.hiden_size=3: no such key", "model.hidden_size?"]),
     "unknown key with two": (["++trainer.max_step=3"], ["trainer.max_step=3: no such key", "trainer.max_steps?"]),
     "unknown key at the top": (["sed=1"], ["sed=1: no such key; did you mean seed?"]),
+    "key of another option": (
+        ["data.path=good.txt"],
+        ["data.path=good.txt: no such key; it is one of data=jsonl, data="],
+    ),
     "unknown group": (["modle=v1"], ["modle=v1: no such key; did you mean model?"]),
     "unknown option": (["optimizer=adamm"], ["optimizer=adamm: no such option; did you mean optimizer=adam?"]),
     "option in capitals": (["schedule=COSINE"], ["did you mean schedule=cosine?"]),

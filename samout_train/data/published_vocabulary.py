@@ -52,15 +52,28 @@ def read_published_vocabulary(path: str | Path) -> Characters:
 
 def _unpickled(path: Path) -> Any:
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise ValueError(f"it has more than {LARGEST_BYTES >> 20} MB")
+        size = path.stat().st_size
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    if size > LARGEST_BYTES:
+        raise ValueError(f"it has more than {LARGEST_BYTES >> 20} MB")
+    try:
         with path.open("rb") as file:
             return _PlainUnpickler(file).load()
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     # What a damaged or hostile pickle makes the unpickler raise; all of it means that the file cannot be read.
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"no pickle of lists, dictionaries, texts and whole numbers ({error})") from error
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"no pickle of lists, dictionaries, texts and whole numbers ({reason})") from error
     except (MemoryError, RecursionError) as error:
         raise ValueError(f"no pickle of a vocabulary ({type(error).__name__})") from error
 
