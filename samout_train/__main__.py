@@ -13,6 +13,11 @@ from samout_train import commands
 
 def main() -> None:
     """Runs the verb, `train` where there is none, and exits with its code."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        print("the working directory is gone: change to one that is there", file=sys.stderr)
+        sys.exit(2)
     # As `python -m` has it: what lies in the working directory can be imported, such as a `_target_` of one's own.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

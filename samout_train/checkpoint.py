@@ -17,7 +17,7 @@ import torch
 from samout_train.atomic import replace_file
 from samout_train.ranges import Positive, validated
 
-FORMAT = 1
+FORMAT = 2
 CORRUPT = ".corrupt"
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is no checkpoint of this format ({FORMAT}): it was written by another program")
+        raise ValueError(
+            f"{path} is no checkpoint of format {FORMAT}: another program wrote it, or another version of this one"
+        )
     return content
 
 

@@ -1,29 +1,125 @@
 """What a person typed behind the verb: flags and overrides, and all that is wrong with them."""
 
 import argparse
+import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
-from samout_train.config import ConfigError, compose_config, override_problems
+from samout_train.config import CONF, Composed, ConfigError, compose_config
+from samout_train.overrides import override_problems
 from samout_train.signatures import nearest
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 LINES_OF_A_MISTAKE = 8
+MOST_MISTAKES = 30
 
 
-def parsed(words: list[str]) -> argparse.Namespace:
-    """The flags and overrides in what was typed.
+class Request:
+    """One command line, with its flags and overrides told apart.
 
     Args:
         words: The command line behind the verb.
 
     Raises:
-        ConfigError: if there is no such flag.
+        ConfigError: if a flag is wrong.
     """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.arguments = _parsed(words)
+        self.overrides: list[str] = self.arguments.overrides
+        self.flags = [word for word in words if word not in self.overrides]
+        self.in_sweep = bool(self.arguments.multirun)
+        self.config_name: str = self.arguments.config_name or "config"
+        self.config_dirs = [str(Path(self.arguments.config_dir).resolve())] if self.arguments.config_dir else []
+        self.folders = [CONF, *map(Path, self.config_dirs)]
+        self.asks_only = any(getattr(self.arguments, name) for name in INFORMATION)
+        self.run_dir: str | None = None  # where the run will lie, known once there is no mistake
+
+    def mistakes(self) -> list[str]:
+        """Everything that is wrong with it, one text of a few lines each; none makes the run's directory."""
+        if self.arguments.shell_completion:
+            return []
+        found = self._wrong_settings() if not self.asks_only else self._wrong_composition()
+        if not found and not self.asks_only:
+            found = self._wrong_directory()
+        found = ["\n".join(mistake.splitlines()[:LINES_OF_A_MISTAKE]) for mistake in dict.fromkeys(found)]
+        more = [f"and {len(found) - MOST_MISTAKES} more"] if len(found) > MOST_MISTAKES else []
+        return found[:MOST_MISTAKES] + more
+
+    def _wrong_composition(self) -> list[str]:
+        try:
+            overrides = [] if self.in_sweep else self.overrides
+            compose_config(overrides, config_name=self.config_name, config_dirs=self.config_dirs)
+        except ConfigError as error:
+            return [str(error)]
+        return []
+
+    def _wrong_settings(self) -> list[str]:
+        from samout_train.problems import checked_config
+        from samout_train.run_directory import resume_problems, run_directory_problems
+
+        found = []
+        wrong: dict[str, str] = {}
+        if self.in_sweep:
+            wrong = override_problems(self.overrides, folders=self.folders, in_sweep=True)
+            found = list(wrong.values())
+            if any(_key(word) == "run_dir" for word in self.overrides):
+                found.append(
+                    "run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that"
+                )
+        for overrides in self._jobs([word for word in self.overrides if word not in wrong]):
+            composed, mistakes = checked_config(
+                overrides, config_name=self.config_name, config_dirs=self.config_dirs, typed=not self.in_sweep
+            )
+            found += mistakes
+            if composed is not None and not mistakes:
+                found += resume_problems(composed.config["resume"])
+                found += self._wrong_sweep(composed) if self.in_sweep else run_directory_problems(composed.config)
+                self.run_dir = composed.sweep_dir if self.in_sweep else composed.config["run_dir"]
+        return found
+
+    def _jobs(self, words: list[str]) -> list[list[str]]:
+        """The overrides of each job: in a sweep all combinations, so that a mistake in the last stops the first."""
+        if not self.in_sweep:
+            return [self.overrides]
+        try:
+            batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), max_batch_size=None)
+        except (HydraException, ValueError) as error:
+            raise ConfigError(f"these values make no sweep: {error}") from error
+        return [list(job) for batch in batches for job in batch]
+
+    def _wrong_sweep(self, composed: Composed) -> list[str]:
+        folder = Path(composed.sweep_dir)
+        if folder == Path():
+            return ["hydra.sweep.dir: is empty: give a directory"]
+        holds_runs = any(path for name in ("metrics.jsonl", "checkpoints") for path in folder.glob(f"*/{name}"))
+        if holds_runs and composed.config["resume"] is None:
+            return [f"hydra.sweep.dir={folder}: holds runs already: give another directory"]
+        return []
+
+    def _wrong_directory(self) -> list[str]:
+        """Makes the directory and writes into it, so that what speaks against it is told like any other mistake."""
+        if self.run_dir is None:
+            return []
+        key, directory = "hydra.sweep.dir" if self.in_sweep else "run_dir", Path(self.run_dir)
+        try:
+            if not self.in_sweep or any(_key(word) == key for word in self.overrides):
+                directory.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=directory):
+                    pass
+        except OSError as error:
+            return [f"{key}={directory}: cannot be written to ({error.strerror}): give another directory"]
+        return []
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = get_args_parser()
     flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
 
@@ -34,91 +130,37 @@ def parsed(words: list[str]) -> argparse.Namespace:
         raise ConfigError(f"{unknown}: no such option; {nearest(unknown, flags)}; settings have the form key=value")
 
     parser.error = refuse  # type: ignore[method-assign]
-    arguments: argparse.Namespace = parser.parse_args(words)
+    arguments: argparse.Namespace = parser.parse_intermixed_args(list(words))
+    asked = [f"--{name.replace('_', '-')}" for name in INFORMATION if getattr(arguments, name)]
+    if len(asked) > 1:
+        raise ConfigError(f"{' '.join(asked)}: choose one of them")
+    for name, instead in (
+        ("config_path", "the program has its own: add yours with --config-dir"),
+        ("experimental_rerun", "would run code out of a file: give the run's directory as resume=..."),
+        ("run", "a run is what happens without it: leave it out"),
+    ):
+        if getattr(arguments, name):
+            raise ConfigError(f"--{name.replace('_', '-')}: {instead}")
+    if not arguments.cfg and (arguments.resolve or arguments.package):
+        raise ConfigError("--resolve and --package are for --cfg job: add that, or leave them out")
+    if arguments.config_dir is not None and not (arguments.config_dir and Path(arguments.config_dir).is_dir()):
+        raise ConfigError(
+            f"--config-dir {arguments.config_dir}: is not there: give a folder of YAML files such as conf/"
+        )
+    if arguments.config_name is not None and not arguments.config_name.isidentifier():
+        raise ConfigError(
+            f"--config-name {arguments.config_name}: give the name of a YAML without its folder and ending"
+        )
+    if arguments.shell_completion and not _is_completion(arguments.overrides):
+        raise ConfigError("--shell-completion: write -sc install=bash, or zsh or fish")
     return arguments
 
 
-def mistakes(arguments: argparse.Namespace) -> list[str]:
-    """Everything that is wrong with a request, one text of a few lines each; what is right is made ready to run.
-
-    Args:
-        arguments: As parsed.
-    """
-    folders = [str(Path(arguments.config_dir).resolve())] if arguments.config_dir else []
-    if arguments.config_dir and not Path(arguments.config_dir).is_dir():
-        return [f"--config-dir {arguments.config_dir}: is not there: give a folder of YAML files such as conf/"]
-    if arguments.config_path:
-        return [f"--config-path {arguments.config_path}: the program has its own: add yours with --config-dir"]
-    found = _wrong_settings(arguments, folders)
-    found += _wrong_directories(arguments)
-    if not found and not any(getattr(arguments, name) for name in INFORMATION):
-        found = _directories_that_cannot_be_made(arguments, folders)
-    return ["\n".join(mistake.splitlines()[:LINES_OF_A_MISTAKE]) for mistake in dict.fromkeys(found)]
+def _is_completion(words: Sequence[str]) -> bool:
+    action, _, shell = words[0].partition("=") if len(words) == 1 else ("", "", "")
+    known = action in ("install", "uninstall") or (action == "query" and "COMP_LINE" in os.environ)
+    return known and shell in ("bash", "zsh", "fish")
 
 
-def _wrong_settings(arguments: argparse.Namespace, folders: list[str]) -> list[str]:
-    name = arguments.config_name or "config"
-    if arguments.shell_completion:
-        return []
-    if any(getattr(arguments, name) for name in INFORMATION):
-        try:
-            compose_config([] if arguments.multirun else arguments.overrides, config_name=name, config_dirs=folders)
-        except ConfigError as error:
-            return [str(error)]
-        return []
-    from samout_train.problems import checked_config
-    from samout_train.run import run_directory_problems
-
-    wrong = override_problems(arguments.overrides, config_dirs=folders, in_sweep=arguments.multirun)
-    found = list(wrong.values())
-    for overrides in _jobs(arguments, [word for word in arguments.overrides if word not in wrong]):
-        composed, mistakes = checked_config(overrides, config_name=name, config_dirs=folders)
-        found += mistakes
-        if composed is not None and not found and not arguments.multirun:
-            found += run_directory_problems(composed.config)
-    return found
-
-
-def _jobs(arguments: argparse.Namespace, words: list[str]) -> list[list[str]]:
-    """The overrides of each job: in a sweep all combinations, so that a mistake in the last stops the first."""
-    if not arguments.multirun:
-        return [arguments.overrides]
-    batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), max_batch_size=None)
-    return [list(job) for batch in batches for job in batch]
-
-
-def _wrong_directories(arguments: argparse.Namespace) -> list[str]:
-    keys, found = _values(arguments), []
-    if arguments.multirun and "run_dir" in keys:
-        found.append("run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that")
-    if arguments.multirun and "resume" not in keys and _holds_runs(Path(keys.get("hydra.sweep.dir", ""))):
-        found.append(f"hydra.sweep.dir={keys['hydra.sweep.dir']}: holds runs already: give another directory")
-    if "hydra.run.dir" in keys:
-        found.append("hydra.run.dir: set run_dir=... instead, which is looked at before anything is written")
-    return found
-
-
-def _directories_that_cannot_be_made(arguments: argparse.Namespace, folders: list[str]) -> list[str]:
-    """Makes the run's directory, so that what speaks against it is told like any other mistake."""
-    if arguments.multirun:
-        key, directory = "hydra.sweep.dir", _values(arguments).get("hydra.sweep.dir", "outputs/sweeps")
-    else:
-        composed = compose_config(
-            arguments.overrides, config_name=arguments.config_name or "config", config_dirs=folders
-        )
-        key, directory = "run_dir", composed.config["run_dir"]
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return [f"{key}={directory}: cannot be made ({error.strerror}): give another directory"]
-    return []
-
-
-def _values(arguments: argparse.Namespace) -> dict[str, str]:
-    return {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in arguments.overrides}
-
-
-def _holds_runs(sweep_dir: Path) -> bool:
-    """Whether a folder that is not the working directory has runs one level down."""
-    found = (path for name in ("metrics.jsonl", "checkpoints") for path in sweep_dir.glob(f"*/{name}"))
-    return sweep_dir != Path() and any(found)
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]

@@ -2,6 +2,7 @@
 
 # B batch, T time, V vocabulary
 
+import codecs
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -10,8 +11,6 @@ from torch import Tensor, nn
 
 from samout_train.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from samout_train.ranges import NonNegative, Positive, validated
-
-LONGEST_CHARACTER = 4  # bytes of UTF-8, each of which may be a token
 
 
 @validated
@@ -81,15 +80,12 @@ def generate_text(
 
 
 def _whole_characters(vocabulary: Vocabulary, ids: Iterator[int]) -> Iterator[str]:
-    held: list[int] = []
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for index in ids:
-        held.append(index)
-        text = vocabulary.decode(held)
-        if not text.endswith("\ufffd") or len(held) == LONGEST_CHARACTER:
+        if text := decoder.decode(vocabulary.to_bytes([index])):
             yield text
-            held = []
-    if held:
-        yield vocabulary.decode(held)
+    if text := decoder.decode(b"", final=True):
+        yield text
 
 
 def _draw(

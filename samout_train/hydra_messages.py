@@ -20,6 +20,8 @@ def in_few_words(error: Exception, folders: Sequence[Path]) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
         return f"{_short(mark.name)} line {mark.line + 1}, column {mark.column + 1}: {_yaml_problem(error)}"
+    if isinstance(error, RecursionError):
+        return "YAML files name each other in their defaults without end: look at those that were added last"
     if isinstance(error, UnicodeDecodeError):
         return _not_utf8(folders) or str(error)
     if getattr(error, "missing_cfg_file", None):
@@ -46,7 +48,7 @@ def missing_option(group: str, option: str, options: Sequence[str]) -> str:
 
 def options_of(group: str, folders: Sequence[Path]) -> list[str]:
     """The options of a group, such as `v1` and `v8` of `model`."""
-    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml") if path.is_file()})
 
 
 def _missing_file(error: Any, folders: Sequence[Path]) -> str:
@@ -56,7 +58,7 @@ def _missing_file(error: Any, folders: Sequence[Path]) -> str:
     named_in = re.match(r"In '(.+?)':", str(error))
     options = options_of(group, folders)
     if not group:
-        return f"--config-name {option}: there is no {option}.yaml; {nearest(option, options_of('', folders))}"
+        return f"--config-name {option}: there is no {option}.yaml; {nearest(option, options_of('.', folders))}"
     if named_in is None or named_in[1] in ("config", "hydra/config"):
         return missing_option(group, option, options or list(error.options or ()))
     where = next((path for folder in folders if (path := folder / f"{named_in[1]}.yaml").is_file()), named_in[1])

@@ -7,10 +7,13 @@ rules between nodes.
 
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from samout_train.config import Composed, ConfigError, compose_config, locate, options_with, override_problems
-from samout_train.ranges import NonNegative, Positive, not_divisible
+from samout_train.callbacks.base import Callback
+from samout_train.config import CONF, Composed, ConfigError, compose_config, locate, options_with
+from samout_train.overrides import override_problems
+from samout_train.ranges import Positive, Seed, not_divisible
 from samout_train.runtime import choose_device, choose_precision
 from samout_train.signatures import mistakes_in_call
 
@@ -31,7 +34,7 @@ Node = dict[str, Any]
 
 def top_level(
     *,
-    seed: Annotated[int, NonNegative],
+    seed: Annotated[int, Seed],
     device: str,
     precision: Literal["auto", "fp32", "bf16", "fp16"],
     run_dir: str,
@@ -62,7 +65,7 @@ DATA_SETTINGS = set(inspect.signature(data_settings).parameters)
 
 
 def checked_config(
-    overrides: Sequence[str], *, config_name: str = "config", config_dirs: Sequence[str] = ()
+    overrides: Sequence[str], *, config_name: str = "config", config_dirs: Sequence[str] = (), typed: bool = True
 ) -> tuple[Composed | None, list[str]]:
     """Composes a configuration and finds every mistake in it and in the overrides.
 
@@ -70,19 +73,22 @@ def checked_config(
         overrides: Such as `model=v1` or `optimizer.lr=1e-3`.
         config_name: The root YAML.
         config_dirs: Further folders to look for YAML in, absolute.
+        typed: Whether text values are as a shell gave them.
 
     Returns:
         The configuration, None where it cannot be composed; and all mistakes.
     """
-    wrong = override_problems(overrides, config_dirs=config_dirs)
+    wrong = override_problems(overrides, folders=[CONF, *map(Path, config_dirs)], typed=typed)
     # What stands below a group whose option is wrong cannot be judged.
     below = tuple(f"{word.partition('=')[0]}." for word in wrong)
     right = [word for word in overrides if word not in wrong and not word.lstrip("+~").startswith(below)]
     try:
-        composed = compose_config(right, config_name=config_name, config_dirs=config_dirs)
+        composed = compose_config(right, config_name=config_name, config_dirs=config_dirs, typed=typed)
     except ConfigError as error:
         return None, [*wrong.values(), str(error)]
-    return composed, [*wrong.values(), *problems(composed.config)]
+    refused = tuple(f"{word.partition('=')[0].lstrip('+~')}: is missing" for word in wrong)
+    found = [mistake for mistake in problems(composed.config) if not mistake.startswith(refused)]
+    return composed, [*wrong.values(), *found]
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:
@@ -124,7 +130,7 @@ def _mistakes_in_node(path: str, node: Any) -> list[str]:
         return [f"{path}._target_={node['_target_']}: cannot be imported ({reason})"]
     if not callable(target):
         return [f"{path}._target_={node['_target_']}: is no class or function, so it builds nothing"]
-    given = {key: value for key, value in node.items() if not key.startswith("_")}
+    given = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
     late, also_known = LATE_ARGUMENTS.get(path, set()), DATA_SETTINGS if path == "data" else set()
 
     def elsewhere(name: str) -> str | None:
@@ -134,6 +140,13 @@ def _mistakes_in_node(path: str, node: Any) -> list[str]:
     found = mistakes_in_call(path, target, given, late=late, also_known=also_known, elsewhere=elsewhere)
     if late and node.get("_partial_") is not True:
         found.append(f"{path}._partial_: must be true, since the run gives {', '.join(sorted(late))}")
+    strange = [key for key in node if str(key).startswith("_") and key not in ("_target_", "_partial_")]
+    found += [f"{path}.{key}: has no meaning here: leave it out" for key in strange]
+    if path.startswith("callbacks."):
+        if node.get("_partial_"):
+            found.append(f"{path}._partial_: is not for callbacks: leave it out")
+        if inspect.isclass(target) and Callback not in target.__mro__:
+            found.append(f"{path}._target_={node['_target_']}: must be a samout_train.callbacks.base.Callback")
     for key, value in given.items():
         if isinstance(value, dict) and "_target_" in value:
             found += _mistakes_in_node(f"{path}.{key}", value)

@@ -40,17 +40,22 @@ class Range:
         return above and below and math.isfinite(value)
 
     def __str__(self) -> str:
-        low = f"{self.low:g}" if self.low_included else f"above {self.low:g}"
+        low = _number(self.low) if self.low_included else f"above {_number(self.low)}"
         if math.isinf(self.high):
             return f"at least {low}" if self.low_included else low
-        high = f"to {self.high:g}" if self.high_included else f"to below {self.high:g}"
+        high = f"to {_number(self.high)}" if self.high_included else f"to below {_number(self.high)}"
         return f"from {low} {high}"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"
 
 
 Positive = Range(0, low_included=False)
 NonNegative = Range(0)
 Probability = Range(0, 1, high_included=False)
 Share = Range(0, 1)
+Seed = Range(0, 2**63 - 1)
 
 
 def range_of(annotation: Any) -> Range | None:

@@ -14,12 +14,10 @@ from samout_train.callbacks.base import RunContext
 from samout_train.checkpoint import find_checkpoint, newest_checkpoint, read_checkpoint
 from samout_train.config import Composed, ConfigError, build, compose_config
 from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, problems
+from samout_train.run_directory import resume_problems, run_directory_problems, scalars
 from samout_train.runtime import choose_device, choose_precision, commit, log_file, seed_everything
 from samout_train.trainer import Trainer
 
-# What a continued run must have in common with what it continues; the rest may change.
-FIXED_KEYS = ("seed", "model", "data", "optimizer")
-FREE_DATA_KEYS = ("budget_steps", "log_every_n_steps", "eval_every_n_steps")
 log = logging.getLogger(__name__)
 
 
@@ -67,7 +65,7 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
         ConfigError: if the configuration is wrong, or the run directory holds a run already.
     """
     composed = _checked(overrides)
-    _refuse(run_directory_problems(composed.config))
+    _refuse(resume_problems(composed.config["resume"]) + run_directory_problems(composed.config))
     run_dir = Path(composed.config["run_dir"])
     start = prepare(composed, run_dir, overrides)
     (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
@@ -178,32 +176,6 @@ def restore(trainer: Trainer, resume: str | None, run_dir: Path) -> tuple[Path |
     return path, content
 
 
-def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
-    """What speaks against writing into run_dir; looks only, so that nothing in it is touched."""
-    run_dir, resume = Path(config["run_dir"]), config["resume"]
-    if run_dir.exists() and not run_dir.is_dir():
-        return [f"run_dir={run_dir}: is a file: give a directory"]
-    if resume not in (None, "auto") and not Path(resume).exists():
-        return [f"resume={resume}: is not there: give auto, a run directory or a checkpoint"]
-    holds_run = (run_dir / "metrics.jsonl").exists() or (run_dir / "checkpoints").exists()
-    if not holds_run:
-        return []
-    if resume != "auto":
-        return [f"run_dir={run_dir}: holds a run already: set resume=auto to continue it, or another run_dir"]
-    saved = run_dir / ".hydra" / "config.yaml"
-    if not saved.exists():
-        return []
-    before = OmegaConf.to_container(OmegaConf.load(saved))
-    assert isinstance(before, dict)
-    then, now = (_scalars({key: c.get(key) for key in FIXED_KEYS}) for c in (before, config))
-    return [
-        f"{key}={now.get(key, 'null')}: the run in {run_dir} has {then.get(key, 'null')}: continue it with the same, "
-        "or give another run_dir"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and not key.startswith(tuple(f"data.{name}" for name in FREE_DATA_KEYS))
-    ]
-
-
 def _only_for_this_run(override: str) -> bool:
     key, _, value = override.lstrip("+").partition("=")
     return key == "run_dir" or (key == "resume" and value in ("auto", "null"))
@@ -213,18 +185,8 @@ def _hyperparameters(composed: Composed) -> dict[str, bool | int | float | str]:
     """What tells runs apart: the chosen parts by name, and their numbers."""
     groups = ("model", "data", "optimizer", "schedule")
     names = {group: str(composed.choices[group]) for group in groups}
-    numbers = _scalars({key: composed.config[key] for key in (*groups, "trainer", "seed", "precision")})
+    numbers = scalars({key: composed.config[key] for key in (*groups, "trainer", "seed", "precision")})
     return names | {key: value for key, value in numbers.items() if not key.endswith("._target_")}
-
-
-def _scalars(node: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Values by dotted key; lists as text, nulls and `_partial_` left out."""
-    if isinstance(node, Mapping):
-        nested = [_scalars(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items()]
-        return {key: value for part in nested for key, value in part.items()}
-    if node is None or prefix.endswith("._partial_"):
-        return {}
-    return {prefix: node if isinstance(node, bool | int | float | str) else str(node)}
 
 
 def _checked(overrides: Sequence[str]) -> Composed:

@@ -4,13 +4,15 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from samout_train.ranges import range_of
 
 MISSING = "???"
+SEQUENCES = (list, tuple, Sequence)
+MAPPINGS = (dict, Mapping)
 LONGEST_LIST = 12
 LONGEST_VALUE = 200
 
@@ -85,7 +87,9 @@ def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
 
 def shown(value: Any) -> str:
     """A value as a person would type it, not at any length."""
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value)
+    if value is None or isinstance(value, bool):
+        text = {None: "null", True: "true", False: "false"}[value]
     return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
 
 
@@ -119,39 +123,41 @@ def _options(annotation: Any) -> list[Any]:
 
 
 def _fits(value: Any, option: Any) -> bool:
-    origin = typing.get_origin(option) or option
+    origin, inner = typing.get_origin(option) or option, typing.get_args(option)
+    if option in (Any, object):
+        return True
     if origin is Literal:
-        return value in typing.get_args(option)
+        return value in inner
     if option is type(None):
         return value is None
-    if option is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if option is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if option in (int, float):
+        return isinstance(value, int | (float if option is float else int)) and not isinstance(value, bool)
     if option in (str, Path):
         return isinstance(value, str)
-    if origin in (list, tuple):
-        inner = [part for part in typing.get_args(option) if part is not Ellipsis]
-        fixed = origin is tuple and Ellipsis not in typing.get_args(option)
-        return (
-            isinstance(value, list)
-            and (not fixed or len(value) == len(inner))
-            and all(not inner or _fits(item, inner[0]) for item in value)
+    if origin is bool:
+        return isinstance(value, bool)
+    if origin is tuple and inner and inner[-1] is not Ellipsis:
+        return isinstance(value, list) and len(value) == len(inner) and not any(map(_mismatch, value, inner))
+    if origin in SEQUENCES:
+        return isinstance(value, list) and (not inner or not any(_mismatch(item, inner[0]) for item in value))
+    if origin in MAPPINGS:
+        if not isinstance(value, dict):
+            return False
+        return not inner or not any(
+            _mismatch(key, inner[0]) or _mismatch(item, inner[1]) for key, item in value.items()
         )
-    if origin in (bool, dict):
-        return isinstance(value, origin)
-    return (
-        isinstance(value, dict)
-        if isinstance(value, dict | str | int | float | list | None) and option is not Any
-        else True
-    )
+    return isinstance(value, dict)
 
 
 def _described(option: Any) -> str:
-    origin = typing.get_origin(option) or option
+    origin, inner = typing.get_origin(option) or option, typing.get_args(option)
     if origin is Literal:
-        return ", ".join(str(choice) for choice in typing.get_args(option))
-    if origin in (list, tuple):
-        return f"a list such as [{', '.join(_described(part) for part in typing.get_args(option))}]"
+        return ", ".join(str(choice) for choice in inner)
+    if typing.get_origin(option) is Annotated:
+        return " or ".join(map(_described, _options(option))) + f" {range_of(option) or ''}".rstrip()
+    if origin in SEQUENCES:
+        return f"a list such as [{', '.join(_described(part) for part in inner if part is not Ellipsis)}]"
+    if origin in MAPPINGS:
+        return "a mapping" + (f" from {_described(inner[0])} to {_described(inner[1])}" if inner else "")
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     return names.get(origin, "a node with _target_")

@@ -138,12 +138,14 @@ def test_a_sweep_makes_one_readable_directory_a_job(tmp_path: Path) -> None:
 
 
 def test_a_job_of_a_sweep_that_cannot_be_built_does_not_stop_the_others(tmp_path: Path) -> None:
-    (tmp_path / "one.jsonl").write_text('{"text": "one document cannot be split"}\n')
-    (tmp_path / "two.jsonl").write_text('{"text": "one document for training"}\n{"text": "one to validate on"}\n')
+    (tmp_path / "one.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    (tmp_path / "two documents.jsonl").write_text(
+        '{"text": "one document for training"}\n{"text": "one to validate on"}\n'
+    )
     sizes = [word for word in TINY if not word.startswith("data")]
     words = [*sizes, "data=jsonl", "data.seq_len=2", "data.batch_size=2", "trainer=debug"]
-    done = samout(tmp_path, "-m", "data.path=one.jsonl,two.jsonl", *words)
-    assert done.returncode == 2 and "has 1 document" in done.stderr and "Traceback" not in done.stderr
+    done = samout(tmp_path, "-m", "data.path=one.jsonl,two documents.jsonl", *words, "data.layout=padded")
+    assert done.returncode == 2 and "fewer than two tokens" in done.stderr and "Traceback" not in done.stderr
     assert len(list(tmp_path.rglob("summary.json"))) == 1
 
 

@@ -96,4 +96,7 @@ def test_characters_of_several_bytes_come_whole() -> None:
     cut_short = generate_text(Recites(ids), Bytes(), "x", max_new_tokens=2, temperature=0)
     assert list(cut_short) == ["a", "\ufffd"]
     no_utf8 = [index + 5 for index in (0x80, 0x80, 0x80, 0x80, 0x41)]
-    assert "".join(generate_text(Recites(no_utf8), Bytes(), "x", max_new_tokens=5, temperature=0)).endswith("A")
+    assert "".join(generate_text(Recites(no_utf8), Bytes(), "x", max_new_tokens=5, temperature=0)) == "\ufffd" * 4 + "A"
+    mixed = [5 + byte for byte in bytes([0x80, 0x80, *"𝄞".encode()])]
+    made = "".join(generate_text(Recites(mixed), Bytes(), "x", max_new_tokens=6, temperature=0))
+    assert made == Bytes().decode(mixed) == "\ufffd\ufffd𝄞"

@@ -1,6 +1,5 @@
 """`python -m samout_train [train] key=value ...`: trains a model, or with -m several of them one after another."""
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -10,8 +9,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from samout_train.command_line import mistakes, parsed
-from samout_train.config import CONF, ConfigError, quote_text, register_resolvers, resolve
+from samout_train.command_line import Request
+from samout_train.config import CONF, ConfigError, register_resolvers, resolve
+from samout_train.overrides import as_typed, quote_text, words_for_hydra
 
 
 def main(words: list[str]) -> int:
@@ -24,33 +24,35 @@ def main(words: list[str]) -> int:
         The exit code: 0 done, 1 something failed, 2 the request was wrong, 130 or 143 stopped by a signal.
     """
     try:
-        arguments = parsed(words)
-        wrong = mistakes(arguments)
-    except ConfigError as error:
-        wrong = [str(error)]
-    for mistake in wrong:
+        request = Request(words)
+        mistakes = request.mistakes()
+    except (ConfigError, OSError) as error:
+        mistakes = [str(error)]
+    for mistake in mistakes:
         print(mistake, file=sys.stderr)
-    if wrong:
+    if mistakes:
         return 2
     register_resolvers()
-    typed = set(arguments.overrides)
-    if not arguments.multirun:  # in a sweep a comma separates values
-        words = [quote_text(word) if word in typed else word for word in words]
-    sys.argv[1:] = [*words, *_short_job_names(arguments)]
-    flags = [f"--{name}={getattr(arguments, name.replace('-', '_'))}" for name in ("config-dir", "config-name")]
-    flags = [flag for flag in flags if not flag.endswith("=None")]
+    settings = request.overrides
+    if not request.arguments.shell_completion:
+        settings = words_for_hydra(settings, folders=request.folders, typed=not request.in_sweep)
+    if request.run_dir is not None and not request.in_sweep:  # not composed a second time, a second later
+        settings.append(quote_text(f"++run_dir={request.run_dir}"))
+    sys.argv[1:] = [*request.flags, *settings, *_short_job_names(request)]
+    flags = [f"--config-dir={folder}" for folder in [request.arguments.config_dir] if folder]
+    flags += [f"--config-name={name}" for name in [request.arguments.config_name] if name]
     failures: list[int] = []
-    typed_words = None if arguments.multirun else arguments.overrides
-    job = partial(_job, flags=flags, typed=typed_words, failures=failures)
+    typed = None if request.in_sweep else request.overrides
+    job = partial(_job, flags=flags, typed=typed, failures=failures)
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     return failures[0] if failures else 0
 
 
-def _short_job_names(arguments: argparse.Namespace) -> list[str]:
+def _short_job_names(request: Request) -> list[str]:
     """Keeps what all jobs of a sweep have in common out of the names of their directories."""
-    if not arguments.multirun:
+    if not request.in_sweep or request.asks_only:
         return []
-    overrides = OverridesParser.create().parse_overrides(arguments.overrides)
+    overrides = OverridesParser.create().parse_overrides(request.overrides)
     common = [override.key_or_group for override in overrides if not override.is_sweep_override()]
     return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(common)}]"] if common else []
 
@@ -63,7 +65,7 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
     from samout_train.stopping import StopRequestedError
 
     hydra_config = HydraConfig.get()
-    words = [*flags, *(hydra_config.overrides.task if typed is None else typed)]
+    words = [*flags, *(map(as_typed, hydra_config.overrides.task) if typed is None else typed)]
     try:
         run = prepare(resolve(config), Path(hydra_config.runtime.output_dir), words)
     except ValueError as error:  # what is wrong with a request and only building it shows
@@ -73,6 +75,12 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
     except (CheckpointError, OSError) as error:
         print(error, file=sys.stderr)
         failures.append(1)
+        return
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in ("memory", "overflow")):
+            raise
+        print(f"this does not fit into memory, choose smaller sizes: {str(error).splitlines()[0]}", file=sys.stderr)
+        failures.append(2)
         return
     except StopRequestedError as stop:
         sys.exit(stop.exit_code)

@@ -67,9 +67,13 @@ class BytePairs:
         found = self._tokenizer.encode_batch_fast(parts, add_special_tokens=False)
         return np.concatenate([np.zeros(0, dtype=np.int32), *(np.array(part.ids, dtype=np.int32) for part in found)])
 
+    def to_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes that ids stand for."""
+        return b"".join(self._bytes[index] for index in ids)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; bytes that are no UTF-8 become the replacement character."""
-        return b"".join(self._bytes[index] for index in ids).decode("utf-8", errors="replace")
+        return self.to_bytes(ids).decode("utf-8", errors="replace")
 
     def token_bytes(self) -> NDArray[np.int64]:
         """Bytes of each id, (V,)."""
@@ -82,16 +86,12 @@ class BytePairs:
 
 
 def _library() -> Any:
-    try:
-        import tokenizers
-        import tokenizers.decoders
-        import tokenizers.models
-        import tokenizers.pre_tokenizers
-        import tokenizers.trainers
-    except ImportError as error:
-        raise ValueError(
-            f"data.vocabulary=bpe needs the package tokenizers ({error}): pip install tokenizers"
-        ) from error
+    import tokenizers
+    import tokenizers.decoders
+    import tokenizers.models
+    import tokenizers.pre_tokenizers
+    import tokenizers.trainers
+
     return tokenizers
 
 

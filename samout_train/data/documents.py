@@ -114,6 +114,7 @@ class JsonlReader:
                 parts: list[str | Special] = []
                 for line in lines:
                     text, _ = _decoded(path, line, start, is_last=True)
+                    text = text.removeprefix("\ufeff") if start == 0 else text  # a byte order mark
                     try:
                         parts += self._document(text)
                     except ValueError as error:

@@ -23,7 +23,9 @@ from samout_train.ranges import Positive, Range, checked_by, validated
 
 def jsonl_problems(settings: Mapping[str, Any], name: str) -> list[str]:
     """What speaks against training on these documents."""
-    return file_problems(settings, name, lambda: _survey(settings["path"], settings["pattern"], settings["roles"]))
+    return file_problems(
+        settings, name, lambda: _survey(settings["path"], settings["pattern"], settings["roles"]), documents=True
+    )
 
 
 @checked_by(jsonl_problems)
@@ -64,10 +66,13 @@ def jsonl(
     tokenized = tokenize(looked_at, choice)
     starts = np.flatnonzero(tokenized.tokens == SOS_ID)
     if len(starts) < 2:
-        raise ValueError(f"path={path}: has {len(starts)} document: give two or more, so that one can be validated on")
+        raise ValueError(
+            f"data.path={path}: has {len(starts)} document: give two or more, so that one can be validated on"
+        )
     ends = np.append(starts[1:], len(tokenized.tokens))
     first_validation = int(np.searchsorted(starts, TRAIN_SHARE * len(tokenized.tokens)).clip(1, len(starts) - 1))
     cut = int(starts[first_validation])
+    unknown = int((tokenized.tokens[:cut] == PAD_ID).sum()) if tokenized.unknown else 0
     padded = [
         PaddedRows(tokenized.tokens, starts[part] + 1, ends[part], seq_len=seq_len)
         for part in (slice(None, first_validation), slice(first_validation, None))
@@ -92,8 +97,8 @@ def jsonl(
             "documents": len(starts),
             **counts_of(tokenized),
             "layout": layout,
-            "waste padded": f"{padded[0].waste():.2%}",
-            "waste packed": f"{_packed_waste(cut, seq_len):.2%}",
+            "waste padded": f"{1 - (padded[0].num_targets - unknown) / (padded[0].num_rows * seq_len):.2%}",
+            "waste packed": f"{unknown / cut:.2%}",
             "sha256": looked_at.sha256,
             "files": looked_at.record,
         },
@@ -125,7 +130,7 @@ class PaddedRows:
         self.num_rows = self.num_windows = len(document)
         self.num_targets = int(num_targets.sum())
         if not self.num_rows:
-            raise ValueError("every document of one part has fewer than two tokens, so there is nothing to predict")
+            raise ValueError("data.path: in one part every document has fewer than two tokens: give longer ones")
 
     def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
         """The rows of these indices, (R, T + 1) int64; the same in each epoch."""
@@ -137,16 +142,6 @@ class PaddedRows:
     def windows(self, start: int, stop: int) -> Tensor:
         """Rows start to stop, in the order of the documents."""
         return self.take(np.arange(start, min(stop, self.num_rows)), 0)
-
-    def waste(self) -> float:
-        """The share of targets that are padding."""
-        return 1 - self.num_targets / (self.num_rows * self.seq_len)
-
-
-def _packed_waste(num_tokens: int, seq_len: int) -> float:
-    """The share of targets that are padding where one stream fills rows: the end of the last one."""
-    num_rows = -(-(num_tokens - 1) // seq_len)
-    return 1 - (num_tokens - 1) / (num_rows * seq_len)
 
 
 def _survey(path: str, pattern: str, roles: Mapping[str, str]) -> Survey:

@@ -7,24 +7,21 @@ Source: `gen_voc` and `gen_sft_single_data_align` of the published SamOut V1 tra
 """
 
 import pickle
+import pickletools
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from samout_train.data.vocabulary import Characters
 
 LARGEST_BYTES = 64 << 20
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds lists, dictionaries, texts and numbers; a pickle that asks for anything else is refused."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        """Where a file asks for code."""
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-    def persistent_load(self, pid: object) -> NoReturn:
-        """Where a file refers to something outside it."""
-        raise pickle.UnpicklingError("it refers to something outside the file")
+MEMO = ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET")
+ALLOWED = {
+    *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", *MEMO),
+    *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
+    *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
+}
+CODE = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD", "EXT1", "EXT2", "EXT4")
 
 
 def read_published_vocabulary(path: str | Path) -> Characters:
@@ -53,29 +50,37 @@ def read_published_vocabulary(path: str | Path) -> Characters:
 def _unpickled(path: Path) -> Any:
     try:
         size = path.stat().st_size
+        if size > LARGEST_BYTES:
+            raise ValueError(f"it has more than {LARGEST_BYTES >> 20} MB")
+        content = path.read_bytes()
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
-    if size > LARGEST_BYTES:
-        raise ValueError(f"it has more than {LARGEST_BYTES >> 20} MB")
     try:
-        with path.open("rb") as file:
-            return _PlainUnpickler(file).load()
-    except OSError as error:
-        raise ValueError(error.strerror or str(error)) from error
-    # What a damaged or hostile pickle makes the unpickler raise; all of it means that the file cannot be read.
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"no pickle of lists, dictionaries, texts and whole numbers ({reason})") from error
+        _refuse_other_operations(content)
+        return pickle.loads(content)  # nothing that could run code is left in it
+    # What a damaged pickle makes these raise; all of it means that the file cannot be read.
+    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"no pickle of lists, dictionaries, texts and whole numbers ({_short(error)})") from error
     except (MemoryError, RecursionError) as error:
         raise ValueError(f"no pickle of a vocabulary ({type(error).__name__})") from error
+
+
+def _refuse_other_operations(content: bytes) -> None:
+    """Looks at each operation of a pickle before one is carried out."""
+    try:
+        for operation, argument, _ in pickletools.genops(content):
+            if operation.name in CODE:
+                raise pickle.UnpicklingError("it asks for code")
+            if operation.name not in ALLOWED:
+                raise pickle.UnpicklingError(f"it holds a {operation.name.lower()}")
+            if operation.name in MEMO and isinstance(argument, int) and argument > len(content):
+                raise pickle.UnpicklingError("it is damaged")
+    except ValueError as error:
+        raise pickle.UnpicklingError(_short(error)) from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(repr(str(error))[1:-1].split())[:100]
 
 
 def _refuse_other_types(content: Any) -> None:
@@ -96,6 +101,9 @@ def _tokens(content: Any) -> tuple[list[str], dict[str, list[str]]]:
     tokens, spelled = (content.get("voc"), content.get("voc0", {})) if isinstance(content, dict) else (content, {})
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise ValueError('it is neither a list of texts nor a dictionary with such a list as "voc"')
-    if not isinstance(spelled, dict) or not all(isinstance(parts, list) for parts in spelled.values()):
+    if not isinstance(spelled, dict) or not all(
+        isinstance(text, str) and len(text) == 1 and isinstance(parts, list) and all(isinstance(p, str) for p in parts)
+        for text, parts in spelled.items()
+    ):
         raise ValueError('its "voc0" is no dictionary from a character to a list of tokens')
     return tokens, spelled

@@ -6,6 +6,7 @@ files and their digest are part of the record.
 
 import sysconfig
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +54,7 @@ def python_source(
     return stream_source(_survey(), choice, seq_len=seq_len, ignore_index=ignore_index, seed=seed)
 
 
+@cache
 def _survey() -> Survey:
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(

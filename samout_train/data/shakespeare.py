@@ -16,7 +16,7 @@ from samout_train.data.bpe import SMALLEST_SIZE
 from samout_train.data.cache import cache_path
 from samout_train.data.documents import TextReader
 from samout_train.data.survey import Survey, survey
-from samout_train.data.text_files import file_problems, find_files, stream_source
+from samout_train.data.text_files import file_problems, stream_source
 from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
 from samout_train.ranges import Positive, Range, checked_by, validated
 
@@ -28,10 +28,9 @@ TIMEOUT_SECONDS = 20
 
 def shakespeare_problems(settings: Mapping[str, Any], name: str) -> list[str]:
     """What speaks against training on it; nothing is downloaded yet."""
-    path = Path(settings["path"]) if settings["path"] is not None else downloaded_path()
-    if settings["path"] is None and not path.is_file():
+    if settings["path"] is None:
         return []
-    return file_problems(settings, name, lambda: _survey(path))
+    return file_problems(settings, name, lambda: _survey(Path(settings["path"])))
 
 
 @checked_by(shakespeare_problems)
@@ -66,14 +65,10 @@ def shakespeare(
     return stream_source(_survey(file), choice, seq_len=seq_len, ignore_index=ignore_index, seed=seed)
 
 
-def downloaded_path() -> Path:
-    """Where a downloaded copy is kept."""
-    return cache_path("shakespeare", SHA256, ending=".txt")
-
-
 def _survey(path: Path) -> Survey:
-    root, files = find_files(str(path), "input.txt")
-    looked_at = survey(root, files, TextReader(sos=False))
+    if not path.expanduser().is_file():
+        raise ValueError(f"path={path}: is no file: give a copy of it, or null to download it")
+    looked_at = survey(path.expanduser().parent, [path.expanduser()], TextReader(sos=False))
     if looked_at.sha256 != SHA256:
         raise ValueError(
             f"path={path}: is not tiny Shakespeare ({looked_at.num_bytes:,} bytes, sha256 {looked_at.sha256}): it has "
@@ -83,8 +78,8 @@ def _survey(path: Path) -> Survey:
 
 
 def _downloaded() -> Path:
-    path = downloaded_path()
-    if path.is_file():
+    path = cache_path("shakespeare", SHA256, ending=".txt")
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == SHA256:
         return path
     try:
         with urllib.request.urlopen(URL, timeout=TIMEOUT_SECONDS) as answer:

@@ -1,17 +1,19 @@
 """What files hold, before anything is made of them: sizes, digests, and that they can be read to the end."""
 
 import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
 from tqdm import tqdm
 
 from samout_train.data.cache import cache_path, read_note, write_note
-from samout_train.data.documents import Reader
+from samout_train.data.documents import SOS, Reader, Special
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Survey:
         if len(self.files) == 1:
             return self.digests[0]
         listing = "\n".join(f"{entry['sha256']} {entry['name']}" for entry in self.record)
-        return hashlib.sha256(listing.encode()).hexdigest()
+        return hashlib.sha256(os.fsencode(listing)).hexdigest()
 
     @property
     def record(self) -> list[dict[str, object]]:
@@ -53,32 +55,52 @@ class Survey:
             for path, size, digest in zip(self.files, self.sizes, self.digests, strict=True)
         ]
 
-    def count(self) -> tuple[int, int, int]:
-        """Reads all files to the end; where that was done before, the cache knows.
+    def changed(self) -> bool:
+        """Whether a file is no longer what it was."""
+        return any(_read_digest(path) != digest for path, digest in zip(self.files, self.digests, strict=True))
 
-        Returns:
-            Characters of text, UTF-8 bytes of text, and special tokens.
+    def count(self) -> "Counts":
+        """Reads all files to the end; where that was done before, the cache knows.
 
         Raises:
             ValueError: if a file cannot be read.
         """
         path = cache_path("survey", FORMAT, self.reader, len(self.files), self.sha256, ending=".survey.json")
         note = read_note(path) or {}
-        if not {"characters", "bytes", "special"} <= note.keys():
-            characters = num_bytes = special = 0
+        if note.keys() != {field.name for field in fields(Counts)}:
+            counts = Counts(characters=0, num_bytes=0, special_tokens=0, documents=0)
             with tqdm(total=self.num_bytes, unit="B", unit_scale=True, desc="reading", delay=1, leave=False) as bar:
                 for file in self.files:
                     start = 0
                     for piece in self.reader.read(file):
                         texts = [part for part in piece.parts if isinstance(part, str)]
-                        characters += sum(map(len, texts))
-                        num_bytes += sum(len(text.encode()) for text in texts)
-                        special += len(piece.parts) - len(texts)
+                        counts.characters += sum(map(len, texts))
+                        counts.num_bytes += sum(len(text.encode()) for text in texts)
+                        counts.special_tokens += len(piece.parts) - len(texts)
+                        counts.documents += piece.parts.count(Special(SOS))
                         bar.update(piece.end - start)
                         start = piece.end
-            note = {"characters": characters, "bytes": num_bytes, "special": special}
-            write_note(path, note)
-        return note["characters"], note["bytes"], note["special"]
+            note = asdict(counts)
+            with suppress(OSError):  # it only saves time
+                write_note(path, note)
+        return Counts(**note)
+
+
+@dataclass
+class Counts:
+    """What was read.
+
+    Args:
+        characters: Of text.
+        num_bytes: UTF-8 bytes of text.
+        special_tokens: All of them.
+        documents: Those that are `<|sos|>`.
+    """
+
+    characters: int
+    num_bytes: int
+    special_tokens: int
+    documents: int
 
 
 def survey(root: Path, files: Sequence[Path], reader: Reader) -> Survey:
@@ -105,5 +127,9 @@ def survey(root: Path, files: Sequence[Path], reader: Reader) -> Survey:
 @lru_cache(maxsize=1 << 14)
 def _digest(path: Path, size: int, modified_ns: int, inode: int) -> str:
     """Once a process for a file that has not changed: a check and the building of what it allows are two readers."""
+    return _read_digest(path)
+
+
+def _read_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

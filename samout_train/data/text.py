@@ -1,6 +1,7 @@
 """Text of one's own: a file, or a folder of files."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from samout_train.data.batches import Source
@@ -52,4 +53,4 @@ def text(
 
 def _survey(path: str, pattern: str) -> Survey:
     root, files = find_files(path, pattern)
-    return survey(root, files, TextReader(sos=len(files) > 1))
+    return survey(root, files, TextReader(sos=Path(path).expanduser().is_dir()))

@@ -40,13 +40,16 @@ def find_files(path: str, pattern: str) -> tuple[Path, list[Path]]:
     return root, files
 
 
-def file_problems(settings: Mapping[str, Any], name: str, look: Callable[[], Survey]) -> list[str]:
+def file_problems(
+    settings: Mapping[str, Any], name: str, look: Callable[[], Survey], *, documents: bool = False
+) -> list[str]:
     """What speaks against training on files: seen by reading them once, before anything is built.
 
     Args:
         settings: The keys of the data YAML; the vocabulary, `seq_len` and `ignore_index` are looked at.
         name: The key that the settings stand under, such as `data`.
         look: Finds the files.
+        documents: Whether they hold documents, which are split between two of them, and not one text.
     """
     found, choice = [], None
     try:
@@ -61,16 +64,18 @@ def file_problems(settings: Mapping[str, Any], name: str, look: Callable[[], Sur
     except (ValueError, OSError) as error:
         return [*found, f"{name}.{error}" if isinstance(error, ValueError) else f"{name}.path: {error}"]
     try:
-        characters, num_bytes, special = looked_at.count()
+        counts = looked_at.count()
     except (ValueError, OSError) as error:
         return [*found, f"{name}.path: {error}"]
-    if num_bytes == 0:
+    if counts.num_bytes == 0:
         files = looked_at.files
         where = str(files[0]) if len(files) == 1 else f"{len(files)} files in {looked_at.root}"
         return [*found, f"{name}.path: no text in {where}, {looked_at.num_bytes} bytes: give one that has some"]
-    if choice is not None and choice.given is None:
-        exact = {Characters.name: characters, Bytes.name: num_bytes}
-        num_tokens = exact.get(choice.name, num_bytes) + special
+    if documents and counts.documents < 2:
+        found.append(f"{name}.path: has 1 document: give two or more, so that one can be validated on")
+    if not documents and choice is not None and choice.given is None:
+        exact = {Characters.name: counts.characters, Bytes.name: counts.num_bytes}
+        num_tokens = exact.get(choice.name, counts.num_bytes) + counts.special_tokens
         last, wanted = num_tokens - int(TRAIN_SHARE * num_tokens), settings["seq_len"] + 1
         if last < wanted:
             shorter = f"set it to {last - 1} or less, or give" if last > 1 else "give"

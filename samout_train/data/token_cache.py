@@ -101,7 +101,7 @@ class _Tokenizing:
             started, before = time.monotonic(), bar.n
             saved_at = started
             for piece in self._pieces(journal):
-                ids = _ids(piece, vocabulary)
+                ids = self._ids(piece, vocabulary)
                 output.write(ids.astype(dtype).tobytes())
                 journal.num_tokens += len(ids)
                 journal.unknown += int((ids == PAD_ID).sum())
@@ -116,6 +116,7 @@ class _Tokenizing:
                     log.warning("tokenizing stopped at %.0f %%: the same command goes on from there", 100 * share)
                     self.signals.check()
             _flush(output)
+        self._check(journal)
         self.part.replace(self.bin_path)
         note = {"dtype": dtype.name, "num_tokens": journal.num_tokens, "unknown": journal.unknown}
         write_note(self.bin_path.with_suffix(".json"), note | {"vocabulary": journal.vocabulary})
@@ -154,6 +155,27 @@ class _Tokenizing:
                 bar.update(piece.end - journal.offset)
                 journal.offset = piece.end
 
+    def _ids(self, piece: Piece, vocabulary: Vocabulary) -> NDArray[np.integer]:
+        unknown_id = None if self.choice.given is None else PAD_ID
+        encoded = [
+            np.array([SPECIAL_TOKENS.index(part.token)], dtype=np.int32)
+            if isinstance(part, Special)
+            else vocabulary.encode(part, unknown_id=unknown_id)
+            for part in piece.parts
+        ]
+        return np.concatenate([np.zeros(0, dtype=np.int32), *encoded])
+
+    def _check(self, journal: _Journal) -> None:
+        """Refuses ids that do not stand for the content that they are kept under, or for hardly any."""
+        if self.survey.changed():
+            self.journal_path.unlink(missing_ok=True)
+            raise ValueError(f"files in {self.survey.root} were changed while they were tokenized: start again")
+        if 2 * journal.unknown > journal.num_tokens:
+            raise ValueError(
+                f"vocabulary_path: {journal.unknown} of {journal.num_tokens} tokens of the text are not in it: "
+                "give the vocabulary that belongs to the text, or null to make one"
+            )
+
     def _bar(self, journal: _Journal, name: str) -> "tqdm[Any]":
         done = sum(self.survey.sizes[: journal.file]) + journal.offset
         total = self.survey.num_bytes
@@ -181,16 +203,6 @@ def _alone(bin_path: Path, signals: StopSignals) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _ids(piece: Piece, vocabulary: Vocabulary) -> NDArray[np.integer]:
-    encoded = [
-        np.array([SPECIAL_TOKENS.index(part.token)], dtype=np.int32)
-        if isinstance(part, Special)
-        else vocabulary.encode(part, unknown_id=PAD_ID)
-        for part in piece.parts
-    ]
-    return np.concatenate([np.zeros(0, dtype=np.int32), *encoded])
 
 
 def _dtype(vocabulary: Vocabulary) -> "np.dtype[np.integer]":

@@ -32,12 +32,16 @@ class Vocabulary(Protocol):
         """
         ...
 
+    def to_bytes(self, ids: Sequence[int]) -> bytes:
+        """UTF-8 of ids, which may begin or end within a character; special tokens as their names."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special tokens as their names."""
+        """Text of ids; bytes that are no UTF-8 become the replacement character."""
         ...
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """UTF-8 bytes that each id stands for, (V,); 0 for special tokens."""
+        """UTF-8 bytes that each id stands for, (V,); 0 for special tokens, and for all where it is not known."""
         ...
 
     def state_dict(self) -> dict[str, object]:
@@ -107,12 +111,18 @@ class Characters:
             done = position + 1
         return np.concatenate([*pieces, ids[done:]])
 
+    def to_bytes(self, ids: Sequence[int]) -> bytes:
+        """UTF-8 of ids; what is spelled stays in its spelling."""
+        return self.decode(ids).encode()
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; what is spelled stays in its spelling."""
         return "".join(self.tokens[index] for index in ids)
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """UTF-8 bytes of each id, (V,)."""
+        """UTF-8 bytes of each id, (V,); all 0 where characters are spelled: a part of a spelling has no bytes."""
+        if self.spellings:
+            return np.zeros(len(self.tokens), dtype=np.int64)
         lengths = [len(token.encode("utf-8", "surrogatepass")) for token in self.tokens]
         return np.array([0] * len(SPECIAL_TOKENS) + lengths[len(SPECIAL_TOKENS) :], dtype=np.int64)
 
@@ -133,13 +143,17 @@ class Bytes:
         """Ids of a text, (T,) int32, T its length in UTF-8; there is nothing unknown."""
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32) + len(SPECIAL_TOKENS)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; bytes that are no UTF-8 become the replacement character."""
+    def to_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes themselves."""
         pieces = [
             SPECIAL_TOKENS[index].encode() if index < len(SPECIAL_TOKENS) else bytes([index - len(SPECIAL_TOKENS)])
             for index in ids
         ]
-        return b"".join(pieces).decode("utf-8", errors="replace")
+        return b"".join(pieces)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; bytes that are no UTF-8 become the replacement character."""
+        return self.to_bytes(ids).decode("utf-8", errors="replace")
 
     def token_bytes(self) -> NDArray[np.int64]:
         """One byte for each id but the special ones, (V,)."""

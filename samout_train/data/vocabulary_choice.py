@@ -1,6 +1,7 @@
 """Which vocabulary a text gets: learned from it, or given in a file."""
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -32,10 +33,13 @@ class VocabularyChoice:
         """From the keys of a data YAML.
 
         Raises:
-            ValueError: if a file is given that cannot be used, or for another vocabulary than characters.
+            ValueError: if a file is given that cannot be used, or for another vocabulary than characters;
+                or the package that `bpe` needs is not there.
         """
         if vocabulary_path is not None and vocabulary != Characters.name:
             raise ValueError(f"vocabulary={vocabulary}: vocabulary_path is one of characters: leave one of them out")
+        if vocabulary == BytePairs.name and importlib.util.find_spec("tokenizers") is None:
+            raise ValueError("vocabulary=bpe: needs the package tokenizers: pip install tokenizers")
         given = read_published_vocabulary(vocabulary_path) if vocabulary_path is not None else None
         return cls(vocabulary, vocab_size, given)
 

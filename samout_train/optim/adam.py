@@ -5,12 +5,16 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from samout_train.ranges import NonNegative, Positive, validated
+from samout_train.ranges import NonNegative, Positive, Probability, validated
 
 
 @validated
 def adam(
-    model: nn.Module, *, lr: Annotated[float, Positive], betas: tuple[float, float], eps: Annotated[float, NonNegative]
+    model: nn.Module,
+    *,
+    lr: Annotated[float, Positive],
+    betas: tuple[Annotated[float, Probability], Annotated[float, Probability]],
+    eps: Annotated[float, NonNegative],
 ) -> torch.optim.Optimizer:
     """torch.optim.Adam over all parameters, with the fused kernel.
 

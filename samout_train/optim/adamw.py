@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from samout_train.ranges import NonNegative, Positive, validated
+from samout_train.ranges import NonNegative, Positive, Probability, validated
 
 
 @validated
@@ -13,7 +13,7 @@ def adamw(
     model: nn.Module,
     *,
     lr: Annotated[float, Positive],
-    betas: tuple[float, float],
+    betas: tuple[Annotated[float, Probability], Annotated[float, Probability]],
     eps: Annotated[float, NonNegative],
     weight_decay: Annotated[float, NonNegative],
 ) -> torch.optim.Optimizer:

@@ -61,6 +61,12 @@ def test_documents_stand_behind_sos_and_roles_become_their_tokens(tmp_path: Path
     )
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"text": "x"}\n')
+    assert joined(JsonlReader.of(ROLES), path) == "<|sos|>x"
+
+
 def test_documents_read_from_the_end_of_any_piece_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("samout_train.data.documents.CHUNK_BYTES", 40)
     path = jsonl(tmp_path / "a.jsonl", *({"text": f"document {number} äö"} for number in range(20)))

@@ -1,6 +1,7 @@
 """Documents in rows: padded or packed, every token a target once, split between documents."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from samout_train.data.batches import Source
 from samout_train.data.jsonl import PaddedRows, jsonl
+from samout_train.data.vocabulary import SPECIAL_TOKENS
 
 TEXTS = ["abcde", "f", "ghijklmno", "pq", "rstuv", "wxyz", "abc", "defg", "hijkl", "mnop"]
 
@@ -50,9 +52,9 @@ def test_padded_rows_begin_with_a_document_or_go_on_with_one_and_are_filled_with
         *("wxyz", "abc.", "defg", "hijk", "kl.."),
     ]
     assert [got.vocabulary.decode(row) for row in rows(got.validation)] == ["mnop"]
-    # 4 + 0 + 8 + 1 + 4 + 3 + 2 + 3 + 4 targets in 13 rows of 3; packed, 47 tokens have 46 targets in 16 rows of 3.
+    # 4 + 0 + 8 + 1 + 4 + 3 + 2 + 3 + 4 targets in 13 rows of 3.
     assert got.description["waste padded"] == f"{1 - 29 / 39:.2%}"
-    assert got.description["waste packed"] == f"{1 - 46 / 48:.2%}"
+    assert got.description["waste packed"] == "0.00%"
     order = np.array([3, 0, 3])
     assert torch.equal(got.train.take(order, 5), got.train.windows(0, 99)[torch.from_numpy(order)])
 
@@ -71,6 +73,15 @@ def test_both_layouts_share_one_tokenizing(documents: Path, tmp_path: Path, monk
     source(documents)
     source(documents, "packed")
     assert len(list((tmp_path / "cache").glob("*.bin"))) == 1
+
+
+def test_characters_that_a_given_vocabulary_has_not_are_waste_too(tmp_path: Path) -> None:
+    path, vocabulary = tmp_path / "a.jsonl", tmp_path / "voc.pkl"
+    path.write_text('{"text": "abxab"}\n{"text": "ab"}\n', "utf-8")
+    vocabulary.write_bytes(pickle.dumps([*SPECIAL_TOKENS, "a", "b"]))
+    got = source(path, seq_len=4, vocabulary_path=str(vocabulary))
+    # abxab has 4 targets, 1 of them unknown, in 1 row of 4; packed it has 6 tokens with its mark.
+    assert (got.description["waste padded"], got.description["waste packed"]) == ("25.00%", f"{1 / 6:.2%}")
 
 
 def test_special_tokens_of_roles_are_targets(tmp_path: Path) -> None:

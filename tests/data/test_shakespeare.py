@@ -56,12 +56,17 @@ def test_a_copy_is_read_and_has_the_known_characters(shared: Path) -> None:
     assert got.vocab_size == 65 + 5 and got.description["tokens"] == 1_115_394
 
 
-def test_it_is_downloaded_once(shared: Path, server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_downloaded_once(
+    shared: Path, server: HTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Serves, "content", (shared / "data" / "tinyshakespeare.txt").read_bytes())
     monkeypatch.setattr(Serves, "requests", 0)
     assert shakespeare_problems(SETTINGS | {"path": None}, "data") == []
     assert source().description["sha256"] == module.SHA256
     assert source().vocab_size == 70 and Serves.requests == 1
+    (kept,) = (tmp_path / "cache").glob("*.txt")
+    kept.write_bytes(b"damaged")
+    assert source().vocab_size == 70 and Serves.requests == 2
 
 
 def test_something_else_from_the_network_is_not_kept(server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,4 +89,4 @@ def test_another_text_is_refused(small_text: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not tiny Shakespeare"):
         source(small_text)
     (absent,) = shakespeare_problems(SETTINGS | {"path": str(tmp_path / "absent")}, "data")
-    assert "is not there" in absent
+    assert "is no file: give a copy" in absent

@@ -134,6 +134,25 @@ def test_a_given_vocabulary_is_used_as_it_is_and_what_it_has_not_is_counted(tmp_
     assert tokenized.tokens.tolist() == [5, 6, 3, 5, 6] and tokenized.unknown == 1
 
 
+def test_a_vocabulary_that_does_not_know_the_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("abcxyz", "utf-8")
+    given = VocabularyChoice("characters", 280, Characters.of_text(["ab"]))
+    with pytest.raises(ValueError, match="4 of 6 tokens of the text are not in it"):
+        tokenize(survey(tmp_path, [path], TextReader(sos=False)), given)
+
+
+def test_a_file_that_is_changed_meanwhile_is_not_kept_under_its_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("abc", "utf-8")
+    looked_at = survey(tmp_path, [path], TextReader(sos=False))
+    path.write_text("xyz", "utf-8")
+    with pytest.raises(ValueError, match="were changed while they were tokenized"):
+        tokenize(looked_at, choice("bytes"))
+    path.write_text("abc", "utf-8")
+    assert tokenize(looked_at, choice("bytes")).tokens.tolist() == Bytes().encode("abc").tolist()
+
+
 def test_more_than_65536_ids_take_four_bytes_each(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     many = Characters.of_text(map(chr, range(32, 70000)))
@@ -147,7 +166,8 @@ def test_of_two_processes_one_tokenizes_and_the_other_waits(tmp_path: Path) -> N
     parts = ("tokens", token_cache.FORMAT, looked_at.reader, "bytes", len(looked_at.files), looked_at.sha256)
     lock = FileLock(cache_path(*parts, ending=".lock"))
     code = (
-        "import sys; from pathlib import Path; from samout_train.data.text_files import find_files\n"
+        "import logging, sys; logging.basicConfig(level=logging.INFO)\n"
+        "from pathlib import Path; from samout_train.data.text_files import find_files\n"
         "from samout_train.data.documents import TextReader; from samout_train.data.survey import survey\n"
         "from samout_train.data.token_cache import tokenize\n"
         "from samout_train.data.vocabulary_choice import VocabularyChoice\n"
@@ -155,8 +175,10 @@ def test_of_two_processes_one_tokenizes_and_the_other_waits(tmp_path: Path) -> N
         "print(len(tokenize(survey(root, files, TextReader(sos=True)), VocabularyChoice('bytes', 280, None)).tokens))"
     )
     with lock:
-        waiting = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        time.sleep(0.1)
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert waiting.stderr is not None and "waiting for another process" in waiting.stderr.readline()
         assert not list(cache_directory().glob("*.bin"))
     out, _ = waiting.communicate(timeout=60)
     assert waiting.returncode == 0

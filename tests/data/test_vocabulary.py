@@ -89,6 +89,7 @@ def test_a_spelled_character_becomes_several_ids() -> None:
     assert vocabulary.encode("éaéé").tolist() == [5, 6, 7, 5, 6, 5, 6]
     assert vocabulary.decode([5, 7]) == "<|pos_0_1|>a"
     assert vocabulary_from(vocabulary.state_dict()).encode("é").tolist() == [5, 6]
+    assert not vocabulary.token_bytes().any()  # a part of a spelling has no bytes, so bits per byte are not known
     with pytest.raises(ValueError, match="not below 8"):
         Characters(tokens, {"é": [8]})
 

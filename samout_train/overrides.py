@@ -1,0 +1,114 @@
+"""Overrides one by one: how they are written, what they choose, and how Hydra has to get them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.errors import HydraException
+
+from samout_train.hydra_messages import missing_option, options_of
+
+MAY_BE_NULL = ("experiment",)
+FREE_HYDRA_KEYS = (
+    *("hydra.sweep.dir", "hydra.verbose", "hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper"),
+    *("hydra/job_logging", "hydra/hydra_logging"),
+)
+# Keys whose values are text: commas, equals signs, brackets and digits in them mean nothing to Hydra.
+TEXT_KEYS = (
+    *("run_dir", "resume", "data.path", "data.pattern", "data.vocabulary_path"),
+    "callbacks.sample.prompt",
+)
+
+
+def words_for_hydra(overrides: Sequence[str], *, folders: Sequence[Path], typed: bool = True) -> list[str]:
+    """Overrides as Hydra has to get them: text quoted, and keys that are new let through.
+
+    Args:
+        overrides: Such as `data.path=a,b.txt`.
+        folders: Where YAML is looked for.
+        typed: Whether text values are as a shell gave them.
+    """
+    return [_let_pass(quote_text(override) if typed else override, folders) for override in overrides]
+
+
+def override_problems(
+    overrides: Sequence[str], *, folders: Sequence[Path], typed: bool = True, in_sweep: bool = False
+) -> dict[str, str]:
+    """What is wrong with overrides one by one: how they are written, and options that a group has not.
+
+    Args:
+        overrides: As typed.
+        folders: Where YAML is looked for.
+        typed: Whether text values are as a shell gave them.
+        in_sweep: Whether several values for a key are meant.
+
+    Returns:
+        By override, those that are wrong only.
+    """
+    parser, found = OverridesParser.create(), {}
+    for word in overrides:
+        key = word.partition("=")[0]
+        try:
+            override = parser.parse_override(quote_text(word) if typed and not in_sweep else word)
+        except HydraException:
+            hint = f"put a value with special characters in quotes of its own: {key}='\"...\"'"
+            found[word] = (
+                f"{word}: cannot be read: {hint}" if "=" in word else f"{word}: has no value: write {word}=..."
+            )
+            continue
+        if _is_hydras_own(override.key_or_group):
+            found[word] = (
+                f"{word}: is the program's to set; of Hydra's keys, hydra.sweep.dir, hydra.verbose, hydra/launcher and "
+                "hydra/sweeper with their settings are free. A run's directory is run_dir"
+            )
+        elif override.is_sweep_override() and not in_sweep:
+            found[word] = f"{word}: several values need -m, which makes a sweep; a list is written {key}=[...]"
+        elif problem := _wrong_option(override, folders):
+            found[word] = problem
+    return found
+
+
+def _is_hydras_own(key: str) -> bool:
+    return key.split(".")[0].split("/")[0] == "hydra" and not key.startswith(FREE_HYDRA_KEYS)
+
+
+def _wrong_option(override: Override, folders: Sequence[Path]) -> str | None:
+    group, options = override.key_or_group, options_of(override.key_or_group, folders)
+    if not options or override.is_delete():
+        return None
+    if not override.is_sweep_override():
+        chosen = override.value()
+    elif isinstance(override.value(), ChoiceSweep):
+        chosen = list(override.sweep_iterator())
+    else:
+        return f"{override.input_line}: write the options one by one: {group}={','.join(options[:3])}"
+    chosen = chosen if isinstance(chosen, list) else [chosen]
+    if any(not isinstance(option, str) for option in chosen) and not (group in MAY_BE_NULL and chosen == [None]):
+        return f"{override.input_line}: choose an option of {group}: {', '.join(options)}"
+    absent = [option for option in chosen if option is not None and option not in options]
+    return missing_option(group, absent[0], options) if absent else None
+
+
+def quote_text(override: str) -> str:
+    """Quotes the value of a key that takes text, so that Hydra reads it as the shell gave it."""
+    key, equals, value = override.partition("=")
+    is_text = key.lstrip("+") in TEXT_KEYS and equals and value not in ("", "null", "???")
+    if not is_text or value[0] in "'\"" or "${" in value:
+        return override
+    return f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
+
+
+def _let_pass(override: str, folders: Sequence[Path]) -> str:
+    key, equals, _ = override.partition("=")
+    is_group = any((folder / key).is_dir() for folder in folders)
+    if not equals or not key or key[0] in "+~" or "@" in key or key.startswith("hydra") or is_group:
+        return override
+    return "++" + override
+
+
+def as_typed(override: str) -> str:
+    """What a person types for the override of a sweep's job, which Hydra wrote: text without its escapes."""
+    parsed = OverridesParser.create().parse_override(override)
+    key, value = parsed.key_or_group, parsed.value()
+    return f"{key}={value}" if key in TEXT_KEYS and isinstance(value, str) else override.removeprefix("++")

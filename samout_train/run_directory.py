@@ -1,0 +1,67 @@
+"""What speaks against a run directory, or a checkpoint to start from, before anything is written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from samout_train.hydra_messages import in_few_words
+
+# What a continued run must have in common with what it continues; the rest may change.
+FIXED_KEYS = ("seed", "model", "data", "optimizer")
+FREE_DATA_KEYS = ("budget_steps", "log_every_n_steps", "eval_every_n_steps")
+
+
+def resume_problems(resume: str | None) -> list[str]:
+    """What speaks against starting from a checkpoint elsewhere; looks only."""
+    if resume in (None, "auto"):
+        return []
+    path = Path(str(resume))
+    if not path.exists():
+        return [f"resume={resume}: is not there: give auto, a run directory or a checkpoint"]
+    if path.is_dir() and not any(path.rglob("step_*.pt")):
+        return [f"resume={resume}: holds no checkpoint: give a run directory that has checkpoints/step_*.pt"]
+    if path.is_file() and path.suffix != ".pt":
+        return [f"resume={resume}: is no checkpoint: give auto, a run directory or a checkpoint, step_*.pt"]
+    return []
+
+
+def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
+    """What speaks against writing into run_dir; looks only, so that nothing in it is touched."""
+    run_dir, resume = Path(config["run_dir"]), config["resume"]
+    if run_dir.exists() and not run_dir.is_dir():
+        return [f"run_dir={run_dir}: is a file: give a directory"]
+    holds_run = (run_dir / "metrics.jsonl").exists() or (run_dir / "checkpoints").exists()
+    if not holds_run:
+        return []
+    if resume != "auto":
+        return [f"run_dir={run_dir}: holds a run already: set resume=auto to continue it, or another run_dir"]
+    saved = run_dir / ".hydra" / "config.yaml"
+    if not saved.exists():
+        return []
+    try:
+        before = OmegaConf.to_container(OmegaConf.load(saved))
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+        before = in_few_words(error, [])
+    if not isinstance(before, dict):
+        return [f"run_dir={run_dir}: {saved} cannot be read ({before}): repair it, or give another run_dir"]
+    then, now = (scalars({key: c.get(key) for key in FIXED_KEYS}) for c in (before, config))
+    return [
+        f"{key}={now.get(key, 'null')}: the run in {run_dir} has {then.get(key, 'null')}: continue it with the same, "
+        "or give another run_dir"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not key.startswith(tuple(f"data.{name}" for name in FREE_DATA_KEYS))
+    ]
+
+
+def scalars(node: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Values by dotted key; lists as text, nulls and `_partial_` left out."""
+    if isinstance(node, Mapping):
+        nested = [scalars(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items()]
+        return {key: value for part in nested for key, value in part.items()}
+    if node is None or prefix.endswith("._partial_"):
+        return {}
+    return {prefix: node if isinstance(node, bool | int | float | str) else str(node)}
