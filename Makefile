@@ -28,6 +28,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python scripts/bench_overhead.py
+	$(BIN)/python scripts/bench_decode.py --out docs/decode.png
 
 dashboard: $(STAMP)
 	$(BIN)/python -m tensorboard.main --logdir outputs --samples_per_plugin scalars=30000

@@ -17,7 +17,7 @@ import torch
 from samout_train.atomic import replace_file
 from samout_train.ranges import Positive, validated
 
-FORMAT = 2
+FORMAT = 3
 CORRUPT = ".corrupt"
 log = logging.getLogger(__name__)
 

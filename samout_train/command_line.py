@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,7 +16,7 @@ from hydra.errors import HydraException
 
 from samout_train.config import CONF, Composed, ConfigError, compose_config
 from samout_train.overrides import override_problems
-from samout_train.signatures import nearest
+from samout_train.signatures import mistakes_in_call, nearest
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 LINES_OF_A_MISTAKE = 8
@@ -26,17 +28,18 @@ class Request:
 
     Args:
         words: The command line behind the verb.
+        config_name: The root YAML where none is given.
 
     Raises:
         ConfigError: if a flag is wrong.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, words: Sequence[str], config_name: str = "config") -> None:
         self.arguments = _parsed(words)
         self.overrides: list[str] = self.arguments.overrides
         self.flags = [word for word in words if word not in self.overrides]
         self.in_sweep = bool(self.arguments.multirun)
-        self.config_name: str = self.arguments.config_name or "config"
+        self.config_name: str = self.arguments.config_name or config_name
         self.config_dirs = [str(Path(self.arguments.config_dir).resolve())] if self.arguments.config_dir else []
         self.folders = [CONF, *map(Path, self.config_dirs)]
         self.asks_only = any(getattr(self.arguments, name) for name in INFORMATION)
@@ -117,6 +120,49 @@ class Request:
         except OSError as error:
             return [f"{key}={directory}: cannot be written to ({error.strerror}): give another directory"]
         return []
+
+
+def answered(words: list[str], verb: str, keys: Callable[..., None], act: Callable[[list[str]], int]) -> int:
+    """Runs a verb that makes no run directory: answers questions such as --help, and tells mistakes.
+
+    Args:
+        words: The command line behind the verb.
+        verb: Its name, and that of its root YAML.
+        keys: Has the root's keys as its signature.
+        act: Does what was asked for, and returns the exit code.
+    """
+    from samout_train.checkpoint import CheckpointError
+
+    try:
+        request = Request(words, verb)
+        if request.asks_only:
+            sys.argv[1:] = words
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(lambda config: None)()
+            return 0
+        if request.in_sweep:
+            raise ConfigError(f"-m: {verb} makes no sweeps: leave it out")
+        return act(words)
+    except BrokenPipeError:  # nobody reads on
+        return 0
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def settings_of(words: list[str], verb: str, keys: Callable[..., None]) -> Composed:
+    """The settings of a verb, checked against the signature of `keys`.
+
+    Raises:
+        ConfigError: if one is wrong.
+    """
+    request = Request(words, verb)
+    composed = compose_config(request.overrides, config_name=verb, config_dirs=request.config_dirs)
+    if found := mistakes_in_call("", keys, composed.config):
+        raise ConfigError("\n".join(found))
+    return composed
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:

@@ -76,13 +76,14 @@ def evaluate(
         with torch.inference_mode(), bar:
             for ids_RT in bar:
                 check_stop()
-                counted = ids_RT[:, 1:][ids_RT[:, 1:] != source.ignore_index]
+                targets_RT = source.validation.split(ids_RT)[1]
+                counted = targets_RT[targets_RT != source.ignore_index]
                 num_targets += counted.numel()
                 num_bytes += int(token_bytes[counted].sum()) if token_bytes is not None else 0
-                there_RT = to_device(ids_RT, device)
+                inputs_RT, targets_RT = source.validation.split(to_device(ids_RT, device))
                 with autocast(precision, device):
-                    logits_RTV, _ = model(there_RT[:, :-1])
-                    nats += cross_entropy_sum(logits_RTV, there_RT[:, 1:], source.ignore_index)
+                    logits_RTV, _ = model(inputs_RT)
+                    nats += cross_entropy_sum(logits_RTV, targets_RT, source.ignore_index)
     finally:
         model.train(was_training)
     if num_targets == 0:

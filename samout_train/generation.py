@@ -3,14 +3,18 @@
 # B batch, T time, V vocabulary
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from samout_train.data.vocabulary import SPECIAL_TOKENS, Vocabulary
-from samout_train.ranges import NonNegative, Positive, validated
+from samout_train.ranges import NonNegative, Positive, Range, validated
+
+PREFILL_TOKENS = 512
+TopShare = Range(0, 1, low_included=False)
 
 
 @validated
@@ -21,6 +25,7 @@ def generate_tokens(
     max_new_tokens: Annotated[int, NonNegative],
     temperature: Annotated[float, NonNegative],
     top_k: Annotated[int, Positive] | None,
+    top_p: Annotated[float, TopShare] | None = None,
     seed: int,
     banned_ids: Sequence[int] = (),
 ) -> Iterator[int]:
@@ -32,6 +37,7 @@ def generate_tokens(
         max_new_tokens: How many to make.
         temperature: 0 takes the most probable token; otherwise logits are divided by it before the draw.
         top_k: Draw among this many most probable tokens only; None for all.
+        top_p: Draw among the most probable tokens that together have this probability; None for all.
         seed: Decides the draws; the global random states are left alone.
         banned_ids: Ids that are never drawn.
 
@@ -40,7 +46,8 @@ def generate_tokens(
     """
     if not len(prompt_ids):
         raise ValueError("the prompt is empty: give at least one token to continue")
-    return _draw(model, list(prompt_ids), max_new_tokens, temperature, top_k, seed, list(banned_ids))
+    choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p, banned_ids=list(banned_ids))
+    return _draw(model, list(prompt_ids), max_new_tokens, seed, choose)
 
 
 def generate_text(
@@ -51,6 +58,8 @@ def generate_text(
     max_new_tokens: int = 300,
     temperature: float = 0.8,
     top_k: int | None = None,
+    top_p: float | None = None,
+    stop: str | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
     """The text that follows a prompt, in pieces of whole characters; special tokens are never drawn.
@@ -62,6 +71,8 @@ def generate_text(
         max_new_tokens: How many tokens to make.
         temperature: 0 takes the most probable token.
         top_k: Draw among this many most probable tokens only; None for all.
+        top_p: Draw among the most probable tokens that together have this probability; None for all.
+        stop: The text ends before this; None to make all tokens.
         seed: Decides the draws.
 
     Raises:
@@ -73,10 +84,11 @@ def generate_text(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
+        top_p=top_p,
         seed=seed,
         banned_ids=range(len(SPECIAL_TOKENS)),
     )
-    return _whole_characters(vocabulary, ids)
+    return _until(_whole_characters(vocabulary, ids), stop)
 
 
 def _whole_characters(vocabulary: Vocabulary, ids: Iterator[int]) -> Iterator[str]:
@@ -89,36 +101,65 @@ def _whole_characters(vocabulary: Vocabulary, ids: Iterator[int]) -> Iterator[st
 
 
 def _draw(
-    model: nn.Module,
-    prompt_ids: list[int],
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    seed: int,
-    banned_ids: list[int],
+    model: nn.Module, prompt_ids: list[int], max_new_tokens: int, seed: int, choose: Callable[..., Tensor]
 ) -> Iterator[int]:
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     was_training = model.training
     model.eval()
     try:
-        ids_BT = torch.tensor([prompt_ids], device=device)
         state: Any = None
-        for _ in range(max_new_tokens):
+        for start in range(0, len(prompt_ids), PREFILL_TOKENS):  # in pieces, so that memory does not grow with a prompt
             with torch.inference_mode():
+                ids_BT = torch.tensor([prompt_ids[start : start + PREFILL_TOKENS]], device=device)
                 logits_BTV, state = model(ids_BT, state)
-                ids_BT = _choose(logits_BTV[0, -1].float(), temperature, top_k, generator, banned_ids).view(1, 1)
+        for made in range(max_new_tokens):
+            with torch.inference_mode():
+                if made:
+                    logits_BTV, state = model(ids_BT, state)
+                ids_BT = choose(logits_BTV[0, -1].float(), generator).view(1, 1)
             yield int(ids_BT)
     finally:
         model.train(was_training)
 
 
 def _choose(
-    logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator, banned_ids: list[int]
+    logits_V: Tensor,
+    generator: torch.Generator,
+    *,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    banned_ids: list[int],
 ) -> Tensor:
     logits_V[banned_ids] = float("-inf")
     if temperature == 0:
         return logits_V.argmax()
     if top_k is not None and top_k < len(logits_V):
         logits_V[logits_V < logits_V.topk(top_k).values[-1]] = float("-inf")
-    return torch.multinomial((logits_V / temperature).softmax(0), 1, generator=generator)
+    probabilities_V = (logits_V / temperature).softmax(0)
+    if top_p is not None:
+        sorted_V, order_V = probabilities_V.sort(descending=True)
+        before_V = sorted_V.cumsum(0) - sorted_V
+        probabilities_V[order_V[before_V >= top_p]] = 0  # the most probable one has nothing before it, so it stays
+    return torch.multinomial(probabilities_V, 1, generator=generator)
+
+
+def _until(pieces: Iterator[str], stop: str | None) -> Iterator[str]:
+    """Text up to and without `stop`, which may come in pieces."""
+    held = ""
+    for piece in pieces:
+        if not stop:
+            yield piece
+            continue
+        held += piece
+        if stop in held:
+            yield held.partition(stop)[0]
+            return
+        # What could be the beginning of `stop` waits for what comes next.
+        waits = next((n for n in range(min(len(stop) - 1, len(held)), 0, -1) if held.endswith(stop[:n])), 0)
+        if ready := held[: len(held) - waits]:
+            yield ready
+        held = held[len(held) - waits :]
+    if held:
+        yield held

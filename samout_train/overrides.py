@@ -17,7 +17,7 @@ FREE_HYDRA_KEYS = (
 # Keys whose values are text: commas, equals signs, brackets and digits in them mean nothing to Hydra.
 TEXT_KEYS = (
     *("run_dir", "resume", "data.path", "data.pattern", "data.vocabulary_path"),
-    "callbacks.sample.prompt",
+    *("callbacks.sample.prompt", "run", "prompt", "stop"),
 )
 
 

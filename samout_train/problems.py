@@ -91,6 +91,28 @@ def checked_config(
     return composed, [*wrong.values(), *found]
 
 
+def model_node(name: str, *, config_dirs: Sequence[str] = ()) -> dict[str, Any]:
+    """The `model` of a configuration that chooses this one, checked.
+
+    Args:
+        name: Of a YAML in conf/model or in config_dirs.
+        config_dirs: Further folders to look for YAML in, absolute.
+
+    Raises:
+        ConfigError: if the YAML is wrong.
+    """
+    composed, mistakes = checked_config([f"model={name}"], config_dirs=config_dirs)
+    if composed is None or mistakes:
+        raise ConfigError("\n".join(mistakes))
+    node: dict[str, Any] = composed.config["model"]
+    return node
+
+
+def model_problems(node: Node) -> list[str]:
+    """What is wrong with a model's settings."""
+    return _mistakes_in_node("model", node)
+
+
 def problems(config: Mapping[str, Any]) -> list[str]:
     """All mistakes, one text each; none for a configuration that can be built.
 

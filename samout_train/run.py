@@ -138,6 +138,11 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
     settings = data_settings(**{key: value for key, value in config["data"].items() if key in DATA_SETTINGS})
     source = build(source_node, seed=config["seed"])
     model = build(config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id).to(device)
+    if getattr(model, "sees_future", False) and source.labels is None:
+        raise ValueError(
+            "this model sees the whole sequence (model.bidirectional=true or model.causal=false), and so the token "
+            "that it is asked to predict: take that setting back, or train it to label, as data=hello does"
+        )
     trainer: Trainer = build(
         config["trainer"],
         model=model,

@@ -210,6 +210,8 @@ class Trainer:
             "random": random_states(self.device),
             "resumed_from": self.resumed_from,
             "train_seconds": self.clock.seconds,
+            "vocab_size": self.source.vocab_size,
+            "pad_id": self.source.pad_id,
             "vocabulary": self.source.vocabulary.state_dict() if self.source.vocabulary else None,
         }
 

@@ -80,8 +80,9 @@ class TrainingStep:
         losses = []
         for ids_RT in batch.ids_RT.chunk(self.accumulate):
             with autocast(self.precision, self.batches.device):
-                logits_RTV, _ = self.model(ids_RT[:, :-1])
-                nats = cross_entropy_sum(logits_RTV, ids_RT[:, 1:], self.batches.ignore_index)
+                inputs_RT, targets_RT = self.batches.rows.split(ids_RT)
+                logits_RTV, _ = self.model(inputs_RT)
+                nats = cross_entropy_sum(logits_RTV, targets_RT, self.batches.ignore_index)
             loss = nats / batch.num_targets
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())

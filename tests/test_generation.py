@@ -1,6 +1,7 @@
 """Draws from a model whose logits are known."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -41,6 +42,33 @@ def test_greedy_takes_the_most_probable_that_is_not_banned() -> None:
 
 def test_one_of_one_is_greedy_at_any_temperature() -> None:
     assert draw(5, temperature=3.0, top_k=1) == [7, 8, 9, 10, 11]
+
+
+def test_top_p_keeps_the_most_probable_that_make_it_up() -> None:
+    made = generate_tokens(Successor(), [5, 6], max_new_tokens=300, temperature=1.0, top_k=None, top_p=0.7, seed=0)
+    steps = {(b - a) % 12 for a, b in pairwise([6, *made])}
+    # e^2 and e^1 of a sum of e^2 + e + 10 e^-9: 0.731 and 0.269, so the first alone makes up 0.7.
+    assert steps == {1}
+    made = generate_tokens(Successor(), [5, 6], max_new_tokens=300, temperature=1.0, top_k=None, top_p=0.75, seed=0)
+    assert {(b - a) % 12 for a, b in pairwise([6, *made])} == {1, 2}
+
+
+def test_a_long_prompt_is_taken_in_pieces_and_greedy_text_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary = Characters.of_text(["abcdefgh "])
+    torch.manual_seed(0)
+    model = build_model("v8", vocab_size=len(vocabulary), hidden_size=24, num_heads=4, num_layers=2)
+    texts = set()
+    for piece in (1, 7, 512):
+        monkeypatch.setattr("samout_train.generation.PREFILL_TOKENS", piece)
+        texts.add("".join(generate_text(model, vocabulary, "bad cafe " * 9, max_new_tokens=30, temperature=0)))
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize(("stop", "wanted"), [("é€", "a"), ("€", "aé"), ("zz", "aé€𝄞z"), ("a", "")])
+def test_text_ends_before_stop_also_where_it_comes_in_pieces(stop: str, wanted: str) -> None:
+    ids = Bytes().encode("aé€𝄞z").tolist()
+    pieces = generate_text(Recites(ids), Bytes(), "x", max_new_tokens=len(ids), temperature=0, stop=stop)
+    assert "".join(pieces) == wanted
 
 
 def test_draws_follow_the_probabilities() -> None:

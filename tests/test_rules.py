@@ -20,13 +20,14 @@ ROWS = [
     {"ops", "runtime", "stopping", "atomic", "ranges", "signatures"},
     {"models"},
     {"data", "losses", "schedules", "optim", "generation"},
-    {"metrics", "checkpoint", "evaluation", "loading"},
+    {"metrics", "checkpoint", "evaluation"},
     {"callbacks"},
     {"training_step", "reports", "trainer"},
-    {"config", "hydra_messages", "overrides", "problems", "run", "run_directory"},
+    {"verification"},
+    {"config", "hydra_messages", "loading", "overrides", "problems", "run", "run_directory"},
     {"command_line", "commands", "__main__", "__init__"},
 ]
-HYDRA_ALLOWED = {"config", "overrides", "run_directory", "run", "command_line", "commands"}
+HYDRA_ALLOWED = {"config", "loading", "overrides", "run_directory", "run", "command_line", "commands"}
 
 
 def modules() -> list[Path]:
@@ -130,8 +131,16 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
         lines = text.read_text("utf-8").splitlines()
         jsonl.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), "utf-8")
     files = {"text": text, "jsonl": jsonl, "shakespeare": shared / "data" / "tinyshakespeare.txt"}
-    small = ["model.hidden_size=12", "model.num_layers=1", "model.num_heads=2"]
-    tiny = ["data.seq_len=8", "data.batch_size=4", *small, "device=cpu"]
+    chosen = compose_config([f"{group}={option}"]).config
+    tiny = ["device=cpu"]
+    if option.startswith("hello"):
+        return [f"{group}={option}", *tiny]
+    sizes = {
+        "model": {"hidden_size": 12, "num_layers": 1, "num_heads": 2},
+        "data": {"seq_len": 8, "batch_size": 4},
+    }
+    for part, settings in sizes.items():
+        tiny += [f"{part}.{key}={size}" for key, size in settings.items() if key in chosen[part]]
     needed = option if group == "data" else option.partition("_")[0]
     path = [f"data.path={files[needed]}"] if needed in files else []
     return [f"{group}={option}", *tiny, *path]

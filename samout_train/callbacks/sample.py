@@ -1,9 +1,12 @@
 """Text from the trained model, at the end of a run on text."""
 
 import logging
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from typing import Annotated, Any
+
+from torch import nn
 
 from samout_train.callbacks.base import Callback, RunContext
 from samout_train.data.vocabulary import PAD_ID, SPECIAL_TOKENS
@@ -75,9 +78,31 @@ class Sample(Callback):
             return
         seeds = count(self.seed)
         for number, prompt_ids in enumerate(self._prompts, start=1):
-            ids, length = list(prompt_ids), len(prompt_ids) + self.max_new_tokens
-            while len(ids) < length:
-                room = min(self._half_row, length - len(ids))
-                ids += self.generate(self._model, ids[-self._half_row :], max_new_tokens=room, seed=next(seeds))
+            ids = within_rows(self.generate, self._model, prompt_ids, self.max_new_tokens, self._half_row, seeds)
             log.info("sample %d, after the prompt %r:", number, self._vocabulary.decode(prompt_ids))
             log.info("%s\n", self._vocabulary.decode(ids))
+
+
+def within_rows(
+    generate: Callable[..., Iterator[int]],
+    model: nn.Module,
+    prompt_ids: list[int],
+    max_new_tokens: int,
+    half_row: int,
+    seeds: Iterator[int],
+) -> list[int]:
+    """A prompt and what follows it, never further from where the state began than a training row is long.
+
+    Args:
+        generate: As `generate_tokens`, with its choices made.
+        model: What continues.
+        prompt_ids: What comes before.
+        max_new_tokens: Tokens to make.
+        half_row: Half of a training row: whenever it is full, the state is made anew from the last half.
+        seeds: One for each piece.
+    """
+    ids, length = list(prompt_ids), len(prompt_ids) + max_new_tokens
+    while len(ids) < length:
+        room = min(half_row, length - len(ids))
+        ids += generate(model, ids[-half_row:], max_new_tokens=room, seed=next(seeds))
+    return ids

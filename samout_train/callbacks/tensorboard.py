@@ -1,12 +1,18 @@
 """TensorBoard: scalars, the configuration as text, and hparams, all in the run's own event file."""
 
-from typing import Any
+from functools import partial
+from itertools import count
+from typing import Annotated, Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from samout_train.callbacks.base import Callback, RunContext, StepReport
+from samout_train.callbacks.sample import within_rows
+from samout_train.data.vocabulary import SPECIAL_TOKENS
+from samout_train.generation import generate_tokens
+from samout_train.ranges import NonNegative, validated
 
 LAYOUT = {
     "samout_train": {
@@ -24,9 +30,15 @@ class TensorBoard(Callback):
     Of the three summaries that make up hparams, the second (this run's values) is written at the start and the third
     (its end) at the end. The first, which would declare the experiment's columns, is left out: written into a run, it
     hides the columns of runs that have others.
+
+    Args:
+        sample_tokens: Tokens of the sample that goes to the text tab at each evaluation, of models trained on text; 0
+            for none.
     """
 
-    def __init__(self) -> None:
+    @validated
+    def __init__(self, *, sample_tokens: Annotated[int, NonNegative]) -> None:
+        self.sample_tokens = sample_tokens
         self._writer: SummaryWriter | None = None
 
     def on_start(self, context: RunContext) -> None:
@@ -37,6 +49,10 @@ class TensorBoard(Callback):
         values = {key: str(value) if isinstance(value, bool) else value for key, value in context.settings.items()}
         _, start, self._end = hparams(values, dict.fromkeys(METRICS, 0.0))
         assert writer.file_writer is not None
+        self._model, self._vocabulary = context.model, context.source.vocabulary
+        row_1T = context.source.validation.windows(0, 1)
+        self._half_row = max(1, context.source.validation.seq_len // 2)
+        self._prompt_ids = row_1T[0, : self._half_row].tolist()
         writer.file_writer.add_summary(start)
         writer.add_text("config", _code(context.config_text), context.first_step)
         writer.add_text("commit", context.commit or "not known", context.first_step)
@@ -49,6 +65,11 @@ class TensorBoard(Callback):
         assert self._writer is not None and self._writer.file_writer is not None
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in report.metrics.items()]
         self._writer.file_writer.add_summary(Summary(value=values), report.step)
+        if self._vocabulary is not None and self.sample_tokens and "val/loss_nats" in report.metrics:
+            choose = partial(generate_tokens, temperature=0.8, top_k=40, banned_ids=range(len(SPECIAL_TOKENS)))
+            length, half_row = self.sample_tokens, self._half_row
+            ids = within_rows(choose, self._model, self._prompt_ids, length, half_row, count())
+            self._writer.add_text("sample", _code(self._vocabulary.decode(ids)), report.step)
 
     def on_end(self, summary: dict[str, Any]) -> None:
         """Marks the run as finished in the hparams tab."""

@@ -5,7 +5,7 @@ The order is a pure function of seed, epoch and position, so a continued run nee
 
 # R rows, T time; a row of ids has T + 1: inputs are its first T, targets its last T
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,15 @@ class Rows(Protocol):
         """For evaluation: rows start to stop of the num_windows that cover the whole split once, (R, T + 1) int64."""
         ...
 
+    def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, (..., T) each, of rows that `take` or `windows` gave."""
+        ...
+
+
+def next_token(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The targets of a row are its inputs, one to the left: (..., T + 1) to two of (..., T)."""
+    return ids[..., :-1], ids[..., 1:]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -49,6 +58,7 @@ class Source:
         vocabulary: Ids to text; None where ids are no text.
         floor_nats: The loss that nothing can beat on the validation rows; None where it is not known.
         description: What was read, for the record: sizes, digest, files.
+        labels: Where targets are labels and not next tokens, the name of each, by id.
 
     Raises:
         ValueError: if there is padding and it would be learned.
@@ -62,6 +72,7 @@ class Source:
     vocabulary: Vocabulary | None
     floor_nats: float | None
     description: dict[str, object]
+    labels: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.pad_id is not None and self.pad_id != self.ignore_index:
@@ -76,6 +87,8 @@ class MatrixRows:
     Args:
         ids_RT: (R, T + 1) int64.
     """
+
+    split = staticmethod(next_token)
 
     def __init__(self, ids_RT: Tensor) -> None:
         self.ids_RT = ids_RT
@@ -105,6 +118,8 @@ class TokenRows:
     Raises:
         ValueError: if the stream is shorter than one row.
     """
+
+    split = staticmethod(next_token)
 
     def __init__(self, tokens: NDArray[np.integer], *, seq_len: int, seed: int) -> None:
         if len(tokens) < seq_len + 1:
@@ -200,7 +215,7 @@ class Batches:
         if block != self._block:
             num_rows = self._steps_together * self.batch_size
             ids = self._rows_from(block * num_rows, num_rows).view(self._steps_together, self.batch_size, -1)
-            counts = (ids[:, :, 1:] != self.ignore_index).sum((1, 2)).tolist()
+            counts = (self.rows.split(ids)[1] != self.ignore_index).sum((1, 2)).tolist()
             self._block, self._drawn = block, list(zip(ids.unbind(), counts, strict=True))
         return self._drawn[place]
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samout_train.data.batches import Rows, Source, TokenRows
+from samout_train.data.batches import Rows, Source, TokenRows, next_token
 from samout_train.data.bpe import SMALLEST_SIZE
 from samout_train.data.documents import JsonlReader
 from samout_train.data.survey import Survey, survey
@@ -117,6 +117,8 @@ class PaddedRows:
     Raises:
         ValueError: if no document has a target.
     """
+
+    split = staticmethod(next_token)
 
     def __init__(
         self, tokens: NDArray[np.integer], starts: NDArray[np.int64], ends: NDArray[np.int64], *, seq_len: int

@@ -41,6 +41,15 @@ def test_tensorboard_has_every_tag_at_every_report(tmp_path: Path, small_text: P
         assert [event.step for event in events.Scalars(tag)] == [20, 25], tag
 
 
+def test_tensorboard_has_a_sample_at_every_evaluation(tmp_path: Path, small_text: Path) -> None:
+    events = run(
+        tmp_path, "data=text", f"data.path={small_text}", "trainer.max_steps=25", "trainer.eval_every_n_steps=20"
+    )
+    samples = events.Tensors("sample/text_summary")
+    assert [sample.step for sample in samples] == [20, 25]
+    assert all(len(sample.tensor_proto.string_val[0].decode()) > 100 for sample in samples)
+
+
 def test_tensorboard_has_configuration_commit_data_and_hparams_in_the_run_itself(tmp_path: Path) -> None:
     events = run(tmp_path, "data=random", "trainer.max_steps=2")
     text = {

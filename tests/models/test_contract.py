@@ -1,24 +1,34 @@
 """What every model of conf/model keeps: causality, a real state, and the figures that it reports."""
 
+import io
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from samout_train import build_model
-from samout_train.config import CONF
+from samout_train.config import CONF, compose_config
 from samout_train.metrics import num_parameters, parameters_by_part
+from samout_train.models.state import repeat_state, state_bytes, state_to
+from samout_train.verification import distance, verify
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 VOCAB_SIZE = 37
 
 
+def settings_of(name: str, **settings: Any) -> dict[str, Any]:
+    """Small sizes, as far as this model has them."""
+    known = compose_config([f"model={name}"]).config["model"]
+    sizes: dict[str, Any] = {"hidden_size": 24, "num_heads": 4, "num_layers": 3, "dropout": 0.0}
+    return {key: value for key, value in sizes.items() if key in known} | settings
+
+
 def tiny(name: str, **settings: Any) -> nn.Module:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 24, "num_heads": 4, "num_layers": 3, "dropout": 0.0} | settings
-    return build_model(name, vocab_size=VOCAB_SIZE, **sizes)
+    return build_model(name, vocab_size=VOCAB_SIZE, **settings_of(name, **settings))
 
 
 def some_ids(rows: int, time: int) -> Tensor:
@@ -26,49 +36,66 @@ def some_ids(rows: int, time: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_output_does_not_depend_on_later_tokens(name: str) -> None:
-    model, ids = tiny(name), some_ids(2, 20)
-    logits, _ = model(ids)
-    for t in (1, 7, 19):
-        changed = ids.clone()
-        changed[:, t:] = (changed[:, t:] + 1) % VOCAB_SIZE
-        after, _ = model(changed)
-        assert torch.equal(after[:, :t], logits[:, :t])
-        assert not torch.equal(after[:, t:], logits[:, t:])
+def test_every_check_of_verify_holds(name: str) -> None:
+    def build(is_tiny: bool) -> nn.Module:
+        return tiny(name, **({"hidden_size": 16, "num_layers": 2} if is_tiny else {}))
+
+    rows = list(verify(build, vocab_size=VOCAB_SIZE, pad_id=3, device=torch.device("cpu"), compiles=False))
+    assert len(rows) == 17 and not any(row.skipped for row in rows)
+    assert [row for row in rows if not row.passed] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_step_by_step_is_the_whole_over_4096_tokens(name: str) -> None:
+    model, ids = tiny(name).eval(), some_ids(1, 4096)
+    with torch.inference_mode():
+        whole, _ = model(ids)
+        state, pieces = None, []
+        for token in ids.split(1, dim=1):
+            logits, state = model(token, state)
+            pieces.append(logits)
+    assert distance(torch.cat(pieces, dim=1), whole) <= 1e-5
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [1, 7, 20])
-def test_chunks_with_carried_state_give_the_logits_of_the_whole(name: str, size: int) -> None:
-    model, ids = tiny(name).eval(), some_ids(3, 40)
-    whole, _ = model(ids)
-    pieces, state = [], None
-    for chunk in ids.split(size, dim=1):
-        logits, state = model(chunk, state)
-        pieces.append(logits)
-    got = torch.cat(pieces, dim=1)
-    # Products of other shapes may round otherwise; a few units in the last place of float32.
-    assert float((got - whole).detach().norm() / whole.detach().norm()) < 1e-5
+def test_a_state_can_be_saved_repeated_and_continued_twice(name: str) -> None:
+    model, ids = tiny(name).eval(), some_ids(2, 30)
+    with torch.inference_mode():
+        whole, _ = model(ids)
+        _, state = model(ids[:, :7])
+        _, state = model(ids[:, 7:10], state)
+        file = io.BytesIO()
+        torch.save(state, file)
+        file.seek(0)
+        restored = torch.load(file, weights_only=True)
+        repeated = state_to(repeat_state(state, 3), "cpu")
+        first, later = model(ids[:, 10:11], state)
+        model(ids[:, 11:12].flip(0), state)  # another call goes on from the same state, with another token
+        second, _ = model(ids[:, 11:], later)
+        assert distance(torch.cat([first, second], dim=1), whole[:, 10:]) < 1e-5
+        assert distance(model(ids[:, 10:], restored)[0], whole[:, 10:]) < 1e-5
+        assert distance(model(ids[:, 10:].repeat_interleave(3, 0), repeated)[0][::3], whole[:, 10:]) < 1e-5
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(name: str) -> None:
-    model, ids = tiny(name), some_ids(4, 12)
-    logits, _ = model(ids)
-    logits.square().sum().backward()
-    for parameter_name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
-        assert parameter.grad.abs().sum() > 0, parameter_name
+def is_fused(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.RNNBase) for module in model.modules())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_flops_a_token_are_those_that_torch_counts(name: str) -> None:
     model, ids = tiny(name, hidden_size=48), some_ids(2, 16)
-    with FlopCounterMode(display=False) as forward:
+    if is_fused(model):  # torch's counter does not see into these
+        weights = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and not n.startswith("embedding"))
+        attention = 4 * 48 * 16 if name == "lstm_attention" else 0
+        reported: Any = model.forward_flops_per_token(16)
+        assert reported == 2 * weights + attention
+        return
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
         logits, _ = model(ids)
     with FlopCounterMode(display=False) as backward:
         logits.sum().backward()
-    reported: Any = model.forward_flops_per_token(16)
+    reported = model.forward_flops_per_token(16)
     assert reported == pytest.approx(forward.get_total_flops() / ids.numel(), rel=0.01)
     assert 2 * reported == pytest.approx(backward.get_total_flops() / ids.numel(), rel=0.01)
 
@@ -77,7 +104,7 @@ def test_flops_a_token_are_those_that_torch_counts(name: str) -> None:
 def test_parts_hold_every_parameter_once(name: str) -> None:
     model = tiny(name)
     assert sum(parameters_by_part(model).values()) == num_parameters(model)
-    assert {"mixer", "feed-forward"} <= parameters_by_part(model).keys()
+    assert {"embedding", "mixer"} & {part.split()[0] for part in parameters_by_part(model)} == {"embedding", "mixer"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,7 +112,7 @@ def test_state_bytes_are_those_of_the_state(name: str) -> None:
     model, ids = tiny(name), some_ids(1, 11)
     _, state = model(ids)
     reported: Any = model.state_bytes(11)
-    assert reported == sum(tensor.numel() * tensor.element_size() for tensor in state)
+    assert reported == state_bytes(state)
 
 
 def test_published_v8_has_its_published_size() -> None:

@@ -1,0 +1,104 @@
+"""Multi-head attention with a key-value cache, through torch's scaled_dot_product_attention."""
+
+# B batch, T time, S time of keys, D width, H heads, K width per head
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samout_train.models.key_value_cache import KeyValueCache, extended
+
+ROTARY_BASE = 10_000.0
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(K)) v over H heads.
+
+    Args:
+        hidden_size: Width D.
+        num_heads: Heads H; must divide D.
+        dropout: Dropout of the attention weights.
+        rotary: Whether queries and keys are turned by their position.
+        causal: Whether a position sees itself and earlier ones only.
+    """
+
+    def __init__(self, *, hidden_size: int, num_heads: int, dropout: float, rotary: bool, causal: bool) -> None:
+        super().__init__()
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+        self.num_heads, self.dropout, self.rotary, self.causal = num_heads, dropout, rotary, causal
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cache: KeyValueCache | None,
+        padding_mask_BS: Tensor | None,
+        *,
+        capacity: int,
+        return_attention: bool,
+    ) -> tuple[Tensor, KeyValueCache, Tensor | None]:
+        """Mixes (B, T, D).
+
+        Args:
+            x_BTD: Layer input.
+            cache: Keys and values of what came before.
+            padding_mask_BS: True where a token, before or in the input, is padding: it is not attended to.
+            capacity: Tokens that a cache has room for, once it goes on.
+            return_attention: Whether to give the weights (B, H, T, S), from an unfused path.
+        """
+        batch, time, width = x_BTD.shape
+        heads = (batch, time, self.num_heads, width // self.num_heads)
+        q_BHTK, k_BHTK, v_BHTK = (
+            project(x_BTD).view(heads).transpose(1, 2) for project in (self.query, self.key, self.value)
+        )
+        past = cache["length"] if cache else 0
+        if self.rotary:
+            q_BHTK, k_BHTK = _rotated(q_BHTK, past), _rotated(k_BHTK, past)
+        cache = extended(cache, k_BHTK, v_BHTK, capacity)
+        k_BHSK, v_BHSK = (cache[part][:, :, : past + time] for part in ("keys_BHSK", "values_BHSK"))
+        seen = _seen(time, past, padding_mask_BS, self.causal, x_BTD.device)
+        dropout = self.dropout if self.training else 0.0
+        weights_BHTS = None
+        if return_attention:
+            scores_BHTS = q_BHTK @ k_BHSK.transpose(2, 3) * heads[-1] ** -0.5
+            if self.causal and seen is None:
+                seen = _causal_mask(time, past, x_BTD.device)
+            if seen is not None:
+                scores_BHTS = scores_BHTS.masked_fill(~seen, float("-inf"))
+            weights_BHTS = scores_BHTS.softmax(-1)
+            y_BHTK = F.dropout(weights_BHTS, dropout) @ v_BHSK
+        else:
+            from_start = self.causal and seen is None and time > 1
+            y_BHTK = F.scaled_dot_product_attention(
+                q_BHTK, k_BHSK, v_BHSK, attn_mask=seen, dropout_p=dropout, is_causal=from_start
+            )
+        return self.out(y_BHTK.transpose(1, 2).reshape(batch, time, width)), cache, weights_BHTS
+
+
+def _rotated(x_BHTK: Tensor, past: int) -> Tensor:
+    """Turns the pair (k, k + K / 2) of each head by its position times base ** (-2k / K)."""
+    half = x_BHTK.shape[-1] // 2
+    rate_K = ROTARY_BASE ** (-torch.arange(half, device=x_BHTK.device, dtype=torch.float32) / half)
+    position_T = torch.arange(past, past + x_BHTK.shape[2], device=x_BHTK.device, dtype=torch.float32)
+    angle_TK = position_T[:, None] * rate_K
+    dtype = x_BHTK.dtype if x_BHTK.dtype == torch.float64 else torch.float32
+    cos_TK, sin_TK = angle_TK.cos().to(dtype), angle_TK.sin().to(dtype)
+    first_BHTK, second_BHTK = x_BHTK.to(dtype).chunk(2, dim=-1)
+    turned = (first_BHTK * cos_TK - second_BHTK * sin_TK, first_BHTK * sin_TK + second_BHTK * cos_TK)
+    return torch.cat(turned, dim=-1).to(x_BHTK.dtype)
+
+
+def _causal_mask(time: int, past: int, device: torch.device) -> Tensor:
+    """(T, S), True where a position may look: at itself and what came before."""
+    return torch.ones(time, past + time, dtype=torch.bool, device=device).tril(past)
+
+
+def _seen(time: int, past: int, padding_mask_BS: Tensor | None, causal: bool, device: torch.device) -> Tensor | None:
+    """(B, 1, T, S) or (T, S), True where a position may look; None where torch needs no mask for that."""
+    if padding_mask_BS is None:
+        return _causal_mask(time, past, device) if causal and past and time > 1 else None
+    itself_TS = torch.eye(past + time, dtype=torch.bool, device=device)[past:]
+    seen_BTS = ~padding_mask_BS[:, None, :] | itself_TS  # a token that sees nothing would be NaN
+    return (seen_BTS & _causal_mask(time, past, device) if causal else seen_BTS)[:, None]

@@ -1,0 +1,46 @@
+"""Token ids to vectors: learned, or the identity."""
+
+# B batch, T time, V vocabulary
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EmbeddingName = Literal["learned", "one_hot"]
+STD = 0.02
+
+
+class OneHot(nn.Module):
+    """The identity: id n becomes the n-th unit vector; nothing to train.
+
+    Args:
+        vocab_size: Number of ids V, and the width of the vectors.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.embedding_dim = vocab_size
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """(B, T) to (B, T, V)."""
+        return F.one_hot(ids_BT, self.embedding_dim).to(torch.get_default_dtype())
+
+
+def token_embedding(name: EmbeddingName, *, vocab_size: int, size: int, pad_id: int | None) -> nn.Embedding | OneHot:
+    """Builds an embedding; it has its width as `embedding_dim`.
+
+    Args:
+        name: `learned`: normal of standard deviation 0.02, the padding's row zero and kept there. `one_hot`.
+        vocab_size: Number of ids V.
+        size: Width of a learned one; `one_hot` is V wide.
+        pad_id: Id of the padding; None where there is none.
+    """
+    if name == "one_hot":
+        return OneHot(vocab_size)
+    embedding = nn.Embedding(vocab_size, size, padding_idx=pad_id)
+    nn.init.normal_(embedding.weight, std=STD)
+    if pad_id is not None:
+        nn.init.zeros_(embedding.weight[pad_id])
+    return embedding

@@ -1,0 +1,71 @@
+"""Keys and values of what attention has seen: its state, which grows with the sequence."""
+
+# B batch, H heads, T time of what is new, S time of what there is room for, K width per head
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+
+class KeyValueCache(TypedDict):
+    """One layer's keys and values, in plain containers, so that a state can be saved like any other.
+
+    Args:
+        keys_BHSK: Keys; behind `length` there may be room, which the call that goes on writes into.
+        values_BHSK: Values.
+        length: How many of them count.
+        written: 0-d int64 on the CPU, shared by all states that share the room: how many are written there.
+    """
+
+    keys_BHSK: Tensor
+    values_BHSK: Tensor
+    length: int
+    written: Tensor
+
+
+def extended(cache: KeyValueCache | None, keys_BHTK: Tensor, values_BHTK: Tensor, capacity: int) -> KeyValueCache:
+    """A cache with further keys and values behind it.
+
+    A new sequence's are kept as they are. The first call that goes on makes room for `capacity` tokens, later ones
+    write into it; where another call has gone on from the same cache already, or gradients are wanted, they copy.
+
+    Args:
+        cache: What came before; None for a new sequence.
+        keys_BHTK: The new keys.
+        values_BHTK: The new values.
+        capacity: Tokens to make room for.
+    """
+    time = keys_BHTK.shape[2]
+    if cache is None:
+        return _cache(keys_BHTK, values_BHTK, time)
+    past = cache["length"]
+    old_keys_BHSK, old_values_BHSK = cache["keys_BHSK"][:, :, :past], cache["values_BHSK"][:, :, :past]
+    if torch.is_grad_enabled():
+        return _cache(
+            torch.cat([old_keys_BHSK, keys_BHTK], 2), torch.cat([old_values_BHSK, values_BHTK], 2), past + time
+        )
+    room = cache["keys_BHSK"].shape[2]
+    if room < past + time or int(cache["written"]) != past:
+        cache = _cache(_with_room(old_keys_BHSK, capacity), _with_room(old_values_BHSK, capacity), past)
+    cache["keys_BHSK"][:, :, past : past + time] = keys_BHTK
+    cache["values_BHSK"][:, :, past : past + time] = values_BHTK
+    cache["written"].fill_(past + time)
+    return KeyValueCache(
+        keys_BHSK=cache["keys_BHSK"],
+        values_BHSK=cache["values_BHSK"],
+        length=past + time,
+        written=cache["written"],
+    )
+
+
+def _cache(keys_BHSK: Tensor, values_BHSK: Tensor, length: int) -> KeyValueCache:
+    written = torch.tensor(length)
+    return KeyValueCache(keys_BHSK=keys_BHSK, values_BHSK=values_BHSK, length=length, written=written)
+
+
+def _with_room(part_BHSK: Tensor, capacity: int) -> Tensor:
+    batch, heads, length, width = part_BHSK.shape
+    roomy = part_BHSK.new_zeros(batch, heads, capacity, width)
+    roomy[:, :, :length] = part_BHSK
+    return roomy

@@ -1,0 +1,164 @@
+"""minGRU: a gated recurrence whose gates see the input only, so that training scans it in parallel.
+
+z = sigmoid(Wz x); h~ = g(Wh x), g(v) = v + 0.5 for v >= 0, else sigmoid(v); h_t = (1 - z_t) h_{t-1} + z_t h~_t.
+
+Source: Feng et al., Were RNNs All We Needed? (arXiv 2410.01201), appendix B. What differs here: the scan in log space
+goes over chunks of 64 tokens, each from the state of the one before. Over 4,096 tokens in one piece the sum of
+log(1 - z) grows to thousands, and float32 leaves three digits of its exponential.
+"""
+
+# B batch, T time, D width, V vocabulary
+
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samout_train.models.embedding import token_embedding
+from samout_train.models.feed_forward import FeedForward
+from samout_train.ranges import Positive, Probability, validated
+
+CHUNK = 64
+
+
+class MinGRUMixer(nn.Module):
+    """The recurrence over a sequence.
+
+    Args:
+        hidden_size: Width D.
+    """
+
+    def __init__(self, *, hidden_size: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.candidate = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mixes (B, T, D); the state (B, D) is the last h, in float32 or float64."""
+        dtype = torch.promote_types(x_BTD.dtype, torch.float32)
+        gate_BTD, candidate_BTD = self.gate(x_BTD).to(dtype), self.candidate(x_BTD).to(dtype)
+        if x_BTD.shape[1] == 1:
+            h_BTD = gate_BTD.sigmoid() * positive(candidate_BTD)
+            if state_BD is not None:
+                h_BTD = h_BTD + (-gate_BTD).sigmoid() * state_BD[:, None]
+        else:
+            pieces = []
+            for gate_BCD, candidate_BCD in zip(gate_BTD.split(CHUNK, 1), candidate_BTD.split(CHUNK, 1), strict=True):
+                pieces.append(log_space_scan(gate_BCD, candidate_BCD, state_BD))
+                state_BD = pieces[-1][:, -1]
+            h_BTD = torch.cat(pieces, dim=1)
+        return h_BTD.to(x_BTD.dtype), h_BTD[:, -1]
+
+
+def positive(x: Tensor) -> Tensor:
+    """g: continuous, increasing and positive, so that a sum of its values has a logarithm."""
+    return torch.where(x >= 0, x + 0.5, x.sigmoid())
+
+
+def log_space_scan(gate_BTD: Tensor, candidate_BTD: Tensor, state_BD: Tensor | None) -> Tensor:
+    """h of all positions at once.
+
+    Args:
+        gate_BTD: Wz x, before the sigmoid.
+        candidate_BTD: Wh x, before g.
+        state_BD: h before the first position, positive; None for zero.
+    """
+    log_kept_BTD = (-F.softplus(gate_BTD)).cumsum(1)  # log of the product of (1 - z)
+    log_candidate_BTD = torch.where(
+        candidate_BTD >= 0, (F.relu(candidate_BTD) + 0.5).log(), -F.softplus(-candidate_BTD)
+    )
+    log_sum_BTD = torch.logcumsumexp(-F.softplus(-gate_BTD) + log_candidate_BTD - log_kept_BTD, dim=1)
+    if state_BD is not None:
+        log_sum_BTD = torch.logaddexp(log_sum_BTD, state_BD.log()[:, None])
+    return (log_kept_BTD + log_sum_BTD).exp()
+
+
+class MinGRULayer(nn.Module):
+    """x + mixer(norm(x)), then x + feed-forward(norm(x)).
+
+    Args:
+        hidden_size: Width D.
+        ffn_size: Inner width of the feed-forward.
+        dropout: Dropout inside the feed-forward.
+    """
+
+    def __init__(self, *, hidden_size: int, ffn_size: int, dropout: float) -> None:
+        super().__init__()
+        self.mixer_norm, self.feed_forward_norm = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
+        self.mixer = MinGRUMixer(hidden_size=hidden_size)
+        self.feed_forward = FeedForward(hidden_size=hidden_size, ffn_size=ffn_size, dropout=dropout, activation="relu")
+
+    def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns the layer's output (B, T, D) and the mixer's next state."""
+        y_BTD, state_BD = self.mixer(self.mixer_norm(x_BTD), state_BD)
+        x_BTD = x_BTD + y_BTD
+        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD)), state_BD
+
+
+class MinGRU(nn.Module):
+    """A language model of minGRU layers.
+
+    Args:
+        vocab_size: Number of token ids V.
+        pad_id: The id whose embedding starts at zero and takes no gradient; None for no padding.
+        hidden_size: Width D.
+        num_layers: Layers L.
+        ffn_size: Inner width of the feed-forward; None for 4 D.
+        dropout: Dropout inside the feed-forward.
+    """
+
+    sees_future = False
+
+    @validated
+    def __init__(
+        self,
+        *,
+        vocab_size: Annotated[int, Positive],
+        pad_id: int | None,
+        hidden_size: Annotated[int, Positive],
+        num_layers: Annotated[int, Positive],
+        ffn_size: Annotated[int, Positive] | None,
+        dropout: Annotated[float, Probability],
+    ) -> None:
+        super().__init__()
+        self.embedding = token_embedding("learned", vocab_size=vocab_size, size=hidden_size, pad_id=pad_id)
+        self.layers = nn.ModuleList(
+            MinGRULayer(hidden_size=hidden_size, ffn_size=ffn_size or 4 * hidden_size, dropout=dropout)
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_size)
+        self.head = nn.Linear(hidden_size, vocab_size, bias=False)
+
+    def forward(self, ids_BT: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Logits for each position.
+
+        Args:
+            ids_BT: Token ids, int64, T at least 1.
+            state: What the call before returned; None at the start of a sequence.
+
+        Returns:
+            (logits_BTV, state): The logits and one (B, D) state a layer.
+        """
+        x_BTD = self.embedding(ids_BT)
+        next_state = []
+        for index, layer in enumerate(self.layers):
+            x_BTD, state_BD = layer(x_BTD, None if state is None else state[index])
+            next_state.append(state_BD)
+        return self.head(self.norm(x_BTD)), next_state
+
+    def part_of(self, name: str) -> str:
+        """Which part of the model the parameter of this name belongs to, as reports show it."""
+        for part, word in ((".mixer.", "mixer"), (".feed_forward.", "feed-forward")):
+            if part in name:
+                return word
+        return {"embedding": "embedding", "head": "head"}.get(name.split(".")[0], "norm")
+
+    def forward_flops_per_token(self, length: int) -> int:
+        """Operations of the matrix products for one token, whatever the length."""
+        matrices = sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and self.part_of(n) != "embedding")
+        return 2 * matrices
+
+    def state_bytes(self, length: int) -> int:
+        """Bytes of one sequence's state in float32, whatever the length."""
+        return 4 * self.norm.normalized_shape[0] * len(self.layers)

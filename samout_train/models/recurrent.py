@@ -1,0 +1,111 @@
+"""RNN, LSTM and GRU: torch's fused modules over an embedding.
+
+Source: Elman 1990; Hochreiter and Schmidhuber 1997; Cho et al. 2014 (arXiv 1406.1078), as torch.nn has them.
+"""
+
+# B batch, T time, D width, L layers, V vocabulary
+
+from typing import Annotated, Any, Literal
+
+from torch import Tensor, nn
+
+from samout_train.models.embedding import EmbeddingName, token_embedding
+from samout_train.ranges import Positive, Probability, validated
+
+CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+
+
+class Recurrent(nn.Module):
+    """A language model of one recurrent module; with `bidirectional=True` for labelling only.
+
+    Args:
+        vocab_size: Number of token ids V.
+        pad_id: The id whose embedding starts at zero and takes no gradient; None for no padding.
+        cell: `rnn` (tanh), `lstm` or `gru`.
+        hidden_size: Width D.
+        num_layers: Layers L.
+        dropout: Dropout between layers.
+        embedding: `learned`, or `one_hot`: the identity, not trained.
+        embedding_size: Width of a learned embedding; None for D.
+        bidirectional: Whether a second direction reads the sequence from its end.
+        head: `linear`, without bias, or `none`: the hidden state itself is the logits, so D must be V.
+
+    Raises:
+        ValueError: if there is no head and D is not V.
+    """
+
+    @validated
+    def __init__(
+        self,
+        *,
+        vocab_size: Annotated[int, Positive],
+        pad_id: int | None,
+        cell: Literal["rnn", "lstm", "gru"],
+        hidden_size: Annotated[int, Positive],
+        num_layers: Annotated[int, Positive],
+        dropout: Annotated[float, Probability],
+        embedding: EmbeddingName,
+        embedding_size: Annotated[int, Positive] | None,
+        bidirectional: bool,
+        head: Literal["linear", "none"],
+    ) -> None:
+        super().__init__()
+        directions = 2 if bidirectional else 1
+        if head == "none" and directions * hidden_size != vocab_size:
+            raise ValueError(
+                f"model.head=none makes the hidden state the logits: set model.hidden_size to {vocab_size}, the ids "
+                "that there are, or model.head=linear"
+            )
+        self.sees_future = bidirectional
+        size = embedding_size or hidden_size
+        self.embedding = token_embedding(embedding, vocab_size=vocab_size, size=size, pad_id=pad_id)
+        # torch warns of dropout in a single layer, between which and another there is none.
+        between = dropout if num_layers > 1 else 0.0
+        self.mixer = CELLS[cell](
+            self.embedding.embedding_dim,
+            hidden_size,
+            num_layers,
+            batch_first=True,
+            dropout=between,
+            bidirectional=bidirectional,
+        )
+        self.head = nn.Linear(directions * hidden_size, vocab_size, bias=False) if head == "linear" else None
+        self.is_lstm, self.hidden_size, self.num_states = cell == "lstm", hidden_size, directions * num_layers
+
+    def forward(self, ids_BT: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits for each position.
+
+        Args:
+            ids_BT: Token ids, int64, T at least 1.
+            state: What the call before returned; None at the start of a sequence.
+
+        Returns:
+            (logits_BTV, state): The logits and the hidden state, (B, L, D); for an LSTM its cell state, too.
+
+        Raises:
+            ValueError: if a bidirectional model is to go on from a state.
+        """
+        if state is not None and self.sees_future:
+            raise ValueError("a model that sees the whole sequence (bidirectional=true) cannot go on from a state")
+        x_BTD = self.embedding(ids_BT)
+        given: Any = None
+        if state is not None:
+            parts = tuple(part_BLD.transpose(0, 1).contiguous() for part_BLD in state)
+            given = parts if self.is_lstm else parts[0]
+        h_BTD, last = self.mixer(x_BTD, given)
+        parts = last if self.is_lstm else (last,)
+        logits_BTV = h_BTD if self.head is None else self.head(h_BTD)
+        return logits_BTV, tuple(part_LBD.transpose(0, 1) for part_LBD in parts)
+
+    def part_of(self, name: str) -> str:
+        """Which part of the model the parameter of this name belongs to, as reports show it."""
+        return name.split(".")[0]
+
+    def forward_flops_per_token(self, length: int) -> int:
+        """Operations of the matrix products for one token, whatever the length."""
+        matrices = sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and self.part_of(n) != "embedding")
+        return 2 * matrices
+
+    def state_bytes(self, length: int) -> int:
+        """Bytes of one sequence's state in float32, whatever the length."""
+        return 4 * self.num_states * self.hidden_size * (2 if self.is_lstm else 1)

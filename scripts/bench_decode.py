@@ -1,0 +1,127 @@
+"""Decoding V8 and a Transformer of equal size: time of a token by its place, and against running the prefix again.
+
+    python scripts/bench_decode.py [--device cpu] [--out docs/decode.png]
+
+One process, the two models interleaved, medians. Prints a table and draws it.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+from tqdm import tqdm
+
+from samout_train import build_model
+from samout_train.metrics import num_parameters
+
+PLACES = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)
+TOKENS_A_PLACE = 24
+PREFIX_TOKENS = 1000
+VOCAB_SIZE = 128
+
+
+def models(device: torch.device) -> dict[str, nn.Module]:
+    """V8 at its published size and a Transformer with as many parameters, to 2 %."""
+    v8 = build_model("v8", vocab_size=VOCAB_SIZE, hidden_size=384, num_layers=6)
+    transformer = build_model(
+        "transformer",
+        vocab_size=VOCAB_SIZE,
+        hidden_size=384,
+        num_heads=6,
+        num_layers=6,
+        ffn_size=575,
+        max_seq_len=16384,
+    )
+    return {"v8": v8.to(device).eval(), "transformer": transformer.to(device).eval()}
+
+
+@torch.inference_mode()
+def by_place(model_of: dict[str, nn.Module], device: torch.device) -> dict[str, dict[int, float]]:
+    """Seconds a token at each place, from a state that was carried there."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, VOCAB_SIZE, (1, PLACES[-1] + TOKENS_A_PLACE), generator=generator).to(device)
+    state: dict[str, Any] = dict.fromkeys(model_of)
+    done, seconds = 0, {name: {} for name in model_of}
+    for place in tqdm(PLACES, desc="places"):
+        for start in range(done, place, 500):
+            for name, model in model_of.items():
+                _, state[name] = model(ids[:, start : min(start + 500, place)], state[name])
+        times: dict[str, list[float]] = {name: [] for name in model_of}
+        for t in range(place, place + TOKENS_A_PLACE):
+            for name, model in model_of.items():
+                started = _now(device)
+                _, state[name] = model(ids[:, t : t + 1], state[name])
+                times[name].append(_now(device) - started)
+        done = place + TOKENS_A_PLACE
+        for name in model_of:
+            seconds[name][place] = statistics.median(times[name])
+    return seconds
+
+
+@torch.inference_mode()
+def against_the_prefix(model: nn.Module, device: torch.device) -> tuple[float, float]:
+    """Seconds for 1,000 tokens with a carried state, and with the whole prefix run again for each (every 20th is)."""
+    ids = torch.randint(4, VOCAB_SIZE, (1, PREFIX_TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
+    model(ids[:, :50])
+    state, started = None, _now(device)
+    for t in range(PREFIX_TOKENS):
+        _, state = model(ids[:, t : t + 1], state)
+    carried = _now(device) - started
+    started = _now(device)
+    for t in range(9, PREFIX_TOKENS, 20):
+        model(ids[:, : t + 1])
+    return carried, 20 * (_now(device) - started)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _draw(seconds: dict[str, dict[int, float]], title: str, path: Path) -> None:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, values in seconds.items():
+        axes.plot(list(values), [1000 * value for value in values.values()], marker="o", label=name)
+    axes.set(xlabel="tokens so far", ylabel="milliseconds a token", xscale="log", ylim=(0, None), title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measures, prints, draws."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--out", type=Path, default=Path("docs/decode.png"))
+    given = arguments.parse_args()
+    device = torch.device(given.device)
+    model_of = models(device)
+    for name, model in model_of.items():
+        print(f"{name}: {num_parameters(model):,} parameters")
+    seconds = by_place(model_of, device)
+    print("token   " + "".join(f"{name:>14}" for name in model_of))
+    for place in PLACES:
+        print(f"{place:6}  " + "".join(f"{1000 * seconds[name][place]:11.3f} ms" for name in model_of))
+    print(f"v8: token 16,000 takes {seconds['v8'][16000] / seconds['v8'][100]:.3f} of the time of token 100")
+    faster = [place for place in PLACES if seconds["v8"][place] < seconds["transformer"][place]]
+    print(f"v8 is the faster one from token {faster[0] if faster else 'none'} of those measured")
+    for name, model in model_of.items():
+        carried, again = against_the_prefix(model, device)
+        print(
+            f"{name}: 1,000 tokens in {carried:.2f} s carried, {again:.1f} s with the prefix each time: "
+            f"{again / carried:.0f} times as fast"
+        )
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    _draw(seconds, f"decoding, 6.3 M parameters, {hardware}, torch {torch.__version__}", given.out)
+    print(f"drawn to {given.out}")
+
+
+if __name__ == "__main__":
+    main()

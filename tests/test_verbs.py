@@ -1,0 +1,107 @@
+"""generate and verify as they are typed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from samout_train import generate_text, train
+from samout_train.loading import load_run
+
+SIZES = ["model.hidden_size=24", "model.num_heads=2", "model.num_layers=2", "device=cpu"]
+
+
+def samout(folder: Path, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "samout_train", *words]
+    return subprocess.run(command, cwd=folder, input=text, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a small run lies in `run`."""
+    folder = tmp_path_factory.mktemp("verbs")
+    (folder / "text.txt").write_text("the hands of the clock, the sands of time; " * 100, "utf-8")
+    data = ["data=text", f"data.path={folder / 'text.txt'}", "data.seq_len=32", "data.batch_size=8"]
+    train([*SIZES, *data, "trainer.max_steps=30", "optimizer.lr=1e-2", f"run_dir={folder / 'run'}"])
+    return folder
+
+
+def test_text_goes_to_standard_output_prompt_first_and_all_else_to_standard_error(folder: Path) -> None:
+    words = ["generate", "run=run", "prompt=the hands, ", "max_new_tokens=40", "temperature=0"]
+    done = samout(folder, *words)
+    assert done.returncode == 0, done.stderr
+    loaded = load_run(folder / "run")
+    assert loaded.vocabulary is not None
+    wanted = "".join(generate_text(loaded.model, loaded.vocabulary, "the hands, ", max_new_tokens=40, temperature=0))
+    assert done.stdout == f"the hands, {wanted}\n"
+    assert "tokens/s" in done.stderr and "40 tokens" in done.stderr
+    assert not (folder / "outputs").exists(), "generate makes no run directory"
+    (folder / "prompt.txt").write_text("the hands, ", "utf-8")
+    assert samout(folder, *words[:2], "prompt=@prompt.txt", *words[3:]).stdout == done.stdout
+    assert samout(folder, *words[:2], "prompt=-", *words[3:], text="the hands, ").stdout == done.stdout
+    step = next((folder / "run" / "checkpoints").glob("step_*.pt"))
+    assert samout(folder, "generate", f"run={step}", *words[2:]).stdout == done.stdout
+
+
+def test_samples_differ_and_end_before_stop(folder: Path) -> None:
+    words = ["generate", "run=run", "prompt=the ", "max_new_tokens=60", "num_samples=2", "top_p=0.9"]
+    first, second = samout(folder, *words).stdout.splitlines()
+    assert first != second
+    stopped = samout(folder, *words[:4], "temperature=0", "stop=s")
+    assert stopped.stdout.startswith("the ") and "s" not in stopped.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate"], "run: is missing"),
+        (["generate", "run=absent", "prompt=a"], "absent is not there: give a run directory"),
+        (["generate", "run=run", "prompt=é"], "character 'é' at position 0 is not in the vocabulary"),
+        (["generate", "run=run", "prompt="], "prompt"),
+        (["generate", "run=run", "prompt=@absent"], "prompt=@absent: cannot be read"),
+        (["generate", "run=run", "prompt=a", "tempratur=1"], "tempratur=1: no such key; did you mean temperature?"),
+        (["generate", "run=run", "prompt=a", "top_p=2"], "top_p=2: must be"),
+        (["generate", "-m", "run=run", "prompt=a"], "generate makes no sweeps"),
+        (["verify"], "one of: model=NAME, run=RUN_DIR, models=all"),
+        (["verify", "model=v9"], "model=v9: no such option; there are"),
+        (["verify", "model=v8", "model.hiden_size=3"], "did you mean model.hidden_size?"),
+        (["verify", "run=absent"], "absent is not there"),
+    ],
+)
+def test_a_wrong_request_is_told_with_exit_code_2(folder: Path, words: list[str], message: str) -> None:
+    done = samout(folder, *words)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) <= 8 and not done.stdout
+
+
+def test_verify_prints_a_table_and_exits_with_1_where_a_check_fails(folder: Path) -> None:
+    done = samout(folder, "verify", "model=rnn")
+    assert done.returncode == 0 and done.stdout.count("PASS") == 18 and "FAIL" not in done.stdout, done.stdout
+    (folder / "peeks.py").write_text(
+        "import torch\nfrom samout_train.models.samout_v8 import MaxStateSuper\n\n\n"
+        "class Peeks(MaxStateSuper):\n    def forward(self, x, state):\n"
+        "        return super().forward(x + x.roll(-1, 1), state)\n"
+    )
+    (folder / "mine" / "model").mkdir(parents=True)
+    (folder / "mine" / "model" / "peeks.yaml").write_text("defaults:\n  - v8\nmixer:\n  _target_: peeks.Peeks\n")
+    done = samout(folder, "verify", "--config-dir", "mine", "model=peeks")
+    failed = [line for line in done.stdout.splitlines() if "FAIL" in line]
+    assert done.returncode == 1 and "causality: a token changes nothing before it" in failed[0], (
+        done.stdout + done.stderr
+    )
+
+
+@pytest.mark.slow
+def test_verify_of_every_model_and_of_a_run_holds(folder: Path) -> None:
+    for words in (["models=all"], ["run=run"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "samout_train", "verify", *words], cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "FAIL" not in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("verb", ["generate", "verify"])
+def test_help_lists_the_keys(folder: Path, verb: str) -> None:
+    done = samout(folder, verb, "--help")
+    assert done.returncode == 0 and "device: auto" in done.stdout
