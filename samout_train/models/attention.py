@@ -11,6 +11,9 @@ from samout_train.models.key_value_cache import KeyValueCache, extended
 ROTARY_BASE = 10_000.0
 
 
+Rotation = tuple[Tensor, Tensor]
+
+
 class Attention(nn.Module):
     """softmax(q k^T / sqrt(K)) v over H heads.
 
@@ -18,17 +21,16 @@ class Attention(nn.Module):
         hidden_size: Width D.
         num_heads: Heads H; must divide D.
         dropout: Dropout of the attention weights.
-        rotary: Whether queries and keys are turned by their position.
         causal: Whether a position sees itself and earlier ones only.
     """
 
-    def __init__(self, *, hidden_size: int, num_heads: int, dropout: float, rotary: bool, causal: bool) -> None:
+    def __init__(self, *, hidden_size: int, num_heads: int, dropout: float, causal: bool) -> None:
         super().__init__()
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size, bias=False)
         self.value = nn.Linear(hidden_size, hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
-        self.num_heads, self.dropout, self.rotary, self.causal = num_heads, dropout, rotary, causal
+        self.num_heads, self.dropout, self.causal = num_heads, dropout, causal
 
     def forward(
         self,
@@ -36,6 +38,7 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
         padding_mask_BS: Tensor | None,
         *,
+        rotation: Rotation | None,
         capacity: int,
         return_attention: bool,
     ) -> tuple[Tensor, KeyValueCache, Tensor | None]:
@@ -45,6 +48,7 @@ class Attention(nn.Module):
             x_BTD: Layer input.
             cache: Keys and values of what came before.
             padding_mask_BS: True where a token, before or in the input, is padding: it is not attended to.
+            rotation: What queries and keys are turned by, of `rotation_of`; None to leave them.
             capacity: Tokens that a cache has room for, once it goes on.
             return_attention: Whether to give the weights (B, H, T, S), from an unfused path.
         """
@@ -54,8 +58,8 @@ class Attention(nn.Module):
             project(x_BTD).view(heads).transpose(1, 2) for project in (self.query, self.key, self.value)
         )
         past = cache["length"] if cache else 0
-        if self.rotary:
-            q_BHTK, k_BHTK = _rotated(q_BHTK, past), _rotated(k_BHTK, past)
+        if rotation is not None:
+            q_BHTK, k_BHTK = _rotated(q_BHTK, rotation), _rotated(k_BHTK, rotation)
         cache = extended(cache, k_BHTK, v_BHTK, capacity)
         k_BHSK, v_BHSK = (cache[part][:, :, : past + time] for part in ("keys_BHSK", "values_BHSK"))
         seen = _seen(time, past, padding_mask_BS, self.causal, x_BTD.device)
@@ -77,15 +81,25 @@ class Attention(nn.Module):
         return self.out(y_BHTK.transpose(1, 2).reshape(batch, time, width)), cache, weights_BHTS
 
 
-def _rotated(x_BHTK: Tensor, past: int) -> Tensor:
-    """Turns the pair (k, k + K / 2) of each head by its position times base ** (-2k / K)."""
-    half = x_BHTK.shape[-1] // 2
-    rate_K = ROTARY_BASE ** (-torch.arange(half, device=x_BHTK.device, dtype=torch.float32) / half)
-    position_T = torch.arange(past, past + x_BHTK.shape[2], device=x_BHTK.device, dtype=torch.float32)
+def rotation_of(past: int, x_BTD: Tensor, head_width: int) -> Rotation:
+    """Cosine and sine, (T, K / 2), of the angles of rotary positions: the position times base ** (-2k / K).
+
+    Args:
+        past: The position of the first token.
+        x_BTD: Says how many tokens follow, where they are and in which precision: at least float32.
+        head_width: K.
+    """
+    half, dtype = head_width // 2, torch.promote_types(x_BTD.dtype, torch.float32)
+    rate_K = ROTARY_BASE ** (-torch.arange(half, device=x_BTD.device, dtype=dtype) / half)
+    position_T = torch.arange(past, past + x_BTD.shape[1], device=x_BTD.device, dtype=dtype)
     angle_TK = position_T[:, None] * rate_K
-    dtype = x_BHTK.dtype if x_BHTK.dtype == torch.float64 else torch.float32
-    cos_TK, sin_TK = angle_TK.cos().to(dtype), angle_TK.sin().to(dtype)
-    first_BHTK, second_BHTK = x_BHTK.to(dtype).chunk(2, dim=-1)
+    return angle_TK.cos(), angle_TK.sin()
+
+
+def _rotated(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
+    """Turns the pair (k, k + K / 2) of each head."""
+    cos_TK, sin_TK = rotation
+    first_BHTK, second_BHTK = x_BHTK.to(cos_TK.dtype).chunk(2, dim=-1)
     turned = (first_BHTK * cos_TK - second_BHTK * sin_TK, first_BHTK * sin_TK + second_BHTK * cos_TK)
     return torch.cat(turned, dim=-1).to(x_BHTK.dtype)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, cast
 
 from torch import Tensor, nn
 
-from samout_train.models.attention import Attention
+from samout_train.models.attention import Attention, Rotation, rotation_of
 from samout_train.models.embedding import token_embedding
 from samout_train.models.feed_forward import FeedForward
 from samout_train.models.key_value_cache import KeyValueCache
@@ -44,6 +44,7 @@ class Block(nn.Module):
         cache: KeyValueCache | None,
         padding_mask_BS: Tensor | None,
         *,
+        rotation: Rotation | None,
         capacity: int,
         return_attention: bool,
     ) -> tuple[Tensor, KeyValueCache, Tensor | None]:
@@ -51,7 +52,12 @@ class Block(nn.Module):
         pre = self.norm == "pre"
         inner_BTD = self.attention_norm(x_BTD) if pre else x_BTD
         y_BTD, cache, weights_BHTS = self.attention(
-            inner_BTD, cache, padding_mask_BS, capacity=capacity, return_attention=return_attention
+            inner_BTD,
+            cache,
+            padding_mask_BS,
+            rotation=rotation,
+            capacity=capacity,
+            return_attention=return_attention,
         )
         x_BTD = x_BTD + y_BTD if pre else self.attention_norm(x_BTD + y_BTD)
         y_BTD = self.feed_forward(self.feed_forward_norm(x_BTD) if pre else x_BTD)
@@ -112,7 +118,7 @@ class Transformer(nn.Module):
         settings = {"hidden_size": hidden_size, "num_heads": num_heads, "positions": positions}
         if found := self.problems(settings, "model"):
             raise ValueError(found[0])
-        self.max_seq_len, self.sees_future = max_seq_len, not causal
+        self.max_seq_len, self.head_width, self.sees_future = max_seq_len, hidden_size // num_heads, not causal
         self.embedding = token_embedding("learned", vocab_size=vocab_size, size=hidden_size, pad_id=pad_id)
         self.positions = nn.Embedding(max_seq_len, hidden_size) if positions == "learned" else None
         if self.positions is not None:
@@ -125,7 +131,6 @@ class Transformer(nn.Module):
                     hidden_size=hidden_size,
                     num_heads=num_heads,
                     dropout=dropout,
-                    rotary=positions == "rotary",
                     causal=causal,
                 ),
                 feed_forward=FeedForward(
@@ -173,11 +178,17 @@ class Transformer(nn.Module):
         x_BTD = self.embedding(ids_BT)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions.weight[past : past + time]
+        rotation = rotation_of(past, x_BTD, self.head_width) if self.positions is None else None
         next_state, weights = [], []
         for index, layer in enumerate(self.layers):
             cache = None if state is None else state[index]
             x_BTD, cache, weights_BHTS = layer(
-                x_BTD, cache, padding_mask_BS, capacity=self.max_seq_len, return_attention=return_attention
+                x_BTD,
+                cache,
+                padding_mask_BS,
+                rotation=rotation,
+                capacity=self.max_seq_len,
+                return_attention=return_attention,
             )
             next_state.append(cast(KeyValueCache, cache))
             weights.append(weights_BHTS)

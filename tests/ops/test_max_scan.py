@@ -55,6 +55,17 @@ def test_chunks_with_carried_state_are_the_whole(dtype: torch.dtype, batch: int,
         assert state is not None and torch.equal(torch.cat(pieces, 1), whole) and torch.equal(state, last)
 
 
+def test_one_token_without_gradients_is_the_same_step() -> None:
+    x, state = torch.tensor([[[1.0, float("nan"), -2.0, 3.0]]]), torch.tensor([[0.5, 0.0, float("nan"), 3.0]])
+    with torch.no_grad():
+        y, last = max_scan(x, state)
+    wanted = torch.tensor([[[1.0, float("nan"), float("nan"), 3.0]]])
+    assert torch.equal(y.nan_to_num(7.0), wanted.nan_to_num(7.0)) and torch.equal(
+        last.nan_to_num(7.0), y[:, -1].nan_to_num(7.0)
+    )
+    assert torch.equal(max_scan(x, state)[0].nan_to_num(7.0), y.nan_to_num(7.0))
+
+
 def test_gradient_agrees_with_finite_differences() -> None:
     x = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
     state = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)

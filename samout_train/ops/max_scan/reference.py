@@ -31,6 +31,9 @@ def max_scan(x_BTD: Tensor, state_BD: Tensor | None = None) -> tuple[Tensor, Ten
         return y_BTD, y_BTD[:, -1]
     if state_BD.shape != (batch, width):
         raise ValueError(f"state_BD {tuple(state_BD.shape)} must be {(batch, width)} for x_BTD {tuple(x_BTD.shape)}")
+    if time == 1 and not torch.is_grad_enabled():  # one token; with a gradient, ties would share it
+        y_BTD = torch.maximum(x_BTD, state_BD.to(x_BTD.dtype).unsqueeze(1))
+        return y_BTD, y_BTD[:, -1]
     with_state_BSD = torch.cat([state_BD.to(x_BTD.dtype).unsqueeze(1), x_BTD], dim=1)
     y_BTD = with_state_BSD.cummax(dim=1).values[:, 1:]
     return y_BTD, y_BTD[:, -1]
