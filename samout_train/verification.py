@@ -66,7 +66,7 @@ def verify(
     """
     torch.manual_seed(0)
     model = build(False).to(device).eval()
-    first = 0 if pad_id is None else pad_id + 1
+    first = 0 if pad_id is None or vocab_size < pad_id + 3 else pad_id + 1  # two ids at least, none of them padding
     ids_BT = torch.randint(first, vocab_size, (3, NUM_TOKENS), generator=torch.Generator().manual_seed(1)).to(device)
     if getattr(model, "sees_future", False):
         yield Row("causality, state, padding", 0.0, 0.0, "the model says that it sees the whole sequence", skipped=True)
@@ -101,7 +101,8 @@ def _causality(model: nn.Module, ids_1T: Tensor, first: int, vocab_size: int) ->
     before_BTV = model(ids_1T.repeat(len(places), 1))[0]
     changed_BT = ids_1T.repeat(len(places), 1)
     for row, t in enumerate(places):
-        changed_BT[row, t] = first + (changed_BT[row, t] - first + 1 + row % OTHER_TOKENS) % (vocab_size - first)
+        other = 1 + row % OTHER_TOKENS % (vocab_size - first - 1)  # 1 or more: never the token itself
+        changed_BT[row, t] = first + (changed_BT[row, t] - first + other) % (vocab_size - first)
     after_BTV = model(changed_BT)[0]
     worst, unmoved = 0.0, 0
     for row, t in enumerate(places):

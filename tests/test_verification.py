@@ -64,11 +64,11 @@ class ForgetsAGradient(Broken):
         return m_BTD.detach() + 0.5 * (m_BTD - m_BTD.detach()), state_BD
 
 
-def rows(mixer: Callable[..., nn.Module]) -> list[Row]:
+def rows(mixer: Callable[..., nn.Module], *, vocab_size: int = 37, pad_id: int | None = 3) -> list[Row]:
     def build(is_tiny: bool) -> nn.Module:
         return SamOut(
-            vocab_size=37,
-            pad_id=3,
+            vocab_size=vocab_size,
+            pad_id=pad_id,
             hidden_size=16 if is_tiny else 32,
             num_heads=2,
             num_layers=2,
@@ -80,11 +80,16 @@ def rows(mixer: Callable[..., nn.Module]) -> list[Row]:
             mixer=mixer,
         )
 
-    return list(verify(build, vocab_size=37, pad_id=3, device=torch.device("cpu"), compiles=False))
+    return list(verify(build, vocab_size=vocab_size, pad_id=pad_id, device=torch.device("cpu"), compiles=False))
 
 
 def test_the_unbroken_mixer_passes_every_row() -> None:
     assert [row for row in rows(Broken) if not row.passed] == []
+
+
+def test_a_vocabulary_of_four_ids_without_padding_is_enough() -> None:
+    failed = [row.name for row in rows(Broken, vocab_size=4, pad_id=None) if not row.passed]
+    assert not [name for name in failed if not name.startswith("learns one batch")]
 
 
 @pytest.mark.parametrize(
