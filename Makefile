@@ -44,5 +44,5 @@ $(STAMP): pyproject.toml constraints.txt
 		$(BIN)/python -m pip install --quiet $(TORCH); \
 	fi
 	@grep -v '^torch==' constraints.txt > .venv/constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable '.[dev,fast]'
 	@touch $(STAMP)

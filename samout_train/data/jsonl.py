@@ -2,7 +2,7 @@
 
 # R rows, T time; a row of ids has T + 1
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -64,27 +64,9 @@ def jsonl(
     choice = VocabularyChoice.of(vocabulary=vocabulary, vocab_size=vocab_size, vocabulary_path=vocabulary_path)
     looked_at = _survey(path, pattern, roles)
     tokenized = tokenize(looked_at, choice)
-    starts = np.flatnonzero(tokenized.tokens == SOS_ID)
-    if len(starts) < 2:
-        raise ValueError(
-            f"data.path={path}: has {len(starts)} document: give two or more, so that one can be validated on"
-        )
-    ends = np.append(starts[1:], len(tokenized.tokens))
-    first_validation = int(np.searchsorted(starts, TRAIN_SHARE * len(tokenized.tokens)).clip(1, len(starts) - 1))
-    cut = int(starts[first_validation])
-    unknown = int((tokenized.tokens[:cut] == PAD_ID).sum()) if tokenized.unknown else 0
-    padded = [
-        PaddedRows(tokenized.tokens, starts[part] + 1, ends[part], seq_len=seq_len)
-        for part in (slice(None, first_validation), slice(first_validation, None))
-    ]
-    train: Rows
-    validation: Rows
-    if layout == "padded":
-        train, validation = padded
-    else:
-        train, validation = (
-            TokenRows(part, seq_len=seq_len, seed=seed) for part in (tokenized.tokens[:cut], tokenized.tokens[cut:])
-        )
+    documents = _documents(tokenized.tokens, path)
+    cut = int(documents[1][0, 0])
+    train, validation = _rows(tokenized.tokens, documents, layout, seq_len=seq_len, seed=seed)
     return Source(
         vocab_size=len(tokenized.vocabulary),
         pad_id=PAD_ID,
@@ -94,11 +76,10 @@ def jsonl(
         vocabulary=tokenized.vocabulary,
         floor_nats=None,
         description={
-            "documents": len(starts),
+            "documents": sum(map(len, documents)),
             **counts_of(tokenized),
             "layout": layout,
-            "waste padded": f"{1 - (padded[0].num_targets - unknown) / (padded[0].num_rows * seq_len):.2%}",
-            "waste packed": f"{unknown / cut:.2%}",
+            **_waste(tokenized.tokens[:cut], documents[0], seq_len, has_unknown=tokenized.unknown > 0),
             "sha256": looked_at.sha256,
             "files": looked_at.record,
         },
@@ -110,8 +91,8 @@ class PaddedRows:
 
     Args:
         tokens: (N,) ids of all documents.
-        starts: Where documents begin, (documents,).
-        ends: Where they end, (documents,). Those of fewer than two tokens have no target and are left out.
+        documents: (documents, 2): where each begins, at its `<|sos|>`, which no padded row has, and where it ends.
+            Those of fewer than two tokens behind it have no target and are left out.
         seq_len: Targets in a row T.
 
     Raises:
@@ -120,13 +101,11 @@ class PaddedRows:
 
     split = staticmethod(next_token)
 
-    def __init__(
-        self, tokens: NDArray[np.integer], starts: NDArray[np.int64], ends: NDArray[np.int64], *, seq_len: int
-    ) -> None:
+    def __init__(self, tokens: NDArray[np.integer], documents: NDArray[np.int64], *, seq_len: int) -> None:
         self.tokens, self.seq_len = np.asarray(tokens), seq_len
-        num_targets = np.maximum(ends - starts - 1, 0)
-        rows_each = -(-num_targets // seq_len)
-        document = np.repeat(np.arange(len(starts)), rows_each)
+        num_targets, rows_each = _targets_and_rows(documents, seq_len)
+        starts, ends = documents[:, 0] + 1, documents[:, 1]
+        document = np.repeat(np.arange(len(documents)), rows_each)
         row_in_document = np.arange(len(document)) - (np.cumsum(rows_each) - rows_each)[document]
         self._starts, self._ends = starts[document] + row_in_document * seq_len, ends[document]
         self.num_rows = self.num_windows = len(document)
@@ -149,3 +128,41 @@ class PaddedRows:
 def _survey(path: str, pattern: str, roles: Mapping[str, str]) -> Survey:
     root, files = find_files(path, pattern)
     return survey(root, files, JsonlReader.of(roles))
+
+
+def _documents(tokens: NDArray[np.integer], path: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each document of the two parts begins, at its `<|sos|>`, and ends: (documents, 2)."""
+    starts = np.flatnonzero(tokens == SOS_ID)
+    if len(starts) < 2:
+        raise ValueError(
+            f"data.path={path}: has {len(starts)} document: give two or more, so that one can be validated on"
+        )
+    documents = np.stack([starts, np.append(starts[1:], len(tokens))], axis=1)
+    first_validation = int(np.searchsorted(starts, TRAIN_SHARE * len(tokens)).clip(1, len(starts) - 1))
+    return documents[:first_validation], documents[first_validation:]
+
+
+def _rows(
+    tokens: NDArray[np.integer], parts: Sequence[NDArray[np.int64]], layout: str, *, seq_len: int, seed: int
+) -> list[Rows]:
+    if layout == "padded":
+        return [PaddedRows(tokens, documents, seq_len=seq_len) for documents in parts]
+    return [TokenRows(tokens[documents[0, 0] : documents[-1, 1]], seq_len=seq_len, seed=seed) for documents in parts]
+
+
+def _targets_and_rows(documents: NDArray[np.int64], seq_len: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Targets of each document, and the padded rows that they fill."""
+    num_targets = np.maximum(documents[:, 1] - documents[:, 0] - 2, 0)
+    return num_targets, -(-num_targets // seq_len)
+
+
+def _waste(
+    tokens: NDArray[np.integer], documents: NDArray[np.int64], seq_len: int, *, has_unknown: bool
+) -> dict[str, str]:
+    """Share of targets that are not counted, in each layout: padding, and characters that the vocabulary has not."""
+    unknown = int((tokens == PAD_ID).sum()) if has_unknown else 0
+    num_targets, rows_each = (int(each.sum()) for each in _targets_and_rows(documents, seq_len))
+    return {
+        "waste padded": f"{1 - (num_targets - unknown) / (rows_each * seq_len):.2%}" if rows_each else "all",
+        "waste packed": f"{unknown / len(tokens):.2%}",
+    }

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samout_train.models.key_value_cache import KeyValueCache, extended
+from samout_train.models.linear import Linear
 
 ROTARY_BASE = 10_000.0
 
@@ -26,10 +27,10 @@ class Attention(nn.Module):
 
     def __init__(self, *, hidden_size: int, num_heads: int, dropout: float, causal: bool) -> None:
         super().__init__()
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.value = nn.Linear(hidden_size, hidden_size)
-        self.out = nn.Linear(hidden_size, hidden_size)
+        self.query = Linear(hidden_size, hidden_size)
+        self.key = Linear(hidden_size, hidden_size, bias=False)
+        self.value = Linear(hidden_size, hidden_size)
+        self.out = Linear(hidden_size, hidden_size)
         self.num_heads, self.dropout, self.causal = num_heads, dropout, causal
 
     def forward(

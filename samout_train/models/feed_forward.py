@@ -8,6 +8,8 @@ from typing import Literal, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samout_train.models.linear import Linear
+
 
 class FeedForward(nn.Module):
     """down(dropout(activation(up(x)))), with biases.
@@ -21,8 +23,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, *, hidden_size: int, ffn_size: int, dropout: float, activation: Literal["relu", "gelu"]) -> None:
         super().__init__()
-        self.up = nn.Linear(hidden_size, ffn_size)
-        self.down = nn.Linear(ffn_size, hidden_size)
+        self.up = Linear(hidden_size, ffn_size)
+        self.down = Linear(ffn_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.activation: Callable[[Tensor], Tensor] = F.relu if activation == "relu" else F.gelu
 

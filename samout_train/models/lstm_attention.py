@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from samout_train.models.embedding import token_embedding
 from samout_train.models.key_value_cache import KeyValueCache, extended
+from samout_train.models.linear import Linear
 from samout_train.ranges import Positive, Probability, validated
 
 State = tuple[Tensor, Tensor, KeyValueCache]
@@ -49,7 +50,7 @@ class LSTMAttention(nn.Module):
         # torch warns of dropout in a single layer, between which and another there is none.
         between = dropout if num_layers > 1 else 0.0
         self.mixer = nn.LSTM(hidden_size, hidden_size, num_layers, batch_first=True, dropout=between)
-        self.head = nn.Linear(2 * hidden_size, vocab_size, bias=False)
+        self.head = Linear(2 * hidden_size, vocab_size, bias=False)
 
     def forward(self, ids_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits for each position.

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from samout_train.models.embedding import token_embedding
 from samout_train.models.feed_forward import FeedForward
+from samout_train.models.linear import Linear
 from samout_train.ranges import Positive, Probability, validated
 
 CHUNK = 64
@@ -31,8 +32,8 @@ class MinGRUMixer(nn.Module):
 
     def __init__(self, *, hidden_size: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.candidate = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.gate = Linear(hidden_size, hidden_size, bias=False)
+        self.candidate = Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mixes (B, T, D); the state (B, D) is the last h, in float32 or float64."""
@@ -128,7 +129,7 @@ class MinGRU(nn.Module):
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(hidden_size)
-        self.head = nn.Linear(hidden_size, vocab_size, bias=False)
+        self.head = Linear(hidden_size, vocab_size, bias=False)
 
     def forward(self, ids_BT: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Logits for each position.

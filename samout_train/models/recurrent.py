@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from torch import Tensor, nn
 
 from samout_train.models.embedding import EmbeddingName, token_embedding
+from samout_train.models.linear import Linear
 from samout_train.ranges import Positive, Probability, validated
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -69,7 +70,7 @@ class Recurrent(nn.Module):
             dropout=between,
             bidirectional=bidirectional,
         )
-        self.head = nn.Linear(directions * hidden_size, vocab_size, bias=False) if head == "linear" else None
+        self.head = Linear(directions * hidden_size, vocab_size, bias=False) if head == "linear" else None
         self.is_lstm, self.hidden_size, self.num_states = cell == "lstm", hidden_size, directions * num_layers
 
     def forward(self, ids_BT: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:

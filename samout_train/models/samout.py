@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samout_train.models.linear import Linear
 from samout_train.models.mixer import Mixer
+from samout_train.ops.linear import linear
 from samout_train.ranges import Positive, Probability, not_divisible, validated
 
 State = list[Tensor]
@@ -33,9 +35,9 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, *, hidden_size: int, ffn_size: int, dropout: float) -> None:
         super().__init__()
-        self.up = nn.Linear(hidden_size, ffn_size)
-        self.gate = nn.Linear(hidden_size, ffn_size)
-        self.down = nn.Linear(ffn_size, hidden_size)
+        self.up = Linear(hidden_size, ffn_size)
+        self.gate = Linear(hidden_size, ffn_size)
+        self.down = Linear(ffn_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, u_BTD: Tensor) -> Tensor:
@@ -126,7 +128,7 @@ class SamOut(nn.Module):
             )
             for _ in range(num_layers)
         )
-        self.head = None if tied_head else nn.Linear(hidden_size, vocab_size, bias=False)
+        self.head = None if tied_head else Linear(hidden_size, vocab_size, bias=False)
         if init == "small":
             nn.init.normal_(self.embedding.weight, std=0.02)
             if pad_id is not None:
@@ -152,7 +154,7 @@ class SamOut(nn.Module):
         for index, layer in enumerate(self.layers):
             x_BTD, state_BD = layer(x_BTD, None if state is None else state[index])
             next_state.append(state_BD)
-        logits_BTV = F.linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD)
+        logits_BTV = linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD)
         return logits_BTV, next_state
 
     def part_of(self, name: str) -> str:

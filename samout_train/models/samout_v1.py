@@ -10,6 +10,7 @@ import math
 
 from torch import Tensor, nn
 
+from samout_train.models.linear import Linear
 from samout_train.ops.max_scan import max_scan
 
 
@@ -23,7 +24,7 @@ class MaxState(nn.Module):
 
     def __init__(self, *, hidden_size: int, num_heads: int) -> None:
         super().__init__()
-        self.projection = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.projection = Linear(hidden_size, 3 * hidden_size, bias=False)
         self.scale = 1 / math.sqrt(hidden_size / num_heads)
 
     def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:

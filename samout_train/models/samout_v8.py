@@ -8,6 +8,7 @@ of heads is accepted and has no effect.
 
 from torch import Tensor, nn
 
+from samout_train.models.linear import Linear
 from samout_train.ops.max_scan import max_scan
 
 
@@ -21,7 +22,7 @@ class MaxStateSuper(nn.Module):
 
     def __init__(self, *, hidden_size: int, num_heads: int) -> None:
         super().__init__()
-        self.projection = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
+        self.projection = Linear(hidden_size, 4 * hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mixes (B, T, D); the state (B, D) is the maximum so far."""

@@ -18,6 +18,7 @@ from samout_train.models.attention import Attention, Rotation, rotation_of
 from samout_train.models.embedding import token_embedding
 from samout_train.models.feed_forward import FeedForward
 from samout_train.models.key_value_cache import KeyValueCache
+from samout_train.models.linear import Linear
 from samout_train.ranges import Positive, Probability, not_divisible, validated
 
 
@@ -143,7 +144,7 @@ class Transformer(nn.Module):
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(hidden_size) if norm == "pre" else nn.Identity()
-        self.head = nn.Linear(hidden_size, vocab_size, bias=False)
+        self.head = Linear(hidden_size, vocab_size, bias=False)
 
     def forward(
         self,

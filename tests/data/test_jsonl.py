@@ -105,12 +105,22 @@ def test_documents_of_one_token_have_no_target(tmp_path: Path) -> None:
         source(path)
 
 
+def test_documents_of_one_token_can_be_packed(tmp_path: Path) -> None:
+    path = tmp_path / "short.jsonl"
+    path.write_text('{"text": "a"}\n' * 30, "utf-8")
+    got = source(path, "packed")
+    assert got.vocabulary is not None
+    assert got.vocabulary.decode(rows(got.train)[0]) == "<|sos|>a<|sos|>a"
+    assert got.description["waste padded"] == "all"
+
+
 def test_rows_of_documents_of_every_length_hold_each_target_once() -> None:
-    lengths = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
+    lengths = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 10])  # the first token of each is <|sos|>
     ends = np.cumsum(lengths)
-    padded = PaddedRows(np.arange(100, 100 + ends[-1]), ends - lengths, ends, seq_len=4)
+    starts = ends - lengths
+    padded = PaddedRows(np.arange(100, 100 + ends[-1]), np.stack([starts, ends], axis=1), seq_len=4)
     ids = padded.windows(0, 99)
     targets = ids[:, 1:][ids[:, 1:] != 3].tolist()
-    firsts = set((100 + ends - lengths).tolist())
-    assert targets == [token for token in range(100, 100 + ends[-1]) if token not in firsts]
+    no_targets = {*(100 + starts).tolist(), *(101 + starts).tolist()}
+    assert targets == [token for token in range(100, 100 + ends[-1]) if token not in no_targets]
     assert padded.num_targets == len(targets) and (ids[:, 1] != 3).all()
