@@ -43,6 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 	else \
 		$(BIN)/python -m pip install --quiet $(TORCH); \
 	fi
-	@grep -v '^torch==' constraints.txt > .venv/constraints.txt
+	@grep -v -E '^(torch|triton)==' constraints.txt > .venv/constraints.txt
+	@$(BIN)/python -c 'import triton' 2> /dev/null || grep '^triton==' constraints.txt >> .venv/constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --editable '.[dev,fast]'
 	@touch $(STAMP)

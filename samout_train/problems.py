@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from samout_train.callbacks.base import Callback
 from samout_train.config import CONF, Composed, ConfigError, compose_config, locate, options_with
+from samout_train.ops.kernels import Kernels
 from samout_train.overrides import override_problems
 from samout_train.ranges import Positive, Seed, not_divisible
 from samout_train.runtime import choose_device, choose_precision
@@ -37,6 +38,7 @@ def top_level(
     seed: Annotated[int, Seed],
     device: str,
     precision: Literal["auto", "fp32", "bf16", "fp16"],
+    kernels: Kernels,
     run_dir: str,
     resume: str | None,
     model: Node,

@@ -13,6 +13,7 @@ from torch import nn
 from samout_train.callbacks.base import RunContext
 from samout_train.checkpoint import find_checkpoint, newest_checkpoint, read_checkpoint
 from samout_train.config import Composed, ConfigError, build, compose_config
+from samout_train.ops.kernels import use_kernels
 from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, problems
 from samout_train.run_directory import resume_problems, run_directory_problems, scalars
 from samout_train.runtime import choose_device, choose_precision, commit, log_file, seed_everything
@@ -134,6 +135,7 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
     if device.index is not None:
         torch.cuda.set_device(device)
     seed_everything(config["seed"])
+    use_kernels(config["kernels"])
     source_node = {key: value for key, value in config["data"].items() if key not in DATA_SETTINGS}
     settings = data_settings(**{key: value for key, value in config["data"].items() if key in DATA_SETTINGS})
     source = build(source_node, seed=config["seed"])

@@ -169,9 +169,14 @@ class SamOut(nn.Module):
     def forward_flops_per_token(self, length: int) -> int:
         """Floating-point operations of the matrix products for one token in a sequence of `length`; no mixer here
         has a product over time, so the length does not matter."""
-        matrices = sum(p.numel() for name, p in self.named_parameters() if p.ndim == 2 and "embedding" not in name)
+        mixers = sum(cast(Mixer, layer.mixer).forward_flops_per_token() for layer in self.layers)
+        matrices = sum(
+            p.numel()
+            for name, p in self.named_parameters()
+            if p.ndim == 2 and self.part_of(name) in ("feed-forward", "head")
+        )
         head = self.embedding.weight.numel() if self.head is None else 0
-        return 2 * (matrices + head)
+        return mixers + 2 * (matrices + head)
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's state in float32 after `length` tokens."""

@@ -1,7 +1,7 @@
 """SamOut V1: the MaxState mixer and a head tied to the embedding.
 
-Source: the published SamOut V1 program. What differs here: its three D x D projections lie in one 3D x D matrix, which
-is one product instead of three and changes no number.
+Source: the published SamOut V1 program. What differs here: its three D x D projections lie in one 3D x D matrix, and
+the sum and the scale that the maximum is taken of are applied to the matrices, which changes no more than rounding.
 """
 
 # B batch, T time, D width, H heads, K width per head
@@ -11,7 +11,8 @@ import math
 from torch import Tensor, nn
 
 from samout_train.models.linear import Linear
-from samout_train.ops.max_scan import max_scan
+from samout_train.models.streams import project_streams
+from samout_train.ops.max_scan import max_mix
 
 
 class MaxState(nn.Module):
@@ -29,9 +30,15 @@ class MaxState(nn.Module):
 
     def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mixes (B, T, D); the state (B, D) is the scaled maximum so far."""
-        a_BTD, b_BTD, c_BTD = self.projection(x_BTD).chunk(3, dim=-1)
-        m_BTD, state_BD = max_scan((a_BTD + b_BTD) * self.scale, state_BD)
-        return (m_BTD + c_BTD) * m_BTD + b_BTD, state_BD
+        packed_BTP = project_streams(x_BTD, self.projection.weight, 3, self._streams)
+        return max_mix(packed_BTP, state_BD, form="v1")
+
+    def _streams(self, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        return b, c, (a + b) * self.scale
+
+    def forward_flops_per_token(self) -> int:
+        """Operations of the product for one token: three streams."""
+        return 2 * 3 * self.projection.in_features**2
 
     def state_bytes(self, length: int) -> int:
         """One float32 per channel, whatever the length."""

@@ -1,7 +1,7 @@
 """SamOut V8: the MaxStateSuper mixer, one combined projection, and a head of its own.
 
 Source: the published SamOut V8 program. The heads of that program only reshape, which changes no number, so the number
-of heads is accepted and has no effect.
+of heads is accepted and has no effect. a and b enter as a + b alone: x is multiplied by the sum of their matrices.
 """
 
 # B batch, T time, D width
@@ -9,7 +9,8 @@ of heads is accepted and has no effect.
 from torch import Tensor, nn
 
 from samout_train.models.linear import Linear
-from samout_train.ops.max_scan import max_scan
+from samout_train.models.streams import project_streams
+from samout_train.ops.max_scan import max_mix
 
 
 class MaxStateSuper(nn.Module):
@@ -26,9 +27,12 @@ class MaxStateSuper(nn.Module):
 
     def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mixes (B, T, D); the state (B, D) is the maximum so far."""
-        a_BTD, b_BTD, c_BTD, d_BTD = self.projection(x_BTD).chunk(4, dim=-1)
-        m_BTD, state_BD = max_scan(d_BTD, state_BD)
-        return ((a_BTD + b_BTD) * m_BTD + c_BTD) * m_BTD, state_BD
+        packed_BTP = project_streams(x_BTD, self.projection.weight, 4, lambda a, b, c, d: (a + b, c, d))
+        return max_mix(packed_BTP, state_BD, form="v8")
+
+    def forward_flops_per_token(self) -> int:
+        """Operations of the product for one of many tokens: three streams."""
+        return 2 * 3 * self.projection.in_features**2
 
     def state_bytes(self, length: int) -> int:
         """One float32 per channel, whatever the length."""

@@ -1,11 +1,13 @@
 """The linear layer against float64, where a few rows take the fast way and where they do not."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from samout_train.ops import linear as room
+from samout_train.ops.kernels import use_kernels
 from samout_train.ops.linear import LEAST_WEIGHTS, MOST_ROWS, linear
 from samout_train.ops.linear.cpu import few_rows
 
@@ -82,8 +84,14 @@ def test_the_fast_way_is_taken_only_without_gradient_and_in_float32(monkeypatch:
         assert taken == [x.shape]
 
 
-def test_without_numba_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_has_numba", lambda: False)
+@pytest.fixture
+def reference() -> Iterator[None]:
+    use_kernels("reference")
+    yield
+    use_kernels("auto")
+
+
+def test_without_fused_kernels_torch_does_it(reference: None) -> None:
     x, weight_NK, bias_N = tensors(1)
     with torch.no_grad():
         assert torch.equal(linear(x, weight_NK, bias_N), F.linear(x, weight_NK, bias_N))

@@ -2,12 +2,11 @@
 
 # N outputs, K inputs
 
-import importlib.util
-from functools import cache
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from samout_train.ops.kernels import is_fused
 
 # Measured on two cores of an AMD EPYC: torch.nn.functional.linear (MKL) takes 2 to 10 times as long from 256 x 256
 # weights on and up to 8 rows; with smaller weights or with more rows it is the faster one.
@@ -44,10 +43,5 @@ def _few_rows_on_cpu(x: Tensor, weight_NK: Tensor) -> bool:
         and weight_NK.is_contiguous()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and _has_numba()
+        and is_fused("cpu", torch.float32)
     )
-
-
-@cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None

@@ -2,16 +2,14 @@
 
 # R rows, N outputs, K inputs
 
-import threading
 from typing import Any
 
 import numba
-import torch
 from torch import Tensor
 
+from samout_train.ops.numba_call import call, num_threads
+
 WEIGHTS_A_THREAD = 32_768  # waking a thread costs as much as reading about so many
-MOST_THREADS = numba.get_num_threads()
-ONE_AT_A_TIME = threading.Lock()  # numba's simplest threading layer ends the process otherwise
 
 
 def few_rows(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
@@ -28,11 +26,9 @@ def few_rows(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     outputs, inputs = weight_NK.shape
     x_RK = x.detach().reshape(-1, inputs).contiguous()
     y_RN = x_RK.new_empty(len(x_RK), outputs)
-    bias = x_RK.new_zeros(outputs) if bias_N is None else bias_N.detach()
-    threads = min(torch.get_num_threads(), MOST_THREADS, max(1, weight_NK.numel() // WEIGHTS_A_THREAD))
-    with ONE_AT_A_TIME:
-        numba.set_num_threads(threads)
-        _few_rows(x_RK.numpy(), weight_NK.detach().numpy(), bias.numpy(), y_RN.numpy(), threads)
+    bias = x_RK.new_zeros(outputs) if bias_N is None else bias_N
+    threads = min(num_threads(), max(1, weight_NK.numel() // WEIGHTS_A_THREAD))
+    call(_few_rows, threads, x_RK, weight_NK, bias, y_RN, threads)
     return y_RN.view(*x.shape[:-1], outputs)
 
 

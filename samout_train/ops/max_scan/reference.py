@@ -1,39 +1,45 @@
-"""The running maximum along time in plain torch: the definition of truth.
+"""The running maximum, and what V8 and V1 make of it, in plain torch: the definition of truth.
 
-Ties and gradients follow torch.cummax: among equal values the latest one is the maximum, and it alone takes the
-gradient. A state that ties with an input therefore gives its gradient away to the input.
+    m_t = max(m_{t-1} + a_t, d_t)
+    v8:  y = (e m + c) m          v1:  y = (m + c) m + b
+
+In float64 or float32; input of less is widened first, and y is rounded once. Ties and gradients follow torch.cummax:
+among equal values the latest one is the maximum, and it alone takes the gradient. A state that ties with an input
+therefore gives its gradient away to the input. NaN stays from where it enters.
 """
 
-# B batch, T time, S the state and then time, D width
+# B batch, T time, S the state and then time, D width, P packed: the streams side by side
 
 import torch
 from torch import Tensor
 
+from samout_train.ops.max_scan.forms import Form, num_streams
 
-def max_scan(x_BTD: Tensor, state_BD: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Running maximum along time, with carried state.
 
-    Args:
-        x_BTD: Input, float32, bfloat16, float16 or float64, T at least 1. NaN propagates.
-        state_BD: Maximum so far; None means minus infinity.
+def max_mix(packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: Form) -> tuple[Tensor, Tensor]:
+    """See samout_train.ops.max_scan.max_mix."""
+    wide = torch.promote_types(packed_BTP.dtype, torch.float32)
+    streams = packed_BTP.to(wide).chunk(num_streams(form), dim=-1)
+    decay_wide_BTD = None if decay_BTD is None else decay_BTD.to(wide)
+    m_BTD = _running_maximum(streams[-1], state_BD.to(wide), decay_wide_BTD)
+    if form == "scan":
+        y_BTD = m_BTD
+    elif form == "v8":
+        y_BTD = (streams[0] * m_BTD + streams[1]) * m_BTD
+    else:
+        y_BTD = (m_BTD + streams[1]) * m_BTD + streams[0]
+    return y_BTD.to(packed_BTP.dtype), m_BTD[:, -1]
 
-    Returns:
-        (y_BTD, state_BD): y at t is the maximum over 0..t and the state; same dtype as x.
 
-    Raises:
-        ValueError: if T is 0, or state_BD and x_BTD disagree on B or D.
-    """
-    batch, time, width = x_BTD.shape
-    if time == 0:
-        raise ValueError(f"x_BTD {tuple(x_BTD.shape)} has no time step: give at least one")
-    if state_BD is None:
-        y_BTD = x_BTD.cummax(dim=1).values
-        return y_BTD, y_BTD[:, -1]
-    if state_BD.shape != (batch, width):
-        raise ValueError(f"state_BD {tuple(state_BD.shape)} must be {(batch, width)} for x_BTD {tuple(x_BTD.shape)}")
-    if time == 1 and not torch.is_grad_enabled():  # one token; with a gradient, ties would share it
-        y_BTD = torch.maximum(x_BTD, state_BD.to(x_BTD.dtype).unsqueeze(1))
-        return y_BTD, y_BTD[:, -1]
-    with_state_BSD = torch.cat([state_BD.to(x_BTD.dtype).unsqueeze(1), x_BTD], dim=1)
-    y_BTD = with_state_BSD.cummax(dim=1).values[:, 1:]
-    return y_BTD, y_BTD[:, -1]
+def _running_maximum(d_BTD: Tensor, state_BD: Tensor, decay_BTD: Tensor | None) -> Tensor:
+    if decay_BTD is None:
+        if d_BTD.shape[1] == 1 and not torch.is_grad_enabled():  # one token; with a gradient, ties would share it
+            return torch.maximum(d_BTD, state_BD.unsqueeze(1))
+        with_state_BSD = torch.cat([state_BD.unsqueeze(1), d_BTD], dim=1)
+        return with_state_BSD.cummax(dim=1).values[:, 1:]
+    m_BD, maxima = state_BD, []
+    for d_BD, decay_BD in zip(d_BTD.unbind(1), decay_BTD.unbind(1), strict=True):
+        faded_BD = m_BD + decay_BD
+        m_BD = torch.where((d_BD >= faded_BD) | d_BD.isnan(), d_BD, faded_BD)
+        maxima.append(m_BD)
+    return torch.stack(maxima, dim=1)

@@ -1,0 +1,86 @@
+"""Which implementation of an operation runs: torch's own operations, or a fused kernel.
+
+`auto` takes a fused kernel wherever there is one for the device and the precision, and says once which it is or what is
+missing. `reference` takes none. `fused` refuses what no kernel takes.
+"""
+
+import importlib.metadata
+import importlib.util
+import logging
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+
+Kernels = Literal["auto", "reference", "fused"]
+
+# Where a kernel comes from, how to get it, and what it takes.
+LIBRARIES = {
+    "cpu": ("numba", "pip install 'samout_train[fast]'", (torch.float32, torch.bfloat16)),
+    "cuda": ("triton", "pip install triton", (torch.float32, torch.bfloat16, torch.float16)),
+}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether fused kernels run, and why."""
+
+    is_fused: bool
+    reason: str
+
+
+_setting: Kernels = "auto"
+
+
+def use_kernels(kernels: Kernels) -> None:
+    """Decides for the whole process.
+
+    Args:
+        kernels: `auto`, `reference` or `fused`.
+
+    Raises:
+        ValueError: for any other word.
+    """
+    if kernels not in get_args(Kernels):
+        raise ValueError(f"kernels ({kernels}) must be one of {', '.join(get_args(Kernels))}")
+    global _setting
+    _setting = kernels
+    _chosen.cache_clear()
+
+
+@torch.compiler.assume_constant_result
+def is_fused(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether a fused kernel is to take a tensor of this device and dtype; the reason is logged once.
+
+    Raises:
+        ValueError: if kernels=fused and none takes it.
+    """
+    choice = _chosen(device_type, dtype)
+    if _setting == "fused" and not choice.is_fused:
+        raise ValueError(f"kernels=fused cannot be done: {choice.reason}. Say kernels=auto to do without")
+    return choice.is_fused
+
+
+@cache
+def _chosen(device_type: str, dtype: torch.dtype) -> Choice:
+    choice = _choose(_setting, device_type, dtype)
+    name, precision = "fused" if choice.is_fused else "reference", str(dtype).removeprefix("torch.")
+    log.info("kernels     %s for %s on %s: %s", name, precision, device_type, choice.reason)
+    return choice
+
+
+def _choose(kernels: Kernels, device_type: str, dtype: torch.dtype) -> Choice:
+    if kernels == "reference":
+        return Choice(False, "kernels=reference")
+    if device_type not in LIBRARIES:
+        return Choice(False, f"there are fused kernels for {' and '.join(LIBRARIES)} only")
+    library, installation, dtypes = LIBRARIES[device_type]
+    if importlib.util.find_spec(library) is None:
+        return Choice(False, f"{library} is not installed ({installation})")
+    if dtype not in dtypes:
+        taken = ", ".join(str(each).removeprefix("torch.") for each in dtypes)
+        return Choice(False, f"the fused kernels for {device_type} take {taken}")
+    return Choice(True, f"{library} {importlib.metadata.version(library)}")

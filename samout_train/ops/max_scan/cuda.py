@@ -1,0 +1,127 @@
+"""The fused running maximum on CUDA, in float32, bfloat16 and float16. Needs triton.
+
+Row by row: a warp owns BLOCK channels of one sequence and walks through time with the maxima and ROWS rows of each
+stream in registers; no associative scan, no shared memory. Saved is the maximum before every ROWS rows, from which
+the backward pass computes a tile again and walks it from its last row to its first. "Is a new maximum" is the local
+test d_t == m_t or d_t is NaN, so no index is stored.
+
+Where batch times width is too small to fill the device, time is cut into chunks that run side by side. Forward they
+need the maximum before each, from a pass over d alone: exact, but with a decay the sum of a chunk's decays rounds
+otherwise than adding them one by one. Backward nothing is read twice: what later chunks add to the gradient of a
+chunk's maximum ends up in the row of its last new maximum, which is rewritten.
+"""
+
+# B batch, T time, D width, P packed: the streams side by side, N tiles of rows, C chunks
+
+import torch
+import triton
+from torch import Tensor
+
+from samout_train.ops.max_scan.forms import CODES
+from samout_train.ops.max_scan.operator import ROWS_A_CARRY
+from samout_train.ops.max_scan.triton_backward import add_later, backward_chunk, chunk_gradients
+from samout_train.ops.max_scan.triton_forward import chunk_starts, chunk_totals, forward_chunk
+
+ROWS, BLOCK = ROWS_A_CARRY["cuda"], 64
+# One warp a program. No fused multiply-add, so that the result has the bits of the reference.
+OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}
+BACKWARD_OPTIONS = OPTIONS | {"maxnreg": 224}  # left to itself, ptxas spills to have a few warps more
+ENOUGH_CHANNELS = 100_000  # warps for all multiprocessors of a large device, from the latency of its memory
+ENOUGH_UNCUT = 24_000  # from here on a forward pass in one chunk reads fast enough, and d once only
+LEAST_ROWS = 128  # of a chunk
+
+
+def rows_a_chunk(batch: int, time: int, width: int, enough: int) -> int:
+    """How many rows of time, a multiple of ROWS, a program walks through.
+
+    Args:
+        batch: Sequences B.
+        time: T.
+        width: Channels D.
+        enough: With so many channels in all sequences together, time is not cut.
+    """
+    chunks = 1 if batch * width >= enough else min(-(-ENOUGH_CHANNELS // (batch * width)), max(1, time // LEAST_ROWS))
+    return max(1, triton.cdiv(time, chunks * ROWS)) * ROWS
+
+
+def forward(
+    packed_BTP: Tensor,
+    state_BD: Tensor,
+    decay_BTD: Tensor | None,
+    form: str,
+    y_BTD: Tensor,
+    last_BD: Tensor,
+    carries_BND: Tensor,
+) -> None:
+    """Fills y_BTD, last_BD and carries_BND, the maximum before every ROWS rows."""
+    batch, time, width = y_BTD.shape
+    rows = rows_a_chunk(batch, time, width, ENOUGH_UNCUT)
+    chunks, blocks = triton.cdiv(time, rows), triton.cdiv(width, BLOCK)
+    sizes = {"D": width, "P": packed_BTP.shape[2], "BLOCK": BLOCK, "HAS_DECAY": decay_BTD is not None}
+    inputs = (packed_BTP, packed_BTP if decay_BTD is None else decay_BTD)
+    starts_BCD = state_BD
+    with torch.cuda.device_of(packed_BTP):
+        if chunks > 1:
+            maxima_BCD, decays_BCD, starts_BCD = (state_BD.new_empty(batch, chunks, width) for _ in range(3))
+            chunk_totals[(blocks, chunks, batch)](
+                *inputs, maxima_BCD, decays_BCD, time, rows, ROWS=ROWS, **sizes, **OPTIONS
+            )
+            chunk_starts[(blocks, batch)](
+                state_BD, maxima_BCD, decays_BCD, starts_BCD, chunks, D=width, BLOCK=BLOCK, **OPTIONS
+            )
+        forward_chunk[(blocks, chunks, batch)](
+            *inputs,
+            starts_BCD,
+            y_BTD,
+            last_BD,
+            carries_BND,
+            time,
+            rows,
+            FORM=CODES[form],
+            ROWS=ROWS,
+            **sizes,
+            **OPTIONS,
+        )
+
+
+def backward(
+    packed_BTP: Tensor,
+    carries_BND: Tensor,
+    decay_BTD: Tensor | None,
+    form: str,
+    grad_y_BTD: Tensor,
+    grad_last_BD: Tensor,
+    grad_packed_BTP: Tensor,
+    grad_state_BD: Tensor,
+    grad_decay_BTD: Tensor,
+) -> None:
+    """Fills the last three; grad_decay_BTD only where there is a decay."""
+    batch, time, width = grad_y_BTD.shape
+    rows = rows_a_chunk(batch, time, width, ENOUGH_CHANNELS)
+    chunks, blocks = triton.cdiv(time, rows), triton.cdiv(width, BLOCK)
+    sizes = {"D": width, "P": packed_BTP.shape[2], "BLOCK": BLOCK, "HAS_DECAY": decay_BTD is not None}
+    inputs = (packed_BTP, packed_BTP if decay_BTD is None else decay_BTD, carries_BND, grad_y_BTD, grad_last_BD)
+    grads = (grad_packed_BTP, grad_decay_BTD)
+    out_BCD, kept_BCD, later_BCD = (grad_last_BD.new_empty(batch, chunks, width) for _ in range(3))
+    newest_BCD = torch.empty_like(out_BCD, dtype=torch.int32)
+    with torch.cuda.device_of(packed_BTP):
+        backward_chunk[(blocks, chunks, batch)](
+            *inputs,
+            *grads,
+            out_BCD,
+            kept_BCD,
+            newest_BCD,
+            time,
+            rows,
+            FORM=CODES[form],
+            ROWS=ROWS,
+            **sizes,
+            **BACKWARD_OPTIONS,
+        )
+        chunk_gradients[(blocks, batch)](
+            out_BCD, newest_BCD, later_BCD, grad_state_BD, chunks, D=width, BLOCK=BLOCK, **OPTIONS
+        )
+        if chunks > 1:
+            add_later[(blocks, chunks - 1, batch)](
+                *grads, kept_BCD, newest_BCD, later_BCD, time, rows, **sizes, **OPTIONS
+            )

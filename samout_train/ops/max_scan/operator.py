@@ -1,0 +1,105 @@
+"""The fused kernels as torch operators, so that autograd and torch.compile know them.
+
+Saved for the backward pass are the inputs and the maximum before every few rows: the rest is computed again. There is
+no second derivative.
+"""
+
+# B batch, T time, D width, P packed: the streams side by side, N blocks of rows
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samout_train.ops.max_scan.forms import Form, num_streams
+
+ROWS_A_CARRY = {"cpu": 64, "cuda": 16}
+
+
+def fused_max_mix(packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: Form) -> tuple[Tensor, Tensor]:
+    """See samout_train.ops.max_scan.max_mix; the state is float32."""
+    if decay_BTD is not None:
+        decay_BTD = decay_BTD.to(packed_BTP.dtype).contiguous()
+    y_BTD, last_BD, _ = _max_mix(packed_BTP.contiguous(), state_BD.contiguous(), decay_BTD, form)
+    return y_BTD, last_BD
+
+
+@torch.library.custom_op("samout_train::max_mix", mutates_args=())
+def _max_mix(
+    packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (B, T, D), the last maximum (B, D), and the maximum before every few rows (B, N, D)."""
+    y_BTD, last_BD, carries_BND = _outputs(packed_BTP, state_BD, decay_BTD, form)
+    _kernels(packed_BTP).forward(packed_BTP, state_BD, decay_BTD, form, y_BTD, last_BD, carries_BND)
+    return y_BTD, last_BD, carries_BND
+
+
+@_max_mix.register_fake
+def _outputs(
+    packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, time, packed_width = packed_BTP.shape
+    width = packed_width // num_streams(form)
+    num_carries = -(-time // ROWS_A_CARRY[packed_BTP.device.type])
+    return (
+        packed_BTP.new_empty(batch, time, width),
+        torch.empty_like(state_BD),
+        state_BD.new_empty(batch, num_carries, width),
+    )
+
+
+@torch.library.custom_op("samout_train::max_mix_backward", mutates_args=())
+def _max_mix_backward(
+    packed_BTP: Tensor,
+    carries_BND: Tensor,
+    decay_BTD: Tensor | None,
+    form: str,
+    grad_y_BTD: Tensor,
+    grad_last_BD: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the packed streams, the first state and the decay, which is empty where there is none."""
+    grads = _gradients(packed_BTP, carries_BND, decay_BTD, form, grad_y_BTD, grad_last_BD)
+    _kernels(packed_BTP).backward(packed_BTP, carries_BND, decay_BTD, form, grad_y_BTD, grad_last_BD, *grads)
+    return grads
+
+
+@_max_mix_backward.register_fake
+def _gradients(
+    packed_BTP: Tensor,
+    carries_BND: Tensor,
+    decay_BTD: Tensor | None,
+    form: str,
+    grad_y_BTD: Tensor,
+    grad_last_BD: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_decay = packed_BTP.new_empty(0) if decay_BTD is None else torch.empty_like(decay_BTD)
+    return torch.empty_like(packed_BTP), torch.empty_like(grad_last_BD), grad_decay
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    packed_BTP, _, decay_BTD, ctx.form = inputs
+    y_BTD, last_BD, carries_BND = output
+    ctx.save_for_backward(packed_BTP, decay_BTD, carries_BND)
+    ctx.mark_non_differentiable(carries_BND)
+    ctx.set_materialize_grads(False)
+    ctx.shapes = y_BTD.shape, last_BD.shape
+
+
+def _backward(ctx: Any, grad_y_BTD: Tensor | None, grad_last_BD: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    packed_BTP, decay_BTD, carries_BND = ctx.saved_tensors
+    shape_BTD, shape_BD = ctx.shapes
+    grad_y_BTD = packed_BTP.new_zeros(shape_BTD) if grad_y_BTD is None else grad_y_BTD.contiguous()
+    grad_last_BD = carries_BND.new_zeros(shape_BD) if grad_last_BD is None else grad_last_BD.contiguous()
+    grad_packed_BTP, grad_state_BD, grad_decay_BTD = _max_mix_backward(
+        packed_BTP, carries_BND, decay_BTD, ctx.form, grad_y_BTD, grad_last_BD
+    )
+    return grad_packed_BTP, grad_state_BD, None if decay_BTD is None else grad_decay_BTD, None
+
+
+_max_mix.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _kernels(tensor: Tensor) -> ModuleType:
+    return import_module(f"samout_train.ops.max_scan.{tensor.device.type}")

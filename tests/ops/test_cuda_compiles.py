@@ -1,0 +1,82 @@
+"""Triton's kernels are compiled for an H100 or H200 (sm_90) without a GPU, and looked at."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from samout_train.ops.max_scan import cuda
+from samout_train.ops.max_scan.forms import CODES, num_streams
+from samout_train.ops.max_scan.triton_backward import add_later, backward_chunk, chunk_gradients
+from samout_train.ops.max_scan.triton_forward import chunk_starts, chunk_totals, forward_chunk
+
+WIDTH = 768
+INTEGERS = {"time", "rows", "chunks"}
+STORED = {"packed", "decay", "y", "grad_y", "grad_packed", "grad_decay"}  # in the dtype of the input
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def assembly(kernel: Any, dtype: str, options: dict[str, Any], path: Path, **constants: Any) -> str:
+    """The instructions of a kernel for sm_90."""
+    names = kernel.arg_names
+    types = {
+        name: "constexpr"
+        if name in constants
+        else "i32"
+        if name in INTEGERS
+        else f"*{dtype}"
+        if name in STORED
+        else "*i32"
+        if name == "news"
+        else "*fp32"
+        for name in names
+    }
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name, kind in types.items() if kind.startswith("*")}
+    source = ASTSource(kernel, types, {(names.index(name),): value for name, value in constants.items()}, aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    path.write_bytes(compiled.asm["cubin"])
+    return subprocess.run([TOOLS / "nvdisasm", "-c", path], capture_output=True, text=True, check=True).stdout
+
+
+def assert_in_registers(instructions: str) -> None:
+    assert re.search(r"\bSTG\b", instructions), "no kernel stores nothing"
+    assert not re.search(r"\b(STL|LDL)\b", instructions), "registers are spilled to local memory"
+    assert not re.search(r"\b(STS|LDS|BAR)\b", instructions), "there is shared memory, or a barrier"
+
+
+MOST_USED = [("v8", "bf16", False), ("v8", "bf16", True)]
+OTHERS = [
+    (form, dtype, decay)
+    for form in CODES
+    for dtype in ("bf16", "fp16", "fp32")
+    for decay in (False, True)
+    if (form, dtype, decay) not in MOST_USED
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype", "has_decay"), MOST_USED + [pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS]
+)
+def test_nothing_leaves_the_registers(form: str, dtype: str, has_decay: bool, tmp_path: Path) -> None:
+    sizes = {"D": WIDTH, "P": num_streams(form) * WIDTH, "BLOCK": cuda.BLOCK, "HAS_DECAY": has_decay, "ROWS": cuda.ROWS}
+    path = tmp_path / "kernel.cubin"
+    assert_in_registers(assembly(forward_chunk, dtype, cuda.OPTIONS, path, FORM=CODES[form], **sizes))
+    assert_in_registers(assembly(backward_chunk, dtype, cuda.BACKWARD_OPTIONS, path, FORM=CODES[form], **sizes))
+
+
+@pytest.mark.parametrize("width", [WIDTH, 100])
+def test_the_passes_over_chunks_stay_in_registers(width: int, tmp_path: Path) -> None:
+    path, block = tmp_path / "kernel.cubin", {"D": width, "BLOCK": cuda.BLOCK}
+    whole = {"P": 3 * width, "HAS_DECAY": True, **block}
+    assert_in_registers(assembly(chunk_totals, "bf16", cuda.OPTIONS, path, ROWS=cuda.ROWS, **whole))
+    assert_in_registers(assembly(add_later, "bf16", cuda.OPTIONS, path, **whole))
+    for kernel in (chunk_starts, chunk_gradients):
+        assert_in_registers(assembly(kernel, "bf16", cuda.OPTIONS, path, **block))
