@@ -100,12 +100,12 @@ def resolve(composed: DictConfig) -> Composed:
     """
     choices = dict(HydraConfig.get().runtime.choices)
     config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    OmegaConf.resolve(config)
-    container = OmegaConf.to_container(config)
+    container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     sweep_dir = str(HydraConfig.get().sweep.dir)
     known = {name: option for name, option in choices.items() if "/" not in name}
-    return Composed({str(key): value for key, value in container.items()}, known, OmegaConf.to_yaml(config), sweep_dir)
+    yaml = OmegaConf.to_yaml(config, resolve=True)
+    return Composed({str(key): value for key, value in container.items()}, known, yaml, sweep_dir)
 
 
 def locate(target: str) -> Any:

@@ -58,11 +58,22 @@ def test_samples_differ_and_end_before_stop(folder: Path) -> None:
         (["generate"], "run: is missing"),
         (["generate", "run=absent", "prompt=a"], "absent is not there: give a run directory"),
         (["generate", "run=run", "prompt=é"], "character 'é' at position 0 is not in the vocabulary"),
-        (["generate", "run=run", "prompt="], "prompt"),
+        (["generate", "run=run", "prompt="], "the prompt is empty: give at least one token to continue"),
         (["generate", "run=run", "prompt=@absent"], "prompt=@absent: cannot be read"),
         (["generate", "run=run", "prompt=a", "tempratur=1"], "tempratur=1: no such key; did you mean temperature?"),
         (["generate", "run=run", "prompt=a", "top_p=2"], "top_p=2: must be"),
         (["generate", "-m", "run=run", "prompt=a"], "generate makes no sweeps"),
+        (
+            ["generate", "run=run", "prompt=a", "model=v8"],
+            "model=v8: no such key; there are run, prompt, max_new_tokens",
+        ),
+        (["generate", "run=run", "prompt=a", "--config-name", "nope"], "--config-name nope: generate has its own"),
+        (["generate", "--cfg", "job", "tempratur=1"], "tempratur=1: no such key; did you mean temperature?"),
+        (["generate", "--cfg", "job", "foo"], "foo: has no value: write foo=..."),
+        (["generate", "--help", "top_p=2"], "top_p=2: must be"),
+        (["verify", "--cfg", "job", "model=v9"], "model=v9: no such option; there are"),
+        (["verify", "model.hidden_size=3"], "model.hidden_size=3: no model is chosen: say model=NAME, too"),
+        (["verify", "--config-name", "nope", "model=v8"], "--config-name nope: verify has its own"),
         (["verify"], "one of: model=NAME, run=RUN_DIR, models=all"),
         (["verify", "model=v9"], "model=v9: no such option; there are"),
         (["verify", "model=v8", "model.hiden_size=3"], "did you mean model.hidden_size?"),
@@ -105,3 +116,16 @@ def test_verify_of_every_model_and_of_a_run_holds(folder: Path) -> None:
 def test_help_lists_the_keys(folder: Path, verb: str) -> None:
     done = samout(folder, verb, "--help")
     assert done.returncode == 0 and "device: auto" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["generate", "--cfg", "job", "prompt=a,b"], "prompt: a,b"),
+        (["generate", "--cfg", "job", "prompt='x"], "prompt: '''x'"),
+        (["verify", "--cfg", "job", "model=v8", "model.hidden_size=3"], "  hidden_size: 3"),
+    ],
+)
+def test_the_configuration_is_shown_as_the_shell_gave_it(folder: Path, words: list[str], line: str) -> None:
+    done = samout(folder, *words)
+    assert done.returncode == 0 and line in done.stdout.splitlines() and not done.stderr
