@@ -1,5 +1,6 @@
 """generate and verify as they are typed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from samout_train.loading import load_run
 SIZES = ["model.hidden_size=24", "model.num_heads=2", "model.num_layers=2", "device=cpu"]
 
 
-def samout(folder: Path, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+def samout(folder: Path, *words: str | bytes, text: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "samout_train", *words]
-    return subprocess.run(command, cwd=folder, input=text, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=folder, input=text, capture_output=True, text=True, errors="surrogateescape", timeout=120
+    )
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +25,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a small run lies in `run`."""
     folder = tmp_path_factory.mktemp("verbs")
     (folder / "text.txt").write_text("the hands of the clock, the sands of time; " * 100, "utf-8")
+    (folder / "bad.txt").write_bytes(b"\xff")
     data = ["data=text", f"data.path={folder / 'text.txt'}", "data.seq_len=32", "data.batch_size=8"]
     train([*SIZES, *data, "trainer.max_steps=30", "optimizer.lr=1e-2", f"run_dir={folder / 'run'}"])
+    room = ["model=transformer", "model.max_seq_len=64", "trainer.max_steps=1", f"run_dir={folder / 'room'}"]
+    train([*SIZES, *data, *room])
     return folder
 
 
@@ -35,7 +41,7 @@ def test_text_goes_to_standard_output_prompt_first_and_all_else_to_standard_erro
     assert loaded.vocabulary is not None
     wanted = "".join(generate_text(loaded.model, loaded.vocabulary, "the hands, ", max_new_tokens=40, temperature=0))
     assert done.stdout == f"the hands, {wanted}\n"
-    assert "tokens/s" in done.stderr and "40 tokens" in done.stderr
+    assert re.fullmatch(r"prompt: 11 tokens in [\d.]+ s; text: 40 tokens, [\d,]+ tokens/s, on cpu\n", done.stderr)
     assert not (folder / "outputs").exists(), "generate makes no run directory"
     (folder / "prompt.txt").write_text("the hands, ", "utf-8")
     assert samout(folder, *words[:2], "prompt=@prompt.txt", *words[3:]).stdout == done.stdout
@@ -62,6 +68,14 @@ def test_samples_differ_and_end_before_stop(folder: Path) -> None:
         (["generate", "run=run", "prompt=@absent"], "prompt=@absent: cannot be read"),
         (["generate", "run=run", "prompt=a", "tempratur=1"], "tempratur=1: no such key; did you mean temperature?"),
         (["generate", "run=run", "prompt=a", "top_p=2"], "top_p=2: must be"),
+        (["generate", "run=run", b"prompt=\xff"], "cannot be read ('utf-8' codec can't encode character"),
+        (
+            ["generate", "run=run", "prompt=@bad.txt"],
+            "prompt=@bad.txt: cannot be read ('utf-8' codec can't decode byte",
+        ),
+        (["generate", "run=run", "prompt=-"], "prompt=-: cannot be read ('utf-8' codec can't decode byte 0xff"),
+        (["generate", "run=run", "prompt=a", f"seed={10**23}"], "must be from 0 to 9223372036854775807"),
+        (["generate", "run=room", "prompt=the", "max_new_tokens=63"], "set max_new_tokens to 62 or less"),
         (["generate", "-m", "run=run", "prompt=a"], "generate makes no sweeps"),
         (
             ["generate", "run=run", "prompt=a", "model=v8"],
@@ -80,8 +94,8 @@ def test_samples_differ_and_end_before_stop(folder: Path) -> None:
         (["verify", "run=absent"], "absent is not there"),
     ],
 )
-def test_a_wrong_request_is_told_with_exit_code_2(folder: Path, words: list[str], message: str) -> None:
-    done = samout(folder, *words)
+def test_a_wrong_request_is_told_with_exit_code_2(folder: Path, words: list[str | bytes], message: str) -> None:
+    done = samout(folder, *words, text="no UTF-8: \udcff")
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) <= 8 and not done.stdout
 
