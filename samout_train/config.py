@@ -92,6 +92,30 @@ def options_with(group: str, key: str) -> list[str]:
     return [option for option, content in contents.items() if isinstance(content, dict) and key in content]
 
 
+def saved_model_node(path: Path) -> dict[str, Any]:
+    """The `model` of a configuration that a run saved.
+
+    Args:
+        path: Its `.hydra/config.yaml`.
+
+    Raises:
+        ConfigError: if there is no such file, or it cannot be read.
+    """
+    try:
+        config = OmegaConf.load(path)
+        node = config.get("model") if isinstance(config, DictConfig) else None
+        if not isinstance(node, DictConfig):
+            raise ValueError("has no model")
+        content = OmegaConf.to_container(node, resolve=True)
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
+        reason = in_few_words(error, [])
+        raise ConfigError(
+            f"{path}: does not say how the model was built ({reason}): restore what the run wrote"
+        ) from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
 def resolve(composed: DictConfig) -> Composed:
     """Takes a configuration out of Hydra's hands; `hydra` itself is left out of it.
 

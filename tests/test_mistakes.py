@@ -139,6 +139,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "fp16 on the CPU": (["device=cpu", "precision=fp16"], ["precision (fp16) needs a CUDA device", "bf16 or fp32"]),
     "a precision that is none": (["precision=fp8"], ["precision=fp8: must be auto, fp32, bf16, fp16"]),
     "a run to continue that is not there": (["resume=absent"], ["resume=absent: is not there"]),
+    "nothing to continue": (["resume="], ["resume=: is not there: give auto, a run directory or a checkpoint"]),
     "a run directory that is a file": (["run_dir=good.txt"], ["run_dir=good.txt: is a file"]),
     "a run directory below a file": (
         ["run_dir=good.txt/run"],

@@ -27,7 +27,7 @@ ROWS = [
     {"config", "hydra_messages", "loading", "overrides", "problems", "run", "run_directory"},
     {"command_line", "commands", "__main__", "__init__"},
 ]
-HYDRA_ALLOWED = {"config", "loading", "overrides", "run_directory", "run", "command_line", "commands"}
+HYDRA_ALLOWED = {"config", "overrides", "run_directory", "run", "command_line", "commands"}
 
 
 def modules() -> list[Path]:
