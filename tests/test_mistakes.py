@@ -122,6 +122,26 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["data=shakespeare", "data.path=good.txt"],
         ["is not tiny Shakespeare", "use data=text"],
     ),
+    "rows longer than a model has room for": (
+        [*TEXT, "data.seq_len=100", "model=transformer", "model.max_seq_len=64"],
+        ["data.seq_len=100: rows are longer than model.max_seq_len (64): set model.max_seq_len to 100 or more"],
+    ),
+    "a recurrent model that sees the future": (
+        [*TEXT, "model=gru", "model.bidirectional=true"],
+        ["model.bidirectional=true: this model sees the whole sequence, and so the token that it is asked to predict"],
+    ),
+    "a Transformer that sees the future": (
+        ["model=transformer", "model.causal=false"],
+        ["model.causal=false: this model sees the whole sequence", "train it to label, as data=hello does"],
+    ),
+    "no head for the next token": (
+        [*TEXT, "model=rnn", "model.head=none"],
+        ["model.head=none: this model has an output for each hidden unit, not for each token: take that setting back"],
+    ),
+    "a letter that is ignored": (
+        ["data=hello", "model=rnn", "data.ignore_index=3"],
+        ["data.ignore_index=3: is the letter o, which would not be learned: set it to -100"],
+    ),
     "heads that do not divide": (["model.num_heads=5"], ["model.hidden_size (384)", "(5): try 380 or 385"]),
     "micro-steps that do not divide": (["trainer.accumulate=3"], ["data.batch_size (100)", "(3): try 99 or 102"]),
     "id beyond the vocabulary": (
