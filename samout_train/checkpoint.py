@@ -126,13 +126,18 @@ def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
     return None
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint that a user means by a run directory, its `checkpoints/`, or a file.
 
     Raises:
         ValueError: if there is nothing of the kind at the path.
         CheckpointError: if all that is there is damaged.
     """
+    if not str(path):
+        raise ValueError("the path of a run is empty: give a run directory or a checkpoint file")
+    path = Path(path).expanduser()
+    if path.is_file() and path.suffix != ".pt":
+        raise ValueError(f"{path} is no checkpoint: give a run directory or a checkpoint file, step_*.pt")
     if path.is_file():
         reason = damage(path)
         if reason:

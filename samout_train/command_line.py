@@ -1,7 +1,9 @@
 """What a person typed behind the verb: flags and overrides, and all that is wrong with them."""
 
 import argparse
+import inspect
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,8 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from samout_train.config import CONF, Composed, ConfigError, compose_config
-from samout_train.overrides import override_problems
-from samout_train.signatures import mistakes_in_call, nearest
+from samout_train.overrides import PLAIN_TEXT_KEYS, override_problems, words_for_hydra
+from samout_train.signatures import MISSING, mistakes_in_call, nearest
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 LINES_OF_A_MISTAKE = 8
@@ -131,22 +133,18 @@ def answered(words: list[str], verb: str, keys: Callable[..., None], act: Callab
         keys: Has the root's keys as its signature.
         act: Does what was asked for, and returns the exit code.
     """
-    from samout_train.checkpoint import CheckpointError
-
     try:
         request = Request(words, verb)
-        if request.asks_only:
-            sys.argv[1:] = words
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(lambda config: None)()
-            return 0
         if request.in_sweep:
             raise ConfigError(f"-m: {verb} makes no sweeps: leave it out")
-        return act(words)
+        if request.arguments.config_name:
+            raise ConfigError(f"--config-name {request.config_name}: {verb} has its own, {verb}.yaml: leave it out")
+        if request.asks_only:
+            _inform(words, verb, keys)
+            return 0
+        return _done(words, act)
     except BrokenPipeError:  # nobody reads on
         return 0
-    except CheckpointError as error:
-        print(error, file=sys.stderr)
-        return 1
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -158,11 +156,44 @@ def settings_of(words: list[str], verb: str, keys: Callable[..., None]) -> Compo
     Raises:
         ConfigError: if one is wrong.
     """
-    request = Request(words, verb)
-    composed = compose_config(request.overrides, config_name=verb, config_dirs=request.config_dirs)
-    if found := mistakes_in_call("", keys, composed.config):
+    request, known = Request(words, verb), inspect.signature(keys).parameters
+    strange = [word for word in request.overrides if "=" in word and _top(word) not in (*known, "hydra")]
+    overrides = [word for word in request.overrides if word not in strange]
+    composed = compose_config(overrides, config_name=verb, config_dirs=request.config_dirs)
+    found = [f"{word}: no such key; {nearest(_top(word), known)}" for word in strange]
+    found += [
+        f"{word}: no {_top(word)} is chosen: say {_top(word)}=NAME, too"
+        for word in overrides
+        if _key(word) != _top(word) and composed.choices.get(_top(word), "") is None
+    ]
+    # Text may say ??? itself, and who asks what the settings are need not have all of them.
+    text = {_top(word) for word in overrides} & set(PLAIN_TEXT_KEYS)
+    right = [key for key, value in composed.config.items() if value == MISSING and (key in text or request.asks_only)]
+    found += mistakes_in_call("", keys, composed.config | dict.fromkeys(right, ""))
+    if found:
         raise ConfigError("\n".join(found))
     return composed
+
+
+def _inform(words: list[str], verb: str, keys: Callable[..., None]) -> None:
+    """Lets Hydra answer, once it is known to understand the settings."""
+    request = Request(words, verb)
+    settings = request.overrides
+    if not request.arguments.shell_completion:
+        settings_of(words, verb, keys)
+        settings = words_for_hydra(settings, folders=request.folders)
+    sys.argv[1:] = [*request.flags, *settings]
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(lambda config: None)()
+
+
+def _done(words: list[str], act: Callable[[list[str]], int]) -> int:
+    from samout_train.checkpoint import CheckpointError  # imports torch, which --help does without
+
+    try:
+        return act(words)
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -210,3 +241,8 @@ def _is_completion(words: Sequence[str]) -> bool:
 
 def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
+
+
+def _top(override: str) -> str:
+    """`model` of `model.hidden_size=3` and of `model/part=x`."""
+    return re.split(r"[./]", _key(override))[0]

@@ -92,6 +92,30 @@ def options_with(group: str, key: str) -> list[str]:
     return [option for option, content in contents.items() if isinstance(content, dict) and key in content]
 
 
+def saved_model_node(path: Path) -> dict[str, Any]:
+    """The `model` of a configuration that a run saved.
+
+    Args:
+        path: Its `.hydra/config.yaml`.
+
+    Raises:
+        ConfigError: if there is no such file, or it cannot be read.
+    """
+    try:
+        config = OmegaConf.load(path)
+        node = config.get("model") if isinstance(config, DictConfig) else None
+        if not isinstance(node, DictConfig):
+            raise ValueError("has no model")
+        content = OmegaConf.to_container(node, resolve=True)
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
+        reason = in_few_words(error, [])
+        raise ConfigError(
+            f"{path}: does not say how the model was built ({reason}): restore what the run wrote"
+        ) from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
 def resolve(composed: DictConfig) -> Composed:
     """Takes a configuration out of Hydra's hands; `hydra` itself is left out of it.
 
@@ -100,12 +124,12 @@ def resolve(composed: DictConfig) -> Composed:
     """
     choices = dict(HydraConfig.get().runtime.choices)
     config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    OmegaConf.resolve(config)
-    container = OmegaConf.to_container(config)
+    container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     sweep_dir = str(HydraConfig.get().sweep.dir)
     known = {name: option for name, option in choices.items() if "/" not in name}
-    return Composed({str(key): value for key, value in container.items()}, known, OmegaConf.to_yaml(config), sweep_dir)
+    yaml = OmegaConf.to_yaml(config, resolve=True)
+    return Composed({str(key): value for key, value in container.items()}, known, yaml, sweep_dir)
 
 
 def locate(target: str) -> Any:

@@ -3,6 +3,7 @@
 # B batch, T time, V vocabulary
 
 import codecs
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from samout_train.data.vocabulary import SPECIAL_TOKENS, Vocabulary
-from samout_train.ranges import NonNegative, Positive, Range, validated
+from samout_train.ranges import NonNegative, Positive, Range, TopShare, validated
 
 PREFILL_TOKENS = 512
-TopShare = Range(0, 1, low_included=False)
+GeneratorSeed = Range(0, 2**64 - 1)  # what torch takes: also the largest seed of a run with samples counted up from it
 
 
 @validated
@@ -26,7 +27,7 @@ def generate_tokens(
     temperature: Annotated[float, NonNegative],
     top_k: Annotated[int, Positive] | None,
     top_p: Annotated[float, TopShare] | None = None,
-    seed: int,
+    seed: Annotated[int, GeneratorSeed],
     banned_ids: Sequence[int] = (),
 ) -> Iterator[int]:
     """New token ids, one after another.
@@ -42,10 +43,12 @@ def generate_tokens(
         banned_ids: Ids that are never drawn.
 
     Raises:
-        ValueError: if the prompt is empty.
+        ValueError: if the prompt is empty, or the model has no room for it and the new tokens.
     """
     if not len(prompt_ids):
         raise ValueError("the prompt is empty: give at least one token to continue")
+    if problem := _no_room(getattr(model, "max_seq_len", None), len(prompt_ids), max_new_tokens):
+        raise ValueError(problem)
     choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p, banned_ids=list(banned_ids))
     return _draw(model, list(prompt_ids), max_new_tokens, seed, choose)
 
@@ -76,7 +79,7 @@ def generate_text(
         seed: Decides the draws.
 
     Raises:
-        ValueError: if the prompt is empty or has what the vocabulary has not.
+        ValueError: if the prompt is empty or has what the vocabulary has not, or the model has no room for the tokens.
     """
     ids = generate_tokens(
         model,
@@ -88,7 +91,51 @@ def generate_text(
         seed=seed,
         banned_ids=range(len(SPECIAL_TOKENS)),
     )
+    return text_of(vocabulary, ids, stop=stop)
+
+
+def text_of(vocabulary: Vocabulary, ids: Iterator[int], *, stop: str | None) -> Iterator[str]:
+    """The text of tokens as they come, in pieces of whole characters.
+
+    Args:
+        vocabulary: What the tokens stand for.
+        ids: The tokens.
+        stop: The text ends before this, and no further token is asked for; None to take all.
+    """
     return _until(_whole_characters(vocabulary, ids), stop)
+
+
+class Timed:
+    """Measures how long tokens take to come; the first of a text needs the prompt to be read.
+
+    Attributes:
+        first_seconds: Of the first token of each text.
+        later_seconds: Of every other token.
+    """
+
+    def __init__(self) -> None:
+        self.first_seconds: list[float] = []
+        self.later_seconds: list[float] = []
+
+    def __call__(self, ids: Iterator[int]) -> Iterator[int]:
+        """The same tokens; what is done with one before the next is asked for does not count."""
+        started, seconds = time.perf_counter(), self.first_seconds
+        for index in ids:
+            seconds.append(time.perf_counter() - started)
+            yield index
+            started, seconds = time.perf_counter(), self.later_seconds
+
+
+def _no_room(max_seq_len: int | None, prompt_tokens: int, max_new_tokens: int) -> str | None:
+    """What is wrong where a model with positions or a cache cannot make so many tokens."""
+    most = None if max_seq_len is None else max_seq_len - prompt_tokens + 1  # the last one is not given to the model
+    if most is None or max(max_new_tokens, 1) <= most:
+        return None
+    fewer = f"set max_new_tokens to {most} or less, or give" if most > 0 else "give"
+    return (
+        f"a prompt of {prompt_tokens} tokens and max_new_tokens ({max_new_tokens}) are more than this model has room "
+        f"for (max_seq_len {max_seq_len}): {fewer} a shorter prompt"
+    )
 
 
 def _whole_characters(vocabulary: Vocabulary, ids: Iterator[int]) -> Iterator[str]:
@@ -117,7 +164,7 @@ def _draw(
             with torch.inference_mode():
                 if made:
                     logits_BTV, state = model(ids_BT, state)
-                ids_BT = choose(logits_BTV[0, -1].float(), generator).view(1, 1)
+                ids_BT = choose(logits_BTV[0, -1].double(), generator).view(1, 1)
             yield int(ids_BT)
     finally:
         model.train(was_training)
@@ -137,7 +184,8 @@ def _choose(
         return logits_V.argmax()
     if top_k is not None and top_k < len(logits_V):
         logits_V[logits_V < logits_V.topk(top_k).values[-1]] = float("-inf")
-    probabilities_V = (logits_V / temperature).softmax(0)
+    # Without the largest taken off first, a temperature near 0 would make all of them infinite.
+    probabilities_V = ((logits_V - logits_V.max()) / temperature).softmax(0)
     if top_p is not None:
         sorted_V, order_V = probabilities_V.sort(descending=True)
         before_V = sorted_V.cumsum(0) - sorted_V

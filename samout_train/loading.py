@@ -4,16 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
-from yaml import YAMLError
 
 from samout_train.checkpoint import find_checkpoint, read_checkpoint
-from samout_train.config import build
+from samout_train.config import ConfigError, build, saved_model_node
 from samout_train.data.published_vocabulary import read_published_vocabulary
 from samout_train.data.vocabulary import Vocabulary
 from samout_train.data.vocabulary_choice import vocabulary_from
+from samout_train.problems import model_problems
 
 
 @dataclass(frozen=True)
@@ -46,20 +44,23 @@ def load_run(path: str | Path) -> LoadedRun:
         path: A run directory, or a checkpoint in one.
 
     Raises:
-        ValueError: if there is none, or the run's configuration is not beside it.
+        ValueError: if there is none, or the run's configuration is not beside it, cannot be built or does not fit.
         CheckpointError: if what is there is damaged.
     """
-    checkpoint = find_checkpoint(Path(path).expanduser())
+    checkpoint = find_checkpoint(path)
     saved = checkpoint.parent.parent / ".hydra" / "config.yaml"
-    try:
-        node = OmegaConf.to_container(OmegaConf.load(saved).model, resolve=True)
-    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
-        raise ValueError(f"run={path}: {saved}, which says how to build the model, cannot be read ({error})") from error
+    model_node = saved_model_node(saved)
+    if found := model_problems(model_node):
+        raise ConfigError("\n".join(f"{saved}: {mistake}" for mistake in found))
     content = read_checkpoint(checkpoint)
-    assert isinstance(node, dict)
-    model_node = {str(key): value for key, value in node.items()}
-    model: nn.Module = build(model_node, vocab_size=content["vocab_size"], pad_id=content["pad_id"])
-    model.load_state_dict(content["model"])
+    try:
+        model: nn.Module = build(model_node, vocab_size=content["vocab_size"], pad_id=content["pad_id"])
+        model.load_state_dict(content["model"])
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{saved}: its model is not that of {checkpoint.name} ({reason}): restore what the run wrote"
+        ) from error
     vocabulary = None if content["vocabulary"] is None else vocabulary_from(content["vocabulary"])
     return LoadedRun(
         checkpoint, content["step"], model.eval(), vocabulary, content["vocab_size"], content["pad_id"], model_node
@@ -76,9 +77,8 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
         ValueError: if there is none at the path, or the run was trained on ids that are no text.
         CheckpointError: if the run's checkpoints are damaged.
     """
-    path = Path(path).expanduser()
-    if path.is_file() and path.suffix != ".pt":
-        return read_published_vocabulary(path)
+    if (file := Path(path).expanduser()).is_file() and file.suffix != ".pt":
+        return read_published_vocabulary(file)
     state = read_checkpoint(find_checkpoint(path))["vocabulary"]
     if state is None:
         raise ValueError(f"{path} was trained on ids that are no text, so it has no vocabulary")

@@ -1,5 +1,6 @@
 """Overrides one by one: how they are written, what they choose, and how Hydra has to get them."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +15,11 @@ FREE_HYDRA_KEYS = (
     *("hydra.sweep.dir", "hydra.verbose", "hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper"),
     *("hydra/job_logging", "hydra/hydra_logging"),
 )
-# Keys whose values are text: commas, equals signs, brackets and digits in them mean nothing to Hydra.
-TEXT_KEYS = (
-    *("run_dir", "resume", "data.path", "data.pattern", "data.vocabulary_path"),
-    *("callbacks.sample.prompt", "run", "prompt", "stop"),
-)
+# Keys of `train` whose values are text: commas, equals signs, brackets and digits in them mean nothing to Hydra. Values
+# in quotes, null and ${...} are Hydra's.
+TEXT_KEYS = ("run_dir", "resume", "data.path", "data.pattern", "data.vocabulary_path", "callbacks.sample.prompt")
+# Keys of the other verbs that are text whatever it says, so that a prompt can be any text.
+PLAIN_TEXT_KEYS = ("run", "prompt", "stop")
 
 
 def words_for_hydra(overrides: Sequence[str], *, folders: Sequence[Path], typed: bool = True) -> list[str]:
@@ -93,10 +94,20 @@ def _wrong_option(override: Override, folders: Sequence[Path]) -> str | None:
 def quote_text(override: str) -> str:
     """Quotes the value of a key that takes text, so that Hydra reads it as the shell gave it."""
     key, equals, value = override.partition("=")
-    is_text = key.lstrip("+") in TEXT_KEYS and equals and value not in ("", "null", "???")
-    if not is_text or value[0] in "'\"" or "${" in value:
-        return override
-    return f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
+    name = key.lstrip("+")
+    is_hydras = value in ("", "null", "???") or value[0] in "'\"" or "${" in value
+    if equals and (name in PLAIN_TEXT_KEYS or (name in TEXT_KEYS and not is_hydras)):
+        return f"{key}={quoted(value)}"
+    return override
+
+
+def quoted(text: str) -> str:
+    """A text in quotes, with escapes, from which Hydra and OmegaConf make the same text."""
+    # A backslash means something only in front of what it can escape, so only there it is doubled.
+    text = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
+    text = re.sub(r"(\\*)'", lambda found: 2 * found[1] + r"\'", text)
+    text = re.sub(r"\\+\Z", lambda found: 2 * found[0], text)
+    return f"'{text}'"
 
 
 def _let_pass(override: str, folders: Sequence[Path]) -> str:

@@ -16,7 +16,7 @@ from samout_train.ops.kernels import Kernels
 from samout_train.overrides import override_problems
 from samout_train.ranges import Positive, Seed, not_divisible
 from samout_train.runtime import choose_device, choose_precision
-from samout_train.signatures import mistakes_in_call
+from samout_train.signatures import mistakes_in_call, shown
 
 # What a node gets from the run and not from YAML.
 LATE_ARGUMENTS: dict[str, set[str]] = {
@@ -30,6 +30,13 @@ LATE_ARGUMENTS: dict[str, set[str]] = {
         *("seed", "batch_size", "budget_steps"),
     },
 }
+# What only a model that labels can have, and why another cannot.
+SEES_ALL = "sees the whole sequence, and so the token that it is asked to predict"
+FOR_LABELS_ONLY = (
+    ("bidirectional", True, SEES_ALL),
+    ("causal", False, SEES_ALL),
+    ("head", "none", "has an output for each hidden unit, not for each token"),
+)
 Node = dict[str, Any]
 
 
@@ -103,10 +110,9 @@ def model_node(name: str, *, config_dirs: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ConfigError: if the YAML is wrong.
     """
-    composed, mistakes = checked_config([f"model={name}"], config_dirs=config_dirs)
-    if composed is None or mistakes:
+    node: dict[str, Any] = compose_config([f"model={name}"], config_dirs=config_dirs).config["model"]
+    if mistakes := model_problems(node):
         raise ConfigError("\n".join(mistakes))
-    node: dict[str, Any] = composed.config["model"]
     return node
 
 
@@ -191,6 +197,8 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
                 "trainer.max_seconds alone does not say how many steps there are, which this schedule needs: "
                 "set trainer.max_steps too, or schedule=constant or schedule=wsd"
             )
+    if {"model", "data"} <= sound:
+        found += _misfits(_node(config, "model"), data)
     if "" in sound:
         if not config["run_dir"]:
             found.append("run_dir=: is empty: give a directory, or leave it out")
@@ -199,3 +207,22 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
         except ValueError as error:
             found.append(str(error))
     return [problem for problem in found if problem]
+
+
+def _misfits(model: Node, data: Node) -> list[str]:
+    """What speaks against a model for this data, as far as their settings show it; the rest shows when it is built."""
+    found = []
+    seq_len, max_seq_len = data.get("seq_len"), model.get("max_seq_len")
+    if seq_len is not None and max_seq_len is not None and seq_len > max_seq_len:
+        found.append(
+            f"data.seq_len={seq_len}: rows are longer than model.max_seq_len ({max_seq_len}): set model.max_seq_len to "
+            f"{seq_len} or more, or data.seq_len to {max_seq_len} or less"
+        )
+    if not getattr(locate(data["_target_"]), "labelling", False):
+        found += [
+            f"model.{key}={shown(value)}: this model {reason}: take that setting back, or train it to label, as "
+            "data=hello does"
+            for key, value, reason in FOR_LABELS_ONLY
+            if model.get(key) == value
+        ]
+    return found

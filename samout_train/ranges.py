@@ -55,6 +55,7 @@ Positive = Range(0, low_included=False)
 NonNegative = Range(0)
 Probability = Range(0, 1, high_included=False)
 Share = Range(0, 1)
+TopShare = Range(0, 1, low_included=False)  # of top_p, where 0 would leave nothing to draw
 Seed = Range(0, 2**63 - 1)
 
 

@@ -13,8 +13,9 @@ from torch import nn
 from samout_train.callbacks.base import RunContext
 from samout_train.checkpoint import find_checkpoint, newest_checkpoint, read_checkpoint
 from samout_train.config import Composed, ConfigError, build, compose_config
+from samout_train.data.batches import Source
 from samout_train.ops.kernels import use_kernels
-from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, problems
+from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, model_problems
 from samout_train.run_directory import resume_problems, run_directory_problems, scalars
 from samout_train.runtime import choose_device, choose_precision, commit, log_file, seed_everything
 from samout_train.trainer import Trainer
@@ -36,7 +37,7 @@ def build_model(name: str, *, vocab_size: int, pad_id: int | None = 3, **setting
     """
     composed = compose_config([f"model={name}"])
     composed.config["model"].update(settings)
-    _refuse(problems(composed.config))
+    _refuse(model_problems(composed.config["model"]))
     model: nn.Module = build(composed.config["model"], vocab_size=vocab_size, pad_id=pad_id)
     return model
 
@@ -140,11 +141,7 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
     settings = data_settings(**{key: value for key, value in config["data"].items() if key in DATA_SETTINGS})
     source = build(source_node, seed=config["seed"])
     model = build(config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id).to(device)
-    if getattr(model, "sees_future", False) and source.labels is None:
-        raise ValueError(
-            "this model sees the whole sequence (model.bidirectional=true or model.causal=false), and so the token "
-            "that it is asked to predict: take that setting back, or train it to label, as data=hello does"
-        )
+    _refuse(_misfits(model, source))
     trainer: Trainer = build(
         config["trainer"],
         model=model,
@@ -157,6 +154,21 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
         **settings,
     )
     return trainer
+
+
+def _misfits(model: nn.Module, source: Source) -> list[str]:
+    """What speaks against a model for this data and its settings did not show: those of `problems` have other names."""
+    found, max_seq_len = [], getattr(model, "max_seq_len", None)
+    if max_seq_len is not None and max_seq_len < source.train.seq_len:
+        found.append(
+            f"model.max_seq_len ({max_seq_len}): the rows of this data are longer: set it to {source.train.seq_len}"
+        )
+    if getattr(model, "sees_future", False) and source.labels is None:
+        found.append(
+            "this model sees the whole sequence, and so the token that it is asked to predict: take another, or train "
+            "it to label, as data=hello does"
+        )
+    return found
 
 
 def restore(trainer: Trainer, resume: str | None, run_dir: Path) -> tuple[Path | None, dict[str, Any]]:

@@ -20,7 +20,7 @@ def resume_problems(resume: str | None) -> list[str]:
     if resume in (None, "auto"):
         return []
     path = Path(str(resume))
-    if not path.exists():
+    if not resume or not path.exists():
         return [f"resume={resume}: is not there: give auto, a run directory or a checkpoint"]
     if path.is_dir() and not any(path.rglob("step_*.pt")):
         return [f"resume={resume}: holds no checkpoint: give a run directory that has checkpoints/step_*.pt"]

@@ -8,8 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from samout_train import build_model, generate_text
+from samout_train.config import CONF, compose_config
 from samout_train.data.vocabulary import Bytes, Characters
-from samout_train.generation import generate_tokens
+from samout_train.generation import PREFILL_TOKENS, Timed, generate_tokens, text_of
+
+NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+
+
+def tiny(name: str, **settings: int) -> nn.Module:
+    """A model of conf/model that knows 37 ids; always the same weights."""
+    known = compose_config([f"model={name}"]).config["model"]
+    sizes = {"hidden_size": 24, "num_heads": 4, "num_layers": 2}
+    torch.manual_seed(0)
+    return build_model(name, vocab_size=37, **{key: size for key, size in sizes.items() if key in known}, **settings)
+
+
+def greedy(model: nn.Module, prompt_ids: list[int], count: int) -> list[int]:
+    return list(generate_tokens(model, prompt_ids, max_new_tokens=count, temperature=0, top_k=None, seed=0))
 
 
 class Successor(nn.Module):
@@ -53,15 +68,64 @@ def test_top_p_keeps_the_most_probable_that_make_it_up() -> None:
     assert {(b - a) % 12 for a, b in pairwise([6, *made])} == {1, 2}
 
 
-def test_a_long_prompt_is_taken_in_pieces_and_greedy_text_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    vocabulary = Characters.of_text(["abcdefgh "])
-    torch.manual_seed(0)
-    model = build_model("v8", vocab_size=len(vocabulary), hidden_size=24, num_heads=4, num_layers=2)
-    texts = set()
-    for piece in (1, 7, 512):
+@pytest.mark.parametrize("name", NAMES)
+def test_greedy_tokens_do_not_depend_on_how_a_prompt_is_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompt_ids = tiny(name), torch.randint(37, (75,), generator=torch.Generator().manual_seed(1)).tolist()
+    made = set()
+    for piece in (1, 7, 64, 512):
         monkeypatch.setattr("samout_train.generation.PREFILL_TOKENS", piece)
-        texts.add("".join(generate_text(model, vocabulary, "bad cafe " * 9, max_new_tokens=30, temperature=0)))
-    assert len(texts) == 1
+        made.add(tuple(greedy(model, prompt_ids, 30)))
+    assert len(made) == 1
+
+
+def test_memory_does_not_grow_with_a_prompt() -> None:
+    class Watched(nn.Module):
+        """Notes how much it is given at once."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.largest = tiny("v8"), 0
+
+        def forward(self, ids_BT: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+            self.largest = max(self.largest, ids_BT.numel())
+            result: tuple[Tensor, list[Tensor]] = self.model(ids_BT, state)
+            return result
+
+    for length in (PREFILL_TOKENS, 5 * PREFILL_TOKENS + 1):
+        model = Watched()
+        greedy(model, [5] * length, 3)
+        assert model.largest == PREFILL_TOKENS
+
+
+@pytest.mark.parametrize("name", ["transformer", "lstm_attention"])
+def test_more_tokens_than_a_model_has_room_for_are_refused_before_the_first(name: str) -> None:
+    model = tiny(name, max_seq_len=16)
+    assert len(greedy(model, [5] * 10, 7)) == 7  # the last one is not given to the model
+    assert len(greedy(model, [5] * 16, 1)) == 1
+    with pytest.raises(
+        ValueError, match=r"room for \(max_seq_len 16\): set max_new_tokens to 7 or less, or give a sho"
+    ):
+        greedy(model, [5] * 10, 8)
+    with pytest.raises(ValueError, match=r"a prompt of 17 tokens and .* \(max_seq_len 16\): give a shorter prompt"):
+        greedy(model, [5] * 17, 1)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-45, 1e-320, 5e-324])
+def test_a_temperature_near_0_is_greedy(temperature: float) -> None:
+    assert draw(5, temperature=temperature) == draw(5)
+
+
+def test_the_largest_temperature_draws_all_alike() -> None:
+    first = Counter(draw(1, temperature=1.7e308, seed=seed)[0] for seed in range(1000))
+    assert set(first) == set(range(2, 12)) and all(60 < count < 140 for count in first.values())  # 100, deviation 9.5
+
+
+def test_tokens_are_counted_as_they_are_made_and_the_prompt_apart() -> None:
+    timed, ids = Timed(), Bytes().encode("aé€z").tolist()
+    recited = generate_tokens(Recites(ids), [5], max_new_tokens=len(ids), temperature=0, top_k=None, seed=0)
+    assert "".join(text_of(Bytes(), timed(recited), stop="z")) == "aé€"
+    assert len(timed.first_seconds) == 1 and len(timed.later_seconds) == 6  # the one of stop, too
+    assert all(seconds > 0 for seconds in timed.first_seconds + timed.later_seconds)
 
 
 @pytest.mark.parametrize(("stop", "wanted"), [("é€", "a"), ("€", "aé"), ("zz", "aé€𝄞z"), ("a", "")])

@@ -1,12 +1,15 @@
 """Vocabularies of runs and of the published scripts, as a person asks for them from Python."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 
 from samout_train import generate_text, load_vocabulary, train
+from samout_train.config import ConfigError
 from samout_train.data.vocabulary import SPECIAL_TOKENS
+from samout_train.loading import load_run
 
 SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "device=cpu", "trainer=debug"]
 
@@ -37,3 +40,42 @@ def test_where_there_is_none_the_reason_is_told(tmp_path: Path) -> None:
     train([*SIZES, *data, f"run_dir={tmp_path / 'run'}"])
     with pytest.raises(ValueError, match="ids that are no text"):
         load_vocabulary(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("loading") / "run"
+    train([*SIZES, "data.num_sequences=8", "data.batch_size=8", "data.seq_len=9", f"run_dir={run_dir}"])
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "message"),
+    [
+        ("samout_train.models.samout.SamOut", "gone.Model", "model._target_=gone.Model: cannot be imported"),
+        ("hidden_size: 12", "hidden_size: 24", "its model is not that of step_00000002.pt (Error(s) in loading"),
+        (
+            "num_layers: 1",
+            "num_layers: 2",
+            "not that of step_00000002.pt (Error(s) in loading state_dict for SamOut: Mi",
+        ),
+        ("hidden_size: 12", "hidden_size: -1", "model.hidden_size=-1: must be above 0"),
+        ("hidden_size: 12", "hidden_size: ${width}", "model.hidden_size: ${width} names a key that is not there"),
+        ("hidden_size: 12", "hidden_size: [", "config.yaml line "),
+        ("model:", "modle:", "does not say how the model was built (has no model): restore what the run wrote"),
+        ("model:", "model: v8", "does not say how the model was built"),
+    ],
+)
+def test_a_saved_configuration_that_does_not_fit_is_told_in_a_line(
+    run: Path, tmp_path: Path, was: str, now: str, message: str
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    saved = tmp_path / "run" / ".hydra" / "config.yaml"
+    saved.write_text(saved.read_text("utf-8").replace(was, now, 1), "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_run(tmp_path / "run")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(str(saved)) and message in line and len(line) < 600
+    saved.unlink()
+    with pytest.raises(ConfigError, match=r"config\.yaml: does not say how the model was built .*No such file"):
+        load_run(tmp_path / "run")

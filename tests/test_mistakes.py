@@ -122,6 +122,26 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["data=shakespeare", "data.path=good.txt"],
         ["is not tiny Shakespeare", "use data=text"],
     ),
+    "rows longer than a model has room for": (
+        [*TEXT, "data.seq_len=100", "model=transformer", "model.max_seq_len=64"],
+        ["data.seq_len=100: rows are longer than model.max_seq_len (64): set model.max_seq_len to 100 or more"],
+    ),
+    "a recurrent model that sees the future": (
+        [*TEXT, "model=gru", "model.bidirectional=true"],
+        ["model.bidirectional=true: this model sees the whole sequence, and so the token that it is asked to predict"],
+    ),
+    "a Transformer that sees the future": (
+        ["model=transformer", "model.causal=false"],
+        ["model.causal=false: this model sees the whole sequence", "train it to label, as data=hello does"],
+    ),
+    "no head for the next token": (
+        [*TEXT, "model=rnn", "model.head=none"],
+        ["model.head=none: this model has an output for each hidden unit, not for each token: take that setting back"],
+    ),
+    "a letter that is ignored": (
+        ["data=hello", "model=rnn", "data.ignore_index=3"],
+        ["data.ignore_index=3: is the letter o, which would not be learned: set it to -100"],
+    ),
     "heads that do not divide": (["model.num_heads=5"], ["model.hidden_size (384)", "(5): try 380 or 385"]),
     "micro-steps that do not divide": (["trainer.accumulate=3"], ["data.batch_size (100)", "(3): try 99 or 102"]),
     "id beyond the vocabulary": (
@@ -139,6 +159,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "fp16 on the CPU": (["device=cpu", "precision=fp16"], ["precision (fp16) needs a CUDA device", "bf16 or fp32"]),
     "a precision that is none": (["precision=fp8"], ["precision=fp8: must be auto, fp32, bf16, fp16"]),
     "a run to continue that is not there": (["resume=absent"], ["resume=absent: is not there"]),
+    "nothing to continue": (["resume="], ["resume=: is not there: give auto, a run directory or a checkpoint"]),
     "a run directory that is a file": (["run_dir=good.txt"], ["run_dir=good.txt: is a file"]),
     "a run directory below a file": (
         ["run_dir=good.txt/run"],
@@ -166,6 +187,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no callback": (["+callbacks.x._target_=pathlib.Path"], ["must be a samout_train.callbacks.base.Callback"]),
     "a decay beyond 1": (["optimizer.betas=[2,0.9]"], ["optimizer.betas=[2, 0.9]: must be a list"]),
     "a seed too large": (["seed=99999999999999999999"], ["seed=99999999999999999999: must be from 0"]),
+    "a sample's seed too large": ([f"callbacks.sample.seed={10**23}"], ["callbacks.sample.seed=1", "must be from 0"]),
     "one document": (["data=jsonl", "data.path=one.jsonl"], ["data.path: has 1 document: give two or more"]),
     "a mapping with a number": (
         ["data=jsonl", "data.path=two.jsonl", "data.roles.user=5"],

@@ -7,7 +7,7 @@ import pytest
 
 from samout_train import build_model, build_trainer
 from samout_train.config import ConfigError, compose_config
-from samout_train.problems import problems
+from samout_train.problems import model_node, problems
 from samout_train.ranges import Positive, Probability, Range, Share, validated
 
 
@@ -110,6 +110,25 @@ def test_python_functions_refuse_the_same_mistakes() -> None:
         build_trainer(["optimizer.lr=0"])
     with pytest.raises(ConfigError, match="model=v9: no such option; there are gru, lstm"):
         build_model("v9", vocab_size=9)
+
+
+def test_a_model_by_itself_is_not_judged_by_the_data_of_the_configuration(tmp_path: Path) -> None:
+    assert build_model("gru", vocab_size=9, hidden_size=8, bidirectional=True).sees_future
+    assert build_model("transformer", vocab_size=9, hidden_size=8, num_heads=2, max_seq_len=5).max_seq_len == 5
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "short.yaml").write_text("defaults:\n  - transformer\nmax_seq_len: 5\n")
+    assert model_node("short", config_dirs=[str(tmp_path)])["max_seq_len"] == 5
+    (tmp_path / "model" / "short.yaml").write_text("defaults:\n  - transformer\nmax_seq_len: 0\n")
+    with pytest.raises(ConfigError, match=r"model\.max_seq_len=0: must be above 0"):
+        model_node("short", config_dirs=[str(tmp_path)])
+
+
+def test_what_settings_do_not_show_is_told_when_the_model_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"model.max_seq_len \(4\): the rows of this data are longer: set it to 5"):
+        build_trainer(["data=hello", "model=transformer", "model.max_seq_len=4", "device=cpu"])
+    monkeypatch.setattr("samout_train.problems.FOR_LABELS_ONLY", ())  # as for a model whose settings have other names
+    with pytest.raises(ConfigError, match="this model sees the whole sequence, and so the token"):
+        build_trainer(["model=gru", "model.bidirectional=true", "device=cpu"])
 
 
 @pytest.mark.parametrize(

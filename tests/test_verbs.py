@@ -1,5 +1,6 @@
 """generate and verify as they are typed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,14 +8,17 @@ from pathlib import Path
 import pytest
 
 from samout_train import generate_text, train
+from samout_train.commands import generate, verify
 from samout_train.loading import load_run
 
 SIZES = ["model.hidden_size=24", "model.num_heads=2", "model.num_layers=2", "device=cpu"]
 
 
-def samout(folder: Path, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+def samout(folder: Path, *words: str | bytes, text: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "samout_train", *words]
-    return subprocess.run(command, cwd=folder, input=text, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=folder, input=text, capture_output=True, text=True, errors="surrogateescape", timeout=120
+    )
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +26,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a small run lies in `run`."""
     folder = tmp_path_factory.mktemp("verbs")
     (folder / "text.txt").write_text("the hands of the clock, the sands of time; " * 100, "utf-8")
+    (folder / "bad.txt").write_bytes(b"\xff")
     data = ["data=text", f"data.path={folder / 'text.txt'}", "data.seq_len=32", "data.batch_size=8"]
     train([*SIZES, *data, "trainer.max_steps=30", "optimizer.lr=1e-2", f"run_dir={folder / 'run'}"])
+    room = ["model=transformer", "model.max_seq_len=64", "trainer.max_steps=1", f"run_dir={folder / 'room'}"]
+    train([*SIZES, *data, *room])
     return folder
 
 
@@ -35,7 +42,7 @@ def test_text_goes_to_standard_output_prompt_first_and_all_else_to_standard_erro
     assert loaded.vocabulary is not None
     wanted = "".join(generate_text(loaded.model, loaded.vocabulary, "the hands, ", max_new_tokens=40, temperature=0))
     assert done.stdout == f"the hands, {wanted}\n"
-    assert "tokens/s" in done.stderr and "40 tokens" in done.stderr
+    assert re.fullmatch(r"prompt: 11 tokens in [\d.]+ s; text: 40 tokens, [\d,]+ tokens/s, on cpu\n", done.stderr)
     assert not (folder / "outputs").exists(), "generate makes no run directory"
     (folder / "prompt.txt").write_text("the hands, ", "utf-8")
     assert samout(folder, *words[:2], "prompt=@prompt.txt", *words[3:]).stdout == done.stdout
@@ -57,22 +64,57 @@ def test_samples_differ_and_end_before_stop(folder: Path) -> None:
     [
         (["generate"], "run: is missing"),
         (["generate", "run=absent", "prompt=a"], "absent is not there: give a run directory"),
+        (["generate", "run=", "prompt=a"], "the path of a run is empty: give a run directory or a checkpoint file"),
+        (["generate", "run=text.txt", "prompt=a"], "text.txt is no checkpoint: give a run directory or a checkpoint"),
+        (["generate", "run=run/summary.json", "prompt=a"], "run/summary.json is no checkpoint: give a run directory"),
+        (["verify", "run=run/checkpoints/index.json"], "run/checkpoints/index.json is no checkpoint"),
         (["generate", "run=run", "prompt=é"], "character 'é' at position 0 is not in the vocabulary"),
-        (["generate", "run=run", "prompt="], "prompt"),
+        (["generate", "run=run", "prompt="], "the prompt is empty: give at least one token to continue"),
         (["generate", "run=run", "prompt=@absent"], "prompt=@absent: cannot be read"),
         (["generate", "run=run", "prompt=a", "tempratur=1"], "tempratur=1: no such key; did you mean temperature?"),
         (["generate", "run=run", "prompt=a", "top_p=2"], "top_p=2: must be"),
+        (
+            ["generate", "run=run", "prompt=@bad.txt"],
+            "prompt=@bad.txt: cannot be read ('utf-8' codec can't decode byte",
+        ),
+        (["generate", "run=run", "prompt=a", f"seed={10**23}"], "must be from 0 to 9223372036854775807"),
+        (["generate", "run=room", "prompt=the", "max_new_tokens=63"], "set max_new_tokens to 62 or less"),
         (["generate", "-m", "run=run", "prompt=a"], "generate makes no sweeps"),
+        (
+            ["generate", "run=run", "prompt=a", "model=v8"],
+            "model=v8: no such key; there are run, prompt, max_new_tokens",
+        ),
+        (["generate", "run=run", "prompt=a", "--config-name", "nope"], "--config-name nope: generate has its own"),
+        (["generate", "--cfg", "job", "tempratur=1"], "tempratur=1: no such key; did you mean temperature?"),
+        (["generate", "--cfg", "job", "foo"], "foo: has no value: write foo=..."),
+        (["generate", "--help", "top_p=2"], "top_p=2: must be"),
+        (["verify", "--cfg", "job", "model=v9"], "model=v9: no such option; there are"),
+        (["verify", "model.hidden_size=3"], "model.hidden_size=3: no model is chosen: say model=NAME, too"),
+        (["verify", "--config-name", "nope", "model=v8"], "--config-name nope: verify has its own"),
         (["verify"], "one of: model=NAME, run=RUN_DIR, models=all"),
         (["verify", "model=v9"], "model=v9: no such option; there are"),
         (["verify", "model=v8", "model.hiden_size=3"], "did you mean model.hidden_size?"),
         (["verify", "run=absent"], "absent is not there"),
     ],
 )
-def test_a_wrong_request_is_told_with_exit_code_2(folder: Path, words: list[str], message: str) -> None:
-    done = samout(folder, *words)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert len(done.stderr.splitlines()) <= 8 and not done.stdout
+def test_a_wrong_request_is_told_with_exit_code_2(
+    folder: Path,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    assert {"generate": generate, "verify": verify}[words[0]].main(words[1:]) == 2
+    out, error = capsys.readouterr()
+    assert message in error and len(error.splitlines()) <= 8 and not out
+
+
+def test_bytes_that_are_no_utf8_are_refused_wherever_they_come_from(folder: Path) -> None:
+    for prompt in (b"prompt=\xff", b"prompt=-"):
+        done = samout(folder, "generate", "run=run", prompt, text="no UTF-8: \udcff")
+        assert done.returncode == 2 and "cannot be read ('utf-8' codec can't" in done.stderr and not done.stdout
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_verify_prints_a_table_and_exits_with_1_where_a_check_fails(folder: Path) -> None:
@@ -105,3 +147,16 @@ def test_verify_of_every_model_and_of_a_run_holds(folder: Path) -> None:
 def test_help_lists_the_keys(folder: Path, verb: str) -> None:
     done = samout(folder, verb, "--help")
     assert done.returncode == 0 and "device: auto" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["generate", "--cfg", "job", "prompt=a,b"], "prompt: a,b"),
+        (["generate", "--cfg", "job", "prompt='x"], "prompt: '''x'"),
+        (["verify", "--cfg", "job", "model=v8", "model.hidden_size=3"], "  hidden_size: 3"),
+    ],
+)
+def test_the_configuration_is_shown_as_the_shell_gave_it(folder: Path, words: list[str], line: str) -> None:
+    done = samout(folder, *words)
+    assert done.returncode == 0 and line in done.stdout.splitlines() and not done.stderr

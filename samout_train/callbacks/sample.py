@@ -9,9 +9,10 @@ from typing import Annotated, Any
 from torch import nn
 
 from samout_train.callbacks.base import Callback, RunContext
-from samout_train.data.vocabulary import PAD_ID, SPECIAL_TOKENS
+from samout_train.data.batches import Rows
+from samout_train.data.vocabulary import PAD_ID, SOS_ID, SPECIAL_TOKENS
 from samout_train.generation import generate_tokens
-from samout_train.ranges import NonNegative, Positive, validated
+from samout_train.ranges import NonNegative, Positive, Seed, validated
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Sample(Callback):
         max_new_tokens: Annotated[int, Positive],
         temperature: Annotated[float, NonNegative],
         top_k: Annotated[int, Positive] | None,
-        seed: int,
+        seed: Annotated[int, Seed],
     ) -> None:
         self.num_samples, self.prompt, self.prompt_tokens = num_samples, prompt, prompt_tokens
         self.max_new_tokens, self.seed = max_new_tokens, seed
@@ -60,12 +61,9 @@ class Sample(Callback):
         if self._vocabulary is None:
             return
         rows = context.source.validation
-        starts = [index * rows.num_windows // self.num_samples for index in range(self.num_samples)]
         self._half_row = max(1, rows.seq_len // 2)
-        length = min(self.prompt_tokens, self._half_row)
         if self.prompt is None:
-            begins = [rows.windows(start, start + 1)[0, :length] for start in starts]
-            prompts = [begin[begin != PAD_ID].tolist() for begin in begins]
+            prompts = prompts_from(rows, self.num_samples, min(self.prompt_tokens, self._half_row))
         elif not self.prompt:
             raise ValueError("callbacks.sample.prompt is empty: give a text, or null for the validation text")
         else:
@@ -81,6 +79,19 @@ class Sample(Callback):
             ids = within_rows(self.generate, self._model, prompt_ids, self.max_new_tokens, self._half_row, seeds)
             log.info("sample %d, after the prompt %r:", number, self._vocabulary.decode(prompt_ids))
             log.info("%s\n", self._vocabulary.decode(ids))
+
+
+def prompts_from(rows: Rows, num_prompts: int, num_tokens: int) -> list[list[int]]:
+    """Beginnings of rows at even distances, without padding.
+
+    Args:
+        rows: Of the validation split.
+        num_prompts: How many.
+        num_tokens: Length of each, where its row has so many tokens.
+    """
+    starts = [index * rows.num_windows // num_prompts for index in range(num_prompts)]
+    windows = [rows.windows(start, start + 1)[0] for start in starts]
+    return [ids[ids != PAD_ID][:num_tokens].tolist() or [SOS_ID] for ids in windows]
 
 
 def within_rows(

@@ -9,10 +9,10 @@ from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from samout_train.callbacks.base import Callback, RunContext, StepReport
-from samout_train.callbacks.sample import within_rows
+from samout_train.callbacks.sample import prompts_from, within_rows
 from samout_train.data.vocabulary import SPECIAL_TOKENS
 from samout_train.generation import generate_tokens
-from samout_train.ranges import NonNegative, validated
+from samout_train.ranges import NonNegative, Positive, validated
 
 LAYOUT = {
     "samout_train": {
@@ -34,11 +34,22 @@ class TensorBoard(Callback):
     Args:
         sample_tokens: Tokens of the sample that goes to the text tab at each evaluation, of models trained on text; 0
             for none.
+        temperature: Of the sample; 0 takes the most probable token.
+        top_k: The sample draws among this many most probable tokens; None for all.
     """
 
     @validated
-    def __init__(self, *, sample_tokens: Annotated[int, NonNegative]) -> None:
+    def __init__(
+        self,
+        *,
+        sample_tokens: Annotated[int, NonNegative],
+        temperature: Annotated[float, NonNegative],
+        top_k: Annotated[int, Positive] | None,
+    ) -> None:
         self.sample_tokens = sample_tokens
+        self.generate = partial(
+            generate_tokens, temperature=temperature, top_k=top_k, banned_ids=range(len(SPECIAL_TOKENS))
+        )
         self._writer: SummaryWriter | None = None
 
     def on_start(self, context: RunContext) -> None:
@@ -50,9 +61,9 @@ class TensorBoard(Callback):
         _, start, self._end = hparams(values, dict.fromkeys(METRICS, 0.0))
         assert writer.file_writer is not None
         self._model, self._vocabulary = context.model, context.source.vocabulary
-        row_1T = context.source.validation.windows(0, 1)
-        self._half_row = max(1, context.source.validation.seq_len // 2)
-        self._prompt_ids = row_1T[0, : self._half_row].tolist()
+        rows = context.source.validation
+        self._half_row = max(1, rows.seq_len // 2)
+        (self._prompt_ids,) = prompts_from(rows, 1, self._half_row)
         writer.file_writer.add_summary(start)
         writer.add_text("config", _code(context.config_text), context.first_step)
         writer.add_text("commit", context.commit or "not known", context.first_step)
@@ -66,9 +77,8 @@ class TensorBoard(Callback):
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in report.metrics.items()]
         self._writer.file_writer.add_summary(Summary(value=values), report.step)
         if self._vocabulary is not None and self.sample_tokens and "val/loss_nats" in report.metrics:
-            choose = partial(generate_tokens, temperature=0.8, top_k=40, banned_ids=range(len(SPECIAL_TOKENS)))
             length, half_row = self.sample_tokens, self._half_row
-            ids = within_rows(choose, self._model, self._prompt_ids, length, half_row, count())
+            ids = within_rows(self.generate, self._model, self._prompt_ids, length, half_row, count())
             self._writer.add_text("sample", _code(self._vocabulary.decode(ids)), report.step)
 
     def on_end(self, summary: dict[str, Any]) -> None:

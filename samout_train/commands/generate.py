@@ -1,14 +1,15 @@
 """`python -m samout_train generate run=DIR prompt=TEXT`: text on standard output, all else on standard error."""
 
+import os
 import sys
-import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from samout_train.command_line import answered, settings_of
-from samout_train.ranges import NonNegative, Positive, Range
+from samout_train.ranges import NonNegative, Positive, Seed, TopShare
 
-TopShare = Range(0, 1, low_included=False)
+if TYPE_CHECKING:
+    from samout_train.generation import Timed
 
 
 def keys(
@@ -20,7 +21,7 @@ def keys(
     top_k: Annotated[int, Positive] | None,
     top_p: Annotated[float, TopShare] | None,
     stop: str | None,
-    seed: Annotated[int, NonNegative],
+    seed: Annotated[int, Seed],
     num_samples: Annotated[int, Positive],
     device: str,
 ) -> None:
@@ -40,7 +41,8 @@ def main(words: list[str]) -> int:
 
 
 def _generate(words: list[str]) -> int:
-    from samout_train.generation import generate_text
+    from samout_train.data.vocabulary import SPECIAL_TOKENS
+    from samout_train.generation import Timed, generate_tokens, text_of
     from samout_train.loading import load_run
     from samout_train.runtime import choose_device
 
@@ -49,33 +51,40 @@ def _generate(words: list[str]) -> int:
     loaded = load_run(settings.pop("run"))
     if loaded.vocabulary is None:
         raise ValueError(f"{loaded.checkpoint} was trained on ids that are no text: there is nothing to generate")
-    prompt, num_samples, seed = _read(settings.pop("prompt")), settings.pop("num_samples"), settings.pop("seed")
-    model = loaded.model.to(device)
-    num_tokens, started = 0, time.perf_counter()
+    prompt, stop = _read(settings.pop("prompt")), settings.pop("stop")
+    num_samples, seed = settings.pop("num_samples"), settings.pop("seed")
+    prompt_ids, banned_ids = loaded.vocabulary.encode(prompt).tolist(), range(len(SPECIAL_TOKENS))
+    model, timed = loaded.model.to(device), Timed()
     for number in range(num_samples):
+        ids = generate_tokens(model, prompt_ids, seed=seed + number, banned_ids=banned_ids, **settings)
         if num_samples > 1:
             print(f"sample {number + 1}", file=sys.stderr)
-        pieces = generate_text(model, loaded.vocabulary, prompt, seed=seed + number, **settings)
         sys.stdout.write(prompt)
-        for piece in pieces:
+        for piece in text_of(loaded.vocabulary, timed(ids), stop=stop):
             sys.stdout.write(piece)
             sys.stdout.flush()
-            num_tokens += len(loaded.vocabulary.encode(piece, unknown_id=0))
         sys.stdout.write("\n")
         sys.stdout.flush()
-    seconds = time.perf_counter() - started
-    print(
-        f"{num_tokens} tokens, {num_tokens / seconds:,.0f} tokens/s on {device}, the prompt included", file=sys.stderr
-    )
+    print(f"{_speed(timed, num_samples * len(prompt_ids))}, on {device}", file=sys.stderr)
     return 0
 
 
+def _speed(timed: "Timed", prompt_tokens: int) -> str:
+    later = timed.later_seconds
+    num_tokens = len(timed.first_seconds) + len(later)
+    rate = f", {len(later) / sum(later):,.0f} tokens/s" if later else ""
+    return f"prompt: {prompt_tokens} tokens in {sum(timed.first_seconds):.3f} s; text: {num_tokens} tokens{rate}"
+
+
 def _read(prompt: str) -> str:
-    if prompt == "-":
-        return sys.stdin.read()
-    if prompt.startswith("@"):
-        try:
+    """The prompt itself, or what is in the file, or comes from standard input, that it names."""
+    try:
+        if prompt == "-":
+            with os.fdopen(0, encoding="utf-8", closefd=False) as standard_input:
+                return standard_input.read()
+        if prompt.startswith("@"):
             return Path(prompt[1:]).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"prompt={prompt}: cannot be read ({error}): give a UTF-8 file") from error
+        prompt.encode()  # bytes that are no UTF-8 are no text either where the shell gave them
+    except (OSError, UnicodeError, RuntimeError) as error:  # the last one for the home of somebody who is not there
+        raise ValueError(f"prompt={prompt}: cannot be read ({error}): give UTF-8 text") from error
     return prompt

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from samout_train.command_line import Request
 from samout_train.config import CONF, ConfigError, register_resolvers, resolve
-from samout_train.overrides import as_typed, quote_text, words_for_hydra
+from samout_train.overrides import as_typed, quoted, words_for_hydra
 
 
 def main(words: list[str]) -> int:
@@ -37,7 +37,7 @@ def main(words: list[str]) -> int:
     if not request.arguments.shell_completion:
         settings = words_for_hydra(settings, folders=request.folders, typed=not request.in_sweep)
     if request.run_dir is not None and not request.in_sweep:  # not composed a second time, a second later
-        settings.append(quote_text(f"++run_dir={request.run_dir}"))
+        settings.append(f"++run_dir={quoted(request.run_dir)}")
     sys.argv[1:] = [*request.flags, *settings, *_short_job_names(request)]
     flags = [f"--config-dir={folder}" for folder in [request.arguments.config_dir] if folder]
     flags += [f"--config-name={name}" for name in [request.arguments.config_name] if name]

@@ -58,7 +58,7 @@ class Source:
         vocabulary: Ids to text; None where ids are no text.
         floor_nats: The loss that nothing can beat on the validation rows; None where it is not known.
         description: What was read, for the record: sizes, digest, files.
-        labels: Where targets are labels and not next tokens, the name of each, by id.
+        labels: Where targets are labels, the name of each, by id; what makes the source has `labelling = True` then.
 
     Raises:
         ValueError: if there is padding and it would be learned.

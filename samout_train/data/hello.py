@@ -5,25 +5,45 @@ Source: the published hello programs: letters e h l o as 0 1 2 3, inputs 1 0 2 2
 
 # R rows, T time
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from samout_train.data.batches import Source
+from samout_train.ranges import checked_by
 
 LETTERS = ("e", "h", "l", "o")
 INPUTS = (1, 0, 2, 2, 3)
 LABELS = (3, 1, 2, 3, 2)
 
 
+def hello_problems(settings: Mapping[str, Any], name: str) -> list[str]:
+    """What is wrong with settings that are right by themselves."""
+    ignored = settings["ignore_index"]
+    if not 0 <= ignored < len(LETTERS):
+        return []
+    return [
+        f"{name}.ignore_index={ignored}: is the letter {LETTERS[ignored]}, which would not be learned: set it to -100"
+    ]
+
+
+@checked_by(hello_problems)
 def hello(*, ignore_index: int, seed: int) -> Source:
     """A source of one row, to learn from and to judge by.
 
     Args:
-        ignore_index: Labels of this value are not counted; 3 is a letter here, so not 3.
+        ignore_index: Labels of this value are not counted; 0 to 3 are letters here.
         seed: Of the run; there is nothing to draw.
+
+    Raises:
+        ValueError: if a letter is ignored.
     """
+    if problems := hello_problems({"ignore_index": ignore_index}, "data"):
+        raise ValueError(problems[0])
     rows = LabelledRows(torch.tensor([INPUTS]), torch.tensor([LABELS]))
     return Source(
         vocab_size=len(LETTERS),
@@ -36,6 +56,9 @@ def hello(*, ignore_index: int, seed: int) -> Source:
         description={"inputs": "hello", "labels": "ohlol"},
         labels=LETTERS,
     )
+
+
+hello.labelling = True  # type: ignore[attr-defined]  # so that it is known before anything is built
 
 
 class LabelledRows:

@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from samout_train import train
 from samout_train.callbacks.base import StepReport
 from samout_train.callbacks.early_stopping import EarlyStopping
+from samout_train.callbacks.sample import prompts_from
+from samout_train.config import ConfigError
+from samout_train.data.batches import MatrixRows
+from samout_train.data.vocabulary import SOS_ID
 
 TINY = [
     *("model=v8", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"),
@@ -48,6 +53,32 @@ def test_tensorboard_has_a_sample_at_every_evaluation(tmp_path: Path, small_text
     samples = events.Tensors("sample/text_summary")
     assert [sample.step for sample in samples] == [20, 25]
     assert all(len(sample.tensor_proto.string_val[0].decode()) > 100 for sample in samples)
+
+
+def test_samples_begin_with_the_tokens_of_a_row_and_not_with_its_padding(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    (tmp_path / "short.jsonl").write_text('{"text": "abcab"}\n' * 40)
+    data = ["data=jsonl", f"data.path={tmp_path / 'short.jsonl'}", "data.layout=padded", "data.seq_len=40"]
+    events = run(tmp_path / "run", *data, "callbacks.sample.prompt_tokens=20", "trainer.max_steps=1")
+    text = events.Tensors("sample/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert text.startswith("    abcab") and "<|pad|>" not in text
+    texts = [str(record.args[0]) for record in caplog.records if record.msg == "%s\n" and record.args]
+    assert len(texts) == 3 and all(text.startswith("abcab") and "<|pad|>" not in text for text in texts)
+
+
+def test_a_row_of_padding_only_is_continued_from_the_start_of_a_text() -> None:
+    assert prompts_from(MatrixRows(torch.tensor([[3, 3, 3], [3, 5, 6]])), 2, 1) == [[SOS_ID], [5]]
+
+
+@pytest.mark.parametrize("name", ["sample", "tensorboard"])
+def test_how_samples_are_drawn_is_set_in_yaml(name: str, tmp_path: Path, small_text: Path) -> None:
+    words = ["data=text", f"data.path={small_text}", f"run_dir={tmp_path}"]
+    with pytest.raises(ConfigError, match=rf"callbacks\.{name}\.temperature=-1: must be at least 0"):
+        train([*words, f"callbacks.{name}.temperature=-1"])
+    with pytest.raises(ConfigError, match=rf"callbacks\.{name}\.top_k=0: must be above 0"):
+        train([*words, f"callbacks.{name}.top_k=0"])
 
 
 def test_tensorboard_has_configuration_commit_data_and_hparams_in_the_run_itself(tmp_path: Path) -> None:

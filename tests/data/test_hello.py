@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from samout_train import train
-from samout_train.config import CONF
+from samout_train.config import CONF, ConfigError
 from samout_train.data.hello import hello
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -18,6 +18,14 @@ def test_the_row_is_the_published_one() -> None:
     inputs, labels = source.train.split(source.train.windows(0, 1))
     assert inputs.tolist() == [[1, 0, 2, 2, 3]] and labels.tolist() == [[3, 1, 2, 3, 2]]
     assert source.labels is not None and "".join(source.labels[i] for i in labels[0].tolist()) == "ohlol"
+
+
+@pytest.mark.parametrize("ignore_index", [0, 3])
+def test_no_letter_is_ignored(ignore_index: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"ignore_index={ignore_index}: is the letter [eo], which would not be learned"
+    ):
+        hello(ignore_index=ignore_index, seed=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,8 +50,9 @@ def test_what_sees_the_whole_sequence_labels_and_is_refused_the_next_token(words
     sizes += ["model.num_heads=2"] if "model=transformer" in words else []
     summary, _ = train([*sizes, "data=hello", "optimizer.lr=0.01", f"run_dir={tmp_path / 'run'}"])
     assert summary["val_loss_nats"] < 0.5
-    with pytest.raises(ValueError, match=r"sees the whole sequence .* asked to predict"):
+    with pytest.raises(ConfigError, match=r"=(true|false): .* sees the whole sequence, .* asked to predict"):
         train([*sizes, "data=random", f"run_dir={tmp_path / 'other'}"])
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("name", ["hello_cell", "hello_rnn", "hello_embedding"])

@@ -1,0 +1,37 @@
+"""Overrides on their way to Hydra: text arrives as the shell gave it."""
+
+import random
+
+import pytest
+
+from samout_train.command_line import settings_of
+from samout_train.commands.generate import keys
+from samout_train.config import compose_config
+from samout_train.overrides import PLAIN_TEXT_KEYS
+
+NASTY = [
+    *("", " ", "'", '"', "'the hands", '"the" h', '"the"', "'the'", "the\\", "the\\\\", "\\'", "\\\\'", "it's", "'\\"),
+    *("a,b", "a=b", "[a", "a]", "{a: b}", "(x)", "choice(a,b)", "12", "1e3", "true", "null", "???", "~", "#", "a: b"),
+    *("${oc.env:HOME}", "\\${oc.env:HOME}", "\\\\${x}", "${", "${ ", "${x}\\", "'${x}'", "$", "$$", "\\$", "${prompt}"),
+    *("\n", "a\n", "\\\n", "'\n", "\t a \t", "é𝄞", "a\r\nb", "@x", "-", "--help", "+a=b", "\\n", "x\\ y", "\\,", "%"),
+]
+PIECES = ["\\", "\\", "'", '"', "${", "$", "{", "}", "a", " ", ",", "=", "[", "]", "oc.env:HOME", "\n", "é", ":", "?"]
+
+
+def drawn(count: int) -> list[str]:
+    choose = random.Random(0)
+    return ["".join(choose.choices(PIECES, k=choose.randint(1, 8))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("texts", [NASTY, drawn(120)], ids=["by hand", "drawn"])
+def test_what_the_shell_gives_is_what_generate_receives(texts: list[str]) -> None:
+    for start in range(0, len(texts), len(PLAIN_TEXT_KEYS)):
+        given = dict(zip(PLAIN_TEXT_KEYS, texts[start:], strict=False))
+        words = [f"{key}={text}" for key, text in ({"run": "x", "prompt": "x"} | given).items()]
+        received = settings_of(words, "generate", keys).config
+        assert {key: received[key] for key in given} == given
+
+
+@pytest.mark.parametrize("path", ["the\\", "it's\\", "a\\'b", "a,b's"])
+def test_a_path_with_backslashes_and_quotes_arrives_in_train(path: str) -> None:
+    assert compose_config(["data=text", f"data.path={path}"]).config["data"]["path"] == path
