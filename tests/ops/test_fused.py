@@ -58,6 +58,7 @@ class Case:
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = [pytest.mark.cuda] if DEVICE.type == "cuda" else []
 FORMS: tuple[Form, ...] = ("v8", "v1", "scan")
 DTYPES = [torch.float32, torch.bfloat16] + ([torch.float16] if DEVICE.type == "cuda" or INTERPRETED else [])
 # Where each row takes long, a few do: one token, a remainder, several tiles in a width that is no power of two.
@@ -229,6 +230,18 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
 def test_the_operator_keeps_to_the_rules_of_torch(has_decay: bool) -> None:
     inputs = [None if each is None else each.requires_grad_() for each in Case(2, 20, 8, "v8", has_decay).inputs()]
     torch.library.opcheck(operator._max_mix, (*inputs, "v8"))
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="a million rows are for a GPU")
+def test_a_million_rows_in_chunks_are_those_of_the_reference() -> None:
+    packed_BTP = torch.randn(1, 1_000_000, 3 * 96, device=DEVICE, requires_grad=True)
+    y_BTD, last_BD = max_mix(packed_BTP, form="v8")
+    state_BD = torch.full((1, 96), -INF, device=DEVICE)
+    want = reference.max_mix(packed_BTP, state_BD, None, "v8")
+    assert torch.equal(y_BTD, want[0]) and torch.equal(last_BD, want[1])
+    grad = torch.autograd.grad(y_BTD.sum(), packed_BTP)[0]
+    exact = torch.autograd.grad(want[0].sum(), packed_BTP)[0]
+    assert (grad - exact).norm() <= 1e-4 * exact.norm()  # sums over up to a million rows, in float32 on both sides
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the operator is the same")
