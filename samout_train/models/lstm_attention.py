@@ -101,5 +101,8 @@ class LSTMAttention(nn.Module):
         return 2 * matrices + 4 * self.mixer.hidden_size * length
 
     def state_bytes(self, length: int) -> int:
-        """Bytes of one sequence's state in float32 after `length` tokens."""
+        """Bytes of one sequence's state in float32 after `length` tokens.
+
+        That is what counts of it: a state that goes on without gradients holds room for max_seq_len hidden states.
+        """
         return 4 * self.mixer.hidden_size * (2 * self.mixer.num_layers + length)
