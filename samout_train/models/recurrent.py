@@ -29,7 +29,8 @@ class Recurrent(nn.Module):
         embedding: `learned`, or `one_hot`: the identity, not trained.
         embedding_size: Width of a learned embedding; None for D.
         bidirectional: Whether a second direction reads the sequence from its end.
-        head: `linear`, without bias, or `none`: the hidden state itself is the logits, so D must be V.
+        head: `linear`, without bias, or `none`: the hidden state itself is the logits, so D must be V, and in two
+            directions, which lie one behind the other, V / 2.
 
     Raises:
         ValueError: if there is no head and D is not V.
@@ -54,8 +55,9 @@ class Recurrent(nn.Module):
         directions = 2 if bidirectional else 1
         if head == "none" and directions * hidden_size != vocab_size:
             raise ValueError(
-                f"model.head=none makes the hidden state the logits: set model.hidden_size to {vocab_size}, the ids "
-                "that there are, or model.head=linear"
+            width = "" if vocab_size % directions else f"model.hidden_size to {vocab_size // directions}, or "
+                f"model.head=none makes the hidden state the logits, and {directions} x {hidden_size} wide it does not "
+                f"fit {vocab_size} ids: set {width}model.head=linear"
             )
         self.sees_future = bidirectional
         size = embedding_size or hidden_size

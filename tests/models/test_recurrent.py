@@ -70,8 +70,20 @@ def test_one_hot_inputs_are_the_identity_and_are_not_trained() -> None:
     assert torch.equal(model.embedding(IDS), torch.eye(19)[IDS])
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"mixer"}
     assert model(IDS)[0].shape == (2, 9, 19)
-    with pytest.raises(ValueError, match=r"head=none .* set model.hidden_size to 19"):
-        recurrent("rnn", head="none")
+    assert model.double()(IDS)[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({}, "set model.hidden_size to 19, or model.head=linear"),
+        ({"bidirectional": True, "vocab_size": 20}, "2 x 8 wide .* 20 ids: set model.hidden_size to 10, or model.head"),
+        ({"bidirectional": True}, "2 x 8 wide it does not fit 19 ids: set model.head=linear$"),
+    ],
+)
+def test_without_a_head_the_hidden_state_must_be_as_wide_as_there_are_ids(changes: dict[str, Any], advice: str) -> None:
+    with pytest.raises(ValueError, match=rf"head=none .*{advice}"):
+        recurrent("rnn", head="none", **changes)
 
 
 @pytest.mark.parametrize("time", [1, 2, 63, 64, 65, 200])
