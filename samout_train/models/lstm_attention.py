@@ -31,8 +31,6 @@ class LSTMAttention(nn.Module):
         dropout: Dropout between the LSTM's layers and of the attention weights.
     """
 
-    sees_future = False
-
     @validated
     def __init__(
         self,

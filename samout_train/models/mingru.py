@@ -109,8 +109,6 @@ class MinGRU(nn.Module):
         dropout: Dropout inside the feed-forward.
     """
 
-    sees_future = False
-
     @validated
     def __init__(
         self,
