@@ -41,7 +41,12 @@ def token_embedding(name: EmbeddingName, *, vocab_size: int, size: int, pad_id: 
     if name == "one_hot":
         return OneHot(vocab_size)
     embedding = nn.Embedding(vocab_size, size, padding_idx=pad_id)
-    nn.init.normal_(embedding.weight, std=STD)
-    if pad_id is not None:
-        nn.init.zeros_(embedding.weight[pad_id])
+    draw_small(embedding)
     return embedding
+
+
+def draw_small(embedding: nn.Embedding) -> None:
+    """Draws the weights anew, normal of standard deviation 0.02; the padding's row is zero."""
+    nn.init.normal_(embedding.weight, std=STD)
+    if embedding.padding_idx is not None:
+        nn.init.zeros_(embedding.weight[embedding.padding_idx])

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from samout_train.models.embedding import token_embedding
 from samout_train.models.feed_forward import FeedForward
 from samout_train.models.linear import Linear
+from samout_train.models.parts import matrix_flops, part_of
 from samout_train.ranges import Positive, Probability, validated
 
 CHUNK = 64
@@ -52,9 +53,9 @@ class MinGRUMixer(nn.Module):
         return h_BTD.to(x_BTD.dtype), h_BTD[:, -1]
 
 
-def positive(x: Tensor) -> Tensor:
+def positive(x_BTD: Tensor) -> Tensor:
     """g: continuous, increasing and positive, so that a sum of its values has a logarithm."""
-    return torch.where(x >= 0, x + 0.5, x.sigmoid())
+    return torch.where(x_BTD >= 0, x_BTD + 0.5, x_BTD.sigmoid())
 
 
 def log_space_scan(gate_BTD: Tensor, candidate_BTD: Tensor, state_BD: Tensor | None) -> Tensor:
@@ -148,15 +149,11 @@ class MinGRU(nn.Module):
 
     def part_of(self, name: str) -> str:
         """Which part of the model the parameter of this name belongs to, as reports show it."""
-        for part, word in ((".mixer.", "mixer"), (".feed_forward.", "feed-forward")):
-            if part in name:
-                return word
-        return {"embedding": "embedding", "head": "head"}.get(name.split(".")[0], "norm")
+        return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:
         """Operations of the matrix products for one token, whatever the length."""
-        matrices = sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and self.part_of(n) != "embedding")
-        return 2 * matrices
+        return matrix_flops(self)
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's state in float32, whatever the length."""
