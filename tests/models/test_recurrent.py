@@ -103,6 +103,16 @@ def test_mingru_in_log_space_is_its_recurrence(time: int) -> None:
         torch.testing.assert_close(last, h, rtol=1e-10, atol=1e-12)
 
 
+def test_mingru_keeps_the_gradients_of_its_gates_in_float32() -> None:
+    torch.manual_seed(0)
+    mixer, x = MinGRUMixer(hidden_size=48), torch.randn(2, 150, 48)
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        y, _ = mixer.to(dtype)(x.to(dtype), None)
+        gradients.append(torch.autograd.grad(y.square().sum(), mixer.gate.weight)[0].double())
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 2e-6
+
+
 def test_mingru_candidates_are_continuous_and_positive() -> None:
     got = positive(torch.tensor([-2.0, -1e-6, 0.0, 2.0]))
     torch.testing.assert_close(got, torch.tensor([0.1192029, 0.5, 0.5, 2.5]), rtol=1e-5, atol=1e-5)
