@@ -1,4 +1,4 @@
-"""generate and verify as they are typed."""
+"""generate as it is typed, and wrong requests of verify."""
 
 import subprocess
 import sys
@@ -73,32 +73,6 @@ def test_a_wrong_request_is_told_with_exit_code_2(folder: Path, words: list[str]
     done = samout(folder, *words)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) <= 8 and not done.stdout
-
-
-def test_verify_prints_a_table_and_exits_with_1_where_a_check_fails(folder: Path) -> None:
-    done = samout(folder, "verify", "model=rnn")
-    assert done.returncode == 0 and done.stdout.count("PASS") == 18 and "FAIL" not in done.stdout, done.stdout
-    (folder / "peeks.py").write_text(
-        "import torch\nfrom samout_train.models.samout_v8 import MaxStateSuper\n\n\n"
-        "class Peeks(MaxStateSuper):\n    def forward(self, x, state):\n"
-        "        return super().forward(x + x.roll(-1, 1), state)\n"
-    )
-    (folder / "mine" / "model").mkdir(parents=True)
-    (folder / "mine" / "model" / "peeks.yaml").write_text("defaults:\n  - v8\nmixer:\n  _target_: peeks.Peeks\n")
-    done = samout(folder, "verify", "--config-dir", "mine", "model=peeks")
-    failed = [line for line in done.stdout.splitlines() if "FAIL" in line]
-    assert done.returncode == 1 and "causality: a token changes nothing before it" in failed[0], (
-        done.stdout + done.stderr
-    )
-
-
-@pytest.mark.slow
-def test_verify_of_every_model_and_of_a_run_holds(folder: Path) -> None:
-    for words in (["models=all"], ["run=run"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "samout_train", "verify", *words], cwd=folder, capture_output=True, text=True
-        )
-        assert done.returncode == 0 and "FAIL" not in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("verb", ["generate", "verify"])

@@ -13,7 +13,7 @@ from samout_train import build_model
 from samout_train.config import CONF, compose_config
 from samout_train.metrics import num_parameters, parameters_by_part
 from samout_train.models.state import compact_state, held_bytes, map_state, repeat_state, state_bytes, state_to
-from samout_train.verification import distance, verify
+from samout_train.verification import Subject, distance, verify
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 VOCAB_SIZE = 37
@@ -48,11 +48,10 @@ def some_ids(rows: int, time: int) -> Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_check_of_verify_holds(name: str) -> None:
-    def build(is_tiny: bool) -> nn.Module:
-        return tiny(name, **({"hidden_size": 16, "num_layers": 2} if is_tiny else {}))
-
-    rows = list(verify(build, vocab_size=VOCAB_SIZE, pad_id=3, device=torch.device("cpu"), compiles=False))
-    assert len(rows) == 17 and not any(row.skipped for row in rows)
+    subject = Subject(lambda: tiny(name), VOCAB_SIZE, 3, most_tokens=150)
+    smaller = Subject(lambda: tiny(name, hidden_size=16, num_layers=2), VOCAB_SIZE, 3)
+    rows = list(verify(subject, smaller, device=torch.device("cpu"), compiles=False))
+    assert len(rows) == 27 and not any(row.skipped for row in rows)
     assert [row for row in rows if not row.passed] == []
 
 
