@@ -22,7 +22,10 @@ HEAP_SLACK = 1.25
 
 
 class LanguageModel(Protocol):
-    """What reports ask of a model, beside being called."""
+    """What reports ask of a model, beside being called.
+
+    One in which a position sees later tokens says so with an attribute `sees_future` that is true; see `sees_future`.
+    """
 
     def part_of(self, name: str) -> str:
         """The part (embedding, mixer, feed-forward, head) that a parameter belongs to."""
@@ -35,6 +38,14 @@ class LanguageModel(Protocol):
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's state after this many tokens."""
         ...
+
+
+def sees_future(model: nn.Module) -> bool:
+    """Whether positions of a model see later tokens: it is for labelling then, and has no state to go on from.
+
+    A model without the attribute of this name is held to be causal, which `verify` proves.
+    """
+    return bool(getattr(model, "sees_future", False))
 
 
 def num_parameters(model: nn.Module) -> int:

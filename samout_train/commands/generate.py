@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from samout_train.command_line import answered, settings_of
 from samout_train.ranges import NonNegative, Positive, Seed, TopShare
@@ -24,6 +24,7 @@ def keys(
     seed: Annotated[int, Seed],
     num_samples: Annotated[int, Positive],
     device: str,
+    kernels: Literal["auto", "reference", "fused"],
 ) -> None:
     """The keys of generate.yaml; only its signature is used."""
 
@@ -44,10 +45,12 @@ def _generate(words: list[str]) -> int:
     from samout_train.data.vocabulary import SPECIAL_TOKENS
     from samout_train.generation import Timed, generate_tokens, text_of
     from samout_train.loading import load_run
+    from samout_train.ops.kernels import use_kernels
     from samout_train.runtime import choose_device
 
     settings = dict(settings_of(words, "generate", keys).config)
     device = choose_device(settings.pop("device"))
+    use_kernels(settings.pop("kernels"))
     loaded = load_run(settings.pop("run"))
     if loaded.vocabulary is None:
         raise ValueError(f"{loaded.checkpoint} was trained on ids that are no text: there is nothing to generate")

@@ -2,11 +2,10 @@
 
 # B batch, T time, V vocabulary
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 EmbeddingName = Literal["learned", "one_hot"]
 STD = 0.02
@@ -22,10 +21,12 @@ class OneHot(nn.Module):
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
         self.embedding_dim = vocab_size
+        # A buffer follows the model's dtype and device; it is no weight, so no checkpoint holds it.
+        self.register_buffer("identity_VV", torch.eye(vocab_size), persistent=False)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """(B, T) to (B, T, V)."""
-        return F.one_hot(ids_BT, self.embedding_dim).to(torch.get_default_dtype())
+        return cast(Tensor, self.identity_VV)[ids_BT]
 
 
 def token_embedding(name: EmbeddingName, *, vocab_size: int, size: int, pad_id: int | None) -> nn.Embedding | OneHot:
@@ -40,7 +41,12 @@ def token_embedding(name: EmbeddingName, *, vocab_size: int, size: int, pad_id: 
     if name == "one_hot":
         return OneHot(vocab_size)
     embedding = nn.Embedding(vocab_size, size, padding_idx=pad_id)
-    nn.init.normal_(embedding.weight, std=STD)
-    if pad_id is not None:
-        nn.init.zeros_(embedding.weight[pad_id])
+    draw_small(embedding)
     return embedding
+
+
+def draw_small(embedding: nn.Embedding) -> None:
+    """Draws the weights anew, normal of standard deviation 0.02; the padding's row is zero."""
+    nn.init.normal_(embedding.weight, std=STD)
+    if embedding.padding_idx is not None:
+        nn.init.zeros_(embedding.weight[embedding.padding_idx])

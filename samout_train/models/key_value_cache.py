@@ -2,7 +2,7 @@
 
 # B batch, H heads, T time of what is new, S time of what there is room for, K width per head
 
-from typing import TypedDict
+from typing import Any, TypedDict, TypeGuard
 
 import torch
 from torch import Tensor
@@ -24,11 +24,30 @@ class KeyValueCache(TypedDict):
     written: Tensor
 
 
+def refuse_past_the_end(past: int, time: int, max_seq_len: int) -> None:
+    """Says so where a sequence grows beyond what a cache may hold.
+
+    Args:
+        past: Tokens before the call.
+        time: Tokens of the call.
+        max_seq_len: The most that there may be.
+
+    Raises:
+        ValueError: if there are more.
+    """
+    if past + time > max_seq_len:
+        raise ValueError(
+            f"{past + time} tokens are more than max_seq_len ({max_seq_len}): set model.max_seq_len to "
+            f"{past + time} or more, or give a shorter sequence"
+        )
+
+
 def extended(cache: KeyValueCache | None, keys_BHTK: Tensor, values_BHTK: Tensor, capacity: int) -> KeyValueCache:
     """A cache with further keys and values behind it.
 
     A new sequence's are kept as they are. The first call that goes on makes room for `capacity` tokens, later ones
-    write into it; where another call has gone on from the same cache already, or gradients are wanted, they copy.
+    write into it; where another call has gone on from the same cache already, gradients are wanted, or the room was
+    made in inference mode and must not be written to outside of it, they copy.
 
     Args:
         cache: What came before; None for a new sequence.
@@ -45,8 +64,8 @@ def extended(cache: KeyValueCache | None, keys_BHTK: Tensor, values_BHTK: Tensor
         return _cache(
             torch.cat([old_keys_BHSK, keys_BHTK], 2), torch.cat([old_values_BHSK, values_BHTK], 2), past + time
         )
-    room = cache["keys_BHSK"].shape[2]
-    if room < past + time or int(cache["written"]) != past:
+    room_is_free = cache["keys_BHSK"].shape[2] >= past + time and int(cache["written"]) == past
+    if not room_is_free or (cache["keys_BHSK"].is_inference() and not torch.is_inference_mode_enabled()):
         cache = _cache(_with_room(old_keys_BHSK, capacity), _with_room(old_values_BHSK, capacity), past)
     cache["keys_BHSK"][:, :, past : past + time] = keys_BHTK
     cache["values_BHSK"][:, :, past : past + time] = values_BHTK
@@ -59,6 +78,17 @@ def extended(cache: KeyValueCache | None, keys_BHTK: Tensor, values_BHTK: Tensor
     )
 
 
+def is_cache(part: Any) -> TypeGuard[KeyValueCache]:
+    """Whether a part of a state is a cache."""
+    return isinstance(part, dict) and part.keys() == KeyValueCache.__annotations__.keys()
+
+
+def without_room(cache: KeyValueCache) -> KeyValueCache:
+    """What counts of a cache. It shares memory with it, but has no room, so that nobody writes there."""
+    length = cache["length"]
+    return _cache(cache["keys_BHSK"][:, :, :length], cache["values_BHSK"][:, :, :length], length)
+
+
 def _cache(keys_BHSK: Tensor, values_BHSK: Tensor, length: int) -> KeyValueCache:
     written = torch.tensor(length)
     return KeyValueCache(keys_BHSK=keys_BHSK, values_BHSK=values_BHSK, length=length, written=written)
@@ -66,6 +96,6 @@ def _cache(keys_BHSK: Tensor, values_BHSK: Tensor, length: int) -> KeyValueCache
 
 def _with_room(part_BHSK: Tensor, capacity: int) -> Tensor:
     batch, heads, length, width = part_BHSK.shape
-    roomy = part_BHSK.new_zeros(batch, heads, capacity, width)
-    roomy[:, :, :length] = part_BHSK
-    return roomy
+    roomy_BHSK = part_BHSK.new_zeros(batch, heads, capacity, width)
+    roomy_BHSK[:, :, :length] = part_BHSK
+    return roomy_BHSK

@@ -1,6 +1,11 @@
 """An LSTM that looks back: attention of each hidden state over all hidden states so far.
 
 h = LSTM(x); c_t = sum over s <= t of softmax_s(h_t . h_s / sqrt(D)) h_s; logits = W [h_t ; c_t].
+
+Source: Luong et al., Effective Approaches to Attention-based Neural Machine Translation (arXiv 1508.04025), section
+3.1, the score "dot"; over a language model's own past: Daniluk et al., Frustratingly Short Attention Spans (arXiv
+1702.04521). What differs here: scores are scaled by 1 / sqrt(D), a position sees itself too, and the head takes both
+vectors as they are.
 """
 
 # B batch, T time, S time of what is looked at, D width, L layers, V vocabulary
@@ -11,9 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samout_train.models.attention import causal_mask
 from samout_train.models.embedding import token_embedding
-from samout_train.models.key_value_cache import KeyValueCache, extended
+from samout_train.models.key_value_cache import KeyValueCache, extended, refuse_past_the_end
 from samout_train.models.linear import Linear
+from samout_train.models.parts import matrix_flops, part_of
+from samout_train.models.recurrent import dropout_between
 from samout_train.ranges import Positive, Probability, validated
 
 State = tuple[Tensor, Tensor, KeyValueCache]
@@ -31,8 +39,6 @@ class LSTMAttention(nn.Module):
         dropout: Dropout between the LSTM's layers and of the attention weights.
     """
 
-    sees_future = False
-
     @validated
     def __init__(
         self,
@@ -47,8 +53,7 @@ class LSTMAttention(nn.Module):
         super().__init__()
         self.max_seq_len, self.dropout = max_seq_len, dropout
         self.embedding = token_embedding("learned", vocab_size=vocab_size, size=hidden_size, pad_id=pad_id)
-        # torch warns of dropout in a single layer, between which and another there is none.
-        between = dropout if num_layers > 1 else 0.0
+        between = dropout_between(num_layers, dropout)
         self.mixer = nn.LSTM(hidden_size, hidden_size, num_layers, batch_first=True, dropout=between)
         self.head = Linear(2 * hidden_size, vocab_size, bias=False)
 
@@ -66,25 +71,19 @@ class LSTMAttention(nn.Module):
             ValueError: past max_seq_len.
         """
         past, time = (state[2]["length"] if state else 0), ids_BT.shape[1]
-        if past + time > self.max_seq_len:
-            raise ValueError(
-                f"{past + time} tokens are more than max_seq_len ({self.max_seq_len}): set model.max_seq_len to "
-                f"{past + time} or more, or give a shorter sequence"
-            )
+        refuse_past_the_end(past, time, self.max_seq_len)
         given = None if state is None else tuple(part_BLD.transpose(0, 1).contiguous() for part_BLD in state[:2])
         h_BTD, (last_LBD, cell_LBD) = self.mixer(self.embedding(ids_BT), given)
         keys_B1TD = h_BTD[:, None]
         # Keys are values here, so what a cache keeps as values is empty.
         cache = extended(state[2] if state else None, keys_B1TD, keys_B1TD[..., :0], self.max_seq_len)
         seen_B1SD = cache["keys_BHSK"][:, :, : past + time]
-        mask = None
-        if past and time > 1:
-            mask = torch.ones(time, past + time, dtype=torch.bool, device=h_BTD.device).tril(past)
+        mask_TS = causal_mask(time, past, h_BTD.device) if past and time > 1 else None
         c_B1TD = F.scaled_dot_product_attention(
             keys_B1TD,
             seen_B1SD,
             seen_B1SD,
-            attn_mask=mask,
+            attn_mask=mask_TS,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=past == 0 and time > 1,
         )
@@ -93,13 +92,15 @@ class LSTMAttention(nn.Module):
 
     def part_of(self, name: str) -> str:
         """Which part of the model the parameter of this name belongs to, as reports show it."""
-        return name.split(".")[0]
+        return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:
         """Operations of the matrix products for one token in a sequence of `length`, which attention is linear in."""
-        matrices = sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and self.part_of(n) != "embedding")
-        return 2 * matrices + 4 * self.mixer.hidden_size * length
+        return matrix_flops(self) + 4 * self.mixer.hidden_size * length
 
     def state_bytes(self, length: int) -> int:
-        """Bytes of one sequence's state in float32 after `length` tokens."""
+        """Bytes of one sequence's state in float32 after `length` tokens.
+
+        That is what counts of it: a state that goes on without gradients holds room for max_seq_len hidden states.
+        """
         return 4 * self.mixer.hidden_size * (2 * self.mixer.num_layers + length)

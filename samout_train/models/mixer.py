@@ -25,10 +25,6 @@ class Mixer(Protocol):
         """
         ...
 
-    def forward_flops_per_token(self) -> int:
-        """Floating-point operations of its matrix products for one of many tokens."""
-        ...
-
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's state in float32 after `length` tokens."""
         ...

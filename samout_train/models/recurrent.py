@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from samout_train.models.embedding import EmbeddingName, token_embedding
 from samout_train.models.linear import Linear
+from samout_train.models.parts import matrix_flops, part_of
 from samout_train.ranges import Positive, Probability, validated
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -29,10 +30,11 @@ class Recurrent(nn.Module):
         embedding: `learned`, or `one_hot`: the identity, not trained.
         embedding_size: Width of a learned embedding; None for D.
         bidirectional: Whether a second direction reads the sequence from its end.
-        head: `linear`, without bias, or `none`: the hidden state itself is the logits, so D must be V.
+        head: `linear`, without bias, or `none`: the hidden state itself is the logits, so D must be V, and in two
+            directions, which lie one behind the other, V / 2.
 
     Raises:
-        ValueError: if there is no head and D is not V.
+        ValueError: if there is no head and D is not that.
     """
 
     @validated
@@ -53,21 +55,20 @@ class Recurrent(nn.Module):
         super().__init__()
         directions = 2 if bidirectional else 1
         if head == "none" and directions * hidden_size != vocab_size:
+            width = "" if vocab_size % directions else f"model.hidden_size to {vocab_size // directions}, or "
             raise ValueError(
-                f"model.head=none makes the hidden state the logits: set model.hidden_size to {vocab_size}, the ids "
-                "that there are, or model.head=linear"
+                f"model.head=none makes the hidden state the logits, and {directions} x {hidden_size} wide it does not "
+                f"fit {vocab_size} ids: set {width}model.head=linear"
             )
         self.sees_future = bidirectional
         size = embedding_size or hidden_size
         self.embedding = token_embedding(embedding, vocab_size=vocab_size, size=size, pad_id=pad_id)
-        # torch warns of dropout in a single layer, between which and another there is none.
-        between = dropout if num_layers > 1 else 0.0
         self.mixer = CELLS[cell](
             self.embedding.embedding_dim,
             hidden_size,
             num_layers,
             batch_first=True,
-            dropout=between,
+            dropout=dropout_between(num_layers, dropout),
             bidirectional=bidirectional,
         )
         self.head = Linear(directions * hidden_size, vocab_size, bias=False) if head == "linear" else None
@@ -100,13 +101,17 @@ class Recurrent(nn.Module):
 
     def part_of(self, name: str) -> str:
         """Which part of the model the parameter of this name belongs to, as reports show it."""
-        return name.split(".")[0]
+        return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:
         """Operations of the matrix products for one token, whatever the length."""
-        matrices = sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and self.part_of(n) != "embedding")
-        return 2 * matrices
+        return matrix_flops(self)
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's state in float32, whatever the length."""
         return 4 * self.num_states * self.hidden_size * (2 if self.is_lstm else 1)
+
+
+def dropout_between(num_layers: int, dropout: float) -> float:
+    """The dropout to give torch's recurrent modules, which warn of it where there are no two layers to be between."""
+    return dropout if num_layers > 1 else 0.0

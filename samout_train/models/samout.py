@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samout_train.models.embedding import draw_small
 from samout_train.models.linear import Linear
 from samout_train.models.mixer import Mixer
+from samout_train.models.parts import matrix_flops, part_of
 from samout_train.ops.linear import linear
 from samout_train.ranges import Positive, Probability, not_divisible, validated
 
@@ -67,6 +69,11 @@ class SamOutLayer(nn.Module):
         u_BTD, state_BD = self.mixer(x_BTD, state_BD)
         y_BTD = self.norm(self.alpha * self.feed_forward(u_BTD) + (1 - self.alpha) * x_BTD)
         return y_BTD + x_BTD, state_BD
+
+    def forward_flops_per_token(self) -> int:
+        """Of the matrix products; a mixer that adds matrices instead of their products says its own."""
+        told = getattr(self.mixer, "forward_flops_per_token", None)
+        return (matrix_flops(self.mixer) if told is None else told()) + matrix_flops(self.feed_forward)
 
 
 class SamOut(nn.Module):
@@ -130,9 +137,7 @@ class SamOut(nn.Module):
         )
         self.head = None if tied_head else Linear(hidden_size, vocab_size, bias=False)
         if init == "small":
-            nn.init.normal_(self.embedding.weight, std=0.02)
-            if pad_id is not None:
-                nn.init.zeros_(self.embedding.weight[pad_id])
+            draw_small(self.embedding)
 
     def forward(self, ids_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits for the next token at each position.
@@ -159,24 +164,16 @@ class SamOut(nn.Module):
 
     def part_of(self, name: str) -> str:
         """Which part of the model the parameter of this name belongs to, as reports show it."""
-        if name.startswith("embedding"):
-            return "embedding (also head)" if self.head is None else "embedding"
-        for part, word in (("head.", "head"), (".mixer.", "mixer"), (".feed_forward.", "feed-forward")):
-            if part in name:
-                return word
-        return "norm and alpha"
+        part = part_of(name)
+        if part == "embedding" and self.head is None:
+            return "embedding (also head)"
+        return "norm and alpha" if part == "norm" else part
 
     def forward_flops_per_token(self, length: int) -> int:
-        """Floating-point operations of the matrix products for one token in a sequence of `length`; no mixer here
-        has a product over time, so the length does not matter."""
-        mixers = sum(cast(Mixer, layer.mixer).forward_flops_per_token() for layer in self.layers)
-        matrices = sum(
-            p.numel()
-            for name, p in self.named_parameters()
-            if p.ndim == 2 and self.part_of(name) in ("feed-forward", "head")
-        )
-        head = self.embedding.weight.numel() if self.head is None else 0
-        return mixers + 2 * (matrices + head)
+        """Operations of the matrix products for one token; no mixer here has one over time, whatever the length."""
+        head = self.embedding if self.head is None else self.head
+        layers = sum(layer.forward_flops_per_token() for layer in cast(list[SamOutLayer], self.layers))
+        return layers + 2 * head.weight.numel()
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's state in float32 after `length` tokens."""

@@ -36,10 +36,6 @@ class MaxState(nn.Module):
     def _streams(self, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         return b, c, (a + b) * self.scale
 
-    def forward_flops_per_token(self) -> int:
-        """Operations of the product for one token: three streams."""
-        return 2 * 3 * self.projection.in_features**2
-
     def state_bytes(self, length: int) -> int:
         """One float32 per channel, whatever the length."""
         return 4 * self.projection.in_features

@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal, cast
 from torch import Tensor, nn
 
 from samout_train.models.attention import Attention, Rotation, rotation_of
-from samout_train.models.embedding import token_embedding
+from samout_train.models.embedding import draw_small, token_embedding
 from samout_train.models.feed_forward import FeedForward
-from samout_train.models.key_value_cache import KeyValueCache
+from samout_train.models.key_value_cache import KeyValueCache, refuse_past_the_end
 from samout_train.models.linear import Linear
+from samout_train.models.parts import matrix_flops, part_of
 from samout_train.ranges import Positive, Probability, not_divisible, validated
 
 
@@ -123,7 +124,7 @@ class Transformer(nn.Module):
         self.embedding = token_embedding("learned", vocab_size=vocab_size, size=hidden_size, pad_id=pad_id)
         self.positions = nn.Embedding(max_seq_len, hidden_size) if positions == "learned" else None
         if self.positions is not None:
-            nn.init.normal_(self.positions.weight, std=0.02)
+            draw_small(self.positions)
         self.layers = nn.ModuleList(
             Block(
                 hidden_size=hidden_size,
@@ -169,11 +170,7 @@ class Transformer(nn.Module):
             ValueError: past max_seq_len, or where an encoder is to go on from a state.
         """
         past, time = (state[0]["length"] if state else 0), ids_BT.shape[1]
-        if past + time > self.max_seq_len:
-            raise ValueError(
-                f"{past + time} tokens are more than max_seq_len ({self.max_seq_len}): set model.max_seq_len to "
-                f"{past + time} or more, or give a shorter sequence"
-            )
+        refuse_past_the_end(past, time, self.max_seq_len)
         if past and self.sees_future:
             raise ValueError("a model that sees the whole sequence (causal=false) cannot go on from a state")
         x_BTD = self.embedding(ids_BT)
@@ -198,16 +195,15 @@ class Transformer(nn.Module):
 
     def part_of(self, name: str) -> str:
         """Which part of the model the parameter of this name belongs to, as reports show it."""
-        for part, word in (("attention.", "mixer"), ("feed_forward.", "feed-forward")):
-            if f".{part}" in name:
-                return word
-        return {"embedding": "embedding", "positions": "embedding", "head": "head"}.get(name.split(".")[0], "norm")
+        return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:
         """Operations of the matrix products for one token in a sequence of `length`, which attention is linear in."""
-        matrices = sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and self.part_of(n) != "embedding")
-        return 2 * matrices + 4 * self.head.in_features * length * len(self.layers)
+        return matrix_flops(self) + 4 * self.head.in_features * length * len(self.layers)
 
     def state_bytes(self, length: int) -> int:
-        """Bytes of one sequence's keys and values in float32 after `length` tokens."""
+        """Bytes of one sequence's keys and values in float32 after `length` tokens.
+
+        That is what counts of them: a state that goes on without gradients holds room for max_seq_len tokens.
+        """
         return 2 * 4 * self.head.in_features * length * len(self.layers)

@@ -70,8 +70,20 @@ def test_one_hot_inputs_are_the_identity_and_are_not_trained() -> None:
     assert torch.equal(model.embedding(IDS), torch.eye(19)[IDS])
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"mixer"}
     assert model(IDS)[0].shape == (2, 9, 19)
-    with pytest.raises(ValueError, match=r"head=none .* set model.hidden_size to 19"):
-        recurrent("rnn", head="none")
+    assert model.double()(IDS)[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({}, "set model.hidden_size to 19, or model.head=linear"),
+        ({"bidirectional": True, "vocab_size": 20}, "2 x 8 wide .* 20 ids: set model.hidden_size to 10, or model.head"),
+        ({"bidirectional": True}, "2 x 8 wide it does not fit 19 ids: set model.head=linear$"),
+    ],
+)
+def test_without_a_head_the_hidden_state_must_be_as_wide_as_there_are_ids(changes: dict[str, Any], advice: str) -> None:
+    with pytest.raises(ValueError, match=rf"head=none .*{advice}"):
+        recurrent("rnn", head="none", **changes)
 
 
 @pytest.mark.parametrize("time", [1, 2, 63, 64, 65, 200])
@@ -89,6 +101,16 @@ def test_mingru_in_log_space_is_its_recurrence(time: int) -> None:
         got, last = mixer(x, given)
         torch.testing.assert_close(got, torch.stack(wanted, 1), rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(last, h, rtol=1e-10, atol=1e-12)
+
+
+def test_mingru_keeps_the_gradients_of_its_gates_in_float32() -> None:
+    torch.manual_seed(0)
+    mixer, x = MinGRUMixer(hidden_size=48), torch.randn(2, 150, 48)
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        y, _ = mixer.to(dtype)(x.to(dtype), None)
+        gradients.append(torch.autograd.grad(y.square().sum(), mixer.gate.weight)[0].double())
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 2e-6
 
 
 def test_mingru_candidates_are_continuous_and_positive() -> None:
