@@ -20,7 +20,10 @@ from samout_train.models.embedding import draw_small
 from samout_train.models.linear import Linear
 from samout_train.models.mixer import Mixer
 from samout_train.models.parts import matrix_flops, part_of
+from samout_train.models.samout_v1 import MaxState
+from samout_train.models.samout_v8 import MaxStateSuper
 from samout_train.ops.linear import linear
+from samout_train.ops.samout_step import takes_step
 from samout_train.ranges import Positive, Probability, not_divisible, validated
 
 State = list[Tensor]
@@ -66,9 +69,26 @@ class SamOutLayer(nn.Module):
 
     def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns the layer's output (B, T, D) and the mixer's next state."""
+        # By exact type: a mixer derived from these two may do something else.
+        if type(self.mixer) in (MaxState, MaxStateSuper) and takes_step(x_BTD) and not self._drops_out():
+            return self._step(x_BTD, state_BD)
         u_BTD, state_BD = self.mixer(x_BTD, state_BD)
         y_BTD = self.norm(self.alpha * self.feed_forward(u_BTD) + (1 - self.alpha) * x_BTD)
         return y_BTD + x_BTD, state_BD
+
+    def _drops_out(self) -> bool:
+        return self.training and self.feed_forward.dropout.p > 0
+
+    def _step(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        from samout_train.ops.samout_step.cpu import samout_step
+
+        mixer, inner, x_BD = cast(MaxState | MaxStateSuper, self.mixer), self.feed_forward, x_BTD[:, 0]
+        if state_BD is None:
+            state_BD = torch.full_like(x_BD, -torch.inf)
+        scale = mixer.scale if isinstance(mixer, MaxState) else None
+        weights = (mixer.projection.weight, scale, inner.up, inner.gate, inner.down, self.norm, self.alpha)
+        y_BD, state_BD = samout_step(x_BD, state_BD.to(x_BD.dtype), *weights)
+        return y_BD.unsqueeze(1), state_BD
 
     def forward_flops_per_token(self) -> int:
         """Of the matrix products; a mixer that adds matrices instead of their products says its own."""

@@ -1,0 +1,126 @@
+"""One token through a SamOut layer on the CPU: each weight is read once, by all cores. Needs numba.
+
+    u = mixer(x);  y = LayerNorm(alpha * (down (up u * relu(gate u))) + (1 - alpha) * x);  x + y
+
+The three products follow each other, so all threads meet three times a layer.
+"""
+
+# B batch, D width, F inner width of the feed-forward, P width of the projections
+
+from typing import Any
+
+import numba
+import numpy as np
+from torch import Tensor, nn
+
+from samout_train.ops.numba_call import call, num_threads
+
+WEIGHTS_A_THREAD = 32_768  # waking a thread costs as much as reading about so many
+
+
+def samout_step(
+    x_BD: Tensor,
+    state_BD: Tensor,
+    projection_PD: Tensor,
+    scale: float | None,
+    up: nn.Linear,
+    gate: nn.Linear,
+    down: nn.Linear,
+    norm: nn.LayerNorm,
+    alpha: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The layer's output and its next state, both (B, D).
+
+    Args:
+        x_BD: Input, float32 on the CPU.
+        state_BD: Maximum so far, float32.
+        projection_PD: The projections a, b, c, d of V8, or a, b, c of V1, one below the other.
+        scale: Of V1's maximum; None for V8.
+        up: First factor of the feed-forward.
+        gate: The one behind the relu.
+        down: The way back to D.
+        norm: The layer's norm.
+        alpha: Share of the feed-forward, a scalar.
+    """
+    x_BD, state_BD = x_BD.contiguous(), state_BD.contiguous()
+    output_BD, next_BD = x_BD.new_empty(x_BD.shape), x_BD.new_empty(x_BD.shape)
+    weights = (
+        projection_PD,
+        up.weight,
+        up.bias,
+        gate.weight,
+        gate.bias,
+        down.weight,
+        down.bias,
+        norm.weight,
+        norm.bias,
+    )
+    threads = min(num_threads(), max(1, projection_PD.numel() // WEIGHTS_A_THREAD))
+    numbers = (alpha.item(), norm.eps, -1.0 if scale is None else scale)
+    call(_step, threads, x_BD, state_BD, *weights, *numbers, output_BD, next_BD, threads)
+    return output_BD, next_BD
+
+
+# Reassociation lets sums run in vectors; nothing is assumed about NaN or infinity.
+@numba.njit(cache=True, fastmath={"reassoc", "contract"}, error_model="numpy")
+def _dot(row: Any, x: Any) -> Any:
+    total = np.float32(0)
+    for k in range(len(x)):
+        total += row[k] * x[k]
+    return total
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _normalise(y: Any, x: Any, norm: Any, bias: Any, eps: float) -> None:
+    """x + LayerNorm(y), in place of y; a function of its own, or numba would cut its sums over threads."""
+    centred = y - y.mean()
+    factor = np.float32(1 / np.sqrt((centred * centred).mean() + eps))
+    for j in range(len(y)):
+        y[j] = x[j] + centred[j] * factor * norm[j] + bias[j]
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def _step(
+    x: Any,
+    state: Any,
+    projection: Any,
+    up: Any,
+    up_bias: Any,
+    gate: Any,
+    gate_bias: Any,
+    down: Any,
+    down_bias: Any,
+    norm: Any,
+    norm_bias: Any,
+    alpha: float,
+    eps: float,
+    scale: float,
+    output: Any,
+    next_state: Any,
+    parts: int,
+) -> None:
+    batch, width = x.shape
+    inner, is_v1 = len(up), scale >= 0
+    mixed, hidden = np.empty((batch, width), np.float32), np.empty((batch, inner), np.float32)
+    share, rest, factor = np.float32(alpha), np.float32(1 - alpha), np.float32(scale)
+    for part in numba.prange(parts):
+        for j in range(part * width // parts, (part + 1) * width // parts):
+            for i in range(batch):
+                a, b = _dot(projection[j], x[i]), _dot(projection[width + j], x[i])
+                c = _dot(projection[2 * width + j], x[i])
+                d = (a + b) * factor if is_v1 else _dot(projection[3 * width + j], x[i])
+                m = d if (d >= state[i, j]) or (d != d) else state[i, j]
+                next_state[i, j] = m
+                mixed[i, j] = (m + c) * m + b if is_v1 else ((a + b) * m + c) * m
+    for part in numba.prange(parts):
+        for j in range(part * inner // parts, (part + 1) * inner // parts):
+            for i in range(batch):
+                opened = _dot(gate[j], mixed[i]) + gate_bias[j]
+                opened = np.float32(0) if opened < 0 else opened
+                hidden[i, j] = (_dot(up[j], mixed[i]) + up_bias[j]) * opened
+    for part in numba.prange(parts):
+        for j in range(part * width // parts, (part + 1) * width // parts):
+            for i in range(batch):
+                output[i, j] = share * (_dot(down[j], hidden[i]) + down_bias[j]) + rest * x[i, j]
+    for i in range(batch):
+        _normalise(output[i], x[i], norm, norm_bias, eps)
