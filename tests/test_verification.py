@@ -244,6 +244,18 @@ def test_what_a_check_raises_is_its_result_and_the_others_have_their_turn() -> N
     assert (row.name, row.passed) == ("it can be built", False) and row.note.startswith("ValueError: hidden_size (-1)")
 
 
+def test_a_small_model_takes_one_thread_and_gives_the_others_back() -> None:
+    torch.set_num_threads(2)
+    try:
+        given = rows(Broken, most_tokens=4)
+        next(given)
+        assert torch.get_num_threads() == 1
+        given.close()  # type: ignore[attr-defined]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_a_value_that_is_no_number_never_passes() -> None:
     assert not Row("x", float("nan"), 1.0).passed
 

@@ -1,6 +1,7 @@
 """Proofs by measurement that a model is what it says: causal, with a real state, with right gradients."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -24,6 +25,7 @@ from samout_train.verification.subject import Subject
 __all__ = ["Row", "Subject", "distance", "verify"]
 
 CHUNKS = (1, 7, 64)
+PARAMETERS_FOR_THREADS = 1_000_000
 Check = tuple[str, float, Callable[[], Measured]]
 
 
@@ -46,12 +48,25 @@ def verify(subject: Subject, tiny: Subject, *, device: torch.device, compiles: b
         yield row
         return
     (model,) = built
-    if sees_future(model):
-        note = "the model says that it sees the whole sequence"
-        yield Row("causality, state, padding", 0.0, 0.0, note, skipped=True)
-    else:
-        yield from _rows(_of_order(model, subject, device))
-    yield from _rows(_of_any_model(model, subject, tiny, device, compiles))
+    with _threads_for(model):
+        if sees_future(model):
+            note = "the model says that it sees the whole sequence"
+            yield Row("causality, state, padding", 0.0, 0.0, note, skipped=True)
+        else:
+            yield from _rows(_of_order(model, subject, device))
+        yield from _rows(_of_any_model(model, subject, tiny, device, compiles))
+
+
+@contextmanager
+def _threads_for(model: nn.Module) -> Iterator[None]:
+    """One thread for a small model, which gains little by more: beside other work, they wait for each other."""
+    threads = torch.get_num_threads()
+    if sum(p.numel() for p in model.parameters()) < PARAMETERS_FOR_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _rows(checks: list[Check]) -> Iterator[Row]:
