@@ -175,7 +175,7 @@ def draw(results: dict[str, dict[str, float]], title: str, path: Path) -> None:
     axes.axvline(1, color="black", linestyle="--", linewidth=0.8)
     axes.set(xscale="log", xlabel="times as fast as the published formulation", title=title)
     axes.margins(x=0.12)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=110)
 
 

@@ -51,7 +51,6 @@ def use_kernels(kernels: Kernels) -> None:
     _chosen.cache_clear()
 
 
-@torch.compiler.assume_constant_result
 def is_fused(device_type: str, dtype: torch.dtype) -> bool:
     """Whether a fused kernel is to take a tensor of this device and dtype; the reason is logged once.
 
@@ -62,6 +61,10 @@ def is_fused(device_type: str, dtype: torch.dtype) -> bool:
     if _setting == "fused" and not choice.is_fused:
         raise ValueError(f"kernels=fused cannot be done: {choice.reason}. Say kernels=auto to do without")
     return choice.is_fused
+
+
+# What torch.compiler.assume_constant_result sets, without its second of importing the compiler.
+is_fused._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

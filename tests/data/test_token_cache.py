@@ -97,7 +97,8 @@ def test_an_interrupted_tokenizing_goes_on_where_it_was(
         assert {path.suffix for path in cache_directory().iterdir()} == {".bin", ".json", ".lock"}
 
 
-def test_a_stop_while_the_vocabulary_is_learned_leaves_nothing(tmp_path: Path) -> None:
+def test_a_stop_while_the_vocabulary_is_learned_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(tmp_path / "cache"))
     interrupted = survey(tmp_path, files(tmp_path).files, InterruptedReader(sos=True))
     for name in ("characters", "bpe"):
         InterruptedReader.pieces_left = 2

@@ -52,7 +52,7 @@ def assert_in_registers(instructions: str) -> None:
     assert not re.search(r"\b(STS|LDS|BAR)\b", instructions), "there is shared memory, or a barrier"
 
 
-MOST_USED = [("v8", "bf16", False), ("v8", "bf16", True)]
+MOST_USED = [("v8", "bf16", True)]
 OTHERS = [
     (form, dtype, decay)
     for form in CODES
@@ -72,7 +72,7 @@ def test_nothing_leaves_the_registers(form: str, dtype: str, has_decay: bool, tm
     assert_in_registers(assembly(backward_chunk, dtype, cuda.BACKWARD_OPTIONS, path, FORM=CODES[form], **sizes))
 
 
-@pytest.mark.parametrize("width", [WIDTH, 100])
+@pytest.mark.parametrize("width", [pytest.param(WIDTH, marks=pytest.mark.slow), 100])
 def test_the_passes_over_chunks_stay_in_registers(width: int, tmp_path: Path) -> None:
     path, block = tmp_path / "kernel.cubin", {"D": width, "BLOCK": cuda.BLOCK}
     whole = {"P": 3 * width, "HAS_DECAY": True, **block}

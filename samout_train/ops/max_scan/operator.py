@@ -22,8 +22,20 @@ def fused_max_mix(packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None
     """See samout_train.ops.max_scan.max_mix; the state is float32."""
     if decay_BTD is not None:
         decay_BTD = decay_BTD.to(packed_BTP.dtype).contiguous()
-    y_BTD, last_BD, _ = _max_mix(packed_BTP.contiguous(), state_BD.contiguous(), decay_BTD, form)
-    return y_BTD, last_BD
+    given = (packed_BTP.contiguous(), state_BD.contiguous(), decay_BTD, form)
+    # Where nobody asks for gradients the kernel is called as it is: an operator makes torch import its compiler.
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        y_BTD, last_BD, _ = _max_mix(*given)
+        return y_BTD, last_BD
+    return _forward(*given)[:2]
+
+
+def _forward(
+    packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = _outputs(packed_BTP, state_BD, decay_BTD, form)
+    _kernels(packed_BTP).forward(packed_BTP, state_BD, decay_BTD, form, *outputs)
+    return outputs
 
 
 @torch.library.custom_op("samout_train::max_mix", mutates_args=())
@@ -31,9 +43,7 @@ def _max_mix(
     packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y (B, T, D), the last maximum (B, D), and the maximum before every few rows (B, N, D)."""
-    y_BTD, last_BD, carries_BND = _outputs(packed_BTP, state_BD, decay_BTD, form)
-    _kernels(packed_BTP).forward(packed_BTP, state_BD, decay_BTD, form, y_BTD, last_BD, carries_BND)
-    return y_BTD, last_BD, carries_BND
+    return _forward(packed_BTP, state_BD, decay_BTD, form)
 
 
 @_max_mix.register_fake
