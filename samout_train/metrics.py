@@ -36,7 +36,7 @@ class LanguageModel(Protocol):
         ...
 
     def state_bytes(self, length: int) -> int:
-        """Bytes of one sequence's state after this many tokens."""
+        """Bytes of one sequence's state after this many tokens: of what counts, without a cache's room to go on."""
         ...
 
 
