@@ -87,7 +87,9 @@ def test_when_all_checkpoints_are_damaged_the_run_ends_with_exit_code_1(tmp_path
     assert done.returncode == 1 and all(path.name in done.stderr for path in damaged) and len(damaged) == 2
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_a_run_that_can_be_continued(tmp_path: Path, number: signal.Signals, code: int) -> None:
     words = [*TINY, "run_dir=here", "trainer.max_seconds=30", "schedule=constant"]
     started = subprocess.Popen(

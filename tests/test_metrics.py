@@ -32,11 +32,11 @@ print(estimate, peak_memory_bytes(trainer.device))
     "overrides",
     [
         ["model=v8", "model.hidden_size=128", "model.num_heads=4", "data.seq_len=64", "data.batch_size=12"],
-        ["model=v8", "precision=bf16", "data.batch_size=50"],
         *(
             pytest.param(overrides, marks=pytest.mark.slow)
             for overrides in (
                 ["model=v8"],
+                ["model=v8", "precision=bf16", "data.batch_size=50"],
                 ["model=v1"],
                 ["model=v8", "trainer.accumulate=4"],
                 ["model=v8", "data.vocab_size=8000", "data.batch_size=30"],
