@@ -17,7 +17,7 @@ from samout_train.data.batches import Source
 from samout_train.ops.kernels import use_kernels
 from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, model_problems
 from samout_train.run_directory import resume_problems, run_directory_problems, scalars
-from samout_train.runtime import choose_device, choose_precision, commit, log_file, seed_everything
+from samout_train.runtime import choose_device, choose_precision, commit, keep_freed_memory, log_file, seed_everything
 from samout_train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -135,6 +135,8 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
     precision = choose_precision(config["precision"], device)
     if device.index is not None:
         torch.cuda.set_device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     seed_everything(config["seed"])
     use_kernels(config["kernels"])
     source_node = {key: value for key, value in config["data"].items() if key not in DATA_SETTINGS}

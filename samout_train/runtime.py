@@ -1,8 +1,10 @@
 """The machine under a run: device, precision, random states, memory, clock, and what code is running."""
 
+import ctypes
 import hashlib
 import logging
 import math
+import os
 import random
 import subprocess
 import time
@@ -17,6 +19,7 @@ from torch import Tensor
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 log = logging.getLogger(__name__)
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -69,6 +72,23 @@ def autocast(precision: PrecisionName, device: torch.device) -> AbstractContextM
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def keep_freed_memory() -> None:
+    """Lets the process keep large blocks of main memory that it frees, where its C library is glibc.
+
+    By default, glibc hands them back to the system, which gives them again in pages of 4 KB, each filled with zeros at
+    the first write: at every step, for every large tensor. Settings of the environment (MALLOC_...) have priority.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
+        return
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, TypeError, OSError):  # another C library
+        return
+    set_option(M_MMAP_THRESHOLD, 2**31 - 1)
+    set_option(M_TRIM_THRESHOLD, 2**31 - 1)
+    set_option(M_TOP_PAD, 2**26)
 
 
 def seed_everything(seed: int) -> None:

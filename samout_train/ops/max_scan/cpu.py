@@ -12,7 +12,9 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
@@ -22,6 +24,8 @@ from samout_train.ops.numba_call import call, num_threads
 
 SCAN, V8 = CODES["scan"], CODES["v8"]
 ROWS = ROWS_A_CARRY["cpu"]
+LINE = 64  # bytes of a cache line
+AHEAD = 2  # rows: far enough for memory, near enough to be still in the first-level cache
 LEAST_CHANNELS, MOST_CHANNELS = 16, 512  # of a task: a vector, and what the second-level cache holds with ROWS rows
 
 
@@ -120,27 +124,62 @@ def _narrow_compiled(value: Any, array: Any) -> Any:
     return as_it_is
 
 
+@intrinsic
+def _prefetch_line(typing_context: Any, address: Any) -> Any:
+    """Asks for the cache line at an address; one that is not there is no error."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        read, keep_in_all_levels, data = number(0), number(3), number(1)
+        builder.call(prefetch, [builder.inttoptr(arguments[0], pointer), read, keep_in_all_levels, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 @numba.njit(cache=True, error_model="numpy")
-def _advance(m_before: Any, d: Any, a: Any, has_decay: bool, m: Any) -> None:
-    """One step of the recurrence for some channels; `m` is no part of `m_before`, or no vectors are used."""
+def _prefetch_row(rows: Any, b: int, t: int, start: int, stop: int, width: int, channels: int) -> None:
+    """`channels` of every `width` values from `start` to `stop` of one row, where there is such a row."""
+    if 0 <= t < rows.shape[1]:
+        row = rows[b, t].ctypes.data
+        for stream in range(start, stop, width):
+            for j in range(0, channels, LINE // rows.itemsize):
+                _prefetch_line(row + (stream + j) * rows.itemsize)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _maximum(before: Any, d: Any, a: Any, j: int, has_decay: bool) -> Any:
+    x = _widen(d[j])
+    faded = before + _widen(a[j]) if has_decay else before
+    return x if (x >= faded) or (x != x) else faded
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _advance(before: Any, d: Any, a: Any, has_decay: bool, m: Any) -> None:
+    """One step of the recurrence for some channels."""
     for j in range(len(m)):
-        x = _widen(d[j])
-        faded = m_before[j] + _widen(a[j]) if has_decay else m_before[j]
-        m[j] = x if (x >= faded) or (x != x) else faded
+        m[j] = _maximum(before[j], d, a, j, has_decay)
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _mix(form: int, first: Any, c: Any, m: Any, y: Any) -> None:
-    """One row of y."""
+def _advance_and_mix(form: int, first: Any, c: Any, d: Any, a: Any, has_decay: bool, m: Any, y: Any) -> None:
+    """One step of the recurrence, in `m`, and one row of y."""
     if form == SCAN:
         for j in range(len(m)):
+            m[j] = _maximum(m[j], d, a, j, has_decay)
             y[j] = _narrow(m[j], y)
     elif form == V8:
         for j in range(len(m)):
-            y[j] = _narrow((_widen(first[j]) * m[j] + _widen(c[j])) * m[j], y)
+            now = _maximum(m[j], d, a, j, has_decay)
+            m[j] = now
+            y[j] = _narrow((_widen(first[j]) * now + _widen(c[j])) * now, y)
     else:
         for j in range(len(m)):
-            y[j] = _narrow((m[j] + _widen(c[j])) * m[j] + _widen(first[j]), y)
+            now = _maximum(m[j], d, a, j, has_decay)
+            m[j] = now
+            y[j] = _narrow((now + _widen(c[j])) * now + _widen(first[j]), y)
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
@@ -152,15 +191,17 @@ def _forward(
     for task in numba.prange(batch * parts):
         b, part = task // parts, task % parts
         low, high = part * width // parts, (part + 1) * width // parts
-        m, spare = state[b, low:high].copy(), np.empty(high - low, np.float32)
+        m = state[b, low:high].copy()
         for t in range(time):
             if t % ROWS == 0:
                 carries[b, t // ROWS, low:high] = m
+            _prefetch_row(packed, b, t + AHEAD, low, packed.shape[2], width, high - low)
+            if has_decay:
+                _prefetch_row(decay, b, t + AHEAD, low, width, width, high - low)
             row = packed[b, t]
             a = decay[b, t, low:high] if has_decay else row[low:high]
-            _advance(m, row[from_d + low : from_d + high], a, has_decay, spare)
-            m, spare = spare, m
-            _mix(form, row[low:high], row[second + low : second + high], m, y[b, t, low:high])
+            first, c, d = row[low:high], row[second + low : second + high], row[from_d + low : from_d + high]
+            _advance_and_mix(form, first, c, d, a, has_decay, m, y[b, t, low:high])
         last[b, low:high] = m
 
 
@@ -221,8 +262,11 @@ def _backward(
             for t in range(start, stop):
                 a = decay[b, t, low:high] if has_decay else packed[b, t, low:high]
                 d = packed[b, t, from_d + low : from_d + high]
+                _prefetch_row(packed, b, t + AHEAD, from_d + low, packed.shape[2], width, high - low)
                 _advance(maxima[t - start], d, a, has_decay, maxima[t - start + 1])
             for t in range(stop - 1, start - 1, -1):
+                _prefetch_row(packed, b, t - AHEAD, low, from_d, width, high - low)
+                _prefetch_row(grad_y, b, t - AHEAD, low, width, width, high - low)
                 row, grads, m, g = packed[b, t], grad_packed[b, t], maxima[t - start + 1], grad_y[b, t, low:high]
                 d, grad_d = row[from_d + low : from_d + high], grads[from_d + low : from_d + high]
                 first, grad_first = row[low:high], grads[low:high]
