@@ -11,16 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from program import samout
 
 TINY = [
     *("data=random", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"),
     *("data.seq_len=9", "data.num_sequences=8", "data.batch_size=8"),
 ]
-
-
-def samout(folder: Path, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "samout_train", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)
 
 
 def test_a_run_ends_with_its_results_and_what_to_type_next(tmp_path: Path) -> None:
@@ -37,8 +33,11 @@ def test_a_run_ends_with_its_results_and_what_to_type_next(tmp_path: Path) -> No
     go_on = next(line for line in done.stdout.splitlines() if line.startswith("continue")).split()[1:]
     assert (run_dir / "samout_train.log").read_text().count("parameters") >= 1
     first = json.loads((run_dir / "summary.json").read_text())
-    for command in (repeat, go_on):
-        again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert repeat[0] == go_on[0] and repeat[1:3] == ["-m", "samout_train"]
+    for again in (
+        samout(tmp_path, *repeat[3:]),
+        subprocess.run(go_on, cwd=tmp_path, capture_output=True, text=True, timeout=120),
+    ):
         assert again.returncode == 0, again.stderr
     repeated, continued = (
         json.loads((run / "summary.json").read_text())
@@ -151,6 +150,7 @@ def test_a_job_of_a_sweep_that_cannot_be_built_does_not_stop_the_others(tmp_path
     assert len(list(tmp_path.rglob("summary.json"))) == 1
 
 
+@pytest.mark.slow
 def test_tokenizing_that_is_stopped_goes_on_with_the_same_command(tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("a text that takes a while to tokenize, line after line\n" * 1_000_000)
     sizes = [word for word in TINY if not word.startswith("data")]

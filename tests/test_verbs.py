@@ -1,24 +1,16 @@
 """generate as it is typed, and wrong requests of verify."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from program import samout
 
 from samout_train import generate_text, train
 from samout_train.commands import generate, verify
 from samout_train.loading import load_run
 
 SIZES = ["model.hidden_size=24", "model.num_heads=2", "model.num_layers=2", "device=cpu"]
-
-
-def samout(folder: Path, *words: str | bytes, text: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "samout_train", *words]
-    return subprocess.run(
-        command, cwd=folder, input=text, capture_output=True, text=True, errors="surrogateescape", timeout=120
-    )
 
 
 @pytest.fixture(scope="module")

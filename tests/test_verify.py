@@ -1,6 +1,5 @@
 """verify as it is typed: what it verifies, at which sizes, and what it answers."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from program import samout
 
 from samout_train import train
 from samout_train.commands.verify import main, subjects_of_run
@@ -29,11 +29,6 @@ RUNS = {
     "short_cache": [*TEXT, "model=transformer", "model.positions=learned", "model.max_seq_len=40", *SIZES],
     "one_token_more": [*TEXT, "model=lstm_attention", "model.max_seq_len=17", *SIZES[:2], "model.dropout=0.1"],
 }
-
-
-def samout(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command, environment = [sys.executable, "-m", "samout_train", *words], os.environ | variables
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=environment)
 
 
 @pytest.mark.parametrize("name", RUNS)

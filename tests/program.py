@@ -1,0 +1,50 @@
+"""The program in processes of its own, forked from one that has already imported what each of them would import."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["hydra", "numba", "torch._dynamo", "samout_train.run", "samout_train.verification"])
+
+
+def samout(
+    folder: Path, *words: str | bytes, text: str = "", timeout: float = 120, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """What `python -m samout_train *words` does in a folder, with `text` as standard input.
+
+    Args:
+        folder: The working directory.
+        words: As they are typed.
+        text: Standard input.
+        timeout: Seconds after which the process is killed and the test ends.
+        variables: Environment beside that of the tests.
+    """
+    with tempfile.TemporaryDirectory() as streams:
+        Path(streams, "0").write_text(text, "utf-8", errors="surrogateescape")
+        arguments = ([os.fsdecode(word) for word in words], folder, streams, dict(os.environ) | variables)
+        process = _context.Process(target=_main, args=arguments)
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            raise subprocess.TimeoutExpired([str(word) for word in words], timeout)
+        out, err = (Path(streams, name).read_text("utf-8", errors="surrogateescape") for name in "12")
+    return subprocess.CompletedProcess(words, process.exitcode or 0, out, err)
+
+
+def _main(words: Sequence[str], folder: Path, streams: str, environment: dict[str, str]) -> None:
+    for number, flags in enumerate((os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_WRONLY | os.O_CREAT)):
+        os.dup2(os.open(f"{streams}/{number}", flags), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = ["samout_train", *words]
+    from samout_train.__main__ import main
+
+    with os.fdopen(0, encoding="utf-8") as sys.stdin:
+        main()
