@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["hydra", "numba", "torch._dynamo", "samout_train.run", "samout_train.verification"])
+_context.set_forkserver_preload(["hydra", "numba", "torch._dynamo", "samout_train.run"])
 
 
 def samout(

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from samout_train.models.embedding import draw_small
 from samout_train.models.linear import Linear
@@ -23,6 +22,7 @@ from samout_train.models.parts import matrix_flops, part_of
 from samout_train.models.samout_v1 import MaxState
 from samout_train.models.samout_v8 import MaxStateSuper
 from samout_train.ops.linear import linear
+from samout_train.ops.samout_layer import blended, gated
 from samout_train.ops.samout_step import takes_step
 from samout_train.ranges import Positive, Probability, not_divisible, validated
 
@@ -30,24 +30,22 @@ State = list[Tensor]
 
 
 class GatedFeedForward(nn.Module):
-    """down(up(u) * relu(gate(u))), all three with bias, then dropout.
+    """down(up(u) * relu(gate(u))), all three with bias.
 
     Args:
         hidden_size: Width D of input and output.
         ffn_size: Inner width.
-        dropout: Share of outputs dropped in training.
     """
 
-    def __init__(self, *, hidden_size: int, ffn_size: int, dropout: float) -> None:
+    def __init__(self, *, hidden_size: int, ffn_size: int) -> None:
         super().__init__()
         self.up = Linear(hidden_size, ffn_size)
         self.gate = Linear(hidden_size, ffn_size)
         self.down = Linear(ffn_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, u_BTD: Tensor) -> Tensor:
         """Maps (B, T, D) to (B, T, D), each position by itself."""
-        return cast(Tensor, self.dropout(self.down(self.up(u_BTD) * F.relu(self.gate(u_BTD)))))
+        return cast(Tensor, self.down(gated(self.up(u_BTD), self.gate(u_BTD))))
 
 
 class SamOutLayer(nn.Module):
@@ -63,21 +61,19 @@ class SamOutLayer(nn.Module):
     def __init__(self, *, mixer: nn.Module, hidden_size: int, ffn_size: int, dropout: float) -> None:
         super().__init__()
         self.mixer = mixer
-        self.feed_forward = GatedFeedForward(hidden_size=hidden_size, ffn_size=ffn_size, dropout=dropout)
+        self.feed_forward = GatedFeedForward(hidden_size=hidden_size, ffn_size=ffn_size)
+        self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(hidden_size)
         self.alpha = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns the layer's output (B, T, D) and the mixer's next state."""
         # By exact type: a mixer derived from these two may do something else.
-        if type(self.mixer) in (MaxState, MaxStateSuper) and takes_step(x_BTD) and not self._drops_out():
+        dropout = self.dropout.p if self.training else 0.0
+        if type(self.mixer) in (MaxState, MaxStateSuper) and takes_step(x_BTD) and not dropout:
             return self._step(x_BTD, state_BD)
         u_BTD, state_BD = self.mixer(x_BTD, state_BD)
-        y_BTD = self.norm(self.alpha * self.feed_forward(u_BTD) + (1 - self.alpha) * x_BTD)
-        return y_BTD + x_BTD, state_BD
-
-    def _drops_out(self) -> bool:
-        return self.training and self.feed_forward.dropout.p > 0
+        return blended(self.feed_forward(u_BTD), x_BTD, self.alpha, self.norm, dropout), state_BD
 
     def _step(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         from samout_train.ops.samout_step.cpu import samout_step

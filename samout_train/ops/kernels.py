@@ -51,6 +51,11 @@ def use_kernels(kernels: Kernels) -> None:
     _chosen.cache_clear()
 
 
+def only_torch() -> bool:
+    """Whether torch's own operations are to be taken everywhere: kernels=reference."""
+    return _setting == "reference"
+
+
 def is_fused(device_type: str, dtype: torch.dtype) -> bool:
     """Whether a fused kernel is to take a tensor of this device and dtype; the reason is logged once.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samout_train.ops.kernels import use_kernels
-from samout_train.ops.linear import LEAST_WEIGHTS, MOST_ROWS, linear
+from samout_train.ops.linear import LEAST_WEIGHTS, MANY_ROWS, MOST_ROWS, linear, onednn
 from samout_train.ops.linear.cpu import few_rows
 
 
@@ -101,3 +101,48 @@ def test_a_wrong_width_has_the_message_of_torch() -> None:
     x, weight_NK, _ = tensors(1, inputs=300)
     with torch.no_grad(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         linear(x[:, :267], weight_NK)
+
+
+@pytest.mark.parametrize("sizes", [(MANY_ROWS,), (3, 50), (MANY_ROWS - 1,)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_many_rows_in_onednn_and_their_gradients_are_those_in_float64(
+    sizes: tuple[int, ...], has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch was built without oneDNN")
+    monkeypatch.setattr(onednn, "is_faster_here", lambda: True)
+    x, weight_NK, bias_N = tensors(*sizes)
+    given = [
+        x.transpose(0, 1).contiguous().transpose(0, 1) if x.ndim > 2 else x,
+        weight_NK,
+        *([bias_N] if has_bias else []),
+    ]
+    exact = [tensor.double().requires_grad_() for tensor in given]
+    given = [tensor.clone().requires_grad_() for tensor in given]
+    y, expected = linear(*given), F.linear(*exact)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    for got, want in zip(
+        [y, *torch.autograd.grad(y, given, grad)],
+        [expected, *torch.autograd.grad(expected, exact, grad.double())],
+        strict=True,
+    ):
+        assert got.dtype == torch.float32
+        assert float(((got.double() - want).norm() / want.norm()).detach()) < 1e-6
+
+
+def test_what_onednn_gets_is_told_by_rows_and_by_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(onednn, "is_faster_here", lambda: True)
+    monkeypatch.setattr(onednn, "many_rows", lambda x, weight, bias: calls.append(len(x)) or F.linear(x, weight, bias))
+    _, weight_NK, _ = tensors(1)
+    for rows in (MANY_ROWS - 1, MANY_ROWS):
+        linear(torch.ones(rows, 267), weight_NK)
+    linear(torch.ones(MANY_ROWS, 267, dtype=torch.float64), weight_NK.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        linear(torch.ones(MANY_ROWS, 267), weight_NK)
+    use_kernels("reference")
+    try:
+        linear(torch.ones(MANY_ROWS, 267), weight_NK)
+    finally:
+        use_kernels("auto")
+    assert calls == [MANY_ROWS]

@@ -1,0 +1,219 @@
+"""LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x on the CPU, f in float32 or bfloat16. Needs numba.
+
+Which elements dropout keeps follows from a seed and an element's place, whatever the threads: it is computed again in
+the backward pass instead of being kept.
+"""
+
+# B batch, T time, D width, N positions, of which ROWS make a task
+
+from typing import Any
+
+import numba
+import numpy as np
+from torch import Tensor
+
+from samout_train.ops.numba_call import call, num_threads
+from samout_train.ops.numba_values import narrow, widen
+
+ROWS = 64
+
+
+def blend(
+    f_BTD: Tensor,
+    x_BTD: Tensor,
+    alpha: Tensor,
+    weight_D: Tensor,
+    bias_D: Tensor,
+    eps: float,
+    dropout: float,
+    seed: Tensor,
+    y_BTD: Tensor,
+    statistics: Tensor,
+) -> None:
+    """Fills y_BTD with LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, and mean and inverse deviation (2, N)."""
+    f_ND, x_ND, y_ND = (tensor.view(-1, weight_D.numel()) for tensor in (f_BTD, x_BTD, y_BTD))
+    call(_blend, num_threads(), f_ND, x_ND, *_blending(alpha, dropout, seed), weight_D, bias_D, eps, y_ND, statistics)
+
+
+def blend_gradients(
+    f_BTD: Tensor,
+    x_BTD: Tensor,
+    alpha: Tensor,
+    weight_D: Tensor,
+    statistics: Tensor,
+    dropout: float,
+    seed: Tensor,
+    grad_BTD: Tensor,
+    grad_f_BTD: Tensor,
+    grad_x_BTD: Tensor,
+    grad_others: Tensor,
+) -> None:
+    """Fills the last three: the gradients of weight, bias and alpha lie behind one another."""
+    tensors = (f_BTD, x_BTD, grad_BTD, grad_f_BTD, grad_x_BTD)
+    f_ND, x_ND, grad_ND, grad_f_ND, grad_x_ND = (tensor.view(-1, weight_D.numel()) for tensor in tensors)
+    partial = grad_others.new_zeros(-(-len(x_ND) // ROWS), grad_others.numel())
+    given = (f_ND, x_ND, *_blending(alpha, dropout, seed), weight_D, statistics)
+    call(_blend_gradients, num_threads(), *given, grad_ND, grad_f_ND, grad_x_ND, partial)
+    grad_others.copy_(partial.sum(0))
+
+
+def _blending(alpha: Tensor, dropout: float, seed: Tensor) -> tuple[Any, ...]:
+    """alpha, and of dropout: the factor on what is kept, below which of 2^32 one is dropped, two halves of the seed."""
+    kept = np.float32(1 / (1 - dropout)) if dropout < 1 else np.float32(0)
+    threshold = np.uint32(min(round(dropout * 2**32), 2**32 - 1))
+    high, low = divmod(int(seed), 2**32)
+    return np.float32(float(alpha)), (kept, threshold, np.uint32(low), np.uint32(high))
+
+
+@numba.njit(cache=True)
+def _mixed(bits: Any) -> Any:
+    """A mixing function of 32 bits (Wellons, "lowbias32")."""
+    bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))
+    bits = np.uint32((bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B))
+    return np.uint32(bits ^ (bits >> np.uint32(16)))
+
+
+@numba.njit(cache=True)
+def _factors(dropping: Any, n: int, factors: Any) -> None:
+    """What dropout multiplies the elements of position n by: 0, or what the others are made larger by."""
+    kept, threshold, seed_low, seed_high = dropping
+    first = np.uint32(n * len(factors))
+    for j in range(len(factors)):
+        bits = _mixed(np.uint32(_mixed(np.uint32(np.uint32(first + np.uint32(j)) ^ seed_low)) + seed_high))
+        factors[j] = np.float32(0) if bits < threshold else kept
+
+
+@numba.njit(cache=True)
+def _blend_row(f: Any, x: Any, alpha: Any, factors: Any, z: Any) -> None:
+    for j in range(len(z)):
+        z[j] = alpha * (widen(f[j]) * factors[j]) + (np.float32(1) - alpha) * x[j]
+
+
+@numba.njit(cache=True, fastmath={"reassoc"})
+def _mean(z: Any) -> Any:
+    total = np.float32(0)
+    for j in range(len(z)):
+        total += z[j]
+    return total / np.float32(len(z))
+
+
+@numba.njit(cache=True, fastmath={"reassoc"})
+def _variance(z: Any, mean: Any) -> Any:
+    total = np.float32(0)
+    for j in range(len(z)):
+        total += (z[j] - mean) * (z[j] - mean)
+    return total / np.float32(len(z))
+
+
+@numba.njit(cache=True)
+def _normalise_row(z: Any, x: Any, mean: Any, inverse: Any, weight: Any, bias: Any, y: Any) -> None:
+    for j in range(len(z)):
+        y[j] = (z[j] - mean) * inverse * weight[j] + bias[j] + x[j]
+
+
+@numba.njit(parallel=True, cache=True)
+def _blend(
+    f: Any, x: Any, alpha: Any, dropping: Any, weight: Any, bias: Any, eps: float, y: Any, statistics: Any
+) -> None:
+    for task in numba.prange((len(x) + ROWS - 1) // ROWS):
+        _blend_rows(f, x, alpha, dropping, weight, bias, np.float32(eps), y, statistics, task * ROWS)
+
+
+@numba.njit(cache=True)
+def _blend_rows(
+    f: Any, x: Any, alpha: Any, dropping: Any, weight: Any, bias: Any, eps: Any, y: Any, statistics: Any, low: int
+) -> None:
+    z, factors = np.empty(x.shape[1], np.float32), np.ones(x.shape[1], np.float32)
+    for n in range(low, min(low + ROWS, len(x))):
+        if dropping[1] > 0:
+            _factors(dropping, n, factors)
+        _blend_row(f[n], x[n], alpha, factors, z)
+        mean = _mean(z)
+        inverse = np.float32(1) / np.sqrt(_variance(z, mean) + eps)
+        _normalise_row(z, x[n], mean, inverse, weight, bias, y[n])
+        statistics[0, n], statistics[1, n] = mean, inverse
+
+
+@numba.njit(cache=True, fastmath={"reassoc"})
+def _through_norm(z: Any, mean: Any, inverse: Any, weight: Any, grad: Any, grad_weight: Any, grad_bias: Any) -> Any:
+    """Normalises `z` in place; adds to the gradients of weight and bias; returns the two means that the rest needs."""
+    sum_g, sum_gz = np.float32(0), np.float32(0)
+    for j in range(len(z)):
+        unit = (z[j] - mean) * inverse
+        z[j] = unit
+        grad_weight[j] += grad[j] * unit
+        grad_bias[j] += grad[j]
+        g = grad[j] * weight[j]
+        sum_g += g
+        sum_gz += g * unit
+    return sum_g / np.float32(len(z)), sum_gz / np.float32(len(z))
+
+
+@numba.njit(cache=True, fastmath={"reassoc"})
+def _through_blend(
+    f: Any,
+    x: Any,
+    alpha: Any,
+    factors: Any,
+    z: Any,
+    inverse: Any,
+    weight: Any,
+    grad: Any,
+    means: Any,
+    grad_f: Any,
+    grad_x: Any,
+) -> Any:
+    """The gradients of one row of f and x; returns its part of that of alpha."""
+    for_alpha = np.float32(0)
+    for j in range(len(z)):
+        g = inverse * (grad[j] * weight[j] - means[0] - z[j] * means[1])
+        grad_f[j] = narrow(alpha * g * factors[j], grad_f)
+        grad_x[j] = (np.float32(1) - alpha) * g + grad[j]
+        for_alpha += g * (widen(f[j]) * factors[j] - x[j])
+    return for_alpha
+
+
+@numba.njit(parallel=True, cache=True)
+def _blend_gradients(
+    f: Any,
+    x: Any,
+    alpha: Any,
+    dropping: Any,
+    weight: Any,
+    statistics: Any,
+    grad: Any,
+    grad_f: Any,
+    grad_x: Any,
+    partial: Any,
+) -> None:
+    for task in numba.prange(len(partial)):
+        _blend_gradients_rows(
+            f, x, alpha, dropping, weight, statistics, grad, grad_f, grad_x, partial[task], task * ROWS
+        )
+
+
+@numba.njit(cache=True)
+def _blend_gradients_rows(
+    f: Any,
+    x: Any,
+    alpha: Any,
+    dropping: Any,
+    weight: Any,
+    statistics: Any,
+    grad: Any,
+    grad_f: Any,
+    grad_x: Any,
+    partial: Any,
+    low: int,
+) -> None:
+    width = x.shape[1]
+    z, factors = np.empty(width, np.float32), np.ones(width, np.float32)
+    for n in range(low, min(low + ROWS, len(x))):
+        if dropping[1] > 0:
+            _factors(dropping, n, factors)
+        _blend_row(f[n], x[n], alpha, factors, z)
+        mean, inverse = statistics[0, n], statistics[1, n]
+        means = _through_norm(z, mean, inverse, weight, grad[n], partial[:width], partial[width : 2 * width])
+        partial[2 * width] += _through_blend(
+            f[n], x[n], alpha, factors, z, inverse, weight, grad[n], means, grad_f[n], grad_x[n]
+        )

@@ -1,0 +1,126 @@
+"""The fused parts of a SamOut layer as torch operators. There is no second derivative."""
+
+# B batch, T time, D width, F inner width
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samout_train.ops.samout_layer import cpu_blend, cpu_gate
+
+
+@torch.library.custom_op("samout_train::gated", mutates_args=())
+def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
+    """See samout_train.ops.samout_layer; contiguous."""
+    y_BTF = torch.empty_like(up_BTF)
+    cpu_gate.gate(up_BTF, gate_BTF, y_BTF)
+    return y_BTF
+
+
+@gated.register_fake
+def _(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
+    return torch.empty_like(up_BTF)
+
+
+@torch.library.custom_op("samout_train::gated_backward", mutates_args=())
+def _gated_backward(up_BTF: Tensor, gate_BTF: Tensor, grad_BTF: Tensor) -> tuple[Tensor, Tensor]:
+    grads = torch.empty_like(up_BTF), torch.empty_like(gate_BTF)
+    cpu_gate.gate_gradients(up_BTF, gate_BTF, grad_BTF, *grads)
+    return grads
+
+
+@_gated_backward.register_fake
+def _(up_BTF: Tensor, gate_BTF: Tensor, grad_BTF: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(up_BTF), torch.empty_like(gate_BTF)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _through_gate(ctx: Any, grad_BTF: Tensor) -> tuple[Tensor, Tensor]:
+    grads: tuple[Tensor, Tensor] = _gated_backward(*ctx.saved_tensors, grad_BTF.contiguous())
+    return grads
+
+
+gated.register_autograd(_through_gate, setup_context=_keep_inputs)
+
+
+@torch.library.custom_op("samout_train::blended", mutates_args=())
+def blended(
+    f_BTD: Tensor,
+    x_BTD: Tensor,
+    alpha: Tensor,
+    weight_D: Tensor,
+    bias_D: Tensor,
+    eps: float,
+    dropout: float,
+    seed: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """y (B, T, D) and, for the backward pass, the mean and the inverse deviation of each position (2, B T)."""
+    y_BTD, statistics = torch.empty_like(x_BTD), x_BTD.new_empty(2, x_BTD.numel() // x_BTD.shape[-1])
+    cpu_blend.blend(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed, y_BTD, statistics)
+    return y_BTD, statistics
+
+
+@blended.register_fake
+def _(
+    f_BTD: Tensor,
+    x_BTD: Tensor,
+    alpha: Tensor,
+    weight_D: Tensor,
+    bias_D: Tensor,
+    eps: float,
+    dropout: float,
+    seed: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x_BTD), x_BTD.new_empty(2, x_BTD.numel() // x_BTD.shape[-1])
+
+
+@torch.library.custom_op("samout_train::blended_backward", mutates_args=())
+def _blended_backward(
+    f_BTD: Tensor,
+    x_BTD: Tensor,
+    alpha: Tensor,
+    weight_D: Tensor,
+    statistics: Tensor,
+    dropout: float,
+    seed: Tensor,
+    grad_BTD: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of f, of x, and of weight, bias and, in one element, alpha: (2 D + 1)."""
+    grads = _blended_gradients(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD)
+    cpu_blend.blend_gradients(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD, *grads)
+    return grads
+
+
+@_blended_backward.register_fake
+def _blended_gradients(
+    f_BTD: Tensor,
+    x_BTD: Tensor,
+    alpha: Tensor,
+    weight_D: Tensor,
+    statistics: Tensor,
+    dropout: float,
+    seed: Tensor,
+    grad_BTD: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(f_BTD), torch.empty_like(x_BTD), x_BTD.new_empty(2 * x_BTD.shape[-1] + 1)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    f_BTD, x_BTD, alpha, weight_D, _, _, ctx.dropout, seed = inputs
+    ctx.save_for_backward(f_BTD, x_BTD, alpha, weight_D, output[1], seed)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _through_blend(ctx: Any, grad_BTD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *saved, seed = ctx.saved_tensors
+    alpha, width = saved[2], saved[3].numel()
+    grad_f_BTD, grad_x_BTD, others = _blended_backward(*saved, ctx.dropout, seed, grad_BTD.contiguous())
+    grad_weight_D, grad_bias_D, grad_alpha = others.split([width, width, 1])
+    return grad_f_BTD, grad_x_BTD, grad_alpha.view(alpha.shape), grad_weight_D, grad_bias_D, None, None, None
+
+
+blended.register_autograd(_through_blend, setup_context=_keep)

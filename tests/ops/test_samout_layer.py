@@ -1,0 +1,127 @@
+"""The fused parts of a SamOut layer against float64, and what dropout drops."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from samout_train import build_model
+from samout_train.ops import samout_layer
+from samout_train.ops.kernels import use_kernels
+from samout_train.ops.samout_layer import blended, gated, operator, reference
+
+SIZES = [(3, 7, 24), (1, 1, 1), (2, 65, 33), (5, 384)]
+# Relative in norm; bfloat16 is rounded once, at the end.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
+
+
+@pytest.fixture(autouse=True)
+def small_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samout_layer, "LEAST_ELEMENTS", 1)
+
+
+def difference(got: Tensor, want: Tensor) -> float:
+    return float((got.detach().double() - want.detach()).norm() / want.detach().norm().clamp(min=1e-30))
+
+
+def inputs(sizes: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, nn.LayerNorm, Tensor]:
+    generator = torch.Generator().manual_seed(sum(sizes))
+    f, x = (torch.randn(sizes, generator=generator) for _ in range(2))
+    norm = nn.LayerNorm(sizes[-1])
+    with torch.no_grad():
+        norm.weight.normal_(generator=generator)
+        norm.bias.normal_(generator=generator)
+    return f.to(dtype).requires_grad_(), x.requires_grad_(), norm, torch.randn(sizes, generator=generator)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_blended_and_its_gradients_are_those_in_float64(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    f, x, norm, grad = inputs(sizes, dtype)
+    alpha = torch.tensor(0.3, requires_grad=True)
+    given = (f, x, alpha, norm.weight, norm.bias)
+    exact = tuple(tensor.detach().double().requires_grad_() for tensor in given)
+    got, want = blended(f, x, alpha, norm, 0.0), reference.blended(*exact, norm.eps, 0.0)
+    assert got.dtype == torch.float32 and difference(got, want) < TOLERANCE[torch.float32]
+    grads = torch.autograd.grad(got, given, grad), torch.autograd.grad(want, exact, grad.double())
+    for one, other, tensor in zip(*grads, given, strict=True):
+        assert one.dtype == tensor.dtype and one.shape == tensor.shape
+        # The gradient of a sum in which everything cancels (a width of 1 has no deviation) is compared as it is.
+        near = difference(one, other) < TOLERANCE[tensor.dtype] or float((one.double() - other).abs().max()) < 1e-5
+        assert near, tensor.shape
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_gated_and_its_gradients_are_those_of_torch_to_the_bit(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    up, gate, grad = (torch.randn(3, 5, 47, generator=generator).to(dtype) for _ in range(3))
+    gate[0, 0, :4] = torch.tensor([0.0, -0.0, float("nan"), float("inf")])
+    results = []
+    for function in (gated, reference.gated):
+        one, two = up.clone().requires_grad_(), gate.clone().requires_grad_()
+        y = function(one, two)
+        results.append([y, *torch.autograd.grad(y, (one, two), grad)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+def test_dropout_drops_its_share_anew_each_time_and_the_same_in_both_directions() -> None:
+    width, rows = 64, 2000
+    norm = nn.LayerNorm(width)
+    f = torch.ones(rows, width, requires_grad=True)
+    masks = []
+    for _ in range(2):
+        # With alpha 1 and x = 0, what is normalised is either 0 or 1 / (1 - dropout).
+        y = blended(f, torch.zeros(rows, width), torch.tensor(1.0), norm, 0.25)
+        masks.append(y > 0)
+        (grad,) = torch.autograd.grad(y, f, torch.randn(rows, width))
+        assert torch.equal(grad != 0, masks[-1])
+    for mask in masks:
+        assert float(mask.float().mean()) == pytest.approx(0.75, abs=0.005)  # four deviations
+        assert float(mask.float().mean(0).min()) > 0.71 and float(mask.float().mean(0).max()) < 0.79
+    together = (masks[0] & masks[1]).float().mean()
+    assert float(together) == pytest.approx(0.75**2, abs=0.006)
+    neighbours = (masks[0][:, 1:] & masks[0][:, :-1]).float().mean()
+    assert float(neighbours) == pytest.approx(0.75**2, abs=0.006)
+
+
+@pytest.mark.parametrize("dropout", [0.5, 1.0])
+def test_dropout_follows_torchs_random_state_whatever_the_threads(dropout: float) -> None:
+    f, x, norm, grad = inputs((4, 100, 33), torch.float32)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            torch.manual_seed(3)
+            y = blended(f, x, torch.tensor(0.5), norm, dropout)
+            results.append((y, *torch.autograd.grad(y, (f, x, norm.weight), grad)))
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*results, strict=True):
+        assert torch.isfinite(one).all() and torch.equal(one, other)
+
+
+def test_the_operators_pass_torchs_own_checks() -> None:
+    f, x, norm, _ = inputs((2, 5, 6), torch.float32)
+    seed = torch.tensor(7)
+    arguments = (f, x, torch.tensor(0.5, requires_grad=True), norm.weight, norm.bias, 1e-5, 0.25, seed)
+    torch.library.opcheck(operator.blended, arguments)
+    torch.library.opcheck(operator.gated, (f, x))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_learns_the_same_with_and_without_the_kernels(precision: str) -> None:
+    ids = torch.randint(0, 50, (4, 33), generator=torch.Generator().manual_seed(0))
+    gradients: list[dict[str, Tensor]] = []
+    for kernels in ("auto", "reference"):
+        use_kernels(kernels)  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        model = build_model("v8", vocab_size=50, hidden_size=48, num_heads=4, num_layers=3, dropout=0.0).train()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            logits, _ = model(ids[:, :-1])
+        torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten()).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    use_kernels("auto")
+    scale = torch.cat([g.flatten() for g in gradients[1].values()]).norm()
+    for name, gradient in gradients[0].items():
+        worst = float((gradient - gradients[1][name]).norm() / scale)
+        assert worst < (1e-5 if precision == "fp32" else 2e-2), name
