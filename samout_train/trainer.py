@@ -12,6 +12,7 @@ from samout_train.atomic import replace_file
 from samout_train.callbacks.base import Callback, RunContext
 from samout_train.checkpoint import Checkpoints
 from samout_train.data.batches import Batches, Source
+from samout_train.profiling import profiling
 from samout_train.ranges import NonNegative, Positive, not_divisible, validated
 from samout_train.reports import Reports
 from samout_train.runtime import (
@@ -52,6 +53,7 @@ class Trainer:
         eval_batches: How many batches, spread over the validation split, these are.
         final_eval_batches: At the end, evaluate on the first this many batches only; None for the whole split.
         overfit_batches: Above 0, train on that many first batches, again and again.
+        profile: Whether to profile a few steps into the run directory; see `samout_train.profiling`.
 
     Raises:
         ValueError: if accumulate does not divide batch_size.
@@ -80,10 +82,12 @@ class Trainer:
         eval_batches: Annotated[int, Positive],
         final_eval_batches: Annotated[int, Positive] | None,
         overfit_batches: Annotated[int, NonNegative],
+        profile: bool,
     ) -> None:
         if problem := not_divisible("batch_size", batch_size, "accumulate", accumulate):
             raise ValueError(problem)
         self.model, self.source, self.device, self.precision = model, source, device, precision
+        self.profile = profile
         max_rows = None if max_epochs is None else max_epochs * source.train.num_rows
         self.limits = first_limit(max_steps, max_rows, max_seconds, batch_size=batch_size, budget_steps=budget_steps)
         batches = Batches(
@@ -153,7 +157,9 @@ class Trainer:
                 for callback in watching:
                     callback.on_start(context)
                 try:
-                    self._train(callbacks, checkpoints, signals)
+                    folder = context.run_dir / "profile" if self.profile else None
+                    with profiling(self.step, folder=folder, clock=self.clock, steps_made=self.step_count) as step:
+                        self._train(step, callbacks, checkpoints, signals)
                     final = self.reports.evaluate_whole(signals)
                 except StopRequestedError as stop:
                     self._save(callbacks, checkpoints)
@@ -170,13 +176,19 @@ class Trainer:
                 callback.on_close()
         return summary
 
-    def _train(self, callbacks: Mapping[str, Callback], checkpoints: Checkpoints, signals: StopSignals) -> None:
+    def _train(
+        self,
+        step: Callable[[], Tensor],
+        callbacks: Mapping[str, Callback],
+        checkpoints: Checkpoints,
+        signals: StopSignals,
+    ) -> None:
         watching = list(callbacks.values())
         # A run that was stopped between a step and its report makes up for the report first.
         stop_reason = self.reports.report(watching, signals, is_last=self.finished()) if self.step_count else None
         self.clock.start()
         while stop_reason is None and not self.finished():
-            self.step()
+            step()
             for callback in watching:
                 callback.on_step(self.step_count)
             signals.check()
