@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from samout_train.activation_checkpointing import no_layers
 from samout_train.callbacks.base import Callback
 from samout_train.config import CONF, Composed, ConfigError, compose_config, locate, options_with
 from samout_train.ops.kernels import Kernels
@@ -197,6 +198,9 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
                 "trainer.max_seconds alone does not say how many steps there are, which this schedule needs: "
                 "set trainer.max_steps too, or schedule=constant or schedule=wsd"
             )
+    if {"model", "trainer"} <= sound and trainer.get("activation_checkpointing"):
+        model = locate(_node(config, "model")["_target_"])
+        found.append(no_layers(model.__name__) if getattr(model, "is_one_module", False) else None)
     if {"model", "data"} <= sound:
         found += _misfits(_node(config, "model"), data)
     if "" in sound:

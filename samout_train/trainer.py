@@ -1,6 +1,5 @@
 """The training loop: steps, reports, evaluations and checkpoints, until the first limit is reached."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -8,17 +7,16 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from samout_train.atomic import replace_file
+from samout_train.activation_checkpointing import checkpoint_activations
 from samout_train.callbacks.base import Callback, RunContext
 from samout_train.checkpoint import Checkpoints
 from samout_train.data.batches import Batches, Source
 from samout_train.profiling import profiling
 from samout_train.ranges import NonNegative, Positive, not_divisible, validated
-from samout_train.reports import Reports
+from samout_train.reports import Reports, write_figures
 from samout_train.runtime import (
     Clock,
     PrecisionName,
-    finite_or_null,
     random_states,
     reset_peak_memory,
     set_random_states,
@@ -54,9 +52,10 @@ class Trainer:
         final_eval_batches: At the end, evaluate on the first this many batches only; None for the whole split.
         overfit_batches: Above 0, train on that many first batches, again and again.
         profile: Whether to profile a few steps into the run directory; see `samout_train.profiling`.
+        activation_checkpointing: Whether each layer's activations are computed again in the backward pass.
 
     Raises:
-        ValueError: if accumulate does not divide batch_size.
+        ValueError: if accumulate does not divide batch_size, or the model has no layers to compute again.
     """
 
     @validated
@@ -83,11 +82,14 @@ class Trainer:
         final_eval_batches: Annotated[int, Positive] | None,
         overfit_batches: Annotated[int, NonNegative],
         profile: bool,
+        activation_checkpointing: bool,
     ) -> None:
         if problem := not_divisible("batch_size", batch_size, "accumulate", accumulate):
             raise ValueError(problem)
         self.model, self.source, self.device, self.precision = model, source, device, precision
         self.profile = profile
+        if activation_checkpointing:
+            checkpoint_activations(model)
         max_rows = None if max_epochs is None else max_epochs * source.train.num_rows
         self.limits = first_limit(max_steps, max_rows, max_seconds, batch_size=batch_size, budget_steps=budget_steps)
         batches = Batches(
@@ -166,9 +168,9 @@ class Trainer:
                     for callback in watching:
                         callback.on_stop(str(stop))
                     raise
-            summary = self.reports.summary(context, final) | self._origin()
-            content = json.dumps(finite_or_null(summary), indent=2, allow_nan=False) + "\n"
-            replace_file(context.run_dir / "summary.json", lambda file: file.write(content.encode()))
+            origin = {} if self.resumed_from is None else {"resumed_from": self.resumed_from}
+            summary = self.reports.summary(context, final) | origin
+            write_figures(context.run_dir / "summary.json", summary)
             for callback in watching:
                 callback.on_end(summary)
         finally:
@@ -202,9 +204,6 @@ class Trainer:
         # Also where time ran out, or a callback spoke, after the step had been asked whether it is the last.
         self.reports.report(watching, signals, is_last=True)
         self._save(callbacks, checkpoints)
-
-    def _origin(self) -> dict[str, str]:
-        return {} if self.resumed_from is None else {"resumed_from": self.resumed_from}
 
     def _save(self, callbacks: Mapping[str, Callback], checkpoints: Checkpoints) -> None:
         if checkpoints.last_step == self.step_count:

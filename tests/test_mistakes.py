@@ -144,6 +144,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "heads that do not divide": (["model.num_heads=5"], ["model.hidden_size (384)", "(5): try 380 or 385"]),
     "micro-steps that do not divide": (["trainer.accumulate=3"], ["data.batch_size (100)", "(3): try 99 or 102"]),
+    "layers to compute again in a model without": (
+        ["model=gru", "trainer.activation_checkpointing=true"],
+        ["trainer.activation_checkpointing=true: works layer by layer, and Recurrent has no ModuleList named layers"],
+    ),
     "id beyond the vocabulary": (
         ["data.vocab_size=3"],
         ["data.pad_id=3: must be an id, from 0 to 2: set data.vocab_size to 4 or more"],

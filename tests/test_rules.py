@@ -22,7 +22,7 @@ ROWS = [
     {"data", "losses", "schedules", "optim", "generation"},
     {"metrics", "checkpoint", "evaluation"},
     {"callbacks"},
-    {"training_step", "reports", "profiling", "trainer"},
+    {"training_step", "reports", "profiling", "activation_checkpointing", "trainer"},
     {"verification"},
     {"config", "hydra_messages", "loading", "overrides", "problems", "run", "run_directory"},
     {"command_line", "commands", "__main__", "__init__"},
