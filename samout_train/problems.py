@@ -18,6 +18,7 @@ from samout_train.overrides import override_problems
 from samout_train.ranges import Positive, Seed, not_divisible
 from samout_train.runtime import choose_device, choose_precision
 from samout_train.signatures import mistakes_in_call, shown
+from samout_train.tf32 import tf32_problem
 
 # What a node gets from the run and not from YAML.
 LATE_ARGUMENTS: dict[str, set[str]] = {
@@ -198,7 +199,7 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
                 "trainer.max_seconds alone does not say how many steps there are, which this schedule needs: "
                 "set trainer.max_steps too, or schedule=constant or schedule=wsd"
             )
-    if {"model", "trainer"} <= sound and trainer.get("activation_checkpointing"):
+    if {"model", "trainer"} <= sound and trainer["activation_checkpointing"]:
         model = locate(_node(config, "model")["_target_"])
         found.append(no_layers(model.__name__) if getattr(model, "is_one_module", False) else None)
     if {"model", "data"} <= sound:
@@ -207,7 +208,9 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
         if not config["run_dir"]:
             found.append("run_dir=: is empty: give a directory, or leave it out")
         try:
-            choose_precision(config["precision"], choose_device(config["device"]))
+            device = choose_device(config["device"])
+            found.append(tf32_problem(trainer["tf32"], device) if "trainer" in sound else None)
+            choose_precision(config["precision"], device)
         except ValueError as error:
             found.append(str(error))
     return [problem for problem in found if problem]

@@ -23,6 +23,7 @@ from samout_train.runtime import (
 )
 from samout_train.schedules import Schedule, first_limit
 from samout_train.stopping import StopRequestedError, StopSignals
+from samout_train.tf32 import use_tf32
 from samout_train.training_step import TrainingStep
 
 log = logging.getLogger(__name__)
@@ -53,9 +54,10 @@ class Trainer:
         overfit_batches: Above 0, train on that many first batches, again and again.
         profile: Whether to profile a few steps into the run directory; see `samout_train.profiling`.
         activation_checkpointing: Whether each layer's activations are computed again in the backward pass.
+        tf32: Whether float32 products on CUDA round to TF32.
 
     Raises:
-        ValueError: if accumulate does not divide batch_size, or the model has no layers to compute again.
+        ValueError: if accumulate does not divide batch_size, or model or device cannot do what is asked for.
     """
 
     @validated
@@ -83,11 +85,13 @@ class Trainer:
         overfit_batches: Annotated[int, NonNegative],
         profile: bool,
         activation_checkpointing: bool,
+        tf32: bool,
     ) -> None:
         if problem := not_divisible("batch_size", batch_size, "accumulate", accumulate):
             raise ValueError(problem)
         self.model, self.source, self.device, self.precision = model, source, device, precision
         self.profile = profile
+        use_tf32(tf32, device)
         if activation_checkpointing:
             checkpoint_activations(model)
         max_rows = None if max_epochs is None else max_epochs * source.train.num_rows
