@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from samout_train.activation_checkpointing import no_layers
 from samout_train.callbacks.base import Callback
+from samout_train.compilation import compile_problem
 from samout_train.config import CONF, Composed, ConfigError, compose_config, locate, options_with
 from samout_train.ops.kernels import Kernels
 from samout_train.overrides import override_problems
@@ -209,7 +210,9 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
             found.append("run_dir=: is empty: give a directory, or leave it out")
         try:
             device = choose_device(config["device"])
-            found.append(tf32_problem(trainer["tf32"], device) if "trainer" in sound else None)
+            if "trainer" in sound:
+                found.append(tf32_problem(trainer["tf32"], device))
+                found.append(compile_problem(device) if trainer["compile"] else None)
             choose_precision(config["precision"], device)
         except ValueError as error:
             found.append(str(error))

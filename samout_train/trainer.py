@@ -14,13 +14,7 @@ from samout_train.data.batches import Batches, Source
 from samout_train.profiling import profiling
 from samout_train.ranges import NonNegative, Positive, not_divisible, validated
 from samout_train.reports import Reports, write_figures
-from samout_train.runtime import (
-    Clock,
-    PrecisionName,
-    random_states,
-    reset_peak_memory,
-    set_random_states,
-)
+from samout_train.runtime import Clock, PrecisionName, random_states, reset_peak_memory, set_random_states
 from samout_train.schedules import Schedule, first_limit
 from samout_train.stopping import StopRequestedError, StopSignals
 from samout_train.tf32 import use_tf32
@@ -55,6 +49,7 @@ class Trainer:
         profile: Whether to profile a few steps into the run directory; see `samout_train.profiling`.
         activation_checkpointing: Whether each layer's activations are computed again in the backward pass.
         tf32: Whether float32 products on CUDA round to TF32.
+        compile: Whether torch compiles the model for the training step.
 
     Raises:
         ValueError: if accumulate does not divide batch_size, or model or device cannot do what is asked for.
@@ -86,6 +81,7 @@ class Trainer:
         profile: bool,
         activation_checkpointing: bool,
         tf32: bool,
+        compile: bool,
     ) -> None:
         if problem := not_divisible("batch_size", batch_size, "accumulate", accumulate):
             raise ValueError(problem)
@@ -112,6 +108,7 @@ class Trainer:
             precision=precision,
             accumulate=accumulate,
             clip_grad_norm=clip_grad_norm,
+            compile=compile,
         )
         self.clock = Clock(device)
         self.resumed_from: str | None = None  # the other run's checkpoint that this one started from
