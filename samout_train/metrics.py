@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -89,12 +89,13 @@ def estimate_memory_bytes(
         held = {name: torch.empty(b.shape, dtype=b.dtype, device=device) for name, b in model.named_buffers()}
         for name, p in model.named_parameters():
             held[name] = torch.empty(p.shape, dtype=p.dtype, device=device, requires_grad=p.requires_grad)
-        for _ in range(min(accumulate, 2)):
-            with autocast(precision, device):
-                logits_BTV, _ = functional_call(model, held, (ids_BT,))
-                nats = cross_entropy_sum(logits_BTV, ids_BT, -100)
-            nats.backward()
-            del logits_BTV, nats
+        with _reparametrize_module(model, held):  # in the backward pass, too, which may compute layers again
+            for _ in range(min(accumulate, 2)):
+                with autocast(precision, device):
+                    logits_BTV, _ = model(ids_BT)
+                    nats = cross_entropy_sum(logits_BTV, ids_BT, -100)
+                nats.backward()
+                del logits_BTV, nats
     moments = 2 * weights_bytes
     if device.type == "cpu":
         return current_memory_bytes() + int(HEAP_SLACK * (live.peak - weights_bytes + moments))

@@ -10,13 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from samout_train.activation_checkpointing import no_layers
 from samout_train.callbacks.base import Callback
+from samout_train.compilation import compile_problem
 from samout_train.config import CONF, Composed, ConfigError, compose_config, locate, options_with
 from samout_train.ops.kernels import Kernels
 from samout_train.overrides import override_problems
 from samout_train.ranges import Positive, Seed, not_divisible
 from samout_train.runtime import choose_device, choose_precision
 from samout_train.signatures import mistakes_in_call, shown
+from samout_train.tf32 import tf32_problem
 
 # What a node gets from the run and not from YAML.
 LATE_ARGUMENTS: dict[str, set[str]] = {
@@ -197,13 +200,20 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
                 "trainer.max_seconds alone does not say how many steps there are, which this schedule needs: "
                 "set trainer.max_steps too, or schedule=constant or schedule=wsd"
             )
+    if {"model", "trainer"} <= sound and trainer["activation_checkpointing"]:
+        model = locate(_node(config, "model")["_target_"])
+        found.append(no_layers(model.__name__) if getattr(model, "is_one_module", False) else None)
     if {"model", "data"} <= sound:
         found += _misfits(_node(config, "model"), data)
     if "" in sound:
         if not config["run_dir"]:
             found.append("run_dir=: is empty: give a directory, or leave it out")
         try:
-            choose_precision(config["precision"], choose_device(config["device"]))
+            device = choose_device(config["device"])
+            if "trainer" in sound:
+                found.append(tf32_problem(trainer["tf32"], device))
+                found.append(compile_problem(device) if trainer["compile"] else None)
+            choose_precision(config["precision"], device)
         except ValueError as error:
             found.append(str(error))
     return [problem for problem in found if problem]

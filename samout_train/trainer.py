@@ -1,6 +1,5 @@
 """The training loop: steps, reports, evaluations and checkpoints, until the first limit is reached."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -8,22 +7,17 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from samout_train.atomic import replace_file
+from samout_train.activation_checkpointing import checkpoint_activations
 from samout_train.callbacks.base import Callback, RunContext
 from samout_train.checkpoint import Checkpoints
 from samout_train.data.batches import Batches, Source
+from samout_train.profiling import profiling
 from samout_train.ranges import NonNegative, Positive, not_divisible, validated
-from samout_train.reports import Reports
-from samout_train.runtime import (
-    Clock,
-    PrecisionName,
-    finite_or_null,
-    random_states,
-    reset_peak_memory,
-    set_random_states,
-)
+from samout_train.reports import Reports, write_figures
+from samout_train.runtime import Clock, PrecisionName, random_states, reset_peak_memory, set_random_states
 from samout_train.schedules import Schedule, first_limit
 from samout_train.stopping import StopRequestedError, StopSignals
+from samout_train.tf32 import use_tf32
 from samout_train.training_step import TrainingStep
 
 log = logging.getLogger(__name__)
@@ -52,9 +46,13 @@ class Trainer:
         eval_batches: How many batches, spread over the validation split, these are.
         final_eval_batches: At the end, evaluate on the first this many batches only; None for the whole split.
         overfit_batches: Above 0, train on that many first batches, again and again.
+        profile: Whether to profile a few steps into the run directory; see `samout_train.profiling`.
+        activation_checkpointing: Whether each layer's activations are computed again in the backward pass.
+        tf32: Whether float32 products on CUDA round to TF32.
+        compile: Whether torch compiles the model for the training step.
 
     Raises:
-        ValueError: if accumulate does not divide batch_size.
+        ValueError: if accumulate does not divide batch_size, or model or device cannot do what is asked for.
     """
 
     @validated
@@ -80,10 +78,18 @@ class Trainer:
         eval_batches: Annotated[int, Positive],
         final_eval_batches: Annotated[int, Positive] | None,
         overfit_batches: Annotated[int, NonNegative],
+        profile: bool,
+        activation_checkpointing: bool,
+        tf32: bool,
+        compile: bool,
     ) -> None:
         if problem := not_divisible("batch_size", batch_size, "accumulate", accumulate):
             raise ValueError(problem)
         self.model, self.source, self.device, self.precision = model, source, device, precision
+        self.profile = profile
+        use_tf32(tf32, device)
+        if activation_checkpointing:
+            checkpoint_activations(model)
         max_rows = None if max_epochs is None else max_epochs * source.train.num_rows
         self.limits = first_limit(max_steps, max_rows, max_seconds, batch_size=batch_size, budget_steps=budget_steps)
         batches = Batches(
@@ -102,6 +108,7 @@ class Trainer:
             precision=precision,
             accumulate=accumulate,
             clip_grad_norm=clip_grad_norm,
+            compile=compile,
         )
         self.clock = Clock(device)
         self.resumed_from: str | None = None  # the other run's checkpoint that this one started from
@@ -153,16 +160,18 @@ class Trainer:
                 for callback in watching:
                     callback.on_start(context)
                 try:
-                    self._train(callbacks, checkpoints, signals)
+                    folder = context.run_dir / "profile" if self.profile else None
+                    with profiling(self.step, folder=folder, clock=self.clock, steps_made=self.step_count) as step:
+                        self._train(step, callbacks, checkpoints, signals)
                     final = self.reports.evaluate_whole(signals)
                 except StopRequestedError as stop:
                     self._save(callbacks, checkpoints)
                     for callback in watching:
                         callback.on_stop(str(stop))
                     raise
-            summary = self.reports.summary(context, final) | self._origin()
-            content = json.dumps(finite_or_null(summary), indent=2, allow_nan=False) + "\n"
-            replace_file(context.run_dir / "summary.json", lambda file: file.write(content.encode()))
+            origin = {} if self.resumed_from is None else {"resumed_from": self.resumed_from}
+            summary = self.reports.summary(context, final) | origin
+            write_figures(context.run_dir / "summary.json", summary)
             for callback in watching:
                 callback.on_end(summary)
         finally:
@@ -170,13 +179,19 @@ class Trainer:
                 callback.on_close()
         return summary
 
-    def _train(self, callbacks: Mapping[str, Callback], checkpoints: Checkpoints, signals: StopSignals) -> None:
+    def _train(
+        self,
+        step: Callable[[], Tensor],
+        callbacks: Mapping[str, Callback],
+        checkpoints: Checkpoints,
+        signals: StopSignals,
+    ) -> None:
         watching = list(callbacks.values())
         # A run that was stopped between a step and its report makes up for the report first.
         stop_reason = self.reports.report(watching, signals, is_last=self.finished()) if self.step_count else None
         self.clock.start()
         while stop_reason is None and not self.finished():
-            self.step()
+            step()
             for callback in watching:
                 callback.on_step(self.step_count)
             signals.check()
@@ -190,9 +205,6 @@ class Trainer:
         # Also where time ran out, or a callback spoke, after the step had been asked whether it is the last.
         self.reports.report(watching, signals, is_last=True)
         self._save(callbacks, checkpoints)
-
-    def _origin(self) -> dict[str, str]:
-        return {} if self.resumed_from is None else {"resumed_from": self.resumed_from}
 
     def _save(self, callbacks: Mapping[str, Callback], checkpoints: Checkpoints) -> None:
         if checkpoints.last_step == self.step_count:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.profiler import record_function
 
+from samout_train.compilation import compile_problem, compiled, told_compilation
 from samout_train.data.batches import Batches
 from samout_train.losses import cross_entropy_sum
 from samout_train.runtime import PrecisionName, autocast
@@ -29,6 +31,10 @@ class TrainingStep:
         precision: Of the forward and backward pass.
         accumulate: Micro-steps; each takes an equal share of the batch's rows.
         clip_grad_norm: The norm of all gradients together is brought down to this; None for no clipping.
+        compile: Whether torch compiles the model for this step; what else uses the model uses it as it is.
+
+    Raises:
+        ValueError: if it cannot be compiled on this machine.
 
     Attributes:
         step_count: Steps made.
@@ -46,7 +52,12 @@ class TrainingStep:
         precision: PrecisionName,
         accumulate: int,
         clip_grad_norm: float | None,
+        compile: bool,
     ) -> None:
+        if compile and (problem := compile_problem(batches.device)):
+            raise ValueError(problem)
+        self.forward = compiled(model) if compile else model
+        self._is_compiled = not compile
         self.model, self.optimizer, self.schedule, self.batches = model, optimizer, schedule, batches
         self.precision, self.accumulate, self.clip_grad_norm = precision, accumulate, clip_grad_norm
         self.parameters = list(model.parameters())
@@ -65,6 +76,10 @@ class TrainingStep:
         Returns:
             Its loss before the update, in nats per counted target, as a tensor that nothing waited for.
         """
+        if not self._is_compiled:
+            self._is_compiled = True
+            with told_compilation():
+                return self(progress)
         if not self.model.training:  # setting it anew on every module takes longer than asking the first
             self.model.train()
         batch = self.batches.get(self.step_count)
@@ -81,14 +96,15 @@ class TrainingStep:
         for ids_RT in batch.ids_RT.chunk(self.accumulate):
             with autocast(self.precision, self.batches.device):
                 inputs_RT, targets_RT = self.batches.rows.split(ids_RT)
-                logits_RTV, _ = self.model(inputs_RT)
+                logits_RTV, _ = self.forward(inputs_RT)
                 nats = cross_entropy_sum(logits_RTV, targets_RT, self.batches.ignore_index)
             loss = nats / batch.num_targets
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())
         self.scaler.unscale_(self.optimizer)
         if self.clip_grad_norm is not None:
-            self._grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
+            with record_function("Optimizer.clip_grad_norm"):  # so that a profile counts it to the optimizer
+                self._grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step_count += 1

@@ -144,6 +144,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "heads that do not divide": (["model.num_heads=5"], ["model.hidden_size (384)", "(5): try 380 or 385"]),
     "micro-steps that do not divide": (["trainer.accumulate=3"], ["data.batch_size (100)", "(3): try 99 or 102"]),
+    "layers to compute again in a model without": (
+        ["model=gru", "trainer.activation_checkpointing=true"],
+        ["trainer.activation_checkpointing=true: works layer by layer, and Recurrent has no ModuleList named layers"],
+    ),
     "id beyond the vocabulary": (
         ["data.vocab_size=3"],
         ["data.pad_id=3: must be an id, from 0 to 2: set data.vocab_size to 4 or more"],
@@ -157,6 +161,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a device that is not there": (["device=cuda:99"], ["device (cuda:99) is not there", "device=auto or device=cpu"]),
     "no device": (["device=gpu"], ["device (gpu) must be auto, cpu, cuda or cuda:N"]),
     "fp16 on the CPU": (["device=cpu", "precision=fp16"], ["precision (fp16) needs a CUDA device", "bf16 or fp32"]),
+    "TF32 on the CPU": (["device=cpu", "trainer.tf32=true"], ["trainer.tf32=true: is for CUDA", "on cpu: leave it"]),
     "a precision that is none": (["precision=fp8"], ["precision=fp8: must be auto, fp32, bf16, fp16"]),
     "a run to continue that is not there": (["resume=absent"], ["resume=absent: is not there"]),
     "nothing to continue": (["resume="], ["resume=: is not there: give auto, a run directory or a checkpoint"]),

@@ -17,12 +17,12 @@ from samout_train.run import train, trainer_from
 PACKAGE = Path(__file__).resolve().parent.parent / "samout_train"
 # Upper rows never import lower ones; within a row all may.
 ROWS = [
-    {"ops", "runtime", "stopping", "atomic", "ranges", "signatures"},
+    {"ops", "runtime", "stopping", "atomic", "ranges", "signatures", "tf32", "compilation"},
     {"models"},
     {"data", "losses", "schedules", "optim", "generation"},
     {"metrics", "checkpoint", "evaluation"},
     {"callbacks"},
-    {"training_step", "reports", "trainer"},
+    {"training_step", "reports", "profiling", "activation_checkpointing", "trainer"},
     {"verification"},
     {"config", "hydra_messages", "loading", "overrides", "problems", "run", "run_directory"},
     {"command_line", "commands", "__main__", "__init__"},

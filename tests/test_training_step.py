@@ -51,6 +51,7 @@ def step_of(
         precision=precision,
         accumulate=accumulate,
         clip_grad_norm=clip,
+        compile=False,
     )
 
 

@@ -39,6 +39,8 @@ class LSTMAttention(nn.Module):
         dropout: Dropout between the LSTM's layers and of the attention weights.
     """
 
+    is_one_module = True  # of torch's, whose layers cannot be taken one by one
+
     @validated
     def __init__(
         self,

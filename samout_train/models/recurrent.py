@@ -37,6 +37,8 @@ class Recurrent(nn.Module):
         ValueError: if there is no head and D is not that.
     """
 
+    is_one_module = True  # of torch's, whose layers cannot be taken one by one
+
     @validated
     def __init__(
         self,

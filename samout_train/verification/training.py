@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from samout_train.compilation import has_cpp_compiler
 from samout_train.metrics import sees_future
 from samout_train.verification.row import (
     FP32,
@@ -72,7 +73,7 @@ def compiled(tiny: Subject, device: torch.device) -> Measured:
 
     model = tiny.model(device).train()
     ids_BT = tiny.ids(2, COMPILED_TOKENS, device)
-    backend = "inductor" if device.type != "cpu" or _has_cpp_compiler() else "aot_eager"
+    backend = "inductor" if device.type != "cpu" or has_cpp_compiler() else "aot_eager"
     compile_graph, sizes = lookup_backend(backend), []
 
     def counted(graph: Any, inputs: Any) -> Any:
@@ -154,15 +155,3 @@ def learned_by_heart(tiny: Subject, device: torch.device) -> Measured:
         loss.backward()
         optimizer.step()
     return float(loss.detach()), f"{TINY}: nats after {step} steps"
-
-
-def _has_cpp_compiler() -> bool:
-    """Whether torch's own search, which heeds CXX, finds one."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return False
-    return True

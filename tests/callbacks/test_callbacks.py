@@ -12,6 +12,7 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from samout_train import train
 from samout_train.callbacks.base import StepReport
 from samout_train.callbacks.early_stopping import EarlyStopping
+from samout_train.callbacks.report import BFLOAT16_INSTRUCTIONS
 from samout_train.callbacks.sample import prompts_from
 from samout_train.config import ConfigError
 from samout_train.data.batches import MatrixRows
@@ -131,6 +132,22 @@ def run_with_prompt(run_dir: Path, small_text: Path, caplog: pytest.LogCaptureFi
     settings = ["callbacks.sample.prompt=line", "callbacks.sample.max_new_tokens=6", "callbacks.sample.num_samples=1"]
     run(run_dir, "data=text", f"data.path={small_text}", "trainer.max_steps=1", *settings)
     return str(next(record.args[0] for record in caplog.records if record.msg == "%s\n" and record.args))
+
+
+@pytest.mark.parametrize(
+    ("has_it", "precision", "hints"),
+    [(True, "auto", 1), (False, "auto", 0), (None, "auto", 0), (True, "fp32", 0), (True, "bf16", 0)],
+)
+def test_a_cpu_with_bfloat16_instructions_is_pointed_out_once_to_who_left_the_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_it: bool | None, precision: str, hints: int
+) -> None:
+    for name in BFLOAT16_INSTRUCTIONS:
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+        if has_it is not None:
+            monkeypatch.setattr(torch.cpu, name, lambda: has_it, raising=False)
+    train([*TINY, f"precision={precision}", "trainer=debug", f"run_dir={tmp_path / 'run'}"])
+    log = (tmp_path / "run" / "samout_train.log").read_text()
+    assert log.count("precision   fp32; this CPU has bfloat16 instructions: precision=bf16") == hints
 
 
 def test_early_stopping_waits_for_its_patience_and_counts_evaluations_only() -> None:
