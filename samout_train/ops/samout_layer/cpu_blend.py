@@ -77,9 +77,9 @@ def _mixed(bits: Any) -> Any:
 def _factors(dropping: Any, n: int, factors: Any) -> None:
     """What dropout multiplies the elements of position n by: 0, or what the others are made larger by."""
     kept, threshold, seed_low, seed_high = dropping
-    first = np.uint32(n * len(factors))
+    first, stride = np.uint32(n * len(factors)), np.uint32(seed_high | np.uint32(1))
     for j in range(len(factors)):
-        bits = _mixed(np.uint32(_mixed(np.uint32(np.uint32(first + np.uint32(j)) ^ seed_low)) + seed_high))
+        bits = _mixed(np.uint32(np.uint32(np.uint32(first + np.uint32(j)) * stride) + seed_low))
         factors[j] = np.float32(0) if bits < threshold else kept
 
 
