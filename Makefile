@@ -27,8 +27,9 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python scripts/bench_overhead.py
-	$(BIN)/python scripts/bench_decode.py --out docs/decode.png
+	$(BIN)/python scripts/bench_scan.py --rounds 2
+	$(BIN)/python scripts/bench_train.py --rounds 3
+	$(BIN)/python scripts/bench_decode.py
 
 dashboard: $(STAMP)
 	$(BIN)/python -m tensorboard.main --logdir outputs --samples_per_plugin scalars=30000

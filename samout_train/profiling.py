@@ -32,8 +32,9 @@ OPTIMIZER, COMPILED, OTHER = "optimizer", "compiled", "other"
 # The first pattern that is found in an operation's name says what it is.
 KINDS = {
     "matrix products": r"^aten::(mm|addmm|bmm|baddbmm|mv|addmv|matmul|linear|_addmm_activation)$|mkldnn\w*::?_?linear",
-    "mixer": r"samout_train|scaled_dot_product|_attention_|^aten::(cummax|lstm|gru|rnn_)|rnn_layer|cudnn_rnn|_cell",
-    "elementwise and norm": r"^aten::(\w*_norm(_backward)?|native_dropout\w*|dropout|bernoulli_?|copy_|fill_|zero_"
+    "mixer": r"max_mix|scaled_dot_product|_attention_|^aten::(cummax|lstm|gru|rnn_)|rnn_layer|cudnn_rnn|_cell",
+    "elementwise and norm": r"samout_train\w*:*_?(gated|blended)|^aten::(\w*_norm(_backward)?|native_dropout\w*"
+    r"|dropout|bernoulli_?|copy_|fill_|zero_"
     r"|sum|mean|where|_?softmax|_softmax_backward_data|(threshold|gelu|sigmoid|tanh|softplus|silu)(_backward)?_?"
     r"|(relu|exp|log|add|sub|rsub|mul|div|neg|pow|sqrt|rsqrt|reciprocal|logaddexp|maximum|minimum|cos|sin|clamp\w*)_?"
     r"|(addcmul|addcdiv|lerp|eq|ne|ge|gt|le|lt|isfinite|isnan|masked_fill|bitwise_\w+)_?)$",

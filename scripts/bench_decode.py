@@ -2,10 +2,12 @@
 
     python scripts/bench_decode.py [--device cpu] [--out docs/decode.png]
 
-One process, the two models interleaved, medians. Prints a table and draws it.
+One process, the two models interleaved, medians. Prints tables, draws them, and writes the figures as JSON beside the
+picture.
 """
 
 import argparse
+import json
 import statistics
 import time
 from pathlib import Path
@@ -22,6 +24,7 @@ from samout_train.metrics import num_parameters
 PLACES = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)
 TOKENS_A_PLACE = 24
 PREFIX_TOKENS = 1000
+BATCHES, PLACE_OF_BATCHES = (1, 4, 16, 64), 1000
 VOCAB_SIZE = 128
 
 
@@ -64,6 +67,24 @@ def by_place(model_of: dict[str, nn.Module], device: torch.device) -> dict[str, 
 
 
 @torch.inference_mode()
+def by_batch(model_of: dict[str, nn.Module], device: torch.device) -> dict[str, dict[int, float]]:
+    """Tokens a second of all sequences together, by their number, after 1,000 tokens of each."""
+    speeds: dict[str, dict[int, float]] = {name: {} for name in model_of}
+    for batch in tqdm(BATCHES, desc="batches"):
+        ids = torch.randint(4, VOCAB_SIZE, (batch, PLACE_OF_BATCHES + 1 + TOKENS_A_PLACE)).to(device)
+        times: dict[str, list[float]] = {name: [] for name in model_of}
+        state = {name: model(ids[:, :PLACE_OF_BATCHES])[1] for name, model in model_of.items()}
+        for t in range(PLACE_OF_BATCHES, ids.shape[1]):
+            for name, model in model_of.items():
+                started = _now(device)
+                _, state[name] = model(ids[:, t : t + 1], state[name])
+                times[name].append(_now(device) - started)
+        for name in model_of:
+            speeds[name][batch] = batch / statistics.median(times[name][1:])
+    return speeds
+
+
+@torch.inference_mode()
 def against_the_prefix(model: nn.Module, device: torch.device) -> tuple[float, float]:
     """Seconds for 1,000 tokens with a carried state, and with the whole prefix run again for each (every 20th is)."""
     ids = torch.randint(4, VOCAB_SIZE, (1, PREFIX_TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
@@ -84,14 +105,20 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _draw(seconds: dict[str, dict[int, float]], title: str, path: Path) -> None:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+def _draw(seconds: dict[str, dict[int, float]], speeds: dict[str, dict[int, float]], title: str, path: Path) -> None:
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for name, values in seconds.items():
-        axes.plot(list(values), [1000 * value for value in values.values()], marker="o", label=name)
-    axes.set(xlabel="tokens so far", ylabel="milliseconds a token", xscale="log", ylim=(0, None), title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
+        left.plot(list(values), [1000 * value for value in values.values()], marker="o", label=name)
+    left.set(xlabel="tokens so far", ylabel="milliseconds a token", xscale="log", ylim=(0, None))
+    for name, values in speeds.items():
+        right.plot(list(values), list(values.values()), marker="o", label=name)
+    right.set(xlabel="sequences at once", ylabel="tokens a second, all together", xscale="log", yscale="log")
+    right.set_xticks(BATCHES, [str(batch) for batch in BATCHES])
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(title)
     figure.savefig(path, dpi=110)
 
 
@@ -112,15 +139,24 @@ def main() -> None:
     print(f"v8: token 16,000 takes {seconds['v8'][16000] / seconds['v8'][100]:.3f} of the time of token 100")
     faster = [place for place in PLACES if seconds["v8"][place] < seconds["transformer"][place]]
     print(f"v8 is the faster one from token {faster[0] if faster else 'none'} of those measured")
+    speeds = by_batch(model_of, device)
+    print("sequences at once, tokens a second:" + "".join(f"{batch:9}" for batch in BATCHES))
+    for name, speed in speeds.items():
+        print(f"{name:35}" + "".join(f"{value:9,.0f}" for value in speed.values()))
+    again_of = {}
     for name, model in model_of.items():
         carried, again = against_the_prefix(model, device)
         print(
             f"{name}: 1,000 tokens in {carried:.2f} s carried, {again:.1f} s with the prefix each time: "
             f"{again / carried:.0f} times as fast"
         )
+        again_of[name] = again / carried
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    _draw(seconds, f"decoding, 6.3 M parameters, {hardware}, torch {torch.__version__}", given.out)
-    print(f"drawn to {given.out}")
+    _draw(seconds, speeds, f"decoding, 6.3 M parameters, {hardware}, torch {torch.__version__}", given.out)
+    content = {"date": time.strftime("%Y-%m-%d"), "hardware": hardware, "torch": torch.__version__}
+    content |= {"seconds a token by place": seconds, "tokens a second by batch": speeds, "over the prefix": again_of}
+    given.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"drawn to {given.out}, figures in {given.out.with_suffix('.json')}")
 
 
 if __name__ == "__main__":

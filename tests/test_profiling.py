@@ -133,3 +133,21 @@ def test_on_cuda_kernels_of_the_steps_count_whatever_thread_launched_them() -> N
     assert (found["aten::mm"].microseconds, found["aten::mm"].calls) == (800.0, 2)
     assert found["aten::add_"].kind == "optimizer" and found[STEP].microseconds == 10.0
     assert table(events, torch.device("cuda"))[0] == "0.900 ms a step of work of the device, the mean of 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("mkldnn::_linear_pointwise", "matrix products"),
+        ("samout_train::max_mix_backward", "mixer"),
+        ("samout_train::blended", "elementwise and norm"),
+        ("GeneratedBackwardFor_samout_train_gated_defaultBackward", "elementwise and norm"),
+        ("aten::_fused_adam_", "optimizer"),
+        ("aten::nll_loss_forward", "embedding and loss"),
+        ("aten::view", "other"),
+    ],
+)
+def test_an_operation_counts_as_what_it_is(name: str, kind: str) -> None:
+    step = event(STEP, 0, 100, kernels={})
+    events = [step, event(name, 10, 20, kernels={}, above=step)]
+    assert {operation.name: operation.kind for operation in operations(events, torch.device("cpu"))}[name] == kind
