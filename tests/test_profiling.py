@@ -149,5 +149,5 @@ def test_on_cuda_kernels_of_the_steps_count_whatever_thread_launched_them() -> N
 )
 def test_an_operation_counts_as_what_it_is(name: str, kind: str) -> None:
     step = event(STEP, 0, 100, kernels={})
-    events = [step, event(name, 10, 20, kernels={}, above=step)]
-    assert {operation.name: operation.kind for operation in operations(events, torch.device("cpu"))}[name] == kind
+    events = [step, event(name, 10, 20, kernels={"a kernel": 10.0}, above=step)]
+    assert {operation.name: operation.kind for operation in operations(events, torch.device("cuda"))}[name] == kind
