@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from samout_train.ops import linear as package
 from samout_train.ops.kernels import use_kernels
-from samout_train.ops.linear import LEAST_WEIGHTS, MANY_ROWS, MOST_ROWS, linear, onednn
+from samout_train.ops.linear import LEAST_WEIGHTS, MOST_ROWS, linear, onednn
 from samout_train.ops.linear.cpu import few_rows
+
+MANY_ROWS = 64
 
 
 def tensors(*sizes: int, outputs: int = 301, inputs: int = 267) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,6 +114,7 @@ def test_many_rows_in_onednn_and_their_gradients_are_those_in_float64(
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch was built without oneDNN")
     monkeypatch.setattr(onednn, "is_faster_here", lambda: True)
+    monkeypatch.setattr(package, "LEAST_PRODUCTS", MANY_ROWS * 301 * 267)
     x, weight_NK, bias_N = tensors(*sizes)
     given = [
         x.transpose(0, 1).contiguous().transpose(0, 1) if x.ndim > 2 else x,
@@ -130,10 +134,11 @@ def test_many_rows_in_onednn_and_their_gradients_are_those_in_float64(
         assert float(((got.double() - want).norm() / want.norm()).detach()) < 1e-6
 
 
-def test_what_onednn_gets_is_told_by_rows_and_by_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_onednn_gets_is_told_by_size_and_by_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     monkeypatch.setattr(onednn, "is_faster_here", lambda: True)
     monkeypatch.setattr(onednn, "many_rows", lambda x, weight, bias: calls.append(len(x)) or F.linear(x, weight, bias))
+    monkeypatch.setattr(package, "LEAST_PRODUCTS", MANY_ROWS * 301 * 267)
     _, weight_NK, _ = tensors(1)
     for rows in (MANY_ROWS - 1, MANY_ROWS):
         linear(torch.ones(rows, 267), weight_NK)

@@ -13,12 +13,14 @@ from samout_train.ops.linear import onednn
 # weights on and up to 8 rows; with smaller weights or with more rows it is the faster one.
 MOST_ROWS = 8
 LEAST_WEIGHTS = 65_536
-MANY_ROWS = 64  # from here on oneDNN's products pay
+# Multiplications from which on oneDNN's products pay for the way to them: 2,048 x 240 by 240 x 240 did (4 % of a step),
+# 768 x 128 by 128 x 128 did not.
+LEAST_PRODUCTS = 2**26
 
 
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """x W^T + b, as torch.nn.functional.linear; sums may be in another order. In many rows on some CPUs, there are no
-    gradients of gradients.
+    """x W^T + b, as torch.nn.functional.linear; sums may be in another order. Of large products on some CPUs, there
+    are no gradients of gradients.
 
     Args:
         x: Input of any shape (..., K).
@@ -30,13 +32,13 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor
     """
     if not _is_plain_float32_on_cpu(x, weight_NK):
         return F.linear(x, weight_NK, bias_N)
-    if x.numel() >= MANY_ROWS * weight_NK.shape[1] and not only_torch() and onednn.is_faster_here():
-        return onednn.many_rows(x, weight_NK, bias_N)
-    if not _is_a_matter_of_reading(x, weight_NK):
-        return F.linear(x, weight_NK, bias_N)
-    from samout_train.ops.linear.cpu import few_rows
+    if _is_a_matter_of_reading(x, weight_NK):
+        from samout_train.ops.linear.cpu import few_rows
 
-    return few_rows(x, weight_NK, bias_N)
+        return few_rows(x, weight_NK, bias_N)
+    if x.numel() * len(weight_NK) >= LEAST_PRODUCTS and not only_torch() and onednn.is_faster_here():
+        return onednn.many_rows(x, weight_NK, bias_N)
+    return F.linear(x, weight_NK, bias_N)
 
 
 def _is_plain_float32_on_cpu(x: Tensor, weight_NK: Tensor) -> bool:
