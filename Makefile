@@ -28,7 +28,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python scripts/bench_scan.py --rounds 2
-	$(BIN)/python scripts/bench_train.py --rounds 3
+	$(BIN)/python scripts/bench_train.py --rounds 2
 	$(BIN)/python scripts/bench_decode.py
 
 dashboard: $(STAMP)

@@ -24,7 +24,7 @@ from samout_train.metrics import num_parameters
 PLACES = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)
 TOKENS_A_PLACE = 24
 PREFIX_TOKENS = 1000
-BATCHES, PLACE_OF_BATCHES = (1, 4, 16, 64), 1000
+BATCHES, PLACE_OF_BATCHES = (1, 4, 16, 64), 256
 VOCAB_SIZE = 128
 
 
@@ -68,7 +68,7 @@ def by_place(model_of: dict[str, nn.Module], device: torch.device) -> dict[str, 
 
 @torch.inference_mode()
 def by_batch(model_of: dict[str, nn.Module], device: torch.device) -> dict[str, dict[int, float]]:
-    """Tokens a second of all sequences together, by their number, after 1,000 tokens of each."""
+    """Tokens a second of all sequences together, by their number, after 256 tokens of each."""
     speeds: dict[str, dict[int, float]] = {name: {} for name in model_of}
     for batch in tqdm(BATCHES, desc="batches"):
         ids = torch.randint(4, VOCAB_SIZE, (batch, PLACE_OF_BATCHES + 1 + TOKENS_A_PLACE)).to(device)
@@ -139,10 +139,6 @@ def main() -> None:
     print(f"v8: token 16,000 takes {seconds['v8'][16000] / seconds['v8'][100]:.3f} of the time of token 100")
     faster = [place for place in PLACES if seconds["v8"][place] < seconds["transformer"][place]]
     print(f"v8 is the faster one from token {faster[0] if faster else 'none'} of those measured")
-    speeds = by_batch(model_of, device)
-    print("sequences at once, tokens a second:" + "".join(f"{batch:9}" for batch in BATCHES))
-    for name, speed in speeds.items():
-        print(f"{name:35}" + "".join(f"{value:9,.0f}" for value in speed.values()))
     again_of = {}
     for name, model in model_of.items():
         carried, again = against_the_prefix(model, device)
@@ -151,6 +147,10 @@ def main() -> None:
             f"{again / carried:.0f} times as fast"
         )
         again_of[name] = again / carried
+    speeds = by_batch(model_of, device)
+    print("sequences at once, tokens a second:" + "".join(f"{batch:9}" for batch in BATCHES))
+    for name, speed in speeds.items():
+        print(f"{name:35}" + "".join(f"{value:9,.0f}" for value in speed.values()))
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     _draw(seconds, speeds, f"decoding, 6.3 M parameters, {hardware}, torch {torch.__version__}", given.out)
     content = {"date": time.strftime("%Y-%m-%d"), "hardware": hardware, "torch": torch.__version__}

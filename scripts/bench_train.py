@@ -219,6 +219,7 @@ def draw(steps: dict[str, dict[str, float]], speeds: dict[str, dict[int, float]]
     left, right = figure.subplots(1, 2)
     bars = left.bar(list(steps), [1000 * step["seconds"] for step in steps.values()])
     left.bar_label(bars, [f"{step['times']:.2f} x" for step in steps.values()])
+    left.margins(y=0.1)
     left.set(ylabel="milliseconds a step", title="published V8, 100 x 49 tokens")
     for name, speed in speeds.items():
         right.plot(list(speed), list(speed.values()), marker="o", label=name)
