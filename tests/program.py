@@ -12,9 +12,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["hydra", "numba", "torch._dynamo", "samout_train.run"])
 
 
-def samout(
-    folder: Path, *words: str | bytes, text: str = "", timeout: float = 120, **variables: str
-) -> subprocess.CompletedProcess[str]:
+def samout(folder: Path, *words: str | bytes, text: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """What `python -m samout_train *words` does in a folder, with `text` as standard input.
 
     Args:
@@ -22,11 +20,10 @@ def samout(
         words: As they are typed.
         text: Standard input.
         timeout: Seconds after which the process is killed and the test ends.
-        variables: Environment beside that of the tests.
     """
     with tempfile.TemporaryDirectory() as streams:
         Path(streams, "0").write_text(text, "utf-8", errors="surrogateescape")
-        arguments = ([os.fsdecode(word) for word in words], folder, streams, dict(os.environ) | variables)
+        arguments = ([os.fsdecode(word) for word in words], folder, streams, dict(os.environ))
         process = _context.Process(target=_main, args=arguments)
         process.start()
         process.join(timeout)

@@ -1,5 +1,6 @@
 """verify as it is typed: what it verifies, at which sizes, and what it answers."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,8 +114,19 @@ def test_exit_code_1_says_that_a_check_failed(tmp_path: Path) -> None:
     )
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "peeks.yaml").write_text("defaults:\n  - v8\nmixer:\n  _target_: peeks.Peeks\n")
-    words = ["verify", "--config-dir", "mine", "model=peeks", *SIZES, "device=cpu"]
-    done = samout(tmp_path, *words, CXX="/nonexistent")
+    words = [
+        sys.executable,
+        "-m",
+        "samout_train",
+        "verify",
+        "--config-dir",
+        "mine",
+        "model=peeks",
+        *SIZES,
+        "device=cpu",
+    ]
+    environment = os.environ | {"CXX": "/nonexistent"}  # torch looks once in a process
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300)
     failed = [line for line in done.stdout.splitlines() if "FAIL" in line]
     assert done.returncode == 1 and "causality: a token changes nothing before it" in failed[0], done.stderr
     (compiled,) = (line for line in done.stdout.splitlines() if "compiled as eager" in line)
