@@ -1,6 +1,6 @@
 """Loss on rows that are given, dropout off, each row from a fresh state."""
 
-# R rows, T time, V vocabulary
+# R rows, T time
 
 import math
 import sys
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from samout_train.data.batches import Source
-from samout_train.losses import cross_entropy_sum
+from samout_train.losses import next_token_nats
 from samout_train.runtime import PrecisionName, autocast, to_device
 
 
@@ -82,8 +82,7 @@ def evaluate(
                 num_bytes += int(token_bytes[counted].sum()) if token_bytes is not None else 0
                 inputs_RT, targets_RT = source.validation.split(to_device(ids_RT, device))
                 with autocast(precision, device):
-                    logits_RTV, _ = model(inputs_RT)
-                    nats += cross_entropy_sum(logits_RTV, targets_RT, source.ignore_index)
+                    nats += next_token_nats(model, inputs_RT, targets_RT, source.ignore_index)
     finally:
         model.train(was_training)
     if num_targets == 0:

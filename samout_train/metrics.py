@@ -1,6 +1,6 @@
 """What is known about a model before it trains: parameters by part, operations a token, bytes of memory."""
 
-# B batch, T time, V vocabulary
+# B batch, T time, D width, V vocabulary
 
 import weakref
 from collections import Counter
@@ -13,7 +13,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from samout_train.losses import cross_entropy_sum
+from samout_train.losses import next_token_nats
 from samout_train.runtime import PrecisionName, autocast, current_memory_bytes
 
 # With every tensor mapped by itself (MALLOC_MMAP_THRESHOLD_=32768) the count of live bytes agrees with the measured
@@ -25,6 +25,8 @@ class LanguageModel(Protocol):
     """What reports ask of a model, beside being called.
 
     One in which a position sees later tokens says so with an attribute `sees_future` that is true; see `sees_future`.
+    One whose logits are a matrix (V, D) times what its body makes has that matrix as `head_weight`, and returns that,
+    (B, T, D), where it is called with `return_hidden=True`: its loss then needs no logits where they are very many.
     """
 
     def part_of(self, name: str) -> str:
@@ -92,10 +94,9 @@ def estimate_memory_bytes(
         with _reparametrize_module(model, held):  # in the backward pass, too, which may compute layers again
             for _ in range(min(accumulate, 2)):
                 with autocast(precision, device):
-                    logits_BTV, _ = model(ids_BT)
-                    nats = cross_entropy_sum(logits_BTV, ids_BT, -100)
+                    nats = next_token_nats(model, ids_BT, ids_BT, -100)
                 nats.backward()
-                del logits_BTV, nats
+                del nats
     moments = 2 * weights_bytes
     if device.type == "cpu":
         return current_memory_bytes() + int(HEAP_SLACK * (live.peak - weights_bytes + moments))

@@ -4,7 +4,7 @@ The loss is the sum of nats over the number of counted targets of the whole batc
 padding add up to the gradient of the big batch. Nothing waits for the device.
 """
 
-# R rows, T time, V vocabulary
+# R rows, T time
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.profiler import record_function
 
 from samout_train.compilation import compile_problem, compiled, told_compilation
 from samout_train.data.batches import Batches
-from samout_train.losses import cross_entropy_sum
+from samout_train.losses import next_token_nats
 from samout_train.runtime import PrecisionName, autocast
 from samout_train.schedules import Progress, Schedule
 
@@ -96,8 +96,7 @@ class TrainingStep:
         for ids_RT in batch.ids_RT.chunk(self.accumulate):
             with autocast(self.precision, self.batches.device):
                 inputs_RT, targets_RT = self.batches.rows.split(ids_RT)
-                logits_RTV, _ = self.forward(inputs_RT)
-                nats = cross_entropy_sum(logits_RTV, targets_RT, self.batches.ignore_index)
+                nats = next_token_nats(self.forward, inputs_RT, targets_RT, self.batches.ignore_index)
             loss = nats / batch.num_targets
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())

@@ -5,8 +5,9 @@
 One process, interleaved, medians. The published program is an eager float32 loop over the published formulation of V8,
 written here in torch's operations, its heads included. Both begin with the same weights and batches, and their losses
 after ten steps are printed. "Products" is the share of the step that the model's matrix products would take (6
-operations for each weight and token) at the rate that one product of the same precision reached beside it. Prints
-tables, draws them, and writes the figures as JSON beside the picture.
+operations for each weight and token) at the rate that one product of the same precision reached beside it. With a
+large vocabulary, the loss in pieces is measured against the loss of all logits. Prints tables, draws them, and writes
+the figures as JSON beside the picture.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from samout_train import build_trainer
+from samout_train import build_trainer, losses
 from samout_train.metrics import num_parameters
 from samout_train.models.samout import SamOut
 from samout_train.trainer import Trainer
@@ -44,8 +46,10 @@ MODELS = {
 }
 MEMORY = """
 import sys
-from samout_train import build_trainer
-from samout_train.runtime import current_memory_bytes, peak_memory_bytes, reset_peak_memory
+from samout_train import build_trainer, losses
+from samout_train.runtime import peak_memory_bytes, reset_peak_memory
+if sys.argv[1] == "all logits":
+    losses.MOST_LOGITS = float("inf")
 if sys.argv[1] == "published":
     from bench_train import PUBLISHED, published_loop
     trainer = build_trainer(PUBLISHED)
@@ -175,17 +179,43 @@ def against_the_published(device: torch.device, rounds: int) -> dict[str, dict[s
     rates = {name: matmul_rate(dtype, device) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
     results = {}
     for name in tqdm(steps, desc="memory"):
-        overrides = [*PUBLISHED, *place, f"precision={name[-4:]}"]
-        words = [sys.executable, "-c", MEMORY, name.split(",")[0], *overrides]
-        done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
         results[name] = {
             "seconds": seconds[name],
             "tokens a second": tokens / seconds[name],
             "times": seconds["published, fp32"] / seconds[name],
             "share of products": operations / seconds[name] / rates[name[-4:]],
-            "peak bytes": float(done.stdout),
+            "peak bytes": peak_bytes(name.split(",")[0], [*PUBLISHED, *place, f"precision={name[-4:]}"]),
             "loss": losses[name],
         }
+    return results
+
+
+def peak_bytes(program: str, overrides: list[str]) -> float:
+    """Memory at the peak of three steps, in a process of their own."""
+    words = [sys.executable, "-c", MEMORY, program, *overrides]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    return float(done.stdout)
+
+
+def large_vocabulary(device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds a step and bytes at the peak with 50,304 ids: all logits at once, and in pieces."""
+    rows = TOKENS_A_STEP[device.type] // 8192
+    data = ["data=random", f"data.num_sequences={rows}", f"data.batch_size={rows}", "data.seq_len=1024"]
+    results = {}
+    for precision in ("fp32", "bf16"):
+        sizes = [*SIZES[device.type][:3], "data.vocab_size=50304", f"precision={precision}", f"device={device}"]
+        overrides = [*MODELS["v8"], *data, *sizes]
+        trainer, default = build_trainer(overrides), losses.MOST_LOGITS
+
+        def step(trainer: Trainer, most_logits: float) -> None:
+            losses.MOST_LOGITS = most_logits  # type: ignore[assignment]
+            trainer.step()
+
+        ways = {"all logits": partial(step, trainer, float("inf")), "in pieces": partial(step, trainer, default)}
+        seconds = interleaved(ways, rounds, device)
+        losses.MOST_LOGITS = default
+        for name, value in seconds.items():
+            results[f"{name}, {precision}"] = {"seconds": value, "peak bytes": peak_bytes(name, overrides)}
     return results
 
 
@@ -241,6 +271,7 @@ def main() -> None:
     given = arguments.parse_args()
     device = torch.device(given.device)
     steps = against_the_published(device, given.rounds)
+    vocabulary = large_vocabulary(device, max(2, given.rounds // 2))
     speeds = by_length(device, max(2, given.rounds // 2))
     print(f"{'a step of 4,900 tokens':18}       ms   times  tokens/s  products  peak MB  loss after ten")
     for name, step in steps.items():
@@ -248,6 +279,9 @@ def main() -> None:
             f"{name:18} {1000 * step['seconds']:12.0f} {step['times']:7.2f} {step['tokens a second']:9,.0f} "
             f"{step['share of products']:9.0%} {step['peak bytes'] / 1e6:8,.0f} {step['loss']:15.4f}"
         )
+    print("50,304 ids               ms   peak MB")
+    for name, step in vocabulary.items():
+        print(f"{name:18} {1000 * step['seconds']:8.0f} {step['peak bytes'] / 1e6:9,.0f}")
     print("tokens a second by length  " + "".join(f"{length:>10,}" for length in speeds["v8"]))
     for name, speed in speeds.items():
         print(f"{name:27}" + "".join(f"{value:10,.0f}" for value in speed.values()))
@@ -257,7 +291,7 @@ def main() -> None:
     draw(steps, speeds, f"training, {hardware}, torch {torch.__version__}", given.out)
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     content = {"date": time.strftime("%Y-%m-%d"), "hardware": hardware, "versions": versions}
-    text = json.dumps(content | {"steps": steps, "tokens a second": speeds}, indent=1) + "\n"
+    text = json.dumps(content | {"steps": steps, "50,304 ids": vocabulary, "tokens a second": speeds}, indent=1) + "\n"
     given.out.with_suffix(".json").write_text(text, encoding="utf-8")
     print(f"{hardware}, {versions}; drawn to {given.out}, figures in {given.out.with_suffix('.json')}")
 

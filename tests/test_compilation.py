@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from samout_train import build_trainer, train
+from samout_train import build_trainer, losses, train
 from samout_train.commands.train import main
 from samout_train.compilation import compile_problem, has_cpp_compiler
 from samout_train.trainer import Trainer
@@ -58,6 +58,15 @@ def test_ten_compiled_steps_come_to_the_weights_of_ten_plain_ones(extra: list[st
     for name, weight in weights.items():
         assert float((weight - wanted[name]).abs().max()) < TOLERANCE, name
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "the whole model is one graph"
+
+
+@compiling
+def test_a_compiled_model_can_do_without_all_of_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = steps().model.state_dict()
+    monkeypatch.setattr(losses, "MOST_LOGITS", 1000)
+    for name, weight in steps(COMPILED).model.state_dict().items():
+        assert float((weight - wanted[name]).abs().max()) < TOLERANCE, name
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 @compiling

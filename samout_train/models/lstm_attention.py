@@ -59,12 +59,20 @@ class LSTMAttention(nn.Module):
         self.mixer = nn.LSTM(hidden_size, hidden_size, num_layers, batch_first=True, dropout=between)
         self.head = Linear(2 * hidden_size, vocab_size, bias=False)
 
-    def forward(self, ids_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix (V, 2 D) that makes logits of what `return_hidden` returns."""
+        return self.head.weight
+
+    def forward(
+        self, ids_BT: Tensor, state: State | None = None, *, return_hidden: bool = False
+    ) -> tuple[Tensor, State]:
         """Logits for each position.
 
         Args:
             ids_BT: Token ids, int64, T at least 1.
             state: What the call before returned; None at the start of a sequence.
+            return_hidden: Whether to return what the head reads, (B, T, 2 D), in place of the logits.
 
         Returns:
             (logits_BTV, state): The logits, and the LSTM's two states, (B, L, D), with all hidden states so far.
@@ -89,8 +97,9 @@ class LSTMAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=past == 0 and time > 1,
         )
-        logits_BTV = self.head(torch.cat([h_BTD, c_B1TD[:, 0]], dim=-1))
-        return logits_BTV, (last_LBD.transpose(0, 1), cell_LBD.transpose(0, 1), cache)
+        both_BTP = torch.cat([h_BTD, c_B1TD[:, 0]], dim=-1)
+        out_BTV = both_BTP if return_hidden else self.head(both_BTP)
+        return out_BTV, (last_LBD.transpose(0, 1), cell_LBD.transpose(0, 1), cache)
 
     def part_of(self, name: str) -> str:
         """Which part of the model the parameter of this name belongs to, as reports show it."""

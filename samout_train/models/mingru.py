@@ -138,12 +138,20 @@ class MinGRU(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
         self.head = Linear(hidden_size, vocab_size, bias=False)
 
-    def forward(self, ids_BT: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix (V, D) that makes logits of what `return_hidden` returns."""
+        return self.head.weight
+
+    def forward(
+        self, ids_BT: Tensor, state: list[Tensor] | None = None, *, return_hidden: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
         """Logits for each position.
 
         Args:
             ids_BT: Token ids, int64, T at least 1.
             state: What the call before returned; None at the start of a sequence.
+            return_hidden: Whether to return what the head reads, (B, T, D), in place of the logits.
 
         Returns:
             (logits_BTV, state): The logits and one (B, D) state a layer.
@@ -153,7 +161,8 @@ class MinGRU(nn.Module):
         for index, layer in enumerate(self.layers):
             x_BTD, state_BD = layer(x_BTD, None if state is None else state[index])
             next_state.append(state_BD)
-        return self.head(self.norm(x_BTD)), next_state
+        h_BTD = self.norm(x_BTD)
+        return h_BTD if return_hidden else self.head(h_BTD), next_state
 
     def part_of(self, name: str) -> str:
         """Which part of the model the parameter of this name belongs to, as reports show it."""

@@ -76,12 +76,20 @@ class Recurrent(nn.Module):
         self.head = Linear(directions * hidden_size, vocab_size, bias=False) if head == "linear" else None
         self.is_lstm, self.hidden_size, self.num_states = cell == "lstm", hidden_size, directions * num_layers
 
-    def forward(self, ids_BT: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    @property
+    def head_weight(self) -> Tensor | None:
+        """The matrix (V, D) that makes logits of what `return_hidden` returns; None without a head."""
+        return None if self.head is None else self.head.weight
+
+    def forward(
+        self, ids_BT: Tensor, state: tuple[Tensor, ...] | None = None, *, return_hidden: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Logits for each position.
 
         Args:
             ids_BT: Token ids, int64, T at least 1.
             state: What the call before returned; None at the start of a sequence.
+            return_hidden: Whether to return what the head reads, (B, T, D), in place of the logits.
 
         Returns:
             (logits_BTV, state): The logits and the hidden state, (B, L, D); for an LSTM its cell state, too.
@@ -98,8 +106,8 @@ class Recurrent(nn.Module):
             given = parts if self.is_lstm else parts[0]
         h_BTD, last = self.mixer(x_BTD, given)
         parts = last if self.is_lstm else (last,)
-        logits_BTV = h_BTD if self.head is None else self.head(h_BTD)
-        return logits_BTV, tuple(part_LBD.transpose(0, 1) for part_LBD in parts)
+        out_BTV = h_BTD if return_hidden or self.head is None else self.head(h_BTD)
+        return out_BTV, tuple(part_LBD.transpose(0, 1) for part_LBD in parts)
 
     def part_of(self, name: str) -> str:
         """Which part of the model the parameter of this name belongs to, as reports show it."""

@@ -155,12 +155,20 @@ class SamOut(nn.Module):
         if init == "small":
             draw_small(self.embedding)
 
-    def forward(self, ids_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix (V, D) that makes logits of what `return_hidden` returns."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def forward(
+        self, ids_BT: Tensor, state: State | None = None, *, return_hidden: bool = False
+    ) -> tuple[Tensor, State]:
         """Logits for the next token at each position.
 
         Args:
             ids_BT: Token ids, int64, T at least 1.
             state: What the call before returned; None at the start of a sequence.
+            return_hidden: Whether to return what the head reads, (B, T, D), in place of the logits.
 
         Returns:
             (logits_BTV, state): The logits and one (B, D) state a layer.
@@ -175,8 +183,7 @@ class SamOut(nn.Module):
         for index, layer in enumerate(self.layers):
             x_BTD, state_BD = layer(x_BTD, None if state is None else state[index])
             next_state.append(state_BD)
-        logits_BTV = linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD)
-        return logits_BTV, next_state
+        return x_BTD if return_hidden else linear(x_BTD, self.head_weight), next_state
 
     def part_of(self, name: str) -> str:
         """Which part of the model the parameter of this name belongs to, as reports show it."""
@@ -187,9 +194,8 @@ class SamOut(nn.Module):
 
     def forward_flops_per_token(self, length: int) -> int:
         """Operations of the matrix products for one token; no mixer here has one over time, whatever the length."""
-        head = self.embedding if self.head is None else self.head
         layers = sum(layer.forward_flops_per_token() for layer in cast(list[SamOutLayer], self.layers))
-        return layers + 2 * head.weight.numel()
+        return layers + 2 * self.head_weight.numel()
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's state in float32 after `length` tokens."""

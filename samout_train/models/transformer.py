@@ -147,6 +147,11 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(hidden_size) if norm == "pre" else nn.Identity()
         self.head = Linear(hidden_size, vocab_size, bias=False)
 
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix (V, D) that makes logits of what `return_hidden` returns."""
+        return self.head.weight
+
     def forward(
         self,
         ids_BT: Tensor,
@@ -154,6 +159,7 @@ class Transformer(nn.Module):
         *,
         padding_mask_BS: Tensor | None = None,
         return_attention: bool = False,
+        return_hidden: bool = False,
     ) -> tuple[Tensor, list[KeyValueCache]] | tuple[Tensor, list[KeyValueCache], list[Tensor]]:
         """Logits for each position.
 
@@ -162,6 +168,7 @@ class Transformer(nn.Module):
             state: What the call before returned; None at the start of a sequence.
             padding_mask_BS: True where a token, before or in `ids_BT`, is padding, which no other token attends to.
             return_attention: Whether to return the weights of each layer, (B, H, T, S), too.
+            return_hidden: Whether to return what the head reads, (B, T, D), in place of the logits.
 
         Returns:
             (logits_BTV, state), and the weights where they are asked for.
@@ -190,8 +197,9 @@ class Transformer(nn.Module):
             )
             next_state.append(cast(KeyValueCache, cache))
             weights.append(weights_BHTS)
-        logits_BTV = self.head(self.norm(x_BTD))
-        return (logits_BTV, next_state, weights) if return_attention else (logits_BTV, next_state)
+        h_BTD = self.norm(x_BTD)
+        out_BTV = h_BTD if return_hidden else self.head(h_BTD)
+        return (out_BTV, next_state, weights) if return_attention else (out_BTV, next_state)
 
     def part_of(self, name: str) -> str:
         """Which part of the model the parameter of this name belongs to, as reports show it."""
