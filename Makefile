@@ -27,7 +27,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python scripts/bench_scan.py --rounds 2
+	$(BIN)/python scripts/bench_scan.py --rounds 1
 	$(BIN)/python scripts/bench_train.py --rounds 2
 	$(BIN)/python scripts/bench_decode.py
 

@@ -1,20 +1,23 @@
 """Text from a model, token by token, from its carried state: each token costs the same."""
 
-# B batch, T time, V vocabulary
+# B batch, V vocabulary
 
 import codecs
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from samout_train.data.vocabulary import SPECIAL_TOKENS, Vocabulary
+from samout_train.decoding import Decoder, prefill
+from samout_train.models.state import repeat_state
 from samout_train.ranges import NonNegative, Positive, Range, TopShare, validated
+from samout_train.sampling import choose
 
-PREFILL_TOKENS = 512
+T = TypeVar("T")
 GeneratorSeed = Range(0, 2**64 - 1)  # what torch takes: also the largest seed of a run with samples counted up from it
 
 
@@ -30,7 +33,7 @@ def generate_tokens(
     seed: Annotated[int, GeneratorSeed],
     banned_ids: Sequence[int] = (),
 ) -> Iterator[int]:
-    """New token ids, one after another.
+    """New token ids, one after another. Wrong arguments are told at once, not with the first token.
 
     Args:
         model: Called as `logits, state = model(ids, state)`.
@@ -45,12 +48,42 @@ def generate_tokens(
     Raises:
         ValueError: if the prompt is empty, or the model has no room for it and the new tokens.
     """
-    if not len(prompt_ids):
-        raise ValueError("the prompt is empty: give at least one token to continue")
-    if problem := _no_room(getattr(model, "max_seq_len", None), len(prompt_ids), max_new_tokens):
-        raise ValueError(problem)
-    choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p, banned_ids=list(banned_ids))
-    return _draw(model, list(prompt_ids), max_new_tokens, seed, choose)
+    chosen = partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, banned_ids=list(banned_ids))
+    rows = _draw(model, prompt_ids, max_new_tokens, [seed], chosen)
+    return (ids[0] for ids in rows)
+
+
+@validated
+def generate_samples(
+    model: nn.Module,
+    prompt_ids: Sequence[int],
+    *,
+    num_samples: Annotated[int, Positive],
+    max_new_tokens: Annotated[int, NonNegative],
+    temperature: Annotated[float, NonNegative],
+    top_k: Annotated[int, Positive] | None,
+    top_p: Annotated[float, TopShare] | None = None,
+    seed: Annotated[int, GeneratorSeed],
+    banned_ids: Sequence[int] = (),
+) -> Iterator[list[int]]:
+    """The next token of several continuations of one prompt, again and again: read once, drawn side by side.
+
+    Args:
+        model: As for `generate_tokens`, and so are all that are not explained here.
+        prompt_ids: What comes before all of them.
+        num_samples: How many.
+        max_new_tokens: How many tokens to make of each.
+        temperature: 0 makes all of them alike.
+        top_k: Of each draw.
+        top_p: Of each draw.
+        seed: Of the first; each further one has the next, and the draws that `generate_tokens` would make of it.
+        banned_ids: Ids that are never drawn.
+
+    Raises:
+        ValueError: if the prompt is empty, or the model has no room for it and the new tokens.
+    """
+    chosen = partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, banned_ids=list(banned_ids))
+    return _draw(model, prompt_ids, max_new_tokens, [seed + number for number in range(num_samples)], chosen)
 
 
 def generate_text(
@@ -117,8 +150,8 @@ class Timed:
         self.first_seconds: list[float] = []
         self.later_seconds: list[float] = []
 
-    def __call__(self, ids: Iterator[int]) -> Iterator[int]:
-        """The same tokens; what is done with one before the next is asked for does not count."""
+    def __call__(self, ids: Iterator[T]) -> Iterator[T]:
+        """The same tokens, or rows of tokens; what is done with one before the next is asked for does not count."""
         started, seconds = time.perf_counter(), self.first_seconds
         for index in ids:
             seconds.append(time.perf_counter() - started)
@@ -148,49 +181,45 @@ def _whole_characters(vocabulary: Vocabulary, ids: Iterator[int]) -> Iterator[st
 
 
 def _draw(
-    model: nn.Module, prompt_ids: list[int], max_new_tokens: int, seed: int, choose: Callable[..., Tensor]
-) -> Iterator[int]:
+    model: nn.Module,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    seeds: list[int],
+    chosen: Callable[[Tensor, torch.Generator], Tensor],
+) -> Iterator[list[int]]:
+    """Checks at once; tokens are made as they are asked for."""
+    if not len(prompt_ids):
+        raise ValueError("the prompt is empty: give at least one token to continue")
+    if problem := _no_room(getattr(model, "max_seq_len", None), len(prompt_ids), max_new_tokens):
+        raise ValueError(problem)
+    return _drawn(model, list(prompt_ids), max_new_tokens, seeds, chosen)
+
+
+def _drawn(
+    model: nn.Module,
+    prompt_ids: list[int],
+    max_new_tokens: int,
+    seeds: list[int],
+    chosen: Callable[[Tensor, torch.Generator], Tensor],
+) -> Iterator[list[int]]:
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     was_training = model.training
     model.eval()
     try:
-        state: Any = None
-        for start in range(0, len(prompt_ids), PREFILL_TOKENS):  # in pieces, so that memory does not grow with a prompt
+        logits_BV, state = prefill(model, prompt_ids)
+        if len(seeds) > 1:
+            logits_BV, state = logits_BV.expand(len(seeds), -1), repeat_state(state, len(seeds))
+        decoder = Decoder(model, state)
+        for made in range(1, max_new_tokens + 1):
             with torch.inference_mode():
-                ids_BT = torch.tensor([prompt_ids[start : start + PREFILL_TOKENS]], device=device)
-                logits_BTV, state = model(ids_BT, state)
-        for made in range(max_new_tokens):
-            with torch.inference_mode():
-                if made:
-                    logits_BTV, state = model(ids_BT, state)
-                ids_BT = choose(logits_BTV[0, -1].double(), generator).view(1, 1)
-            yield int(ids_BT)
+                rows = zip(logits_BV.to(torch.float64, copy=True), generators, strict=True)
+                ids_B1 = torch.stack([chosen(logits_V, generator).view(1) for logits_V, generator in rows])
+            yield ids_B1[:, 0].tolist()
+            if made < max_new_tokens:
+                logits_BV = decoder(ids_B1)
     finally:
         model.train(was_training)
-
-
-def _choose(
-    logits_V: Tensor,
-    generator: torch.Generator,
-    *,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    banned_ids: list[int],
-) -> Tensor:
-    logits_V[banned_ids] = float("-inf")
-    if temperature == 0:
-        return logits_V.argmax()
-    if top_k is not None and top_k < len(logits_V):
-        logits_V[logits_V < logits_V.topk(top_k).values[-1]] = float("-inf")
-    # Without the largest taken off first, a temperature near 0 would make all of them infinite.
-    probabilities_V = ((logits_V - logits_V.max()) / temperature).softmax(0)
-    if top_p is not None:
-        sorted_V, order_V = probabilities_V.sort(descending=True)
-        before_V = sorted_V.cumsum(0) - sorted_V
-        probabilities_V[order_V[before_V >= top_p]] = 0  # the most probable one has nothing before it, so it stays
-    return torch.multinomial(probabilities_V, 1, generator=generator)
 
 
 def _until(pieces: Iterator[str], stop: str | None) -> Iterator[str]:

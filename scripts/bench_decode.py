@@ -10,16 +10,20 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from samout_train import build_model
+from samout_train.decoding import Decoder
 from samout_train.metrics import num_parameters
+from samout_train.ops.kernels import use_kernels
+from samout_train.runtime import keep_freed_memory
 
 PLACES = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)
 TOKENS_A_PLACE = 24
@@ -54,15 +58,10 @@ def by_place(model_of: dict[str, nn.Module], device: torch.device) -> dict[str, 
         for start in range(done, place, 500):
             for name, model in model_of.items():
                 _, state[name] = model(ids[:, start : min(start + 500, place)], state[name])
-        times: dict[str, list[float]] = {name: [] for name in model_of}
-        for t in range(place, place + TOKENS_A_PLACE):
-            for name, model in model_of.items():
-                started = _now(device)
-                _, state[name] = model(ids[:, t : t + 1], state[name])
-                times[name].append(_now(device) - started)
-        done = place + TOKENS_A_PLACE
-        for name in model_of:
-            seconds[name][place] = statistics.median(times[name])
+        decoders = {name: Decoder(model, state[name]) for name, model in model_of.items()}
+        for name, value in interleaved(decoders, ids[:, place : place + TOKENS_A_PLACE], device).items():
+            seconds[name][place] = value
+        done = place
     return seconds
 
 
@@ -72,16 +71,37 @@ def by_batch(model_of: dict[str, nn.Module], device: torch.device) -> dict[str, 
     speeds: dict[str, dict[int, float]] = {name: {} for name in model_of}
     for batch in tqdm(BATCHES, desc="batches"):
         ids = torch.randint(4, VOCAB_SIZE, (batch, PLACE_OF_BATCHES + 1 + TOKENS_A_PLACE)).to(device)
-        times: dict[str, list[float]] = {name: [] for name in model_of}
-        state = {name: model(ids[:, :PLACE_OF_BATCHES])[1] for name, model in model_of.items()}
-        for t in range(PLACE_OF_BATCHES, ids.shape[1]):
-            for name, model in model_of.items():
-                started = _now(device)
-                _, state[name] = model(ids[:, t : t + 1], state[name])
-                times[name].append(_now(device) - started)
-        for name in model_of:
-            speeds[name][batch] = batch / statistics.median(times[name][1:])
+        decoders = {name: Decoder(model, model(ids[:, :PLACE_OF_BATCHES])[1]) for name, model in model_of.items()}
+        for name, value in interleaved(decoders, ids[:, PLACE_OF_BATCHES:], device).items():
+            speeds[name][batch] = batch / value
     return speeds
+
+
+def interleaved(steps: dict[str, Callable[[Tensor], object]], ids_BT: Tensor, device: torch.device) -> dict[str, float]:
+    """Median seconds of each for a token of each sequence; the first one is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for ids_B1 in ids_BT.split(1, dim=1):
+        for name, step in steps.items():
+            started = _now(device)
+            step(ids_B1)
+            times[name].append(_now(device) - started)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+@torch.inference_mode()
+def against_eager(model: nn.Module, device: torch.device) -> float:
+    """How many times as fast a token is as with torch's own operations, each launched by itself."""
+    ids = torch.randint(4, VOCAB_SIZE, (1, PREFIX_TOKENS)).to(device)
+    state = model(ids[:, :100])[1]
+
+    def eager(ids_B1: Tensor) -> None:
+        nonlocal state
+        use_kernels("reference")
+        state = model(ids_B1, state)[1]
+        use_kernels("auto")
+
+    seconds = interleaved({"eager": eager, "decoder": Decoder(model, state)}, ids[:, 100:300], device)
+    return seconds["eager"] / seconds["decoder"]
 
 
 @torch.inference_mode()
@@ -89,9 +109,10 @@ def against_the_prefix(model: nn.Module, device: torch.device) -> tuple[float, f
     """Seconds for 1,000 tokens with a carried state, and with the whole prefix run again for each (every 20th is)."""
     ids = torch.randint(4, VOCAB_SIZE, (1, PREFIX_TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
     model(ids[:, :50])
-    state, started = None, _now(device)
-    for t in range(PREFIX_TOKENS):
-        _, state = model(ids[:, t : t + 1], state)
+    started = _now(device)
+    decoder = Decoder(model, model(ids[:, :1])[1])
+    for ids_B1 in ids[:, 1:].split(1, dim=1):
+        decoder(ids_B1)
     carried = _now(device) - started
     started = _now(device)
     for t in range(9, PREFIX_TOKENS, 20):
@@ -129,6 +150,7 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("docs/decode.png"))
     given = arguments.parse_args()
     device = torch.device(given.device)
+    keep_freed_memory()
     model_of = models(device)
     for name, model in model_of.items():
         print(f"{name}: {num_parameters(model):,} parameters")
@@ -147,6 +169,8 @@ def main() -> None:
             f"{again / carried:.0f} times as fast"
         )
         again_of[name] = again / carried
+    eager = against_eager(model_of["v8"], device)
+    print(f"v8: a token {eager:.1f} times as fast as in torch's own operations one by one")
     speeds = by_batch(model_of, device)
     print("sequences at once, tokens a second:" + "".join(f"{batch:9}" for batch in BATCHES))
     for name, speed in speeds.items():
@@ -155,6 +179,7 @@ def main() -> None:
     _draw(seconds, speeds, f"decoding, 6.3 M parameters, {hardware}, torch {torch.__version__}", given.out)
     content = {"date": time.strftime("%Y-%m-%d"), "hardware": hardware, "torch": torch.__version__}
     content |= {"seconds a token by place": seconds, "tokens a second by batch": speeds, "over the prefix": again_of}
+    content |= {"v8 over torch's operations": eager}
     given.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"drawn to {given.out}, figures in {given.out.with_suffix('.json')}")
 

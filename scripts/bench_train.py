@@ -1,6 +1,6 @@
 """Training: the project's step against the published program, and V8 against a Transformer of equal size by length.
 
-    python scripts/bench_train.py [--device cpu] [--out docs/train.png] [--rounds 5]
+    python scripts/bench_train.py [--device cpu] [--out docs/train.png] [--rounds 3]
 
 One process, interleaved, medians. The published program is an eager float32 loop over the published formulation of V8,
 written here in torch's operations, its heads included. Both begin with the same weights and batches, and their losses
@@ -37,9 +37,10 @@ LENGTHS = {"cpu": (256, 512, 1024, 4096, 16_384), "cuda": (1024, 4096, 32_768, 1
 TOKENS_A_STEP = {"cpu": 16_384, "cuda": 131_072}
 # Equal parameters, to 1 %: a SamOut layer has 7 D^2, a Transformer layer 4 D^2 + 2 D F.
 SIZES = {
-    "cpu": ["model.hidden_size=256", "model.num_heads=4", "model.num_layers=4", "data.vocab_size=256"],
+    "cpu": ["model.hidden_size=256", "model.num_heads=4", "model.num_layers=2", "data.vocab_size=256"],
     "cuda": ["model.hidden_size=768", "model.num_heads=12", "model.num_layers=12", "data.vocab_size=50304"],
 }
+PRECISIONS = {"cpu": "precision=fp32", "cuda": "precision=bf16"}
 MODELS = {
     "v8": ["model=v8", "model.dropout=0"],
     "transformer": ["model=transformer", "model.max_seq_len=1048576"],
@@ -58,7 +59,7 @@ else:
     trainer = build_trainer(sys.argv[2:])
     step = trainer.step
 reset_peak_memory(trainer.device)
-for _ in range(3):
+for _ in range(2):
     step()
 print(peak_memory_bytes(trainer.device))
 """
@@ -157,7 +158,7 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * 4096 * size * size / seconds
 
 
-def against_the_published(device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
+def against_the_published(device: torch.device) -> dict[str, dict[str, float]]:
     """Seconds a step, tokens a second, share of products, bytes at the peak, and the loss after ten steps."""
     place = [f"device={device}"]
     trainers = {
@@ -168,11 +169,13 @@ def against_the_published(device: torch.device, rounds: int) -> dict[str, dict[s
         "published, fp32": published_loop(build_trainer([*PUBLISHED, *place])),
         **{name: trainer.step for name, trainer in trainers.items()},
     }
-    losses = {}
-    for name, step in tqdm(steps.items(), desc="ten steps"):
-        torch.manual_seed(0)  # for dropout
-        losses[name] = [float(step()) for _ in range(10)][-1]
-    seconds = interleaved(steps, rounds, device)
+    losses: dict[str, list[Tensor]] = {name: [] for name in steps}
+
+    def stepping(name: str) -> None:
+        torch.manual_seed(len(losses[name]))  # for dropout: the same of each program
+        losses[name].append(steps[name]())
+
+    seconds = interleaved({name: partial(stepping, name) for name in steps}, 9, device)
     trainer = trainers["project, fp32"]
     tokens = 100 * 49
     operations = 3 * trainer.model.forward_flops_per_token(49) * tokens
@@ -185,13 +188,13 @@ def against_the_published(device: torch.device, rounds: int) -> dict[str, dict[s
             "times": seconds["published, fp32"] / seconds[name],
             "share of products": operations / seconds[name] / rates[name[-4:]],
             "peak bytes": peak_bytes(name.split(",")[0], [*PUBLISHED, *place, f"precision={name[-4:]}"]),
-            "loss": losses[name],
+            "loss": float(losses[name][9]),
         }
     return results
 
 
 def peak_bytes(program: str, overrides: list[str]) -> float:
-    """Memory at the peak of three steps, in a process of their own."""
+    """Memory at the peak of two steps, in a process of their own."""
     words = [sys.executable, "-c", MEMORY, program, *overrides]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
     return float(done.stdout)
@@ -201,36 +204,31 @@ def large_vocabulary(device: torch.device, rounds: int) -> dict[str, dict[str, f
     """Seconds a step and bytes at the peak with 50,304 ids: all logits at once, and in pieces."""
     rows = TOKENS_A_STEP[device.type] // 8192
     data = ["data=random", f"data.num_sequences={rows}", f"data.batch_size={rows}", "data.seq_len=1024"]
-    results = {}
-    for precision in ("fp32", "bf16"):
-        sizes = [*SIZES[device.type][:3], "data.vocab_size=50304", f"precision={precision}", f"device={device}"]
-        overrides = [*MODELS["v8"], *data, *sizes]
-        trainer, default = build_trainer(overrides), losses.MOST_LOGITS
+    sizes = [*SIZES[device.type][:3], "data.vocab_size=50304", PRECISIONS[device.type], f"device={device}"]
+    overrides = [*MODELS["v8"], *data, *sizes]
+    trainer, most_logits = build_trainer(overrides), losses.MOST_LOGITS
 
-        def step(trainer: Trainer, most_logits: float) -> None:
-            losses.MOST_LOGITS = most_logits  # type: ignore[assignment]
-            trainer.step()
+    def step(most_logits: float) -> None:
+        losses.MOST_LOGITS = most_logits  # type: ignore[assignment]
+        trainer.step()
 
-        ways = {"all logits": partial(step, trainer, float("inf")), "in pieces": partial(step, trainer, default)}
-        seconds = interleaved(ways, rounds, device)
-        losses.MOST_LOGITS = default
-        for name, value in seconds.items():
-            results[f"{name}, {precision}"] = {"seconds": value, "peak bytes": peak_bytes(name, overrides)}
-    return results
+    ways = {"all logits": partial(step, float("inf")), "in pieces": partial(step, most_logits)}
+    seconds = interleaved(ways, rounds, device)
+    losses.MOST_LOGITS = most_logits
+    return {name: {"seconds": value, "peak bytes": peak_bytes(name, overrides)} for name, value in seconds.items()}
 
 
 def by_length(device: torch.device, rounds: int) -> dict[str, dict[int, float]]:
     """Tokens a second of V8 and of a Transformer of equal size, by the length of rows at equal tokens a step."""
     total, sizes = TOKENS_A_STEP[device.type], SIZES[device.type]
     width = int(sizes[0].split("=")[1])
-    precision = "precision=bf16" if device.type == "cuda" else "precision=fp32"
     results: dict[str, dict[int, float]] = {name: {} for name in MODELS}
     for length in tqdm(LENGTHS[device.type], desc="lengths"):
         rows = max(1, total // length)
         data = [f"data.seq_len={length}", f"data.num_sequences={rows}", f"data.batch_size={rows}"]
         trainers = {
             name: build_trainer(
-                [*model, *sizes, "data=random", *data, precision, f"device={device}"]
+                [*model, *sizes, "data=random", *data, PRECISIONS[device.type], f"device={device}"]
                 + ([f"model.ffn_size={3 * width // 2}"] if name == "transformer" else [])
             )
             for name, model in MODELS.items()
@@ -267,12 +265,12 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--out", type=Path, default=Path("docs/train.png"))
-    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--rounds", type=int, default=3, help="of the large vocabulary and of each length")
     given = arguments.parse_args()
     device = torch.device(given.device)
-    steps = against_the_published(device, given.rounds)
-    vocabulary = large_vocabulary(device, max(2, given.rounds // 2))
-    speeds = by_length(device, max(2, given.rounds // 2))
+    steps = against_the_published(device)
+    vocabulary = large_vocabulary(device, given.rounds)
+    speeds = by_length(device, given.rounds)
     print(f"{'a step of 4,900 tokens':18}       ms   times  tokens/s  products  peak MB  loss after ten")
     for name, step in steps.items():
         print(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from samout_train import build_model, generate_text
 from samout_train.config import CONF, compose_config
 from samout_train.data.vocabulary import Bytes, Characters
-from samout_train.generation import PREFILL_TOKENS, Timed, generate_tokens, text_of
+from samout_train.decoding import PREFILL_TOKENS
+from samout_train.generation import Timed, generate_samples, generate_tokens, text_of
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 
@@ -73,9 +74,20 @@ def test_greedy_tokens_do_not_depend_on_how_a_prompt_is_cut(name: str, monkeypat
     model, prompt_ids = tiny(name), torch.randint(37, (75,), generator=torch.Generator().manual_seed(1)).tolist()
     made = set()
     for piece in (1, 7, 64, 512):
-        monkeypatch.setattr("samout_train.generation.PREFILL_TOKENS", piece)
+        monkeypatch.setattr("samout_train.decoding.PREFILL_TOKENS", piece)
         made.add(tuple(greedy(model, prompt_ids, 30)))
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_side_by_side_are_those_one_after_another(name: str, temperature: float) -> None:
+    model, prompt_ids = tiny(name), torch.randint(37, (9,), generator=torch.Generator().manual_seed(1)).tolist()
+    settings = {"max_new_tokens": 20, "temperature": temperature, "top_k": None}
+    rows = list(generate_samples(model, prompt_ids, num_samples=3, seed=7, **settings))
+    apart = [list(generate_tokens(model, prompt_ids, seed=seed, **settings)) for seed in (7, 8, 9)]
+    assert [list(column) for column in zip(*rows, strict=True)] == apart
+    assert temperature == 0 or len({tuple(sample) for sample in apart}) == 3
 
 
 def test_memory_does_not_grow_with_a_prompt() -> None:

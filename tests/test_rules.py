@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "samout_train"
 ROWS = [
     {"ops", "runtime", "stopping", "atomic", "ranges", "signatures", "tf32", "compilation"},
     {"models"},
-    {"data", "losses", "schedules", "optim", "generation"},
+    {"data", "losses", "schedules", "optim", "sampling", "decoding", "generation"},
     {"metrics", "checkpoint", "evaluation"},
     {"callbacks"},
     {"training_step", "reports", "profiling", "activation_checkpointing", "trainer"},

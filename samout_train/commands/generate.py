@@ -2,6 +2,7 @@
 
 import os
 import sys
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -43,13 +44,15 @@ def main(words: list[str]) -> int:
 
 def _generate(words: list[str]) -> int:
     from samout_train.data.vocabulary import SPECIAL_TOKENS
-    from samout_train.generation import Timed, generate_tokens, text_of
+    from samout_train.generation import Timed, generate_samples, text_of
     from samout_train.loading import load_run
     from samout_train.ops.kernels import use_kernels
-    from samout_train.runtime import choose_device
+    from samout_train.runtime import choose_device, keep_freed_memory
 
     settings = dict(settings_of(words, "generate", keys).config)
     device = choose_device(settings.pop("device"))
+    if device.type == "cpu":
+        keep_freed_memory()
     use_kernels(settings.pop("kernels"))
     loaded = load_run(settings.pop("run"))
     if loaded.vocabulary is None:
@@ -58,24 +61,26 @@ def _generate(words: list[str]) -> int:
     num_samples, seed = settings.pop("num_samples"), settings.pop("seed")
     prompt_ids, banned_ids = loaded.vocabulary.encode(prompt).tolist(), range(len(SPECIAL_TOKENS))
     model, timed = loaded.model.to(device), Timed()
-    for number in range(num_samples):
-        ids = generate_tokens(model, prompt_ids, seed=seed + number, banned_ids=banned_ids, **settings)
+    rows = generate_samples(model, prompt_ids, num_samples=num_samples, seed=seed, banned_ids=banned_ids, **settings)
+    # Side by side: the first is written as it comes, the others have been made meanwhile.
+    for number, column in enumerate(tee(timed(rows), num_samples)):
         if num_samples > 1:
             print(f"sample {number + 1}", file=sys.stderr)
         sys.stdout.write(prompt)
-        for piece in text_of(loaded.vocabulary, timed(ids), stop=stop):
+        ids = (row[number] for row in column)
+        for piece in text_of(loaded.vocabulary, ids, stop=stop):
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
         sys.stdout.flush()
-    print(f"{_speed(timed, num_samples * len(prompt_ids))}, on {device}", file=sys.stderr)
+    print(f"{_speed(timed, len(prompt_ids), num_samples)}, on {device}", file=sys.stderr)
     return 0
 
 
-def _speed(timed: "Timed", prompt_tokens: int) -> str:
+def _speed(timed: "Timed", prompt_tokens: int, num_samples: int) -> str:
     later = timed.later_seconds
-    num_tokens = len(timed.first_seconds) + len(later)
-    rate = f", {len(later) / sum(later):,.0f} tokens/s" if later else ""
+    num_tokens = num_samples * (len(timed.first_seconds) + len(later))
+    rate = f", {num_samples * len(later) / sum(later):,.0f} tokens/s" if later else ""
     return f"prompt: {prompt_tokens} tokens in {sum(timed.first_seconds):.3f} s; text: {num_tokens} tokens{rate}"
 
 

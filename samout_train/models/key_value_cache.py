@@ -7,6 +7,8 @@ from typing import Any, TypedDict, TypeGuard
 import torch
 from torch import Tensor
 
+LEAST_ROOM = 256
+
 
 class KeyValueCache(TypedDict):
     """One layer's keys and values, in plain containers, so that a state can be saved like any other.
@@ -45,15 +47,15 @@ def refuse_past_the_end(past: int, time: int, max_seq_len: int) -> None:
 def extended(cache: KeyValueCache | None, keys_BHTK: Tensor, values_BHTK: Tensor, capacity: int) -> KeyValueCache:
     """A cache with further keys and values behind it.
 
-    A new sequence's are kept as they are. The first call that goes on makes room for `capacity` tokens, later ones
-    write into it; where another call has gone on from the same cache already, gradients are wanted, or the room was
-    made in inference mode and must not be written to outside of it, they copy.
+    A new sequence's are kept as they are. The first call that goes on makes room for twice as many tokens, later ones
+    write into it until it is full; where another call has gone on from the same cache already, gradients are wanted, or
+    the room was made in inference mode and must not be written to outside of it, they copy.
 
     Args:
         cache: What came before; None for a new sequence.
         keys_BHTK: The new keys.
         values_BHTK: The new values.
-        capacity: Tokens to make room for.
+        capacity: The most that there will be.
     """
     time = keys_BHTK.shape[2]
     if cache is None:
@@ -66,7 +68,8 @@ def extended(cache: KeyValueCache | None, keys_BHTK: Tensor, values_BHTK: Tensor
         )
     room_is_free = cache["keys_BHSK"].shape[2] >= past + time and int(cache["written"]) == past
     if not room_is_free or (cache["keys_BHSK"].is_inference() and not torch.is_inference_mode_enabled()):
-        cache = _cache(_with_room(old_keys_BHSK, capacity), _with_room(old_values_BHSK, capacity), past)
+        room = min(capacity, max(LEAST_ROOM, 2 * (past + time)))
+        cache = _cache(_with_room(old_keys_BHSK, room), _with_room(old_values_BHSK, room), past)
     cache["keys_BHSK"][:, :, past : past + time] = keys_BHTK
     cache["values_BHSK"][:, :, past : past + time] = values_BHTK
     cache["written"].fill_(past + time)
@@ -94,8 +97,8 @@ def _cache(keys_BHSK: Tensor, values_BHSK: Tensor, length: int) -> KeyValueCache
     return KeyValueCache(keys_BHSK=keys_BHSK, values_BHSK=values_BHSK, length=length, written=written)
 
 
-def _with_room(part_BHSK: Tensor, capacity: int) -> Tensor:
+def _with_room(part_BHSK: Tensor, room: int) -> Tensor:
     batch, heads, length, width = part_BHSK.shape
-    roomy_BHSK = part_BHSK.new_zeros(batch, heads, capacity, width)
+    roomy_BHSK = part_BHSK.new_zeros(batch, heads, room, width)
     roomy_BHSK[:, :, :length] = part_BHSK
     return roomy_BHSK

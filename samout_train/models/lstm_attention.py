@@ -112,6 +112,6 @@ class LSTMAttention(nn.Module):
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's state in float32 after `length` tokens.
 
-        That is what counts of it: a state that goes on without gradients holds room for max_seq_len hidden states.
+        That is what counts of it: a state that goes on without gradients holds room for more.
         """
         return 4 * self.mixer.hidden_size * (2 * self.mixer.num_layers + length)

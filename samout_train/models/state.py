@@ -1,7 +1,7 @@
 """States of any model, which are lists, tuples and dictionaries of tensors (batch first) and numbers.
 
 `torch.save` writes one, and `torch.load(weights_only=True)` reads it. `compact_state` first: a state may be a view of
-something larger, as a maximum is the last of a sequence's, and a key-value cache that goes on has room for max_seq_len.
+something larger, as a maximum is the last of a sequence's, and a key-value cache that goes on has room for more.
 """
 
 # B batch

@@ -212,6 +212,6 @@ class Transformer(nn.Module):
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's keys and values in float32 after `length` tokens.
 
-        That is what counts of them: a state that goes on without gradients holds room for max_seq_len tokens.
+        That is what counts of them: a state that goes on without gradients holds room for more.
         """
         return 2 * 4 * self.head.in_features * length * len(self.layers)

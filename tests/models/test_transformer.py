@@ -117,6 +117,16 @@ def test_a_cache_that_goes_on_has_room_and_is_not_made_again() -> None:
     assert first[0]["keys_BHSK"].data_ptr() == second[0]["keys_BHSK"].data_ptr()
 
 
+def test_the_room_of_a_cache_doubles_up_to_the_end() -> None:
+    transformer, rooms = model(max_seq_len=1000), []
+    with torch.inference_mode():
+        _, state = transformer(IDS[:1, :1])
+        for _ in range(999):
+            _, state = transformer(IDS[:1, :1], state)
+            rooms.append(state[0]["keys_BHSK"].shape[2])
+    assert sorted(set(rooms)) == [256, 514, 1000]  # 2 x 257, and then not 2 x 515
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
