@@ -217,6 +217,7 @@ def test_a_shell_completes_verbs_options_and_keys(tmp_path: Path) -> None:
     assert limits.split() == ["trainer.max_epochs=", "trainer.max_seconds=", "trainer.max_steps="]
 
 
+@pytest.mark.slow
 def test_python_in_the_working_directory_can_be_named_by_the_installed_command(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from samout_train.callbacks.base import Callback\n\n\nclass Says(Callback):\n"

@@ -79,15 +79,14 @@ def test_greedy_tokens_do_not_depend_on_how_a_prompt_is_cut(name: str, monkeypat
     assert len(made) == 1
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("name", NAMES)
-def test_samples_side_by_side_are_those_one_after_another(name: str, temperature: float) -> None:
+def test_samples_side_by_side_are_those_one_after_another(name: str) -> None:
     model, prompt_ids = tiny(name), torch.randint(37, (9,), generator=torch.Generator().manual_seed(1)).tolist()
-    settings = {"max_new_tokens": 20, "temperature": temperature, "top_k": None}
+    settings = {"max_new_tokens": 20, "temperature": 1.0, "top_k": None}
     rows = list(generate_samples(model, prompt_ids, num_samples=3, seed=7, **settings))
     apart = [list(generate_tokens(model, prompt_ids, seed=seed, **settings)) for seed in (7, 8, 9)]
     assert [list(column) for column in zip(*rows, strict=True)] == apart
-    assert temperature == 0 or len({tuple(sample) for sample in apart}) == 3
+    assert len({tuple(sample) for sample in apart}) == 3
 
 
 def test_memory_does_not_grow_with_a_prompt() -> None:

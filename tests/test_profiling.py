@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import mostly_slow
 
 from samout_train import train
 from samout_train.callbacks.base import Callback
@@ -85,7 +86,7 @@ class SignalAfter(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("stop_after", [3, 7])
+@pytest.mark.parametrize("stop_after", mostly_slow([3, 7], {7}))
 def test_a_run_that_is_stopped_among_the_profiled_steps_goes_on_and_profiles_anew(
     tmp_path: Path, stop_after: int
 ) -> None:

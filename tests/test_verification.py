@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import mostly_slow
 from torch import Tensor, nn
 
 from samout_train import build_model
@@ -219,7 +220,7 @@ def test_a_broken_mixer_is_caught_by_the_right_row(mixer: Callable[..., nn.Modul
         assert CAUSAL not in failed
 
 
-@pytest.mark.parametrize("tile", [64, 100, 256, 1024])
+@pytest.mark.parametrize("tile", mostly_slow([64, 100, 256, 1024], {100}))
 def test_a_leak_at_the_borders_of_any_tile_is_caught(tile: int) -> None:
     for mixer, row in ((LeaksAtTileBorders, CAUSAL), (LeaksInTraining, f"{CAUSAL}, in training")):
         found = next(got for got in rows(partial(mixer, tile=tile), width=8, most_tokens=None) if got.name == row)

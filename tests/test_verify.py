@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import mostly_slow
 from program import samout
 
 from samout_train import train
@@ -32,7 +33,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", mostly_slow(RUNS, {"short_cache"}))
 def test_a_run_that_trains_is_verified_to_the_end(name: str, tmp_path: Path, small_text: Path) -> None:
     path = [f"data.path={small_text}"] if "data=text" in RUNS[name] else []
     train([*RUNS[name], *path, "trainer=debug", "device=cpu", f"run_dir={tmp_path / 'run'}"])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import mostly_slow
 
 from samout_train import train
 from samout_train.config import CONF, ConfigError
@@ -28,7 +29,7 @@ def test_no_letter_is_ignored(ignore_index: int) -> None:
         hello(ignore_index=ignore_index, seed=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, {"transformer", "gru"}))
 def test_every_model_that_can_tell_them_apart_learns_all_five_letters(name: str, tmp_path: Path) -> None:
     sizes = ["model.hidden_size=16", "model.num_layers=2", *(["model.num_heads=2"] if name in HEADS else [])]
     words = [f"model={name}", "data=hello", *sizes, "optimizer.lr=0.01", "device=cpu", f"run_dir={tmp_path / 'run'}"]
