@@ -1,0 +1,5 @@
+"""All rows."""
+
+from torture.row import Row
+
+ROWS: list[Row] = []
