@@ -1,7 +1,8 @@
 """Files that are there whole or not at all."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,3 +27,8 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         directory = os.open(path.parent, os.O_RDONLY)
         os.fsync(directory)
         os.close(directory)
+
+
+def leftovers(folder: Path) -> Iterator[Path]:
+    """What a death in `replace_file` left in a folder."""
+    return (path for path in folder.glob("*.tmp") if re.search(r"\.\d+\.tmp$", path.name))

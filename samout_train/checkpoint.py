@@ -1,21 +1,20 @@
-"""Checkpoints: written so that a death at any moment leaves the old or the new, verified before they are believed.
+"""Checkpoint files: written so that a death at any moment leaves the old or the new, verified before they are believed.
 
 Nothing else knows the format. `step_<8 digits>.pt` holds tensors, numbers, text and lists, so that
-`torch.load(weights_only=True)` reads it; `step_<8 digits>.json`, written after it, says that it is complete, and its
-size and sha256; `index.json` names the last and the best.
+`torch.load(weights_only=True)` reads it; `step_<8 digits>.json`, its manifest, is written after it has been read back,
+and says that it is complete, its size and sha256, and where it was made.
 """
 
 import hashlib
+import io
 import json
 import logging
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 
 from samout_train.atomic import replace_file
-from samout_train.ranges import Positive, validated
 
 FORMAT = 3
 CORRUPT = ".corrupt"
@@ -23,71 +22,53 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointError(Exception):
-    """No checkpoint could be used; the message lists each file with its reason."""
+    """No checkpoint could be used or written; the message says which file, and why."""
 
 
-class Checkpoints:
-    """Writes a run's checkpoints and deletes old ones.
+def serialised(state: dict[str, Any]) -> memoryview:
+    """The bytes of a checkpoint: a copy, so that training can go on while they are written.
 
     Args:
-        directory: The run's `checkpoints/`; made when the first one is written.
-        every_n_steps: Save at multiples of this; None for no such saves.
-        every_n_seconds: Save when this long has passed since the last one; None for no such saves.
-        keep_last: How many of the newest to keep.
-        keep_best: Whether the one with the best validation loss is saved when it is found, and kept.
+        state: Tensors, numbers, text, lists and dictionaries.
     """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    return buffer.getbuffer()
 
-    @validated
-    def __init__(
-        self,
-        *,
-        directory: Path,
-        every_n_steps: Annotated[int, Positive] | None,
-        every_n_seconds: Annotated[float, Positive] | None,
-        keep_last: Annotated[int, Positive],
-        keep_best: bool,
-    ) -> None:
-        self.directory = directory
-        self.every_n_steps, self.every_n_seconds = every_n_steps, every_n_seconds
-        self.keep_last, self.keep_best = keep_last, keep_best
-        self._last_saved_at = time.monotonic()
-        self.last_step: int | None = None
 
-    def due(self, step: int, *, is_best: bool) -> bool:
-        """Whether to save after this step."""
-        if self.last_step == step:
-            return False
-        by_steps = self.every_n_steps is not None and step % self.every_n_steps == 0
-        by_time = self.every_n_seconds is not None and time.monotonic() - self._last_saved_at >= self.every_n_seconds
-        return by_steps or by_time or (is_best and self.keep_best)
+def write_checkpoint(directory: Path, step: int, content: memoryview, about: dict[str, Any]) -> Path:
+    """Writes one checkpoint, unless it is there already, and its manifest once it reads back as it was meant.
 
-    def save(self, state: dict[str, Any], *, step: int, best_step: int | None) -> Path:
-        """Writes one checkpoint, verifies it, then deletes those that are no longer kept.
+    Args:
+        directory: A run's `checkpoints/`, which is there.
+        step: Steps made so far.
+        content: What `serialised` gave.
+        about: What else the manifest says: text and numbers.
 
-        Args:
-            state: What to save: tensors, numbers, text, lists and dictionaries.
-            step: Steps made so far.
-            best_step: The step with the best validation loss so far.
-
-        Returns:
-            Its path.
-        """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for leftover in self.directory.glob("*.tmp"):
-            leftover.unlink()
-        path = self.directory / f"step_{step:08d}.pt"
-        replace_file(path, lambda file: torch.save({"format": FORMAT, **state}, file))
-        manifest = {"step": step, "bytes": path.stat().st_size, "sha256": _sha256(path), "torch": torch.__version__}
-        _replace_json(_manifest(path), manifest)
-        self.last_step, self._last_saved_at = step, time.monotonic()
-        steps = sorted(int(other.stem.removeprefix("step_")) for other in self.directory.glob("step_*.pt"))
-        best = best_step if self.keep_best and best_step in steps else None
-        _replace_json(self.directory / "index.json", {"last": step, "best": best})
-        for old in steps[: -self.keep_last]:
-            if old not in (best, step):
-                for suffix in (".json", ".pt"):
-                    (self.directory / f"step_{old:08d}{suffix}").unlink(missing_ok=True)
+    Raises:
+        OSError: if it cannot be written; what is left of it then is no checkpoint.
+    """
+    path = directory / f"step_{step:08d}.pt"
+    if path.exists() and damage(path) is None:
         return path
+    digest = hashlib.sha256(content).hexdigest()
+    replace_file(path, lambda file: file.write(content))
+    if _sha256(path) != digest:
+        raise OSError(f"{path.name} reads back as something else than was written")
+    replace_json(_manifest(path), _signed({"step": step, "bytes": len(content), "sha256": digest, **about}))
+    return path
+
+
+def delete_checkpoint(directory: Path, step: int) -> None:
+    """Deletes one, its manifest first, so that at no moment it looks complete and is not."""
+    path = directory / f"step_{step:08d}.pt"
+    for part in (_manifest(path), path):
+        part.unlink(missing_ok=True)
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """The steps of which there are files, complete or not, in order."""
+    return sorted(int(path.stem.removeprefix("step_")) for path in directory.glob("step_*.pt"))
 
 
 def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
@@ -155,17 +136,31 @@ def damage(path: Path) -> str | None:
     """Why a checkpoint file cannot be believed; None where it agrees with its manifest."""
     manifest_path = _manifest(path)
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        size, digest = manifest["bytes"], manifest["sha256"]
+        manifest = read_manifest(path)
     except FileNotFoundError:
         return f"{manifest_path.name} is missing, so the write was not completed"
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return f"{manifest_path.name} is damaged"
-    if path.stat().st_size != size:
-        return f"it has {path.stat().st_size} bytes, the manifest says {size}"
-    if _sha256(path) != digest:
+    if path.stat().st_size != manifest["bytes"]:
+        return f"it has {path.stat().st_size} bytes, the manifest says {manifest['bytes']}"
+    if _sha256(path) != manifest["sha256"]:
         return "its sha256 differs from the manifest's"
     return None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What is said of a checkpoint beside it.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is not, byte for byte, what was written.
+    """
+    text = _manifest(path).read_bytes()
+    manifest = json.loads(text)
+    unsigned = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    if _json(_signed(unsigned)) != text:
+        raise ValueError(f"{_manifest(path)} is damaged")
+    return unsigned
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -182,13 +177,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def replace_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a small JSON file, whole or not at all."""
+    replace_file(path, lambda file: file.write(_json(content)))
+
+
 def _manifest(path: Path) -> Path:
     """`step_00000001.json` for `step_00000001.pt`; both may be set aside."""
     return path.with_name(path.name.replace(".pt", ".json"))
 
 
-def _replace_json(path: Path, content: dict[str, Any]) -> None:
-    replace_file(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1).encode()
+
+
+def _signed(manifest: dict[str, Any]) -> dict[str, Any]:
+    return manifest | {"manifest_sha256": hashlib.sha256(_json(manifest)).hexdigest()}
 
 
 def _sha256(path: Path) -> str:

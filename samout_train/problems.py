@@ -27,7 +27,7 @@ LATE_ARGUMENTS: dict[str, set[str]] = {
     "model.mixer": {"hidden_size", "num_heads"},
     "data": {"seed"},
     "optimizer": {"model"},
-    "checkpoint": {"directory"},
+    "checkpoint": {"directory", "about"},
     "trainer": {
         *("model", "source", "build_optimizer", "schedule", "device", "precision"),
         *("seed", "batch_size", "budget_steps"),

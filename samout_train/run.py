@@ -3,6 +3,7 @@
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,20 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from samout_train.callbacks.base import RunContext
-from samout_train.checkpoint import find_checkpoint, newest_checkpoint, read_checkpoint
 from samout_train.config import Composed, ConfigError, build, compose_config
 from samout_train.data.batches import Source
 from samout_train.ops.kernels import use_kernels
 from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, model_problems
-from samout_train.run_directory import resume_problems, run_directory_problems, scalars
-from samout_train.runtime import choose_device, choose_precision, commit, keep_freed_memory, log_file, seed_everything
+from samout_train.resuming import made_with, restore
+from samout_train.run_directory import locked, resume_problems, run_directory_problems, scalars
+from samout_train.runtime import (
+    choose_device,
+    choose_precision,
+    commit,
+    keep_freed_memory,
+    log_file,
+    seed_everything,
+)
 from samout_train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -80,20 +88,35 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
 def prepare(
     composed: Composed, run_dir: Path, overrides: Sequence[str]
 ) -> Callable[[], tuple[dict[str, Any], nn.Module]]:
-    """Builds everything that a checked configuration names.
+    """Builds everything that a checked configuration names, with the run directory locked from here to the run's end.
 
     Args:
         composed: The configuration.
-        run_dir: Where the run lies; nothing is written there yet.
+        run_dir: Where the run lies; nothing but the lock is written there yet.
         overrides: What was typed, for the command that repeats the run.
 
     Returns:
         What starts the training; it returns the summary and the trained model.
 
     Raises:
-        ValueError: if the data or a checkpoint to start from is not what was asked for.
+        ValueError: if the data or a checkpoint to start from is not what was asked for, or another run is in run_dir.
         CheckpointError: if the run has checkpoints and all are damaged.
     """
+    with ExitStack() as held:
+        held.enter_context(locked(run_dir))
+        run = _prepared(composed, run_dir, overrides)
+        until_the_end = held.pop_all()
+
+    def start() -> tuple[dict[str, Any], nn.Module]:
+        with until_the_end:
+            return run()
+
+    return start
+
+
+def _prepared(
+    composed: Composed, run_dir: Path, overrides: Sequence[str]
+) -> Callable[[], tuple[dict[str, Any], nn.Module]]:
     config = composed.config
     trainer = trainer_from(config)
     restored, content = restore(trainer, config["resume"], run_dir)
@@ -101,7 +124,7 @@ def prepare(
     for name, callback in callbacks.items():
         if saved := content.get("callbacks", {}).get(name):
             callback.load_state_dict(saved)
-    checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints")
+    checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints", about=made_with(trainer))
     if restored is not None and config["resume"] == "auto":
         checkpoints.last_step = trainer.step_count
     batches = trainer.training_step.batches
@@ -171,30 +194,6 @@ def _misfits(model: nn.Module, source: Source) -> list[str]:
             "it to label, as data=hello does"
         )
     return found
-
-
-def restore(trainer: Trainer, resume: str | None, run_dir: Path) -> tuple[Path | None, dict[str, Any]]:
-    """Puts a trainer where the checkpoint that `resume` names left off.
-
-    Returns:
-        The checkpoint and its content; (None, {}) where the run starts at step 0.
-
-    Raises:
-        ValueError: if there is no such checkpoint, or it is of another model.
-        CheckpointError: if what is there is damaged.
-    """
-    if resume is None:
-        return None, {}
-    own = resume == "auto"
-    path = newest_checkpoint(run_dir, set_aside=True) if own else find_checkpoint(Path(resume))
-    if path is None:
-        log.info("resume     no checkpoint in %s yet: starting at step 0", run_dir)
-        return None, {}
-    content = read_checkpoint(path)
-    trainer.load_state_dict(content)
-    trainer.resumed_from = trainer.resumed_from if own else str(path)
-    log.info("resume     %s, after step %d", path, trainer.step_count)
-    return path, content
 
 
 def _only_for_this_run(override: str) -> bool:

@@ -1,13 +1,17 @@
 """What speaks against a run directory, or a checkpoint to start from, before anything is written."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from samout_train.atomic import leftovers
+from samout_train.config import ConfigError
 from samout_train.hydra_messages import in_few_words
 
 # What a continued run must have in common with what it continues; the rest may change.
@@ -39,6 +43,13 @@ def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
         return []
     if resume != "auto":
         return [f"run_dir={run_dir}: holds a run already: set resume=auto to continue it, or another run_dir"]
+    lock = _lock(run_dir)
+    if Path(lock.lock_file).exists():
+        try:
+            with lock:
+                pass
+        except Timeout:
+            return [_taken(run_dir)]
     saved = run_dir / ".hydra" / "config.yaml"
     if not saved.exists():
         return []
@@ -55,6 +66,40 @@ def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
         for key in sorted(then.keys() | now.keys())
         if then.get(key) != now.get(key) and not key.startswith(tuple(f"data.{name}" for name in FREE_DATA_KEYS))
     ]
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Keeps other runs out of a run directory, and clears away what a run that was killed had half written there.
+
+    The lock is the operating system's, so that a killed run leaves none. A directory that is empty but for it is
+    removed again.
+
+    Raises:
+        ConfigError: if another process holds it.
+    """
+    lock = _lock(run_dir)
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock:
+            for folder in (run_dir, run_dir / "checkpoints"):
+                for leftover in leftovers(folder):
+                    leftover.unlink()
+            yield
+    except Timeout as error:
+        raise ConfigError(_taken(run_dir)) from error
+    finally:
+        with suppress(OSError):
+            Path(lock.lock_file).parent.rmdir()
+            run_dir.rmdir()
+
+
+def _lock(run_dir: Path) -> FileLock:
+    return FileLock(run_dir / ".hydra" / "lock", timeout=0)
+
+
+def _taken(run_dir: Path) -> str:
+    return f"run_dir={run_dir}: another process is at a run in it: wait until it has ended, or give another run_dir"
 
 
 def scalars(node: Any, prefix: str = "") -> dict[str, bool | int | float | str]:

@@ -5,24 +5,28 @@ import signal
 from types import FrameType
 from typing import Any
 
+# SIGUSR1 and SIGUSR2 are what batch systems send before they kill; they are not there on every system.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+
 
 class StopRequestedError(Exception):
     """A signal asked the run to stop; what is needed to continue is saved before this leaves the trainer."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.exit_code = 128 + signal_number
+        # 130 or 143; whoever restarts stopped runs need not know the others.
+        self.exit_code = 128 + (signal.SIGINT if signal_number == signal.SIGINT else signal.SIGTERM)
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM is noted instead of killing the process; a second SIGINT quits."""
+    """While entered, the first of SIGNALS is noted instead of killing the process; a second SIGINT quits at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:  # not in the main thread, as in some notebooks: signals stay as they are

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from samout_train.activation_checkpointing import checkpoint_activations
 from samout_train.callbacks.base import Callback, RunContext
-from samout_train.checkpoint import Checkpoints
 from samout_train.data.batches import Batches, Source
 from samout_train.profiling import profiling
 from samout_train.ranges import NonNegative, Positive, not_divisible, validated
 from samout_train.reports import Reports, write_figures
 from samout_train.runtime import Clock, PrecisionName, random_states, reset_peak_memory, set_random_states
+from samout_train.saving import Checkpoints
 from samout_train.schedules import Schedule, first_limit
 from samout_train.stopping import StopRequestedError, StopSignals
 from samout_train.tf32 import use_tf32
@@ -140,18 +140,16 @@ class Trainer:
         return self.limits.progress(self.step_count, self.clock.seconds).share >= 1
 
     def fit(self, context: RunContext, callbacks: Mapping[str, Callback], checkpoints: Checkpoints) -> dict[str, Any]:
-        """Runs to the first limit that is reached, or until a callback asks to stop.
+        """Runs to the first limit that is reached, or until a callback asks to stop; returns what `summary.json` holds.
 
         Args:
             context: What callbacks are told at the start.
             callbacks: By name, in the order in which they are called.
             checkpoints: Where to save.
 
-        Returns:
-            What `summary.json` holds.
-
         Raises:
             StopRequestedError: if a signal asked to stop; the checkpoint to continue from is then written.
+            CheckpointError: if that, or the one at the end, could not be written.
         """
         reset_peak_memory(self.device)
         watching = list(callbacks.values())
@@ -164,8 +162,9 @@ class Trainer:
                     with profiling(self.step, folder=folder, clock=self.clock, steps_made=self.step_count) as step:
                         self._train(step, callbacks, checkpoints, signals)
                     final = self.reports.evaluate_whole(signals)
+                    self._save_last(callbacks, checkpoints)
                 except StopRequestedError as stop:
-                    self._save(callbacks, checkpoints)
+                    self._save_last(callbacks, checkpoints)
                     for callback in watching:
                         callback.on_stop(str(stop))
                     raise
@@ -175,6 +174,7 @@ class Trainer:
             for callback in watching:
                 callback.on_end(summary)
         finally:
+            checkpoints.wait()
             for callback in watching:
                 callback.on_close()
         return summary
@@ -207,11 +207,16 @@ class Trainer:
         self._save(callbacks, checkpoints)
 
     def _save(self, callbacks: Mapping[str, Callback], checkpoints: Checkpoints) -> None:
-        if checkpoints.last_step == self.step_count:
+        if self.step_count in (checkpoints.last_step, checkpoints.begun_step):
             return
         with self.clock.paused():
             state = self.state_dict() | {"callbacks": {name: c.state_dict() for name, c in callbacks.items()}}
             checkpoints.save(state, step=self.step_count, best_step=self.reports.best_val_step)
+
+    def _save_last(self, callbacks: Mapping[str, Callback], checkpoints: Checkpoints) -> None:
+        checkpoints.wait()
+        self._save(callbacks, checkpoints)
+        checkpoints.finish(self.step_count)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a continued run needs to go on as if it had not been stopped; the order of rows follows from the

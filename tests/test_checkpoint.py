@@ -9,21 +9,24 @@ import torch
 
 from samout_train.checkpoint import (
     CheckpointError,
-    Checkpoints,
     damage,
     find_checkpoint,
     newest_checkpoint,
     read_checkpoint,
 )
+from samout_train.saving import Checkpoints
 
 
 def checkpoints(run_dir: Path, **changes: Any) -> Checkpoints:
     settings = {"every_n_steps": 10, "every_n_seconds": None, "keep_last": 2, "keep_best": True} | changes
-    return Checkpoints(directory=run_dir / "checkpoints", **settings)
+    return Checkpoints(directory=run_dir / "checkpoints", about={"threads": 2}, **settings)
 
 
 def save(made: Checkpoints, *steps: int, best_step: int | None = None) -> list[Path]:
-    return [made.save({"weight": torch.full((50,), float(step))}, step=step, best_step=best_step) for step in steps]
+    for step in steps:
+        made.save({"weight": torch.full((50,), float(step))}, step=step, best_step=best_step)
+        made.finish(step)
+    return [made.directory / f"step_{step:08d}.pt" for step in steps]
 
 
 def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
@@ -57,10 +60,11 @@ def test_the_last_two_and_the_best_are_kept(tmp_path: Path) -> None:
 def test_temporary_files_left_behind_are_removed_and_never_read(tmp_path: Path) -> None:
     made = checkpoints(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "step_00000009.pt123.tmp").write_bytes(b"half")
+    (tmp_path / "checkpoints" / "step_00000009.pt.123.tmp").write_bytes(b"half")
+    (tmp_path / "mine.tmp").write_bytes(b"kept")
     assert newest_checkpoint(tmp_path, set_aside=True) is None
-    save(made, 1)
-    assert not list(made.directory.glob("*.tmp"))
+    with locked(tmp_path):
+        assert not list(made.directory.iterdir()) and (tmp_path / "mine.tmp").exists()
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ ROWS = [
     {"ops", "runtime", "stopping", "atomic", "ranges", "signatures", "tf32", "compilation"},
     {"models"},
     {"data", "losses", "schedules", "optim", "sampling", "decoding", "generation"},
-    {"metrics", "checkpoint", "evaluation"},
+    {"metrics", "checkpoint", "saving", "evaluation"},
     {"callbacks"},
     {"training_step", "reports", "profiling", "activation_checkpointing", "trainer"},
     {"verification"},
-    {"config", "hydra_messages", "loading", "overrides", "problems", "run", "run_directory"},
+    {"config", "hydra_messages", "loading", "overrides", "problems", "resuming", "run", "run_directory"},
     {"command_line", "commands", "__main__", "__init__"},
 ]
 HYDRA_ALLOWED = {"config", "overrides", "run_directory", "run", "command_line", "commands"}
