@@ -1,5 +1,6 @@
-"""Files that are there whole or not at all."""
+"""Files, and records in files, that are there whole or not at all."""
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -32,3 +33,23 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 def leftovers(folder: Path) -> Iterator[Path]:
     """What a death in `replace_file` left in a folder."""
     return (path for path in folder.glob("*.tmp") if re.search(r"\.\d+\.tmp$", path.name))
+
+
+def append(file: IO[bytes], record: bytes) -> None:
+    """Writes a record at the end of a file, or nothing.
+
+    Args:
+        file: Unbuffered, at its end.
+        record: What to write.
+
+    Raises:
+        OSError: if there is no room for it; the file is as it was then.
+    """
+    before = file.tell()
+    try:
+        if file.write(record) < len(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        file.truncate(before)
+        file.seek(before)
+        raise

@@ -14,6 +14,7 @@ from torch import nn
 from samout_train.callbacks.base import RunContext
 from samout_train.config import Composed, ConfigError, build, compose_config
 from samout_train.data.batches import Source
+from samout_train.log_file import log_file
 from samout_train.ops.kernels import use_kernels
 from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, model_problems
 from samout_train.resuming import made_with, restore
@@ -23,7 +24,6 @@ from samout_train.runtime import (
     choose_precision,
     commit,
     keep_freed_memory,
-    log_file,
     seed_everything,
 )
 from samout_train.trainer import Trainer

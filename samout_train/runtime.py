@@ -222,22 +222,6 @@ class Clock:
         self._counted = seconds
 
 
-@contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """What the program logs goes to a file, too, as Hydra does it for the command line."""
-    logger, handler = logging.getLogger("samout_train"), logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()
-
-
 def _status_bytes(field: str) -> int:
     try:
         status = Path("/proc/self/status").read_bytes()

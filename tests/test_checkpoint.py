@@ -14,6 +14,7 @@ from samout_train.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
 )
+from samout_train.run_directory import locked
 from samout_train.saving import Checkpoints
 
 

@@ -1,32 +1,46 @@
 """metrics.jsonl: one JSON object a reported step, flushed as it is written."""
 
 import json
+import logging
+import os
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
-from samout_train.atomic import replace_file
+from samout_train.atomic import append, replace_file
 from samout_train.callbacks.base import Callback, RunContext, StepReport
 from samout_train.runtime import finite_or_null
 
+log = logging.getLogger(__name__)
+
 
 class MetricsFile(Callback):
-    """Writes `metrics.jsonl`; where a run is continued, lines of steps that it rolls back are dropped first."""
+    """Writes `metrics.jsonl`; where a run is continued, lines of steps that it rolls back are dropped first.
+
+    What cannot be written, as on a full disk, is a warning, once: training goes on.
+    """
 
     def __init__(self) -> None:
-        self._file: TextIO | None = None
+        self._file: IO[bytes] | None = None
+        self._has_warned = False
 
     def on_start(self, context: RunContext) -> None:
         """Opens the file, keeping what was logged up to the step that the run continues from."""
         path = context.run_dir / "metrics.jsonl"
         kept = _lines_up_to(path, context.first_step) if path.exists() else []
         replace_file(path, lambda file: file.write("".join(kept).encode()))
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("r+b", buffering=0)
+        self._file.seek(0, os.SEEK_END)
 
     def on_report(self, report: StepReport) -> None:
         """Writes a line."""
         assert self._file is not None
-        self._file.write(json.dumps({"step": report.step, **finite_or_null(report.metrics)}, allow_nan=False) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": report.step, **finite_or_null(report.metrics)}, allow_nan=False) + "\n"
+        try:
+            append(self._file, line.encode())
+        except OSError as error:
+            if not self._has_warned:
+                log.warning("metrics.jsonl cannot be written (%s): training goes on without it", error.strerror)
+            self._has_warned = True
 
     def on_close(self) -> None:
         """Closes the file."""

@@ -1,19 +1,21 @@
 """TensorBoard: scalars, the configuration as text, and hparams, all in the run's own event file."""
 
+import logging
 from functools import partial
 from itertools import count
 from typing import Annotated, Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard.summary import hparams
-from torch.utils.tensorboard.writer import SummaryWriter
+from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
 from samout_train.callbacks.base import Callback, RunContext, StepReport
+from samout_train.callbacks.event_file import EventFile
 from samout_train.callbacks.sample import prompts_from, within_rows
 from samout_train.data.vocabulary import SPECIAL_TOKENS
 from samout_train.generation import generate_tokens
 from samout_train.ranges import NonNegative, Positive, validated
 
+log = logging.getLogger(__name__)
 LAYOUT = {
     "samout_train": {
         "loss (nats a token)": ["Multiline", ["train/loss_nats", "val/loss_nats"]],
@@ -25,7 +27,7 @@ METRICS = ["val/loss_nats", "train/loss_nats"]
 
 
 class TensorBoard(Callback):
-    """Writes the event file.
+    """Writes the event file. What cannot be written, as on a full disk, is a warning, once: training goes on.
 
     Of the three summaries that make up hparams, the second (this run's values) is written at the start and the third
     (its end) at the end. The first, which would declare the experiment's columns, is left out: written into a run, it
@@ -50,46 +52,51 @@ class TensorBoard(Callback):
         self.generate = partial(
             generate_tokens, temperature=temperature, top_k=top_k, banned_ids=range(len(SPECIAL_TOKENS))
         )
-        self._writer: SummaryWriter | None = None
+        self._file: EventFile | None = None
+        self._has_warned = False
 
     def on_start(self, context: RunContext) -> None:
         """Opens the event file; points that a continued run makes again are removed from view."""
         written_before = any(context.run_dir.glob("events.out.tfevents.*"))
-        writer = SummaryWriter(str(context.run_dir), purge_step=context.first_step + 1 if written_before else None)
-        self._writer = writer
+        self._file = EventFile(context.run_dir, purge_step=context.first_step + 1 if written_before else None)
         values = {key: str(value) if isinstance(value, bool) else value for key, value in context.settings.items()}
         _, start, self._end = hparams(values, dict.fromkeys(METRICS, 0.0))
-        assert writer.file_writer is not None
         self._model, self._vocabulary = context.model, context.source.vocabulary
         rows = context.source.validation
         self._half_row = max(1, rows.seq_len // 2)
         (self._prompt_ids,) = prompts_from(rows, 1, self._half_row)
-        writer.file_writer.add_summary(start)
-        writer.add_text("config", _code(context.config_text), context.first_step)
-        writer.add_text("commit", context.commit or "not known", context.first_step)
-        writer.add_text("data", _described(context.source.description), context.first_step)
-        writer.add_custom_scalars(LAYOUT)
-        writer.flush()
+        self._add(start)
+        self._add(text("config", _code(context.config_text)), context.first_step)
+        self._add(text("commit", context.commit or "not known"), context.first_step)
+        self._add(text("data", _described(context.source.description)), context.first_step)
+        self._add(custom_scalars(LAYOUT))
 
     def on_report(self, report: StepReport) -> None:
-        """Writes the scalars as one event, so that the writer's thread is woken once."""
-        assert self._writer is not None and self._writer.file_writer is not None
+        """Writes the scalars as one event, and a sample after an evaluation."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in report.metrics.items()]
-        self._writer.file_writer.add_summary(Summary(value=values), report.step)
+        self._add(Summary(value=values), report.step)
         if self._vocabulary is not None and self.sample_tokens and "val/loss_nats" in report.metrics:
             length, half_row = self.sample_tokens, self._half_row
             ids = within_rows(self.generate, self._model, self._prompt_ids, length, half_row, count())
-            self._writer.add_text("sample", _code(self._vocabulary.decode(ids)), report.step)
+            self._add(text("sample", _code(self._vocabulary.decode(ids))), report.step)
 
     def on_end(self, summary: dict[str, Any]) -> None:
         """Marks the run as finished in the hparams tab."""
-        assert self._writer is not None and self._writer.file_writer is not None
-        self._writer.file_writer.add_summary(self._end)
+        self._add(self._end)
 
     def on_close(self) -> None:
         """Closes the event file."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _add(self, summary: Summary, step: int | None = None) -> None:
+        assert self._file is not None
+        try:
+            self._file.add(summary, step)
+        except OSError as error:
+            if not self._has_warned:
+                log.warning("TensorBoard's events cannot be written (%s): training goes on", error.strerror)
+            self._has_warned = True
 
 
 def _code(text: str) -> str:
