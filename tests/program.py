@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["hydra", "numba", "torch._dynamo", "samout_train.run"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["hydra", "numba", "torch._dynamo", "samout_train.run"])
 
 
 def samout(folder: Path, *words: str | bytes, text: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -24,7 +24,7 @@ def samout(folder: Path, *words: str | bytes, text: str = "", timeout: float = 1
     with tempfile.TemporaryDirectory() as streams:
         Path(streams, "0").write_text(text, "utf-8", errors="surrogateescape")
         arguments = ([os.fsdecode(word) for word in words], folder, streams, dict(os.environ))
-        process = _context.Process(target=_main, args=arguments)
+        process = context.Process(target=_main, args=arguments)
         process.start()
         process.join(timeout)
         if process.is_alive():

@@ -88,3 +88,6 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
         run()
     except StopRequestedError as stop:
         sys.exit(stop.exit_code)
+    except (CheckpointError, OSError) as error:  # such as a disk that is full to the end
+        print(error, file=sys.stderr)
+        failures.append(1)

@@ -1,0 +1,88 @@
+"""`python -m samout_train prove_resume model=v8 data=random steps=20 kills=5`: killed and continued is the same run."""
+
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+from samout_train.command_line import Request, answered, settings_of
+from samout_train.config import ConfigError
+from samout_train.ranges import NonNegative, Positive, Seed
+
+Node = dict[str, Any]
+OWN = ("steps", "kills", "run_dir")
+
+
+def keys(
+    *,
+    steps: Annotated[int, Positive],
+    kills: Annotated[int, NonNegative],
+    seed: Annotated[int, Seed],
+    device: str,
+    precision: str,
+    kernels: str,
+    run_dir: str,
+    resume: str | None,
+    model: Node,
+    optimizer: Node,
+    schedule: Node,
+    data: Node,
+    trainer: Node,
+    checkpoint: Node,
+    callbacks: Node,
+    experiment: Node | None = None,
+) -> None:
+    """The keys of prove_resume.yaml; only its signature is used."""
+
+
+def main(words: list[str]) -> int:
+    """Proves.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code: 0 both are the same, 1 they are not, 2 the request was wrong, 130 interrupted.
+    """
+    return answered(words, "prove_resume", keys, _prove)
+
+
+def _prove(words: list[str]) -> int:
+    from samout_train.proof import digests, run_killed
+    from samout_train.runtime import choose_device
+
+    composed, request = settings_of(words, "prove_resume", keys), Request(words, "prove_resume")
+    settings = composed.config
+    if settings["resume"] is not None:
+        raise ConfigError("resume: both runs start at step 0: leave it out")
+    typed = {word.lstrip("+~").partition("=")[0] for word in request.overrides}
+    flags = [f"--config-dir={request.arguments.config_dir}"] if request.arguments.config_dir else []
+    train = [word for word in request.overrides if word.lstrip("+~").partition("=")[0] not in OWN]
+    train += [f"trainer.max_steps={settings['steps']}", "trainer.log_every_n_steps=1"]
+    train += [f"checkpoint.every_n_steps={settings['checkpoint']['every_n_steps'] or 'null'}"]
+    if mistakes := Request([*flags, *train]).mistakes():
+        raise ConfigError("\n".join(mistakes))
+    with ExitStack() as kept:
+        folder = Path(settings["run_dir"] if "run_dir" in typed else kept.enter_context(tempfile.TemporaryDirectory()))
+        found = {}
+        for name, kills in (("undisturbed", 0), ("killed", settings["kills"])):
+            print(f"{name}: {settings['steps']} steps", file=sys.stderr)
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / name).exists():
+                raise ConfigError(f"run_dir={folder}: {name} is there already: give another directory")
+            run_killed(
+                [*flags, *train],
+                folder / name,
+                kills=kills,
+                seed=settings["seed"],
+                device=choose_device(settings["device"]),
+                told=lambda line: print(line, file=sys.stderr),
+            )
+            found[name] = digests(folder / name)
+    for name, digest_of in found.items():
+        for what, digest in digest_of.items():
+            print(f"{name:12} {what:10} {digest}")
+    same = found["undisturbed"] == found["killed"]
+    print("the same, bit for bit" if same else "NOT the same")
+    return int(not same)
