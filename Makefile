@@ -1,4 +1,4 @@
-# make train [ARGS="model=v1 data=random"]   make test   make test-slow   make bench   make lint   make dashboard
+# make train [ARGS="model=v1 data=random"]   make test   make test-slow   make torture   make bench   make lint   make dashboard
 #
 # PYTHON  the interpreter that .venv is made from (3.11 or newer). One that has torch shares it: .venv then sees its
 #         packages, and torch is not installed again.
@@ -10,7 +10,7 @@ ARGS ?= model=v8 data=random
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: train test test-slow lint bench dashboard
+.PHONY: train test test-slow torture lint bench dashboard
 
 train: $(STAMP)
 	$(BIN)/python -m samout_train $(ARGS)
@@ -25,6 +25,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+torture: $(STAMP)
+	cd tests && ../$(BIN)/python -m torture
 
 bench: $(STAMP)
 	$(BIN)/python scripts/bench_scan.py --rounds 1

@@ -2,44 +2,70 @@
 
 import os
 import sys
+from functools import cache
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from program import context
 
+from samout_train.config import Composed, compose_config
+
 # A step takes a few milliseconds, and each is saved.
 QUICK = (
     *("data.seq_len=9", "data.num_sequences=8", "data.batch_size=4", "model.dropout=0.1", "checkpoint.every_n_steps=1"),
-    *("trainer.eval_every_n_steps=5", "callbacks=metrics_file"),
+    *("trainer.eval_every_n_steps=5", "callbacks=metrics_file", "kernels=reference"),
 )
 
 
-def start(folder: Path, *overrides: str, threads: int = 1) -> BaseProcess:
-    """Begins what `python -m samout_train train` does with these overrides.
+def start(run_dir: Path, *overrides: str) -> BaseProcess:
+    """Begins a run, or goes on with it; what was typed is composed once only, so that hundreds can be begun.
 
     Args:
-        folder: Where what it prints goes to, as `out.txt`.
-        overrides: As on the command line.
-        threads: Of torch.
+        run_dir: Where it lies; what it prints goes to `out.txt` there.
+        overrides: As on the command line, without run_dir and resume.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    process = context.Process(target=_run, args=(str(folder / "out.txt"), overrides, threads))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    process = context.Process(target=_go_on, args=(_composed(overrides), run_dir))
     process.start()
     return process
 
 
-def finished(folder: Path, *overrides: str, code: int = 0, threads: int = 1) -> str:
+@cache
+def _composed(overrides: tuple[str, ...]) -> Composed:
+    return compose_config([*overrides, "resume=auto", "run_dir=absent"])
+
+
+def _go_on(composed: Composed, run_dir: Path) -> None:
+    _prints_to(os.open(run_dir / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+    import torch
+
+    from samout_train.run import prepare
+    from samout_train.stopping import StopRequestedError
+
+    torch.set_num_threads(1)
+    composed.config["run_dir"] = str(run_dir)
+    try:
+        prepare(composed, run_dir, [])()
+    except StopRequestedError as stop:
+        sys.exit(stop.exit_code)
+
+
+def finished(*overrides: str, code: int = 0, threads: int = 1) -> str:
     """Runs it to its end, which must have this exit code; returns what it printed."""
-    process = start(folder, *overrides, threads=threads)
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(writer, overrides, threads))
+    process.start()
+    writer.close()
+    with os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace") as pipe:
+        printed = pipe.read()  # until the process ends
     process.join(120)
-    printed = (folder / "out.txt").read_text(errors="replace")
     assert process.exitcode == code, f"exit code {process.exitcode}, wanted {code}: {printed[-2000:]}"
     return printed
 
 
-def _run(printed: str, overrides: tuple[str, ...], threads: int) -> None:
-    for number in (1, 2):
-        os.dup2(os.open(printed, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if number == 1 else os.O_APPEND)), number)
+def _run(printed: Connection, overrides: tuple[str, ...], threads: int) -> None:
+    _prints_to(printed.fileno())
     import torch
 
     torch.set_num_threads(threads)
@@ -47,3 +73,8 @@ def _run(printed: str, overrides: tuple[str, ...], threads: int) -> None:
     from samout_train.commands.train import main
 
     sys.exit(main(list(overrides)))
+
+
+def _prints_to(descriptor: int) -> None:
+    for number in (1, 2):
+        os.dup2(descriptor, number)
