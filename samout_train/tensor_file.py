@@ -22,6 +22,8 @@ def read_tensor_file(path: Path) -> Any:
         ValueError: if it holds anything else, or is damaged; the message is the reason, without the path.
         OSError: if it cannot be opened.
     """
+    with path.open("rb"):
+        pass  # from here on, an OSError is one of a damaged content
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that torch does not write
@@ -30,7 +32,7 @@ def read_tensor_file(path: Path) -> Any:
         raise ValueError(
             f"it holds more than tensors, numbers, text and lists{_asked_for(str(error))}: code in a file is never run"
         ) from error
-    except (*UNREADABLE, AssertionError) as error:
+    except (*UNREADABLE, AssertionError, OSError) as error:
         reason = next(iter(str(error).splitlines()), "")[:200]
         raise ValueError(f"it cannot be read ({reason or type(error).__name__})") from error
 
