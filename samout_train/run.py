@@ -14,6 +14,7 @@ from samout_train.callbacks.base import RunContext
 from samout_train.checkpoint import find_checkpoint, newest_checkpoint, read_checkpoint
 from samout_train.config import Composed, ConfigError, build, compose_config
 from samout_train.data.batches import Source
+from samout_train.data.row_check import row_problems
 from samout_train.ops.kernels import use_kernels
 from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, model_problems
 from samout_train.run_directory import resume_problems, run_directory_problems, scalars
@@ -142,6 +143,10 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
     source_node = {key: value for key, value in config["data"].items() if key not in DATA_SETTINGS}
     settings = data_settings(**{key: value for key, value in config["data"].items() if key in DATA_SETTINGS})
     source = build(source_node, seed=config["seed"])
+    _refuse(row_problems(source))
+    if source.train.num_rows < settings["batch_size"]:
+        few = (source.train.num_rows, settings["batch_size"])
+        log.warning("data        %d rows are fewer than data.batch_size (%d): a batch holds some more than once", *few)
     model = build(config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id).to(device)
     _refuse(_misfits(model, source))
     trainer: Trainer = build(

@@ -26,7 +26,7 @@ ROWS = [
     {"verification"},
     {
         *("config", "export_files", "exporting", "hydra_messages", "inspection", "loading", "overrides", "problems"),
-        *("run", "run_directory"),
+        *("run", "run_directory", "yaml_places"),
     },
     {"command_line", "commands", "__main__", "__init__"},
 ]

@@ -1,5 +1,6 @@
 """All rows."""
 
+from torture import input
 from torture.row import Row
 
-ROWS: list[Row] = []
+ROWS: list[Row] = [*input.ROWS]
