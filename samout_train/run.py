@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from samout_train.callbacks.base import RunContext
-from samout_train.checkpoint import find_checkpoint, newest_checkpoint, read_checkpoint
+from samout_train.checkpoint import CheckpointError, find_checkpoint, newest_checkpoint, read_checkpoint
 from samout_train.config import Composed, ConfigError, build, compose_config
 from samout_train.data.batches import Source
 from samout_train.data.row_check import row_problems
@@ -196,7 +196,10 @@ def restore(trainer: Trainer, resume: str | None, run_dir: Path) -> tuple[Path |
         log.info("resume     no checkpoint in %s yet: starting at step 0", run_dir)
         return None, {}
     content = read_checkpoint(path)
-    trainer.load_state_dict(content)
+    try:
+        trainer.load_state_dict(content)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be used: it is no whole checkpoint ({error!r:.100})") from error
     trainer.resumed_from = trainer.resumed_from if own else str(path)
     log.info("resume     %s, after step %d", path, trainer.step_count)
     return path, content
