@@ -65,7 +65,15 @@ BAD_DATA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ids beyond the vocabulary": (("data.vocab_size=3",), ("data.pad_id=3", "from 0 to 2")),
     "padding that is learned": ((*TEXT, "data.path=bad.txt", "data.ignore_index=0"), ("data.ignore_index=0", "3")),
 }
-BUILT = ("model.hidden_size=8", "model.num_heads=1", "model.num_layers=1", "device=cpu", "trainer=debug")
+BUILT = (
+    "model.hidden_size=8",
+    "model.num_heads=1",
+    "model.num_layers=1",
+    "device=cpu",
+    "trainer=debug",
+    "kernels=reference",
+    "~callbacks.tensorboard",
+)
 
 
 def bad_data(case: Case) -> str:

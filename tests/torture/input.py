@@ -8,5 +8,5 @@ from torture.row import Row
 ROWS = [
     Row(16, "a malicious checkpoint", 12, 10**6, hostile_files),
     Row(18, "a damaged configuration", 8, len(MUTATIONS) + len(TYPED), damaged_configurations),
-    Row(19, "bad data", 6, len(BAD_DATA), bad_data),
+    Row(19, "bad data", 4, len(BAD_DATA), bad_data),
 ]
