@@ -7,18 +7,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from samout_train.exporting import load_exported
     from samout_train.generation import generate_text
     from samout_train.loading import load_vocabulary
     from samout_train.models.published import load_published
     from samout_train.run import build_model, build_trainer, train
 
-__all__ = ["build_model", "build_trainer", "generate_text", "load_published", "load_vocabulary", "train"]
+__all__ = [
+    "build_model",
+    "build_trainer",
+    "generate_text",
+    "load_exported",
+    "load_published",
+    "load_vocabulary",
+    "train",
+]
 
 _HOME = {
     "build_model": "samout_train.run",
     "build_trainer": "samout_train.run",
     "train": "samout_train.run",
     "generate_text": "samout_train.generation",
+    "load_exported": "samout_train.exporting",
     "load_published": "samout_train.models.published",
     "load_vocabulary": "samout_train.loading",
 }

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from samout_train.atomic import replace_file
+from samout_train.tensor_file import read_tensor_file
 
 FORMAT = 3
 CORRUPT = ".corrupt"
@@ -168,8 +169,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: if it is of another format.
+        CheckpointError: if it agrees with its manifest and yet cannot be read, or asks for code.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = read_tensor_file(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
             f"{path} is no checkpoint of format {FORMAT}: another program wrote it, or another version of this one"

@@ -46,6 +46,7 @@ class Request:
         self.folders = [CONF, *map(Path, self.config_dirs)]
         self.asks_only = any(getattr(self.arguments, name) for name in INFORMATION)
         self.run_dir: str | None = None  # where the run will lie, known once there is no mistake
+        self.made_run_dir = False  # whether it was not there before
 
     def mistakes(self) -> list[str]:
         """Everything that is wrong with it, one text of a few lines each; none makes the run's directory."""
@@ -116,6 +117,7 @@ class Request:
         key, directory = "hydra.sweep.dir" if self.in_sweep else "run_dir", Path(self.run_dir)
         try:
             if not self.in_sweep or any(_key(word) == key for word in self.overrides):
+                self.made_run_dir = not directory.exists()
                 directory.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=directory):
                     pass

@@ -92,25 +92,26 @@ def options_with(group: str, key: str) -> list[str]:
     return [option for option, content in contents.items() if isinstance(content, dict) and key in content]
 
 
-def saved_model_node(path: Path) -> dict[str, Any]:
-    """The `model` of a configuration that a run saved.
+def saved_node(path: Path, name: str = "model") -> dict[str, Any]:
+    """A node of a configuration that a run saved, as plain values; nothing that it names is imported.
 
     Args:
         path: Its `.hydra/config.yaml`.
+        name: Such as `model`, which says how the model was built.
 
     Raises:
         ConfigError: if there is no such file, or it cannot be read.
     """
     try:
         config = OmegaConf.load(path)
-        node = config.get("model") if isinstance(config, DictConfig) else None
+        node = config.get(name) if isinstance(config, DictConfig) else None
         if not isinstance(node, DictConfig):
-            raise ValueError("has no model")
+            raise ValueError(f"has no {name}")
         content = OmegaConf.to_container(node, resolve=True)
     except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
         reason = in_few_words(error, [])
         raise ConfigError(
-            f"{path}: does not say how the model was built ({reason}): restore what the run wrote"
+            f"{path}: does not say how the {name} was built ({reason}): restore what the run wrote"
         ) from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.signatures import nearest
+from samout_train.yaml_places import line_of, short_path
 
 LONGEST_LINE = 300
 
@@ -19,7 +20,7 @@ def in_few_words(error: Exception, folders: Sequence[Path]) -> str:
     """
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
-        return f"{_short(mark.name)} line {mark.line + 1}, column {mark.column + 1}: {_yaml_problem(error)}"
+        return f"{short_path(mark.name)} line {mark.line + 1}, column {mark.column + 1}: {_yaml_problem(error)}"
     if isinstance(error, RecursionError):
         return "YAML files name each other in their defaults without end: look at those that were added last"
     if isinstance(error, UnicodeDecodeError):
@@ -61,8 +62,10 @@ def _missing_file(error: Any, folders: Sequence[Path]) -> str:
         return f"--config-name {option}: there is no {option}.yaml; {nearest(option, options_of('.', folders))}"
     if named_in is None or named_in[1] in ("config", "hydra/config"):
         return missing_option(group, option, options or list(error.options or ()))
-    where = next((path for folder in folders if (path := folder / f"{named_in[1]}.yaml").is_file()), named_in[1])
-    return f"{_short(where)}: its defaults name {missing}, which is not there; {nearest(option, options)}"
+    where = next((path for folder in folders if (path := folder / f"{named_in[1]}.yaml").is_file()), None)
+    line = line_of(where, option) if where else None
+    shown = f"{short_path(where or named_in[1])}{f' line {line}' if line else ''}"
+    return f"{shown}: its defaults name {missing}, which is not there; {nearest(option, options)}"
 
 
 def _yaml_problem(error: Any) -> str:
@@ -80,16 +83,10 @@ def _not_utf8(folders: Sequence[Path]) -> str | None:
             content.decode()
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
-            return f"{_short(path)} line {line}: is no UTF-8 at byte {error.start} (0x{content[error.start]:02x})"
+            return f"{short_path(path)} line {line}: is no UTF-8 at byte {error.start} (0x{content[error.start]:02x})"
     return None
 
 
 def _full_key(error: Any) -> str:
     key = getattr(error, "full_key", None)
     return f"{key}: " if key else ""
-
-
-def _short(path: str | Path) -> str:
-    """Relative to the working directory where it lies below it."""
-    path = Path(path)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,13 +1,15 @@
 """What a run, or the published scripts, left behind."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from samout_train.checkpoint import find_checkpoint, read_checkpoint
-from samout_train.config import ConfigError, build, saved_model_node
+from samout_train.checkpoint import CheckpointError, find_checkpoint, read_checkpoint
+from samout_train.config import ConfigError, build, saved_node
 from samout_train.data.published_vocabulary import read_published_vocabulary
 from samout_train.data.vocabulary import Vocabulary
 from samout_train.data.vocabulary_choice import vocabulary_from
@@ -48,38 +50,74 @@ def load_run(path: str | Path) -> LoadedRun:
         CheckpointError: if what is there is damaged.
     """
     checkpoint = find_checkpoint(path)
-    saved = checkpoint.parent.parent / ".hydra" / "config.yaml"
-    model_node = saved_model_node(saved)
-    if found := model_problems(model_node):
-        raise ConfigError("\n".join(f"{saved}: {mistake}" for mistake in found))
     content = read_checkpoint(checkpoint)
     try:
-        model: nn.Module = build(model_node, vocab_size=content["vocab_size"], pad_id=content["pad_id"])
-        model.load_state_dict(content["model"])
-    except (ValueError, TypeError, RuntimeError) as error:
+        weights, step, vocab_size, pad_id, state = (
+            content[key] for key in ("model", "step", "vocab_size", "pad_id", "vocabulary")
+        )
+        vocabulary = None if state is None else vocabulary_from(state)
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint} cannot be used: it is no whole checkpoint ({error!r:.100})") from error
+    saved = checkpoint.parent.parent / ".hydra" / "config.yaml"
+    node, model = model_of(saved, checkpoint, weights, vocab_size=vocab_size, pad_id=pad_id)
+    return LoadedRun(checkpoint, step, model, vocabulary, vocab_size, pad_id, node)
+
+
+def model_of(
+    saved: Path, file: Path, weights: Mapping[str, Tensor], *, vocab_size: int, pad_id: int | None
+) -> tuple[dict[str, Any], nn.Module]:
+    """Builds the model that a saved configuration describes, and gives it its weights.
+
+    Args:
+        saved: The configuration.
+        file: Where the weights were read from.
+        weights: By the names of the model's state_dict.
+        vocab_size: Number of ids V.
+        pad_id: Id of the padding; None where there is none.
+
+    Returns:
+        The `model` of the configuration, and the model in evaluation mode.
+
+    Raises:
+        ConfigError: if the configuration is not there, is wrong, or is that of another model.
+    """
+    node = saved_node(saved)
+    if found := model_problems(node):
+        raise ConfigError("\n".join(f"{saved}: {mistake}" for mistake in found))
+    try:
+        model: nn.Module = build(node, vocab_size=vocab_size, pad_id=pad_id)
+        model.load_state_dict(weights)
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{saved}: its model is not that of {checkpoint.name} ({reason}): restore what the run wrote"
+            f"{saved}: its model is not that of {file.name} ({reason}): restore what the run wrote"
         ) from error
-    vocabulary = None if content["vocabulary"] is None else vocabulary_from(content["vocabulary"])
-    return LoadedRun(
-        checkpoint, content["step"], model.eval(), vocabulary, content["vocab_size"], content["pad_id"], model_node
-    )
+    return node, model.eval()
 
 
 def load_vocabulary(path: str | Path) -> Vocabulary:
     """The vocabulary that a run was trained with, or a pickled one of the published kind.
 
     Args:
-        path: A run directory, a checkpoint (`.pt`), or a pickled vocabulary; no code in it is run.
+        path: A run directory, a checkpoint (`.pt`), a pickled vocabulary, or the `vocabulary.json` of an export; no
+            code in it is run.
 
     Raises:
         ValueError: if there is none at the path, or the run was trained on ids that are no text.
         CheckpointError: if the run's checkpoints are damaged.
     """
-    if (file := Path(path).expanduser()).is_file() and file.suffix != ".pt":
+    if (file := Path(path).expanduser()).is_file() and file.suffix == ".json":
+        return _read_json(file)
+    if file.is_file() and file.suffix != ".pt":
         return read_published_vocabulary(file)
-    state = read_checkpoint(find_checkpoint(path))["vocabulary"]
+    state = read_checkpoint(find_checkpoint(path)).get("vocabulary")
     if state is None:
         raise ValueError(f"{path} was trained on ids that are no text, so it has no vocabulary")
     return vocabulary_from(state)
+
+
+def _read_json(path: Path) -> Vocabulary:
+    try:
+        return vocabulary_from(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no vocabulary of an export ({error!r:.100})") from error

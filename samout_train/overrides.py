@@ -15,11 +15,11 @@ FREE_HYDRA_KEYS = (
     *("hydra.sweep.dir", "hydra.verbose", "hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper"),
     *("hydra/job_logging", "hydra/hydra_logging"),
 )
-# Keys of `train` whose values are text: commas, equals signs, brackets and digits in them mean nothing to Hydra. Values
+# Keys whose values are text: commas, equals signs, brackets and digits in them mean nothing to Hydra. Values
 # in quotes, null and ${...} are Hydra's.
-TEXT_KEYS = ("run_dir", "resume", "data.path", "data.pattern", "data.vocabulary_path", "callbacks.sample.prompt")
+TEXT_KEYS = ("run_dir", "resume", "out", "data.path", "data.pattern", "data.vocabulary_path", "callbacks.sample.prompt")
 # Keys of the other verbs that are text whatever it says, so that a prompt can be any text.
-PLAIN_TEXT_KEYS = ("run", "prompt", "stop")
+PLAIN_TEXT_KEYS = ("run", "path", "prompt", "stop")
 
 
 def words_for_hydra(overrides: Sequence[str], *, folders: Sequence[Path], typed: bool = True) -> list[str]:

@@ -7,6 +7,7 @@ rules between nodes.
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from samout_train.ranges import Positive, Seed, not_divisible
 from samout_train.runtime import choose_device, choose_precision
 from samout_train.signatures import mistakes_in_call, shown
 from samout_train.tf32 import tf32_problem
+from samout_train.yaml_places import with_places
 
 # What a node gets from the run and not from YAML.
 LATE_ARGUMENTS: dict[str, set[str]] = {
@@ -94,13 +96,15 @@ def checked_config(
     # What stands below a group whose option is wrong cannot be judged.
     below = tuple(f"{word.partition('=')[0]}." for word in wrong)
     right = [word for word in overrides if word not in wrong and not word.lstrip("+~").startswith(below)]
+    folders = [*map(Path, config_dirs), CONF]
+    placed = partial(with_places, overrides=overrides, config_name=config_name, folders=folders)
     try:
         composed = compose_config(right, config_name=config_name, config_dirs=config_dirs, typed=typed)
     except ConfigError as error:
-        return None, [*wrong.values(), str(error)]
+        return None, [*wrong.values(), *placed([str(error)], choices={})]
     refused = tuple(f"{word.partition('=')[0].lstrip('+~')}: is missing" for word in wrong)
     found = [mistake for mistake in problems(composed.config) if not mistake.startswith(refused)]
-    return composed, [*wrong.values(), *found]
+    return composed, [*wrong.values(), *placed(found, choices=composed.choices)]
 
 
 def model_node(name: str, *, config_dirs: Sequence[str] = ()) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from samout_train.checkpoint import find_checkpoint, newest_checkpoint, read_checkpoint, read_manifest
+from samout_train.checkpoint import CheckpointError, find_checkpoint, newest_checkpoint, read_checkpoint, read_manifest
 from samout_train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,10 @@ def restore(trainer: Trainer, resume: str | None, run_dir: Path) -> tuple[Path |
         log.info("resume     no checkpoint in %s yet: starting at step 0", run_dir)
         return None, {}
     content = read_checkpoint(path)
-    trainer.load_state_dict(content)
+    try:
+        trainer.load_state_dict(content)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be used: it is no whole checkpoint ({error!r:.100})") from error
     then = read_manifest(path)
     if other := [
         f"{key} {then.get(key)}, now {value}" for key, value in made_with(trainer).items() if then.get(key) != value

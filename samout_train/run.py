@@ -14,6 +14,7 @@ from torch import nn
 from samout_train.callbacks.base import RunContext
 from samout_train.config import Composed, ConfigError, build, compose_config
 from samout_train.data.batches import Source
+from samout_train.data.row_check import row_problems
 from samout_train.log_file import log_file
 from samout_train.ops.kernels import use_kernels
 from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, model_problems
@@ -165,6 +166,10 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
     source_node = {key: value for key, value in config["data"].items() if key not in DATA_SETTINGS}
     settings = data_settings(**{key: value for key, value in config["data"].items() if key in DATA_SETTINGS})
     source = build(source_node, seed=config["seed"])
+    _refuse(row_problems(source))
+    if source.train.num_rows < settings["batch_size"]:
+        few = (source.train.num_rows, settings["batch_size"])
+        log.warning("data        %d rows are fewer than data.batch_size (%d): a batch holds some more than once", *few)
     model = build(config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id).to(device)
     _refuse(_misfits(model, source))
     trainer: Trainer = build(

@@ -217,7 +217,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "defaults that are not there": (
         [*MINE, "model=names_v9"],
-        ["mine/model/names_v9.yaml: its defaults name model/v9, which is not there"],
+        ["mine/model/names_v9.yaml line 2: its defaults name model/v9, which is not there"],
     ),
     "interpolation to nothing": ([*MINE, "model=interpolates"], ["${model.width} names a key that is not there"]),
     "YAML that is no UTF-8": ([*MINE, "model=latin"], ["mine/model/latin.yaml line 1: is no UTF-8 at byte 5 (0xe9)"]),

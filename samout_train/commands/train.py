@@ -1,5 +1,6 @@
 """`python -m samout_train [train] key=value ...`: trains a model, or with -m several of them one after another."""
 
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,15 @@ def main(words: list[str]) -> int:
     typed = None if request.in_sweep else request.overrides
     job = partial(_job, flags=flags, typed=typed, failures=failures)
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+    if failures and request.made_run_dir and request.run_dir is not None and not request.in_sweep:
+        _leave_nothing(Path(request.run_dir))
     return failures[0] if failures else 0
+
+
+def _leave_nothing(run_dir: Path) -> None:
+    """Removes what Hydra wrote for a run that was refused before it began."""
+    if {path.name for path in run_dir.iterdir()} <= {".hydra", "samout_train.log"}:
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def _short_job_names(request: Request) -> list[str]:

@@ -22,12 +22,18 @@ class BytePairs:
 
     Args:
         tokenizer: The tokenizer as JSON text.
+
+    Raises:
+        ValueError: if it is none.
     """
 
     name = "bpe"
 
     def __init__(self, tokenizer: str) -> None:
-        self._tokenizer: Any = _library().Tokenizer.from_str(tokenizer)
+        try:
+            self._tokenizer: Any = _library().Tokenizer.from_str(tokenizer)
+        except Exception as error:  # what the library raises for any text that is no tokenizer
+            raise ValueError(f"no tokenizer of bpe: {' '.join(str(error).split())[:100]}") from error
         self._tokenizer.encode_special_tokens = True  # "<|user|>" in a text is text
         self.json = tokenizer
         byte_of = _byte_of_character()

@@ -27,6 +27,7 @@ from samout_train.stopping import StopSignals
 
 FORMAT = 2
 SECONDS_BETWEEN_JOURNALS = 2.0
+IDS_TOGETHER = 1 << 24
 log = logging.getLogger(__name__)
 
 
@@ -81,7 +82,20 @@ def tokenize(survey: Survey, choice: VocabularyChoice) -> TokenizedText:
     if not entry["num_tokens"]:
         raise ValueError(f"there is no text in {len(survey.files)} file(s) of {survey.root}: give some")
     tokens = np.memmap(bin_path, dtype=entry["dtype"], mode="r", shape=(entry["num_tokens"],))
-    return TokenizedText(tokens, vocabulary_from(entry["vocabulary"]), entry["unknown"])
+    vocabulary = vocabulary_from(entry["vocabulary"])
+    largest = largest_id(tokens)
+    if largest >= len(vocabulary):
+        raise ValueError(
+            f"{bin_path} holds the id {largest}, and its vocabulary has {len(vocabulary)} ids, so it is damaged: "
+            "delete it, and it is made anew"
+        )
+    return TokenizedText(tokens, vocabulary, entry["unknown"])
+
+
+def largest_id(tokens: NDArray[np.integer]) -> int:
+    """The largest of many ids, some at a time, so that a memory map is never in memory as a whole."""
+    starts = range(0, len(tokens), IDS_TOGETHER)
+    return max((int(tokens[start : start + IDS_TOGETHER].max()) for start in starts), default=-1)
 
 
 class _Tokenizing:

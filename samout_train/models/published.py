@@ -5,18 +5,18 @@ The variant and all sizes are found from the tensors; only V1's number of heads 
 
 # D width, V vocabulary
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from samout_train.models.samout import SamOut
 from samout_train.models.samout_v1 import MaxState
 from samout_train.models.samout_v8 import MaxStateSuper
+from samout_train.tensor_file import read_tensor_file
 
 PAD_ID = 3
 NAMES = {
@@ -64,6 +64,39 @@ def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def published_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model under the names of the published programs: what `rename_published` undoes.
+
+    Args:
+        model: A SamOut that is V1 or V8.
+
+    Returns:
+        By published name, in the order of the model's own; V1's projection is three (D, D) matrices.
+
+    Raises:
+        ValueError: if no published program has such a model.
+    """
+    is_v1, is_v8 = (_is_published(model, *variant) for variant in ((MaxState, True), (MaxStateSuper, False)))
+    if not is_v1 and not is_v8:
+        raise ValueError(
+            "only SamOut V1 (MaxState, tied head) and V8 (MaxStateSuper, a head of its own) were published, this is "
+            f"{_described(model)}: take format=safetensors"
+        )
+    published_name = {name: published for published, name in NAMES.items()}
+    published: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        layer = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
+        prefix, inner = (f"decoder_layers.{layer[1]}.", layer[2]) if layer else ("", name)
+        stem, _, ending = inner.rpartition(".")
+        if inner == "mixer.projection.weight" and is_v1:
+            published |= {f"{prefix}{part}": piece for part, piece in zip(V1_PROJECTIONS, tensor.chunk(3), strict=True)}
+        elif inner in published_name:
+            published[prefix + published_name[inner]] = tensor
+        else:
+            published[f"{prefix}{published_name[stem]}.{ending}"] = tensor
+    return published
+
+
 def load_published(path_or_state_dict: str | Path | Mapping[str, Tensor], *, num_heads: int | None = None) -> SamOut:
     """Builds a model from a published checkpoint, with the same logits.
 
@@ -107,12 +140,25 @@ def load_published(path_or_state_dict: str | Path | Mapping[str, Tensor], *, num
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_tensor_file(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {reason}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used as a checkpoint: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds no state_dict: save one with torch.save(net.state_dict(), path)")
     return content
+
+
+def _is_published(model: nn.Module, mixer: type[nn.Module], tied_head: bool) -> bool:
+    """By exact type: a class derived from one of these may compute something else."""
+    if type(model) is not SamOut or (model.head is None) is not tied_head:
+        return False
+    return all(type(layer.mixer) is mixer for layer in model.layers)
+
+
+def _described(model: nn.Module) -> str:
+    if not isinstance(model, SamOut):
+        return f"a {type(model).__name__}"
+    mixers = sorted({type(layer.mixer).__name__ for layer in model.layers})
+    return f"a {type(model).__name__} of {', '.join(mixers)}, {'tied head' if model.head is None else 'own head'}"

@@ -1,6 +1,7 @@
 """All rows, in order."""
 
-from torture import damage, deaths, full_disk, stops
+from torture import damage, deaths, full_disk, input, stops
 from torture.row import Row
 
-ROWS: list[Row] = sorted(deaths.ROWS + damage.ROWS + full_disk.ROWS + stops.ROWS, key=lambda row: row.number)
+MODULES = (deaths, damage, full_disk, stops, input)
+ROWS: list[Row] = sorted((row for module in MODULES for row in module.ROWS), key=lambda row: row.number)

@@ -1,0 +1,54 @@
+"""What speaks against rows that a source gives, seen by reading all of them before the first step."""
+
+# R rows, T time
+
+from samout_train.data.batches import Rows, Source
+from samout_train.data.token_cache import largest_id
+
+ROWS_TOGETHER = 1 << 10
+
+
+def row_problems(source: Source) -> list[str]:
+    """Ids and labels that are none, and splits in which nothing is counted.
+
+    Args:
+        source: The data.
+    """
+    return [
+        problem
+        for name, rows in (("training", source.train), ("validation", source.validation))
+        for problem in _problems(name, rows, source)
+    ]
+
+
+def _problems(name: str, rows: Rows, source: Source) -> list[str]:
+    tokens = getattr(rows, "tokens", None)
+    if tokens is not None:  # a stream, which the token cache has looked at where it has a vocabulary
+        largest = -1 if source.vocabulary is not None else largest_id(tokens)
+        words = f"data: id {largest} in the {name} tokens is none: ids are from 0 to {source.vocab_size - 1}"
+        return [words] if largest >= source.vocab_size else []
+    if rows.num_rows < 1 or rows.num_windows < 1:
+        return [f"data: there are 0 {name} rows: at least 1 is needed"]
+    found: list[str] = []
+    counted = 0
+    for start in range(0, rows.num_windows, ROWS_TOGETHER):
+        inputs_RT, targets_RT = rows.split(rows.windows(start, start + ROWS_TOGETHER))
+        is_counted_RT = targets_RT != source.ignore_index
+        counted += int(is_counted_RT.sum())
+        if found:
+            continue
+        for what, ids_RT, asked_RT in (("id", inputs_RT, None), ("target", targets_RT, is_counted_RT)):
+            wrong_RT = (ids_RT < 0) | (ids_RT >= source.vocab_size)
+            wrong_RT = wrong_RT if asked_RT is None else wrong_RT & asked_RT
+            if not found and wrong_RT.any():
+                row, place = wrong_RT.nonzero()[0].tolist()
+                found.append(
+                    f"data: {what} {int(ids_RT[row, place])} in {name} row {start + row}, place {place}, is none: ids "
+                    f"are from 0 to {source.vocab_size - 1}; mend the rows, or the number of ids"
+                )
+    if not counted:
+        found.append(
+            f"data: in {rows.num_windows} {name} rows every target is {source.ignore_index}, which is ignored "
+            "(data.ignore_index): the mean of no loss is no number; give rows with other targets"
+        )
+    return found
