@@ -56,7 +56,7 @@ def write_checkpoint(directory: Path, step: int, content: memoryview, about: dic
     replace_file(path, lambda file: file.write(content))
     if _sha256(path) != digest:
         raise OSError(f"{path.name} reads back as something else than was written")
-    replace_json(_manifest(path), _signed({"step": step, "bytes": len(content), "sha256": digest, **about}))
+    write_manifest(path, {"step": step, "bytes": len(content), "sha256": digest, **about})
     return path
 
 
@@ -147,6 +147,11 @@ def damage(path: Path) -> str | None:
     if _sha256(path) != manifest["sha256"]:
         return "its sha256 differs from the manifest's"
     return None
+
+
+def write_manifest(path: Path, said: dict[str, Any]) -> None:
+    """Writes what is said of a checkpoint beside it, with a digest of its own."""
+    replace_json(_manifest(path), _signed(said))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

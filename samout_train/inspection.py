@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from samout_train.checkpoint import CORRUPT, FORMAT, CheckpointError, damage, read_checkpoint
+from samout_train.checkpoint import read_manifest as read_checkpoint_manifest
 from samout_train.config import ConfigError, saved_node
 from samout_train.data.published_vocabulary import read_published_vocabulary
 from samout_train.data.vocabulary_choice import vocabulary_from
@@ -125,7 +126,7 @@ def _needs(found: Found, checkpoint: Path | None, run_dir: Path, resume: str) ->
     if checkpoint is None:
         return
     is_text = _add_vocabulary(found, content.get("vocabulary"), content.get("vocab_size"))
-    manifest = json.loads(checkpoint.with_name(checkpoint.name.replace(".pt", ".json")).read_text(encoding="utf-8"))
+    manifest = read_checkpoint_manifest(checkpoint)
     written = f"{FORMAT}, by torch {manifest.get('torch')} (here {torch.__version__})"
     found.add("format", f"{written}, step {content.get('step')}")
     if model and data:

@@ -89,9 +89,12 @@ def locked(run_dir: Path) -> Iterator[None]:
     except Timeout as error:
         raise ConfigError(_taken(run_dir)) from error
     finally:
+        folder = Path(lock.lock_file).parent
         with suppress(OSError):
-            Path(lock.lock_file).parent.rmdir()
-            run_dir.rmdir()
+            if not lock.is_locked and [path.name for path in folder.iterdir()] == ["lock"]:
+                Path(lock.lock_file).unlink()
+                folder.rmdir()
+                run_dir.rmdir()
 
 
 def _lock(run_dir: Path) -> FileLock:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 import pickle
 import random
@@ -16,6 +15,7 @@ import torch
 
 from samout_train import load_published, load_vocabulary
 from samout_train import train as train_in_process
+from samout_train.checkpoint import write_manifest
 from samout_train.commands import export, generate, inspect, train, verify
 from torture.answers import refused, told
 from torture.row import Case
@@ -74,9 +74,7 @@ def hostile_run(run: Path, content: bytes) -> None:
     """Puts a file in the place of a run's newest checkpoint, with a manifest that agrees."""
     path = run / "checkpoints" / CHECKPOINT
     path.write_bytes(content)
-    manifest = json.loads(path.with_suffix(".json").read_text())
-    manifest |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    path.with_suffix(".json").write_text(json.dumps(manifest))
+    write_manifest(path, {"step": 2, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
 
 
 def hostile_files(case: Case) -> str:
