@@ -111,6 +111,7 @@ def prepare(
         seed=config["seed"],
         model=trainer.model,
         source=trainer.source,
+        fixed_batches=trainer.reports.fixed_batches,
         run_dir=run_dir,
         device=trainer.device,
         precision=trainer.precision,

@@ -129,8 +129,16 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def finite_or_null(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with None for numbers that JSON cannot hold: NaN and infinities."""
-    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in figures.items()}
+    """The same with None for numbers that JSON cannot hold: NaN and infinities, also in lists and mappings."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: finite(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(part) for part in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {key: finite(value) for key, value in figures.items()}
 
 
 def current_memory_bytes() -> int:

@@ -20,7 +20,7 @@ ROWS = [
     {"ops", "runtime", "stopping", "atomic", "ranges", "signatures", "tf32", "compilation"},
     {"models"},
     {"data", "losses", "schedules", "optim", "sampling", "decoding", "generation"},
-    {"metrics", "checkpoint", "evaluation"},
+    {"metrics", "checkpoint", "evaluation", "branches", "state_health"},
     {"callbacks"},
     {"training_step", "reports", "profiling", "activation_checkpointing", "trainer"},
     {"verification"},
