@@ -12,8 +12,9 @@ from samout_train.atomic import replace_file
 from samout_train.callbacks.base import Callback, RunContext, StepReport
 from samout_train.data.batches import Source, in_order, spread
 from samout_train.evaluation import Evaluation, evaluate
+from samout_train.figures import finite_or_null
 from samout_train.metrics import num_parameters
-from samout_train.runtime import Clock, finite_or_null, peak_memory_bytes, weights_sha256
+from samout_train.runtime import Clock, peak_memory_bytes, weights_sha256
 from samout_train.stopping import StopSignals
 from samout_train.training_step import TrainingStep
 

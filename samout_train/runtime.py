@@ -3,7 +3,6 @@
 import ctypes
 import hashlib
 import logging
-import math
 import os
 import random
 import subprocess
@@ -126,19 +125,6 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copies from ordinary memory; to CUDA from pinned memory, so that nobody waits for the copy."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def finite_or_null(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with None for numbers that JSON cannot hold: NaN and infinities, also in lists and mappings."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: finite(part) for key, part in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(part) for part in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {key: finite(value) for key, value in figures.items()}
 
 
 def current_memory_bytes() -> int:

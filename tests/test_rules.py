@@ -17,7 +17,7 @@ from samout_train.run import train, trainer_from
 PACKAGE = Path(__file__).resolve().parent.parent / "samout_train"
 # Upper rows never import lower ones; within a row all may.
 ROWS = [
-    {"ops", "runtime", "stopping", "atomic", "ranges", "signatures", "tf32", "compilation"},
+    {"ops", "runtime", "stopping", "atomic", "ranges", "signatures", "tf32", "compilation", "figures"},
     {"models"},
     {"data", "losses", "schedules", "optim", "sampling", "decoding", "generation"},
     {"metrics", "checkpoint", "evaluation", "branches", "state_health"},

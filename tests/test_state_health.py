@@ -297,7 +297,7 @@ def test_every_model_runs_with_it(name: str, tmp_path: Path, caplog: pytest.LogC
         assert "state_health" not in summary and not tags
         return
     health = summary["state_health"]
-    assert health["positions"] == [1, 2, 4, 8, 9] and health["rows"] == 16 and health["warnings"] == []
+    assert health["positions"] == [1, 2, 4, 8, 9] and health["rows"] == 10 and health["warnings"] == []
     assert {"layer_1", "layer_2"} <= set(health["layers"])
     assert {"past", "mixer"} <= set(health["added_nats"]["all_layers"])
     assert any("all layers without" in record.message for record in caplog.records)

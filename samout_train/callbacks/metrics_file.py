@@ -6,7 +6,7 @@ from typing import TextIO
 
 from samout_train.atomic import replace_file
 from samout_train.callbacks.base import Callback, RunContext, StepReport
-from samout_train.runtime import finite_or_null
+from samout_train.figures import finite_or_null
 
 
 class MetricsFile(Callback):
