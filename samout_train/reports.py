@@ -12,8 +12,9 @@ from samout_train.atomic import replace_file
 from samout_train.callbacks.base import Callback, RunContext, StepReport
 from samout_train.data.batches import Source, in_order, spread
 from samout_train.evaluation import Evaluation, evaluate
+from samout_train.figures import finite_or_null
 from samout_train.metrics import num_parameters
-from samout_train.runtime import Clock, finite_or_null, peak_memory_bytes, weights_sha256
+from samout_train.runtime import Clock, peak_memory_bytes, weights_sha256
 from samout_train.stopping import StopSignals
 from samout_train.training_step import TrainingStep
 
@@ -54,16 +55,16 @@ class Reports:
         self.fixed_batches = spread(source.validation, self.rows_per_batch, eval_batches)
         self.best_val_loss_nats: float | None = None
         self.best_val_step: int | None = None
-        self._logged_step = self._evaluated_step = 0
+        self._logged_step = self._evaluated_step = self._closed_step = 0
         self._speed_from = (0.0, 0)
 
     def report(self, callbacks: Sequence[Callback], signals: StopSignals, *, is_last: bool) -> str | None:
-        """Logs and evaluates what is due after this step and was not done for it yet.
+        """Logs and evaluates what is due after this step and was not done for it yet; callbacks add what they measure.
 
         Args:
             callbacks: They get the report, if there is one.
             signals: Asked before each batch of an evaluation.
-            is_last: Whether this is the last step, at which both are due.
+            is_last: Whether this is the last step, at which both are due, and callbacks measure what they do once.
 
         Returns:
             Why to stop, if a callback says so; else None.
@@ -71,15 +72,21 @@ class Reports:
         step = self.training_step.step_count
         logs = (is_last or step % self.log_every_n_steps == 0) and self._logged_step != step
         evaluates = (is_last or step % self.eval_every_n_steps == 0) and self._evaluated_step != step
-        if not logs and not evaluates:
+        closes = is_last and self._closed_step != step
+        if not logs and not evaluates and not closes:
             return None
         with self.clock.paused():
             metrics = self._training_metrics() if logs else {}
             if evaluates:
                 metrics |= self._validation_metrics(step, signals)
+            if evaluates or closes:
+                for callback in callbacks:
+                    metrics |= callback.on_evaluate(step, is_last=closes, check_stop=signals.check)
+            self._closed_step = step if closes else self._closed_step
             self._logged_step = step if logs else self._logged_step
             self._evaluated_step = step if evaluates else self._evaluated_step
-            reasons = [callback.on_report(StepReport(step=step, metrics=metrics)) for callback in callbacks]
+            report = StepReport(step=step, metrics=metrics)
+            reasons = [callback.on_report(report) for callback in callbacks] if metrics else []
         return next((reason for reason in reasons if reason), None)
 
     def evaluate_whole(self, signals: StopSignals) -> Evaluation:
@@ -128,12 +135,14 @@ class Reports:
             "best_val_step": self.best_val_step,
             "logged_step": self._logged_step,
             "evaluated_step": self._evaluated_step,
+            "closed_step": self._closed_step,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up where `state_dict` left off."""
         self.best_val_loss_nats, self.best_val_step = state["best_val_loss_nats"], state["best_val_step"]
         self._logged_step, self._evaluated_step = state["logged_step"], state["evaluated_step"]
+        self._closed_step = state.get("closed_step", 0)  # checkpoints of before did not have it
         self._speed_from = (self.clock.seconds, self.training_step.tokens_seen)
 
     def _training_metrics(self) -> dict[str, float]:

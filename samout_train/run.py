@@ -135,6 +135,7 @@ def _prepared(
         seed=config["seed"],
         model=trainer.model,
         source=trainer.source,
+        fixed_batches=trainer.reports.fixed_batches,
         run_dir=run_dir,
         device=trainer.device,
         precision=trainer.precision,

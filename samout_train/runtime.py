@@ -3,7 +3,6 @@
 import ctypes
 import hashlib
 import logging
-import math
 import os
 import random
 import subprocess
@@ -126,11 +125,6 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copies from ordinary memory; to CUDA from pinned memory, so that nobody waits for the copy."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def finite_or_null(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with None for numbers that JSON cannot hold: NaN and infinities."""
-    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in figures.items()}
 
 
 def current_memory_bytes() -> int:

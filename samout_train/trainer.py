@@ -170,6 +170,8 @@ class Trainer:
                     raise
             origin = {} if self.resumed_from is None else {"resumed_from": self.resumed_from}
             summary = self.reports.summary(context, final) | origin
+            for callback in watching:
+                summary |= callback.figures()
             write_figures(context.run_dir / "summary.json", summary)
             for callback in watching:
                 callback.on_end(summary)

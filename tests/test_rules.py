@@ -19,11 +19,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "samout_train"
 ROWS = [
     {
         *("ops", "runtime", "log_file", "stopping", "atomic", "ranges", "signatures", "tf32", "compilation"),
-        "tensor_file",
+        *("tensor_file", "figures"),
     },
     {"models"},
     {"data", "losses", "schedules", "optim", "sampling", "decoding", "generation"},
-    {"metrics", "checkpoint", "saving", "evaluation"},
+    {"metrics", "checkpoint", "saving", "evaluation", "branches", "state_health"},
     {"callbacks"},
     {"training_step", "reports", "profiling", "activation_checkpointing", "trainer"},
     {"verification", "proof"},

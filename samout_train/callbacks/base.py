@@ -1,11 +1,12 @@
 """The hooks of a callback, and what it is told."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from samout_train.data.batches import Source
 from samout_train.runtime import PrecisionName
@@ -21,6 +22,7 @@ class RunContext:
         seed: Of everything random.
         model: The model on its device.
         source: The data.
+        fixed_batches: What evaluations during training see: (R, T + 1) ids each, in ordinary memory.
         run_dir: Where the run lies.
         device: Where it runs.
         precision: Of the forward pass.
@@ -40,6 +42,7 @@ class RunContext:
     seed: int
     model: nn.Module
     source: Source
+    fixed_batches: Sequence[Tensor]
     run_dir: Path
     device: torch.device
     precision: PrecisionName
@@ -78,6 +81,25 @@ class Callback(Protocol):
 
     def on_step(self, step: int) -> None:
         """After each step. Asking the device for a value here would slow down every step."""
+
+    def on_evaluate(self, step: int, *, is_last: bool, check_stop: Callable[[], None]) -> dict[str, float]:
+        """After each evaluation on the fixed batches, and at the end of the run, before the report of this step.
+
+        What it measures must leave the model, its mode and the random states as they were.
+
+        Args:
+            step: Steps made.
+            is_last: Whether the run ends here; true once. The step may have been evaluated before.
+            check_stop: To be called now and then by what takes long; what it raises ends the run.
+
+        Returns:
+            Figures by TensorBoard tag: they join the report, which all callbacks get.
+        """
+        return {}
+
+    def figures(self) -> dict[str, Any]:
+        """Before on_end: what joins `summary.json`, by key."""
+        return {}
 
     def on_report(self, report: StepReport) -> str | None:
         """After a step that is logged (loss, learning rate, gradient norm, speed, memory) or evaluated on the fixed

@@ -8,7 +8,7 @@ from typing import IO
 
 from samout_train.atomic import append, replace_file
 from samout_train.callbacks.base import Callback, RunContext, StepReport
-from samout_train.runtime import finite_or_null
+from samout_train.figures import finite_or_null
 
 log = logging.getLogger(__name__)
 

@@ -109,6 +109,14 @@ class Recurrent(nn.Module):
         out_BTV = h_BTD if return_hidden or self.head is None else self.head(h_BTD)
         return out_BTV, tuple(part_LBD.transpose(0, 1) for part_LBD in parts)
 
+    def state_by_layer(self, state: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """The parts of a state, (B, D) each, by a name that says which layer's they are."""
+        hidden_BLD, *cells = state
+        named = {f"layer_{index}": part_BD for index, part_BD in enumerate(hidden_BLD.unbind(1), start=1)}
+        for cell_BLD in cells:
+            named |= {f"layer_{index}_cell": part_BD for index, part_BD in enumerate(cell_BLD.unbind(1), start=1)}
+        return named
+
     def part_of(self, name: str) -> str:
         """Which part of the model the parameter of this name belongs to, as reports show it."""
         return part_of(name)

@@ -4,7 +4,10 @@ Source: the published SamOut V8 program. The heads of that program only reshape,
 of heads is accepted and has no effect. a and b enter as a + b alone: x is multiplied by the sum of their matrices.
 """
 
-# B batch, T time, D width
+# B batch, T time, D width, P packed: the streams side by side
+
+from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -21,13 +24,23 @@ class MaxStateSuper(nn.Module):
         num_heads: Accepted because it was published; changes nothing.
     """
 
+    state_is_maximum = True
+    branches: ClassVar[Mapping[str, int]] = {"a+b": 0, "c": 1}  # without d there is no maximum, and no output
+
     def __init__(self, *, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.projection = Linear(hidden_size, 4 * hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mixes (B, T, D); the state (B, D) is the maximum so far."""
-        packed_BTP = project_streams(x_BTD, self.projection.weight, 4, lambda a, b, c, d: (a + b, c, d))
+        return self.mix(self.project(x_BTD), state_BD)
+
+    def project(self, x_BTD: Tensor) -> Tensor:
+        """The streams a + b, c and d, side by side."""
+        return project_streams(x_BTD, self.projection.weight, 4, lambda a, b, c, d: (a + b, c, d))
+
+    def mix(self, packed_BTP: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What becomes of the streams."""
         return max_mix(packed_BTP, state_BD, form="v8")
 
     def forward_flops_per_token(self) -> int:
