@@ -1,5 +1,6 @@
 """`python -m samout_train [train] key=value ...`: trains a model, or with -m several of them one after another."""
 
+import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from omegaconf import DictConfig
 from samout_train.command_line import Request
 from samout_train.config import CONF, ConfigError, register_resolvers, resolve
 from samout_train.overrides import as_typed, quoted, words_for_hydra
+
+log = logging.getLogger(__name__)
 
 
 def main(words: list[str]) -> int:
@@ -61,6 +64,8 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
     """Trains; `typed` are the overrides as the shell gave them, None in a sweep, where each job has its own."""
     # torch is imported here at the latest, and not for --help.
     from samout_train.checkpoint import CheckpointError
+    from samout_train.non_finite import NonFiniteError
+    from samout_train.rescue import MemoryExhaustedError
     from samout_train.run import prepare
     from samout_train.stopping import StopRequestedError
 
@@ -88,3 +93,6 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
         run()
     except StopRequestedError as stop:
         sys.exit(stop.exit_code)
+    except (CheckpointError, MemoryExhaustedError, NonFiniteError) as error:
+        log.error("%s", error)
+        failures.append(1)
