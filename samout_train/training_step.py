@@ -117,7 +117,9 @@ class TrainingStep:
         batch = self.batches.get(self.step_count)
         if batch.num_targets == 0:
             ignored = self.batches.ignore_index
-            raise ValueError(f"all targets of batch {self.step_count} are {ignored}, which is ignored: nothing to learn")
+            raise ValueError(
+                f"all targets of batch {self.step_count} are {ignored}, which is ignored: nothing to learn"
+            )
         self.before = before = self._now()
         factor = self.schedule(progress)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):

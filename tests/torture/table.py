@@ -1,5 +1,6 @@
 """All rows."""
 
+from torture import numbers
 from torture.row import Row
 
-ROWS: list[Row] = []
+ROWS: list[Row] = [*numbers.ROWS]
