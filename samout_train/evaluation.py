@@ -4,14 +4,15 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from samout_train.data.batches import Source
+from samout_train.data.batches import Rows, Source
 from samout_train.losses import next_token_nats
 from samout_train.runtime import PrecisionName, autocast, to_device
 
@@ -88,3 +89,16 @@ def evaluate(
     if num_targets == 0:
         raise ValueError(f"every target is {source.ignore_index}, which is ignored: there is nothing to evaluate")
     return Evaluation(float(nats), num_targets, num_bytes)
+
+
+def in_order(rows: Rows, rows_per_batch: int) -> Iterator[Tensor]:
+    """A whole split once, front to back, as (R, T + 1) int64 with R at most rows_per_batch."""
+    for start in range(0, rows.num_windows, rows_per_batch):
+        yield rows.windows(start, start + rows_per_batch)
+
+
+def spread(rows: Rows, rows_per_batch: int, num_batches: int) -> list[Tensor]:
+    """At most num_batches of the batches of `in_order`, evenly spread over the split."""
+    starts = range(0, rows.num_windows, rows_per_batch)
+    picks = np.unique(np.linspace(0, len(starts) - 1, num_batches).round().astype(int))
+    return [rows.windows(starts[int(pick)], starts[int(pick)] + rows_per_batch) for pick in picks]

@@ -1,6 +1,6 @@
 """What lies at a path, whether it is whole, and what it needs; looks only: nothing is renamed, and no code is run.
 
-Configurations are read as text, so that not even the Python that they name is imported.
+The Python that configurations name is not even imported.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samout_train import checkpoint as checkpoints
 from samout_train.checkpoint import CORRUPT, FORMAT, CheckpointError, damage, read_checkpoint
-from samout_train.checkpoint import read_manifest as read_checkpoint_manifest
 from samout_train.config import ConfigError, saved_node
 from samout_train.data.published_vocabulary import read_published_vocabulary
 from samout_train.data.vocabulary_choice import vocabulary_from
@@ -126,8 +126,7 @@ def _needs(found: Found, checkpoint: Path | None, run_dir: Path, resume: str) ->
     if checkpoint is None:
         return
     is_text = _add_vocabulary(found, content.get("vocabulary"), content.get("vocab_size"))
-    manifest = read_checkpoint_manifest(checkpoint)
-    written = f"{FORMAT}, by torch {manifest.get('torch')} (here {torch.__version__})"
+    written = f"{FORMAT}, by torch {checkpoints.read_manifest(checkpoint).get('torch')} (here {torch.__version__})"
     found.add("format", f"{written}, step {content.get('step')}")
     if model and data:
         found.add("to continue", f"the same command and data, with {resume}")

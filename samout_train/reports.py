@@ -10,8 +10,8 @@ import torch
 
 from samout_train.atomic import replace_file
 from samout_train.callbacks.base import Callback, RunContext, StepReport
-from samout_train.data.batches import Source, in_order, spread
-from samout_train.evaluation import Evaluation, evaluate
+from samout_train.data.batches import Source
+from samout_train.evaluation import Evaluation, evaluate, in_order, spread
 from samout_train.figures import finite_or_null
 from samout_train.metrics import num_parameters
 from samout_train.runtime import Clock, peak_memory_bytes, weights_sha256
@@ -59,7 +59,7 @@ class Reports:
         self._speed_from = (0.0, 0)
 
     def report(self, callbacks: Sequence[Callback], signals: StopSignals, *, is_last: bool) -> str | None:
-        """Logs and evaluates what is due after this step and was not done for it yet; callbacks add what they measure.
+        """Logs and evaluates what is due after this step and was not done for it, also not before a rollback.
 
         Args:
             callbacks: They get the report, if there is one.
@@ -70,10 +70,10 @@ class Reports:
             Why to stop, if a callback says so; else None.
         """
         step = self.training_step.step_count
-        logs = (is_last or step % self.log_every_n_steps == 0) and self._logged_step != step
-        evaluates = (is_last or step % self.eval_every_n_steps == 0) and self._evaluated_step != step
-        closes = is_last and self._closed_step != step
-        if not logs and not evaluates and not closes:
+        logs = (is_last or step % self.log_every_n_steps == 0) and self._logged_step < step
+        evaluates = (is_last or step % self.eval_every_n_steps == 0) and self._evaluated_step < step
+        closes = is_last and self._closed_step < step
+        if not (logs or evaluates or closes) or self.training_step.settle():
             return None
         with self.clock.paused():
             metrics = self._training_metrics() if logs else {}
@@ -125,7 +125,11 @@ class Reports:
             "commit": context.commit,
             "weights_sha256": weights_sha256(step.model.state_dict()),
         }
-        only_where_known = {"floor_nats": self.source.floor_nats, "bits_per_byte": final.bits_per_byte}
+        only_where_known = {
+            "floor_nats": self.source.floor_nats,
+            "bits_per_byte": final.bits_per_byte,
+            "skipped_steps": sorted(step.skipped_steps) or None,
+        }
         return summary | {key: value for key, value in only_where_known.items() if value is not None}
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,9 +137,9 @@ class Reports:
         return {
             "best_val_loss_nats": self.best_val_loss_nats,
             "best_val_step": self.best_val_step,
-            "logged_step": self._logged_step,
-            "evaluated_step": self._evaluated_step,
-            "closed_step": self._closed_step,
+            "logged_step": min(self._logged_step, self.training_step.step_count),
+            "evaluated_step": min(self._evaluated_step, self.training_step.step_count),
+            "closed_step": min(self._closed_step, self.training_step.step_count),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -147,13 +151,14 @@ class Reports:
 
     def _training_metrics(self) -> dict[str, float]:
         step = self.training_step
-        assert step.loss is not None
         metrics = {
-            "train/loss_nats": float(step.loss),
             "train/lr": float(step.optimizer.param_groups[0]["lr"]),
-            "train/grad_norm": step.grad_norm(),
             "memory/peak_bytes": float(peak_memory_bytes(self.device)),
         }
+        if step.loss is not None:  # where every step was left out, there is none
+            metrics |= {"train/loss_nats": float(step.loss), "train/grad_norm": step.grad_norm()}
+        if step.skipped_steps:
+            metrics["train/skipped_steps"] = float(len(step.skipped_steps))
         (seconds, tokens), self._speed_from = self._speed_from, (self.clock.seconds, step.tokens_seen)
         if step.tokens_seen > tokens and self.clock.seconds > seconds:
             metrics["time/tokens_per_second"] = (step.tokens_seen - tokens) / (self.clock.seconds - seconds)

@@ -15,6 +15,7 @@ from samout_train.callbacks.base import RunContext
 from samout_train.config import Composed, ConfigError, build, compose_config
 from samout_train.data.batches import Source
 from samout_train.data.row_check import row_problems
+from samout_train.fitting import fit
 from samout_train.log_file import log_file
 from samout_train.ops.kernels import use_kernels
 from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, model_problems
@@ -151,7 +152,7 @@ def _prepared(
     )
     for callback in callbacks.values():
         callback.check(context)
-    return lambda: (trainer.fit(context, callbacks, checkpoints), trainer.model)
+    return lambda: (fit(trainer, context, callbacks, checkpoints), trainer.model)
 
 
 def trainer_from(config: Mapping[str, Any]) -> Trainer:

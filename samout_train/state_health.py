@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from samout_train.branches import mixed_by, said_by
-from samout_train.data.batches import Rows, spread
+from samout_train.data.batches import Rows
+from samout_train.evaluation import spread
 from samout_train.metrics import sees_future
 from samout_train.models.state import map_state
 from samout_train.runtime import PrecisionName, autocast

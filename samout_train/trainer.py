@@ -1,26 +1,21 @@
-"""The training loop: steps, reports, evaluations and checkpoints, until the first limit is reached."""
+"""A trainer: what makes the steps of a run and reports on them, and all that its checkpoints hold."""
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from samout_train.activation_checkpointing import checkpoint_activations
-from samout_train.callbacks.base import Callback, RunContext
 from samout_train.data.batches import Batches, Source
-from samout_train.profiling import profiling
+from samout_train.mismatch import refuse_other_vocabulary
+from samout_train.non_finite import OnNonFinite
 from samout_train.ranges import NonNegative, Positive, not_divisible, validated
-from samout_train.reports import Reports, write_figures
-from samout_train.runtime import Clock, PrecisionName, random_states, reset_peak_memory, set_random_states
-from samout_train.saving import Checkpoints
+from samout_train.reports import Reports
+from samout_train.runtime import Clock, PrecisionName, random_states, set_random_states
 from samout_train.schedules import Schedule, first_limit
-from samout_train.stopping import StopRequestedError, StopSignals
 from samout_train.tf32 import use_tf32
 from samout_train.training_step import TrainingStep
-
-log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -50,6 +45,7 @@ class Trainer:
         activation_checkpointing: Whether each layer's activations are computed again in the backward pass.
         tf32: Whether float32 products on CUDA round to TF32.
         compile: Whether torch compiles the model for the training step.
+        on_non_finite: What becomes of a step whose loss or gradient is NaN or infinite.
 
     Raises:
         ValueError: if accumulate does not divide batch_size, or model or device cannot do what is asked for.
@@ -82,15 +78,15 @@ class Trainer:
         activation_checkpointing: bool,
         tf32: bool,
         compile: bool,
+        on_non_finite: OnNonFinite,
     ) -> None:
         if problem := not_divisible("batch_size", batch_size, "accumulate", accumulate):
             raise ValueError(problem)
-        self.model, self.source, self.device, self.precision = model, source, device, precision
-        self.profile = profile
+        self.model, self.source, self.device, self.precision, self.profile = model, source, device, precision, profile
         use_tf32(tf32, device)
         if activation_checkpointing:
             checkpoint_activations(model)
-        max_rows = None if max_epochs is None else max_epochs * source.train.num_rows
+        max_rows = max_epochs and max_epochs * source.train.num_rows
         self.limits = first_limit(max_steps, max_rows, max_seconds, batch_size=batch_size, budget_steps=budget_steps)
         batches = Batches(
             source.train,
@@ -109,6 +105,8 @@ class Trainer:
             accumulate=accumulate,
             clip_grad_norm=clip_grad_norm,
             compile=compile,
+            on_non_finite=on_non_finite,
+            vocabulary=source.vocabulary,
         )
         self.clock = Clock(device)
         self.resumed_from: str | None = None  # the other run's checkpoint that this one started from
@@ -128,101 +126,21 @@ class Trainer:
         return self.training_step.step_count
 
     def step(self) -> Tensor:
-        """One optimizer step, exactly as `fit` makes it.
+        """One optimizer step, exactly as `samout_train.fitting` makes it.
 
         Returns:
             Its loss before the update, in nats per counted target, as a tensor that nothing waited for.
         """
+        self.training_step.settle(wait=False)
         return self.training_step(self.limits.progress(self.step_count + 1, self.clock.seconds))
 
     def finished(self) -> bool:
         """Whether a limit is reached."""
-        return self.limits.progress(self.step_count, self.clock.seconds).share >= 1
-
-    def fit(self, context: RunContext, callbacks: Mapping[str, Callback], checkpoints: Checkpoints) -> dict[str, Any]:
-        """Runs to the first limit that is reached, or until a callback asks to stop; returns what `summary.json` holds.
-
-        Args:
-            context: What callbacks are told at the start.
-            callbacks: By name, in the order in which they are called.
-            checkpoints: Where to save.
-
-        Raises:
-            StopRequestedError: if a signal asked to stop; the checkpoint to continue from is then written.
-            CheckpointError: if that, or the one at the end, could not be written.
-        """
-        reset_peak_memory(self.device)
-        watching = list(callbacks.values())
-        try:
-            with StopSignals() as signals:
-                for callback in watching:
-                    callback.on_start(context)
-                try:
-                    folder = context.run_dir / "profile" if self.profile else None
-                    with profiling(self.step, folder=folder, clock=self.clock, steps_made=self.step_count) as step:
-                        self._train(step, callbacks, checkpoints, signals)
-                    final = self.reports.evaluate_whole(signals)
-                    self._save_last(callbacks, checkpoints)
-                except StopRequestedError as stop:
-                    self._save_last(callbacks, checkpoints)
-                    for callback in watching:
-                        callback.on_stop(str(stop))
-                    raise
-            origin = {} if self.resumed_from is None else {"resumed_from": self.resumed_from}
-            summary = self.reports.summary(context, final) | origin
-            for callback in watching:
-                summary |= callback.figures()
-            write_figures(context.run_dir / "summary.json", summary)
-            for callback in watching:
-                callback.on_end(summary)
-        finally:
-            checkpoints.wait()
-            for callback in watching:
-                callback.on_close()
-        return summary
-
-    def _train(
-        self,
-        step: Callable[[], Tensor],
-        callbacks: Mapping[str, Callback],
-        checkpoints: Checkpoints,
-        signals: StopSignals,
-    ) -> None:
-        watching = list(callbacks.values())
-        # A run that was stopped between a step and its report makes up for the report first.
-        stop_reason = self.reports.report(watching, signals, is_last=self.finished()) if self.step_count else None
-        self.clock.start()
-        while stop_reason is None and not self.finished():
-            step()
-            for callback in watching:
-                callback.on_step(self.step_count)
-            signals.check()
-            best_before = self.reports.best_val_step
-            stop_reason = self.reports.report(watching, signals, is_last=self.finished())
-            if checkpoints.due(self.step_count, is_best=self.reports.best_val_step != best_before):
-                self._save(callbacks, checkpoints)
-        self.clock.pause()
-        if stop_reason is not None:
-            log.info("stopped after step %d: %s", self.step_count, stop_reason)
-        # Also where time ran out, or a callback spoke, after the step had been asked whether it is the last.
-        self.reports.report(watching, signals, is_last=True)
-        self._save(callbacks, checkpoints)
-
-    def _save(self, callbacks: Mapping[str, Callback], checkpoints: Checkpoints) -> None:
-        if self.step_count in (checkpoints.last_step, checkpoints.begun_step):
-            return
-        with self.clock.paused():
-            state = self.state_dict() | {"callbacks": {name: c.state_dict() for name, c in callbacks.items()}}
-            checkpoints.save(state, step=self.step_count, best_step=self.reports.best_val_step)
-
-    def _save_last(self, callbacks: Mapping[str, Callback], checkpoints: Checkpoints) -> None:
-        checkpoints.wait()
-        self._save(callbacks, checkpoints)
-        checkpoints.finish(self.step_count)
+        is_at_end = self.limits.progress(self.step_count, self.clock.seconds).share >= 1
+        return is_at_end and not self.training_step.settle()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continued run needs to go on as if it had not been stopped; the order of rows follows from the
-        step."""
+        """All that a continued run needs to go on as if it had not been stopped; the step gives the order of rows."""
         return {
             **self.training_step.state_dict(),
             "reports": self.reports.state_dict(),
@@ -240,11 +158,7 @@ class Trainer:
         Raises:
             ValueError: if the checkpoint is of another model or vocabulary.
         """
-        vocabulary = self.source.vocabulary.state_dict() if self.source.vocabulary else None
-        if state["vocabulary"] != vocabulary:
-            raise ValueError(
-                "the checkpoint has another vocabulary than this data: continue with the data it was made on"
-            )
+        refuse_other_vocabulary(self.source.vocabulary, state["vocabulary"])
         self.training_step.load_state_dict(state)
         self.clock.set(state["train_seconds"])
         self.reports.load_state_dict(state["reports"])

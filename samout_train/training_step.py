@@ -1,11 +1,11 @@
 """One optimizer step: micro-steps forward and backward, clipping, update.
 
 The loss is the sum of nats over the number of counted targets of the whole batch, so that micro-steps over ragged
-padding add up to the gradient of the big batch. Nothing waits for the device.
+padding add up to the gradient of the big batch. Nothing waits for the device, and no step is made with a loss or a
+gradient that is not finite: `samout_train.non_finite` says how both are possible.
 """
 
-# R rows, T time
-
+import math
 from typing import Any
 
 import torch
@@ -15,8 +15,20 @@ from torch.profiler import record_function
 
 from samout_train.compilation import compile_problem, compiled, told_compilation
 from samout_train.data.batches import Batches
-from samout_train.losses import next_token_nats
-from samout_train.runtime import PrecisionName, autocast
+from samout_train.data.vocabulary import Vocabulary
+from samout_train.micro_steps import backward
+from samout_train.mismatch import refuse_other_model, refuse_other_optimizer
+from samout_train.non_finite import (
+    Before,
+    OnNonFinite,
+    Watch,
+    generators,
+    refuse_non_finite,
+    refuse_or_skip,
+    report,
+    update,
+)
+from samout_train.runtime import PrecisionName
 from samout_train.schedules import Progress, Schedule
 
 
@@ -32,14 +44,20 @@ class TrainingStep:
         accumulate: Micro-steps; each takes an equal share of the batch's rows.
         clip_grad_norm: The norm of all gradients together is brought down to this; None for no clipping.
         compile: Whether torch compiles the model for this step; what else uses the model uses it as it is.
+        on_non_finite: What becomes of a step whose loss or gradient is not finite. In fp16, gradients that overflow are
+            the scaler's, which leaves the update out and lowers its scale; only the loss counts there.
+        vocabulary: For the report of such a step; None where ids are no text.
 
     Raises:
         ValueError: if it cannot be compiled on this machine.
 
     Attributes:
-        step_count: Steps made.
-        tokens_seen: Counted targets in them.
-        loss: Of the last step, before its update, in nats per counted target.
+        step_count: Steps made, those left out included.
+        tokens_seen: Counted targets in them, without those left out.
+        loss: Of the last step that was not left out, before its update, in nats per counted target.
+        skipped_steps: Steps left out, counted from 1: they change nothing, not even a random state.
+        before: What is returned to while a step is under way; None between steps.
+        looks_at_once: Whether the host looks at each step before its update.
     """
 
     def __init__(
@@ -53,11 +71,13 @@ class TrainingStep:
         accumulate: int,
         clip_grad_norm: float | None,
         compile: bool,
+        on_non_finite: OnNonFinite,
+        vocabulary: Vocabulary | None,
     ) -> None:
         if compile and (problem := compile_problem(batches.device)):
             raise ValueError(problem)
         self.forward = compiled(model) if compile else model
-        self._is_compiled = not compile
+        self._is_compiled, self._is_updating = not compile, False
         self.model, self.optimizer, self.schedule, self.batches = model, optimizer, schedule, batches
         self.precision, self.accumulate, self.clip_grad_norm = precision, accumulate, clip_grad_norm
         self.parameters = list(model.parameters())
@@ -66,81 +86,128 @@ class TrainingStep:
         self.step_count = self.tokens_seen = 0
         self.loss: Tensor | None = None
         self._grad_norm: Tensor | None = None
+        self.on_non_finite, self.vocabulary = on_non_finite, vocabulary
+        self.skipped_steps: set[int] = set()
+        self.looks_at_once = batches.device.type == "cpu" or not getattr(optimizer, "_step_supports_amp_scaling", False)
+        self._watch = Watch()
+        self._again: int | None = None  # the step that is made again, looking
+        self.before: Before | None = None
 
     def __call__(self, progress: Progress) -> Tensor:
-        """Makes the next step.
+        """Makes the next step, or leaves it out.
 
         Raises:
             ValueError: if not one target of the batch is counted.
+            NonFiniteError: if its loss or gradient is not finite and it is not to be skipped; nothing is changed then.
 
         Returns:
-            Its loss before the update, in nats per counted target, as a tensor that nothing waited for.
+            Its loss before the update, in nats per counted target, as a tensor that nothing waited for; NaN where the
+            step is left out.
         """
         if not self._is_compiled:
             self._is_compiled = True
             with told_compilation():
                 return self(progress)
+        if self.step_count + 1 in self.skipped_steps:
+            self.step_count += 1
+            return torch.full((), math.nan, device=self.batches.device)
         if not self.model.training:  # setting it anew on every module takes longer than asking the first
             self.model.train()
         batch = self.batches.get(self.step_count)
         if batch.num_targets == 0:
             ignored = self.batches.ignore_index
             raise ValueError(
-                f"every target of batch {self.step_count} is {ignored}, which is ignored: nothing to learn"
+                f"all targets of batch {self.step_count} are {ignored}, which is ignored: nothing to learn"
             )
+        self.before = before = self._now()
         factor = self.schedule(progress)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
         self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for ids_RT in batch.ids_RT.chunk(self.accumulate):
-            with autocast(self.precision, self.batches.device):
-                inputs_RT, targets_RT = self.batches.rows.split(ids_RT)
-                nats = next_token_nats(self.forward, inputs_RT, targets_RT, self.batches.ignore_index)
-            loss = nats / batch.num_targets
-            self.scaler.scale(loss).backward()
-            losses.append(loss.detach())
+        loss = backward(self.forward, batch, self.batches, self.precision, self.accumulate, self.scaler)
         self.scaler.unscale_(self.optimizer)
-        if self.clip_grad_norm is not None:
-            with record_function("Optimizer.clip_grad_norm"):  # so that a profile counts it to the optimizer
-                self._grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        looks = self.looks_at_once or self._again == self.step_count
+        with record_function("Optimizer.clip_grad_norm"):  # so that a profile counts it to the optimizer
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            needed = self.clip_grad_norm is not None or not self.scaler.is_enabled()
+            norm = nn.utils.get_total_norm(gradients) if needed else None
+            figure = loss if norm is None or self.scaler.is_enabled() else loss + norm
+            if looks and not math.isfinite(figure):
+                return self._leave_out(float(loss))
+            if norm is not None and self.clip_grad_norm is not None:
+                nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
+        self._is_updating = True
+        update(self.optimizer, self.scaler, None if looks else self._watch.note(figure, before))
+        self._is_updating = False
         self.step_count += 1
         self.tokens_seen += batch.num_targets
         self.batches.prepare(self.step_count)
-        self.loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        return self.loss
+        self.loss, self._grad_norm, self.before = loss, norm, None
+        return loss
+
+    def settle(self, *, wait: bool = True) -> bool:
+        """Returns to a step that was not finite, where one is found among those already made.
+
+        Args:
+            wait: For the device, so that all of them are known to be finite where none is found.
+
+        Returns:
+            Whether it returned; then the next call makes that step again.
+        """
+        before = self._watch.first(wait=wait)
+        if before is not None:
+            self._restore(before)
+            self._again = before.step_count
+        return before is not None
+
+    def undo(self) -> bool:
+        """Takes back a step that was not completed, and drops the gradients.
+
+        Returns:
+            Whether all is as it was before that step; not so if it failed within the update.
+        """
+        if self.before is not None:
+            self._restore(self.before)
+        return not self._is_updating
 
     def grad_norm(self) -> float:
         """Norm of all gradients of the last step together, before clipping; waits for the device."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if self.clip_grad_norm is None and gradients:
+        if self._grad_norm is None and gradients:  # in fp16 without clipping
             self._grad_norm = nn.utils.get_total_norm(gradients)
-        return float("nan") if self._grad_norm is None else float(self._grad_norm)
+        return math.nan if self._grad_norm is None else float(self._grad_norm)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next steps depend on, but for the random states."""
-        return {
+        """All that the next steps depend on, but for the random states; nothing that is not finite.
+
+        Raises:
+            NonFiniteError: if weights or optimizer state are not.
+        """
+        self.settle()
+        norm = self.grad_norm()
+        state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.step_count,
             "tokens_seen": self.tokens_seen,
             "loss": self.loss,
-            "grad_norm": self.grad_norm(),
+            "grad_norm": norm if math.isfinite(norm) else None,
+            "skipped_steps": sorted(self.skipped_steps),
         }
+        refuse_non_finite(state)
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up where `state_dict` left off.
 
         Raises:
-            ValueError: if the tensors are of another model, with the names and shapes that differ.
+            ValueError: if the tensors are of another model or optimizer, with the names and shapes that differ; nothing
+                is loaded then.
         """
-        try:
-            self.model.load_state_dict(state["model"])
-        except RuntimeError as error:
-            raise ValueError(f"the checkpoint is of another model: {error}") from error
+        refuse_other_model(self.model.state_dict(), state["model"])
+        refuse_other_optimizer(self.optimizer, state["optimizer"], self.model)
+        self.model.load_state_dict(state["model"])
         # What the configuration says beats what the checkpoint says; the rate of its last step is for the report.
         kept = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -149,4 +216,35 @@ class TrainingStep:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step_count, self.tokens_seen = state["step"], state["tokens_seen"]
-        self.loss, self._grad_norm = state["loss"], torch.tensor(state["grad_norm"])
+        norm = math.nan if state["grad_norm"] is None else state["grad_norm"]
+        self.loss, self._grad_norm = state["loss"], torch.tensor(norm)
+        self.skipped_steps = set(state.get("skipped_steps", ()))
+        self._watch.forget()
+        self._again = self.before = None
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _leave_out(self, loss: float) -> Tensor:
+        """What becomes of a step that is not finite."""
+        step = self.step_count + 1
+        message = report(step, loss, self.batches, self.model, self.vocabulary)
+        self.scaler.update()
+        self.undo()
+        refuse_or_skip(self.on_non_finite, step, self.skipped_steps, message)
+        self.step_count = step
+        return torch.full((), loss, device=self.batches.device)
+
+    def _now(self) -> Before:
+        return Before(
+            step_count=self.step_count,
+            tokens_seen=self.tokens_seen,
+            loss=self.loss,
+            grad_norm=self._grad_norm,
+            rates=tuple(group["lr"] for group in self.optimizer.param_groups),
+            random=generators(self.batches.device),
+        )
+
+    def _restore(self, before: Before) -> None:
+        self.step_count, self.tokens_seen = before.step_count, before.tokens_seen
+        self.loss, self._grad_norm, self.before = before.loss, before.grad_norm, None
+        before.restore(self.optimizer, self.batches.device)
+        self._watch.forget()

@@ -25,7 +25,10 @@ ROWS = [
     {"data", "losses", "schedules", "optim", "sampling", "decoding", "generation"},
     {"metrics", "checkpoint", "saving", "evaluation", "branches", "state_health"},
     {"callbacks"},
-    {"training_step", "reports", "profiling", "activation_checkpointing", "trainer"},
+    {
+        *("training_step", "reports", "profiling", "activation_checkpointing", "trainer", "fitting"),
+        *("non_finite", "micro_steps", "mismatch", "rescue"),
+    },
     {"verification", "proof"},
     {
         *("config", "export_files", "exporting", "hydra_messages", "inspection", "loading", "overrides", "problems"),

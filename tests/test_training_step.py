@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from samout_train import build_model, build_trainer
 from samout_train.data.batches import Batches, MatrixRows
 from samout_train.losses import cross_entropy_sum
+from samout_train.non_finite import OnNonFinite
 from samout_train.runtime import PrecisionName
 from samout_train.schedules import Constant, Limits
 from samout_train.training_step import TrainingStep
@@ -39,6 +40,7 @@ def step_of(
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] = lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
     device: str = "cpu",
     precision: PrecisionName = "fp32",
+    on_non_finite: OnNonFinite = "stop",
 ) -> TrainingStep:
     rows = MatrixRows(ragged_rows() if ids is None else ids)
     where = torch.device(device)
@@ -52,6 +54,8 @@ def step_of(
         accumulate=accumulate,
         clip_grad_norm=clip,
         compile=False,
+        on_non_finite=on_non_finite,
+        vocabulary=None,
     )
 
 
@@ -86,7 +90,7 @@ def test_accumulation_in_float32_is_the_big_batch() -> None:
 
 
 def test_a_batch_without_a_counted_target_is_refused() -> None:
-    with pytest.raises(ValueError, match="every target of batch 0 is 3"):
+    with pytest.raises(ValueError, match="all targets of batch 0 are 3"):
         step_of(model(), ids=torch.tensor([[9, 3, 3]] * 8))(PROGRESS)
 
 

@@ -1,5 +1,6 @@
 """`python -m samout_train [train] key=value ...`: trains a model, or with -m several of them one after another."""
 
+import logging
 import shutil
 import sys
 from functools import partial
@@ -13,6 +14,8 @@ from omegaconf import DictConfig
 from samout_train.command_line import Request
 from samout_train.config import CONF, ConfigError, register_resolvers, resolve
 from samout_train.overrides import as_typed, quoted, words_for_hydra
+
+log = logging.getLogger(__name__)
 
 
 def main(words: list[str]) -> int:
@@ -70,6 +73,8 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
     """Trains; `typed` are the overrides as the shell gave them, None in a sweep, where each job has its own."""
     # torch is imported here at the latest, and not for --help.
     from samout_train.checkpoint import CheckpointError
+    from samout_train.non_finite import NonFiniteError
+    from samout_train.rescue import MemoryExhaustedError
     from samout_train.run import prepare
     from samout_train.stopping import StopRequestedError
 
@@ -97,6 +102,6 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
         run()
     except StopRequestedError as stop:
         sys.exit(stop.exit_code)
-    except (CheckpointError, OSError) as error:  # such as a disk that is full to the end
-        print(error, file=sys.stderr)
+    except (CheckpointError, MemoryExhaustedError, NonFiniteError, OSError) as error:
+        log.error("%s", error)
         failures.append(1)

@@ -157,19 +157,6 @@ class TokenRows:
         return torch.from_numpy(overlapping.copy())
 
 
-def in_order(rows: Rows, rows_per_batch: int) -> Iterator[Tensor]:
-    """A whole split once, front to back, as (R, T + 1) int64 with R at most rows_per_batch."""
-    for start in range(0, rows.num_windows, rows_per_batch):
-        yield rows.windows(start, start + rows_per_batch)
-
-
-def spread(rows: Rows, rows_per_batch: int, num_batches: int) -> list[Tensor]:
-    """At most num_batches of the batches of `in_order`, evenly spread over the split."""
-    starts = range(0, rows.num_windows, rows_per_batch)
-    picks = np.unique(np.linspace(0, len(starts) - 1, num_batches).round().astype(int))
-    return [rows.windows(starts[int(pick)], starts[int(pick)] + rows_per_batch) for pick in picks]
-
-
 @dataclass(frozen=True)
 class Batch:
     """What one optimizer step learns from.
@@ -231,15 +218,24 @@ class Batches:
         if self.device.type == "cuda":
             self._ahead = (step, self.get(step))
 
+    def places(self, step: int) -> list[tuple[int, int]]:
+        """Epoch and index of each row of a step's batch."""
+        step = step % self.overfit_batches if self.overfit_batches else step
+        pieces = self._pieces(step * self.batch_size, self.batch_size)
+        return [(epoch, int(index)) for epoch, indices in pieces for index in indices]
+
     def _rows_from(self, first: int, count: int) -> Tensor:
         """Rows of the endless stream of epochs, from its row `first` on."""
-        pieces, last = [], first + count
+        pieces = [self.rows.take(indices, epoch) for epoch, indices in self._pieces(first, count)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _pieces(self, first: int, count: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        last = first + count
         while first < last:
             epoch, position = divmod(first, self.rows.num_rows)
             indices = self._order(epoch)[position : position + last - first]
-            pieces.append(self.rows.take(indices, epoch))
+            yield epoch, indices
             first += len(indices)
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._orders:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from samout_train.data.batches import Batches, MatrixRows, Rows, TokenRows, in_order, spread
+from samout_train.data.batches import Batches, MatrixRows, Rows, TokenRows
+from samout_train.evaluation import in_order, spread
 
 CPU = torch.device("cpu")
 
