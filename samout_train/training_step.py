@@ -102,7 +102,7 @@ class TrainingStep:
             NonFiniteError: if its loss or gradient is not finite and it is not to be skipped; nothing is changed then.
 
         Returns:
-            Its loss before the update, in nats per counted target, as a tensor that nothing waited for; NaN if left out.
+            Its loss before the update, in nats per counted target, as a tensor not waited for; NaN if left out.
         """
         if not self._is_compiled:
             self._is_compiled = True
