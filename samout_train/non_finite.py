@@ -95,7 +95,7 @@ class Watch:
             1 where this step or one before it was not finite, else 0.
         """
         if self._raised is None:
-            self._raised = torch.zeros_like(figure)
+            self._raised = torch.zeros_like(figure, dtype=torch.float32)  # as the fused kernels read it
         self._raised = self._raised.where(figure < math.inf, 1.0)
         event = None
         copy = self._raised.to("cpu", non_blocking=True)  # into pinned memory

@@ -101,8 +101,7 @@ class TrainingStep:
             NonFiniteError: if its loss or gradient is not finite and it is not to be skipped; nothing is changed then.
 
         Returns:
-            Its loss before the update, in nats per counted target, as a tensor that nothing waited for; NaN where the
-            step is left out.
+            Its loss before the update, in nats per counted target, as a tensor not waited for; NaN if left out.
         """
         if not self._is_compiled:
             self._is_compiled = True
@@ -154,11 +153,11 @@ class TrainingStep:
         Returns:
             Whether it returned; then the next call makes that step again.
         """
-        before = self._watch.first(wait=wait)
-        if before is not None:
-            self._restore(before)
-            self._again = before.step_count
-        return before is not None
+        if (before := self._watch.first(wait=wait)) is None:
+            return False
+        self._restore(before)
+        self._again = before.step_count
+        return True
 
     def undo(self) -> bool:
         """Takes back a step that was not completed, and drops the gradients.
@@ -208,7 +207,7 @@ class TrainingStep:
         refuse_other_model(self.model.state_dict(), state["model"])
         refuse_other_optimizer(self.optimizer, state["optimizer"], self.model)
         self.model.load_state_dict(state["model"])
-        # What the configuration says beats what the checkpoint says; the rate of its last step is for the report.
+        # What the configuration says beats the checkpoint; the rate of its last step is for the report.
         kept = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, settings in zip(self.optimizer.param_groups, kept, strict=True):
@@ -216,8 +215,8 @@ class TrainingStep:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step_count, self.tokens_seen = state["step"], state["tokens_seen"]
-        norm = math.nan if state["grad_norm"] is None else state["grad_norm"]
-        self.loss, self._grad_norm = state["loss"], torch.tensor(norm)
+        self.loss, norm = state["loss"], state["grad_norm"]
+        self._grad_norm = torch.tensor(math.nan if norm is None else norm)
         self.skipped_steps = set(state.get("skipped_steps", ()))
         self._watch.forget()
         self._again = self.before = None

@@ -15,12 +15,15 @@ from samout_train.non_finite import MOST_IN_A_ROW, NonFiniteError, OnNonFinite, 
 from samout_train.training_step import TrainingStep
 
 
-def adam_step(on_non_finite: OnNonFinite, *, looks_at_once: bool, clip: float | None = 1.0) -> TrainingStep:
+def adam_step(
+    on_non_finite: OnNonFinite, *, looks_at_once: bool, clip: float | None = 1.0, device: str = "cpu"
+) -> TrainingStep:
     def adam(net: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(net.parameters(), lr=0.01, fused=True)
 
     rows = torch.randint(4, 31, (64, 13), generator=torch.Generator().manual_seed(1))
-    made = step_of(model(), ids=rows, accumulate=2, clip=clip, optimizer=adam, on_non_finite=on_non_finite)
+    net = model().to(device)
+    made = step_of(net, ids=rows, accumulate=2, clip=clip, optimizer=adam, device=device, on_non_finite=on_non_finite)
     made.looks_at_once = looks_at_once
     return made
 
@@ -32,11 +35,11 @@ def poisoned(step: TrainingStep, *, batch: int, gradient: bool) -> Iterator[None
 
     def poison(net: nn.Module, args: Any, output: Any) -> Any:
         logits, state = output
-        if not torch.equal(args[0], ids_RT):
+        if not torch.equal(args[0].cpu(), ids_RT):
             return None
         if not gradient:
             return logits * float("nan"), state
-        logits.register_hook(lambda grad: grad.index_fill(-1, torch.tensor([5]), float("inf")))
+        logits.register_hook(lambda grad: grad.index_fill(-1, torch.tensor([5], device=grad.device), float("inf")))
         return None
 
     handle = step.model.register_forward_hook(poison)
@@ -92,6 +95,18 @@ def test_skip_goes_on_as_if_the_batch_had_not_been(looks_at_once: bool, gradient
         make(step, 8)
     assert step.skipped_steps == {4} and step.tokens_seen == wanted.tokens_seen == 7 * 8 * 12
     assert equal(tensors(step), tensors(wanted))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@POISONS
+def test_on_cuda_it_is_the_same(gradient: bool) -> None:
+    wanted = adam_step("stop", looks_at_once=True, device="cuda")
+    make(wanted, 3)
+    step = adam_step("stop", looks_at_once=False, device="cuda")
+    with poisoned(step, batch=3, gradient=gradient), pytest.raises(NonFiniteError, match="step 4 was not made"):
+        make(step, 8)
+    assert step.step_count == 3 and equal(tensors(step), tensors(wanted))
 
 
 @pytest.mark.parametrize("choice", ["skip", "rollback"])
