@@ -6,7 +6,6 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from program import context
@@ -14,7 +13,7 @@ from program import context
 from samout_train.checkpoint import damage, newest_checkpoint, read_checkpoint
 from samout_train.proof import digests
 from samout_train.saving import Checkpoints
-from torture.processes import QUICK, finished, start
+from torture.processes import QUICK, finished, start, until_it_trains
 from torture.row import Case, Row
 
 STEPS = 12
@@ -49,13 +48,6 @@ def kills(case: Case) -> str:
         shutil.rmtree(folder)
     assert not lost, f"{lost} checkpoints were lost"
     return f"{made} kills, 0 checkpoints lost, {compared} finished runs equal in sha256"
-
-
-def until_it_trains(process: Any, folder: Path) -> None:
-    """Waits until a process that was just started logs something, or has ended."""
-    metrics, began = folder / "metrics.jsonl", time.time()
-    while process.exitcode is None and not (metrics.exists() and metrics.stat().st_mtime >= began - 0.05):
-        time.sleep(0.005)
 
 
 def every_step_of_a_save(case: Case) -> str:
@@ -168,7 +160,7 @@ def two_at_once(case: Case) -> str:
 
 
 ROWS = [
-    Row(1, "kill -9 at any time", 6, 200, kills),
+    Row(1, "kill -9 at any time", 4, 200, kills),
     Row(2, "death between any two system calls of a save", 1, 1, every_step_of_a_save),
     Row(3, "temporary files left behind", 8, 50, leftovers),
     Row(7, "keep the last and the best", 5, 50, at_each_instant),

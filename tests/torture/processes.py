@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -26,9 +27,21 @@ def start(run_dir: Path, *overrides: str) -> BaseProcess:
         overrides: As on the command line, without run_dir and resume.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    process = context.Process(target=_go_on, args=(_composed(overrides), run_dir))
+    process = context.Process(target=_go_on, args=(_composed(overrides), run_dir), name=str(_metrics_file(run_dir)))
     process.start()
     return process
+
+
+def until_it_trains(process: BaseProcess, run_dir: Path) -> None:
+    """Waits until a process that `start` gave is about to make its first step, or has ended."""
+    while process.exitcode is None and str(_metrics_file(run_dir)) == process.name:
+        time.sleep(0.005)
+
+
+def _metrics_file(run_dir: Path) -> int | None:
+    """Which file holds the metrics: each process begins a new one, with what counts of the one before."""
+    path = run_dir / "metrics.jsonl"
+    return path.stat().st_ino if path.exists() else None
 
 
 @cache
