@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def replace_file(
+    path: Path, write: Callable[[IO[bytes]], Any], confirm: Callable[[Path], Any] = lambda temporary: None
+) -> None:
     """Writes a file so that a death at any moment leaves the old one or the new one.
 
     Args:
         path: The file; its folder must be there.
         write: Gets an open binary file beside it, `*.tmp`, which then takes its place.
+        confirm: Gets the path of that file, once it is written, and may raise.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -21,6 +24,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        confirm(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """Checkpoint files: written so that a death at any moment leaves the old or the new, verified before they are believed.
 
 Nothing else knows the format. `step_<8 digits>.pt` holds tensors, numbers, text and lists, so that
-`torch.load(weights_only=True)` reads it; `step_<8 digits>.json`, its manifest, is written after it has been read back,
-and says that it is complete, its size and sha256, and where it was made.
+`torch.load(weights_only=True)` reads it. `step_<8 digits>.json`, its manifest, has its size and sha256, and what it was
+made with; it is written once the tensors lie on disk and read back as they were meant, and only then do these get their
+name. So a file of that name without its manifest, or that disagrees with it, is damaged.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ def serialised(state: dict[str, Any]) -> memoryview:
 
 
 def write_checkpoint(directory: Path, step: int, content: memoryview, about: dict[str, Any]) -> Path:
-    """Writes one checkpoint, unless it is there already, and its manifest once it reads back as it was meant.
+    """Writes one checkpoint, unless it is there already.
 
     Args:
         directory: A run's `checkpoints/`, which is there.
@@ -53,17 +54,20 @@ def write_checkpoint(directory: Path, step: int, content: memoryview, about: dic
     if path.exists() and damage(path) is None:
         return path
     digest = hashlib.sha256(content).hexdigest()
-    replace_file(path, lambda file: file.write(content))
-    if _sha256(path) != digest:
-        raise OSError(f"{path.name} reads back as something else than was written")
-    write_manifest(path, {"step": step, "bytes": len(content), "sha256": digest, **about})
+
+    def confirm(temporary: Path) -> None:
+        if _sha256(temporary) != digest:
+            raise OSError(f"{path.name} reads back as something else than was written")
+        write_manifest(path, {"step": step, "bytes": len(content), "sha256": digest, **about})
+
+    replace_file(path, lambda file: file.write(content), confirm)
     return path
 
 
 def delete_checkpoint(directory: Path, step: int) -> None:
-    """Deletes one, its manifest first, so that at no moment it looks complete and is not."""
+    """Deletes one, its tensors first, so that at no moment it looks like a damaged one."""
     path = directory / f"step_{step:08d}.pt"
-    for part in (_manifest(path), path):
+    for part in (path, _manifest(path)):
         part.unlink(missing_ok=True)
 
 
@@ -139,7 +143,7 @@ def damage(path: Path) -> str | None:
     try:
         manifest = read_manifest(path)
     except FileNotFoundError:
-        return f"{manifest_path.name} is missing, so the write was not completed"
+        return f"{manifest_path.name}, which every complete checkpoint has beside it, is missing"
     except ValueError:
         return f"{manifest_path.name} is damaged"
     if path.stat().st_size != manifest["bytes"]:

@@ -53,6 +53,7 @@ def test_gradients_have_the_same_bits_and_less_is_kept(name: str, extra: list[st
         assert gradient is not None and torch.equal(gradient, wanted[parameter]), parameter
 
 
+@pytest.mark.slow
 def test_every_model_with_layers_takes_it_and_the_others_say_why_not() -> None:
     for name in sorted(path.stem for path in (CONF / "model").glob("*.yaml")):
         sizes = [f"model={name}", "data=random", "device=cpu", "model.hidden_size=24"]

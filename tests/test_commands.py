@@ -36,7 +36,7 @@ def test_a_run_ends_with_its_results_and_what_to_type_next(tmp_path: Path) -> No
     assert repeat[0] == go_on[0] and repeat[1:3] == ["-m", "samout_train"]
     for again in (
         samout(tmp_path, *repeat[3:]),
-        subprocess.run(go_on, cwd=tmp_path, capture_output=True, text=True, timeout=120),
+        samout(tmp_path, *go_on[3:]),
     ):
         assert again.returncode == 0, again.stderr
     repeated, continued = (
@@ -87,7 +87,8 @@ def test_when_all_checkpoints_are_damaged_the_run_ends_with_exit_code_1(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+    ("number", "code"),
+    [pytest.param(*case, marks=pytest.mark.slow) for case in ((signal.SIGINT, 130), (signal.SIGTERM, 143))],
 )
 def test_a_signal_ends_a_run_that_can_be_continued(tmp_path: Path, number: signal.Signals, code: int) -> None:
     words = [*TINY, "run_dir=here", "trainer.max_seconds=30", "schedule=constant"]
@@ -131,13 +132,14 @@ def test_a_sweep_makes_one_readable_directory_a_job(tmp_path: Path) -> None:
     for job in jobs:
         assert list((sweep / job).glob("events.out.tfevents.*")) and (sweep / job / "samout_train.log").exists()
     go_on = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("continue")][-1]
-    again = subprocess.run(shlex.split(go_on), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    again = samout(tmp_path, *shlex.split(go_on)[3:])
     assert again.returncode == 0, again.stderr
     assert json.loads((sweep / jobs[3] / "summary.json").read_text())["steps"] == 4
     twice = samout(tmp_path, "-m", "model=v1,v8", *TINY, f"hydra.sweep.dir={sweep.relative_to(tmp_path)}")
     assert twice.returncode == 2 and "holds runs already" in twice.stderr
 
 
+@pytest.mark.slow
 def test_a_job_of_a_sweep_that_cannot_be_built_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     (tmp_path / "two documents.jsonl").write_text(
@@ -185,6 +187,7 @@ def test_tokenizing_that_is_stopped_goes_on_with_the_same_command(tmp_path: Path
     assert (tmp_path / part.with_suffix(".bin")).stat().st_size == 2 * 55_000_000
 
 
+@pytest.mark.slow
 def test_a_prompt_that_cannot_be_encoded_is_refused_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("long enough " * 50)
     sizes = [word for word in TINY if not word.startswith("data")]

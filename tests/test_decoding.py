@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from marks import mostly_slow
 from torch import Tensor, nn
 
 from samout_train import build_model, decoding
@@ -35,7 +36,7 @@ def replayed(step: Callable[[], None], rehearse: Callable[[], object]) -> Callab
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu, static", CUDA])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, {"v8", "transformer", "lstm"}))
 def test_a_decoder_gives_the_logits_of_the_whole(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place, is_static = device.split(",")[0], device != "cpu"
     if "static" in device:

@@ -124,7 +124,7 @@ def renamed_checkpoint(folder: Path) -> None:
         (damaged_run, "run", ["step_00000002.pt: it has 0 bytes", "takes step_00000001.pt"]),
         (damaged_run, NEWEST, ["no: it has 0 bytes, the manifest says"]),
         (set_aside, "run", ["set aside", "would stop: no checkpoint is whole"]),
-        (without_manifest, "run", ["step_00000002.json is missing, so the write was not completed"]),
+        (without_manifest, "run", ["step_00000002.json, which every complete checkpoint has beside it, is missing"]),
         (without_configuration, "run", ["config.yaml: does not say how the model was built (", "not known"]),
         (broken_configuration, NEWEST, ["config.yaml: does not say how the model was built (run/.hydra/config.yaml l"]),
         (flipped_export, "out", ["no: the sha256 of model.pth differs from that in export.json"]),

@@ -52,6 +52,7 @@ def test_other_errors_stay_what_they_are() -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "told"), [("loss", "step 3 was not made"), ("memory", "out of memory in step 3")])
 def test_the_program_ends_with_1_and_without_a_traceback(tmp_path: Path, what: str, told: str) -> None:
     done = samout(tmp_path, *SMALL, *FIXED, "run_dir=run", happens(3, what), timeout=60)

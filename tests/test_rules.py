@@ -102,7 +102,9 @@ VERBS = sorted(path.stem for path in (PACKAGE / "commands").glob("[a-z]*.py"))
 
 
 @pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"]], ids=" ".join)
-@pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "verb", [[], *(pytest.param([verb], marks=pytest.mark.slow) for verb in VERBS)], ids=["none", *VERBS]
+)
 def test_torch_is_not_imported_for_information(verb: list[str], flags: list[str]) -> None:
     code = (
         "import sys, samout_train\n"

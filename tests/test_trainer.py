@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import mostly_slow
 
 from samout_train import build_trainer, train
 from samout_train.callbacks.base import Callback, StepReport
@@ -96,9 +97,14 @@ def test_overfitting_one_batch_drives_its_loss_down(tmp_path: Path) -> None:
     assert summary["train_loss_nats"] < 1.0 < summary["floor_nats"]
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 7])
+@pytest.mark.parametrize("stop_after", mostly_slow([1, 4, 7], {4}))
 @pytest.mark.parametrize(
-    "extra", [[], ["trainer.accumulate=4", "optimizer=adamw", "schedule=cosine"]], ids=["plain", "all"]
+    "extra",
+    [
+        pytest.param([], marks=pytest.mark.slow),
+        ["trainer.accumulate=4", "optimizer=adamw", "schedule=cosine"],
+    ],
+    ids=["plain", "all"],
 )
 def test_a_continued_run_ends_in_the_bits_of_an_undisturbed_one(
     tmp_path: Path, stop_after: int, extra: list[str]
