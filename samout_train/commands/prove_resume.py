@@ -1,9 +1,9 @@
 """`python -m samout_train prove_resume model=v8 data=random steps=20 kills=5`: killed and continued is the same run."""
 
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from samout_train.command_line import Request, answered, settings_of
@@ -61,16 +61,15 @@ def _prove(words: list[str]) -> int:
     train = [word for word in request.overrides if word.lstrip("+~").partition("=")[0] not in OWN]
     train += [f"trainer.max_steps={settings['steps']}", "trainer.log_every_n_steps=1"]
     train += [f"checkpoint.every_n_steps={settings['checkpoint']['every_n_steps'] or 'null'}"]
-    if mistakes := Request([*flags, *train]).mistakes():
-        raise ConfigError("\n".join(mistakes))
     with ExitStack() as kept:
-        folder = Path(settings["run_dir"] if "run_dir" in typed else kept.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(settings["run_dir"] if "run_dir" in typed else kept.enter_context(TemporaryDirectory()))
+        if there := [name for name in ("undisturbed", "killed") if (folder / name).exists()]:
+            raise ConfigError(f"run_dir={folder}: {there[0]} is there already: give another directory")
+        if mistakes := Request([*flags, *train, f"run_dir={folder / 'undisturbed'}"]).mistakes():
+            raise ConfigError("\n".join(mistakes))
         found = {}
         for name, kills in (("undisturbed", 0), ("killed", settings["kills"])):
             print(f"{name}: {settings['steps']} steps", file=sys.stderr)
-            folder.mkdir(parents=True, exist_ok=True)
-            if (folder / name).exists():
-                raise ConfigError(f"run_dir={folder}: {name} is there already: give another directory")
             run_killed(
                 [*flags, *train],
                 folder / name,
