@@ -58,6 +58,11 @@ class Reports:
         self._logged_step = self._evaluated_step = self._closed_step = 0
         self._speed_from = (0.0, 0)
 
+    @property
+    def reported_step(self) -> int:
+        """The last step that was logged or evaluated."""
+        return max(self._logged_step, self._evaluated_step)
+
     def report(self, callbacks: Sequence[Callback], signals: StopSignals, *, is_last: bool) -> str | None:
         """Logs and evaluates what is due after this step and was not done for it, also not before a rollback.
 

@@ -143,6 +143,7 @@ def _prepared(
         batch_size=batches.batch_size,
         accumulate=trainer.training_step.accumulate,
         first_step=trainer.step_count,
+        reported_step=trainer.reports.reported_step,
         total_steps=trainer.limits.total_steps,
         config_text=composed.yaml,
         settings=_hyperparameters(composed),

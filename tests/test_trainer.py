@@ -149,6 +149,25 @@ def test_a_signal_during_evaluation_stops_it_and_it_is_made_up_for(tmp_path: Pat
     assert steps_with(tmp_path / "stopped", "val/loss_nats") == steps_with(tmp_path / "whole", "val/loss_nats")
 
 
+def test_a_run_that_is_stopped_before_and_after_its_last_report_logs_it_once(tmp_path: Path) -> None:
+    settings = ["trainer.max_steps=6", "trainer.log_every_n_steps=1"]
+    with pytest.raises(StopRequestedError):
+        run(tmp_path / "run", *settings, *stopping(6))  # after the last step, before its report
+    for _ in range(2):
+        with pytest.raises(StopRequestedError):
+            target = f"+callbacks.stop={{_target_: {__name__}.SignalAtReport}}"
+            run(tmp_path / "run", *settings, target, "resume=auto")  # before the final evaluation
+    run(tmp_path / "run", *settings, "resume=auto")
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+class SignalAtReport(Callback):
+    """Sends SIGTERM after a report."""
+
+    def on_report(self, report: StepReport) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 class SignalInEvaluation(Callback):
     """Sends SIGTERM as soon as the model is put into evaluation mode."""
 

@@ -29,6 +29,7 @@ class RunContext:
         batch_size: Rows in an optimizer step.
         accumulate: Micro-steps in one.
         first_step: Steps already made: above 0 where a run is continued.
+        reported_step: The last of them that counts as reported; what was written of later ones is made again.
         total_steps: The last step; None where only time limits the run.
         config_text: The composed configuration as YAML.
         settings: What tells runs apart: names of parts and scalar values by dotted key.
@@ -49,6 +50,7 @@ class RunContext:
     batch_size: int
     accumulate: int
     first_step: int
+    reported_step: int
     total_steps: int | None
     config_text: str
     settings: dict[str, bool | int | float | str]

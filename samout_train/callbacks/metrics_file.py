@@ -24,9 +24,9 @@ class MetricsFile(Callback):
         self._has_warned = False
 
     def on_start(self, context: RunContext) -> None:
-        """Opens the file, keeping what was logged up to the step that the run continues from."""
+        """Opens the file, keeping what was logged up to the last step that counts as reported."""
         path = context.run_dir / "metrics.jsonl"
-        kept = _lines_up_to(path, context.first_step) if path.exists() else []
+        kept = _lines_up_to(path, context.reported_step) if path.exists() else []
         replace_file(path, lambda file: file.write("".join(kept).encode()))
         self._file = path.open("r+b", buffering=0)
         self._file.seek(0, os.SEEK_END)

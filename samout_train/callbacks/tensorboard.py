@@ -58,7 +58,7 @@ class TensorBoard(Callback):
     def on_start(self, context: RunContext) -> None:
         """Opens the event file; points that a continued run makes again are removed from view."""
         written_before = any(context.run_dir.glob("events.out.tfevents.*"))
-        self._file = EventFile(context.run_dir, purge_step=context.first_step + 1 if written_before else None)
+        self._file = EventFile(context.run_dir, purge_step=context.reported_step + 1 if written_before else None)
         values = {key: str(value) if isinstance(value, bool) else value for key, value in context.settings.items()}
         _, start, self._end = hparams(values, dict.fromkeys(METRICS, 0.0))
         self._model, self._vocabulary = context.model, context.source.vocabulary

@@ -62,6 +62,8 @@ def _go_on(composed: Composed, run_dir: Path) -> None:
         prepare(composed, run_dir, [])()
     except StopRequestedError as stop:
         sys.exit(stop.exit_code)
+    except KeyboardInterrupt:  # on its way out; the program answers so, too
+        sys.exit(130)
 
 
 def finished(*overrides: str, code: int = 0, threads: int = 1) -> str:

@@ -41,7 +41,9 @@ def signals(case: Case) -> str:
                 continue  # it was on its way out, with everything saved
             assert process.exitcode == CODES[number], f"{number.name}: {process.exitcode} {printed[-1500:]}"
             sent += 1
-        assert process.exitcode == 0 and digests(folder) == wanted
+        assert process.exitcode == 0, f"exit code {process.exitcode}: {(folder / 'out.txt').read_text()[-1500:]}"
+        found = digests(folder)
+        assert found == wanted, [what for what in wanted if found[what] != wanted[what]]
         compared += 1
     return f"{sent} signals of four kinds, each saved and answered with 130 or 143; {compared} runs bitwise equal"
 
