@@ -25,7 +25,9 @@ def refuse_other_model(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]
         ValueError: if they are not those of the model, naming missing, unexpected and differing ones.
     """
     found = []
-    for name in chain(wanted, (name for name in given if name not in wanted)):
+    # What one of them has not at all comes first: it says more than widths do.
+    names = list(chain(wanted, (name for name in given if name not in wanted)))
+    for name in sorted(names, key=lambda name: name in wanted and name in given):
         here, there = wanted.get(name), given.get(name)
         if here is None or there is None or here.shape != there.shape:
             found.append(f"{name}: {_shape(there)} in the checkpoint, {_shape(here)} in the model")

@@ -13,9 +13,9 @@ def test_names_and_both_shapes_are_told() -> None:
     with pytest.raises(ValueError, match="the checkpoint is of another model") as caught:
         refuse_other_model(wanted, given)
     assert str(caught.value).splitlines()[1:] == [
-        "  a: 2x5 in the checkpoint, 2x3 in the model",
         "  b: missing in the checkpoint, a number in the model",
         "  d: 6 in the checkpoint, missing in the model",
+        "  a: 2x5 in the checkpoint, 2x3 in the model",
     ]
 
 

@@ -155,7 +155,7 @@ def two_at_once(case: Case) -> str:
     assert first.exitcode is None and slowest < 5, f"{slowest:.1f} s"
     first.kill()
     first.join()
-    finished(*words, "trainer.max_steps=1")
+    finished(*words, "trainer.max_steps=1")  # it has made more, and only ends
     return f"{case.count} refused, the slowest in {slowest:.1f} s; free again after kill -9"
 
 
