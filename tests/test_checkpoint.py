@@ -1,6 +1,8 @@
 """Checkpoints: complete or not believed, the newest that is whole, the last few and the best."""
 
+import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +136,53 @@ def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
     torch.save({"format": 99}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="is no checkpoint of format"):
         read_checkpoint(tmp_path / "other.pt")
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = checkpoints(tmp_path, keep_last=1)
+    save(made, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuses)
+        save(made, 2)
+    assert "an old checkpoint" in caplog.text and "could not be deleted (no)" in caplog.text
+    assert all(damage(made.directory / f"step_{step:08d}.pt") is None for step in (1, 2))
+    save(made, 3)
+    assert [path.name for path in made.directory.glob("step_*.pt")] == ["step_00000003.pt"]
+
+
+def refuses(path: Path, missing_ok: bool = False) -> None:
+    if path.suffix != ".tmp":
+        raise OSError("no")
+
+
+def test_what_reads_back_as_something_else_is_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = checkpoints(tmp_path)
+    save(made, 1)
+    monkeypatch.setattr("samout_train.checkpoint._sha256", lambda path: "another")
+    made.save({"weight": torch.zeros(50)}, step=2, best_step=None)
+    made.wait()
+    assert made.last_step == 1 and "reads back as something else than was written" in caplog.text
+    with pytest.raises(CheckpointError, match="that of step 1 is kept"):
+        made.finish(2)
+    assert not list(made.directory.glob("*.tmp")) and not (made.directory / "step_00000002.pt").exists()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_write, contents = threading.Event(), []
+
+    def slowly(directory: Path, step: int, content: memoryview, about: dict[str, Any]) -> None:
+        may_write.wait(60)
+        contents.append(bytes(content))
+
+    monkeypatch.setattr("samout_train.saving.write_checkpoint", slowly)
+    made, state = checkpoints(tmp_path), {"weight": torch.zeros(50)}
+    made.save(state, step=1, best_step=None)
+    state["weight"] += 1
+    assert made.last_step is None and not made.due(1, is_best=True)
+    may_write.set()
+    made.finish(1)
+    assert not torch.load(io.BytesIO(contents[0]), weights_only=True)["weight"].any(), "a copy was written"
