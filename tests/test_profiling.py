@@ -1,9 +1,7 @@
 """A profile of a few steps: what is written, that its parts add up, and that it changes nothing."""
 
 import json
-import os
 import re
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from marks import mostly_slow
+from signal_after import signal_after
 
 from samout_train import train
-from samout_train.callbacks.base import Callback
 from samout_train.profiling import STEP, operations, table
 from samout_train.stopping import StopRequestedError
 
@@ -75,24 +73,13 @@ def test_a_shorter_run_says_what_was_profiled(tmp_path: Path, steps: int, wanted
     assert (tmp_path / "profile").exists() == (steps > 5)
 
 
-class SignalAfter(Callback):
-    """Sends SIGTERM to this process after a step."""
-
-    def __init__(self, *, step: int) -> None:
-        self.step = step
-
-    def on_step(self, step: int) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 @pytest.mark.parametrize("stop_after", mostly_slow([3, 7], {7}))
 def test_a_run_that_is_stopped_among_the_profiled_steps_goes_on_and_profiles_anew(
     tmp_path: Path, stop_after: int
 ) -> None:
     settings = ["trainer.profile=true", "trainer.max_steps=20"]
     whole = run(tmp_path / "whole", *settings)
-    stop = f"+callbacks.signal_after={{_target_: {__name__}.SignalAfter, step: {stop_after}}}"
+    stop = signal_after(stop_after)
     with pytest.raises(StopRequestedError):
         run(tmp_path / "stopped", *settings, stop)
     assert not (tmp_path / "stopped" / "profile").exists()

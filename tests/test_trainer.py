@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from marks import mostly_slow
+from signal_after import signal_after
 
 from samout_train import build_trainer, train
 from samout_train.callbacks.base import Callback, StepReport
@@ -112,7 +113,7 @@ def test_a_continued_run_ends_in_the_bits_of_an_undisturbed_one(
     settings = [*extra, "trainer.max_steps=9", "trainer.eval_every_n_steps=2"]
     whole = run(tmp_path / "whole", *settings)
     with pytest.raises(StopRequestedError) as stop:
-        run(tmp_path / "stopped", *settings, *stopping(stop_after))
+        run(tmp_path / "stopped", *settings, signal_after(stop_after))
     assert stop.value.exit_code == 143 and not (tmp_path / "stopped" / "summary.json").exists()
     continued = run(tmp_path / "stopped", *settings, "resume=auto")
     for key in ("weights_sha256", "val_loss_nats", "best_val_loss_nats", "best_val_step", "tokens_seen", "steps"):
@@ -120,22 +121,6 @@ def test_a_continued_run_ends_in_the_bits_of_an_undisturbed_one(
     timeless = ("step", "train/loss_nats", "train/lr", "train/grad_norm", "val/loss_nats")
     first, second = ([{t: x.get(t) for t in timeless} for x in lines(tmp_path / n)] for n in ("whole", "stopped"))
     assert first == second
-
-
-def stopping(step: int) -> list[str]:
-    target = f"{__name__}.SignalAfter"
-    return [f"+callbacks.signal_after={{_target_: {target}, step: {step}}}"]
-
-
-class SignalAfter(Callback):
-    """Sends SIGTERM to this process after a step."""
-
-    def __init__(self, *, step: int) -> None:
-        self.step = step
-
-    def on_step(self, step: int) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_signal_during_evaluation_stops_it_and_it_is_made_up_for(tmp_path: Path) -> None:
@@ -152,7 +137,7 @@ def test_a_signal_during_evaluation_stops_it_and_it_is_made_up_for(tmp_path: Pat
 def test_a_run_that_is_stopped_before_and_after_its_last_report_logs_it_once(tmp_path: Path) -> None:
     settings = ["trainer.max_steps=6", "trainer.log_every_n_steps=1"]
     with pytest.raises(StopRequestedError):
-        run(tmp_path / "run", *settings, *stopping(6))  # after the last step, before its report
+        run(tmp_path / "run", *settings, signal_after(6))  # after the last step, before its report
     for _ in range(2):
         with pytest.raises(StopRequestedError):
             target = f"+callbacks.stop={{_target_: {__name__}.SignalAtReport}}"

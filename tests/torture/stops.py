@@ -4,7 +4,8 @@ import os
 import random
 import signal
 
-from samout_train.callbacks.base import Callback
+from signal_after import signal_after
+
 from samout_train.checkpoint import saved_steps
 from samout_train.proof import digests
 from torture.processes import QUICK, finished, start, until_it_trains
@@ -48,18 +49,6 @@ def signals(case: Case) -> str:
     return f"{sent} signals of four kinds, each saved and answered with 130 or 143; {compared} runs bitwise equal"
 
 
-class SignalAfter(Callback):
-    """Stops the run after a step."""
-
-    def __init__(self, *, step: int) -> None:
-        self.step = step
-
-    def on_step(self, step: int) -> None:
-        """Sends the signal."""
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 def continuing(case: Case) -> str:
     """Stops after step k of 22 and continues, for k from 1 on: dropout, three micro-steps, across epochs."""
     words = [word for word in (*case.run, *QUICK) if not word.startswith("data.batch_size")]
@@ -68,8 +57,7 @@ def continuing(case: Case) -> str:
     wanted = digests(case.folder / "whole")
     for k in range(1, case.count + 1):
         folder = case.folder / f"after_{k}"
-        stop = f"+callbacks.stop={{_target_: {__name__}.SignalAfter, step: {k}}}"
-        finished(*words, f"run_dir={folder}", stop, code=143)
+        finished(*words, f"run_dir={folder}", signal_after(k), code=143)
         finished(*words, f"run_dir={folder}", "resume=auto")
         assert digests(folder) == wanted, f"after step {k}"
     return f"{case.count} of {case.count} bitwise equal, logged losses identical"
