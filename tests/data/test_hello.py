@@ -46,6 +46,7 @@ def test_every_model_that_can_tell_them_apart_learns_all_five_letters(name: str,
 @pytest.mark.parametrize(
     "words", [["model=gru", "model.bidirectional=true"], ["model=transformer", "model.causal=false"]]
 )
+@pytest.mark.slow
 def test_what_sees_the_whole_sequence_labels_and_is_refused_the_next_token(words: list[str], tmp_path: Path) -> None:
     sizes = [*words, "model.hidden_size=16", "model.num_layers=2", "device=cpu"]
     sizes += ["model.num_heads=2"] if "model=transformer" in words else []

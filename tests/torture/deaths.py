@@ -160,7 +160,7 @@ def two_at_once(case: Case) -> str:
 
 
 ROWS = [
-    Row(1, "kill -9 at any time", 4, 200, kills),
+    Row(1, "kill -9 at any time", 3, 200, kills),
     Row(2, "death between any two system calls of a save", 1, 1, every_step_of_a_save),
     Row(3, "temporary files left behind", 8, 50, leftovers),
     Row(7, "keep the last and the best", 5, 50, at_each_instant),

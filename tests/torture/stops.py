@@ -75,7 +75,7 @@ def other_threads(case: Case) -> str:
 
 
 ROWS = [
-    Row(10, "SIGTERM, SIGINT, SIGUSR1, SIGUSR2", 4, 100, signals),
+    Row(10, "SIGTERM, SIGINT, SIGUSR1, SIGUSR2", 3, 100, signals),
     Row(11, "continuing in general", 1, 20, continuing),
     Row(13, "other threads, torch, device", 1, 1, other_threads),
 ]
