@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 
 from samout_train.config import CONF, Composed, ConfigError, compose_config
 from samout_train.overrides import PLAIN_TEXT_KEYS, override_problems, words_for_hydra
 from samout_train.signatures import MISSING, mistakes_in_call, nearest
+from samout_train.sweeps import jobs_of, sweep_problems, without_sweeps
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 LINES_OF_A_MISTAKE = 8
@@ -71,44 +69,33 @@ class Request:
         from samout_train.problems import checked_config
         from samout_train.run_directory import resume_problems, run_directory_problems
 
-        found = []
-        wrong: dict[str, str] = {}
         if self.in_sweep:
-            wrong = override_problems(self.overrides, folders=self.folders, in_sweep=True)
-            found = list(wrong.values())
-            if any(_key(word) == "run_dir" for word in self.overrides):
-                found.append(
-                    "run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that"
-                )
-        for overrides in self._jobs([word for word in self.overrides if word not in wrong]):
+            return self._wrong_sweep()
+        composed, found = checked_config(self.overrides, config_name=self.config_name, config_dirs=self.config_dirs)
+        if composed is not None and not found:
+            found = resume_problems(composed.config["resume"]) + run_directory_problems(composed.config)
+            self.run_dir = composed.config["run_dir"]
+        return found
+
+    def _wrong_sweep(self) -> list[str]:
+        from samout_train.problems import checked_config
+        from samout_train.run_directory import resume_problems
+
+        wrong = override_problems(self.overrides, folders=self.folders, in_sweep=True)
+        words, found = [word for word in self.overrides if word not in wrong], list(wrong.values())
+        if any(_key(word) == "run_dir" for word in self.overrides):
+            found.append("run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that")
+        common = without_sweeps(words)
+        swept = compose_config(common, config_name=self.config_name, config_dirs=self.config_dirs, typed=False).swept
+        for job in jobs_of(words, swept):
             composed, mistakes = checked_config(
-                overrides, config_name=self.config_name, config_dirs=self.config_dirs, typed=not self.in_sweep
+                job, config_name=self.config_name, config_dirs=self.config_dirs, typed=False
             )
             found += mistakes
             if composed is not None and not mistakes:
-                found += resume_problems(composed.config["resume"])
-                found += self._wrong_sweep(composed) if self.in_sweep else run_directory_problems(composed.config)
-                self.run_dir = composed.sweep_dir if self.in_sweep else composed.config["run_dir"]
+                found += resume_problems(composed.config["resume"]) + sweep_problems(composed, job, common)
+                self.run_dir = composed.sweep_dir
         return found
-
-    def _jobs(self, words: list[str]) -> list[list[str]]:
-        """The overrides of each job: in a sweep all combinations, so that a mistake in the last stops the first."""
-        if not self.in_sweep:
-            return [self.overrides]
-        try:
-            batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), max_batch_size=None)
-        except (HydraException, ValueError) as error:
-            raise ConfigError(f"these values make no sweep: {error}") from error
-        return [list(job) for batch in batches for job in batch]
-
-    def _wrong_sweep(self, composed: Composed) -> list[str]:
-        folder = Path(composed.sweep_dir)
-        if folder == Path():
-            return ["hydra.sweep.dir: is empty: give a directory"]
-        holds_runs = any(path for name in ("metrics.jsonl", "checkpoints") for path in folder.glob(f"*/{name}"))
-        if holds_runs and composed.config["resume"] is None:
-            return [f"hydra.sweep.dir={folder}: holds runs already: give another directory"]
-        return []
 
     def _wrong_directory(self) -> list[str]:
         """Makes the directory and writes into it, so that what speaks against it is told like any other mistake."""

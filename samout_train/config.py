@@ -4,7 +4,6 @@
 """
 
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from samout_train.overrides import override_problems, words_for_hydra
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
-LONGEST_JOB_DIRECTORY = 120
 
 
 class ConfigError(ValueError):
@@ -43,12 +41,14 @@ class Composed:
         choices: The chosen option of each group, such as {"model": "v8"}.
         yaml: The same as text.
         sweep_dir: Where the jobs of a sweep lie.
+        swept: What the configuration sweeps over by itself: values by key, such as {"model": "v1,v8"}.
     """
 
     config: dict[str, Any]
     choices: dict[str, str | None]
     yaml: str
     sweep_dir: str
+    swept: dict[str, str]
 
 
 def compose_config(
@@ -68,7 +68,6 @@ def compose_config(
     folders = [CONF, *map(Path, config_dirs)]
     if wrong := override_problems(overrides, folders=folders, typed=typed):
         raise ConfigError("\n".join(wrong.values()))
-    register_resolvers()
     searched = create_config_search_path(str(CONF))
     for folder in config_dirs:
         searched.prepend("command-line", f"file://{folder}", anchor="schema")
@@ -117,6 +116,13 @@ def saved_node(path: Path, name: str = "model") -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def saved_seed(path: Path) -> int:
+    """The seed of a configuration that a run saved; 0 where it does not say."""
+    config = OmegaConf.load(path)
+    seed = config.get("seed") if isinstance(config, DictConfig) else None
+    return seed if isinstance(seed, int) else 0
+
+
 def resolve(composed: DictConfig) -> Composed:
     """Takes a configuration out of Hydra's hands; `hydra` itself is left out of it.
 
@@ -130,7 +136,9 @@ def resolve(composed: DictConfig) -> Composed:
     sweep_dir = str(HydraConfig.get().sweep.dir)
     known = {name: option for name, option in choices.items() if "/" not in name}
     yaml = OmegaConf.to_yaml(config, resolve=True)
-    return Composed({str(key): value for key, value in container.items()}, known, yaml, sweep_dir)
+    parameters = HydraConfig.get().sweeper.get("params") or {}
+    swept = {str(key): str(value) for key, value in parameters.items()}
+    return Composed({str(key): value for key, value in container.items()}, known, yaml, sweep_dir, swept)
 
 
 def locate(target: str) -> Any:
@@ -151,18 +159,6 @@ def build(node: dict[str, Any], **late: Any) -> Any:
     """Builds the component that a node describes by `_target_`; `late` are the arguments of a `_partial_` one."""
     component = instantiate(node, _convert_="all")
     return component(**late) if node.get("_partial_") else component
-
-
-def register_resolvers() -> None:
-    """Makes `${job_directory:...}` known, which names a job's directory in a sweep."""
-    OmegaConf.register_new_resolver("job_directory", _job_directory, replace=True)
-
-
-def _job_directory(number: Any, overrides: Any) -> str:
-    """`1_model=v8,optimizer.lr=0.001`: readable, unique in its sweep, and one folder whatever the values are."""
-    in_order = ",".join(sorted(word.removeprefix("++") for word in str(overrides).split(",")))
-    readable = re.sub(r"[^\w=.,+-]+", "-", in_order)
-    return f"{number}_{readable}"[:LONGEST_JOB_DIRECTORY].rstrip(".,-_")
 
 
 @contextmanager

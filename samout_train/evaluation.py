@@ -83,7 +83,9 @@ def evaluate(
                 num_bytes += int(token_bytes[counted].sum()) if token_bytes is not None else 0
                 inputs_RT, targets_RT = source.validation.split(to_device(ids_RT, device))
                 with autocast(precision, device):
-                    nats += next_token_nats(model, inputs_RT, targets_RT, source.ignore_index)
+                    nats += next_token_nats(
+                        model, inputs_RT, targets_RT, source.ignore_index, most_targets=counted.numel()
+                    )
     finally:
         model.train(was_training)
     if num_targets == 0:

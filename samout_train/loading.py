@@ -1,6 +1,5 @@
 """What a run, or the published scripts, left behind."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from samout_train.checkpoint import CheckpointError, find_checkpoint, read_check
 from samout_train.config import ConfigError, build, saved_node
 from samout_train.data.published_vocabulary import read_published_vocabulary
 from samout_train.data.vocabulary import Vocabulary
-from samout_train.data.vocabulary_choice import vocabulary_from
+from samout_train.data.vocabulary_choice import read_vocabulary_file, vocabulary_from
 from samout_train.problems import model_problems
 
 
@@ -107,17 +106,10 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
         CheckpointError: if the run's checkpoints are damaged.
     """
     if (file := Path(path).expanduser()).is_file() and file.suffix == ".json":
-        return _read_json(file)
+        return read_vocabulary_file(file)
     if file.is_file() and file.suffix != ".pt":
         return read_published_vocabulary(file)
     state = read_checkpoint(find_checkpoint(path)).get("vocabulary")
     if state is None:
         raise ValueError(f"{path} was trained on ids that are no text, so it has no vocabulary")
     return vocabulary_from(state)
-
-
-def _read_json(path: Path) -> Vocabulary:
-    try:
-        return vocabulary_from(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no vocabulary of an export ({error!r:.100})") from error

@@ -21,39 +21,58 @@ from samout_train.ops.linear import linear
 MOST_LOGITS = 2**25
 
 
-def next_token_nats(model: Callable[..., Any], ids_BT: Tensor, targets_BT: Tensor, ignore_index: int) -> Tensor:
+def next_token_nats(
+    model: Callable[..., Any], ids_BT: Tensor, targets_BT: Tensor, ignore_index: int, *, most_targets: int | None = None
+) -> Tensor:
     """Sum of the nats of all counted targets of a model; its logits are never all there where they are very many.
 
     Args:
         model: Called as `logits, state = model(ids)`. One with an attribute `head_weight` that is a (V, D) matrix is
-            called with `return_hidden=True` where there would be more than MOST_LOGITS.
+            called with `return_hidden=True` where there would be more than MOST_LOGITS, or where most are not counted.
         ids_BT: Token ids, int64.
         targets_BT: Token ids, int64.
         ignore_index: Targets of this value add nothing and take no gradient.
+        most_targets: Counted targets are at most so many. Where that is less than half of all, no others get logits.
 
     Returns:
         A float32 scalar; 0 where no target is counted.
     """
     weight_VD = getattr(model, "head_weight", None)
-    if weight_VD is None or ids_BT.numel() * len(weight_VD) <= MOST_LOGITS:
+    few = most_targets is not None and 2 * most_targets < targets_BT.numel()
+    if weight_VD is None or (not few and ids_BT.numel() * len(weight_VD) <= MOST_LOGITS):
         return cross_entropy_sum(model(ids_BT)[0], targets_BT, ignore_index)
-    hidden_RD = model(ids_BT, return_hidden=True)[0].flatten(0, 1)
-    return linear_cross_entropy_sum(hidden_RD, weight_VD, targets_BT.flatten(), ignore_index, MOST_LOGITS)
+    hidden_RD, targets_R = model(ids_BT, return_hidden=True)[0].flatten(0, 1), targets_BT.flatten()
+    if few:
+        assert most_targets is not None
+        hidden_RD, targets_R = _counted(hidden_RD, targets_R, ignore_index, most_targets)
+        if len(hidden_RD) * len(weight_VD) <= MOST_LOGITS:
+            return cross_entropy_sum(linear(hidden_RD, weight_VD), targets_R, ignore_index)
+    return linear_cross_entropy_sum(hidden_RD, weight_VD, targets_R, ignore_index, MOST_LOGITS)
+
+
+def _counted(hidden_RD: Tensor, targets_R: Tensor, ignore_index: int, count: int) -> tuple[Tensor, Tensor]:
+    """The first `count` rows whose targets are counted; where there are fewer, others whose targets are ignored.
+
+    How many there are is not asked of the device, which would have to be waited for.
+    """
+    place_R = (targets_R != ignore_index).nonzero_static(size=count, fill_value=-1).squeeze(1)
+    targets_R = targets_R[place_R].masked_fill(place_R < 0, ignore_index)
+    return hidden_RD.index_select(0, place_R.clamp(min=0)), targets_R
 
 
 def cross_entropy_sum(logits_BTV: Tensor, targets_BT: Tensor, ignore_index: int) -> Tensor:
     """Sum of the nats of all counted targets, in float32.
 
     Args:
-        logits_BTV: Unnormalised log-probabilities, any floating dtype.
-        targets_BT: Token ids, int64.
+        logits_BTV: Unnormalised log-probabilities, any floating dtype; or those of rows, (R, V).
+        targets_BT: Token ids, int64; or (R,).
         ignore_index: Targets of this value add nothing and take no gradient.
 
     Returns:
         A scalar; 0 where no target is counted.
     """
     return F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=ignore_index, reduction="sum"
+        logits_BTV.flatten(0, -2).float(), targets_BT.flatten(), ignore_index=ignore_index, reduction="sum"
     )
 
 

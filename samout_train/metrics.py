@@ -65,7 +65,14 @@ def parameters_by_part(model: Any) -> dict[str, int]:
 
 
 def estimate_memory_bytes(
-    model: nn.Module, *, rows: int, seq_len: int, accumulate: int, precision: PrecisionName, device: torch.device
+    model: nn.Module,
+    *,
+    rows: int,
+    seq_len: int,
+    accumulate: int,
+    precision: PrecisionName,
+    device: torch.device,
+    most_targets: int | None = None,
 ) -> int:
     """Peak memory of a training step with Adam, by running it once on shapes alone.
 
@@ -81,6 +88,7 @@ def estimate_memory_bytes(
         accumulate: Micro-steps in a step; with more than one, gradients live on while the next one runs.
         precision: Of the forward pass.
         device: Where it will run.
+        most_targets: Counted targets of a step, where not all are.
 
     Returns:
         Bytes. What kernels use inside themselves is not counted.
@@ -94,7 +102,7 @@ def estimate_memory_bytes(
         with _reparametrize_module(model, held):  # in the backward pass, too, which may compute layers again
             for _ in range(min(accumulate, 2)):
                 with autocast(precision, device):
-                    nats = next_token_nats(model, ids_BT, ids_BT, -100)
+                    nats = next_token_nats(model, ids_BT, ids_BT, -100, most_targets=most_targets)
                 nats.backward()
                 del nats
     moments = 2 * weights_bytes

@@ -34,7 +34,7 @@ def backward(
     for ids_RT in batch.ids_RT.chunk(num):
         with autocast(precision, batches.device):
             inputs_RT, targets_RT = batches.rows.split(ids_RT)
-            nats = next_token_nats(forward, inputs_RT, targets_RT, batches.ignore_index)
+            nats = next_token_nats(forward, inputs_RT, targets_RT, batches.ignore_index, most_targets=batch.num_targets)
         loss = nats / batch.num_targets
         scaler.scale(loss).backward()
         losses.append(loss.detach())

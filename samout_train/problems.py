@@ -128,6 +128,11 @@ def model_problems(node: Node) -> list[str]:
     return _mistakes_in_node("model", node)
 
 
+def data_problems(node: Node) -> list[str]:
+    """What is wrong with a data source's settings."""
+    return _mistakes_in_node("data", node)
+
+
 def problems(config: Mapping[str, Any]) -> list[str]:
     """All mistakes, one text each; none for a configuration that can be built.
 

@@ -1,12 +1,12 @@
 """What speaks against a run directory, or a checkpoint to start from, before anything is written."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -38,8 +38,7 @@ def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
     run_dir, resume = Path(config["run_dir"]), config["resume"]
     if run_dir.exists() and not run_dir.is_dir():
         return [f"run_dir={run_dir}: is a file: give a directory"]
-    holds_run = (run_dir / "metrics.jsonl").exists() or (run_dir / "checkpoints").exists()
-    if not holds_run:
+    if not holds_run(run_dir):
         return []
     if resume != "auto":
         return [f"run_dir={run_dir}: holds a run already: set resume=auto to continue it, or another run_dir"]
@@ -50,21 +49,48 @@ def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
                 pass
         except Timeout:
             return [_taken(run_dir)]
+    free = tuple(f"data.{name}" for name in FREE_DATA_KEYS)
+    return [
+        f"{difference}: continue it with the same, or give another run_dir"
+        for difference in other_settings(run_dir, config, FIXED_KEYS, free)
+    ]
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether there is anything of a run in a directory."""
+    return (run_dir / "metrics.jsonl").exists() or (run_dir / "checkpoints").exists()
+
+
+def other_settings(
+    run_dir: Path, config: Mapping[str, Any], keys: Sequence[str], free: tuple[str, ...] = ()
+) -> list[str]:
+    """Where the run in a directory differs from a configuration, one text each; none where it does not say.
+
+    Args:
+        run_dir: Of the run.
+        config: As plain dictionaries, resolved.
+        keys: At its top, that are compared.
+        free: What begins like one of these may differ.
+    """
     saved = run_dir / ".hydra" / "config.yaml"
     if not saved.exists():
         return []
     try:
-        before = OmegaConf.to_container(OmegaConf.load(saved))
+        loaded = OmegaConf.load(saved)
+        before: Any = f"it is no {type(config).__name__}"
+        if isinstance(
+            loaded, DictConfig
+        ):  # of its values some are made of others, and run_dir of what only Hydra knows
+            before = OmegaConf.to_container(OmegaConf.masked_copy(loaded, [*keys]), resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         before = in_few_words(error, [])
     if not isinstance(before, dict):
-        return [f"run_dir={run_dir}: {saved} cannot be read ({before}): repair it, or give another run_dir"]
-    then, now = (scalars({key: c.get(key) for key in FIXED_KEYS}) for c in (before, config))
+        return [f"run_dir={run_dir}: {saved} cannot be read ({before}): repair it"]
+    then, now = (scalars({key: c.get(key) for key in keys}) for c in (before, config))
     return [
-        f"{key}={now.get(key, 'null')}: the run in {run_dir} has {then.get(key, 'null')}: continue it with the same, "
-        "or give another run_dir"
+        f"{key}={now.get(key, 'null')}: the run in {run_dir} has {then.get(key, 'null')}"
         for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and not key.startswith(tuple(f"data.{name}" for name in FREE_DATA_KEYS))
+        if then.get(key) != now.get(key) and not key.startswith(free)
     ]
 
 

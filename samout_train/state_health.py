@@ -99,8 +99,8 @@ def state_health(
             state = None
             for start, end in pairwise([0, *ends]):
                 state = model(ids_BT[:, start:end], state)[1]
-                states[end] = _by_layer(model, state)
-                if start and _shapes(states[end]) != _shapes(states[ends[0]]):
+                states[end] = layer_states(model, state)
+                if start and shapes_of(states[end]) != shapes_of(states[ends[0]]):
                     return {}
             return _health(states, positions, maxima)
     finally:
@@ -117,7 +117,7 @@ def growing_layers(health: Mapping[str, LayerHealth], max_growth: float) -> dict
     }
 
 
-def _by_layer(model: nn.Module, state: Any) -> dict[str, Tensor]:
+def layer_states(model: nn.Module, state: Any) -> dict[str, Tensor]:
     """(B, numbers) by layer: all that is no whole number of the layer's state, room behind a cache left out."""
     told = getattr(model, "state_by_layer", None)
     if told is not None:
@@ -146,7 +146,8 @@ def _tensors(part: Any) -> list[Tensor]:
     return found
 
 
-def _shapes(layers: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+def shapes_of(layers: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """By layer; other ones after further tokens where a state grows with the sequence."""
     return {name: tensor.shape for name, tensor in layers.items()}
 
 

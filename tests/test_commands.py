@@ -121,10 +121,10 @@ def test_a_sweep_makes_one_readable_directory_a_job(tmp_path: Path) -> None:
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
     jobs = sorted(path.name for path in sweep.iterdir() if path.is_dir())
     assert jobs == [
-        "0_model=v1,optimizer.lr=0.001",
-        "1_model=v1,optimizer.lr=0.0003",
-        "2_model=v8,optimizer.lr=0.001",
-        "3_model=v8,optimizer.lr=0.0003",
+        "model=v1,optimizer.lr=0.0003",
+        "model=v1,optimizer.lr=0.001",
+        "model=v8,optimizer.lr=0.0003",
+        "model=v8,optimizer.lr=0.001",
     ]
     summaries = [json.loads((sweep / job / "summary.json").read_text()) for job in jobs]
     assert [summary["model"] for summary in summaries] == ["v1", "v1", "v8", "v8"]
@@ -134,9 +134,30 @@ def test_a_sweep_makes_one_readable_directory_a_job(tmp_path: Path) -> None:
     go_on = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("continue")][-1]
     again = samout(tmp_path, *shlex.split(go_on)[3:])
     assert again.returncode == 0, again.stderr
-    assert json.loads((sweep / jobs[3] / "summary.json").read_text())["steps"] == 4
-    twice = samout(tmp_path, "-m", "model=v1,v8", *TINY, f"hydra.sweep.dir={sweep.relative_to(tmp_path)}")
-    assert twice.returncode == 2 and "holds runs already" in twice.stderr
+    assert json.loads((sweep / jobs[2] / "summary.json").read_text())["steps"] == 4
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_started_again_does_what_is_left(tmp_path: Path) -> None:
+    words = [*TINY, "trainer.max_steps=3", "hydra.sweep.dir=sweep"]
+    assert samout(tmp_path, "-m", "seed=1,2,3", *words).returncode == 0
+    sweep = tmp_path / "sweep"
+    whole = {path: path.read_bytes() for path in sorted(sweep.glob("*/summary.json"))}
+    assert [path.parent.name for path in whole] == ["seed=1", "seed=2", "seed=3"]
+    (sweep / "seed=2" / "summary.json").write_text('{"cut": sho')
+    checkpoints = {name: (sweep / name / "checkpoints/index.json").stat().st_mtime_ns for name in ("seed=1", "seed=2")}
+    again = samout(tmp_path, "-m", "seed=1,2,3,4", *words)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("is finished: left as it is") == 2 and "after step 3" in again.stdout
+    assert (sweep / "seed=4" / "summary.json").exists()
+    mended = json.loads((sweep / "seed=2" / "summary.json").read_text())
+    assert mended["weights_sha256"] == json.loads(whole[sweep / "seed=2/summary.json"])["weights_sha256"]
+    for name in ("seed=1", "seed=3"):
+        assert (sweep / name / "summary.json").read_bytes() == whole[sweep / name / "summary.json"]
+    assert (sweep / "seed=1/checkpoints/index.json").stat().st_mtime_ns == checkpoints["seed=1"]
+    other = samout(tmp_path, "-m", "seed=1,2", *words, "data.seq_len=11")
+    assert other.returncode == 2 and "data.seq_len=11: the run in sweep/seed=1 has " in other.stderr
+    assert (sweep / "seed=1" / "summary.json").read_bytes() == whole[sweep / "seed=1/summary.json"]
 
 
 @pytest.mark.slow

@@ -23,7 +23,10 @@ ROWS = [
     },
     {"models"},
     {"data", "losses", "schedules", "optim", "sampling", "decoding", "generation"},
-    {"metrics", "checkpoint", "saving", "evaluation", "branches", "state_health"},
+    {
+        *("metrics", "checkpoint", "saving", "evaluation", "branches", "state_health"),
+        *("accuracy", "extrapolation", "streaming", "charts"),
+    },
     {"callbacks"},
     {
         *("training_step", "reports", "profiling", "activation_checkpointing", "trainer", "fitting"),
@@ -32,11 +35,11 @@ ROWS = [
     {"verification", "proof"},
     {
         *("config", "export_files", "exporting", "hydra_messages", "inspection", "loading", "overrides", "problems"),
-        *("resuming", "run", "run_directory", "yaml_places"),
+        *("heat_map", "resuming", "run", "run_directory", "sweeps", "yaml_places"),
     },
     {"command_line", "commands", "__main__", "__init__"},
 ]
-HYDRA_ALLOWED = {"config", "overrides", "run_directory", "run", "command_line", "commands"}
+HYDRA_ALLOWED = {"config", "overrides", "run_directory", "run", "sweeps", "heat_map", "command_line", "commands"}
 
 
 def modules() -> list[Path]:
@@ -153,7 +156,7 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
         return [f"{group}={option}", *tiny]
     sizes = {
         "model": {"hidden_size": 12, "num_layers": 1, "num_heads": 2},
-        "data": {"seq_len": 8, "batch_size": 4},
+        "data": {"seq_len": 16, "batch_size": 4},
     }
     for part, settings in sizes.items():
         tiny += [f"{part}.{key}={size}" for key, size in settings.items() if key in chosen[part]]

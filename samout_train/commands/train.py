@@ -8,12 +8,13 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from samout_train.command_line import Request
-from samout_train.config import CONF, ConfigError, register_resolvers, resolve
+from samout_train.config import CONF, ConfigError, resolve
 from samout_train.overrides import as_typed, quoted, words_for_hydra
+from samout_train.run_directory import holds_run
+from samout_train.sweeps import finished, register_job_directory, short_names
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +37,14 @@ def main(words: list[str]) -> int:
         print(mistake, file=sys.stderr)
     if mistakes:
         return 2
-    register_resolvers()
+    register_job_directory()
     settings = request.overrides
     if not request.arguments.shell_completion:
         settings = words_for_hydra(settings, folders=request.folders, typed=not request.in_sweep)
     if request.run_dir is not None and not request.in_sweep:  # not composed a second time, a second later
         settings.append(f"++run_dir={quoted(request.run_dir)}")
-    sys.argv[1:] = [*request.flags, *settings, *_short_job_names(request)]
+    names = short_names(request.overrides) if request.in_sweep and not request.asks_only else []
+    sys.argv[1:] = [*request.flags, *settings, *names]
     flags = [f"--config-dir={folder}" for folder in [request.arguments.config_dir] if folder]
     flags += [f"--config-name={name}" for name in [request.arguments.config_name] if name]
     failures: list[int] = []
@@ -60,15 +62,6 @@ def _leave_nothing(run_dir: Path) -> None:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
-def _short_job_names(request: Request) -> list[str]:
-    """Keeps what all jobs of a sweep have in common out of the names of their directories."""
-    if not request.in_sweep or request.asks_only:
-        return []
-    overrides = OverridesParser.create().parse_overrides(request.overrides)
-    common = [override.key_or_group for override in overrides if not override.is_sweep_override()]
-    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(common)}]"] if common else []
-
-
 def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failures: list[int]) -> None:
     """Trains; `typed` are the overrides as the shell gave them, None in a sweep, where each job has its own."""
     # torch is imported here at the latest, and not for --help.
@@ -78,10 +71,16 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
     from samout_train.run import prepare
     from samout_train.stopping import StopRequestedError
 
-    hydra_config = HydraConfig.get()
+    hydra_config, composed = HydraConfig.get(), resolve(config)
+    run_dir = Path(hydra_config.runtime.output_dir)
+    if typed is None and finished(run_dir):
+        log.info("run        %s is finished: left as it is", run_dir)
+        return
+    if typed is None and holds_run(run_dir):
+        composed.config["resume"] = "auto"
     words = [*flags, *(map(as_typed, hydra_config.overrides.task) if typed is None else typed)]
     try:
-        run = prepare(resolve(config), Path(hydra_config.runtime.output_dir), words)
+        run = prepare(composed, run_dir, words)
     except ValueError as error:  # what is wrong with a request and only building it shows
         print(error, file=sys.stderr)
         failures.append(2)

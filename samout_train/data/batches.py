@@ -5,8 +5,8 @@ The order is a pure function of seed, epoch and position, so a continued run nee
 
 # R rows, T time; a row of ids has T + 1: inputs are its first T, targets its last T
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -59,6 +59,8 @@ class Source:
         floor_nats: The loss that nothing can beat on the validation rows; None where it is not known.
         description: What was read, for the record: sizes, digest, files.
         labels: Where targets are labels, the name of each, by id; what makes the source has `labelling = True` then.
+        tests: Further rows to judge by, by name: those of a task, at other lengths than it is learned at.
+        chance: Of a task, the accuracy of guessing; None elsewhere.
 
     Raises:
         ValueError: if there is padding and it would be learned.
@@ -73,6 +75,8 @@ class Source:
     floor_nats: float | None
     description: dict[str, object]
     labels: Sequence[str] | None = None
+    tests: Mapping[str, Rows] = field(default_factory=dict)
+    chance: float | None = None
 
     def __post_init__(self) -> None:
         if self.pad_id is not None and self.pad_id != self.ignore_index:

@@ -3,17 +3,13 @@
 Source: the published hello programs: letters e h l o as 0 1 2 3, inputs 1 0 2 2 3, labels 3 1 2 3 2.
 """
 
-# R rows, T time
-
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from samout_train.data.batches import Source
+from samout_train.data.labelled_rows import LabelledRows
 from samout_train.ranges import checked_by
 
 LETTERS = ("e", "h", "l", "o")
@@ -59,29 +55,3 @@ def hello(*, ignore_index: int, seed: int) -> Source:
 
 
 hello.labelling = True  # type: ignore[attr-defined]  # so that it is known before anything is built
-
-
-class LabelledRows:
-    """Rows with a label for each position; in memory, inputs and labels stand behind one another.
-
-    Args:
-        inputs_RT: Token ids, int64.
-        labels_RT: Labels, int64.
-    """
-
-    def __init__(self, inputs_RT: Tensor, labels_RT: Tensor) -> None:
-        self.ids_R2T = torch.cat([inputs_RT, labels_RT], dim=1)
-        self.num_rows = self.num_windows = inputs_RT.shape[0]
-        self.seq_len = inputs_RT.shape[1]
-
-    def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
-        """The rows of these indices, (R, 2 T); the same in each epoch."""
-        return self.ids_R2T[torch.from_numpy(indices)]
-
-    def windows(self, start: int, stop: int) -> Tensor:
-        """The rows as they lie, (R, 2 T)."""
-        return self.ids_R2T[start:stop]
-
-    def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and labels, (..., T) each."""
-        return ids[..., : self.seq_len], ids[..., self.seq_len :]

@@ -42,7 +42,8 @@ def python_source(
     Args:
         vocabulary: `characters`, `bytes` or `bpe`.
         vocab_size: Ids of `bpe`, the special tokens and the 256 bytes included.
-        vocabulary_path: A pickled character vocabulary of the published kind; None to make one from the text.
+        vocabulary_path: A pickled vocabulary of the published kind, or the `vocabulary.json` of an export; None to make
+            one from the text.
         seq_len: Targets in a row.
         ignore_index: Targets of this value are not counted.
         seed: Decides where rows are cut in each epoch.

@@ -5,6 +5,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from samout_train.data.bpe import BytePairs
@@ -36,11 +37,16 @@ class VocabularyChoice:
             ValueError: if a file is given that cannot be used, or for another vocabulary than characters;
                 or the package that `bpe` needs is not there.
         """
-        if vocabulary_path is not None and vocabulary != Characters.name:
-            raise ValueError(f"vocabulary={vocabulary}: vocabulary_path is one of characters: leave one of them out")
         if vocabulary == BytePairs.name and importlib.util.find_spec("tokenizers") is None:
             raise ValueError("vocabulary=bpe: needs the package tokenizers: pip install tokenizers")
-        given = read_published_vocabulary(vocabulary_path) if vocabulary_path is not None else None
+        if vocabulary_path is None:
+            return cls(vocabulary, vocab_size, None)
+        as_json = vocabulary_path.endswith(".json")
+        if not as_json and vocabulary != Characters.name:
+            raise ValueError(f"vocabulary={vocabulary}: vocabulary_path is one of characters: leave one of them out")
+        given = read_vocabulary_file(vocabulary_path) if as_json else read_published_vocabulary(vocabulary_path)
+        if given.name != vocabulary:
+            raise ValueError(f"vocabulary={vocabulary}: vocabulary_path is one of {given.name}: set vocabulary to that")
         return cls(vocabulary, vocab_size, given)
 
     def key(self) -> str:
@@ -75,3 +81,15 @@ def vocabulary_from(state: Mapping[str, Any]) -> Vocabulary:
     if state.get("name") == Bytes.name:
         return Bytes()
     raise ValueError(f"vocabulary name ({state.get('name')!r}) must be characters, bytes or bpe")
+
+
+def read_vocabulary_file(path: str | Path) -> Vocabulary:
+    """Reads the `vocabulary.json` of an export.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        return vocabulary_from(json.loads(Path(path).expanduser().read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"vocabulary_path={path}: is no vocabulary of an export ({error!r:.100})") from error

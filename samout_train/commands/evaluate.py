@@ -1,0 +1,189 @@
+"""`python -m samout_train evaluate run=DIR`: loss by length and by position, or the accuracy of a task by length."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from samout_train.command_line import answered, settings_of
+from samout_train.config import ConfigError
+from samout_train.ranges import Positive
+
+if TYPE_CHECKING:
+    import torch
+
+    from samout_train.data.batches import Source
+    from samout_train.extrapolation import Extrapolation
+    from samout_train.loading import LoadedRun
+
+TIMES = (1, 4, 16, 64)  # of the training length, where no lengths are given
+
+
+def keys(
+    *,
+    run: str,
+    lengths: list[Annotated[int, Positive]] | None,
+    most_tokens: Annotated[int, Positive],
+    data: str | None,
+    device: str,
+    kernels: Literal["auto", "reference", "fused"],
+) -> None:
+    """The keys of evaluate.yaml; only its signature is used."""
+
+
+def main(words: list[str]) -> int:
+    """Evaluates.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code: 0 done, 1 a checkpoint is damaged, 2 the request was wrong, 130 interrupted.
+    """
+    return answered(words, "evaluate", keys, _evaluate)
+
+
+def _evaluate(words: list[str]) -> int:
+    from samout_train.loading import load_run
+    from samout_train.ops.kernels import use_kernels
+    from samout_train.runtime import choose_device, keep_freed_memory
+
+    of_data = [word for word in words if word.lstrip("+").startswith(("data=", "data."))]
+    settings = settings_of([word for word in words if word not in of_data], "evaluate", keys).config
+    device = choose_device(settings["device"])
+    if device.type == "cpu":
+        keep_freed_memory()
+    use_kernels(settings["kernels"])
+    loaded = load_run(settings["run"])
+    name, source = source_of(loaded, of_data, settings["lengths"])
+    loaded.model.to(device)
+    folder = loaded.checkpoint.parent.parent / "evaluate" / name
+    print(f"{loaded.checkpoint}, after step {loaded.step}, on {name}, {device}", flush=True)
+    if source.chance is not None:
+        _accuracies(loaded, source, device, folder)
+    else:
+        _losses(loaded, source, settings, device, folder)
+    return 0
+
+
+def source_of(loaded: "LoadedRun", of_data: Sequence[str], lengths: list[int] | None) -> "tuple[str, Source]":
+    """The data to evaluate on, by the run's vocabulary and in rows of its training length.
+
+    Args:
+        loaded: The run.
+        of_data: What was said about the data; nothing for what it was trained on.
+        lengths: Of the rows of a task; None for those of its configuration.
+
+    Returns:
+        Its name, and the source.
+
+    Raises:
+        ConfigError: if the data is not what was asked for, or not for this model.
+    """
+    from samout_train.config import build, saved_node, saved_seed
+    from samout_train.problems import DATA_SETTINGS, checked_config, data_problems
+
+    saved = loaded.checkpoint.parent.parent / ".hydra" / "config.yaml"
+    node = saved_node(saved, "data")
+    trained_length = node.get("seq_len")
+    name = str(node["_target_"]).rpartition(".")[2]
+    if of_data:
+        composed, mistakes = checked_config(of_data)
+        if composed is None or mistakes:
+            raise ConfigError("\n".join(mistakes))
+        name, node = str(composed.choices["data"]), composed.config["data"]
+        if trained_length is not None and "seq_len" in node:
+            node |= {"seq_len": trained_length}
+    if lengths is not None:
+        node |= {key: lengths for key in ("test_lengths", "test_distances") if key in node}
+    with tempfile.TemporaryDirectory() as folder:
+        if loaded.vocabulary is not None and "vocabulary_path" in node:
+            path = Path(folder, "vocabulary.json")
+            path.write_text(json.dumps(loaded.vocabulary.state_dict()), encoding="utf-8")
+            node |= {"vocabulary": loaded.vocabulary.name, "vocabulary_path": str(path)}
+        if found := data_problems(node):
+            raise ConfigError("\n".join(found))
+        settings: dict[str, Any] = {key: value for key, value in node.items() if key not in DATA_SETTINGS}
+        source: Source = build(settings, seed=saved_seed(saved))
+    if source.vocab_size != loaded.vocab_size:
+        raise ConfigError(
+            f"data={name}: has {source.vocab_size} ids, the model {loaded.vocab_size}: give data of the kind that it "
+            "was trained on"
+        )
+    return name, source
+
+
+def _accuracies(loaded: "LoadedRun", source: "Source", device: "torch.device", folder: Path) -> None:
+    from samout_train.accuracy import accuracy
+    from samout_train.callbacks.accuracy import accuracy_lines, described, rows_that_fit
+    from samout_train.reports import write_figures
+
+    found = {}
+    for name, rows in source.tests.items():
+        found[name] = accuracy(
+            loaded.model,
+            rows,
+            ignore_index=source.ignore_index,
+            device=device,
+            precision="fp32",
+            rows_per_batch=rows_that_fit(64, source.train, rows),
+        )
+    for line in accuracy_lines(found, source.chance):
+        print(f"  {line}")
+    folder.mkdir(parents=True, exist_ok=True)
+    by_name = {name: described(one) for name, one in found.items()}
+    write_figures(folder / "evaluation.json", {"step": loaded.step, "accuracy": by_name, "chance": source.chance})
+
+
+def _losses(
+    loaded: "LoadedRun", source: "Source", settings: dict[str, Any], device: "torch.device", folder: Path
+) -> None:
+    from samout_train.callbacks.lengths import show_extrapolation
+    from samout_train.charts import missing_charts
+    from samout_train.extrapolation import FAR_TIMES
+    from samout_train.metrics import sees_future
+    from samout_train.reports import write_figures
+    from samout_train.streaming import Reader, stream_of
+
+    rows, given = source.validation, settings["lengths"]
+    trained = source.train.seq_len
+    if sees_future(loaded.model):
+        raise ConfigError("this model sees the whole sequence, so that it has no loss by position to go on with")
+    reader = Reader(
+        model=loaded.model, trained_length=trained, ignore_index=source.ignore_index, device=device, precision="fp32"
+    )
+    tokens = stream_of(rows)
+    if tokens is None:
+        if given:
+            raise ConfigError(
+                f"lengths={given}: the rows of this data do not follow each other, so there are none of other lengths "
+                f"than {trained}: leave it out"
+            )
+        found = reader.rows(rows)
+    else:
+        lengths = [trained * times for times in TIMES] if given is None else [*given, trained, FAR_TIMES * trained]
+        found = reader.text(tokens, lengths, settings["most_tokens"])
+    for line in _table(found):
+        print(f"  {line}")
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_figures(folder / "evaluation.json", {"step": loaded.step, **found.figures()})
+    show_extrapolation(found, str(loaded.model_node["_target_"]).rpartition(".")[2], folder)
+    print(f"  {missing_charts() or f'drawn in {folder}/lengths.png'}")
+
+
+def _table(found: "Extrapolation") -> list[str]:
+    from samout_train.extrapolation import perplexity
+
+    near = found.loss_nats.get(found.trained_length)
+    lines = [f"{found.num_tokens:,} tokens, read {found.trained_length} at a time, the length of a training row"]
+    lines.append(f"{'tokens in a window':>20} {'times':>7} {'nats a token':>13} {'perplexity':>11} {'over a row':>11}")
+    for length, nats in sorted(found.loss_nats.items()):
+        over = "" if near is None else f"{nats / near:.3f}"
+        times = f"{length / found.trained_length:g}"
+        lines.append(f"{length:>20,} {times:>7} {nats:>13.4f} {perplexity(nats):>11.4g} {over:>11}")
+    lines += [f"{length:>20,} {'':>7} left out: {reason}" for length, reason in sorted(found.left_out.items())]
+    lines.append("loss by position: " + ", ".join(f"{last:,} {nats:.3f}" for _, last, nats in found.by_position))
+    return lines + (found.verdict() if len(found.loss_nats) + len(found.left_out) > 1 else [])

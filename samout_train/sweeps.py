@@ -1,0 +1,100 @@
+"""Sweeps: their jobs, where each lies, and which of them are done already.
+
+A job's directory follows from its settings alone, so a sweep that is started again in the same `hydra.sweep.dir` finds
+what it has: finished jobs are left out, and those that were stopped go on from their checkpoints.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from samout_train.config import Composed, ConfigError
+from samout_train.run_directory import holds_run, other_settings
+
+LONGEST_NAME = 120
+# Of a job that is there already, these must be as they are asked for; the rest does not decide about its results.
+DECISIVE_KEYS = ("seed", "precision", "model", "data", "optimizer", "schedule", "trainer")
+
+
+def register_job_directory() -> None:
+    """Makes `${job_directory:...}` known, which names a job's directory in a sweep."""
+    OmegaConf.register_new_resolver("job_directory", _job_directory, replace=True)
+
+
+def jobs_of(words: Sequence[str], parameters: Mapping[str, Any]) -> list[list[str]]:
+    """The overrides of each job: all combinations, so that a mistake in the last one stops the first.
+
+    Args:
+        words: As they were typed, without what is wrong.
+        parameters: What the configuration sweeps over by itself, `hydra.sweeper.params`; what was typed has priority.
+
+    Raises:
+        ConfigError: if that makes no sweep.
+    """
+    try:
+        parser = OverridesParser.create()
+        overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in parameters.items()), *words])
+        batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    except (HydraException, ValueError) as error:
+        raise ConfigError(f"these values make no sweep: {error}") from error
+    return [list(job) for batch in batches for job in batch]
+
+
+def without_sweeps(words: Sequence[str]) -> list[str]:
+    """What all jobs have in common of what was typed."""
+    parser = OverridesParser.create()
+    return [word for word in words if not parser.parse_override(word).is_sweep_override()]
+
+
+def short_names(words: Sequence[str]) -> list[str]:
+    """For Hydra: keeps what all jobs of a sweep have in common out of the names of their directories."""
+    parser = OverridesParser.create()
+    common = [parser.parse_override(word).key_or_group for word in without_sweeps(words)]
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(common)}]"] if common else []
+
+
+def sweep_problems(composed: Composed, job: Sequence[str], common: Sequence[str]) -> list[str]:
+    """What speaks against a job in the directory of its sweep; looks only.
+
+    Args:
+        composed: The job's configuration.
+        job: Its overrides.
+        common: Those that all jobs have.
+    """
+    folder = Path(composed.sweep_dir)
+    if folder == Path():
+        return ["hydra.sweep.dir: is empty: give a directory"]
+    run_dir = folder / _job_directory(",".join(word for word in job if word not in common))
+    if not holds_run(run_dir):
+        return []
+    return [
+        f"hydra.sweep.dir={folder}: {difference}: give another directory"
+        for difference in other_settings(run_dir, composed.config, DECISIVE_KEYS)
+    ]
+
+
+def finished(run_dir: Path) -> dict[str, Any] | None:
+    """The summary of a run that came to its end; None where there is none."""
+    try:
+        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) and "weights_sha256" in summary else None
+
+
+def _job_directory(overrides: Any) -> str:
+    """`model=v8,optimizer.lr=0.001`: readable, and one folder whatever the values are."""
+    in_order = ",".join(sorted(word.removeprefix("++") for word in str(overrides).split(",")))
+    readable = re.sub(r"[^\w=.,+-]+", "-", in_order)
+    if readable == in_order and len(readable) <= LONGEST_NAME:
+        return readable.rstrip(".,-_") or "job"
+    digest = hashlib.sha256(in_order.encode()).hexdigest()[:8]
+    return f"{readable[:LONGEST_NAME].rstrip('.,-_')}-{digest}"

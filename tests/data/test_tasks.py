@@ -1,0 +1,301 @@
+"""Tasks against slow, obvious generators: the same answers row by row, and as often what is left to chance."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from samout_train.config import CONF, build, compose_config
+from samout_train.data.copy import draw_copy
+from samout_train.data.has_seen import draw_has_seen
+from samout_train.data.induction import draw_induction
+from samout_train.data.needle import draw_needle
+from samout_train.data.parity import draw_parity
+from samout_train.data.recall import distinct, draw_recall
+from samout_train.data.s5 import draw_s5
+from samout_train.data.selective_copy import draw_selective_copy
+from samout_train.data.task import IGNORED
+from samout_train.problems import DATA_SETTINGS
+
+Row = tuple[list[int], list[int]]
+NONE = IGNORED
+ROWS = 3000
+SIGMAS = 5  # of a difference between two counts of some hundred features
+
+
+class Task:
+    """One task at a small size, drawn both ways."""
+
+    def __init__(
+        self,
+        draw: Callable[..., Any],
+        slow: Callable[[random.Random], Row],
+        answers: Callable[[list[int]], list[int]],
+        features: Callable[[list[int], list[int]], list[Any]],
+        length: int,
+    ) -> None:
+        self.draw, self.slow, self.answers, self.features, self.length = draw, slow, answers, features, length
+
+
+def slow_recall(chance: random.Random, vocab: int = 40, pairs: int = 3, power: float = 0.1, length: int = 16) -> Row:
+    keys, values = chance.sample(range(1, vocab // 2), pairs), chance.sample(range(vocab // 2, vocab), pairs)
+    row = [token for pair in zip(keys, values, strict=True) for token in pair]
+    row += [chance.randrange(vocab) for _ in range(length - 2 * pairs)]
+    answers = [NONE] * length
+    gaps = list(range((length - 2 * pairs) // 2))
+    for key, value in zip(keys, values, strict=True):
+        (gap,) = chance.choices(gaps, [(gap + 1) ** (power - 1) for gap in gaps])
+        gaps.remove(gap)
+        row[2 * pairs + 2 * gap], answers[2 * pairs + 2 * gap] = key, value
+    return row, answers
+
+
+def slow_copy(chance: random.Random, symbols: int = 5, length: int = 12) -> Row:
+    text = [chance.randrange(2, 2 + symbols) for _ in range(chance.randint(1, length // 2))]
+    row, answers = [*text, 1, *text[:-1]], [NONE] * len(text) + text
+    return row + [0] * (length - len(row)), answers + [NONE] * (length - len(answers))
+
+
+def slow_selective_copy(chance: random.Random, symbols: int = 4, copied: int = 3, length: int = 11) -> Row:
+    text = [chance.randrange(2, 2 + symbols) for _ in range(copied)]
+    row = [0] * (length - copied)
+    for place, symbol in zip(sorted(chance.sample(range(len(row)), copied)), text, strict=True):
+        row[place] = symbol
+    return row + [1] * copied, [NONE] * len(row) + text
+
+
+def slow_induction(chance: random.Random, symbols: int = 6, length: int = 9) -> Row:
+    row = [chance.randint(1, symbols) for _ in range(length)]
+    mark = chance.randint(0, length - 3)
+    row[mark] = row[-1] = 0
+    return row, [NONE] * (length - 1) + [row[mark + 1]]
+
+
+def slow_parity(chance: random.Random, length: int = 7) -> Row:
+    row = [chance.randint(0, 1) for _ in range(length)]
+    return row, [sum(row[: place + 1]) % 2 for place in range(length)]
+
+
+def slow_s5(chance: random.Random, moves: str, length: int = 5) -> Row:
+    elements = list(permutations(range(5)))
+    allowed = [e for e in elements if moves == "all" or sum(a != b for a, b in enumerate(e)) <= 2]
+    row = [elements.index(chance.choice(allowed)) for _ in range(length)]
+    return row, answers_s5(row)
+
+
+def answers_s5(row: list[int]) -> list[int]:
+    elements = list(permutations(range(5)))
+    answers, things = [], list(range(5))  # where each thing is
+    for move in row:
+        things = [elements[move][place] for place in things]
+        answers.append(elements.index(tuple(things)))
+    return answers
+
+
+def slow_needle(chance: random.Random, words: int = 6, needle: int = 2, length: int = 12) -> Row:
+    row = [chance.randint(1, words) for _ in range(length)]
+    distance = chance.randint(needle + 1, length - needle)
+    first, second = length - needle - distance, length - needle
+    row[first] = row[second] = 0
+    text = row[first + 1 : first + 1 + needle]
+    row[second + 1 :] = text[:-1]
+    return row, [NONE] * second + text
+
+
+def slow_has_seen(chance: random.Random, words: int = 8, length: int = 10) -> Row:
+    pool = chance.sample(range(words), words // 2)
+    row = [chance.choice(pool) for _ in range(length // 2)]
+    seen, new = sorted(set(row)), sorted(set(range(words)) - set(row))
+    answers = [chance.randint(0, 1) for _ in range(length // 2)]
+    asked = [chance.choice(seen if answer else new) for answer in answers]
+    return [2 + word for word in row] + [2 + words + word for word in asked], [NONE] * (length // 2) + answers
+
+
+def answers_copy(row: list[int]) -> list[int]:
+    end = row.index(1)
+    return ([NONE] * end + row[:end] + [NONE] * len(row))[: len(row)]
+
+
+def answers_selective_copy(row: list[int]) -> list[int]:
+    end = row.index(1)
+    return [NONE] * end + [token for token in row if token > 1]
+
+
+def answers_needle(row: list[int]) -> list[int]:
+    first, second = (place for place, token in enumerate(row) if token == 0)
+    return [NONE] * second + row[first + 1 : first + 1 + len(row) - second]
+
+
+def answers_has_seen(row: list[int]) -> list[int]:
+    half = len(row) // 2
+    return [NONE] * half + [int(token - 8 in row[:half]) for token in row[half:]]
+
+
+def answers_recall(row: list[int]) -> list[int]:
+    """Of each place that could be one; fillers may be keys by chance, so a row has some of these."""
+    values = dict(zip(row[0:6:2], row[1:6:2], strict=True))
+    return [NONE] * 6 + [values.get(token, NONE) if place % 2 == 0 else NONE for place, token in enumerate(row[6:])]
+
+
+def places(row: list[int], answers: list[int]) -> list[Any]:
+    """Where answers are, what they are, and what stands at each place."""
+    return [
+        *(("answer at", place) for place, answer in enumerate(answers) if answer != NONE),
+        *(("answer", answer) for answer in answers if answer != NONE),
+        *(("token", place, token) for place, token in enumerate(row)),
+    ]
+
+
+TASKS = {
+    "recall": Task(
+        partial(draw_recall, vocab_size=40, num_pairs=3, power=0.1),
+        slow_recall,
+        answers_recall,
+        lambda row, answers: (
+            [("answer at", i) for i, answer in enumerate(answers) if answer != NONE]
+            + [("first asked", next(i for i, answer in enumerate(answers) if answer == row[1]))]
+            + [("token", i, token) for i, token in enumerate(row[:7])]
+        ),
+        16,
+    ),
+    "copy": Task(partial(draw_copy, num_symbols=5, shortest=1), slow_copy, answers_copy, places, 12),
+    "selective_copy": Task(
+        partial(draw_selective_copy, num_symbols=4, num_copied=3),
+        slow_selective_copy,
+        answers_selective_copy,
+        places,
+        11,
+    ),
+    "induction": Task(
+        partial(draw_induction, num_symbols=6),
+        slow_induction,
+        lambda row: [NONE] * (len(row) - 1) + [row[row.index(0) + 1]],
+        places,
+        9,
+    ),
+    "parity": Task(draw_parity, slow_parity, lambda row: [sum(row[: i + 1]) % 2 for i in range(len(row))], places, 7),
+    "s5, all": Task(
+        partial(draw_s5, moves="all"),
+        partial(slow_s5, moves="all"),
+        answers_s5,
+        lambda row, answers: [(row[0] // 24, answers[-1] // 24)],
+        5,
+    ),
+    "s5, swaps": Task(partial(draw_s5, moves="swaps"), partial(slow_s5, moves="swaps"), answers_s5, places, 5),
+    "needle": Task(partial(draw_needle, num_words=6, needle_words=2), slow_needle, answers_needle, places, 12),
+    "has_seen": Task(partial(draw_has_seen, num_words=8), slow_has_seen, answers_has_seen, places, 10),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_that_of_a_slow_obvious_generator(name: str) -> None:
+    task = TASKS[name]
+    inputs, labels = (part.tolist() for part in task.draw(np.random.default_rng(0), ROWS, task.length))
+    slowly = [task.slow(random.Random(seed)) for seed in range(ROWS)]
+    for row, answers in [*zip(inputs, labels, strict=True), *slowly]:
+        wanted = task.answers(row)
+        if name == "recall":
+            wanted = [value if answer != NONE else NONE for value, answer in zip(wanted, answers, strict=True)]
+            asked = [row[place] for place, answer in enumerate(answers) if answer != NONE]
+            assert sorted(asked) == sorted(row[0:6:2]) and len(set(asked)) == 3
+        assert answers == wanted and len(row) == task.length
+    fast = Counter(feature for row in zip(inputs, labels, strict=True) for feature in task.features(*row))
+    slow = Counter(feature for row in slowly for feature in task.features(*row))
+    for feature in fast.keys() | slow.keys():
+        difference, spread = fast[feature] - slow[feature], math.sqrt(fast[feature] + slow[feature])
+        assert abs(difference) <= SIGMAS * spread, (feature, fast[feature], slow[feature])
+
+
+NAMES = sorted({name.partition(",")[0] for name in TASKS})
+
+
+def task_source(name: str, *overrides: str, seed: int = 0) -> Any:
+    node = compose_config([f"data={name}", *overrides]).config["data"]
+    return build({key: value for key, value in node.items() if key not in DATA_SETTINGS}, seed=seed)
+
+
+def test_every_task_is_tested_here() -> None:
+    assert {path.stem for path in (CONF / "data").glob("*.yaml") if "num_test_sequences" in path.read_text()} == set(
+        NAMES
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_follow_from_the_seed_and_are_other_ones_in_each_epoch_split_and_test(name: str) -> None:
+    few = ["data.num_sequences=300", "data.num_test_sequences=300"]
+    source, again, other = task_source(name, *few), task_source(name, *few), task_source(name, *few, seed=1)
+    indices = np.arange(300)
+    epochs = [source.train.take(indices, epoch) for epoch in (0, 1, 2)]
+    length = source.train.seq_len
+    same_length = next(rows for rows in source.tests.values() if rows.seq_len == length)
+    drawn = [*epochs, source.validation.windows(0, 300), same_length.windows(0, 300), other.train.take(indices, 0)]
+    for number, first in enumerate(drawn):
+        assert first.dtype == torch.int64 and first.shape == (300, 2 * length)
+        for second in drawn[:number]:
+            assert not torch.equal(first[:, :length], second[:, :length])
+    assert torch.equal(again.train.take(indices[5:9], 1), epochs[1][5:9])
+    assert torch.equal(source.train.take(indices, 0), epochs[0]), "an epoch that was forgotten is the same again"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tests_have_the_lengths_that_are_asked_for_and_enough_answers(name: str) -> None:
+    key, given = ("test_distances", [8, 32, 300]) if name == "needle" else ("test_lengths", [16, 64, 300])
+    source = task_source(name, f"data.{key}={given}")
+    kind = key.removeprefix("test_").removesuffix("s")
+    assert list(source.tests) == [f"{kind}_{value}" for value in given]
+    for value, rows in zip(given, source.tests.values(), strict=True):
+        inputs, labels = rows.split(rows.windows(0, rows.num_windows))
+        assert inputs.min() >= 0 and inputs.max() < source.vocab_size
+        answers = labels[labels != IGNORED]
+        assert len(answers) >= 500 and answers.min() >= 0 and answers.max() < source.vocab_size
+        if name == "needle":
+            marks = (inputs == 0).nonzero()[:, 1].view(-1, 2)
+            assert ((marks[:, 1] - marks[:, 0]) == value).all() and rows.seq_len == max(32, value + 3)
+        else:
+            assert rows.seq_len == value
+        if name in ("parity", "s5"):
+            assert (labels[:, :-1] == IGNORED).all() and (labels[:, -1] != IGNORED).all()
+        if name == "copy":
+            assert ((labels != IGNORED).sum(1) == value // 2).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_guessing_comes_to_the_chance_that_is_shown(name: str) -> None:
+    """A guess that knows which answers there can be: any one of them is right as often as chance says."""
+    source = task_source(name, "data.num_test_sequences=4000", *(["data.moves=all"] if name == "s5" else []))
+    _, labels = source.validation.split(source.validation.windows(0, 4000))
+    answers = labels[labels != IGNORED]
+    counts = torch.bincount(answers)
+    counts = counts[counts > 0].double() / len(answers)
+    assert len(counts) == pytest.approx(1 / source.chance, rel=0.03)
+    sigma = math.sqrt(source.chance / (len(answers) if name not in ("parity", "s5") else 4000))
+    assert (counts - source.chance).abs().max() < 6 * sigma + 0.1 * source.chance
+
+
+@pytest.mark.parametrize(("count", "below"), [(3, 40), (7, 9), (9, 9), (1, 1)])
+def test_distinct_numbers_are_all_as_probable(count: int, below: int) -> None:
+    drawn = distinct(np.random.default_rng(0), 20_000, count, below)
+    assert drawn.shape == (20_000, count) and all(len(set(row)) == count for row in drawn[:500].tolist())
+    for column in drawn.T:
+        counts = np.bincount(column, minlength=below)
+        assert np.abs(counts - 20_000 / below).max() < 5 * math.sqrt(20_000 / below)
+
+
+def test_gaps_of_recall_are_as_numpy_draws_them_without_replacement() -> None:
+    """The published program asks numpy for gaps of a power law without replacement; here they are drawn all at once."""
+    pairs, gaps, power = 4, 28, 0.01
+    weights = np.arange(1, gaps + 1) ** (power - 1.0)
+    generator = np.random.default_rng(0)
+    published = np.array([generator.choice(gaps, 4, replace=False, p=weights / weights.sum()) for _ in range(4000)])
+    inputs, labels = draw_recall(generator, 4000, 64, vocab_size=8192, num_pairs=pairs, power=power)
+    asked = (np.argwhere(labels != IGNORED)[:, 1] - 2 * pairs) // 2
+    ours, theirs = (np.bincount(part.flatten(), minlength=gaps) for part in (asked, published))
+    assert (np.abs(ours - theirs) <= 5 * np.sqrt(ours + theirs)).all()
+    assert inputs[:, 0:8:2].max() < 4096 <= inputs[:, 1:8:2].min()
