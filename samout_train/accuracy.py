@@ -67,7 +67,6 @@ def accuracy(
     device: torch.device,
     precision: PrecisionName,
     rows_per_batch: int,
-    num_batches: int | None = None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Accuracy:
     """How often the most probable token is the target, of all counted targets; the model's mode is put back.
@@ -79,7 +78,6 @@ def accuracy(
         device: Where the model is.
         precision: Of the forward pass.
         rows_per_batch: Rows at a time.
-        num_batches: How many of these; None for all.
         check_stop: Called before each batch; what it raises ends the count.
 
     Raises:
@@ -90,9 +88,7 @@ def accuracy(
     model.eval()
     try:
         with torch.inference_mode(), autocast(precision, device):
-            for number, ids_RT in enumerate(in_order(rows, rows_per_batch)):
-                if num_batches is not None and number == num_batches:
-                    break
+            for ids_RT in in_order(rows, rows_per_batch):
                 check_stop()
                 inputs_RT, targets_RT = rows.split(ids_RT)
                 place_N = (targets_RT.flatten() != ignore_index).nonzero().squeeze(1)

@@ -16,7 +16,7 @@ from hydra._internal.utils import get_args_parser
 from samout_train.config import CONF, Composed, ConfigError, compose_config
 from samout_train.overrides import PLAIN_TEXT_KEYS, override_problems, words_for_hydra
 from samout_train.signatures import MISSING, mistakes_in_call, nearest
-from samout_train.sweeps import jobs_of, sweep_problems, without_sweeps
+from samout_train.sweeps import common_keys, jobs_of, sweep_problems, without_sweeps
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 LINES_OF_A_MISTAKE = 8
@@ -45,6 +45,7 @@ class Request:
         self.asks_only = any(getattr(self.arguments, name) for name in INFORMATION)
         self.run_dir: str | None = None  # where the run will lie, known once there is no mistake
         self.made_run_dir = False  # whether it was not there before
+        self.swept: dict[str, str] = {}  # what the configuration of a sweep sweeps over by itself
 
     def mistakes(self) -> list[str]:
         """Everything that is wrong with it, one text of a few lines each; none makes the run's directory."""
@@ -85,15 +86,17 @@ class Request:
         words, found = [word for word in self.overrides if word not in wrong], list(wrong.values())
         if any(_key(word) == "run_dir" for word in self.overrides):
             found.append("run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that")
-        common = without_sweeps(words)
-        swept = compose_config(common, config_name=self.config_name, config_dirs=self.config_dirs, typed=False).swept
-        for job in jobs_of(words, swept):
+        self.swept = compose_config(
+            without_sweeps(words), config_name=self.config_name, config_dirs=self.config_dirs, typed=False
+        ).swept
+        left_out = common_keys(words, self.swept)
+        for job in jobs_of(words, self.swept):
             composed, mistakes = checked_config(
                 job, config_name=self.config_name, config_dirs=self.config_dirs, typed=False
             )
             found += mistakes
             if composed is not None and not mistakes:
-                found += resume_problems(composed.config["resume"]) + sweep_problems(composed, job, common)
+                found += resume_problems(composed.config["resume"]) + sweep_problems(composed, job, left_out)
                 self.run_dir = composed.sweep_dir
         return found
 

@@ -69,25 +69,30 @@ class Extrapolation:
 
     def verdict(self) -> list[str]:
         """What it means, a line each."""
-        far = FAR_TIMES * self.trained_length
-        growth, lines = self.far_growth, []
+        near, far, growth = self.trained_length, FAR_TIMES * self.trained_length, self.far_growth
         if growth is None:
-            lines.append(f"whether it extrapolates is not known: {self.left_out.get(far, f'no loss at {far} tokens')}")
-        elif growth > MOST_GROWTH:
-            lines.append(
-                f"does not extrapolate: the loss at {far:,} tokens, {FAR_TIMES} times the training length, is "
-                f"{growth - 1:.0%} above that at {self.trained_length:,}"
-            )
-        else:
+            missing = near if near not in self.loss_nats else far
+            reason = self.left_out.get(missing, f"there is no loss at {missing:,} tokens")
+            return [f"whether it extrapolates is not known: {reason}"]
+        if not math.isfinite(growth):
+            return [f"does not extrapolate: the loss at {far:,} tokens, or at {near:,}, is not finite"]
+        if self.extrapolates:
             change = f"{abs(growth - 1):.1%} {'above' if growth >= 1 else 'below'}"
-            lines.append(f"extrapolates: the loss at {far:,} tokens is {change} that at {self.trained_length:,}")
-        if self.extrapolates is False and self.state_growth:
-            most = max(self.state_growth, key=lambda name: self.state_growth[name])
-            grown = ", ".join(f"{name} {times:.2f}" for name, times in self.state_growth.items())
+            return [f"extrapolates: the loss at {far:,} tokens is {change} that at {near:,}"]
+        lines = [
+            f"does not extrapolate: the loss at {far:,} tokens, {FAR_TIMES} times the training length, is "
+            f"{growth - 1:.0%} above that at {near:,}"
+        ]
+        grown = {name: times for name, times in self.state_growth.items() if not times <= 1}
+        if grown:
+            most = max(grown, key=lambda name: grown[name])
+            by_layer = ", ".join(f"{name} {times:.2f}" for name, times in self.state_growth.items())
             lines.append(
                 f"{most}'s state grows the most past a training row; by layer, its norm at the end of the longest "
-                f"windows over that after a training row: {grown}"
+                f"windows over that after a training row: {by_layer}"
             )
+        elif self.state_growth:
+            lines.append("no layer's state grows past a training row")
         return lines
 
 

@@ -1,8 +1,18 @@
 """Figures as JSON can hold them."""
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from samout_train.atomic import replace_file
+
+
+def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
+    """Writes figures as JSON, where a number that is not finite is null."""
+    content = json.dumps(finite_or_null(figures), indent=2, allow_nan=False) + "\n"
+    replace_file(path, lambda file: file.write(content.encode()))
 
 
 def finite_or_null(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from samout_train.callbacks.base import Callback, RunContext
+from samout_train.figures import write_figures
 from samout_train.profiling import profiling
-from samout_train.reports import write_figures
 from samout_train.rescue import made, rescued
 from samout_train.runtime import reset_peak_memory
 from samout_train.saving import Checkpoints

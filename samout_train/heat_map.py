@@ -1,5 +1,6 @@
 """What a sweep of models over tasks came to: a table of accuracies, and the same as a heat map."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,16 +51,19 @@ class AccuracyTable:
 
     @classmethod
     def of(cls, summaries: Sequence[Mapping[str, Any]]) -> "AccuracyTable":
-        """From the summaries of runs on tasks; others are left out. Of two runs of the same the last counts."""
+        """From the summaries of runs on tasks; others are left out.
+
+        Of several runs of a model on a task, that with the lowest loss on the validation rows counts.
+        """
         by_model: dict[str, dict[str, Mapping[str, Any]]] = {}
         tests: dict[str, None] = {}
-        for summary in summaries:
+        for summary in sorted(summaries, key=_validation_loss, reverse=True):  # a better one takes the place of others
             for name, found in summary.get("accuracy", {}).items():
                 if name != "validation":
                     test = f"{summary['data']}, {name.replace('_', ' ')} ({summary['chance']:.2g})"
                     tests[test] = None
                     by_model.setdefault(str(summary["model"]), {})[test] = found
-        return cls(list(tests), sorted(by_model), by_model)
+        return cls(sorted(tests, key=_natural), sorted(by_model), by_model)
 
     def shares(self) -> list[list[float | None]]:
         """A row for each test, with the share of right answers of each model; None where there is none."""
@@ -82,3 +86,13 @@ def _cell(found: Mapping[str, Any] | None) -> str:
         return ""
     reach = max(found["share"] - found["low"], found["high"] - found["share"])
     return f"{found['share']:.3f} ± {reach:.3f}"
+
+
+def _validation_loss(summary: Mapping[str, Any]) -> float:
+    loss = summary.get("val_loss_nats")
+    return float("inf") if loss is None else float(loss)
+
+
+def _natural(test: str) -> list[tuple[int, str]]:
+    """Numbers by their size, and behind each other's task."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", test)]

@@ -1,18 +1,14 @@
 """What is logged and evaluated, and when (multiples of what was asked for, and the last step), and what it came to."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from samout_train.atomic import replace_file
 from samout_train.callbacks.base import Callback, RunContext, StepReport
 from samout_train.data.batches import Source
 from samout_train.evaluation import Evaluation, evaluate, in_order, spread
-from samout_train.figures import finite_or_null
 from samout_train.metrics import num_parameters
 from samout_train.runtime import Clock, peak_memory_bytes, weights_sha256
 from samout_train.stopping import StopSignals
@@ -186,9 +182,3 @@ class Reports:
             num_batches=num_batches,
             check_stop=signals.check,
         )
-
-
-def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
-    """Writes figures as JSON, where a number that is not finite is null."""
-    content = json.dumps(finite_or_null(figures), indent=2, allow_nan=False) + "\n"
-    replace_file(path, lambda file: file.write(content.encode()))

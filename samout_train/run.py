@@ -192,9 +192,10 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
 def _misfits(model: nn.Module, source: Source) -> list[str]:
     """What speaks against a model for this data and its settings did not show: those of `problems` have other names."""
     found, max_seq_len = [], getattr(model, "max_seq_len", None)
-    if max_seq_len is not None and max_seq_len < source.train.seq_len:
+    longest = max(rows.seq_len for rows in (source.train, source.validation, *source.tests.values()))
+    if max_seq_len is not None and max_seq_len < longest:
         found.append(
-            f"model.max_seq_len ({max_seq_len}): the rows of this data are longer: set it to {source.train.seq_len}"
+            f"model.max_seq_len ({max_seq_len}): rows of this data, or of its tests, are longer: set it to {longest}"
         )
     if getattr(model, "sees_future", False) and source.labels is None:
         found.append(

@@ -78,9 +78,9 @@ class Reader:
             _add_positions(found.by_position, nats_W, count_W)
         return replace(found, num_tokens=num_tokens, state_norm=state_norm)
 
-    def rows(self, rows: Rows) -> Extrapolation:
-        """Reads rows that do not follow each other, of which there are no longer ones."""
-        inputs_BW, targets_BW = rows.split(rows.windows(0, rows.num_windows))
+    def rows(self, rows: Rows, most_tokens: int) -> Extrapolation:
+        """Reads rows that do not follow each other, of which there are no longer ones: the first so many tokens."""
+        inputs_BW, targets_BW = rows.split(rows.windows(0, max(1, most_tokens // rows.seq_len)))
         state_norm: dict[str, list[float]] = {}
         nats_W, count_W = self._by_position(inputs_BW, targets_BW, state_norm)
         by_position: list[tuple[int, int, float]] = []
@@ -131,10 +131,12 @@ class Reader:
             logits_BTV, state = self.model(ids_BT, state)
             logits_BVT = logits_BTV.float().transpose(1, 2)
             nats.append(F.cross_entropy(logits_BVT, targets_BT, ignore_index=self.ignore_index, reduction="none"))
+            if norms == {}:  # states that grow with the sequence
+                continue
             layers = layer_states(self.model, state)
             if norms is None:
                 norms, shapes = {name: [] for name in layers}, shapes_of(layers)
-            if shapes != shapes_of(layers):  # states that grow with the sequence
+            if shapes != shapes_of(layers):
                 norms = {}
             for name in norms:
                 norms[name].append(layers[name].norm(dim=1).sum())

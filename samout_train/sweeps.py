@@ -20,8 +20,8 @@ from samout_train.config import Composed, ConfigError
 from samout_train.run_directory import holds_run, other_settings
 
 LONGEST_NAME = 120
-# Of a job that is there already, these must be as they are asked for; the rest does not decide about its results.
-DECISIVE_KEYS = ("seed", "precision", "model", "data", "optimizer", "schedule", "trainer")
+# Of a job that is there already, these must be as they are asked for; callbacks may end a run.
+DECISIVE_KEYS = ("seed", "precision", "model", "data", "optimizer", "schedule", "trainer", "callbacks", "resume")
 
 
 def register_job_directory() -> None:
@@ -54,25 +54,44 @@ def without_sweeps(words: Sequence[str]) -> list[str]:
     return [word for word in words if not parser.parse_override(word).is_sweep_override()]
 
 
-def short_names(words: Sequence[str]) -> list[str]:
-    """For Hydra: keeps what all jobs of a sweep have in common out of the names of their directories."""
+def common_keys(words: Sequence[str], swept: Mapping[str, Any]) -> list[str]:
+    """Keys that stay out of the names of jobs: what all have in common, but for what the configuration sweeps over, so
+    that a part of its sweep lies where the whole would.
+
+    Args:
+        words: As they were typed.
+        swept: `hydra.sweeper.params` of the configuration.
+    """
     parser = OverridesParser.create()
-    common = [parser.parse_override(word).key_or_group for word in without_sweeps(words)]
-    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(common)}]"] if common else []
+    keys = [parser.parse_override(word).key_or_group for word in without_sweeps(words)]
+    return [key for key in keys if key not in swept]
 
 
-def sweep_problems(composed: Composed, job: Sequence[str], common: Sequence[str]) -> list[str]:
+def words_of_sweep(words: Sequence[str], typed: Sequence[str], swept: Mapping[str, Any]) -> list[str]:
+    """Overrides as Hydra has to get them for a sweep.
+
+    Args:
+        words: As Hydra has to get them for a run.
+        typed: As they were typed.
+        swept: `hydra.sweeper.params` of the configuration: what was typed takes its place under the very same key.
+    """
+    settings = [word.removeprefix("++") if _key(word) in swept else word for word in words]
+    left_out = common_keys(typed, swept)
+    return settings + ([f"hydra.job.config.override_dirname.exclude_keys=[{','.join(left_out)}]"] if left_out else [])
+
+
+def sweep_problems(composed: Composed, job: Sequence[str], left_out: Sequence[str]) -> list[str]:
     """What speaks against a job in the directory of its sweep; looks only.
 
     Args:
         composed: The job's configuration.
         job: Its overrides.
-        common: Those that all jobs have.
+        left_out: Keys that stay out of its name.
     """
     folder = Path(composed.sweep_dir)
     if folder == Path():
         return ["hydra.sweep.dir: is empty: give a directory"]
-    run_dir = folder / _job_directory(",".join(word for word in job if word not in common))
+    run_dir = folder / _job_directory(",".join(word for word in job if _key(word) not in left_out))
     if not holds_run(run_dir):
         return []
     return [
@@ -92,9 +111,14 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
 
 def _job_directory(overrides: Any) -> str:
     """`model=v8,optimizer.lr=0.001`: readable, and one folder whatever the values are."""
-    in_order = ",".join(sorted(word.removeprefix("++") for word in str(overrides).split(",")))
+    words = re.findall(r"(?:[^,\[\]{}]|\[[^\]]*\]|\{[^}]*\})+", str(overrides))  # commas in brackets part nothing
+    in_order = ",".join(sorted(word.removeprefix("++") for word in words))
     readable = re.sub(r"[^\w=.,+-]+", "-", in_order)
     if readable == in_order and len(readable) <= LONGEST_NAME:
         return readable.rstrip(".,-_") or "job"
     digest = hashlib.sha256(in_order.encode()).hexdigest()[:8]
     return f"{readable[:LONGEST_NAME].rstrip('.,-_')}-{digest}"
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]

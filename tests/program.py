@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["hydra", "numba", "torch._dynamo", "samout_train.run"])
+context.set_forkserver_preload(["hydra", "numba", "torch._dynamo", "samout_train.run", "matplotlib.figure"])
 
 
 def samout(folder: Path, *words: str | bytes, text: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:

@@ -155,8 +155,10 @@ def test_a_sweep_that_is_started_again_does_what_is_left(tmp_path: Path) -> None
     for name in ("seed=1", "seed=3"):
         assert (sweep / name / "summary.json").read_bytes() == whole[sweep / name / "summary.json"]
     assert (sweep / "seed=1/checkpoints/index.json").stat().st_mtime_ns == checkpoints["seed=1"]
-    other = samout(tmp_path, "-m", "seed=1,2", *words, "data.seq_len=11")
-    assert other.returncode == 2 and "data.seq_len=11: the run in sweep/seed=1 has " in other.stderr
+    for setting in ("data.seq_len=11", "optimizer.lr=3e-3", "trainer.compile=true"):
+        other = samout(tmp_path, "-m", "seed=1,2", *words, setting)
+        key = setting.partition("=")[0]
+        assert other.returncode == 2 and f"{key}=" in other.stderr and ": the run in sweep/seed=1 has " in other.stderr
     assert (sweep / "seed=1" / "summary.json").read_bytes() == whole[sweep / "seed=1/summary.json"]
 
 

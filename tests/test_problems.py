@@ -124,7 +124,9 @@ def test_a_model_by_itself_is_not_judged_by_the_data_of_the_configuration(tmp_pa
 
 
 def test_what_settings_do_not_show_is_told_when_the_model_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"model.max_seq_len \(4\): the rows of this data are longer: set it to 5"):
+    with pytest.raises(
+        ConfigError, match=r"model.max_seq_len \(4\): rows of this data, or of its tests, are longer: set it to 5"
+    ):
         build_trainer(["data=hello", "model=transformer", "model.max_seq_len=4", "device=cpu"])
     monkeypatch.setattr("samout_train.problems.FOR_LABELS_ONLY", ())  # as for a model whose settings have other names
     with pytest.raises(ConfigError, match="this model sees the whole sequence, and so the token"):

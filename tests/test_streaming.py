@@ -82,7 +82,7 @@ def test_rows_that_do_not_follow_each_other_are_read_one_by_one_and_padding_is_l
     ids[1, 6:] = 3
     assert stream_of(MatrixRows(ids)) is None
     assert stream_of(TokenRows(TOKENS, seq_len=5, seed=0)) is not None
-    found = reader_of(model.train(), 8).rows(MatrixRows(ids))
+    found = reader_of(model.train(), 8).rows(MatrixRows(torch.cat([ids, ids])), most_tokens=32)
     assert model.training
     rows = [nats_of(model.eval(), row.numpy()) for row in ids]
     counted = [
@@ -127,6 +127,11 @@ def test_the_verdict_names_what_grows() -> None:
     assert found_with(1.9).verdict() == ["extrapolates: the loss at 160 tokens is 5.0% below that at 10"]
     assert found_with(None).extrapolates is None
     assert found_with(2.3).verdict()[1:] == []  # a cache: no state of a fixed size to name
+    falling = found_with(2.3, state_norm={"layer_1": [2.0, 1.9]}).verdict()
+    assert falling[1:] == ["no layer's state grows past a training row"]
+    assert found_with(math.nan).extrapolates is False and "is not finite" in found_with(math.nan).verdict()[0]
+    far_only = Extrapolation(trained_length=10, num_tokens=160, loss_nats={160: 2.0})
+    assert far_only.verdict() == ["whether it extrapolates is not known: there is no loss at 10 tokens"]
     assert found_with(2.0, state_norm={"layer_1": [0.0, 0.0]}).state_growth == {"layer_1": 1.0}
     assert perplexity(math.log(7)) == pytest.approx(7) and perplexity(1e6) == math.inf
 
@@ -143,14 +148,19 @@ def test_pictures_are_png_files(tmp_path: Path) -> None:
         assert picture is not None and picture.startswith(PNG) and path.read_bytes() == picture
 
 
+def words_for(folder: Path) -> list[str]:
+    """A short run on the text of a folder."""
+    words = ["model=v8", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=2", "device=cpu"]
+    words += ["data=text", f"data.path={folder / 'text.txt'}", "data.seq_len=8", "data.batch_size=4"]
+    return [*words, "trainer.max_steps=20", f"run_dir={folder / 'run'}", "callbacks.lengths.most_tokens=1024"]
+
+
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on text, in a folder of its own as `run`."""
     folder = tmp_path_factory.mktemp("text")
     (folder / "text.txt").write_text("".join(f"line {number % 17} of it. " for number in range(900)), "utf-8")
-    words = ["model=v8", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=2", "device=cpu"]
-    words += ["data=text", f"data.path={folder / 'text.txt'}", "data.seq_len=8", "data.batch_size=4"]
-    train([*words, "trainer.max_steps=20", f"run_dir={folder / 'run'}", "callbacks.lengths.most_tokens=1024"])
+    train(words_for(folder))
     return folder
 
 
@@ -160,11 +170,13 @@ def test_a_run_on_text_ends_with_losses_by_length(text_run: Path) -> None:
     lengths = summary["lengths"]
     assert list(lengths["loss_nats"]) == ["8", "32", "128", "512"] and lengths["num_tokens"] == 1024
     assert lengths["far_growth"] == lengths["loss_nats"]["128"] / lengths["loss_nats"]["8"]
-    assert (run / "lengths.png").read_bytes().startswith(PNG)
-    events = EventAccumulator(str(run), size_guidance={"images": 0, "scalars": 0}).Reload()
+    shown = run / "evaluate" / "text"
+    assert (shown / "lengths.png").read_bytes().startswith(PNG)
+    assert json.loads((shown / "evaluation.json").read_text()) == {"step": 20, **lengths}
+    events = EventAccumulator(str(shown), size_guidance={"images": 0, "scalars": 0}).Reload()
     chart = events.Scalars("val_by_position/loss_nats")
     assert [point.step for point in chart] == [last for _, last, _ in lengths["by_position"]]
-    assert events.Images("lengths")[0].encoded_image_string == (run / "lengths.png").read_bytes()
+    assert events.Images("lengths")[0].encoded_image_string == (shown / "lengths.png").read_bytes()
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["val_length/loss_nats/128_tokens"] == lengths["loss_nats"]["128"]
     log = (run / "samout_train.log").read_text()
@@ -187,7 +199,7 @@ def test_evaluate_says_what_is_lost_at_each_length(text_run: Path) -> None:
 
 
 def test_evaluate_reads_other_text_by_the_vocabulary_of_the_run(text_run: Path) -> None:
-    (text_run / "other.txt").write_text("of it line 3 ZZZ. " * 300, "utf-8")
+    (text_run / "other.txt").write_text("of it line 3 ZZZ. " * 60, "utf-8")  # too short for rows of 256
     done = samout(text_run, "evaluate", "run=run", "data=text", "data.path=other.txt", "lengths=[8,16]", "device=cpu")
     assert done.returncode == 0, done.stderr
     assert "on text" in done.stdout and (text_run / "run/evaluate/text/evaluation.json").exists()
@@ -203,6 +215,8 @@ def test_evaluate_reads_other_text_by_the_vocabulary_of_the_run(text_run: Path) 
         (["run=run", "data=texd"], "data=texd: no such option; did you mean data=text?"),
         (["run=run", "data=random"], "data=random: has 128 ids, the model"),
         (["run=run", "data=text", "data.path=gone.txt"], "data.path=gone.txt: is not there"),
+        (["run=run", "data.path=text.txt"], "data.path=text.txt: no data is chosen: say data=NAME, too"),
+        (["run=run", "data=text", "data.path=text.txt", "data.seq_len=4"], "data.seq_len=4: rows are as long as those"),
         (["run=run", "-m"], "evaluate makes no sweeps"),
     ],
 )
@@ -229,3 +243,26 @@ def test_evaluate_reads_rows_that_have_no_longer_ones(tmp_path: Path) -> None:
     assert done.returncode == 0 and "loss by position: 1 " in done.stdout, done.stderr
     wrong = samout(tmp_path, "evaluate", "run=run", "lengths=[12]", "device=cpu")
     assert wrong.returncode == 2 and "lengths=[12]: the rows of this data do not follow each other" in wrong.stderr
+
+
+def test_a_run_that_is_continued_behind_its_reading_keeps_it(text_run: Path) -> None:
+    before = json.loads((text_run / "run" / "summary.json").read_text())
+    (text_run / "run" / "summary.json").unlink()
+    after, _ = train([*words_for(text_run), "resume=auto"])
+    assert after["lengths"] == before["lengths"] and after["weights_sha256"] == before["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_does_not_show_what_was_read_before(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some text to read. " * 200, "utf-8")
+    train([*words_for(tmp_path), "callbacks.sample.num_samples=1"])
+    further = [word for word in words_for(tmp_path) if not word.startswith(("trainer.max_steps", "callbacks.lengths"))]
+    words = [*further, "trainer.max_steps=22", "resume=auto", "callbacks.lengths.times=[]"]
+    after, _ = train(words)
+    assert after["steps"] == 22 and "lengths" not in after
+
+
+def test_rows_of_tests_that_a_model_has_no_room_for_are_refused_before_the_run(tmp_path: Path) -> None:
+    words = ["model=transformer", "model.hidden_size=8", "model.num_heads=2", "model.num_layers=1", "device=cpu"]
+    with pytest.raises(ValueError, match=r"max_seq_len \(64\): rows of this data, or of its tests, are longer: .* 131"):
+        train([*words, "model.max_seq_len=64", "data=needle", f"run_dir={tmp_path / 'run'}"])

@@ -41,7 +41,6 @@ class TaskAccuracy(Callback):
             return {}
         if self._validated_step != step:
             self._found = {VALIDATION: self._counted(source.validation, check_stop)}
-            self._validated_step = step
             metrics["val/accuracy"] = self._found[VALIDATION].share
         if is_last:
             tests = {name: self._counted(rows, check_stop) for name, rows in source.tests.items()}
@@ -52,7 +51,10 @@ class TaskAccuracy(Callback):
     def on_report(self, report: StepReport) -> str | None:
         """Counts evaluations at which the task is solved."""
         share = report.metrics.get("val/accuracy")
-        if share is None or self.solved_evaluations is None:
+        if share is None:
+            return None
+        self._validated_step = report.step  # only now: a run that is stopped before measures again
+        if self.solved_evaluations is None:
             return None
         self._num_solved = self._num_solved + 1 if share >= SOLVED else 0
         if self._num_solved < self.solved_evaluations:

@@ -12,6 +12,7 @@ from samout_train.callbacks.base import Callback, RunContext
 from samout_train.callbacks.event_file import EventFile
 from samout_train.charts import draw_extrapolation, missing_charts
 from samout_train.extrapolation import Extrapolation
+from samout_train.figures import write_figures
 from samout_train.metrics import sees_future
 from samout_train.ranges import Positive, validated
 from samout_train.streaming import Reader, stream_of
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Lengths(Callback):
-    """Adds losses by length to the last report, all of it to `summary.json` as `lengths`, and draws `lengths.png`.
+    """Adds losses by length to the last report, all of it to `summary.json` as `lengths`, and draws it.
 
     Only where the validation split is one long text, and the model can go on from a state.
 
@@ -43,6 +44,7 @@ class Lengths(Callback):
         """Reads, at the end."""
         context, rows = self._context, self._context.source.validation
         tokens = stream_of(rows)
+        self._found = None  # of a checkpoint: the weights are other ones now
         if not is_last or not self.times or tokens is None or sees_future(context.model):
             return {}
         reader = Reader(
@@ -60,6 +62,14 @@ class Lengths(Callback):
         """What was found, for `summary.json`."""
         return {"lengths": self._found.figures()} if self._found is not None else {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a continued run needs: the reading of a run that was stopped behind it."""
+        return {"found": None if self._found is None else vars(self._found)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what was read."""
+        self._found = None if state["found"] is None else Extrapolation(**state["found"])
+
     def on_end(self, summary: dict[str, Any]) -> None:
         """The verdict, the picture, and the losses by position as a chart of TensorBoard's."""
         if self._found is None or not self._found.loss_nats:
@@ -68,27 +78,32 @@ class Lengths(Callback):
         log.info("loss of the validation text in windows of so many tokens: %s", losses)
         for line in self._found.verdict():
             log.info("  %s", line)
-        run_dir = self._context.run_dir
+        folder = self._context.run_dir / "evaluate" / self._context.data_name
         try:
-            show_extrapolation(self._found, self._context.model_name, run_dir)
+            write_extrapolation(self._found, self._context.model_name, folder, step=summary["steps"])
         except OSError as error:
-            log.warning("losses by position cannot be written (%s)", error.strerror)
+            log.warning("losses by length cannot be written (%s)", error.strerror)
             return
-        log.info("  %s", missing_charts() or f"drawn in {run_dir / PICTURE}")
+        log.info("  %s", missing_charts() or f"drawn in {folder / PICTURE}")
 
 
-def show_extrapolation(found: Extrapolation, name: str, folder: Path) -> None:
-    """Draws `lengths.png`, and writes an event file with the losses by position, as a chart over the position.
+def write_extrapolation(found: Extrapolation, name: str, folder: Path, *, step: int) -> None:
+    """Writes `evaluation.json`, `lengths.png`, and an event file in which the losses by position are a chart.
 
     Args:
         found: What to show.
         name: Of the model.
-        folder: Where both go.
+        folder: Where they go, in the place of those that are there.
+        step: Steps that the model has made.
 
     Raises:
         OSError: if they cannot be written.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_figures(folder / "evaluation.json", {"step": step, **found.figures()})
     picture = draw_extrapolation({name: found}, folder / PICTURE)
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
     events = EventFile(folder, purge_step=None)
     try:
         for _, last, nats in found.by_position:

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from samout_train.branches import EVERYWHERE, added_nats
-from samout_train.callbacks.base import Callback, RunContext
+from samout_train.callbacks.base import Callback, RunContext, StepReport
 from samout_train.evaluation import evaluate
 from samout_train.ranges import Positive, validated
 from samout_train.runtime import to_device
@@ -63,6 +63,11 @@ class StateHealth(Callback):
             metrics |= self._measure_branches(check_stop)
         return metrics
 
+    def on_report(self, report: StepReport) -> None:
+        """Notes what is reported; a run that is stopped before measures again."""
+        if any(tag.startswith("val_state/") for tag in report.metrics):
+            self._measured_step = report.step
+
     def figures(self) -> dict[str, Any]:
         """What was measured last, for `summary.json`."""
         return {"state_health": self._figures} if self._figures else {}
@@ -98,7 +103,7 @@ class StateHealth(Callback):
     def _measure(self, step: int) -> dict[str, float]:
         context = self._context
         health = state_health(context.model, self._ids_RT, precision=context.precision, device=context.device)
-        self._has_health, self._measured_step = bool(health), step
+        self._has_health = bool(health)
         if not health:
             return {}
         growing = growing_layers(health, self.max_growth)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from samout_train.command_line import answered, settings_of
+from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.ranges import Positive
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from samout_train.extrapolation import Extrapolation
     from samout_train.loading import LoadedRun
 
+ROWS_PER_BATCH = 64  # of a task, at the length that it was trained at
 TIMES = (1, 4, 16, 64)  # of the training length, where no lengths are given
 
 
@@ -56,7 +57,8 @@ def _evaluate(words: list[str]) -> int:
         keep_freed_memory()
     use_kernels(settings["kernels"])
     loaded = load_run(settings["run"])
-    name, source = source_of(loaded, of_data, settings["lengths"])
+    config_dirs = Request(words, "evaluate").config_dirs
+    name, source = source_of(loaded, of_data, settings["lengths"], config_dirs=config_dirs)
     loaded.model.to(device)
     folder = loaded.checkpoint.parent.parent / "evaluate" / name
     print(f"{loaded.checkpoint}, after step {loaded.step}, on {name}, {device}", flush=True)
@@ -67,13 +69,16 @@ def _evaluate(words: list[str]) -> int:
     return 0
 
 
-def source_of(loaded: "LoadedRun", of_data: Sequence[str], lengths: list[int] | None) -> "tuple[str, Source]":
+def source_of(
+    loaded: "LoadedRun", of_data: Sequence[str], lengths: list[int] | None, *, config_dirs: Sequence[str] = ()
+) -> "tuple[str, Source]":
     """The data to evaluate on, by the run's vocabulary and in rows of its training length.
 
     Args:
         loaded: The run.
         of_data: What was said about the data; nothing for what it was trained on.
         lengths: Of the rows of a task; None for those of its configuration.
+        config_dirs: Further folders to look for YAML in, absolute.
 
     Returns:
         Its name, and the source.
@@ -81,17 +86,19 @@ def source_of(loaded: "LoadedRun", of_data: Sequence[str], lengths: list[int] | 
     Raises:
         ConfigError: if the data is not what was asked for, or not for this model.
     """
-    from samout_train.config import build, saved_node, saved_seed
-    from samout_train.problems import DATA_SETTINGS, checked_config, data_problems
+    from samout_train.config import build, compose_config, saved_node, saved_seed
+    from samout_train.problems import DATA_SETTINGS, data_problems
 
     saved = loaded.checkpoint.parent.parent / ".hydra" / "config.yaml"
     node = saved_node(saved, "data")
     trained_length = node.get("seq_len")
     name = str(node["_target_"]).rpartition(".")[2]
     if of_data:
-        composed, mistakes = checked_config(of_data)
-        if composed is None or mistakes:
-            raise ConfigError("\n".join(mistakes))
+        if refused := [word for word in of_data if word.startswith("data.seq_len=")]:
+            raise ConfigError(f"{refused[0]}: rows are as long as those that the model was trained on: leave it out")
+        if not any(word.startswith("data=") for word in of_data):
+            raise ConfigError(f"{of_data[0]}: no data is chosen: say data=NAME, too")
+        composed = compose_config(of_data, config_dirs=config_dirs)
         name, node = str(composed.choices["data"]), composed.config["data"]
         if trained_length is not None and "seq_len" in node:
             node |= {"seq_len": trained_length}
@@ -117,17 +124,22 @@ def source_of(loaded: "LoadedRun", of_data: Sequence[str], lengths: list[int] | 
 def _accuracies(loaded: "LoadedRun", source: "Source", device: "torch.device", folder: Path) -> None:
     from samout_train.accuracy import accuracy
     from samout_train.callbacks.accuracy import accuracy_lines, described, rows_that_fit
-    from samout_train.reports import write_figures
+    from samout_train.figures import write_figures
 
-    found = {}
+    if not source.tests:
+        raise ConfigError("there is nothing to test at: give lengths=[...]")
+    found, most = {}, getattr(loaded.model, "max_seq_len", None)
     for name, rows in source.tests.items():
+        if most is not None and rows.seq_len > most:
+            print(f"  {name.replace('_', ' ')} is left out: the model has room for {most:,} tokens (model.max_seq_len)")
+            continue
         found[name] = accuracy(
             loaded.model,
             rows,
             ignore_index=source.ignore_index,
             device=device,
             precision="fp32",
-            rows_per_batch=rows_that_fit(64, source.train, rows),
+            rows_per_batch=rows_that_fit(ROWS_PER_BATCH, source.train, rows),
         )
     for line in accuracy_lines(found, source.chance):
         print(f"  {line}")
@@ -139,11 +151,10 @@ def _accuracies(loaded: "LoadedRun", source: "Source", device: "torch.device", f
 def _losses(
     loaded: "LoadedRun", source: "Source", settings: dict[str, Any], device: "torch.device", folder: Path
 ) -> None:
-    from samout_train.callbacks.lengths import show_extrapolation
+    from samout_train.callbacks.lengths import PICTURE, write_extrapolation
     from samout_train.charts import missing_charts
     from samout_train.extrapolation import FAR_TIMES
     from samout_train.metrics import sees_future
-    from samout_train.reports import write_figures
     from samout_train.streaming import Reader, stream_of
 
     rows, given = source.validation, settings["lengths"]
@@ -160,18 +171,14 @@ def _losses(
                 f"lengths={given}: the rows of this data do not follow each other, so there are none of other lengths "
                 f"than {trained}: leave it out"
             )
-        found = reader.rows(rows)
+        found = reader.rows(rows, settings["most_tokens"])
     else:
         lengths = [trained * times for times in TIMES] if given is None else [*given, trained, FAR_TIMES * trained]
         found = reader.text(tokens, lengths, settings["most_tokens"])
     for line in _table(found):
         print(f"  {line}")
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_figures(folder / "evaluation.json", {"step": loaded.step, **found.figures()})
-    show_extrapolation(found, str(loaded.model_node["_target_"]).rpartition(".")[2], folder)
-    print(f"  {missing_charts() or f'drawn in {folder}/lengths.png'}")
+    write_extrapolation(found, folder.parent.parent.name, folder, step=loaded.step)
+    print(f"  {missing_charts() or f'drawn in {folder / PICTURE}'}")
 
 
 def _table(found: "Extrapolation") -> list[str]:

@@ -13,8 +13,7 @@ from omegaconf import DictConfig
 from samout_train.command_line import Request
 from samout_train.config import CONF, ConfigError, resolve
 from samout_train.overrides import as_typed, quoted, words_for_hydra
-from samout_train.run_directory import holds_run
-from samout_train.sweeps import finished, register_job_directory, short_names
+from samout_train.sweeps import finished, register_job_directory, words_of_sweep
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +42,9 @@ def main(words: list[str]) -> int:
         settings = words_for_hydra(settings, folders=request.folders, typed=not request.in_sweep)
     if request.run_dir is not None and not request.in_sweep:  # not composed a second time, a second later
         settings.append(f"++run_dir={quoted(request.run_dir)}")
-    names = short_names(request.overrides) if request.in_sweep and not request.asks_only else []
-    sys.argv[1:] = [*request.flags, *settings, *names]
+    if request.in_sweep and not request.asks_only:
+        settings = words_of_sweep(settings, request.overrides, request.swept)
+    sys.argv[1:] = [*request.flags, *settings]
     flags = [f"--config-dir={folder}" for folder in [request.arguments.config_dir] if folder]
     flags += [f"--config-name={name}" for name in [request.arguments.config_name] if name]
     failures: list[int] = []
@@ -76,7 +76,7 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
     if typed is None and finished(run_dir):
         log.info("run        %s is finished: left as it is", run_dir)
         return
-    if typed is None and holds_run(run_dir):
+    if typed is None and any((run_dir / "checkpoints").glob("step_*.pt*")):
         composed.config["resume"] = "auto"
     words = [*flags, *(map(as_typed, hydra_config.overrides.task) if typed is None else typed)]
     try:
