@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from tqdm import tqdm
 
 from samout_train.config import CONF, Composed, ConfigError, compose_config
 from samout_train.overrides import PLAIN_TEXT_KEYS, override_problems, words_for_hydra
@@ -21,6 +22,7 @@ from samout_train.sweeps import common_keys, jobs_of, sweep_problems, without_sw
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 LINES_OF_A_MISTAKE = 8
 MOST_MISTAKES = 30
+JOBS_THAT_TAKE_A_WHILE = 20
 
 
 class Request:
@@ -90,7 +92,8 @@ class Request:
             without_sweeps(words), config_name=self.config_name, config_dirs=self.config_dirs, typed=False
         ).swept
         left_out = common_keys(words, self.swept)
-        for job in jobs_of(words, self.swept):
+        jobs = jobs_of(words, self.swept)
+        for job in tqdm(jobs, desc="checking jobs", leave=False, disable=len(jobs) < JOBS_THAT_TAKE_A_WHILE):
             composed, mistakes = checked_config(
                 job, config_name=self.config_name, config_dirs=self.config_dirs, typed=False
             )
