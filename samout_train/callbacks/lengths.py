@@ -10,6 +10,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from samout_train.callbacks.base import Callback, RunContext
 from samout_train.callbacks.event_file import EventFile
+from samout_train.callbacks.report import shown_path
 from samout_train.charts import draw_extrapolation, missing_charts
 from samout_train.extrapolation import Extrapolation
 from samout_train.figures import write_figures
@@ -84,7 +85,7 @@ class Lengths(Callback):
         except OSError as error:
             log.warning("losses by length cannot be written (%s)", error.strerror)
             return
-        log.info("  %s", missing_charts() or f"drawn in {folder / PICTURE}")
+        log.info("  %s", missing_charts() or f"drawn in {shown_path(folder / PICTURE)}")
 
 
 def write_extrapolation(found: Extrapolation, name: str, folder: Path, *, step: int) -> None:

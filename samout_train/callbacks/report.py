@@ -50,7 +50,7 @@ class Report(Callback):
 
     def on_end(self, summary: dict[str, Any]) -> None:
         """The results, where they lie, and what to type next."""
-        run_dir, python = _shown_path(self._context.run_dir), shlex.quote(_shown_path(Path(sys.executable)))
+        run_dir, python = shown_path(self._context.run_dir), shlex.quote(shown_path(Path(sys.executable)))
         for name, value in _results(summary):
             log.info("  %-22s %s", name, value)
         log.info("run        %s", run_dir)
@@ -62,13 +62,13 @@ class Report(Callback):
     def on_stop(self, reason: str) -> None:
         """What continues the run."""
         log.info("%s, and the checkpoint is written", reason)
-        log.info("run        %s", _shown_path(self._context.run_dir))
+        log.info("run        %s", shown_path(self._context.run_dir))
         log.info("continue   %s", self._continue_command())
 
     def _continue_command(self) -> str:
-        python = shlex.quote(_shown_path(Path(sys.executable)))
+        python = shlex.quote(shown_path(Path(sys.executable)))
         words = [word for word in shlex.split(self._context.command) if not word.startswith("resume=")]
-        run_dir = f"run_dir={_shown_path(self._context.run_dir)}"
+        run_dir = f"run_dir={shown_path(self._context.run_dir)}"
         return f"{python} -m samout_train {shlex.join([*words, run_dir, 'resume=auto'])}"
 
 
@@ -171,7 +171,7 @@ def _seconds_between(first: Any, second: Any) -> float:
     return float(second - first) if isinstance(first, float) else float(first.elapsed_time(second)) / 1000
 
 
-def _shown_path(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """Relative to the working directory where it lies below it, since that is what a person types."""
     absolute = path if path.is_absolute() else Path.cwd() / path
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
