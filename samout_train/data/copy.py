@@ -41,7 +41,7 @@ def copy(
     The n answers begin at the separator. To learn from, n is any number from 1 to T / 2; in tests it is T / 2.
 
     Args:
-        num_symbols: Different symbols; behind them come no other ids than blank (0) and separator (1).
+        num_symbols: Different symbols; other ids are blank (0) and separator (1).
         seq_len: Tokens in a row T, an even number.
         test_lengths: Lengths of rows to test at.
         num_sequences: Rows of an epoch.
