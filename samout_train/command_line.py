@@ -17,7 +17,7 @@ from tqdm import tqdm
 from samout_train.config import CONF, Composed, ConfigError, compose_config
 from samout_train.overrides import PLAIN_TEXT_KEYS, override_problems, words_for_hydra
 from samout_train.signatures import MISSING, mistakes_in_call, nearest
-from samout_train.sweeps import common_keys, jobs_of, sweep_problems, without_sweeps
+from samout_train.sweeps import common_keys, first_stage, jobs_of, sweep_problems, without_sweeps
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 LINES_OF_A_MISTAKE = 8
@@ -88,11 +88,13 @@ class Request:
         words, found = [word for word in self.overrides if word not in wrong], list(wrong.values())
         if any(_key(word) == "run_dir" for word in self.overrides):
             found.append("run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that")
-        self.swept = compose_config(
+        common = compose_config(
             without_sweeps(words), config_name=self.config_name, config_dirs=self.config_dirs, typed=False
-        ).swept
+        )
+        self.swept = common.swept
         left_out = common_keys(words, self.swept)
-        jobs = jobs_of(words, self.swept)
+        stages = common.stages
+        jobs = jobs_of(words, self.swept) if stages is None else first_stage(words, stages)
         for job in tqdm(jobs, desc="checking jobs", leave=False, disable=len(jobs) < JOBS_THAT_TAKE_A_WHILE):
             composed, mistakes = checked_config(
                 job, config_name=self.config_name, config_dirs=self.config_dirs, typed=False

@@ -42,6 +42,7 @@ class Composed:
         yaml: The same as text.
         sweep_dir: Where the jobs of a sweep lie.
         swept: What the configuration sweeps over by itself: values by key, such as {"model": "v1,v8"}.
+        stages: The arguments of samout_train.staged.Stages, where the sweeper is of that kind.
     """
 
     config: dict[str, Any]
@@ -49,6 +50,7 @@ class Composed:
     yaml: str
     sweep_dir: str
     swept: dict[str, str]
+    stages: dict[str, Any] | None
 
 
 def compose_config(
@@ -136,9 +138,11 @@ def resolve(composed: DictConfig) -> Composed:
     sweep_dir = str(HydraConfig.get().sweep.dir)
     known = {name: option for name, option in choices.items() if "/" not in name}
     yaml = OmegaConf.to_yaml(config, resolve=True)
-    parameters = HydraConfig.get().sweeper.get("params") or {}
-    swept = {str(key): str(value) for key, value in parameters.items()}
-    return Composed({str(key): value for key, value in container.items()}, known, yaml, sweep_dir, swept)
+    sweeper = OmegaConf.to_container(HydraConfig.get().sweeper, resolve=True)
+    assert isinstance(sweeper, dict)
+    swept = {str(key): str(value) for key, value in (sweeper.get("params") or {}).items()}
+    stages = {str(key): value for key, value in sweeper.items() if key != "_target_"} if "forms" in sweeper else None
+    return Composed({str(key): value for key, value in container.items()}, known, yaml, sweep_dir, swept, stages)
 
 
 def locate(target: str) -> Any:

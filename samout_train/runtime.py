@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import platform
 import random
 import subprocess
 import time
@@ -159,6 +160,18 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls it, such as `NVIDIA H200` or `AMD EPYC 9654 96-Core Processor`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def commit() -> str | None:

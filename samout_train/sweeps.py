@@ -18,6 +18,8 @@ from omegaconf import OmegaConf
 
 from samout_train.config import Composed, ConfigError
 from samout_train.run_directory import holds_run, other_settings
+from samout_train.signatures import mistakes_in_call
+from samout_train.staged import Stages
 
 LONGEST_NAME = 120
 # Of a job that is there already, these must be as they are asked for; callbacks may end a run.
@@ -46,6 +48,26 @@ def jobs_of(words: Sequence[str], parameters: Mapping[str, Any]) -> list[list[st
     except (HydraException, ValueError) as error:
         raise ConfigError(f"these values make no sweep: {error}") from error
     return [list(job) for batch in batches for job in batch]
+
+
+def first_stage(words: Sequence[str], stages: Mapping[str, Any]) -> list[list[str]]:
+    """The overrides of each job in the first of two stages; those of the second differ in seed and steps.
+
+    Args:
+        words: As they were typed, without what is wrong.
+        stages: The arguments of `Stages`.
+
+    Raises:
+        ConfigError: if something is wrong with those, or several values were typed for a key.
+    """
+    if several := [word for word in words if word not in without_sweeps(words)]:
+        raise ConfigError(f"{several[0]}: this experiment sweeps over forms and rates by itself: give one value")
+    if found := mistakes_in_call("hydra.sweeper", Stages, stages):
+        raise ConfigError("\n".join(found))
+    try:
+        return [[*words, *job.overrides] for job in Stages(**stages).screening()]
+    except ValueError as error:
+        raise ConfigError(f"hydra.sweeper.{error}") from error
 
 
 def without_sweeps(words: Sequence[str]) -> list[str]:

@@ -32,10 +32,10 @@ ROWS = [
         *("training_step", "reports", "profiling", "activation_checkpointing", "trainer", "fitting"),
         *("non_finite", "micro_steps", "mismatch", "rescue"),
     },
-    {"verification", "proof"},
+    {"verification", "proof", "golden_curve"},
     {
         *("config", "export_files", "exporting", "hydra_messages", "inspection", "loading", "overrides", "problems"),
-        *("heat_map", "resuming", "run", "run_directory", "sweeps", "yaml_places"),
+        *("heat_map", "resuming", "run", "run_directory", "staged", "sweeps", "yaml_places"),
     },
     {"command_line", "commands", "__main__", "__init__"},
 ]
@@ -150,7 +150,8 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
         lines = text.read_text("utf-8").splitlines()
         jsonl.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), "utf-8")
     files = {"text": text, "jsonl": jsonl, "shakespeare": shared / "data" / "tinyshakespeare.txt"}
-    chosen = compose_config([f"{group}={option}"]).config
+    composed = compose_config([f"{group}={option}"])
+    chosen = composed.config
     tiny = ["device=cpu"]
     if option.startswith("hello"):
         return [f"{group}={option}", *tiny]
@@ -160,7 +161,7 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
     }
     for part, settings in sizes.items():
         tiny += [f"{part}.{key}={size}" for key, size in settings.items() if key in chosen[part]]
-    needed = option if group == "data" else option.partition("_")[0]
+    needed = composed.choices["data"]
     path = [f"data.path={files[needed]}"] if needed in files else []
     return [f"{group}={option}", *tiny, *path]
 

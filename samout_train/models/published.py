@@ -154,11 +154,13 @@ def _is_published(model: nn.Module, mixer: type[nn.Module], tied_head: bool) -> 
     """By exact type: a class derived from one of these may compute something else."""
     if type(model) is not SamOut or (model.head is None) is not tied_head:
         return False
-    return all(type(layer.mixer) is mixer for layer in model.layers)
+    return all(type(layer.mixer) is mixer and layer.is_published for layer in model.layers)
 
 
 def _described(model: nn.Module) -> str:
     if not isinstance(model, SamOut):
         return f"a {type(model).__name__}"
     mixers = sorted({type(layer.mixer).__name__ for layer in model.layers})
-    return f"a {type(model).__name__} of {', '.join(mixers)}, {'tied head' if model.head is None else 'own head'}"
+    other = "" if all(layer.is_published for layer in model.layers) else ", with other layers around them"
+    head = "tied head" if model.head is None else "own head"
+    return f"a {type(model).__name__} of {', '.join(mixers)}, {head}{other}"

@@ -1,7 +1,6 @@
-"""The skeleton that both published SamOut variants share; the mixer is given.
+"""The skeleton that the SamOut variants share: an embedding, layers (samout_layer.py) and a head; the mixer is given.
 
-For every layer: u = mixer(x); y = LayerNorm(alpha * ffn(u) + (1 - alpha) * x); x = y + x. There is no positional
-embedding: order enters only through the causal mixer.
+There is no positional embedding: order enters only through the causal mixer, and the convolution where there is one.
 
 Source: the published SamOut V1 and V8 programs. What differs here: tensors are never permuted to heads (everything but
 the scan is elementwise per channel), and the state, which the published code threads through and ignores, is real.
@@ -9,87 +8,20 @@ the scan is elementwise per channel), and the state, which the published code th
 
 # B batch, T time, D width, V vocabulary
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
-import torch
 from torch import Tensor, nn
 
+from samout_train.models.convolution import ConvolvedState, parts_of
 from samout_train.models.embedding import draw_small
 from samout_train.models.linear import Linear
-from samout_train.models.mixer import Mixer
-from samout_train.models.parts import matrix_flops, part_of
-from samout_train.models.samout_v1 import MaxState
-from samout_train.models.samout_v8 import MaxStateSuper
+from samout_train.models.parts import part_of
+from samout_train.models.samout_layer import LayerNorms, SamOutLayer
 from samout_train.ops.linear import linear
-from samout_train.ops.samout_layer import blended, gated
-from samout_train.ops.samout_step import takes_step
-from samout_train.ranges import Positive, Probability, not_divisible, validated
+from samout_train.ranges import NonNegative, Positive, Probability, not_divisible, validated
 
-State = list[Tensor]
-
-
-class GatedFeedForward(nn.Module):
-    """down(up(u) * relu(gate(u))), all three with bias.
-
-    Args:
-        hidden_size: Width D of input and output.
-        ffn_size: Inner width.
-    """
-
-    def __init__(self, *, hidden_size: int, ffn_size: int) -> None:
-        super().__init__()
-        self.up = Linear(hidden_size, ffn_size)
-        self.gate = Linear(hidden_size, ffn_size)
-        self.down = Linear(ffn_size, hidden_size)
-
-    def forward(self, u_BTD: Tensor) -> Tensor:
-        """Maps (B, T, D) to (B, T, D), each position by itself."""
-        return cast(Tensor, self.down(gated(self.up(u_BTD), self.gate(u_BTD))))
-
-
-class SamOutLayer(nn.Module):
-    """One layer: mix, feed forward, blend with the input by the learnable scalar alpha, normalise, add.
-
-    Args:
-        mixer: The token mixer.
-        hidden_size: Width D.
-        ffn_size: Inner width of the feed-forward.
-        dropout: Dropout of the feed-forward's output.
-    """
-
-    def __init__(self, *, mixer: nn.Module, hidden_size: int, ffn_size: int, dropout: float) -> None:
-        super().__init__()
-        self.mixer = mixer
-        self.feed_forward = GatedFeedForward(hidden_size=hidden_size, ffn_size=ffn_size)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(hidden_size)
-        self.alpha = nn.Parameter(torch.tensor(0.5))
-
-    def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns the layer's output (B, T, D) and the mixer's next state."""
-        # By exact type: a mixer derived from these two may do something else.
-        dropout = self.dropout.p if self.training else 0.0
-        if type(self.mixer) in (MaxState, MaxStateSuper) and takes_step(x_BTD) and not dropout:
-            return self._step(x_BTD, state_BD)
-        u_BTD, state_BD = self.mixer(x_BTD, state_BD)
-        return blended(self.feed_forward(u_BTD), x_BTD, self.alpha, self.norm, dropout), state_BD
-
-    def _step(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
-        from samout_train.ops.samout_step.cpu import samout_step
-
-        mixer, inner, x_BD = cast(MaxState | MaxStateSuper, self.mixer), self.feed_forward, x_BTD[:, 0]
-        if state_BD is None:
-            state_BD = torch.full_like(x_BD, -torch.inf)
-        scale = mixer.scale if isinstance(mixer, MaxState) else None
-        weights = (mixer.projection.weight, scale, inner.up, inner.gate, inner.down, self.norm, self.alpha)
-        y_BD, state_BD = samout_step(x_BD, state_BD.to(x_BD.dtype), *weights)
-        return y_BD.unsqueeze(1), state_BD
-
-    def forward_flops_per_token(self) -> int:
-        """Of the matrix products; a mixer that adds matrices instead of their products says its own."""
-        told = getattr(self.mixer, "forward_flops_per_token", None)
-        return (matrix_flops(self.mixer) if told is None else told()) + matrix_flops(self.feed_forward)
+State = Sequence[Tensor | ConvolvedState]
 
 
 class SamOut(nn.Module):
@@ -108,6 +40,9 @@ class SamOut(nn.Module):
         init: `published` is torch's defaults, with an embedding of N(0, 1); `small` draws the embedding with standard
             deviation 0.02, which trains better (tiny Shakespeare: V1 2.22 for 2.54 nats, V8 2.09 for 2.16).
         mixer: Builds one layer's mixer from `hidden_size` and `num_heads`.
+        norm: Where norms and residual connections sit: `published`, or `pre`, with a last norm before the head.
+        convolution_size: Tokens that a causal convolution before each mixer takes together; 0 for none.
+        mixer_norm: Whether each mixer's output is normalised.
 
     Raises:
         ValueError: if num_heads does not divide hidden_size, or pad_id is not below vocab_size.
@@ -135,6 +70,9 @@ class SamOut(nn.Module):
         tied_head: bool,
         init: Literal["published", "small"],
         mixer: Callable[..., nn.Module],
+        norm: LayerNorms = "published",
+        convolution_size: Annotated[int, NonNegative] = 0,
+        mixer_norm: bool = False,
     ) -> None:
         super().__init__()
         if problem := not_divisible("hidden_size", hidden_size, "num_heads", num_heads):
@@ -148,9 +86,13 @@ class SamOut(nn.Module):
                 hidden_size=hidden_size,
                 ffn_size=ffn_size or max(1, int(ffn_share * hidden_size)),
                 dropout=dropout,
+                norm=norm,
+                convolution_size=convolution_size,
+                mixer_norm=mixer_norm,
             )
             for _ in range(num_layers)
         )
+        self.norm = nn.LayerNorm(hidden_size) if norm == "pre" else nn.Identity()
         self.head = None if tied_head else Linear(hidden_size, vocab_size, bias=False)
         if init == "small":
             draw_small(self.embedding)
@@ -171,7 +113,7 @@ class SamOut(nn.Module):
             return_hidden: Whether to return what the head reads, (B, T, D), in place of the logits.
 
         Returns:
-            (logits_BTV, state): The logits and one (B, D) state a layer.
+            (logits_BTV, state): The logits and each layer's state: (B, D), or a ConvolvedState.
 
         Raises:
             ValueError: if the state has another number of layers or another batch.
@@ -181,9 +123,19 @@ class SamOut(nn.Module):
         x_BTD = self.embedding(ids_BT)
         next_state = []
         for index, layer in enumerate(self.layers):
-            x_BTD, state_BD = layer(x_BTD, None if state is None else state[index])
-            next_state.append(state_BD)
+            x_BTD, layer_state = layer(x_BTD, None if state is None else state[index])
+            next_state.append(layer_state)
+        x_BTD = self.norm(x_BTD)
         return x_BTD if return_hidden else linear(x_BTD, self.head_weight), next_state
+
+    def state_by_layer(self, state: State) -> dict[str, Tensor]:
+        """The parts of a state by a name that says which layer's they are."""
+        named: dict[str, Tensor] = {}
+        for index, (mixer_state, tokens_BKD) in enumerate(map(parts_of, state), start=1):
+            named[f"layer_{index}"] = mixer_state
+            if tokens_BKD is not None:
+                named[f"layer_{index}_tokens"] = tokens_BKD
+        return named
 
     def part_of(self, name: str) -> str:
         """Which part of the model the parameter of this name belongs to, as reports show it."""
@@ -199,4 +151,4 @@ class SamOut(nn.Module):
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's state in float32 after `length` tokens."""
-        return sum(cast(Mixer, layer.mixer).state_bytes(length) for layer in self.layers)
+        return sum(layer.state_bytes(length) for layer in cast(list[SamOutLayer], self.layers))

@@ -10,17 +10,20 @@ Source: Vaswani et al., Attention Is All You Need (arXiv 1706.03762); Su et al.,
 # B batch, T time, S time of keys, D width, H heads, K width per head, V vocabulary
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
 from samout_train.models.attention import Attention, Rotation, rotation_of
+from samout_train.models.convolution import CausalConvolution, ConvolvedState, joined, parts_of
 from samout_train.models.embedding import draw_small, token_embedding
 from samout_train.models.feed_forward import FeedForward
 from samout_train.models.key_value_cache import KeyValueCache, refuse_past_the_end
 from samout_train.models.linear import Linear
 from samout_train.models.parts import matrix_flops, part_of
-from samout_train.ranges import Positive, Probability, not_divisible, validated
+from samout_train.ranges import NonNegative, Positive, Probability, not_divisible, validated
+
+State = list[KeyValueCache | ConvolvedState]
 
 
 class Block(nn.Module):
@@ -31,28 +34,40 @@ class Block(nn.Module):
         norm: `pre`: x + f(norm(x)); `post`: norm(x + f(x)).
         attention: The mixer.
         feed_forward: What follows it.
+        convolution: What stands before the mixer; None for nothing.
     """
 
     def __init__(
-        self, *, hidden_size: int, norm: Literal["pre", "post"], attention: Attention, feed_forward: FeedForward
+        self,
+        *,
+        hidden_size: int,
+        norm: Literal["pre", "post"],
+        attention: Attention,
+        feed_forward: FeedForward,
+        convolution: CausalConvolution | None,
     ) -> None:
         super().__init__()
+        self.convolution = convolution
         self.attention, self.feed_forward, self.norm = attention, feed_forward, norm
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
 
     def forward(
         self,
         x_BTD: Tensor,
-        cache: KeyValueCache | None,
+        state: Any,
         padding_mask_BS: Tensor | None,
         *,
         rotation: Rotation | None,
         capacity: int,
         return_attention: bool,
-    ) -> tuple[Tensor, KeyValueCache, Tensor | None]:
-        """As Attention.forward."""
-        pre = self.norm == "pre"
+    ) -> tuple[Tensor, Any, Tensor | None]:
+        """As Attention.forward; with a convolution, the state is a ConvolvedState around the cache."""
+        pre, (cache, tokens_BKD) = self.norm == "pre", parts_of(state)
         inner_BTD = self.attention_norm(x_BTD) if pre else x_BTD
+        if self.convolution is not None:
+            if padding_mask_BS is not None:
+                inner_BTD = inner_BTD.masked_fill(padding_mask_BS[:, -inner_BTD.shape[1] :, None], 0.0)
+            inner_BTD, tokens_BKD = self.convolution(inner_BTD, tokens_BKD)
         y_BTD, cache, weights_BHTS = self.attention(
             inner_BTD,
             cache,
@@ -63,7 +78,8 @@ class Block(nn.Module):
         )
         x_BTD = x_BTD + y_BTD if pre else self.attention_norm(x_BTD + y_BTD)
         y_BTD = self.feed_forward(self.feed_forward_norm(x_BTD) if pre else x_BTD)
-        return x_BTD + y_BTD if pre else self.feed_forward_norm(x_BTD + y_BTD), cache, weights_BHTS
+        x_BTD = x_BTD + y_BTD if pre else self.feed_forward_norm(x_BTD + y_BTD)
+        return x_BTD, joined(cache, tokens_BKD), weights_BHTS
 
 
 class Transformer(nn.Module):
@@ -82,6 +98,7 @@ class Transformer(nn.Module):
         positions: `rotary` (base 10,000) or `learned`.
         activation: `relu` or `gelu`, of the feed-forward.
         causal: False lets each position see the whole sequence.
+        convolution_size: Tokens that a causal convolution before each attention takes together; 0 for none.
 
     Raises:
         ValueError: if num_heads does not divide hidden_size.
@@ -115,6 +132,7 @@ class Transformer(nn.Module):
         positions: Literal["rotary", "learned"],
         activation: Literal["relu", "gelu"],
         causal: bool,
+        convolution_size: Annotated[int, NonNegative] = 0,
     ) -> None:
         super().__init__()
         settings = {"hidden_size": hidden_size, "num_heads": num_heads, "positions": positions}
@@ -141,6 +159,9 @@ class Transformer(nn.Module):
                     dropout=dropout,
                     activation=activation,
                 ),
+                convolution=(
+                    CausalConvolution(hidden_size=hidden_size, size=convolution_size) if convolution_size else None
+                ),
             )
             for _ in range(num_layers)
         )
@@ -155,12 +176,12 @@ class Transformer(nn.Module):
     def forward(
         self,
         ids_BT: Tensor,
-        state: list[KeyValueCache] | None = None,
+        state: State | None = None,
         *,
         padding_mask_BS: Tensor | None = None,
         return_attention: bool = False,
         return_hidden: bool = False,
-    ) -> tuple[Tensor, list[KeyValueCache]] | tuple[Tensor, list[KeyValueCache], list[Tensor]]:
+    ) -> tuple[Tensor, State] | tuple[Tensor, State, list[Tensor]]:
         """Logits for each position.
 
         Args:
@@ -176,7 +197,7 @@ class Transformer(nn.Module):
         Raises:
             ValueError: past max_seq_len, or where an encoder is to go on from a state.
         """
-        past, time = (state[0]["length"] if state else 0), ids_BT.shape[1]
+        past, time = (parts_of(state[0])[0]["length"] if state else 0), ids_BT.shape[1]
         refuse_past_the_end(past, time, self.max_seq_len)
         if past and self.sees_future:
             raise ValueError("a model that sees the whole sequence (causal=false) cannot go on from a state")
@@ -186,16 +207,15 @@ class Transformer(nn.Module):
         rotation = rotation_of(past, x_BTD, self.head_width) if self.positions is None else None
         next_state, weights = [], []
         for index, layer in enumerate(self.layers):
-            cache = None if state is None else state[index]
-            x_BTD, cache, weights_BHTS = layer(
+            x_BTD, layer_state, weights_BHTS = layer(
                 x_BTD,
-                cache,
+                None if state is None else state[index],
                 padding_mask_BS,
                 rotation=rotation,
                 capacity=self.max_seq_len,
                 return_attention=return_attention,
             )
-            next_state.append(cast(KeyValueCache, cache))
+            next_state.append(layer_state)
             weights.append(weights_BHTS)
         h_BTD = self.norm(x_BTD)
         out_BTV = h_BTD if return_hidden else self.head(h_BTD)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from samout_train.models.samout import SamOutLayer
+from samout_train.models.samout_layer import SamOutLayer
 from samout_train.models.samout_v1 import MaxState
 from samout_train.models.samout_v8 import MaxStateSuper
 from samout_train.ops.kernels import use_kernels
