@@ -34,7 +34,7 @@ def no_layers(name: str) -> str:
     """What to say where the model of this name has nothing to compute again."""
     return (
         f"trainer.activation_checkpointing=true: works layer by layer, and {name} has no ModuleList named layers: "
-        "leave it out, or take model=v1, v8, mingru or transformer"
+        "leave it out, or take model=v1, v8, maxplus, mingru or transformer"
     )
 
 

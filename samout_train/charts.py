@@ -102,7 +102,7 @@ def draw_forms(
     axes.set_yticks(list(places.values()), list(places))
     axes.set(title="validation loss", xlabel="nats a token")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return _written(figure, path)
 
 

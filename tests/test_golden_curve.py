@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 from samout_train.commands.reproduce import main
+from samout_train.config import CONF, compose_config
 from samout_train.golden_curve import CURVES, GoldenCurve, span_means, spans_of
+
+# Many runs, and no one curve; and what takes a GPU, which nobody has recorded it on.
+WITHOUT = {"capabilities", "maxplus_ablation", "maxplus_shakespeare_gpu"}
 
 
 def test_spans_grow_and_end_with_the_run() -> None:
@@ -33,6 +37,14 @@ def test_spans_are_compared_as_they_come_in_and_a_part_of_one_is_left_out(tmp_pa
     assert not any(span.is_on for span in curve.compared([float("nan")]))
     with pytest.raises(ValueError, match="experiment=y: has no recorded curve; there are x"):
         GoldenCurve.read("y", tmp_path)
+
+
+def test_every_preset_has_a_curve_as_long_as_its_run_or_of_its_first_steps() -> None:
+    presets = {path.stem for path in (CONF / "experiment").glob("*.yaml")} - WITHOUT
+    assert {path.stem for path in CURVES.glob("*.json")} == presets
+    for name in presets:
+        curve = GoldenCurve.read(name)
+        assert 10 <= curve.ends[-1] <= compose_config([f"experiment={name}"]).config["data"]["budget_steps"]
 
 
 def test_a_machine_is_on_the_curve_or_off_it(
@@ -64,6 +76,7 @@ def test_what_cannot_be_compared_is_refused(words: list[str], message: str, caps
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_recording_writes_a_curve_of_three_replicas(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ def test_an_installed_wheel_trains_from_another_folder_with_its_own_conf(
 def test_the_wheel_holds_the_package_and_its_conf_and_nothing_else(wheels: dict[str, Path]) -> None:
     listing = run(ROOT, sys.executable, "-m", "zipfile", "-l", wheels["checkout"]).splitlines()[1:]
     names = {line.split()[0] for line in listing}
-    package = {str(path.relative_to(ROOT)) for path in (ROOT / "samout_train").rglob("*.py")}
+    files = [*(ROOT / "samout_train").rglob("*.py"), *(ROOT / "samout_train" / "curves").iterdir()]
+    package = {str(path.relative_to(ROOT)) for path in [*files, *(ROOT / "hydra_plugins").glob("*.py")]}
     conf = {f"samout_train/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert {name for name in names if ".dist-info/" not in name} == package | conf

@@ -17,9 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
 # The checks are what runs this test; the dashboard does not end by itself.
-# Half an hour; a small part of it is tested elsewhere.
-CAPABILITIES = ".venv/bin/python -m samout_train -m experiment=capabilities"
-NOT_IN_BLOCKS = ("make test", "make torture", ".venv/bin/ruff check", "make dashboard", CAPABILITIES)
+# Half an hour and two hours; a small part of each is tested elsewhere.
+SWEEPS = tuple(
+    f".venv/bin/python -m samout_train -m experiment={name}" for name in ("capabilities", "maxplus_ablation")
+)
+NOT_IN_BLOCKS = ("make test", "make torture", ".venv/bin/ruff check", "make dashboard", *SWEEPS)
 
 
 @pytest.fixture

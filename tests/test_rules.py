@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from marks import mostly_slow
 
 from samout_train.config import CONF, compose_config
 from samout_train.problems import problems
@@ -37,7 +38,7 @@ ROWS = [
         *("config", "export_files", "exporting", "hydra_messages", "inspection", "loading", "overrides", "problems"),
         *("heat_map", "resuming", "run", "run_directory", "staged", "sweeps", "yaml_places"),
     },
-    {"command_line", "commands", "__main__", "__init__"},
+    {"command_line", "train_keys", "commands", "__main__", "__init__"},
 ]
 HYDRA_ALLOWED = {"config", "overrides", "run_directory", "run", "sweeps", "heat_map", "command_line", "commands"}
 
@@ -179,7 +180,10 @@ def test_every_yaml_composes_and_builds(group: str, small_text: Path, shared: Pa
         assert trainer_from(composed.config).step().isfinite(), option
 
 
-@pytest.mark.parametrize("option", options("experiment"))
+@pytest.mark.parametrize(
+    "option",
+    mostly_slow(options("experiment"), {"hello_cell", "published_v8"}),
+)
 def test_every_experiment_runs_its_debug_form(option: str, tmp_path: Path, small_text: Path, shared: Path) -> None:
     overrides = [
         *overrides_for("experiment", option, small_text, shared),

@@ -91,6 +91,7 @@ def test_what_is_wrong_with_stages_is_told_before_anything_runs() -> None:
         first_stage(["seed=1,2"], given)
 
 
+@pytest.mark.slow
 def test_every_form_of_an_ablation_can_be_built() -> None:
     for path in (CONF / "experiment").glob("*.yaml"):
         experiment = f"experiment={path.stem}"

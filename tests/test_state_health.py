@@ -26,6 +26,7 @@ from samout_train.state_health import LayerHealth, calm_rows, growing_layers, po
 CPU = torch.device("cpu")
 TINY = ["device=cpu", "model.hidden_size=12", "model.num_layers=2", "data=random", "data.seq_len=9"]
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+HEADED = {"v1", "v8", "maxplus", "transformer"}
 STATE_GROWS = {"transformer", "lstm_attention"}
 TOLERANCE = 1e-5  # float32, chunks of other sizes
 
@@ -74,7 +75,7 @@ def health_of(model: nn.Module, ids: list[list[int]] | Tensor) -> dict[str, Laye
 def small(name: str) -> nn.Module:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_size": 8, "num_layers": 2}
-    sizes |= {"num_heads": 2} if name in ("v1", "v8", "transformer") else {}
+    sizes |= {"num_heads": 2} if name in HEADED else {}
     sizes |= {"init": "published"} if name in ("v1", "v8") else {}
     return build_model(name, vocab_size=11, **sizes)
 
@@ -114,7 +115,8 @@ def test_figures_are_those_of_a_slow_loop(name: str) -> None:
     with torch.no_grad():
         for index in range(ids.shape[1]):
             state = model(ids[:, index : index + 1], state)[1]
-            parts = state if isinstance(state, list) else [part for both in state for part in both.unbind(1)]
+            parts = [part for both in state for part in both.unbind(1)] if isinstance(state, tuple) else state
+            parts = [part["mixer"] if isinstance(part, dict) else part for part in parts]
             states.append([part.clone() for part in parts])
     assert len(found) == len(states[0])
     for index, layer in enumerate(found.values()):
@@ -289,7 +291,7 @@ def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_runs_with_it(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    heads = ["model.num_heads=2"] if name in ("v1", "v8", "transformer") else []
+    heads = ["model.num_heads=2"] if name in HEADED else []
     run(tmp_path, f"model={name}", *heads, "trainer.max_steps=1")
     summary = json.loads((tmp_path / "summary.json").read_text())
     tags = {tag for line in metrics_of(tmp_path) for tag in line if tag.startswith(("val_state/", "val_added_nats/"))}

@@ -26,7 +26,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def model_of(name: str) -> nn.Module:
-    heads = {"num_heads": 2} if name in ("v1", "v8", "transformer") else {}
+    heads = {"num_heads": 2} if name in ("v1", "v8", "maxplus", "transformer") else {}
     room = {"max_seq_len": 64} if name == "transformer" else {}
     return build_model(name, vocab_size=30, pad_id=3, hidden_size=8, num_layers=2, **heads, **room).eval()
 

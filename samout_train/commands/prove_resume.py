@@ -4,35 +4,18 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated
 
 from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
-from samout_train.ranges import NonNegative, Positive, Seed
+from samout_train.ranges import NonNegative, Positive
+from samout_train.train_keys import beside_those_of_train
 
-Node = dict[str, Any]
 OWN = ("steps", "kills", "run_dir")
 
 
-def keys(
-    *,
-    steps: Annotated[int, Positive],
-    kills: Annotated[int, NonNegative],
-    seed: Annotated[int, Seed],
-    device: str,
-    precision: str,
-    kernels: str,
-    run_dir: str,
-    resume: str | None,
-    model: Node,
-    optimizer: Node,
-    schedule: Node,
-    data: Node,
-    trainer: Node,
-    checkpoint: Node,
-    callbacks: Node,
-    experiment: Node | None = None,
-) -> None:
+@beside_those_of_train
+def keys(*, steps: Annotated[int, Positive], kills: Annotated[int, NonNegative]) -> None:
     """The keys of prove_resume.yaml; only its signature is used."""
 
 

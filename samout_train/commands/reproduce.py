@@ -7,32 +7,15 @@ from tqdm import tqdm
 
 from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
-from samout_train.ranges import Positive, Seed
+from samout_train.ranges import Positive
+from samout_train.train_keys import beside_those_of_train
 
-Node = dict[str, Any]
 OWN = ("steps", "record")
 FREE = ("experiment", "device", "precision", "kernels", "data.path", *OWN)
 
 
-def keys(
-    *,
-    steps: Annotated[int, Positive] | None,
-    record: bool,
-    seed: Annotated[int, Seed],
-    device: str,
-    precision: str,
-    kernels: str,
-    run_dir: str,
-    resume: str | None,
-    model: Node,
-    optimizer: Node,
-    schedule: Node,
-    data: Node,
-    trainer: Node,
-    checkpoint: Node,
-    callbacks: Node,
-    experiment: Node | None = None,
-) -> None:
+@beside_those_of_train
+def keys(*, steps: Annotated[int, Positive] | None, record: bool) -> None:
     """The keys of reproduce.yaml; only its signature is used."""
 
 

@@ -21,7 +21,7 @@ linear recurrences (minGRU, arXiv 2410.01201; Mamba, arXiv 2312.00752), its spre
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,9 @@ from torch.nn import functional as F
 from samout_train.models.linear import Linear
 from samout_train.models.streams import project_streams
 from samout_train.ops.max_scan import max_mix
-from samout_train.ranges import NonNegative, validated
+from samout_train.ranges import Positive, validated
 
-CEILING_AT_START = 2.0
-Decay = Literal["none", "constant", "learned", "token"]
+Decay = Literal["none", "learned", "token"]
 
 
 class MaxPlus(nn.Module):
@@ -42,68 +41,30 @@ class MaxPlus(nn.Module):
     Args:
         hidden_size: Width D.
         num_heads: Accepted as V8 accepts it; changes nothing.
-        decay: What f is. `none`: 0, which is V8. `constant`: what it is at the start. `learned`: softplus of a number
-            for each channel. `token`: softplus of W x_t + b, for each channel and token.
-        decay_at_start: f of the first and of the last channel before training; of those between them, evenly spread in
-            logarithms. Above 0, or (0, 0) where the decay is constant.
-        bounded: Whether what is remembered is bounded by a projection of the token, too: m_t = max(d_t, min(c_t,
-            m_{t-1} - f_t)), a token after the other.
-
-    Raises:
-        ValueError: if decay_at_start is 0 where it must not be.
+        decay: What f is. `none`: 0, which is V8. `learned`: softplus of a number for each channel. `token`: softplus of
+            W x_t + b, for each channel and token.
+        decay_at_start: softplus(b), and f of every channel of a learned one, before training.
     """
 
     branches: ClassVar[Mapping[str, int]] = {"a+b": 0, "c": 1, "decay": 3}
 
-    @staticmethod
-    def problems(settings: Mapping[str, Any], name: str) -> list[str]:
-        """What is wrong between settings that are right by themselves; `name` is the key that they stand under."""
-        first, last = settings["decay_at_start"]
-        if (first and last) or settings["decay"] == "none" or (settings["decay"] == "constant" and first == last):
-            return []
-        zero = " or [0, 0]" if settings["decay"] == "constant" else ""
-        return [f"{name}.decay_at_start=[{first:g}, {last:g}]: with decay={settings['decay']}, give two above 0{zero}"]
-
     @validated
     def __init__(
-        self,
-        *,
-        hidden_size: int,
-        num_heads: int,
-        decay: Decay,
-        decay_at_start: tuple[Annotated[float, NonNegative], Annotated[float, NonNegative]],
-        bounded: bool = False,
+        self, *, hidden_size: int, num_heads: int, decay: Decay, decay_at_start: Annotated[float, Positive]
     ) -> None:
         super().__init__()
-        if found := self.problems({"decay": decay, "decay_at_start": decay_at_start}, "mixer"):
-            raise ValueError(found[0])
         self.projection = Linear(hidden_size, 4 * hidden_size, bias=False)
-        first, last = decay_at_start
-        both = first and last
-        spread_D = (
-            torch.logspace(math.log10(first), math.log10(last), hidden_size) if both else torch.zeros(hidden_size)
-        )
-        before_softplus_D = spread_D.expm1().log()
         self.decay = decay
-        if decay == "constant":
-            self.register_buffer("decay_D", spread_D)
-        elif decay == "learned":
-            self.decay_D = nn.Parameter(before_softplus_D)
+        before_softplus = decay_at_start + math.log(-math.expm1(-decay_at_start))
+        if decay == "learned":
+            self.decay_D = nn.Parameter(torch.full((hidden_size,), before_softplus))
         elif decay == "token":
             self.decay_projection = Linear(hidden_size, hidden_size)
-            with torch.no_grad():
-                self.decay_projection.bias.copy_(before_softplus_D)
-
-        self.ceiling = Linear(hidden_size, hidden_size) if bounded else None
-        if self.ceiling is not None:
-            nn.init.constant_(self.ceiling.bias, CEILING_AT_START)
+            nn.init.constant_(self.decay_projection.bias, before_softplus)
 
     def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mixes (B, T, D); the state (B, D) is the maximum, as far as it has come down."""
-        added_BTD = self._added(x_BTD)
-        if self.ceiling is not None:
-            return _bounded_mix(self._streams(x_BTD), state_BD, added_BTD, self.ceiling(x_BTD))
-        return max_mix(self._streams(x_BTD), state_BD, added_BTD, form="v8")
+        return max_mix(self._streams(x_BTD), state_BD, self._added(x_BTD), form="v8")
 
     def project(self, x_BTD: Tensor) -> Tensor:
         """The streams a + b, c and d and the decay f, side by side; f is 0 where nothing is forgotten."""
@@ -125,28 +86,12 @@ class MaxPlus(nn.Module):
             return None
         if self.decay == "token":
             return -F.softplus(self.decay_projection(x_BTD))
-        decay_D = self.decay_D if self.decay == "constant" else F.softplus(self.decay_D)
-        return -decay_D.to(x_BTD.dtype).expand(x_BTD.shape)
+        return -F.softplus(self.decay_D).to(x_BTD.dtype).expand(x_BTD.shape)
 
     def forward_flops_per_token(self) -> int:
         """Operations of the products for one of many tokens: three streams, and one for a decay of the token."""
-        products = 3 + (self.decay == "token") + (self.ceiling is not None)
-        return 2 * products * self.projection.in_features**2
+        return 2 * (4 if self.decay == "token" else 3) * self.projection.in_features**2
 
     def state_bytes(self, length: int) -> int:
         """One float32 per channel, whatever the length."""
         return 4 * self.projection.in_features
-
-
-def _bounded_mix(
-    packed_BTP: Tensor, state_BD: Tensor | None, added_BTD: Tensor | None, ceiling_BTD: Tensor
-) -> tuple[Tensor, Tensor]:
-    e_BTD, c_BTD, d_BTD = packed_BTP.float().chunk(3, dim=-1)
-    m_BD = torch.full_like(d_BTD[:, 0], -torch.inf) if state_BD is None else state_BD
-    added = torch.zeros_like(d_BTD) if added_BTD is None else added_BTD
-    maxima = []
-    for d_BD, ceiling_BD, added_BD in zip(d_BTD.unbind(1), ceiling_BTD.unbind(1), added.unbind(1), strict=True):
-        m_BD = torch.maximum(d_BD, torch.minimum(ceiling_BD, m_BD + added_BD))
-        maxima.append(m_BD)
-    m_BTD = torch.stack(maxima, dim=1)
-    return ((e_BTD * m_BTD + c_BTD) * m_BTD).to(packed_BTP.dtype), m_BD

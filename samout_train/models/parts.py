@@ -5,6 +5,7 @@ from torch import nn
 PARTS = {
     ".mixer.": "mixer",
     ".attention.": "mixer",
+    ".convolution.": "convolution",
     ".feed_forward.": "feed-forward",
     ".embedding.": "embedding",
     ".positions.": "embedding",

@@ -42,7 +42,6 @@ class SamOut(nn.Module):
         mixer: Builds one layer's mixer from `hidden_size` and `num_heads`.
         norm: Where norms and residual connections sit: `published`, or `pre`, with a last norm before the head.
         convolution_size: Tokens that a causal convolution before each mixer takes together; 0 for none.
-        mixer_norm: Whether each mixer's output is normalised.
 
     Raises:
         ValueError: if num_heads does not divide hidden_size, or pad_id is not below vocab_size.
@@ -72,7 +71,6 @@ class SamOut(nn.Module):
         mixer: Callable[..., nn.Module],
         norm: LayerNorms = "published",
         convolution_size: Annotated[int, NonNegative] = 0,
-        mixer_norm: bool = False,
     ) -> None:
         super().__init__()
         if problem := not_divisible("hidden_size", hidden_size, "num_heads", num_heads):
@@ -88,7 +86,6 @@ class SamOut(nn.Module):
                 dropout=dropout,
                 norm=norm,
                 convolution_size=convolution_size,
-                mixer_norm=mixer_norm,
             )
             for _ in range(num_layers)
         )
@@ -129,20 +126,16 @@ class SamOut(nn.Module):
         return x_BTD if return_hidden else linear(x_BTD, self.head_weight), next_state
 
     def state_by_layer(self, state: State) -> dict[str, Tensor]:
-        """The parts of a state by a name that says which layer's they are."""
-        named: dict[str, Tensor] = {}
-        for index, (mixer_state, tokens_BKD) in enumerate(map(parts_of, state), start=1):
-            named[f"layer_{index}"] = mixer_state
-            if tokens_BKD is not None:
-                named[f"layer_{index}_tokens"] = tokens_BKD
-        return named
+        """Each mixer's state by layer: what may grow. A convolution's tokens are inputs as they were."""
+        return {f"layer_{index}": parts_of(part)[0] for index, part in enumerate(state, start=1)}
 
     def part_of(self, name: str) -> str:
         """Which part of the model the parameter of this name belongs to, as reports show it."""
         part = part_of(name)
         if part == "embedding" and self.head is None:
             return "embedding (also head)"
-        return "norm and alpha" if part == "norm" else part
+        has_alpha = isinstance(self.norm, nn.Identity)  # published layers have one, and no norm before the head
+        return "norm and alpha" if part == "norm" and has_alpha else part
 
     def forward_flops_per_token(self, length: int) -> int:
         """Operations of the matrix products for one token; no mixer here has one over time, whatever the length."""

@@ -58,7 +58,6 @@ class SamOutLayer(nn.Module):
         norm: `published`: the feed-forward's output is blended with the input by the learnable scalar alpha, normalised
             and added. `pre`: mixer and feed-forward each read a norm of what they are added to.
         convolution_size: Tokens that a convolution before the mixer takes together; 0 for none.
-        mixer_norm: Whether the mixer's output is normalised (RMSNorm).
     """
 
     alpha: Tensor
@@ -72,7 +71,6 @@ class SamOutLayer(nn.Module):
         dropout: float,
         norm: LayerNorms = "published",
         convolution_size: int = 0,
-        mixer_norm: bool = False,
     ) -> None:
         super().__init__()
         self.mixer = mixer
@@ -85,7 +83,6 @@ class SamOutLayer(nn.Module):
         self.convolution = (
             CausalConvolution(hidden_size=hidden_size, size=convolution_size) if convolution_size else None
         )
-        self.mixer_norm = nn.RMSNorm(hidden_size) if mixer_norm else None
 
     def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Returns the layer's output (B, T, D) and its next state: the mixer's, or a ConvolvedState."""
@@ -104,12 +101,12 @@ class SamOutLayer(nn.Module):
         if self.convolution is not None:
             x_BTD, tokens_BKD = self.convolution(x_BTD, tokens_BKD)
         u_BTD, mixer_state = self.mixer(x_BTD, mixer_state)
-        return u_BTD if self.mixer_norm is None else self.mixer_norm(u_BTD), joined(mixer_state, tokens_BKD)
+        return u_BTD, joined(mixer_state, tokens_BKD)
 
     @property
     def is_published(self) -> bool:
         """Whether the published programs have such a layer around their mixers."""
-        return self.feed_forward_norm is None and self.convolution is None and self.mixer_norm is None
+        return self.feed_forward_norm is None and self.convolution is None
 
     def _takes_step(self, x_BTD: Tensor, dropout: float) -> bool:
         # By exact type: a mixer derived from these two may do something else.

@@ -11,7 +11,7 @@ from samout_train.config import CONF, ConfigError
 from samout_train.data.hello import hello
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-HEADS = ("v1", "v8", "transformer")
+HEADS = ("v1", "v8", "maxplus", "transformer")
 
 
 def test_the_row_is_the_published_one() -> None:
@@ -29,7 +29,7 @@ def test_no_letter_is_ignored(ignore_index: int) -> None:
         hello(ignore_index=ignore_index, seed=0)
 
 
-@pytest.mark.parametrize("name", mostly_slow(NAMES, {"transformer", "gru"}))
+@pytest.mark.parametrize("name", mostly_slow(NAMES, {"transformer", "maxplus"}))
 def test_every_model_that_can_tell_them_apart_learns_all_five_letters(name: str, tmp_path: Path) -> None:
     sizes = ["model.hidden_size=16", "model.num_layers=2", *(["model.num_heads=2"] if name in HEADS else [])]
     words = [f"model={name}", "data=hello", *sizes, "optimizer.lr=0.01", "device=cpu", f"run_dir={tmp_path / 'run'}"]

@@ -22,6 +22,7 @@ VOCAB_SIZE = 37
 PARTS = {
     "v1": {"embedding (also head)", "mixer", "feed-forward", "norm and alpha"},
     "v8": {"embedding", "mixer", "feed-forward", "norm and alpha", "head"},
+    "maxplus": {"embedding", "convolution", "mixer", "feed-forward", "norm", "head"},
     "transformer": {"embedding", "mixer", "feed-forward", "norm", "head"},
     "mingru": {"embedding", "mixer", "feed-forward", "norm", "head"},
     "rnn": {"embedding", "mixer", "head"},
