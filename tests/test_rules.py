@@ -167,9 +167,10 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
     return [f"{group}={option}", *tiny, *path]
 
 
-@pytest.mark.parametrize(
-    "group", sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
-)
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+
+
+@pytest.mark.parametrize("group", mostly_slow(GROUPS, set(GROUPS) - {"experiment"}))
 def test_every_yaml_composes_and_builds(group: str, small_text: Path, shared: Path) -> None:
     assert options(group)
     for option in options(group):

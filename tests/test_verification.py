@@ -203,12 +203,20 @@ def test_short_sequences_are_enough_and_too_short_ones_are_refused(most_tokens: 
         (IgnoresItsState, "fp32: in chunks of 7, from a carried state, as the whole"),
         (DetachesItsState, "gradients: in chunks of 7, from a carried state, as the whole"),
         (MixesTheBatch, "a row is the same in any batch"),
-        (in_first_layer(MixesTheBatch), "a row is the same in any batch"),
-        (in_first_layer(MixesGradientsOfTheBatch), "a row's gradients are the same in any batch"),
+        pytest.param(in_first_layer(MixesTheBatch), "a row is the same in any batch", marks=pytest.mark.slow),
+        pytest.param(
+            in_first_layer(MixesGradientsOfTheBatch),
+            "a row's gradients are the same in any batch",
+            marks=pytest.mark.slow,
+        ),
         (ForgetsAGradient, FINITE_DIFFERENCES),
-        (in_first_layer(ForgetsAGradient), FINITE_DIFFERENCES),
-        (in_first_layer(ForgetsAGradientInFloat32), "gradient in float32 as in float64"),
-        (in_first_layer(IsAnotherWithoutGradients), "fp32: with gradients as without"),
+        pytest.param(in_first_layer(ForgetsAGradient), FINITE_DIFFERENCES, marks=pytest.mark.slow),
+        pytest.param(
+            in_first_layer(ForgetsAGradientInFloat32), "gradient in float32 as in float64", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            in_first_layer(IsAnotherWithoutGradients), "fp32: with gradients as without", marks=pytest.mark.slow
+        ),
         (KeepsAWeightOutOfTheFile, "saved and loaded: weights and state"),
         (SaysLess, "state_bytes says what a state holds"),
     ],
