@@ -10,7 +10,7 @@ Source: Vaswani et al., Attention Is All You Need (arXiv 1706.03762); Su et al.,
 # B batch, T time, S time of keys, D width, H heads, K width per head, V vocabulary
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -230,8 +230,10 @@ class Transformer(nn.Module):
         return matrix_flops(self) + 4 * self.head.in_features * length * len(self.layers)
 
     def state_bytes(self, length: int) -> int:
-        """Bytes of one sequence's keys and values in float32 after `length` tokens.
+        """Bytes of one sequence's keys and values, and of a convolution's tokens, in float32 after `length` tokens.
 
         That is what counts of them: a state that goes on without gradients holds room for more.
         """
-        return 2 * 4 * self.head.in_features * length * len(self.layers)
+        blocks = cast(list[Block], self.layers)
+        tokens = sum(block.convolution.state_bytes() for block in blocks if block.convolution is not None)
+        return tokens + 2 * 4 * self.head.in_features * length * len(self.layers)
