@@ -110,8 +110,8 @@ class Stages:
             cells = [f"{loss(summary):.3f}" if summary else "failed" for summary in map(runs.get, self.rates)]
             done = [summary for job, summary in final.items() if job.form == form and summary]
             size, rate = "", ""
-            if form in best:
-                size = f"{screened[best[form]]['parameters']:,}"  # type: ignore[index]
+            if form in best and (chosen := screened[best[form]]) is not None:
+                size = f"{chosen['parameters']:,}"
                 edge = len(self.rates) > 2 and best[form].rate in (min(self.rates), max(self.rates))
                 rate = f"{best[form].rate:g}{' (edge)' if edge else ''}"
             seconds = f"{statistics.mean(summary['train_seconds'] for summary in done):.0f}" if done else ""

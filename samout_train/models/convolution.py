@@ -61,7 +61,8 @@ class CausalConvolution(nn.Conv1d):
         elif tokens_BKD.shape != wanted:
             raise ValueError(f"tokens_BKD {tuple(tokens_BKD.shape)} must be {wanted} for an input {tuple(x_BTD.shape)}")
         whole_BSD = torch.cat([tokens_BKD.to(x_BTD.dtype), x_BTD], dim=1)
-        # A sum of products is faster than conv1d, on two CPU cores with 12 x 64 tokens of width 144 by a third.
+        # Elementwise, so that the length chooses no algorithm, and about as fast as conv1d: 12 x 64 tokens of width 144
+        # on two CPU cores, both passes, 1.4 to 2.7 ms against 1.5 to 1.6.
         y_BTD = self.bias if self.bias is not None else x_BTD.new_zeros(())
         for index, weight_D in enumerate(self.weight[:, 0].unbind(1)):
             y_BTD = y_BTD + whole_BSD[:, index : index + time] * weight_D
