@@ -38,7 +38,7 @@ class StagedSweeper(Sweeper):
         from samout_train.config import CONF
         from samout_train.overrides import words_for_hydra
         from samout_train.staged import Job, Summary
-        from samout_train.sweeps import finished
+        from samout_train.ledger import finished
 
         self.folder.mkdir(parents=True, exist_ok=True)
         done = 0

@@ -15,7 +15,7 @@ from hydra._internal.utils import get_args_parser
 from tqdm import tqdm
 
 from samout_train.config import CONF, Composed, ConfigError, compose_config
-from samout_train.overrides import PLAIN_TEXT_KEYS, override_problems, words_for_hydra
+from samout_train.overrides import PLAIN_TEXT_KEYS, key_of, override_problems, words_for_hydra
 from samout_train.signatures import MISSING, mistakes_in_call, nearest
 from samout_train.sweeps import common_keys, first_stage, jobs_of, sweep_problems, without_sweeps
 
@@ -86,7 +86,7 @@ class Request:
 
         wrong = override_problems(self.overrides, folders=self.folders, in_sweep=True)
         words, found = [word for word in self.overrides if word not in wrong], list(wrong.values())
-        if any(_key(word) == "run_dir" for word in self.overrides):
+        if any(key_of(word) == "run_dir" for word in self.overrides):
             found.append("run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that")
         common = compose_config(
             without_sweeps(words), config_name=self.config_name, config_dirs=self.config_dirs, typed=False
@@ -111,7 +111,7 @@ class Request:
             return []
         key, directory = "hydra.sweep.dir" if self.in_sweep else "run_dir", Path(self.run_dir)
         try:
-            if not self.in_sweep or any(_key(word) == key for word in self.overrides):
+            if not self.in_sweep or any(key_of(word) == key for word in self.overrides):
                 self.made_run_dir = not directory.exists()
                 directory.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=directory):
@@ -161,7 +161,7 @@ def settings_of(words: list[str], verb: str, keys: Callable[..., None]) -> Compo
     found += [
         f"{word}: no {_top(word)} is chosen: say {_top(word)}=NAME, too"
         for word in overrides
-        if _key(word) != _top(word) and composed.choices.get(_top(word), "") is None
+        if key_of(word) != _top(word) and composed.choices.get(_top(word), "") is None
     ]
     # Text may say ??? itself, and who asks what the settings are need not have all of them.
     text = {_top(word) for word in overrides} & set(PLAIN_TEXT_KEYS)
@@ -236,10 +236,6 @@ def _is_completion(words: Sequence[str]) -> bool:
     return known and shell in ("bash", "zsh", "fish")
 
 
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
-
-
 def _top(override: str) -> str:
     """`model` of `model.hidden_size=3` and of `model/part=x`."""
-    return re.split(r"[./]", _key(override))[0]
+    return re.split(r"[./]", key_of(override))[0]

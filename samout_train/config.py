@@ -118,6 +118,27 @@ def saved_node(path: Path, name: str = "model") -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def saved_config(path: Path) -> dict[str, Any]:
+    """A configuration that a run saved, as plain values, but for `run_dir`, which only Hydra could resolve.
+
+    Args:
+        path: Its `.hydra/config.yaml`.
+
+    Raises:
+        ConfigError: if there is no such file, or it cannot be read.
+    """
+    try:
+        config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig):
+            raise ValueError("is no configuration")
+        known = OmegaConf.masked_copy(config, [str(key) for key in config if key != "run_dir"])
+        content = OmegaConf.to_container(known, resolve=True)
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({in_few_words(error, [])})") from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
 def saved_seed(path: Path) -> int:
     """The seed of a configuration that a run saved; 0 where it does not say."""
     config = OmegaConf.load(path)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from samout_train.atomic import replace_file
 from samout_train.charts import draw_heat_map, missing_charts
-from samout_train.sweeps import finished
+from samout_train.ledger import finished
 
 
 class HeatMap(Callback):

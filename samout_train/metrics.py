@@ -19,6 +19,7 @@ from samout_train.runtime import PrecisionName, autocast, current_memory_bytes
 # With every tensor mapped by itself (MALLOC_MMAP_THRESHOLD_=32768) the count of live bytes agrees with the measured
 # peak within 3 %. glibc's heap, by default, keeps freed blocks between the live ones: 1.2 to 1.4 times as much.
 HEAP_SLACK = 1.25
+TRAINING_TIMES = 3  # a training step has so many times the matrix products of the forward pass: backward, two for each
 
 
 class LanguageModel(Protocol):

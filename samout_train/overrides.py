@@ -118,6 +118,11 @@ def _let_pass(override: str, folders: Sequence[Path]) -> str:
     return "++" + override
 
 
+def key_of(override: str) -> str:
+    """`model.hidden_size` of `++model.hidden_size=3`."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def as_typed(override: str) -> str:
     """What a person types for the override of a sweep's job, which Hydra wrote: text without its escapes."""
     parsed = OverridesParser.create().parse_override(override)

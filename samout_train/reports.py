@@ -9,7 +9,7 @@ import torch
 from samout_train.callbacks.base import Callback, RunContext, StepReport
 from samout_train.data.batches import Source
 from samout_train.evaluation import Evaluation, evaluate, in_order, spread
-from samout_train.metrics import num_parameters
+from samout_train.metrics import TRAINING_TIMES, num_parameters
 from samout_train.runtime import Clock, peak_memory_bytes, weights_sha256
 from samout_train.stopping import StopSignals
 from samout_train.training_step import TrainingStep
@@ -105,11 +105,14 @@ class Reports:
             context: What the run was told at its start.
             final: Of the final weights on the whole validation split.
         """
-        step = self.training_step
+        step, seq_len = self.training_step, self.source.train.seq_len
+        model: Any = step.model
         summary = {
             "model": context.model_name,
             "data": context.data_name,
-            "parameters": num_parameters(step.model),
+            "parameters": num_parameters(model),
+            "training_flops_per_token": TRAINING_TIMES * model.forward_flops_per_token(seq_len),
+            "state_bytes": model.state_bytes(seq_len),
             "steps": step.step_count,
             "tokens_seen": step.tokens_seen,
             "train_loss_nats": None if step.loss is None else float(step.loss),
@@ -124,7 +127,7 @@ class Reports:
             "torch": torch.__version__,
             "seed": context.seed,
             "commit": context.commit,
-            "weights_sha256": weights_sha256(step.model.state_dict()),
+            "weights_sha256": weights_sha256(model.state_dict()),
         }
         only_where_known = {
             "floor_nats": self.source.floor_nats,

@@ -166,10 +166,8 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
         keep_freed_memory()
     seed_everything(config["seed"])
     use_kernels(config["kernels"])
-    source_node = {key: value for key, value in config["data"].items() if key not in DATA_SETTINGS}
     settings = data_settings(**{key: value for key, value in config["data"].items() if key in DATA_SETTINGS})
-    source = build(source_node, seed=config["seed"])
-    _refuse(row_problems(source))
+    source = source_from(config)
     if source.train.num_rows < settings["batch_size"]:
         few = (source.train.num_rows, settings["batch_size"])
         log.warning("data        %d rows are fewer than data.batch_size (%d): a batch holds some more than once", *few)
@@ -187,6 +185,18 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
         **settings,
     )
     return trainer
+
+
+def source_from(config: Mapping[str, Any]) -> Source:
+    """The data of a checked configuration.
+
+    Raises:
+        ValueError: if it is not what was asked for.
+    """
+    node = {key: value for key, value in config["data"].items() if key not in DATA_SETTINGS}
+    source: Source = build(node, seed=config["seed"])
+    _refuse(row_problems(source))
+    return source
 
 
 def _misfits(model: nn.Module, source: Source) -> list[str]:

@@ -42,13 +42,8 @@ def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
         return []
     if resume != "auto":
         return [f"run_dir={run_dir}: holds a run already: set resume=auto to continue it, or another run_dir"]
-    lock = _lock(run_dir)
-    if Path(lock.lock_file).exists():
-        try:
-            with lock:
-                pass
-        except Timeout:
-            return [_taken(run_dir)]
+    if is_taken(run_dir):
+        return [_taken(run_dir)]
     free = tuple(f"data.{name}" for name in FREE_DATA_KEYS)
     return [
         f"{difference}: continue it with the same, or give another run_dir"
@@ -59,6 +54,18 @@ def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
 def holds_run(run_dir: Path) -> bool:
     """Whether there is anything of a run in a directory."""
     return (run_dir / "metrics.jsonl").exists() or (run_dir / "checkpoints").exists()
+
+
+def is_taken(run_dir: Path) -> bool:
+    """Whether a process is at a run in a directory."""
+    lock = _lock(run_dir)
+    if not Path(lock.lock_file).exists():
+        return False
+    try:
+        with lock:
+            return False
+    except Timeout:
+        return True
 
 
 def other_settings(

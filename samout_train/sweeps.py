@@ -5,7 +5,6 @@ what it has: finished jobs are left out, and those that were stopped go on from 
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from samout_train.config import Composed, ConfigError
+from samout_train.overrides import key_of
 from samout_train.run_directory import holds_run, other_settings
 from samout_train.signatures import mistakes_in_call
 from samout_train.staged import Stages
@@ -97,7 +97,7 @@ def words_of_sweep(words: Sequence[str], typed: Sequence[str], swept: Mapping[st
         typed: As they were typed.
         swept: `hydra.sweeper.params` of the configuration: what was typed takes its place under the very same key.
     """
-    settings = [word.removeprefix("++") if _key(word) in swept else word for word in words]
+    settings = [word.removeprefix("++") if key_of(word) in swept else word for word in words]
     left_out = common_keys(typed, swept)
     return settings + ([f"hydra.job.config.override_dirname.exclude_keys=[{','.join(left_out)}]"] if left_out else [])
 
@@ -113,22 +113,13 @@ def sweep_problems(composed: Composed, job: Sequence[str], left_out: Sequence[st
     folder = Path(composed.sweep_dir)
     if folder == Path():
         return ["hydra.sweep.dir: is empty: give a directory"]
-    run_dir = folder / _job_directory(",".join(word for word in job if _key(word) not in left_out))
+    run_dir = folder / _job_directory(",".join(word for word in job if key_of(word) not in left_out))
     if not holds_run(run_dir):
         return []
     return [
         f"hydra.sweep.dir={folder}: {difference}: give another directory"
         for difference in other_settings(run_dir, composed.config, DECISIVE_KEYS)
     ]
-
-
-def finished(run_dir: Path) -> dict[str, Any] | None:
-    """The summary of a run that came to its end; None where there is none."""
-    try:
-        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return summary if isinstance(summary, dict) and "weights_sha256" in summary else None
 
 
 def _job_directory(overrides: Any) -> str:
@@ -140,7 +131,3 @@ def _job_directory(overrides: Any) -> str:
         return readable.rstrip(".,-_") or "job"
     digest = hashlib.sha256(in_order.encode()).hexdigest()[:8]
     return f"{readable[:LONGEST_NAME].rstrip('.,-_')}-{digest}"
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]

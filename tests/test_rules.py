@@ -36,7 +36,7 @@ ROWS = [
     {"verification", "proof", "golden_curve"},
     {
         *("config", "export_files", "exporting", "hydra_messages", "inspection", "loading", "overrides", "problems"),
-        *("heat_map", "resuming", "run", "run_directory", "staged", "sweeps", "yaml_places"),
+        *("heat_map", "ledger", "resuming", "run", "run_directory", "staged", "sweeps", "yaml_places", "comparison"),
     },
     {"command_line", "train_keys", "commands", "__main__", "__init__"},
 ]

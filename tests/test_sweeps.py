@@ -10,7 +10,8 @@ from program import samout
 
 from samout_train.config import CONF, ConfigError
 from samout_train.heat_map import AccuracyTable
-from samout_train.sweeps import _job_directory, common_keys, finished, jobs_of, words_of_sweep
+from samout_train.ledger import finished
+from samout_train.sweeps import _job_directory, common_keys, jobs_of, words_of_sweep
 
 SMALLER = {"recall"}  # what has a smaller form that takes its place in the sweep
 

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from samout_train.callbacks.base import Callback, RunContext
-from samout_train.metrics import estimate_memory_bytes, num_parameters, parameters_by_part
+from samout_train.metrics import TRAINING_TIMES, estimate_memory_bytes, num_parameters, parameters_by_part
 
 STEPS_BEFORE_ESTIMATE = 3
 # What torch 2.11 and 2.13 have; they are not public, and where another torch has none of them nothing is said.
@@ -97,7 +97,7 @@ def _description(context: RunContext) -> list[str]:
     lines = [
         f"data        {facts}",
         f"parameters  {num_parameters(model):,}: {parts}",
-        f"a token     {_count(flops)} FLOPs forward, {_count(3 * flops)} in training",
+        f"a token     {_count(flops)} FLOPs forward, {_count(TRAINING_TIMES * flops)} in training",
         f"a sequence  {model.state_bytes(seq_len):,} bytes of state after {seq_len} tokens",
         f"a step      {context.batch_size * seq_len:,} tokens in {context.batch_size} rows of {seq_len}"
         + (f", {context.accumulate} micro-steps" if context.accumulate > 1 else "")

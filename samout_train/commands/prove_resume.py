@@ -8,6 +8,7 @@ from typing import Annotated
 
 from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
+from samout_train.overrides import key_of
 from samout_train.ranges import NonNegative, Positive
 from samout_train.train_keys import beside_those_of_train
 
@@ -39,9 +40,9 @@ def _prove(words: list[str]) -> int:
     settings = composed.config
     if settings["resume"] is not None:
         raise ConfigError("resume: both runs start at step 0: leave it out")
-    typed = {word.lstrip("+~").partition("=")[0] for word in request.overrides}
+    typed = {key_of(word) for word in request.overrides}
     flags = [f"--config-dir={request.arguments.config_dir}"] if request.arguments.config_dir else []
-    train = [word for word in request.overrides if word.lstrip("+~").partition("=")[0] not in OWN]
+    train = [word for word in request.overrides if key_of(word) not in OWN]
     train += [f"trainer.max_steps={settings['steps']}", "trainer.log_every_n_steps=1"]
     train += [f"checkpoint.every_n_steps={settings['checkpoint']['every_n_steps'] or 'null'}"]
     with ExitStack() as kept:

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
+from samout_train.overrides import key_of
 from samout_train.ranges import Positive
 from samout_train.train_keys import beside_those_of_train
 
@@ -36,11 +37,11 @@ def _reproduce(words: list[str]) -> int:
     settings, preset = composed.config, composed.choices.get("experiment")
     if preset is None:
         raise ConfigError("say which preset: experiment=NAME, one of conf/experiment")
-    if other := [word for word in request.overrides if word.lstrip("+~").partition("=")[0] not in FREE]:
+    if other := [word for word in request.overrides if key_of(word) not in FREE]:
         raise ConfigError(f"{other[0]}: a curve is that of the preset as it is: {', '.join(FREE)} are free")
     from samout_train.golden_curve import HEADER, GoldenCurve, losses_of
 
-    train = [word for word in request.overrides if word.lstrip("+~").partition("=")[0] not in OWN]
+    train = [word for word in request.overrides if key_of(word) not in OWN]
     train += [] if any(word.startswith("precision=") for word in train) else [f"precision={settings['precision']}"]
     if settings["record"]:
         return _record(preset, train, settings["steps"])

@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 
 from samout_train.command_line import Request
 from samout_train.config import CONF, ConfigError, resolve
+from samout_train.ledger import FAILURE, finished, forget_failure, record_failure
 from samout_train.overrides import as_typed, quoted, words_for_hydra
-from samout_train.sweeps import finished, register_job_directory, words_of_sweep
+from samout_train.sweeps import register_job_directory, words_of_sweep
 
 log = logging.getLogger(__name__)
 
@@ -58,16 +59,13 @@ def main(words: list[str]) -> int:
 
 def _leave_nothing(run_dir: Path) -> None:
     """Removes what Hydra wrote for a run that was refused before it began."""
-    if {path.name for path in run_dir.iterdir()} <= {".hydra", "samout_train.log"}:
+    if {path.name for path in run_dir.iterdir()} <= {".hydra", "samout_train.log", FAILURE}:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failures: list[int]) -> None:
     """Trains; `typed` are the overrides as the shell gave them, None in a sweep, where each job has its own."""
     # torch is imported here at the latest, and not for --help.
-    from samout_train.checkpoint import CheckpointError
-    from samout_train.non_finite import NonFiniteError
-    from samout_train.rescue import MemoryExhaustedError
     from samout_train.run import prepare
     from samout_train.stopping import StopRequestedError
 
@@ -79,28 +77,43 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
     if typed is None and any((run_dir / "checkpoints").glob("step_*.pt*")):
         composed.config["resume"] = "auto"
     words = [*flags, *(map(as_typed, hydra_config.overrides.task) if typed is None else typed)]
+    has_begun = False
     try:
         run = prepare(composed, run_dir, words)
-    except ValueError as error:  # what is wrong with a request and only building it shows
-        print(error, file=sys.stderr)
-        failures.append(2)
-        return
-    except (CheckpointError, OSError) as error:
-        print(error, file=sys.stderr)
-        failures.append(1)
-        return
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(word in str(error) for word in ("memory", "overflow")):
-            raise
-        print(f"this does not fit into memory, choose smaller sizes: {str(error).splitlines()[0]}", file=sys.stderr)
-        failures.append(2)
-        return
-    except StopRequestedError as stop:
-        sys.exit(stop.exit_code)
-    try:
+        has_begun = True
+        forget_failure(run_dir)
         run()
     except StopRequestedError as stop:
         sys.exit(stop.exit_code)
-    except (CheckpointError, MemoryExhaustedError, NonFiniteError, OSError) as error:
-        log.error("%s", error)
-        failures.append(1)
+    except Exception as error:
+        exit_code = _exit_code(error, has_begun=has_begun)
+        if exit_code is None:
+            record_failure(run_dir, f"{type(error).__name__}: {error}")
+            raise
+        message = str(error)
+        if isinstance(error, MemoryError | RuntimeError) and not has_begun:
+            reason = str(error).splitlines() or [type(error).__name__]
+            message = f"this does not fit into memory, choose smaller sizes: {reason[0]}"
+        if has_begun:
+            log.error("%s", message)
+        else:
+            print(message, file=sys.stderr)
+        record_failure(run_dir, message)
+        failures.append(exit_code)
+
+
+def _exit_code(error: Exception, *, has_begun: bool) -> int | None:
+    """Of what can go wrong with a run; None for what should not."""
+    from samout_train.checkpoint import CheckpointError
+    from samout_train.non_finite import NonFiniteError
+    from samout_train.rescue import MemoryExhaustedError
+
+    if has_begun:
+        expected = (CheckpointError, MemoryExhaustedError, NonFiniteError, OSError)
+        return 1 if isinstance(error, expected) else None
+    if isinstance(error, CheckpointError | OSError):
+        return 1
+    if isinstance(error, ValueError | MemoryError):  # what is wrong with a request and only building it shows
+        return 2
+    is_memory = isinstance(error, RuntimeError) and any(word in str(error) for word in ("memory", "overflow"))
+    return 2 if is_memory else None

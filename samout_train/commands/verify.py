@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
+from samout_train.overrides import key_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +63,7 @@ def _verify(words: list[str]) -> int:
         title = f"{loaded.checkpoint}, after step {loaded.step}"
         return int(not _table(title, loaded.model_node, *subjects_of_run(loaded), device))
     if settings["model"] is not None:
-        typed = {word.lstrip("+~").partition("=")[0].removeprefix("model.") for word in request.overrides}
+        typed = {key_of(word).removeprefix("model.") for word in request.overrides}
         nodes = {str(composed.choices["model"]): sized(settings["model"], typed)}
         if found := model_problems(*nodes.values()):
             raise ConfigError("\n".join(found))

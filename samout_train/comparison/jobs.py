@@ -1,0 +1,141 @@
+"""The runs of a comparison: each model with each learning rate on one seed, then with its best rate on others."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samout_train.comparison.contenders import Config, Contender, folder_name
+from samout_train.comparison.matching import Sizes
+from samout_train.figures import write_figures
+from samout_train.ledger import Job
+from samout_train.run_directory import holds_run, other_settings
+
+RECORD = "comparison.json"
+# Of a run that is there already, these must be as they are asked for.
+DECISIVE_KEYS = ("seed", "precision", "model", "data", "optimizer", "schedule", "trainer", "callbacks")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of a comparison.
+
+    Args:
+        folder: Where its runs lie.
+        contenders: The models.
+        rates: Learning rates that each is tried with.
+        seed: That the best rate is chosen on; the seeds after it are those that count.
+        num_seeds: How many these are.
+        flags: What the command line of each run begins with.
+    """
+
+    folder: Path
+    contenders: Sequence[Contender]
+    rates: Sequence[float]
+    seed: int
+    num_seeds: int
+    flags: Sequence[str] = ()
+
+    def choosing(self) -> list[Job]:
+        """The runs that the best rates are chosen by; none where there is nothing to choose."""
+        if len(self.rates) == 1:
+            return []
+        return [self._job(one, rate, self.seed) for one in self.contenders for rate in self.rates]
+
+    def counting(self, best_rates: Mapping[str, float]) -> list[Job]:
+        """The runs that count, of the models for which there is a best rate.
+
+        Args:
+            best_rates: By label.
+        """
+        seeds = range(self.seed + 1, self.seed + 1 + self.num_seeds)
+        return [
+            self._job(one, best_rates[one.label], seed)
+            for one in self.contenders
+            if one.label in best_rates
+            for seed in seeds
+        ]
+
+    def problems(self) -> list[str]:
+        """Runs that are there already and are not those that are asked for; looks only."""
+        found = []
+        for one in self.contenders:
+            for rate in self.rates:
+                for seed in range(self.seed, self.seed + 1 + self.num_seeds):
+                    run_dir = self._job(one, rate, seed).run_dir
+                    if holds_run(run_dir):
+                        found += other_settings(run_dir, _with(one.config, rate, seed), DECISIVE_KEYS)
+        return [f"{difference}: give another run_dir" for difference in dict.fromkeys(found)]
+
+    def labels(self) -> dict[str, str]:
+        """The label of each run that this comparison may have, by the name of its directory."""
+        return {
+            self._job(one, rate, seed).name: one.label
+            for one in self.contenders
+            for rate in self.rates
+            for seed in range(self.seed, self.seed + 1 + self.num_seeds)
+        }
+
+    def write(self, asked: Mapping[str, Any]) -> None:
+        """Leaves in the directory what its runs are, beside those that it knew of before.
+
+        Args:
+            asked: What was typed, and what else a page should say.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sizes = {
+            one.label: {"words": list(one.words), "settings": dict(one.sizes.settings), "cost": one.sizes.cost}
+            for one in self.contenders
+            if one.sizes is not None
+        }
+        before = read_record(self.folder)
+        write_figures(
+            self.folder / RECORD,
+            {
+                **asked,
+                "sizes": before.get("sizes", {}) | sizes,
+                "labels": before.get("labels", {}) | self.labels(),
+            },
+        )
+
+    def _job(self, contender: Contender, rate: float, seed: int) -> Job:
+        name = f"{folder_name(contender.label)}-lr{rate:g}-seed{seed}"
+        words = (*self.flags, *contender.words, f"optimizer.lr={rate:g}", f"seed={seed}")
+        return Job(self.folder / name, words)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a comparison left in its directory; nothing where there is none."""
+    try:
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def known_sizes(folder: Path, match: str | None, label: str, words: Sequence[str]) -> Sizes | None:
+    """The sizes that a comparison has found for a label, where it is the same model and budget; else None.
+
+    Args:
+        folder: Of the comparison.
+        match: The budget, as typed.
+        label: Of the model.
+        words: Those of the model, without its sizes.
+    """
+    record = read_record(folder)
+    try:
+        before = record["sizes"][label]
+        settings = {str(key): int(size) for key, size in before["settings"].items()}
+        full = [*words, *(f"model.{key}={size}" for key, size in settings.items())]
+        same = record["match"] == match and before["words"] == full
+        return Sizes(settings, float(before["cost"])) if same else None
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _with(config: Config, rate: float, seed: int) -> dict[str, Any]:
+    return {**config, "seed": seed, "optimizer": {**config["optimizer"], "lr": rate}}

@@ -1,0 +1,131 @@
+"""What the runs of a comparison came to: each model's best rate, and the runs that count."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from samout_train.comparison.intervals import Difference, paired_difference
+from samout_train.comparison.runs import Run
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """The runs of one model.
+
+    Args:
+        label: What it is called.
+        runs: All of them.
+    """
+
+    label: str
+    runs: Sequence[Run]
+
+    @cached_property
+    def choosing_seed(self) -> int | None:
+        """The seed that most rates were tried with, the lowest of several; None where there is no run."""
+        rates = {run.seed: {other.rate for other in self.runs if other.seed == run.seed} for run in self.runs}
+        return min(rates, key=lambda seed: (-len(rates[seed]), seed)) if rates else None
+
+    @cached_property
+    def rates(self) -> dict[float, Run]:
+        """The runs with that seed, by rate."""
+        return {run.rate: run for run in sorted(self.runs, key=lambda r: r.rate) if run.seed == self.choosing_seed}
+
+    @cached_property
+    def best_rate(self) -> float | None:
+        """The rate with the lowest loss there; None where no run came to one."""
+        losses = {rate: run.loss for rate, run in self.rates.items()}
+        there = {rate: loss for rate, loss in losses.items() if loss is not None}
+        return min(there, key=lambda rate: there[rate]) if there else None
+
+    @cached_property
+    def counted(self) -> list[Run]:
+        """The runs with the best rate that came to a loss, by seed; that it was chosen by only if there is no other."""
+        best = [run for run in self.runs if run.rate == self.best_rate]
+        others = [run for run in best if run.seed != self.choosing_seed]
+        counted = others if others and len(self.rates) > 1 else best
+        return sorted((run for run in counted if run.loss is not None), key=lambda run: run.seed)
+
+    @property
+    def chosen_and_counted(self) -> bool:
+        """Whether the run that the rate was chosen by counts itself, which flatters it."""
+        return len(self.rates) > 1 and any(run.seed == self.choosing_seed for run in self.counted)
+
+    @property
+    def edge(self) -> str | None:
+        """`largest` or `smallest`, where the best of several rates is that one; else None."""
+        if len(self.rates) < 2 or self.best_rate is None:
+            return None
+        return {max(self.rates): "largest", min(self.rates): "smallest"}.get(self.best_rate)
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """By seed, of the runs that count."""
+        return {run.seed: run.loss for run in self.counted if run.loss is not None}
+
+    @property
+    def mean(self) -> float | None:
+        """Of these losses."""
+        return statistics.fmean(self.losses.values()) if self.losses else None
+
+    @property
+    def spread(self) -> float | None:
+        """Their standard deviation, as that of a sample; None for fewer than two."""
+        return statistics.stdev(self.losses.values()) if len(self.losses) > 1 else None
+
+    def figure(self, key: str) -> float | None:
+        """The mean of a figure of `summary.json` over the runs that count; None where one has none."""
+        values = [run.summary.get(key) for run in self.counted if run.summary is not None]
+        numbers = [float(value) for value in values if isinstance(value, int | float)]
+        return statistics.fmean(numbers) if numbers and len(numbers) == len(values) else None
+
+    @property
+    def missing(self) -> list[Run]:
+        """Runs that did not come to their end."""
+        return [run for run in self.runs if run.outcome.state != "done"]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Models on the same data.
+
+    Args:
+        data: Its name.
+        contestants: In the order of their mean loss; those without one last.
+    """
+
+    data: str
+    contestants: Sequence[Contestant]
+
+    @classmethod
+    def of(cls, data: str, runs: Sequence[Run]) -> "Contest":
+        """From the runs on this data."""
+        by_label: dict[str, list[Run]] = {}
+        for run in runs:
+            by_label.setdefault(run.label, []).append(run)
+        contestants = [Contestant(label, of_label) for label, of_label in by_label.items()]
+        return cls(data, sorted(contestants, key=lambda one: float("inf") if one.mean is None else one.mean))
+
+    @property
+    def runs(self) -> list[Run]:
+        """Of all."""
+        return [run for one in self.contestants for run in one.runs]
+
+    @property
+    def ranked(self) -> list[Contestant]:
+        """Those that have a loss, the best one first."""
+        return [one for one in self.contestants if one.mean is not None]
+
+
+def difference(one: Contestant, other: Contestant) -> Difference | None:
+    """Of their losses, `one - other`, on the seeds that both have; None where there is none."""
+    seeds = [seed for seed in one.losses if seed in other.losses]
+    if not seeds:
+        return None
+    return paired_difference([one.losses[seed] for seed in seeds], [other.losses[seed] for seed in seeds])
+
+
+def contests_of(runs: Sequence[Run]) -> list[Contest]:
+    """A contest for each data that there are runs on, by name."""
+    return [Contest.of(data, [run for run in runs if run.data == data]) for data in sorted({run.data for run in runs})]

@@ -1,0 +1,222 @@
+"""The ledger of many runs: what became of each, and the ones that are missing made, each in a process of its own.
+
+Nothing is kept but the run directories themselves. What a job came to follows from its own: `summary.json` says that it
+is done, the lock that a process is at it, `failure.json` why it failed. So whatever dies, nothing has to be put right.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from samout_train.figures import write_figures
+from samout_train.run_directory import holds_run, is_taken
+from samout_train.stopping import StopRequestedError, StopSignals
+
+State = Literal["done", "running", "FAILED", "stopped", "waiting"]
+OUTPUT, FAILURE = "output.txt", "failure.json"
+STOPPED_CODES = (130, 143)
+LOOK_SECONDS = 0.1
+LONGEST_LINE = 16_384  # bytes of metrics.jsonl that are read from its end
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training that is to be made.
+
+    Args:
+        run_dir: Where it lies; the name of this directory is that of the job.
+        words: The command line of `train`, without `run_dir` and `resume`.
+    """
+
+    run_dir: Path
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.run_dir.name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Args:
+        state: `done`; `running`; `FAILED`; `stopped` by a signal, or killed with all that could have told of it; or
+            `waiting`.
+        summary: What `summary.json` has of a job that is done.
+        error: The first line of what went wrong with one that failed.
+    """
+
+    state: State
+    summary: Mapping[str, Any] | None = None
+    error: str | None = None
+
+
+def outcome(run_dir: Path) -> Outcome:
+    """What became of the job in a directory; looks only."""
+    summary = finished(run_dir)
+    if summary is not None:
+        return Outcome("done", summary)
+    if is_taken(run_dir):
+        return Outcome("running")
+    try:
+        failure = json.loads((run_dir / FAILURE).read_text(encoding="utf-8"))
+        return Outcome("FAILED", error=str(failure["error"]))
+    except FileNotFoundError:
+        return Outcome("stopped" if holds_run(run_dir) else "waiting")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Outcome("FAILED", error=f"{FAILURE} cannot be read ({error})")
+
+
+def finished(run_dir: Path) -> dict[str, Any] | None:
+    """The summary of a run that came to its end; None where there is none."""
+    try:
+        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) and "weights_sha256" in summary else None
+
+
+def described(job: Job, found: Outcome) -> str:
+    """A line for people: the job, and what it came to."""
+    if found.summary is None:
+        return f"{found.state:<8} {job.name}  {found.error or 'goes on when it is started again'}"
+    loss = found.summary.get("val_loss_nats")
+    nats = "no loss" if loss is None else f"{loss:.4f} nats"
+    return f"{found.state:<8} {job.name}  {nats}, {found.summary.get('train_seconds', 0.0):.1f} s of training"
+
+
+def last_step(run_dir: Path) -> int:
+    """The last step that a run has logged; 0 where there is none."""
+    try:
+        with (run_dir / "metrics.jsonl").open("rb") as file:
+            file.seek(-min(LONGEST_LINE, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            lines = file.read().splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):  # the end of it is being written, or its beginning was not read
+            continue
+    return 0
+
+
+def record_failure(run_dir: Path, error: str) -> None:
+    """Leaves a note of why a run failed; none where it cannot be written, or another process is at the run by now.
+
+    Args:
+        run_dir: Of the run; it need not be there.
+        error: What went wrong; its first line is kept.
+    """
+    if is_taken(run_dir):
+        return
+    lines = error.strip().splitlines()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_figures(run_dir / FAILURE, {"error": lines[0] if lines else "no reason was given"})
+    except OSError:
+        print(f"{run_dir}: a note of the failure cannot be written", file=sys.stderr)
+
+
+def forget_failure(run_dir: Path) -> None:
+    """Takes that note away, where the run is tried again."""
+    (run_dir / FAILURE).unlink(missing_ok=True)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    at_once: int,
+    told: Callable[[Job, Outcome], None] = lambda job, outcome: None,
+    watched: Callable[[Sequence[Job]], None] = lambda running: None,
+) -> dict[str, Outcome]:
+    """Runs what is missing: what is done stays as it is, what was stopped goes on, what failed is tried again.
+
+    A job that another process is at, such as one that outlived a killed comparison, is waited for.
+
+    Args:
+        jobs: All of them.
+        at_once: So many at a time, which then share the processor's threads.
+        told: Gets each job that has ended, and what became of it.
+        watched: Called now and then, with the jobs that run.
+
+    Returns:
+        What became of each, by name.
+
+    Raises:
+        StopRequestedError: if a signal came; the jobs that ran have saved what they need to go on.
+    """
+    found = {job.name: outcome(job.run_dir) for job in jobs}
+    missing = [job for job in jobs if found[job.name].state != "done"]
+    running: dict[str, tuple[Job, subprocess.Popen[bytes] | None]] = {}
+    with StopSignals() as signals:
+        while missing or running:
+            while missing and len(running) < at_once and signals.received is None:
+                job = missing.pop(0)
+                running[job.name] = (job, None if is_taken(job.run_dir) else _started(job, at_once))
+            if signals.received is not None:
+                _stop([process for _, process in running.values() if process is not None], signals.received)
+                raise StopRequestedError(signals.received)
+            watched([job for job, _ in running.values()])
+            time.sleep(LOOK_SECONDS)
+            for job, process in list(running.values()):
+                if process is None and not is_taken(job.run_dir):
+                    del running[job.name]
+                    found[job.name] = outcome(job.run_dir)
+                    if found[job.name].state == "done":
+                        told(job, found[job.name])
+                    else:  # what was waited for died: it goes on from where it was
+                        missing.insert(0, job)
+                elif process is not None and process.poll() is not None:
+                    del running[job.name]
+                    found[job.name] = _ended(job, process.returncode)
+                    told(job, found[job.name])
+    return found
+
+
+def _started(job: Job, at_once: int) -> "subprocess.Popen[bytes]":
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    forget_failure(job.run_dir)
+    program = [sys.executable, "-m", "samout_train", "train", *job.words, f"run_dir={job.run_dir}", "resume=auto"]
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    shared = {"OMP_NUM_THREADS": str(threads)} if at_once > 1 else {}
+    with (job.run_dir / OUTPUT).open("ab") as output:
+        # A session of its own: Ctrl-C reaches it through this program, once, however it was pressed.
+        return subprocess.Popen(
+            program,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=shared | os.environ,
+            start_new_session=True,
+        )
+
+
+def _stop(processes: "Sequence[subprocess.Popen[bytes]]", number: int) -> None:
+    for process in processes:
+        process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+    for process in processes:
+        process.wait()
+
+
+def _ended(job: Job, code: int) -> Outcome:
+    """What became of a job whose process has ended; what it could not say itself is said for it."""
+    found = outcome(job.run_dir)
+    if found.state in ("done", "FAILED") or code in STOPPED_CODES:
+        return found
+    if code < 0:
+        error = f"killed by signal {-code} ({signal.Signals(-code).name})"
+    else:
+        printed = (job.run_dir / OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        error = f"ended with exit code {code}: {printed[-1] if printed else 'nothing was printed'}"
+    record_failure(job.run_dir, error)
+    return outcome(job.run_dir)
