@@ -131,6 +131,13 @@ def draw_heat_map(
     """
     if missing_charts():
         return None
+    return _written(heat_map(shares, rows=rows, columns=columns, title=title), path)
+
+
+def heat_map(
+    shares: Sequence[Sequence[float | None]], *, rows: Sequence[str], columns: Sequence[str], title: str
+) -> "Figure":
+    """The same as a figure of matplotlib, which must be there."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2 + 0.62 * len(columns), 1.9 + 0.42 * len(rows)), layout="constrained")
@@ -145,7 +152,7 @@ def draw_heat_map(
     axes.set_yticks(range(len(rows)), rows)
     axes.set_title(title, fontsize=10)
     figure.colorbar(image, ax=axes, shrink=0.8)
-    return _written(figure, path)
+    return figure
 
 
 def _written(figure: "Figure", path: Path) -> bytes:

@@ -63,7 +63,7 @@ class AccuracyTable:
                     test = f"{summary['data']}, {name.replace('_', ' ')} ({summary['chance']:.2g})"
                     tests[test] = None
                     by_model.setdefault(str(summary["model"]), {})[test] = found
-        return cls(sorted(tests, key=_natural), sorted(by_model), by_model)
+        return cls(sorted(tests, key=natural), sorted(by_model), by_model)
 
     def shares(self) -> list[list[float | None]]:
         """A row for each test, with the share of right answers of each model; None where there is none."""
@@ -93,6 +93,6 @@ def _validation_loss(summary: Mapping[str, Any]) -> float:
     return float("inf") if loss is None else float(loss)
 
 
-def _natural(test: str) -> list[tuple[int, str]]:
+def natural(test: str) -> list[tuple[int, str]]:
     """Numbers by their size, and behind each other's task."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", test)]

@@ -1,9 +1,10 @@
 """`python -m samout_train compare models=[...] match=parameters:800k`: what is better, and is that more than noise?"""
 
+import datetime
 import shlex
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +16,8 @@ from samout_train.train_keys import beside_those_of_train
 
 if TYPE_CHECKING:
     from samout_train.comparison.jobs import Plan
-    from samout_train.ledger import Outcome
 
 OWN = ("models", "match", "lr", "seeds", "jobs", "runs", "run_dir", "seed")
-SECONDS_A_LOOK, SECONDS_A_LINE = 1.0, 60.0  # at the steps of what runs, on a terminal and elsewhere
 Node = dict[str, Any]
 
 
@@ -48,18 +47,37 @@ def main(words: list[str]) -> int:
 
 
 def _compare(words: list[str]) -> int:
-    from samout_train.stopping import StopRequestedError
-
     settings, request = settings_of(words, "compare", keys).config, Request(words, "compare")
     if (settings["models"] is None) == (settings["runs"] is None):
         raise ConfigError("say what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]")
+    if settings["runs"] is not None:
+        return _show(settings, request)
+
+    from samout_train.comparison.making import finish, make_runs
+    from samout_train.run_directory import locked
+    from samout_train.stopping import StopRequestedError
+
     plan = _plan(settings, request)
-    try:
-        outcomes = _run(plan, settings["jobs"])
-    except StopRequestedError as stop:
-        print(f"{stop}: what ran is saved; the same command with run_dir={plan.folder} goes on", file=sys.stderr)
-        return stop.exit_code
+    with locked(plan.folder):
+        plan.write(_asked(settings, request))
+        for line in plan.lines():
+            print(line, flush=True)
+        try:
+            outcomes = make_runs(plan, settings["jobs"])
+        except StopRequestedError as stop:
+            print(f"{stop}: what ran is saved; the same command with run_dir={plan.folder} goes on", file=sys.stderr)
+            return stop.exit_code
+        finish(plan)
     return int(any(outcome.state != "done" for outcome in outcomes.values()))
+
+
+def _show(settings: Node, request: Request) -> int:
+    from samout_train.comparison.making import show
+
+    if typed := [word for word in request.overrides if key_of(word) not in ("runs", "run_dir")]:
+        raise ConfigError(f"{typed[0]}: a page of runs that are there takes runs and run_dir only: leave it out")
+    show(settings["runs"], _command(request), Path(settings["run_dir"]))
+    return 0
 
 
 def _plan(settings: Node, request: Request) -> "Plan":
@@ -71,59 +89,41 @@ def _plan(settings: Node, request: Request) -> "Plan":
     if found := decided_problems(shared):
         raise ConfigError("\n".join(found))
     match, folder = settings["match"], Path(settings["run_dir"])
-    budget = None if match is None else Budget.of(match)
-    found_before = lambda label, words: known_sizes(folder, match, label, words)  # noqa: E731
-    models = contenders(settings["models"], shared, budget, config_dirs=request.config_dirs, known=found_before)
+    models = contenders(
+        settings["models"],
+        shared,
+        None if match is None else Budget.of(match),
+        config_dirs=request.config_dirs,
+        known=partial(known_sizes, folder, match),
+    )
     rates = settings["lr"] if isinstance(settings["lr"], list) else [settings["lr"]]
-    flags = [f"--config-dir={request.config_dirs[0]}"] if request.config_dirs else []
+    flags = [f"--config-dir={folder}" for folder in request.config_dirs]
     plan = Plan(folder, models, sorted(set(rates)), settings["seed"], settings["seeds"], flags)
     if found := plan.problems():
         raise ConfigError("\n".join(found))
-    plan.write({"command": shlex.join(_without_run_dir(request)), "match": match})
-    for one in models:
-        sizes = "" if one.sizes is None else ", ".join(f"{key} {size}" for key, size in one.sizes.settings.items())
-        cost = "" if one.sizes is None or budget is None else f"{one.sizes.cost:,.6g} {budget.kind}"
-        print(f"  {one.label:<20} {sizes:<34} {cost}", flush=True)
     return plan
 
 
-def _run(plan: "Plan", at_once: int) -> "dict[str, Outcome]":
-    """Makes what is missing; what became of each run, by name."""
-    from tqdm import tqdm
+def _asked(settings: Node, request: Request) -> Node:
+    """What the page should say of the request."""
+    import torch
 
-    from samout_train.comparison.results import Contest
-    from samout_train.comparison.runs import read_run
-    from samout_train.ledger import Job, Outcome, described, last_step, outcome, run_jobs
+    from samout_train.runtime import choose_device, device_name
 
-    looked_at, interval = 0.0, SECONDS_A_LOOK if sys.stderr.isatty() else SECONDS_A_LINE
-    with tqdm(desc="runs", unit="run", dynamic_ncols=True, smoothing=0) as bar:
-
-        def told(job: Job, outcome: Outcome) -> None:
-            bar.update()
-            bar.write(f"  {described(job, outcome)}", file=sys.stdout)
-
-        def watched(running: Sequence[Job]) -> None:
-            nonlocal looked_at
-            if time.monotonic() - looked_at > interval:
-                looked_at = time.monotonic()
-                bar.set_postfix_str(", ".join(f"{job.name} step {last_step(job.run_dir):,}" for job in running))
-
-        def made(jobs: Sequence[Job]) -> dict[str, Outcome]:
-            bar.update(sum(outcome(job.run_dir).state == "done" for job in jobs))
-            return run_jobs(jobs, at_once=at_once, told=told, watched=watched)
-
-        choosing = plan.choosing()
-        bar.total = len(choosing) + len(plan.contenders) * plan.num_seeds
-        outcomes = made(choosing)
-        best = {one.label: plan.rates[0] for one in plan.contenders}
-        if choosing:
-            contest = Contest.of("", [read_run(job.run_dir) for job in choosing])
-            best = {one.label: one.best_rate for one in contest.contestants if one.best_rate is not None}
-        return outcomes | made(plan.counting(best))
+    device = device_name(choose_device(settings["device"]))
+    return {
+        "command": _command(request),
+        "match": settings["match"],
+        "jobs": settings["jobs"],
+        "machine": f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "date": datetime.date.today().isoformat(),
+    }
 
 
-def _without_run_dir(request: Request) -> list[str]:
-    return [word for word in (*request.flags, *request.overrides) if key_of(word) != "run_dir"]
+def _command(request: Request) -> str:
+    """What repeats it, elsewhere."""
+    words = [word for word in (*request.flags, *request.overrides) if key_of(word) != "run_dir"]
+    return f"samout-train compare {shlex.join(words)}"
 
 
 def _with_paths(word: str) -> str:

@@ -46,8 +46,16 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
     mean, count = statistics.fmean(differences), len(differences)
     if count == 1:
         return Difference(mean, None, None, 1)
-    reach = student_t(CONFIDENCE, count - 1) * statistics.stdev(differences) / math.sqrt(count)
+    reach = interval_of_mean(differences)
+    assert reach is not None
     return Difference(mean, mean - reach, mean + reach, count)
+
+
+def interval_of_mean(values: Sequence[float]) -> float | None:
+    """How far the 95 % interval of a mean reaches to either side; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    return student_t(CONFIDENCE, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def student_t(confidence: float, degrees: int) -> float:

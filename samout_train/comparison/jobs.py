@@ -57,8 +57,22 @@ class Plan:
             for seed in seeds
         ]
 
+    def lines(self) -> list[str]:
+        """For people: the models at their sizes, and how many runs there will be."""
+        lines = []
+        for one in self.contenders:
+            sizes = {} if one.sizes is None else one.sizes.settings
+            cost = "as configured" if one.sizes is None else f"takes {one.sizes.cost:,.6g} of the budget"
+            lines.append(f"  {one.label:<20} {', '.join(f'{key} {size}' for key, size in sizes.items()):<32} {cost}")
+        choosing, counting = len(self.choosing()), len(self.contenders) * self.num_seeds
+        seeds = f"seeds {self.seed + 1} to {self.seed + self.num_seeds}" if self.num_seeds > 1 else "one seed"
+        chosen = f"{choosing} to choose learning rates (seed {self.seed}), " if choosing else ""
+        return [*lines, f"{choosing + counting} runs in {self.folder}: {chosen}{counting} that count ({seeds})"]
+
     def problems(self) -> list[str]:
-        """Runs that are there already and are not those that are asked for; looks only."""
+        """What speaks against the directory, and runs in it that are not those that are asked for; looks only."""
+        if holds_run(self.folder):
+            return [f"run_dir={self.folder}: holds a run: give a directory of its own"]
         found = []
         for one in self.contenders:
             for rate in self.rates:

@@ -23,29 +23,31 @@ class Contestant:
 
     @cached_property
     def choosing_seed(self) -> int | None:
-        """The seed that most rates were tried with, the lowest of several; None where there is no run."""
-        rates = {run.seed: {other.rate for other in self.runs if other.seed == run.seed} for run in self.runs}
+        """The seed that most rates were tried with, the lowest of several; None where no run says."""
+        rates: dict[int, set[float]] = {}
+        for run in self.runs:
+            if run.seed is not None and run.rate is not None:
+                rates.setdefault(run.seed, set()).add(run.rate)
         return min(rates, key=lambda seed: (-len(rates[seed]), seed)) if rates else None
 
     @cached_property
     def rates(self) -> dict[float, Run]:
         """The runs with that seed, by rate."""
-        return {run.rate: run for run in sorted(self.runs, key=lambda r: r.rate) if run.seed == self.choosing_seed}
+        tried = [(run.rate, run) for run in self.runs if run.rate is not None and run.seed == self.choosing_seed]
+        return dict(sorted(tried, key=lambda pair: pair[0]))
 
     @cached_property
     def best_rate(self) -> float | None:
         """The rate with the lowest loss there; None where no run came to one."""
-        losses = {rate: run.loss for rate, run in self.rates.items()}
-        there = {rate: loss for rate, loss in losses.items() if loss is not None}
-        return min(there, key=lambda rate: there[rate]) if there else None
+        losses = {rate: run.loss for rate, run in self.rates.items() if run.loss is not None}
+        return min(losses, key=lambda rate: losses[rate]) if losses else None
 
     @cached_property
     def counted(self) -> list[Run]:
         """The runs with the best rate that came to a loss, by seed; that it was chosen by only if there is no other."""
-        best = [run for run in self.runs if run.rate == self.best_rate]
+        best = [run for run in self.runs if run.rate == self.best_rate and run.loss is not None]
         others = [run for run in best if run.seed != self.choosing_seed]
-        counted = others if others and len(self.rates) > 1 else best
-        return sorted((run for run in counted if run.loss is not None), key=lambda run: run.seed)
+        return sorted(others if others and len(self.rates) > 1 else best, key=lambda run: run.seed or 0)
 
     @property
     def chosen_and_counted(self) -> bool:
@@ -62,7 +64,7 @@ class Contestant:
     @property
     def losses(self) -> dict[int, float]:
         """By seed, of the runs that count."""
-        return {run.seed: run.loss for run in self.counted if run.loss is not None}
+        return {run.seed: run.loss for run in self.counted if run.loss is not None and run.seed is not None}
 
     @property
     def mean(self) -> float | None:
@@ -79,6 +81,27 @@ class Contestant:
         values = [run.summary.get(key) for run in self.counted if run.summary is not None]
         numbers = [float(value) for value in values if isinstance(value, int | float)]
         return statistics.fmean(numbers) if numbers and len(numbers) == len(values) else None
+
+    @property
+    def loss_by_length(self) -> list[tuple[int, float]]:
+        """Length and mean loss of the same text in windows of it, where all runs that count have it."""
+        found = [(run.summary or {}).get("lengths", {}).get("loss_nats", {}) for run in self.counted]
+        lengths = [length for length, nats in (found[0] if found else {}).items() if nats is not None]
+        there = [length for length in lengths if all(of.get(length) is not None for of in found)]
+        return sorted((int(length), statistics.fmean(of[length] for of in found)) for length in there)
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """By test of a task, with chance in brackets: the mean share of right answers; nothing where it is no task."""
+        summaries = [run.summary or {} for run in self.counted]
+        tests = summaries[0].get("accuracy", {}) if summaries else {}
+        return {
+            f"{name.replace('_', ' ')} ({summaries[0]['chance']:.2g})": statistics.fmean(
+                summary["accuracy"][name]["share"] for summary in summaries
+            )
+            for name in tests
+            if name != "validation" and all(name in summary.get("accuracy", {}) for summary in summaries)
+        }
 
     @property
     def missing(self) -> list[Run]:

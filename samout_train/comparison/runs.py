@@ -35,14 +35,16 @@ class Run:
     outcome: Outcome
 
     @property
-    def rate(self) -> float:
-        """Its learning rate; NaN where it is not known."""
-        return float((self.config.get("optimizer") or {}).get("lr", "nan"))
+    def rate(self) -> float | None:
+        """Its learning rate; None where the run left no configuration."""
+        rate = (self.config.get("optimizer") or {}).get("lr")
+        return None if rate is None else float(rate)
 
     @property
-    def seed(self) -> int:
-        """Its seed."""
-        return int(self.config.get("seed", 0))
+    def seed(self) -> int | None:
+        """Its seed; None where the run left no configuration."""
+        seed = self.config.get("seed")
+        return None if seed is None else int(seed)
 
     @property
     def summary(self) -> Summary | None:

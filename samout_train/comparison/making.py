@@ -1,0 +1,101 @@
+"""Making a comparison: the runs that are missing, the speeds that are not measured yet, and the page."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from samout_train.charts import missing_charts
+from samout_train.comparison.jobs import Plan, read_record
+from samout_train.comparison.page import summary_lines, write_page
+from samout_train.comparison.results import Contest, contests_of
+from samout_train.comparison.runs import read_run, run_dirs_below, told_apart
+from samout_train.comparison.speed import measured_speeds, read_speeds
+from samout_train.config import ConfigError
+from samout_train.ledger import Job, Outcome, described, last_step, outcome, run_jobs
+
+SECONDS_A_LOOK, SECONDS_A_LINE = 1.0, 60.0  # at the steps of what runs, on a terminal and elsewhere
+
+
+def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
+    """Makes what is missing of a comparison.
+
+    Args:
+        plan: What is asked; its record lies in its directory.
+        at_once: Runs at a time.
+
+    Returns:
+        What became of each run, by name.
+
+    Raises:
+        StopRequestedError: if a signal came; what ran has saved what it needs to go on.
+    """
+    looked_at, interval = 0.0, SECONDS_A_LOOK if sys.stderr.isatty() else SECONDS_A_LINE
+    with tqdm(desc="runs", unit="run", dynamic_ncols=True, smoothing=0) as bar:
+
+        def told(job: Job, found: Outcome) -> None:
+            bar.update()
+            bar.write(f"  {described(job, found)}", file=sys.stdout)
+
+        def watched(running: Sequence[Job]) -> None:
+            nonlocal looked_at
+            if time.monotonic() - looked_at > interval:
+                looked_at = time.monotonic()
+                bar.set_postfix_str(", ".join(f"{job.name} step {last_step(job.run_dir):,}" for job in running))
+
+        def made(jobs: Sequence[Job]) -> dict[str, Outcome]:
+            bar.update(sum(outcome(job.run_dir).state == "done" for job in jobs))
+            return run_jobs(jobs, at_once=at_once, told=told, watched=watched)
+
+        choosing = plan.choosing()
+        bar.total = len(choosing) + len(plan.contenders) * plan.num_seeds
+        outcomes = made(choosing)
+        best = {one.label: plan.rates[0] for one in plan.contenders}
+        if choosing:
+            contest = Contest.of("", [read_run(job.run_dir) for job in choosing])
+            best = {one.label: one.best_rate for one in contest.contestants if one.best_rate is not None}
+        return outcomes | made(plan.counting(best))
+
+
+def finish(plan: Plan) -> None:
+    """Measures what is not measured yet, and writes the page of a comparison."""
+    speeds = measured_speeds(plan.contenders, plan.folder)
+    runs = [read_run(plan.folder / name, label) for name, label in plan.labels().items()]
+    there = [run for run in runs if run.outcome.state != "waiting"]
+    _write(contests_of(there), read_record(plan.folder), speeds, plan.folder)
+
+
+def show(paths: Sequence[str], command: str, folder: Path) -> None:
+    """Writes a page of runs that are there.
+
+    Args:
+        paths: Run directories, or folders of them.
+        command: What makes this page.
+        folder: Where it goes.
+
+    Raises:
+        ConfigError: if there is no run at a path.
+    """
+    if absent := [path for path in paths if not Path(path).exists()]:
+        raise ConfigError(f"runs={absent[0]}: is not there: give run directories, or a folder of them")
+    found = {path: run_dirs_below(Path(path)) for path in paths}
+    if empty := [path for path, run_dirs in found.items() if not run_dirs]:
+        raise ConfigError(f"runs={empty[0]}: holds no run: give run directories, or a folder of them")
+    run_dirs = list(dict.fromkeys(run_dir for of_path in found.values() for run_dir in of_path))
+    parents = {run_dir.parent for run_dir in run_dirs}
+    asked, speeds = (read_record(*parents), read_speeds(*parents)) if len(parents) == 1 else ({}, {})
+    runs = told_apart([read_run(run_dir) for run_dir in run_dirs])
+    _write(contests_of(runs), {**asked, "command": asked.get("command") or command}, speeds, folder)
+
+
+def _write(contests: Sequence[Contest], record: dict[str, Any], speeds: dict[str, Any], folder: Path) -> None:
+    written = write_page(contests, record, speeds, folder)
+    for contest in contests:
+        print("\n".join(summary_lines(contest, record.get("match"))))
+    if missing := missing_charts():
+        print(missing)
+    print(f"page       {written[0]}")
+    print(f"also       {', '.join(str(path) for path in written[1:])}")
