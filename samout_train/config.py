@@ -139,6 +139,20 @@ def saved_config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def saved_choice(run_dir: Path, group: str) -> str | None:
+    """The option of a group that a run chose, such as `v8` of `model`; None where Hydra left no word of it.
+
+    Args:
+        run_dir: Its directory.
+        group: Such as `model`.
+    """
+    try:
+        chosen = OmegaConf.select(OmegaConf.load(run_dir / ".hydra" / "hydra.yaml"), f"hydra.runtime.choices.{group}")
+    except (OSError, OmegaConfBaseException, YAMLError):
+        return None
+    return chosen if isinstance(chosen, str) else None
+
+
 def saved_seed(path: Path) -> int:
     """The seed of a configuration that a run saved; 0 where it does not say."""
     config = OmegaConf.load(path)

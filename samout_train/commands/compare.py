@@ -97,6 +97,8 @@ def _plan(settings: Node, request: Request) -> "Plan":
         known=partial(known_sizes, folder, match),
     )
     rates = settings["lr"] if isinstance(settings["lr"], list) else [settings["lr"]]
+    if not rates:
+        raise ConfigError("lr: is empty: give at least one learning rate, such as lr=[1e-3,3e-3]")
     flags = [f"--config-dir={folder}" for folder in request.config_dirs]
     plan = Plan(folder, models, sorted(set(rates)), settings["seed"], settings["seeds"], flags)
     if found := plan.problems():

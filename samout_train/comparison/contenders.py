@@ -57,17 +57,13 @@ def labelled(models: Models) -> dict[str, dict[str, Any]]:
     for entry in [models] if isinstance(models, str) else models:
         for label, settings in entry.items() if isinstance(entry, Mapping) else [(entry, {})]:
             if label in found:
-                raise ConfigError(
-                    f"models: {label} is there twice: give one of them a name of its own, {{name: {{...}}}}"
-                )
+                raise ConfigError(f"models: {label} is there twice: write one as {{another name: {{model: {label}}}}}")
             if not isinstance(settings, Mapping | None):
                 raise ConfigError(f"models: {label}: must be settings in braces, such as {{model.num_layers: 2}}")
             found[str(label)] = {"model": label, **(settings or {})}
     by_folder = {folder_name(label): label for label in found}
     if alike := [label for label in found if by_folder[folder_name(label)] != label]:
-        raise ConfigError(
-            f"models: {alike[0]}, {by_folder[folder_name(alike[0])]}: are one name as directories: rename one"
-        )
+        raise ConfigError(f"models: {alike[0]}, {by_folder[folder_name(alike[0])]}: are one directory: rename one")
     if not found:
         raise ConfigError("models: is empty: name at least one, such as models=[v8,transformer]")
     return found

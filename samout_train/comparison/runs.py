@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.comparison.jobs import read_record
-from samout_train.config import ConfigError, saved_config
+from samout_train.config import ConfigError, saved_choice, saved_config
 from samout_train.figures import finite_or_null
 from samout_train.ledger import OUTPUT, Outcome, outcome
 from samout_train.run_directory import holds_run, scalars
@@ -89,9 +89,9 @@ def read_run(run_dir: Path, label: str | None = None) -> Run:
         config = {}
     summary = found.summary or {}
     label = label or read_record(run_dir.parent).get("labels", {}).get(run_dir.name)
-    data = str(summary.get("data") or _target(config, "data"))
+    data = str(summary.get("data") or saved_choice(run_dir, "data") or _target(config, "data"))
     return Run(
-        label=str(label or summary.get("model") or _target(config, "model")),
+        label=str(label or summary.get("model") or saved_choice(run_dir, "model") or _target(config, "model")),
         data=data,
         run_dir=run_dir,
         config=finite_or_null(config),

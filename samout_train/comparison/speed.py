@@ -139,7 +139,7 @@ def _pass(model: nn.Module, ids_RT: torch.Tensor, device: torch.device, precisio
             nats = next_token_nats(model, ids_RT[:, :-1], ids_RT[:, 1:], NO_IGNORED)
         nats.backward()
         model.zero_grad(set_to_none=True)
-        float(nats)  # waits for the device
+        nats.detach().item()  # waits for the device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

@@ -1,0 +1,107 @@
+"""The page: all that was found is on it, and it loads nothing."""
+
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from fake import make_contest, make_run
+
+from samout_train.comparison import page
+from samout_train.comparison.page import html, markdown, write_page
+from samout_train.comparison.results import contests_of
+from samout_train.comparison.runs import read_run
+
+SEVEN = ("v1", "v8", "maxplus", "transformer", "lstm", "gru", "mingru")
+RECORD = {"command": "samout-train compare 'models=[v1,v8]'", "match": "parameters:800k", "machine": "a <machine>"}
+
+
+class Addresses(HTMLParser):
+    """All that a browser would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.found += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+
+def test_a_page_of_42_runs_loads_nothing_and_is_small(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    losses = {label: [draw.gauss(2, 0.1) for _ in range(3)] for label in SEVEN}
+    contest = make_contest(tmp_path / "runs", losses)
+    assert len(contest.runs) == 42
+    speeds = {label: {64: 1000.0, 256: 900.0} for label in SEVEN}
+    written = write_page([contest], RECORD, speeds, tmp_path / "page")
+    assert [path.name for path in written] == ["comparison.html", "comparison.md", "comparison.png"]
+    text = written[0].read_text("utf-8")
+    assert len(text) < 5e6
+    addresses = Addresses()
+    addresses.feed(text)
+    assert addresses.found and all(address.startswith("data:image/svg+xml;base64,") for address in addresses.found)
+    assert not {"script", "link", "iframe"} & set(addresses.tags) and "@import" not in text and "url(" not in text
+    for title in (
+        "Final loss",
+        "tokens",
+        "length",
+        "bytes of state",
+        "seconds",
+        "operations",
+        "Speed",
+        "Learning rates",
+    ):
+        assert re.search(f"<h3>[^<]*{title}", text), title
+    assert "a &lt;machine&gt;" in text and "samout-train compare &#39;models=[v1,v8]&#39;" in text
+    assert text.count("<td>v1</td>") >= 6 and "optimizer.weight_decay" in text
+    table = written[1].read_text("utf-8")
+    assert "](comparison.png)" in table and table.count("\n| ") == 8 and RECORD["command"] in table
+
+
+def test_a_failed_run_is_on_the_page_with_its_error(tmp_path: Path) -> None:
+    run_dirs = [make_run(tmp_path, "v8", 1e-3, seed, 1.0 + seed / 10) for seed in (1, 2)]
+    run_dirs.append(make_run(tmp_path, "v8", 1e-3, 3, None, error="step 5: the loss is <NaN>"))
+    contests = contests_of([read_run(run_dir) for run_dir in run_dirs])
+    text = html(contests, {}, {})
+    assert "3 runs, 1 of them not done" in text and "<details open>" in text
+    assert '<td class="text FAILED">FAILED</td>' in text and "the loss is &lt;NaN&gt;" in text
+
+
+def test_tasks_are_a_heat_map_over_all_data(tmp_path: Path) -> None:
+    run_dirs = [
+        make_run(
+            tmp_path / data,
+            label,
+            1e-3,
+            1,
+            1.0,
+            data=data,
+            accuracy={"length_16": {"share": share}, "validation": {"share": 1.0}},
+            chance=0.5,
+            lengths={},
+        )
+        for data in ("parity", "copy")
+        for label, share in (("v8", 0.5), ("lstm", 1.0))
+    ]
+    contests = contests_of([read_run(run_dir) for run_dir in run_dirs])
+    assert [contest.data for contest in contests] == ["copy", "parity"]
+    text = html(contests, {}, {})
+    assert "<h2>Tasks</h2>" in text and "with chance in brackets" in text and "Loss against length" not in text
+    drawn = page.tasks_chart(contests)
+    assert drawn is not None and "parity, length 16 (0.5)" in drawn.svg.decode() and "0.50" in drawn.svg.decode()
+    assert "### copy" in markdown(contests, {}, {}, {})
+
+
+def test_without_matplotlib_there_are_tables_and_how_to_get_charts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contest = make_contest(tmp_path / "runs", {"v8": [1.0, 1.1], "gru": [2.0, 2.2]})
+    for module in ("page", "drawing"):
+        monkeypatch.setattr(f"samout_train.comparison.{module}.missing_charts", lambda: "no picture: pip install it")
+    written = write_page([contest], RECORD, {}, tmp_path / "page")
+    assert [path.name for path in written] == ["comparison.html", "comparison.md"]
+    text = written[0].read_text("utf-8")
+    assert "<img" not in text and "no picture: pip install it" in text and "1.050 ± 0.071" in text

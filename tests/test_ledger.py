@@ -1,0 +1,142 @@
+"""The ledger: what became of jobs, and the missing ones made."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from samout_train import ledger
+from samout_train.ledger import Job, Outcome, described, forget_failure, last_step, outcome, record_failure, run_jobs
+from samout_train.stopping import StopRequestedError
+
+DONE = json.dumps({"weights_sha256": "0", "val_loss_nats": 1.5, "train_seconds": 2.0})
+# What stands in for a training: does what its first word says.
+STAND_IN = """
+import os, signal, sys, time
+word, run_dir = sys.argv[2], [w for w in sys.argv if w.startswith("run_dir=")][0][8:]
+open(os.path.join(run_dir, "metrics.jsonl"), "a").write('{"step": 7}\\n')
+open(os.path.join(run_dir, "threads"), "w").write(os.environ.get("OMP_NUM_THREADS", "all"))
+if word == "die": os.kill(os.getpid(), signal.SIGKILL)
+if word == "fail": print("a reason"); sys.exit(1)
+if word == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    time.sleep(60)
+time.sleep(0.3 if word == "slow" else 0)
+open(os.path.join(run_dir, "summary.json"), "w").write(DONE)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run a small program instead of a training."""
+    (tmp_path / "program" / "samout_train").mkdir(parents=True)
+    (tmp_path / "program" / "samout_train" / "__init__.py").touch()
+    text = f"DONE = {DONE!r}\n{STAND_IN}"
+    (tmp_path / "program" / "samout_train" / "__main__.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "program"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def states(outcomes: dict[str, Outcome]) -> dict[str, str]:
+    return {name: found.state for name, found in outcomes.items()}
+
+
+def test_what_became_of_a_job_is_read_from_its_directory(tmp_path: Path) -> None:
+    run_dir = tmp_path / "job"
+    assert outcome(run_dir).state == "waiting"
+    run_dir.mkdir()
+    (run_dir / "metrics.jsonl").touch()
+    assert outcome(run_dir).state == "stopped"
+    record_failure(run_dir, "\nthe loss is NaN\nand more")
+    assert outcome(run_dir) == Outcome("FAILED", error="the loss is NaN")
+    assert described(Job(run_dir, ()), outcome(run_dir)) == "FAILED   job  the loss is NaN"
+    (run_dir / ".hydra").mkdir()
+    holder = "import filelock, sys; l = filelock.FileLock(sys.argv[1]); l.acquire(); print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(run_dir / ".hydra" / "lock")], stdin=-1, stdout=-1, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        assert outcome(run_dir).state == "running"
+        record_failure(run_dir, "not mine to say")
+        process.communicate("\n")
+    assert outcome(run_dir).error == "the loss is NaN"
+    forget_failure(run_dir)
+    assert outcome(run_dir).state == "stopped"
+    (run_dir / "summary.json").write_text(DONE[:20])
+    assert outcome(run_dir).state == "stopped", "a summary that is cut short is none"
+    (run_dir / "summary.json").write_text(DONE)
+    assert described(Job(run_dir, ()), outcome(run_dir)) == "done     job  1.5000 nats, 2.0 s of training"
+    (run_dir / "summary.json").unlink()
+    (run_dir / "failure.json").write_text("{")
+    assert "failure.json cannot be read" in str(outcome(run_dir).error)
+
+
+def test_the_last_step_is_that_of_the_last_whole_line(tmp_path: Path) -> None:
+    assert last_step(tmp_path) == 0
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n' * 3000 + '{"step": 20}\n{"st')
+    assert last_step(tmp_path) == 20
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_one_job_that_dies_stops_no_other_and_only_it_is_made_again(tmp_path: Path, at_once: int) -> None:
+    words = {"a": "go", "b": "die", "c": "fail", "d": "go"}
+    jobs = [Job(tmp_path / "jobs" / name, (word,)) for name, word in words.items()]
+    told: list[str] = []
+    found = run_jobs(jobs, at_once=at_once, told=lambda job, of: told.append(job.name))
+    assert states(found) == {"a": "done", "b": "FAILED", "c": "FAILED", "d": "done"} and sorted(told) == list("abcd")
+    assert found["b"].error == "killed by signal 9 (SIGKILL)"
+    assert found["c"].error == "ended with exit code 1: a reason"
+    threads = (tmp_path / "jobs" / "a" / "threads").read_text()
+    assert threads == ("all" if at_once == 1 else str(max(1, (os.cpu_count() or 1) // 3)))
+    again: list[str] = []
+    jobs[1] = Job(jobs[1].run_dir, ("go",))
+    found = run_jobs(jobs, at_once=at_once, told=lambda job, of: again.append(job.name))
+    assert sorted(again) == ["b", "c"], "what is done is left as it is"
+    assert states(found) == {"a": "done", "b": "done", "c": "FAILED", "d": "done"}
+    assert (tmp_path / "jobs" / "a" / "metrics.jsonl").read_text() == '{"step": 7}\n'
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_so_many_run_at_once_and_no_more(tmp_path: Path) -> None:
+    jobs = [Job(tmp_path / "jobs" / str(number), ("slow",)) for number in range(4)]
+    seen: set[int] = set()
+    found = run_jobs(jobs, at_once=2, watched=lambda running: seen.add(len(running)))
+    assert max(seen) == 2 and set(states(found).values()) == {"done"}
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_signal_reaches_the_jobs_and_is_told(tmp_path: Path) -> None:
+    jobs = [Job(tmp_path / "jobs" / name, ("wait",)) for name in "ab"]
+    threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    start = time.monotonic()
+    with pytest.raises(StopRequestedError) as stop:
+        run_jobs(jobs, at_once=1)
+    assert stop.value.exit_code == 143 and time.monotonic() - start < 30
+    assert [outcome(job.run_dir).state for job in jobs] == ["stopped", "waiting"]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_job_that_another_process_is_at_is_waited_for(tmp_path: Path) -> None:
+    job = Job(tmp_path / "jobs" / "a", ("go",))
+    (job.run_dir / ".hydra").mkdir(parents=True)
+    script = (
+        "import filelock, pathlib, sys, time\n"
+        "run_dir = pathlib.Path(sys.argv[1])\n"
+        "with filelock.FileLock(run_dir / '.hydra' / 'lock'):\n"
+        "    print('held', flush=True); time.sleep(1)\n"
+        f"    (run_dir / 'summary.json').write_text({DONE!r})\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(job.run_dir)], stdout=-1, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        found = run_jobs([job], at_once=1)
+    assert states(found) == {"a": "done"} and not (job.run_dir / ledger.OUTPUT).exists()
+    assert not FileLock(job.run_dir / ".hydra" / "lock").is_locked
