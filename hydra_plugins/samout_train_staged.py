@@ -36,9 +36,9 @@ class StagedSweeper(Sweeper):
             arguments: What was typed, and all jobs have in common.
         """
         from samout_train.config import CONF
+        from samout_train.ledger import finished
         from samout_train.overrides import words_for_hydra
         from samout_train.staged import Job, Summary
-        from samout_train.ledger import finished
 
         self.folder.mkdir(parents=True, exist_ok=True)
         done = 0

@@ -59,12 +59,15 @@ def test_an_installed_wheel_trains_from_another_folder_with_its_own_conf(
     words = ["data=random", *sizes, "data.batch_size=8", "trainer=debug", "run_dir=run"]
     run(elsewhere, command, *words, PYTHONPATH=str(site))
     assert json.loads((elsewhere / "run" / "summary.json").read_text())["steps"] == 2
+    run(elsewhere, command, "compare", "runs=run", "run_dir=page", PYTHONPATH=str(site))
+    assert "1 run, sizes as configured" in (elsewhere / "page" / "comparison.html").read_text("utf-8")
 
 
 def test_the_wheel_holds_the_package_and_its_conf_and_nothing_else(wheels: dict[str, Path]) -> None:
     listing = run(ROOT, sys.executable, "-m", "zipfile", "-l", wheels["checkout"]).splitlines()[1:]
     names = {line.split()[0] for line in listing}
-    files = [*(ROOT / "samout_train").rglob("*.py"), *(ROOT / "samout_train" / "curves").iterdir()]
+    here = ROOT / "samout_train"
+    files = [*here.rglob("*.py"), *(here / "curves").iterdir(), here / "comparison" / "page.html"]
     package = {str(path.relative_to(ROOT)) for path in [*files, *(ROOT / "hydra_plugins").glob("*.py")]}
     conf = {f"samout_train/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert {name for name in names if ".dist-info/" not in name} == package | conf

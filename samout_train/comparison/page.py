@@ -80,6 +80,7 @@ def html(contests: Sequence[Contest], record: Record, speeds: Speeds) -> str:
         command=record.get("command") or "not known",
         asked=_asked(contests, record),
         runs=rows,
+        count=_count(len(rows)),
         has_unfinished=unfinished > 0,
         unfinished=f", {unfinished} of them not done" if unfinished else "",
         footer=f"Made by samout_train on {datetime.date.today().isoformat()}. This page loads nothing from anywhere.",
@@ -119,8 +120,13 @@ def _title(contests: Sequence[Contest]) -> str:
 
 def _subtitle(contests: Sequence[Contest], record: Record) -> str:
     runs = sum(len(contest.runs) for contest in contests)
-    parts = [f"{runs} runs", f"budget {record['match']}" if record.get("match") else "sizes as configured"]
+    size = f"budget {record['match']}" if record.get("match") else "sizes as configured"
+    parts = [_count(runs), size]
     return ", ".join([*parts, *(str(record[key]) for key in ("machine", "date") if record.get(key))])
+
+
+def _count(runs: int) -> str:
+    return f"{runs} run{'' if runs == 1 else 's'}"
 
 
 def _asked(contests: Sequence[Contest], record: Record) -> str:
