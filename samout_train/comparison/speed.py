@@ -93,13 +93,13 @@ def tokens_per_second(
     precision: PrecisionName,
     told: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[int, float]]:
-    """By label and length, tokens a second of a forward and a backward pass over as many tokens as a step has.
+    """By label and length, tokens a second of a forward and a backward pass, over as many tokens at each length.
 
     Args:
         models: By label. One whose positions see later tokens is left out.
         vocab_size: Number of token ids.
         seq_len: The training length; the others are multiples of it.
-        batch_size: Rows of a step at that length. A longer row is taken alone where it is all that fits.
+        batch_size: Rows of a step at that length. A pass has as many tokens as a step, or as the longest row.
         device: Where to measure.
         precision: Of the passes.
         told: Called after each length of each model.
@@ -109,8 +109,10 @@ def tokens_per_second(
     """
     measured = {label: model.to(device).train() for label, model in models.items() if not sees_future(model)}
     found: dict[str, dict[int, float]] = {label: {} for label in measured}
-    for length in (times * seq_len for times in TIMES):
-        ids_RT = torch.randint(vocab_size, (max(1, seq_len * batch_size // length), length + 1)).to(device)
+    lengths = [times * seq_len for times in TIMES]
+    num_tokens = max(seq_len * batch_size, lengths[-1])
+    for length in lengths:
+        ids_RT = torch.randint(vocab_size, (num_tokens // length, length + 1)).to(device)
         fitting = {label: model for label, model in measured.items() if _has_room(model, length)}
         seconds = _in_turns([_pass(model, ids_RT, device, precision) for model in fitting.values()], told)
         for label, taken in zip(fitting, seconds, strict=True):

@@ -9,7 +9,8 @@ from samout_train.run_directory import scalars
 
 NOTE = (
     "Loss: nats a token on the whole validation split, mean and standard deviation over the seeds that count, each "
-    "seed in brackets. Behind the best: mean of the differences seed by seed, with its 95 % interval."
+    "seed in brackets. Behind the best: mean of the differences seed by seed, with its 95 % interval. Tokens a second: "
+    "forward and backward pass in rows of the training length. State: of one sequence after such a row."
 )
 PAIRS_NOTE = (
     "Row minus column: mean of the differences seed by seed, with its 95 % interval; coloured where that is more than "
@@ -23,7 +24,7 @@ def loss_table(contest: Contest, speeds: Mapping[str, Mapping[int, float]]) -> d
 
     Args:
         contest: Models on the same data.
-        speeds: Tokens a second by label and length; without, those of the runs themselves are shown.
+        speeds: Tokens a second by label and length.
     """
     head = ["model", "parameters", "learning rate", "validation loss", "behind the best", ""]
     head += ["tokens a second", "FLOPs a token", "state bytes"]
@@ -39,7 +40,7 @@ def loss_table(contest: Contest, speeds: Mapping[str, Mapping[int, float]]) -> d
                 mean_and_spread(one) + (f" ({each})" if len(one.losses) > 1 else "") or "no run came to a loss",
                 behind,
                 word,
-                _count(_speed(one, speeds)),
+                _count(min(speeds.get(one.label, {}).items(), default=(0, None))[1]),
                 _count(one.figure("training_flops_per_token")),
                 _count(one.figure("state_bytes")),
             ]
@@ -103,11 +104,6 @@ def _behind(contest: Contest, one: Contestant) -> tuple[str, str]:
         return "", "best"
     found = difference(one, best)
     return ("" if found is None else interval(found)), in_words(found)
-
-
-def _speed(one: Contestant, speeds: Mapping[str, Mapping[int, float]]) -> float | None:
-    by_length = speeds.get(one.label, {})
-    return by_length[min(by_length)] if by_length else one.figure("tokens_per_second")
 
 
 def _count(number: float | None) -> str:
