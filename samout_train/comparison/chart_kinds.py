@@ -98,6 +98,8 @@ def _speed(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
         _line(axes, contest, one, sorted(speeds.get(one.label, {}).items()))
     _log_of(axes, [length for of in speeds.values() for length in of])
     axes.set_yscale("log")
+    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatted(_units())
     _finish(axes, "tokens in a row", "tokens a second, forward and backward")
 
 
@@ -136,9 +138,14 @@ def _log_of(axes: "Axes", places: Iterable[float]) -> None:
 
 
 def _with_units(axes: "Axes") -> None:
+    axes.xaxis.set_major_formatter(_units())
+
+
+def _units() -> Any:
+    """Numbers such as 20k."""
     from matplotlib.ticker import EngFormatter
 
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return EngFormatter(sep="")
 
 
 def _finish(axes: "Axes", x: str, y: str) -> None:

@@ -76,10 +76,10 @@ def _behind(best: Contestant, others: Sequence[Contestant]) -> str:
         shown = other.label if found is None else f"{other.label}, by {interval(found)}"
         by_word.setdefault(in_words(found), []).append(shown)
     parts = []
-    if behind := by_word.get("more than noise"):
-        parts.append(f"more than noise above it {_are(behind)} {'; '.join(behind)}")
     if near := by_word.get("within noise"):
         parts.append(f"within noise of it {_are(near)} {'; '.join(near)}")
+    if behind := by_word.get("more than noise"):
+        parts.append(f"more than noise above it {_are(behind)} {'; '.join(behind)}")
     if unknown := by_word.get("not known: one seed"):
         parts.append(f"one seed cannot tell whether it is below {'; '.join(unknown)}")
     text = ", and ".join(parts)

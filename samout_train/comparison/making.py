@@ -47,7 +47,9 @@ def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
                 bar.set_postfix_str(", ".join(f"{job.name} step {last_step(job.run_dir):,}" for job in running))
 
         def made(jobs: Sequence[Job]) -> dict[str, Outcome]:
-            bar.update(sum(outcome(job.run_dir).state == "done" for job in jobs))
+            there = sum(outcome(job.run_dir).state == "done" for job in jobs)
+            bar.initial += there  # they say nothing of how long the others will take
+            bar.update(there)
             return run_jobs(jobs, at_once=at_once, told=told, watched=watched)
 
         choosing = plan.choosing()

@@ -26,7 +26,7 @@ def loss_table(contest: Contest, speeds: Mapping[str, Mapping[int, float]]) -> d
         contest: Models on the same data.
         speeds: Tokens a second by label and length.
     """
-    head = ["model", "parameters", "learning rate", "validation loss", "behind the best", ""]
+    head = ["model", "validation loss", "behind the best", "", "learning rate", "parameters"]
     head += ["tokens a second", "FLOPs a token", "state bytes"]
     rows = []
     for one in contest.contestants:
@@ -35,11 +35,11 @@ def loss_table(contest: Contest, speeds: Mapping[str, Mapping[int, float]]) -> d
         rows.append(
             [
                 one.label,
-                _count(one.figure("parameters")),
-                "" if one.best_rate is None else f"{one.best_rate:g}{' (edge)' if one.edge else ''}",
                 mean_and_spread(one) + (f" ({each})" if len(one.losses) > 1 else "") or "no run came to a loss",
                 behind,
                 word,
+                "" if one.best_rate is None else f"{one.best_rate:g}{' (edge)' if one.edge else ''}",
+                _count(one.figure("parameters")),
                 _count(min(speeds.get(one.label, {}).items(), default=(0, None))[1]),
                 _count(one.figure("training_flops_per_token")),
                 _count(one.figure("state_bytes")),
