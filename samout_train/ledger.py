@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 from samout_train.figures import write_figures
 from samout_train.run_directory import holds_run, is_taken
-from samout_train.stopping import StopRequestedError, StopSignals
+from samout_train.stopping import StopSignals
 
 State = Literal["done", "running", "FAILED", "stopped", "waiting"]
 OUTPUT, FAILURE = "output.txt", "failure.json"
-STOPPED_CODES = (130, 143)
+STOPPED_CODES, REFUSED_CODE = (130, 143), 2
 LOOK_SECONDS = 0.1
 LONGEST_LINE = 16_384  # bytes of metrics.jsonl that are read from its end
 
@@ -157,66 +157,83 @@ def run_jobs(
     """
     found = {job.name: outcome(job.run_dir) for job in jobs}
     missing = [job for job in jobs if found[job.name].state != "done"]
-    running: dict[str, tuple[Job, subprocess.Popen[bytes] | None]] = {}
+    running: dict[str, tuple[Job, _Process | None]] = {}
+
+    def ended(job: Job, became: Outcome) -> None:
+        del running[job.name]
+        found[job.name] = became
+        told(job, became)
+
     with StopSignals() as signals:
-        while missing or running:
-            while missing and len(running) < at_once and signals.received is None:
-                job = missing.pop(0)
-                running[job.name] = (job, None if is_taken(job.run_dir) else _started(job, at_once))
-            if signals.received is not None:
-                _stop([process for _, process in running.values() if process is not None], signals.received)
-                raise StopRequestedError(signals.received)
-            watched([job for job, _ in running.values()])
-            time.sleep(LOOK_SECONDS)
-            for job, process in list(running.values()):
-                if process is None and not is_taken(job.run_dir):
-                    del running[job.name]
-                    found[job.name] = outcome(job.run_dir)
-                    if found[job.name].state == "done":
-                        told(job, found[job.name])
+        try:
+            while missing or running:
+                while missing and len(running) < at_once and signals.received is None:
+                    job = missing.pop(0)
+                    running[job.name] = (job, None if is_taken(job.run_dir) else _Process(job, at_once))
+                signals.check()
+                watched([job for job, _ in running.values()])
+                time.sleep(LOOK_SECONDS)
+                for job, process in list(running.values()):
+                    became = outcome(job.run_dir) if process is None else process.became()
+                    if became is None or became.state == "running":
+                        # Also where the process itself found another one at its run: that one is waited for.
+                        running[job.name] = (job, None if became is not None else process)
+                    elif process is not None or became.state == "done":
+                        ended(job, became)
                     else:  # what was waited for died: it goes on from where it was
+                        del running[job.name]
                         missing.insert(0, job)
-                elif process is not None and process.poll() is not None:
-                    del running[job.name]
-                    found[job.name] = _ended(job, process.returncode)
-                    told(job, found[job.name])
+            signals.check()
+        finally:
+            _stop([process for _, process in running.values() if process is not None], signals.received)
     return found
 
 
-def _started(job: Job, at_once: int) -> "subprocess.Popen[bytes]":
-    job.run_dir.mkdir(parents=True, exist_ok=True)
-    forget_failure(job.run_dir)
-    program = [sys.executable, "-m", "samout_train", "train", *job.words, f"run_dir={job.run_dir}", "resume=auto"]
-    threads = max(1, (os.cpu_count() or 1) // at_once)
-    shared = {"OMP_NUM_THREADS": str(threads)} if at_once > 1 else {}
-    with (job.run_dir / OUTPUT).open("ab") as output:
-        # A session of its own: Ctrl-C reaches it through this program, once, however it was pressed.
-        return subprocess.Popen(
-            program,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=shared | os.environ,
-            start_new_session=True,
-        )
+class _Process:
+    """A training in a process and a session of its own: Ctrl-C reaches it through this program, once."""
+
+    def __init__(self, job: Job, at_once: int) -> None:
+        self.job = job
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        forget_failure(job.run_dir)
+        program = [sys.executable, "-m", "samout_train", "train", *job.words, f"run_dir={job.run_dir}", "resume=auto"]
+        threads = max(1, (os.cpu_count() or 1) // at_once)
+        shared = {"OMP_NUM_THREADS": str(threads)} if at_once > 1 else {}
+        with (job.run_dir / OUTPUT).open("ab") as output:
+            self._printed_from = output.tell()
+            self.process = subprocess.Popen(
+                program,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=shared | os.environ,
+                start_new_session=True,
+            )
+
+    def became(self) -> Outcome | None:
+        """What became of it, None while it runs; what it could not say itself is said for it."""
+        code = self.process.poll()
+        if code is None:
+            return None
+        found = outcome(self.job.run_dir)
+        if found.state in ("done", "FAILED", "running") or code in STOPPED_CODES:
+            return found
+        record_failure(self.job.run_dir, self._reason(code))
+        return outcome(self.job.run_dir)
+
+    def _reason(self, code: int) -> str:
+        if code < 0:
+            return f"killed by signal {-code} ({signal.Signals(-code).name})"
+        with (self.job.run_dir / OUTPUT).open("rb") as output:
+            output.seek(self._printed_from)
+            lines = output.read().decode("utf-8", errors="replace").strip().splitlines()
+        if not lines:
+            return f"ended with exit code {code}, and nothing was printed"
+        return lines[0] if code == REFUSED_CODE else f"ended with exit code {code}: {lines[-1]}"
 
 
-def _stop(processes: "Sequence[subprocess.Popen[bytes]]", number: int) -> None:
+def _stop(processes: Sequence[_Process], number: int | None) -> None:
     for process in processes:
-        process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        process.process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
     for process in processes:
-        process.wait()
-
-
-def _ended(job: Job, code: int) -> Outcome:
-    """What became of a job whose process has ended; what it could not say itself is said for it."""
-    found = outcome(job.run_dir)
-    if found.state in ("done", "FAILED") or code in STOPPED_CODES:
-        return found
-    if code < 0:
-        error = f"killed by signal {-code} ({signal.Signals(-code).name})"
-    else:
-        printed = (job.run_dir / OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        error = f"ended with exit code {code}: {printed[-1] if printed else 'nothing was printed'}"
-    record_failure(job.run_dir, error)
-    return outcome(job.run_dir)
+        process.process.wait()

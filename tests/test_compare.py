@@ -52,6 +52,9 @@ def states(folder: Path) -> dict[str, str]:
         (["runs=[absent]"], "runs=absent: is not there: give run directories, or a folder of them"),
         (["runs=empty"], "runs=empty: holds no run"),
         (["runs=empty", "data=text"], "data=text: a page of runs that are there takes runs and run_dir only"),
+        (["runs=[]"], "runs: is empty: give run directories"),
+        (["models=[v8]", "run_dir=small.txt"], "run_dir=small.txt: is a file: give a directory"),
+        (["models=[[v8,gru]]"], "must be a name, or a label with settings in braces"),
         (["models=[v8]", "-m"], "-m: compare makes no sweeps"),
         (["models=[v8]", "run_dir=run"], "run_dir=run: holds a run: give a directory of its own"),
     ],
@@ -77,6 +80,9 @@ def test_paths_keep_their_commas_and_equals_signs(folder: Path) -> None:
     assert _with_paths("runs=c") == "runs=['c']" and _with_paths("runs=d[1]") == "runs=['d[1]']"
     assert _with_paths("runs=[x,y]") == "runs=['x','y']" and _with_paths("runs=['x']") == "runs=['x']"
     assert _with_paths("models=[a,b]") == "models=[a,b]"
+    assert _with_paths("runs=[c,]") == "runs=['c']" and _with_paths("runs=[]") == "runs=[]"
+    many = [f"{'x' * 200}{number}" for number in range(90)]
+    assert _with_paths(f"runs=[{','.join(many)}]").count("'") == 180
 
 
 def test_a_page_is_made_of_runs_that_are_there(folder: Path) -> None:

@@ -24,7 +24,8 @@ word, run_dir = sys.argv[2], [w for w in sys.argv if w.startswith("run_dir=")][0
 open(os.path.join(run_dir, "metrics.jsonl"), "a").write('{"step": 7}\\n')
 open(os.path.join(run_dir, "threads"), "w").write(os.environ.get("OMP_NUM_THREADS", "all"))
 if word == "die": os.kill(os.getpid(), signal.SIGKILL)
-if word == "fail": print("a reason"); sys.exit(1)
+if word == "fail": print("a reason\\nand the last line"); sys.exit(1)
+if word == "refuse": print("the first mistake\\nand another"); sys.exit(2)
 if word == "wait":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     time.sleep(60)
@@ -94,7 +95,7 @@ def test_one_job_that_dies_stops_no_other_and_only_it_is_made_again(tmp_path: Pa
     found = run_jobs(jobs, at_once=at_once, told=lambda job, of: told.append(job.name))
     assert states(found) == {"a": "done", "b": "FAILED", "c": "FAILED", "d": "done"} and sorted(told) == list("abcd")
     assert found["b"].error == "killed by signal 9 (SIGKILL)"
-    assert found["c"].error == "ended with exit code 1: a reason"
+    assert found["c"].error == "ended with exit code 1: and the last line"
     threads = (tmp_path / "jobs" / "a" / "threads").read_text()
     assert threads == ("all" if at_once == 1 else str(max(1, (os.cpu_count() or 1) // 3)))
     again: list[str] = []
@@ -103,6 +104,36 @@ def test_one_job_that_dies_stops_no_other_and_only_it_is_made_again(tmp_path: Pa
     assert sorted(again) == ["b", "c"], "what is done is left as it is"
     assert states(found) == {"a": "done", "b": "done", "c": "FAILED", "d": "done"}
     assert (tmp_path / "jobs" / "a" / "metrics.jsonl").read_text() == '{"step": 7}\n'
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_of_a_job_that_is_refused_the_first_line_is_told(tmp_path: Path) -> None:
+    job = Job(tmp_path / "jobs" / "a", ("refuse",))
+    for _ in range(2):
+        assert run_jobs([job], at_once=1)["a"] == Outcome("FAILED", error="the first mistake")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_where_the_loop_itself_fails_the_jobs_are_stopped(tmp_path: Path) -> None:
+    def broken(running: object) -> None:
+        if (tmp_path / "jobs" / "a" / "threads").exists():
+            raise OSError("no disk")
+
+    start = time.monotonic()
+    with pytest.raises(OSError, match="no disk"):
+        run_jobs([Job(tmp_path / "jobs" / "a", ("wait",))], at_once=1, watched=broken)
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_job_that_another_process_took_in_the_meantime_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill right behind the start of a job, whose process did not hold its lock yet."""
+    job = Job(tmp_path / "jobs" / "a", ("refuse",))
+    looks = iter([Outcome("waiting"), Outcome("running"), Outcome("running"), Outcome("done", {"weights_sha256": "0"})])
+    monkeypatch.setattr(ledger, "outcome", lambda run_dir: next(looks))
+    assert states(run_jobs([job], at_once=1)) == {"a": "done"}
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -36,8 +36,9 @@ ROWS = [
     {"verification", "proof", "golden_curve"},
     {
         *("config", "export_files", "exporting", "hydra_messages", "inspection", "loading", "overrides", "problems"),
-        *("heat_map", "ledger", "resuming", "run", "run_directory", "staged", "sweeps", "yaml_places", "comparison"),
+        *("heat_map", "ledger", "resuming", "run", "run_directory", "staged", "sweeps", "yaml_places"),
     },
+    {"comparison"},
     {"command_line", "train_keys", "commands", "__main__", "__init__"},
 ]
 HYDRA_ALLOWED = {"config", "overrides", "run_directory", "run", "sweeps", "heat_map", "command_line", "commands"}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from samout_train.comparison.jobs import Plan
 
 OWN = ("models", "match", "lr", "seeds", "jobs", "runs", "run_dir", "seed")
+MOST_COMMAS = 20  # in a path
 Node = dict[str, Any]
 
 
@@ -76,6 +77,8 @@ def _show(settings: Node, request: Request) -> int:
 
     if typed := [word for word in request.overrides if key_of(word) not in ("runs", "run_dir")]:
         raise ConfigError(f"{typed[0]}: a page of runs that are there takes runs and run_dir only: leave it out")
+    if not settings["runs"]:
+        raise ConfigError("runs: is empty: give run directories, or a folder of them")
     show(settings["runs"], _command(request), Path(settings["run_dir"]))
     return 0
 
@@ -100,7 +103,7 @@ def _plan(settings: Node, request: Request) -> "Plan":
     if not rates:
         raise ConfigError("lr: is empty: give at least one learning rate, such as lr=[1e-3,3e-3]")
     flags = [f"--config-dir={folder}" for folder in request.config_dirs]
-    plan = Plan(folder, models, sorted(set(rates)), settings["seed"], settings["seeds"], flags)
+    plan = Plan(folder, models, sorted(set(map(float, rates))), settings["seed"], settings["seeds"], flags)
     if found := plan.problems():
         raise ConfigError("\n".join(found))
     return plan
@@ -133,7 +136,7 @@ def _with_paths(word: str) -> str:
     key, _, value = word.partition("=")
     if key.lstrip("+") != "runs" or value in ("", "null") or "'" in value or '"' in value:
         return word
-    is_list = value.startswith("[") and value.endswith("]") and not Path(value).exists()
+    is_list = value.startswith("[") and value.endswith("]") and not _is_there(value)
     return f"runs=[{','.join(map(quoted, _paths(value[1:-1].split(',') if is_list else [value])))}]"
 
 
@@ -141,8 +144,15 @@ def _paths(pieces: Sequence[str]) -> list[str]:
     """Pieces between commas as paths: the longest that are there have commas of their own."""
     paths, first = [], 0
     while first < len(pieces):
-        ends = range(len(pieces), first, -1)
-        end = next((end for end in ends if Path(",".join(pieces[first:end]).strip()).exists()), first + 1)
+        ends = range(min(len(pieces), first + MOST_COMMAS), first, -1)
+        end = next((end for end in ends if _is_there(",".join(pieces[first:end]).strip())), first + 1)
         paths.append(",".join(pieces[first:end]).strip())
         first = end
-    return paths
+    return [path for path in paths if path]
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return bool(path) and Path(path).exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False

@@ -22,6 +22,12 @@ def _look(contest: Contest, one: Contestant) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
+def shown(one: Contestant) -> str:
+    """A label as matplotlib takes it: a dollar begins a formula there, and what begins with a line is in no legend."""
+    text = one.label.replace("$", r"\$")
+    return f"\N{THIN SPACE}{text}" if text.startswith("_") else text
+
+
 def _final_losses(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
     for place, one in enumerate(contest.ranked):
         colour = _look(contest, one)["color"]
@@ -30,7 +36,7 @@ def _final_losses(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
         axes.plot([one.mean or 0.0], [-place], "|", color=colour, markersize=18, markeredgewidth=2)
         if (reach := interval_of_mean(losses)) is not None and one.mean is not None:
             axes.plot([one.mean - reach, one.mean + reach], [-place, -place], color=colour, linewidth=1)
-    axes.set_yticks([-place for place in range(len(contest.ranked))], [one.label for one in contest.ranked])
+    axes.set_yticks([-place for place in range(len(contest.ranked))], [shown(one) for one in contest.ranked])
     axes.set_ylim(0.6 - len(contest.ranked), 0.6)
     axes.set_xlabel("validation loss, nats a token")
     axes.grid(alpha=0.3)
@@ -47,7 +53,7 @@ def _curves(unit: str, of_step: Callable[[Contestant], float | None]) -> "Draw":
             axes.plot(
                 [step * factor for step, _ in curve],
                 [loss for _, loss in curve],
-                label=one.label,
+                label=shown(one),
                 color=look["color"],
                 marker=look["marker"],
                 markersize=3,
@@ -94,12 +100,15 @@ def _by_length(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
 
 
 def _speed(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     for one in contest.ranked:
         _line(axes, contest, one, sorted(speeds.get(one.label, {}).items()))
     _log_of(axes, [length for of in speeds.values() for length in of])
     axes.set_yscale("log")
-    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatted(_units())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(_units())
     _finish(axes, "tokens in a row", "tokens a second, forward and backward")
 
 
@@ -108,7 +117,7 @@ def _state(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
         size = one.figure("state_bytes")
         if size is not None and one.mean is not None:
             look = _look(contest, one)
-            axes.plot([size], [one.mean], look["marker"], color=look["color"], label=one.label)
+            axes.plot([size], [one.mean], look["marker"], color=look["color"], label=shown(one))
     axes.set_xscale("log")
     _with_units(axes)
     _finish(axes, "bytes of state after a training row", "validation loss, nats a token")
@@ -124,7 +133,7 @@ def _rates(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
 def _line(axes: "Axes", contest: Contest, one: Contestant, points: Iterable[tuple[float, float]]) -> None:
     places = list(points)
     if places:
-        axes.plot(*zip(*places, strict=True), label=one.label, markersize=4, linewidth=1.3, **_look(contest, one))
+        axes.plot(*zip(*places, strict=True), label=shown(one), markersize=4, linewidth=1.3, **_look(contest, one))
 
 
 def _log_of(axes: "Axes", places: Iterable[float]) -> None:

@@ -2,18 +2,20 @@
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from samout_train.comparison.matching import Budget, Sizes, matched, model_cost, seconds_a_step
+from samout_train.comparison.labels import Models, labelled, word_of
+from samout_train.comparison.matching import Budget, Sizes, matched, model_cost, seconds_a_step, smallest_width
 from samout_train.config import ConfigError, compose_config, locate
-from samout_train.overrides import TEXT_KEYS, key_of, quoted
+from samout_train.non_finite import NonFiniteError
+from samout_train.overrides import key_of
 from samout_train.problems import checked_config
 from samout_train.run import source_from, trainer_from
 
-Models = str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any]
 Config = Mapping[str, Any]
 # What a comparison decides itself, and with what.
 DECIDED = {
@@ -21,7 +23,8 @@ DECIDED = {
     "optimizer.lr": "lr=[...] says which",
     "resume": "a comparison goes on by itself: give it the same run_dir again",
 }
-SIZES = ("model.hidden_size", "model.ffn_size")
+# What has to be the same for all models: data, and what makes a run.
+FOR_ALL = ("data", "experiment", "seed", "run_dir", "device", "checkpoint", "callbacks", "kernels")
 
 
 @dataclass(frozen=True)
@@ -33,45 +36,14 @@ class Contender:
         words: The command line of `train` that trains it, without learning rate, seed and run directory.
         sizes: What was found to match the budget; None where there is none.
         config: The composed configuration of these words.
+        data: The name of what it is trained on.
     """
 
     label: str
     words: tuple[str, ...]
     sizes: Sizes | None
     config: Config
-
-
-def labelled(models: Models) -> dict[str, dict[str, Any]]:
-    """By label, the settings that make a model.
-
-    Args:
-        models: A name or a list of names; in place of a name, or of the list, labels with settings:
-            `{small: {model: v8, model.num_layers: 2}}`. Without `model`, the label is the name.
-
-    Raises:
-        ConfigError: if it says none, or a label twice.
-    """
-    if isinstance(models, Mapping):
-        models = [{label: settings} for label, settings in models.items()]
-    found: dict[str, dict[str, Any]] = {}
-    for entry in [models] if isinstance(models, str) else models:
-        for label, settings in entry.items() if isinstance(entry, Mapping) else [(entry, {})]:
-            if label in found:
-                raise ConfigError(f"models: {label} is there twice: write one as {{another name: {{model: {label}}}}}")
-            if not isinstance(settings, Mapping | None):
-                raise ConfigError(f"models: {label}: must be settings in braces, such as {{model.num_layers: 2}}")
-            found[str(label)] = {"model": label, **(settings or {})}
-    by_folder = {folder_name(label): label for label in found}
-    if alike := [label for label in found if by_folder[folder_name(label)] != label]:
-        raise ConfigError(f"models: {alike[0]}, {by_folder[folder_name(alike[0])]}: are one directory: rename one")
-    if not found:
-        raise ConfigError("models: is empty: name at least one, such as models=[v8,transformer]")
-    return found
-
-
-def folder_name(label: str) -> str:
-    """A label as part of a directory's name."""
-    return re.sub(r"[^\w.+-]+", "_", label)
+    data: str
 
 
 def contenders(
@@ -94,49 +66,69 @@ def contenders(
     Raises:
         ConfigError: if something is wrong with one of them; the message has all of it.
     """
-    found, mistakes = [], []
+    found: list[Contender] = []
+    mistakes: list[str] = []
     used: set[str] = set()
     for label, settings in labelled(models).items():
-        own = [_word(key, value) for key, value in settings.items()]
-        fixed = [key for key in map(key_of, [*shared, *own]) if budget is not None and key in SIZES[:1]]
-        if fixed:
-            mistakes.append(f"{fixed[0]}: match={budget} decides it: leave it out")
-            continue
+        own = [word_of(key, value) for key, value in settings.items()]
         try:
-            words = _words_of(shared, own, config_dirs, used)
-            composed, wrong = checked_config(words, config_dirs=config_dirs)
-            if wrong or composed is None:
+            if wrong := _decided(own, budget) + ([] if found or mistakes else _decided_sizes(shared, budget)):
                 raise ConfigError("\n".join(wrong))
-            config, sizes = composed.config, None
-            if budget is not None:
-                sizes = known(label, words) or matched(label, config["model"], budget, _cost(budget, config))
-                words += [f"model.{key}={size}" for key, size in sizes.settings.items()]
-                config = {**config, "model": {**config["model"], **sizes.settings}}
-            found.append(Contender(label, tuple(words), sizes, config))
+            found.append(_contender(label, own, shared, budget, config_dirs, known, used))
         except ValueError as error:
-            mistakes += [
-                line if line.startswith(f"{label}:") else f"{label}: {line}" for line in str(error).splitlines()
-            ]
-    mistakes += [
-        f"{word}: no model of this comparison has it" for word in shared if _of_model(word) and word not in used
-    ]
+            lines = str(error).splitlines()
+            mistakes += [line if line.startswith(f"{label}:") else f"{label}: {line}" for line in lines]
+    unused = [word for word in shared if _of_model(word) and word not in used]
+    mistakes += [f"{word}: no model of this comparison has it" for word in unused if not mistakes]
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
     return found
+
+
+def _contender(
+    label: str,
+    own: Sequence[str],
+    shared: Sequence[str],
+    budget: Budget | None,
+    config_dirs: Sequence[str],
+    known: Callable[[str, Sequence[str]], Sizes | None],
+    used: set[str],
+) -> Contender:
+    words = _words_of(shared, own, config_dirs, used)
+    # Before its size is found, a model is looked at in the smallest width that it can have with these heads.
+    start = [] if budget is None else _smallest(words, config_dirs)
+    composed, wrong = checked_config([*words, *start], config_dirs=config_dirs)
+    if wrong or composed is None:
+        raise ConfigError("\n".join(wrong))
+    config, sizes = composed.config, None
+    if budget is not None:
+        sizes = known(label, words) or matched(label, config["model"], budget, _cost(budget, config))
+        words += [f"model.{key}={size}" for key, size in sizes.settings.items()]
+        config = {**config, "model": {**config["model"], **sizes.settings}}
+    return Contender(label, tuple(words), sizes, config, str(composed.choices["data"]))
+
+
+def _smallest(words: Sequence[str], config_dirs: Sequence[str]) -> list[str]:
+    width = smallest_width(compose_config(words, config_dirs=config_dirs).config["model"])
+    return [] if width is None else [f"model.hidden_size={width}"]
 
 
 def accepts(node: Config, path: Sequence[str]) -> bool:
     """Whether what a node builds has a setting, such as `mixer`, `decay` of a model whose mixer has a decay.
 
     Args:
-        node: With a `_target_`; without one it is a setting itself, which may hold anything.
+        node: With a `_target_`; without one, or with one that is not there, it may hold anything.
         path: The names of nodes down to the setting.
     """
-    if not path or not isinstance(node.get("_target_"), str):
+    try:
+        parameters = inspect.signature(locate(str(node["_target_"]))).parameters if path else {}
+    except (LookupError, ImportError, AttributeError, ValueError, TypeError):  # whoever checks it will say so
         return True
-    parameters = inspect.signature(locate(node["_target_"])).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if not path or (takes_any and path[0] not in parameters):
+        return True
     below = node.get(path[0])
-    return path[0] in parameters and (accepts(below, path[1:]) if isinstance(below, dict) else len(path) == 1)
+    return path[0] in parameters and (accepts(below, path[1:]) if isinstance(below, Mapping) else len(path) == 1)
 
 
 def decided_problems(words: Sequence[str]) -> list[str]:
@@ -144,15 +136,30 @@ def decided_problems(words: Sequence[str]) -> list[str]:
     return [f"{word}: {DECIDED[key_of(word)]}: leave it out" for word in words if key_of(word) in DECIDED]
 
 
+def _decided(own: Sequence[str], budget: Budget | None) -> list[str]:
+    """What a label sets although it is not its own to set."""
+    found = decided_problems([word for word in own if key_of(word) != "model"])
+    for word in own:
+        if re.split(r"[./]", key_of(word))[0] in FOR_ALL:
+            found.append(f"{word}: is the same for all models: give it outside of models")
+    return found + _decided_sizes(own, budget)
+
+
+def _decided_sizes(words: Sequence[str], budget: Budget | None) -> list[str]:
+    fixed = [word for word in words if budget is not None and key_of(word) == "model.hidden_size"]
+    return [f"{word}: match={budget} decides it: leave it out" for word in fixed]
+
+
 def _words_of(shared: Sequence[str], own: Sequence[str], config_dirs: Sequence[str], used: set[str]) -> list[str]:
     """The words of one model: those of all that it has, its own, and none of a preset's settings that it has not."""
     others = [word for word in shared if not _of_model(word)]
     choice, *own = sorted(own, key=lambda word: key_of(word) != "model")
+    alone = set(_paths(compose_config([choice], config_dirs=config_dirs).config["model"]))
     node = compose_config([*others, choice, *own], config_dirs=config_dirs).config["model"]
     fitting = [word for word in shared if _of_model(word) and accepts(node, key_of(word).split(".")[1:])]
     used.update(fitting)
-    typed = {key_of(word) for word in own}
-    strange = [path for path in _paths(node) if not accepts(node, path) and f"model.{'.'.join(path)}" not in typed]
+    kept = alone | {tuple(key_of(word).split(".")[1:]) for word in own}
+    strange = [path for path in _paths(node) if path not in kept and not accepts(node, path)]
     return [*others, choice, *fitting, *own, *(f"~model.{'.'.join(path)}" for path in strange)]
 
 
@@ -164,10 +171,7 @@ def _cost(budget: Budget, config: Config) -> Callable[[dict[str, Any]], float]:
     def cost_of(node: dict[str, Any]) -> float:
         key = json.dumps(node, sort_keys=True)
         if key not in measured and budget.kind == "seconds":
-            trainer = trainer_from({**config, "model": node})
-            if trainer.limits.total_steps is None:
-                raise ConfigError(f"match={budget}: wants a number of steps: set trainer.max_steps")
-            measured[key] = seconds_a_step(trainer) * trainer.limits.total_steps
+            measured[key] = _seconds({**config, "model": node}, budget)
         elif key not in measured:
             measured[key] = model_cost(
                 budget.kind,
@@ -181,6 +185,20 @@ def _cost(budget: Budget, config: Config) -> Callable[[dict[str, Any]], float]:
     return cost_of
 
 
+def _seconds(config: Config, budget: Budget) -> float:
+    """What the steps of a run take; infinite where they do not fit into memory."""
+    try:
+        trainer = trainer_from(config)
+        steps = trainer.limits.total_steps
+        if steps is None:
+            raise ConfigError(f"match={budget}: wants a number of steps: set trainer.max_steps")
+        return seconds_a_step(trainer) * steps
+    except NonFiniteError as error:
+        raise ConfigError(f"match={budget}: its steps cannot be measured: {str(error).splitlines()[0]}") from error
+    except (MemoryError, RuntimeError):
+        return math.inf
+
+
 def _of_model(word: str) -> bool:
     return key_of(word).startswith("model.")
 
@@ -192,12 +210,3 @@ def _paths(node: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tup
             yield (*above, key)
             if isinstance(value, Mapping):
                 yield from _paths(value, (*above, key))
-
-
-def _word(key: str, value: Any) -> str:
-    """An override, as a person would type it."""
-    if isinstance(value, str) and key not in TEXT_KEYS and not re.fullmatch(r"[\w.+/:-]+", value):
-        return f"{key}={quoted(value)}"
-    if isinstance(value, str):
-        return f"{key}={value}"
-    return f"{key}={json.dumps(value)}"

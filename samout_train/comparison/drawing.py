@@ -86,7 +86,15 @@ def tasks_chart(contests: Sequence[Contest]) -> Chart | None:
     tests = sorted(shares, key=natural)
     cells = [[shares[test].get(label) for label in sorted(labels)] for test in tests]
     note = "Share of right answers, mean of the runs that count, with chance in brackets."
-    return Chart("Tasks", note, _as_svg(lambda: heat_map(cells, rows=tests, columns=sorted(labels), title="")))
+    return Chart(
+        "Tasks",
+        note,
+        _as_svg(
+            lambda: heat_map(
+                cells, rows=tests, columns=[label.replace("$", r"\$") for label in sorted(labels)], title=""
+            )
+        ),
+    )
 
 
 def _svg(draw: Draw, contest: Contest, speeds: Speeds) -> bytes:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from samout_train.comparison.intervals import CONFIDENCE, Difference
-from samout_train.comparison.matching import TOLERANCE
+from samout_train.comparison.matching import TOLERANCE, Budget
 from samout_train.comparison.results import Contest, Contestant, difference
 from samout_train.run_directory import scalars
 
@@ -13,14 +13,17 @@ MOST_NAMED = 6  # differing settings in one sentence
 # Of a run that is compared, what decides about the tokens that it sees and the arithmetic that it is trained in.
 ALIKE = ("data", "trainer", "precision", "schedule")
 MACHINE = ("device", "torch", "commit")
+SMALLEST_SHOWN = 0.001  # nats, with three decimals
+SHARED = "The runs were made {} at a time, so that their seconds are not those of a run that has the machine to itself."
+Asked = Mapping[str, Any]
 
 
-def verdict(contest: Contest, match: str | None) -> list[str]:
+def verdict(contest: Contest, asked: Asked) -> list[str]:
     """Three sentences: the best, how far the others are behind it, and how far it is fair.
 
     Args:
         contest: Models on the same data.
-        match: The budget that all had, as typed; None for none, or where it is not known.
+        asked: What is known of the request: `match`, the budget as typed, and `jobs`, how many ran at a time.
     """
     if not contest.ranked:
         return [f"Nothing is known of {contest.data}: no run came to a loss."]
@@ -31,41 +34,52 @@ def verdict(contest: Contest, match: str | None) -> list[str]:
     ]
     if others:
         sentences.append(_behind(best, others))
-    fair = f"{_same_tokens(contest)}{_sizes(contest)}" if others else _same_tokens(contest)
-    against = speaks_against(contest, match)
+    against = speaks_against(contest, asked)
     known = f"; what speaks against it ({len(against)}) stands below" if against else ""
-    return [*sentences, f"{fair}{known}."]
+    return [*sentences, f"{_tokens(contest)}{_sizes(contest) if others else ''}{known}."]
+
+
+def nats(value: float) -> str:
+    """With three decimals, or as many as a small one needs to be seen."""
+    return f"{value:.3f}" if value == 0 or abs(value) >= SMALLEST_SHOWN else f"{value:.1e}"
 
 
 def mean_and_spread(one: Contestant) -> str:
     """`1.612 ± 0.004`: the mean, and the standard deviation of a sample where there are two or more."""
     if one.mean is None:
         return ""
-    return f"{one.mean:.3f}" + ("" if one.spread is None else f" ± {one.spread:.3f}")
+    return nats(one.mean) + ("" if one.spread is None else f" ± {nats(one.spread)}")
 
 
 def in_words(found: Difference | None) -> str:
-    """`within noise`, `more than noise`, or that it is not known."""
-    noise = None if found is None else found.within_noise
-    return {None: "not known: one seed", True: "within noise", False: "more than noise"}[noise]
+    """`within noise`, `more than noise`, or why that is not known."""
+    if found is None:
+        return "not known: no seed in common"
+    return {None: "not known: one seed", True: "within noise", False: "more than noise"}[found.within_noise]
 
 
 def interval(found: Difference) -> str:
     """`0.033 (0.015 to 0.051)`."""
     if found.low is None or found.high is None:
-        return f"{found.mean:.3f}"
-    return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
+        return nats(found.mean)
+    return f"{nats(found.mean)} ({nats(found.low)} to {nats(found.high)})"
 
 
-def speaks_against(contest: Contest, match: str | None) -> list[str]:
-    """What a reader has to know before believing it, a sentence each."""
+def speaks_against(contest: Contest, asked: Asked) -> list[str]:
+    """What a reader has to know before believing it, a sentence each.
+
+    Args:
+        contest: Models on the same data.
+        asked: What is known of the request.
+    """
     ran = contest.ranked
     return [
         *_unfinished(contest),
-        *_unequal(contest, match),
+        *_off_budget(ran, asked.get("match")),
         *_rates(ran),
         *_seeds(ran),
         *_unlike(ran),
+        *([SHARED.format(asked["jobs"])] if (asked.get("jobs") or 1) > 1 else []),
     ]
 
 
@@ -74,14 +88,22 @@ def _behind(best: Contestant, others: Sequence[Contestant]) -> str:
     for other in others:
         found = difference(other, best)
         shown = other.label if found is None else f"{other.label}, by {interval(found)}"
-        by_word.setdefault(in_words(found), []).append(shown)
+        below = found is not None and found.within_noise is False and found.mean < 0
+        by_word.setdefault("below" if below else in_words(found), []).append(shown)
     parts = []
-    if near := by_word.get("within noise"):
-        parts.append(f"within noise of it {_are(near)} {'; '.join(near)}")
-    if behind := by_word.get("more than noise"):
-        parts.append(f"more than noise above it {_are(behind)} {'; '.join(behind)}")
-    if unknown := by_word.get("not known: one seed"):
-        parts.append(f"one seed cannot tell whether it is below {'; '.join(unknown)}")
+    for word, text in (
+        ("within noise", "within noise of it"),
+        ("more than noise", "more than noise above it"),
+        ("below", "on the seeds that both have, more than noise BELOW it"),
+    ):
+        if names := by_word.get(word):
+            parts.append(f"{text} {_are(names)} {'; '.join(names)}")
+    for word, text in (
+        ("not known: one seed", "one seed cannot tell whether it is below"),
+        ("not known: no seed in common", "without a seed in common it is not known whether it is below"),
+    ):
+        if names := by_word.get(word):
+            parts.append(f"{text} {'; '.join(names)}")
     text = ", and ".join(parts)
     return f"{text[0].upper()}{text[1:]} (nats, with {CONFIDENCE:.0%} intervals of the differences seed by seed)."
 
@@ -90,13 +112,18 @@ def _are(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
 
-def _same_tokens(contest: Contest) -> str:
-    tokens = {round(count) for one in contest.ranked if (count := one.figure("tokens_seen")) is not None}
-    if len(contest.ranked) == 1:
-        return f"It was trained on {_list(f'{count:,}' for count in tokens)} tokens"
-    if len(tokens) == 1:
-        return f"All were trained on the same {tokens.pop():,} tokens"
-    return f"They were NOT trained on the same tokens ({_list(f'{count:,}' for count in sorted(tokens))})"
+def _tokens(contest: Contest) -> str:
+    ran = contest.ranked
+    tokens = {round(count) for one in ran if (count := one.figure("tokens_seen")) is not None}
+    counts = _list(f"{count:,}" for count in sorted(tokens))
+    if len(ran) == 1:
+        return f"It was trained on {counts} tokens"
+    if len(tokens) != 1:
+        return f"They were NOT trained on the same tokens ({counts})"
+    alike = not any(key.startswith(("data", "trainer")) for key in _differing(ran))
+    if alike and len({tuple(one.losses) for one in ran}) == 1:
+        return f"All were trained on the same {counts} tokens"
+    return f"All were trained on {counts} tokens each, but not on the same ones"
 
 
 def _sizes(contest: Contest) -> str:
@@ -112,8 +139,12 @@ def _unfinished(contest: Contest) -> Iterable[str]:
         for run in one.missing:
             error = f": {run.outcome.error}" if run.outcome.error else ""
             yield f"{run.run_dir.name} of {one.label} is {run.outcome.state}{error}."
-        if one.mean is None and not one.missing:
-            yield f"{one.label} has no loss that is a number."
+        for run in one.runs:
+            if run.outcome.state == "done" and run.loss is None:
+                yield f"{run.run_dir.name} of {one.label} ended with a loss that is no number, and does not count."
+        places = [(run.rate, run.seed) for run in one.runs if run.loss is not None]
+        if len(set(places)) < len(places):
+            yield f"{one.label} has several runs of one rate and seed, of which one counts."
 
 
 def _rates(ran: Sequence[Contestant]) -> Iterable[str]:
@@ -147,10 +178,7 @@ def _unlike(ran: Sequence[Contestant]) -> Iterable[str]:
     tokens = {one.figure("tokens_seen") for one in ran}
     if len(tokens) > 1:
         yield "The models were not trained on the same number of tokens."
-    settings = [
-        scalars({key: run.config.get(key) for key in ALIKE}) for one in ran for run in one.counted if run.config
-    ]
-    differing = sorted(key for key in set().union(*settings) if len({str(one.get(key)) for one in settings}) > 1)
+    differing = _differing(ran)
     if differing:
         more = f" and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
         yield f"Beside the models, their settings differ in {_list(differing[:MOST_NAMED])}{more}."
@@ -160,11 +188,25 @@ def _unlike(ran: Sequence[Contestant]) -> Iterable[str]:
             yield f"The runs were made with different values of {key}: {_list(sorted(values))}."
 
 
-def _unequal(contest: Contest, match: str | None) -> Iterable[str]:
-    """Sizes that were not matched, where they are further apart than matching leaves them."""
-    sizes = [size for one in contest.ranked if (size := one.figure("parameters")) is not None]
+def _differing(ran: Sequence[Contestant]) -> list[str]:
+    """Settings beside the model that decide about a training and are not the same for all."""
+    configs = [run.config for one in ran for run in one.counted if run.config]
+    settings = [scalars({key: config.get(key) for key in ALIKE}) for config in configs]
+    return sorted(key for key in set().union(*settings) if len({str(one.get(key)) for one in settings}) > 1)
+
+
+def _off_budget(ran: Sequence[Contestant], match: str | None) -> Iterable[str]:
+    """Sizes that were not matched, where they are further apart than matching leaves them, or time that came out other
+    than it was measured before."""
+    sizes = [size for one in ran if (size := one.figure("parameters")) is not None]
     if match is None and sizes and max(sizes) / min(sizes) > 1 + 2 * TOLERANCE:
         yield f"Sizes were not matched: from {min(sizes):,.0f} to {max(sizes):,.0f} parameters."
+    if match is not None and (budget := Budget.of(match)).kind == "seconds":
+        for one in ran:
+            seconds = one.figure("train_seconds")
+            if seconds is not None and abs(seconds / budget.amount - 1) > TOLERANCE:
+                off = f"{seconds / budget.amount - 1:+.0%}"
+                yield f"{one.label} trained for {seconds:,.4g} s ({off}): its steps did not take what was measured."
 
 
 def _list(words: Iterable[str]) -> str:

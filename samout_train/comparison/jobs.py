@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samout_train.comparison.contenders import Config, Contender, folder_name
+from samout_train.comparison.contenders import Config, Contender
+from samout_train.comparison.labels import folder_name
 from samout_train.comparison.matching import Sizes
 from samout_train.figures import write_figures
 from samout_train.ledger import Job
@@ -15,6 +16,25 @@ from samout_train.run_directory import holds_run, other_settings
 RECORD = "comparison.json"
 # Of a run that is there already, these must be as they are asked for.
 DECISIVE_KEYS = ("seed", "precision", "model", "data", "optimizer", "schedule", "trainer", "callbacks")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a run of a comparison is.
+
+    Args:
+        label: Of its model.
+        data: The name of what it is trained on.
+        rate: Its learning rate.
+        seed: Its seed.
+        counts: Whether it counts; else the best rate is chosen by it.
+    """
+
+    label: str
+    data: str
+    rate: float
+    seed: int
+    counts: bool
 
 
 @dataclass(frozen=True)
@@ -49,13 +69,18 @@ class Plan:
         Args:
             best_rates: By label.
         """
-        seeds = range(self.seed + 1, self.seed + 1 + self.num_seeds)
-        return [
-            self._job(one, best_rates[one.label], seed)
-            for one in self.contenders
-            if one.label in best_rates
-            for seed in seeds
-        ]
+        rated = [one for one in self.contenders if one.label in best_rates]
+        return [self._job(one, best_rates[one.label], seed) for one in rated for seed in self._seeds()]
+
+    def entries(self) -> dict[str, Entry]:
+        """What each run is that this comparison may have, by the name of its directory."""
+        found = {}
+        for one in self.contenders:
+            for rate in self.rates:
+                for seed in [*([self.seed] if len(self.rates) > 1 else []), *self._seeds()]:
+                    entry = Entry(label=one.label, data=one.data, rate=rate, seed=seed, counts=seed != self.seed)
+                    found[self._job(one, rate, seed).name] = entry
+        return found
 
     def lines(self) -> list[str]:
         """For people: the models at their sizes, and how many runs there will be."""
@@ -71,25 +96,16 @@ class Plan:
 
     def problems(self) -> list[str]:
         """What speaks against the directory, and runs in it that are not those that are asked for; looks only."""
+        if self.folder.exists() and not self.folder.is_dir():
+            return [f"run_dir={self.folder}: is a file: give a directory"]
         if holds_run(self.folder):
             return [f"run_dir={self.folder}: holds a run: give a directory of its own"]
-        found = []
-        for one in self.contenders:
-            for rate in self.rates:
-                for seed in range(self.seed, self.seed + 1 + self.num_seeds):
-                    run_dir = self._job(one, rate, seed).run_dir
-                    if holds_run(run_dir):
-                        found += other_settings(run_dir, _with(one.config, rate, seed), DECISIVE_KEYS)
+        found, by_label = [], {one.label: one for one in self.contenders}
+        for name, entry in self.entries().items():
+            if holds_run(self.folder / name):
+                config = _with(by_label[entry.label].config, entry.rate, entry.seed)
+                found += other_settings(self.folder / name, config, DECISIVE_KEYS)
         return [f"{difference}: give another run_dir" for difference in dict.fromkeys(found)]
-
-    def labels(self) -> dict[str, str]:
-        """The label of each run that this comparison may have, by the name of its directory."""
-        return {
-            self._job(one, rate, seed).name: one.label
-            for one in self.contenders
-            for rate in self.rates
-            for seed in range(self.seed, self.seed + 1 + self.num_seeds)
-        }
 
     def write(self, asked: Mapping[str, Any]) -> None:
         """Leaves in the directory what its runs are, beside those that it knew of before.
@@ -102,23 +118,26 @@ class Plan:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         sizes = {
-            one.label: {"words": list(one.words), "settings": dict(one.sizes.settings), "cost": one.sizes.cost}
+            one.label: {
+                "match": asked.get("match"),
+                "words": list(one.words),
+                "settings": dict(one.sizes.settings),
+                "cost": one.sizes.cost,
+            }
             for one in self.contenders
             if one.sizes is not None
         }
         before = read_record(self.folder)
-        write_figures(
-            self.folder / RECORD,
-            {
-                **asked,
-                "sizes": before.get("sizes", {}) | sizes,
-                "labels": before.get("labels", {}) | self.labels(),
-            },
-        )
+        entries = {name: vars(entry) for name, entry in self.entries().items()}
+        content = {**asked, "sizes": before.get("sizes", {}) | sizes, "runs": before.get("runs", {}) | entries}
+        write_figures(self.folder / RECORD, content)
+
+    def _seeds(self) -> range:
+        return range(self.seed + 1, self.seed + 1 + self.num_seeds)
 
     def _job(self, contender: Contender, rate: float, seed: int) -> Job:
-        name = f"{folder_name(contender.label)}-lr{rate:g}-seed{seed}"
-        words = (*self.flags, *contender.words, f"optimizer.lr={rate:g}", f"seed={seed}")
+        name = f"{folder_name(contender.label)}-lr{rate!r}-seed{seed}"
+        words = (*self.flags, *contender.words, f"optimizer.lr={rate!r}", f"seed={seed}")
         return Job(self.folder / name, words)
 
 
@@ -131,6 +150,14 @@ def read_record(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def entry_of(run_dir: Path) -> Entry | None:
+    """What a run is in the comparison that it lies in; None where it lies in none."""
+    try:
+        return Entry(**read_record(run_dir.parent)["runs"][run_dir.name])
+    except (LookupError, TypeError):
+        return None
+
+
 def known_sizes(folder: Path, match: str | None, label: str, words: Sequence[str]) -> Sizes | None:
     """The sizes that a comparison has found for a label, where it is the same model and budget; else None.
 
@@ -140,12 +167,11 @@ def known_sizes(folder: Path, match: str | None, label: str, words: Sequence[str
         label: Of the model.
         words: Those of the model, without its sizes.
     """
-    record = read_record(folder)
     try:
-        before = record["sizes"][label]
+        before = read_record(folder)["sizes"][label]
         settings = {str(key): int(size) for key, size in before["settings"].items()}
         full = [*words, *(f"model.{key}={size}" for key, size in settings.items())]
-        same = record["match"] == match and before["words"] == full
+        same = before["match"] == match and before["words"] == full
         return Sizes(settings, float(before["cost"])) if same else None
     except (LookupError, TypeError, ValueError, AttributeError):
         return None

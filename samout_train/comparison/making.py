@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
 
         def told(job: Job, found: Outcome) -> None:
             bar.update()
-            bar.write(f"  {described(job, found)}", file=sys.stdout)
+            with suppress(BrokenPipeError):  # nobody reads on, and the runs go on
+                bar.write(f"  {described(job, found)}", file=sys.stdout)
+                sys.stdout.flush()
 
         def watched(running: Sequence[Job]) -> None:
             nonlocal looked_at
@@ -63,11 +66,12 @@ def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
 
 
 def finish(plan: Plan) -> None:
-    """Measures what is not measured yet, and writes the page of a comparison."""
-    speeds = measured_speeds(plan.contenders, plan.folder)
-    runs = [read_run(plan.folder / name, label) for name, label in plan.labels().items()]
-    there = [run for run in runs if run.outcome.state != "waiting"]
-    _write(contests_of(there), read_record(plan.folder), speeds, plan.folder)
+    """Writes the page of a comparison, and again with the speeds, once they are measured."""
+    record = read_record(plan.folder)
+    runs = [run for name in plan.entries() if (run := read_run(plan.folder / name)).outcome.state != "waiting"]
+    contests = contests_of(runs)
+    write_page(contests, record, read_speeds(plan.folder), plan.folder)
+    _write(contests, record, measured_speeds(plan.contenders, plan.folder), plan.folder)
 
 
 def show(paths: Sequence[str], command: str, folder: Path) -> None:
@@ -89,14 +93,16 @@ def show(paths: Sequence[str], command: str, folder: Path) -> None:
     run_dirs = list(dict.fromkeys(run_dir for of_path in found.values() for run_dir in of_path))
     parents = {run_dir.parent for run_dir in run_dirs}
     asked, speeds = (read_record(*parents), read_speeds(*parents)) if len(parents) == 1 else ({}, {})
+    if any(set(run_dirs) != set(run_dirs_below(parent)) for parent in parents):  # a part of a comparison is not it
+        asked.pop("command", None)
     runs = told_apart([read_run(run_dir) for run_dir in run_dirs])
-    _write(contests_of(runs), {**asked, "command": asked.get("command") or command}, speeds, folder)
+    _write(contests_of(runs), {"command": command, **asked}, speeds, folder)
 
 
 def _write(contests: Sequence[Contest], record: dict[str, Any], speeds: dict[str, Any], folder: Path) -> None:
     written = write_page(contests, record, speeds, folder)
     for contest in contests:
-        print("\n".join(summary_lines(contest, record.get("match"))))
+        print("\n".join(summary_lines(contest, record)))
     if missing := missing_charts():
         print(missing)
     print(f"page       {written[0]}")

@@ -17,6 +17,7 @@ Kind = Literal["parameters", "flops", "state_bytes", "seconds"]
 Node = dict[str, Any]
 TOLERANCE = 0.02
 WIDEST = 2**20
+SMALL_WIDTH = 1024  # below it, a step may be all overhead
 LARGEST_UNIT = 4096  # of a width: heads times what a head has to be a multiple of
 EVEN_SIZES = (8, 1)  # matrix units want multiples of 8; others where none of those fits
 FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
@@ -51,9 +52,11 @@ class Budget:
             raise ValueError(
                 f"match={text}: must be a budget such as parameters:800k, with one of {', '.join(get_args(Kind))}"
             )
+        if kind == "seconds" and read[2]:
+            raise ValueError(f"match={text}: seconds have no unit behind them: write seconds:300")
         amount = float(read[1].replace("_", "")) * FACTORS[read[2]]
-        if not amount > 0:
-            raise ValueError(f"match={text}: must be above 0")
+        if not 0 < amount < math.inf:
+            raise ValueError(f"match={text}: must be above 0, and finite")
         return cls(kind, amount)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
@@ -87,20 +90,19 @@ def matched(label: str, node: Node, budget: Budget, cost_of: Callable[[Node], fl
     """
     if "hidden_size" not in node:
         raise ValueError(f"{label}: has no hidden_size, so that no size of it can be found for match={budget}")
-    unit = next((w for w in range(1, LARGEST_UNIT) if not model_problems(node | {"hidden_size": w})), None)
+    unit = smallest_width(node)
     if unit is None:
         raise ValueError(f"{label}: no width of it is allowed: {model_problems(node)[0]}")
-    tried = _around(lambda size: {"hidden_size": size}, unit, WIDEST, node, budget, cost_of)
+    tried = _around(lambda size: {"hidden_size": size}, unit, node, budget, cost_of)
     nearest = sorted(tried, key=lambda sizes: _distance(sizes, budget))
     if _fits(nearest[0], budget):
         return nearest[0]
-    if "ffn_size" in node:
+    if node.get("ffn_size", 0) is None:  # else it was chosen, or there is none
         for even in EVEN_SIZES:
             for width in nearest:
                 found = _around(
                     lambda size, width=width: {**width.settings, "ffn_size": size},  # type: ignore[misc]
                     even,
-                    WIDEST,
                     node,
                     budget,
                     cost_of,
@@ -117,6 +119,12 @@ def matched(label: str, node: Node, budget: Budget, cost_of: Callable[[Node], fl
         f"{label}: no width, nor a feed-forward's, is within {TOLERANCE:.0%} of match={budget}; {near}: "
         "take one of these budgets, or other layers or heads"
     )
+
+
+def smallest_width(node: Node) -> int | None:
+    """The smallest width that a model can have with its heads, of which the others are multiples; None for none."""
+    widths = range(1, LARGEST_UNIT) if "hidden_size" in node else range(0)
+    return next((width for width in widths if not model_problems(node | {"hidden_size": width})), None)
 
 
 def model_cost(kind: Kind, node: Node, *, vocab_size: int, pad_id: int | None, seq_len: int) -> float:
@@ -159,7 +167,6 @@ def seconds_a_step(trainer: Any) -> float:
 def _around(
     settings_of: Callable[[int], Mapping[str, int]],
     unit: int,
-    most: int,
     node: Node,
     budget: Budget,
     cost_of: Callable[[Node], float],
@@ -176,7 +183,9 @@ def _around(
     below, above = 1, 2
     high = sizes(above)
     while high.cost < budget.amount:
-        if 2 * above * unit > most or high.cost <= low.cost:  # it does not grow with this size
+        # What does not grow with a size has nothing to be found in it; small sizes take as long as each other.
+        grows = high.cost > low.cost or (budget.kind == "seconds" and above * unit < SMALL_WIDTH)
+        if 2 * above * unit > WIDEST or not grows:
             return [high]
         below, low, above = above, high, 2 * above
         high = sizes(above)

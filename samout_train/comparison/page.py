@@ -13,6 +13,7 @@ from samout_train.atomic import replace_file
 from samout_train.charts import missing_charts
 from samout_train.comparison.drawing import Chart, charts, overview, tasks_chart
 from samout_train.comparison.findings import speaks_against, verdict
+from samout_train.comparison.labels import folder_name
 from samout_train.comparison.results import Contest
 from samout_train.comparison.tables import NOTE, loss_table, pair_table, run_rows, setting_tables
 
@@ -42,7 +43,7 @@ def write_page(contests: Sequence[Contest], record: Record, speeds: Speeds, fold
     pictures: dict[str, str] = {}
     for contest in contests:
         if (png := overview(contest, speeds)) is not None:
-            name = "comparison.png" if len(contests) == 1 else f"comparison_{contest.data}.png"
+            name = "comparison.png" if len(contests) == 1 else f"comparison_{folder_name(contest.data)}.png"
             replace_file(folder / name, partial(_write, png))
             pictures[contest.data] = name
             written.append(folder / name)
@@ -55,7 +56,6 @@ def write_page(contests: Sequence[Contest], record: Record, speeds: Speeds, fold
 
 def html(contests: Sequence[Contest], record: Record, speeds: Speeds) -> str:
     """The page; everything that it shows is in it."""
-    match = record.get("match")
     rows = [row for contest in contests for row in run_rows(contest)]
     unfinished = sum(row["state"] != "done" for row in rows)
     tasks = tasks_chart(contests)
@@ -66,9 +66,9 @@ def html(contests: Sequence[Contest], record: Record, speeds: Speeds) -> str:
         parts=[
             {
                 "data": contest.data,
-                "verdict": verdict(contest, match),
+                "verdict": verdict(contest, record),
                 "table": loss_table(contest, speeds),
-                "against": speaks_against(contest, match),
+                "against": speaks_against(contest, record),
                 "charts": [_embedded(chart) for chart in charts(contest, speeds)],
                 "pairs": pair_table(contest),
                 "settings": setting_tables(contest),
@@ -99,18 +99,18 @@ def markdown(contests: Sequence[Contest], record: Record, speeds: Speeds, pictur
     lines = [f"## {_title(contests)}", "", _subtitle(contests, record), ""]
     for contest in contests:
         lines += [f"### {contest.data}", ""] if len(contests) > 1 else []
-        lines += [" ".join(verdict(contest, record.get("match"))), ""]
+        lines += [" ".join(verdict(contest, record)), ""]
         table = loss_table(contest, speeds)
         lines += [_row(table["head"]), "|---" * len(table["head"]) + "|", *map(_row, table["rows"]), "", NOTE, ""]
-        against = speaks_against(contest, record.get("match"))
-        lines += ["What speaks against it:", "", *(f"- {sentence}" for sentence in against), ""] if against else []
+        against = speaks_against(contest, record)
+        lines += ["What speaks against it:", "", *(f"- {_plain(one)}" for one in against), ""] if against else []
         lines += [f"![Charts of {contest.data}]({pictures[contest.data]})", ""] if contest.data in pictures else []
     return "\n".join([*lines, "```bash", str(record.get("command") or "not known"), "```", ""])
 
 
-def summary_lines(contest: Contest, match: str | None) -> list[str]:
+def summary_lines(contest: Contest, record: Record) -> list[str]:
     """For the terminal: the verdict, and what speaks against it."""
-    return [*verdict(contest, match), *(f"  against it: {sentence}" for sentence in speaks_against(contest, match))]
+    return [*verdict(contest, record), *(f"  against it: {sentence}" for sentence in speaks_against(contest, record))]
 
 
 def _title(contests: Sequence[Contest]) -> str:
@@ -130,13 +130,15 @@ def _count(runs: int) -> str:
 
 
 def _asked(contests: Sequence[Contest], record: Record) -> str:
-    rates = sorted({rate for contest in contests for one in contest.ranked for rate in one.rates})
-    seeds = sorted({seed for contest in contests for one in contest.ranked for seed in one.losses})
-    chosen = {str(one.choosing_seed) for contest in contests for one in contest.ranked if len(one.rates) > 1}
-    words = [f"Learning rates {', '.join(f'{rate:g}' for rate in rates)}"]
-    words += [f"chosen on seed {', '.join(sorted(chosen))}"] if chosen else []
-    words += [f"counted: seeds {', '.join(map(str, seeds))}"]
-    words += [f"{record['jobs']} runs at a time"] if record.get("jobs") else []
+    """What was asked, as far as the record says it; else what the runs say."""
+    ran = [one for contest in contests for one in contest.contestants]
+    rates = sorted({rate for one in ran for rate in one.rates})
+    counted = sorted({run.seed for one in ran for run in one.counted if run.seed is not None})
+    chosen = sorted({one.choosing_seed for one in ran if len(one.rates) > 1 and one.choosing_seed is not None})
+    words = [f"Learning rates: {', '.join(f'{rate:g}' for rate in rates) or 'none'}"]
+    words += [f"chosen on seed {', '.join(map(str, chosen))}"] if chosen else []
+    words += [f"seeds that count: {', '.join(map(str, counted)) or 'none'}"]
+    words += [f"runs at a time: {record['jobs']}"] if record.get("jobs") else []
     return "; ".join(words) + "."
 
 
@@ -150,4 +152,9 @@ def _write(content: bytes, file: IO[bytes]) -> None:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(_plain(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown does not take for a tag."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")

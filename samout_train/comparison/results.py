@@ -1,5 +1,6 @@
 """What the runs of a comparison came to: each model's best rate, and the runs that count."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,12 @@ class Contestant:
 
     @cached_property
     def choosing_seed(self) -> int | None:
-        """The seed that most rates were tried with, the lowest of several; None where no run says."""
+        """The seed that rates are chosen by: of a comparison its own, else the one that most rates were tried with,
+        the lowest of several; None where no run says."""
+        if choosing := [run.seed for run in self.runs if run.counts is False and run.seed is not None]:
+            return min(choosing)
+        if any(run.counts for run in self.runs):
+            return None
         rates: dict[int, set[float]] = {}
         for run in self.runs:
             if run.seed is not None and run.rate is not None:
@@ -32,22 +38,33 @@ class Contestant:
 
     @cached_property
     def rates(self) -> dict[float, Run]:
-        """The runs with that seed, by rate."""
-        tried = [(run.rate, run) for run in self.runs if run.rate is not None and run.seed == self.choosing_seed]
+        """The runs that a rate is chosen by, by rate; without any such, one run of each rate."""
+        tried = [(run.rate, run) for run in self.runs if run.rate is not None]
+        if self.choosing_seed is not None:
+            tried = [(rate, run) for rate, run in tried if run.seed == self.choosing_seed]
         return dict(sorted(tried, key=lambda pair: pair[0]))
 
     @cached_property
     def best_rate(self) -> float | None:
         """The rate with the lowest loss there; None where no run came to one."""
         losses = {rate: run.loss for rate, run in self.rates.items() if run.loss is not None}
+        if not losses and len(self.rates) == 1:  # nothing was to be chosen: another seed may have come to its end
+            return next(iter(self.rates))
         return min(losses, key=lambda rate: losses[rate]) if losses else None
 
     @cached_property
     def counted(self) -> list[Run]:
-        """The runs with the best rate that came to a loss, by seed; that it was chosen by only if there is no other."""
+        """The runs that count and came to a loss, by seed.
+
+        Of a comparison, those with the best rate on the seeds that count. Else those with the best rate, and that it
+        was chosen by only if there is no other.
+        """
         best = [run for run in self.runs if run.rate == self.best_rate and run.loss is not None]
-        others = [run for run in best if run.seed != self.choosing_seed]
-        return sorted(others if others and len(self.rates) > 1 else best, key=lambda run: run.seed or 0)
+        if any(run.counts is not None for run in self.runs):
+            best = [run for run in best if run.counts]
+        elif len(self.rates) > 1:
+            best = [run for run in best if run.seed != self.choosing_seed] or best
+        return sorted(best, key=lambda run: run.seed or 0)
 
     @property
     def chosen_and_counted(self) -> bool:
@@ -115,7 +132,8 @@ class Contest:
 
     Args:
         data: Its name.
-        contestants: In the order of their mean loss; those without one last.
+        contestants: In the order of their mean loss on the seeds that all have, or on their own where there are none;
+            those without one last.
     """
 
     data: str
@@ -128,7 +146,8 @@ class Contest:
         for run in runs:
             by_label.setdefault(run.label, []).append(run)
         contestants = [Contestant(label, of_label) for label, of_label in by_label.items()]
-        return cls(data, sorted(contestants, key=lambda one: float("inf") if one.mean is None else one.mean))
+        seeds = _common_seeds(contestants)
+        return cls(data, sorted(contestants, key=lambda one: _mean_on(one, seeds)))
 
     @property
     def runs(self) -> list[Run]:
@@ -139,6 +158,16 @@ class Contest:
     def ranked(self) -> list[Contestant]:
         """Those that have a loss, the best one first."""
         return [one for one in self.contestants if one.mean is not None]
+
+
+def _common_seeds(contestants: Sequence[Contestant]) -> set[int]:
+    seeds = [set(one.losses) for one in contestants if one.losses]
+    return set.intersection(*seeds) if seeds else set()
+
+
+def _mean_on(one: Contestant, seeds: set[int]) -> float:
+    losses = [loss for seed, loss in one.losses.items() if seed in seeds] or list(one.losses.values())
+    return statistics.fmean(losses) if losses else math.inf
 
 
 def difference(one: Contestant, other: Contestant) -> Difference | None:

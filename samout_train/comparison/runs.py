@@ -7,13 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from samout_train.comparison.jobs import read_record
+from samout_train.comparison.jobs import entry_of
 from samout_train.config import ConfigError, saved_choice, saved_config
 from samout_train.figures import finite_or_null
 from samout_train.ledger import OUTPUT, Outcome, outcome
 from samout_train.run_directory import holds_run, scalars
 
 Summary = Mapping[str, Any]
+SETTINGS = ("model", "optimizer", "schedule", "data", "trainer", "precision")  # that make a run another one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,9 @@ class Run:
         label: Of its model in the comparison.
         data: The name of what it was trained on.
         run_dir: Where it lies.
+        rate: Its learning rate; None where it is not known.
+        seed: Its seed; None where it is not known.
+        counts: Whether it counts, or a rate is chosen by it; None for a run that is of no comparison.
         config: As it was composed; empty where the run left none.
         outcome: What became of it.
     """
@@ -31,20 +35,11 @@ class Run:
     label: str
     data: str
     run_dir: Path
+    rate: float | None
+    seed: int | None
+    counts: bool | None
     config: Mapping[str, Any] = field(repr=False)
     outcome: Outcome
-
-    @property
-    def rate(self) -> float | None:
-        """Its learning rate; None where the run left no configuration."""
-        rate = (self.config.get("optimizer") or {}).get("lr")
-        return None if rate is None else float(rate)
-
-    @property
-    def seed(self) -> int | None:
-        """Its seed; None where the run left no configuration."""
-        seed = self.config.get("seed")
-        return None if seed is None else int(seed)
 
     @property
     def summary(self) -> Summary | None:
@@ -75,42 +70,51 @@ class Run:
         return found
 
 
-def read_run(run_dir: Path, label: str | None = None) -> Run:
-    """Reads what a run left.
+def read_run(run_dir: Path) -> Run:
+    """Reads what a run left, also what the comparison says that it lies in.
 
     Args:
         run_dir: Its directory.
-        label: Of its model; None to take it from the comparison that it is a run of, or the name of its model.
     """
     found = outcome(run_dir)
     try:
-        config = saved_config(run_dir / ".hydra" / "config.yaml")
+        config = finite_or_null(saved_config(run_dir / ".hydra" / "config.yaml"))
     except ConfigError:
         config = {}
+    if (entry := entry_of(run_dir)) is not None:
+        return Run(run_dir=run_dir, config=config, outcome=found, **vars(entry))
     summary = found.summary or {}
-    label = label or read_record(run_dir.parent).get("labels", {}).get(run_dir.name)
-    data = str(summary.get("data") or saved_choice(run_dir, "data") or _target(config, "data"))
+    label, data = (
+        str(summary.get(part) or saved_choice(run_dir, part) or _target(config, part)) for part in ("model", "data")
+    )
+    rate, seed = (config.get("optimizer") or {}).get("lr"), config.get("seed")
     return Run(
-        label=str(label or summary.get("model") or saved_choice(run_dir, "model") or _target(config, "model")),
+        label=label,
         data=data,
         run_dir=run_dir,
-        config=finite_or_null(config),
+        rate=None if rate is None else float(rate),
+        seed=None if seed is None else int(seed),
+        counts=None,
+        config=config,
         outcome=found,
     )
 
 
 def told_apart(runs: Sequence[Run]) -> list[Run]:
-    """The same runs, where those of one label whose models have other settings get labels of their own.
+    """The same runs, where those of one label and data with other settings get labels of their own.
 
-    Learning rate and seed are no such settings.
+    Learning rate and seed are no such settings, nor is what happens beside the training.
     """
-    settings = [scalars({key: run.config.get(key) for key in ("model", "optimizer", "schedule")}) for run in runs]
+    settings = [scalars({key: run.config.get(key) for key in SETTINGS}) for run in runs]
     for of_run in settings:
         of_run.pop("optimizer.lr", None)
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run, own in zip(runs, settings, strict=True):
+        if own:  # of a run that left no configuration nothing is known
+            groups.setdefault((run.label, run.data), []).append(own)
     found = []
     for run, own in zip(runs, settings, strict=True):
-        others = [of_run for other, of_run in zip(runs, settings, strict=True) if other.label == run.label]
-        others = [of_run for of_run in others if of_run]  # of a run that left no configuration nothing is known
+        others = groups.get((run.label, run.data), [])
         differing = [key for key in own if any(of_run.get(key) != own[key] for of_run in others)]
         marks = [f"{key.removeprefix('model.')}={own[key]}" for key in differing]
         found.append(replace(run, label=" ".join([run.label, *marks])) if marks else run)

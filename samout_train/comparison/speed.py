@@ -105,7 +105,7 @@ def tokens_per_second(
         told: Called after each length of each model.
 
     Returns:
-        Lengths that a model has no room for are left out.
+        Lengths that a model, or the memory, has no room for are left out.
     """
     measured = {label: model.to(device).train() for label, model in models.items() if not sees_future(model)}
     found: dict[str, dict[int, float]] = {label: {} for label in measured}
@@ -115,24 +115,35 @@ def tokens_per_second(
         ids_RT = torch.randint(vocab_size, (num_tokens // length, length + 1)).to(device)
         fitting = {label: model for label, model in measured.items() if _has_room(model, length)}
         seconds = _in_turns([_pass(model, ids_RT, device, precision) for model in fitting.values()], told)
-        for label, taken in zip(fitting, seconds, strict=True):
+        for label, taken in ((label, taken) for label, taken in zip(fitting, seconds, strict=True) if taken):
             found[label][length] = (ids_RT.numel() - len(ids_RT)) / statistics.median(taken)
     return found
 
 
 def _in_turns(passes: Sequence[Callable[[], None]], told: Callable[[], None]) -> list[list[float]]:
-    """Seconds of each pass, in rounds; the first one, which compiles and warms up, does not count."""
-    for run in passes:
-        run()
-        told()
+    """Seconds of each pass, in rounds; the first one, which compiles and warms up, does not count. None that does not
+    fit into memory has any."""
+    fits = [_fits(run) for run in passes]
     seconds: list[list[float]] = [[] for _ in passes]
     for _ in range(MOST_ROUNDS):
-        for run, taken in zip(passes, seconds, strict=True):
-            if sum(taken) < SECONDS_A_CELL:
+        for run, taken, does in zip(passes, seconds, fits, strict=True):
+            if does and sum(taken) < SECONDS_A_CELL:
                 start = time.perf_counter()
                 run()
                 taken.append(time.perf_counter() - start)
+    for _ in passes:
+        told()
     return seconds
+
+
+def _fits(run: Callable[[], None]) -> bool:
+    try:
+        run()
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        return False
+    return True
 
 
 def _pass(model: nn.Module, ids_RT: torch.Tensor, device: torch.device, precision: PrecisionName) -> Callable[[], None]:

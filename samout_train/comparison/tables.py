@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from samout_train.comparison.findings import in_words, interval, mean_and_spread
+from samout_train.comparison.findings import in_words, interval, mean_and_spread, nats
 from samout_train.comparison.results import Contest, Contestant, difference
-from samout_train.run_directory import scalars
+from samout_train.signatures import shown
 
 NOTE = (
     "Loss: nats a token on the whole validation split, mean and standard deviation over the seeds that count, each "
@@ -30,7 +30,7 @@ def loss_table(contest: Contest, speeds: Mapping[str, Mapping[int, float]]) -> d
     head += ["tokens a second", "FLOPs a token", "state bytes"]
     rows = []
     for one in contest.contestants:
-        each = ", ".join(f"{loss:.3f}" for loss in one.losses.values())
+        each = ", ".join(nats(loss) for loss in one.losses.values())
         behind, word = _behind(contest, one)
         rows.append(
             [
@@ -83,17 +83,25 @@ def run_rows(contest: Contest) -> list[dict[str, Any]]:
 def setting_tables(contest: Contest) -> dict[str, Any]:
     """What all models have in common, and what differs, by dotted key."""
     by_label = {
-        one.label: scalars(next((run.config for run in one.counted or one.runs if run.config), {}))
+        one.label: _flat(next((run.config for run in one.counted or one.runs if run.config), {}))
         for one in contest.contestants
     }
     common, differing = [], []
     for key in sorted(set().union(*by_label.values()) - set(UNSAID)):
-        values = [str(settings[key]) if key in settings else "" for settings in by_label.values()]
-        if len(set(values)) == 1 and len(values) > 1:
+        values = [settings.get(key, "") for settings in by_label.values()]
+        if len(set(values)) == 1:
             common.append((key, values[0]))
         else:
             differing.append([key, *values])
     return {"labels": list(by_label), "common": common, "differing": differing}
+
+
+def _flat(node: Any, above: str = "") -> dict[str, str]:
+    """Values as text by dotted key, nulls, too."""
+    if not isinstance(node, Mapping):
+        return {above: shown(node)}
+    nested = [_flat(value, f"{above}.{key}" if above else str(key)) for key, value in node.items()]
+    return {key: value for part in nested for key, value in part.items()}
 
 
 def _behind(contest: Contest, one: Contestant) -> tuple[str, str]:

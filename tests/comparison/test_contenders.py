@@ -1,12 +1,14 @@
 """What is compared, and with what settings."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from samout_train.comparison.contenders import contenders, decided_problems, folder_name, labelled
+from samout_train.comparison.contenders import contenders, decided_problems
+from samout_train.comparison.labels import folder_name, labelled, word_of
 from samout_train.comparison.matching import Budget
 from samout_train.config import ConfigError
 from samout_train.run import trainer_from
@@ -24,6 +26,7 @@ def test_models_are_names_or_labels_with_settings() -> None:
         ({"a b": {"model": "v8"}, "a_b": {"model": "v8"}}, "a b, a_b: are one directory"),
         ([], "models: is empty"),
         ({"v8": 3}, "v8: must be settings in braces"),
+        ([["v8", "gru"]], "must be a name, or a label with settings in braces"),
     ):
         with pytest.raises(ConfigError, match=message.replace("{", r"\{")):
             labelled(wrong)  # type: ignore[arg-type]
@@ -57,7 +60,7 @@ def test_each_mistake_is_told_with_its_label() -> None:
     assert lines[2].startswith("v8: optimizer.rate=1: no such key")
     with pytest.raises(ConfigError, match=r"model.num_heds=2: no model of this comparison has it"):
         contenders(["v8"], [*RANDOM, "model.num_heds=2"], None)
-    with pytest.raises(ConfigError, match=r"model.hidden_size: match=parameters:50,000 decides it: leave it out"):
+    with pytest.raises(ConfigError, match=r"v8: model.hidden_size=12: match=parameters:50,000 decides it"):
         contenders(["v8"], [*RANDOM, "model.hidden_size=12"], Budget("parameters", 5e4))
     with pytest.raises(ConfigError, match=r"lstm: no width.* is within 2% of match=parameters:10,000"):
         contenders(["lstm"], [*RANDOM, "model.num_layers=4"], Budget("parameters", 1e4))
@@ -76,3 +79,70 @@ def test_all_models_see_the_same_tokens_in_the_same_order(small_text: Path) -> N
         first = batches["v1"].on_host(step)[0]
         assert all(torch.equal(of.on_host(step)[0], first) for of in batches.values())
     assert not torch.equal(batches["v1"].on_host(0)[0], batches["v1"].on_host(1)[0])
+
+
+def test_what_is_the_same_for_all_is_not_a_label_s_to_set() -> None:
+    for key, value, reason in (
+        ("optimizer.lr", 1, "lr=[...] says which"),
+        ("seed", 3, "is the same for all models: give it outside of models"),
+        ("run_dir", "q", "is the same for all models"),
+        ("data.seq_len", 9, "is the same for all models"),
+        ("experiment", "x", "is the same for all models"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(reason)):
+            contenders({"a": {"model": "v8", key: value}}, RANDOM, None)
+
+
+def test_a_model_is_the_one_that_train_would_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    yaml = "defaults: [gru]\n"
+    (tmp_path / "mine" / "model" / "typo.yaml").write_text(f"{yaml}num_layer: 4\n")
+    (tmp_path / "mine" / "model" / "any.yaml").write_text(f"{yaml}_target_: any_model.build\nextra: 3\n")
+    (tmp_path / "mine" / "model" / "gone.yaml").write_text(f"{yaml}_target_: nowhere.Model\n")
+    (tmp_path / "any_model.py").write_text("def build(**settings):\n    raise RuntimeError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folders = [str(tmp_path / "mine")]
+    with pytest.raises(ConfigError, match=r"typo: model.num_layer=4: no such key; did you mean model.num_layers"):
+        contenders(["typo"], RANDOM, None, config_dirs=folders)
+    with pytest.raises(ConfigError, match=r"gone: model._target_=nowhere.Model: cannot be imported"):
+        contenders(["gone"], RANDOM, None, config_dirs=folders)
+    (one,) = contenders(["any"], RANDOM, None, config_dirs=folders)
+    assert one.words == (*RANDOM, "model=any") and one.config["model"]["extra"] == 3
+
+
+def test_heads_that_do_not_divide_the_configured_width_divide_the_one_that_is_found() -> None:
+    (one,) = contenders(["v8"], [*RANDOM, "model.num_heads=5"], Budget("parameters", 5e5))
+    assert one.sizes is not None and one.sizes.settings["hidden_size"] % 5 == 0
+
+
+def test_a_feed_forward_that_was_chosen_stays_as_it_is() -> None:
+    (one,) = contenders(["v8"], [*RANDOM, "model.num_heads=1", "model.ffn_size=64"], Budget("parameters", 5e5))
+    assert one.sizes is not None and set(one.sizes.settings) == {"hidden_size"}
+    assert one.config["model"]["ffn_size"] == 64
+
+
+def test_a_budget_of_seconds_is_met_by_what_steps_are_measured_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step here takes 5 ms, and 1 us more for each thousand parameters; small widths differ by noise only."""
+
+    def seconds(trainer: Any) -> float:
+        size = sum(parameter.numel() for parameter in trainer.model.parameters())
+        return 0.005 + size * 1e-9 + (1e-6 if size % 3 else 0.0)
+
+    monkeypatch.setattr("samout_train.comparison.contenders.seconds_a_step", seconds)
+    words = ["data=random", "device=cpu", "trainer.max_steps=100", "model.num_layers=1", "model.num_heads=1"]
+    (one,) = contenders(["v8"], words, Budget("seconds", 0.8))
+    assert one.sizes is not None and one.sizes.cost == pytest.approx(0.8, rel=0.02)
+    with pytest.raises(ConfigError, match="wants a number of steps"):
+        contenders(["v8"], [*words, "trainer.max_steps=null", "trainer.max_seconds=3"], Budget("seconds", 0.8))
+    monkeypatch.setattr("samout_train.comparison.contenders.seconds_a_step", lambda trainer: out_of_memory())
+    with pytest.raises(ConfigError, match="v8: no width"):
+        contenders(["v8"], words, Budget("seconds", 0.8))
+
+
+def out_of_memory() -> float:
+    raise RuntimeError("out of memory")
+
+
+def test_values_are_written_as_a_person_would_type_them() -> None:
+    assert word_of("a", [1, 2.5, True, None]) == "a=[1, 2.5, true, null]" and word_of("a", None) == "a=null"
+    assert word_of("a", "b c") == "a='b c'" and word_of("data.path", "b c") == "data.path=b c"

@@ -51,8 +51,11 @@ def test_a_budget_is_read_as_it_is_typed(text: str, amount: float) -> None:
 def test_what_is_no_budget_is_told(text: str) -> None:
     with pytest.raises(ValueError, match="must be a budget such as parameters:800k, with one of parameters, flops"):
         Budget.of(text)
-    with pytest.raises(ValueError, match="must be above 0"):
-        Budget.of("parameters:0")
+    for nothing in ("0", "1e400"):
+        with pytest.raises(ValueError, match="must be above 0, and finite"):
+            Budget.of(f"parameters:{nothing}")
+    with pytest.raises(ValueError, match="seconds have no unit behind them: write seconds:300"):
+        Budget.of("seconds:5m")
 
 
 @pytest.mark.parametrize("name", MODELS)

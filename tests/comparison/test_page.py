@@ -44,17 +44,9 @@ def test_a_page_of_42_runs_loads_nothing_and_is_small(tmp_path: Path) -> None:
     addresses.feed(text)
     assert addresses.found and all(address.startswith("data:image/svg+xml;base64,") for address in addresses.found)
     assert not {"script", "link", "iframe"} & set(addresses.tags) and "@import" not in text and "url(" not in text
-    for title in (
-        "Final loss",
-        "tokens",
-        "length",
-        "bytes of state",
-        "seconds",
-        "operations",
-        "Speed",
-        "Learning rates",
-    ):
-        assert re.search(f"<h3>[^<]*{title}", text), title
+    against = [f"Loss against {what}" for what in ("tokens", "length", "bytes of state", "seconds", "operations")]
+    titles = ["Final loss", *against, "Speed against length", "Learning rates"]
+    assert re.findall("<h3>(.*?)</h3>", text) == titles
     assert "a &lt;machine&gt;" in text and "samout-train compare &#39;models=[v1,v8]&#39;" in text
     assert text.count("<td>v1</td>") >= 6 and "optimizer.weight_decay" in text
     table = written[1].read_text("utf-8")
@@ -93,6 +85,15 @@ def test_tasks_are_a_heat_map_over_all_data(tmp_path: Path) -> None:
     drawn = page.tasks_chart(contests)
     assert drawn is not None and "parity, length 16 (0.5)" in drawn.svg.decode() and "0.50" in drawn.svg.decode()
     assert "### copy" in markdown(contests, {}, {}, {})
+
+
+def test_labels_and_errors_of_any_characters_are_shown(tmp_path: Path) -> None:
+    contest = make_contest(tmp_path / "runs", {"cost $x_$ y": [1.0, 1.1], "_hid": [2.0, 2.2]})
+    runs = [*contest.runs, read_run(make_run(tmp_path, "a", 1e-3, 1, None, data="sub/one", error="<NaN> & |"))]
+    written = write_page(contests_of(runs), RECORD, {}, tmp_path / "page")
+    (svg,) = [chart.svg.decode() for chart in page.charts(contest, {}) if chart.title == "Loss against tokens"]
+    assert "cost $x_$ y" in svg and "_hid" in svg
+    assert "is FAILED: &lt;NaN> &amp; |" in written[1].read_text("utf-8")
 
 
 def test_without_matplotlib_there_are_tables_and_how_to_get_charts(

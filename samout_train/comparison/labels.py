@@ -1,0 +1,56 @@
+"""What models of a comparison are called, and the settings that a label stands for."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from samout_train.config import ConfigError
+from samout_train.overrides import TEXT_KEYS, quoted
+from samout_train.signatures import shown
+
+Models = str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any]
+
+
+def labelled(models: Models) -> dict[str, dict[str, Any]]:
+    """By label, the settings that make a model.
+
+    Args:
+        models: A name or a list of names; in place of a name, or of the list, labels with settings:
+            `{small: {model: v8, model.num_layers: 2}}`. Without `model`, the label is the name.
+
+    Raises:
+        ConfigError: if it says none, or a label twice.
+    """
+    if isinstance(models, Mapping):
+        models = [{label: settings} for label, settings in models.items()]
+    found: dict[str, dict[str, Any]] = {}
+    for entry in [models] if isinstance(models, str) else models:
+        if not isinstance(entry, str | Mapping):
+            raise ConfigError(f"models: {shown(entry)}: must be a name, or a label with settings in braces")
+        for label, settings in entry.items() if isinstance(entry, Mapping) else [(entry, {})]:
+            if str(label) in found:
+                raise ConfigError(f"models: {label} is there twice: write one as {{another name: {{model: {label}}}}}")
+            if not isinstance(settings, Mapping | None):
+                raise ConfigError(f"models: {label}: must be settings in braces, such as {{model.num_layers: 2}}")
+            found[str(label)] = {"model": label, **(settings or {})}
+    by_folder = {folder_name(label): label for label in found}
+    if alike := [label for label in found if by_folder[folder_name(label)] != label]:
+        raise ConfigError(f"models: {alike[0]}, {by_folder[folder_name(alike[0])]}: are one directory: rename one")
+    if not found:
+        raise ConfigError("models: is empty: name at least one, such as models=[v8,transformer]")
+    return found
+
+
+def folder_name(label: str) -> str:
+    """A label as part of a directory's name."""
+    return re.sub(r"[^\w.+-]+", "_", label)
+
+
+def word_of(key: str, value: Any) -> str:
+    """An override, as a person would type it."""
+    if isinstance(value, str) and key not in TEXT_KEYS and not re.fullmatch(r"[\w.+/:-]+", value):
+        return f"{key}={quoted(value)}"
+    if isinstance(value, str):
+        return f"{key}={value}"
+    return f"{key}={json.dumps(value)}"
