@@ -95,7 +95,9 @@ def test_a_page_is_made_of_runs_that_are_there(folder: Path) -> None:
     done = samout(folder, "compare", "runs=[runs/v8,seed=1,runs/v8,seed=2,runs/gru,seed=1]", "run_dir=page")
     assert done.returncode == 0, done.stderr
     assert "has the lowest validation loss on text" in done.stdout and "page       page/comparison.html" in done.stdout
-    assert "3 runs" in (folder / "page" / "comparison.html").read_text("utf-8")
+    page = (folder / "page" / "comparison.html").read_text("utf-8")
+    assert "3 runs" in page
+    assert "samout-train compare &#39;runs=[runs/v8,seed=1,runs/v8,seed=2,runs/gru,seed=1]&#39;" in page
     whole = samout(folder, "compare", "runs=runs", "run_dir=page")
     assert whole.returncode == 0 and "4 runs" in (folder / "page" / "comparison.html").read_text("utf-8")
     assert "Each model was tried with one learning rate only" in whole.stdout

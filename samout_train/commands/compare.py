@@ -79,7 +79,8 @@ def _show(settings: Node, request: Request) -> int:
         raise ConfigError(f"{typed[0]}: a page of runs that are there takes runs and run_dir only: leave it out")
     if not settings["runs"]:
         raise ConfigError("runs: is empty: give run directories, or a folder of them")
-    show(settings["runs"], _command(request), Path(settings["run_dir"]))
+    command = shlex.join(["samout-train", "compare", f"runs=[{','.join(settings['runs'])}]"])
+    show(settings["runs"], command, Path(settings["run_dir"]))
     return 0
 
 
