@@ -17,9 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
 # The checks are what runs this test; the dashboard does not end by itself.
-# Half an hour and two hours; a small part of each is tested elsewhere.
-SWEEPS = tuple(
-    f".venv/bin/python -m samout_train -m experiment={name}" for name in ("capabilities", "maxplus_ablation")
+# Half an hour, two hours and one; a small part of each is tested elsewhere.
+SWEEPS = (
+    *(f".venv/bin/python -m samout_train -m experiment={name}" for name in ("capabilities", "maxplus_ablation")),
+    ".venv/bin/samout-train compare 'models={v1:{}",
 )
 NOT_IN_BLOCKS = ("make test", "make torture", ".venv/bin/ruff check", "make dashboard", *SWEEPS)
 

@@ -13,6 +13,7 @@ MOST_NAMED = 6  # differing settings in one sentence
 # Of a run that is compared, what decides about the tokens that it sees and the arithmetic that it is trained in.
 ALIKE = ("data", "trainer", "precision", "schedule")
 MACHINE = ("device", "torch", "commit")
+LONGEST_VALUE = 12  # characters, which tell commits apart
 SMALLEST_SHOWN = 0.001  # nats, with three decimals
 SHARED = "The runs were made {} at a time, so that their seconds are not those of a run that has the machine to itself."
 Asked = Mapping[str, Any]
@@ -184,7 +185,7 @@ def _unlike(ran: Sequence[Contestant]) -> Iterable[str]:
         yield f"Beside the models, their settings differ in {_list(differing[:MOST_NAMED])}{more}."
     summaries: list[Mapping[str, Any]] = [run.summary for one in ran for run in one.counted if run.summary is not None]
     for key in MACHINE:
-        if len(values := {str(summary.get(key)) for summary in summaries}) > 1:
+        if len(values := {str(summary.get(key))[:LONGEST_VALUE] for summary in summaries}) > 1:
             yield f"The runs were made with different values of {key}: {_list(sorted(values))}."
 
 
