@@ -15,9 +15,9 @@ from hydra._internal.utils import get_args_parser
 from tqdm import tqdm
 
 from samout_train.config import CONF, Composed, ConfigError, compose_config
-from samout_train.overrides import PLAIN_TEXT_KEYS, key_of, override_problems, words_for_hydra
+from samout_train.overrides import PLAIN_TEXT_KEYS, as_typed, key_of, override_problems, words_for_hydra
 from samout_train.signatures import MISSING, mistakes_in_call, nearest
-from samout_train.sweeps import common_keys, first_stage, jobs_of, sweep_problems, without_sweeps
+from samout_train.sweeps import common_keys, first_stage, job_name, jobs_of, sweep_problems, without_sweeps
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 LINES_OF_A_MISTAKE = 8
@@ -48,6 +48,7 @@ class Request:
         self.run_dir: str | None = None  # where the run will lie, known once there is no mistake
         self.made_run_dir = False  # whether it was not there before
         self.swept: dict[str, str] = {}  # what the configuration of a sweep sweeps over by itself
+        self.jobs: dict[str, list[str]] = {}  # of a sweep, by name, as a person would type them
 
     def mistakes(self) -> list[str]:
         """Everything that is wrong with it, one text of a few lines each; none makes the run's directory."""
@@ -103,6 +104,9 @@ class Request:
             if composed is not None and not mistakes:
                 found += resume_problems(composed.config["resume"]) + sweep_problems(composed, job, left_out)
                 self.run_dir = composed.sweep_dir
+                self.jobs[job_name(job, left_out)] = [as_typed(word) for word in job]
+        if stages is not None:  # of which the second is not known yet
+            self.jobs = {}
         return found
 
     def _wrong_directory(self) -> list[str]:
@@ -206,6 +210,8 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.error = refuse  # type: ignore[method-assign]
     arguments: argparse.Namespace = parser.parse_intermixed_args(list(words))
     asked = [f"--{name.replace('_', '-')}" for name in INFORMATION if getattr(arguments, name)]
+    if arguments.multirun and asked and asked[0] not in ("--help", "--hydra-help"):
+        raise ConfigError(f"-m: {asked[0]} is for one run: leave -m out")
     if len(asked) > 1:
         raise ConfigError(f"{' '.join(asked)}: choose one of them")
     for name, instead in (

@@ -1,6 +1,8 @@
 """Overrides one by one: how they are written, what they choose, and how Hydra has to get them."""
 
+import importlib.util
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +13,11 @@ from hydra.errors import HydraException
 from samout_train.hydra_messages import missing_option, options_of
 
 MAY_BE_NULL = ("experiment",)
+LAUNCHERS = {
+    "joblib": "hydra_joblib_launcher",
+    "submitit_local": "hydra_submitit_launcher",
+    "submitit_slurm": "hydra_submitit_launcher",
+}
 FREE_HYDRA_KEYS = (
     *("hydra.sweep.dir", "hydra.verbose", "hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper"),
     *("hydra/job_logging", "hydra/hydra_logging"),
@@ -19,7 +26,7 @@ FREE_HYDRA_KEYS = (
 # in quotes, null and ${...} are Hydra's.
 TEXT_KEYS = ("run_dir", "resume", "out", "data.path", "data.pattern", "data.vocabulary_path", "callbacks.sample.prompt")
 # Keys of the other verbs that are text whatever it says, so that a prompt can be any text.
-PLAIN_TEXT_KEYS = ("run", "path", "prompt", "stop")
+PLAIN_TEXT_KEYS = ("run", "path", "prompt", "stop", "dir")
 
 
 def words_for_hydra(overrides: Sequence[str], *, folders: Sequence[Path], typed: bool = True) -> list[str]:
@@ -63,11 +70,22 @@ def override_problems(
                 f"{word}: is the program's to set; of Hydra's keys, hydra.sweep.dir, hydra.verbose, hydra/launcher and "
                 "hydra/sweeper with their settings are free. A run's directory is run_dir"
             )
+        elif key == "hydra/launcher" and (missing := _missing_launcher(override.value())):
+            found[word] = f"{word}: {missing}"
         elif override.is_sweep_override() and not in_sweep:
             found[word] = f"{word}: several values need -m, which makes a sweep; a list is written {key}=[...]"
         elif problem := _wrong_option(override, folders):
             found[word] = problem
     return found
+
+
+def _missing_launcher(name: object) -> str | None:
+    plugin = LAUNCHERS.get(str(name))
+    if plugin is not None and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
+        return f"{plugin.replace('_', '-')} is not installed: pip install 'samout_train[sweep]'"
+    if name == "submitit_slurm" and shutil.which("srun") is None:
+        return "there is no srun here: start it where SLURM is, or use hydra/launcher=submitit_local"
+    return None
 
 
 def _is_hydras_own(key: str) -> bool:

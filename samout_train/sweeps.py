@@ -5,6 +5,7 @@ what it has: finished jobs are left out, and those that were stopped go on from 
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +17,17 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from samout_train.config import Composed, ConfigError
+from samout_train.figures import write_figures
+from samout_train.ledger import Job
 from samout_train.overrides import key_of
 from samout_train.run_directory import holds_run, other_settings
 from samout_train.signatures import mistakes_in_call
 from samout_train.staged import Stages
 
 LONGEST_NAME = 120
+RECORD = "sweep.json"
+# Of a job, by launcher: submitit ends one after an hour by itself.
+MINUTES = {"hydra/launcher=submitit_local": 7 * 24 * 60, "hydra/launcher=submitit_slurm": 24 * 60}
 # Of a job that is there already, these must be as they are asked for; callbacks may end a run.
 DECISIVE_KEYS = ("seed", "precision", "model", "data", "optimizer", "schedule", "trainer", "callbacks", "resume")
 
@@ -99,6 +105,9 @@ def words_of_sweep(words: Sequence[str], typed: Sequence[str], swept: Mapping[st
     """
     settings = [word.removeprefix("++") if key_of(word) in swept else word for word in words]
     left_out = common_keys(typed, swept)
+    minutes = next((MINUTES[word] for word in typed if word in MINUTES), None)
+    if minutes is not None and not any(key_of(word) == "hydra.launcher.timeout_min" for word in typed):
+        settings.append(f"hydra.launcher.timeout_min={minutes}")
     return settings + ([f"hydra.job.config.override_dirname.exclude_keys=[{','.join(left_out)}]"] if left_out else [])
 
 
@@ -113,13 +122,57 @@ def sweep_problems(composed: Composed, job: Sequence[str], left_out: Sequence[st
     folder = Path(composed.sweep_dir)
     if folder == Path():
         return ["hydra.sweep.dir: is empty: give a directory"]
-    run_dir = folder / _job_directory(",".join(word for word in job if key_of(word) not in left_out))
+    run_dir = folder / job_name(job, left_out)
     if not holds_run(run_dir):
         return []
     return [
         f"hydra.sweep.dir={folder}: {difference}: give another directory"
         for difference in other_settings(run_dir, composed.config, DECISIVE_KEYS)
     ]
+
+
+def job_name(job: Sequence[str], left_out: Sequence[str]) -> str:
+    """The name of a job's directory.
+
+    Args:
+        job: Its overrides.
+        left_out: Keys that stay out of its name.
+    """
+    return _job_directory(",".join(word for word in job if key_of(word) not in left_out))
+
+
+def write_sweep(
+    folder: Path, *, command: Sequence[str], flags: Sequence[str], jobs: Mapping[str, Sequence[str]]
+) -> None:
+    """Leaves in a sweep's directory what its jobs are, beside those that it knew of before.
+
+    Args:
+        folder: Of the sweep.
+        command: What was typed.
+        flags: What the command line of each job begins with.
+        jobs: By name, the words of each as a person would type them; none where the sweep decides on some itself.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    before = read_sweep(folder).get("jobs", {})
+    known = {name: [*flags, *words] for name, words in jobs.items()}
+    write_figures(folder / RECORD, {"command": list(command), "jobs": before | known})
+
+
+def sweep_jobs(folder: Path) -> list[Job]:
+    """The jobs of a sweep, in their order; none where there is no sweep, or it decides on its jobs itself."""
+    return [Job(folder / name, tuple(words)) for name, words in read_sweep(folder).get("jobs", {}).items()]
+
+
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """What a sweep left in its directory; nothing where there is none."""
+    try:
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and isinstance(content.get("jobs"), dict) else {}
 
 
 def _job_directory(overrides: Any) -> str:

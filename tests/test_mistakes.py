@@ -200,8 +200,12 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a quote that does not end": (["data=text", "data.path='a"], ["data.path='a: cannot be read"]),
     "a plugin that is not there": (
-        ["hydra/launcher=joblib"],
-        ["hydra/launcher=joblib: no such option; there are basic"],
+        ["hydra/launcher=ray"],
+        ["hydra/launcher=ray: no such option; there are basic"],
+    ),
+    "a sweep that is to be shown": (
+        ["-m", "--cfg", "job"],
+        ["-m: --cfg is for one run: leave -m out"],
     ),
     "broken YAML": (
         [*MINE, "model=broken"],

@@ -36,7 +36,7 @@ ROWS = [
     {"verification", "proof", "golden_curve"},
     {
         *("config", "export_files", "exporting", "hydra_messages", "inspection", "loading", "overrides", "problems"),
-        *("heat_map", "ledger", "resuming", "run", "run_directory", "staged", "sweeps", "yaml_places"),
+        *("heat_map", "job_bar", "ledger", "resuming", "run", "run_directory", "staged", "sweeps", "yaml_places"),
     },
     {"comparison"},
     {"command_line", "train_keys", "commands", "__main__", "__init__"},
@@ -120,7 +120,9 @@ def test_torch_is_not_imported_for_information(verb: list[str], flags: list[str]
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr.strip() == "False", done.stderr
-    assert {"export": "out: null", "inspect": "path: "}.get(verb[0] if verb else "", "device: auto") in done.stdout
+    assert {"export": "out: null", "inspect": "path: ", "sweep": "action: "}.get(
+        verb[0] if verb else "", "device: auto"
+    ) in done.stdout
 
 
 POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}

@@ -1,8 +1,10 @@
 """`python -m samout_train [train] key=value ...`: trains a model, or with -m several of them one after another."""
 
 import logging
+import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +14,9 @@ from omegaconf import DictConfig
 
 from samout_train.command_line import Request
 from samout_train.config import CONF, ConfigError, resolve
-from samout_train.ledger import FAILURE, finished, forget_failure, record_failure
-from samout_train.overrides import as_typed, quoted, words_for_hydra
-from samout_train.sweeps import register_job_directory, words_of_sweep
+from samout_train.ledger import FAILURE, described, finished, forget_failure, outcome, record_failure
+from samout_train.overrides import as_typed, key_of, quoted, words_for_hydra
+from samout_train.sweeps import register_job_directory, sweep_jobs, words_of_sweep, write_sweep
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +45,41 @@ def main(words: list[str]) -> int:
         settings = words_for_hydra(settings, folders=request.folders, typed=not request.in_sweep)
     if request.run_dir is not None and not request.in_sweep:  # not composed a second time, a second later
         settings.append(f"++run_dir={quoted(request.run_dir)}")
-    if request.in_sweep and not request.asks_only:
+    is_sweep = request.in_sweep and not request.asks_only
+    if is_sweep:
         settings = words_of_sweep(settings, request.overrides, request.swept)
-    sys.argv[1:] = [*request.flags, *settings]
     flags = [f"--config-dir={folder}" for folder in [request.arguments.config_dir] if folder]
     flags += [f"--config-name={name}" for name in [request.arguments.config_name] if name]
+    if is_sweep and request.run_dir is not None:
+        if not any(key_of(word) == "hydra.sweep.dir" for word in request.overrides):  # not another one, a second later
+            settings.append(f"hydra.sweep.dir={quoted(request.run_dir)}")
+        write_sweep(Path(request.run_dir), command=words, flags=flags, jobs=request.jobs)
+    sys.argv[1:] = [*request.flags, *settings]
     failures: list[int] = []
     typed = None if request.in_sweep else request.overrides
     job = partial(_job, flags=flags, typed=typed, failures=failures)
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+    run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
+    if is_sweep and request.run_dir is not None:
+        return _swept(run, Path(request.run_dir))
+    run()
     if failures and request.made_run_dir and request.run_dir is not None and not request.in_sweep:
         _leave_nothing(Path(request.run_dir))
     return failures[0] if failures else 0
+
+
+def _swept(run: Callable[[], None], folder: Path) -> int:
+    """Makes a sweep, whatever launcher makes its jobs, and says which of them did not come to their end."""
+    code = 0
+    try:
+        run()
+    except SystemExit as ended:  # a job raised, or a launcher lost one
+        code = ended.code if isinstance(ended.code, int) else 1
+    left = [(job, found) for job in sweep_jobs(folder) if (found := outcome(job.run_dir)).state != "done"]
+    for job, found in left:
+        print(f"  {described(job, found)}", file=sys.stderr)
+    if left:
+        print(f"continue   samout-train sweep action=resume dir={shlex.quote(str(folder))}", file=sys.stderr)
+    return code or int(bool(left))
 
 
 def _leave_nothing(run_dir: Path) -> None:

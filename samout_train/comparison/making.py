@@ -1,13 +1,8 @@
 """Making a comparison: the runs that are missing, the speeds that are not measured yet, and the page."""
 
-import sys
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from samout_train.charts import missing_charts
 from samout_train.comparison.jobs import Plan, read_record
@@ -16,9 +11,8 @@ from samout_train.comparison.results import Contest, contests_of
 from samout_train.comparison.runs import read_run, run_dirs_below, told_apart
 from samout_train.comparison.speed import measured_speeds, read_speeds
 from samout_train.config import ConfigError
-from samout_train.ledger import Job, Outcome, described, last_step, outcome, run_jobs
-
-SECONDS_A_LOOK, SECONDS_A_LINE = 1.0, 60.0  # at the steps of what runs, on a terminal and elsewhere
+from samout_train.job_bar import job_bar
+from samout_train.ledger import Outcome
 
 
 def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
@@ -34,35 +28,14 @@ def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
     Raises:
         StopRequestedError: if a signal came; what ran has saved what it needs to go on.
     """
-    looked_at, interval = 0.0, SECONDS_A_LOOK if sys.stderr.isatty() else SECONDS_A_LINE
-    with tqdm(desc="runs", unit="run", dynamic_ncols=True, smoothing=0) as bar:
-
-        def told(job: Job, found: Outcome) -> None:
-            bar.update()
-            with suppress(BrokenPipeError):  # nobody reads on, and the runs go on
-                bar.write(f"  {described(job, found)}", file=sys.stdout)
-                sys.stdout.flush()
-
-        def watched(running: Sequence[Job]) -> None:
-            nonlocal looked_at
-            if time.monotonic() - looked_at > interval:
-                looked_at = time.monotonic()
-                bar.set_postfix_str(", ".join(f"{job.name} step {last_step(job.run_dir):,}" for job in running))
-
-        def made(jobs: Sequence[Job]) -> dict[str, Outcome]:
-            there = sum(outcome(job.run_dir).state == "done" for job in jobs)
-            bar.initial += there  # they say nothing of how long the others will take
-            bar.update(there)
-            return run_jobs(jobs, at_once=at_once, told=told, watched=watched)
-
-        choosing = plan.choosing()
-        bar.total = len(choosing) + len(plan.contenders) * plan.num_seeds
-        outcomes = made(choosing)
+    choosing = plan.choosing()
+    with job_bar(len(choosing) + len(plan.contenders) * plan.num_seeds) as bar:
+        outcomes = bar.run(choosing, at_once=at_once)
         best = {one.label: plan.rates[0] for one in plan.contenders}
         if choosing:
             contest = Contest.of("", [read_run(job.run_dir) for job in choosing])
             best = {one.label: one.best_rate for one in contest.contestants if one.best_rate is not None}
-        return outcomes | made(plan.counting(best))
+        return outcomes | bar.run(plan.counting(best), at_once=at_once)
 
 
 def finish(plan: Plan) -> None:

@@ -1,0 +1,65 @@
+"""`python -m samout_train sweep action=status dir=DIR`: what became of a sweep's jobs, and the missing ones made."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from samout_train.command_line import answered, settings_of
+from samout_train.config import ConfigError
+from samout_train.ranges import Positive
+
+
+def keys(
+    *,
+    action: Literal["status", "resume", "retry"],
+    dir: str,
+    jobs: Annotated[int, Positive],
+) -> None:
+    """The keys of sweep.yaml; only its signature is used."""
+
+
+def main(words: list[str]) -> int:
+    """Looks at a sweep, or goes on with it.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code: 0 all jobs are done, 1 some are not, 2 the request was wrong, 130 or 143 stopped by a signal.
+    """
+    return answered(words, "sweep", keys, _sweep)
+
+
+def _sweep(words: list[str]) -> int:
+    from samout_train.job_bar import job_bar
+    from samout_train.ledger import described, outcome
+    from samout_train.stopping import StopRequestedError
+    from samout_train.sweeps import read_sweep, sweep_jobs
+
+    settings = settings_of(words, "sweep", keys).config
+    folder = Path(settings["dir"])
+    record, jobs = read_sweep(folder), sweep_jobs(folder)
+    if not record:
+        raise ConfigError(f"dir={folder}: holds no sweep: give its hydra.sweep.dir; a comparison goes on by itself")
+    if not jobs:
+        command = shlex.join(["samout-train", *record["command"]])
+        raise ConfigError(f"dir={folder}: this sweep decides on its jobs itself: start it again to go on: {command}")
+    if settings["action"] == "status":
+        outcomes = {job.name: outcome(job.run_dir) for job in jobs}
+        for job in jobs:
+            print(f"  {described(job, outcomes[job.name])}")
+    else:
+        left_out = {"FAILED"} if settings["action"] == "resume" else set()
+        asked = [job for job in jobs if outcome(job.run_dir).state not in left_out]
+        try:
+            with job_bar(len(asked)) as bar:
+                bar.run(asked, at_once=settings["jobs"])
+        except StopRequestedError as stop:
+            print(f"{stop}: what ran is saved; the same command goes on", file=sys.stderr)
+            return stop.exit_code
+        outcomes = {job.name: outcome(job.run_dir) for job in jobs}
+    states = [found.state for found in outcomes.values()]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    print(f"{len(jobs)} jobs in {folder}: {counts}")
+    return int(any(state != "done" for state in states))

@@ -1,0 +1,55 @@
+"""The bar over many jobs, and a line for each that has ended."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from tqdm import tqdm
+
+from samout_train.ledger import Job, Outcome, described, last_step, outcome, run_jobs
+
+SECONDS_A_LOOK, SECONDS_A_LINE = 1.0, 60.0  # at the steps of what runs, on a terminal and elsewhere
+
+
+class JobBar:
+    """Runs jobs with a bar on standard error and their results on standard output.
+
+    Args:
+        bar: Of as many as there will be.
+    """
+
+    def __init__(self, bar: "tqdm[None]") -> None:
+        self._bar, self._looked_at = bar, 0.0
+        self._interval = SECONDS_A_LOOK if sys.stderr.isatty() else SECONDS_A_LINE
+
+    def run(self, jobs: Sequence[Job], *, at_once: int) -> dict[str, Outcome]:
+        """Runs what is missing of them, as `ledger.run_jobs` does.
+
+        Args:
+            jobs: All of them.
+            at_once: So many at a time.
+        """
+        there = sum(outcome(job.run_dir).state == "done" for job in jobs)
+        self._bar.initial += there  # they say nothing of how long the others will take
+        self._bar.update(there)
+        return run_jobs(jobs, at_once=at_once, told=self._tell, watched=self._watch)
+
+    def _tell(self, job: Job, found: Outcome) -> None:
+        self._bar.update()
+        with suppress(BrokenPipeError):  # nobody reads on, and the runs go on
+            self._bar.write(f"  {described(job, found)}", file=sys.stdout)
+            sys.stdout.flush()
+
+    def _watch(self, running: Sequence[Job]) -> None:
+        if time.monotonic() - self._looked_at > self._interval:
+            self._looked_at = time.monotonic()
+            steps = (f"{job.name} step {last_step(job.run_dir):,}" for job in running)
+            self._bar.set_postfix_str(", ".join(steps))
+
+
+@contextmanager
+def job_bar(total: int) -> Iterator[JobBar]:
+    """A bar over so many jobs."""
+    with tqdm(desc="runs", total=total, unit="run", dynamic_ncols=True, smoothing=0) as bar:
+        yield JobBar(bar)
