@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,38 @@ def draw_forms(
     axes.set(title="validation loss", xlabel="nats a token")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    return _written(figure, path)
+
+
+def draw_search(trials: Sequence[tuple[int, str, float | None]], *, path: Path) -> bytes | None:
+    """The loss of each trial of a search, and the best one so far.
+
+    Args:
+        trials: Number, state (`done` or `pruned`) and loss of each, in their order.
+        path: Of the PNG file.
+
+    Returns:
+        The picture; None where it cannot be drawn.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    if missing_charts():
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for state, marker, colour in (("done", "o", "tab:blue"), ("pruned", "x", "tab:grey")):
+        points = [(number, loss) for number, of, loss in trials if of == state and loss is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color=colour, linestyle="none", label=state)
+    done = [(number, loss) for number, state, loss in trials if state == "done" and loss is not None]
+    lowest = list(accumulate((loss for _, loss in done), min))
+    axes.step([number for number, _ in done], lowest, where="post", color="tab:orange", label="best so far")
+    axes.set(title="validation loss by trial", xlabel="trial", ylabel="nats a token")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     return _written(figure, path)
 
 

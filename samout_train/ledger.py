@@ -157,7 +157,7 @@ def run_jobs(
     """
     found = {job.name: outcome(job.run_dir) for job in jobs}
     missing = [job for job in jobs if found[job.name].state != "done"]
-    running: dict[str, tuple[Job, _Process | None]] = {}
+    running: dict[str, tuple[Job, Process | None]] = {}
 
     def ended(job: Job, became: Outcome) -> None:
         del running[job.name]
@@ -169,7 +169,7 @@ def run_jobs(
             while missing or running:
                 while missing and len(running) < at_once and signals.received is None:
                     job = missing.pop(0)
-                    running[job.name] = (job, None if is_taken(job.run_dir) else _Process(job, at_once))
+                    running[job.name] = (job, None if is_taken(job.run_dir) else Process(job, at_once))
                 signals.check()
                 watched([job for job, _ in running.values()])
                 time.sleep(LOOK_SECONDS)
@@ -189,8 +189,13 @@ def run_jobs(
     return found
 
 
-class _Process:
-    """A training in a process and a session of its own: Ctrl-C reaches it through this program, once."""
+class Process:
+    """A training in a process and a session of its own: Ctrl-C reaches it through this program, once.
+
+    Args:
+        job: What it makes; it goes on where it was stopped.
+        at_once: So many share the processor's threads.
+    """
 
     def __init__(self, job: Job, at_once: int) -> None:
         self.job = job
@@ -232,7 +237,7 @@ class _Process:
         return lines[0] if code == REFUSED_CODE else f"ended with exit code {code}: {lines[-1]}"
 
 
-def _stop(processes: Sequence[_Process], number: int | None) -> None:
+def _stop(processes: Sequence[Process], number: int | None) -> None:
     for process in processes:
         process.process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
     for process in processes:

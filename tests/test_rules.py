@@ -38,7 +38,7 @@ ROWS = [
         *("config", "export_files", "exporting", "hydra_messages", "inspection", "loading", "overrides", "problems"),
         *("heat_map", "job_bar", "ledger", "resuming", "run", "run_directory", "staged", "sweeps", "yaml_places"),
     },
-    {"comparison"},
+    {"comparison", "search"},
     {"command_line", "train_keys", "commands", "__main__", "__init__"},
 ]
 HYDRA_ALLOWED = {"config", "overrides", "run_directory", "run", "sweeps", "heat_map", "command_line", "commands"}

@@ -55,19 +55,24 @@ class Run:
     @cached_property
     def curve(self) -> list[tuple[int, float]]:
         """Step and loss of each evaluation on the fixed batches."""
-        found = []
+        return curve_of(self.run_dir)
+
+
+def curve_of(run_dir: Path) -> list[tuple[int, float]]:
+    """Step and loss of each evaluation on the fixed batches that a run has logged."""
+    found = []
+    try:
+        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in lines:
         try:
-            lines = (self.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return []
-        for line in lines:
-            try:
-                logged = json.loads(line)
-                if logged.get("val/loss_nats") is not None:
-                    found.append((int(logged["step"]), float(logged["val/loss_nats"])))
-            except (ValueError, KeyError, TypeError, AttributeError):  # cut short by a death
-                continue
-        return found
+            logged = json.loads(line)
+            if logged.get("val/loss_nats") is not None:
+                found.append((int(logged["step"]), float(logged["val/loss_nats"])))
+        except (ValueError, KeyError, TypeError, AttributeError):  # cut short by a death
+            continue
+    return found
 
 
 def read_run(run_dir: Path) -> Run:

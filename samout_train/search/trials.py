@@ -1,0 +1,199 @@
+"""The trials of a search: what was tried lies in Optuna's database, and each trial's run in a directory of its own."""
+
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samout_train.comparison.labels import word_of
+from samout_train.comparison.runs import curve_of
+from samout_train.config import ConfigError
+from samout_train.ledger import LOOK_SECONDS, Job, Outcome, Process, outcome
+from samout_train.run_directory import is_taken
+from samout_train.search.space import Space
+from samout_train.stopping import StopSignals
+
+RUN_DIR, ERROR = "run_dir", "error"  # what a trial has beside Optuna's own
+WARM_UP_TRIALS = 4  # before any is ended early
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial.
+
+    Args:
+        number: From 0, as Optuna counts.
+        state: `done`, `pruned`, `FAILED`, or `running` where it is unfinished.
+        loss: On the whole validation split where it is done, in nats; of a pruned one, the last it reported.
+        words: What it sets.
+        error: Why it failed.
+    """
+
+    number: int
+    state: str
+    loss: float | None
+    words: tuple[str, ...]
+    error: str | None
+
+    def line(self) -> str:
+        """For people."""
+        loss = "" if self.loss is None else f"{self.loss:.4f} nats  "
+        return f"{self.state:<8} trial {self.number}  {loss}{' '.join(self.words)}  {self.error or ''}".rstrip()
+
+
+class Search:
+    """A search in a directory, begun or gone on with.
+
+    Args:
+        folder: Where its runs lie.
+        storage: URL of Optuna's database; None for one in the folder.
+        space: What is searched.
+        shared: Words of `train` for all trials.
+        flags: What the command line of each begins with.
+        seed: Of the proposals.
+
+    Raises:
+        ConfigError: if the database holds another search, or cannot be opened.
+    """
+
+    def __init__(
+        self, folder: Path, *, storage: str | None, space: Space, shared: Sequence[str], flags: Sequence[str], seed: int
+    ) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        self.folder, self.space, self.shared, self.flags = folder, space, list(shared), list(flags)
+        url = storage or f"sqlite:///{folder / 'search.db'}"
+        asked = json.dumps([{key: vars(dimension) for key, dimension in space.items()}, self.shared])
+        try:
+            self.study: Any = optuna.create_study(
+                study_name="search",
+                storage=url,
+                sampler=optuna.samplers.TPESampler(seed=seed),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS),
+                load_if_exists=True,
+            )
+            before = self.study.user_attrs.get("asked", asked)
+            self.study.set_user_attr("asked", before)
+        except Exception as error:  # what SQLAlchemy raises for a URL or a file has no common ancestor
+            raise ConfigError(f"storage={url}: cannot be used: {str(error).splitlines()[0]}") from error
+        if before != asked:
+            raise ConfigError(f"run_dir={folder}: holds another search (space or settings): give another run_dir")
+
+    def trials(self) -> list[Trial]:
+        """All that were begun; one that was made again only as it was made last."""
+        latest = {self._run_dir(trial): trial for trial in self.study.trials if trial.state.name != "WAITING"}
+        return [self._described(trial) for trial in latest.values()]
+
+    def run(self, num_trials: int, told: Callable[[Trial], None]) -> None:
+        """Goes on until so many trials are done or pruned; what fails counts here, and the next call makes it again.
+
+        Args:
+            num_trials: In all.
+            told: Gets each that has ended.
+
+        Raises:
+            StopRequestedError: if a signal came; the trial that ran has saved what it needs to go on.
+        """
+        unfinished = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
+        failed = [trial for trial in self.trials() if trial.state == "FAILED"]
+        by_number = {trial.number: trial for trial in self.study.trials}
+        for one in failed:
+            trial = by_number[one.number]
+            self.study.enqueue_trial(trial.params, user_attrs={RUN_DIR: self._run_dir(trial)})
+        counted = sum(trial.state in ("done", "pruned") for trial in self.trials())
+        with StopSignals() as signals:
+            for index in range(num_trials - counted):
+                import optuna
+
+                frozen = unfinished[index] if index < len(unfinished) else None
+                trial = self.study.ask() if frozen is None else optuna.Trial(self.study, frozen._trial_id)
+                self._run_one(trial, signals)
+                signals.check()
+                told(self._described(self.study.trials[trial.number]))
+
+    def best(self) -> Trial | None:
+        """The trial with the lowest loss; None where none is done."""
+        done = [trial for trial in self.trials() if trial.state == "done" and trial.loss is not None]
+        return min(done, key=lambda trial: trial.loss or 0.0) if done else None
+
+    def importances(self) -> dict[str, float]:
+        """How much of the differences between losses each key explains, by PED-ANOVA (arXiv 2304.10255); nothing where
+        there are too few trials to say."""
+        import optuna
+
+        try:
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+            found = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
+        except (ValueError, RuntimeError):
+            return {}
+        return {key: share for key, share in found.items() if math.isfinite(share)}
+
+    def _run_one(self, trial: Any, signals: StopSignals) -> None:
+        from optuna.trial import TrialState
+
+        words = [word_of(key, dimension.draw(trial, key)) for key, dimension in self.space.items()]
+        if RUN_DIR not in trial.user_attrs:
+            trial.set_user_attr(RUN_DIR, f"trial-{trial.number}")
+        job = Job(self.folder / trial.user_attrs[RUN_DIR], (*self.flags, *self.shared, *words))
+        found = outcome(job.run_dir)
+        while found.state == "running" or (found.state != "done" and is_taken(job.run_dir)):  # it outlived this program
+            time.sleep(LOOK_SECONDS)
+            signals.check()
+            found = outcome(job.run_dir)
+        pruned = False
+        if found.state != "done":
+            found, pruned = self._watched(trial, job, signals)
+        if signals.received is not None and found.state != "done":
+            return  # it stays unfinished, and goes on
+        loss = None if found.summary is None else found.summary.get("val_loss_nats")
+        if pruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        elif loss is not None:
+            self.study.tell(trial, float(loss))
+        else:
+            trial.set_user_attr(ERROR, found.error or "its loss is no number")
+            self.study.tell(trial, state=TrialState.FAIL)
+
+    def _watched(self, trial: Any, job: Job, signals: StopSignals) -> tuple[Outcome, bool]:
+        """Runs a trial and reports its losses on the way; also whether it was ended early."""
+        with _running(job) as process:
+            reported: set[int] = set(self.study.trials[trial.number].intermediate_values)
+            while (found := process.became()) is None:
+                for step, loss in curve_of(job.run_dir):
+                    if step not in reported:
+                        reported.add(step)
+                        trial.report(loss, step)
+                        if trial.should_prune():
+                            return Outcome("stopped"), True
+                if signals.received is not None:
+                    return Outcome("stopped"), False
+                time.sleep(LOOK_SECONDS)
+            return found, False
+
+    def _run_dir(self, trial: Any) -> str:
+        return str(trial.user_attrs.get(RUN_DIR, f"trial-{trial.number}"))
+
+    def _described(self, trial: Any) -> Trial:
+        state = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "FAILED"}.get(trial.state.name, "running")
+        words = tuple(word_of(key, value) for key, value in trial.params.items())
+        return Trial(trial.number, state, trial.value, words, trial.user_attrs.get(ERROR))
+
+
+@contextmanager
+def _running(job: Job) -> Iterator[Process]:
+    """A trial's process, which does not outlive what is done with it."""
+    process = Process(job, 1)
+    try:
+        yield process
+    finally:
+        if process.process.poll() is None:
+            process.process.send_signal(signal.SIGTERM)
+            process.process.wait()
