@@ -99,6 +99,20 @@ def test_tensorboard_has_configuration_commit_data_and_hparams_in_the_run_itself
     assert b"train/loss_nats" in layout and b"val/loss_nats" in layout
 
 
+def test_tensorboard_has_the_results_and_the_weights_at_the_end(tmp_path: Path) -> None:
+    words = [*TINY, "data=random", "trainer.max_steps=2", "callbacks.tensorboard.histogram_values=50"]
+    summary, model = train([*words, f"run_dir={tmp_path}"])
+    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0})
+    events.Reload()
+    for name in ("best_val_loss_nats", "val_loss_nats", "tokens_per_second", "parameters"):
+        (event,) = events.Scalars(f"hparam/{name}")
+        assert event.step == 2 and event.value == pytest.approx(summary[name]), name
+    for name, parameter in model.named_parameters():
+        (drawn,) = events.Histograms(f"weights/{name}")
+        assert min(parameter.numel(), 50) <= drawn.histogram_value.num < 101, name
+        assert drawn.histogram_value.max <= parameter.max() and drawn.histogram_value.min >= parameter.min(), name
+
+
 def test_points_of_rolled_back_steps_are_gone_after_continuing(tmp_path: Path) -> None:
     settings = ["data=random", "checkpoint.every_n_steps=4", "checkpoint.keep_last=9"]
     run(tmp_path, *settings, "trainer.max_steps=9")
