@@ -89,6 +89,8 @@ class Request:
         words, found = [word for word in self.overrides if word not in wrong], list(wrong.values())
         if any(key_of(word) == "run_dir" for word in self.overrides):
             found.append("run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that")
+        if any(key_of(word) == "hydra.sweep.dir" and word not in without_sweeps([word]) for word in words):
+            return [*found, "hydra.sweep.dir: must be one directory, for all jobs"]
         common = compose_config(
             without_sweeps(words), config_name=self.config_name, config_dirs=self.config_dirs, typed=False
         )
@@ -104,7 +106,8 @@ class Request:
             if composed is not None and not mistakes:
                 found += resume_problems(composed.config["resume"]) + sweep_problems(composed, job, left_out)
                 self.run_dir = composed.sweep_dir
-                self.jobs[job_name(job, left_out)] = [as_typed(word) for word in job]
+                own = [as_typed(word) for word in job if not key_of(word).startswith("hydra")]
+                self.jobs[job_name(job, left_out)] = own
         if stages is not None:  # of which the second is not known yet
             self.jobs = {}
         return found

@@ -1,14 +1,18 @@
-"""The bar over many jobs, and a line for each that has ended."""
+"""Many jobs for people: a bar over them, and a line for each."""
 
+import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from tqdm import tqdm
 
-from samout_train.ledger import Job, Outcome, described, last_step, outcome, run_jobs
+from samout_train.ledger import Job, Outcome, outcome, run_jobs
 
+LONGEST_LINE = 16_384  # bytes of metrics.jsonl that are read from its end
 SECONDS_A_LOOK, SECONDS_A_LINE = 1.0, 60.0  # at the steps of what runs, on a terminal and elsewhere
 
 
@@ -53,3 +57,29 @@ def job_bar(total: int) -> Iterator[JobBar]:
     """A bar over so many jobs."""
     with tqdm(desc="runs", total=total, unit="run", dynamic_ncols=True, smoothing=0) as bar:
         yield JobBar(bar)
+
+
+def described(job: Job, found: Outcome) -> str:
+    """A line for people: the job, and what it came to."""
+    if found.summary is None:
+        goes_on = f"step {last_step(job.run_dir):,}" if found.state == "running" else "goes on when it is started again"
+        return f"{found.state:<8} {job.name}  {found.error or goes_on}"
+    loss = found.summary.get("val_loss_nats")
+    nats = "no loss" if loss is None else f"{loss:.4f} nats"
+    return f"{found.state:<8} {job.name}  {nats}, {found.summary.get('train_seconds', 0.0):.1f} s of training"
+
+
+def last_step(run_dir: Path) -> int:
+    """The last step that a run has logged; 0 where there is none."""
+    try:
+        with (run_dir / "metrics.jsonl").open("rb") as file:
+            file.seek(-min(LONGEST_LINE, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            lines = file.read().splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):  # the end of it is being written, or its beginning was not read
+            continue
+    return 0

@@ -20,10 +20,10 @@ from samout_train.run_directory import holds_run, is_taken
 from samout_train.stopping import StopSignals
 
 State = Literal["done", "running", "FAILED", "stopped", "waiting"]
+Why = Literal["killed", "settings", "error"]
 OUTPUT, FAILURE = "output.txt", "failure.json"
 STOPPED_CODES, REFUSED_CODE = (130, 143), 2
 LOOK_SECONDS = 0.1
-LONGEST_LINE = 16_384  # bytes of metrics.jsonl that are read from its end
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,13 @@ class Outcome:
             `waiting`.
         summary: What `summary.json` has of a job that is done.
         error: The first line of what went wrong with one that failed.
+        why: Of one that failed: `killed`; `settings`, where the same settings would end the same way; or `error`.
     """
 
     state: State
     summary: Mapping[str, Any] | None = None
     error: str | None = None
+    why: Why | None = None
 
 
 def outcome(run_dir: Path) -> Outcome:
@@ -69,11 +71,11 @@ def outcome(run_dir: Path) -> Outcome:
         return Outcome("running")
     try:
         failure = json.loads((run_dir / FAILURE).read_text(encoding="utf-8"))
-        return Outcome("FAILED", error=str(failure["error"]))
+        return Outcome("FAILED", error=str(failure["error"]), why=failure.get("why", "error"))
     except FileNotFoundError:
         return Outcome("stopped" if holds_run(run_dir) else "waiting")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return Outcome("FAILED", error=f"{FAILURE} cannot be read ({error})")
+        return Outcome("FAILED", error=f"{FAILURE} cannot be read ({error})", why="error")
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:
@@ -85,46 +87,27 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
     return summary if isinstance(summary, dict) and "weights_sha256" in summary else None
 
 
-def described(job: Job, found: Outcome) -> str:
-    """A line for people: the job, and what it came to."""
-    if found.summary is None:
-        return f"{found.state:<8} {job.name}  {found.error or 'goes on when it is started again'}"
-    loss = found.summary.get("val_loss_nats")
-    nats = "no loss" if loss is None else f"{loss:.4f} nats"
-    return f"{found.state:<8} {job.name}  {nats}, {found.summary.get('train_seconds', 0.0):.1f} s of training"
-
-
-def last_step(run_dir: Path) -> int:
-    """The last step that a run has logged; 0 where there is none."""
-    try:
-        with (run_dir / "metrics.jsonl").open("rb") as file:
-            file.seek(-min(LONGEST_LINE, file.seek(0, os.SEEK_END)), os.SEEK_END)
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):  # the end of it is being written, or its beginning was not read
-            continue
-    return 0
-
-
-def record_failure(run_dir: Path, error: str) -> None:
+def record_failure(run_dir: Path, error: str, why: Why = "error") -> None:
     """Leaves a note of why a run failed; none where it cannot be written, or another process is at the run by now.
 
     Args:
         run_dir: Of the run; it need not be there.
         error: What went wrong; its first line is kept.
+        why: See `Outcome`.
     """
     if is_taken(run_dir):
         return
     lines = error.strip().splitlines()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_figures(run_dir / FAILURE, {"error": lines[0] if lines else "no reason was given"})
+        write_figures(run_dir / FAILURE, {"error": lines[0] if lines else "no reason was given", "why": why})
     except OSError:
         print(f"{run_dir}: a note of the failure cannot be written", file=sys.stderr)
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether there is something of a run to go on from."""
+    return any((run_dir / "checkpoints").glob("step_*.pt*"))
 
 
 def forget_failure(run_dir: Path) -> None:
@@ -201,7 +184,10 @@ class Process:
         self.job = job
         job.run_dir.mkdir(parents=True, exist_ok=True)
         forget_failure(job.run_dir)
-        program = [sys.executable, "-m", "samout_train", "train", *job.words, f"run_dir={job.run_dir}", "resume=auto"]
+        # Where it begins from another run's checkpoint, it does so once.
+        begins_elsewhere = any(word.startswith("resume=") for word in job.words) and not has_checkpoint(job.run_dir)
+        words = [*job.words, f"run_dir={job.run_dir}", *([] if begins_elsewhere else ["resume=auto"])]
+        program = [sys.executable, "-m", "samout_train", "train", *words]
         threads = max(1, (os.cpu_count() or 1) // at_once)
         shared = {"OMP_NUM_THREADS": str(threads)} if at_once > 1 else {}
         with (job.run_dir / OUTPUT).open("ab") as output:
@@ -223,7 +209,8 @@ class Process:
         found = outcome(self.job.run_dir)
         if found.state in ("done", "FAILED", "running") or code in STOPPED_CODES:
             return found
-        record_failure(self.job.run_dir, self._reason(code))
+        why: Why = "killed" if code < 0 else "settings" if code == REFUSED_CODE else "error"
+        record_failure(self.job.run_dir, self._reason(code), why)
         return outcome(self.job.run_dir)
 
     def _reason(self, code: int) -> str:

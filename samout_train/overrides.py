@@ -145,4 +145,7 @@ def as_typed(override: str) -> str:
     """What a person types for the override of a sweep's job, which Hydra wrote: text without its escapes."""
     parsed = OverridesParser.create().parse_override(override)
     key, value = parsed.key_or_group, parsed.value()
-    return f"{key}={value}" if key in TEXT_KEYS and isinstance(value, str) else override.removeprefix("++")
+    if key not in TEXT_KEYS or not isinstance(value, str):
+        return override.removeprefix("++")
+    plain = f"{key}={value}"
+    return plain if quote_text(plain) != plain else f"{key}={quoted(value)}"  # what Hydra would read again

@@ -15,6 +15,7 @@ from samout_train.config import ConfigError
 from samout_train.hydra_messages import in_few_words
 
 # What a continued run must have in common with what it continues; the rest may change.
+SECONDS_OF_A_LOOK = 0.5  # at most, that who only asks whether a run is under way holds its lock
 FIXED_KEYS = ("seed", "model", "data", "optimizer")
 FREE_DATA_KEYS = ("budget_steps", "log_every_n_steps", "eval_every_n_steps")
 
@@ -111,7 +112,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     Raises:
         ConfigError: if another process holds it.
     """
-    lock = _lock(run_dir)
+    lock = _lock(run_dir, timeout=SECONDS_OF_A_LOOK)
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
         with lock:
@@ -130,8 +131,8 @@ def locked(run_dir: Path) -> Iterator[None]:
                 run_dir.rmdir()
 
 
-def _lock(run_dir: Path) -> FileLock:
-    return FileLock(run_dir / ".hydra" / "lock", timeout=0)
+def _lock(run_dir: Path, timeout: float = 0.0) -> FileLock:
+    return FileLock(run_dir / ".hydra" / "lock", timeout=timeout)
 
 
 def _taken(run_dir: Path) -> str:

@@ -13,7 +13,8 @@ import pytest
 from filelock import FileLock
 
 from samout_train import ledger
-from samout_train.ledger import Job, Outcome, described, forget_failure, last_step, outcome, record_failure, run_jobs
+from samout_train.job_bar import described, last_step
+from samout_train.ledger import Job, Outcome, forget_failure, outcome, record_failure, run_jobs
 from samout_train.stopping import StopRequestedError
 
 DONE = json.dumps({"weights_sha256": "0", "val_loss_nats": 1.5, "train_seconds": 2.0})
@@ -57,7 +58,7 @@ def test_what_became_of_a_job_is_read_from_its_directory(tmp_path: Path) -> None
     (run_dir / "metrics.jsonl").touch()
     assert outcome(run_dir).state == "stopped"
     record_failure(run_dir, "\nthe loss is NaN\nand more")
-    assert outcome(run_dir) == Outcome("FAILED", error="the loss is NaN")
+    assert outcome(run_dir) == Outcome("FAILED", error="the loss is NaN", why="error")
     assert described(Job(run_dir, ()), outcome(run_dir)) == "FAILED   job  the loss is NaN"
     (run_dir / ".hydra").mkdir()
     holder = "import filelock, sys; l = filelock.FileLock(sys.argv[1]); l.acquire(); print('held', flush=True); input()"
@@ -110,7 +111,7 @@ def test_one_job_that_dies_stops_no_other_and_only_it_is_made_again(tmp_path: Pa
 def test_of_a_job_that_is_refused_the_first_line_is_told(tmp_path: Path) -> None:
     job = Job(tmp_path / "jobs" / "a", ("refuse",))
     for _ in range(2):
-        assert run_jobs([job], at_once=1)["a"] == Outcome("FAILED", error="the first mistake")
+        assert run_jobs([job], at_once=1)["a"] == Outcome("FAILED", error="the first mistake", why="settings")
 
 
 @pytest.mark.usefixtures("stand_in")

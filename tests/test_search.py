@@ -12,7 +12,9 @@ from program import samout
 
 from samout_train.commands import search
 from samout_train.config import ConfigError
+from samout_train.ledger import Outcome
 from samout_train.search.space import Choice, Interval, space_of
+from samout_train.search.trials import Search
 
 pytest.importorskip("optuna", reason="wants samout_train[search]")
 TINY = ["model=v8", "model.num_heads=2", "model.num_layers=1", "model.hidden_size=8", "device=cpu"]
@@ -63,6 +65,7 @@ def test_a_space_is_lists_and_intervals() -> None:
         ({"a": {"low": 2, "high": 2}}, "low must be below high"),
         ({"a": {"low": 1, "high": 2, "step": 5}}, "step fit between them"),
         ({"a": {"low": 0, "high": 2, "log": True}}, "log wants a low above 0"),
+        ({"a": {"low": 1, "high": 2, "log": "no"}}, "log must be true or false"),
     ],
 )
 def test_what_is_no_space_is_told(given: object, message: str) -> None:
@@ -93,6 +96,56 @@ def test_a_wrong_request_is_told_with_exit_code_2(
     out, error = capsys.readouterr()
     assert message in error and len(error.splitlines()) <= 8 and not out
     assert not list(folder.rglob("trial-*"))
+
+
+def test_a_fractional_step_between_whole_numbers_is_drawn_as_it_is() -> None:
+    import optuna
+
+    study = optuna.create_study()
+    drawn = {Interval(0, 1, False, 0.25).draw(study.ask(), "x") for _ in range(60)}
+    assert drawn == {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert all(isinstance(Interval(2, 8, False, 2).draw(study.ask(), "n"), int) for _ in range(3))
+
+
+def test_a_search_that_goes_on_draws_other_settings(tmp_path: Path) -> None:
+    space = space_of({"optimizer.lr": {"low": 0.1, "high": 0.2}})
+    drawn = []
+    for _ in range(3):
+        found = Search(tmp_path, storage=None, space=space, shared=[], flags=[], seed=0)
+        trial = found.study.ask()
+        drawn.append(space["optimizer.lr"].draw(trial, "optimizer.lr"))
+        found.study.tell(trial, 1.0)
+    assert len(set(drawn)) == 3
+
+
+def test_runs_that_are_of_no_trial_are_not_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "trial-0").mkdir()
+    with pytest.raises(ConfigError, match="holds trials of another search: give another run_dir"):
+        Search(tmp_path, storage=None, space={}, shared=[], flags=[], seed=0)
+    with pytest.raises(ConfigError, match="has a character that a database's URL has not"):
+        Search(tmp_path / "what?", storage=None, space={}, shared=[], flags=[], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("found", "state"),
+    [
+        (Outcome("done", {"val_loss_nats": 1.5}), "done"),
+        (Outcome("done", {"val_loss_nats": None}), "pruned"),
+        (Outcome("FAILED", error="its loss is nan", why="settings"), "pruned"),
+        (Outcome("FAILED", error="killed by signal 9 (SIGKILL)", why="killed"), "FAILED"),
+        (Outcome("stopped"), "FAILED"),
+    ],
+)
+def test_what_a_trial_came_to_counts_unless_it_was_not_its_settings_fault(
+    tmp_path: Path, found: Outcome, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Search(tmp_path, storage=None, space=space_of({"seed": [1, 2]}), shared=[], flags=[], seed=0)
+    monkeypatch.setattr(Search, "_watched", lambda *given: (found, False))
+    one.run(1, lambda trial: None)
+    assert [trial.state for trial in one.trials()] == [state]
+    again: list[int] = []
+    one.run(1, lambda trial: again.append(trial.number))
+    assert again == ([] if state != "FAILED" else [1]) and len(one.trials()) == 1
 
 
 def test_without_optuna_there_is_a_word_on_how_to_get_it(

@@ -150,7 +150,7 @@ def test_what_failed_is_left_by_resume_and_made_again_by_retry(folder: Path) -> 
     words = [*WORDS, *deadly(folder, seed=2, how="raise"), "seed=1,2,3"]
     done = samout(folder, *words)
     assert done.returncode == 1 and "FAILED   seed=2  KeyError: " in done.stderr
-    assert "continue   samout-train sweep action=resume dir=sw" in done.stderr
+    assert "continue   samout-train sweep action=retry dir=sw" in done.stderr
     resumed = samout(folder, "sweep", "dir=sw", "action=resume")
     assert resumed.returncode == 1 and "3 jobs in sw: 2 done, 1 FAILED" in resumed.stdout
     retried = samout(folder, "sweep", "dir=sw", "action=retry")

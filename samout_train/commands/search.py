@@ -3,6 +3,7 @@
 import importlib.util
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,8 +79,9 @@ def _with_bar(search: "Search", num_trials: int) -> None:
 
         def told(trial: Any) -> None:
             bar.update()
-            bar.write(f"  {trial.line()}", file=sys.stdout)
-            sys.stdout.flush()
+            with suppress(BrokenPipeError):  # nobody reads on, and the search goes on
+                bar.write(f"  {trial.line()}", file=sys.stdout)
+                sys.stdout.flush()
 
         search.run(num_trials, told)
 

@@ -3,11 +3,14 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from samout_train.command_line import answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.ranges import Positive
+
+if TYPE_CHECKING:
+    from samout_train.ledger import Outcome
 
 
 def keys(
@@ -32,8 +35,8 @@ def main(words: list[str]) -> int:
 
 
 def _sweep(words: list[str]) -> int:
-    from samout_train.job_bar import job_bar
-    from samout_train.ledger import described, outcome
+    from samout_train.job_bar import described, job_bar
+    from samout_train.ledger import outcome
     from samout_train.stopping import StopRequestedError
     from samout_train.sweeps import read_sweep, sweep_jobs
 
@@ -50,8 +53,8 @@ def _sweep(words: list[str]) -> int:
         for job in jobs:
             print(f"  {described(job, outcomes[job.name])}")
     else:
-        left_out = {"FAILED"} if settings["action"] == "resume" else set()
-        asked = [job for job in jobs if outcome(job.run_dir).state not in left_out]
+        retries = settings["action"] == "retry"
+        asked = [job for job in jobs if retries or not _failed_by_itself(outcome(job.run_dir))]
         try:
             with job_bar(len(asked)) as bar:
                 bar.run(asked, at_once=settings["jobs"])
@@ -59,7 +62,13 @@ def _sweep(words: list[str]) -> int:
             print(f"{stop}: what ran is saved; the same command goes on", file=sys.stderr)
             return stop.exit_code
         outcomes = {job.name: outcome(job.run_dir) for job in jobs}
+        for job in (job for job in jobs if job not in asked):
+            print(f"  {described(job, outcomes[job.name])}: action=retry makes it again")
     states = [found.state for found in outcomes.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"{len(jobs)} jobs in {folder}: {counts}")
     return int(any(state != "done" for state in states))
+
+
+def _failed_by_itself(found: "Outcome") -> bool:
+    return found.state == "FAILED" and found.why != "killed"

@@ -4,7 +4,7 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 
 from samout_train.command_line import Request
 from samout_train.config import CONF, ConfigError, resolve
-from samout_train.ledger import FAILURE, described, finished, forget_failure, outcome, record_failure
+from samout_train.job_bar import described
+from samout_train.ledger import FAILURE, finished, forget_failure, has_checkpoint, outcome, record_failure
 from samout_train.overrides import as_typed, key_of, quoted, words_for_hydra
 from samout_train.sweeps import register_job_directory, sweep_jobs, words_of_sweep, write_sweep
 
@@ -53,33 +54,40 @@ def main(words: list[str]) -> int:
     if is_sweep and request.run_dir is not None:
         if not any(key_of(word) == "hydra.sweep.dir" for word in request.overrides):  # not another one, a second later
             settings.append(f"hydra.sweep.dir={quoted(request.run_dir)}")
-        write_sweep(Path(request.run_dir), command=words, flags=flags, jobs=request.jobs)
+        try:
+            absolute = [f"--config-dir={folder}" for folder in request.config_dirs]
+            write_sweep(Path(request.run_dir), command=words, flags=absolute, jobs=request.jobs)
+        except OSError as error:
+            print(f"hydra.sweep.dir={request.run_dir}: cannot be written to ({error.strerror})", file=sys.stderr)
+            return 2
     sys.argv[1:] = [*request.flags, *settings]
     failures: list[int] = []
     typed = None if request.in_sweep else request.overrides
     job = partial(_job, flags=flags, typed=typed, failures=failures)
     run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     if is_sweep and request.run_dir is not None:
-        return _swept(run, Path(request.run_dir))
+        return _swept(run, Path(request.run_dir), request.jobs, failures)
     run()
     if failures and request.made_run_dir and request.run_dir is not None and not request.in_sweep:
         _leave_nothing(Path(request.run_dir))
     return failures[0] if failures else 0
 
 
-def _swept(run: Callable[[], None], folder: Path) -> int:
+def _swept(run: Callable[[], None], folder: Path, names: Collection[str], failures: list[int]) -> int:
     """Makes a sweep, whatever launcher makes its jobs, and says which of them did not come to their end."""
     code = 0
     try:
         run()
     except SystemExit as ended:  # a job raised, or a launcher lost one
         code = ended.code if isinstance(ended.code, int) else 1
-    left = [(job, found) for job in sweep_jobs(folder) if (found := outcome(job.run_dir)).state != "done"]
+    jobs = [job for job in sweep_jobs(folder) if job.name in names]  # not those of an earlier sweep into it
+    left = [(job, found) for job in jobs if (found := outcome(job.run_dir)).state != "done"]
     for job, found in left:
         print(f"  {described(job, found)}", file=sys.stderr)
     if left:
-        print(f"continue   samout-train sweep action=resume dir={shlex.quote(str(folder))}", file=sys.stderr)
-    return code or int(bool(left))
+        action = "retry" if any(found.state == "FAILED" for _, found in left) else "resume"
+        print(f"continue   samout-train sweep action={action} dir={shlex.quote(str(folder))}", file=sys.stderr)
+    return code or (failures[0] if failures else int(bool(left)))
 
 
 def _leave_nothing(run_dir: Path) -> None:
@@ -91,6 +99,7 @@ def _leave_nothing(run_dir: Path) -> None:
 def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failures: list[int]) -> None:
     """Trains; `typed` are the overrides as the shell gave them, None in a sweep, where each job has its own."""
     # torch is imported here at the latest, and not for --help.
+    from samout_train.non_finite import NonFiniteError
     from samout_train.run import prepare
     from samout_train.stopping import StopRequestedError
 
@@ -99,7 +108,7 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
     if typed is None and finished(run_dir):
         log.info("run        %s is finished: left as it is", run_dir)
         return
-    if typed is None and any((run_dir / "checkpoints").glob("step_*.pt*")):
+    if typed is None and has_checkpoint(run_dir):
         composed.config["resume"] = "auto"
     words = [*flags, *(map(as_typed, hydra_config.overrides.task) if typed is None else typed)]
     has_begun = False
@@ -123,7 +132,7 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
             log.error("%s", message)
         else:
             print(message, file=sys.stderr)
-        record_failure(run_dir, message)
+        record_failure(run_dir, message, "settings" if exit_code == 2 or isinstance(error, NonFiniteError) else "error")
         failures.append(exit_code)
 
 

@@ -9,6 +9,8 @@ from samout_train.config import ConfigError
 from samout_train.overrides import TEXT_KEYS, quoted
 from samout_train.signatures import shown
 
+# Text that is read as nothing but text without quotes.
+PLAIN = re.compile(r"(?!(?:null|true|false|yes|no|on|off|nan|inf)$)[a-z_][\w.+/:-]*", re.IGNORECASE)
 Models = str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any]
 
 
@@ -49,7 +51,7 @@ def folder_name(label: str) -> str:
 
 def word_of(key: str, value: Any) -> str:
     """An override, as a person would type it."""
-    if isinstance(value, str) and key not in TEXT_KEYS and not re.fullmatch(r"[\w.+/:-]+", value):
+    if isinstance(value, str) and key not in TEXT_KEYS and not PLAIN.fullmatch(value):
         return f"{key}={quoted(value)}"
     if isinstance(value, str):
         return f"{key}={value}"

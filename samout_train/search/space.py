@@ -15,7 +15,7 @@ Value = bool | int | float | str | None
 
 @dataclass(frozen=True)
 class Interval:
-    """Numbers from `low` to `high`, whole ones where both are.
+    """Numbers from `low` to `high`, whole ones where both are, and the step, too.
 
     Args:
         low: The smallest.
@@ -36,8 +36,9 @@ class Interval:
 
     def draw(self, trial: Any, key: str) -> Value:
         """A value, as an Optuna trial proposes it."""
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            whole: int = trial.suggest_int(key, self.low, self.high, log=self.log, step=int(self.step or 1))
+        step = 1 if self.step is None else self.step
+        if isinstance(self.low, int) and isinstance(self.high, int) and isinstance(step, int):
+            whole: int = trial.suggest_int(key, self.low, self.high, log=self.log, step=step)
             return whole
         number: float = trial.suggest_float(key, self.low, self.high, log=self.log, step=self.step)
         return number
@@ -118,8 +119,10 @@ def _dimension(values: Any) -> Interval | Choice:
     low, high, log, step = values["low"], values["high"], values.get("log", False), values.get("step")
     if any(not isinstance(number, int | float) or isinstance(number, bool) for number in (low, high, step or 1)):
         raise ValueError("low, high and step must be numbers")
+    if not isinstance(log, bool):
+        raise ValueError("log must be true or false")
     if not low < high or (step is not None and not 0 < step <= high - low):
         raise ValueError("low must be below high, and step fit between them")
     if log and (low <= 0 or step is not None):
         raise ValueError("log wants a low above 0, and no step")
-    return Interval(low, high, bool(log), step)
+    return Interval(low, high, log, step)

@@ -70,20 +70,26 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.folder, self.space, self.shared, self.flags = folder, space, list(shared), list(flags)
+        if storage is None and set("?%{}#") & set(str(folder)):
+            raise ConfigError(f"run_dir={folder}: has a character that a database's URL has not: give another")
         url = storage or f"sqlite:///{folder / 'search.db'}"
         asked = json.dumps([{key: vars(dimension) for key, dimension in space.items()}, self.shared])
         try:
             self.study: Any = optuna.create_study(
-                study_name="search",
+                study_name="search" if storage is None else folder.name,
                 storage=url,
-                sampler=optuna.samplers.TPESampler(seed=seed),
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS),
                 load_if_exists=True,
             )
             before = self.study.user_attrs.get("asked", asked)
             self.study.set_user_attr("asked", before)
+            # Gone on with, it goes on drawing, and not from the beginning again.
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials))
         except Exception as error:  # what SQLAlchemy raises for a URL or a file has no common ancestor
-            raise ConfigError(f"storage={url}: cannot be used: {str(error).splitlines()[0]}") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"storage={url}: cannot be used: {reason}") from error
+        if not self.study.trials and any(folder.glob("trial-*")):
+            raise ConfigError(f"run_dir={folder}: holds trials of another search: give another run_dir")
         if before != asked:
             raise ConfigError(f"run_dir={folder}: holds another search (space or settings): give another run_dir")
 
@@ -105,9 +111,10 @@ class Search:
         unfinished = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
         failed = [trial for trial in self.trials() if trial.state == "FAILED"]
         by_number = {trial.number: trial for trial in self.study.trials}
-        for one in failed:
-            trial = by_number[one.number]
-            self.study.enqueue_trial(trial.params, user_attrs={RUN_DIR: self._run_dir(trial)})
+        begun = {self._run_dir(trial) for trial in by_number.values() if trial.state.name in ("WAITING", "RUNNING")}
+        for trial in (by_number[one.number] for one in failed):
+            if self._run_dir(trial) not in begun:
+                self.study.enqueue_trial(trial.params, user_attrs={RUN_DIR: self._run_dir(trial)})
         counted = sum(trial.state in ("done", "pruned") for trial in self.trials())
         with StopSignals() as signals:
             for index in range(num_trials - counted):
@@ -158,8 +165,11 @@ class Search:
             self.study.tell(trial, state=TrialState.PRUNED)
         elif loss is not None:
             self.study.tell(trial, float(loss))
-        else:
+        elif found.state == "done" or found.why == "settings":  # which is what a search finds out about them
             trial.set_user_attr(ERROR, found.error or "its loss is no number")
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            trial.set_user_attr(ERROR, found.error or "stopped by a signal of its own")
             self.study.tell(trial, state=TrialState.FAIL)
 
     def _watched(self, trial: Any, job: Job, signals: StopSignals) -> tuple[Outcome, bool]:
@@ -167,16 +177,23 @@ class Search:
         with _running(job) as process:
             reported: set[int] = set(self.study.trials[trial.number].intermediate_values)
             while (found := process.became()) is None:
-                for step, loss in curve_of(job.run_dir):
-                    if step not in reported:
-                        reported.add(step)
-                        trial.report(loss, step)
-                        if trial.should_prune():
-                            return Outcome("stopped"), True
+                if self._report(trial, job, reported):
+                    return Outcome("stopped"), True
                 if signals.received is not None:
                     return Outcome("stopped"), False
                 time.sleep(LOOK_SECONDS)
+            self._report(trial, job, reported)
             return found, False
+
+    def _report(self, trial: Any, job: Job, reported: set[int]) -> bool:
+        """Reports what is new; whether the trial is to be ended."""
+        for step, loss in curve_of(job.run_dir):
+            if step not in reported:
+                reported.add(step)
+                trial.report(loss, step)
+                if trial.should_prune():
+                    return True
+        return False
 
     def _run_dir(self, trial: Any) -> str:
         return str(trial.user_attrs.get(RUN_DIR, f"trial-{trial.number}"))
