@@ -87,11 +87,24 @@ def test_status_says_what_became_of_each(tmp_path: Path, capsys: pytest.CaptureF
     assert sweep.main([f"dir={tmp_path}", "action=status"]) == 0
 
 
+def test_a_comparison_has_the_same_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = {f"v8-lr0.1-seed{seed}": {} for seed in (1, 2)}
+    (tmp_path / "comparison.json").write_text(json.dumps({"command": "samout-train compare models=[v8]", "runs": runs}))
+    record_failure(tmp_path / "v8-lr0.1-seed1", "the loss is NaN")
+    assert sweep.main([f"dir={tmp_path}"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "  FAILED   v8-lr0.1-seed1  the loss is NaN",
+        f"1 jobs in {tmp_path}: 1 FAILED",
+    ]
+    assert sweep.main([f"dir={tmp_path}", "action=resume"]) == 2
+    assert f"started again: samout-train compare models=[v8] run_dir={tmp_path}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "dir: is missing: set dir=..."),
-        (["dir=absent"], "dir=absent: holds no sweep: give its hydra.sweep.dir; a comparison goes on by itself"),
+        (["dir=absent"], "dir=absent: holds no sweep: give what hydra.sweep.dir was, or a comparison"),
         (
             ["dir=staged"],
             "decides on its jobs itself: start it again to go on: samout-train -m experiment=x",

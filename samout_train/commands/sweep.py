@@ -35,17 +35,23 @@ def main(words: list[str]) -> int:
 
 
 def _sweep(words: list[str]) -> int:
+    from samout_train.comparison.jobs import read_record
     from samout_train.job_bar import described, job_bar
-    from samout_train.ledger import outcome
+    from samout_train.ledger import Job, outcome
     from samout_train.stopping import StopRequestedError
     from samout_train.sweeps import read_sweep, sweep_jobs
 
     settings = settings_of(words, "sweep", keys).config
     folder = Path(settings["dir"])
     record, jobs = read_sweep(folder), sweep_jobs(folder)
-    if not record:
-        raise ConfigError(f"dir={folder}: holds no sweep: give its hydra.sweep.dir; a comparison goes on by itself")
-    if not jobs:
+    if not record and (runs := read_record(folder).get("runs")):
+        jobs = [job for name in runs if outcome((job := Job(folder / name, ())).run_dir).state != "waiting"]
+        if settings["action"] != "status":
+            again = f"{read_record(folder).get('command')} run_dir={folder}"
+            raise ConfigError(f"dir={folder}: a comparison goes on where it is started again: {again}")
+    elif not record:
+        raise ConfigError(f"dir={folder}: holds no sweep: give what hydra.sweep.dir was, or a comparison")
+    elif not jobs:
         command = shlex.join(["samout-train", *record["command"]])
         raise ConfigError(f"dir={folder}: this sweep decides on its jobs itself: start it again to go on: {command}")
     if settings["action"] == "status":
