@@ -77,7 +77,8 @@ def test_what_is_no_space_is_told(given: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "space: is missing: set space=..."),
+        ([], "space: is missing: set space={optimizer.lr:{low:1e-4"),
+        (["space=3"], "space=3: must be settings of train with what to try"),
         (["space={optimizer.rate:[1]}"], "space: optimizer.rate=1: no such key"),
         (["space={optimizer.lr:{low:-1,high:1}}"], "space: optimizer.lr=-1: must be above 0"),
         (["space={run_dir:[a]}"], "space: run_dir: is the search's own to set: leave it out"),

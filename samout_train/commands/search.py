@@ -21,7 +21,7 @@ PICTURE = "search.png"
 
 
 @beside_those_of_train
-def keys(*, space: dict[str, Any], trials: Annotated[int, Positive], storage: str | None) -> None:
+def keys(*, space: Any, trials: Annotated[int, Positive], storage: str | None) -> None:
     """The keys of search.yaml; only its signature is used."""
 
 
@@ -38,9 +38,11 @@ def main(words: list[str]) -> int:
 
 
 def _search(words: list[str]) -> int:
-    from samout_train.search.space import space_of, space_problems
+    from samout_train.search.space import EXAMPLE, space_of, space_problems
 
     settings, request = settings_of(words, "search", keys).config, Request(words, "search")
+    if settings["space"] is None:
+        raise ConfigError(f"space: is missing: set {EXAMPLE}")
     if settings["resume"] is not None:
         raise ConfigError("resume: a search goes on by itself: give it the same run_dir again")
     if importlib.util.find_spec("optuna") is None:
