@@ -15,6 +15,15 @@ def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
     replace_file(path, lambda file: file.write(content.encode()))
 
 
+def read_figures(path: Path) -> dict[str, Any]:
+    """What `write_figures` wrote; nothing where there is no such file, or it is not whole."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def finite_or_null(figures: Mapping[str, Any]) -> dict[str, Any]:
     """The same with None for numbers that JSON cannot hold: NaN and infinities, also in lists and mappings."""
     return {key: _finite(value) for key, value in figures.items()}

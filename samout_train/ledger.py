@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from samout_train.figures import write_figures
+from samout_train.figures import read_figures, write_figures
 from samout_train.run_directory import holds_run, is_taken
 from samout_train.stopping import StopSignals
 
@@ -80,11 +80,8 @@ def outcome(run_dir: Path) -> Outcome:
 
 def finished(run_dir: Path) -> dict[str, Any] | None:
     """The summary of a run that came to its end; None where there is none."""
-    try:
-        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return summary if isinstance(summary, dict) and "weights_sha256" in summary else None
+    summary = read_figures(run_dir / "summary.json")
+    return summary if "weights_sha256" in summary else None
 
 
 def record_failure(run_dir: Path, error: str, why: Why = "error") -> None:

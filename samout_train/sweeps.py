@@ -5,7 +5,6 @@ what it has: finished jobs are left out, and those that were stopped go on from 
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from samout_train.config import Composed, ConfigError
-from samout_train.figures import write_figures
+from samout_train.figures import read_figures, write_figures
 from samout_train.ledger import Job
 from samout_train.overrides import key_of
 from samout_train.run_directory import holds_run, other_settings
@@ -168,11 +167,8 @@ def sweep_jobs(folder: Path) -> list[Job]:
 
 def read_sweep(folder: Path) -> dict[str, Any]:
     """What a sweep left in its directory; nothing where there is none."""
-    try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) and isinstance(content.get("jobs"), dict) else {}
+    content = read_figures(folder / RECORD)
+    return content if isinstance(content.get("jobs"), dict) else {}
 
 
 def _job_directory(overrides: Any) -> str:

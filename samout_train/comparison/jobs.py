@@ -1,6 +1,5 @@
 """The runs of a comparison: each model with each learning rate on one seed, then with its best rate on others."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from samout_train.comparison.contenders import Config, Contender
 from samout_train.comparison.labels import folder_name
 from samout_train.comparison.matching import Sizes
-from samout_train.figures import write_figures
+from samout_train.figures import read_figures, write_figures
 from samout_train.ledger import Job
 from samout_train.run_directory import holds_run, other_settings
 
@@ -143,11 +142,7 @@ class Plan:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """What a comparison left in its directory; nothing where there is none."""
-    try:
-        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_figures(folder / RECORD)
 
 
 def entry_of(run_dir: Path) -> Entry | None:

@@ -5,7 +5,8 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -57,7 +58,7 @@ class Budget:
         amount = float(read[1].replace("_", "")) * FACTORS[read[2]]
         if not 0 < amount < math.inf:
             raise ValueError(f"match={text}: must be above 0, and finite")
-        return cls(kind, amount)  # type: ignore[arg-type]
+        return cls(cast(Kind, kind), amount)
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.amount:,.10g}"
@@ -100,13 +101,7 @@ def matched(label: str, node: Node, budget: Budget, cost_of: Callable[[Node], fl
     if node.get("ffn_size", 0) is None:  # else it was chosen, or there is none
         for even in EVEN_SIZES:
             for width in nearest:
-                found = _around(
-                    lambda size, width=width: {**width.settings, "ffn_size": size},  # type: ignore[misc]
-                    even,
-                    node,
-                    budget,
-                    cost_of,
-                )
+                found = _around(partial(_with_feed_forward, width), even, node, budget, cost_of)
                 best = min(found, key=lambda sizes: _distance(sizes, budget))
                 if _fits(best, budget):
                     return best
@@ -197,6 +192,10 @@ def _around(
         else:
             above, high = middle, found
     return [low, high]
+
+
+def _with_feed_forward(width: Sizes, size: int) -> Mapping[str, int]:
+    return {**width.settings, "ffn_size": size}
 
 
 def _distance(sizes: Sizes, budget: Budget) -> float:

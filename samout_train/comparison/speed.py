@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from samout_train.comparison.contenders import Contender
 from samout_train.config import build
-from samout_train.figures import write_figures
+from samout_train.figures import read_figures, write_figures
 from samout_train.losses import next_token_nats
 from samout_train.metrics import sees_future
 from samout_train.ops.kernels import use_kernels
@@ -40,7 +40,7 @@ def measured_speeds(contenders: Sequence[Contender], folder: Path) -> dict[str, 
     config = contenders[0].config
     of = {one.label: dict(one.config["model"]) for one in contenders}
     of |= {"settings": {key: config[key] for key in ("device", "precision", "kernels", "data")}}
-    if _read(folder).get("of") == json.loads(json.dumps(of)):
+    if read_figures(folder / FILE).get("of") == json.loads(json.dumps(of)):
         return read_speeds(folder)
     device = choose_device(config["device"])
     use_kernels(config["kernels"])
@@ -69,18 +69,10 @@ def measured_speeds(contenders: Sequence[Contender], folder: Path) -> dict[str, 
 def read_speeds(folder: Path) -> dict[str, dict[int, float]]:
     """What was measured in the directory of a comparison; nothing where there is none."""
     try:
-        by_label = _read(folder)["tokens_per_second"]
+        by_label = read_figures(folder / FILE)["tokens_per_second"]
         return {label: {int(length): float(speed) for length, speed in of.items()} for label, of in by_label.items()}
     except (LookupError, TypeError, ValueError, AttributeError):
         return {}
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def tokens_per_second(

@@ -66,6 +66,7 @@ class Search:
         self, folder: Path, *, storage: str | None, space: Space, shared: Sequence[str], flags: Sequence[str], seed: int
     ) -> None:
         import optuna
+        from sqlalchemy.exc import SQLAlchemyError
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -85,7 +86,7 @@ class Search:
             self.study.set_user_attr("asked", before)
             # Gone on with, it goes on drawing, and not from the beginning again.
             self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials))
-        except Exception as error:  # what SQLAlchemy raises for a URL or a file has no common ancestor
+        except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"storage={url}: cannot be used: {reason}") from error
         if not self.study.trials and any(folder.glob("trial-*")):
