@@ -3,19 +3,22 @@
 Nothing else knows the format. `step_<8 digits>.pt` holds tensors, numbers, text and lists, so that
 `torch.load(weights_only=True)` reads it. `step_<8 digits>.json`, its manifest, has its size and sha256, and what it was
 made with; it is written once the tensors lie on disk and read back as they were meant, and only then do these get their
-name. So a file of that name without its manifest, or that disagrees with it, is damaged.
+name. So a file of that name without its manifest, or that disagrees with it, is damaged. Where a model is sharded over
+processes, the tensors of model and optimizer lie in `step_<8 digits>.shards/`, and the manifest has their digests.
 """
 
 import hashlib
 import io
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from samout_train.atomic import replace_file
+from samout_train.shards import damaged_shards, join_shards
 from samout_train.tensor_file import read_tensor_file
 
 FORMAT = 3
@@ -50,8 +53,8 @@ def write_checkpoint(directory: Path, step: int, content: memoryview, about: dic
     Raises:
         OSError: if it cannot be written; what is left of it then is no checkpoint.
     """
-    path = directory / f"step_{step:08d}.pt"
-    if path.exists() and damage(path) is None:
+    path = checkpoint_path(directory, step)
+    if is_complete(path):
         return path
     digest = hashlib.sha256(content).hexdigest()
 
@@ -64,11 +67,28 @@ def write_checkpoint(directory: Path, step: int, content: memoryview, about: dic
     return path
 
 
+def checkpoint_path(directory: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return directory / f"step_{step:08d}.pt"
+
+
+def shards_folder(path: Path) -> Path:
+    """Where a checkpoint has the tensors of model and optimizer if they are not in it: beside it."""
+    return path.with_name(path.name.replace(".pt", ".shards"))
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a checkpoint is there, and can be believed."""
+    return path.exists() and damage(path) is None
+
+
 def delete_checkpoint(directory: Path, step: int) -> None:
     """Deletes one, its tensors first, so that at no moment it looks like a damaged one."""
-    path = directory / f"step_{step:08d}.pt"
+    path = checkpoint_path(directory, step)
     for part in (path, _manifest(path)):
         part.unlink(missing_ok=True)
+    if shards_folder(path).exists():
+        shutil.rmtree(shards_folder(path))
 
 
 def saved_steps(directory: Path) -> list[int]:
@@ -99,7 +119,7 @@ def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
         reasons.append(f"{path.name}: {reason}")
         log.warning("%s cannot be used: %s", path, reason)
         if set_aside:
-            for part in (path, _manifest(path)):
+            for part in (path, _manifest(path), shards_folder(path)):
                 if part.exists():
                     part.replace(part.with_name(part.name + CORRUPT))
     earlier = {
@@ -150,7 +170,7 @@ def damage(path: Path) -> str | None:
         return f"it has {path.stat().st_size} bytes, the manifest says {manifest['bytes']}"
     if _sha256(path) != manifest["sha256"]:
         return "its sha256 differs from the manifest's"
-    return None
+    return damaged_shards(shards_folder(path), manifest.get("shards", {}))
 
 
 def write_manifest(path: Path, said: dict[str, Any]) -> None:
@@ -173,8 +193,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return unsigned
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
     """The content of a verified checkpoint, on the CPU; no code in it is run.
+
+    Args:
+        path: Of the file.
+        whole: Whether to read what lies in shards beside it; else such tensors are without content (on the device
+            `meta`), and `shards` is where `samout_train.shards.read_shards` finds it.
 
     Raises:
         ValueError: if it is of another format.
@@ -188,6 +213,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is no checkpoint of format {FORMAT}: another program wrote it, or another version of this one"
         )
+    if "vectors" in content:
+        try:
+            join_shards(content, shards_folder(path), whole=whole)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} cannot be used: {error}") from error
     return content
 
 

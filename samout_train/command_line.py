@@ -31,12 +31,14 @@ class Request:
     Args:
         words: The command line behind the verb.
         config_name: The root YAML where none is given.
+        writes: Whether it is for this process to look at the run's directory and to make it.
 
     Raises:
         ConfigError: if a flag is wrong.
     """
 
-    def __init__(self, words: Sequence[str], config_name: str = "config") -> None:
+    def __init__(self, words: Sequence[str], config_name: str = "config", *, writes: bool = True) -> None:
+        self.writes = writes
         self.arguments = _parsed(words)
         self.overrides: list[str] = self.arguments.overrides
         self.flags = [word for word in words if word not in self.overrides]
@@ -55,11 +57,10 @@ class Request:
         if self.arguments.shell_completion:
             return []
         found = self._wrong_settings() if not self.asks_only else self._wrong_composition()
-        if not found and not self.asks_only:
+        if not found and not self.asks_only and self.writes:
             found = self._wrong_directory()
         found = ["\n".join(mistake.splitlines()[:LINES_OF_A_MISTAKE]) for mistake in dict.fromkeys(found)]
-        more = [f"and {len(found) - MOST_MISTAKES} more"] if len(found) > MOST_MISTAKES else []
-        return found[:MOST_MISTAKES] + more
+        return found[:MOST_MISTAKES] + [f"and {len(found) - MOST_MISTAKES} more"] * (len(found) > MOST_MISTAKES)
 
     def _wrong_composition(self) -> list[str]:
         try:
@@ -77,8 +78,8 @@ class Request:
             return self._wrong_sweep()
         composed, found = checked_config(self.overrides, config_name=self.config_name, config_dirs=self.config_dirs)
         if composed is not None and not found:
-            found = resume_problems(composed.config["resume"]) + run_directory_problems(composed.config)
-            self.run_dir = composed.config["run_dir"]
+            config, self.run_dir = composed.config, composed.config["run_dir"]
+            found = resume_problems(config["resume"]) + (run_directory_problems(config) if self.writes else [])
         return found
 
     def _wrong_sweep(self) -> list[str]:
@@ -138,8 +139,7 @@ def answered(words: list[str], verb: str, keys: Callable[..., None], act: Callab
         act: Does what was asked for, and returns the exit code.
     """
     try:
-        request = Request(words, verb)
-        if request.in_sweep:
+        if (request := Request(words, verb)).in_sweep:
             raise ConfigError(f"-m: {verb} makes no sweeps: leave it out")
         if request.arguments.config_name:
             raise ConfigError(f"--config-name {request.config_name}: {verb} has its own, {verb}.yaml: leave it out")
@@ -211,7 +211,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(f"{unknown}: no such option; {nearest(unknown, flags)}; settings have the form key=value")
 
     parser.error = refuse  # type: ignore[method-assign]
-    arguments: argparse.Namespace = parser.parse_intermixed_args(list(words))
+    arguments = parser.parse_intermixed_args(list(words))
     asked = [f"--{name.replace('_', '-')}" for name in INFORMATION if getattr(arguments, name)]
     if arguments.multirun and asked and asked[0] not in ("--help", "--hydra-help"):
         raise ConfigError(f"-m: {asked[0]} is for one run: leave -m out")

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from samout_train import processes
 from samout_train.data.batches import Rows, Source
-from samout_train.losses import next_token_nats
+from samout_train.losses import nats_and_state
 from samout_train.runtime import PrecisionName, autocast, to_device
 
 
@@ -51,6 +52,8 @@ def evaluate(
     precision: PrecisionName,
     num_batches: int | None = None,
     check_stop: Callable[[], None] = lambda: None,
+    chunk_len: int | None = None,
+    together: bool = False,
 ) -> Evaluation:
     """Evaluates a model; its mode is put back.
 
@@ -62,6 +65,8 @@ def evaluate(
         precision: Of the forward pass.
         num_batches: How many there are, for the progress bar that is shown from the second second on.
         check_stop: Called before each batch; what it raises ends the evaluation.
+        chunk_len: Targets of a row that are read at a time, with the state carried on; None for whole rows.
+        together: Whether all processes of the run are here, each for its share of the rows.
 
     Returns:
         Sums over all batches. The device is waited for once, at the end.
@@ -77,17 +82,27 @@ def evaluate(
         with torch.inference_mode(), bar:
             for ids_RT in bar:
                 check_stop()
+                if together:
+                    ids_RT = ids_RT.tensor_split(processes.count())[processes.rank()]
                 targets_RT = source.validation.split(ids_RT)[1]
                 counted = targets_RT[targets_RT != source.ignore_index]
                 num_targets += counted.numel()
                 num_bytes += int(token_bytes[counted].sum()) if token_bytes is not None else 0
                 inputs_RT, targets_RT = source.validation.split(to_device(ids_RT, device))
-                with autocast(precision, device):
-                    nats += next_token_nats(
-                        model, inputs_RT, targets_RT, source.ignore_index, most_targets=counted.numel()
-                    )
+                length, state = chunk_len or targets_RT.shape[1], None
+                for start in range(0, targets_RT.shape[1] if len(ids_RT) else 0, length):
+                    piece = slice(start, start + length)
+                    most = min(counted.numel(), targets_RT[:, piece].numel())
+                    with autocast(precision, device):
+                        chunk = (inputs_RT[:, piece], targets_RT[:, piece], source.ignore_index, most, state)
+                        chunk_nats, state = nats_and_state(model, *chunk)
+                    nats += chunk_nats
     finally:
         model.train(was_training)
+    if together and processes.count() > 1:
+        sums = torch.tensor([float(nats), num_targets, num_bytes], dtype=torch.float64)
+        nats, targets, read_bytes = processes.summed(sums)
+        num_targets, num_bytes = int(targets), int(read_bytes)
     if num_targets == 0:
         raise ValueError(f"every target is {source.ignore_index}, which is ignored: there is nothing to evaluate")
     return Evaluation(float(nats), num_targets, num_bytes)

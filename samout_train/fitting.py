@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from samout_train import processes
 from samout_train.callbacks.base import Callback, RunContext
 from samout_train.figures import write_figures
 from samout_train.profiling import profiling
@@ -36,9 +37,11 @@ def fit(trainer: Trainer, context: RunContext, callbacks: Callbacks, checkpoints
     reset_peak_memory(trainer.device)
     watching = list(callbacks.values())
     try:
-        with StopSignals() as signals:
-            for callback in watching:
-                callback.on_start(context)
+        with StopSignals(processes.largest) as signals:
+            with trainer.shared.whole():
+                for callback in watching:
+                    callback.on_start(context)
+                processes.wait_for_all()
             try:
                 folder = context.run_dir / "profile" if trainer.profile else None
                 with rescued(trainer.training_step, lambda: _save_last(trainer, callbacks, checkpoints)):
@@ -55,11 +58,14 @@ def fit(trainer: Trainer, context: RunContext, callbacks: Callbacks, checkpoints
                 raise
         summary = trainer.reports.summary(context, final)
         summary |= {} if trainer.resumed_from is None else {"resumed_from": trainer.resumed_from}
-        for callback in watching:
-            summary |= callback.figures()
-        write_figures(context.run_dir / "summary.json", summary)
-        for callback in watching:
-            callback.on_end(summary)
+        with trainer.shared.whole():
+            for callback in watching:
+                summary |= callback.figures()
+            if processes.is_first():
+                write_figures(context.run_dir / "summary.json", summary)
+            for callback in watching:
+                callback.on_end(summary)
+            processes.wait_for_all()
     finally:
         checkpoints.wait()
         for callback in watching:
@@ -84,7 +90,8 @@ def _train(
         signals.check()
         best_before = trainer.reports.best_val_step
         stop_reason = trainer.reports.report(watching, signals, is_last=trainer.finished())
-        if checkpoints.due(trainer.step_count, is_best=trainer.reports.best_val_step != best_before):
+        is_best = trainer.reports.best_val_step != best_before
+        if processes.largest(processes.is_first() and checkpoints.due(trainer.step_count, is_best=is_best)):
             _save(trainer, callbacks, checkpoints)
     trainer.clock.pause()
     if stop_reason is not None:
@@ -95,7 +102,8 @@ def _train(
 
 
 def _save(trainer: Trainer, callbacks: Callbacks, checkpoints: Checkpoints) -> None:
-    if trainer.step_count in (checkpoints.last_step, checkpoints.begun_step):
+    is_saved = trainer.step_count in (checkpoints.last_step, checkpoints.begun_step)
+    if processes.largest(processes.is_first() and is_saved):
         return
     with trainer.clock.paused():
         state = trainer.state_dict() | {"callbacks": {name: c.state_dict() for name, c in callbacks.items()}}
@@ -105,4 +113,5 @@ def _save(trainer: Trainer, callbacks: Callbacks, checkpoints: Checkpoints) -> N
 def _save_last(trainer: Trainer, callbacks: Callbacks, checkpoints: Checkpoints) -> None:
     checkpoints.wait()
     _save(trainer, callbacks, checkpoints)
-    checkpoints.finish(trainer.step_count)
+    if processes.is_first():
+        checkpoints.finish(trainer.step_count)

@@ -24,30 +24,49 @@ MOST_LOGITS = 2**25
 def next_token_nats(
     model: Callable[..., Any], ids_BT: Tensor, targets_BT: Tensor, ignore_index: int, *, most_targets: int | None = None
 ) -> Tensor:
+    """The nats of `nats_and_state` for rows from a fresh state."""
+    return nats_and_state(model, ids_BT, targets_BT, ignore_index, most_targets)[0]
+
+
+def nats_and_state(
+    model: Callable[..., Any],
+    ids_BT: Tensor,
+    targets_BT: Tensor,
+    ignore_index: int,
+    most_targets: int | None = None,
+    state: Any = None,
+) -> tuple[Tensor, Any]:
     """Sum of the nats of all counted targets of a model; its logits are never all there where they are very many.
 
     Args:
-        model: Called as `logits, state = model(ids)`. One with an attribute `head_weight` that is a (V, D) matrix is
-            called with `return_hidden=True` where there would be more than MOST_LOGITS, or where most are not counted.
+        model: Called as `logits, state = model(ids, state)`. One with an attribute `head_weight` that is a (V, D)
+            matrix is called with `return_hidden=True` where there would be more than MOST_LOGITS, or where most are not
+            counted.
         ids_BT: Token ids, int64.
         targets_BT: Token ids, int64.
         ignore_index: Targets of this value add nothing and take no gradient.
         most_targets: Counted targets are at most so many. Where that is less than half of all, no others get logits.
+        state: What the model returned for the tokens before; None at the start of rows.
 
     Returns:
-        A float32 scalar; 0 where no target is counted.
+        A float32 scalar, 0 where no target is counted; and the state behind these tokens.
     """
     weight_VD = getattr(model, "head_weight", None)
     few = most_targets is not None and 2 * most_targets < targets_BT.numel()
+    carried = () if state is None else (state,)
     if weight_VD is None or (not few and ids_BT.numel() * len(weight_VD) <= MOST_LOGITS):
-        return cross_entropy_sum(model(ids_BT)[0], targets_BT, ignore_index)
-    hidden_RD, targets_R = model(ids_BT, return_hidden=True)[0].flatten(0, 1), targets_BT.flatten()
+        logits_BTV, state = model(ids_BT, *carried)
+        return cross_entropy_sum(logits_BTV, targets_BT, ignore_index), state
+    hidden_BTD, state = model(ids_BT, *carried, return_hidden=True)
+    # Asked for anew: a head that is sharded is whole from the forward to the backward pass only.
+    weight_VD = model.head_weight  # type: ignore[attr-defined]
+    hidden_RD, targets_R = hidden_BTD.flatten(0, 1), targets_BT.flatten()
     if few:
         assert most_targets is not None
         hidden_RD, targets_R = _counted(hidden_RD, targets_R, ignore_index, most_targets)
         if len(hidden_RD) * len(weight_VD) <= MOST_LOGITS:
-            return cross_entropy_sum(linear(hidden_RD, weight_VD), targets_R, ignore_index)
-    return linear_cross_entropy_sum(hidden_RD, weight_VD, targets_R, ignore_index, MOST_LOGITS)
+            return cross_entropy_sum(linear(hidden_RD, weight_VD), targets_R, ignore_index), state
+    return linear_cross_entropy_sum(hidden_RD, weight_VD, targets_R, ignore_index, MOST_LOGITS), state
 
 
 def _counted(hidden_RD: Tensor, targets_R: Tensor, ignore_index: int, count: int) -> tuple[Tensor, Tensor]:

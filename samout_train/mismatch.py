@@ -70,7 +70,10 @@ def refuse_other_optimizer(optimizer: torch.optim.Optimizer, given: Mapping[str,
     found = []
     for parameter, key in zip(parameters, saved_keys, strict=True):
         for name, tensor in given["state"].get(key, {}).items():
-            if name in LIKE_THE_PARAMETER and isinstance(tensor, Tensor) and tensor.shape != parameter.shape:
+            if name not in LIKE_THE_PARAMETER or not isinstance(tensor, Tensor):
+                continue
+            is_scalar = tensor.numel() == parameter.numel() == 1  # which a sharded model has as a vector
+            if tensor.shape != parameter.shape and not is_scalar:
                 of = names.get(id(parameter), f"parameter {key}")
                 found.append(f"{name} of {of}: {_shape(tensor)} in the checkpoint, {_shape(parameter)} in the model")
     _refuse(what, found)

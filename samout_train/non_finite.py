@@ -17,12 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.distributed.tensor import DTensor
 
+from samout_train import processes
 from samout_train.data.batches import Batches
 from samout_train.data.vocabulary import Vocabulary
+from samout_train.parallel import whole_tensor
 
 OnNonFinite = Literal["stop", "skip", "rollback"]
 MOST_IN_A_ROW = 5  # so many steps are left out one after another; the next one ends the run
+STEPS_BEHIND = 3  # of several processes: so far the device may be behind the host
 MOST_ROWS, MOST_PARAMETERS, MOST_CHARACTERS = 8, 12, 60
 
 log = logging.getLogger(__name__)
@@ -109,12 +113,15 @@ class Watch:
         """What was before the first step that was not finite, once; None where no such step is known.
 
         Args:
-            wait: For the device, so that all steps noted are known.
+            wait: For the device, so that all steps noted are known. Several processes wait for what is some steps back.
         """
+        together = processes.count() > 1
         while self._noted:
             before, copy, event = self._noted[0]
+            if together and not wait and len(self._noted) <= STEPS_BEHIND:
+                return None
             if event is not None:
-                if wait:
+                if wait or together:
                     event.synchronize()
                 elif not event.query():
                     return None
@@ -166,7 +173,7 @@ def report(step: int, loss: float, batches: Batches, model: nn.Module, vocabular
     """
     places = batches.places(step - 1)
     ids_RT, _ = batches.on_host(step - 1)
-    inputs_RT, _ = batches.rows.split(ids_RT)
+    inputs_RT = torch.cat(processes.gathered(batches.rows.split(ids_RT)[0]))
     what = "its gradient is not finite" if math.isfinite(loss) else f"its loss is {loss}"
     lines = [f"step {step} was not made: {what}", f"  loss            {loss:.4f} nats"]
     for epoch in dict.fromkeys(epoch for epoch, _ in places):
@@ -176,7 +183,8 @@ def report(step: int, loss: float, batches: Batches, model: nn.Module, vocabular
         for (_, index), row_T in list(zip(places, inputs_RT.tolist(), strict=True))[:MOST_ROWS]:
             lines.append(f"  row {index:<11} {vocabulary.decode(row_T)[:MOST_CHARACTERS]!r}")
         lines += [f"  and {len(places) - MOST_ROWS} rows more"] if len(places) > MOST_ROWS else []
-    norms = {name: float(p.grad.double().norm()) for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: whole_tensor(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    norms = {name: float(gradient.double().norm()) for name, gradient in gradients.items()}
     # Those that are not finite come first, then from the largest down.
     ordered = sorted(norms, key=lambda name: (math.isfinite(norms[name]), -norms[name]))
     lines.append(
@@ -224,7 +232,7 @@ def refuse_non_finite(state: Mapping[str, Any]) -> None:
         by_device.setdefault(tensor.device, []).append(tensor)
     # The largest number of all is finite if and only if all are: one pass, and one look for each device.
     largest = [nn.utils.get_total_norm(group, norm_type=math.inf) for group in by_device.values()]
-    if all(math.isfinite(float(number)) for number in largest):
+    if not processes.largest(not all(math.isfinite(float(number)) for number in largest)):
         return
     names = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     more = f" and {len(names) - MOST_ROWS} more" if len(names) > MOST_ROWS else ""
@@ -234,8 +242,9 @@ def refuse_non_finite(state: Mapping[str, Any]) -> None:
 
 
 def _tensors(node: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(node, Tensor) and node.is_floating_point() and node.numel():
-        yield name, node
+    if isinstance(node, Tensor) and node.is_floating_point():
+        own = node.to_local() if isinstance(node, DTensor) else node
+        yield from [(name, own)] if own.numel() else []
     elif isinstance(node, Mapping):
         for key, value in node.items():
             yield from _tensors(value, f"{name}.{key}" if name else str(key))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from samout_train import processes
 from samout_train.callbacks.base import Callback, RunContext, StepReport
 from samout_train.data.batches import Source
 from samout_train.evaluation import Evaluation, evaluate, in_order, spread
@@ -63,14 +64,15 @@ class Reports:
         """Logs and evaluates what is due after this step and was not done for it, also not before a rollback.
 
         Args:
-            callbacks: They get the report, if there is one.
+            callbacks: They get the report, if there is one; the first process alone has any.
             signals: Asked before each batch of an evaluation.
             is_last: Whether this is the last step, at which both are due, and callbacks measure what they do once.
 
         Returns:
             Why to stop, if a callback says so; else None.
         """
-        step = self.training_step.step_count
+        step, alone = self.training_step.step_count, processes.count() == 1
+        check_stop = signals.check if alone else lambda: None  # which all processes have to ask together
         logs = (is_last or step % self.log_every_n_steps == 0) and self._logged_step < step
         evaluates = (is_last or step % self.eval_every_n_steps == 0) and self._evaluated_step < step
         closes = is_last and self._closed_step < step
@@ -81,14 +83,16 @@ class Reports:
             if evaluates:
                 metrics |= self._validation_metrics(step, signals)
             if evaluates or closes:
-                for callback in callbacks:
-                    metrics |= callback.on_evaluate(step, is_last=closes, check_stop=signals.check)
+                with self.training_step.shared.whole():
+                    for callback in callbacks:
+                        metrics |= callback.on_evaluate(step, is_last=closes, check_stop=check_stop)
+                    processes.wait_for_all()
             self._closed_step = step if closes else self._closed_step
             self._logged_step = step if logs else self._logged_step
             self._evaluated_step = step if evaluates else self._evaluated_step
             report = StepReport(step=step, metrics=metrics)
             reasons = [callback.on_report(report) for callback in callbacks] if metrics else []
-        return next((reason for reason in reasons if reason), None)
+        return processes.from_first(next((reason for reason in reasons if reason), None))
 
     def evaluate_whole(self, signals: StopSignals) -> Evaluation:
         """The whole validation split, or the part of it that was asked for."""
@@ -113,6 +117,7 @@ class Reports:
             "parameters": num_parameters(model),
             "training_flops_per_token": TRAINING_TIMES * model.forward_flops_per_token(seq_len),
             "state_bytes": model.state_bytes(seq_len),
+            "processes": processes.count(),
             "steps": step.step_count,
             "tokens_seen": step.tokens_seen,
             "train_loss_nats": None if step.loss is None else float(step.loss),
@@ -127,7 +132,7 @@ class Reports:
             "torch": torch.__version__,
             "seed": context.seed,
             "commit": context.commit,
-            "weights_sha256": weights_sha256(model.state_dict()),
+            "weights_sha256": weights_sha256(step.shared.weights()),
         }
         only_where_known = {
             "floor_nats": self.source.floor_nats,
@@ -176,12 +181,15 @@ class Reports:
         return {"val/loss_nats": found.loss_nats, **bits}
 
     def _evaluate(self, batches: Any, num_batches: int, signals: StopSignals) -> Evaluation:
-        return evaluate(
-            self.training_step.model,
-            batches,
-            source=self.source,
-            device=self.device,
-            precision=self.training_step.precision,
-            num_batches=num_batches,
-            check_stop=signals.check,
-        )
+        with self.training_step.shared.whole():
+            return evaluate(
+                self.training_step.model,
+                batches,
+                source=self.source,
+                device=self.device,
+                precision=self.training_step.precision,
+                num_batches=num_batches,
+                check_stop=signals.check,
+                chunk_len=self.training_step.chunk_len,
+                together=True,
+            )

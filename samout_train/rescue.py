@@ -2,15 +2,17 @@
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from samout_train import processes
 from samout_train.checkpoint import CheckpointError, newest_checkpoint, read_checkpoint
 from samout_train.non_finite import NonFiniteError
-from samout_train.runtime import Clock, peak_memory_bytes, set_random_states
+from samout_train.runtime import Clock, peak_memory_bytes, seed_everything, set_random_states
 from samout_train.saving import Checkpoints
 from samout_train.training_step import TrainingStep
 
@@ -45,8 +47,12 @@ def rescued(step: TrainingStep, save: Callable[[], None]) -> Iterator[None]:
         peak = peak_memory_bytes(step.batches.device)
         traceback.clear_frames(error.__traceback__)  # they hold the activations
         what = f"in step {step.step_count + 1}" if step.before else f"after step {step.step_count}"
-        is_whole = step.undo()
-        saved = _save(step, save) if is_whole else "  saved           nothing: it failed within the update"
+        if not step.undo():
+            saved = "  saved           nothing: it failed within the update"
+        elif processes.count() > 1:
+            saved = f"  saved           nothing: it happened in {processes.name()}, and the others wait in this step"
+        else:
+            saved = _save(step, save)
         first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         lines = [f"out of memory {what}: {first_line}", *_sizes(step, peak), saved]
         raise MemoryExhaustedError("\n".join(lines)) from None
@@ -94,14 +100,27 @@ def go_back(step: TrainingStep, run_dir: Path, error: NonFiniteError) -> None:
         NonFiniteError: `error`, if there is no checkpoint.
         CheckpointError: if all are damaged.
     """
-    path = newest_checkpoint(run_dir, set_aside=True)
+    path = processes.from_first(newest_checkpoint(run_dir, set_aside=True) if processes.is_first() else None)
     if path is None:
         raise error
-    content, left_out = read_checkpoint(path), set(step.skipped_steps)
+    content, left_out = read_checkpoint(path, whole=not step.shared.is_sharded), set(step.skipped_steps)
     step.load_state_dict(content)
     step.skipped_steps |= left_out
-    set_random_states(content["random"], step.batches.device)
+    set_own_random_states(content, step.batches.device)
     log.warning("%s\n  rolled back     to step %d; this batch is left out from now on", error, step.step_count)
+
+
+def set_own_random_states(content: Mapping[str, Any], device: torch.device) -> None:
+    """Puts the random generators of this process where it left off.
+
+    Args:
+        content: Of a checkpoint. A process that it knows nothing of goes on from a seed made of the first one's state.
+        device: Where it runs.
+    """
+    states = [content["random"], *content.get("random_of_others", [])]
+    set_random_states(states[min(processes.rank(), len(states) - 1)], device)
+    if processes.rank() >= len(states):
+        seed_everything(int(torch.randint(2**31, ())) + processes.rank())
 
 
 def _save(step: TrainingStep, save: Callable[[], None]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from samout_train import processes
 from samout_train.checkpoint import CheckpointError, find_checkpoint, newest_checkpoint, read_checkpoint, read_manifest
 from samout_train.trainer import Trainer
 
@@ -25,11 +26,14 @@ def restore(trainer: Trainer, resume: str | None, run_dir: Path) -> tuple[Path |
     if resume is None:
         return None, {}
     own = resume == "auto"
-    path = newest_checkpoint(run_dir, set_aside=True) if own else find_checkpoint(Path(resume))
+    path = None
+    if processes.is_first():
+        path = newest_checkpoint(run_dir, set_aside=True) if own else find_checkpoint(Path(resume))
+    path = processes.from_first(path)
     if path is None:
         log.info("resume     no checkpoint in %s yet: starting at step 0", run_dir)
         return None, {}
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, whole=not trainer.shared.is_sharded)
     try:
         trainer.load_state_dict(content)
     except (LookupError, TypeError, AttributeError) as error:
@@ -51,6 +55,6 @@ def made_with(trainer: Trainer) -> dict[str, str | int]:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
-        "processes": 1,
+        "processes": processes.count(),
         "precision": trainer.precision,
     }

@@ -3,7 +3,7 @@
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from samout_train import processes
 from samout_train.callbacks.base import RunContext
 from samout_train.config import Composed, ConfigError, build, compose_config
 from samout_train.data.batches import Source
 from samout_train.data.row_check import row_problems
 from samout_train.fitting import fit
+from samout_train.joining import together
 from samout_train.log_file import log_file
 from samout_train.ops.kernels import use_kernels
 from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, model_problems
@@ -30,6 +32,7 @@ from samout_train.runtime import (
 )
 from samout_train.trainer import Trainer
 
+OTHER_SEED = 2**20 + 7  # from one process to the next
 log = logging.getLogger(__name__)
 
 
@@ -77,14 +80,16 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
         ConfigError: if the configuration is wrong, or the run directory holds a run already.
     """
     composed = _checked(overrides)
-    _refuse(resume_problems(composed.config["resume"]) + run_directory_problems(composed.config))
-    run_dir = Path(composed.config["run_dir"])
-    start = prepare(composed, run_dir, overrides)
-    (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
-    (run_dir / ".hydra" / "config.yaml").write_text(composed.yaml, encoding="utf-8")
-    (run_dir / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(list(overrides)), encoding="utf-8")
-    with log_file(run_dir / "samout_train.log"):
-        return start()
+    with together(composed, Path(composed.config["run_dir"])) as run_dir:
+        if not processes.is_first():
+            return prepare(composed, run_dir, overrides)()
+        _refuse(resume_problems(composed.config["resume"]) + run_directory_problems(composed.config))
+        start = prepare(composed, run_dir, overrides)
+        (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
+        (run_dir / ".hydra" / "config.yaml").write_text(composed.yaml, encoding="utf-8")
+        (run_dir / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(list(overrides)), encoding="utf-8")
+        with log_file(run_dir / "samout_train.log"):
+            return start()
 
 
 def prepare(
@@ -105,7 +110,8 @@ def prepare(
         CheckpointError: if the run has checkpoints and all are damaged.
     """
     with ExitStack() as held:
-        held.enter_context(locked(run_dir))
+        held.enter_context(locked(run_dir) if processes.is_first() else nullcontext())
+        processes.wait_for_all()
         run = _prepared(composed, run_dir, overrides)
         until_the_end = held.pop_all()
 
@@ -122,7 +128,7 @@ def _prepared(
     config = composed.config
     trainer = trainer_from(config)
     restored, content = restore(trainer, config["resume"], run_dir)
-    callbacks = {name: build(node) for name, node in config["callbacks"].items()}
+    callbacks = {name: build(node) for name, node in config["callbacks"].items() if processes.is_first()}
     for name, callback in callbacks.items():
         if saved := content.get("callbacks", {}).get(name):
             callback.load_state_dict(saved)
@@ -142,6 +148,8 @@ def _prepared(
         precision=trainer.precision,
         batch_size=batches.batch_size,
         accumulate=trainer.training_step.accumulate,
+        chunk_len=trainer.training_step.chunk_len,
+        processes=processes.count(),
         first_step=trainer.step_count,
         reported_step=trainer.reports.reported_step,
         total_steps=trainer.limits.total_steps,
@@ -173,6 +181,8 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
         log.warning("data        %d rows are fewer than data.batch_size (%d): a batch holds some more than once", *few)
     model = build(config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id).to(device)
     _refuse(_misfits(model, source))
+    if processes.rank():  # the same weights to begin with, other dropout
+        seed_everything(config["seed"] + OTHER_SEED * processes.rank())
     trainer: Trainer = build(
         config["trainer"],
         model=model,

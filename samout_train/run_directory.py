@@ -1,5 +1,6 @@
 """What speaks against a run directory, or a checkpoint to start from, before anything is written."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -119,6 +120,9 @@ def locked(run_dir: Path) -> Iterator[None]:
             for folder in (run_dir, run_dir / "checkpoints"):
                 for leftover in leftovers(folder):
                     leftover.unlink()
+            for shards in (run_dir / "checkpoints").glob("step_*.shards"):
+                if not shards.with_suffix(".pt").exists():
+                    shutil.rmtree(shards)
             yield
     except Timeout as error:
         raise ConfigError(_taken(run_dir)) from error

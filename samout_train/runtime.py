@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samout_train.launch import Launch
+
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 log = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
@@ -24,13 +26,18 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name; `auto` is CUDA if there is one.
+    """The device of this name; `auto` is CUDA if there is one, and of several processes on a machine each has its own.
 
     Raises:
         ValueError: if there is no such device.
     """
+    launch = Launch.of_environment()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if launch is not None and name.startswith("cuda"):
+        if name != "cuda":
+            raise ValueError(f"device ({name}) is one device, and each process needs its own: use device=cuda")
+        name = f"cuda:{launch.local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -40,7 +47,8 @@ def choose_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
         have = f"this machine has cuda:0 to cuda:{count - 1}" if count else "torch sees no CUDA device here"
-        raise ValueError(f"device ({name}) is not there: {have}; use device=auto or device=cpu")
+        instead = "use device=auto or device=cpu" if launch is None else "start fewer processes (--nproc-per-node)"
+        raise ValueError(f"device ({name}) is not there: {have}; {instead}")
     return device
 
 

@@ -7,15 +7,20 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+from samout_train import processes
 from samout_train.checkpoint import (
     CheckpointError,
+    checkpoint_path,
     delete_checkpoint,
+    is_complete,
     replace_json,
     saved_steps,
     serialised,
+    shards_folder,
     write_checkpoint,
 )
 from samout_train.ranges import Positive, validated
+from samout_train.shards import split_shards, write_shards
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +75,9 @@ class Checkpoints:
     def save(self, state: dict[str, Any], *, step: int, best_step: int | None) -> None:
         """Copies a state, and writes the copy while the caller goes on; waits for the write before this one.
 
+        All processes of a run call it: the first one writes, and where the model is sharded each its shards, before the
+        caller goes on.
+
         Args:
             state: What to save: tensors, numbers, text, lists and dictionaries.
             step: Steps made so far.
@@ -77,9 +85,16 @@ class Checkpoints:
         """
         self.wait()
         self.begun_step, self._last_saved_at = step, time.monotonic()
-        content = serialised(state)
-        self._thread = threading.Thread(target=self._write, args=(content, step, best_step))
-        self._thread.start()
+        about = self.about
+        if "vectors" in state:
+            state, digests = self._write_shards(state, step)
+            if digests is None:
+                return
+            about = about | {"shards": digests}
+        if processes.is_first():
+            content = serialised(state)
+            self._thread = threading.Thread(target=self._write, args=(content, step, best_step, about))
+            self._thread.start()
 
     def wait(self) -> None:
         """Until nothing is being written."""
@@ -97,10 +112,29 @@ class Checkpoints:
         if self.last_step != step:
             raise CheckpointError(self._problem or f"the checkpoint of step {step} was not written")
 
-    def _write(self, content: memoryview, step: int, best_step: int | None) -> None:
+    def _write_shards(self, state: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, str] | None]:
+        """The state without its shards, and their digests; None where they are not there, or need not be written."""
+        path = checkpoint_path(self.directory, step)
+        state, tensors = split_shards(state)
+        if processes.from_first(processes.is_first() and is_complete(path)):
+            self.last_step = step
+            return state, None
+        try:
+            return state, write_shards(shards_folder(path), tensors)
+        except OSError as error:
+            if processes.is_first():
+                shutil.rmtree(shards_folder(path), ignore_errors=True)
+                self._problem = self._told(
+                    error, step, sum(part.numel() * part.element_size() for part in tensors.values())
+                )
+                log.warning("%s", self._problem)
+            self.begun_step = None
+            return state, None
+
+    def _write(self, content: memoryview, step: int, best_step: int | None, about: dict[str, Any]) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            write_checkpoint(self.directory, step, content, self.about)
+            write_checkpoint(self.directory, step, content, about)
         except OSError as error:
             self._problem = self._told(error, step, len(content))
             log.warning("%s", self._problem)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -19,10 +20,16 @@ class StopRequestedError(Exception):
 
 
 class StopSignals:
-    """While entered, the first of SIGNALS is noted instead of killing the process; a second SIGINT quits at once."""
+    """While entered, the first of SIGNALS is noted instead of killing the process; a second SIGINT quits at once.
 
-    def __init__(self) -> None:
+    Args:
+        agreed: From the number of the signal that came to this process, 0 for none, to the one that counts: so that
+            several processes stop together.
+    """
+
+    def __init__(self, agreed: Callable[[int], int] = int) -> None:
         self.received: int | None = None
+        self._agreed = agreed
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -40,8 +47,8 @@ class StopSignals:
 
     def check(self) -> None:
         """Raises StopRequestedError once a signal has come; to be called where the run can stop."""
-        if self.received is not None:
-            raise StopRequestedError(self.received)
+        if number := self._agreed(self.received or 0):
+            raise StopRequestedError(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samout_train.data.batches import Rows, TokenRows
+from samout_train.data.batches import Rows
+from samout_train.data.token_rows import TokenRows
 from samout_train.extrapolation import Extrapolation
 from samout_train.losses import MOST_LOGITS
 from samout_train.runtime import PrecisionName, autocast, to_device

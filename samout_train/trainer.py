@@ -6,13 +6,17 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from samout_train import processes
 from samout_train.activation_checkpointing import checkpoint_activations
 from samout_train.data.batches import Batches, Source
+from samout_train.micro_steps import chunk_problem
 from samout_train.mismatch import refuse_other_vocabulary
 from samout_train.non_finite import OnNonFinite
+from samout_train.parallel import ParallelName, SharedModel, parallel_problem
 from samout_train.ranges import NonNegative, Positive, not_divisible, validated
 from samout_train.reports import Reports
-from samout_train.runtime import Clock, PrecisionName, random_states, set_random_states
+from samout_train.rescue import set_own_random_states
+from samout_train.runtime import Clock, PrecisionName, random_states
 from samout_train.schedules import Schedule, first_limit
 from samout_train.tf32 import use_tf32
 from samout_train.training_step import TrainingStep
@@ -34,7 +38,10 @@ class Trainer:
         max_steps: The last step; None for no limit.
         max_epochs: Ends after this many passes over the training rows; None for no limit.
         max_seconds: Ends when training has taken this long, evaluations and checkpoints not counted; None for no limit.
-        accumulate: Micro-steps in an optimizer step; must divide batch_size.
+        accumulate: Micro-steps in an optimizer step; must divide batch_size, together with the number of processes.
+        chunk_len: Targets of a row that are learned at a time, with the state carried on from chunk to chunk but no
+            gradient: memory is that of rows of this length. None for whole rows.
+        parallel: How several processes share the model: `ddp`, a copy each, or `fsdp`, shards of it.
         clip_grad_norm: The norm of all gradients together is brought down to this; None for no clipping.
         log_every_n_steps: Log at multiples of this, and at the last step.
         eval_every_n_steps: Evaluate on the fixed batches at multiples of this, and at the last step.
@@ -48,7 +55,8 @@ class Trainer:
         on_non_finite: What becomes of a step whose loss or gradient is NaN or infinite.
 
     Raises:
-        ValueError: if accumulate does not divide batch_size, or model or device cannot do what is asked for.
+        ValueError: if accumulate and processes do not divide batch_size, or model or device cannot do what is asked
+            for.
     """
 
     @validated
@@ -68,6 +76,8 @@ class Trainer:
         max_epochs: Annotated[float, Positive] | None,
         max_seconds: Annotated[float, Positive] | None,
         accumulate: Annotated[int, Positive],
+        chunk_len: Annotated[int, Positive] | None,
+        parallel: ParallelName,
         clip_grad_norm: Annotated[float, Positive] | None,
         log_every_n_steps: Annotated[int, Positive],
         eval_every_n_steps: Annotated[int, Positive],
@@ -80,7 +90,12 @@ class Trainer:
         compile: bool,
         on_non_finite: OnNonFinite,
     ) -> None:
-        if problem := not_divisible("batch_size", batch_size, "accumulate", accumulate):
+        if processes.count() > 1:
+            shares = ("accumulate times processes", accumulate * processes.count())
+            problem = not_divisible("data.batch_size", batch_size, *shares)
+        else:
+            problem = not_divisible("batch_size", batch_size, "accumulate", accumulate)
+        if problem := problem or parallel_problem(parallel, precision, compile) or chunk_problem(model, chunk_len):
             raise ValueError(problem)
         self.model, self.source, self.device, self.precision, self.profile = model, source, device, precision, profile
         use_tf32(tf32, device)
@@ -96,13 +111,15 @@ class Trainer:
             device=device,
             overfit_batches=overfit_batches,
         )
+        self.shared = SharedModel(model, parallel=parallel, device=device, compile=compile)
         self.training_step = TrainingStep(
-            model=model,
+            shared=self.shared,
             optimizer=build_optimizer(model),
             schedule=schedule,
             batches=batches,
             precision=precision,
             accumulate=accumulate,
+            chunk_len=chunk_len,
             clip_grad_norm=clip_grad_norm,
             compile=compile,
             on_non_finite=on_non_finite,
@@ -132,19 +149,29 @@ class Trainer:
             Its loss before the update, in nats per counted target, as a tensor that nothing waited for.
         """
         self.training_step.settle(wait=False)
-        return self.training_step(self.limits.progress(self.step_count + 1, self.clock.seconds))
+        return self.training_step(self.limits.progress(self.step_count + 1, self._seconds()))
 
     def finished(self) -> bool:
         """Whether a limit is reached."""
-        is_at_end = self.limits.progress(self.step_count, self.clock.seconds).share >= 1
+        is_at_end = self.limits.progress(self.step_count, self._seconds()).share >= 1
         return is_at_end and not self.training_step.settle()
 
+    def _seconds(self) -> float:
+        """Of training so far, where they count: those of the first process."""
+        seconds = self.clock.seconds
+        return seconds if self.limits.max_seconds is None else processes.number_of_first(seconds)
+
     def state_dict(self) -> dict[str, Any]:
-        """All that a continued run needs to go on as if it had not been stopped; the step gives the order of rows."""
+        """All that a continued run needs to go on as if it had not been stopped; the step gives the order of rows.
+
+        All processes ask for it together.
+        """
+        first, *others = processes.gathered(random_states(self.device))
         return {
             **self.training_step.state_dict(),
             "reports": self.reports.state_dict(),
-            "random": random_states(self.device),
+            "random": first,
+            "random_of_others": others,
             "resumed_from": self.resumed_from,
             "train_seconds": self.clock.seconds,
             "vocab_size": self.source.vocab_size,
@@ -163,4 +190,4 @@ class Trainer:
         self.clock.set(state["train_seconds"])
         self.reports.load_state_dict(state["reports"])
         self.resumed_from = state["resumed_from"]
-        set_random_states(state["random"], self.device)
+        set_own_random_states(state, self.device)

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.profiler import record_function
 
-from samout_train.compilation import compile_problem, compiled, told_compilation
+from samout_train.compilation import compile_problem, told_compilation
 from samout_train.data.batches import Batches
 from samout_train.data.vocabulary import Vocabulary
 from samout_train.micro_steps import backward
-from samout_train.mismatch import refuse_other_model, refuse_other_optimizer
 from samout_train.non_finite import (
     Before,
     OnNonFinite,
@@ -28,22 +27,25 @@ from samout_train.non_finite import (
     report,
     update,
 )
+from samout_train.parallel import SharedModel, whole_tensor
 from samout_train.runtime import PrecisionName
 from samout_train.schedules import Progress, Schedule
+from samout_train.weights import load_weights, saved_weights
 
 
 class TrainingStep:
     """Everything that an optimizer step changes, and the step.
 
     Args:
-        model: Called as `logits, state = model(ids)`; on the device of the batches.
+        shared: The model, on the device of the batches, and how its gradients come from all processes.
         optimizer: Over the model's parameters; its learning rates are the base rates.
         schedule: The factor on them.
         batches: What each step learns from.
         precision: Of the forward and backward pass.
         accumulate: Micro-steps; each takes an equal share of the batch's rows.
+        chunk_len: Targets of a row in one forward and backward pass; None for all.
         clip_grad_norm: The norm of all gradients together is brought down to this; None for no clipping.
-        compile: Whether torch compiles the model for this step; what else uses the model uses it as it is.
+        compile: Whether torch compiles the model at the first step; what else uses the model uses it as it is.
         on_non_finite: What becomes of a step whose loss or gradient is not finite. In fp16, gradients that overflow are
             the scaler's, which leaves the update out and lowers its scale; only the loss counts there.
         vocabulary: For the report of such a step; None where ids are no text.
@@ -63,12 +65,13 @@ class TrainingStep:
     def __init__(
         self,
         *,
-        model: nn.Module,
+        shared: SharedModel,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         batches: Batches,
         precision: PrecisionName,
         accumulate: int,
+        chunk_len: int | None,
         clip_grad_norm: float | None,
         compile: bool,
         on_non_finite: OnNonFinite,
@@ -76,11 +79,12 @@ class TrainingStep:
     ) -> None:
         if compile and (problem := compile_problem(batches.device)):
             raise ValueError(problem)
-        self.forward = compiled(model) if compile else model
+        self.shared, self.model = shared, shared.model
         self._is_compiled, self._is_updating = not compile, False
-        self.model, self.optimizer, self.schedule, self.batches = model, optimizer, schedule, batches
+        self.optimizer, self.schedule, self.batches = optimizer, schedule, batches
         self.precision, self.accumulate, self.clip_grad_norm = precision, accumulate, clip_grad_norm
-        self.parameters = list(model.parameters())
+        self.chunk_len = chunk_len
+        self.parameters = list(self.model.parameters())
         self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.scaler = GradScaler(batches.device.type, enabled=precision == "fp16")
         self.step_count = self.tokens_seen = 0
@@ -88,7 +92,8 @@ class TrainingStep:
         self._grad_norm: Tensor | None = None
         self.on_non_finite, self.vocabulary = on_non_finite, vocabulary
         self.skipped_steps: set[int] = set()
-        self.looks_at_once = batches.device.type == "cpu" or not getattr(optimizer, "_step_supports_amp_scaling", False)
+        holds_back = getattr(optimizer, "_step_supports_amp_scaling", False) and not shared.is_sharded
+        self.looks_at_once = batches.device.type == "cpu" or not holds_back
         self._watch = Watch()
         self._again: int | None = None  # the step that is made again, looking
         self.before: Before | None = None
@@ -123,13 +128,14 @@ class TrainingStep:
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
         self.optimizer.zero_grad(set_to_none=True)
-        loss = backward(self.forward, batch, self.batches, self.precision, self.accumulate, self.scaler)
+        how = (self.precision, self.accumulate, self.chunk_len, self.scaler)
+        loss = backward(self.shared, batch, self.batches, *how)
         self.scaler.unscale_(self.optimizer)
         looks = self.looks_at_once or self._again == self.step_count
         with record_function("Optimizer.clip_grad_norm"):  # so that a profile counts it to the optimizer
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             needed = self.clip_grad_norm is not None or not self.scaler.is_enabled()
-            norm = nn.utils.get_total_norm(gradients) if needed else None
+            norm = whole_tensor(nn.utils.get_total_norm(gradients)) if needed else None
             figure = loss if norm is None or self.scaler.is_enabled() else loss + norm
             if looks and not math.isfinite(figure):
                 return self._leave_out(float(loss))
@@ -173,7 +179,7 @@ class TrainingStep:
         """Norm of all gradients of the last step together, before clipping; waits for the device."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self._grad_norm is None and gradients:  # in fp16 without clipping
-            self._grad_norm = nn.utils.get_total_norm(gradients)
+            self._grad_norm = whole_tensor(nn.utils.get_total_norm(gradients))
         return math.nan if self._grad_norm is None else float(self._grad_norm)
 
     def state_dict(self) -> dict[str, Any]:
@@ -185,8 +191,7 @@ class TrainingStep:
         self.settle()
         norm = self.grad_norm()
         state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **saved_weights(self.shared, self.optimizer),
             "scaler": self.scaler.state_dict(),
             "step": self.step_count,
             "tokens_seen": self.tokens_seen,
@@ -204,14 +209,7 @@ class TrainingStep:
             ValueError: if the tensors are of another model or optimizer, with the names and shapes that differ; nothing
                 is loaded then.
         """
-        refuse_other_model(self.model.state_dict(), state["model"])
-        refuse_other_optimizer(self.optimizer, state["optimizer"], self.model)
-        self.model.load_state_dict(state["model"])
-        # What the configuration says beats the checkpoint; the rate of its last step is for the report.
-        kept = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, settings in zip(self.optimizer.param_groups, kept, strict=True):
-            group.update(settings)
+        load_weights(self.shared, self.optimizer, state)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step_count, self.tokens_seen = state["step"], state["tokens_seen"]

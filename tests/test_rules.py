@@ -20,23 +20,34 @@ PACKAGE = Path(__file__).resolve().parent.parent / "samout_train"
 ROWS = [
     {
         *("ops", "runtime", "log_file", "stopping", "atomic", "ranges", "signatures", "tf32", "compilation"),
-        *("tensor_file", "figures"),
+        *("tensor_file", "figures", "launch", "processes"),
     },
     {"models"},
     {"data", "losses", "schedules", "optim", "sampling", "decoding", "generation"},
     {
-        *("metrics", "checkpoint", "saving", "evaluation", "branches", "state_health"),
+        *("metrics", "checkpoint", "saving", "shards", "evaluation", "branches", "state_health"),
         *("accuracy", "extrapolation", "streaming", "charts"),
     },
     {"callbacks"},
     {
         *("training_step", "reports", "profiling", "activation_checkpointing", "trainer", "fitting"),
-        *("non_finite", "micro_steps", "mismatch", "rescue"),
+        *("non_finite", "micro_steps", "mismatch", "rescue", "parallel", "weights"),
     },
     {"verification", "proof", "golden_curve"},
     {
         *("config", "export_files", "exporting", "hydra_messages", "inspection", "loading", "overrides", "problems"),
-        *("heat_map", "job_bar", "ledger", "resuming", "run", "run_directory", "staged", "sweeps", "yaml_places"),
+        *(
+            "heat_map",
+            "job_bar",
+            "joining",
+            "ledger",
+            "resuming",
+            "run",
+            "run_directory",
+            "staged",
+            "sweeps",
+            "yaml_places",
+        ),
     },
     {"comparison", "search"},
     {"command_line", "train_keys", "commands", "__main__", "__init__"},

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from samout_train import build_model, train
 from samout_train.charts import draw_extrapolation, draw_heat_map
-from samout_train.data.batches import MatrixRows, TokenRows
+from samout_train.data.batches import MatrixRows
+from samout_train.data.token_rows import TokenRows
 from samout_train.extrapolation import Extrapolation, perplexity
 from samout_train.streaming import Reader, stream_of
 

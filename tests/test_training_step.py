@@ -11,6 +11,7 @@ from samout_train import build_model, build_trainer
 from samout_train.data.batches import Batches, MatrixRows
 from samout_train.losses import cross_entropy_sum
 from samout_train.non_finite import OnNonFinite
+from samout_train.parallel import SharedModel
 from samout_train.runtime import PrecisionName
 from samout_train.schedules import Constant, Limits
 from samout_train.training_step import TrainingStep
@@ -36,6 +37,7 @@ def step_of(
     *,
     ids: Tensor | None = None,
     accumulate: int = 1,
+    chunk_len: int | None = None,
     clip: float | None = None,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] = lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
     device: str = "cpu",
@@ -46,12 +48,13 @@ def step_of(
     where = torch.device(device)
     batches = Batches(rows, batch_size=8, seed=0, ignore_index=3, device=where, overfit_batches=0)
     return TrainingStep(
-        model=net,
+        shared=SharedModel(net, parallel="ddp", device=where, compile=False),
         optimizer=optimizer(net),
         schedule=Constant(),
         batches=batches,
         precision=precision,
         accumulate=accumulate,
+        chunk_len=chunk_len,
         clip_grad_norm=clip,
         compile=False,
         on_non_finite=on_non_finite,

@@ -28,6 +28,8 @@ class RunContext:
         precision: Of the forward pass.
         batch_size: Rows in an optimizer step.
         accumulate: Micro-steps in one.
+        chunk_len: Targets of a row that are learned at a time; None for all.
+        processes: How many make the run; the first alone has callbacks.
         first_step: Steps already made: above 0 where a run is continued.
         reported_step: The last of them that counts as reported; what was written of later ones is made again.
         total_steps: The last step; None where only time limits the run.
@@ -49,6 +51,8 @@ class RunContext:
     precision: PrecisionName
     batch_size: int
     accumulate: int
+    chunk_len: int | None
+    processes: int
     first_step: int
     reported_step: int
     total_steps: int | None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from samout_train.callbacks.base import Callback, RunContext
@@ -55,7 +56,7 @@ class Report(Callback):
             log.info("  %-22s %s", name, value)
         log.info("run        %s", run_dir)
         log.info("dashboard  %s -m tensorboard.main --logdir %s", python, shlex.quote(run_dir))
-        log.info("repeat     %s -m samout_train %s", python, self._context.command)
+        log.info("repeat     %s samout_train %s", self._program(), self._context.command)
         further = f" trainer.max_steps={2 * summary['steps']}" if self._context.total_steps == summary["steps"] else ""
         log.info("continue   %s", self._continue_command() + further)
 
@@ -66,33 +67,25 @@ class Report(Callback):
         log.info("continue   %s", self._continue_command())
 
     def _continue_command(self) -> str:
-        python = shlex.quote(shown_path(Path(sys.executable)))
         words = [word for word in shlex.split(self._context.command) if not word.startswith("resume=")]
         run_dir = f"run_dir={shown_path(self._context.run_dir)}"
-        return f"{python} -m samout_train {shlex.join([*words, run_dir, 'resume=auto'])}"
+        return f"{self._program()} samout_train {shlex.join([*words, run_dir, 'resume=auto'])}"
+
+    def _program(self) -> str:
+        """What starts a module: Python, or torchrun, which the same environment has."""
+        python = shlex.quote(shown_path(Path(sys.executable)))
+        if self._context.processes == 1:
+            return f"{python} -m"
+        return f"{python} -m torch.distributed.run --nproc-per-node {self._context.processes} -m"
 
 
 def _description(context: RunContext) -> list[str]:
     model: Any = context.model
-    source, rows = context.source, context.batch_size // context.accumulate
+    source, rows = context.source, context.batch_size // context.accumulate // context.processes
     parts = ", ".join(f"{part} {count:,}" for part, count in parameters_by_part(model).items())
     seq_len = source.train.seq_len
     flops = model.forward_flops_per_token(seq_len)
     padding, num_targets = _padding_share(context), _num_targets(context)
-    try:
-        memory = _bytes(
-            estimate_memory_bytes(
-                model,
-                rows=rows,
-                seq_len=seq_len,
-                accumulate=context.accumulate,
-                precision=context.precision,
-                device=context.device,
-                most_targets=num_targets,
-            )
-        )
-    except (RuntimeError, NotImplementedError) as error:  # a model of the user's may do what has no shape function
-        memory = f"not known ({str(error).splitlines()[0]})"
     facts = ", ".join(f"{k} {len(v) if isinstance(v, list) else v}" for k, v in source.description.items())
     lines = [
         f"data        {facts}",
@@ -101,12 +94,13 @@ def _description(context: RunContext) -> list[str]:
         f"a sequence  {model.state_bytes(seq_len):,} bytes of state after {seq_len} tokens",
         f"a step      {context.batch_size * seq_len:,} tokens in {context.batch_size} rows of {seq_len}"
         + (f", {context.accumulate} micro-steps" if context.accumulate > 1 else "")
+        + (f", {context.processes} processes" if context.processes > 1 else "")
         + (
             f"; {padding:.2%} of the first rows is padding"
             if source.pad_id is not None
             else f"; {num_targets:,} of the first ones are counted"
         ),
-        f"memory      about {memory} at the peak, on {context.device} in {context.precision}",
+        f"memory      {_memory(context, rows, num_targets)} at the peak, on {context.device} in {context.precision}",
     ]
     # Measured with model=v8 data=random on an AMD EPYC, one thread: 1.18 s a step for 2.35 s.
     if context.settings.get("precision") == "auto" and context.precision == "fp32" and _has_bfloat16(context.device):
@@ -117,6 +111,27 @@ def _description(context: RunContext) -> list[str]:
     if context.first_step:
         lines.append(f"continuing  from step {context.first_step}")
     return lines
+
+
+def _memory(context: RunContext, rows: int, num_targets: int) -> str:
+    if any(isinstance(parameter, DTensor) for parameter in context.model.parameters()):
+        return "not known (the model is in shards)"
+    seq_len = context.source.train.seq_len
+    try:
+        needed = _bytes(
+            estimate_memory_bytes(
+                context.model,
+                rows=rows,
+                seq_len=min(seq_len, context.chunk_len or seq_len),
+                accumulate=context.accumulate,
+                precision=context.precision,
+                device=context.device,
+                most_targets=num_targets,
+            )
+        )
+    except (RuntimeError, NotImplementedError) as error:  # a model of the user's may do what has no shape function
+        return f"not known ({str(error).splitlines()[0]})"
+    return f"about {needed}"
 
 
 def _has_bfloat16(device: torch.device) -> bool:

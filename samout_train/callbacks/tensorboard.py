@@ -96,7 +96,7 @@ class TensorBoard(Callback):
         self._add(Summary(value=values), step)
         for name, parameter in self._model.named_parameters() if self.histogram_values else ():
             weights = parameter.detach().flatten()
-            some = weights[:: max(1, weights.numel() // self.histogram_values)].float().cpu()
+            some = weights[:: max(1, weights.numel() // self.histogram_values)].float().cpu().clone()
             if some.isfinite().all():
                 self._add(histogram(f"weights/{name}", some.numpy(), BINS), step)
         self._add(self._end)

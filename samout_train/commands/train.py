@@ -15,10 +15,12 @@ from omegaconf import DictConfig
 from samout_train.command_line import Request
 from samout_train.config import CONF, ConfigError, resolve
 from samout_train.job_bar import described
+from samout_train.launch import WITHOUT_DIRECTORY, Launch
 from samout_train.ledger import FAILURE, finished, forget_failure, has_checkpoint, outcome, record_failure
 from samout_train.overrides import as_typed, key_of, quoted, words_for_hydra
 from samout_train.sweeps import register_job_directory, sweep_jobs, words_of_sweep, write_sweep
 
+MANY_RUNS = "-m: makes many runs, and torchrun starts the processes of one: leave it out, or start it once for each run"
 log = logging.getLogger(__name__)
 
 
@@ -31,12 +33,15 @@ def main(words: list[str]) -> int:
     Returns:
         The exit code: 0 done, 1 something failed, 2 the request was wrong, 130 or 143 stopped by a signal.
     """
+    launch = Launch.of_environment()
+    words = words if launch is None else launch.words(words)
+    is_first = launch is None or launch.is_first
     try:
-        request = Request(words)
-        mistakes = request.mistakes()
+        request = Request(words, writes=is_first)
+        mistakes = [MANY_RUNS] if launch is not None and request.in_sweep else request.mistakes()
     except (ConfigError, OSError) as error:
         mistakes = [str(error)]
-    for mistake in mistakes:
+    for mistake in mistakes if is_first else []:
         print(mistake, file=sys.stderr)
     if mistakes:
         return 2
@@ -60,7 +65,10 @@ def main(words: list[str]) -> int:
         except OSError as error:
             print(f"hydra.sweep.dir={request.run_dir}: cannot be written to ({error.strerror})", file=sys.stderr)
             return 2
-    sys.argv[1:] = [*request.flags, *settings]
+    sys.argv[1:] = [*request.flags, *settings, *([] if is_first else WITHOUT_DIRECTORY)]
+    if not is_first:
+        told = f"process {launch.rank if launch else 0}: %(message)s"
+        logging.basicConfig(level=logging.ERROR, format=told)
     failures: list[int] = []
     typed = None if request.in_sweep else request.overrides
     job = partial(_job, flags=flags, typed=typed, failures=failures)
@@ -99,6 +107,7 @@ def _leave_nothing(run_dir: Path) -> None:
 def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failures: list[int]) -> None:
     """Trains; `typed` are the overrides as the shell gave them, None in a sweep, where each job has its own."""
     # torch is imported here at the latest, and not for --help.
+    from samout_train.joining import together
     from samout_train.non_finite import NonFiniteError
     from samout_train.run import prepare
     from samout_train.stopping import StopRequestedError
@@ -113,10 +122,11 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
     words = [*flags, *(map(as_typed, hydra_config.overrides.task) if typed is None else typed)]
     has_begun = False
     try:
-        run = prepare(composed, run_dir, words)
-        has_begun = True
-        forget_failure(run_dir)
-        run()
+        with together(composed, run_dir) as run_dir:
+            run = prepare(composed, run_dir, words)
+            has_begun = True
+            forget_failure(run_dir)
+            run()
     except StopRequestedError as stop:
         sys.exit(stop.exit_code)
     except Exception as error:
@@ -140,8 +150,11 @@ def _exit_code(error: Exception, *, has_begun: bool) -> int | None:
     """Of what can go wrong with a run; None for what should not."""
     from samout_train.checkpoint import CheckpointError
     from samout_train.non_finite import NonFiniteError
+    from samout_train.processes import LostProcessError
     from samout_train.rescue import MemoryExhaustedError
 
+    if isinstance(error, LostProcessError):
+        return 1
     if has_begun:
         expected = (CheckpointError, MemoryExhaustedError, NonFiniteError, OSError)
         return 1 if isinstance(error, expected) else None

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samout_train.data.vocabulary import PAD_ID, Vocabulary
+from samout_train import processes
+from samout_train.data.vocabulary import Vocabulary
 from samout_train.runtime import to_device
 
 TARGETS_DRAWN_TOGETHER = 1 << 16
@@ -108,70 +109,19 @@ class MatrixRows:
         return self.ids_RT[start:stop]
 
 
-class TokenRows:
-    """Windows of one long stream of tokens.
-
-    In an epoch the windows do not overlap and so show each token once, but for the few before the epoch's random first
-    window and behind the last; another epoch cuts at other places.
-
-    Args:
-        tokens: (N,) ids, any integer dtype; a memory map is never read as a whole.
-        seq_len: Targets in a row T; N must be at least T + 1.
-        seed: Decides where each epoch's first window begins.
-
-    Raises:
-        ValueError: if the stream is shorter than one row.
-    """
-
-    split = staticmethod(next_token)
-
-    def __init__(self, tokens: NDArray[np.integer], *, seq_len: int, seed: int) -> None:
-        if len(tokens) < seq_len + 1:
-            raise ValueError(
-                f"data.seq_len ({seq_len}) needs {seq_len + 1} tokens, this part of the text has {len(tokens)}: "
-                f"set data.seq_len to {max(1, len(tokens) - 1)} or less, or give a longer text"
-            )
-        self.tokens: NDArray[np.integer] = np.asarray(tokens)  # the map without its class, which is slow to index
-        self.seq_len, self.seed = seq_len, seed
-        self.num_rows = max(1, (len(tokens) - seq_len) // seq_len)
-        self.num_windows = -(-(len(tokens) - 1) // seq_len)
-        self._offsets = np.arange(seq_len + 1)
-        self._firsts: dict[int, int] = {}
-
-    def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
-        """The windows of these indices, cut where this epoch cuts."""
-        starts = self._first(epoch) + indices * self.seq_len
-        windows = self.tokens[starts[:, None] + self._offsets]
-        return torch.from_numpy(windows.astype(np.int64))
-
-    def _first(self, epoch: int) -> int:
-        if epoch not in self._firsts:
-            free = len(self.tokens) - self.num_rows * self.seq_len
-            self._firsts[epoch] = int(np.random.default_rng((self.seed, epoch, 1)).integers(min(free, self.seq_len)))
-        return self._firsts[epoch]
-
-    def windows(self, start: int, stop: int) -> Tensor:
-        """Consecutive windows from the first token; the last one is filled with padding, so that every token but the
-        first is a target exactly once."""
-        stop = min(stop, self.num_windows)
-        ids = np.full((stop - start) * self.seq_len + 1, PAD_ID, dtype=np.int64)
-        chunk = self.tokens[start * self.seq_len : stop * self.seq_len + 1]
-        ids[: len(chunk)] = chunk
-        overlapping = np.lib.stride_tricks.sliding_window_view(ids, self.seq_len + 1)[:: self.seq_len]
-        return torch.from_numpy(overlapping.copy())
-
-
 @dataclass(frozen=True)
 class Batch:
     """What one optimizer step learns from.
 
     Args:
-        ids_RT: (R, T + 1) int64, on the device.
-        num_targets: Counted targets in it, known without asking the device.
+        ids_RT: (R, T + 1) int64, on the device: the rows of this process.
+        num_targets: Counted targets of all processes, known without asking the device.
+        own_targets: Counted targets of these rows.
     """
 
     ids_RT: Tensor
     num_targets: int
+    own_targets: int
 
 
 class Batches:
@@ -179,7 +129,8 @@ class Batches:
 
     Args:
         rows: The rows to draw from.
-        batch_size: Rows in a batch. A batch may hold the end of one epoch and the start of the next.
+        batch_size: Rows in a batch, over all processes. A batch may hold the end of one epoch and the start of the
+            next. Each process draws its own share of the rows, as many as any other.
         seed: Decides the order of rows in each epoch.
         ignore_index: Targets of this value are not counted.
         device: Where batches go. On CUDA the next one is drawn, pinned and its copy queued while the device works.
@@ -193,19 +144,26 @@ class Batches:
         self.ignore_index, self.device, self.overfit_batches = ignore_index, device, overfit_batches
         self._orders: dict[int, NDArray[np.int64]] = {}
         self._ahead: tuple[int, Batch] | None = None
+        self._own_rows = batch_size // processes.count()
         # Small batches are drawn many at a time: one by one, the drawing of 12 rows of 64 takes 2 % of a small step.
-        self._steps_together = max(1, TARGETS_DRAWN_TOGETHER // (batch_size * rows.seq_len))
+        self._steps_together = max(1, TARGETS_DRAWN_TOGETHER // (self._own_rows * rows.seq_len))
         self._block = -1
         self._drawn: list[tuple[Tensor, int]] = []
 
     def on_host(self, step: int) -> tuple[Tensor, int]:
-        """The batch of step 0, 1, 2 ...: (R, T + 1) int64 in ordinary memory, and its number of counted targets."""
+        """This process's rows in the batch of step 0, 1, 2 ...: (R, T + 1) int64 in ordinary memory, and their number
+        of counted targets."""
         if self.overfit_batches:
             step %= self.overfit_batches
         block, place = divmod(step, self._steps_together)
         if block != self._block:
-            num_rows = self._steps_together * self.batch_size
-            ids = self._rows_from(block * num_rows, num_rows).view(self._steps_together, self.batch_size, -1)
+            steps = range(block * self._steps_together, (block + 1) * self._steps_together)
+            if self._own_rows == self.batch_size:
+                ids = self._rows_from(steps[0] * self.batch_size, len(steps) * self.batch_size)
+            else:
+                first = processes.rank() * self._own_rows
+                ids = torch.cat([self._rows_from(one * self.batch_size + first, self._own_rows) for one in steps])
+            ids = ids.view(len(steps), self._own_rows, -1)
             counts = (self.rows.split(ids)[1] != self.ignore_index).sum((1, 2)).tolist()
             self._block, self._drawn = block, list(zip(ids.unbind(), counts, strict=True))
         return self._drawn[place]
@@ -214,8 +172,8 @@ class Batches:
         """The batch of a step, on the device."""
         if self._ahead and self._ahead[0] == step:
             return self._ahead[1]
-        ids_RT, num_targets = self.on_host(step)
-        return Batch(to_device(ids_RT, self.device), num_targets)
+        ids_RT, own_targets = self.on_host(step)
+        return Batch(to_device(ids_RT, self.device), processes.total(own_targets), own_targets)
 
     def prepare(self, step: int) -> None:
         """Sends the batch of a later step on its way, while the device is busy with this one's."""

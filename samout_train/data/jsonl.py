@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samout_train.data.batches import Rows, Source, TokenRows, next_token
+from samout_train.data.batches import Rows, Source, next_token
 from samout_train.data.bpe import SMALLEST_SIZE
 from samout_train.data.documents import JsonlReader
 from samout_train.data.survey import Survey, survey
 from samout_train.data.text_files import TRAIN_SHARE, counts_of, file_problems, find_files
 from samout_train.data.token_cache import tokenize
+from samout_train.data.token_rows import TokenRows
 from samout_train.data.vocabulary import PAD_ID, SOS_ID
 from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
 from samout_train.ranges import Positive, Range, checked_by, validated

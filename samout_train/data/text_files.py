@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from samout_train.data.batches import Source, TokenRows
+from samout_train.data.batches import Source
 from samout_train.data.survey import Survey
 from samout_train.data.token_cache import TokenizedText, tokenize
+from samout_train.data.token_rows import TokenRows
 from samout_train.data.vocabulary import PAD_ID, Bytes, Characters
 from samout_train.data.vocabulary_choice import VocabularyChoice
 

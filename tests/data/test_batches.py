@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from samout_train.data.batches import Batches, MatrixRows, Rows, TokenRows
+from samout_train.data.batches import Batches, MatrixRows, Rows
+from samout_train.data.token_rows import TokenRows
 from samout_train.evaluation import in_order, spread
 
 CPU = torch.device("cpu")

@@ -1,0 +1,74 @@
+"""What torchrun, or whatever starts several processes of one run, says of this process: read from the environment.
+
+torch is not imported here unless a launcher is there.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SAID = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+RUN_DIR = "samout_train/run_dir"
+# Hydra would make a run directory and a log for each process.
+WITHOUT_DIRECTORY = [
+    "hydra.run.dir=.",
+    "hydra.output_subdir=null",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One of the processes of a run.
+
+    Args:
+        rank: Its number, from 0.
+        count: How many there are.
+        local_rank: Its number on its machine.
+        keeps_store: Whether the launcher keeps a store that outlives its processes, as torchrun does.
+    """
+
+    rank: int
+    count: int
+    local_rank: int
+    keeps_store: bool
+
+    @classmethod
+    def of_environment(cls) -> "Launch | None":
+        """None where this process was started by itself."""
+        if not all(name in os.environ for name in SAID):
+            return None
+        rank, count, local_rank = (int(os.environ[name]) for name in SAID[:3])
+        return cls(rank, count, local_rank, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes."""
+        return self.rank == 0
+
+    def words(self, words: Sequence[str]) -> list[str]:
+        """The command line: where processes before these ones had begun the run, it goes on with that run."""
+        run_dir = self._begun()
+        if run_dir is None:
+            return list(words)
+        kept = [word for word in words if word.partition("=")[0].lstrip("+") not in ("run_dir", "resume")]
+        return [*kept, f"run_dir={run_dir}", "resume=auto"]
+
+    def note(self, run_dir: str) -> None:
+        """Tells the processes that are started after these ones which run they go on with."""
+        if self.keeps_store:
+            _store().set(RUN_DIR, run_dir)
+
+    def _begun(self) -> str | None:
+        if not self.keeps_store:
+            return None
+        store = _store()
+        return store.get(RUN_DIR).decode() if store.check([RUN_DIR]) else None
+
+
+def _store() -> Any:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)

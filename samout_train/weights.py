@@ -1,0 +1,94 @@
+"""Model and optimizer as a checkpoint holds them: whole tensors, or the shards of each process in a folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from samout_train.mismatch import refuse_other_model, refuse_other_optimizer
+from samout_train.parallel import SharedModel, like
+from samout_train.shards import read_shards
+
+State = dict[str, Any]
+
+
+def saved_weights(shared: SharedModel, optimizer: torch.optim.Optimizer) -> State:
+    """What a checkpoint holds of a model and its optimizer.
+
+    Args:
+        shared: The model.
+        optimizer: Over its parameters.
+
+    Returns:
+        `model` and `optimizer`; where the model is sharded also `vectors`, those of its tensors, named as in
+        `samout_train.checkpoint`, that are vectors of one element in place of scalars.
+    """
+    state: State = {"model": shared.model.state_dict(), "optimizer": optimizer.state_dict()}
+    if not shared.is_sharded:
+        return state
+    parameters = dict(shared.model.named_parameters())
+    scalars = {id(parameters[name]) for name in shared.scalars}
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    vectors = [f"model.{name}" for name in sorted(shared.scalars)]
+    for index, tensors in state["optimizer"]["state"].items():
+        if id(ordered[index]) in scalars:
+            vectors += [f"optimizer.{index}.{name}" for name, part in tensors.items() if isinstance(part, DTensor)]
+    return state | {"vectors": vectors}
+
+
+def load_weights(shared: SharedModel, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Takes up what `saved_weights` gave, in any number of processes.
+
+    Args:
+        shared: The model.
+        optimizer: Over its parameters; what the configuration says of it beats the checkpoint.
+        state: As `samout_train.checkpoint.read_checkpoint` gives it.
+
+    Raises:
+        ValueError: if the tensors are of another model or optimizer, with the names and shapes that differ; nothing is
+            loaded then.
+    """
+    refuse_other_model(shared.shapes(), state["model"])
+    refuse_other_optimizer(optimizer, state["optimizer"], shared.model)
+    moments = _moments(optimizer, state["optimizer"]) if shared.is_sharded else state["optimizer"]["state"]
+    if shared.is_sharded and (folder := state.get("shards")) is not None:
+        tensors = {f"model.{name}": tensor for name, tensor in shared.model.state_dict().items()}
+        tensors |= {
+            f"optimizer.{index}.{name}": part
+            for index, parts in moments.items()
+            for name, part in parts.items()
+            if isinstance(part, Tensor)
+        }
+        read_shards(Path(folder), tensors)
+    else:
+        shared.load(state["model"])
+    kept = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+    optimizer.load_state_dict({**state["optimizer"], "state": moments})
+    # The rate of the checkpoint's last step is for the report; all else is as the configuration says.
+    for group, settings in zip(optimizer.param_groups, kept, strict=True):
+        group.update(settings)
+
+
+def _moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[int, State]:
+    """The optimizer's state, each tensor sharded as its parameter is where it has as many elements."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    keys = [key for group in saved["param_groups"] for key in group["params"]]
+    return {
+        key: {name: _as_own(parameter, part) for name, part in saved["state"][key].items()}
+        for key, parameter in zip(keys, parameters, strict=True)
+        if key in saved["state"]
+    }
+
+
+def _as_own(parameter: Tensor, saved: Any) -> Any:
+    if not isinstance(saved, Tensor):
+        return saved
+    is_moment = (
+        saved.numel() == parameter.numel() and saved.ndim + 1 >= parameter.ndim and saved.dtype.is_floating_point
+    )
+    if saved.is_meta:
+        return torch.zeros_like(parameter.detach()) if is_moment else torch.zeros(saved.shape, dtype=saved.dtype)
+    return like(parameter, saved) if is_moment else saved
