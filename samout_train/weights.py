@@ -77,18 +77,16 @@ def _moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     keys = [key for group in saved["param_groups"] for key in group["params"]]
     return {
-        key: {name: _as_own(parameter, part) for name, part in saved["state"][key].items()}
+        key: {name: _as_own(parameter, name, part) for name, part in saved["state"][key].items()}
         for key, parameter in zip(keys, parameters, strict=True)
         if key in saved["state"]
     }
 
 
-def _as_own(parameter: Tensor, saved: Any) -> Any:
+def _as_own(parameter: Tensor, name: str, saved: Any) -> Any:
     if not isinstance(saved, Tensor):
         return saved
-    is_moment = (
-        saved.numel() == parameter.numel() and saved.ndim + 1 >= parameter.ndim and saved.dtype.is_floating_point
-    )
+    is_moment = name != "step" and saved.numel() == parameter.numel()  # what counts steps is a scalar beside any other
     if saved.is_meta:
         return torch.zeros_like(parameter.detach()) if is_moment else torch.zeros(saved.shape, dtype=saved.dtype)
     return like(parameter, saved) if is_moment else saved

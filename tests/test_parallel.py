@@ -1,6 +1,7 @@
 """Several processes make the steps of one: losses, gradients and weights on the same global batch."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from test_rules import options, overrides_for
 from together import samout_together, together
 
 from samout_train import build_model, processes
+from samout_train.checkpoint import CheckpointError
 from samout_train.config import compose_config
 from samout_train.data.batches import Batches, MatrixRows
+from samout_train.loading import load_run
 from samout_train.optim.adam import adam
 from samout_train.parallel import ParallelName, SharedModel, whole_tensor
 from samout_train.run import trainer_from
 from samout_train.schedules import Constant, Limits
+from samout_train.shards import shapes_of_shards
 from samout_train.training_step import TrainingStep
 
 # float32 sums in another order, after six steps of Adam.
@@ -173,3 +177,45 @@ def test_what_several_processes_cannot_do_is_told_once(words: list[str], told: s
     first, second = samout_together(tmp_path, 2, *words)
     assert first.returncode == second.returncode == 2
     assert told in first.stderr and first.stderr.count(told) == 1 and "Traceback" not in first.stderr + second.stderr
+
+
+STAGES = {"ddp": ["ddp"] * 3, "fsdp": ["fsdp"] * 3, "both": ["fsdp", "ddp", "fsdp"]}
+
+
+@pytest.mark.parametrize("stages", mostly_slow(STAGES, {"both"}))
+def test_a_run_goes_on_in_another_number_of_processes(stages: str, tmp_path: Path) -> None:
+    counts = [2, 1, 2]
+    for count, parallel, steps in zip(counts, STAGES[stages], (2, 4, 6), strict=True):
+        words = [f"trainer.max_steps={steps}", f"trainer.parallel={parallel}", "run_dir=run", "resume=auto"]
+        done = samout_together(tmp_path, count, *RUN, *words)
+        assert [each.returncode for each in done] == [0] * count, [each.stderr for each in done]
+    samout_together(tmp_path, 1, *RUN, "trainer.max_steps=6", "run_dir=alone")
+    for key in ("train_loss_nats", "val_loss_nats"):
+        assert summary_of(tmp_path / "run")[key] == pytest.approx(summary_of(tmp_path / "alone")[key], abs=TOLERANCE)
+    weights = [load_run(tmp_path / name).model.state_dict() for name in ("run", "alone")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=0, atol=10 * TOLERANCE, msg=name)
+
+
+def test_a_damaged_shard_is_found_before_it_is_opened(tmp_path: Path) -> None:
+    samout_together(tmp_path, 2, *RUN, "trainer.parallel=fsdp", "run_dir=run")
+    (folder,) = (tmp_path / "run" / "checkpoints").glob("*.shards")
+    for name in (".metadata", "__0_0.distcp"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        with pytest.raises(CheckpointError, match=f"its shard {folder.name}/{name} is damaged"):
+            load_run(tmp_path / "run")
+        (folder / name).write_bytes(content)
+    load_run(tmp_path / "run")
+
+
+class _Asks:
+    def __reduce__(self) -> Any:
+        return (print, ("run",))
+
+
+def test_shards_that_ask_for_code_do_not_get_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(_Asks()))
+    with pytest.raises(ValueError, match=r"asks for builtins\.print: code in a file is never run"):
+        shapes_of_shards(tmp_path)
+    assert not capsys.readouterr().out
