@@ -9,6 +9,7 @@ Source: Zhao et al., PyTorch FSDP (arXiv 2304.11277); fully_shard is its second 
 
 # B batch, T time
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
@@ -61,6 +62,8 @@ class SharedModel:
         self.scalars: set[str] = set()  # names of parameters that are vectors of one element here
         if self.is_sharded:
             self.scalars = _scalars_as_vectors(model)
+            # A model may return a state that is a view; nothing here writes into one.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
             mesh = init_device_mesh(device.type, (processes.count(),))
             layers = getattr(model, "layers", None)
             for layer in layers if isinstance(layers, nn.ModuleList) else ():

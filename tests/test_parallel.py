@@ -117,6 +117,13 @@ def test_every_model_can_be_shared_out(option: str, parallel: str, small_text: P
     torch.testing.assert_close(first, plain, rtol=0, atol=TOLERANCE)
 
 
+def test_fused_kernels_leave_shards_as_they_are() -> None:
+    words = ["model=v8", "model.hidden_size=96", "model.num_layers=2", "model.dropout=0", "data=random", "device=cpu"]
+    plain = configured(words, 2)
+    first, _ = together(2, configured, [*words, "trainer.parallel=fsdp"], 2)
+    torch.testing.assert_close(first, plain, rtol=0, atol=TOLERANCE)
+
+
 RUN = [
     *("model.hidden_size=24", "model.num_heads=4", "model.num_layers=2", "model.dropout=0"),
     *("data=random", "data.batch_size=8", "data.budget_steps=6", "device=cpu"),
