@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from marks import mostly_slow
 
+from samout_train.commands import tokenize
 from samout_train.config import CONF, compose_config
 from samout_train.problems import problems
 from samout_train.run import train, trainer_from
@@ -152,6 +153,8 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
     if option == "jsonl":
         lines = text.read_text("utf-8").splitlines()
         jsonl.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), "utf-8")
+    if option == "shards" and not (folder := text.with_suffix(".shards")).exists():
+        assert tokenize.main([f"path={text}", f"out={folder}", "vocabulary=bytes", "jobs=1"]) == 0
     files = {"text": text, "jsonl": jsonl, "shakespeare": shared / "data" / "tinyshakespeare.txt"}
     composed = compose_config([f"{group}={option}"])
     chosen = composed.config
@@ -166,6 +169,7 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
         tiny += [f"{part}.{key}={size}" for key, size in settings.items() if key in chosen[part]]
     needed = composed.choices["data"]
     path = [f"data.path={files[needed]}"] if needed in files else []
+    path += [f"data.paths=[{text.with_suffix('.shards')}]"] if needed == "shards" else []
     return [f"{group}={option}", *tiny, *path]
 
 
