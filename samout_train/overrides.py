@@ -24,7 +24,10 @@ FREE_HYDRA_KEYS = (
 )
 # Keys whose values are text: commas, equals signs, brackets and digits in them mean nothing to Hydra. Values
 # in quotes, null and ${...} are Hydra's.
-TEXT_KEYS = ("run_dir", "resume", "out", "data.path", "data.pattern", "data.vocabulary_path", "callbacks.sample.prompt")
+TEXT_KEYS = (
+    *("run_dir", "resume", "out", "pattern", "vocabulary_path", "callbacks.sample.prompt"),
+    *("data.path", "data.pattern", "data.vocabulary_path"),
+)
 # Keys of the other verbs that are text whatever it says, so that a prompt can be any text.
 PLAIN_TEXT_KEYS = ("run", "path", "prompt", "stop", "dir")
 

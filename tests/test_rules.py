@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from marks import mostly_slow
 
+from samout_train.commands import tokenize
 from samout_train.config import CONF, compose_config
 from samout_train.problems import problems
 from samout_train.run import train, trainer_from
@@ -131,9 +132,8 @@ def test_torch_is_not_imported_for_information(verb: list[str], flags: list[str]
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr.strip() == "False", done.stderr
-    assert {"export": "out: null", "inspect": "path: ", "sweep": "action: "}.get(
-        verb[0] if verb else "", "device: auto"
-    ) in done.stdout
+    of_verb = {"export": "out: null", "inspect": "path: ", "sweep": "action: ", "tokenize": "part_bytes: 64MiB"}
+    assert of_verb.get(verb[0] if verb else "", "device: auto") in done.stdout
 
 
 POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
@@ -164,6 +164,8 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
     if option == "jsonl":
         lines = text.read_text("utf-8").splitlines()
         jsonl.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), "utf-8")
+    if option == "shards" and not (folder := text.with_suffix(".shards")).exists():
+        assert tokenize.main([f"path={text}", f"out={folder}", "vocabulary=bytes", "jobs=1"]) == 0
     files = {"text": text, "jsonl": jsonl, "shakespeare": shared / "data" / "tinyshakespeare.txt"}
     composed = compose_config([f"{group}={option}"])
     chosen = composed.config
@@ -178,6 +180,7 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
         tiny += [f"{part}.{key}={size}" for key, size in settings.items() if key in chosen[part]]
     needed = composed.choices["data"]
     path = [f"data.path={files[needed]}"] if needed in files else []
+    path += [f"data.paths=[{text.with_suffix('.shards')}]"] if needed == "shards" else []
     return [f"{group}={option}", *tiny, *path]
 
 

@@ -1,11 +1,11 @@
 """From rows of token ids to batches: which rows, in which order, and how they reach the device.
 
-The order is a pure function of seed, epoch and position, so a continued run needs nothing but its step.
+The order is a pure function of seed, epoch and position (`shuffle.py`), so a continued run needs nothing but its step.
 """
 
 # R rows, T time; a row of ids has T + 1: inputs are its first T, targets its last T
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samout_train import processes
+from samout_train.data.shuffle import RowOrder
 from samout_train.data.vocabulary import Vocabulary
 from samout_train.runtime import to_device
 
@@ -22,7 +23,10 @@ TARGETS_DRAWN_TOGETHER = 1 << 16
 
 
 class Rows(Protocol):
-    """One split of a source, as rows of seq_len + 1 ids."""
+    """One split of a source, as rows of seq_len + 1 ids.
+
+    Rows come shuffled in each epoch; those with an attribute `has_own_order` that is true come as their indices count.
+    """
 
     seq_len: int
     num_rows: int
@@ -142,7 +146,7 @@ class Batches:
     ) -> None:
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.ignore_index, self.device, self.overfit_batches = ignore_index, device, overfit_batches
-        self._orders: dict[int, NDArray[np.int64]] = {}
+        self._order = RowOrder(rows.num_rows, seed, shuffle=not getattr(rows, "has_own_order", False))
         self._ahead: tuple[int, Batch] | None = None
         self._own_rows = batch_size // processes.count()
         # Small batches are drawn many at a time: one by one, the drawing of 12 rows of 64 takes 2 % of a small step.
@@ -183,25 +187,10 @@ class Batches:
     def places(self, step: int) -> list[tuple[int, int]]:
         """Epoch and index of each row of a step's batch."""
         step = step % self.overfit_batches if self.overfit_batches else step
-        pieces = self._pieces(step * self.batch_size, self.batch_size)
+        pieces = self._order.pieces(step * self.batch_size, self.batch_size)
         return [(epoch, int(index)) for epoch, indices in pieces for index in indices]
 
     def _rows_from(self, first: int, count: int) -> Tensor:
         """Rows of the endless stream of epochs, from its row `first` on."""
-        pieces = [self.rows.take(indices, epoch) for epoch, indices in self._pieces(first, count)]
+        pieces = [self.rows.take(indices, epoch) for epoch, indices in self._order.pieces(first, count)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-    def _pieces(self, first: int, count: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        last = first + count
-        while first < last:
-            epoch, position = divmod(first, self.rows.num_rows)
-            indices = self._order(epoch)[position : position + last - first]
-            yield epoch, indices
-            first += len(indices)
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        if epoch not in self._orders:
-            # A batch reaches over two epochs at the most unless an epoch is smaller than a batch; keep no more.
-            self._orders = {old: order for old, order in self._orders.items() if old >= epoch - 1}
-            self._orders[epoch] = np.random.default_rng((self.seed, epoch, 0)).permutation(self.rows.num_rows)
-        return self._orders[epoch]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 CHUNK_BYTES = 1 << 22
 LAST_WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)
@@ -45,8 +45,13 @@ class Piece:
 class Reader(Protocol):
     """Reads one kind of file; its `repr` is part of what a tokenized text is known by."""
 
-    def read(self, path: Path, start: int = 0) -> Iterator[Piece]:
+    def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """The pieces of a file from a byte on: 0, or where an earlier piece ended.
+
+        Args:
+            path: The file.
+            start: The first byte.
+            stop: Where to end: a place as `parts.place_to_cut` finds them; None reads to the end.
 
         Raises:
             ValueError: at what cannot be read, with its place.
@@ -64,16 +69,17 @@ class TextReader:
 
     sos: bool
 
-    def read(self, path: Path, start: int = 0) -> Iterator[Piece]:
+    def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """Text that ends where a word ends, so that no vocabulary sees half a word."""
         parts: list[str | Special] = [Special(SOS)] if self.sos and start == 0 else []
         with path.open("rb") as file:
             while True:
                 file.seek(start)
-                chunk = file.read(CHUNK_BYTES)
+                wanted = CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - start)
+                chunk = file.read(wanted)
                 if not chunk:
                     return
-                is_last = len(chunk) < CHUNK_BYTES
+                is_last = len(chunk) < CHUNK_BYTES or start + len(chunk) == stop
                 text, used = _decoded(path, chunk, start, is_last)
                 word_end = None if is_last else LAST_WORD_END.match(text)
                 if word_end:
@@ -106,11 +112,11 @@ class JsonlReader:
                 raise ValueError(f"roles.{role}={token}: must be {' or '.join(ROLE_TOKENS)}")
         return cls(tuple(sorted(roles.items())))
 
-    def read(self, path: Path, start: int = 0) -> Iterator[Piece]:
+    def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """Whole lines; each document that is not empty stands behind `<|sos|>`."""
         with path.open("rb") as file:
             file.seek(start)
-            while lines := file.readlines(CHUNK_BYTES):
+            while lines := _lines(file, start, stop):
                 parts: list[str | Special] = []
                 for line in lines:
                     text, _ = _decoded(path, line, start, is_last=True)
@@ -154,6 +160,16 @@ class JsonlReader:
                 "or another"
             )
         return [Special(token), turn["content"]]
+
+
+def _lines(file: IO[bytes], start: int, stop: int | None) -> list[bytes]:
+    """Lines from a place where one begins, up to `stop` or a little more than a chunk."""
+    lines: list[bytes] = []
+    size = 0
+    while size <= CHUNK_BYTES and start + size != stop and (line := file.readline()):
+        lines.append(line)
+        size += len(line)
+    return lines
 
 
 def _decoded(path: Path, chunk: bytes, start: int, is_last: bool) -> tuple[str, int]:

@@ -22,9 +22,8 @@ def row_problems(source: Source) -> list[str]:
 
 
 def _problems(name: str, rows: Rows, source: Source) -> list[str]:
-    tokens = getattr(rows, "tokens", None)
-    if tokens is not None:  # a stream, which the token cache has looked at where it has a vocabulary
-        largest = -1 if source.vocabulary is not None else largest_id(tokens)
+    largest = _largest_id(rows, source)
+    if largest is not None:
         words = f"data: id {largest} in the {name} tokens is none: ids are from 0 to {source.vocab_size - 1}"
         return [words] if largest >= source.vocab_size else []
     if rows.num_rows < 1 or rows.num_windows < 1:
@@ -52,3 +51,12 @@ def _problems(name: str, rows: Rows, source: Source) -> list[str]:
             "(data.ignore_index): the mean of no loss is no number; give rows with other targets"
         )
     return found
+
+
+def _largest_id(rows: Rows, source: Source) -> int | None:
+    """The largest id of rows that are a part of a text; None for those that have to be read one by one."""
+    recorded: int | None = getattr(rows, "largest_id", None)  # of shards, by who wrote them
+    tokens = getattr(rows, "tokens", None)
+    if recorded is not None or tokens is None:
+        return recorded
+    return -1 if source.vocabulary is not None else largest_id(tokens)  # the token cache has looked at it

@@ -1,0 +1,91 @@
+"""Files cut into parts of about the same size, each of which can be tokenized by itself.
+
+The plan depends on the order and the sizes of the files alone. It cuts at round places, and who reads a part moves
+both of its ends on to the next place where nothing is torn: a line of JSON, or a word of text.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+LOOKED_AT_TOGETHER = 1 << 16
+LONGEST_CHARACTER = 4
+WORD_END = re.compile(rb"[^\x00-\x20\x7f](?=[ \n])")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of a file.
+
+    Args:
+        file: Its place among the files.
+        start: Its first byte, as planned.
+        stop: The byte behind it, as planned.
+    """
+
+    file: int
+    start: int
+    stop: int
+
+
+Part = list[Span]
+
+
+def parts_of(sizes: Sequence[int], part_bytes: int) -> list[Part]:
+    """Cuts files larger than a part, and puts together smaller ones that follow each other.
+
+    Args:
+        sizes: Bytes of the files, in their order.
+        part_bytes: What a part has at the most, but for what its ends are moved by.
+    """
+    parts: list[Part] = []
+    open_part: Part = []
+    room = part_bytes
+    for file, size in enumerate(sizes):
+        if size > room:
+            parts += [open_part] if open_part else []
+            open_part, room = [], part_bytes
+        if size > part_bytes:
+            num_pieces = -(-size // part_bytes)
+            places = [size * piece // num_pieces for piece in range(num_pieces + 1)]
+            parts += [[Span(file, start, stop)] for start, stop in pairwise(places)]
+        elif size:
+            open_part.append(Span(file, 0, size))
+            room -= size
+    return [*parts, open_part] if open_part else parts
+
+
+def place_to_cut(path: Path, place: int, size: int, *, at_lines: bool) -> int:
+    """The first place from a planned one on where a file can be cut.
+
+    Args:
+        path: The file.
+        place: As planned.
+        size: Bytes of the file, which is such a place, as is 0.
+        at_lines: Whether a line has to begin there; else a word has to end there, and a blank or a new line to follow.
+    """
+    if place in (0, size):
+        return place
+    start = place - 1 if at_lines else max(0, place - LONGEST_CHARACTER)
+    with path.open("rb") as file:
+        while True:
+            file.seek(start)
+            chunk = file.read(LOOKED_AT_TOGETHER)
+            found = chunk.find(b"\n") + 1 if at_lines else _word_end(chunk, place - start)
+            if found > 0:
+                return start + found
+            if start + len(chunk) >= size or not chunk:
+                return size
+            start += len(chunk) - (0 if at_lines else LONGEST_CHARACTER)
+
+
+def _word_end(chunk: bytes, least: int) -> int:
+    """Behind the first character from `least` on that is no space and stands before one; 0 where there is none."""
+    for match in WORD_END.finditer(chunk, max(0, least - 1)):
+        end = match.end()
+        character = chunk[max(0, end - LONGEST_CHARACTER) : end].decode("utf-8", errors="ignore")[-1:]
+        if character and not character.isspace():
+            return end
+    return 0

@@ -1,0 +1,116 @@
+"""What shards are made from: settings, files and vocabulary, written down before the first is made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samout_train.atomic import leftovers
+from samout_train.data.bpe import BytePairs
+from samout_train.data.cache import read_note, write_note
+from samout_train.data.part_worker import SourceFile
+from samout_train.data.shard_index import FORMAT, PLAN, VOCABULARY
+from samout_train.data.vocabulary_choice import VocabularyChoice
+
+LOCK = ".lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """What is to be made.
+
+    Args:
+        root: What names are relative to.
+        paths: The files, in their order.
+        out: Where shards go.
+        choice: The vocabulary.
+        roles: The special token that stands before what a role says, in JSON Lines.
+        part_bytes: Of text that become a shard, about.
+        vocabulary_bytes: Of text that `bpe` is learned from, at the most.
+    """
+
+    root: Path
+    paths: Sequence[Path]
+    out: Path
+    choice: VocabularyChoice
+    roles: dict[str, str]
+    part_bytes: int
+    vocabulary_bytes: int
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What shards depend on beside the files."""
+        settings = {"vocabulary": self.choice.key(), "roles": self.roles, "part_bytes": self.part_bytes}
+        learned = self.choice.name == BytePairs.name and self.choice.given is None
+        return settings | ({"vocabulary_bytes": self.vocabulary_bytes} if learned else {})
+
+    def listing(self, files: Sequence[SourceFile]) -> list[dict[str, object]]:
+        """Name, bytes and time of modification of each file."""
+        return [
+            {
+                "name": file.path.relative_to(self.root).as_posix(),
+                "bytes": file.num_bytes,
+                "modified_ns": file.modified_ns,
+            }
+            for file in files
+        ]
+
+    def read(self, files: Sequence[SourceFile]) -> dict[str, Any] | None:
+        """The vocabulary of the plan that lies in `out`; None where there is none.
+
+        Raises:
+            ValueError: if it is a plan for something else.
+        """
+        path = self.out / PLAN
+        if not path.exists():
+            return None
+        plan = read_note(path)
+        if plan is None or plan.get("format") != FORMAT:
+            raise ValueError(f"{path} is damaged, or of another version: delete {self.out}, and start again")
+        there, here = plan["settings"], self.settings
+        if other := [key for key in sorted(there | here) if there.get(key) != here.get(key)]:
+            words = ", ".join(f"{key} was {there.get(key)} and is {here.get(key)}" for key in other)
+            raise ValueError(f"out={self.out}: holds shards of other settings ({words:.300}): give another folder")
+        if changed := _changed(plan["files"], self.listing(files)):
+            raise ValueError(
+                f"out={self.out}: its shards were begun with other files ({changed}): give another folder, or delete "
+                "that one, and start again"
+            )
+        state: dict[str, Any] = plan["vocabulary"]
+        return state
+
+    def write(self, files: Sequence[SourceFile], vocabulary_state: dict[str, object]) -> None:
+        """Writes the vocabulary, and then the plan."""
+        write_note(self.out / VOCABULARY, vocabulary_state)
+        plan = {"format": FORMAT, "settings": self.settings, "files": self.listing(files)}
+        write_note(self.out / PLAN, plan | {"vocabulary": vocabulary_state})
+
+    def refuse_strangers(self) -> None:
+        """Refuses to write among files of something else.
+
+        Raises:
+            ValueError: if `out` is no folder, or has files and no plan.
+        """
+        if not str(self.out).strip() or (self.out.exists() and not self.out.is_dir()):
+            raise ValueError(f"out={self.out}: is no folder: give one that is not there yet")
+        if self.out.is_dir() and not (self.out / PLAN).exists():
+            strange = {path.name for path in self.out.iterdir()} - {
+                LOCK,
+                VOCABULARY,
+                *(path.name for path in leftovers(self.out)),
+            }
+            if strange:
+                raise ValueError(f"out={self.out}: has other files ({min(strange)}): give a folder of its own")
+
+
+def _changed(before: Sequence[dict[str, object]], now: Sequence[dict[str, object]]) -> str | None:
+    """The first difference between two lists of files, in words."""
+    old, new = ({file["name"]: file for file in files} for files in (before, now))
+    for name in [*old, *new]:
+        if name not in new:
+            return f"{name} is gone"
+        if name not in old:
+            return f"{name} is new"
+        if old[name] != new[name]:
+            return f"{name} was changed"
+    return None

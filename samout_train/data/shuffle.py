@@ -1,0 +1,114 @@
+"""The order of rows as a function of seed, epoch and place: a keyed bijection, of which nothing is held in memory.
+
+A Feistel network permutes 0 to 4**h - 1, the smallest such range that has room; what falls outside the wanted size
+is sent through it again until it falls inside ("cycle walking"), which leaves a bijection. Its round function is the
+finalizer of SplitMix64. Everything is arithmetic modulo 2**64, so the order is the same on every platform.
+
+Source: J. Black and P. Rogaway, Ciphers with Arbitrary Finite Domains, 2002; G. Steele, D. Lea and C. Flood, Fast
+Splittable Pseudorandom Number Generators, 2014.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+Uint64s = NDArray[np.uint64]
+Key = int | NDArray[np.int64]
+LARGEST_SIZE = 1 << 62
+ROUNDS = 6
+SMALL_HALF_BITS, SMALL_ROUNDS = 3, 10  # of 5 things, with 8 rounds, not all pairs were equally likely
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+ORDERED_TOGETHER = 1 << 13
+
+
+class RowOrder:
+    """The endless stream of epochs, each with every row once.
+
+    Args:
+        num_rows: Rows of an epoch.
+        seed: Decides their order in each.
+        shuffle: Whether there is one; else they come as they are numbered.
+    """
+
+    def __init__(self, num_rows: int, seed: int, *, shuffle: bool) -> None:
+        self.num_rows, self.seed, self.shuffle = num_rows, seed, shuffle
+        self._known = 0, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+
+    def pieces(self, first: int, count: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Row `first` of the stream and those behind it, `count` in all: each epoch's number, and its rows'."""
+        begin, epochs, indices = self._known
+        if not begin <= first <= first + count <= begin + len(epochs):
+            begin = first
+            together = max(count, ORDERED_TOGETHER)  # one by one, they would take longer than reading their rows
+            epochs, indices = np.divmod(np.arange(first, first + together), self.num_rows)
+            if self.shuffle:
+                indices = shuffled(indices, self.num_rows, self.seed, epochs)
+            self._known = begin, epochs, indices
+        there = slice(first - begin, first - begin + count)
+        epochs, indices = epochs[there], indices[there]
+        for start, stop in pairwise([0, *(np.flatnonzero(np.diff(epochs)) + 1).tolist(), count]):
+            yield int(epochs[start]), indices[start:stop]
+
+
+def shuffled(places: NDArray[np.int64], size: int, *key: Key) -> NDArray[np.int64]:
+    """What stands at places of a shuffled range.
+
+    Args:
+        places: From 0 to size - 1.
+        size: Things that are shuffled, from 1 to 2**62.
+        key: What the order depends on: numbers from 0 to 2**63 - 1, or one for each place.
+
+    Returns:
+        Numbers from 0 to size - 1, one for each place; for one key, all places have different ones.
+
+    Raises:
+        ValueError: if the size is none.
+    """
+    if not 1 <= size <= LARGEST_SIZE:
+        raise ValueError(f"size ({size}) must be from 1 to 2**62: shuffle parts of it")
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    values = places.astype(np.uint64)
+    keys = np.broadcast_to(_mixed_key(key), values.shape)
+    walking = np.arange(len(values) if size > 1 else 0)
+    found = np.zeros_like(values)
+    while len(walking):
+        values = _feistel(values, keys, half_bits)
+        inside = values < np.uint64(size)
+        found[walking[inside]] = values[inside]
+        values, keys, walking = values[~inside], keys[~inside], walking[~inside]
+    return found.astype(np.int64)
+
+
+def drawn(num_values: NDArray[np.int64], *key: Key) -> NDArray[np.int64]:
+    """A number from 0 to num_values - 1 for each of num_values, by key.
+
+    Args:
+        num_values: From 1 to 2**31; no number is then more than 2**-32 likelier than another.
+        key: As for `shuffled`.
+    """
+    mixed = np.broadcast_to(_mixed_key(key), num_values.shape)
+    return ((mixed >> np.uint64(32)) * num_values.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+
+
+def _feistel(values: Uint64s, keys: Uint64s, half_bits: int) -> Uint64s:
+    bits, rest = np.uint64(half_bits), np.uint64(64 - half_bits)
+    left, right = values >> bits, values & np.uint64((1 << half_bits) - 1)
+    for number in range(1, 1 + (ROUNDS if half_bits > SMALL_HALF_BITS else SMALL_ROUNDS)):
+        step = np.uint64(number * int(GOLDEN) % 2**64)
+        left, right = right, left ^ (_mix(keys + step + right) >> rest)
+    return left << bits | right
+
+
+def _mixed_key(key: tuple[Key, ...]) -> Uint64s:
+    state = np.zeros(1, dtype=np.uint64)
+    for part in key:
+        state = _mix(state + GOLDEN ^ np.atleast_1d(np.asarray(part)).astype(np.uint64))
+    return state
+
+
+def _mix(values: Uint64s) -> Uint64s:
+    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return values ^ values >> np.uint64(31)
