@@ -4,8 +4,9 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -114,8 +115,33 @@ def in_order(rows: Rows, rows_per_batch: int) -> Iterator[Tensor]:
         yield rows.windows(start, start + rows_per_batch)
 
 
-def spread(rows: Rows, rows_per_batch: int, num_batches: int) -> list[Tensor]:
-    """At most num_batches of the batches of `in_order`, evenly spread over the split."""
-    starts = range(0, rows.num_windows, rows_per_batch)
-    picks = np.unique(np.linspace(0, len(starts) - 1, num_batches).round().astype(int))
-    return [rows.windows(starts[int(pick)], starts[int(pick)] + rows_per_batch) for pick in picks]
+class SpreadBatches(Sequence[Tensor]):
+    """At most num_batches of the batches of `in_order`, evenly spread over the split, each read when it is asked for.
+
+    Args:
+        rows: The split.
+        rows_per_batch: Rows in each, but for the last.
+        num_batches: How many at the most.
+    """
+
+    def __init__(self, rows: Rows, rows_per_batch: int, num_batches: int) -> None:
+        starts = range(0, rows.num_windows, rows_per_batch)
+        picks = np.unique(np.linspace(0, len(starts) - 1, num_batches).round().astype(int))
+        self.rows, self.rows_per_batch = rows, rows_per_batch
+        self._starts = [starts[int(pick)] for pick in picks]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        """Rows of ids, (R, T + 1) int64, or several such."""
+        starts = self._starts[index]
+        if isinstance(starts, list):
+            return [self.rows.windows(start, start + self.rows_per_batch) for start in starts]
+        return self.rows.windows(starts, starts + self.rows_per_batch)

@@ -9,7 +9,7 @@ import torch
 from samout_train import processes
 from samout_train.callbacks.base import Callback, RunContext, StepReport
 from samout_train.data.batches import Source
-from samout_train.evaluation import Evaluation, evaluate, in_order, spread
+from samout_train.evaluation import Evaluation, SpreadBatches, evaluate, in_order
 from samout_train.metrics import TRAINING_TIMES, num_parameters
 from samout_train.runtime import Clock, peak_memory_bytes, weights_sha256
 from samout_train.stopping import StopSignals
@@ -49,7 +49,7 @@ class Reports:
         self.final_eval_batches = final_eval_batches
         batches = training_step.batches
         self.device, self.rows_per_batch = batches.device, batches.batch_size // training_step.accumulate
-        self.fixed_batches = spread(source.validation, self.rows_per_batch, eval_batches)
+        self.fixed_batches = SpreadBatches(source.validation, self.rows_per_batch, eval_batches)
         self.best_val_loss_nats: float | None = None
         self.best_val_step: int | None = None
         self._logged_step = self._evaluated_step = self._closed_step = 0

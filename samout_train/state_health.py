@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from samout_train.branches import mixed_by, said_by
 from samout_train.data.batches import Rows
-from samout_train.evaluation import spread
+from samout_train.evaluation import SpreadBatches
 from samout_train.metrics import sees_future
 from samout_train.models.state import map_state
 from samout_train.runtime import PrecisionName, autocast
 
+MOST_TOKENS = 1 << 18
 ROWS_TO_CHOOSE_FROM = 16  # for each that is taken: the one with the least padding
 
 
@@ -60,18 +61,26 @@ def calm_rows(rows: Rows, num_rows: int, pad_id: int | None) -> Tensor:
 
     Args:
         rows: Of the validation split.
-        num_rows: How many; fewer where there are not so many.
+        num_rows: How many; fewer where there are not so many, or where rows are so long that these are MOST_TOKENS.
         pad_id: The id that fills rows; None where there is none.
     """
-    candidates_RT = rows.split(torch.cat(spread(rows, 1, ROWS_TO_CHOOSE_FROM * num_rows)))[0]
-    padding_R = (candidates_RT == (-1 if pad_id is None else pad_id)).sum(1)
-    num_rows = min(num_rows, len(candidates_RT))
+    num_rows = max(1, min(num_rows, MOST_TOKENS // rows.seq_len))
+    candidates = SpreadBatches(rows, 1, ROWS_TO_CHOOSE_FROM * num_rows)
+    absent = -1 if pad_id is None else pad_id
+    padding_R = torch.tensor([int((rows.split(ids_1T)[0] == absent).sum()) for ids_1T in candidates])
+    num_rows = min(num_rows, len(candidates))
     fullest_R = (padding_R <= padding_R.sort().values[num_rows - 1]).nonzero()[:, 0]
-    return candidates_RT[fullest_R[torch.from_numpy(np.linspace(0, len(fullest_R) - 1, num_rows).round().astype(int))]]
+    chosen_R = fullest_R[torch.from_numpy(np.linspace(0, len(fullest_R) - 1, num_rows).round().astype(int))]
+    return torch.cat([rows.split(candidates[int(row)])[0] for row in chosen_R])
 
 
 def state_health(
-    model: nn.Module, ids_BT: Tensor, *, precision: PrecisionName, device: torch.device
+    model: nn.Module,
+    ids_BT: Tensor,
+    *,
+    precision: PrecisionName,
+    device: torch.device,
+    chunk_len: int | None = None,
 ) -> dict[str, LayerHealth]:
     """Each layer's state at the positions of `positions_of`, without gradients and without dropout.
 
@@ -81,6 +90,7 @@ def state_health(
         ids_BT: Rows of token ids, on the device.
         precision: Of the forward pass.
         device: Where the model is.
+        chunk_len: At most so many tokens are read at a time; None for no limit.
 
     Returns:
         By layer; empty where rows have a single token, the model cannot go on from a state, or its state grows.
@@ -97,8 +107,11 @@ def state_health(
         with torch.inference_mode(), autocast(precision, device):
             states: dict[int, dict[str, Tensor]] = {}
             state = None
-            for start, end in pairwise([0, *ends]):
+            cuts = sorted({0, *ends, *range(0, length, chunk_len or length)})
+            for start, end in pairwise(cuts):
                 state = model(ids_BT[:, start:end], state)[1]
+                if end not in ends:
+                    continue
                 states[end] = layer_states(model, state)
                 if start and shapes_of(states[end]) != shapes_of(states[ends[0]]):
                     return {}

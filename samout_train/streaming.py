@@ -41,6 +41,7 @@ class Reader:
     Args:
         model: Called as `logits, state = model(ids, state)`, where no position sees later ones.
         trained_length: Targets of a training row: what is read at a time.
+        chunk_len: Less is read at a time; None for no less.
         ignore_index: Targets of this value are not counted.
         device: Where the model is.
         precision: Of the forward pass.
@@ -53,6 +54,7 @@ class Reader:
     device: torch.device
     precision: PrecisionName
     check_stop: Callable[[], None] = lambda: None
+    chunk_len: int | None = None
 
     def text(self, tokens: Stream, lengths: Sequence[int], most_tokens: int) -> Extrapolation:
         """Reads the beginning of a text in windows of each length.
@@ -94,6 +96,10 @@ class Reader:
             state_norm=state_norm,
         )
 
+    @property
+    def _read_length(self) -> int:
+        return min(self.trained_length, self.chunk_len or self.trained_length)
+
     def _by_position(
         self, inputs_BW: Tensor, targets_BW: Tensor, state_norm: dict[str, list[float]]
     ) -> tuple[Tensor, Tensor]:
@@ -102,7 +108,7 @@ class Reader:
         norms: dict[str, list[Tensor]] = {}
         weight_VD = getattr(self.model, "head_weight", None)
         vocab_size = 1 if weight_VD is None else len(weight_VD)
-        rows = max(1, min(MOST_ROWS, MOST_LOGITS // (self.trained_length * vocab_size)))
+        rows = max(1, min(MOST_ROWS, MOST_LOGITS // (self._read_length * vocab_size)))
         was_training = self.model.training
         self.model.eval()
         try:
@@ -123,9 +129,9 @@ class Reader:
         nats: list[Tensor] = []
         norms: dict[str, list[Tensor]] | None = None
         shapes: Mapping[str, torch.Size] = {}
-        for start in range(0, inputs_BW.shape[1], self.trained_length):
+        for start in range(0, inputs_BW.shape[1], self._read_length):
             self.check_stop()
-            piece = slice(start, start + self.trained_length)
+            piece = slice(start, start + self._read_length)
             ids_BT, targets_BT = (
                 to_device(part[:, piece].contiguous(), self.device) for part in (inputs_BW, targets_BW)
             )

@@ -1,6 +1,6 @@
 """How much faster several processes of one core each are than one: the published V8, interleaved, medians.
 
-    python scripts/bench_processes.py [--processes 2] [--steps 8] [--rounds 3] [--parallel ddp] [key=value ...]
+python scripts/bench_processes.py [--processes 2] [--steps 8] [--rounds 3] [--parallel ddp] [key=value ...]
 """
 
 import argparse

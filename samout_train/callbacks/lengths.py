@@ -51,6 +51,7 @@ class Lengths(Callback):
         reader = Reader(
             model=context.model,
             trained_length=rows.seq_len,
+            chunk_len=context.chunk_len,
             ignore_index=context.source.ignore_index,
             device=context.device,
             precision=context.precision,

@@ -17,8 +17,10 @@ class Predictions(Callback):
         """Keeps the row."""
         self._model, self._labels = context.model, context.source.labels
         rows = context.source.validation
+        if not self._labels:
+            return
         self._inputs_RT, wanted_RT = (part.to(context.device) for part in rows.split(rows.windows(0, 1)))
-        self._wanted = self._word(wanted_RT) if self._labels else ""
+        self._wanted = self._word(wanted_RT)
 
     def on_report(self, report: StepReport) -> str | None:
         """At each evaluation, the predicted word."""

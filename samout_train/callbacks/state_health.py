@@ -102,7 +102,9 @@ class StateHealth(Callback):
 
     def _measure(self, step: int) -> dict[str, float]:
         context = self._context
-        health = state_health(context.model, self._ids_RT, precision=context.precision, device=context.device)
+        health = state_health(
+            context.model, self._ids_RT, precision=context.precision, device=context.device, chunk_len=context.chunk_len
+        )
         self._has_health = bool(health)
         if not health:
             return {}
@@ -147,6 +149,7 @@ class StateHealth(Callback):
                 precision=context.precision,
                 num_batches=len(context.fixed_batches),
                 check_stop=check_stop,
+                chunk_len=context.chunk_len,
             )
             return found.loss_nats
 

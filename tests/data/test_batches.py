@@ -6,7 +6,7 @@ import torch
 
 from samout_train.data.batches import Batches, MatrixRows, Rows
 from samout_train.data.token_rows import TokenRows
-from samout_train.evaluation import in_order, spread
+from samout_train.evaluation import SpreadBatches, in_order
 
 CPU = torch.device("cpu")
 
@@ -98,9 +98,9 @@ def test_counted_targets_leave_out_the_ignored() -> None:
 
 def test_fixed_batches_are_spread_over_the_split() -> None:
     rows = MatrixRows(torch.arange(22).view(11, 2))
-    assert [int(batch[0, 0]) for batch in spread(rows, 2, 3)] == [0, 8, 20]  # batches 0, 2.5 rounded to even, 5
-    assert len(spread(rows, 2, 100)) == 6
-    assert torch.equal(torch.cat(spread(rows, 2, 100)), rows.ids_RT)
+    assert [int(batch[0, 0]) for batch in SpreadBatches(rows, 2, 3)] == [0, 8, 20]  # batches 0, 2.5 rounded to even, 5
+    assert len(SpreadBatches(rows, 2, 100)) == 6
+    assert torch.equal(torch.cat(SpreadBatches(rows, 2, 100)), rows.ids_RT)
 
 
 @pytest.mark.cuda
