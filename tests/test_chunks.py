@@ -88,7 +88,13 @@ def test_state_health_in_chunks_is_that_of_whole_rows() -> None:
 
 
 def test_a_model_that_sees_the_future_is_not_learned_in_chunks() -> None:
-    words = ["experiment=hello_rnn", "model.bidirectional=true", "device=cpu", "trainer.chunk_len=5"]
+    words = [
+        "experiment=hello_rnn",
+        "model.bidirectional=true",
+        "model.head=linear",
+        "device=cpu",
+        "trainer.chunk_len=5",
+    ]
     with pytest.raises(ValueError, match=r"trainer.chunk_len \(5\): this model sees the whole sequence"):
         build_trainer(words)
 
