@@ -4,12 +4,16 @@ torch is not imported here unless a launcher is there.
 """
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 SAID = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-RUN_DIR = "samout_train/run_dir"
+RUN_DIR, HERE, GROUP = (f"samout_train/{name}" for name in ("run_dir", "here", "group"))
+SECONDS_BETWEEN_LOOKS = 0.02
 # Hydra would make a run directory and a log for each process.
 WITHOUT_DIRECTORY = [
     "hydra.run.dir=.",
@@ -60,6 +64,36 @@ class Launch:
         """Tells the processes that are started after these ones which run they go on with."""
         if self.keeps_store:
             _store().set(RUN_DIR, run_dir)
+
+    def store(self, timeout: timedelta) -> Any:
+        """Where the processes of this start tell each other how they are reached; None where torch makes such a place.
+
+        The launcher's store still has what processes before these ones wrote, such as where they listened. So each start
+        has a prefix of its own, a name that the first process makes and gives to those that it finds here.
+        """
+        if not self.keeps_store:
+            return None
+        from torch.distributed import PrefixStore
+
+        store = _store()
+        store.set_timeout(timeout)
+        return PrefixStore(self._group(store), store)
+
+    def _group(self, store: Any) -> str:
+        own_name = uuid4().hex
+        if not self.is_first:
+            store.set(f"{HERE}/{self.rank}", own_name)
+            group: str = store.get(f"{GROUP}/{own_name}").decode()
+            store.set(f"{HERE}/{group}/{self.rank}", "")
+            return group
+        others = set(range(1, self.count))
+        while others := {rank for rank in others if not store.check([f"{HERE}/{own_name}/{rank}"])}:
+            # What is read may be the name of a process of an earlier start: it is asked for again until this one answers.
+            for rank in others:
+                if store.check([f"{HERE}/{rank}"]):
+                    store.set(f"{GROUP}/{store.get(f'{HERE}/{rank}').decode()}", own_name)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        return own_name
 
     def _begun(self) -> str | None:
         if not self.keeps_store:

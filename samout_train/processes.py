@@ -36,12 +36,15 @@ def joined(device: torch.device) -> Iterator[None]:
     Raises:
         LostProcessError: in place of what torch raises when another process ends.
     """
-    if Launch.of_environment() is None or dist.is_initialized():
+    launch = Launch.of_environment()
+    if launch is None or dist.is_initialized():
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=SECONDS_TO_WAIT)
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=SECONDS_TO_WAIT))
+        store = launch.store(timeout)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=launch.rank, world_size=launch.count)
         yield
         dist.barrier()
     except (RuntimeError, dist.DistError) as error:
