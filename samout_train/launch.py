@@ -68,12 +68,12 @@ class Launch:
     def store(self, timeout: timedelta) -> Any:
         """Where the processes of this start tell each other how they are reached; None where torch makes such a place.
 
-        The launcher's store still has what processes before these ones wrote, such as where they listened. So each start
-        has a prefix of its own, a name that the first process makes and gives to those that it finds here.
+        The launcher's store still has what processes before these ones wrote, such as where they listened. So each
+        start has a prefix of its own, a name that the first process makes and gives to those that it finds here.
         """
         if not self.keeps_store:
             return None
-        from torch.distributed import PrefixStore
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
         store = _store()
         store.set_timeout(timeout)
@@ -88,7 +88,7 @@ class Launch:
             return group
         others = set(range(1, self.count))
         while others := {rank for rank in others if not store.check([f"{HERE}/{own_name}/{rank}"])}:
-            # What is read may be the name of a process of an earlier start: it is asked for again until this one answers.
+            # What is read may be the name of a process of an earlier start: it is read again until this one answers.
             for rank in others:
                 if store.check([f"{HERE}/{rank}"]):
                     store.set(f"{GROUP}/{store.get(f'{HERE}/{rank}').decode()}", own_name)
