@@ -96,12 +96,12 @@ def measure(case: Case, device: torch.device, rounds: int) -> dict[str, float]:
     """Milliseconds of each, after both were found to agree."""
     if case.threads:
         torch.set_num_threads(case.threads)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     width = (4 if case.form == "v8" else 3) * case.width
     shape = (case.batch, case.time, width)
-    projections = torch.randn(shape, generator=generator).to(case.dtype).to(device).requires_grad_()
+    projections = torch.randn(shape, generator=generator, device=device).to(case.dtype).requires_grad_()
     packed = packed_of(case.form, projections).detach().requires_grad_()
-    grad_y = torch.randn(case.batch, case.time, case.width, generator=generator).to(case.dtype).to(device)
+    grad_y = torch.randn(*shape[:2], case.width, generator=generator, device=device).to(case.dtype)
     want, got = published(case.form, projections), max_mix(packed, form=case.form)[0]
     error = float((got.double() - want.double()).norm().detach() / want.double().norm().detach())
     assert error <= TOLERANCE[case.dtype], f"{case.name}: the two differ by {error:.1e}"

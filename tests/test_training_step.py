@@ -144,6 +144,7 @@ def test_a_trainer_steps_without_logging_and_the_loss_falls(name: str) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_steps_on_cuda_learn_and_do_not_wait_for_the_device(precision: PrecisionName) -> None:
     def adam(net: nn.Module) -> torch.optim.Optimizer:
@@ -151,8 +152,8 @@ def test_steps_on_cuda_learn_and_do_not_wait_for_the_device(precision: Precision
 
     made = step_of(model().cuda(), clip=1.0, optimizer=adam, device="cuda", precision=precision)
     first = float(made(PROGRESS))
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for _ in range(30):
             loss = made(PROGRESS)
     finally:
