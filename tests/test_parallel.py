@@ -11,11 +11,12 @@ from marks import mostly_slow
 from test_rules import options, overrides_for
 from together import samout_together, together
 
-from samout_train import build_model, processes
+from samout_train import build_model, build_trainer, processes
 from samout_train.checkpoint import CheckpointError
 from samout_train.config import compose_config
 from samout_train.data.batches import Batches, MatrixRows
 from samout_train.loading import load_run
+from samout_train.non_finite import NonFiniteError
 from samout_train.optim.adam import adam
 from samout_train.parallel import ParallelName, SharedModel, whole_tensor
 from samout_train.run import trainer_from
@@ -226,3 +227,44 @@ def test_shards_that_ask_for_code_do_not_get_it(tmp_path: Path, capsys: pytest.C
     with pytest.raises(ValueError, match=r"asks for builtins\.print: code in a file is never run"):
         shapes_of_shards(tmp_path)
     assert not capsys.readouterr().out
+
+
+def steps_with_a_poisoned_process(parallel: str, choice: str, what: str, steps: int) -> dict[str, Any]:
+    """In the fourth step, what the second process alone computes is not finite."""
+    with processes.joined(CPU):
+        trainer = build_trainer([*RUN, f"trainer.parallel={parallel}", f"trainer.on_non_finite={choice}"])
+        step, told = trainer.training_step, ""
+
+        def poison(model: torch.nn.Module, ids: Any, output: torch.Tensor) -> torch.Tensor | None:
+            if step.step_count != 3 or processes.rank() != 1:
+                return None
+            if what == "loss":
+                return output * float("nan")
+            output.register_hook(lambda gradient: gradient * float("inf"))
+            return None
+
+        if what == "nothing":
+            step.skipped_steps = {4}
+        else:
+            trainer.model.get_submodule("embedding").register_forward_hook(poison)
+        try:
+            while step.step_count < steps:
+                trainer.step()
+        except NonFiniteError as error:
+            told = str(error)
+        weights = {name: tensor.clone() for name, tensor in step.shared.weights().items()}
+    return {"told": told, "made": step.step_count, "skipped": sorted(step.skipped_steps), "weights": weights}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_in_one_process_is_so_in_all(what: str, parallel: str) -> None:
+    for choice, steps in (("stop", 3), ("skip", 8)):
+        wanted = together(2, steps_with_a_poisoned_process, parallel, choice, "nothing", steps)[0]
+        for found in together(2, steps_with_a_poisoned_process, parallel, choice, what, 8):
+            assert found["made"] == steps and found["skipped"] == ([4] if choice == "skip" else [])
+            assert ("step 4 was not made" in found["told"]) == (choice == "stop")
+            assert found["weights"].keys() == wanted["weights"].keys()
+            for name, tensor in found["weights"].items():
+                assert tensor.isfinite().all() and torch.equal(tensor, wanted["weights"][name]), name
