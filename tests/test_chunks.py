@@ -104,9 +104,10 @@ def test_memory_does_not_grow_with_the_row(tmp_path: Path) -> None:
     peaks = {}
     words = ["model=v8", "model.hidden_size=64", "model.num_heads=4", "model.num_layers=2", "device=cpu"]
     words += ["data=python_source", "data.vocabulary=bytes", "data.batch_size=1", "trainer.chunk_len=4096"]
-    words += ["trainer.max_steps=2", "trainer.eval_batches=1", "trainer.final_eval_batches=1"]
-    for length in (4096, 262_144):
+    # At the end, loss by length reads longer text of a run of short rows than of one of long rows.
+    words += ["trainer.max_steps=2", "trainer.eval_batches=1", "trainer.final_eval_batches=1", "~callbacks.lengths"]
+    for length in (4096, 262_144, 1_048_576):
         done = samout(tmp_path, *words, f"data.seq_len={length}", f"run_dir=of_{length}", timeout=300)
         assert done.returncode == 0, done.stderr
         peaks[length] = json.loads((tmp_path / f"of_{length}" / "summary.json").read_text("utf-8"))["peak_memory_bytes"]
-    assert peaks[262_144] < 1.1 * peaks[4096], peaks
+    assert max(peaks.values()) < 1.1 * peaks[4096], peaks
