@@ -147,7 +147,7 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
 
 
 def _record(run_dir: Path, error: str, why: Why = "error") -> None:
-    """Leaves a note of why a run failed, unless where it lies is not known: the first process alone knows it at first."""
+    """Leaves a note of why a run failed, unless this process does not know where it lies, as before all have joined."""
     launch = Launch.of_environment()
     if launch is None or launch.is_first or run_dir.resolve() != Path.cwd():
         record_failure(run_dir, error, why)
