@@ -103,6 +103,13 @@ def test_a_job_that_gets_nowhere_is_not_queued_again(tmp_path: Path) -> None:
     assert not (tmp_path / "said").exists()
 
 
+def test_what_is_typed_for_a_sweep_has_the_last_word(tmp_path: Path) -> None:
+    typed = ["seed=1,2", "hydra.launcher.gpus_per_node=4"]
+    command = ["bash", str(FILES / "sweep.sh"), str(tmp_path), *typed]
+    said = subprocess.run(command, env=os.environ | {"PYTHON": "echo"}, capture_output=True, text=True, check=True)
+    assert "hydra/launcher=submitit_slurm" in said.stdout and said.stdout.split()[-2:] == typed
+
+
 def test_the_sweep_makes_each_job_with_another_launcher_too(tmp_path: Path) -> None:
     command = ["bash", str(FILES / "sweep.sh"), str(tmp_path / "sweep"), "model=v8,gru", "seed=1,2"]
     small = ["model.hidden_size=24", "model.num_layers=1", "data=random", "data.batch_size=8", "trainer.max_steps=2"]
