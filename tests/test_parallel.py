@@ -157,6 +157,7 @@ def test_processes_with_other_settings_do_not_begin(tmp_path: Path) -> None:
     for _, told in both:
         assert "process 1 has data.batch_size=4, process 0 has 8" in told
     assert not (tmp_path / "outputs").exists() or not list((tmp_path / "outputs").rglob("metrics.jsonl"))
+    assert not (tmp_path / "failure.json").exists(), "the working directory is nobody's run"
 
 
 def with_own_settings(folder: Path) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """The files for SLURM on one machine: each node is an agent of torchrun, and SLURM's commands are stand-ins."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ SECONDS = 120
 COMMANDS = {
     # Starts a task on each node, each in a session of its own, and ends with the worst of their codes.
     "srun": """
+        while [[ $1 == --* ]]; do shift; done
         for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do SLURM_NODEID=$node setsid "$@" & tasks+=($!); done
         for task in "${tasks[@]}"; do wait "$task" || code=$?; done
         exit "${code:-0}"
@@ -53,24 +55,32 @@ def job(folder: Path) -> Iterator["subprocess.Popen[str]"]:
             process.wait(SECONDS)
 
 
-def signal_step(number: signal.Signals) -> None:
-    """To each process of the step, agents and what they started, as SLURM does it."""
+def signal_step(number: signal.Signals, *, tasks_only: bool) -> None:
+    """To the tasks of the step, the agents, as SLURM does it by itself, or to what they started, too."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             words, environment = (Path(path, name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
         except OSError:
             continue
         in_step = any(word.startswith(b"SLURM_NODEID=") for word in environment)
-        if in_step and b"samout_train" in words and f"SLURM_JOB_ID={os.getpid()}".encode() in environment:
+        is_meant = b"torch.distributed.run" in words or (b"samout_train" in words and not tasks_only)
+        if in_step and is_meant and f"SLURM_JOB_ID={os.getpid()}".encode() in environment:
             os.kill(int(path.name), number)
+
+
+@pytest.mark.parametrize("name", ["train.sbatch", "sweep.sh"])
+def test_the_shell_and_shellcheck_find_nothing(name: str) -> None:
+    subprocess.run(["bash", "-n", FILES / name], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", FILES / name], check=True)
 
 
 def test_two_nodes_make_one_run_that_goes_on_after_signals_and_a_kill(tmp_path: Path) -> None:
     step = 0
-    for _ in range(2):
+    for tasks_only in (False, True):
         with job(tmp_path) as process:
             step = wait_for_a_checkpoint_after(step, tmp_path, process)
-            signal_step(signal.SIGTERM)
+            signal_step(signal.SIGTERM, tasks_only=tasks_only)
             assert process.wait(SECONDS) != 0
         told = (tmp_path / "log").read_text()
         assert "stopped by SIGTERM, and the checkpoint is written" in told, told
@@ -91,6 +101,13 @@ def test_a_job_that_gets_nowhere_is_not_queued_again(tmp_path: Path) -> None:
     with job(tmp_path) as process:
         assert process.wait(SECONDS) != 0
     assert not (tmp_path / "said").exists()
+
+
+def test_what_is_typed_for_a_sweep_has_the_last_word(tmp_path: Path) -> None:
+    typed = ["seed=1,2", "hydra.launcher.gpus_per_node=4"]
+    command = ["bash", str(FILES / "sweep.sh"), str(tmp_path), *typed]
+    said = subprocess.run(command, env=os.environ | {"PYTHON": "echo"}, capture_output=True, text=True, check=True)
+    assert "hydra/launcher=submitit_slurm" in said.stdout and said.stdout.split()[-2:] == typed
 
 
 def test_the_sweep_makes_each_job_with_another_launcher_too(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from samout_train.command_line import Request
 from samout_train.config import CONF, ConfigError, resolve
 from samout_train.job_bar import described
 from samout_train.launch import WITHOUT_DIRECTORY, Launch
-from samout_train.ledger import FAILURE, finished, forget_failure, has_checkpoint, outcome, record_failure
+from samout_train.ledger import FAILURE, Why, finished, forget_failure, has_checkpoint, outcome, record_failure
 from samout_train.overrides import as_typed, key_of, quoted, words_for_hydra
 from samout_train.sweeps import register_job_directory, sweep_jobs, words_of_sweep, write_sweep
 
@@ -132,7 +132,7 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
     except Exception as error:
         exit_code = _exit_code(error, has_begun=has_begun)
         if exit_code is None:
-            record_failure(run_dir, f"{type(error).__name__}: {error}")
+            _record(run_dir, f"{type(error).__name__}: {error}")
             raise
         message = str(error)
         if isinstance(error, MemoryError | RuntimeError) and not has_begun:
@@ -142,8 +142,15 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
             log.error("%s", message)
         else:
             print(message, file=sys.stderr)
-        record_failure(run_dir, message, "settings" if exit_code == 2 or isinstance(error, NonFiniteError) else "error")
+        _record(run_dir, message, "settings" if exit_code == 2 or isinstance(error, NonFiniteError) else "error")
         failures.append(exit_code)
+
+
+def _record(run_dir: Path, error: str, why: Why = "error") -> None:
+    """Leaves a note of why a run failed, unless this process does not know where it lies, as before all have joined."""
+    launch = Launch.of_environment()
+    if launch is None or launch.is_first or run_dir.resolve() != Path.cwd():
+        record_failure(run_dir, error, why)
 
 
 def _exit_code(error: Exception, *, has_begun: bool) -> int | None:

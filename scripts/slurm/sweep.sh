@@ -19,4 +19,4 @@ if [[ $launcher == submitit_slurm ]]; then
         hydra.launcher.mem_gb=32 hydra.launcher.timeout_min=720 hydra.launcher.array_parallelism=16
     )
 fi
-exec "$python" -m samout_train -m "$@" hydra/launcher="$launcher" hydra.sweep.dir="$sweep_dir" "${words[@]}"
+exec "$python" -m samout_train -m hydra/launcher="$launcher" hydra.sweep.dir="$sweep_dir" "${words[@]}" "$@"
