@@ -61,6 +61,15 @@ def test_a_machine_is_on_the_curve_or_off_it(
     assert "OFF the curve from step 3 on" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", sorted(path.stem for path in CURVES.glob("*.json")))
+def test_every_curve_is_that_of_the_program_as_it_is(preset: str, shared: Path) -> None:
+    words = [f"experiment={preset}", "device=cpu", "steps=5"]
+    if "shakespeare" in preset:
+        words.append(f"data.path={shared / 'data' / 'tinyshakespeare.txt'}")
+    assert main(words) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
