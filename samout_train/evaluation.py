@@ -90,14 +90,9 @@ def evaluate(
                 num_targets += counted.numel()
                 num_bytes += int(token_bytes[counted].sum()) if token_bytes is not None else 0
                 inputs_RT, targets_RT = source.validation.split(to_device(ids_RT, device))
-                length, state = chunk_len or targets_RT.shape[1], None
-                for start in range(0, targets_RT.shape[1] if len(ids_RT) else 0, length):
-                    piece = slice(start, start + length)
-                    most = min(counted.numel(), targets_RT[:, piece].numel())
-                    with autocast(precision, device):
-                        chunk = (inputs_RT[:, piece], targets_RT[:, piece], source.ignore_index, most, state)
-                        chunk_nats, state = nats_and_state(model, *chunk)
-                    nats += chunk_nats
+                rows = (inputs_RT, targets_RT, source.ignore_index, counted.numel())
+                with autocast(precision, device):
+                    nats += _nats_of_rows(model, *rows, chunk_len=chunk_len)
     finally:
         model.train(was_training)
     if together and processes.count() > 1:
@@ -107,6 +102,27 @@ def evaluate(
     if num_targets == 0:
         raise ValueError(f"every target is {source.ignore_index}, which is ignored: there is nothing to evaluate")
     return Evaluation(float(nats), num_targets, num_bytes)
+
+
+def _nats_of_rows(
+    model: nn.Module,
+    inputs_RT: Tensor,
+    targets_RT: Tensor,
+    ignore_index: int,
+    num_counted: int,
+    *,
+    chunk_len: int | None,
+) -> Tensor:
+    nats, state = torch.zeros((), dtype=torch.float64, device=inputs_RT.device), None
+    num_rows, num_times = targets_RT.shape
+    length = chunk_len or num_times
+    for start in range(0, num_times if num_rows else 0, length):
+        inputs, targets = inputs_RT[:, start : start + length], targets_RT[:, start : start + length]
+        chunk_nats, state = nats_and_state(
+            model, inputs, targets, ignore_index, min(num_counted, targets.numel()), state
+        )
+        nats += chunk_nats
+    return nats
 
 
 def in_order(rows: Rows, rows_per_batch: int) -> Iterator[Tensor]:

@@ -186,6 +186,7 @@ def test_what_several_processes_cannot_do_is_told_once(words: list[str], told: s
     first, second = samout_together(tmp_path, 2, *words)
     assert first.returncode == second.returncode == 2
     assert told in first.stderr and first.stderr.count(told) == 1 and "Traceback" not in first.stderr + second.stderr
+    assert all(line.startswith("process 1: ") for line in second.stderr.splitlines() if told in line)
 
 
 STAGES = {"ddp": ["ddp"] * 3, "fsdp": ["fsdp"] * 3, "both": ["fsdp", "ddp", "fsdp"]}

@@ -35,7 +35,7 @@ def main(words: list[str]) -> int:
     """
     launch = Launch.of_environment()
     words = words if launch is None else launch.words(words)
-    is_first = launch is None or launch.is_first
+    is_first = _is_first(launch)
     try:
         request = Request(words, writes=is_first)
         mistakes = [MANY_RUNS] if launch is not None and request.in_sweep else request.mistakes()
@@ -46,26 +46,17 @@ def main(words: list[str]) -> int:
     if mistakes:
         return 2
     register_job_directory()
-    settings = request.overrides
-    if not request.arguments.shell_completion:
-        settings = words_for_hydra(settings, folders=request.folders, typed=not request.in_sweep)
-    if request.run_dir is not None and not request.in_sweep:  # not composed a second time, a second later
-        settings.append(f"++run_dir={quoted(request.run_dir)}")
     is_sweep = request.in_sweep and not request.asks_only
-    if is_sweep:
-        settings = words_of_sweep(settings, request.overrides, request.swept)
     flags = [f"--config-dir={folder}" for folder in [request.arguments.config_dir] if folder]
     flags += [f"--config-name={name}" for name in [request.arguments.config_name] if name]
     if is_sweep and request.run_dir is not None:
-        if not any(key_of(word) == "hydra.sweep.dir" for word in request.overrides):  # not another one, a second later
-            settings.append(f"hydra.sweep.dir={quoted(request.run_dir)}")
         try:
             absolute = [f"--config-dir={folder}" for folder in request.config_dirs]
             write_sweep(Path(request.run_dir), command=words, flags=absolute, jobs=request.jobs)
         except OSError as error:
             print(f"hydra.sweep.dir={request.run_dir}: cannot be written to ({error.strerror})", file=sys.stderr)
             return 2
-    sys.argv[1:] = [*request.flags, *settings, *([] if is_first else WITHOUT_DIRECTORY)]
+    sys.argv[1:] = [*request.flags, *_settings(request, is_sweep), *([] if is_first else WITHOUT_DIRECTORY)]
     if not is_first:
         told = f"process {launch.rank if launch else 0}: %(message)s"
         logging.basicConfig(level=logging.ERROR, format=told)
@@ -79,6 +70,26 @@ def main(words: list[str]) -> int:
     if failures and request.made_run_dir and request.run_dir is not None and not request.in_sweep:
         _leave_nothing(Path(request.run_dir))
     return failures[0] if failures else 0
+
+
+def _is_first(launch: Launch | None) -> bool:
+    return launch is None or launch.is_first
+
+
+def _settings(request: Request, is_sweep: bool) -> list[str]:
+    """What Hydra gets; where the run or sweep lies is not composed a second time, a second later."""
+    settings = request.overrides
+    if not request.arguments.shell_completion:
+        settings = words_for_hydra(settings, folders=request.folders, typed=not request.in_sweep)
+    if is_sweep:
+        settings = words_of_sweep(settings, request.overrides, request.swept)
+    if request.run_dir is None:
+        return settings
+    if not request.in_sweep:
+        return [*settings, f"++run_dir={quoted(request.run_dir)}"]
+    if is_sweep and not any(key_of(word) == "hydra.sweep.dir" for word in request.overrides):
+        return [*settings, f"hydra.sweep.dir={quoted(request.run_dir)}"]
+    return settings
 
 
 def _swept(run: Callable[[], None], folder: Path, names: Collection[str], failures: list[int]) -> int:
@@ -138,7 +149,7 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
         if isinstance(error, MemoryError | RuntimeError) and not has_begun:
             reason = str(error).splitlines() or [type(error).__name__]
             message = f"this does not fit into memory, choose smaller sizes: {reason[0]}"
-        if has_begun:
+        if has_begun or not _is_first(Launch.of_environment()):  # a line of the log says which process it is of
             log.error("%s", message)
         else:
             print(message, file=sys.stderr)
@@ -149,7 +160,7 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
 def _record(run_dir: Path, error: str, why: Why = "error") -> None:
     """Leaves a note of why a run failed, unless this process does not know where it lies, as before all have joined."""
     launch = Launch.of_environment()
-    if launch is None or launch.is_first or run_dir.resolve() != Path.cwd():
+    if _is_first(launch) or run_dir.resolve() != Path.cwd():
         record_failure(run_dir, error, why)
 
 
