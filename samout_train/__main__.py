@@ -32,8 +32,9 @@ def main() -> None:
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(verbs)}."
         print(f"{verb}: no such verb; {hint} Settings have the form key=value.", file=sys.stderr)
         sys.exit(2)
-    if verb != "train" and Launch.of_environment() is not None:
-        print(f"{verb}: makes no run of several processes: start it without torchrun", file=sys.stderr)
+    if verb != "train" and (launch := Launch.of_environment()) is not None:
+        if launch.is_first:
+            print(f"{verb}: makes no run of several processes: start it without torchrun", file=sys.stderr)
         sys.exit(2)
     logging.raiseExceptions = False  # where nobody reads on (`| head`), the run goes on; its log file has all
     try:
