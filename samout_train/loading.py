@@ -1,6 +1,6 @@
 """What a run, or the published scripts, left behind."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from samout_train.problems import model_problems
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model.
+    """A trained model; `model, vocabulary = load_run(path)` takes the two that most need.
 
     Args:
         checkpoint: Where it was read from.
@@ -36,6 +36,9 @@ class LoadedRun:
     vocab_size: int
     pad_id: int | None
     model_node: dict[str, Any]
+
+    def __iter__(self) -> Iterator[nn.Module | Vocabulary | None]:
+        yield from (self.model, self.vocabulary)
 
 
 def load_run(path: str | Path) -> LoadedRun:

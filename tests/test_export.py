@@ -51,6 +51,8 @@ def test_safetensors_hold_the_weights_and_can_be_loaded(folder: Path, tmp_path: 
     safetensors = pytest.importorskip("safetensors.torch")
     exported = export_run(folder / name, format="safetensors", out=tmp_path / "out")
     run, back = load_run(folder / name), load_exported(tmp_path / "out")
+    model, vocabulary = back
+    assert model is back.model and vocabulary is back.vocabulary
     stored = safetensors.load_file(tmp_path / "out" / "model.safetensors")
     wanted = run.model.state_dict()
     assert stored.keys() == wanted.keys() and all(torch.equal(stored[key], wanted[key]) for key in wanted)

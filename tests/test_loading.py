@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from samout_train import generate_text, load_vocabulary, train
+from samout_train import generate_text, load_run, load_vocabulary, train
 from samout_train.config import ConfigError
 from samout_train.data.vocabulary import SPECIAL_TOKENS
-from samout_train.loading import load_run
 
 SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "device=cpu", "trainer=debug"]
 
@@ -20,6 +20,10 @@ def test_a_run_keeps_its_vocabulary(tmp_path: Path, small_text: Path, name: str)
     data = ["data=text", f"data.path={small_text}", f"data.vocabulary={name}", "data.vocab_size=300", "data.seq_len=9"]
     _, model = train([*SIZES, *data, "data.batch_size=4", f"run_dir={run_dir}"])
     vocabulary = load_vocabulary(run_dir)
+    loaded_model, loaded_vocabulary = load_run(run_dir)
+    assert loaded_vocabulary.state_dict() == vocabulary.state_dict()
+    weights, loaded = model.state_dict(), loaded_model.state_dict()
+    assert weights.keys() == loaded.keys() and all(torch.equal(weights[key], loaded[key]) for key in weights)
     text = small_text.read_text("utf-8")
     assert vocabulary.name == name and vocabulary.decode(vocabulary.encode(text).tolist()) == text
     (checkpoint,) = (run_dir / "checkpoints").glob("step_00000002.pt")

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which people who see few colours can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F")
 MARKERS = "osD^vP*Xh"
+PREFIXES = ("", "kilo", "mega", "giga", "tera", "peta", "exa", "zetta")
+DURATIONS = (("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0))
+SHORTEST_AXIS = 3.0  # of a unit of time: below it, the unit before has the rounder ticks
 SHOWN_FROM = 0.15  # of a training: what was lost before it would flatten all that follows
 Speeds = Mapping[str, Mapping[int, float]]
 
@@ -42,16 +45,24 @@ def _final_losses(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
     axes.grid(alpha=0.3)
 
 
-def _curves(unit: str, of_step: Callable[[Contestant], float | None]) -> "Draw":
+def _curves(
+    of_step: Callable[[Contestant], float | None], unit_of: Callable[[float], tuple[str, float]] | None = None
+) -> "Draw":
+    """Losses against what a step costs; in numbers such as 150 M where no unit is chosen by the largest."""
+
     def draw(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
+        costs = {one.label: of_step(one) for one in contest.ranked}
+        curves = {one.label: _mean_curve(one) for one in contest.ranked}
+        ends = [cost * curves[label][-1][0] for label, cost in costs.items() if cost and curves[label]]
+        name, size = unit_of(max(ends)) if unit_of else ("tokens", 1.0)
         tops = []
         for one in contest.ranked:
-            factor, curve = of_step(one), _mean_curve(one)
+            factor, curve = costs[one.label], curves[one.label]
             if factor is None or not curve:
                 continue
             look = _look(contest, one)
             axes.plot(
-                [step * factor for step, _ in curve],
+                [step * factor / size for step, _ in curve],
                 [loss for _, loss in curve],
                 label=shown(one),
                 color=look["color"],
@@ -60,10 +71,10 @@ def _curves(unit: str, of_step: Callable[[Contestant], float | None]) -> "Draw":
                 linewidth=1.3,
             )
             tops.append(next(loss for step, loss in curve if step >= SHOWN_FROM * curve[-1][0]))
-        if tops:
-            axes.set_ylim(top=max(tops) * 1.02)
-        _with_units(axes)
-        _finish(axes, unit, "validation loss, nats a token")
+        axes.set_ylim(top=max(tops) * 1.02)
+        if unit_of is None:
+            _with_units(axes)
+        _finish(axes, name, "validation loss, nats a token")
 
     return draw
 
@@ -78,9 +89,20 @@ def _seconds(one: Contestant) -> float | None:
     return seconds / steps if seconds and steps else None
 
 
-def _teraflops(one: Contestant) -> float | None:
+def _flops(one: Contestant) -> float | None:
     tokens, flops = _tokens(one), one.figure("training_flops_per_token")
-    return tokens * flops / 1e12 if tokens and flops else None
+    return tokens * flops if tokens and flops else None
+
+
+def flop_unit(largest: float) -> tuple[str, float]:
+    """Return the unit in which so many operations are a number from 1 to 1,000, and its size: exaFLOP, 1e18."""
+    power = next((power for power in range(len(PREFIXES) - 1, 0, -1) if largest >= 1000.0**power), 0)
+    return f"{PREFIXES[power]}FLOP", 1000.0**power
+
+
+def time_unit(largest: float) -> tuple[str, float]:
+    """Return the unit for an axis that ends at so many seconds, and its size in seconds."""
+    return next((unit for unit in reversed(DURATIONS) if largest >= SHORTEST_AXIS * unit[1]), DURATIONS[0])
 
 
 def _mean_curve(one: Contestant) -> list[tuple[int, float]]:
@@ -151,10 +173,10 @@ def _with_units(axes: "Axes") -> None:
 
 
 def _units() -> Any:
-    """Numbers such as 20k."""
+    """Numbers such as 20 k and 150 M."""
     from matplotlib.ticker import EngFormatter
 
-    return EngFormatter(sep="")
+    return EngFormatter(sep=" ")
 
 
 def _finish(axes: "Axes", x: str, y: str) -> None:
@@ -163,8 +185,13 @@ def _finish(axes: "Axes", x: str, y: str) -> None:
     axes.legend(fontsize=7.5, frameon=False, ncols=2)
 
 
-def _has(number: Callable[[Contestant], Any]) -> Callable[[Contest, Speeds], bool]:
-    return lambda contest, speeds: any(number(one) for one in contest.ranked)
+def _has_line(points: Callable[[Contestant], int]) -> Callable[[Contest, Speeds], bool]:
+    """Whether a model has the two points that a line needs."""
+    return lambda contest, speeds: any(points(one) > 1 for one in contest.ranked)
+
+
+def _on_curve(of_step: Callable[[Contestant], float | None]) -> Callable[[Contestant], int]:
+    return lambda one: len(_mean_curve(one)) if of_step(one) else 0
 
 
 Draw = Callable[["Axes", Contest, Speeds], None]
@@ -174,48 +201,48 @@ KINDS: Sequence[tuple[str, str, Draw, Callable[[Contest, Speeds], bool]]] = (
         "Final loss",
         "Circles: a seed each. Stroke and line: mean, and its own 95 % interval; what is compared is differences.",
         _final_losses,
-        _has(lambda one: one.losses),
+        lambda contest, speeds: sum(len(one.losses) for one in contest.ranked) > 1,
     ),
     (
         "Loss against tokens",
         FIXED,
-        _curves("tokens", _tokens),
-        _has(lambda one: _tokens(one) and _mean_curve(one)),
+        _curves(_tokens),
+        _has_line(_on_curve(_tokens)),
     ),
     (
         "Loss against length",
         "The beginning of the validation text in windows of each length, with the state carried on.",
         _by_length,
-        _has(lambda one: one.loss_by_length),
+        _has_line(lambda one: len(one.loss_by_length)),
     ),
     (
         "Loss against bytes of state",
         "Of one sequence, float32. A cache grows with the sequence, a recurrent state does not.",
         _state,
-        _has(lambda one: one.figure("state_bytes")),
+        lambda contest, speeds: sum(one.figure("state_bytes") is not None for one in contest.ranked) > 1,
     ),
     (
-        "Loss against seconds",
+        "Loss against time",
         f"{FIXED} Seconds of training alone, as these runs had the machine.",
-        _curves("seconds", _seconds),
-        _has(lambda one: _seconds(one) and _mean_curve(one)),
+        _curves(_seconds, time_unit),
+        _has_line(_on_curve(_seconds)),
     ),
     (
         "Loss against operations",
         f"{FIXED} Operations of the matrix products, forward and backward.",
-        _curves("teraFLOPs", _teraflops),
-        _has(lambda one: _teraflops(one) and _mean_curve(one)),
+        _curves(_flops, flop_unit),
+        _has_line(_on_curve(_flops)),
     ),
     (
         "Speed against length",
         "Forward and backward pass over as many tokens at each length; models in turns, medians.",
         _speed,
-        lambda contest, speeds: any(speeds.values()),
+        lambda contest, speeds: any(len(by_length) > 1 for by_length in speeds.values()),
     ),
     (
         "Learning rates",
         "On the seed that the best rates were chosen by.",
         _rates,
-        _has(lambda one: len(one.rates) > 1),
+        _has_line(lambda one: len(one.rates)),
     ),
 )

@@ -9,6 +9,7 @@ import pytest
 from fake import make_contest, make_run
 
 from samout_train.comparison import page
+from samout_train.comparison.chart_kinds import flop_unit, time_unit
 from samout_train.comparison.page import html, markdown, write_page
 from samout_train.comparison.results import contests_of
 from samout_train.comparison.runs import read_run
@@ -44,7 +45,7 @@ def test_a_page_of_42_runs_loads_nothing_and_is_small(tmp_path: Path) -> None:
     addresses.feed(text)
     assert addresses.found and all(address.startswith("data:image/svg+xml;base64,") for address in addresses.found)
     assert not {"script", "link", "iframe"} & set(addresses.tags) and "@import" not in text and "url(" not in text
-    against = [f"Loss against {what}" for what in ("tokens", "length", "bytes of state", "seconds", "operations")]
+    against = [f"Loss against {what}" for what in ("tokens", "length", "bytes of state", "time", "operations")]
     titles = ["Final loss", *against, "Speed against length", "Learning rates"]
     assert re.findall("<h3>(.*?)</h3>", text) == titles
     assert "a &lt;machine&gt;" in text and "samout-train compare &#39;models=[v1,v8]&#39;" in text
@@ -106,3 +107,46 @@ def test_without_matplotlib_there_are_tables_and_how_to_get_charts(
     assert [path.name for path in written] == ["comparison.html", "comparison.md"]
     text = written[0].read_text("utf-8")
     assert "<img" not in text and "no picture: pip install it" in text and "1.050 ± 0.071" in text
+
+
+def axes_of(svg: bytes) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg.decode())
+
+
+def test_axes_say_numbers_as_people_write_them(tmp_path: Path) -> None:
+    big = {"tokens_seen": 200_000_000, "training_flops_per_token": 6_000_000_000, "train_seconds": 5400.0}
+    contest = make_contest(tmp_path / "runs", {"v8": [1.0, 1.1], "gru": [2.0, 2.2]}, **big)
+    texts = {chart.title: axes_of(chart.svg) for chart in page.charts(contest, {"v8": {64: 20_000.0, 256: 9_000.0}})}
+    assert "160 M" in texts["Loss against tokens"] and "tokens" in texts["Loss against tokens"]
+    assert "exaFLOP" in texts["Loss against operations"] and {"0.6", "1.2"} & set(texts["Loss against operations"])
+    assert "minutes" in texts["Loss against time"] and "80" in texts["Loss against time"]
+    assert "20 k" in texts["Speed against length"]
+
+
+@pytest.mark.parametrize(
+    ("largest", "unit"),
+    [(0.15, ("FLOP", 1.0)), (999.0, ("FLOP", 1.0)), (2e11, ("gigaFLOP", 1e9)), (1.1e18, ("exaFLOP", 1e18))],
+)
+def test_operations_have_the_unit_that_fits(largest: float, unit: tuple[str, float]) -> None:
+    assert flop_unit(largest) == unit
+
+
+@pytest.mark.parametrize(
+    ("largest", "unit"),
+    [(0.4, "seconds"), (179.0, "seconds"), (180.0, "minutes"), (10_799.0, "minutes"), (3e5, "days")],
+)
+def test_time_has_the_unit_that_fits(largest: float, unit: str) -> None:
+    assert time_unit(largest)[0] == unit
+
+
+def test_charts_of_one_point_are_left_out(tmp_path: Path) -> None:
+    one = {"lengths": {"loss_nats": {"64": 1.0}}}
+    run_dir = make_run(tmp_path, "v8", 1e-3, 1, 1.0, **one)
+    (run_dir / "metrics.jsonl").write_text('{"step": 40, "val/loss_nats": 1.0}\n')
+    contests = contests_of([read_run(run_dir)])
+    assert page.charts(contests[0], {"v8": {64: 900.0}}) == []
+    written = write_page(contests, RECORD, {"v8": {64: 900.0}}, tmp_path / "page")
+    assert [path.name for path in written] == ["comparison.html", "comparison.md"]
+    two = [run_dir, make_run(tmp_path, "v8", 1e-3, 2, 1.1, **one)]
+    titles = [chart.title for chart in page.charts(contests_of([read_run(path) for path in two])[0], {})]
+    assert titles == ["Final loss"]  # the first run's curve has one point, which no line goes through
