@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from samout_train.checkpoint import CheckpointError, find_checkpoint, read_checkpoint
 from samout_train.config import ConfigError, build, saved_node
+from samout_train.data.documents import LineEnds
 from samout_train.data.published_vocabulary import read_published_vocabulary
 from samout_train.data.vocabulary import Vocabulary
 from samout_train.data.vocabulary_choice import read_vocabulary_file, vocabulary_from
@@ -27,6 +28,7 @@ class LoadedRun:
         vocab_size: Number of ids V.
         pad_id: Id of the padding; None where there is none.
         model_node: The `model` of its configuration.
+        line_ends: How those of its text were read, and those of prompts are.
     """
 
     checkpoint: Path
@@ -36,6 +38,7 @@ class LoadedRun:
     vocab_size: int
     pad_id: int | None
     model_node: dict[str, Any]
+    line_ends: LineEnds = "keep"
 
     def __iter__(self) -> Iterator[nn.Module | Vocabulary | None]:
         yield from (self.model, self.vocabulary)
@@ -62,7 +65,8 @@ def load_run(path: str | Path) -> LoadedRun:
         raise CheckpointError(f"{checkpoint} cannot be used: it is no whole checkpoint ({error!r:.100})") from error
     saved = checkpoint.parent.parent / ".hydra" / "config.yaml"
     node, model = model_of(saved, checkpoint, weights, vocab_size=vocab_size, pad_id=pad_id)
-    return LoadedRun(checkpoint, step, model, vocabulary, vocab_size, pad_id, node)
+    line_ends = content.get("line_ends", "keep")
+    return LoadedRun(checkpoint, step, model, vocabulary, vocab_size, pad_id, node, line_ends)
 
 
 def model_of(

@@ -176,6 +176,7 @@ class Trainer:
             "train_seconds": self.clock.seconds,
             "vocab_size": self.source.vocab_size,
             "pad_id": self.source.pad_id,
+            "line_ends": self.source.line_ends,
             "vocabulary": self.source.vocabulary.state_dict() if self.source.vocabulary else None,
         }
 

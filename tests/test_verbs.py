@@ -67,7 +67,7 @@ def test_samples_differ_and_end_before_stop(folder: Path) -> None:
         (["generate", "run=run", "prompt=a", "top_p=2"], "top_p=2: must be"),
         (
             ["generate", "run=run", "prompt=@bad.txt"],
-            "prompt=@bad.txt: cannot be read ('utf-8' codec can't decode byte",
+            "prompt=@bad.txt: bad.txt is no UTF-8 at byte",
         ),
         (["generate", "run=run", "prompt=a", f"seed={10**23}"], "must be from 0 to 9223372036854775807"),
         (["generate", "run=room", "prompt=the", "max_new_tokens=63"], "set max_new_tokens to 62 or less"),
@@ -103,9 +103,12 @@ def test_a_wrong_request_is_told_with_exit_code_2(
 
 
 def test_bytes_that_are_no_utf8_are_refused_wherever_they_come_from(folder: Path) -> None:
-    for prompt in (b"prompt=\xff", b"prompt=-"):
+    for prompt, message in (
+        (b"prompt=\xff", "cannot be read ('utf-8' codec can't"),
+        (b"prompt=-", "prompt=-: standard input is no UTF-8 at byte 10 (0xff)"),
+    ):
         done = samout(folder, "generate", "run=run", prompt, text="no UTF-8: \udcff")
-        assert done.returncode == 2 and "cannot be read ('utf-8' codec can't" in done.stderr and not done.stdout
+        assert done.returncode == 2 and message in done.stderr and not done.stdout
         assert len(done.stderr.splitlines()) == 1
 
 

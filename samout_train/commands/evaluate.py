@@ -102,6 +102,8 @@ def source_of(
         name, node = str(composed.choices["data"]), composed.config["data"]
         if trained_length is not None and "seq_len" in node:
             node |= {"seq_len": trained_length}
+        if "line_ends" in node and not any(word.startswith("data.line_ends=") for word in of_data):
+            node |= {"line_ends": loaded.line_ends}
     if lengths is not None:
         node |= {key: lengths for key in ("test_lengths", "test_distances") if key in node}
     with tempfile.TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ from samout_train.command_line import answered, settings_of
 from samout_train.ranges import NonNegative, Positive, Seed, TopShare
 
 if TYPE_CHECKING:
+    from samout_train.data.documents import LineEnds
     from samout_train.generation import Timed
 
 
@@ -57,7 +58,7 @@ def _generate(words: list[str]) -> int:
     loaded = load_run(settings.pop("run"))
     if loaded.vocabulary is None:
         raise ValueError(f"{loaded.checkpoint} was trained on ids that are no text: there is nothing to generate")
-    prompt, stop = _read(settings.pop("prompt")), settings.pop("stop")
+    prompt, stop = _read(settings.pop("prompt"), loaded.line_ends), settings.pop("stop")
     num_samples, seed = settings.pop("num_samples"), settings.pop("seed")
     prompt_ids, banned_ids = loaded.vocabulary.encode(prompt).tolist(), range(len(SPECIAL_TOKENS))
     model, timed = loaded.model.to(device), Timed()
@@ -84,15 +85,24 @@ def _speed(timed: "Timed", prompt_tokens: int, num_samples: int) -> str:
     return f"prompt: {prompt_tokens} tokens in {sum(timed.first_seconds):.3f} s; text: {num_tokens} tokens{rate}"
 
 
-def _read(prompt: str) -> str:
-    """The prompt itself, or what is in the file, or comes from standard input, that it names."""
+def _read(prompt: str, line_ends: "LineEnds") -> str:
+    """Return the prompt itself, or the text that it names, read as the run's own text was.
+
+    Args:
+        prompt: As given; `@FILE` names a file, `-` standard input.
+        line_ends: How those of a file or of standard input are read.
+    """
+    from samout_train.data.documents import text_of
+
     try:
         if prompt == "-":
-            with os.fdopen(0, encoding="utf-8", closefd=False) as standard_input:
-                return standard_input.read()
+            with os.fdopen(0, "rb", closefd=False) as standard_input:
+                return text_of("standard input", standard_input.read(), line_ends)
         if prompt.startswith("@"):
-            return Path(prompt[1:]).expanduser().read_text(encoding="utf-8")
+            return text_of(prompt[1:], Path(prompt[1:]).expanduser().read_bytes(), line_ends)
         prompt.encode()  # bytes that are no UTF-8 are no text either where the shell gave them
     except (OSError, UnicodeError, RuntimeError) as error:  # the last one for the home of somebody who is not there
         raise ValueError(f"prompt={prompt}: cannot be read ({error}): give UTF-8 text") from error
+    except ValueError as error:
+        raise ValueError(f"prompt={prompt}: {error}") from error
     return prompt

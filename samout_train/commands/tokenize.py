@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from samout_train.command_line import answered, settings_of
 from samout_train.data.bpe import SMALLEST_SIZE
+from samout_train.data.documents import LineEnds
 from samout_train.data.vocabulary_choice import VocabularyName
 from samout_train.ranges import Positive, Range
 
@@ -33,6 +34,7 @@ def keys(
     roles: dict[str, str],
     jobs: Annotated[int, Positive] | None,
     part_bytes: int | str,
+    line_ends: LineEnds,
 ) -> None:
     """The keys of tokenize.yaml; only its signature is used."""
 
@@ -58,7 +60,7 @@ def _tokenize(words: list[str]) -> int:
     settings = settings_of(words, "tokenize", keys).config
     plan, jobs = _plan(settings), settings["jobs"] or num_cores()
     try:
-        _print(tokenize_files(plan, jobs=jobs), jobs)
+        _print(tokenize_files(plan, jobs=jobs), jobs, plan.left_out)
     except StopRequestedError as stop:
         print(f"{stop}: the same command goes on from there", file=sys.stderr)
         return stop.exit_code
@@ -76,25 +78,28 @@ def _tokenize(words: list[str]) -> int:
 
 def _plan(settings: dict[str, Any]) -> "ShardPlan":
     from samout_train.data.documents import JsonlReader
+    from samout_train.data.folder import find
     from samout_train.data.shard_plan import ShardPlan
-    from samout_train.data.text_files import find_files, vocabulary_of
+    from samout_train.data.text_files import vocabulary_of
 
     found: list[str] = []
     part_bytes = _attempt(found, lambda: _bytes("part_bytes", settings["part_bytes"], LARGEST_PART))
     vocabulary_bytes = _attempt(found, lambda: _bytes("vocabulary_bytes", settings["vocabulary_bytes"], sys.maxsize))
     choice = _attempt(found, lambda: vocabulary_of(settings))
     roles = _attempt(found, lambda: JsonlReader.of(settings["roles"]).roles)
-    files = _attempt(found, lambda: find_files(settings["path"], settings["pattern"]))
+    files = _attempt(found, lambda: find(settings["path"], settings["pattern"]))
     if part_bytes is None or vocabulary_bytes is None or choice is None or roles is None or files is None:
         raise ValueError("\n".join(found))
     return ShardPlan(
-        root=files[0],
-        paths=files[1],
+        root=files.root,
+        paths=files.files,
         out=Path(settings["out"]).expanduser(),
         choice=choice,
         roles=dict(roles),
         part_bytes=part_bytes,
         vocabulary_bytes=vocabulary_bytes,
+        line_ends=settings["line_ends"],
+        left_out=files.left_out_in_words(),
     )
 
 
@@ -114,7 +119,7 @@ def _bytes(name: str, given: int | str, most: int) -> int:
     return num_bytes
 
 
-def _print(done: "Tokenized", jobs: int) -> None:
+def _print(done: "Tokenized", jobs: int, left_out: str) -> None:
     index = done.index
     num_tokens, num_documents = index.total(lambda shard: shard.num_tokens), index.total(lambda s: s.num_documents)
     text_bytes, unknown = index.total(lambda shard: shard.text_bytes), index.total(lambda shard: shard.unknown)
@@ -122,6 +127,8 @@ def _print(done: "Tokenized", jobs: int) -> None:
         whole = f"{len(index.shards) - done.num_damaged} of {len(index.shards)} shards agree with their sha256"
         print(f"verified    {whole}" + ("; the others were damaged and are made anew" if done.num_damaged else ""))
     print(f"files       {len(index.files):,}, {sum(int(str(file['bytes'])) for file in index.files) / 1e6:,.1f} MB")
+    if left_out:
+        print(f"left out    {left_out}")
     print(f"vocabulary  {index.vocabulary.name}, {len(index.vocabulary):,} ids")
     print(f"tokens      {num_tokens:,} in {num_documents:,} documents, {text_bytes / num_tokens:.3f} bytes a token")
     if unknown:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samout_train import processes
+from samout_train.data.documents import LineEnds
 from samout_train.data.shuffle import RowOrder
 from samout_train.data.vocabulary import Vocabulary
 from samout_train.runtime import to_device
@@ -66,6 +67,7 @@ class Source:
         labels: Where targets are labels, the name of each, by id; what makes the source has `labelling = True` then.
         tests: Further rows to judge by, by name: those of a task, at other lengths than it is learned at.
         chance: Of a task, the accuracy of guessing; None elsewhere.
+        line_ends: How line ends were read, and how those of prompts are: `keep` or `fold`.
 
     Raises:
         ValueError: if there is padding and it would be learned.
@@ -82,6 +84,7 @@ class Source:
     labels: Sequence[str] | None = None
     tests: Mapping[str, Rows] = field(default_factory=dict)
     chance: float | None = None
+    line_ends: LineEnds = "keep"
 
     def __post_init__(self) -> None:
         if self.pad_id is not None and self.pad_id != self.ignore_index:

@@ -6,15 +6,17 @@ tokenized one by one, and an interrupted tokenizing goes on behind the last one 
 
 import codecs
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Literal, Protocol
 
-CHUNK_BYTES = 1 << 22
-LAST_WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+from samout_train.data.cuts import folded, whole_parts
+from samout_train.data.text_kind import BYTE_ORDER_MARK, HEAD_BYTES, opened, other_kind, printable
+
+CHUNK_BYTES = 1 << 21  # which a slow tokenizer takes two seconds for, so that signals are answered
 SOS = "<|sos|>"
+LineEnds = Literal["keep", "fold"]
 ROLE_TOKENS = ("<|user|>", "<|agent|>", "<|history|>")
 
 
@@ -45,6 +47,11 @@ class Piece:
 class Reader(Protocol):
     """Reads one kind of file; its `repr` is part of what a tokenized text is known by."""
 
+    @property
+    def line_ends(self) -> LineEnds:
+        """How line ends are read."""
+        ...
+
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """The pieces of a file from a byte on: 0, or where an earlier piece ended.
 
@@ -61,33 +68,41 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class TextReader:
-    """UTF-8 text.
+    """UTF-8 text, without its byte order mark.
 
     Args:
         sos: Whether each file begins with `<|sos|>`.
+        line_ends: `fold` makes CRLF and CR into LF.
     """
 
     sos: bool
+    line_ends: LineEnds = "keep"
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
-        """Text that ends where a word ends, so that no vocabulary sees half a word."""
+        """Yield text that ends where it can be cut, so that no vocabulary sees half a word."""
         parts: list[str | Special] = [Special(SOS)] if self.sos and start == 0 else []
-        with path.open("rb") as file:
+        chunk_bytes, fold = CHUNK_BYTES, self.line_ends == "fold"
+        with opened(path) as file:
+            if start == 0 and file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK:
+                start = len(BYTE_ORDER_MARK)
             while True:
                 file.seek(start)
-                wanted = CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - start)
+                wanted = chunk_bytes if stop is None else min(chunk_bytes, stop - start)
                 chunk = file.read(wanted)
                 if not chunk:
                     return
-                is_last = len(chunk) < CHUNK_BYTES or start + len(chunk) == stop
+                is_last = len(chunk) < wanted or start + len(chunk) == stop
                 text, used = _decoded(path, chunk, start, is_last)
-                word_end = None if is_last else LAST_WORD_END.match(text)
-                if word_end:
-                    used -= len(text[word_end.end() :].encode())
-                    text = text[: word_end.end()]
+                if not is_last:
+                    whole = whole_parts(text, fold=fold)
+                    if not whole:  # what has no end of a word is longer than the chunk
+                        chunk_bytes *= 2
+                        continue
+                    used -= len(text[whole:].encode())
+                    text = text[:whole]
                 start += used
-                yield Piece([*parts, text], start)
-                parts = []
+                yield Piece([*parts, folded(text) if fold else text], start)
+                parts, chunk_bytes = [], CHUNK_BYTES
 
 
 @dataclass(frozen=True)
@@ -96,12 +111,14 @@ class JsonlReader:
 
     Args:
         roles: The special token that stands before what a role says, such as `{"user": "<|user|>"}`, as pairs.
+        line_ends: `fold` makes CRLF and CR in what the strings of JSON hold into LF.
     """
 
     roles: tuple[tuple[str, str], ...]
+    line_ends: LineEnds = "keep"
 
     @classmethod
-    def of(cls, roles: Mapping[str, str]) -> "JsonlReader":
+    def of(cls, roles: Mapping[str, str], line_ends: LineEnds = "keep") -> "JsonlReader":
         """From a dictionary.
 
         Raises:
@@ -110,11 +127,11 @@ class JsonlReader:
         for role, token in roles.items():
             if token not in ROLE_TOKENS:
                 raise ValueError(f"roles.{role}={token}: must be {' or '.join(ROLE_TOKENS)}")
-        return cls(tuple(sorted(roles.items())))
+        return cls(tuple(sorted(roles.items())), line_ends)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """Whole lines; each document that is not empty stands behind `<|sos|>`."""
-        with path.open("rb") as file:
+        with opened(path) as file:
             file.seek(start)
             while lines := _lines(file, start, stop):
                 parts: list[str | Special] = []
@@ -124,7 +141,7 @@ class JsonlReader:
                     try:
                         parts += self._document(text)
                     except ValueError as error:
-                        raise ValueError(f"{path} line {_line_number(path, start)}: {error}") from error
+                        raise ValueError(f"{printable(path)} line {_line_number(path, start)}: {error}") from error
                     start += len(line)
                 yield Piece(parts, start)
 
@@ -147,6 +164,8 @@ class JsonlReader:
         texts = [part for part in parts if isinstance(part, str)]
         for text in texts:
             _refuse_surrogates(text)
+        if self.line_ends == "fold":
+            parts = [folded(part) if isinstance(part, str) else part for part in parts]
         return [Special(SOS), *parts] if any(texts) else []
 
     def _turn(self, turn: Any) -> list[str | Special]:
@@ -172,12 +191,35 @@ def _lines(file: IO[bytes], start: int, stop: int | None) -> list[bytes]:
     return lines
 
 
-def _decoded(path: Path, chunk: bytes, start: int, is_last: bool) -> tuple[str, int]:
+def text_of(name: str, content: bytes, line_ends: LineEnds) -> str:
+    """Return what `TextReader` reads in a file of this content.
+
+    Args:
+        name: What messages call it.
+        content: All of it.
+        line_ends: `fold` makes CRLF and CR into LF.
+
+    Raises:
+        ValueError: if it is no UTF-8 text.
+    """
+    if problem := other_kind(content[:HEAD_BYTES]):
+        raise ValueError(f"{name} {problem}")
+    content = content.removeprefix(BYTE_ORDER_MARK)
+    text, _ = _decoded(name, content, 0, is_last=True)
+    return folded(text) if line_ends == "fold" else text
+
+
+def _decoded(name: Path | str, chunk: bytes, start: int, is_last: bool) -> tuple[str, int]:
+    if (zero := chunk.find(0)) >= 0:
+        raise ValueError(
+            f"{printable(name)} has a zero byte at byte {start + zero}, so it is no UTF-8 text: convert it, for "
+            "example with `iconv -f UTF-16LE -t UTF-8 FILE > NEW` where it is UTF-16, or leave it out"
+        )
     try:
         return codecs.utf_8_decode(chunk, "strict", is_last)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is no UTF-8 at byte {start + error.start} (0x{chunk[error.start]:02x}): convert it, "
+            f"{printable(name)} is no UTF-8 at byte {start + error.start} (0x{chunk[error.start]:02x}): convert it, "
             "for example with `iconv -t utf-8`, or leave it out"
         ) from error
 

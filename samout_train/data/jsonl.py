@@ -12,9 +12,11 @@ from torch import Tensor
 
 from samout_train.data.batches import Rows, Source, next_token
 from samout_train.data.bpe import SMALLEST_SIZE
-from samout_train.data.documents import JsonlReader
+from samout_train.data.copies import warn_of_copies
+from samout_train.data.documents import JsonlReader, LineEnds
+from samout_train.data.folder import find
 from samout_train.data.survey import Survey, survey
-from samout_train.data.text_files import TRAIN_SHARE, counts_of, file_problems, find_files
+from samout_train.data.text_files import TRAIN_SHARE, counts_of, file_problems
 from samout_train.data.token_cache import tokenize
 from samout_train.data.token_rows import TokenRows
 from samout_train.data.vocabulary import PAD_ID, SOS_ID
@@ -24,9 +26,11 @@ from samout_train.ranges import Positive, Range, checked_by, validated
 
 def jsonl_problems(settings: Mapping[str, Any], name: str) -> list[str]:
     """What speaks against training on these documents."""
-    return file_problems(
-        settings, name, lambda: _survey(settings["path"], settings["pattern"], settings["roles"]), documents=True
-    )
+
+    def look() -> Survey:
+        return _survey(settings["path"], settings["pattern"], settings["roles"], settings.get("line_ends", "keep"))
+
+    return file_problems(settings, name, look, documents=True)
 
 
 @checked_by(jsonl_problems)
@@ -43,6 +47,7 @@ def jsonl(
     seq_len: Annotated[int, Positive],
     ignore_index: int,
     seed: int,
+    line_ends: LineEnds = "keep",
 ) -> Source:
     """A source from JSON Lines; the documents of the last tenth of the tokens are for validation.
 
@@ -58,15 +63,17 @@ def jsonl(
         seq_len: Targets in a row.
         ignore_index: Targets of this value are not counted.
         seed: Decides where packed rows are cut in each epoch.
+        line_ends: `fold` makes CRLF and CR in what the strings of JSON hold into LF.
 
     Raises:
         ValueError: if a line cannot be read, or there is too little in the files.
     """
     choice = VocabularyChoice.of(vocabulary=vocabulary, vocab_size=vocab_size, vocabulary_path=vocabulary_path)
-    looked_at = _survey(path, pattern, roles)
+    looked_at = _survey(path, pattern, roles, line_ends)
     tokenized = tokenize(looked_at, choice)
     documents = _documents(tokenized.tokens, path)
     cut = int(documents[1][0, 0])
+    warn_of_copies(tokenized.tokens, np.concatenate(documents)[:, 0], cut, what="documents")
     train, validation = _rows(tokenized.tokens, documents, layout, seq_len=seq_len, seed=seed)
     return Source(
         vocab_size=len(tokenized.vocabulary),
@@ -76,6 +83,7 @@ def jsonl(
         validation=validation,
         vocabulary=tokenized.vocabulary,
         floor_nats=None,
+        line_ends=line_ends,
         description={
             "documents": sum(map(len, documents)),
             **counts_of(tokenized),
@@ -83,6 +91,7 @@ def jsonl(
             **_waste(tokenized.tokens[:cut], documents[0], seq_len, has_unknown=tokenized.unknown > 0),
             "sha256": looked_at.sha256,
             "files": looked_at.record,
+            **({"left out": looked_at.left_out} if looked_at.left_out else {}),
         },
     )
 
@@ -126,9 +135,9 @@ class PaddedRows:
         return self.take(np.arange(start, min(stop, self.num_rows)), 0)
 
 
-def _survey(path: str, pattern: str, roles: Mapping[str, str]) -> Survey:
-    root, files = find_files(path, pattern)
-    return survey(root, files, JsonlReader.of(roles))
+def _survey(path: str, pattern: str, roles: Mapping[str, str], line_ends: LineEnds) -> Survey:
+    found = find(path, pattern)
+    return survey(found.root, found.files, JsonlReader.of(roles, line_ends), found.left_out_in_words())
 
 
 def _documents(tokens: NDArray[np.integer], path: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from samout_train.atomic import replace_file
 from samout_train.data.cache import write_note
-from samout_train.data.documents import LAST_WORD_END, JsonlReader, Piece, Reader, Special, TextReader
+from samout_train.data.cuts import LAST_WORD_END
+from samout_train.data.documents import JsonlReader, Piece, Reader, Special, TextReader
 from samout_train.data.parts import Part, Span, place_to_cut
 from samout_train.data.shard_index import PLACE, Shard, dtype_for
+from samout_train.data.text_kind import printable
 from samout_train.data.vocabulary import PAD_ID, SOS_ID, SPECIAL_TOKENS, Characters, Vocabulary
 from samout_train.data.vocabulary_choice import vocabulary_from
 
@@ -57,7 +59,7 @@ class PartWorker:
         out: The folder of the shards.
         files: The source files.
         parts: What each part is made of.
-        jsonl: How JSON Lines are read; all else is text.
+        jsonl: How JSON Lines are read; all else is text, with the same line ends.
         vocabulary_state: What the vocabulary can be built from; None while it is learned.
         given: Whether the vocabulary is not one of this text; what it has not is then padding.
     """
@@ -138,9 +140,10 @@ class PartWorker:
 
     def _of_span(self, file: SourceFile, span: Span, progress: Progress) -> Iterator[Piece]:
         start, stop = (
-            place_to_cut(file.path, place, file.num_bytes, at_lines=file.at_lines) for place in (span.start, span.stop)
+            place_to_cut(file.path, place, file.num_bytes, at_lines=file.at_lines, fold=self.jsonl.line_ends == "fold")
+            for place in (span.start, span.stop)
         )
-        reader: Reader = self.jsonl if file.at_lines else TextReader(sos=True)
+        reader: Reader = self.jsonl if file.at_lines else TextReader(sos=True, line_ends=self.jsonl.line_ends)
         for piece in reader.read(file.path, start, stop) if start < stop else ():
             yield piece
             progress(piece.end - start)
@@ -149,8 +152,8 @@ class PartWorker:
     def _refuse_changed(self, file: SourceFile) -> None:
         if SourceFile.of(file.path) != file:
             raise ValueError(
-                f"{file.path} was changed since the shards in {self.out} were begun: delete that folder, or give "
-                "another one as out, and start again"
+                f"{printable(file.path)} was changed since the shards in {self.out} were begun: delete that folder, or "
+                "give another one as out, and start again"
             )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 LOOKED_AT_TOGETHER = 1 << 16
 LONGEST_CHARACTER = 4
 WORD_END = re.compile(rb"[^\x00-\x20\x7f](?=[ \n])")
+FOLDED_WORD_END = re.compile(rb"[^\x00-\x20\x7f](?=[ \r\n])")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def parts_of(sizes: Sequence[int], part_bytes: int) -> list[Part]:
     return [*parts, open_part] if open_part else parts
 
 
-def place_to_cut(path: Path, place: int, size: int, *, at_lines: bool) -> int:
+def place_to_cut(path: Path, place: int, size: int, *, at_lines: bool, fold: bool = False) -> int:
     """The first place from a planned one on where a file can be cut.
 
     Args:
@@ -65,15 +66,17 @@ def place_to_cut(path: Path, place: int, size: int, *, at_lines: bool) -> int:
         place: As planned.
         size: Bytes of the file, which is such a place, as is 0.
         at_lines: Whether a line has to begin there; else a word has to end there, and a blank or a new line to follow.
+        fold: Whether CR is a new line, too.
     """
     if place in (0, size):
         return place
+    word_end = FOLDED_WORD_END if fold else WORD_END
     start = place - 1 if at_lines else max(0, place - LONGEST_CHARACTER)
     with path.open("rb") as file:
         while True:
             file.seek(start)
             chunk = file.read(LOOKED_AT_TOGETHER)
-            found = chunk.find(b"\n") + 1 if at_lines else _word_end(chunk, place - start)
+            found = chunk.find(b"\n") + 1 if at_lines else _word_end(chunk, place - start, word_end)
             if found > 0:
                 return start + found
             if start + len(chunk) >= size or not chunk:
@@ -81,9 +84,9 @@ def place_to_cut(path: Path, place: int, size: int, *, at_lines: bool) -> int:
             start += len(chunk) - (0 if at_lines else LONGEST_CHARACTER)
 
 
-def _word_end(chunk: bytes, least: int) -> int:
+def _word_end(chunk: bytes, least: int, word_end: re.Pattern[bytes]) -> int:
     """Behind the first character from `least` on that is no space and stands before one; 0 where there is none."""
-    for match in WORD_END.finditer(chunk, max(0, least - 1)):
+    for match in word_end.finditer(chunk, max(0, least - 1)):
         end = match.end()
         character = chunk[max(0, end - LONGEST_CHARACTER) : end].decode("utf-8", errors="ignore")[-1:]
         if character and not character.isspace():

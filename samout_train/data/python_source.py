@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from samout_train.data.batches import Source
 from samout_train.data.bpe import SMALLEST_SIZE
-from samout_train.data.documents import TextReader
+from samout_train.data.documents import LineEnds, TextReader
 from samout_train.data.survey import Survey, survey
 from samout_train.data.text_files import file_problems, stream_source
 from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
@@ -23,7 +23,7 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__p
 
 def python_source_problems(settings: Mapping[str, Any], name: str) -> list[str]:
     """What speaks against training on the standard library."""
-    return file_problems(settings, name, _survey)
+    return file_problems(settings, name, lambda: _survey(settings.get("line_ends", "keep")))
 
 
 @checked_by(python_source_problems)
@@ -36,6 +36,7 @@ def python_source(
     seq_len: Annotated[int, Positive],
     ignore_index: int,
     seed: int,
+    line_ends: LineEnds = "keep",
 ) -> Source:
     """A source from the standard library, files in the order of their names, each behind `<|sos|>`; split 90/10.
 
@@ -47,16 +48,17 @@ def python_source(
         seq_len: Targets in a row.
         ignore_index: Targets of this value are not counted.
         seed: Decides where rows are cut in each epoch.
+        line_ends: `fold` makes CRLF and CR into LF.
 
     Raises:
         ValueError: if this interpreter has no standard library in files.
     """
     choice = VocabularyChoice.of(vocabulary=vocabulary, vocab_size=vocab_size, vocabulary_path=vocabulary_path)
-    return stream_source(_survey(), choice, seq_len=seq_len, ignore_index=ignore_index, seed=seed)
+    return stream_source(_survey(line_ends), choice, seq_len=seq_len, ignore_index=ignore_index, seed=seed)
 
 
 @cache
-def _survey() -> Survey:
+def _survey(line_ends: LineEnds) -> Survey:
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(
         path
@@ -67,7 +69,7 @@ def _survey() -> Survey:
         raise ValueError(
             f"path: {root} has no Python files: this interpreter's standard library is not in files, use data=text"
         )
-    return survey(root, files, TextReader(sos=True))
+    return survey(root, files, TextReader(sos=True, line_ends=line_ends))
 
 
 def _is_utf8(path: Path) -> bool:

@@ -14,7 +14,7 @@ from samout_train.atomic import replace_file
 from samout_train.data.batches import Source
 from samout_train.data.bpe import SMALLEST_SIZE
 from samout_train.data.cache import cache_path
-from samout_train.data.documents import TextReader
+from samout_train.data.documents import LineEnds, TextReader
 from samout_train.data.survey import Survey, survey
 from samout_train.data.text_files import file_problems, stream_source
 from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
@@ -30,7 +30,7 @@ def shakespeare_problems(settings: Mapping[str, Any], name: str) -> list[str]:
     """What speaks against training on it; nothing is downloaded yet."""
     if settings["path"] is None:
         return []
-    return file_problems(settings, name, lambda: _survey(Path(settings["path"])))
+    return file_problems(settings, name, lambda: _survey(Path(settings["path"]), settings.get("line_ends", "keep")))
 
 
 @checked_by(shakespeare_problems)
@@ -44,6 +44,7 @@ def shakespeare(
     seq_len: Annotated[int, Positive],
     ignore_index: int,
     seed: int,
+    line_ends: LineEnds = "keep",
 ) -> Source:
     """A source from tiny Shakespeare, the first 90 % for training.
 
@@ -56,6 +57,7 @@ def shakespeare(
         seq_len: Targets in a row.
         ignore_index: Targets of this value are not counted.
         seed: Decides where rows are cut in each epoch.
+        line_ends: `fold` makes CRLF and CR into LF.
 
     Raises:
         ValueError: if the file is another text.
@@ -63,13 +65,13 @@ def shakespeare(
     """
     choice = VocabularyChoice.of(vocabulary=vocabulary, vocab_size=vocab_size, vocabulary_path=vocabulary_path)
     file = Path(path) if path is not None else _downloaded()
-    return stream_source(_survey(file), choice, seq_len=seq_len, ignore_index=ignore_index, seed=seed)
+    return stream_source(_survey(file, line_ends), choice, seq_len=seq_len, ignore_index=ignore_index, seed=seed)
 
 
-def _survey(path: Path) -> Survey:
+def _survey(path: Path, line_ends: LineEnds) -> Survey:
     if not path.expanduser().is_file():
         raise ValueError(f"path={path}: is no file: give a copy of it, or null to download it")
-    looked_at = survey(path.expanduser().parent, [path.expanduser()], TextReader(sos=False))
+    looked_at = survey(path.expanduser().parent, [path.expanduser()], TextReader(sos=False, line_ends=line_ends))
     if looked_at.sha256 != SHA256:
         raise ValueError(
             f"path={path}: is not tiny Shakespeare ({looked_at.num_bytes:,} bytes, sha256 {looked_at.sha256}): it has "

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from samout_train.data.cache import read_note
+from samout_train.data.documents import LineEnds
 from samout_train.data.vocabulary import Vocabulary
 from samout_train.data.vocabulary_choice import vocabulary_from
 
@@ -70,6 +71,7 @@ class ShardIndex:
         vocabulary_state: What the vocabulary can be built from.
         shards: In the order of the text.
         files: Name, bytes and time of modification of each source file.
+        line_ends: How those of text were read.
     """
 
     folder: Path
@@ -77,6 +79,7 @@ class ShardIndex:
     vocabulary_state: Mapping[str, Any]
     shards: tuple[Shard, ...]
     files: list[dict[str, object]]
+    line_ends: LineEnds = "keep"
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -96,6 +99,7 @@ class ShardIndex:
             "totals": {name: sum(getattr(shard, name) for shard in self.shards) for name in names},
             "shards": [asdict(shard) for shard in self.shards],
             "files": self.files,
+            "line_ends": self.line_ends,
             "vocabulary": self.vocabulary_state,
         }
 
@@ -124,7 +128,9 @@ def read_index(folder: Path) -> ShardIndex:
             raise ValueError(f"format {content['format']}, this program reads {FORMAT}")
         shards = tuple(Shard(**shard) for shard in content["shards"])
         dtype = np.dtype(content["dtype"]).newbyteorder("<")
-        index = ShardIndex(folder, dtype, content["vocabulary"], shards, content["files"])
+        index = ShardIndex(
+            folder, dtype, content["vocabulary"], shards, content["files"], content.get("line_ends", "keep")
+        )
         vocab_size = len(index.vocabulary)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): delete it, and {AGAIN}") from error

@@ -8,8 +8,10 @@ from typing import Any
 from samout_train.atomic import leftovers
 from samout_train.data.bpe import BytePairs
 from samout_train.data.cache import read_note, write_note
+from samout_train.data.documents import LineEnds
 from samout_train.data.part_worker import SourceFile
 from samout_train.data.shard_index import FORMAT, PLAN, VOCABULARY
+from samout_train.data.text_kind import printable
 from samout_train.data.vocabulary_choice import VocabularyChoice
 
 LOCK = ".lock"
@@ -27,6 +29,8 @@ class ShardPlan:
         roles: The special token that stands before what a role says, in JSON Lines.
         part_bytes: Of text that become a shard, about.
         vocabulary_bytes: Of text that `bpe` is learned from, at the most.
+        line_ends: How those of text are read.
+        left_out: What lies beside the files and is not read, in words.
     """
 
     root: Path
@@ -36,11 +40,14 @@ class ShardPlan:
     roles: dict[str, str]
     part_bytes: int
     vocabulary_bytes: int
+    line_ends: LineEnds
+    left_out: str = ""
 
     @property
     def settings(self) -> dict[str, object]:
         """What shards depend on beside the files."""
-        settings = {"vocabulary": self.choice.key(), "roles": self.roles, "part_bytes": self.part_bytes}
+        settings: dict[str, object] = {"vocabulary": self.choice.key(), "roles": self.roles}
+        settings |= {"part_bytes": self.part_bytes, "line_ends": self.line_ends}
         learned = self.choice.name == BytePairs.name and self.choice.given is None
         return settings | ({"vocabulary_bytes": self.vocabulary_bytes} if learned else {})
 
@@ -67,7 +74,7 @@ class ShardPlan:
         plan = read_note(path)
         if plan is None or plan.get("format") != FORMAT:
             raise ValueError(f"{path} is damaged, or of another version: delete {self.out}, and start again")
-        there, here = plan["settings"], self.settings
+        there, here = {"line_ends": "keep"} | plan["settings"], self.settings  # older plans do not name it
         if other := [key for key in sorted(there | here) if there.get(key) != here.get(key)]:
             words = ", ".join(f"{key} was {there.get(key)} and is {here.get(key)}" for key in other)
             raise ValueError(f"out={self.out}: holds shards of other settings ({words:.300}): give another folder")
@@ -108,9 +115,9 @@ def _changed(before: Sequence[dict[str, object]], now: Sequence[dict[str, object
     old, new = ({file["name"]: file for file in files} for files in (before, now))
     for name in [*old, *new]:
         if name not in new:
-            return f"{name} is gone"
+            return f"{printable(name)} is gone"
         if name not in old:
-            return f"{name} is new"
+            return f"{printable(name)} is new"
         if old[name] != new[name]:
-            return f"{name} was changed"
+            return f"{printable(name)} was changed"
     return None

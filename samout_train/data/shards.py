@@ -89,6 +89,7 @@ def shards(
         validation=mixture.validation,
         vocabulary=indices[0].vocabulary,
         floor_nats=None,
+        line_ends=indices[0].line_ends,
         description=mixture.description(),
     )
 

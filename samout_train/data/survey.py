@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from samout_train.data.cache import cache_path, read_note, write_note
 from samout_train.data.documents import SOS, Reader, Special
+from samout_train.data.text_kind import printable
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Survey:
         reader: How they are read.
         sizes: Their bytes.
         digests: Their sha256.
+        left_out: What lies beside the files and is not read, in words; empty for nothing.
     """
 
     root: Path
@@ -33,6 +35,7 @@ class Survey:
     reader: Reader
     sizes: tuple[int, ...]
     digests: tuple[str, ...]
+    left_out: str = ""
 
     @property
     def num_bytes(self) -> int:
@@ -44,20 +47,24 @@ class Survey:
         """Of the content: the file's own for one file, of the list of digests and names for several."""
         if len(self.files) == 1:
             return self.digests[0]
-        listing = "\n".join(f"{entry['sha256']} {entry['name']}" for entry in self.record)
+        names = (path.relative_to(self.root).as_posix() for path in self.files)
+        listing = "\n".join(f"{digest} {name}" for digest, name in zip(self.digests, names, strict=True))
         return hashlib.sha256(os.fsencode(listing)).hexdigest()
 
     @property
     def record(self) -> list[dict[str, object]]:
         """Name, bytes and sha256 of each file."""
         return [
-            {"name": path.relative_to(self.root).as_posix(), "bytes": size, "sha256": digest}
+            {"name": printable(path.relative_to(self.root).as_posix()), "bytes": size, "sha256": digest}
             for path, size, digest in zip(self.files, self.sizes, self.digests, strict=True)
         ]
 
     def changed(self) -> bool:
         """Whether a file is no longer what it was."""
-        return any(_read_digest(path) != digest for path, digest in zip(self.files, self.digests, strict=True))
+        try:
+            return any(_read_digest(path) != digest for path, digest in zip(self.files, self.digests, strict=True))
+        except OSError:
+            return True
 
     def count(self) -> "Counts":
         """Reads all files to the end; where that was done before, the cache knows.
@@ -103,17 +110,27 @@ class Counts:
     documents: int
 
 
-def survey(root: Path, files: Sequence[Path], reader: Reader) -> Survey:
+def survey(root: Path, files: Sequence[Path], reader: Reader, left_out: str = "") -> Survey:
     """Takes the digests of files.
 
     Args:
         root: What file names are relative to in the record.
         files: At least one.
         reader: How they are to be read.
+        left_out: What lies beside them and is not read, in words.
 
     Raises:
-        OSError: if a file cannot be read.
+        ValueError: if a file cannot be read.
     """
+    try:
+        return _surveyed(root, files, reader, left_out)
+    except OSError as error:
+        raise ValueError(
+            f"path: {printable(error.filename)} cannot be read ({error.strerror}): make it readable, or leave it out"
+        ) from error
+
+
+def _surveyed(root: Path, files: Sequence[Path], reader: Reader, left_out: str) -> Survey:
     status = [path.stat() for path in files]
     total = sum(entry.st_size for entry in status)
     digests = []
@@ -121,7 +138,7 @@ def survey(root: Path, files: Sequence[Path], reader: Reader) -> Survey:
         for path, entry in zip(files, status, strict=True):
             digests.append(_digest(path, entry.st_size, entry.st_mtime_ns, entry.st_ino))
             bar.update(entry.st_size)
-    return Survey(root, tuple(files), reader, tuple(entry.st_size for entry in status), tuple(digests))
+    return Survey(root, tuple(files), reader, tuple(entry.st_size for entry in status), tuple(digests), left_out)
 
 
 @lru_cache(maxsize=1 << 14)

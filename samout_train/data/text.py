@@ -6,16 +6,21 @@ from typing import Annotated, Any
 
 from samout_train.data.batches import Source
 from samout_train.data.bpe import SMALLEST_SIZE
-from samout_train.data.documents import TextReader
+from samout_train.data.documents import LineEnds, TextReader
+from samout_train.data.folder import find
 from samout_train.data.survey import Survey, survey
-from samout_train.data.text_files import file_problems, find_files, stream_source
+from samout_train.data.text_files import file_problems, stream_source
 from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
 from samout_train.ranges import Positive, Range, checked_by, validated
 
 
 def text_problems(settings: Mapping[str, Any], name: str) -> list[str]:
     """What speaks against training on this text."""
-    return file_problems(settings, name, lambda: _survey(settings["path"], settings["pattern"]))
+
+    def look() -> Survey:
+        return _survey(settings["path"], settings["pattern"], settings.get("line_ends", "keep"))
+
+    return file_problems(settings, name, look)
 
 
 @checked_by(text_problems)
@@ -30,6 +35,7 @@ def text(
     seq_len: Annotated[int, Positive],
     ignore_index: int,
     seed: int,
+    line_ends: LineEnds = "keep",
 ) -> Source:
     """A source from UTF-8 text; the first 90 % of its tokens are for training, the rest for validation.
 
@@ -44,14 +50,17 @@ def text(
         seq_len: Targets in a row.
         ignore_index: Targets of this value are not counted.
         seed: Decides where rows are cut in each epoch.
+        line_ends: `fold` makes CRLF and CR into LF.
 
     Raises:
         ValueError: if there is no such file, none matches, or the text is empty, no UTF-8 or too short.
     """
     choice = VocabularyChoice.of(vocabulary=vocabulary, vocab_size=vocab_size, vocabulary_path=vocabulary_path)
-    return stream_source(_survey(path, pattern), choice, seq_len=seq_len, ignore_index=ignore_index, seed=seed)
+    looked_at = _survey(path, pattern, line_ends)
+    return stream_source(looked_at, choice, seq_len=seq_len, ignore_index=ignore_index, seed=seed)
 
 
-def _survey(path: str, pattern: str) -> Survey:
-    root, files = find_files(path, pattern)
-    return survey(root, files, TextReader(sos=Path(path).expanduser().is_dir()))
+def _survey(path: str, pattern: str, line_ends: LineEnds) -> Survey:
+    found = find(path, pattern)
+    reader = TextReader(sos=Path(path).expanduser().is_dir(), line_ends=line_ends)
+    return survey(found.root, found.files, reader, found.left_out_in_words())

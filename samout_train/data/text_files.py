@@ -1,10 +1,10 @@
 """What the sources that read files share: finding them, looking at them before a run, and splitting their tokens."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from samout_train.data.batches import Source
+from samout_train.data.copies import starts_of, warn_of_copies
 from samout_train.data.survey import Survey
 from samout_train.data.token_cache import TokenizedText, tokenize
 from samout_train.data.token_rows import TokenRows
@@ -12,33 +12,6 @@ from samout_train.data.vocabulary import PAD_ID, Bytes, Characters
 from samout_train.data.vocabulary_choice import VocabularyChoice
 
 TRAIN_SHARE = 0.9
-
-
-def find_files(path: str, pattern: str) -> tuple[Path, list[Path]]:
-    """A file, or the files of a folder.
-
-    Args:
-        path: Of the file or folder.
-        pattern: Which files of a folder, such as `**/*.txt`; their order is that of their names.
-
-    Returns:
-        What names are relative to, and the files.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    root = Path(path).expanduser()
-    if path and root.is_file():
-        return root.parent, [root]
-    if not path or not root.is_dir():
-        raise ValueError(f"path={path}: is not there: give a file or a folder")
-    try:
-        files = sorted(file for file in root.glob(pattern) if file.is_file())
-    except (ValueError, NotImplementedError) as error:
-        raise ValueError(f"pattern={pattern}: is no pattern of files ({error}): give one such as **/*.txt") from error
-    if not files:
-        raise ValueError(f"path={path}: has no file that matches pattern={pattern}: set pattern to what is there")
-    return root, files
 
 
 def file_problems(
@@ -112,6 +85,11 @@ def stream_source(looked_at: Survey, choice: VocabularyChoice, *, seq_len: int, 
     """
     tokenized = tokenize(looked_at, choice)
     num_train = int(TRAIN_SHARE * len(tokenized.tokens))
+    starts = starts_of(tokenized.tokens)
+    if len(starts) > 1:
+        names = [str(entry["name"]) for entry in looked_at.record if entry["bytes"]]
+        named = names if len(names) == len(starts) else []
+        warn_of_copies(tokenized.tokens, starts, num_train, what="files", names=named)
     return Source(
         vocab_size=len(tokenized.vocabulary),
         pad_id=PAD_ID,
@@ -120,11 +98,13 @@ def stream_source(looked_at: Survey, choice: VocabularyChoice, *, seq_len: int, 
         validation=TokenRows(tokenized.tokens[num_train:], seq_len=seq_len, seed=seed),
         vocabulary=tokenized.vocabulary,
         floor_nats=None,
+        line_ends=looked_at.reader.line_ends,
         description={
             **counts_of(tokenized),
             "train_tokens": num_train,
             "sha256": looked_at.sha256,
             "files": looked_at.record,
+            **({"left out": looked_at.left_out} if looked_at.left_out else {}),
         },
     )
 

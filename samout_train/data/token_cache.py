@@ -25,7 +25,7 @@ from samout_train.data.vocabulary import PAD_ID, SPECIAL_TOKENS, Vocabulary
 from samout_train.data.vocabulary_choice import VocabularyChoice, vocabulary_from
 from samout_train.stopping import StopSignals
 
-FORMAT = 2
+FORMAT = 3
 SECONDS_BETWEEN_JOURNALS = 2.0
 IDS_TOGETHER = 1 << 24
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class _Tokenizing:
             return None
 
     def _new_journal(self) -> _Journal:
-        journal = _Journal(self.choice.learn(self._texts).state_dict())
+        journal = _Journal(self.choice.learn(self._texts, check_stop=self.signals.check).state_dict())
         with self.part.open("wb") as output:
             self._save(output, journal)
         return journal

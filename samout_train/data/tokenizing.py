@@ -68,7 +68,7 @@ def tokenize_files(plan: ShardPlan, *, jobs: int) -> Tokenized:
             out=plan.out,
             files=files,
             parts=tuple(parts_of([file.num_bytes for file in files], plan.part_bytes)),
-            jsonl=JsonlReader.of(plan.roles),
+            jsonl=JsonlReader.of(plan.roles, plan.line_ends),
             vocabulary_state=None,
             given=plan.choice.given is not None,
         )
@@ -100,7 +100,8 @@ class _Making:
         tasks = [(number, budget) for number in self.numbers]
         # Their order is that of the parts, not that in which they were read, or pairs could differ from run to run.
         samples = dict(self._results("learning the vocabulary", self.worker.sample, tasks))
-        return choice.learn(lambda: (text for task in tasks for text in samples[task]))
+        texts = (text for task in tasks for text in samples[task])
+        return choice.learn(lambda: texts, check_stop=self.signals.check)
 
     def run(self) -> Tokenized:
         """Makes what is missing or damaged, and the index."""
@@ -123,7 +124,7 @@ class _Making:
         shards = tuple(found[number] for number in self.numbers)
         self._refuse_useless(shards)
         if missing or not (out / INDEX).is_file():
-            index = ShardIndex(out, dtype, state, shards, self.plan.listing(self.worker.files))
+            index = ShardIndex(out, dtype, state, shards, self.plan.listing(self.worker.files), self.plan.line_ends)
             content = json.dumps(index.to_json()).encode()
             replace_file(out / INDEX, lambda file: file.write(content))
         return Tokenized(read_index(out), len(missing), num_damaged, self._text_bytes(missing), seconds)

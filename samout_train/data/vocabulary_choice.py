@@ -55,16 +55,17 @@ class VocabularyChoice:
             return hashlib.sha256(json.dumps(self.given.state_dict(), sort_keys=True).encode()).hexdigest()
         return f"{self.name} {self.vocab_size}" if self.name == BytePairs.name else self.name
 
-    def learn(self, texts: Callable[[], Iterable[str]]) -> Vocabulary:
+    def learn(self, texts: Callable[[], Iterable[str]], *, check_stop: Callable[[], None] = lambda: None) -> Vocabulary:
         """The vocabulary for a text.
 
         Args:
             texts: Called where the text has to be read; gives it in pieces.
+            check_stop: Called a few times a second while pairs are learned; what it raises ends the learning.
         """
         if self.given is not None:
             return self.given
         if self.name == BytePairs.name:
-            return BytePairs.of_text(texts(), self.vocab_size)
+            return BytePairs.of_text(texts(), self.vocab_size, check_stop=check_stop)
         return Bytes() if self.name == Bytes.name else Characters.of_text(texts())
 
 
@@ -90,6 +91,6 @@ def read_vocabulary_file(path: str | Path) -> Vocabulary:
         ValueError: if it is none.
     """
     try:
-        return vocabulary_from(json.loads(Path(path).expanduser().read_text(encoding="utf-8")))
+        return vocabulary_from(json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"vocabulary_path={path}: is no vocabulary of an export ({error!r:.100})") from error

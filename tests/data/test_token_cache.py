@@ -168,12 +168,12 @@ def test_of_two_processes_one_tokenizes_and_the_other_waits(tmp_path: Path) -> N
     lock = FileLock(cache_path(*parts, ending=".lock"))
     code = (
         "import logging, sys; logging.basicConfig(level=logging.INFO)\n"
-        "from pathlib import Path; from samout_train.data.text_files import find_files\n"
+        "from pathlib import Path; from samout_train.data.folder import find\n"
         "from samout_train.data.documents import TextReader; from samout_train.data.survey import survey\n"
         "from samout_train.data.token_cache import tokenize\n"
         "from samout_train.data.vocabulary_choice import VocabularyChoice\n"
-        "root, files = find_files(sys.argv[1], '*.txt')\n"
-        "print(len(tokenize(survey(root, files, TextReader(sos=True)), VocabularyChoice('bytes', 280, None)).tokens))"
+        "found = find(sys.argv[1], '*.txt'); looked_at = survey(found.root, found.files, TextReader(sos=True))\n"
+        "print(len(tokenize(looked_at, VocabularyChoice('bytes', 280, None)).tokens))"
     )
     with lock:
         waiting = subprocess.Popen(

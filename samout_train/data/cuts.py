@@ -1,0 +1,49 @@
+"""Where running text is cut into parts that are tokenized one by one, with the same tokens as the whole.
+
+A part ends where a word does. Where no word ends within `LONGEST` characters, as in DNA or base64, it ends there: that
+many characters behind the last end of a word, or behind the last such cut. So each part can be found without the text
+before it.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+
+LONGEST = 1 << 16
+WORD_END = r"\S(?=[ \t\r\n])"  # every pre-tokenizer cuts there
+LAST_WORD_END = re.compile(f".*{WORD_END}", re.DOTALL)
+LINE_END = re.compile(r"\r\n?")
+
+
+def parts_of_text(text: str) -> Iterator[str]:
+    """Yield the parts of a text that begins where a part does."""
+    return (match[0] for match in _part(LONGEST).finditer(text))
+
+
+def whole_parts(text: str, *, fold: bool) -> int:
+    """Return how many characters at the beginning of a text are whole parts; 0 if more of the text must be read.
+
+    Args:
+        text: It begins where a part does, and more follows it.
+        fold: Whether the parts are those of the text with folded line ends.
+    """
+    if found := LAST_WORD_END.match(text):
+        return found.end()
+    if not fold:
+        return len(text) // LONGEST * LONGEST
+    text = text.removesuffix("\r")  # the first half of a line end, perhaps
+    end = len(folded(text)) // LONGEST * LONGEST
+    for number, match in enumerate(re.finditer("\r\n", text)):
+        if match.start() - number >= end:
+            return end + number
+    return end + text.count("\r\n")
+
+
+def folded(text: str) -> str:
+    """Return a text in which each line end is a line feed."""
+    return LINE_END.sub("\n", text) if "\r" in text else text
+
+
+@cache
+def _part(longest: int) -> re.Pattern[str]:
+    return re.compile(f".{{0,{longest - 1}}}{WORD_END}|.{{1,{longest}}}", re.DOTALL)

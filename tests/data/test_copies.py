@@ -1,0 +1,67 @@
+"""Documents that lie in both parts are found: exactly those that a comparison of all pairs finds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.random import Generator, default_rng
+
+from samout_train.data import copies as module
+from samout_train.data.copies import copies, document_hashes, starts_of
+from samout_train.data.jsonl import jsonl
+from samout_train.data.text import text
+
+SETTINGS = {"vocabulary": "bytes", "vocab_size": 300, "vocabulary_path": None, "ignore_index": 3, "seed": 0}
+
+
+def drawn(random: Generator) -> list[list[int]]:
+    return [random.integers(5, 7, random.integers(0, 4)).tolist() for _ in range(random.integers(1, 8))]
+
+
+@pytest.mark.parametrize("together", [1, 3, 1 << 20])
+def test_copies_are_those_that_a_comparison_of_all_pairs_finds(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOKENS_TOGETHER", together)
+    random = default_rng(0)
+    for _ in range(100):
+        documents = drawn(random)
+        tokens = np.concatenate([[0, *document] for document in documents]).astype(np.uint16)
+        starts = starts_of(tokens)
+        ends = np.append(starts[1:], len(tokens))
+        hashes = document_hashes(tokens, starts)
+        assert all(
+            (hashes[one] == hashes[other]) == (documents[one] == documents[other])
+            for one in range(len(documents))
+            for other in range(len(documents))
+        )
+        cut = int(random.integers(len(tokens) + 1))
+        wanted = [
+            one
+            for one, document in enumerate(documents)
+            if ends[one] > cut
+            and document
+            and any(
+                documents[other] == document and other != one and starts[other] < cut for other in range(len(documents))
+            )
+        ]
+        assert copies(tokens, starts, cut).tolist() == wanted
+
+
+def test_a_copied_file_in_both_parts_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(20):
+        (tmp_path / f"{number:02d}.txt").write_text(f"text number {number} " * 10)
+    settings = {"path": str(tmp_path), "pattern": "**/*.txt", "seq_len": 8, **SETTINGS}
+    text(**settings)
+    assert not caplog.records
+    (tmp_path / "19.txt").write_bytes((tmp_path / "03.txt").read_bytes())
+    (tmp_path / "02.txt").write_bytes((tmp_path / "01.txt").read_bytes())  # twice in one part
+    text(**settings)
+    assert "1 of 2 files to validate on are also learned from, word for word (19.txt)" in caplog.text
+
+
+def test_copied_documents_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [f'{{"text": "document number {number:02d}"}}' for number in range(50)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, lines[7], lines[8]]) + "\n")
+    roles: dict[str, str] = {}
+    path = str(tmp_path / "a.jsonl")
+    jsonl(path=path, pattern="", layout="packed", roles=roles, seq_len=8, **SETTINGS)
+    assert "2 of 5 documents to validate on are also learned from, word for word: remove the copies" in caplog.text

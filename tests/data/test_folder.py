@@ -1,0 +1,134 @@
+"""Files of a folder: each is found once, under any name, and what is left out is named."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from samout_train.data import folder
+from samout_train.data.folder import find
+
+
+def made(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"text of {name}", "utf-8")
+
+
+def names(root: Path, pattern: str = "**/*.txt") -> list[str]:
+    return [path.relative_to(root).as_posix() for path in find(str(root), pattern).files]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [
+        ("**/*.txt", ["a.txt", "b/c.txt", "b/d/e.txt"]),
+        ("*.txt", ["a.txt"]),
+        ("*/*.txt", ["b/c.txt"]),
+        ("b/**/*", ["b/c.txt", "b/d/e.txt", "b/f.md"]),
+        ("**", ["a.txt", "b/c.txt", "b/d/e.txt", "b/f.md"]),
+        ("**/d/*", ["b/d/e.txt"]),
+        ("./**/[ac].t?t", ["a.txt", "b/c.txt"]),
+        ("**/*.*", ["a.txt", "b/c.txt", "b/d/e.txt", "b/f.md"]),
+    ],
+)
+def test_a_pattern_finds_what_it_finds_in_a_shell(tmp_path: Path, pattern: str, wanted: list[str]) -> None:
+    made(tmp_path, "a.txt", "b/c.txt", "b/d/e.txt", "b/f.md")
+    assert names(tmp_path, pattern) == wanted and find(f"{tmp_path}/", pattern).left_out == {}
+
+
+@pytest.mark.parametrize("pattern", ["", "../*.txt", "/tmp/*.txt", "a/../../*.txt", "a**/b.txt"])
+def test_a_pattern_that_cannot_be_meant_is_refused(tmp_path: Path, pattern: str) -> None:
+    made(tmp_path, "a.txt")
+    with pytest.raises(ValueError, match=r"pattern=.*: is no pattern of files .*: give one such as \*\*/\*.txt"):
+        find(str(tmp_path), pattern)
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    root, other = tmp_path / "root", tmp_path / "other"
+    made(root, "a.txt", "deep/b.txt")
+    made(other, "c.txt", "sub/d.txt")
+    made(tmp_path, "alone.txt")
+    (root / "link").symlink_to(other)
+    (root / "one.txt").symlink_to(tmp_path / "alone.txt")
+    (other / "back").symlink_to(root)
+    (root / "deep" / "up").symlink_to(root / "deep")
+    found = find(str(root), "**/*.txt")
+    assert names(root) == ["a.txt", "deep/b.txt", "link/c.txt", "link/sub/d.txt", "one.txt"]
+    assert found.left_out == {folder.LOOP: ["deep/up", "link/back"]}
+
+
+def test_links_to_each_other_end(tmp_path: Path) -> None:
+    for name in "abcdef":
+        made(tmp_path, f"{name}/text.txt")
+        for other in "abcdef":
+            (tmp_path / name / f"to_{other}").symlink_to(tmp_path / other)
+    assert names(tmp_path) == [f"{name}/text.txt" for name in "abcdef"]
+
+
+def test_a_file_is_found_once_under_its_own_first_name(tmp_path: Path) -> None:
+    made(tmp_path, "b.txt", "z/c.txt")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "b.txt")
+    (tmp_path / "aa").symlink_to(tmp_path / "z")
+    os.link(tmp_path / "b.txt", tmp_path / "d.txt")
+    assert names(tmp_path) == ["b.txt", "z/c.txt"]
+    assert find(str(tmp_path), "**/*.txt").left_out == {folder.SAME: ["d.txt", "a.txt", "aa/c.txt"]}
+    assert names(tmp_path, "aa/*.txt") == ["aa/c.txt"]  # the folder is followed where the pattern names the link
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
+    made(tmp_path, "a.txt", ".hidden.txt", ".git/x.txt", ".ipynb_checkpoints/x.txt", "b.TXT", "c.txt.gz", "d.md")
+    (tmp_path / "e.txt").symlink_to(tmp_path / "absent")
+    (tmp_path / "f.txt").symlink_to("f.txt")
+    os.mkfifo(tmp_path / "g.txt")
+    found = find(str(tmp_path), "**/*.txt")
+    assert names(tmp_path) == ["a.txt"]
+    assert found.left_out == {
+        folder.HIDDEN: [".git", ".hidden.txt", ".ipynb_checkpoints"],
+        folder.OTHER_CASE: ["b.TXT"],
+        folder.COMPRESSED: ["c.txt.gz"],
+        folder.SPECIAL: ["g.txt"],
+        folder.DANGLING: ["e.txt", "f.txt"],
+    }
+    words = found.left_out_in_words()
+    assert words.startswith("hidden: 3 (.git, .hidden.txt, .ipynb_checkpoints); in other upper and lower case")
+    assert names(tmp_path, ".git/*.txt") == [".git/x.txt"]
+
+
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, "a.txt", "closed/b.txt")
+    scan = os.scandir
+
+    def refusing(path: Path) -> object:
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(folder.os, "scandir", refusing)
+    found = find(str(tmp_path), "**/*.txt")
+    assert found.left_out == {folder.CLOSED: ["closed"]} and [path.name for path in found.files] == ["a.txt"]
+
+
+def test_where_nothing_matches_what_was_left_out_says_why(tmp_path: Path) -> None:
+    made(tmp_path, "a.txt.gz", "B.TXT")
+    with pytest.raises(ValueError, match=r"no file that matches .*to be decompressed first: 1 .a.txt.gz") as caught:
+        find(str(tmp_path), "**/*.txt")
+    assert "in other upper and lower case than the pattern: 1 (B.TXT)" in str(caught.value)
+
+
+def test_names_of_any_bytes_are_found_and_can_be_printed(tmp_path: Path) -> None:
+    strange = [b"\xff\xfe.txt", b"new\nline.txt", "中文 a=b,[c]'\".txt".encode()]
+    for name in strange:
+        (tmp_path / os.fsdecode(name)).write_text("text")
+        os.link(tmp_path / os.fsdecode(name), tmp_path / os.fsdecode(name.replace(b".txt", b"z.txt")))
+    found = find(str(tmp_path), "**/*.txt")
+    assert {os.fsencode(path.name) for path in found.files} == set(strange)
+    assert found.left_out == {folder.SAME: ["new\\nlinez.txt", "中文 a=b,[c]'\"z.txt", "\\udcff\\udcfez.txt"]}
+    found.left_out_in_words().encode()
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is no regular file: copy its content to a file"):
+        find(str(tmp_path / "pipe"), "**/*.txt")

@@ -1,0 +1,174 @@
+"""Marks, line ends and other kinds of files: one way of reading, wherever text comes from."""
+
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samout_train.commands import generate, tokenize
+from samout_train.commands.evaluate import source_of
+from samout_train.data.documents import JsonlReader, LineEnds, Special, TextReader, text_of
+from samout_train.data.parts import place_to_cut
+from samout_train.data.shard_index import read_index
+from samout_train.data.survey import survey
+from samout_train.data.text_kind import other_kind, printable
+from samout_train.data.vocabulary_choice import read_vocabulary_file
+from samout_train.loading import load_run
+from samout_train.run import train
+
+MARK = b"\xef\xbb\xbf"
+
+
+def read(path: Path, line_ends: LineEnds = "keep") -> str:
+    reader = JsonlReader.of({}, line_ends) if path.suffix == ".jsonl" else TextReader(sos=True, line_ends=line_ends)
+    parts = [part for piece in reader.read(path) for part in piece.parts]
+    return "".join(part.token if isinstance(part, Special) else part for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "keep", "fold"),
+    [
+        (b"a\r\nb\rc\n\r\n", "a\r\nb\rc\n\r\n", "a\nb\nc\n\n"),
+        (MARK + b"a\n", "a\n", "a\n"),
+        (MARK + MARK + b"a", "\ufeffa", "\ufeffa"),
+        (b"a" + MARK + b"\r", "a\ufeff\r", "a\ufeff\n"),
+    ],
+)
+def test_files_prompts_and_json_strings_are_read_alike(tmp_path: Path, content: bytes, keep: str, fold: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    document = content.removeprefix(MARK).replace(b"\r", rb"\r").replace(b"\n", rb"\n")
+    (tmp_path / "a.jsonl").write_bytes(MARK + b'{"text": "' + document + b'"}\r\n')
+    wanted: list[tuple[LineEnds, str]] = [("keep", keep), ("fold", fold)]
+    for line_ends, text in wanted:
+        assert read(tmp_path / "a.txt", line_ends) == read(tmp_path / "a.jsonl", line_ends) == "<|sos|>" + text
+        assert text_of("a", content, line_ends) == text
+
+
+def test_counts_are_those_of_the_text_that_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(MARK + b"a\r\nb\r\n")
+    for line_ends, size in (("keep", 6), ("fold", 4)):
+        reader = TextReader(sos=True, line_ends=line_ends)  # type: ignore[arg-type]
+        counts = survey(tmp_path, [tmp_path / "a.txt"], reader).count()
+        assert (counts.num_bytes, counts.characters, counts.documents) == (size, size, 1)
+
+
+def test_a_mark_alone_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(MARK)
+    assert list(TextReader(sos=True).read(tmp_path / "a.txt")) == []
+
+
+def test_folded_text_is_cut_before_a_carriage_return(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_bytes(b"word\r\n" * 20)
+    assert place_to_cut(path, 8, 120, at_lines=False, fold=True) == 10
+    assert place_to_cut(path, 8, 120, at_lines=False) == 120
+
+
+def zipped() -> bytes:
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("a.txt", "text")
+        return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            gzip.compress(b"text", mtime=0),
+            "is compressed (gzip): decompress it first, for example with `gunzip -k FILE`",
+        ),
+        (bz2.compress(b"text"), "is compressed (bzip2)"),
+        (lzma.compress(b"text"), "is compressed (xz)"),
+        (zipped(), "is compressed (zip)"),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "is compressed (zstd)"),
+        (b"PAR1\x15\x04\x15\x10", "is a Parquet table"),
+        (b"%PDF-1.7\n", "is a PDF"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "run `git lfs pull`"),
+        ("text".encode("utf-16"), "is UTF-16: save it as UTF-8, for example with `iconv -f UTF-16 -t UTF-8"),
+        (b"\xfe\xff" + "text".encode("utf-16-be"), "is UTF-16"),
+        ("text".encode("utf-32"), "is UTF-32"),
+        ("text".encode("utf-16-le"), "has a zero byte at byte 1, so it is no UTF-8 text"),
+        (b"text" * 5 + b"\0", "has a zero byte at byte 20"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_whatever_it_is_called(tmp_path: Path, content: bytes, message: str) -> None:
+    for name in ("a.txt", "a.jsonl"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} ") as caught:
+            read(tmp_path / name)
+        assert message in str(caught.value)
+    with pytest.raises(ValueError, match="prompt "):
+        text_of("prompt", content, "keep")
+
+
+@pytest.mark.parametrize("content", [b"", b"BZh9 is text", b"PAR1 is text", b"PK is text", b"%PDF", b"\xc3\xa4"])
+def test_text_that_begins_like_another_kind_is_text(content: bytes) -> None:
+    assert other_kind(content) is None
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gone.txt cannot be read \(No such file or directory\): make it readable"):
+        read(tmp_path / "gone.txt")
+    with pytest.raises(ValueError, match=r"path: .*gone.txt cannot be read"):
+        survey(tmp_path, [tmp_path / "gone.txt"], TextReader(sos=True))
+
+
+def test_a_file_that_is_gone_has_changed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    looked_at = survey(tmp_path, [tmp_path / "a.txt"], TextReader(sos=True))
+    assert not looked_at.changed()
+    (tmp_path / "a.txt").unlink()
+    assert looked_at.changed()
+
+
+def test_a_vocabulary_that_an_editor_saved_with_a_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "vocabulary.json").write_bytes(MARK + b'{"name": "bytes"}')
+    assert read_vocabulary_file(tmp_path / "vocabulary.json").name == "bytes"
+
+
+def test_names_are_printed_in_one_line_of_utf_8() -> None:
+    assert printable("a\nb\udcff\x1b[31mä") == "a\\nb\\udcff\\x1b[31mä"
+
+
+@pytest.mark.parametrize("line_ends", [pytest.param("keep", marks=pytest.mark.slow), "fold"])
+def test_prompts_and_given_text_are_read_as_the_run_reads_its_own(
+    tmp_path: Path, line_ends: LineEnds, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_bytes(MARK + b"one two\r\nthree\r" * 100)
+    data = ["data=text", f"data.path={tmp_path / 'a.txt'}", f"data.line_ends={line_ends}", "data.seq_len=8"]
+    sizes = ["model.hidden_size=8", "model.num_heads=2", "model.num_layers=1", "data.batch_size=4"]
+    run = tmp_path / "run"
+    quick = ["kernels=reference", "~callbacks.tensorboard", "~callbacks.sample", "~callbacks.lengths"]
+    train([*data, *sizes, *quick, "trainer=debug", "device=cpu", f"run_dir={run}"])
+    (tmp_path / "prompt.txt").write_bytes(MARK + b"one\r\n\r")
+    words = [f"run={run}", f"prompt=@{tmp_path / 'prompt.txt'}", "max_new_tokens=1", "device=cpu", "kernels=reference"]
+    capsys.readouterr()
+    assert generate.main(words) == 0
+    out, error = capsys.readouterr()
+    assert out.startswith({"keep": "one\r\n\r", "fold": "one\n\n"}[line_ends])
+    assert f"prompt: {6 if line_ends == 'keep' else 5} tokens" in error
+    loaded = load_run(run)
+    _, source = source_of(loaded, ["data=text", f"data.path={tmp_path / 'a.txt'}"], None)
+    assert source.line_ends == loaded.line_ends == line_ends
+
+
+@pytest.mark.parametrize("line_ends", ["keep", "fold"])
+def test_shards_are_cut_anywhere_and_keep_how_they_were_read(tmp_path: Path, line_ends: LineEnds) -> None:
+    content = "".join(f"word{number}\r\n" + "two\tthree\r" * (number % 3) for number in range(200))
+    (tmp_path / "a.txt").write_bytes(MARK + content.encode())
+    out = tmp_path / "out"
+    words = [f"path={tmp_path}", f"out={out}", "part_bytes=300", "jobs=1", f"line_ends={line_ends}"]
+    assert tokenize.main([*words, "vocabulary=bytes"]) == 0
+    index = read_index(out)
+    ids = np.concatenate([np.fromfile(path, "<u2") for path in sorted(out.glob("*.bin"))])
+    assert index.vocabulary.decode(ids.tolist()) == read(tmp_path / "a.txt", line_ends)
+    assert index.line_ends == line_ends and len(index.shards) > 1
+    assert tokenize.main([*words, "vocabulary=bytes"]) == 0
+    other = "fold" if line_ends == "keep" else "keep"
+    assert tokenize.main([*words[:-1], f"line_ends={other}", "vocabulary=bytes"]) == 2
