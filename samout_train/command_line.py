@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -40,8 +40,8 @@ class Request:
     def __init__(self, words: Sequence[str], config_name: str = "config", *, writes: bool = True) -> None:
         self.writes = writes
         self.arguments = _parsed(words)
-        self.overrides: list[str] = self.arguments.overrides
-        self.flags = [word for word in words if word not in self.overrides]
+        self.flags = [word for word in words if word not in self.arguments.overrides]
+        self.overrides: list[str] = last_of_each(self.arguments.overrides)
         self.in_sweep = bool(self.arguments.multirun)
         self.config_name: str = self.arguments.config_name or config_name
         self.config_dirs = [str(Path(self.arguments.config_dir).resolve())] if self.arguments.config_dir else []
@@ -51,6 +51,8 @@ class Request:
         self.made_run_dir = False  # whether it was not there before
         self.swept: dict[str, str] = {}  # what the configuration of a sweep sweeps over by itself
         self.jobs: dict[str, list[str]] = {}  # of a sweep, by name, as a person would type them
+        self.configs: dict[str, dict[str, Any]] = {}  # of those jobs
+        self.gets_new_directory = False  # whether run_dir is made of the time, so that no other start may have it
 
     def mistakes(self) -> list[str]:
         """Everything that is wrong with it, one text of a few lines each; none makes the run's directory."""
@@ -79,7 +81,9 @@ class Request:
         composed, found = checked_config(self.overrides, config_name=self.config_name, config_dirs=self.config_dirs)
         if composed is not None and not found:
             config, self.run_dir = composed.config, composed.config["run_dir"]
-            found = resume_problems(config["resume"]) + (run_directory_problems(config) if self.writes else [])
+            self.gets_new_directory = "run_dir" in composed.named_by_time
+            looks = self.writes and not self.gets_new_directory
+            found = resume_problems(config["resume"]) + (run_directory_problems(config) if looks else [])
         return found
 
     def _wrong_sweep(self) -> list[str]:
@@ -106,24 +110,31 @@ class Request:
             found += mistakes
             if composed is not None and not mistakes:
                 found += resume_problems(composed.config["resume"]) + sweep_problems(composed, job, left_out)
-                self.run_dir = composed.sweep_dir
-                own = [as_typed(word) for word in job if not key_of(word).startswith("hydra")]
-                self.jobs[job_name(job, left_out)] = own
+                self.run_dir, name = composed.sweep_dir, job_name(job, left_out)
+                earlier = self.configs.get(name, composed.config)
+                if {**earlier, "run_dir": ""} != {**composed.config, "run_dir": ""}:  # which has the time in it
+                    found.append(f"{' '.join(job)}: would lie in {name}, as another job does: give each value once")
+                self.gets_new_directory = "hydra.sweep.dir" in composed.named_by_time
+                self.jobs[name] = [as_typed(word) for word in job if not key_of(word).startswith("hydra")]
+                self.configs[name] = composed.config
         if stages is not None:  # of which the second is not known yet
             self.jobs = {}
         return found
 
     def _wrong_directory(self) -> list[str]:
         """Makes the directory and writes into it, so that what speaks against it is told like any other mistake."""
+        from samout_train.run_directory import new_directory
+
         if self.run_dir is None:
             return []
         key, directory = "hydra.sweep.dir" if self.in_sweep else "run_dir", Path(self.run_dir)
         try:
-            if not self.in_sweep or any(key_of(word) == key for word in self.overrides):
-                self.made_run_dir = not directory.exists()
-                directory.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=directory):
-                    pass
+            self.made_run_dir = self.gets_new_directory or not directory.exists()
+            if self.gets_new_directory:
+                self.run_dir = str(directory := new_directory(directory))
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
         except OSError as error:
             return [f"{key}={directory}: cannot be written to ({error.strerror}): give another directory"]
         return []
@@ -243,6 +254,20 @@ def _is_completion(words: Sequence[str]) -> bool:
     action, _, shell = words[0].partition("=") if len(words) == 1 else ("", "", "")
     known = action in ("install", "uninstall") or (action == "query" and "COMP_LINE" in os.environ)
     return known and shell in ("bash", "zsh", "fish")
+
+
+def last_of_each(overrides: Sequence[str]) -> list[str]:
+    """Return overrides without those whose key gets another value later: Hydra would take both in a sweep.
+
+    What takes a key out stays, and so do options that are added to a group.
+    """
+    last = {_what_is_set(word): index for index, word in enumerate(overrides)}
+    return [word for index, word in enumerate(overrides) if word[:1] == "~" or last[_what_is_set(word)] == index]
+
+
+def _what_is_set(word: str) -> str:
+    key = key_of(word)
+    return word.partition("=")[0] if (CONF / key).is_dir() or "=" not in word or word[:1] == "~" else key
 
 
 def _top(override: str) -> str:

@@ -6,10 +6,11 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, version
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
@@ -18,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -25,6 +27,18 @@ from samout_train.hydra_messages import in_few_words
 from samout_train.overrides import override_problems, words_for_hydra
 
 PACKAGE = Path(__file__).resolve().parent
+YAML_DUMPER = get_omega_conf_dumper()
+# What conf/config.yaml and Hydra have here; a run would be checked in one place and written to another with any other.
+HYDRAS_DIRECTORIES = {
+    "hydra.run.dir": ("${run_dir}", "set run_dir instead"),
+    "hydra.sweep.subdir": (
+        "${job_directory:${hydra:job.override_dirname}}",
+        "a job's directory has its settings' name",
+    ),
+    "hydra.output_subdir": (".hydra", "leave it out"),
+    "hydra.job.chdir": (None, "leave it out: paths are relative to where the program is started"),
+    "hydra.mode": (None, "leave it out, and give -m on the command line"),
+}
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
 
 
@@ -43,6 +57,8 @@ class Composed:
         sweep_dir: Where the jobs of a sweep lie.
         swept: What the configuration sweeps over by itself: values by key, such as {"model": "v1,v8"}.
         stages: The arguments of samout_train.staged.Stages, where the sweeper is of that kind.
+        named_by_time: Those of `run_dir` and `hydra.sweep.dir` that have `${now:...}` in them: each start gets its own.
+        misplaced: What YAML sets although the directories of runs are the program's to make.
     """
 
     config: dict[str, Any]
@@ -51,6 +67,14 @@ class Composed:
     sweep_dir: str
     swept: dict[str, str]
     stages: dict[str, Any] | None
+    named_by_time: frozenset[str] = frozenset()
+    misplaced: tuple[str, ...] = ()
+
+    def lying_in(self, run_dir: Path) -> "Composed":
+        """Return the same configuration with another `run_dir`, in its text too."""
+        config = self.config | {"run_dir": str(run_dir)}
+        text = yaml.dump(config, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=YAML_DUMPER)
+        return replace(self, config=config, yaml=text)
 
 
 def compose_config(
@@ -172,12 +196,40 @@ def resolve(composed: DictConfig) -> Composed:
     assert isinstance(container, dict)
     sweep_dir = str(HydraConfig.get().sweep.dir)
     known = {name: option for name, option in choices.items() if "/" not in name}
-    yaml = OmegaConf.to_yaml(config, resolve=True)
+    text = OmegaConf.to_yaml(config, resolve=True)
     sweeper = OmegaConf.to_container(HydraConfig.get().sweeper, resolve=True)
     assert isinstance(sweeper, dict)
     swept = {str(key): str(value) for key, value in (sweeper.get("params") or {}).items()}
     stages = {str(key): value for key, value in sweeper.items() if key != "_target_"} if "forms" in sweeper else None
-    return Composed({str(key): value for key, value in container.items()}, known, yaml, sweep_dir, swept, stages)
+    directories = {"run_dir": _raw(composed, "run_dir"), "hydra.sweep.dir": _raw(HydraConfig.get(), "sweep.dir")}
+    return Composed(
+        {str(key): value for key, value in container.items()},
+        known,
+        text,
+        sweep_dir,
+        swept,
+        stages,
+        frozenset(key for key, value in directories.items() if "${now:" in str(value)),
+        tuple(_misplaced(HydraConfig.get())),
+    )
+
+
+def _raw(config: Any, key: str) -> Any:
+    """A value as it was written, before what it refers to is put in; None where there is none."""
+    node: Any = OmegaConf.to_container(config, resolve=False)
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def _misplaced(hydra: Any) -> list[str]:
+    found = []
+    for key, (usual, instead) in HYDRAS_DIRECTORIES.items():
+        value = _raw(hydra, key.removeprefix("hydra."))
+        value = getattr(value, "name", value)  # of the mode, an enumeration
+        if value != usual and (key, value) not in (("hydra.mode", "RUN"), ("hydra.job.chdir", False)):
+            found.append(f"{key}={'null' if value is None else value}: has no meaning here: {instead}")
+    return found
 
 
 def locate(target: str) -> Any:

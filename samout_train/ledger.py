@@ -33,10 +33,12 @@ class Job:
     Args:
         run_dir: Where it lies; the name of this directory is that of the job.
         words: The command line of `train`, without `run_dir` and `resume`.
+        directory: The working directory that relative paths in its words start from; None for that of this program.
     """
 
     run_dir: Path
     words: tuple[str, ...]
+    directory: Path | None = None
 
     @property
     def name(self) -> str:
@@ -183,7 +185,7 @@ class Process:
         forget_failure(job.run_dir)
         # Where it begins from another run's checkpoint, it does so once.
         begins_elsewhere = any(word.startswith("resume=") for word in job.words) and not has_checkpoint(job.run_dir)
-        words = [*job.words, f"run_dir={job.run_dir}", *([] if begins_elsewhere else ["resume=auto"])]
+        words = [*job.words, f"run_dir={job.run_dir.absolute()}", *([] if begins_elsewhere else ["resume=auto"])]
         program = [sys.executable, "-m", "samout_train", "train", *words]
         threads = max(1, (os.cpu_count() or 1) // at_once)
         shared = {"OMP_NUM_THREADS": str(threads)} if at_once > 1 else {}
@@ -195,6 +197,7 @@ class Process:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=shared | os.environ,
+                cwd=job.directory,
                 start_new_session=True,
             )
 

@@ -8,11 +8,21 @@ from pathlib import Path
 
 
 class LogFile(logging.FileHandler):
-    """A file that what is logged is appended to; a full disk is told once, on standard error, and goes no further."""
+    """A file that what is logged is appended to; a full disk is told once, on standard error, and goes no further.
+
+    The file is made when the first line is logged, so that a run that is refused before leaves none.
+    """
 
     def __init__(self, filename: str | Path) -> None:
-        super().__init__(filename, encoding="utf-8")
+        super().__init__(filename, encoding="utf-8", delay=True)
         self._has_warned = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by `logging`; a file that cannot be made is like one that cannot be written."""
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is logging's
         """Called by `logging` where a record cannot be written."""

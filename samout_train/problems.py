@@ -104,6 +104,7 @@ def checked_config(
         return None, [*wrong.values(), *placed([str(error)], choices={})]
     refused = tuple(f"{word.partition('=')[0].lstrip('+~')}: is missing" for word in wrong)
     found = [mistake for mistake in problems(composed.config) if not mistake.startswith(refused)]
+    found += composed.misplaced
     return composed, [*wrong.values(), *placed(found, choices=composed.choices)]
 
 

@@ -3,7 +3,7 @@
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,24 @@ from torch import nn
 
 from samout_train import processes
 from samout_train.callbacks.base import RunContext
+from samout_train.claiming import claimed
 from samout_train.config import Composed, ConfigError, build, compose_config
 from samout_train.data.batches import Source
 from samout_train.data.row_check import row_problems
 from samout_train.fitting import fit
 from samout_train.joining import together
+from samout_train.launch import Launch
 from samout_train.log_file import log_file
 from samout_train.ops.kernels import use_kernels
 from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, model_problems
 from samout_train.resuming import made_with, restore
-from samout_train.run_directory import locked, resume_problems, run_directory_problems, scalars
+from samout_train.run_directory import (
+    content_problems,
+    new_directory,
+    resume_problems,
+    run_directory_problems,
+    scalars,
+)
 from samout_train.runtime import (
     choose_device,
     choose_precision,
@@ -79,52 +87,37 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
     Raises:
         ConfigError: if the configuration is wrong, or the run directory holds a run already.
     """
-    composed = _checked(overrides)
+    composed, launch = _checked(overrides), Launch.of_environment()
+    if "run_dir" in composed.named_by_time and (launch is None or launch.is_first):
+        composed = composed.lying_in(new_directory(Path(composed.config["run_dir"])))
     with together(composed, Path(composed.config["run_dir"])) as run_dir:
-        if not processes.is_first():
-            return prepare(composed, run_dir, overrides)()
-        _refuse(resume_problems(composed.config["resume"]) + run_directory_problems(composed.config))
-        start = prepare(composed, run_dir, overrides)
-        (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
-        (run_dir / ".hydra" / "config.yaml").write_text(composed.yaml, encoding="utf-8")
-        (run_dir / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(list(overrides)), encoding="utf-8")
-        with log_file(run_dir / "samout_train.log"):
-            return start()
+        if processes.is_first():
+            _refuse(resume_problems(composed.config["resume"]) + run_directory_problems(composed.config))
+        files = {"config.yaml": composed.yaml, "overrides.yaml": OmegaConf.to_yaml(list(overrides))}
+        with claimed(run_dir, files, refusals=lambda: content_problems(run_dir, composed.config)) as write_settings:
+            start = prepare(composed, run_dir, overrides)
+            write_settings()
+            with log_file(run_dir / "samout_train.log") if processes.is_first() else nullcontext():
+                return start()
 
 
 def prepare(
     composed: Composed, run_dir: Path, overrides: Sequence[str]
 ) -> Callable[[], tuple[dict[str, Any], nn.Module]]:
-    """Builds everything that a checked configuration names, with the run directory locked from here to the run's end.
+    """Builds everything that a checked configuration names.
 
     Args:
         composed: The configuration.
-        run_dir: Where the run lies; nothing but the lock is written there yet.
+        run_dir: Where the run lies; the caller holds its lock to the run's end.
         overrides: What was typed, for the command that repeats the run.
 
     Returns:
         What starts the training; it returns the summary and the trained model.
 
     Raises:
-        ValueError: if the data or a checkpoint to start from is not what was asked for, or another run is in run_dir.
+        ValueError: if the data or a checkpoint to start from is not what was asked for.
         CheckpointError: if the run has checkpoints and all are damaged.
     """
-    with ExitStack() as held:
-        held.enter_context(locked(run_dir) if processes.is_first() else nullcontext())
-        processes.wait_for_all()
-        run = _prepared(composed, run_dir, overrides)
-        until_the_end = held.pop_all()
-
-    def start() -> tuple[dict[str, Any], nn.Module]:
-        with until_the_end:
-            return run()
-
-    return start
-
-
-def _prepared(
-    composed: Composed, run_dir: Path, overrides: Sequence[str]
-) -> Callable[[], tuple[dict[str, Any], nn.Module]]:
     config = composed.config
     trainer = trainer_from(config)
     restored, content = restore(trainer, config["resume"], run_dir)
@@ -239,6 +232,8 @@ def _hyperparameters(composed: Composed) -> dict[str, bool | int | float | str]:
 
 
 def _checked(overrides: Sequence[str]) -> Composed:
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides={overrides!r}: is one text: give a list of them, such as ['model=v8', 'seed=1']")
     composed, mistakes = checked_config(overrides)
     _refuse(mistakes)
     assert composed is not None

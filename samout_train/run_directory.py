@@ -1,5 +1,6 @@
 """What speaks against a run directory, or a checkpoint to start from, before anything is written."""
 
+import itertools
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +22,14 @@ FIXED_KEYS = ("seed", "model", "data", "optimizer")
 FREE_DATA_KEYS = ("budget_steps", "log_every_n_steps", "eval_every_n_steps")
 
 
+class DirectoryRefusedError(ConfigError):
+    """A directory that cannot be taken: what lies in it is another run's, and nothing in it was touched."""
+
+
+class TakenError(DirectoryRefusedError):
+    """Another process is at a run in the directory."""
+
+
 def resume_problems(resume: str | None) -> list[str]:
     """What speaks against starting from a checkpoint elsewhere; looks only."""
     if resume in (None, "auto"):
@@ -37,15 +46,20 @@ def resume_problems(resume: str | None) -> list[str]:
 
 def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
     """What speaks against writing into run_dir; looks only, so that nothing in it is touched."""
-    run_dir, resume = Path(config["run_dir"]), config["resume"]
+    run_dir = Path(config["run_dir"])
     if run_dir.exists() and not run_dir.is_dir():
         return [f"run_dir={run_dir}: is a file: give a directory"]
-    if not holds_run(run_dir):
-        return []
-    if resume != "auto":
-        return [f"run_dir={run_dir}: holds a run already: set resume=auto to continue it, or another run_dir"]
     if is_taken(run_dir):
         return [_taken(run_dir)]
+    return content_problems(run_dir, config)
+
+
+def content_problems(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return why the run in a directory cannot be continued with a configuration; ask again under its lock."""
+    if not holds_run(run_dir):
+        return []
+    if config["resume"] != "auto":
+        return [f"run_dir={run_dir}: holds a run already: set resume=auto to continue it, or another run_dir"]
     free = tuple(f"data.{name}" for name in FREE_DATA_KEYS)
     return [
         f"{difference}: continue it with the same, or give another run_dir"
@@ -95,12 +109,47 @@ def other_settings(
         before = in_few_words(error, [])
     if not isinstance(before, dict):
         return [f"run_dir={run_dir}: {saved} cannot be read ({before}): repair it"]
-    then, now = (scalars({key: c.get(key) for key in keys}) for c in (before, config))
+    return [f"{key}={now}: the run in {run_dir} has {then}" for key, then, now in _pairs(before, config, keys, free)]
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """Where two configurations differ, one text each.
+
+    Args:
+        then: As plain dictionaries, resolved.
+        now: Likewise.
+        keys: At their top, that are compared.
+    """
+    return [f"{key}={new}: it was {old}" for key, old, new in _pairs(then, now, keys, ())]
+
+
+def _pairs(
+    before: Mapping[str, Any], config: Mapping[str, Any], keys: Sequence[str], free: tuple[str, ...]
+) -> list[tuple[str, Any, Any]]:
+    # A job that was continued has resume=auto; that says nothing of what it trains.
+    then, now = (
+        scalars({key: c.get(key) for key in keys if (key, c.get(key)) != ("resume", "auto")}) for c in (before, config)
+    )
     return [
-        f"{key}={now.get(key, 'null')}: the run in {run_dir} has {then.get(key, 'null')}"
+        (key, then.get(key, "null"), now.get(key, "null"))
         for key in sorted(then.keys() | now.keys())
         if then.get(key) != now.get(key) and not key.startswith(free)
     ]
+
+
+def new_directory(path: Path) -> Path:
+    """Make a directory that no other process has, with `-2`, `-3`, ... at its name where that exists already.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        made = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with suppress(FileExistsError):
+            made.mkdir()
+            return made
+    raise AssertionError("there is always another number")
 
 
 @contextmanager
@@ -111,13 +160,13 @@ def locked(run_dir: Path) -> Iterator[None]:
     removed again.
 
     Raises:
-        ConfigError: if another process holds it.
+        TakenError: if another process holds it.
     """
     lock = _lock(run_dir, timeout=SECONDS_OF_A_LOOK)
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
         with lock:
-            for folder in (run_dir, run_dir / "checkpoints"):
+            for folder in (run_dir, run_dir / ".hydra", run_dir / "checkpoints"):
                 for leftover in leftovers(folder):
                     leftover.unlink()
             for shards in (run_dir / "checkpoints").glob("step_*.shards"):
@@ -125,7 +174,7 @@ def locked(run_dir: Path) -> Iterator[None]:
                     shutil.rmtree(shards)
             yield
     except Timeout as error:
-        raise ConfigError(_taken(run_dir)) from error
+        raise TakenError(_taken(run_dir)) from error
     finally:
         folder = Path(lock.lock_file).parent
         with suppress(OSError):

@@ -5,11 +5,15 @@ what it has: finished jobs are left out, and those that were stopped go on from 
 """
 
 import hashlib
+import logging
 import re
-from collections.abc import Mapping, Sequence
+import time
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -17,18 +21,28 @@ from omegaconf import OmegaConf
 
 from samout_train.config import Composed, ConfigError
 from samout_train.figures import read_figures, write_figures
-from samout_train.ledger import Job
+from samout_train.ledger import LOOK_SECONDS, Job, finished, outcome
 from samout_train.overrides import key_of
-from samout_train.run_directory import holds_run, other_settings
+from samout_train.run_directory import (
+    DirectoryRefusedError,
+    differences,
+    holds_run,
+    is_taken,
+    other_settings,
+    scalars,
+)
 from samout_train.signatures import mistakes_in_call
 from samout_train.staged import Stages
 
-LONGEST_NAME = 120
-RECORD = "sweep.json"
+LONGEST_NAME = 120  # bytes: file systems take 255, some encrypted ones 143
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # devices on Windows, with any ending
+RECORD, LOCK = "sweep.json", ".lock"
 # Of a job, by launcher: submitit ends one after an hour by itself.
 MINUTES = {"hydra/launcher=submitit_local": 7 * 24 * 60, "hydra/launcher=submitit_slurm": 24 * 60}
 # Of a job that is there already, these must be as they are asked for; callbacks may end a run.
 DECISIVE_KEYS = ("seed", "precision", "model", "data", "optimizer", "schedule", "trainer", "callbacks", "resume")
+SECONDS_TO_SAY = 5.0  # what a process makes, after it took a directory: it is the first thing it writes
+log = logging.getLogger(__name__)
 
 
 def register_job_directory() -> None:
@@ -91,7 +105,7 @@ def common_keys(words: Sequence[str], swept: Mapping[str, Any]) -> list[str]:
     """
     parser = OverridesParser.create()
     keys = [parser.parse_override(word).key_or_group for word in without_sweeps(words)]
-    return [key for key in keys if key not in swept]
+    return [key for key in dict.fromkeys(keys) if key not in swept]
 
 
 def words_of_sweep(words: Sequence[str], typed: Sequence[str], swept: Mapping[str, Any]) -> list[str]:
@@ -121,13 +135,47 @@ def sweep_problems(composed: Composed, job: Sequence[str], left_out: Sequence[st
     folder = Path(composed.sweep_dir)
     if folder == Path():
         return ["hydra.sweep.dir: is empty: give a directory"]
-    run_dir = folder / job_name(job, left_out)
-    if not holds_run(run_dir):
-        return []
-    return [
-        f"hydra.sweep.dir={folder}: {difference}: give another directory"
-        for difference in other_settings(run_dir, composed.config, DECISIVE_KEYS)
-    ]
+    return job_problems(folder / job_name(job, left_out), composed.config)
+
+
+def job_problems(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return why a job cannot take a directory, or be counted as done by what lies there: it has other settings.
+
+    Args:
+        run_dir: Of the job, in the directory of its sweep.
+        config: Of the job, as plain dictionaries, resolved.
+    """
+    return (
+        [
+            f"hydra.sweep.dir={run_dir.parent}: {difference}: give another directory"
+            for difference in other_settings(run_dir, config, DECISIVE_KEYS)
+        ]
+        if holds_run(run_dir) or is_taken(run_dir) or finished(run_dir)
+        else []
+    )
+
+
+def problems_where_taken(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return why a job that another process is at is not this one, once that process has said what it makes."""
+    deadline = time.monotonic() + SECONDS_TO_SAY
+    while is_taken(run_dir) and not (run_dir / ".hydra" / "config.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+    return job_problems(run_dir, config)
+
+
+def doubles(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line for each job that trains what an earlier one does, such as those of 0 and 0.0.
+
+    Args:
+        configs: Those of the jobs, by name.
+    """
+    first: dict[frozenset[tuple[str, Any]], str] = {}
+    found = []
+    for name, config in configs.items():
+        settings = frozenset(scalars({key: value for key, value in config.items() if key != "run_dir"}).items())
+        if (same := first.setdefault(settings, name)) != name:
+            found.append(f"{name}: has the same settings as {same}: both are trained; leave one of the values out")
+    return found
 
 
 def job_name(job: Sequence[str], left_out: Sequence[str]) -> str:
@@ -141,7 +189,12 @@ def job_name(job: Sequence[str], left_out: Sequence[str]) -> str:
 
 
 def write_sweep(
-    folder: Path, *, command: Sequence[str], flags: Sequence[str], jobs: Mapping[str, Sequence[str]]
+    folder: Path,
+    *,
+    command: Sequence[str],
+    flags: Sequence[str],
+    jobs: Mapping[str, Sequence[str]],
+    settings_of: Callable[[Sequence[str]], Mapping[str, Any] | None] = lambda words: None,
 ) -> None:
     """Leaves in a sweep's directory what its jobs are, beside those that it knew of before.
 
@@ -150,19 +203,51 @@ def write_sweep(
         command: What was typed.
         flags: What the command line of each job begins with.
         jobs: By name, the words of each as a person would type them; none where the sweep decides on some itself.
+        settings_of: Composes the words of a job; asked only where a job was recorded with other words before.
 
     Raises:
+        DirectoryRefusedError: if the sweep that was recorded before has a job of the same name with other settings.
         OSError: if it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    before = read_sweep(folder).get("jobs", {})
-    known = {name: [*flags, *words] for name, words in jobs.items()}
-    write_figures(folder / RECORD, {"command": list(command), "jobs": before | known})
+    with FileLock(folder / LOCK):  # two sweeps may start at once
+        before = read_sweep(folder)
+        known = {name: [*flags, *words] for name, words in jobs.items()}
+        if found := _other_jobs(folder, before, known, settings_of):
+            raise DirectoryRefusedError("\n".join(found))
+        directories = before.get("directories", {}) | dict.fromkeys(known, str(Path.cwd()))
+        record = {"command": list(command), "jobs": before.get("jobs", {}) | known, "directories": directories}
+        write_figures(folder / RECORD, record)
+
+
+def _other_jobs(
+    folder: Path,
+    before: Mapping[str, Any],
+    known: Mapping[str, Sequence[str]],
+    settings_of: Callable[[Sequence[str]], Mapping[str, Any] | None],
+) -> list[str]:
+    """Where a record has a job of the same name with other settings; it may not have begun yet."""
+    found = []
+    for name, words in known.items():
+        then = before.get("jobs", {}).get(name, words)
+        if list(then) == list(words):
+            continue
+        old, new = settings_of(then), settings_of(words)
+        for difference in differences(old, new, DECISIVE_KEYS) if old is not None and new is not None else []:
+            found.append(
+                f"hydra.sweep.dir={folder}: {difference}: {name} is another sweep's job: give another directory"
+            )
+    return found
 
 
 def sweep_jobs(folder: Path) -> list[Job]:
     """The jobs of a sweep, in their order; none where there is no sweep, or it decides on its jobs itself."""
-    return [Job(folder / name, tuple(words)) for name, words in read_sweep(folder).get("jobs", {}).items()]
+    record = read_sweep(folder)
+    directories = record.get("directories", {})
+    return [
+        Job(folder / name, tuple(words), Path(directories[name]) if name in directories else None)
+        for name, words in record.get("jobs", {}).items()
+    ]
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
@@ -171,12 +256,29 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     return content if isinstance(content.get("jobs"), dict) else {}
 
 
+def wait_for_others(run_dirs: Sequence[Path]) -> None:
+    """Wait for jobs that another process is at, such as those of the same sweep started twice."""
+    for run_dir in run_dirs:
+        if outcome(run_dir).state == "running":
+            log.info("waiting for another process, which is at %s", run_dir)
+            while outcome(run_dir).state == "running":
+                time.sleep(LOOK_SECONDS)
+
+
 def _job_directory(overrides: Any) -> str:
-    """`model=v8,optimizer.lr=0.001`: readable, and one folder whatever the values are."""
+    """`model=v8,optimizer.lr=0.001`: readable, and one folder whatever the values are and whatever the file system is.
+
+    A digest is added wherever the name is not the settings themselves: where characters were replaced, where it was
+    cut, and where a file system that ignores case, or writes accents another way, could take two names for one.
+    """
     words = re.findall(r"(?:[^,\[\]{}]|\[[^\]]*\]|\{[^}]*\})+", str(overrides))  # commas in brackets part nothing
     in_order = ",".join(sorted(word.removeprefix("++") for word in words))
     readable = re.sub(r"[^\w=.,+-]+", "-", in_order)
-    if readable == in_order and len(readable) <= LONGEST_NAME:
-        return readable.rstrip(".,-_") or "job"
+    short = readable.encode()[:LONGEST_NAME].decode(errors="ignore").rstrip(".,-_").lstrip(".-")
+    name = short or "job"
+    if RESERVED.match(name):
+        name = f"job-{name}"
+    if not in_order or name == unicodedata.normalize("NFC", in_order).casefold() == in_order:
+        return name
     digest = hashlib.sha256(in_order.encode()).hexdigest()[:8]
-    return f"{readable[:LONGEST_NAME].rstrip('.,-_')}-{digest}"
+    return f"{name}-{digest}"

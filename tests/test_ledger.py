@@ -24,6 +24,7 @@ import os, signal, sys, time
 word, run_dir = sys.argv[2], [w for w in sys.argv if w.startswith("run_dir=")][0][8:]
 open(os.path.join(run_dir, "metrics.jsonl"), "a").write('{"step": 7}\\n')
 open(os.path.join(run_dir, "threads"), "w").write(os.environ.get("OMP_NUM_THREADS", "all"))
+if word == "where": open(os.path.join(run_dir, "where"), "w").write(os.getcwd())
 if word == "die": os.kill(os.getpid(), signal.SIGKILL)
 if word == "fail": print("a reason\\nand the last line"); sys.exit(1)
 if word == "refuse": print("the first mistake\\nand another"); sys.exit(2)
@@ -105,6 +106,14 @@ def test_one_job_that_dies_stops_no_other_and_only_it_is_made_again(tmp_path: Pa
     assert sorted(again) == ["b", "c"], "what is done is left as it is"
     assert states(found) == {"a": "done", "b": "done", "c": "FAILED", "d": "done"}
     assert (tmp_path / "jobs" / "a" / "metrics.jsonl").read_text() == '{"step": 7}\n'
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_job_runs_in_its_own_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    job = Job(Path("jobs/a"), ("where",), tmp_path / "there")
+    assert states(run_jobs([job], at_once=1)) == {"a": "done"}
+    assert (tmp_path / "jobs" / "a" / "where").read_text() == str(tmp_path / "there")
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -38,6 +38,7 @@ ROWS = [
     {
         *("config", "export_files", "exporting", "hydra_messages", "inspection", "loading", "overrides", "problems"),
         *(
+            "claiming",
             "heat_map",
             "job_bar",
             "joining",

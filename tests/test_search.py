@@ -195,3 +195,28 @@ def test_a_search_that_is_killed_goes_on(folder: Path) -> None:
     assert done.returncode == 0 and "3 trials: " in done.stdout, done.stdout + done.stderr
     assert " trial 0  " not in done.stdout.partition("3 trials: ")[0], "what was done is left as it is"
     assert len(list((folder / "s").glob("trial-*"))) == 3
+
+
+def test_two_searches_of_one_database_in_folders_of_one_name_are_two(folder: Path) -> None:
+    shared, space = [*TINY, *TEXT], space_of({"optimizer.lr": [1e-3]})
+    given = {"storage": f"sqlite:///{folder / 'all.db'}", "space": space, "flags": [], "seed": 0}
+    for name in "ab":
+        (folder / name / "search").mkdir(parents=True)
+    first = Search(folder / "a" / "search", shared=shared, **given)
+    first.study.ask()
+    second = Search(folder / "b" / "search", shared=[*shared, "model.dropout=0.5"], **given)
+    assert second.study.study_name != first.study.study_name and not second.study.trials
+    (folder / "a").rename(folder / "moved")
+    assert len(Search(folder / "moved" / "search", shared=shared, **given).study.trials) == 1
+
+
+def test_a_search_of_yaml_that_was_changed_since_is_refused(folder: Path) -> None:
+    (folder / "mine" / "experiment").mkdir(parents=True)
+    yaml = folder / "mine" / "experiment" / "own.yaml"
+    yaml.write_text("# @package _global_\nmodel:\n  dropout: 0.1\n")
+    given = {"storage": None, "space": space_of({"optimizer.lr": [1e-3]}), "seed": 0}
+    given |= {"shared": [*TINY, *TEXT, "experiment=own"], "flags": [f"--config-dir={folder / 'mine'}"]}
+    assert Search(folder, **given).study.trials == []
+    yaml.write_text("# @package _global_\nmodel:\n  dropout: 0.2\n")
+    with pytest.raises(ConfigError, match=r"model\.dropout=0\.2: it was 0\.1"):
+        Search(folder, **given)

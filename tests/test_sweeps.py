@@ -1,6 +1,7 @@
 """Sweeps: their jobs and directories, and the heat map of a sweep over tasks."""
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,31 @@ def test_a_directory_is_readable_where_it_can_be_and_never_that_of_another_job()
     assert long[0] != long[1] and max(map(len, long)) < 140
     assert _job_directory("a=1,b=2") == _job_directory("b=2,a=1")
     assert _job_directory("x=[1,2,3]") != _job_directory("x=[1,3,2]")
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        ["data.path=Text", "data.path=text", "data.path=TEXT"],
+        ["data.path=e\u0301", "data.path=\u00e9"],
+        ["data.path=ß", "data.path=ss"],
+        ["a=1", "a=1.", "a=1-", "a=1_"],
+        ["x=a b", "x=a-b", "x=a/b", "x=a:b"],
+        [f"data.path={'文' * 200}{end}" for end in "ab"],
+    ],
+    ids=lambda alike: alike[0][:20],
+)
+def test_names_that_any_file_system_takes_for_one_are_none(alike: list[str]) -> None:
+    folded = {unicodedata.normalize("NFC", _job_directory(name)).casefold() for name in alike}
+    assert len(folded) == len(alike)
+    assert all(len(_job_directory(name).encode()) <= 140 for name in alike)
+
+
+@pytest.mark.parametrize("overrides", ["con.x=1", "NUL", "com1", "aux.lr=2,b=1", "~x", "-x=1", ".x=1", "x=1."])
+def test_a_name_is_no_option_no_device_and_not_hidden(overrides: str) -> None:
+    name = _job_directory(overrides)
+    assert name[0] not in "-." and name[-1] not in ". "
+    assert name.split(".")[0].lower() not in ("con", "nul", "aux", "com1")
 
 
 def test_names_leave_out_what_all_jobs_have_but_for_what_a_configuration_sweeps_over() -> None:

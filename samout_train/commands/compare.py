@@ -4,6 +4,7 @@ import datetime
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,18 +49,23 @@ def main(words: list[str]) -> int:
 
 
 def _compare(words: list[str]) -> int:
-    settings, request = settings_of(words, "compare", keys).config, Request(words, "compare")
+    composed, request = settings_of(words, "compare", keys), Request(words, "compare")
+    settings, gets_new_directory = composed.config, "run_dir" in composed.named_by_time
     if (settings["models"] is None) == (settings["runs"] is None):
         raise ConfigError("say what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]")
     if settings["runs"] is not None:
-        return _show(settings, request)
+        return _show(settings, request, gets_new_directory=gets_new_directory)
 
     from samout_train.comparison.making import finish, make_runs
-    from samout_train.run_directory import locked
+    from samout_train.run_directory import locked, new_directory
     from samout_train.stopping import StopRequestedError
 
     plan = _plan(settings, request)
+    if gets_new_directory:
+        plan = replace(plan, folder=new_directory(plan.folder))
     with locked(plan.folder):
+        if found := plan.problems():  # another comparison may have ended in it since it was checked
+            raise ConfigError("\n".join(found))
         plan.write(_asked(settings, request))
         for line in plan.lines():
             print(line, flush=True)
@@ -72,7 +78,7 @@ def _compare(words: list[str]) -> int:
     return int(any(outcome.state != "done" for outcome in outcomes.values()))
 
 
-def _show(settings: Node, request: Request) -> int:
+def _show(settings: Node, request: Request, *, gets_new_directory: bool) -> int:
     from samout_train.comparison.making import show
 
     if typed := [word for word in request.overrides if key_of(word) not in ("runs", "run_dir")]:
@@ -80,7 +86,7 @@ def _show(settings: Node, request: Request) -> int:
     if not settings["runs"]:
         raise ConfigError("runs: is empty: give run directories, or a folder of them")
     command = shlex.join(["samout-train", "compare", f"runs=[{','.join(settings['runs'])}]"])
-    show(settings["runs"], command, Path(settings["run_dir"]))
+    show(settings["runs"], command, Path(settings["run_dir"]), is_new=gets_new_directory)
     return 0
 
 

@@ -34,6 +34,7 @@ def main(words: list[str]) -> int:
 
 def _prove(words: list[str]) -> int:
     from samout_train.proof import digests, run_killed
+    from samout_train.run_directory import locked
     from samout_train.runtime import choose_device
 
     composed, request = settings_of(words, "prove_resume", keys), Request(words, "prove_resume")
@@ -47,6 +48,7 @@ def _prove(words: list[str]) -> int:
     train += [f"checkpoint.every_n_steps={settings['checkpoint']['every_n_steps'] or 'null'}"]
     with ExitStack() as kept:
         folder = Path(settings["run_dir"] if "run_dir" in typed else kept.enter_context(TemporaryDirectory()))
+        kept.enter_context(locked(folder))
         if there := [name for name in ("undisturbed", "killed") if (folder / name).exists()]:
             raise ConfigError(f"run_dir={folder}: {there[0]} is there already: give another directory")
         if mistakes := Request([*flags, *train, f"run_dir={folder / 'undisturbed'}"]).mistakes():

@@ -40,7 +40,8 @@ def main(words: list[str]) -> int:
 def _search(words: list[str]) -> int:
     from samout_train.search.space import EXAMPLE, space_of, space_problems
 
-    settings, request = settings_of(words, "search", keys).config, Request(words, "search")
+    composed, request = settings_of(words, "search", keys), Request(words, "search")
+    settings = composed.config
     if settings["space"] is None:
         raise ConfigError(f"space: is missing: set {EXAMPLE}")
     if settings["resume"] is not None:
@@ -54,10 +55,12 @@ def _search(words: list[str]) -> int:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run_dir={folder}: is a file: give a directory")
 
-    from samout_train.run_directory import locked
+    from samout_train.run_directory import locked, new_directory
     from samout_train.search.trials import Search
     from samout_train.stopping import StopRequestedError
 
+    if "run_dir" in composed.named_by_time:
+        folder = new_directory(folder)
     flags = [f"--config-dir={config_dir}" for config_dir in request.config_dirs]
     with locked(folder):
         search = Search(

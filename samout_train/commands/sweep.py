@@ -60,6 +60,11 @@ def _sweep(words: list[str]) -> int:
             print(f"  {described(job, outcomes[job.name])}")
     else:
         retries = settings["action"] == "retry"
+        if gone := [str(job.directory) for job in jobs if job.directory is not None and not job.directory.is_dir()]:
+            raise ConfigError(
+                f"dir={folder}: its jobs were started in {gone[0]}, which is not there, and their relative paths start "
+                "from it: make that directory again, with what they read"
+            )
         asked = [job for job in jobs if retries or not _failed_by_itself(outcome(job.run_dir))]
         try:
             with job_bar(len(asked)) as bar:

@@ -2,23 +2,33 @@
 
 import logging
 import shlex
-import shutil
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from samout_train.command_line import Request
-from samout_train.config import CONF, ConfigError, resolve
+from samout_train.config import CONF, Composed, ConfigError, compose_config, resolve
 from samout_train.job_bar import described
 from samout_train.launch import WITHOUT_DIRECTORY, Launch
 from samout_train.ledger import FAILURE, Why, finished, forget_failure, has_checkpoint, outcome, record_failure
-from samout_train.overrides import as_typed, key_of, quoted, words_for_hydra
-from samout_train.sweeps import register_job_directory, sweep_jobs, words_of_sweep, write_sweep
+from samout_train.overrides import as_typed, quoted, words_for_hydra
+from samout_train.run_directory import DirectoryRefusedError, TakenError, content_problems, locked
+from samout_train.sweeps import (
+    doubles,
+    job_problems,
+    problems_where_taken,
+    register_job_directory,
+    sweep_jobs,
+    wait_for_others,
+    words_of_sweep,
+    write_sweep,
+)
 
 MANY_RUNS = "-m: makes many runs, and torchrun starts the processes of one: leave it out, or start it once for each run"
 log = logging.getLogger(__name__)
@@ -49,13 +59,9 @@ def main(words: list[str]) -> int:
     is_sweep = request.in_sweep and not request.asks_only
     flags = [f"--config-dir={folder}" for folder in [request.arguments.config_dir] if folder]
     flags += [f"--config-name={name}" for name in [request.arguments.config_name] if name]
-    if is_sweep and request.run_dir is not None:
-        try:
-            absolute = [f"--config-dir={folder}" for folder in request.config_dirs]
-            write_sweep(Path(request.run_dir), command=words, flags=absolute, jobs=request.jobs)
-        except OSError as error:
-            print(f"hydra.sweep.dir={request.run_dir}: cannot be written to ({error.strerror})", file=sys.stderr)
-            return 2
+    if is_sweep and request.run_dir is not None and (refusal := _recorded(request, words)):
+        print(refusal, file=sys.stderr)
+        return 2
     sys.argv[1:] = [*request.flags, *_settings(request, is_sweep), *([] if is_first else WITHOUT_DIRECTORY)]
     if not is_first:
         told = f"process {launch.rank if launch else 0}: %(message)s"
@@ -65,7 +71,7 @@ def main(words: list[str]) -> int:
     job = partial(_job, flags=flags, typed=typed, failures=failures)
     run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     if is_sweep and request.run_dir is not None:
-        return _swept(run, Path(request.run_dir), request.jobs, failures)
+        return _swept(run, Path(request.run_dir), request.configs, failures)
     run()
     if failures and request.made_run_dir and request.run_dir is not None and not request.in_sweep:
         _leave_nothing(Path(request.run_dir))
@@ -85,21 +91,51 @@ def _settings(request: Request, is_sweep: bool) -> list[str]:
         settings = words_of_sweep(settings, request.overrides, request.swept)
     if request.run_dir is None:
         return settings
+    # Hydra would write its files before the directory is known to be this run's.
+    settings = [*settings, "hydra.output_subdir=null"]
     if not request.in_sweep:
         return [*settings, f"++run_dir={quoted(request.run_dir)}"]
-    if is_sweep and not any(key_of(word) == "hydra.sweep.dir" for word in request.overrides):
-        return [*settings, f"hydra.sweep.dir={quoted(request.run_dir)}"]
-    return settings
+    return [*settings, f"hydra.sweep.dir={quoted(request.run_dir)}"]
 
 
-def _swept(run: Callable[[], None], folder: Path, names: Collection[str], failures: list[int]) -> int:
+def _recorded(request: Request, words: list[str]) -> str | None:
+    """Writes the record of a sweep, and says what it makes twice; why it cannot be written, else None."""
+    folder = Path(str(request.run_dir))
+    for line in doubles(request.configs):
+        print(line, file=sys.stderr)
+
+    def settings_of(of_job: Sequence[str]) -> dict[str, object] | None:
+        try:
+            of = Request(of_job)
+            return compose_config(of.overrides, config_name=of.config_name, config_dirs=of.config_dirs).config
+        except ConfigError:  # what was asked for then cannot be had now
+            return None
+
+    flags = [f"--config-dir={folder}" for folder in request.config_dirs]
+    try:
+        write_sweep(folder, command=words, flags=flags, jobs=request.jobs, settings_of=settings_of)
+    except DirectoryRefusedError as error:
+        return str(error)
+    except OSError as error:
+        return f"hydra.sweep.dir={folder}: cannot be written to ({error.strerror})"
+    return None
+
+
+def _swept(
+    run: Callable[[], None], folder: Path, configs: Mapping[str, Mapping[str, object]], failures: list[int]
+) -> int:
     """Makes a sweep, whatever launcher makes its jobs, and says which of them did not come to their end."""
     code = 0
     try:
         run()
     except SystemExit as ended:  # a job raised, or a launcher lost one
         code = ended.code if isinstance(ended.code, int) else 1
-    jobs = [job for job in sweep_jobs(folder) if job.name in names]  # not those of an earlier sweep into it
+    jobs = [job for job in sweep_jobs(folder) if job.name in configs]  # not those of an earlier sweep into it
+    wait_for_others([job.run_dir for job in jobs])
+    other = [problem for job in jobs for problem in job_problems(job.run_dir, configs[job.name])]
+    if other and not failures:  # a launcher's processes have failures of their own
+        print("\n".join(other), file=sys.stderr)
+        code = code or 2
     left = [(job, found) for job in jobs if (found := outcome(job.run_dir)).state != "done"]
     for job, found in left:
         print(f"  {described(job, found)}", file=sys.stderr)
@@ -110,51 +146,87 @@ def _swept(run: Callable[[], None], folder: Path, names: Collection[str], failur
 
 
 def _leave_nothing(run_dir: Path) -> None:
-    """Removes what Hydra wrote for a run that was refused before it began."""
-    if {path.name for path in run_dir.iterdir()} <= {".hydra", "samout_train.log", FAILURE}:
-        shutil.rmtree(run_dir, ignore_errors=True)
+    """Removes what is left of a run that was refused before it began, unless another process is at the directory."""
+    with suppress(DirectoryRefusedError, OSError), locked(run_dir):
+        if {path.name for path in run_dir.iterdir()} <= {".hydra", "samout_train.log", FAILURE}:
+            for name in ("samout_train.log", FAILURE):
+                (run_dir / name).unlink(missing_ok=True)
 
 
 def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failures: list[int]) -> None:
     """Trains; `typed` are the overrides as the shell gave them, None in a sweep, where each job has its own."""
     # torch is imported here at the latest, and not for --help.
+    from samout_train.claiming import claimed
     from samout_train.joining import together
-    from samout_train.non_finite import NonFiniteError
     from samout_train.run import prepare
     from samout_train.stopping import StopRequestedError
 
-    hydra_config, composed = HydraConfig.get(), resolve(config)
+    hydra_config, composed, in_sweep = HydraConfig.get(), resolve(config), typed is None
     run_dir = Path(hydra_config.runtime.output_dir)
-    if typed is None and finished(run_dir):
-        log.info("run        %s is finished: left as it is", run_dir)
-        return
-    if typed is None and has_checkpoint(run_dir):
-        composed.config["resume"] = "auto"
+    composed = composed.lying_in(run_dir) if in_sweep else composed
     words = [*flags, *(map(as_typed, hydra_config.overrides.task) if typed is None else typed)]
+    problems = job_problems if in_sweep else content_problems
     has_begun = False
     try:
-        with together(composed, run_dir) as run_dir:
+        with (
+            together(composed, run_dir) as run_dir,
+            claimed(
+                run_dir,
+                _settings_files(composed),
+                refusals=lambda: problems(run_dir, composed.config),
+                keeps_failed=in_sweep,
+            ) as write_settings,
+        ):
+            if in_sweep and finished(run_dir):
+                log.info("run        %s is finished: left as it is", run_dir)
+                return
+            if in_sweep and has_checkpoint(run_dir):
+                composed.config["resume"] = "auto"
             run = prepare(composed, run_dir, words)
             has_begun = True
+            write_settings()
             forget_failure(run_dir)
             run()
     except StopRequestedError as stop:
         sys.exit(stop.exit_code)
     except Exception as error:
+        if in_sweep and isinstance(error, TakenError):
+            other = problems_where_taken(run_dir, composed.config)
+            if not other:
+                log.info("run        %s: another process is at it: left to that one", run_dir)
+                return
+            error = DirectoryRefusedError("\n".join(other))
         exit_code = _exit_code(error, has_begun=has_begun)
         if exit_code is None:
             _record(run_dir, f"{type(error).__name__}: {error}")
             raise
-        message = str(error)
-        if isinstance(error, MemoryError | RuntimeError) and not has_begun:
-            reason = str(error).splitlines() or [type(error).__name__]
-            message = f"this does not fit into memory, choose smaller sizes: {reason[0]}"
-        if has_begun or not _is_first(Launch.of_environment()):  # a line of the log says which process it is of
-            log.error("%s", message)
-        else:
-            print(message, file=sys.stderr)
-        _record(run_dir, message, "settings" if exit_code == 2 or isinstance(error, NonFiniteError) else "error")
+        _tell_failure(error, exit_code, run_dir, has_begun=has_begun)
         failures.append(exit_code)
+
+
+def _settings_files(composed: Composed) -> dict[str, str]:
+    """What `.hydra/` holds of a run, by name: what Hydra itself would write, and the settings resolved."""
+    return {
+        "config.yaml": composed.yaml,
+        "hydra.yaml": OmegaConf.to_yaml(HydraConfig.instance().cfg),
+        "overrides.yaml": OmegaConf.to_yaml(HydraConfig.get().overrides.task),
+    }
+
+
+def _tell_failure(error: Exception, exit_code: int, run_dir: Path, *, has_begun: bool) -> None:
+    """Says why a run failed, and leaves a note of it in its directory unless that is another run's."""
+    from samout_train.non_finite import NonFiniteError
+
+    message = str(error)
+    if isinstance(error, MemoryError | RuntimeError) and not has_begun:
+        reason = str(error).splitlines() or [type(error).__name__]
+        message = f"this does not fit into memory, choose smaller sizes: {reason[0]}"
+    if has_begun or not _is_first(Launch.of_environment()):  # a line of the log says which process it is of
+        log.error("%s", message)
+    else:
+        print(message, file=sys.stderr)
+    if not isinstance(error, DirectoryRefusedError):
+        _record(run_dir, message, "settings" if exit_code == 2 or isinstance(error, NonFiniteError) else "error")
 
 
 def _record(run_dir: Path, error: str, why: Why = "error") -> None:

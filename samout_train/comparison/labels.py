@@ -1,5 +1,6 @@
 """What models of a comparison are called, and the settings that a label stands for."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from samout_train.signatures import shown
 
 # Text that is read as nothing but text without quotes.
 PLAIN = re.compile(r"(?!(?:null|true|false|yes|no|on|off|nan|inf)$)[a-z_][\w.+/:-]*", re.IGNORECASE)
+LONGEST_NAME = 120  # bytes, as of the jobs of a sweep
 Models = str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any]
 
 
@@ -36,17 +38,22 @@ def labelled(models: Models) -> dict[str, dict[str, Any]]:
             if not isinstance(settings, Mapping | None):
                 raise ConfigError(f"models: {label}: must be settings in braces, such as {{model.num_layers: 2}}")
             found[str(label)] = {"model": label, **(settings or {})}
-    by_folder = {folder_name(label): label for label in found}
-    if alike := [label for label in found if by_folder[folder_name(label)] != label]:
-        raise ConfigError(f"models: {alike[0]}, {by_folder[folder_name(alike[0])]}: are one directory: rename one")
+    by_folder = {folder_name(label).casefold(): label for label in found}  # of which some file systems make one
+    if alike := [label for label in found if by_folder[folder_name(label).casefold()] != label]:
+        other = by_folder[folder_name(alike[0]).casefold()]
+        raise ConfigError(f"models: {alike[0]}, {other}: are one directory: rename one")
     if not found:
         raise ConfigError("models: is empty: name at least one, such as models=[v8,transformer]")
     return found
 
 
 def folder_name(label: str) -> str:
-    """A label as part of a directory's name."""
-    return re.sub(r"[^\w.+-]+", "_", label)
+    """A label as the beginning of a directory's name, which no shell takes for an option."""
+    name = re.sub(r"[^\w.+-]+", "_", label)
+    if len(name.encode()) > LONGEST_NAME:
+        digest = hashlib.sha256(label.encode()).hexdigest()[:8]
+        name = f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest}"
+    return f"model{name}" if name[:1] in ("", "-", ".") else name
 
 
 def word_of(key: str, value: Any) -> str:

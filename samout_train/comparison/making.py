@@ -13,6 +13,7 @@ from samout_train.comparison.speed import measured_speeds, read_speeds
 from samout_train.config import ConfigError
 from samout_train.job_bar import job_bar
 from samout_train.ledger import Outcome
+from samout_train.run_directory import new_directory
 
 
 def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
@@ -47,16 +48,17 @@ def finish(plan: Plan) -> None:
     _write(contests, record, measured_speeds(plan.contenders, plan.folder), plan.folder)
 
 
-def show(paths: Sequence[str], command: str, folder: Path) -> None:
+def show(paths: Sequence[str], command: str, folder: Path, *, is_new: bool = False) -> None:
     """Writes a page of runs that are there.
 
     Args:
         paths: Run directories, or folders of them.
         command: What makes this page.
         folder: Where it goes.
+        is_new: Whether the folder has to be one that is not there yet.
 
     Raises:
-        ConfigError: if there is no run at a path.
+        ConfigError: if there is no run at a path, or the folder holds a comparison of other runs.
     """
     if absent := [path for path in paths if not Path(path).exists()]:
         raise ConfigError(f"runs={absent[0]}: is not there: give run directories, or a folder of them")
@@ -64,11 +66,14 @@ def show(paths: Sequence[str], command: str, folder: Path) -> None:
     if empty := [path for path, run_dirs in found.items() if not run_dirs]:
         raise ConfigError(f"runs={empty[0]}: holds no run: give run directories, or a folder of them")
     run_dirs = list(dict.fromkeys(run_dir for of_path in found.values() for run_dir in of_path))
+    if read_record(folder) and {path.resolve() for path in run_dirs} != {p.resolve() for p in run_dirs_below(folder)}:
+        raise ConfigError(f"run_dir={folder}: holds a comparison of other runs: give another directory")
     parents = {run_dir.parent for run_dir in run_dirs}
     asked, speeds = (read_record(*parents), read_speeds(*parents)) if len(parents) == 1 else ({}, {})
     if any(set(run_dirs) != set(run_dirs_below(parent)) for parent in parents):  # a part of a comparison is not it
         asked.pop("command", None)
     runs = told_apart([read_run(run_dir) for run_dir in run_dirs])
+    folder = new_directory(folder) if is_new else folder
     _write(contests_of(runs), {"command": command, **asked}, speeds, folder)
 
 

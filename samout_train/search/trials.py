@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samout_train.comparison.jobs import DECISIVE_KEYS
 from samout_train.comparison.labels import word_of
 from samout_train.comparison.runs import curve_of
-from samout_train.config import ConfigError
+from samout_train.config import ConfigError, compose_config
+from samout_train.figures import read_figures, write_figures
 from samout_train.ledger import LOOK_SECONDS, Job, Outcome, Process, outcome
-from samout_train.run_directory import is_taken
+from samout_train.run_directory import differences, holds_run, is_taken, other_settings
 from samout_train.search.space import Space
 from samout_train.stopping import StopSignals
 
+RECORD = "search.json"
 RUN_DIR, ERROR = "run_dir", "error"  # what a trial has beside Optuna's own
 WARM_UP_TRIALS = 4  # before any is ended early
 
@@ -75,15 +79,20 @@ class Search:
             raise ConfigError(f"run_dir={folder}: has a character that a database's URL has not: give another")
         url = storage or f"sqlite:///{folder / 'search.db'}"
         asked = json.dumps([{key: vars(dimension) for key, dimension in space.items()}, self.shared])
+        settings = self._settings(self.shared)
         try:
             self.study: Any = optuna.create_study(
-                study_name="search" if storage is None else folder.name,
+                study_name="search" if storage is None else _study_name(folder),
                 storage=url,
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS),
                 load_if_exists=True,
             )
+            if storage is not None:
+                write_figures(folder / RECORD, {"study": self.study.study_name})
             before = self.study.user_attrs.get("asked", asked)
             self.study.set_user_attr("asked", before)
+            then = self.study.user_attrs.get("settings", settings)
+            self.study.set_user_attr("settings", then)
             # Gone on with, it goes on drawing, and not from the beginning again.
             self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials))
         except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError, OSError) as error:
@@ -93,6 +102,14 @@ class Search:
             raise ConfigError(f"run_dir={folder}: holds trials of another search: give another run_dir")
         if before != asked:
             raise ConfigError(f"run_dir={folder}: holds another search (space or settings): give another run_dir")
+        if found := differences(then, settings, DECISIVE_KEYS):  # the same words, and YAML that was changed since
+            raise ConfigError(f"run_dir={folder}: holds a search of other settings ({found[0]}): give another run_dir")
+
+    def _settings(self, words: Sequence[str]) -> dict[str, Any]:
+        """What decides about a trial of these words."""
+        config_dirs = [flag.removeprefix("--config-dir=") for flag in self.flags]
+        config = compose_config(words, config_dirs=config_dirs).config
+        return {key: config.get(key) for key in DECISIVE_KEYS}
 
     def trials(self) -> list[Trial]:
         """All that were begun; one that was made again only as it was made last."""
@@ -151,6 +168,9 @@ class Search:
         if RUN_DIR not in trial.user_attrs:
             trial.set_user_attr(RUN_DIR, f"trial-{trial.number}")
         job = Job(self.folder / trial.user_attrs[RUN_DIR], (*self.flags, *self.shared, *words))
+        settings = self._settings([*self.shared, *words]) if holds_run(job.run_dir) else {}
+        if settings and (other := other_settings(job.run_dir, settings, DECISIVE_KEYS)):
+            raise ConfigError(f"{other[0]}: give another run_dir")
         found = outcome(job.run_dir)
         while found.state == "running" or (found.state != "done" and is_taken(job.run_dir)):  # it outlived this program
             time.sleep(LOOK_SECONDS)
@@ -203,6 +223,15 @@ class Search:
         state = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "FAILED"}.get(trial.state.name, "running")
         words = tuple(word_of(key, value) for key, value in trial.params.items())
         return Trial(trial.number, state, trial.value, words, trial.user_attrs.get(ERROR))
+
+
+def _study_name(folder: Path) -> str:
+    """The name of a search in a database that others may use, too; it is kept in the folder, which may be moved."""
+    known = read_figures(folder / RECORD).get("study")
+    if known is None:
+        # An earlier version took the folder's name.
+        known = folder.name if any(folder.glob("trial-*")) else f"{folder.name}-{secrets.token_hex(4)}"
+    return str(known)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ def test_models_are_names_or_labels_with_settings() -> None:
     for wrong, message in (
         (["v8", "v8"], "v8 is there twice: write one as {another name: {model: v8}}"),
         ({"a b": {"model": "v8"}, "a_b": {"model": "v8"}}, "a b, a_b: are one directory"),
+        ({"V8": {"model": "v8"}, "v8": {}}, "V8, v8: are one directory"),
         ([], "models: is empty"),
         ({"v8": 3}, "v8: must be settings in braces"),
         ([["v8", "gru"]], "must be a name, or a label with settings in braces"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fake import make_contest, make_run
 
+from samout_train.commands import compare
 from samout_train.comparison import page
 from samout_train.comparison.chart_kinds import flop_unit, time_unit
 from samout_train.comparison.page import html, markdown, write_page
@@ -150,3 +151,18 @@ def test_charts_of_one_point_are_left_out(tmp_path: Path) -> None:
     two = [run_dir, make_run(tmp_path, "v8", 1e-3, 2, 1.1, **one)]
     titles = [chart.title for chart in page.charts(contests_of([read_run(path) for path in two])[0], {})]
     assert titles == ["Final loss"]  # the first run's curve has one point, which no line goes through
+
+
+def test_a_page_takes_no_place_of_another_comparison_and_each_start_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "others"):
+        make_run(tmp_path / name, "v8", 1e-3, 1, 1.5)
+    (tmp_path / "mine" / "comparison.json").write_text('{"command": "samout-train compare models=[v8]", "runs": {}}')
+    for runs, code in (("others", 2), ("mine", 0)):
+        assert compare.main([f"runs={runs}", "run_dir=mine"]) == code
+    made = ["run_dir=pages/${now:%Y}", "runs=others"]
+    assert [compare.main(made), compare.main(made)] == [0, 0]
+    first, second = sorted((tmp_path / "pages").iterdir())
+    assert second.name == f"{first.name}-2" and (first / "comparison.html").exists()

@@ -54,12 +54,14 @@ def _go_on(composed: Composed, run_dir: Path) -> None:
     import torch
 
     from samout_train.run import prepare
+    from samout_train.run_directory import locked
     from samout_train.stopping import StopRequestedError
 
     torch.set_num_threads(1)
     composed.config["run_dir"] = str(run_dir)
     try:
-        prepare(composed, run_dir, [])()
+        with locked(run_dir):
+            prepare(composed, run_dir, [])()
     except StopRequestedError as stop:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:  # on its way out; the program answers so, too
