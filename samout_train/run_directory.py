@@ -20,6 +20,12 @@ from samout_train.hydra_messages import in_few_words
 SECONDS_OF_A_LOOK = 0.5  # at most, that who only asks whether a run is under way holds its lock
 FIXED_KEYS = ("seed", "model", "data", "optimizer")
 FREE_DATA_KEYS = ("budget_steps", "log_every_n_steps", "eval_every_n_steps")
+KINDS = {
+    "a run": ("metrics.jsonl", "checkpoints"),
+    "a sweep": ("sweep.json",),
+    "a comparison": ("comparison.json",),
+    "a search": ("search.json", "search.db"),
+}
 
 
 class DirectoryRefusedError(ConfigError):
@@ -54,8 +60,22 @@ def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
     return content_problems(run_dir, config)
 
 
+def other_kind(folder: Path, own: str) -> str | None:
+    """Return what else a folder holds than what is asked for, such as `a sweep`; None where it may be used.
+
+    Args:
+        folder: Any path.
+        own: What it may hold, one of those in KINDS.
+    """
+    return next(
+        (kind for kind, marks in KINDS.items() if kind != own and any((folder / m).exists() for m in marks)), None
+    )
+
+
 def content_problems(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
     """Return why the run in a directory cannot be continued with a configuration; ask again under its lock."""
+    if kind := other_kind(run_dir, "a run"):
+        return [f"run_dir={run_dir}: holds {kind}: give another run_dir"]
     if not holds_run(run_dir):
         return []
     if config["resume"] != "auto":
@@ -69,7 +89,7 @@ def content_problems(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
 
 def holds_run(run_dir: Path) -> bool:
     """Whether there is anything of a run in a directory."""
-    return (run_dir / "metrics.jsonl").exists() or (run_dir / "checkpoints").exists()
+    return any((run_dir / mark).exists() for mark in KINDS["a run"])
 
 
 def is_taken(run_dir: Path) -> bool:

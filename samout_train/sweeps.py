@@ -28,6 +28,7 @@ from samout_train.run_directory import (
     differences,
     holds_run,
     is_taken,
+    other_kind,
     other_settings,
     scalars,
 )
@@ -36,6 +37,10 @@ from samout_train.staged import Stages
 
 LONGEST_NAME = 120  # bytes: file systems take 255, some encrypted ones 143
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # devices on Windows, with any ending
+# Of a job's words, the paths that mean another file in another working directory.
+RELATIVE = re.compile(
+    r"\+*(?:data\.(?:path|paths|vocabulary_path)|resume)=(?!auto$|null$|$)[\['\"]*(?![\['\"/~\\$]|\w:)"
+)
 RECORD, LOCK = "sweep.json", ".lock"
 # Of a job, by launcher: submitit ends one after an hour by itself.
 MINUTES = {"hydra/launcher=submitit_local": 7 * 24 * 60, "hydra/launcher=submitit_slurm": 24 * 60}
@@ -135,6 +140,8 @@ def sweep_problems(composed: Composed, job: Sequence[str], left_out: Sequence[st
     folder = Path(composed.sweep_dir)
     if folder == Path():
         return ["hydra.sweep.dir: is empty: give a directory"]
+    if kind := other_kind(folder, "a sweep"):
+        return [f"hydra.sweep.dir={folder}: holds {kind}: give another directory"]
     return job_problems(folder / job_name(job, left_out), composed.config)
 
 
@@ -214,7 +221,7 @@ def write_sweep(
         before = read_sweep(folder)
         known = {name: [*flags, *words] for name, words in jobs.items()}
         if found := _other_jobs(folder, before, known, settings_of):
-            raise DirectoryRefusedError("\n".join(found))
+            raise DirectoryRefusedError("\n".join(dict.fromkeys(found)))
         directories = before.get("directories", {}) | dict.fromkeys(known, str(Path.cwd()))
         record = {"command": list(command), "jobs": before.get("jobs", {}) | known, "directories": directories}
         write_figures(folder / RECORD, record)
@@ -230,6 +237,12 @@ def _other_jobs(
     found = []
     for name, words in known.items():
         then = before.get("jobs", {}).get(name, words)
+        directory = before.get("directories", {}).get(name, str(Path.cwd()))
+        if directory != str(Path.cwd()) and (relative := [word for word in words if RELATIVE.match(word)]):
+            found.append(
+                f"hydra.sweep.dir={folder}: {relative[0]}: is relative, and this sweep was started in {directory}: "
+                "start it there, or give another directory"
+            )
         if list(then) == list(words):
             continue
         old, new = settings_of(then), settings_of(words)

@@ -233,6 +233,46 @@ def test_a_job_of_another_sweep_is_refused_before_it_begins_and_the_same_in_othe
     assert sweep_jobs(tmp_path)[0].directory == Path.cwd()
 
 
+def test_a_relative_path_of_a_job_is_that_of_the_directory_where_its_sweep_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    jobs = {"seed=1": ["seed=1", "data.path=small.txt"], "seed=2": ["seed=2", "data.path=/all/small.txt"]}
+    monkeypatch.chdir(tmp_path / "one")
+    for _ in range(2):
+        write_sweep(tmp_path / "sw", command=[], flags=[], jobs=jobs)
+    monkeypatch.chdir(tmp_path / "two")
+    write_sweep(tmp_path / "sw", command=[], flags=[], jobs={"seed=2": jobs["seed=2"]})
+    with pytest.raises(DirectoryRefusedError, match=r"data\.path=small\.txt: is relative, and this sweep was started"):
+        write_sweep(tmp_path / "sw", command=[], flags=[], jobs=jobs)
+
+
+@pytest.mark.parametrize(
+    ("mark", "words", "message"),
+    [
+        ("sweep.json", ["run_dir=there"], "run_dir=there: holds a sweep: give another run_dir"),
+        ("search.db", ["run_dir=there", "resume=auto"], "run_dir=there: holds a search: give another run_dir"),
+        ("metrics.jsonl", ["-m", "hydra.sweep.dir=there", "seed=1,2"], "hydra.sweep.dir=there: holds a run: give"),
+        ("comparison.json", ["-m", "hydra.sweep.dir=there", "seed=1,2"], "hydra.sweep.dir=there: holds a comparison"),
+    ],
+)
+def test_a_directory_of_something_else_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    mark: str,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / mark).touch()
+    assert train_command.main([*RUN, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["there", mark]
+
+
 @pytest.mark.slow
 def test_a_finished_job_is_not_written_over_and_not_counted_for_other_settings(tmp_path: Path) -> None:
     sweep = ["-m", *RUN, "hydra.sweep.dir=sw"]

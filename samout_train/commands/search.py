@@ -55,10 +55,12 @@ def _search(words: list[str]) -> int:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run_dir={folder}: is a file: give a directory")
 
-    from samout_train.run_directory import locked, new_directory
+    from samout_train.run_directory import locked, new_directory, other_kind
     from samout_train.search.trials import Search
     from samout_train.stopping import StopRequestedError
 
+    if kind := other_kind(folder, "a search"):
+        raise ConfigError(f"run_dir={folder}: holds {kind}: give a directory of its own")
     if "run_dir" in composed.named_by_time:
         folder = new_directory(folder)
     flags = [f"--config-dir={config_dir}" for config_dir in request.config_dirs]

@@ -10,7 +10,7 @@ from samout_train.comparison.labels import folder_name
 from samout_train.comparison.matching import Sizes
 from samout_train.figures import read_figures, write_figures
 from samout_train.ledger import Job
-from samout_train.run_directory import holds_run, other_settings
+from samout_train.run_directory import holds_run, other_kind, other_settings
 
 RECORD = "comparison.json"
 # Of a run that is there already, these must be as they are asked for.
@@ -97,8 +97,8 @@ class Plan:
         """What speaks against the directory, and runs in it that are not those that are asked for; looks only."""
         if self.folder.exists() and not self.folder.is_dir():
             return [f"run_dir={self.folder}: is a file: give a directory"]
-        if holds_run(self.folder):
-            return [f"run_dir={self.folder}: holds a run: give a directory of its own"]
+        if kind := other_kind(self.folder, "a comparison"):
+            return [f"run_dir={self.folder}: holds {kind}: give a directory of its own"]
         found, by_label = [], {one.label: one for one in self.contenders}
         for name, entry in self.entries().items():
             if holds_run(self.folder / name):
