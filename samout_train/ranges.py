@@ -37,7 +37,7 @@ class Range:
     def __contains__(self, value: float) -> bool:
         above = value >= self.low if self.low_included else value > self.low
         below = value <= self.high if self.high_included else value < self.high
-        return above and below and math.isfinite(value)
+        return above and below and (isinstance(value, int) or math.isfinite(value))
 
     def __str__(self) -> str:
         low = _number(self.low) if self.low_included else f"above {_number(self.low)}"
@@ -56,7 +56,8 @@ NonNegative = Range(0)
 Probability = Range(0, 1, high_included=False)
 Share = Range(0, 1)
 TopShare = Range(0, 1, low_included=False)  # of top_p, where 0 would leave nothing to draw
-Seed = Range(0, 2**63 - 1)
+LARGEST = 2**63 - 1
+Seed = Range(0, LARGEST)
 
 
 def range_of(annotation: Any) -> Range | None:
@@ -66,6 +67,21 @@ def range_of(annotation: Any) -> Range | None:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return next(filter(None, map(range_of, typing.get_args(annotation))), None)
     return None
+
+
+def beyond_numbers(value: Any) -> str | None:
+    """Return what a number must be, if a value is or holds one that is not finite or has more than 64 bits.
+
+    Args:
+        value: A number, or a list or mapping of settings; a node with `_target_` in it is left to its own check.
+    """
+    if isinstance(value, list | tuple):
+        return next(filter(None, map(beyond_numbers, value)), None)
+    if isinstance(value, dict):
+        return None if "_target_" in value else next(filter(None, map(beyond_numbers, value.values())), None)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"at most {LARGEST}" if value > 0 else f"at least {-LARGEST}"
+    return "finite" if isinstance(value, float) and not math.isfinite(value) else None
 
 
 def not_divisible(whole_name: str, whole: int, part_name: str, part: int) -> str | None:
@@ -106,7 +122,9 @@ def validated(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             allowed = range_of(hints.get(name))
             if allowed and isinstance(value, int | float) and value not in allowed:
-                raise ValueError(f"{name} ({value}) must be {allowed}")
+                raise ValueError(f"{name} ({value}) must be {beyond_numbers(value) or allowed}")
+            if isinstance(value, int | float | list | tuple) and (limit := beyond_numbers(value)):
+                raise ValueError(f"{name} ({value}) must be {limit}")
         return function(*args, **kwargs)
 
     return check_and_call

@@ -2,13 +2,14 @@
 
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from samout_train.ranges import range_of
+from samout_train.ranges import beyond_numbers, range_of
 
 MISSING = "???"
 SEQUENCES = (list, tuple, Sequence)
@@ -50,13 +51,18 @@ def mistakes_in_call(
         if name in late:
             found.append(f"{key}={shown(value)}: is not set in the configuration, the run gives it: leave it out")
         elif name not in known:
-            if not takes_any:
+            if takes_any:
+                limit = beyond_numbers(value)
+                found += [f"{key}={shown(value)}: must be {limit}"] if limit else []
+            else:
                 hint = elsewhere(str(name)) or nearest(str(name), known, prefix=f"{path}." if path else "")
                 found.append(f"{key}={shown(value)}: no such key; {hint}")
         elif value == MISSING:
             found.append(f"{key}: is missing: set {key}=...")
-        elif name not in also_known and (wanted := _mismatch(value, hints.get(name, Any))):
-            found.append(f"{key}={shown(value)}: must be {wanted}")
+        elif name not in also_known:
+            annotation = hints.get(name, Any)
+            if wanted := _beyond(value, annotation) or _mismatch(value, annotation):
+                found.append(f"{key}={shown(value)}: must be {wanted}")
     for name, parameter in named.items():
         if name not in late and parameter.default is parameter.empty and name not in given:
             key = f"{path}.{name}" if path else name
@@ -101,17 +107,28 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
+def _beyond(value: Any, annotation: Any) -> str | None:
+    """Return what is wanted where a number, or one in a list or mapping, is not finite or too large."""
+    limit, allowed = beyond_numbers(value), range_of(annotation)
+    if limit is None or not any(map(_takes_numbers, _options(annotation))):
+        return None
+    return str(allowed) if allowed and isinstance(value, int) and math.isfinite(allowed.high) else limit
+
+
 def _mismatch(value: Any, annotation: Any) -> str | None:
     """What is wanted where the value does not fit; None where it does."""
-    options = _options(annotation)
+    options, allowed = _options(annotation), range_of(annotation)
     if any(_fits(value, option) for option in options):
-        allowed = range_of(annotation)
         if allowed and isinstance(value, int | float) and not isinstance(value, bool) and value not in allowed:
             return str(allowed)
         return None
-    allowed = range_of(annotation)
     words = [_described(option) for option in options]
-    return " or ".join(dict.fromkeys(words)) + (f", {allowed}" if allowed else "")
+    whole = isinstance(value, float) and value.is_integer() and int in options
+    return (
+        " or ".join(dict.fromkeys(words))
+        + (f", {allowed}" if allowed else "")
+        + (f": write {int(value)}" if whole else "")
+    )
 
 
 def _options(annotation: Any) -> list[Any]:
@@ -120,6 +137,11 @@ def _options(annotation: Any) -> list[Any]:
     if typing.get_origin(annotation) in (Union, types.UnionType):
         return [option for part in typing.get_args(annotation) for option in _options(part)]
     return [annotation]
+
+
+def _takes_numbers(option: Any) -> bool:
+    origin = typing.get_origin(option) or option
+    return option in (Any, object, int, float) or origin in (tuple, *SEQUENCES, *MAPPINGS)
 
 
 def _fits(value: Any, option: Any) -> bool:

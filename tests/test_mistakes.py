@@ -86,9 +86,15 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "empty file": (["data=text", "data.path=empty.txt"], ["data.path: no text in empty.txt, 0 bytes"]),
     "text shorter than a block": (
         ["data=text", "data.path=short.txt"],
-        ["data.seq_len=256: a row needs 257 tokens, and the last 10 % of the text's 10 are 1: give a longer text"],
+        [
+            "data.seq_len=256: a row takes 257 tokens, and short.txt has 10 (10 bytes), 1 of them to validate on: give "
+            "a text of about 2,570 bytes or more"
+        ],
     ),
-    "block longer than the text": ([*TEXT, "data.seq_len=500"], ["data.seq_len=500", "set it to 129 or less"]),
+    "block longer than the text": (
+        [*TEXT, "data.seq_len=500"],
+        ["data.seq_len=500", "data.seq_len to 129 or less"],
+    ),
     "bad UTF-8": (["data=text", "data.path=bad.txt"], ["data.path: bad.txt is no UTF-8 at byte 1500 (0xff)", "iconv"]),
     "a line that is no document": (
         ["data=jsonl", "data.path=notes.jsonl"],

@@ -15,6 +15,7 @@ from samout_train.data.bpe import SMALLEST_SIZE
 from samout_train.data.copies import warn_of_copies
 from samout_train.data.documents import JsonlReader, LineEnds
 from samout_train.data.folder import find
+from samout_train.data.short_text import place_of, too_short
 from samout_train.data.survey import Survey, survey
 from samout_train.data.text_files import TRAIN_SHARE, counts_of, file_problems
 from samout_train.data.token_cache import tokenize
@@ -73,6 +74,8 @@ def jsonl(
     tokenized = tokenize(looked_at, choice)
     documents = _documents(tokenized.tokens, path)
     cut = int(documents[1][0, 0])
+    if layout == "packed":
+        _refuse_short(looked_at, len(tokenized.tokens), cut, seq_len)
     warn_of_copies(tokenized.tokens, np.concatenate(documents)[:, 0], cut, what="documents")
     train, validation = _rows(tokenized.tokens, documents, layout, seq_len=seq_len, seed=seed)
     return Source(
@@ -138,6 +141,21 @@ class PaddedRows:
 def _survey(path: str, pattern: str, roles: Mapping[str, str], line_ends: LineEnds) -> Survey:
     found = find(path, pattern)
     return survey(found.root, found.files, JsonlReader.of(roles, line_ends), found.left_out_in_words())
+
+
+def _refuse_short(looked_at: Survey, num_tokens: int, cut: int, seq_len: int) -> None:
+    """Refuse documents that are too short for a row; in padded rows, any length will do."""
+    for part, num_part in (("to learn from", cut), ("to validate on", num_tokens - cut)):
+        problem = too_short(
+            place_of(looked_at.root, looked_at.files),
+            seq_len=seq_len,
+            num_tokens=num_tokens,
+            num_part=num_part,
+            part=part,
+            num_bytes=looked_at.num_bytes,
+        )
+        if problem:
+            raise ValueError(f"{problem}, or set data.layout to padded")
 
 
 def _documents(tokens: NDArray[np.integer], path: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -14,6 +14,8 @@ from samout_train.data.shard_index import VOCABULARY, ShardIndex, read_index
 from samout_train.data.shard_reader import ShardReader
 from samout_train.data.shard_rows import BLOCK, DocumentLayout, Layout, PackedLayout, ShardRows
 from samout_train.data.shard_split import LayoutName, ShardSplit
+from samout_train.data.short_text import too_short
+from samout_train.data.text_kind import printable
 from samout_train.data.token_rows import TokenRows
 from samout_train.data.vocabulary import PAD_ID, SOS_ID
 from samout_train.ranges import Positive, checked_by, validated
@@ -125,6 +127,8 @@ class _Mixture:
             largest_id=max(shard.largest_id for index in indices for shard in index.shards),
         )
         tokens = np.concatenate([split.validation() for split in splits])
+        if layout == "packed":
+            self._refuse_short(len(tokens), validation_tokens, seq_len)
         self.validation: Rows = TokenRows(tokens, seq_len=seq_len, seed=seed)
         if layout == "documents":
             starts = np.flatnonzero(tokens == SOS_ID)
@@ -132,6 +136,23 @@ class _Mixture:
                 tokens, np.stack([starts, np.append(starts[1:], len(tokens))], axis=1), seq_len=seq_len
             )
         self.num_validation_tokens = len(tokens)
+
+    def _refuse_short(self, num_part: int, validation_tokens: int, seq_len: int) -> None:
+        if num_part <= seq_len and validation_tokens <= seq_len:
+            raise ValueError(
+                f"data.validation_tokens={validation_tokens}: a row takes {seq_len + 1} tokens: set it to "
+                f"{seq_len + 1} or more, or data.seq_len to {max(1, num_part - 1)} or less"
+            )
+        problem = too_short(
+            ", ".join(printable(index.folder) for index in self.indices),
+            seq_len=seq_len,
+            num_tokens=sum(index.total(lambda shard: shard.num_tokens) for index in self.indices),
+            num_part=num_part,
+            part="to validate on",
+            num_bytes=sum(index.total(lambda shard: shard.text_bytes) for index in self.indices),
+        )
+        if problem:
+            raise ValueError(problem)
 
     def description(self) -> dict[str, object]:
         """What was read, for the record."""
@@ -167,8 +188,9 @@ def _layout(split: ShardSplit, seq_len: int, key: tuple[int, int]) -> Layout:
     longest = max(lengths)
     if longest <= seq_len:
         raise ValueError(
-            f"data.seq_len ({seq_len}) needs {seq_len + 1} tokens in one shard, and the longest of {folder} has "
-            f"{longest} to learn from: set data.seq_len to {max(1, longest - 1)} or less, or give more text"
+            f"data.seq_len={seq_len}: a row takes {seq_len + 1:,} tokens of one shard, and the longest of "
+            f"{printable(folder)} has {longest:,} to learn from: set data.seq_len to {max(1, longest - 1)} or less, or "
+            "give more text"
         )
     return PackedLayout(lengths, seq_len=seq_len, key=key)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from samout_train.data.batches import Source
 from samout_train.data.copies import starts_of, warn_of_copies
+from samout_train.data.short_text import place_of, too_short
 from samout_train.data.survey import Survey
 from samout_train.data.token_cache import TokenizedText, tokenize
 from samout_train.data.token_rows import TokenRows
@@ -42,22 +43,28 @@ def file_problems(
     except (ValueError, OSError) as error:
         return [*found, f"{name}.path: {error}"]
     if counts.num_bytes == 0:
-        files = looked_at.files
-        where = str(files[0]) if len(files) == 1 else f"{len(files)} files in {looked_at.root}"
+        where = place_of(looked_at.root, looked_at.files)
         return [*found, f"{name}.path: no text in {where}, {looked_at.num_bytes} bytes: give one that has some"]
     if documents and counts.documents < 2:
         found.append(f"{name}.path: has 1 document: give two or more, so that one can be validated on")
     if not documents and choice is not None and choice.given is None:
         exact = {Characters.name: counts.characters, Bytes.name: counts.num_bytes}
         num_tokens = exact.get(choice.name, counts.num_bytes) + counts.special_tokens
-        last, wanted = num_tokens - int(TRAIN_SHARE * num_tokens), settings["seq_len"] + 1
-        if last < wanted:
-            shorter = f"set it to {last - 1} or less, or give" if last > 1 else "give"
-            found.append(
-                f"{name}.seq_len={settings['seq_len']}: a row needs {wanted} tokens, and the last 10 % of the text's "
-                f"{num_tokens} are {last}: {shorter} a longer text"
-            )
+        problem = _too_short(looked_at, num_tokens, counts.num_bytes, settings["seq_len"])
+        found += [problem] if problem else []
     return found
+
+
+def _too_short(looked_at: Survey, num_tokens: int, num_bytes: int, seq_len: int) -> str | None:
+    """Return what is wrong if the part to validate on is shorter than a row; it is the shorter part."""
+    return too_short(
+        place_of(looked_at.root, looked_at.files),
+        seq_len=seq_len,
+        num_tokens=num_tokens,
+        num_part=num_tokens - int(TRAIN_SHARE * num_tokens),
+        part="to validate on",
+        num_bytes=num_bytes,
+    )
 
 
 def vocabulary_of(settings: Mapping[str, Any]) -> VocabularyChoice:
@@ -84,6 +91,8 @@ def stream_source(looked_at: Survey, choice: VocabularyChoice, *, seq_len: int, 
         ValueError: if a file cannot be read, or there is too little in them.
     """
     tokenized = tokenize(looked_at, choice)
+    if problem := _too_short(looked_at, len(tokenized.tokens), looked_at.num_bytes, seq_len):
+        raise ValueError(problem)
     num_train = int(TRAIN_SHARE * len(tokenized.tokens))
     starts = starts_of(tokenized.tokens)
     if len(starts) > 1:

@@ -241,8 +241,8 @@ def test_all_mistakes_are_told_at_once(folders: Path, tmp_path: Path) -> None:
     assert f"vocabulary_path={folders / 'a' / 'vocabulary.json'}" in text
     for changes, message in (
         ({"weights": [0, 1]}, "each weight must be above 0"),
-        ({"seq_len": 5000}, "data.seq_len (5000) needs 5001 tokens in one shard, and the longest of"),
-        ({"seq_len": 1200, "validation_tokens": 100}, "data.seq_len (1200) needs 1201 tokens, this part of the"),
+        ({"seq_len": 5000}, "data.seq_len=5000: a row takes 5,001 tokens of one shard, and the longest of"),
+        ({"seq_len": 1200, "validation_tokens": 100}, "data.validation_tokens=100: a row takes 1201 tokens"),
         ({"layout": "documents"}, "b has 1 document: take packed, or give two or more"),
     ):
         (problem,) = shards_problems(settings(folders / "a", folders / "b", **changes), "data")

@@ -103,7 +103,10 @@ def test_the_same_content_is_tokenized_once(tmp_path: Path, small_text: Path, mo
         (b"", "there is no text"),
         (b"abc" * 20 + b"\xff" + b"abc" * 20, r"is no UTF-8 at byte 60 \(0xff\)"),
         ("ä".encode() * 40 + b"\xc3", "is no UTF-8 at byte 80"),
-        (b"short", r"data.seq_len \(16\) needs 17 tokens"),
+        (
+            b"short",
+            r"data.seq_len=16: a row takes 17 tokens, and .*bad.txt has 5 \(5 bytes\), 1 of them",
+        ),
     ],
 )
 def test_a_text_that_cannot_be_used_is_refused(tmp_path: Path, content: bytes, message: str) -> None:

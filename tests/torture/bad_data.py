@@ -48,7 +48,10 @@ TEXT, JSONL = ("data=text", "data.seq_len=8"), ("data=jsonl", "data.seq_len=8")
 # What is typed, and what the message has to name: the file or key, the value, and the limit.
 BAD_DATA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "empty": ((*TEXT, "data.path=empty.txt"), ("empty.txt", "0 bytes")),
-    "shorter than a block": ((*TEXT, "data.path=short.txt"), ("data.seq_len=8", "needs 9 tokens", "10 are 1")),
+    "shorter than a block": (
+        (*TEXT, "data.path=short.txt"),
+        ("short.txt has 10 (10 bytes)", "takes 9 tokens"),
+    ),
     "bad UTF-8": ((*TEXT, "data.path=bad.txt"), ("bad.txt", "byte 1500", "0xff")),
     "a character cut in two": ((*TEXT, "data.path=cut.txt"), ("cut.txt", "byte 1500", "0xc3")),
     "a folder without such files": (
