@@ -39,18 +39,23 @@ def warn_of_copies(
         How many.
     """
     found = copies(tokens, starts, cut)
-    if len(found):
-        named = [names[index] for index in found[:NAMED]] if names else []
-        first = ", ".join(named) + (", ..." if len(found) > NAMED else "")
+    num_validated = len(starts) - int(np.searchsorted(starts, cut, side="right")) + 1
+    warn(len(found), num_validated, what, [names[index] for index in found[: NAMED + 1]] if names else [])
+    return len(found)
+
+
+def warn(num_copies: int, num_validated: int, what: str, names: Sequence[str] = ()) -> None:
+    """Say in the log how many documents to validate on are copies of some to learn from, if any is."""
+    if num_copies:
+        first = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
         log.warning(
             "data        %d of %d %s to validate on are also learned from, word for word%s: remove the copies, or the "
             "validation loss is too low",
-            len(found),
-            len(starts) - np.searchsorted(starts, cut, side="right") + 1,
+            num_copies,
+            num_validated,
             what,
             f" ({first})" if names else "",
         )
-    return len(found)
 
 
 def copies(tokens: NDArray[np.integer], starts: NDArray[np.int64], cut: int) -> NDArray[np.int64]:

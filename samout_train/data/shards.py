@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from samout_train.data.batches import Rows, Source
+from samout_train.data.copies import warn
 from samout_train.data.jsonl import PaddedRows
 from samout_train.data.shard_index import VOCABULARY, ShardIndex, read_index
 from samout_train.data.shard_reader import ShardReader
@@ -19,6 +20,8 @@ from samout_train.data.text_kind import printable
 from samout_train.data.token_rows import TokenRows
 from samout_train.data.vocabulary import PAD_ID, SOS_ID
 from samout_train.ranges import Positive, checked_by, validated
+
+MOST_LOOKED_AT = 200_000_000  # tokens in which copies are looked for
 
 
 def shards_problems(settings: Mapping[str, Any], name: str) -> list[str]:
@@ -83,6 +86,7 @@ def shards(
     mixture = _Mixture(
         indices, weights=weights, layout=layout, validation_tokens=validation_tokens, seq_len=seq_len, seed=seed
     )
+    mixture.warn_of_copies()
     return Source(
         vocab_size=len(indices[0].vocabulary),
         pad_id=PAD_ID,
@@ -110,7 +114,7 @@ class _Mixture:
         seed: int = 0,
     ) -> None:
         self.indices, self.layout = indices, layout
-        splits = [ShardSplit(index, validation_tokens, layout) for index in indices]
+        self.splits = splits = [ShardSplit(index, validation_tokens, layout) for index in indices]
         layouts = [_layout(split, seq_len, (seed, number)) for number, split in enumerate(splits)]
         self.quotas = _quotas(weights or [each.num_rows for each in layouts], indices)
         reader = ShardReader(
@@ -136,6 +140,14 @@ class _Mixture:
                 tokens, np.stack([starts, np.append(starts[1:], len(tokens))], axis=1), seq_len=seq_len
             )
         self.num_validation_tokens = len(tokens)
+
+    def warn_of_copies(self) -> None:
+        """Say how many documents to validate on are also learned from, where all are read in seconds."""
+        if sum(index.total(lambda shard: shard.num_tokens) for index in self.indices) > MOST_LOOKED_AT:
+            return
+        hashes = [split.hashes() for split in self.splits]
+        learned, validated = (np.concatenate([each[part] for each in hashes]) for part in (0, 1))
+        warn(int(np.isin(validated, learned).sum()), len(validated), "documents")
 
     def _refuse_short(self, num_part: int, validation_tokens: int, seq_len: int) -> None:
         if num_part <= seq_len and validation_tokens <= seq_len:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from numpy.random import Generator, default_rng
 
+from samout_train.commands import tokenize
 from samout_train.data import copies as module
 from samout_train.data.copies import copies, document_hashes, starts_of
 from samout_train.data.jsonl import jsonl
+from samout_train.data.shards import shards
 from samout_train.data.text import text
 
 SETTINGS = {"vocabulary": "bytes", "vocab_size": 300, "vocabulary_path": None, "ignore_index": 3, "seed": 0}
@@ -65,3 +67,13 @@ def test_copied_documents_are_counted(tmp_path: Path, caplog: pytest.LogCaptureF
     path = str(tmp_path / "a.jsonl")
     jsonl(path=path, pattern="", layout="packed", roles=roles, seq_len=8, **SETTINGS)
     assert "2 of 5 documents to validate on are also learned from, word for word: remove the copies" in caplog.text
+
+
+def test_copied_documents_of_shards_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [f'{{"text": "document number {number:02d}"}}' for number in range(50)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, lines[7], lines[8]]) + "\n")
+    words = [f"path={tmp_path / 'a.jsonl'}", f"out={tmp_path / 'out'}", "vocabulary=bytes", "part_bytes=400", "jobs=1"]
+    assert tokenize.main(words) == 0
+    settings = {"paths": str(tmp_path / "out"), "weights": None, "layout": "packed", "validation_tokens": 1000}
+    shards(**settings, seq_len=8, ignore_index=3, seed=0)  # type: ignore[arg-type]
+    assert "2 of 5 documents to validate on are also learned from, word for word: remove" in caplog.text
