@@ -129,9 +129,14 @@ def model_problems(node: Node) -> list[str]:
     return _mistakes_in_node("model", node)
 
 
-def data_problems(node: Node) -> list[str]:
-    """What is wrong with a data source's settings."""
-    return _mistakes_in_node("data", node)
+def data_problems(node: Node, *, for_training: bool = True) -> list[str]:
+    """What is wrong with a data source's settings.
+
+    Args:
+        node: The data YAML's content.
+        for_training: Whether what they name must be enough to train on.
+    """
+    return _mistakes_in_node("data", node, own_checks=for_training)
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:
@@ -163,7 +168,7 @@ def _node(config: Mapping[str, Any], name: str) -> Node:
     return node if isinstance(node, dict) else {}
 
 
-def _mistakes_in_node(path: str, node: Any) -> list[str]:
+def _mistakes_in_node(path: str, node: Any, *, own_checks: bool = True) -> list[str]:
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         return [f"{path}: has no _target_: name the class or function that it builds"]
     try:
@@ -193,7 +198,7 @@ def _mistakes_in_node(path: str, node: Any) -> list[str]:
     for key, value in given.items():
         if isinstance(value, dict) and "_target_" in value:
             found += _mistakes_in_node(f"{path}.{key}", value)
-    own_check = getattr(target, "problems", None)
+    own_check = getattr(target, "problems", None) if own_checks else None
     return found or (list(own_check(given, path)) if callable(own_check) else [])
 
 

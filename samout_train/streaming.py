@@ -76,6 +76,9 @@ class Reader:
             windows = ids[: num_tokens // length * length + 1].unfold(0, length + 1, length)
             state_norm = {}
             nats_W, count_W = self._by_position(windows[:, :-1], windows[:, 1:], state_norm)
+            if not count_W.sum():
+                left_out[length] = "no token that is read here counts"
+                continue
             found.loss_nats[length] = float(nats_W.sum() / count_W.sum())
             # What a place costs does not depend on what follows: of the shortest windows that have it there are most.
             _add_positions(found.by_position, nats_W, count_W)

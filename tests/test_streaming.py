@@ -203,7 +203,7 @@ def test_evaluate_reads_other_text_by_the_vocabulary_of_the_run(text_run: Path) 
     (text_run / "other.txt").write_text("of it line 3 ZZZ. " * 60, "utf-8")  # too short for rows of 256
     done = samout(text_run, "evaluate", "run=run", "data=text", "data.path=other.txt", "lengths=[8,16]", "device=cpu")
     assert done.returncode == 0, done.stderr
-    assert "on text" in done.stdout and (text_run / "run/evaluate/text/evaluation.json").exists()
+    assert "on text-other-" in done.stdout and len(list((text_run / "run/evaluate").glob("text-other-*"))) == 1
 
 
 @pytest.mark.parametrize(

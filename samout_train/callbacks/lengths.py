@@ -2,7 +2,7 @@
 
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,7 +89,9 @@ class Lengths(Callback):
         log.info("  %s", missing_charts() or f"drawn in {shown_path(folder / PICTURE)}")
 
 
-def write_extrapolation(found: Extrapolation, name: str, folder: Path, *, step: int) -> None:
+def write_extrapolation(
+    found: Extrapolation, name: str, folder: Path, *, step: int, about: Mapping[str, Any] | None = None
+) -> None:
     """Writes `evaluation.json`, `lengths.png`, and an event file in which the losses by position are a chart.
 
     Args:
@@ -97,15 +99,16 @@ def write_extrapolation(found: Extrapolation, name: str, folder: Path, *, step: 
         name: Of the model.
         folder: Where they go, in the place of those that are there.
         step: Steps that the model has made.
+        about: What else `evaluation.json` says of the data.
 
     Raises:
         OSError: if they cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_figures(folder / "evaluation.json", {"step": step, **found.figures()})
-    picture = draw_extrapolation({name: found}, folder / PICTURE)
+    write_figures(folder / "evaluation.json", {"step": step, **(about or {}), **found.figures()})
+    picture = draw_extrapolation({name: found}, folder / PICTURE) if found.loss_nats else None
     for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
+        old.unlink(missing_ok=True)  # another evaluation at the same time may do the same
     events = EventFile(folder, purge_step=None)
     try:
         for _, last, nats in found.by_position:

@@ -1,6 +1,7 @@
 """`python -m samout_train evaluate run=DIR`: loss by length and by position, or the accuracy of a task by length."""
 
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +15,20 @@ if TYPE_CHECKING:
     import torch
 
     from samout_train.data.batches import Source
+    from samout_train.data.whole import WholeData
     from samout_train.extrapolation import Extrapolation
     from samout_train.loading import LoadedRun
 
 ROWS_PER_BATCH = 64  # of a task, at the length that it was trained at
 TIMES = (1, 4, 16, 64)  # of the training length, where no lengths are given
+MOST_TOKENS = 65536  # of the run's own validation split at each length, where most_tokens is not given
 
 
 def keys(
     *,
     run: str,
     lengths: list[Annotated[int, Positive]] | None,
-    most_tokens: Annotated[int, Positive],
+    most_tokens: Annotated[int, Positive] | None,
     data: str | None,
     device: str,
     kernels: Literal["auto", "reference", "fused"],
@@ -47,6 +50,7 @@ def main(words: list[str]) -> int:
 
 def _evaluate(words: list[str]) -> int:
     from samout_train.loading import load_run
+    from samout_train.metrics import sees_future
     from samout_train.ops.kernels import use_kernels
     from samout_train.runtime import choose_device, keep_freed_memory
 
@@ -58,20 +62,28 @@ def _evaluate(words: list[str]) -> int:
     use_kernels(settings["kernels"])
     loaded = load_run(settings["run"])
     config_dirs = Request(words, "evaluate").config_dirs
-    name, source = source_of(loaded, of_data, settings["lengths"], config_dirs=config_dirs)
+    name, source, whole = source_of(loaded, of_data, settings["lengths"], config_dirs=config_dirs)
+    if source.chance is None and sees_future(loaded.model):
+        raise ConfigError("this model sees the whole sequence, so that it has no loss by position to go on with")
     loaded.model.to(device)
     folder = loaded.checkpoint.parent.parent / "evaluate" / name
     print(f"{loaded.checkpoint}, after step {loaded.step}, on {name}, {device}", flush=True)
-    if source.chance is not None:
-        _accuracies(loaded, source, device, folder)
-    else:
-        _losses(loaded, source, settings, device, folder)
+    try:
+        if source.chance is not None:
+            _accuracies(loaded, source, device, folder)
+        else:
+            about = {} if whole is None else _measured_whole(loaded, source, whole, device)
+            _losses(loaded, source, settings, device, folder, about)
+    except OSError as error:
+        reason = error.strerror or error
+        print(f"{folder}: cannot be written to ({reason}). Make it writable, or copy the run.", file=sys.stderr)
+        return 1
     return 0
 
 
 def source_of(
     loaded: "LoadedRun", of_data: Sequence[str], lengths: list[int] | None, *, config_dirs: Sequence[str] = ()
-) -> "tuple[str, Source]":
+) -> "tuple[str, Source, WholeData | None]":
     """The data to evaluate on, by the run's vocabulary and in rows of its training length.
 
     Args:
@@ -81,12 +93,13 @@ def source_of(
         config_dirs: Further folders to look for YAML in, absolute.
 
     Returns:
-        Its name, and the source.
+        Its name, the source, and where files were given what they are, each split of the source being all of it.
 
     Raises:
         ConfigError: if the data is not what was asked for, or not for this model.
     """
     from samout_train.config import build, compose_config, saved_node, saved_seed
+    from samout_train.data.whole import reads_whole
     from samout_train.problems import DATA_SETTINGS, data_problems
 
     saved = loaded.checkpoint.parent.parent / ".hydra" / "config.yaml"
@@ -104,6 +117,8 @@ def source_of(
             node |= {"seq_len": trained_length}
         if "line_ends" in node and not any(word.startswith("data.line_ends=") for word in of_data):
             node |= {"line_ends": loaded.line_ends}
+        if reads_whole(node):
+            return _given(loaded, of_data, name, node, trained_length)
     if lengths is not None:
         node |= {key: lengths for key in ("test_lengths", "test_distances") if key in node}
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +135,28 @@ def source_of(
             f"data={name}: has {source.vocab_size} ids, the model {loaded.vocab_size}: give data of the kind that it "
             "was trained on"
         )
-    return name, source
+    return name, source, None
+
+
+def _given(
+    loaded: "LoadedRun", of_data: Sequence[str], name: str, node: dict[str, Any], trained_length: int | None
+) -> "tuple[str, Source, WholeData]":
+    """Read files that were given from end to end, by the vocabulary of the run."""
+    from samout_train.data.whole import whole_data
+    from samout_train.problems import data_problems
+
+    if loaded.vocabulary is None:
+        raise ConfigError(
+            f"data={name}: the run was trained on {loaded.vocab_size} ids that are no text: leave data= out, or give "
+            "data of the kind that it was trained on"
+        )
+    if refused := [word for word in of_data if word.lstrip("+").startswith("data.vocab")]:
+        raise ConfigError(f"{refused[0]}: text is read by the vocabulary of the run: leave it out")
+    if found := data_problems(node, for_training=False):
+        raise ConfigError("\n".join(found))
+    whole = whole_data(node, loaded.vocabulary, seq_len=trained_length or int(node["seq_len"]))
+    source = whole.source(loaded.vocabulary, ignore_index=node["ignore_index"], line_ends=node.get("line_ends", "keep"))
+    return f"{name}-{whole.name}", source, whole
 
 
 def _accuracies(loaded: "LoadedRun", source: "Source", device: "torch.device", folder: Path) -> None:
@@ -150,36 +186,81 @@ def _accuracies(loaded: "LoadedRun", source: "Source", device: "torch.device", f
     write_figures(folder / "evaluation.json", {"step": loaded.step, "accuracy": by_name, "chance": source.chance})
 
 
+def _measured_whole(
+    loaded: "LoadedRun", source: "Source", whole: "WholeData", device: "torch.device"
+) -> dict[str, Any]:
+    """Measure data from end to end, each row from a fresh state as in training, and print what it is."""
+    from samout_train.config import saved_node
+    from samout_train.data.whole import digests_of
+    from samout_train.evaluation import evaluate, in_order
+
+    rows = whole.rows
+    print(f"  {whole.path}, sha256 {whole.sha256}")
+    trained = digests_of(saved_node(loaded.checkpoint.parent.parent / ".hydra" / "config.yaml", "data"))
+    is_training_text = bool(trained & whole.digests)
+    if is_training_text:
+        print(
+            "  this is the text of the run, or contains a file of it: the loss does not say how it does on other text"
+        )
+    batches = -(-rows.num_windows // ROWS_PER_BATCH)
+    batch = in_order(rows, ROWS_PER_BATCH)
+    found = evaluate(loaded.model, batch, source=source, device=device, precision="fp32", num_batches=batches)
+    bits = f", {found.bits_per_byte:.4f} bits per byte" if found.bits_per_byte is not None else ""
+    print(f"  {found.loss_nats:.4f} nats a token{bits}, over {found.num_targets:,} counted targets: all of it")
+    if whole.unknown:
+        print(
+            f"  {whole.unknown:,} of {len(whole.tokens):,} tokens ({whole.unknown_share:.2%}) are characters that the "
+            "vocabulary of the run does not have; they are not counted"
+        )
+    if rows.seq_len < (trained_length := whole.seq_len):
+        print(f"  it is shorter than a training row of {trained_length:,}: read as one row of {rows.seq_len:,}")
+    return {
+        "path": whole.path,
+        "sha256": whole.sha256,
+        "tokens": len(whole.tokens),
+        "counted_targets": found.num_targets,
+        "not_in_vocabulary": whole.unknown,
+        "not_in_vocabulary_share": whole.unknown_share,
+        "is_training_text": is_training_text,
+        "trained_length": whole.seq_len,
+        "whole_loss_nats": found.loss_nats,
+        "bits_per_byte": found.bits_per_byte,
+    }
+
+
 def _losses(
-    loaded: "LoadedRun", source: "Source", settings: dict[str, Any], device: "torch.device", folder: Path
+    loaded: "LoadedRun",
+    source: "Source",
+    settings: dict[str, Any],
+    device: "torch.device",
+    folder: Path,
+    about: dict[str, Any],
 ) -> None:
     from samout_train.callbacks.lengths import PICTURE, write_extrapolation
     from samout_train.charts import missing_charts
     from samout_train.extrapolation import FAR_TIMES
-    from samout_train.metrics import sees_future
     from samout_train.streaming import Reader, stream_of
 
     rows, given = source.validation, settings["lengths"]
-    trained = source.train.seq_len
-    if sees_future(loaded.model):
-        raise ConfigError("this model sees the whole sequence, so that it has no loss by position to go on with")
+    trained = about.get("trained_length", source.train.seq_len)
     reader = Reader(
         model=loaded.model, trained_length=trained, ignore_index=source.ignore_index, device=device, precision="fp32"
     )
-    tokens = stream_of(rows)
+    tokens, most_tokens = stream_of(rows), settings["most_tokens"]
     if tokens is None:
         if given:
             raise ConfigError(
                 f"lengths={given}: the rows of this data do not follow each other, so there are none of other lengths "
                 f"than {trained}: leave it out"
             )
-        found = reader.rows(rows, settings["most_tokens"])
+        found = reader.rows(rows, most_tokens or (rows.num_windows * trained if about else MOST_TOKENS))
     else:
         lengths = [trained * times for times in TIMES] if given is None else [*given, trained, FAR_TIMES * trained]
-        found = reader.text(tokens, lengths, settings["most_tokens"])
+        lengths += [rows.seq_len] if rows.seq_len < trained else []
+        found = reader.text(tokens, lengths, most_tokens or about.get("tokens", MOST_TOKENS))
     for line in _table(found):
         print(f"  {line}")
-    write_extrapolation(found, folder.parent.parent.name, folder, step=loaded.step)
+    write_extrapolation(found, folder.parent.parent.name, folder, step=loaded.step, about=about)
     print(f"  {missing_charts() or f'drawn in {folder / PICTURE}'}")
 
 

@@ -29,7 +29,7 @@ def jsonl_problems(settings: Mapping[str, Any], name: str) -> list[str]:
     """What speaks against training on these documents."""
 
     def look() -> Survey:
-        return _survey(settings["path"], settings["pattern"], settings["roles"], settings.get("line_ends", "keep"))
+        return look_at(settings["path"], settings["pattern"], settings["roles"], settings.get("line_ends", "keep"))
 
     return file_problems(settings, name, look, documents=True)
 
@@ -70,7 +70,7 @@ def jsonl(
         ValueError: if a line cannot be read, or there is too little in the files.
     """
     choice = VocabularyChoice.of(vocabulary=vocabulary, vocab_size=vocab_size, vocabulary_path=vocabulary_path)
-    looked_at = _survey(path, pattern, roles, line_ends)
+    looked_at = look_at(path, pattern, roles, line_ends)
     tokenized = tokenize(looked_at, choice)
     documents = _documents(tokenized.tokens, path)
     cut = int(documents[1][0, 0])
@@ -138,7 +138,8 @@ class PaddedRows:
         return self.take(np.arange(start, min(stop, self.num_rows)), 0)
 
 
-def _survey(path: str, pattern: str, roles: Mapping[str, str], line_ends: LineEnds) -> Survey:
+def look_at(path: str, pattern: str, roles: Mapping[str, str], line_ends: LineEnds) -> Survey:
+    """Find the files of documents, and take their digests."""
     found = find(path, pattern)
     return survey(found.root, found.files, JsonlReader.of(roles, line_ends), found.left_out_in_words())
 

@@ -18,7 +18,7 @@ def text_problems(settings: Mapping[str, Any], name: str) -> list[str]:
     """What speaks against training on this text."""
 
     def look() -> Survey:
-        return _survey(settings["path"], settings["pattern"], settings.get("line_ends", "keep"))
+        return look_at(settings["path"], settings["pattern"], settings.get("line_ends", "keep"))
 
     return file_problems(settings, name, look)
 
@@ -56,11 +56,12 @@ def text(
         ValueError: if there is no such file, none matches, or the text is empty, no UTF-8 or too short.
     """
     choice = VocabularyChoice.of(vocabulary=vocabulary, vocab_size=vocab_size, vocabulary_path=vocabulary_path)
-    looked_at = _survey(path, pattern, line_ends)
+    looked_at = look_at(path, pattern, line_ends)
     return stream_source(looked_at, choice, seq_len=seq_len, ignore_index=ignore_index, seed=seed)
 
 
-def _survey(path: str, pattern: str, line_ends: LineEnds) -> Survey:
+def look_at(path: str, pattern: str, line_ends: LineEnds) -> Survey:
+    """Find the files of a text, and take their digests."""
     found = find(path, pattern)
     reader = TextReader(sos=Path(path).expanduser().is_dir(), line_ends=line_ends)
     return survey(found.root, found.files, reader, found.left_out_in_words())

@@ -26,6 +26,7 @@ from samout_train.data.vocabulary_choice import VocabularyChoice, vocabulary_fro
 from samout_train.stopping import StopSignals
 
 FORMAT = 3
+MOST_UNKNOWN = 0.5
 SECONDS_BETWEEN_JOURNALS = 2.0
 IDS_TOGETHER = 1 << 24
 log = logging.getLogger(__name__)
@@ -57,15 +58,16 @@ class _Journal:
     unknown: int = 0
 
 
-def tokenize(survey: Survey, choice: VocabularyChoice) -> TokenizedText:
+def tokenize(survey: Survey, choice: VocabularyChoice, *, most_unknown: float = MOST_UNKNOWN) -> TokenizedText:
     """The ids of the files of a survey, from the cache where they are there already.
 
     Args:
         survey: Which files, and what is in them.
         choice: The vocabulary.
+        most_unknown: The share of the tokens that a given vocabulary may lack.
 
     Raises:
-        ValueError: if a file cannot be read.
+        ValueError: if a file cannot be read, or a given vocabulary lacks more of it.
         OSError: if the cache cannot be written.
         StopRequestedError: on a signal; the next call goes on from there.
     """
@@ -81,6 +83,12 @@ def tokenize(survey: Survey, choice: VocabularyChoice) -> TokenizedText:
     assert entry is not None
     if not entry["num_tokens"]:
         raise ValueError(f"there is no text in {len(survey.files)} file(s) of {survey.root}: give some")
+    unknown, num_tokens = entry["unknown"], entry["num_tokens"]
+    if unknown > most_unknown * num_tokens:
+        raise ValueError(
+            f"vocabulary_path: {unknown} of {num_tokens} tokens of the text are not in it: give the vocabulary that "
+            "belongs to the text, or null to make one"
+        )
     tokens = np.memmap(bin_path, dtype=entry["dtype"], mode="r", shape=(entry["num_tokens"],))
     vocabulary = vocabulary_from(entry["vocabulary"])
     largest = largest_id(tokens)
@@ -180,15 +188,10 @@ class _Tokenizing:
         return np.concatenate([np.zeros(0, dtype=np.int32), *encoded])
 
     def _check(self, journal: _Journal) -> None:
-        """Refuses ids that do not stand for the content that they are kept under, or for hardly any."""
+        """Refuses ids that do not stand for the content that they are kept under."""
         if self.survey.changed():
             self.journal_path.unlink(missing_ok=True)
             raise ValueError(f"files in {self.survey.root} were changed while they were tokenized: start again")
-        if 2 * journal.unknown > journal.num_tokens:
-            raise ValueError(
-                f"vocabulary_path: {journal.unknown} of {journal.num_tokens} tokens of the text are not in it: "
-                "give the vocabulary that belongs to the text, or null to make one"
-            )
 
     def _bar(self, journal: _Journal, name: str) -> "tqdm[Any]":
         done = sum(self.survey.sizes[: journal.file]) + journal.offset

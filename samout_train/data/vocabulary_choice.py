@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from samout_train.data.bpe import BytePairs
 from samout_train.data.published_vocabulary import read_published_vocabulary
@@ -48,6 +48,11 @@ class VocabularyChoice:
         if given.name != vocabulary:
             raise ValueError(f"vocabulary={vocabulary}: vocabulary_path is one of {given.name}: set vocabulary to that")
         return cls(vocabulary, vocab_size, given)
+
+    @classmethod
+    def of_run(cls, vocabulary: Vocabulary) -> "VocabularyChoice":
+        """Choose the vocabulary that a run has."""
+        return cls(cast(VocabularyName, vocabulary.name), len(vocabulary), vocabulary)
 
     def key(self) -> str:
         """What tells the tokens of one choice from those of another."""

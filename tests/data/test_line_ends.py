@@ -154,7 +154,7 @@ def test_prompts_and_given_text_are_read_as_the_run_reads_its_own(
     assert out.startswith({"keep": "one\r\n\r", "fold": "one\n\n"}[line_ends])
     assert f"prompt: {6 if line_ends == 'keep' else 5} tokens" in error
     loaded = load_run(run)
-    _, source = source_of(loaded, ["data=text", f"data.path={tmp_path / 'a.txt'}"], None)
+    _, source, _ = source_of(loaded, ["data=text", f"data.path={tmp_path / 'a.txt'}"], None)
     assert source.line_ends == loaded.line_ends == line_ends
 
 

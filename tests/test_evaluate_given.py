@@ -1,0 +1,147 @@
+"""Files that are given to evaluate: read whole, named, kept beside other results, and what is unknown is counted."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from samout_train import train
+from samout_train.commands import evaluate
+from samout_train.loading import load_run
+
+TRAINED = "".join(f"line {number % 17} of it. " for number in range(300))
+ROW = 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a folder of text, as `run`."""
+    folder = tmp_path_factory.mktemp("given")
+    (folder / "texts").mkdir()
+    (folder / "texts" / "text.txt").write_text(TRAINED, "utf-8")
+    words = ["model=v8", "model.hidden_size=8", "model.num_heads=2", "model.num_layers=1", "device=cpu"]
+    words += ["data=text", f"data.path={folder / 'texts'}", f"data.seq_len={ROW}", "data.batch_size=4", "trainer=debug"]
+    train([*words, f"run_dir={folder / 'run'}", "kernels=reference", "~callbacks.sample"])
+    return folder
+
+
+def evaluated(folder: Path, *words: str) -> int:
+    return evaluate.main([f"run={folder / 'run'}", "device=cpu", "kernels=reference", *words])
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    found = (folder / "run" / "evaluate").glob("*/evaluation.json")
+    return {path.parent.name: json.loads(path.read_text()) for path in found}
+
+
+def text_at(path: Path, content: str) -> str:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content, "utf-8")
+    return f"data.path={path}"
+
+
+def nats_in_rows(folder: Path, content: str) -> tuple[float, int]:
+    """Mean over the targets that the vocabulary has, each row from a fresh state, and their number."""
+    loaded = load_run(folder / "run")
+    assert loaded.vocabulary is not None
+    ids = torch.from_numpy(loaded.vocabulary.encode(content, unknown_id=3).astype("int64"))
+    nats, count = 0.0, 0
+    for start in range(0, len(ids) - 1, ROW):
+        row = ids[start : start + ROW + 1]
+        with torch.inference_mode():
+            logits = loaded.model(row[None, :-1])[0][0]
+        nats += float(F.cross_entropy(logits, row[1:], ignore_index=3, reduction="sum"))
+        count += int((row[1:] != 3).sum())
+    return nats / count, count
+
+
+@pytest.mark.parametrize("content", ["line 3 of it, 50 ЖЖ. " * 30, "line 3", TRAINED[:17]])
+def test_a_file_is_read_from_its_first_character_to_its_last(
+    folder: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(results(folder))
+    assert evaluated(folder, "data=text", text_at(tmp_path / "mine.txt", content)) == 0
+    out = capsys.readouterr().out
+    (name,) = set(results(folder)) - before
+    found, (nats, count) = results(folder)[name], nats_in_rows(folder, content)
+    assert found["whole_loss_nats"] == pytest.approx(nats, abs=1e-5) and found["counted_targets"] == count
+    assert found["path"] == str(tmp_path / "mine.txt") and found["sha256"] in out and found["path"] in out
+    strange = sum(letter not in TRAINED for letter in content)
+    assert found["not_in_vocabulary"] == strange and found["tokens"] == len(content)
+    assert found["not_in_vocabulary_share"] == strange / len(content)
+    assert (f"({strange / len(content):.2%}) are characters" in out) == (strange > 0)
+    assert f"over {count} counted targets" in out and found["loss_nats"] and not found["is_training_text"]
+
+
+def test_results_lie_beside_each_other_and_the_same_file_replaces_its_own(folder: Path, tmp_path: Path) -> None:
+    assert evaluated(folder) == 0
+    own = results(folder)["text"]
+    before = set(results(folder))
+    first, second = (text_at(tmp_path / name / "test.txt", f"line {name} of it. " * 9) for name in "12")
+    for path in (first, second, first):
+        assert evaluated(folder, "data=text", path) == 0
+    new = {name: found for name, found in results(folder).items() if name not in before}
+    assert {found["path"] for found in new.values()} == {str(tmp_path / name / "test.txt") for name in "12"}
+    assert len(new) == 2 and all(name.startswith("text-test-") for name in new)
+    assert results(folder)["text"] == own, "that of the run's own data stays in its place"
+
+
+def test_documents_are_read_whole_in_either_layout_also_one_alone(folder: Path, tmp_path: Path) -> None:
+    before = set(results(folder))
+    path = text_at(tmp_path / "chat.jsonl", json.dumps({"text": "line 3 of it. " * 20}) + "\n")
+    for layout in ("packed", "padded"):
+        assert evaluated(folder, "data=jsonl", path, f"data.layout={layout}") == 0
+    counted = [found["counted_targets"] for name, found in results(folder).items() if name not in before]
+    assert sorted(counted) == [279, 280], "280 characters: behind their mark each is a target, without it all but one"
+
+
+def test_text_of_the_run_is_told_also_among_other_files(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text_at(tmp_path / "more" / "new.txt", "line 1 of it. " * 5)
+    assert evaluated(folder, "data=text", f"data.path={tmp_path / 'more'}") == 0
+    assert "is the text of the run" not in capsys.readouterr().out
+    text_at(tmp_path / "more" / "copy.txt", TRAINED)
+    assert evaluated(folder, "data=text", f"data.path={tmp_path / 'more'}") == 0
+    assert "this is the text of the run, or contains a file of it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "told"),
+    [
+        ("ЖЯ" * 200, [], "none of its 400 tokens can be counted"),
+        ("l", [], "has 1 token, and a loss needs 2"),
+        ("", [], "has no text: give a file that has some"),
+        ("line 1 of it", ["data.vocabulary=bytes"], "data.vocabulary=bytes: text is read by the vocabulary of the run"),
+        ("line 1 of it", ["data.seq_len=4"], "data.seq_len=4: rows are as long as those"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_a_sentence(
+    folder: Path, tmp_path: Path, content: str, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluated(folder, "data=text", text_at(tmp_path / "a.txt", content), *words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_text_that_is_mostly_unknown_is_measured_by_what_is_known(folder: Path, tmp_path: Path) -> None:
+    before = set(results(folder))
+    path = text_at(tmp_path / "odd.txt", "l" + "Ж" * 50 + "ine")
+    assert evaluated(folder, "data=text", path) == 0
+    (name,) = set(results(folder)) - before
+    assert results(folder)[name]["counted_targets"] == 3 and math.isfinite(results(folder)[name]["whole_loss_nats"])
+
+
+def test_a_folder_that_cannot_be_written_is_told_after_the_figures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("samout_train.callbacks.lengths.write_figures", refuse)
+    assert evaluated(folder, "data=text", text_at(tmp_path / "a.txt", "line 1 of it. " * 9)) == 1
+    out, error = capsys.readouterr()
+    assert "counted targets" in out and "cannot be written to (Permission denied)" in error
