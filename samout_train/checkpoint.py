@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from samout_train.atomic import replace_file
+from samout_train.home import home_path
 from samout_train.shards import damaged_shards, join_shards
 from samout_train.tensor_file import read_tensor_file
 
@@ -141,7 +142,7 @@ def find_checkpoint(path: str | Path) -> Path:
     """
     if not str(path):
         raise ValueError("the path of a run is empty: give a run directory or a checkpoint file")
-    path = Path(path).expanduser()
+    path = home_path(path)
     if path.is_file() and path.suffix != ".pt":
         raise ValueError(f"{path} is no checkpoint: give a run directory or a checkpoint file, step_*.pt")
     if path.is_file():

@@ -15,7 +15,8 @@ from hydra._internal.utils import get_args_parser
 from tqdm import tqdm
 
 from samout_train.config import CONF, Composed, ConfigError, compose_config
-from samout_train.overrides import PLAIN_TEXT_KEYS, as_typed, key_of, override_problems, words_for_hydra
+from samout_train.home import home_path
+from samout_train.overrides import PLAIN_TEXT_KEYS, as_typed, key_of, override_problems, quote_text, words_for_hydra
 from samout_train.signatures import MISSING, mistakes_in_call, nearest
 from samout_train.sweeps import common_keys, first_stage, job_name, jobs_of, sweep_problems, without_sweeps
 
@@ -40,10 +41,14 @@ class Request:
     def __init__(self, words: Sequence[str], config_name: str = "config", *, writes: bool = True) -> None:
         self.writes = writes
         self.arguments = _parsed(words)
-        self.flags = [word for word in words if word not in self.arguments.overrides]
+        self.flags = [_with_home(word) for word in words if word not in self.arguments.overrides]
         self.overrides: list[str] = last_of_each(self.arguments.overrides)
         self.in_sweep = bool(self.arguments.multirun)
+        if self.in_sweep:
+            self.overrides = [quote_text(word, in_sweep=True) for word in self.overrides]
         self.config_name: str = self.arguments.config_name or config_name
+        if self.arguments.config_dir:
+            self.arguments.config_dir = str(home_path(self.arguments.config_dir))
         self.config_dirs = [str(Path(self.arguments.config_dir).resolve())] if self.arguments.config_dir else []
         self.folders = [CONF, *map(Path, self.config_dirs)]
         self.asks_only = any(getattr(self.arguments, name) for name in INFORMATION)
@@ -102,12 +107,13 @@ class Request:
         self.swept = common.swept
         left_out = common_keys(words, self.swept)
         stages = common.stages
+        refused = tuple(f"{key_of(word)}: is missing" for word in wrong)
         jobs = jobs_of(words, self.swept) if stages is None else first_stage(words, stages)
         for job in tqdm(jobs, desc="checking jobs", leave=False, disable=len(jobs) < JOBS_THAT_TAKE_A_WHILE):
             composed, mistakes = checked_config(
                 job, config_name=self.config_name, config_dirs=self.config_dirs, typed=False
             )
-            found += mistakes
+            found += [mistake for mistake in mistakes if not mistake.startswith(refused)]
             if composed is not None and not mistakes:
                 found += resume_problems(composed.config["resume"]) + sweep_problems(composed, job, left_out)
                 self.run_dir, name = composed.sweep_dir, job_name(job, left_out)
@@ -237,7 +243,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
             raise ConfigError(f"--{name.replace('_', '-')}: {instead}")
     if not arguments.cfg and (arguments.resolve or arguments.package):
         raise ConfigError("--resolve and --package are for --cfg job: add that, or leave them out")
-    if arguments.config_dir is not None and not (arguments.config_dir and Path(arguments.config_dir).is_dir()):
+    if arguments.config_dir is not None and not (arguments.config_dir and home_path(arguments.config_dir).is_dir()):
         raise ConfigError(
             f"--config-dir {arguments.config_dir}: is not there: give a folder of YAML files such as conf/"
         )
@@ -248,6 +254,11 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     if arguments.shell_completion and not _is_completion(arguments.overrides):
         raise ConfigError("--shell-completion: write -sc install=bash, or zsh or fish")
     return arguments
+
+
+def _with_home(flag: str) -> str:
+    name, equals, value = flag.partition("=")
+    return f"{name}={home_path(value)}" if equals and name in ("--config-dir", "-cd") else flag
 
 
 def _is_completion(words: Sequence[str]) -> bool:

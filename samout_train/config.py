@@ -23,6 +23,7 @@ from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from samout_train.home import home_expanded
 from samout_train.hydra_messages import in_few_words
 from samout_train.overrides import override_problems, words_for_hydra
 
@@ -192,9 +193,9 @@ def resolve(composed: DictConfig) -> Composed:
     """
     choices = dict(HydraConfig.get().runtime.choices)
     config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    container = OmegaConf.to_container(config, resolve=True)
+    container = home_expanded(OmegaConf.to_container(config, resolve=True))
     assert isinstance(container, dict)
-    sweep_dir = str(HydraConfig.get().sweep.dir)
+    sweep_dir = str(home_expanded(HydraConfig.get().sweep.dir, "dir"))
     known = {name: option for name, option in choices.items() if "/" not in name}
     text = OmegaConf.to_yaml(config, resolve=True)
     sweeper = OmegaConf.to_container(HydraConfig.get().sweeper, resolve=True)

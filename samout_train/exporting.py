@@ -25,6 +25,7 @@ from samout_train.export_files import (
     vocabulary_files,
     write_weights,
 )
+from samout_train.home import home_path
 from samout_train.loading import LoadedRun, load_run, model_of
 from samout_train.metrics import num_parameters
 from samout_train.models.published import load_published, published_state
@@ -117,7 +118,7 @@ def load_exported(folder: str | Path) -> LoadedRun:
     Raises:
         ValueError: if it is no export, or is damaged.
     """
-    folder = Path(folder).expanduser()
+    folder = home_path(folder)
     if reason := export_damage(folder):
         raise ValueError(f"{folder} cannot be used: {reason}")
     note = read_manifest(folder)
@@ -167,7 +168,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _folder(out: str | Path) -> Path:
     if not str(out):
         raise ValueError("out=: is empty: give a folder that is not there yet")
-    return Path(out).expanduser()
+    return home_path(out)
 
 
 def _refuse_what_is_there(folder: Path) -> bool:

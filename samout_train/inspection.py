@@ -19,7 +19,9 @@ from samout_train.data.published_vocabulary import read_published_vocabulary
 from samout_train.data.vocabulary_choice import vocabulary_from
 from samout_train.export_files import VOCABULARY, WEIGHTS
 from samout_train.exporting import CONFIG, MANIFEST, export_damage, read_manifest
+from samout_train.home import home_path
 from samout_train.models.published import load_published, rename_published
+from samout_train.shell_words import shell_word, typed_line
 from samout_train.tensor_file import read_tensor_file
 
 SIZES = ("hidden_size", "num_layers", "num_heads", "ffn_size", "max_seq_len")
@@ -59,7 +61,7 @@ def inspect_path(path: str | Path) -> Found:
     """
     if not str(path):
         return _unknown(f"path=: is empty: {WHAT_IS_KNOWN}")
-    path = Path(path).expanduser()
+    path = home_path(path)
     if not path.exists():
         return _unknown(f"{path} is not there: {WHAT_IS_KNOWN}")
     if path.is_dir():
@@ -98,7 +100,7 @@ def _run(path: Path) -> Found:
     else:
         found.add("resume=auto", "starts at step 0: there is no checkpoint yet")
     found.add("finished", "yes" if (path / "summary.json").is_file() else "no: there is no summary.json")
-    _needs(found, whole[-1] if whole else None, path, f"run_dir={path} resume=auto")
+    _needs(found, whole[-1] if whole else None, path, f"{shell_word(f'run_dir={path}')} resume=auto")
     found.damaged = found.damaged or not (path / SAVED_CONFIG).is_file()  # a row says so
     return found
 
@@ -109,7 +111,7 @@ def _checkpoint(path: Path) -> Found:
         found.add("set aside", "yes: resume=auto found it damaged", damaged=True)
     found.add("whole", f"no: {reason}" if reason else "yes, it agrees with its manifest", damaged=bool(reason))
     if reason is None:
-        _needs(found, path, path.parent.parent, f"resume={path} and a run_dir of its own")
+        _needs(found, path, path.parent.parent, f"{shell_word(f'resume={path}')} and a run_dir of its own")
     return found
 
 
@@ -130,7 +132,10 @@ def _needs(found: Found, checkpoint: Path | None, run_dir: Path, resume: str) ->
     found.add("format", f"{written}, step {content.get('step')}")
     if model and data:
         found.add("to continue", f"the same command and data, with {resume}")
-        found.add("to generate", f"generate run={checkpoint}" if is_text else "not possible: its ids are no text")
+        found.add(
+            "to generate",
+            typed_line(["generate", f"run={checkpoint}"]) if is_text else "not possible: its ids are no text",
+        )
 
 
 def _node(found: Found, config: Path, name: str) -> dict[str, Any]:
@@ -154,7 +159,7 @@ def _data(node: dict[str, Any]) -> str:
     path = node.get("path")
     if not isinstance(path, str):
         return _short(node) if node else "not known"
-    is_there = Path(path).expanduser().exists()
+    is_there = home_path(path).exists()
     return f"{_short(node)}, {path}{'' if is_there else ' (which is not there, seen from this folder)'}"
 
 
@@ -211,7 +216,7 @@ def _file(path: Path) -> Found:
 def _vocabulary(path: Path) -> Found:
     vocabulary = read_published_vocabulary(path)
     size = f"{vocabulary.name}, {len(vocabulary)} ids, {len(vocabulary.spellings)} more spelled"
-    rows = [("whole", "yes"), ("vocabulary", size), ("to use", f"data.vocabulary_path={path}")]
+    rows = [("whole", "yes"), ("vocabulary", size), ("to use", shell_word(f"data.vocabulary_path={path}"))]
     return Found("a pickled vocabulary of the published scripts", rows=rows)
 
 

@@ -13,6 +13,7 @@ from samout_train.data.documents import LineEnds
 from samout_train.data.published_vocabulary import read_published_vocabulary
 from samout_train.data.vocabulary import Vocabulary
 from samout_train.data.vocabulary_choice import read_vocabulary_file, vocabulary_from
+from samout_train.home import home_path
 from samout_train.problems import model_problems
 
 
@@ -112,7 +113,7 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
         ValueError: if there is none at the path, or the run was trained on ids that are no text.
         CheckpointError: if the run's checkpoints are damaged.
     """
-    if (file := Path(path).expanduser()).is_file() and file.suffix == ".json":
+    if (file := home_path(path)).is_file() and file.suffix == ".json":
         return read_vocabulary_file(file)
     if file.is_file() and file.suffix != ".pt":
         return read_published_vocabulary(file)

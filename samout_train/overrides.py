@@ -10,7 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
+from samout_train.home import home_path
 from samout_train.hydra_messages import missing_option, options_of
+from samout_train.shell_words import quoted, shell_word
 
 MAY_BE_NULL = ("experiment",)
 LAUNCHERS = {
@@ -25,9 +27,14 @@ FREE_HYDRA_KEYS = (
 # Keys whose values are text: commas, equals signs, brackets and digits in them mean nothing to Hydra. Values
 # in quotes, null and ${...} are Hydra's.
 TEXT_KEYS = (
-    *("run_dir", "resume", "out", "pattern", "vocabulary_path", "callbacks.sample.prompt"),
-    *("data.path", "data.pattern", "data.vocabulary_path"),
+    *("run_dir", "resume", "out", "pattern", "vocabulary_path", "storage", "hydra.sweep.dir"),
+    *("data.path", "data.pattern", "data.vocabulary_path", "callbacks.sample.prompt"),
 )
+TEXT_BELOW = ("data.roles.", "roles.")
+LIST_KEYS = ("runs", "data.paths")  # of text; one text is taken for a list of one
+MOST_COMMAS = 32  # in one path of a list
+QUOTED = re.compile(r"""\s*(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
+SWEEP_FUNCTION = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag|extend_list|str)\(.*\)\s*", re.DOTALL)
 # Keys of the other verbs that are text whatever it says, so that a prompt can be any text.
 PLAIN_TEXT_KEYS = ("run", "path", "prompt", "stop", "dir")
 
@@ -63,7 +70,8 @@ def override_problems(
         try:
             override = parser.parse_override(quote_text(word) if typed and not in_sweep else word)
         except HydraException:
-            hint = f"put a value with special characters in quotes of its own: {key}='\"...\"'"
+            right = shell_word(f"{key}={quoted(word.partition('=')[2])}")
+            hint = f"put text with special characters in quotes of its own: {right}"
             found[word] = (
                 f"{word}: cannot be read: {hint}" if "=" in word else f"{word}: has no value: write {word}=..."
             )
@@ -112,23 +120,72 @@ def _wrong_option(override: Override, folders: Sequence[Path]) -> str | None:
     return missing_option(group, absent[0], options) if absent else None
 
 
-def quote_text(override: str) -> str:
-    """Quotes the value of a key that takes text, so that Hydra reads it as the shell gave it."""
+def quote_text(override: str, *, in_sweep: bool = False) -> str:
+    """Return an override with quotes around the text in its value, so that Hydra reads it as the shell gave it.
+
+    Args:
+        override: As typed.
+        in_sweep: Whether commas part the values of several jobs.
+    """
     key, equals, value = override.partition("=")
     name = key.lstrip("+")
-    is_hydras = value in ("", "null", "???") or value[0] in "'\"" or "${" in value
-    if equals and (name in PLAIN_TEXT_KEYS or (name in TEXT_KEYS and not is_hydras)):
+    if not equals or key.startswith("~"):
+        return override
+    if name in PLAIN_TEXT_KEYS:
         return f"{key}={quoted(value)}"
-    return override
+    is_text = name in TEXT_KEYS or name.startswith(TEXT_BELOW)
+    is_hydras = value in ("", "null", "???") or "${" in value or (in_sweep and SWEEP_FUNCTION.fullmatch(value))
+    if is_hydras or not (is_text or name in LIST_KEYS):
+        return override
+    quote = _quoted_text if is_text else _quoted_list
+    if not in_sweep or name == "hydra.sweep.dir":
+        return f"{key}={quote(value)}"
+    return f"{key}={','.join(map(quote, _parted(value)))}"
 
 
-def quoted(text: str) -> str:
-    """A text in quotes, with escapes, from which Hydra and OmegaConf make the same text."""
-    # A backslash means something only in front of what it can escape, so only there it is doubled.
-    text = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
-    text = re.sub(r"(\\*)'", lambda found: 2 * found[1] + r"\'", text)
-    text = re.sub(r"\\+\Z", lambda found: 2 * found[0], text)
-    return f"'{text}'"
+def _quoted_text(value: str) -> str:
+    return value if value[:1] in ("'", '"', "") or value == "null" else quoted(value)
+
+
+def _quoted_list(value: str) -> str:
+    if not (value.startswith("[") and value.endswith("]")) or _is_there(value):
+        return f"[{_quoted_text(value)}]"
+    return f"[{','.join(map(_quoted_text, _parted(value[1:-1])))}]"
+
+
+def _parted(value: str) -> list[str]:
+    """Return what commas part: of texts without quotes, the longest that are paths have commas of their own."""
+    pieces = [piece.strip() for piece in _pieces(value)]
+    parts, first = [], 0
+    while first < len(pieces):
+        ends = range(min(len(pieces), first + MOST_COMMAS), first + 1, -1)
+        end = next((end for end in ends if _is_there(",".join(pieces[first:end]))), first + 1)
+        parts.append(",".join(pieces[first:end]))
+        first = end
+    return [part for part in parts if part]
+
+
+def _pieces(value: str) -> list[str]:
+    """Return what stands between commas that are neither in quotes nor in brackets."""
+    pieces, start, position, depth = [], 0, 0, 0
+    while position < len(value):
+        begins = not value[start:position].strip(" [")
+        if begins and (found := QUOTED.match(value, position)):
+            position = found.end()
+            continue
+        depth += {"[": 1, "]": -1}.get(value[position], 0)
+        if value[position] == "," and (depth <= 0 or "]" not in value[position:]):
+            pieces.append(value[start:position])
+            start, depth = position + 1, 0
+        position += 1
+    return [*pieces, value[start:]]
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return bool(path) and home_path(path).exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _let_pass(override: str, folders: Sequence[Path]) -> str:

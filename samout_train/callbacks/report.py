@@ -1,6 +1,7 @@
 """What a person reads: the model's figures before step 1, the time it will take, and the results at the end."""
 
 import logging
+import re
 import shlex
 import sys
 import time
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from samout_train.callbacks.base import Callback, RunContext
 from samout_train.metrics import TRAINING_TIMES, estimate_memory_bytes, num_parameters, parameters_by_part
+from samout_train.shell_words import typed_line
 
 STEPS_BEFORE_ESTIMATE = 3
 # What torch 2.11 and 2.13 have; they are not public, and where another torch has none of them nothing is said.
@@ -51,12 +53,12 @@ class Report(Callback):
 
     def on_end(self, summary: dict[str, Any]) -> None:
         """The results, where they lie, and what to type next."""
-        run_dir, python = shown_path(self._context.run_dir), shlex.quote(shown_path(Path(sys.executable)))
+        run_dir = shown_path(self._context.run_dir)
         for name, value in _results(summary):
             log.info("  %-22s %s", name, value)
         log.info("run        %s", run_dir)
-        log.info("dashboard  %s -m tensorboard.main --logdir %s", python, shlex.quote(run_dir))
-        log.info("repeat     %s samout_train %s", self._program(), self._context.command)
+        log.info("dashboard  %s", typed_line([_program_file(), "-m", "tensorboard.main", "--logdir", run_dir]))
+        log.info("repeat     %s", typed_line([*self._program(), *shlex.split(self._context.command)]))
         further = f" trainer.max_steps={2 * summary['steps']}" if self._context.total_steps == summary["steps"] else ""
         log.info("continue   %s", self._continue_command() + further)
 
@@ -69,14 +71,19 @@ class Report(Callback):
     def _continue_command(self) -> str:
         words = [word for word in shlex.split(self._context.command) if not word.startswith("resume=")]
         run_dir = f"run_dir={shown_path(self._context.run_dir)}"
-        return f"{self._program()} samout_train {shlex.join([*words, run_dir, 'resume=auto'])}"
+        return typed_line([*self._program(), *words, run_dir, "resume=auto"])
 
-    def _program(self) -> str:
-        """What starts a module: Python, or torchrun, which the same environment has."""
-        python = shlex.quote(shown_path(Path(sys.executable)))
-        if self._context.processes == 1:
-            return f"{python} -m"
-        return f"{python} -m torch.distributed.run --nproc-per-node {self._context.processes} -m"
+    def _program(self) -> list[str]:
+        """Return what starts it: Python, or torchrun, which the same environment has."""
+        count = self._context.processes
+        several = ["-m", "torch.distributed.run", "--nproc-per-node", str(count)] if count > 1 else []
+        return [_program_file(), *several, "-m", "samout_train"]
+
+
+def _program_file() -> str:
+    """Return Python as it is typed: with a folder in front, or the shell would look for it in PATH."""
+    shown = shown_path(Path(sys.executable))
+    return shown if re.search(r"[/\\]", shown) else f"./{shown}"
 
 
 def _description(context: RunContext) -> list[str]:

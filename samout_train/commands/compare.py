@@ -1,9 +1,7 @@
 """`python -m samout_train compare models=[...] match=parameters:800k`: what is better, and is that more than noise?"""
 
 import datetime
-import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
-from samout_train.overrides import key_of, quoted
+from samout_train.overrides import key_of
 from samout_train.ranges import Positive
+from samout_train.shell_words import list_setting, shell_word, typed_line
 from samout_train.train_keys import beside_those_of_train
 
 if TYPE_CHECKING:
     from samout_train.comparison.jobs import Plan
 
 OWN = ("models", "match", "lr", "seeds", "jobs", "runs", "run_dir", "seed")
-MOST_COMMAS = 20  # in a path
 Node = dict[str, Any]
 
 
@@ -45,7 +43,7 @@ def main(words: list[str]) -> int:
     Returns:
         The exit code: 0 done, 1 a run failed, 2 the request was wrong, 130 or 143 stopped by a signal.
     """
-    return answered([_with_paths(word) for word in words], "compare", keys, _compare)
+    return answered(words, "compare", keys, _compare)
 
 
 def _compare(words: list[str]) -> int:
@@ -72,7 +70,8 @@ def _compare(words: list[str]) -> int:
         try:
             outcomes = make_runs(plan, settings["jobs"])
         except StopRequestedError as stop:
-            print(f"{stop}: what ran is saved; the same command with run_dir={plan.folder} goes on", file=sys.stderr)
+            again = shell_word(f"run_dir={plan.folder}")
+            print(f"{stop}: what ran is saved; the same command with {again} goes on", file=sys.stderr)
             return stop.exit_code
         finish(plan)
     return int(any(outcome.state != "done" for outcome in outcomes.values()))
@@ -85,7 +84,7 @@ def _show(settings: Node, request: Request, *, gets_new_directory: bool) -> int:
         raise ConfigError(f"{typed[0]}: a page of runs that are there takes runs and run_dir only: leave it out")
     if not settings["runs"]:
         raise ConfigError("runs: is empty: give run directories, or a folder of them")
-    command = shlex.join(["samout-train", "compare", f"runs=[{','.join(settings['runs'])}]"])
+    command = typed_line(["samout-train", "compare", list_setting("runs", settings["runs"])])
     show(settings["runs"], command, Path(settings["run_dir"]), is_new=gets_new_directory)
     return 0
 
@@ -135,31 +134,4 @@ def _asked(settings: Node, request: Request) -> Node:
 def _command(request: Request) -> str:
     """What repeats it, elsewhere."""
     words = [word for word in (*request.flags, *request.overrides) if key_of(word) != "run_dir"]
-    return f"samout-train compare {shlex.join(words)}"
-
-
-def _with_paths(word: str) -> str:
-    """`runs=[a,b]` with each path in quotes: they have commas and equals signs in their names."""
-    key, _, value = word.partition("=")
-    if key.lstrip("+") != "runs" or value in ("", "null") or "'" in value or '"' in value:
-        return word
-    is_list = value.startswith("[") and value.endswith("]") and not _is_there(value)
-    return f"runs=[{','.join(map(quoted, _paths(value[1:-1].split(',') if is_list else [value])))}]"
-
-
-def _paths(pieces: Sequence[str]) -> list[str]:
-    """Pieces between commas as paths: the longest that are there have commas of their own."""
-    paths, first = [], 0
-    while first < len(pieces):
-        ends = range(min(len(pieces), first + MOST_COMMAS), first, -1)
-        end = next((end for end in ends if _is_there(",".join(pieces[first:end]).strip())), first + 1)
-        paths.append(",".join(pieces[first:end]).strip())
-        first = end
-    return [path for path in paths if path]
-
-
-def _is_there(path: str) -> bool:
-    try:
-        return bool(path) and Path(path).exists()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
+    return typed_line(["samout-train", "compare", *words])

@@ -3,10 +3,10 @@
 import os
 import sys
 from itertools import tee
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from samout_train.command_line import answered, settings_of
+from samout_train.home import home_path
 from samout_train.ranges import NonNegative, Positive, Seed, TopShare
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _read(prompt: str, line_ends: "LineEnds") -> str:
             with os.fdopen(0, "rb", closefd=False) as standard_input:
                 return text_of("standard input", standard_input.read(), line_ends)
         if prompt.startswith("@"):
-            return text_of(prompt[1:], Path(prompt[1:]).expanduser().read_bytes(), line_ends)
+            return text_of(prompt[1:], home_path(prompt[1:]).read_bytes(), line_ends)
         prompt.encode()  # bytes that are no UTF-8 are no text either where the shell gave them
     except (OSError, UnicodeError, RuntimeError) as error:  # the last one for the home of somebody who is not there
         raise ValueError(f"prompt={prompt}: cannot be read ({error}): give UTF-8 text") from error

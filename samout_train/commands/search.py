@@ -1,7 +1,6 @@
 """`python -m samout_train search space={...} trials=20`: the settings with the lowest validation loss."""
 
 import importlib.util
-import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.overrides import key_of
 from samout_train.ranges import Positive
+from samout_train.shell_words import shell_word, typed_line
 from samout_train.train_keys import beside_those_of_train
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def _search(words: list[str]) -> int:
         try:
             _with_bar(search, settings["trials"])
         except StopRequestedError as stop:
-            print(f"{stop}: what ran is saved; the same command with run_dir={folder} goes on", file=sys.stderr)
+            again = shell_word(f"run_dir={folder}")
+            print(f"{stop}: what ran is saved; the same command with {again} goes on", file=sys.stderr)
             return stop.exit_code
         _tell(search)
     return int(any(trial.state == "FAILED" for trial in search.trials()))
@@ -110,4 +111,4 @@ def _tell(search: "Search") -> None:
     else:
         print(missing_charts())
     print(f"best       trial {best.number}: {best.loss:.4f} nats")
-    print(f"repeat     {shlex.join(['samout-train', *search.flags, *search.shared, *best.words])}")
+    print(f"repeat     {typed_line(['samout-train', *search.flags, *search.shared, *best.words])}")

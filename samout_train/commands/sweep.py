@@ -1,6 +1,5 @@
 """`python -m samout_train sweep action=status dir=DIR`: what became of a sweep's jobs, and the missing ones made."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from samout_train.command_line import answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.ranges import Positive
+from samout_train.shell_words import shell_word, typed_line
 
 if TYPE_CHECKING:
     from samout_train.ledger import Outcome
@@ -47,12 +47,12 @@ def _sweep(words: list[str]) -> int:
     if not record and (runs := read_record(folder).get("runs")):
         jobs = [job for name in runs if outcome((job := Job(folder / name, ())).run_dir).state != "waiting"]
         if settings["action"] != "status":
-            again = f"{read_record(folder).get('command')} run_dir={folder}"
+            again = f"{read_record(folder).get('command')} {shell_word(f'run_dir={folder}')}"
             raise ConfigError(f"dir={folder}: a comparison goes on where it is started again: {again}")
     elif not record:
         raise ConfigError(f"dir={folder}: holds no sweep: give what hydra.sweep.dir was, or a comparison")
     elif not jobs:
-        command = shlex.join(["samout-train", *record["command"]])
+        command = typed_line(["samout-train", *record["command"]])
         raise ConfigError(f"dir={folder}: this sweep decides on its jobs itself: start it again to go on: {command}")
     if settings["action"] == "status":
         outcomes = {job.name: outcome(job.run_dir) for job in jobs}

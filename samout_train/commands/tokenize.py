@@ -1,17 +1,17 @@
 """`python -m samout_train tokenize path=FOLDER out=FOLDER pattern='**/*.txt'`: many files to shards of token ids."""
 
 import re
-import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from samout_train.command_line import answered, settings_of
 from samout_train.data.bpe import SMALLEST_SIZE
 from samout_train.data.documents import LineEnds
 from samout_train.data.vocabulary_choice import VocabularyName
+from samout_train.home import home_path
 from samout_train.ranges import Positive, Range
+from samout_train.shell_words import list_setting, typed_line
 
 if TYPE_CHECKING:
     from samout_train.data.shard_plan import ShardPlan
@@ -93,7 +93,7 @@ def _plan(settings: dict[str, Any]) -> "ShardPlan":
     return ShardPlan(
         root=files.root,
         paths=files.files,
-        out=Path(settings["out"]).expanduser(),
+        out=home_path(settings["out"]),
         choice=choice,
         roles=dict(roles),
         part_bytes=part_bytes,
@@ -138,4 +138,5 @@ def _print(done: "Tokenized", jobs: int, left_out: str) -> None:
     if done.num_made:
         speed = done.read_bytes / 1e6 / done.seconds
         print(f"speed       {speed:,.1f} MB/s in {done.seconds:,.1f} s, {min(jobs, done.num_made)} processes")
-    print(f"train       python -m samout_train data=shards {shlex.quote(f'data.paths=[{index.folder}]')}")
+    paths = list_setting("data.paths", [str(index.folder)])
+    print(f"train       {typed_line(['python', '-m', 'samout_train', 'data=shards', paths])}")

@@ -1,7 +1,6 @@
 """`python -m samout_train [train] key=value ...`: trains a model, or with -m several of them one after another."""
 
 import logging
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,8 +16,9 @@ from samout_train.config import CONF, Composed, ConfigError, compose_config, res
 from samout_train.job_bar import described
 from samout_train.launch import WITHOUT_DIRECTORY, Launch
 from samout_train.ledger import FAILURE, Why, finished, forget_failure, has_checkpoint, outcome, record_failure
-from samout_train.overrides import as_typed, quoted, words_for_hydra
+from samout_train.overrides import as_typed, words_for_hydra
 from samout_train.run_directory import DirectoryRefusedError, TakenError, content_problems, locked
+from samout_train.shell_words import quoted, typed_line
 from samout_train.sweeps import (
     doubles,
     job_problems,
@@ -141,7 +141,9 @@ def _swept(
         print(f"  {described(job, found)}", file=sys.stderr)
     if left:
         action = "retry" if any(found.state == "FAILED" for _, found in left) else "resume"
-        print(f"continue   samout-train sweep action={action} dir={shlex.quote(str(folder))}", file=sys.stderr)
+        print(
+            f"continue   {typed_line(['samout-train', 'sweep', f'action={action}', f'dir={folder}'])}", file=sys.stderr
+        )
     return code or (failures[0] if failures else int(bool(left)))
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from samout_train.config import ConfigError
-from samout_train.overrides import TEXT_KEYS, quoted
+from samout_train.overrides import TEXT_KEYS
+from samout_train.shell_words import quoted
 from samout_train.signatures import shown
 
 # Text that is read as nothing but text without quotes.

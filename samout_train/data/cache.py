@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.atomic import replace_file
+from samout_train.home import home_path
 
 
 def cache_directory() -> Path:
     """`SAMOUT_TRAIN_CACHE`, else `samout_train` below `XDG_CACHE_HOME` or `~/.cache`."""
     if chosen := os.environ.get("SAMOUT_TRAIN_CACHE"):
-        return Path(chosen).expanduser()
+        return home_path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samout_train"
 
 

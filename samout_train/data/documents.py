@@ -13,6 +13,7 @@ from typing import IO, Any, Literal, Protocol
 
 from samout_train.data.cuts import folded, whole_parts
 from samout_train.data.text_kind import BYTE_ORDER_MARK, HEAD_BYTES, opened, other_kind, printable
+from samout_train.shell_words import shell_word
 
 CHUNK_BYTES = 1 << 21  # which a slow tokenizer takes two seconds for, so that signals are answered
 SOS = "<|sos|>"
@@ -175,8 +176,8 @@ class JsonlReader:
         if token is None:
             known = ", ".join(role for role, _ in self.roles)
             raise ValueError(
-                f"role {turn['role']!r} has no token ({known} have one): set +data.roles.{turn['role']}='<|user|>' "
-                "or another"
+                f"role {turn['role']!r} has no token ({known} have one): set "
+                f"{shell_word('+data.roles.' + turn['role'] + '=<|user|>')} or another"
             )
         return [Special(token), turn["content"]]
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from samout_train.data.text_kind import COMPRESSED_ENDINGS, printable
+from samout_train.home import home_path
 
 NAMED = 3
 HIDDEN = "hidden"
@@ -51,7 +52,7 @@ def find(path: str, pattern: str) -> Found:
     Raises:
         ValueError: if there is none.
     """
-    root = Path(path).expanduser()
+    root = home_path(path)
     if path and root.is_file():
         return Found(root.parent, [root])
     if path and root.exists() and not root.is_dir():

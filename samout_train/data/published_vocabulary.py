@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.data.vocabulary import Characters
+from samout_train.home import home_path
 
 LARGEST_BYTES = 64 << 20
 MEMO = ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET")
@@ -33,7 +34,7 @@ def read_published_vocabulary(path: str | Path) -> Characters:
     Raises:
         ValueError: if it holds anything but lists, dictionaries, texts and whole numbers, or is no vocabulary.
     """
-    path = Path(path).expanduser()
+    path = home_path(path)
     try:
         content = _unpickled(path)
         _refuse_other_types(content)

@@ -18,6 +18,7 @@ from samout_train.data.documents import LineEnds, TextReader
 from samout_train.data.survey import Survey, survey
 from samout_train.data.text_files import file_problems, stream_source
 from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
+from samout_train.home import home_path
 from samout_train.ranges import Positive, Range, checked_by, validated
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -69,9 +70,9 @@ def shakespeare(
 
 
 def _survey(path: Path, line_ends: LineEnds) -> Survey:
-    if not path.expanduser().is_file():
+    if not home_path(path).is_file():
         raise ValueError(f"path={path}: is no file: give a copy of it, or null to download it")
-    looked_at = survey(path.expanduser().parent, [path.expanduser()], TextReader(sos=False, line_ends=line_ends))
+    looked_at = survey(home_path(path).parent, [home_path(path)], TextReader(sos=False, line_ends=line_ends))
     if looked_at.sha256 != SHA256:
         raise ValueError(
             f"path={path}: is not tiny Shakespeare ({looked_at.num_bytes:,} bytes, sha256 {looked_at.sha256}): it has "

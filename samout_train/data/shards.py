@@ -19,6 +19,7 @@ from samout_train.data.short_text import too_short
 from samout_train.data.text_kind import printable
 from samout_train.data.token_rows import TokenRows
 from samout_train.data.vocabulary import PAD_ID, SOS_ID
+from samout_train.home import home_path
 from samout_train.ranges import Positive, checked_by, validated
 
 MOST_LOOKED_AT = 200_000_000  # tokens in which copies are looked for
@@ -221,7 +222,7 @@ def _quotas(weights: Sequence[float], indices: Sequence[ShardIndex]) -> list[int
 
 
 def _folders(paths: str | list[str]) -> list[Path]:
-    return [Path(path).expanduser() for path in ([paths] if isinstance(paths, str) else paths)]
+    return [home_path(path) for path in ([paths] if isinstance(paths, str) else paths)]
 
 
 def _other_vocabularies(indices: Sequence[ShardIndex]) -> list[str]:

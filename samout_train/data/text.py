@@ -1,7 +1,6 @@
 """Text of one's own: a file, or a folder of files."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from samout_train.data.batches import Source
@@ -11,6 +10,7 @@ from samout_train.data.folder import find
 from samout_train.data.survey import Survey, survey
 from samout_train.data.text_files import file_problems, stream_source
 from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
+from samout_train.home import home_path
 from samout_train.ranges import Positive, Range, checked_by, validated
 
 
@@ -63,5 +63,5 @@ def text(
 def look_at(path: str, pattern: str, line_ends: LineEnds) -> Survey:
     """Find the files of a text, and take their digests."""
     found = find(path, pattern)
-    reader = TextReader(sos=Path(path).expanduser().is_dir(), line_ends=line_ends)
+    reader = TextReader(sos=home_path(path).is_dir(), line_ends=line_ends)
     return survey(found.root, found.files, reader, found.left_out_in_words())

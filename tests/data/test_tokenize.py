@@ -290,7 +290,7 @@ def test_a_file_that_is_changed_meanwhile_is_refused(
         (["path=bad.txt", "out=out", "vocabulary=bytes"], "bad.txt is no UTF-8 at byte 3 (0xff): convert it"),
         (["path=bad.jsonl", "out=out"], "bad.jsonl line 2: is no JSON"),
         (["path=role.jsonl", "out=out"], "role 'x' has no token (agent, assistant, gpt"),
-        (["path=role.jsonl", "out=out"], "set +roles.x='<|user|>'"),
+        (["path=role.jsonl", "out=out"], "set '+roles.x=<|user|>'"),
         (["-m", "path=texts", "out=out"], "tokenize makes no sweeps"),
     ],
 )

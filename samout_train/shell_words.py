@@ -1,0 +1,88 @@
+"""Lines that a person can type: words quoted for the shell, and values quoted for Hydra."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+Shell = Literal["posix", "powershell", "pwsh"]
+# What each shell takes as it stands. PowerShell reads a comma, a `-` in front and much else as its own.
+PLAIN: dict[Shell, re.Pattern[str]] = {
+    "posix": re.compile(r"[\w@%+:,./-][\w@%+=:,./-]*", re.ASCII),
+    "powershell": re.compile(r"[\w./\\:][\w.=/\\:+-]*|--?[\w-]+", re.ASCII),
+}
+PLAIN["pwsh"] = PLAIN["powershell"]
+SINGLE_QUOTES = "'\u2018\u2019\u201a\u201b"  # PowerShell takes each of these for one
+
+
+def typed_line(words: Sequence[str], shell: Shell | None = None) -> str:
+    """Return the line that gives a program exactly these words.
+
+    Args:
+        words: The program and its arguments.
+        shell: `posix` for bash and zsh, `powershell` for Windows PowerShell, `pwsh` for PowerShell 7.3 and later;
+            None for that of this process.
+    """
+    shell = shell or _shell_here()
+    line = " ".join(shell_word(word, shell) for word in words)
+    return line if shell == "posix" or PLAIN[shell].fullmatch(words[0]) else f"& {line}"
+
+
+def shell_word(word: str, shell: Shell | None = None) -> str:
+    """Return one word as it is typed, in quotes where it needs them."""
+    shell = shell or _shell_here()
+    if PLAIN[shell].fullmatch(word):
+        return word
+    if shell == "posix":
+        return _posix(word)
+    if shell == "powershell":  # it hands quotes on as they are, and the program reads them once more
+        word = re.sub(r'(\\*)"', r'\1\1\\"', word)
+        word = re.sub(r"\\+\Z", lambda found: 2 * found[0], word) if re.search(r"\s", word) else word
+        word = word or '""'
+    return "'" + re.sub(f"[{SINGLE_QUOTES}]", r"\g<0>\g<0>", word) + "'"
+
+
+def quoted(text: str) -> str:
+    """Return a text in quotes, with escapes, from which Hydra and OmegaConf make the same text."""
+    # A backslash means something only in front of what it can escape, so only there it is doubled.
+    text = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
+    text = re.sub(r"(\\*)'", lambda found: 2 * found[1] + r"\'", text)
+    text = re.sub(r"\\+\Z", lambda found: 2 * found[0], text)
+    return f"'{text}'"
+
+
+def list_setting(key: str, texts: Sequence[str]) -> str:
+    """Return `key=['a','b']` as Hydra reads it; it has to be quoted for the shell."""
+    return f"{key}=[{','.join(map(quoted, texts))}]"
+
+
+def _shell_here() -> Shell:
+    """Return the shell that a line is for; a POSIX shell on Windows, such as that of Git, says so by SHELL."""
+    if sys.platform != "win32" or os.environ.get("SHELL"):
+        return "posix"
+    is_core = re.search(r"powershell[\\/]7", os.environ.get("PSMODULEPATH", ""), re.IGNORECASE)
+    return "pwsh" if is_core else "powershell"
+
+
+def _posix(word: str) -> str:
+    if any(char < " " or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in word):
+        return _ansi_c(word)
+    if "'" not in word:
+        return f"'{word}'"
+    if not re.search(r'["$`\\!]', word):  # within double quotes, an interactive shell takes ! for its history
+        return f'"{word}"'
+    return "'" + word.replace("'", "'\"'\"'") + "'"
+
+
+def _ansi_c(word: str) -> str:
+    r"""Return `$'...'`, which keeps control characters, and bytes that are no text, in one line."""
+    escaped = ""
+    for char in word:
+        if char in "\\'":
+            escaped += f"\\{char}"
+        elif char < " " or char == "\x7f" or "\udc80" <= char <= "\udcff":
+            escaped += "".join(f"\\{byte:03o}" for byte in char.encode("utf-8", "surrogateescape"))
+        else:
+            escaped += char
+    return f"$'{escaped}'"
