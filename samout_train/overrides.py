@@ -71,7 +71,7 @@ def override_problems(
             override = parser.parse_override(quote_text(word) if typed and not in_sweep else word)
         except HydraException:
             right = shell_word(f"{key}={quoted(word.partition('=')[2])}")
-            hint = f"put text with special characters in quotes of its own: {right}"
+            hint = f"put a value with special characters in quotes of its own: {right}"
             found[word] = (
                 f"{word}: cannot be read: {hint}" if "=" in word else f"{word}: has no value: write {word}=..."
             )
