@@ -27,11 +27,13 @@ class Evaluation:
         nats: Sum over all counted targets.
         num_targets: How many these are.
         num_bytes: UTF-8 bytes that they stand for; 0 where ids are no text.
+        empty_batches: Batches without a counted target, which were left out.
     """
 
     nats: float
     num_targets: int
     num_bytes: int
+    empty_batches: int = 0
 
     @property
     def loss_nats(self) -> float:
@@ -74,7 +76,7 @@ def evaluate(
     """
     token_bytes = torch.from_numpy(source.vocabulary.token_bytes()) if source.vocabulary else None
     nats = torch.zeros((), dtype=torch.float64, device=device)
-    num_targets = num_bytes = 0
+    num_targets = num_bytes = empty_batches = 0
     was_training = model.training
     model.eval()
     try:
@@ -83,6 +85,9 @@ def evaluate(
         with torch.inference_mode(), bar:
             for ids_RT in bar:
                 check_stop()
+                if not has_targets(source.validation, ids_RT, source.ignore_index):
+                    empty_batches += 1
+                    continue
                 if together:
                     ids_RT = ids_RT.tensor_split(processes.count())[processes.rank()]
                 targets_RT = source.validation.split(ids_RT)[1]
@@ -101,7 +106,7 @@ def evaluate(
         num_targets, num_bytes = int(targets), int(read_bytes)
     if num_targets == 0:
         raise ValueError(f"every target is {source.ignore_index}, which is ignored: there is nothing to evaluate")
-    return Evaluation(float(nats), num_targets, num_bytes)
+    return Evaluation(float(nats), num_targets, num_bytes, empty_batches)
 
 
 def _nats_of_rows(
@@ -131,6 +136,11 @@ def in_order(rows: Rows, rows_per_batch: int) -> Iterator[Tensor]:
         yield rows.windows(start, start + rows_per_batch)
 
 
+def has_targets(rows: Rows, ids_RT: Tensor, ignore_index: int) -> bool:
+    """Return whether a batch of these rows has a target that is counted."""
+    return bool((rows.split(ids_RT)[1] != ignore_index).any())
+
+
 class SpreadBatches(Sequence[Tensor]):
     """At most num_batches of the batches of `in_order`, evenly spread over the split, each read when it is asked for.
 
@@ -138,13 +148,24 @@ class SpreadBatches(Sequence[Tensor]):
         rows: The split.
         rows_per_batch: Rows in each, but for the last.
         num_batches: How many at the most.
+        ignore_index: Targets of this value are not counted: in place of a batch without others comes the next one
+            that has some. None to take each batch as it is.
     """
 
-    def __init__(self, rows: Rows, rows_per_batch: int, num_batches: int) -> None:
+    def __init__(self, rows: Rows, rows_per_batch: int, num_batches: int, *, ignore_index: int | None = None) -> None:
         starts = range(0, rows.num_windows, rows_per_batch)
         picks = np.unique(np.linspace(0, len(starts) - 1, num_batches).round().astype(int))
         self.rows, self.rows_per_batch = rows, rows_per_batch
         self._starts = [starts[int(pick)] for pick in picks]
+        if ignore_index is not None:
+            self._starts = sorted({self._next_counted(start, starts, ignore_index) for start in self._starts})
+
+    def _next_counted(self, start: int, starts: Sequence[int], ignore_index: int) -> int:
+        place = starts.index(start)
+        for one in (*starts[place:], *starts[:place]):
+            if has_targets(self.rows, self.rows.windows(one, one + self.rows_per_batch), ignore_index):
+                return one
+        return start
 
     def __len__(self) -> int:
         return len(self._starts)

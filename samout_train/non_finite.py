@@ -52,6 +52,7 @@ class Before:
     Args:
         step_count: Steps made.
         tokens_seen: Counted targets in them.
+        empty_steps: Those of them whose batch had no counted target.
         loss: Of the last of them.
         grad_norm: Of the last of them.
         rates: Learning rates by group.
@@ -60,6 +61,7 @@ class Before:
 
     step_count: int
     tokens_seen: int
+    empty_steps: int
     loss: Tensor | None
     grad_norm: Tensor | None
     rates: tuple[Any, ...]

@@ -9,7 +9,7 @@ import torch
 from samout_train import processes
 from samout_train.callbacks.base import Callback, RunContext, StepReport
 from samout_train.data.batches import Source
-from samout_train.evaluation import Evaluation, SpreadBatches, evaluate, in_order
+from samout_train.evaluation import Evaluation, SpreadBatches, evaluate, has_targets, in_order
 from samout_train.metrics import TRAINING_TIMES, num_parameters
 from samout_train.runtime import Clock, peak_memory_bytes, weights_sha256
 from samout_train.stopping import StopSignals
@@ -49,7 +49,9 @@ class Reports:
         self.final_eval_batches = final_eval_batches
         batches = training_step.batches
         self.device, self.rows_per_batch = batches.device, batches.batch_size // training_step.accumulate
-        self.fixed_batches = SpreadBatches(source.validation, self.rows_per_batch, eval_batches)
+        self.fixed_batches = SpreadBatches(
+            source.validation, self.rows_per_batch, eval_batches, ignore_index=source.ignore_index
+        )
         self.best_val_loss_nats: float | None = None
         self.best_val_step: int | None = None
         self._logged_step = self._evaluated_step = self._closed_step = 0
@@ -95,12 +97,14 @@ class Reports:
         return processes.from_first(next((reason for reason in reasons if reason), None))
 
     def evaluate_whole(self, signals: StopSignals) -> Evaluation:
-        """The whole validation split, or the part of it that was asked for."""
+        """The whole validation split, or the part of it that was asked for, in batches with a counted target."""
         rows = self.source.validation
-        num_batches = -(-rows.num_windows // self.rows_per_batch)
+        num_batches, batches = -(-rows.num_windows // self.rows_per_batch), in_order(rows, self.rows_per_batch)
         if self.final_eval_batches is not None:
             num_batches = min(num_batches, self.final_eval_batches)
-        return self._evaluate(islice(in_order(rows, self.rows_per_batch), num_batches), num_batches, signals)
+            counted = (ids for ids in batches if has_targets(rows, ids, self.source.ignore_index))
+            batches = islice(counted, num_batches)
+        return self._evaluate(batches, num_batches, signals)
 
     def summary(self, context: RunContext, final: Evaluation) -> dict[str, Any]:
         """The run's final figures, as `summary.json` holds them.
@@ -138,6 +142,8 @@ class Reports:
             "floor_nats": self.source.floor_nats,
             "bits_per_byte": final.bits_per_byte,
             "skipped_steps": sorted(step.skipped_steps) or None,
+            "empty_steps": step.empty_steps or None,
+            "empty_validation_batches": final.empty_batches or None,
         }
         return summary | {key: value for key, value in only_where_known.items() if value is not None}
 
@@ -168,6 +174,8 @@ class Reports:
             metrics |= {"train/loss_nats": float(step.loss), "train/grad_norm": step.grad_norm()}
         if step.skipped_steps:
             metrics["train/skipped_steps"] = float(len(step.skipped_steps))
+        if step.empty_steps:
+            metrics["train/empty_steps"] = float(step.empty_steps)
         (seconds, tokens), self._speed_from = self._speed_from, (self.clock.seconds, step.tokens_seen)
         if step.tokens_seen > tokens and self.clock.seconds > seconds:
             metrics["time/tokens_per_second"] = (step.tokens_seen - tokens) / (self.clock.seconds - seconds)

@@ -151,6 +151,7 @@ def prepare(
         max_seconds=trainer.limits.max_seconds,
         command=shlex.join(word for word in overrides if not _only_for_this_run(word)),
         commit=commit(),
+        steps_left_out=trainer.training_step.steps_left_out,
     )
     for callback in callbacks.values():
         callback.check(context)

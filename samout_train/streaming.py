@@ -26,6 +26,7 @@ from samout_train.state_health import layer_states, shapes_of
 
 Stream = np.ndarray[Any, np.dtype[np.integer[Any]]]
 MOST_ROWS = 32  # windows side by side
+NOTHING_COUNTED = "no token that is read here counts"
 STEPS_AN_OCTAVE = 2  # ranges of positions in each doubling
 
 
@@ -77,7 +78,7 @@ class Reader:
             state_norm = {}
             nats_W, count_W = self._by_position(windows[:, :-1], windows[:, 1:], state_norm)
             if not count_W.sum():
-                left_out[length] = "no token that is read here counts"
+                left_out[length] = NOTHING_COUNTED
                 continue
             found.loss_nats[length] = float(nats_W.sum() / count_W.sum())
             # What a place costs does not depend on what follows: of the shortest windows that have it there are most.
@@ -91,10 +92,12 @@ class Reader:
         nats_W, count_W = self._by_position(inputs_BW, targets_BW, state_norm)
         by_position: list[tuple[int, int, float]] = []
         _add_positions(by_position, nats_W, count_W)
+        num_tokens = int(count_W.sum())
         return Extrapolation(
             trained_length=self.trained_length,
-            num_tokens=int(count_W.sum()),
-            loss_nats={rows.seq_len: float(nats_W.sum() / count_W.sum())},
+            num_tokens=num_tokens,
+            loss_nats={rows.seq_len: float(nats_W.sum()) / num_tokens} if num_tokens else {},
+            left_out={} if num_tokens else {rows.seq_len: NOTHING_COUNTED},
             by_position=by_position,
             state_norm=state_norm,
         )

@@ -111,6 +111,11 @@ class Trainer:
             device=device,
             overfit_batches=overfit_batches,
         )
+        if overfit_batches and not any(batches.num_targets(step) for step in range(overfit_batches)):
+            raise ValueError(
+                f"trainer.overfit_batches={overfit_batches}: every target of these batches is {source.ignore_index}, "
+                "which is ignored (data.ignore_index): there is nothing to learn; set it higher, or set another seed"
+            )
         self.shared = SharedModel(model, parallel=parallel, device=device, compile=compile)
         self.training_step = TrainingStep(
             shared=self.shared,

@@ -5,6 +5,7 @@ padding add up to the gradient of the big batch. Nothing waits for the device, a
 gradient that is not finite: `samout_train.non_finite` says how both are possible.
 """
 
+import logging
 import math
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.profiler import record_function
 
 from samout_train.compilation import compile_problem, told_compilation
-from samout_train.data.batches import Batches
+from samout_train.data.batches import Batch, Batches
 from samout_train.data.vocabulary import Vocabulary
 from samout_train.micro_steps import backward
 from samout_train.non_finite import (
@@ -31,6 +32,12 @@ from samout_train.parallel import SharedModel, whole_tensor
 from samout_train.runtime import PrecisionName
 from samout_train.schedules import Progress, Schedule
 from samout_train.weights import load_weights, saved_weights
+
+log = logging.getLogger(__name__)
+EMPTY = (
+    "step %d was left out: its batch has no counted target, since each is %d (data.ignore_index). Such steps are "
+    "counted: train/empty_steps in the metrics, empty_steps in summary.json"
+)
 
 
 class TrainingStep:
@@ -58,6 +65,7 @@ class TrainingStep:
         tokens_seen: Counted targets in them, without those left out.
         loss: Of the last step that was not left out, before its update, in nats per counted target.
         skipped_steps: Steps left out, counted from 1: they change nothing, not even a random state.
+        empty_steps: How many steps had a batch without a counted target; they change nothing either.
         before: What is returned to while a step is under way; None between steps.
         looks_at_once: Whether the host looks at each step before its update.
     """
@@ -92,6 +100,7 @@ class TrainingStep:
         self._grad_norm: Tensor | None = None
         self.on_non_finite, self.vocabulary = on_non_finite, vocabulary
         self.skipped_steps: set[int] = set()
+        self.empty_steps = 0
         holds_back = getattr(optimizer, "_step_supports_amp_scaling", False) and not shared.is_sharded
         self.looks_at_once = batches.device.type == "cpu" or not holds_back
         self._watch = Watch()
@@ -102,27 +111,28 @@ class TrainingStep:
         """Makes the next step, or leaves it out.
 
         Raises:
-            ValueError: if not one target of the batch is counted.
             NonFiniteError: if its loss or gradient is not finite and it is not to be skipped; nothing is changed then.
 
         Returns:
             Its loss before the update, in nats per counted target, as a tensor not waited for; NaN if left out.
         """
-        if not self._is_compiled:
-            self._is_compiled = True
-            with told_compilation():
-                return self(progress)
         if self.step_count + 1 in self.skipped_steps:
-            self.step_count += 1
-            return torch.full((), math.nan, device=self.batches.device)
-        if not self.model.training:  # setting it anew on every module takes longer than asking the first
-            self.model.train()
+            return self._pass_over()
         batch = self.batches.get(self.step_count)
         if batch.num_targets == 0:
-            ignored = self.batches.ignore_index
-            raise ValueError(
-                f"all targets of batch {self.step_count} are {ignored}, which is ignored: nothing to learn"
-            )
+            if not self.empty_steps:
+                log.warning(EMPTY, self.step_count + 1, self.batches.ignore_index)
+            self.empty_steps += 1
+            return self._pass_over()
+        if self._is_compiled:
+            return self._make(batch, progress)
+        self._is_compiled = True
+        with told_compilation():
+            return self._make(batch, progress)
+
+    def _make(self, batch: Batch, progress: Progress) -> Tensor:
+        if not self.model.training:  # setting it anew on every module takes longer than asking the first
+            self.model.train()
         self.before = before = self._now()
         factor = self.schedule(progress)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
@@ -149,6 +159,16 @@ class TrainingStep:
         self.batches.prepare(self.step_count)
         self.loss, self._grad_norm, self.before = loss, norm, None
         return loss
+
+    def steps_left_out(self) -> int:
+        """Return how many of the steps made changed nothing."""
+        return self.empty_steps + sum(step <= self.step_count for step in self.skipped_steps)
+
+    def _pass_over(self) -> Tensor:
+        """Counts a step whose batch changes nothing."""
+        self.step_count += 1
+        self.batches.prepare(self.step_count)
+        return torch.full((), math.nan, device=self.batches.device)
 
     def settle(self, *, wait: bool = True) -> bool:
         """Returns to a step that was not finite, where one is found among those already made.
@@ -198,6 +218,7 @@ class TrainingStep:
             "loss": self.loss,
             "grad_norm": norm if math.isfinite(norm) else None,
             "skipped_steps": sorted(self.skipped_steps),
+            "empty_steps": self.empty_steps,
         }
         refuse_non_finite(state)
         return state
@@ -216,6 +237,7 @@ class TrainingStep:
         self.loss, norm = state["loss"], state["grad_norm"]
         self._grad_norm = torch.tensor(math.nan if norm is None else norm)
         self.skipped_steps = set(state.get("skipped_steps", ()))
+        self.empty_steps = state.get("empty_steps", 0)  # checkpoints of before did not have it
         self._watch.forget()
         self._again = self.before = None
         self.optimizer.zero_grad(set_to_none=True)
@@ -234,6 +256,7 @@ class TrainingStep:
         return Before(
             step_count=self.step_count,
             tokens_seen=self.tokens_seen,
+            empty_steps=self.empty_steps,
             loss=self.loss,
             grad_norm=self._grad_norm,
             rates=tuple(group["lr"] for group in self.optimizer.param_groups),
@@ -242,6 +265,7 @@ class TrainingStep:
 
     def _restore(self, before: Before) -> None:
         self.step_count, self.tokens_seen = before.step_count, before.tokens_seen
+        self.empty_steps = before.empty_steps
         self.loss, self._grad_norm, self.before = before.loss, before.grad_norm, None
         before.restore(self.optimizer, self.batches.device)
         self._watch.forget()

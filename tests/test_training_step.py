@@ -92,11 +92,6 @@ def test_accumulation_in_float32_is_the_big_batch() -> None:
     assert (gradients(whole) - gradients(parts)).norm() / gradients(whole).norm() < 1e-6
 
 
-def test_a_batch_without_a_counted_target_is_refused() -> None:
-    with pytest.raises(ValueError, match="all targets of batch 0 are 3"):
-        step_of(model(), ids=torch.tensor([[9, 3, 3]] * 8))(PROGRESS)
-
-
 def test_settings_of_the_configuration_beat_those_of_a_checkpoint() -> None:
     def with_decay(decay: float) -> Callable[[nn.Module], torch.optim.Optimizer]:
         return lambda net: torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=decay)

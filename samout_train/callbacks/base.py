@@ -38,6 +38,7 @@ class RunContext:
         command: The command line that repeats the run, without a run directory.
         commit: Of the code; None where it is not known.
         max_seconds: Of training; None where only steps limit the run.
+        steps_left_out: Says how many of the steps made so far changed nothing.
     """
 
     model_name: str
@@ -61,6 +62,7 @@ class RunContext:
     command: str
     commit: str | None
     max_seconds: float | None
+    steps_left_out: Callable[[], int]
 
 
 @dataclass(frozen=True, kw_only=True)

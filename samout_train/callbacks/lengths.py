@@ -116,6 +116,6 @@ def write_extrapolation(
         if picture is not None:
             width, height = struct.unpack(">II", picture[16:24])  # where a PNG file has them
             image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=picture)
-            events.add(Summary(value=[Summary.Value(tag="lengths", image=image)]), max(found.loss_nats))
+            events.add(Summary(value=[Summary.Value(tag="lengths", image=image)]), max(found.loss_nats, default=0))
     finally:
         events.close()

@@ -5,7 +5,6 @@ import re
 import shlex
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,9 @@ class Report(Callback):
     def on_start(self, context: RunContext) -> None:
         """The model and the data in figures."""
         self._context = context
-        self._marks: list[Any] = []
+        self._last_mark: Any = None
+        self._made, self._left_out = 0, context.steps_left_out()
+        self._spans: list[tuple[Any, Any]] = []
         for line in _description(context):
             log.info(line)
         if context.total_steps is not None and context.first_step >= context.total_steps:
@@ -37,14 +38,20 @@ class Report(Callback):
             log.info("%s is reached: set trainer.max_steps higher to go on", done)
 
     def on_step(self, step: int) -> None:
-        """After three steps, the time that the rest will take; on CUDA without waiting for the device."""
-        if step - self._context.first_step <= STEPS_BEFORE_ESTIMATE:
-            self._marks.append(_mark(self._context.device))
-        if len(self._marks) < STEPS_BEFORE_ESTIMATE or not _reached(self._marks[-1]):
+        """After three steps that learned, the time that the rest will take; on CUDA without waiting for the device."""
+        if self._made < STEPS_BEFORE_ESTIMATE:
+            before, self._last_mark = self._last_mark, _mark(self._context.device)
+            left_out, self._left_out = self._left_out, self._context.steps_left_out()
+            if left_out != self._left_out:
+                return
+            self._made += 1
+            if self._made > 1:  # the first step warms up
+                self._spans.append((before, self._last_mark))
+        if self._made < STEPS_BEFORE_ESTIMATE or not self._spans or not _reached(self._last_mark):
             return
-        # The first step warms up; of the others the faster one is the less disturbed.
-        seconds_per_step = min(_seconds_between(*pair) for pair in pairwise(self._marks))
-        self._marks = []
+        # Of the others the faster one is the less disturbed.
+        seconds_per_step = min(_seconds_between(*span) for span in self._spans)
+        self._spans = []
         left = [self._context.max_seconds] if self._context.max_seconds is not None else []
         if self._context.total_steps is not None:
             left.append((self._context.total_steps - step) * seconds_per_step)
@@ -166,6 +173,8 @@ def _results(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("validation loss", _nats(summary["val_loss_nats"])),
         ("best validation loss", f"{_nats(summary['best_val_loss_nats'])} at step {summary['best_val_step']}"),
     ]
+    if "empty_steps" in summary:
+        rows.append(("left out", f"{summary['empty_steps']:,} steps, whose batches had no counted target"))
     if "floor_nats" in summary:
         rows.append(("floor", f"{_nats(summary['floor_nats'])}: a training loss below it is memorised, not learned"))
     if "bits_per_byte" in summary:

@@ -175,6 +175,10 @@ class Batches:
             self._block, self._drawn = block, list(zip(ids.unbind(), counts, strict=True))
         return self._drawn[place]
 
+    def num_targets(self, step: int) -> int:
+        """Return the number of counted targets of a step's batch, over all processes; all ask for it together."""
+        return processes.total(self.on_host(step)[1])
+
     def get(self, step: int) -> Batch:
         """The batch of a step, on the device."""
         if self._ahead and self._ahead[0] == step:

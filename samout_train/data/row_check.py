@@ -23,9 +23,8 @@ def row_problems(source: Source) -> list[str]:
 
 def _problems(name: str, rows: Rows, source: Source) -> list[str]:
     largest = _largest_id(rows, source)
-    if largest is not None:
-        words = f"data: id {largest} in the {name} tokens is none: ids are from 0 to {source.vocab_size - 1}"
-        return [words] if largest >= source.vocab_size else []
+    if largest is not None and largest >= source.vocab_size:
+        return [f"data: id {largest} in the {name} tokens is none: ids are from 0 to {source.vocab_size - 1}"]
     if rows.num_rows < 1 or rows.num_windows < 1:
         return [f"data: there are 0 {name} rows: at least 1 is needed"]
     found: list[str] = []
@@ -34,6 +33,8 @@ def _problems(name: str, rows: Rows, source: Source) -> list[str]:
         inputs_RT, targets_RT = rows.split(rows.windows(start, start + ROWS_TOGETHER))
         is_counted_RT = targets_RT != source.ignore_index
         counted += int(is_counted_RT.sum())
+        if counted and largest is not None:  # the ids are known to be right
+            break
         if found:
             continue
         for what, ids_RT, asked_RT in (("id", inputs_RT, None), ("target", targets_RT, is_counted_RT)):
@@ -48,7 +49,8 @@ def _problems(name: str, rows: Rows, source: Source) -> list[str]:
     if not counted:
         found.append(
             f"data: in {rows.num_windows} {name} rows every target is {source.ignore_index}, which is ignored "
-            "(data.ignore_index): the mean of no loss is no number; give rows with other targets"
+            f"(data.ignore_index): there is nothing to {'learn' if name == 'training' else 'evaluate'}; give rows with "
+            f"other targets{', or a vocabulary that has the characters of this text' if source.vocabulary else ''}"
         )
     return found
 

@@ -52,3 +52,15 @@ def test_a_stream_is_looked_at_as_a_whole() -> None:
 def test_targets_that_are_all_ignored_are_told() -> None:
     (problem,) = row_problems(source(torch.full((4, 5), 2), ignore_index=2))
     assert "in 4 validation rows every target is 2, which is ignored (data.ignore_index)" in problem
+
+
+def test_a_stream_of_which_every_target_is_ignored_is_told() -> None:
+    tokens = np.full(5000, 3, dtype=np.uint16)
+    tokens[0] = 4  # which no row has as a target
+    given = replace(
+        source(torch.ones(1, 2, dtype=torch.int64), 3), train=TokenRows(tokens, seq_len=4, seed=0), vocabulary=None
+    )
+    (problem,) = row_problems(given)
+    assert "training rows every target is 3, which is ignored (data.ignore_index): there is nothing to learn" in problem
+    tokens[-2] = 4
+    assert row_problems(given) == []
