@@ -10,10 +10,12 @@ from pathlib import Path
 
 from samout_train import commands
 from samout_train.launch import Launch
+from samout_train.threads import wait_shortly
 
 
 def main() -> None:
     """Runs the verb, `train` where there is none, and exits with its code."""
+    wait_shortly()
     try:
         Path.cwd()
     except FileNotFoundError:

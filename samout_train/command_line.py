@@ -18,7 +18,15 @@ from samout_train.config import CONF, Composed, ConfigError, compose_config
 from samout_train.home import home_path
 from samout_train.overrides import PLAIN_TEXT_KEYS, as_typed, key_of, override_problems, quote_text, words_for_hydra
 from samout_train.signatures import MISSING, mistakes_in_call, nearest
-from samout_train.sweeps import common_keys, first_stage, job_name, jobs_of, sweep_problems, without_sweeps
+from samout_train.sweeps import (
+    common_keys,
+    first_stage,
+    job_name,
+    jobs_at_once,
+    jobs_of,
+    sweep_problems,
+    without_sweeps,
+)
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 LINES_OF_A_MISTAKE = 8
@@ -58,6 +66,7 @@ class Request:
         self.jobs: dict[str, list[str]] = {}  # of a sweep, by name, as a person would type them
         self.configs: dict[str, dict[str, Any]] = {}  # of those jobs
         self.gets_new_directory = False  # whether run_dir is made of the time, so that no other start may have it
+        self.at_once = 1  # jobs of a sweep that share this machine's cores, where its launcher does not share them out
 
     def mistakes(self) -> list[str]:
         """Everything that is wrong with it, one text of a few lines each; none makes the run's directory."""
@@ -109,6 +118,7 @@ class Request:
         stages = common.stages
         refused = tuple(f"{key_of(word)}: is missing" for word in wrong)
         jobs = jobs_of(words, self.swept) if stages is None else first_stage(words, stages)
+        self.at_once = jobs_at_once(common, len(jobs))
         for job in tqdm(jobs, desc="checking jobs", leave=False, disable=len(jobs) < JOBS_THAT_TAKE_A_WHILE):
             composed, mistakes = checked_config(
                 job, config_name=self.config_name, config_dirs=self.config_dirs, typed=False

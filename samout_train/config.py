@@ -60,6 +60,8 @@ class Composed:
         stages: The arguments of samout_train.staged.Stages, where the sweeper is of that kind.
         named_by_time: Those of `run_dir` and `hydra.sweep.dir` that have `${now:...}` in them: each start gets its own.
         misplaced: What YAML sets although the directories of runs are the program's to make.
+        launcher: What starts the jobs of a sweep.
+        most_at_once: How many of them it starts together; None for all.
     """
 
     config: dict[str, Any]
@@ -70,6 +72,8 @@ class Composed:
     stages: dict[str, Any] | None
     named_by_time: frozenset[str] = frozenset()
     misplaced: tuple[str, ...] = ()
+    launcher: str | None = None
+    most_at_once: int | None = None
 
     def lying_in(self, run_dir: Path) -> "Composed":
         """Return the same configuration with another `run_dir`, in its text too."""
@@ -212,6 +216,8 @@ def resolve(composed: DictConfig) -> Composed:
         stages,
         frozenset(key for key, value in directories.items() if "${now:" in str(value)),
         tuple(_misplaced(HydraConfig.get())),
+        choices.get("hydra/launcher"),
+        sweeper.get("max_batch_size"),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from samout_train.figures import read_figures, write_figures
 from samout_train.run_directory import holds_run, is_taken
 from samout_train.stopping import StopSignals
+from samout_train.threads import share_of_cores
 
 State = Literal["done", "running", "FAILED", "stopped", "waiting"]
 Why = Literal["killed", "settings", "error"]
@@ -187,8 +188,6 @@ class Process:
         begins_elsewhere = any(word.startswith("resume=") for word in job.words) and not has_checkpoint(job.run_dir)
         words = [*job.words, f"run_dir={job.run_dir.absolute()}", *([] if begins_elsewhere else ["resume=auto"])]
         program = [sys.executable, "-m", "samout_train", "train", *words]
-        threads = max(1, (os.cpu_count() or 1) // at_once)
-        shared = {"OMP_NUM_THREADS": str(threads)} if at_once > 1 else {}
         with (job.run_dir / OUTPUT).open("ab") as output:
             self._printed_from = output.tell()
             self.process = subprocess.Popen(
@@ -196,7 +195,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=shared | os.environ,
+                env=os.environ | share_of_cores(at_once),
                 cwd=job.directory,
                 start_new_session=True,
             )

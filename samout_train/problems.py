@@ -17,7 +17,7 @@ from samout_train.compilation import compile_problem
 from samout_train.config import CONF, Composed, ConfigError, compose_config, locate, options_with
 from samout_train.ops.kernels import Kernels
 from samout_train.overrides import override_problems
-from samout_train.ranges import Positive, Seed, not_divisible
+from samout_train.ranges import Positive, Seed, Threads, not_divisible
 from samout_train.runtime import choose_device, choose_precision
 from samout_train.signatures import mistakes_in_call, shown
 from samout_train.tf32 import tf32_problem
@@ -51,6 +51,7 @@ def top_level(
     device: str,
     precision: Literal["auto", "fp32", "bf16", "fp16"],
     kernels: Kernels,
+    threads: Annotated[int, Threads] | None = None,
     run_dir: str,
     resume: str | None,
     model: Node,

@@ -58,6 +58,7 @@ Share = Range(0, 1)
 TopShare = Range(0, 1, low_included=False)  # of top_p, where 0 would leave nothing to draw
 LARGEST = 2**63 - 1
 Seed = Range(0, LARGEST)
+Threads = Range(1, 1024)
 
 
 def range_of(annotation: Any) -> Range | None:

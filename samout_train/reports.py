@@ -134,6 +134,7 @@ class Reports:
             "device": str(self.device),
             "precision": step.precision,
             "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
             "seed": context.seed,
             "commit": context.commit,
             "weights_sha256": weights_sha256(step.shared.weights()),

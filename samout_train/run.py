@@ -37,6 +37,7 @@ from samout_train.runtime import (
     commit,
     keep_freed_memory,
     seed_everything,
+    use_threads,
 )
 from samout_train.trainer import Trainer
 
@@ -168,6 +169,7 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
         keep_freed_memory()
     seed_everything(config["seed"])
     use_kernels(config["kernels"])
+    use_threads(config.get("threads"))  # a root of the user's may not have the key
     settings = data_settings(**{key: value for key, value in config["data"].items() if key in DATA_SETTINGS})
     source = source_from(config)
     if source.train.num_rows < settings["batch_size"]:

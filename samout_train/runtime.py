@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from samout_train.launch import Launch
+from samout_train.threads import ABOUT_NUMBERS, available_cores
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 log = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+_threads_before: int | None = None  # what torch had when a number was first asked for
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -97,6 +99,28 @@ def keep_freed_memory() -> None:
     set_option(M_MMAP_THRESHOLD, 2**31 - 1)
     set_option(M_TRIM_THRESHOLD, 2**31 - 1)
     set_option(M_TOP_PAD, 2**26)
+
+
+def use_threads(threads: int | None) -> None:
+    """Set how many threads torch and the fused kernels of a CPU have, in the whole process.
+
+    Args:
+        threads: None for as many as torch has by itself, or cores where a container allows fewer.
+    """
+    global _threads_before
+    cores = available_cores()
+    if threads is None:
+        number = torch.get_num_threads() if _threads_before is None else _threads_before
+        if number > cores and not any(name in os.environ for name in ABOUT_NUMBERS):
+            number = cores
+        _threads_before = None
+    else:
+        number = threads
+        _threads_before = torch.get_num_threads() if _threads_before is None else _threads_before
+        if threads > cores:
+            log.warning("threads     %d are more than the %d cores here: steps take longer", threads, cores)
+    if number != torch.get_num_threads():
+        torch.set_num_threads(number)
 
 
 def seed_everything(seed: int) -> None:

@@ -113,6 +113,18 @@ def common_keys(words: Sequence[str], swept: Mapping[str, Any]) -> list[str]:
     return [key for key in dict.fromkeys(keys) if key not in swept]
 
 
+def jobs_at_once(common: Composed, num_jobs: int) -> int:
+    """Return how many jobs of a sweep run side by side on this machine and have to be given their share of its cores.
+
+    joblib shares them out itself, and SLURM gives each job its own.
+
+    Args:
+        common: What they have in common.
+        num_jobs: All of them.
+    """
+    return min(num_jobs, common.most_at_once or num_jobs) if common.launcher == "submitit_local" else 1
+
+
 def words_of_sweep(words: Sequence[str], typed: Sequence[str], swept: Mapping[str, Any]) -> list[str]:
     """Overrides as Hydra has to get them for a sweep.
 

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from samout_train.ranges import Seed
+from samout_train.ranges import Seed, Threads
 
 Node = dict[str, Any]
 
@@ -24,6 +24,7 @@ def train_keys(
     trainer: Node,
     checkpoint: Node,
     callbacks: Node,
+    threads: Annotated[int, Threads] | None = None,
     experiment: Node | None = None,
 ) -> None:
     """The keys of config.yaml as far as a verb looks at them itself; only its signature is used."""

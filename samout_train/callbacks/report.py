@@ -15,6 +15,7 @@ from tqdm import tqdm
 from samout_train.callbacks.base import Callback, RunContext
 from samout_train.metrics import TRAINING_TIMES, estimate_memory_bytes, num_parameters, parameters_by_part
 from samout_train.shell_words import typed_line
+from samout_train.threads import Others, available_cores, told_others
 
 STEPS_BEFORE_ESTIMATE = 3
 # What torch 2.11 and 2.13 have; they are not public, and where another torch has none of them nothing is said.
@@ -31,6 +32,8 @@ class Report(Callback):
         self._last_mark: Any = None
         self._made, self._left_out = 0, context.steps_left_out()
         self._spans: list[tuple[Any, Any]] = []
+        # Processes of one run are others to each other.
+        self._others = Others() if context.device.type == "cpu" and context.processes == 1 else None
         for line in _description(context):
             log.info(line)
         if context.total_steps is not None and context.first_step >= context.total_steps:
@@ -39,6 +42,7 @@ class Report(Callback):
 
     def on_step(self, step: int) -> None:
         """After three steps that learned, the time that the rest will take; on CUDA without waiting for the device."""
+        self._tell_others()
         if self._made < STEPS_BEFORE_ESTIMATE:
             before, self._last_mark = self._last_mark, _mark(self._context.device)
             left_out, self._left_out = self._left_out, self._context.steps_left_out()
@@ -57,6 +61,14 @@ class Report(Callback):
             left.append((self._context.total_steps - step) * seconds_per_step)
         with tqdm.external_write_mode():
             log.info("%.3g s a step: about %s to go at this speed", seconds_per_step, _duration(min(left)))
+
+    def _tell_others(self) -> None:
+        if self._others is None or (busy := self._others.busy_cores()) is None:
+            return
+        self._others = None
+        if told := told_others(busy, torch.get_num_threads(), available_cores()):
+            with tqdm.external_write_mode():
+                log.info("cores       %s", told)
 
     def on_end(self, summary: dict[str, Any]) -> None:
         """The results, where they lie, and what to type next."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
-from samout_train.ranges import Positive
+from samout_train.ranges import Positive, Threads
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,7 @@ def keys(
     data: str | None,
     device: str,
     kernels: Literal["auto", "reference", "fused"],
+    threads: Annotated[int, Threads] | None,
 ) -> None:
     """The keys of evaluate.yaml; only its signature is used."""
 
@@ -52,7 +53,7 @@ def _evaluate(words: list[str]) -> int:
     from samout_train.loading import load_run
     from samout_train.metrics import sees_future
     from samout_train.ops.kernels import use_kernels
-    from samout_train.runtime import choose_device, keep_freed_memory
+    from samout_train.runtime import choose_device, keep_freed_memory, use_threads
 
     of_data = [word for word in words if word.lstrip("+").startswith(("data=", "data."))]
     settings = settings_of([word for word in words if word not in of_data], "evaluate", keys).config
@@ -60,6 +61,7 @@ def _evaluate(words: list[str]) -> int:
     if device.type == "cpu":
         keep_freed_memory()
     use_kernels(settings["kernels"])
+    use_threads(settings["threads"])
     loaded = load_run(settings["run"])
     config_dirs = Request(words, "evaluate").config_dirs
     name, source, whole = source_of(loaded, of_data, settings["lengths"], config_dirs=config_dirs)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from samout_train.command_line import answered, settings_of
 from samout_train.home import home_path
-from samout_train.ranges import NonNegative, Positive, Seed, TopShare
+from samout_train.ranges import NonNegative, Positive, Seed, Threads, TopShare
 
 if TYPE_CHECKING:
     from samout_train.data.documents import LineEnds
@@ -27,6 +27,7 @@ def keys(
     num_samples: Annotated[int, Positive],
     device: str,
     kernels: Literal["auto", "reference", "fused"],
+    threads: Annotated[int, Threads] | None,
 ) -> None:
     """The keys of generate.yaml; only its signature is used."""
 
@@ -48,13 +49,14 @@ def _generate(words: list[str]) -> int:
     from samout_train.generation import Timed, generate_samples, text_of
     from samout_train.loading import load_run
     from samout_train.ops.kernels import use_kernels
-    from samout_train.runtime import choose_device, keep_freed_memory
+    from samout_train.runtime import choose_device, keep_freed_memory, use_threads
 
     settings = dict(settings_of(words, "generate", keys).config)
     device = choose_device(settings.pop("device"))
     if device.type == "cpu":
         keep_freed_memory()
     use_kernels(settings.pop("kernels"))
+    use_threads(settings.pop("threads"))
     loaded = load_run(settings.pop("run"))
     if loaded.vocabulary is None:
         raise ValueError(f"{loaded.checkpoint} was trained on ids that are no text: there is nothing to generate")

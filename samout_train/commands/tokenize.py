@@ -12,6 +12,7 @@ from samout_train.data.vocabulary_choice import VocabularyName
 from samout_train.home import home_path
 from samout_train.ranges import Positive, Range
 from samout_train.shell_words import list_setting, typed_line
+from samout_train.threads import available_cores
 
 if TYPE_CHECKING:
     from samout_train.data.shard_plan import ShardPlan
@@ -54,11 +55,11 @@ def main(words: list[str]) -> int:
 
 def _tokenize(words: list[str]) -> int:
     from samout_train.data.tokenizing import tokenize_files
-    from samout_train.data.workers import WorkerDiedError, num_cores
+    from samout_train.data.workers import WorkerDiedError
     from samout_train.stopping import StopRequestedError
 
     settings = settings_of(words, "tokenize", keys).config
-    plan, jobs = _plan(settings), settings["jobs"] or num_cores()
+    plan, jobs = _plan(settings), settings["jobs"] or available_cores()
     try:
         _print(tokenize_files(plan, jobs=jobs), jobs, plan.left_out)
     except StopRequestedError as stop:

@@ -1,6 +1,7 @@
 """`python -m samout_train [train] key=value ...`: trains a model, or with -m several of them one after another."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +30,7 @@ from samout_train.sweeps import (
     words_of_sweep,
     write_sweep,
 )
+from samout_train.threads import share_of_cores
 
 MANY_RUNS = "-m: makes many runs, and torchrun starts the processes of one: leave it out, or start it once for each run"
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ def main(words: list[str]) -> int:
         return 2
     register_job_directory()
     is_sweep = request.in_sweep and not request.asks_only
+    os.environ.update(share_of_cores(request.at_once))  # which jobs in processes of their own get
     flags = [f"--config-dir={folder}" for folder in [request.arguments.config_dir] if folder]
     flags += [f"--config-name={name}" for name in [request.arguments.config_name] if name]
     if is_sweep and request.run_dir is not None and (refusal := _recorded(request, words)):

@@ -1,11 +1,12 @@
 """`python -m samout_train verify model=NAME`: a table of checks, PASS or FAIL, with figures and bounds."""
 
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.overrides import key_of
+from samout_train.ranges import Threads
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +26,7 @@ def keys(
     models: Literal["all"] | None,
     device: str,
     kernels: Literal["auto", "reference"],
+    threads: Annotated[int, Threads] | None,
     model: Node | None = None,
 ) -> None:
     """The keys of verify.yaml; only its signature is used."""
@@ -49,12 +51,13 @@ def _verify(words: list[str]) -> int:
     from samout_train.loading import load_run
     from samout_train.ops.kernels import use_kernels
     from samout_train.problems import model_node, model_problems
-    from samout_train.runtime import choose_device
+    from samout_train.runtime import choose_device, use_threads
 
     composed, request = settings_of(words, "verify", keys), Request(words, "verify")
     settings = {"model": None} | composed.config
     device = choose_device(settings["device"])
     use_kernels(settings["kernels"])
+    use_threads(settings["threads"])
     torch.backends.cudnn.allow_tf32 = False  # torch's default: ten bits, which are too few for what is asked of fp32
     if sum(settings[key] is not None for key in ("model", "run", "models")) != 1:
         raise ConfigError("say what to verify, one of: model=NAME, run=RUN_DIR, models=all")

@@ -24,7 +24,7 @@ DECIDED = {
     "resume": "a comparison goes on by itself: give it the same run_dir again",
 }
 # What has to be the same for all models: data, and what makes a run.
-FOR_ALL = ("data", "experiment", "seed", "run_dir", "device", "checkpoint", "callbacks", "kernels")
+FOR_ALL = ("data", "experiment", "seed", "run_dir", "device", "checkpoint", "callbacks", "kernels", "threads")
 
 
 @dataclass(frozen=True)

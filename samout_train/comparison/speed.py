@@ -21,7 +21,14 @@ from samout_train.losses import next_token_nats
 from samout_train.metrics import sees_future
 from samout_train.ops.kernels import use_kernels
 from samout_train.run import source_from
-from samout_train.runtime import PrecisionName, autocast, choose_device, choose_precision, keep_freed_memory
+from samout_train.runtime import (
+    PrecisionName,
+    autocast,
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    use_threads,
+)
 
 TIMES = (1, 4, 16, 64)  # of the training length
 MOST_ROUNDS = 5
@@ -44,6 +51,7 @@ def measured_speeds(contenders: Sequence[Contender], folder: Path) -> dict[str, 
         return read_speeds(folder)
     device = choose_device(config["device"])
     use_kernels(config["kernels"])
+    use_threads(config.get("threads"))
     if device.type == "cpu":
         keep_freed_memory()
     source = source_from(config)

@@ -4,7 +4,6 @@ A process of `concurrent.futures` waits for ever where its parent is killed. Her
 breaks then.
 """
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -23,11 +22,6 @@ SECONDS_A_LOOK = 0.2
 
 class WorkerDiedError(Exception):
     """A process ended before its task did."""
-
-
-def num_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def results(
