@@ -14,6 +14,7 @@ from samout_train.data.published_vocabulary import read_published_vocabulary
 from samout_train.data.vocabulary import Vocabulary
 from samout_train.data.vocabulary_choice import read_vocabulary_file, vocabulary_from
 from samout_train.home import home_path
+from samout_train.measuring import choose_once
 from samout_train.problems import model_problems
 
 
@@ -66,6 +67,7 @@ def load_run(path: str | Path) -> LoadedRun:
         raise CheckpointError(f"{checkpoint} cannot be used: it is no whole checkpoint ({error!r:.100})") from error
     saved = checkpoint.parent.parent / ".hydra" / "config.yaml"
     node, model = model_of(saved, checkpoint, weights, vocab_size=vocab_size, pad_id=pad_id)
+    choose_once(model)
     line_ends = content.get("line_ends", "keep")
     return LoadedRun(checkpoint, step, model, vocabulary, vocab_size, pad_id, node, line_ends)
 

@@ -8,6 +8,8 @@ import torch
 
 from samout_train import processes
 from samout_train.checkpoint import CheckpointError, find_checkpoint, newest_checkpoint, read_checkpoint, read_manifest
+from samout_train.measuring import go_on_with
+from samout_train.ops.linear.choice import chosen_products
 from samout_train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -39,9 +41,10 @@ def restore(trainer: Trainer, resume: str | None, run_dir: Path) -> tuple[Path |
     except (LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be used: it is no whole checkpoint ({error!r:.100})") from error
     then = read_manifest(path)
-    if other := [
-        f"{key} {then.get(key)}, now {value}" for key, value in made_with(trainer).items() if then.get(key) != value
-    ]:
+    if own:
+        go_on_with(then.get("products"))
+    now = made_with(trainer)
+    if other := [f"{key} {then[key]}, now {now[key]}" for key in now if then.get(key, now[key]) != now[key]]:
         log.warning("resume     made with %s: the last bits of what follows will differ", "; ".join(other))
     trainer.resumed_from = trainer.resumed_from if own else str(path)
     log.info("resume     %s, after step %d", path, trainer.step_count)
@@ -57,4 +60,5 @@ def made_with(trainer: Trainer) -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "processes": processes.count(),
         "precision": trainer.precision,
+        "products": str(chosen_products()),
     }

@@ -21,7 +21,9 @@ from samout_train.fitting import fit
 from samout_train.joining import together
 from samout_train.launch import Launch
 from samout_train.log_file import log_file
+from samout_train.measuring import choose_products, product_of, tokens_of
 from samout_train.ops.kernels import use_kernels
+from samout_train.ops.linear.choice import use_products
 from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, model_problems
 from samout_train.resuming import made_with, restore
 from samout_train.run_directory import (
@@ -190,6 +192,11 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
         seed=config["seed"],
         **settings,
     )
+    step = trainer.training_step
+    rows = step.batches.batch_size // step.accumulate // processes.count()
+    shape = product_of(model, tokens_of(rows, source.train.seq_len, step.chunk_len))
+    decodes = source.vocabulary is not None
+    use_products(choose_products(shape, device=device, precision=precision, decodes=decodes))
     return trainer
 
 

@@ -9,7 +9,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 # What a person may have set about waiting: then nothing is changed.
-ABOUT_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_DYNAMIC")
+ABOUT_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 ABOUT_NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # By itself a thread waits awake for up to 20 milliseconds (GNU's OpenMP, which torch for Linux has) or 200 (LLVM's and
 # Intel's), in which a program beside it has no core.

@@ -17,6 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Both ways that are not torch's, without a measurement.
+    monkeypatch.setenv("SAMOUT_TRAIN_PRODUCTS", "onednn,numba")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ ROWS = [
         *("tensor_file", "figures", "launch", "processes", "shell_words", "home", "threads"),
     },
     {"models"},
-    {"data", "losses", "schedules", "optim", "sampling", "decoding", "generation"},
+    {"data", "losses", "measuring", "schedules", "optim", "sampling", "decoding", "generation"},
     {
         *("metrics", "checkpoint", "saving", "shards", "evaluation", "branches", "state_health"),
         *("accuracy", "extrapolation", "streaming", "charts"),

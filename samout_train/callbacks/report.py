@@ -13,13 +13,12 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from samout_train.callbacks.base import Callback, RunContext
+from samout_train.measuring import WORTH_SAYING, bfloat16_share, product_of, tokens_of
 from samout_train.metrics import TRAINING_TIMES, estimate_memory_bytes, num_parameters, parameters_by_part
 from samout_train.shell_words import typed_line
 from samout_train.threads import Others, available_cores, told_others
 
 STEPS_BEFORE_ESTIMATE = 3
-# What torch 2.11 and 2.13 have; they are not public, and where another torch has none of them nothing is said.
-BFLOAT16_INSTRUCTIONS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 log = logging.getLogger(__name__)
 
 
@@ -128,10 +127,12 @@ def _description(context: RunContext) -> list[str]:
         ),
         f"memory      {_memory(context, rows, num_targets)} at the peak, on {context.device} in {context.precision}",
     ]
-    # Measured with model=v8 data=random on an AMD EPYC, one thread: 1.18 s a step for 2.35 s.
-    if context.settings.get("precision") == "auto" and context.precision == "fp32" and _has_bfloat16(context.device):
-        hint = "this CPU has bfloat16 instructions: precision=bf16 takes about half the time a step"
-        lines.append(f"precision   fp32; {hint}")
+    if context.settings.get("precision") == "auto" and context.device.type == "cpu":
+        shape = product_of(model, tokens_of(rows, seq_len, context.chunk_len))
+        share = None if shape is None else bfloat16_share(shape)
+        if share is not None and share < WORTH_SAYING:
+            took = f"measured here, products of this model's size take {share:.2f} of the time in bf16"
+            lines.append(f"precision   fp32; {took}: try precision=bf16")
     if source.floor_nats is not None:
         lines.append(f"floor       {source.floor_nats:.4f} nats: on fresh sequences nothing can be lower")
     if context.first_step:
@@ -158,11 +159,6 @@ def _memory(context: RunContext, rows: int, num_targets: int) -> str:
     except (RuntimeError, NotImplementedError) as error:  # a model of the user's may do what has no shape function
         return f"not known ({str(error).splitlines()[0]})"
     return f"about {needed}"
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether this is a CPU whose instructions multiply bfloat16, as far as torch says so."""
-    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in BFLOAT16_INSTRUCTIONS)
 
 
 def _padding_share(context: RunContext) -> float:

@@ -33,6 +33,8 @@ def main(words: list[str]) -> int:
 
 
 def _prove(words: list[str]) -> int:
+    from samout_train.checkpoint import find_checkpoint, read_manifest
+    from samout_train.measuring import decided
     from samout_train.proof import digests, run_killed
     from samout_train.run_directory import locked
     from samout_train.runtime import choose_device
@@ -65,6 +67,9 @@ def _prove(words: list[str]) -> int:
                 told=lambda line: print(line, file=sys.stderr),
             )
             found[name] = digests(folder / name)
+            # The second one multiplies as the first one, also where there is no place to keep what was measured.
+            products = read_manifest(find_checkpoint(folder / name)).get("products")
+            kept.enter_context(decided(products))
     for name, digest_of in found.items():
         for what, digest in digest_of.items():
             print(f"{name:12} {what:10} {digest}")

@@ -12,7 +12,6 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from samout_train import train
 from samout_train.callbacks.base import StepReport
 from samout_train.callbacks.early_stopping import EarlyStopping
-from samout_train.callbacks.report import BFLOAT16_INSTRUCTIONS
 from samout_train.callbacks.sample import prompts_from
 from samout_train.config import ConfigError
 from samout_train.data.batches import MatrixRows
@@ -149,19 +148,19 @@ def run_with_prompt(run_dir: Path, small_text: Path, caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize(
-    ("has_it", "precision", "hints"),
-    [(True, "auto", 1), (False, "auto", 0), (None, "auto", 0), (True, "fp32", 0), (True, "bf16", 0)],
+    ("share", "precision", "hints"),
+    [(0.5, "auto", 1), (1.5, "auto", 0), (0.79, "auto", 1), (0.81, "auto", 0), (None, "auto", 0), (0.5, "fp32", 0)],
 )
-def test_a_cpu_with_bfloat16_instructions_is_pointed_out_once_to_who_left_the_choice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_it: bool | None, precision: str, hints: int
+def test_bf16_is_pointed_out_once_where_it_was_measured_to_be_faster_to_who_left_the_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float | None, precision: str, hints: int
 ) -> None:
-    for name in BFLOAT16_INSTRUCTIONS:
-        monkeypatch.delattr(torch.cpu, name, raising=False)
-        if has_it is not None:
-            monkeypatch.setattr(torch.cpu, name, lambda: has_it, raising=False)
+    asked = []
+    monkeypatch.setattr("samout_train.callbacks.report.bfloat16_share", lambda shape: asked.append(shape) or share)
     train([*TINY, f"precision={precision}", "trainer=debug", f"run_dir={tmp_path / 'run'}"])
     log = (tmp_path / "run" / "samout_train.log").read_text()
-    assert log.count("precision   fp32; this CPU has bfloat16 instructions: precision=bf16") == hints
+    assert log.count("measured here, products of this model's size take") == hints
+    assert log.count(f"take {share or 0:.2f} of the time in bf16: try precision=bf16") == hints
+    assert len(asked) == (precision == "auto")
 
 
 def test_early_stopping_waits_for_its_patience_and_counts_evaluations_only() -> None:

@@ -10,9 +10,17 @@ from torch.nn import functional as F
 from samout_train.ops import linear as package
 from samout_train.ops.kernels import use_kernels
 from samout_train.ops.linear import LEAST_WEIGHTS, MOST_ROWS, linear, onednn
+from samout_train.ops.linear.choice import Products, use_products
 from samout_train.ops.linear.cpu import few_rows
 
 MANY_ROWS = 64
+
+
+@pytest.fixture(autouse=True)
+def both_fast_ways() -> Iterator[None]:
+    use_products(Products("onednn", "numba"))
+    yield
+    use_products(None)
 
 
 def tensors(*sizes: int, outputs: int = 301, inputs: int = 267) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,7 +121,6 @@ def test_many_rows_in_onednn_and_their_gradients_are_those_in_float64(
 ) -> None:
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch was built without oneDNN")
-    monkeypatch.setattr(onednn, "is_faster_here", lambda: True)
     monkeypatch.setattr(package, "LEAST_PRODUCTS", MANY_ROWS * 301 * 267)
     x, weight_NK, bias_N = tensors(*sizes)
     given = [
@@ -136,7 +143,6 @@ def test_many_rows_in_onednn_and_their_gradients_are_those_in_float64(
 
 def test_what_onednn_gets_is_told_by_size_and_by_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(onednn, "is_faster_here", lambda: True)
     monkeypatch.setattr(onednn, "many_rows", lambda x, weight, bias: calls.append(len(x)) or F.linear(x, weight, bias))
     monkeypatch.setattr(package, "LEAST_PRODUCTS", MANY_ROWS * 301 * 267)
     _, weight_NK, _ = tensors(1)

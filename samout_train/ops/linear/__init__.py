@@ -8,9 +8,11 @@ from torch.nn import functional as F
 
 from samout_train.ops.kernels import is_fused, only_torch
 from samout_train.ops.linear import onednn
+from samout_train.ops.linear.choice import chosen_products, has_onednn
 
-# Measured on two cores of an AMD EPYC: torch.nn.functional.linear (MKL) takes 2 to 10 times as long from 256 x 256
-# weights on and up to 8 rows; with smaller weights or with more rows it is the faster one.
+# On two cores of an AMD EPYC, torch.nn.functional.linear (MKL) took 2 to 10 times as long as numba from 256 x 256
+# weights on and up to 8 rows, and less with smaller weights or more rows; on an Intel Xeon it took 0.2 to 0.8 times as
+# long. So it is measured (samout_train.measuring).
 MOST_ROWS = 8
 LEAST_WEIGHTS = 65_536
 # Multiplications from which on oneDNN's products pay for the way to them: 2,048 x 240 by 240 x 240 did (4 % of a step),
@@ -36,7 +38,8 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor
         from samout_train.ops.linear.cpu import few_rows
 
         return few_rows(x, weight_NK, bias_N)
-    if x.numel() * len(weight_NK) >= LEAST_PRODUCTS and not only_torch() and onednn.is_faster_here():
+    is_large = x.numel() * len(weight_NK) >= LEAST_PRODUCTS
+    if is_large and chosen_products().many == "onednn" and not only_torch() and has_onednn():
         return onednn.many_rows(x, weight_NK, bias_N)
     return F.linear(x, weight_NK, bias_N)
 
@@ -58,5 +61,6 @@ def _is_a_matter_of_reading(x: Tensor, weight_NK: Tensor) -> bool:
         not torch.is_grad_enabled()
         and x.numel() <= MOST_ROWS * weight_NK.shape[1]
         and weight_NK.numel() >= LEAST_WEIGHTS
+        and chosen_products().few == "numba"
         and is_fused("cpu", torch.float32)
     )
