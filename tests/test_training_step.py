@@ -157,8 +157,9 @@ def test_steps_on_cuda_learn_and_do_not_wait_for_the_device(precision: Precision
 
 
 # Adam moves a weight by the learning rate however small its gradient is, so that rounding in gradients near zero is
-# seen: of a parameter's norm after ten steps, 3.0e-4 differed between one micro-step and two of torch's own operations.
-TEN_STEPS = 1e-3
+# seen: of a parameter's norm after ten steps, 3.0e-4 differed between one micro-step and two of torch's own operations
+# on an AMD EPYC, and 1.6e-3 on an Intel Xeon.
+TEN_STEPS = 5e-3
 LARGE_ENOUGH = [  # for each fused kernel, and for oneDNN's products
     *("model=v8", "data=random", "device=cpu", "model.hidden_size=128", "model.num_heads=4", "model.num_layers=2"),
     *("model.dropout=0", "data.seq_len=64", "data.batch_size=64", "data.num_sequences=128"),
