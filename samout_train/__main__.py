@@ -14,7 +14,7 @@ from samout_train.threads import wait_shortly
 
 
 def main() -> None:
-    """Runs the verb, `train` where there is none, and exits with its code."""
+    """Runs the verb, `train` where there are settings only, and exits with its code."""
     wait_shortly()
     try:
         Path.cwd()
@@ -26,6 +26,11 @@ def main() -> None:
         sys.path.insert(0, str(Path.cwd()))
     words = sys.argv[1:]
     verbs = sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+    if not words:
+        from samout_train.overview import overview
+
+        print(overview(verbs))
+        sys.exit(0)
     verb = words.pop(0) if words and words[0].isidentifier() else "train"
     if "-sc" in words or "--shell-completion" in words:
         verb = _verb_being_completed(verbs) or verb

@@ -3,9 +3,12 @@
 import errno
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+SECONDS_OF_PATIENCE = 5.0
 
 
 def replace_file(
@@ -25,13 +28,30 @@ def replace_file(
             file.flush()
             os.fsync(file.fileno())
         confirm(temporary)
-        temporary.replace(path)
+        take_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # elsewhere a directory cannot be opened
         directory = os.open(path.parent, os.O_RDONLY)
         os.fsync(directory)
         os.close(directory)
+
+
+def take_place(new: Path, path: Path) -> None:
+    """Put a file in the place of another one.
+
+    Windows refuses it while somebody has the other one open, such as a virus scanner: then it is tried again, for
+    SECONDS_OF_PATIENCE.
+    """
+    given_up_at = time.monotonic() + SECONDS_OF_PATIENCE
+    while True:
+        try:
+            new.replace(path)
+            return
+        except PermissionError:
+            if os.name == "posix" or time.monotonic() > given_up_at:
+                raise
+            time.sleep(0.05)
 
 
 def leftovers(folder: Path) -> Iterator[Path]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from tqdm import tqdm
 
 from samout_train.config import CONF, Composed, ConfigError, compose_config
 from samout_train.home import home_path
+from samout_train.hydra_parser import get_args_parser
 from samout_train.overrides import PLAIN_TEXT_KEYS, as_typed, key_of, override_problems, quote_text, words_for_hydra
 from samout_train.signatures import MISSING, mistakes_in_call, nearest
 from samout_train.sweeps import (

@@ -31,6 +31,8 @@ def compile_problem(device: torch.device) -> str | None:
     """What is missing to compile for a device; None where nothing is."""
     header = Path(sysconfig.get_path("include")) / "Python.h"
     missing = None
+    if device.type == "mps":
+        return "trainer.compile=true: is for cpu and cuda, and this run is on mps: leave it out"
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             missing = "triton for CUDA, which is not installed: pip install triton"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from samout_train import processes
 from samout_train.data.batches import Rows, Source
 from samout_train.losses import nats_and_state
-from samout_train.runtime import PrecisionName, autocast, to_device
+from samout_train.runtime import PrecisionName, autocast, float64_place, to_device
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def evaluate(
         Sums over all batches. The device is waited for once, at the end.
     """
     token_bytes = torch.from_numpy(source.vocabulary.token_bytes()) if source.vocabulary else None
-    nats = torch.zeros((), dtype=torch.float64, device=device)
+    nats = torch.zeros((), dtype=torch.float64, device=float64_place(device))
     num_targets = num_bytes = empty_batches = 0
     was_training = model.training
     model.eval()
@@ -118,7 +118,7 @@ def _nats_of_rows(
     *,
     chunk_len: int | None,
 ) -> Tensor:
-    nats, state = torch.zeros((), dtype=torch.float64, device=inputs_RT.device), None
+    nats, state = torch.zeros((), dtype=torch.float64, device=float64_place(inputs_RT.device)), None
     num_rows, num_times = targets_RT.shape
     length = chunk_len or num_times
     for start in range(0, num_times if num_rows else 0, length):
@@ -126,7 +126,7 @@ def _nats_of_rows(
         chunk_nats, state = nats_and_state(
             model, inputs, targets, ignore_index, min(num_counted, targets.numel()), state
         )
-        nats += chunk_nats
+        nats += chunk_nats.to(nats.device)
     return nats
 
 

@@ -15,6 +15,7 @@ from samout_train.data.vocabulary import SPECIAL_TOKENS, Vocabulary
 from samout_train.decoding import Decoder, prefill
 from samout_train.models.state import repeat_state
 from samout_train.ranges import NonNegative, Positive, Range, TopShare, validated
+from samout_train.runtime import float64_place
 from samout_train.sampling import choose
 
 T = TypeVar("T")
@@ -203,7 +204,8 @@ def _drawn(
     chosen: Callable[[Tensor, torch.Generator], Tensor],
 ) -> Iterator[list[int]]:
     device = next(model.parameters()).device
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    place = float64_place(device)
+    generators = [torch.Generator(place).manual_seed(seed) for seed in seeds]
     was_training = model.training
     model.eval()
     try:
@@ -213,11 +215,11 @@ def _drawn(
         decoder = Decoder(model, state)
         for made in range(1, max_new_tokens + 1):
             with torch.inference_mode():
-                rows = zip(logits_BV.to(torch.float64, copy=True), generators, strict=True)
+                rows = zip(logits_BV.to(place).to(torch.float64, copy=True), generators, strict=True)
                 ids_B1 = torch.stack([chosen(logits_V, generator).view(1) for logits_V, generator in rows])
             yield ids_B1[:, 0].tolist()
             if made < max_new_tokens:
-                logits_BV = decoder(ids_B1)
+                logits_BV = decoder(ids_B1.to(device))
     finally:
         model.train(was_training)
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from samout_train.figures import read_figures, write_figures
 from samout_train.run_directory import holds_run, is_taken
-from samout_train.stopping import StopSignals
+from samout_train.stopping import StopSignals, ask_to_stop, own_group
 from samout_train.threads import share_of_cores
 
 State = Literal["done", "running", "FAILED", "stopped", "waiting"]
@@ -197,7 +197,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env=os.environ | share_of_cores(at_once),
                 cwd=job.directory,
-                start_new_session=True,
+                **own_group(),
             )
 
     def became(self) -> Outcome | None:
@@ -225,6 +225,6 @@ class Process:
 
 def _stop(processes: Sequence[Process], number: int | None) -> None:
     for process in processes:
-        process.process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        ask_to_stop(process.process, number)
     for process in processes:
         process.process.wait()

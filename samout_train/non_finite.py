@@ -23,6 +23,7 @@ from samout_train import processes
 from samout_train.data.batches import Batches
 from samout_train.data.vocabulary import Vocabulary
 from samout_train.parallel import whole_tensor
+from samout_train.runtime import device_random_state, float64_place, set_device_random_state
 
 OnNonFinite = Literal["stop", "skip", "rollback"]
 MOST_IN_A_ROW = 5  # so many steps are left out one after another; the next one ends the run
@@ -71,16 +72,16 @@ class Before:
         """Puts back learning rates and generators, and drops the gradients."""
         for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate
-        on_cpu, on_cuda = self.random
+        on_cpu, on_device = self.random
         torch.set_rng_state(on_cpu)
-        if on_cuda is not None:
-            torch.cuda.set_rng_state(on_cuda, device)
+        if on_device is not None:
+            set_device_random_state(on_device, device)
         optimizer.zero_grad(set_to_none=True)
 
 
 def generators(device: torch.device) -> tuple[Tensor, Tensor | None]:
     """The states of torch's generators that a step on this device draws from."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), device_random_state(device)
 
 
 class Watch:
@@ -104,7 +105,7 @@ class Watch:
             self._raised = torch.zeros_like(figure, dtype=torch.float32)  # as the fused kernels read it
         self._raised = self._raised.where(figure < math.inf, 1.0)
         event = None
-        copy = self._raised.to("cpu", non_blocking=True)  # into pinned memory
+        copy = self._raised.to("cpu", non_blocking=figure.is_cuda)  # into pinned memory
         if figure.is_cuda:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(figure.device))
@@ -186,7 +187,9 @@ def report(step: int, loss: float, batches: Batches, model: nn.Module, vocabular
             lines.append(f"  row {index:<11} {vocabulary.decode(row_T)[:MOST_CHARACTERS]!r}")
         lines += [f"  and {len(places) - MOST_ROWS} rows more"] if len(places) > MOST_ROWS else []
     gradients = {name: whole_tensor(p.grad) for name, p in model.named_parameters() if p.grad is not None}
-    norms = {name: float(gradient.double().norm()) for name, gradient in gradients.items()}
+    norms = {
+        name: float(gradient.to(float64_place(gradient.device)).double().norm()) for name, gradient in gradients.items()
+    }
     # Those that are not finite come first, then from the largest down.
     ordered = sorted(norms, key=lambda name: (math.isfinite(norms[name]), -norms[name]))
     lines.append(

@@ -5,6 +5,7 @@ ranges of what it builds, and where it is right it may have a check of its own (
 rules between nodes.
 """
 
+import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -146,7 +147,7 @@ def problems(config: Mapping[str, Any]) -> list[str]:
     Args:
         config: As plain dictionaries, resolved.
     """
-    top = mistakes_in_call("", top_level, config)
+    top = mistakes_in_call("", top_level, config, elsewhere=partial(_key_below, config))
     data = _node(config, "data")
     settings = {key: value for key, value in data.items() if key in DATA_SETTINGS}
     by_group = {"": top, "data": mistakes_in_call("data", data_settings, settings)}
@@ -167,6 +168,16 @@ def problems(config: Mapping[str, Any]) -> list[str]:
 def _node(config: Mapping[str, Any], name: str) -> Node:
     node = config.get(name)
     return node if isinstance(node, dict) else {}
+
+
+def _key_below(config: Mapping[str, Any], name: str) -> str | None:
+    """Say which key of a node is meant by one that stands at the top: `optimizer.lr` by `lr`."""
+    below = {f"{group}.{key}": key for group in config for key in _node(config, group) if not key.startswith("_")}
+    meant = [path for path, key in below.items() if key == name]
+    if not meant and not difflib.get_close_matches(name, inspect.signature(top_level).parameters):
+        close = difflib.get_close_matches(name, set(below.values()), n=1, cutoff=0.75)
+        meant = [path for path, key in below.items() if key in close]
+    return f"did you mean {' or '.join(meant)}?" if meant else None
 
 
 def _mistakes_in_node(path: str, node: Any, *, own_checks: bool = True) -> list[str]:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -75,7 +74,7 @@ def run_killed(
             _refuse_failure(process, run_dir)
             told(f"kill {number + 1}: the run had ended before it; the others are left out")
             return
-        process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+        process.kill()
         process.wait()
         told(f"kill {number + 1}: after step {_steps(run_dir)}")
     process = _start([*words, f"run_dir={run_dir}", "resume=auto"], run_dir, device)
@@ -94,7 +93,7 @@ def _start(words: list[str], run_dir: Path, device: torch.device) -> "subprocess
 
 def _refuse_failure(process: "subprocess.Popen[bytes]", run_dir: Path) -> None:
     if process.returncode:
-        printed = run_dir.with_suffix(".txt").read_text(errors="replace").strip().splitlines()
+        printed = run_dir.with_suffix(".txt").read_text("utf-8", errors="replace").strip().splitlines()
         raise RuntimeError("\n".join(printed[-8:]) or f"the training ended with exit code {process.returncode}")
 
 

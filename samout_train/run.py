@@ -165,7 +165,7 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
     """Data, model, optimizer, schedule and trainer of a checked configuration."""
     device = choose_device(config["device"])
     precision = choose_precision(config["precision"], device)
-    if device.index is not None:
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     if device.type == "cpu":
         keep_freed_memory()

@@ -44,8 +44,12 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device ({name}) must be auto, cpu, cuda or cuda:N")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device ({name}) must be auto, cpu, cuda, cuda:N or mps")
+    if device.type == "mps" and launch is not None:
+        raise ValueError(f"device ({name}) is for one process: start it without torchrun, or use device=cpu")
+    if device.type == "mps" and not ((device.index or 0) == 0 and torch.backends.mps.is_available()):
+        raise ValueError(f"device ({name}) is not there: torch sees no such GPU of Apple here; use device=cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
         have = f"this machine has cuda:0 to cuda:{count - 1}" if count else "torch sees no CUDA device here"
@@ -71,7 +75,7 @@ def choose_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torc
     if name == "auto":
         return "bf16" if bf16_gpu else "fp32"
     if name == "fp16" and device.type != "cuda":
-        raise ValueError("precision (fp16) needs a CUDA device: use bf16 or fp32 on the CPU")
+        raise ValueError(f"precision (fp16) needs a CUDA device: use bf16 or fp32 on {device.type}")
     if name == "bf16" and device.type == "cuda" and not bf16_gpu:
         raise ValueError(f"precision (bf16) is not in the hardware of {torch.cuda.get_device_name(device)}: use fp16")
     return name
@@ -138,8 +142,8 @@ def random_states(device: torch.device) -> dict[str, Any]:
         "python": [version, list(internal), gauss],
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
+        "cuda": device_random_state(device) if device.type == "cuda" else None,
+    } | ({"mps": device_random_state(device)} if device.type == "mps" else {})
 
 
 def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
@@ -149,10 +153,26 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
-    if (states["cuda"] is None) != (device.type != "cuda"):
+    made_on = "mps" if "mps" in states else "cpu" if states["cuda"] is None else "cuda"
+    if made_on != device.type:
         log.warning("the checkpoint is of another kind of device than %s: dropout will differ from there on", device)
-    elif states["cuda"] is not None:
-        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type != "cpu":
+        set_device_random_state(states[device.type], device)
+
+
+def device_random_state(device: torch.device) -> Tensor | None:
+    """Return the state of a GPU's own generator; None for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else None
+
+
+def set_device_random_state(state: Tensor, device: torch.device) -> None:
+    """Put a GPU's own generator where `device_random_state` found it."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.mps.set_rng_state(state)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -169,19 +189,36 @@ def reset_peak_memory(device: torch.device) -> None:
     """Starts the measurement of peak memory anew, where the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "mps":
+        torch.mps.empty_cache()
     elif Path("/proc/self/clear_refs").exists():
         try:
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         except OSError:  # not permitted in some containers: then the peak counts from the start of the process
             return
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak since the reset: allocated on a CUDA device; resident in this process on a CPU, torch itself included.
-    0 where the system does not say."""
+    """Peak since the reset: allocated on a CUDA device; what torch holds of an Apple GPU, which only grows; resident
+    in this process on a CPU, torch itself included. 0 where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
     return _status_bytes("VmHWM")
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def float64_place(device: torch.device) -> torch.device:
+    """Return where float64 sums of what this device computes are kept: on it, unless it is Apple's, which has none."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
@@ -213,7 +250,7 @@ def commit() -> str | None:
         return None
     try:
         words = ["git", "-C", str(package.parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(words, capture_output=True, encoding="utf-8", timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -241,8 +278,7 @@ class Clock:
 
     def pause(self) -> None:
         """Stops counting, once the device is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
         self._counted, self._running_since = self.seconds, None
 
     @contextmanager

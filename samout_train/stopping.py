@@ -2,12 +2,31 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-# SIGUSR1 and SIGUSR2 are what batch systems send before they kill; they are not there on every system.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+# SIGUSR1 and SIGUSR2 are what batch systems send before they kill; SIGBREAK is Windows' Ctrl-Break, the only signal
+# that a process in a group of its own gets there. None of the three is there on every system.
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGBREAK")
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+
+
+def own_group() -> dict[str, Any]:
+    """Return what `Popen` needs so that Ctrl-C in the terminal does not reach the process by itself."""
+    new_group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", None)
+    return {"start_new_session": True} if new_group is None else {"creationflags": new_group}
+
+
+def ask_to_stop(process: "subprocess.Popen[bytes]", number: int | None) -> None:
+    """Ask a process of a group of its own to stop, as the signal that this program got would.
+
+    On Windows, SIGTERM and SIGINT cannot be sent to another process: SIGTERM would kill it before it could save.
+    """
+    on_windows = getattr(signal, "CTRL_BREAK_EVENT", None)
+    elsewhere = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+    process.send_signal(elsewhere if on_windows is None else on_windows)
 
 
 class StopRequestedError(Exception):

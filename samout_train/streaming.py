@@ -21,7 +21,7 @@ from samout_train.data.batches import Rows
 from samout_train.data.token_rows import TokenRows
 from samout_train.extrapolation import Extrapolation
 from samout_train.losses import MOST_LOGITS
-from samout_train.runtime import PrecisionName, autocast, to_device
+from samout_train.runtime import PrecisionName, autocast, float64_place, to_device
 from samout_train.state_health import layer_states, shapes_of
 
 Stream = np.ndarray[Any, np.dtype[np.integer[Any]]]
@@ -121,7 +121,7 @@ class Reader:
             with torch.inference_mode(), autocast(self.precision, self.device):
                 for group in zip(inputs_BW.split(rows), targets_BW.split(rows), strict=True):
                     nats_BW, norm_of = self._read(*group)
-                    nats_W += nats_BW.double().sum(0).cpu()
+                    nats_W += nats_BW.to(float64_place(self.device)).double().sum(0).cpu()
                     for name, norm in norm_of.items():
                         norms.setdefault(name, []).append(norm)
         finally:

@@ -52,9 +52,19 @@ ROWS = [
         ),
     },
     {"comparison", "search"},
-    {"command_line", "train_keys", "commands", "__main__", "__init__"},
+    {"command_line", "hydra_parser", "overview", "train_keys", "commands", "__main__", "__init__"},
 ]
-HYDRA_ALLOWED = {"config", "overrides", "run_directory", "run", "sweeps", "heat_map", "command_line", "commands"}
+HYDRA_ALLOWED = {
+    "config",
+    "overrides",
+    "run_directory",
+    "run",
+    "sweeps",
+    "heat_map",
+    "command_line",
+    "commands",
+    "hydra_parser",
+}
 
 
 def modules() -> list[Path]:

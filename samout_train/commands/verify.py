@@ -56,6 +56,8 @@ def _verify(words: list[str]) -> int:
     composed, request = settings_of(words, "verify", keys), Request(words, "verify")
     settings = {"model": None} | composed.config
     device = choose_device(settings["device"])
+    if device.type == "mps":
+        raise ValueError("device=mps: has no float64, which verify compares with: use device=cpu")
     use_kernels(settings["kernels"])
     use_threads(settings["threads"])
     torch.backends.cudnn.allow_tf32 = False  # torch's default: ten bits, which are too few for what is asked of fp32

@@ -28,6 +28,7 @@ from samout_train.runtime import (
     choose_precision,
     keep_freed_memory,
     use_threads,
+    wait_for,
 )
 
 TIMES = (1, 4, 16, 64)  # of the training length
@@ -153,8 +154,7 @@ def _pass(model: nn.Module, ids_RT: torch.Tensor, device: torch.device, precisio
         nats.backward()
         model.zero_grad(set_to_none=True)
         nats.detach().item()  # waits for the device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
 
     return run
 

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from samout_train.atomic import take_place
 from samout_train.data.cache import cache_path, read_note, write_note
 from samout_train.data.documents import Piece, Special
 from samout_train.data.survey import Survey
@@ -139,7 +140,7 @@ class _Tokenizing:
                     self.signals.check()
             _flush(output)
         self._check(journal)
-        self.part.replace(self.bin_path)
+        take_place(self.part, self.bin_path)
         note = {"dtype": dtype.name, "num_tokens": journal.num_tokens, "unknown": journal.unknown}
         write_note(self.bin_path.with_suffix(".json"), note | {"vocabulary": journal.vocabulary})
         self.journal_path.unlink(missing_ok=True)

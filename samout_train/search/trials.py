@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import secrets
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from samout_train.figures import read_figures, write_figures
 from samout_train.ledger import LOOK_SECONDS, Job, Outcome, Process, outcome
 from samout_train.run_directory import differences, holds_run, is_taken, other_settings
 from samout_train.search.space import Space
-from samout_train.stopping import StopSignals
+from samout_train.stopping import StopSignals, ask_to_stop
 
 RECORD = "search.json"
 RUN_DIR, ERROR = "run_dir", "error"  # what a trial has beside Optuna's own
@@ -242,5 +241,5 @@ def _running(job: Job) -> Iterator[Process]:
         yield process
     finally:
         if process.process.poll() is None:
-            process.process.send_signal(signal.SIGTERM)
+            ask_to_stop(process.process, None)
             process.process.wait()
