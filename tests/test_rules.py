@@ -64,6 +64,7 @@ HYDRA_ALLOWED = {
     "command_line",
     "commands",
     "hydra_parser",
+    "overview",
 }
 
 
