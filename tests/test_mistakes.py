@@ -165,7 +165,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["set trainer.max_steps too, or schedule=constant or schedule=wsd"],
     ),
     "a device that is not there": (["device=cuda:99"], ["device (cuda:99) is not there", "device=auto or device=cpu"]),
-    "no device": (["device=gpu"], ["device (gpu) must be auto, cpu, cuda or cuda:N"]),
+    "no device": (["device=gpu"], ["device (gpu) must be auto, cpu, cuda, cuda:N or mps"]),
     "fp16 on the CPU": (["device=cpu", "precision=fp16"], ["precision (fp16) needs a CUDA device", "bf16 or fp32"]),
     "TF32 on the CPU": (["device=cpu", "trainer.tf32=true"], ["trainer.tf32=true: is for CUDA", "on cpu: leave it"]),
     "a precision that is none": (["precision=fp8"], ["precision=fp8: must be auto, fp32, bf16, fp16"]),

@@ -55,7 +55,7 @@ def test_the_defaults_have_no_mistake() -> None:
         ("precision=fp8", "precision=fp8: must be auto, fp32, bf16, fp16"),
         ("precision=fp16", "precision (fp16) needs a CUDA device"),
         ("device=cuda:99", "device (cuda:99) is not there"),
-        ("device=tpu", "device (tpu) must be auto, cpu, cuda or cuda:N"),
+        ("device=tpu", "device (tpu) must be auto, cpu, cuda, cuda:N or mps"),
         ("seed=-1", "seed=-1: must be from 0 to 9223372036854775807"),
         ("model._target_=samout_train.models.absent.Thing", "cannot be imported"),
         ("~optimizer.lr", "optimizer.lr: is missing: set optimizer.lr=..."),
