@@ -54,7 +54,10 @@ def python_source(
         ValueError: if this interpreter has no standard library in files.
     """
     choice = VocabularyChoice.of(vocabulary=vocabulary, vocab_size=vocab_size, vocabulary_path=vocabulary_path)
-    return stream_source(_survey(line_ends), choice, seq_len=seq_len, ignore_index=ignore_index, seed=seed)
+    # The files are Python's own, so nobody can remove a copy; those that there are, are a few lines long.
+    return stream_source(
+        _survey(line_ends), choice, seq_len=seq_len, ignore_index=ignore_index, seed=seed, looks_for_copies=False
+    )
 
 
 @cache

@@ -77,7 +77,15 @@ def vocabulary_of(settings: Mapping[str, Any]) -> VocabularyChoice:
     return VocabularyChoice.of(**{name: settings[name] for name in names})
 
 
-def stream_source(looked_at: Survey, choice: VocabularyChoice, *, seq_len: int, ignore_index: int, seed: int) -> Source:
+def stream_source(
+    looked_at: Survey,
+    choice: VocabularyChoice,
+    *,
+    seq_len: int,
+    ignore_index: int,
+    seed: int,
+    looks_for_copies: bool = True,
+) -> Source:
     """Files as one stream of tokens, split by position.
 
     Args:
@@ -86,6 +94,7 @@ def stream_source(looked_at: Survey, choice: VocabularyChoice, *, seq_len: int, 
         seq_len: Targets in a row.
         ignore_index: Targets of this value are not counted.
         seed: Decides where rows are cut in each epoch.
+        looks_for_copies: Whether to warn of files that are learned from and validated on, so that they can be removed.
 
     Raises:
         ValueError: if a file cannot be read, or there is too little in them.
@@ -94,8 +103,7 @@ def stream_source(looked_at: Survey, choice: VocabularyChoice, *, seq_len: int, 
     if problem := _too_short(looked_at, len(tokenized.tokens), looked_at.num_bytes, seq_len):
         raise ValueError(problem)
     num_train = int(TRAIN_SHARE * len(tokenized.tokens))
-    starts = starts_of(tokenized.tokens)
-    if len(starts) > 1:
+    if looks_for_copies and len(starts := starts_of(tokenized.tokens)) > 1:
         names = [str(entry["name"]) for entry in looked_at.record if entry["bytes"]]
         named = names if len(names) == len(starts) else []
         warn_of_copies(tokenized.tokens, starts, num_train, what="files", names=named)

@@ -10,6 +10,7 @@ from samout_train.commands import tokenize
 from samout_train.data import copies as module
 from samout_train.data.copies import copies, document_hashes, starts_of
 from samout_train.data.jsonl import jsonl
+from samout_train.data.python_source import python_source
 from samout_train.data.shards import shards
 from samout_train.data.text import text
 
@@ -77,3 +78,8 @@ def test_copied_documents_of_shards_are_counted(tmp_path: Path, caplog: pytest.L
     settings = {"paths": str(tmp_path / "out"), "weights": None, "layout": "packed", "validation_tokens": 1000}
     shards(**settings, seq_len=8, ignore_index=3, seed=0)  # type: ignore[arg-type]
     assert "2 of 5 documents to validate on are also learned from, word for word: remove" in caplog.text
+
+
+def test_files_that_nobody_can_remove_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    python_source(**SETTINGS, seq_len=64)
+    assert "are also learned from" not in caplog.text
