@@ -9,12 +9,16 @@ import sys
 from pathlib import Path
 
 from samout_train import commands
+from samout_train.console import FULL, lost_output, use_lasting_streams
 from samout_train.launch import Launch
+from samout_train.stopping import treat_hangup_as_termination
 from samout_train.threads import wait_shortly
 
 
 def main() -> None:
     """Runs the verb, `train` where there are settings only, and exits with its code."""
+    use_lasting_streams()
+    treat_hangup_as_termination()
     wait_shortly()
     try:
         Path.cwd()
@@ -43,15 +47,15 @@ def main() -> None:
         if launch.is_first:
             print(f"{verb}: makes no run of several processes: start it without torchrun", file=sys.stderr)
         sys.exit(2)
-    logging.raiseExceptions = False  # where nobody reads on (`| head`), the run goes on; its log file has all
+    logging.raiseExceptions = False  # a log that cannot be written ends no run
     try:
         code = importlib.import_module(f"samout_train.commands.{verb}").main(words)
     except KeyboardInterrupt:  # before there was anything to save
         code = 130
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries, and fails, once more
+    sys.stdout.flush()
+    if (lost := lost_output()) is not None and lost.errno in FULL:
+        print(f"standard output: is incomplete ({lost.strerror}): send it to another place", file=sys.stderr)
+        code = code or int(verb == "generate")  # the others leave what they found in files too, or in their exit code
     sys.exit(code)
 
 

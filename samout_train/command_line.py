@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from tqdm import tqdm
 
 from samout_train.config import CONF, Composed, ConfigError, compose_config
 from samout_train.home import home_path
 from samout_train.hydra_parser import get_args_parser
 from samout_train.overrides import PLAIN_TEXT_KEYS, as_typed, key_of, override_problems, quote_text, words_for_hydra
+from samout_train.progress import Bar
 from samout_train.signatures import MISSING, mistakes_in_call, nearest
 from samout_train.sweeps import (
     common_keys,
@@ -119,7 +119,7 @@ class Request:
         refused = tuple(f"{key_of(word)}: is missing" for word in wrong)
         jobs = jobs_of(words, self.swept) if stages is None else first_stage(words, stages)
         self.at_once = jobs_at_once(common, len(jobs))
-        for job in tqdm(jobs, desc="checking jobs", leave=False, disable=len(jobs) < JOBS_THAT_TAKE_A_WHILE):
+        for job in Bar(jobs, desc="checking jobs", leave=False, disable=len(jobs) < JOBS_THAT_TAKE_A_WHILE):
             composed, mistakes = checked_config(
                 job, config_name=self.config_name, config_dirs=self.config_dirs, typed=False
             )

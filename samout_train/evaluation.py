@@ -11,11 +11,12 @@ from typing import overload
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from samout_train import processes
+from samout_train.console import is_terminal
 from samout_train.data.batches import Rows, Source
 from samout_train.losses import nats_and_state
+from samout_train.progress import Bar
 from samout_train.runtime import PrecisionName, autocast, float64_place, to_device
 
 
@@ -80,8 +81,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        interval = 0.1 if sys.stderr.isatty() else 10.0
-        bar = tqdm(batches, desc="evaluating", total=num_batches, delay=2, leave=False, mininterval=interval)
+        interval = 0.1 if is_terminal(sys.stderr) else 10.0
+        bar = Bar(batches, desc="evaluating", total=num_batches, delay=2, leave=False, mininterval=interval)
         with torch.inference_mode(), bar:
             for ids_RT in bar:
                 check_stop()

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tqdm import tqdm
-
+from samout_train.console import is_terminal
 from samout_train.ledger import Job, Outcome, outcome, run_jobs
+from samout_train.progress import Bar
 
 LONGEST_LINE = 16_384  # bytes of metrics.jsonl that are read from its end
 SECONDS_A_LOOK, SECONDS_A_LINE = 1.0, 60.0  # at the steps of what runs, on a terminal and elsewhere
@@ -23,9 +23,9 @@ class JobBar:
         bar: Of as many as there will be.
     """
 
-    def __init__(self, bar: "tqdm[None]") -> None:
+    def __init__(self, bar: Bar) -> None:
         self._bar, self._looked_at = bar, 0.0
-        self._interval = SECONDS_A_LOOK if sys.stderr.isatty() else SECONDS_A_LINE
+        self._interval = SECONDS_A_LOOK if is_terminal(sys.stderr) else SECONDS_A_LINE
 
     def run(self, jobs: Sequence[Job], *, at_once: int) -> dict[str, Outcome]:
         """Runs what is missing of them, as `ledger.run_jobs` does.
@@ -55,7 +55,7 @@ class JobBar:
 @contextmanager
 def job_bar(total: int) -> Iterator[JobBar]:
     """A bar over so many jobs."""
-    with tqdm(desc="runs", total=total, unit="run", dynamic_ncols=True, smoothing=0) as bar:
+    with Bar(desc="runs", total=total, unit="run", dynamic_ncols=True, smoothing=0) as bar:
         yield JobBar(bar)
 
 

@@ -14,7 +14,7 @@ class LogFile(logging.FileHandler):
     """
 
     def __init__(self, filename: str | Path) -> None:
-        super().__init__(filename, encoding="utf-8", delay=True)
+        super().__init__(filename, encoding="utf-8", errors="surrogateescape", delay=True)
         self._has_warned = False
 
     def emit(self, record: logging.LogRecord) -> None:

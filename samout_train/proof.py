@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from samout_train.checkpoint import find_checkpoint, read_checkpoint
 from samout_train.runtime import weights_sha256
+from samout_train.stopping import StopSignals, own_group
 
 # What makes CUDA compute the same bits twice; a CPU does anyway.
 DETERMINISTIC = (
@@ -24,6 +26,10 @@ DETERMINISTIC = (
 )
 TIMELESS = ("train/loss_nats", "train/lr", "train/grad_norm", "val/loss_nats")
 PATIENCE_SECONDS = 600.0
+
+
+class TrainingFailedError(Exception):
+    """A training ended by itself with an error."""
 
 
 def digests(run_dir: Path) -> dict[str, str]:
@@ -45,7 +51,14 @@ def digests(run_dir: Path) -> dict[str, str]:
 
 
 def run_killed(
-    words: list[str], run_dir: Path, *, kills: int, seed: int, device: torch.device, told: Callable[[str], None]
+    words: list[str],
+    run_dir: Path,
+    *,
+    kills: int,
+    seed: int,
+    device: torch.device,
+    told: Callable[[str], None],
+    signals: StopSignals,
 ) -> None:
     """Runs a training in processes of their own, killed at random moments and continued each time.
 
@@ -56,45 +69,61 @@ def run_killed(
         seed: Of the moments.
         device: Where it runs; on CUDA, torch is asked for algorithms that give the same bits twice.
         told: Gets a line for each kill.
+        signals: Looked at while waiting; no process is left then.
 
     Raises:
-        RuntimeError: if the training fails by itself; the message is its last lines.
+        StopRequestedError: on a signal.
+        TrainingFailedError: if the training fails by itself; the message is its last lines.
     """
     draw = random.Random(seed)
     for number in range(kills):
-        process = _start([*words, f"run_dir={run_dir}", "resume=auto"], run_dir, device)
-        before, started = _steps(run_dir), time.monotonic()
-        while _steps(run_dir) <= before and process.poll() is None:
-            if time.monotonic() - started > PATIENCE_SECONDS:
-                break
-            time.sleep(0.01)
-        step_seconds = _step_seconds(run_dir)
-        time.sleep(draw.uniform(0, 2 * step_seconds))
-        if process.poll() is not None:
-            _refuse_failure(process, run_dir)
-            told(f"kill {number + 1}: the run had ended before it; the others are left out")
-            return
-        process.kill()
-        process.wait()
+        with _started([*words, f"run_dir={run_dir}", "resume=auto"], run_dir, device) as process:
+            before, started = _steps(run_dir), time.monotonic()
+            while _steps(run_dir) <= before and process.poll() is None:
+                if time.monotonic() - started > PATIENCE_SECONDS:
+                    break
+                signals.check()
+                time.sleep(0.01)
+            step_seconds = _step_seconds(run_dir)
+            time.sleep(draw.uniform(0, 2 * step_seconds))
+            signals.check()
+            if process.poll() is not None:
+                _refuse_failure(process, run_dir)
+                told(f"kill {number + 1}: the run had ended before it; the others are left out")
+                return
         told(f"kill {number + 1}: after step {_steps(run_dir)}")
-    process = _start([*words, f"run_dir={run_dir}", "resume=auto"], run_dir, device)
-    process.wait()
-    _refuse_failure(process, run_dir)
+    with _started([*words, f"run_dir={run_dir}", "resume=auto"], run_dir, device) as process:
+        while process.poll() is None:
+            signals.check()
+            time.sleep(0.01)
+        _refuse_failure(process, run_dir)
 
 
-def _start(words: list[str], run_dir: Path, device: torch.device) -> "subprocess.Popen[bytes]":
+@contextmanager
+def _started(words: list[str], run_dir: Path, device: torch.device) -> "Iterator[subprocess.Popen[bytes]]":
+    """Yield a training in a session of its own, which no signal of the terminal reaches; kill it at the end."""
     program = ["-c", DETERMINISTIC] if device.type == "cuda" else ["-m", "samout_train", "train"]
     environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     with run_dir.with_suffix(".txt").open("wb") as printed:
-        return subprocess.Popen(
-            [sys.executable, *program, *words], stdout=printed, stderr=subprocess.STDOUT, env=environment
+        process = subprocess.Popen(
+            [sys.executable, *program, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            **own_group(),
         )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _refuse_failure(process: "subprocess.Popen[bytes]", run_dir: Path) -> None:
     if process.returncode:
         printed = run_dir.with_suffix(".txt").read_text("utf-8", errors="replace").strip().splitlines()
-        raise RuntimeError("\n".join(printed[-8:]) or f"the training ended with exit code {process.returncode}")
+        raise TrainingFailedError("\n".join(printed[-8:]) or f"the training ended with exit code {process.returncode}")
 
 
 def _steps(run_dir: Path) -> int:

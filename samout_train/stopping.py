@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-# SIGUSR1 and SIGUSR2 are what batch systems send before they kill; SIGBREAK is Windows' Ctrl-Break, the only signal
-# that a process in a group of its own gets there. None of the three is there on every system.
-NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGBREAK")
+# SIGHUP comes when the terminal goes away; SIGUSR1 and SIGUSR2 are what batch systems send before they kill; SIGBREAK is Windows' Ctrl-Break, the only signal
+# that a process in a group of its own gets there. None of the four is there on every system.
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
@@ -38,8 +39,17 @@ class StopRequestedError(Exception):
         self.exit_code = 128 + (signal.SIGINT if signal_number == signal.SIGINT else signal.SIGTERM)
 
 
+def treat_hangup_as_termination() -> None:
+    """Let SIGHUP do what SIGTERM does, also before a run has begun, unless the process was started to ignore it."""
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+
+
 class StopSignals:
     """While entered, the first of SIGNALS is noted instead of killing the process; a second SIGINT quits at once.
+
+    A signal that the process was started to ignore, as SIGHUP by `nohup`, stays ignored.
 
     Args:
         agreed: From the number of the signal that came to this process, 0 for none, to the one that counts: so that
@@ -53,8 +63,11 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         for number in SIGNALS:
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue
             try:
-                self._before[number] = signal.signal(number, self._note)
+                # None is a handler that another language has set, which Python cannot set again.
+                self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
             except ValueError:  # not in the main thread, as in some notebooks: signals stay as they are
                 break
         return self

@@ -3,9 +3,9 @@
 import sys
 from typing import Any
 
-from tqdm import tqdm
-
 from samout_train.callbacks.base import Callback, RunContext, StepReport
+from samout_train.console import is_terminal
+from samout_train.progress import Bar
 
 SECONDS_BETWEEN_LINES = 10.0
 SHOWN = {
@@ -30,8 +30,8 @@ class ProgressBar(Callback):
     def on_step(self, step: int) -> None:
         """Moves it on."""
         if self._bar is None:
-            interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
-            self._bar = tqdm(
+            interval = 0.1 if is_terminal(sys.stderr) else SECONDS_BETWEEN_LINES
+            self._bar = Bar(
                 total=self._total_steps,
                 initial=self._first_step,
                 unit="step",

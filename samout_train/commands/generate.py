@@ -6,6 +6,7 @@ from itertools import tee
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from samout_train.command_line import answered, settings_of
+from samout_train.console import input_as_utf_8, lost_output, text_of_word
 from samout_train.home import home_path
 from samout_train.ranges import NonNegative, Positive, Seed, Threads, TopShare
 
@@ -61,6 +62,7 @@ def _generate(words: list[str]) -> int:
     if loaded.vocabulary is None:
         raise ValueError(f"{loaded.checkpoint} was trained on ids that are no text: there is nothing to generate")
     prompt, stop = _read(settings.pop("prompt"), loaded.line_ends), settings.pop("stop")
+    stop = stop and text_of_word(stop)
     num_samples, seed = settings.pop("num_samples"), settings.pop("seed")
     prompt_ids, banned_ids = loaded.vocabulary.encode(prompt).tolist(), range(len(SPECIAL_TOKENS))
     model, timed = loaded.model.to(device), Timed()
@@ -74,6 +76,8 @@ def _generate(words: list[str]) -> int:
         for piece in text_of(loaded.vocabulary, ids, stop=stop):
             sys.stdout.write(piece)
             sys.stdout.flush()
+            if lost_output() is not None:  # nobody reads on
+                return 0
         sys.stdout.write("\n")
         sys.stdout.flush()
     print(f"{_speed(timed, len(prompt_ids), num_samples)}, on {device}", file=sys.stderr)
@@ -99,12 +103,11 @@ def _read(prompt: str, line_ends: "LineEnds") -> str:
     try:
         if prompt == "-":
             with os.fdopen(0, "rb", closefd=False) as standard_input:
-                return text_of("standard input", standard_input.read(), line_ends)
+                return text_of("standard input", input_as_utf_8(standard_input.read()), line_ends)
         if prompt.startswith("@"):
             return text_of(prompt[1:], home_path(prompt[1:]).read_bytes(), line_ends)
-        prompt.encode()  # bytes that are no UTF-8 are no text either where the shell gave them
+        return text_of_word(prompt)
     except (OSError, UnicodeError, RuntimeError) as error:  # the last one for the home of somebody who is not there
         raise ValueError(f"prompt={prompt}: cannot be read ({error}): give UTF-8 text") from error
     except ValueError as error:
         raise ValueError(f"prompt={prompt}: {error}") from error
-    return prompt

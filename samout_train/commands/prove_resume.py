@@ -27,9 +27,24 @@ def main(words: list[str]) -> int:
         words: The command line behind the verb.
 
     Returns:
-        The exit code: 0 both are the same, 1 they are not, 2 the request was wrong, 130 interrupted.
+        The exit code: 0 both are the same, 1 they are not, 2 the request was wrong, 130 or 143 stopped
+        by a signal.
     """
-    return answered(words, "prove_resume", keys, _prove)
+    return answered(words, "prove_resume", keys, _until_stopped)
+
+
+def _until_stopped(words: list[str]) -> int:
+    from samout_train.proof import TrainingFailedError
+    from samout_train.stopping import StopRequestedError
+
+    try:
+        return _prove(words)
+    except TrainingFailedError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except StopRequestedError as stop:
+        print(f"{stop}: nothing is proved: start it again", file=sys.stderr)
+        return stop.exit_code
 
 
 def _prove(words: list[str]) -> int:
@@ -38,6 +53,7 @@ def _prove(words: list[str]) -> int:
     from samout_train.proof import digests, run_killed
     from samout_train.run_directory import locked
     from samout_train.runtime import choose_device
+    from samout_train.stopping import StopSignals
 
     composed, request = settings_of(words, "prove_resume", keys), Request(words, "prove_resume")
     settings = composed.config
@@ -48,7 +64,7 @@ def _prove(words: list[str]) -> int:
     train = [word for word in request.overrides if key_of(word) not in OWN]
     train += [f"trainer.max_steps={settings['steps']}", "trainer.log_every_n_steps=1"]
     train += [f"checkpoint.every_n_steps={settings['checkpoint']['every_n_steps'] or 'null'}"]
-    with ExitStack() as kept:
+    with ExitStack() as kept, StopSignals() as signals:
         folder = Path(settings["run_dir"] if "run_dir" in typed else kept.enter_context(TemporaryDirectory()))
         kept.enter_context(locked(folder))
         if there := [name for name in ("undisturbed", "killed") if (folder / name).exists()]:
@@ -65,6 +81,7 @@ def _prove(words: list[str]) -> int:
                 seed=settings["seed"],
                 device=choose_device(settings["device"]),
                 told=lambda line: print(line, file=sys.stderr),
+                signals=signals,
             )
             found[name] = digests(folder / name)
             # The second one multiplies as the first one, also where there is no place to keep what was measured.

@@ -3,11 +3,10 @@
 import datetime
 from typing import Annotated, Any
 
-from tqdm import tqdm
-
 from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.overrides import key_of
+from samout_train.progress import Bar
 from samout_train.ranges import Positive
 from samout_train.train_keys import beside_those_of_train
 
@@ -87,7 +86,7 @@ def _record(preset: str, words: list[str], most_steps: int | None) -> int:
             trainer = _trainer([*words, *more])
             steps = trainer.limits.total_steps if most_steps is None else min(most_steps, trainer.limits.total_steps)
             losses = losses_of(trainer.step, steps)
-            replicas.append(list(tqdm(losses, desc=name, total=steps)))
+            replicas.append(list(Bar(losses, desc=name, total=steps)))
             names.append(name)
     finally:
         torch.set_num_threads(threads)

@@ -79,10 +79,10 @@ def _search(words: list[str]) -> int:
 
 
 def _with_bar(search: "Search", num_trials: int) -> None:
-    from tqdm import tqdm
+    from samout_train.progress import Bar
 
     print(f"search in {search.folder}, up to {num_trials} trials", flush=True)
-    with tqdm(desc="trials", total=num_trials, unit="trial", dynamic_ncols=True, smoothing=0) as bar:
+    with Bar(desc="trials", total=num_trials, unit="trial", dynamic_ncols=True, smoothing=0) as bar:
         bar.initial = bar.n = sum(trial.state in ("done", "pruned") for trial in search.trials())
 
         def told(trial: Any) -> None:

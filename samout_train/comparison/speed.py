@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from samout_train.comparison.contenders import Contender
 from samout_train.config import build
@@ -20,6 +19,7 @@ from samout_train.figures import read_figures, write_figures
 from samout_train.losses import next_token_nats
 from samout_train.metrics import sees_future
 from samout_train.ops.kernels import use_kernels
+from samout_train.progress import Bar
 from samout_train.run import source_from
 from samout_train.runtime import (
     PrecisionName,
@@ -61,7 +61,7 @@ def measured_speeds(contenders: Sequence[Contender], folder: Path) -> dict[str, 
         model: nn.Module = build(one.config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id)
         return model
 
-    with tqdm(desc="speed by length", total=len(TIMES) * len(contenders), leave=False) as bar:
+    with Bar(desc="speed by length", total=len(TIMES) * len(contenders), leave=False) as bar:
         found = tokens_per_second(
             {one.label: built(one) for one in contenders},
             vocab_size=source.vocab_size,

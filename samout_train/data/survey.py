@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
-from tqdm import tqdm
-
 from samout_train.data.cache import cache_path, read_note, write_note
 from samout_train.data.documents import SOS, Reader, Special
 from samout_train.data.text_kind import printable
+from samout_train.progress import Bar
 
 FORMAT = 3
 
@@ -76,7 +75,7 @@ class Survey:
         note = read_note(path) or {}
         if note.keys() != {field.name for field in fields(Counts)}:
             counts = Counts(characters=0, num_bytes=0, special_tokens=0, documents=0)
-            with tqdm(total=self.num_bytes, unit="B", unit_scale=True, desc="reading", delay=1, leave=False) as bar:
+            with Bar(total=self.num_bytes, unit="B", unit_scale=True, desc="reading", delay=1, leave=False) as bar:
                 for file in self.files:
                     start = 0
                     for piece in self.reader.read(file):
@@ -134,7 +133,7 @@ def _surveyed(root: Path, files: Sequence[Path], reader: Reader, left_out: str) 
     status = [path.stat() for path in files]
     total = sum(entry.st_size for entry in status)
     digests = []
-    with tqdm(total=total, unit="B", unit_scale=True, desc="sha256", delay=1, leave=False) as bar:
+    with Bar(total=total, unit="B", unit_scale=True, desc="sha256", delay=1, leave=False) as bar:
         for path, entry in zip(files, status, strict=True):
             digests.append(_digest(path, entry.st_size, entry.st_mtime_ns, entry.st_ino))
             bar.update(entry.st_size)

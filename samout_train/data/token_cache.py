@@ -16,7 +16,6 @@ from typing import IO, Any
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from samout_train.atomic import take_place
 from samout_train.data.cache import cache_path, read_note, write_note
@@ -24,6 +23,7 @@ from samout_train.data.documents import Piece, Special
 from samout_train.data.survey import Survey
 from samout_train.data.vocabulary import PAD_ID, SPECIAL_TOKENS, Vocabulary
 from samout_train.data.vocabulary_choice import VocabularyChoice, vocabulary_from
+from samout_train.progress import Bar
 from samout_train.stopping import StopSignals
 
 FORMAT = 3
@@ -194,10 +194,10 @@ class _Tokenizing:
             self.journal_path.unlink(missing_ok=True)
             raise ValueError(f"files in {self.survey.root} were changed while they were tokenized: start again")
 
-    def _bar(self, journal: _Journal, name: str) -> "tqdm[Any]":
+    def _bar(self, journal: _Journal, name: str) -> Bar:
         done = sum(self.survey.sizes[: journal.file]) + journal.offset
         total = self.survey.num_bytes
-        return tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=name, delay=1, leave=False)
+        return Bar(total=total, initial=done, unit="B", unit_scale=True, desc=name, delay=1, leave=False)
 
     def _save(self, output: IO[bytes], journal: _Journal) -> None:
         _flush(output)

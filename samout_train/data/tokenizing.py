@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from samout_train.atomic import leftovers, replace_file
 from samout_train.data.documents import JsonlReader
@@ -23,6 +22,7 @@ from samout_train.data.shard_plan import LOCK, ShardPlan
 from samout_train.data.vocabulary import Bytes, Characters, Vocabulary
 from samout_train.data.vocabulary_choice import vocabulary_from
 from samout_train.data.workers import results
+from samout_train.progress import Bar
 from samout_train.stopping import StopSignals
 
 T = TypeVar("T")
@@ -139,7 +139,7 @@ class _Making:
     ) -> Iterator[tuple[T, R]]:
         """What `work` makes of tasks, with a bar of bytes."""
         total = self._text_bytes(self.numbers)
-        with tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=name, delay=1, leave=False) as bar:
+        with Bar(total=total, initial=done, unit="B", unit_scale=True, desc=name, delay=1, leave=False) as bar:
             yield from results(work, tasks, jobs=self.jobs, progress=bar.update, signals=self.signals)
 
     def _text_bytes(self, numbers: Any) -> int:
