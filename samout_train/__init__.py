@@ -3,6 +3,14 @@
 Nothing is imported until it is asked for; torch in particular.
 """
 
+import sys
+
+from samout_train.search_path import working_directory_last
+
+# The program: `python -m samout_train` imports this before it replaces the first argument.
+if sys.argv and (sys.argv[0] == "-m" or "samout-train" in sys.argv[0]):
+    working_directory_last()
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from samout_train import commands
 from samout_train.console import FULL, lost_output, use_lasting_streams
 from samout_train.launch import Launch
+from samout_train.missing_home import ensure_home
+from samout_train.search_path import hiding_files, working_directory_last
 from samout_train.stopping import treat_hangup_as_termination
 from samout_train.threads import wait_shortly
 
@@ -20,14 +22,13 @@ def main() -> None:
     use_lasting_streams()
     treat_hangup_as_termination()
     wait_shortly()
+    ensure_home()
     try:
         Path.cwd()
-    except FileNotFoundError:
+    except OSError:
         print("the working directory is gone: change to one that is there", file=sys.stderr)
         sys.exit(2)
-    # As `python -m` has it: what lies in the working directory can be imported, such as a `_target_` of one's own.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    working_directory_last()
     words = sys.argv[1:]
     verbs = sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
     if not words:
@@ -50,6 +51,13 @@ def main() -> None:
     logging.raiseExceptions = False  # a log that cannot be written ends no run
     try:
         code = importlib.import_module(f"samout_train.commands.{verb}").main(words)
+    except Exception as error:
+        if not (hiding := hiding_files()):
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        for file in hiding:
+            print(f"{file}: hides a module of that name that the program needs: rename it", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:  # before there was anything to save
         code = 130
     sys.stdout.flush()

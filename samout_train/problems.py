@@ -7,19 +7,22 @@ rules between nodes.
 
 import difflib
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
+
 from samout_train.activation_checkpointing import no_layers
 from samout_train.callbacks.base import Callback
 from samout_train.compilation import compile_problem
 from samout_train.config import CONF, Composed, ConfigError, compose_config, locate, options_with
-from samout_train.ops.kernels import Kernels
+from samout_train.ops.kernels import Kernels, fused_problem
 from samout_train.overrides import override_problems
 from samout_train.ranges import Positive, Seed, Threads, not_divisible
-from samout_train.runtime import choose_device, choose_precision
+from samout_train.runtime import DTYPES, choose_device, choose_precision
 from samout_train.signatures import mistakes_in_call, shown
 from samout_train.tf32 import tf32_problem
 from samout_train.yaml_places import with_places
@@ -187,6 +190,8 @@ def _mistakes_in_node(path: str, node: Any, *, own_checks: bool = True) -> list[
         target = locate(node["_target_"])
     except (ImportError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
+        if isinstance(error, ImportError) and sys.flags.safe_path:
+            reason += "; PYTHONSAFEPATH keeps the working directory out: set PYTHONPATH=."
         return [f"{path}._target_={node['_target_']}: cannot be imported ({reason})"]
     if not callable(target):
         return [f"{path}._target_={node['_target_']}: is no class or function, so it builds nothing"]
@@ -240,7 +245,8 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
             if "trainer" in sound:
                 found.append(tf32_problem(trainer["tf32"], device))
                 found.append(compile_problem(device) if trainer["compile"] else None)
-            choose_precision(config["precision"], device)
+            precision = choose_precision(config["precision"], device)
+            found.append(fused_problem(config["kernels"], device.type, DTYPES.get(precision, torch.float32)))
         except ValueError as error:
             found.append(str(error))
     return [problem for problem in found if problem]

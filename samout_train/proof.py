@@ -21,6 +21,7 @@ from samout_train.stopping import StopSignals, own_group
 
 # What makes CUDA compute the same bits twice; a CPU does anyway.
 DETERMINISTIC = (
+    "from samout_train.search_path import working_directory_last; working_directory_last(); "
     "import sys, torch; torch.use_deterministic_algorithms(True); "
     "from samout_train.commands.train import main; sys.exit(main(sys.argv[1:]))"
 )

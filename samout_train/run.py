@@ -22,6 +22,7 @@ from samout_train.joining import together
 from samout_train.launch import Launch
 from samout_train.log_file import log_file
 from samout_train.measuring import choose_products, product_of, tokens_of
+from samout_train.missing_home import ensure_home
 from samout_train.ops.kernels import use_kernels
 from samout_train.ops.linear.choice import use_products
 from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, model_problems
@@ -167,6 +168,7 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
     precision = choose_precision(config["precision"], device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
+    ensure_home()
     if device.type == "cpu":
         keep_freed_memory()
     seed_everything(config["seed"])

@@ -8,8 +8,9 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-# SIGHUP comes when the terminal goes away; SIGUSR1 and SIGUSR2 are what batch systems send before they kill; SIGBREAK is Windows' Ctrl-Break, the only signal
-# that a process in a group of its own gets there. None of the four is there on every system.
+# SIGHUP comes when the terminal goes away; SIGUSR1 and SIGUSR2 are what batch systems send before they kill; SIGBREAK
+# is Windows' Ctrl-Break, the only signal that a process in a group of its own gets there. None of the four is there on
+# every system.
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from samout_train.data.cuts import parts_of_text
 from samout_train.data.vocabulary import SPECIAL_TOKENS
+from samout_train.progress import Bar
 
 SMALLEST_SIZE = len(SPECIAL_TOKENS) + 256
 SECONDS_A_LOOK = 0.2
@@ -88,7 +88,7 @@ class BytePairs:
         while not is_read.is_set() and thread.is_alive():
             thread.look(check_stop)
         log.info("vocabulary  learning %d ids of bpe", vocab_size)
-        with tqdm(bar_format="learning pairs: {elapsed}", delay=1, leave=False, disable=None) as bar:
+        with Bar(bar_format="learning pairs: {elapsed}", delay=1, leave=False, disable=None) as bar:
             while thread.is_alive():
                 thread.look(check_stop)
                 bar.update()

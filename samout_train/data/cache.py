@@ -8,10 +8,12 @@ from typing import Any
 
 from samout_train.atomic import replace_file
 from samout_train.home import home_path
+from samout_train.missing_home import ensure_home
 
 
 def cache_directory() -> Path:
     """`SAMOUT_TRAIN_CACHE`, else `samout_train` below `XDG_CACHE_HOME` or `~/.cache`."""
+    ensure_home()
     if chosen := os.environ.get("SAMOUT_TRAIN_CACHE"):
         return home_path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samout_train"

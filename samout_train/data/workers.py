@@ -6,7 +6,7 @@ breaks then.
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -49,7 +49,8 @@ def results(
         for _ in range(min(jobs, len(left))):
             ours, theirs = context.Pipe()
             process: BaseProcess = context.Process(target=_serve, args=(theirs, work), daemon=True)
-            process.start()
+            with _safe_path():
+                process.start()
             theirs.close()
             running[ours] = process, None
             _hand_out(running, ours, left)
@@ -72,6 +73,20 @@ def results(
             process.kill()
         for process, _ in running.values():
             process.join()
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Start interpreters without the working directory first, where a file may hide a module of the library."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _hand_out(running: dict[Connection, tuple[BaseProcess, Any]], to: Connection, left: list[Any]) -> None:

@@ -4,9 +4,12 @@
 missing. `reference` takes none. `fused` refuses what no kernel takes.
 """
 
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import os
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
@@ -51,6 +54,13 @@ def use_kernels(kernels: Kernels) -> None:
     _chosen.cache_clear()
 
 
+def fused_problem(kernels: Kernels, device_type: str, dtype: torch.dtype) -> str | None:
+    """Return why kernels=fused cannot be done; None where it can, or is not asked for."""
+    if kernels != "fused" or (choice := _choose(kernels, device_type, dtype)).is_fused:
+        return None
+    return f"kernels=fused cannot be done: {choice.reason}. Say kernels=auto to do without"
+
+
 def only_torch() -> bool:
     """Whether torch's own operations are to be taken everywhere: kernels=reference."""
     return _setting == "reference"
@@ -63,8 +73,8 @@ def is_fused(device_type: str, dtype: torch.dtype) -> bool:
         ValueError: if kernels=fused and none takes it.
     """
     choice = _chosen(device_type, dtype)
-    if _setting == "fused" and not choice.is_fused:
-        raise ValueError(f"kernels=fused cannot be done: {choice.reason}. Say kernels=auto to do without")
+    if problem := fused_problem(_setting, device_type, dtype):
+        raise ValueError(problem)
     return choice.is_fused
 
 
@@ -88,7 +98,26 @@ def _choose(kernels: Kernels, device_type: str, dtype: torch.dtype) -> Choice:
     library, installation, dtypes = LIBRARIES[device_type]
     if importlib.util.find_spec(library) is None:
         return Choice(False, f"{library} is not installed ({installation})")
+    if reason := _unusable(library):
+        return Choice(False, f"{library} cannot be used ({reason})")
     if dtype not in dtypes:
         taken = ", ".join(str(each).removeprefix("torch.") for each in dtypes)
         return Choice(False, f"the fused kernels for {device_type} take {taken}")
     return Choice(True, f"{library} {importlib.metadata.version(library)}")
+
+
+@cache
+def _unusable(library: str) -> str | None:
+    """Return why an installed library compiles nothing here; None where it does."""
+    try:
+        module = importlib.import_module(library)
+        if library == "numba":
+            if module.config.DISABLE_JIT:
+                return "NUMBA_DISABLE_JIT is set: unset it"
+            importlib.import_module("samout_train.ops.numba_call")  # starts its threads
+    except Exception as error:  # a library that does not fit to others raises anything
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        return f"{type(error).__name__}: {reason}: correct that, or install it again"
+    if library == "triton" and not (os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))):
+        return "it finds no C compiler: install gcc, or name one in CC"
+    return None

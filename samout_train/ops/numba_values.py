@@ -2,12 +2,13 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
+
+from samout_train.ops.numba_cache import compiled
 
 LINE = 64  # bytes of a cache line
 
@@ -83,7 +84,7 @@ def _prefetch_line(typing_context: Any, address: Any) -> Any:
     return types.void(types.int64), generate
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def prefetch_row(rows: Any, b: int, t: int, start: int, stop: int, width: int, channels: int) -> None:
     """`channels` of every `width` values from `start` to `stop` of one row, where there is such a row."""
     if 0 <= t < rows.shape[1]:

@@ -7,6 +7,7 @@ from typing import Any
 import numba
 from torch import Tensor
 
+from samout_train.ops.numba_cache import compiled
 from samout_train.ops.numba_call import call, num_threads
 
 WEIGHTS_A_THREAD = 32_768  # waking a thread costs as much as reading about so many
@@ -33,7 +34,7 @@ def few_rows(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
 
 
 # Reassociation lets the sum over k run in vectors; nothing is assumed about NaN or infinity.
-@numba.njit(parallel=True, cache=True, fastmath={"reassoc", "contract"})
+@compiled(parallel=True, fastmath={"reassoc", "contract"})
 def _few_rows(x_RK: Any, weight_NK: Any, bias_N: Any, y_RN: Any, parts: int) -> None:
     rows, inputs = x_RK.shape
     outputs = weight_NK.shape[0]

@@ -17,6 +17,7 @@ from torch import Tensor
 from samout_train.ops.max_scan import cpu_rows as rows
 from samout_train.ops.max_scan.forms import CODES
 from samout_train.ops.max_scan.operator import ROWS_A_CARRY
+from samout_train.ops.numba_cache import compiled
 from samout_train.ops.numba_call import call, num_threads
 from samout_train.ops.numba_values import prefetch_row
 
@@ -68,21 +69,21 @@ def _parts(y_BTD: Tensor) -> int:
     return max(1, min(even, width // LEAST_CHANNELS), -(-width // MOST_CHANNELS))
 
 
-@numba.njit(cache=True)
+@compiled()
 def _share(parts: int, task: int, width: int) -> tuple[int, int, int]:
     """The sequence of a task, its first channel, and the one after its last."""
     part = task % parts
     return task // parts, part * width // parts, (part + 1) * width // parts
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _forward(form: Any, packed: Any, decay: Any, state: Any, y: Any, last: Any, carries: Any, parts: int) -> None:
     for task in numba.prange(len(y) * parts):
         b, low, high = _share(parts, task, y.shape[2])
         _forward_share(form, packed, decay, state, y, last, carries, b, low, high)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _forward_share(
     form: Any, packed: Any, decay: Any, state: Any, y: Any, last: Any, carries: Any, b: int, low: int, high: int
 ) -> None:
@@ -107,7 +108,7 @@ def _forward_share(
     rows.write(m, last[b, low:high])
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _backward(
     form: Any,
     packed: Any,
@@ -128,7 +129,7 @@ def _backward(
         rows.write(carry, grad_state[b, low:high])
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _backward_share(
     form: Any,
     packed: Any,

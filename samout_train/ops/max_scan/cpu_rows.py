@@ -6,34 +6,34 @@ loops over channels run in vectors. "Is a new maximum" is the local test d_t == 
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from samout_train.ops.numba_cache import compiled
 from samout_train.ops.numba_values import narrow, widen
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _maximum(before: Any, d: Any, a: Any, j: int) -> Any:
     x = widen(d[j])
     faded = before if a is None else before + widen(a[j])
     return x if (x >= faded) or (x != x) else faded
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def advance(before: Any, d: Any, a: Any, m: Any) -> None:
     """One step of the recurrence, from `before` to `m`."""
     for j in range(len(m)):
         m[j] = _maximum(before[j], d, a, j)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def write(values: Any, out: Any) -> None:
     """Float32 values in the precision of `out`."""
     for j in range(len(out)):
         out[j] = narrow(values[j], out)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def scan(d: Any, a: Any, m: Any, y: Any) -> None:
     """One step of the recurrence, in `m`, and y."""
     for j in range(len(m)):
@@ -42,7 +42,7 @@ def scan(d: Any, a: Any, m: Any, y: Any) -> None:
         y[j] = narrow(now, y)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def v8(e: Any, c: Any, d: Any, a: Any, m: Any, y: Any) -> None:
     """One step of the recurrence, in `m`, and y."""
     for j in range(len(m)):
@@ -51,7 +51,7 @@ def v8(e: Any, c: Any, d: Any, a: Any, m: Any, y: Any) -> None:
         y[j] = narrow((widen(e[j]) * now + widen(c[j])) * now, y)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def v1(b: Any, c: Any, d: Any, a: Any, m: Any, y: Any) -> None:
     """One step of the recurrence, in `m`, and y."""
     for j in range(len(m)):
@@ -60,7 +60,7 @@ def v1(b: Any, c: Any, d: Any, a: Any, m: Any, y: Any) -> None:
         y[j] = narrow((now + widen(c[j])) * now + widen(b[j]), y)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def scan_gradients(d: Any, m: Any, g: Any, carry: Any, grad_d: Any) -> None:
     """Gradients from that of y, `g`, and that of the maximum from later rows, `carry`, which goes on in place."""
     for j in range(len(m)):
@@ -70,7 +70,7 @@ def scan_gradients(d: Any, m: Any, g: Any, carry: Any, grad_d: Any) -> None:
         carry[j] = np.float32(0) if is_new else r
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def v8_gradients(e: Any, c: Any, d: Any, m: Any, g: Any, carry: Any, grad_e: Any, grad_c: Any, grad_d: Any) -> None:
     """As `scan_gradients`."""
     for j in range(len(m)):
@@ -83,7 +83,7 @@ def v8_gradients(e: Any, c: Any, d: Any, m: Any, g: Any, carry: Any, grad_e: Any
         grad_c[j] = narrow(grad, grad_c)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def v1_gradients(c: Any, d: Any, m: Any, g: Any, carry: Any, grad_b: Any, grad_c: Any, grad_d: Any) -> None:
     """As `scan_gradients`."""
     for j in range(len(m)):

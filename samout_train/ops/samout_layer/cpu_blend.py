@@ -12,6 +12,7 @@ import numba
 import numpy as np
 from torch import Tensor
 
+from samout_train.ops.numba_cache import compiled
 from samout_train.ops.numba_call import call, num_threads
 from samout_train.ops.numba_values import narrow, widen
 
@@ -65,7 +66,7 @@ def _blending(alpha: Tensor, dropout: float, seed: Tensor) -> tuple[Any, ...]:
     return np.float32(float(alpha)), (kept, threshold, np.uint32(low), np.uint32(high))
 
 
-@numba.njit(cache=True)
+@compiled()
 def _mixed(bits: Any) -> Any:
     """A mixing function of 32 bits (Wellons, "lowbias32")."""
     bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))
@@ -73,7 +74,7 @@ def _mixed(bits: Any) -> Any:
     return np.uint32(bits ^ (bits >> np.uint32(16)))
 
 
-@numba.njit(cache=True)
+@compiled()
 def _factors(dropping: Any, n: int, factors: Any) -> None:
     """What dropout multiplies the elements of position n by: 0, or what the others are made larger by."""
     kept, threshold, seed_low, seed_high = dropping
@@ -83,13 +84,13 @@ def _factors(dropping: Any, n: int, factors: Any) -> None:
         factors[j] = np.float32(0) if bits < threshold else kept
 
 
-@numba.njit(cache=True)
+@compiled()
 def _blend_row(f: Any, x: Any, alpha: Any, factors: Any, z: Any) -> None:
     for j in range(len(z)):
         z[j] = alpha * (widen(f[j]) * factors[j]) + (np.float32(1) - alpha) * x[j]
 
 
-@numba.njit(cache=True, fastmath={"reassoc"})
+@compiled(fastmath={"reassoc"})
 def _mean(z: Any) -> Any:
     total = np.float32(0)
     for j in range(len(z)):
@@ -97,7 +98,7 @@ def _mean(z: Any) -> Any:
     return total / np.float32(len(z))
 
 
-@numba.njit(cache=True, fastmath={"reassoc"})
+@compiled(fastmath={"reassoc"})
 def _variance(z: Any, mean: Any) -> Any:
     total = np.float32(0)
     for j in range(len(z)):
@@ -105,13 +106,13 @@ def _variance(z: Any, mean: Any) -> Any:
     return total / np.float32(len(z))
 
 
-@numba.njit(cache=True)
+@compiled()
 def _normalise_row(z: Any, x: Any, mean: Any, inverse: Any, weight: Any, bias: Any, y: Any) -> None:
     for j in range(len(z)):
         y[j] = (z[j] - mean) * inverse * weight[j] + bias[j] + x[j]
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _blend(
     f: Any, x: Any, alpha: Any, dropping: Any, weight: Any, bias: Any, eps: float, y: Any, statistics: Any
 ) -> None:
@@ -119,7 +120,7 @@ def _blend(
         _blend_rows(f, x, alpha, dropping, weight, bias, np.float32(eps), y, statistics, task * ROWS)
 
 
-@numba.njit(cache=True)
+@compiled()
 def _blend_rows(
     f: Any, x: Any, alpha: Any, dropping: Any, weight: Any, bias: Any, eps: Any, y: Any, statistics: Any, low: int
 ) -> None:
@@ -134,7 +135,7 @@ def _blend_rows(
         statistics[0, n], statistics[1, n] = mean, inverse
 
 
-@numba.njit(cache=True, fastmath={"reassoc"})
+@compiled(fastmath={"reassoc"})
 def _through_norm(z: Any, mean: Any, inverse: Any, weight: Any, grad: Any, grad_weight: Any, grad_bias: Any) -> Any:
     """Normalises `z` in place; adds to the gradients of weight and bias; returns the two means that the rest needs."""
     sum_g, sum_gz = np.float32(0), np.float32(0)
@@ -149,7 +150,7 @@ def _through_norm(z: Any, mean: Any, inverse: Any, weight: Any, grad: Any, grad_
     return sum_g / np.float32(len(z)), sum_gz / np.float32(len(z))
 
 
-@numba.njit(cache=True, fastmath={"reassoc"})
+@compiled(fastmath={"reassoc"})
 def _through_blend(
     f: Any,
     x: Any,
@@ -173,7 +174,7 @@ def _through_blend(
     return for_alpha
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _blend_gradients(
     f: Any,
     x: Any,
@@ -192,7 +193,7 @@ def _blend_gradients(
         )
 
 
-@numba.njit(cache=True)
+@compiled()
 def _blend_gradients_rows(
     f: Any,
     x: Any,

@@ -8,6 +8,7 @@ import numba
 import numpy as np
 from torch import Tensor
 
+from samout_train.ops.numba_cache import compiled
 from samout_train.ops.numba_call import call, num_threads
 from samout_train.ops.numba_values import narrow, widen
 
@@ -27,14 +28,14 @@ def gate_gradients(
     call(_gate_gradients, num_threads(), *(tensor.view(-1) for tensor in tensors))
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _gate(up: Any, gate: Any, y: Any) -> None:
     for task in numba.prange((len(y) + ELEMENTS - 1) // ELEMENTS):
         low, high = task * ELEMENTS, min(task * ELEMENTS + ELEMENTS, len(y))
         _gate_share(up[low:high], gate[low:high], y[low:high])
 
 
-@numba.njit(cache=True)
+@compiled()
 def _gate_share(up: Any, gate: Any, y: Any) -> None:
     for j in range(len(y)):
         opened = widen(gate[j])
@@ -42,14 +43,14 @@ def _gate_share(up: Any, gate: Any, y: Any) -> None:
         y[j] = narrow(widen(up[j]) * (np.float32(0) if opened <= np.float32(0) else opened), y)
 
 
-@numba.njit(parallel=True, cache=True)
+@compiled(parallel=True)
 def _gate_gradients(up: Any, gate: Any, grad: Any, grad_up: Any, grad_gate: Any) -> None:
     for task in numba.prange((len(up) + ELEMENTS - 1) // ELEMENTS):
         low, high = task * ELEMENTS, min(task * ELEMENTS + ELEMENTS, len(up))
         _gate_gradients_share(up[low:high], gate[low:high], grad[low:high], grad_up[low:high], grad_gate[low:high])
 
 
-@numba.njit(cache=True)
+@compiled()
 def _gate_gradients_share(up: Any, gate: Any, grad: Any, grad_up: Any, grad_gate: Any) -> None:
     for j in range(len(up)):
         opened, g = widen(gate[j]), widen(grad[j])

@@ -13,6 +13,7 @@ import numba
 import numpy as np
 from torch import Tensor, nn
 
+from samout_train.ops.numba_cache import compiled
 from samout_train.ops.numba_call import call, num_threads
 
 WEIGHTS_A_THREAD = 32_768  # waking a thread costs as much as reading about so many
@@ -62,7 +63,7 @@ def samout_step(
 
 
 # Reassociation lets sums run in vectors; nothing is assumed about NaN or infinity.
-@numba.njit(cache=True, fastmath={"reassoc", "contract"}, error_model="numpy")
+@compiled(fastmath={"reassoc", "contract"}, error_model="numpy")
 def _dot(row: Any, x: Any) -> Any:
     total = np.float32(0)
     for k in range(len(x)):
@@ -70,7 +71,7 @@ def _dot(row: Any, x: Any) -> Any:
     return total
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _normalise(y: Any, x: Any, norm: Any, bias: Any, eps: float) -> None:
     """x + LayerNorm(y), in place of y; a function of its own, or numba would cut its sums over threads."""
     centred = y - y.mean()
@@ -79,7 +80,7 @@ def _normalise(y: Any, x: Any, norm: Any, bias: Any, eps: float) -> None:
         y[j] = x[j] + centred[j] * factor * norm[j] + bias[j]
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
+@compiled(parallel=True, error_model="numpy")
 def _step(
     x: Any,
     state: Any,

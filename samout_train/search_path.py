@@ -1,0 +1,46 @@
+"""Where Python looks for modules: a file in the working directory never hides one of the library or of a package.
+
+Only `os` and `sys` are imported here, which the interpreter has loaded before it looks into any folder.
+"""
+
+# ruff: noqa: PTH100, PTH109, PTH120
+
+import os
+import sys
+
+
+def working_directory_last() -> None:
+    """Let modules of the working directory be imported, such as a `_target_` of one's own, but those of Python first.
+
+    `python -m` and an empty entry of PYTHONPATH put it first. PYTHONSAFEPATH and `python -P` keep it out.
+    """
+    try:
+        here = os.path.normcase(os.getcwd())
+    except OSError:  # it is gone
+        return
+    package = os.path.normcase(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    kept = [entry for entry in sys.path if os.path.normcase(os.path.abspath(entry)) != here]
+    if len(kept) == len(sys.path) and sys.flags.safe_path:
+        return
+    # In a checkout, this very package lies there, and one that is installed must not take its place.
+    installed = (index for index, entry in enumerate(kept) if entry.endswith("-packages"))
+    kept.insert(next(installed, len(kept)) if here == package else len(kept), os.getcwd())
+    sys.path[:] = kept
+
+
+def hiding_files() -> list[str]:
+    """Return the files of the working directory and of PYTHONPATH that were imported in place of a known module."""
+    from importlib.machinery import PathFinder
+
+    own = {os.path.abspath(entry) for entry in (os.curdir, *os.environ.get("PYTHONPATH", "").split(os.pathsep))}
+    others = [entry for entry in sys.path if os.path.abspath(entry) not in own]
+    found = []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if "." in name or not file or name in ("__main__", "samout_train"):
+            continue
+        folder, base = os.path.split(os.path.abspath(file))
+        folder = os.path.dirname(folder) if base == "__init__.py" else folder
+        if folder in own and (name in sys.stdlib_module_names or PathFinder.find_spec(name, others) is not None):
+            found.append(file)
+    return found
