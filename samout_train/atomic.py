@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +21,9 @@ def replace_file(
         path: The file; its folder must be there.
         write: Gets an open binary file beside it, `*.tmp`, which then takes its place.
         confirm: Gets the path of that file, once it is written, and may raise.
+
+    Raises:
+        OSError: if it cannot be written; `filename` is the path.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -29,8 +33,13 @@ def replace_file(
             os.fsync(file.fileno())
         confirm(temporary)
         take_place(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be written to, or is none
+            temporary.unlink(missing_ok=True)
     if os.name == "posix":  # elsewhere a directory cannot be opened
         directory = os.open(path.parent, os.O_RDONLY)
         os.fsync(directory)
@@ -67,13 +76,14 @@ def append(file: IO[bytes], record: bytes) -> None:
         record: What to write.
 
     Raises:
-        OSError: if there is no room for it; the file is as it was then.
+        OSError: if there is no room for it; the file is as it was then. `filename` is its path.
     """
     before = file.tell()
     try:
         if file.write(record) < len(record):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError:
+    except OSError as error:
+        error.filename = error.filename or str(file.name)
         file.truncate(before)
         file.seek(before)
         raise

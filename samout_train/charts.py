@@ -1,5 +1,6 @@
 """Pictures of results, as PNG files. matplotlib draws them; without it there are none, and what they show is text."""
 
+import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -19,9 +20,14 @@ DARK = 0.6  # a cell above this share of the scale is dark enough for white figu
 
 def missing_charts() -> str | None:
     """What is missing to draw, and how to get it; None where nothing is."""
-    if importlib.util.find_spec("matplotlib") is not None:
-        return None
-    return "no picture: matplotlib is not installed: pip install matplotlib, or samout_train[charts]"
+    if importlib.util.find_spec("matplotlib") is None:
+        return "no picture: matplotlib is not installed: pip install matplotlib, or samout_train[charts]"
+    try:
+        importlib.import_module("matplotlib.figure")
+    except Exception as error:  # no folder that it can write to, or another numpy
+        reason = " ".join(str(error).split())[:200]
+        return f"no picture: matplotlib cannot be used ({reason}): correct that, or install it again"
+    return None
 
 
 def draw_extrapolation(found: Mapping[str, Extrapolation], path: Path) -> bytes | None:

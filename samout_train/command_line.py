@@ -16,6 +16,7 @@ from samout_train.config import CONF, Composed, ConfigError, compose_config
 from samout_train.home import home_path
 from samout_train.hydra_parser import get_args_parser
 from samout_train.overrides import PLAIN_TEXT_KEYS, as_typed, key_of, override_problems, quote_text, words_for_hydra
+from samout_train.places import PlaceError, in_words, is_full
 from samout_train.progress import Bar
 from samout_train.signatures import MISSING, mistakes_in_call, nearest
 from samout_train.sweeps import (
@@ -32,6 +33,7 @@ INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 LINES_OF_A_MISTAKE = 8
 MOST_MISTAKES = 30
 JOBS_THAT_TAKE_A_WHILE = 20
+BYTES_TO_BEGIN = 1 << 16  # settings and the log, before the first checkpoint
 
 
 class Request:
@@ -149,9 +151,12 @@ class Request:
             if self.gets_new_directory:
                 self.run_dir = str(directory := new_directory(directory))
             directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=directory):
-                pass
+            with tempfile.TemporaryFile(dir=directory) as file:
+                file.write(bytes(BYTES_TO_BEGIN))
         except OSError as error:
+            if is_full(error):
+                needed = in_words(error, place=directory, needed=BYTES_TO_BEGIN)
+                raise PlaceError(error.errno, f"{key}={needed}") from error
             return [f"{key}={directory}: cannot be written to ({error.strerror}): give another directory"]
         return []
 
@@ -176,9 +181,12 @@ def answered(words: list[str], verb: str, keys: Callable[..., None], act: Callab
         return _done(words, act)
     except BrokenPipeError:  # nobody reads on
         return 0
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(in_words(error), file=sys.stderr)
+        return 1 if is_full(error) or isinstance(error, PlaceError) else 2
 
 
 def settings_of(words: list[str], verb: str, keys: Callable[..., None]) -> Composed:

@@ -2,7 +2,9 @@
 
 import importlib.util
 import logging
+import os
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from samout_train.places import in_words
+
+SET_CACHE = "set TORCHINDUCTOR_CACHE_DIR to another folder"
 log = logging.getLogger(__name__)
 
 
@@ -30,10 +35,11 @@ def compiled(model: nn.Module) -> Callable[..., Any]:
 def compile_problem(device: torch.device) -> str | None:
     """What is missing to compile for a device; None where nothing is."""
     header = Path(sysconfig.get_path("include")) / "Python.h"
-    missing = None
     if device.type == "mps":
         return "trainer.compile=true: is for cpu and cuda, and this run is on mps: leave it out"
-    if device.type == "cuda":
+    if missing := _cache_problem():  # first, since torch's own search writes into that folder
+        pass
+    elif device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             missing = "triton for CUDA, which is not installed: pip install triton"
     elif not has_cpp_compiler():
@@ -41,6 +47,21 @@ def compile_problem(device: torch.device) -> str | None:
     elif not header.exists():
         missing = f"{header}, which is not there: install Python's headers"
     return f"trainer.compile=true: needs {missing}, or leave it out" if missing else None
+
+
+def _cache_problem() -> str | None:
+    """Return why what is compiled cannot be kept; None where it can."""
+    try:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        folder = Path(cache_dir())  # makes it, too
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1))
+    except OSError as error:
+        where = error.filename or os.environ.get("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir())
+        return f"a folder for what is compiled, and {in_words(error, place=Path(where), fix=SET_CACHE)}"
+    return None
 
 
 def has_cpp_compiler() -> bool:

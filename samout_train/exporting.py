@@ -29,6 +29,7 @@ from samout_train.home import home_path
 from samout_train.loading import LoadedRun, load_run, model_of
 from samout_train.metrics import num_parameters
 from samout_train.models.published import load_published, published_state
+from samout_train.places import in_words
 from samout_train.runtime import weights_sha256
 
 Format = Literal["safetensors", "published"]
@@ -102,9 +103,7 @@ def export_run(run: str | Path, *, format: Format, out: str | Path | None = None
         if not was_there:
             folder.rmdir()
         if isinstance(error, OSError):
-            raise ExportError(
-                f"{folder} cannot be written ({error.strerror or error}): nothing is left there"
-            ) from error
+            raise ExportError(f"{in_words(error, place=folder)}; nothing is left there") from error
         raise
     return Exported(folder, loaded, {name: int(file["bytes"]) for name, file in files.items()}, len(tensors), sha256)
 

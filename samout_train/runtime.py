@@ -249,7 +249,17 @@ def commit() -> str | None:
     if not (package.parent / ".git").exists():
         return None
     try:
-        words = ["git", "-C", str(package.parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        words = [
+            "git",
+            "--no-optional-locks",
+            "-C",
+            str(package.parent),
+            "describe",
+            "--always",
+            "--abbrev=40",
+            "--dirty",
+            "--exclude=*",
+        ]
         return subprocess.run(words, capture_output=True, encoding="utf-8", timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

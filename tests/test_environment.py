@@ -17,7 +17,7 @@ import pytest
 import torch
 from program import samout
 
-from samout_train import missing_home, search_path
+from samout_train import missing_home, runtime, search_path
 from samout_train.data.cache import cache_directory
 from samout_train.missing_home import ensure_home, own_folder
 from samout_train.ops import kernels, numba_cache
@@ -355,3 +355,17 @@ def test_a_run_without_asserts_and_docstrings_is_the_same(tmp_path: Path) -> Non
     assert whole.returncode == 0, whole.stderr
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("stripped", "whole")]
     assert summaries[0]["weights_sha256"] == summaries[1]["weights_sha256"]
+
+
+def test_asking_for_the_commit_takes_no_lock_of_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(words: list[str], **settings: Any) -> SimpleNamespace:
+        asked.append(words)
+        return SimpleNamespace(stdout="abc\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    if runtime.commit() is not None:  # the tests of an installed package have no checkout
+        assert asked[0][:2] == ["git", "--no-optional-locks"]
+    monkeypatch.setattr(subprocess, "run", lambda words, **settings: (_ for _ in ()).throw(FileNotFoundError("git")))
+    assert runtime.commit() is None

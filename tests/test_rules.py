@@ -23,7 +23,7 @@ ROWS = [
         *("ops", "runtime", "log_file", "stopping", "atomic", "ranges", "signatures", "tf32", "compilation"),
         *("tensor_file", "figures", "launch", "processes", "shell_words", "home", "threads"),
         *("console", "progress"),
-        *("missing_home", "search_path"),
+        *("missing_home", "search_path", "places"),
     },
     {"models"},
     {"data", "losses", "measuring", "schedules", "optim", "sampling", "decoding", "generation"},

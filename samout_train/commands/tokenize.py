@@ -10,6 +10,7 @@ from samout_train.data.bpe import SMALLEST_SIZE
 from samout_train.data.documents import LineEnds
 from samout_train.data.vocabulary_choice import VocabularyName
 from samout_train.home import home_path
+from samout_train.places import in_words
 from samout_train.ranges import Positive, Range
 from samout_train.shell_words import list_setting, typed_line
 from samout_train.threads import available_cores
@@ -69,8 +70,8 @@ def _tokenize(words: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
-        where = error.filename or plan.out
-        print(f"{where}: {error.strerror}: mend that, and the same command goes on from there", file=sys.stderr)
+        place = None if error.filename else plan.out
+        print(f"{in_words(error, place=place)}. The same command then goes on from there.", file=sys.stderr)
         return 1
     except ValueError as error:
         raise ValueError(str(error).replace("+data.roles.", "+roles.")) from error

@@ -18,6 +18,7 @@ from samout_train.job_bar import described
 from samout_train.launch import WITHOUT_DIRECTORY, Launch
 from samout_train.ledger import FAILURE, Why, finished, forget_failure, has_checkpoint, outcome, record_failure
 from samout_train.overrides import as_typed, words_for_hydra
+from samout_train.places import PlaceError, in_words, is_of_a_place, message_of
 from samout_train.run_directory import DirectoryRefusedError, TakenError, content_problems, locked
 from samout_train.shell_words import quoted, typed_line
 from samout_train.sweeps import (
@@ -51,8 +52,13 @@ def main(words: list[str]) -> int:
     try:
         request = Request(words, writes=is_first)
         mistakes = [MANY_RUNS] if launch is not None and request.in_sweep else request.mistakes()
-    except (ConfigError, OSError) as error:
+    except PlaceError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except ConfigError as error:
         mistakes = [str(error)]
+    except OSError as error:
+        mistakes = [in_words(error)]
     for mistake in mistakes if is_first else []:
         print(mistake, file=sys.stderr)
     if mistakes:
@@ -222,7 +228,7 @@ def _tell_failure(error: Exception, exit_code: int, run_dir: Path, *, has_begun:
     """Says why a run failed, and leaves a note of it in its directory unless that is another run's."""
     from samout_train.non_finite import NonFiniteError
 
-    message = str(error)
+    message = message_of(error)
     if isinstance(error, MemoryError | RuntimeError) and not has_begun:
         reason = str(error).splitlines() or [type(error).__name__]
         message = f"this does not fit into memory, choose smaller sizes: {reason[0]}"
@@ -251,8 +257,8 @@ def _exit_code(error: Exception, *, has_begun: bool) -> int | None:
     if isinstance(error, LostProcessError):
         return 1
     if has_begun:
-        expected = (CheckpointError, MemoryExhaustedError, NonFiniteError, OSError)
-        return 1 if isinstance(error, expected) else None
+        expected = (CheckpointError, MemoryExhaustedError, NonFiniteError)
+        return 1 if isinstance(error, expected) or is_of_a_place(error) else None
     if isinstance(error, CheckpointError | OSError):
         return 1
     if isinstance(error, ValueError | MemoryError):  # what is wrong with a request and only building it shows

@@ -9,6 +9,7 @@ from typing import Any
 from samout_train.atomic import replace_file
 from samout_train.home import home_path
 from samout_train.missing_home import ensure_home
+from samout_train.places import in_words
 
 
 def cache_directory() -> Path:
@@ -33,9 +34,8 @@ def cache_path(*parts: object, ending: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"the cache {folder} cannot be made ({error.strerror}): set SAMOUT_TRAIN_CACHE to another folder"
-        ) from error
+        reason = in_words(error, place=folder, fix="set SAMOUT_TRAIN_CACHE to another folder")
+        raise ValueError(f"the cache cannot be made: {reason}") from error
     return folder / (sha256(repr(parts).encode()).hexdigest()[:32] + ending)
 
 

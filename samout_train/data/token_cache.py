@@ -23,6 +23,7 @@ from samout_train.data.documents import Piece, Special
 from samout_train.data.survey import Survey
 from samout_train.data.vocabulary import PAD_ID, SPECIAL_TOKENS, Vocabulary
 from samout_train.data.vocabulary_choice import VocabularyChoice, vocabulary_from
+from samout_train.places import PlaceError, in_words
 from samout_train.progress import Bar
 from samout_train.stopping import StopSignals
 
@@ -69,14 +70,14 @@ def tokenize(survey: Survey, choice: VocabularyChoice, *, most_unknown: float = 
 
     Raises:
         ValueError: if a file cannot be read, or a given vocabulary lacks more of it.
-        OSError: if the cache cannot be written.
+        PlaceError: if the cache cannot be written.
         StopRequestedError: on a signal; the next call goes on from there.
     """
     parts = ("tokens", FORMAT, survey.reader, choice.key(), len(survey.files), survey.sha256)
     bin_path = cache_path(*parts, ending=".bin")
     entry = _complete(bin_path)
     if entry is None:
-        with StopSignals() as signals, _alone(bin_path, signals):
+        with _told_of_the_cache(bin_path, survey), StopSignals() as signals, _alone(bin_path, signals):
             entry = _complete(bin_path)  # another process may have made it meanwhile
             if entry is None:
                 _Tokenizing(survey, choice, bin_path, signals).run()
@@ -202,6 +203,20 @@ class _Tokenizing:
     def _save(self, output: IO[bytes], journal: _Journal) -> None:
         _flush(output)
         write_note(self.journal_path, asdict(journal))
+
+
+@contextmanager
+def _told_of_the_cache(bin_path: Path, survey: Survey) -> Iterator[None]:
+    """Names the cache, what it needs and where else it can be, in place of the system's error."""
+    try:
+        yield
+    except OSError as error:
+        folder = bin_path.parent
+        if error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(folder):
+            raise  # a file of the text
+        needed = survey.num_bytes * np.dtype(np.uint32).itemsize
+        fix = "set SAMOUT_TRAIN_CACHE to another folder"
+        raise PlaceError(error.errno, in_words(error, place=folder, needed=needed, fix=fix)) from error
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A process of `concurrent.futures` waits for ever where its parent is killed. Her
 breaks then.
 """
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
