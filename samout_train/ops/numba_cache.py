@@ -36,6 +36,7 @@ class _Cache(FunctionCache):
     """numba's cache of one function; a kernel that it cannot read or write is compiled in each process."""
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
+        """Return what is kept; None where it is not there or cannot be read."""
         try:
             return super().load_overload(signature, target_context)
         except Exception:  # a damaged file can raise anything
@@ -44,6 +45,7 @@ class _Cache(FunctionCache):
             return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
+        """Keep it where there is room."""
         try:
             super().save_overload(signature, compiled)
         except OSError as error:
