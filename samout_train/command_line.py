@@ -99,7 +99,7 @@ class Request:
             config, self.run_dir = composed.config, composed.config["run_dir"]
             self.gets_new_directory = "run_dir" in composed.named_by_time
             looks = self.writes and not self.gets_new_directory
-            found = resume_problems(config["resume"]) + (run_directory_problems(config) if looks else [])
+            found = resume_problems(composed) + (run_directory_problems(config) if looks else [])
         return found
 
     def _wrong_sweep(self) -> list[str]:
@@ -127,7 +127,7 @@ class Request:
             )
             found += [mistake for mistake in mistakes if not mistake.startswith(refused)]
             if composed is not None and not mistakes:
-                found += resume_problems(composed.config["resume"]) + sweep_problems(composed, job, left_out)
+                found += resume_problems(composed, "hydra.sweep.dir") + sweep_problems(composed, job, left_out)
                 self.run_dir, name = composed.sweep_dir, job_name(job, left_out)
                 earlier = self.configs.get(name, composed.config)
                 if {**earlier, "run_dir": ""} != {**composed.config, "run_dir": ""}:  # which has the time in it

@@ -253,3 +253,6 @@ def _tensors(node: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(node, Mapping):
         for key, value in node.items():
             yield from _tensors(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _tensors(value, f"{name}.{index}")

@@ -56,6 +56,7 @@ class Reports:
         self.best_val_step: int | None = None
         self._logged_step = self._evaluated_step = self._closed_step = 0
         self._speed_from = (0.0, 0)
+        self._tokens_before = 0  # seen before this run began, in the run that it started from
 
     @property
     def reported_step(self) -> int:
@@ -128,7 +129,7 @@ class Reports:
             "val_loss_nats": final.loss_nats,
             "best_val_loss_nats": self.best_val_loss_nats,
             "best_val_step": self.best_val_step,
-            "tokens_per_second": step.tokens_seen / self.clock.seconds if self.clock.seconds else 0.0,
+            "tokens_per_second": self._tokens_per_second(),
             "train_seconds": self.clock.seconds,
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "device": str(self.device),
@@ -156,14 +157,25 @@ class Reports:
             "logged_step": min(self._logged_step, self.training_step.step_count),
             "evaluated_step": min(self._evaluated_step, self.training_step.step_count),
             "closed_step": min(self._closed_step, self.training_step.step_count),
+            "tokens_before": self._tokens_before,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up where `state_dict` left off."""
         self.best_val_loss_nats, self.best_val_step = state["best_val_loss_nats"], state["best_val_step"]
         self._logged_step, self._evaluated_step = state["logged_step"], state["evaluated_step"]
-        self._closed_step = state.get("closed_step", 0)  # checkpoints of before did not have it
+        # Checkpoints of before did not have these.
+        self._closed_step, self._tokens_before = state.get("closed_step", 0), state.get("tokens_before", 0)
         self._speed_from = (self.clock.seconds, self.training_step.tokens_seen)
+
+    def begin(self) -> None:
+        """Begins the record of a run whose steps so far are another run's."""
+        self._logged_step, self._tokens_before = self.training_step.step_count, self.training_step.tokens_seen
+        self._speed_from = (self.clock.seconds, self._tokens_before)
+
+    def _tokens_per_second(self) -> float:
+        tokens = self.training_step.tokens_seen - self._tokens_before
+        return tokens / self.clock.seconds if self.clock.seconds else 0.0
 
     def _training_metrics(self) -> dict[str, float]:
         step = self.training_step

@@ -18,6 +18,7 @@ from samout_train.config import Composed, ConfigError, build, compose_config
 from samout_train.data.batches import Source
 from samout_train.data.row_check import row_problems
 from samout_train.fitting import fit
+from samout_train.going_on import once
 from samout_train.joining import together
 from samout_train.launch import Launch
 from samout_train.log_file import log_file
@@ -25,8 +26,9 @@ from samout_train.measuring import choose_products, product_of, tokens_of
 from samout_train.missing_home import ensure_home
 from samout_train.ops.kernels import use_kernels
 from samout_train.ops.linear.choice import use_products
+from samout_train.overrides import key_of
 from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, model_problems
-from samout_train.resuming import made_with, restore
+from samout_train.resuming import made_with, record_of, restore
 from samout_train.run_directory import (
     content_problems,
     new_directory,
@@ -92,11 +94,12 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
         ConfigError: if the configuration is wrong, or the run directory holds a run already.
     """
     composed, launch = _checked(overrides), Launch.of_environment()
+    _refuse(resume_problems(composed))
     if "run_dir" in composed.named_by_time and (launch is None or launch.is_first):
         composed = composed.lying_in(new_directory(Path(composed.config["run_dir"])))
     with together(composed, Path(composed.config["run_dir"])) as run_dir:
         if processes.is_first():
-            _refuse(resume_problems(composed.config["resume"]) + run_directory_problems(composed.config))
+            _refuse(run_directory_problems(composed.config))
         files = {"config.yaml": composed.yaml, "overrides.yaml": OmegaConf.to_yaml(list(overrides))}
         with claimed(run_dir, files, refusals=lambda: content_problems(run_dir, composed.config)) as write_settings:
             start = prepare(composed, run_dir, overrides)
@@ -124,13 +127,15 @@ def prepare(
     """
     config = composed.config
     trainer = trainer_from(config)
-    restored, content = restore(trainer, config["resume"], run_dir)
+    record = record_of(trainer, config)
+    restored, content = restore(trainer, config, run_dir, record)
+    goes_on = restored is not None and config["resume"] == "auto"
     callbacks = {name: build(node) for name, node in config["callbacks"].items() if processes.is_first()}
     for name, callback in callbacks.items():
-        if saved := content.get("callbacks", {}).get(name):
+        if goes_on and (saved := content.get("callbacks", {}).get(name)):
             callback.load_state_dict(saved)
-    checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints", about=made_with(trainer))
-    if restored is not None and config["resume"] == "auto":
+    checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints", about={**made_with(trainer), **record})
+    if goes_on:
         checkpoints.last_step = trainer.step_count
     batches = trainer.training_step.batches
     context = RunContext(
@@ -153,7 +158,8 @@ def prepare(
         config_text=composed.yaml,
         settings=_hyperparameters(composed),
         max_seconds=trainer.limits.max_seconds,
-        command=shlex.join(word for word in overrides if not _only_for_this_run(word)),
+        limits_reached=trainer.limits_reached,
+        command=shlex.join(_repeated(overrides, trainer.resumed_from)),
         commit=commit(),
         steps_left_out=trainer.training_step.steps_left_out,
     )
@@ -230,9 +236,10 @@ def _misfits(model: nn.Module, source: Source) -> list[str]:
     return found
 
 
-def _only_for_this_run(override: str) -> bool:
-    key, _, value = override.lstrip("+").partition("=")
-    return key == "run_dir" or (key == "resume" and value in ("auto", "null"))
+def _repeated(overrides: Sequence[str], origin: str | None) -> list[str]:
+    """What makes the same run again in a directory of its own, from the checkpoint that it started from if any."""
+    words = [word for word in overrides if key_of(word) not in ("run_dir", "resume")]
+    return once([*words, *([] if origin is None else [f"resume={origin}"])])
 
 
 def _hyperparameters(composed: Composed) -> dict[str, bool | int | float | str]:

@@ -1,6 +1,7 @@
 """What speaks against a run directory, or a checkpoint to start from, before anything is written."""
 
 import itertools
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from samout_train.atomic import leftovers
-from samout_train.config import ConfigError
+from samout_train.config import Composed, ConfigError
 from samout_train.hydra_messages import in_few_words
 
 # What a continued run must have in common with what it continues; the rest may change.
@@ -36,8 +37,23 @@ class TakenError(DirectoryRefusedError):
     """Another process is at a run in the directory."""
 
 
-def resume_problems(resume: str | None) -> list[str]:
-    """What speaks against starting from a checkpoint elsewhere; looks only."""
+# Where checkpoints record the content of the data, these say only where it lies.
+PLACE_KEYS = ("data.path", "data.paths", "data.pattern", "data.vocabulary_path")
+
+
+def resume_problems(composed: Composed, directory: str = "run_dir") -> list[str]:
+    """What speaks against starting from a checkpoint; looks only.
+
+    Args:
+        composed: The configuration.
+        directory: The key that says where the run, or the sweep that it is a job of, lies.
+    """
+    resume = composed.config["resume"]
+    if resume == "auto" and directory in composed.named_by_time:
+        return [
+            f"resume=auto: continues the run in {directory}, and that is a new directory here: give {directory}=... of "
+            "the run too, or leave resume out to begin a new one"
+        ]
     if resume in (None, "auto"):
         return []
     path = Path(str(resume))
@@ -81,10 +97,22 @@ def content_problems(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
     if config["resume"] != "auto":
         return [f"run_dir={run_dir}: holds a run already: set resume=auto to continue it, or another run_dir"]
     free = tuple(f"data.{name}" for name in FREE_DATA_KEYS)
+    places = PLACE_KEYS if has_data_record(run_dir) else ()
     return [
         f"{difference}: continue it with the same, or give another run_dir"
         for difference in other_settings(run_dir, config, FIXED_KEYS, free)
+        if difference.partition("=")[0] not in places
     ]
+
+
+def has_data_record(run_dir: Path) -> bool:
+    """Whether the newest checkpoint of a run says what its data holds, so that this is compared and not its path."""
+    for path in sorted((run_dir / "checkpoints").glob("step_*.json"), reverse=True):
+        try:
+            return bool(json.loads(path.read_text(encoding="utf-8")).get("data"))
+        except (OSError, ValueError, AttributeError):
+            continue
+    return False
 
 
 def holds_run(run_dir: Path) -> bool:
@@ -153,7 +181,7 @@ def _pairs(
     return [
         (key, then.get(key, "null"), now.get(key, "null"))
         for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and not key.startswith(free)
+        if not _same(key, then.get(key), now.get(key)) and not key.startswith(free)
     ]
 
 
@@ -170,6 +198,17 @@ def new_directory(path: Path) -> Path:
             made.mkdir()
             return made
     raise AssertionError("there is always another number")
+
+
+def _same(key: str, then: Any, now: Any) -> bool:
+    """Whether two values are one, be it in another spelling of a path."""
+    if then == now or key not in ("data.path", "data.vocabulary_path"):
+        return bool(then == now)
+    return all(isinstance(path, str) and path for path in (then, now)) and _place(then) == _place(now)
+
+
+def _place(path: str) -> Path:
+    return Path(path).expanduser().resolve()
 
 
 @contextmanager

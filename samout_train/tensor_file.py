@@ -4,7 +4,7 @@ import pickle
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -12,18 +12,19 @@ import torch
 UNREADABLE = (EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
 
 
-def read_tensor_file(path: Path) -> Any:
+def read_tensor_file(path: Path | IO[bytes]) -> Any:
     """The content of a file of tensors, numbers, text, lists and dictionaries, on the CPU.
 
     Args:
-        path: The file.
+        path: The file, or its content.
 
     Raises:
         ValueError: if it holds anything else, or is damaged; the message is the reason, without the path.
         OSError: if it cannot be opened.
     """
-    with path.open("rb"):
-        pass  # from here on, an OSError is one of a damaged content
+    if isinstance(path, Path):
+        with path.open("rb"):
+            pass  # from here on, an OSError is one of a damaged content
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that torch does not write

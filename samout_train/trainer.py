@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from samout_train import processes
 from samout_train.activation_checkpointing import checkpoint_activations
 from samout_train.data.batches import Batches, Source
+from samout_train.going_on import LimitSettings, Reached
 from samout_train.micro_steps import chunk_problem
 from samout_train.mismatch import refuse_other_vocabulary
 from samout_train.non_finite import OnNonFinite
+from samout_train.optimizer_check import checked_optimizer
 from samout_train.parallel import ParallelName, SharedModel, parallel_problem
 from samout_train.ranges import NonNegative, Positive, not_divisible, validated
 from samout_train.reports import Reports
@@ -103,6 +105,8 @@ class Trainer:
             checkpoint_activations(model)
         max_rows = max_epochs and max_epochs * source.train.num_rows
         self.limits = first_limit(max_steps, max_rows, max_seconds, batch_size=batch_size, budget_steps=budget_steps)
+        set_limits = (max_steps, max_epochs, max_seconds, budget_steps)
+        self._limit_settings = LimitSettings(*set_limits, num_rows=source.train.num_rows, batch_size=batch_size)
         batches = Batches(
             source.train,
             batch_size=batch_size,
@@ -117,9 +121,11 @@ class Trainer:
                 "which is ignored (data.ignore_index): there is nothing to learn; set it higher, or set another seed"
             )
         self.shared = SharedModel(model, parallel=parallel, device=device, compile=compile)
+        optimizer, stateful = checked_optimizer(build_optimizer, self.shared)
         self.training_step = TrainingStep(
             shared=self.shared,
-            optimizer=build_optimizer(model),
+            optimizer=optimizer,
+            stateful=stateful,
             schedule=schedule,
             batches=batches,
             precision=precision,
@@ -161,6 +167,15 @@ class Trainer:
         is_at_end = self.limits.progress(self.step_count, self._seconds()).share >= 1
         return is_at_end and not self.training_step.settle()
 
+    def limits_reached(self) -> list[Reached]:
+        """Return the limits that hold now; none where something else ended the run."""
+        return self._limit_settings.reached(self.step_count, self.clock.seconds)
+
+    def learning_rate_of_next_step(self) -> float:
+        """Return the rate of the first group of parameters in the step about to be made."""
+        progress = self.limits.progress(self.step_count + 1, self._seconds())
+        return self.training_step.base_rates[0] * self.training_step.schedule(progress)
+
     def _seconds(self) -> float:
         """Of training so far, where they count: those of the first process."""
         seconds = self.clock.seconds
@@ -191,9 +206,29 @@ class Trainer:
         Raises:
             ValueError: if the checkpoint is of another model or vocabulary.
         """
-        refuse_other_vocabulary(self.source.vocabulary, state["vocabulary"])
-        self.training_step.load_state_dict(state)
+        self._take_up(state)
         self.clock.set(state["train_seconds"])
         self.reports.load_state_dict(state["reports"])
         self.resumed_from = state["resumed_from"]
+
+    def begin_from(self, state: dict[str, Any], origin: str) -> None:
+        """Begins a run with the state of another: with its weights, optimizer, steps and random states, and nothing
+        of its record.
+
+        Args:
+            state: As `state_dict` gives it.
+            origin: Where it lies.
+
+        Raises:
+            ValueError: if the checkpoint is of another model or vocabulary.
+        """
+        self._take_up(state)
+        step = self.training_step
+        step.skipped_steps = {skipped for skipped in step.skipped_steps if skipped > step.step_count}
+        self.reports.begin()
+        self.resumed_from = origin
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        refuse_other_vocabulary(self.source.vocabulary, state["vocabulary"])
+        self.training_step.load_state_dict(state)
         set_own_random_states(state, self.device)

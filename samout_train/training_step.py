@@ -46,6 +46,7 @@ class TrainingStep:
     Args:
         shared: The model, on the device of the batches, and how its gradients come from all processes.
         optimizer: Over the model's parameters; its learning rates are the base rates.
+        stateful: Keys of its groups that its steps change.
         schedule: The factor on them.
         batches: What each step learns from.
         precision: Of the forward and backward pass.
@@ -75,6 +76,7 @@ class TrainingStep:
         *,
         shared: SharedModel,
         optimizer: torch.optim.Optimizer,
+        stateful: frozenset[str] = frozenset(),
         schedule: Schedule,
         batches: Batches,
         precision: PrecisionName,
@@ -90,6 +92,7 @@ class TrainingStep:
         self.shared, self.model = shared, shared.model
         self._is_compiled, self._is_updating = not compile, False
         self.optimizer, self.schedule, self.batches = optimizer, schedule, batches
+        self.stateful = stateful
         self.precision, self.accumulate, self.clip_grad_norm = precision, accumulate, clip_grad_norm
         self.chunk_len = chunk_len
         self.parameters = list(self.model.parameters())
@@ -230,7 +233,7 @@ class TrainingStep:
             ValueError: if the tensors are of another model or optimizer, with the names and shapes that differ; nothing
                 is loaded then.
         """
-        load_weights(self.shared, self.optimizer, state)
+        load_weights(self.shared, self.optimizer, state, self.stateful)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step_count, self.tokens_seen = state["step"], state["tokens_seen"]

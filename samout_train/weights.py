@@ -39,21 +39,29 @@ def saved_weights(shared: SharedModel, optimizer: torch.optim.Optimizer) -> Stat
     return state | {"vectors": vectors}
 
 
-def load_weights(shared: SharedModel, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+def load_weights(
+    shared: SharedModel,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    stateful: frozenset[str] = frozenset(),
+) -> None:
     """Takes up what `saved_weights` gave, in any number of processes.
 
     Args:
         shared: The model.
         optimizer: Over its parameters; what the configuration says of it beats the checkpoint.
         state: As `samout_train.checkpoint.read_checkpoint` gives it.
+        stateful: Keys of the optimizer's groups that its steps change: the checkpoint's values count.
 
     Raises:
         ValueError: if the tensors are of another model or optimizer, with the names and shapes that differ; nothing is
             loaded then.
     """
     refuse_other_model(shared.shapes(), state["model"])
-    refuse_other_optimizer(optimizer, state["optimizer"], shared.model)
-    moments = _moments(optimizer, state["optimizer"]) if shared.is_sharded else state["optimizer"]["state"]
+    if is_usual(state["optimizer"]):
+        refuse_other_optimizer(optimizer, state["optimizer"], shared.model)
+    saved = state["optimizer"]
+    moments = _moments(optimizer, saved) if shared.is_sharded else {}
     if shared.is_sharded and (folder := state.get("shards")) is not None:
         tensors = {f"model.{name}": tensor for name, tensor in shared.model.state_dict().items()}
         tensors |= {
@@ -65,11 +73,40 @@ def load_weights(shared: SharedModel, optimizer: torch.optim.Optimizer, state: M
         read_shards(Path(folder), tensors)
     else:
         shared.load(state["model"])
-    kept = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    optimizer.load_state_dict({**state["optimizer"], "state": moments})
+    load_optimizer(optimizer, {**saved, "state": moments} if shared.is_sharded else saved, stateful)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, stateful: frozenset[str]) -> None:
+    """Load the state of an optimizer; what the configuration says of it beats what was saved.
+
+    Args:
+        optimizer: As it was built.
+        saved: What its `state_dict` gave.
+        stateful: Keys of its groups that its steps change: what was saved counts.
+
+    Raises:
+        ValueError: if it refuses the state.
+    """
+    others = {"params", "lr"} | stateful
+    kept = [{k: v for k, v in group.items() if k not in others} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(saved)
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"load_state_dict of {type(optimizer).__name__} refuses the state in the checkpoint "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): choose the optimizer it was made with"
+        ) from error
     # The rate of the checkpoint's last step is for the report; all else is as the configuration says.
     for group, settings in zip(optimizer.param_groups, kept, strict=True):
         group.update(settings)
+
+
+def is_usual(state: Any) -> bool:
+    """Whether the state of an optimizer has the form that torch's optimizers give it."""
+    if not isinstance(state, Mapping) or not isinstance(state.get("state"), Mapping):
+        return False
+    groups = state.get("param_groups")
+    return isinstance(groups, list) and all(isinstance(group, Mapping) and "params" in group for group in groups)
 
 
 def _moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[int, State]:

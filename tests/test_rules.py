@@ -26,7 +26,7 @@ ROWS = [
         *("missing_home", "search_path", "places"),
     },
     {"models"},
-    {"data", "losses", "measuring", "schedules", "optim", "sampling", "decoding", "generation"},
+    {"data", "losses", "measuring", "schedules", "going_on", "optim", "sampling", "decoding", "generation"},
     {
         *("metrics", "checkpoint", "saving", "shards", "evaluation", "branches", "state_health"),
         *("accuracy", "extrapolation", "streaming", "charts"),
@@ -35,12 +35,14 @@ ROWS = [
     {
         *("training_step", "reports", "profiling", "activation_checkpointing", "trainer", "fitting"),
         *("non_finite", "micro_steps", "mismatch", "rescue", "parallel", "weights"),
+        "optimizer_check",
     },
     {"verification", "proof", "golden_curve"},
     {
         *("config", "export_files", "exporting", "hydra_messages", "inspection", "loading", "overrides", "problems"),
         *(
             "claiming",
+            "data_record",
             "heat_map",
             "job_bar",
             "joining",

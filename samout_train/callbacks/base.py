@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samout_train.data.batches import Source
+from samout_train.going_on import Reached
 from samout_train.runtime import PrecisionName
 
 
@@ -39,6 +40,7 @@ class RunContext:
         commit: Of the code; None where it is not known.
         max_seconds: Of training; None where only steps limit the run.
         steps_left_out: Says how many of the steps made so far changed nothing.
+        limits_reached: Gives the limits that hold when it is called.
     """
 
     model_name: str
@@ -63,6 +65,7 @@ class RunContext:
     commit: str | None
     max_seconds: float | None
     steps_left_out: Callable[[], int]
+    limits_reached: Callable[[], Sequence[Reached]]
 
 
 @dataclass(frozen=True, kw_only=True)

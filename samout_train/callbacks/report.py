@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from samout_train.callbacks.base import Callback, RunContext
+from samout_train.going_on import once
 from samout_train.measuring import WORTH_SAYING, bfloat16_share, product_of, tokens_of
 from samout_train.metrics import TRAINING_TIMES, estimate_memory_bytes, num_parameters, parameters_by_part
 from samout_train.shell_words import typed_line
@@ -35,9 +37,9 @@ class Report(Callback):
         self._others = Others() if context.device.type == "cpu" and context.processes == 1 else None
         for line in _description(context):
             log.info(line)
-        if context.total_steps is not None and context.first_step >= context.total_steps:
-            done = f"step {context.first_step} of {context.total_steps}"
-            log.info("%s is reached: set trainer.max_steps higher to go on", done)
+        for limit in context.limits_reached() if context.first_step else ():
+            said = f"{limit.key}={limit.value:.12g}"
+            log.info("%s: is reached at step %d: set %s to go on", said, context.first_step, limit.further)
 
     def on_step(self, step: int) -> None:
         """After three steps that learned, the time that the rest will take; on CUDA without waiting for the device."""
@@ -77,8 +79,7 @@ class Report(Callback):
         log.info("run        %s", run_dir)
         log.info("dashboard  %s", typed_line([_program_file(), "-m", "tensorboard.main", "--logdir", run_dir]))
         log.info("repeat     %s", typed_line([*self._program(), *shlex.split(self._context.command)]))
-        further = f" trainer.max_steps={2 * summary['steps']}" if self._context.total_steps == summary["steps"] else ""
-        log.info("continue   %s", self._continue_command() + further)
+        log.info("continue   %s", self._continue_command(limit.further for limit in self._context.limits_reached()))
 
     def on_stop(self, reason: str) -> None:
         """What continues the run."""
@@ -86,10 +87,10 @@ class Report(Callback):
         log.info("run        %s", shown_path(self._context.run_dir))
         log.info("continue   %s", self._continue_command())
 
-    def _continue_command(self) -> str:
+    def _continue_command(self, further: Iterable[str] = ()) -> str:
         words = [word for word in shlex.split(self._context.command) if not word.startswith("resume=")]
         run_dir = f"run_dir={shown_path(self._context.run_dir)}"
-        return typed_line([*self._program(), *words, run_dir, "resume=auto"])
+        return typed_line([*self._program(), *once([*words, run_dir, "resume=auto", *further])])
 
     def _program(self) -> list[str]:
         """Return what starts it: Python, or torchrun, which the same environment has."""

@@ -1,0 +1,67 @@
+"""What a checkpoint says of the data that its run learns from, so that continuing is by content and not by path."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from samout_train.data.batches import Source
+
+MOST_FILES = 100
+FACTS = ("sha256", "tokens", "documents")
+
+
+def data_record(source: Source) -> dict[str, Any]:
+    """Return what identifies the content of a source; nothing where it takes no digest of what it reads."""
+    said = source.description
+    if "sha256" not in said:
+        return {}
+    record: dict[str, Any] = {name: said[name] for name in FACTS if name in said}
+    files = said.get("files")
+    if isinstance(files, list):
+        record |= {"num_files": len(files), "bytes": sum(int(file["bytes"]) for file in files)}
+        record |= {"files": files} if len(files) <= MOST_FILES else {}
+    return record
+
+
+def refuse_other_data(now: Mapping[str, Any], then: Mapping[str, Any] | None, data: Mapping[str, Any]) -> None:
+    """Compare the data of a run with the data it is continued on.
+
+    Args:
+        now: The record of the data that is there.
+        then: The record in the checkpoint; None where an earlier version wrote it.
+        data: The node of the configuration, for the message.
+
+    Raises:
+        ValueError: if the content differs.
+    """
+    if then is None or all(now.get(name) == then.get(name) for name in FACTS):
+        return
+    key = next((key for key in ("path", "paths") if data.get(key) is not None), None)
+    where = "data" if key is None else f"data.{key}={data[key]}"
+    lines = _other_files(now, then)
+    told = "".join(f"\n  {line}" for line in lines) or f" {_said(now)}; the run has {_said(then)}"
+    raise ValueError(
+        f"{where}: is other data than the run learns from:{told}\n"
+        "give the data that the run was begun with, or begin another run with a run_dir of its own"
+    )
+
+
+def _other_files(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """The first files that differ, one text each."""
+    here, there = ({file["name"]: file for file in record.get("files", [])} for record in (now, then))
+    if not here or not there or (len(here) == len(there) == 1):
+        return []
+    names = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
+    lines = [f"{name}: {_file(here.get(name))}; the run has {_file(there.get(name))}" for name in names[:5]]
+    return [*lines, *([f"and {len(names) - 5} files more"] if len(names) > 5 else [])]
+
+
+def _file(file: Mapping[str, Any] | None) -> str:
+    return "no such file" if file is None else f"{file['bytes']:,} bytes, sha256 {str(file['sha256'])[:12]}..."
+
+
+def _said(record: Mapping[str, Any]) -> str:
+    if not record:
+        return "no digest"
+    parts = [f"{record['num_files']} files"] if record.get("num_files", 1) > 1 else []
+    parts += [f"{record[name]:,} {name}" for name in ("bytes", "documents", "tokens") if name in record]
+    return ", ".join([*parts, f"sha256 {str(record['sha256'])[:12]}..."])

@@ -1,0 +1,79 @@
+"""How a run that has ended goes on: the limits that hold, and settings with which they do not."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LimitSettings:
+    """The limits of a run, as they were set.
+
+    Args:
+        max_steps: `trainer.max_steps`.
+        max_epochs: `trainer.max_epochs`.
+        max_seconds: `trainer.max_seconds`.
+        budget_steps: `data.budget_steps`, which holds where the three are None.
+        num_rows: Training rows in an epoch.
+        batch_size: Rows in a step.
+    """
+
+    max_steps: int | None
+    max_epochs: float | None
+    max_seconds: float | None
+    budget_steps: int
+    num_rows: int
+    batch_size: int
+
+    def reached(self, step: int, seconds: float) -> list["Reached"]:
+        """Return the limits that end the run after this step and this long."""
+        return list(self._reached(step, seconds))
+
+    def _reached(self, step: int, seconds: float) -> Iterator["Reached"]:
+        if self.max_steps is not None and step >= self.max_steps:
+            yield Reached("trainer.max_steps", self.max_steps, f"trainer.max_steps={2 * step}")
+        if self.max_epochs is not None and step >= self._steps_of(self.max_epochs):
+            further = 2 * self.max_epochs
+            while self._steps_of(further) <= step:
+                further *= 2
+            yield Reached("trainer.max_epochs", self.max_epochs, f"trainer.max_epochs={further:.12g}")
+        if self.max_seconds is not None and seconds >= self.max_seconds:
+            further = 2 * max(self.max_seconds, math.ceil(10 * seconds) / 10)
+            yield Reached("trainer.max_seconds", self.max_seconds, f"trainer.max_seconds={further:.12g}")
+        is_limited = any(limit is not None for limit in (self.max_steps, self.max_epochs, self.max_seconds))
+        if not is_limited and step >= self.budget_steps:
+            yield Reached("data.budget_steps", self.budget_steps, f"trainer.max_steps={2 * step}")
+
+    def _steps_of(self, epochs: float) -> int:
+        return math.ceil(epochs * self.num_rows / self.batch_size)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A limit that ends a run.
+
+    Args:
+        key: Of the setting.
+        value: Of the setting.
+        further: The setting with which the run goes on.
+    """
+
+    key: str
+    value: float
+    further: str
+
+
+def once(words: Sequence[str]) -> list[str]:
+    """Return a command line in which no key stands twice: the last value counts.
+
+    Args:
+        words: Flags and overrides. A key that was added with `+` stays an added one.
+    """
+    last = {_identity(word): place for place, word in enumerate(words)}
+    added = {_identity(word) for word in words if word.startswith("+")}
+    kept = [(word, _identity(word)) for place, word in enumerate(words) if last[_identity(word)] == place]
+    return [f"++{word}" if key in added and word[0] not in "+~-" else word for word, key in kept]
+
+
+def _identity(word: str) -> str:
+    return word if word[:1] in ("~", "-") else word.lstrip("+").partition("=")[0]
