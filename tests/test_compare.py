@@ -1,5 +1,6 @@
 """compare as it is typed."""
 
+import html
 import json
 import os
 import signal
@@ -13,8 +14,8 @@ from program import samout
 
 from samout_train import train
 from samout_train.commands import compare
-from samout_train.commands.compare import _with_paths
 from samout_train.ledger import outcome
+from samout_train.overrides import quote_text
 
 TINY = ["model.num_heads=2", "model.num_layers=1", "device=cpu"]
 TEXT = ["data=text", "data.path=small.txt", "data.seq_len=16", "data.batch_size=4", "trainer.max_steps=12"]
@@ -76,13 +77,13 @@ def test_a_wrong_request_is_told_with_exit_code_2_and_leaves_nothing(
 def test_paths_keep_their_commas_and_equals_signs(folder: Path) -> None:
     for name in ("a,b=1", "c", "d[1]"):
         (folder / name).mkdir()
-    assert _with_paths("runs=[a,b=1,c]") == "runs=['a,b=1','c']"
-    assert _with_paths("runs=c") == "runs=['c']" and _with_paths("runs=d[1]") == "runs=['d[1]']"
-    assert _with_paths("runs=[x,y]") == "runs=['x','y']" and _with_paths("runs=['x']") == "runs=['x']"
-    assert _with_paths("models=[a,b]") == "models=[a,b]"
-    assert _with_paths("runs=[c,]") == "runs=['c']" and _with_paths("runs=[]") == "runs=[]"
+    assert quote_text("runs=[a,b=1,c]") == "runs=['a,b=1','c']"
+    assert quote_text("runs=c") == "runs=['c']" and quote_text("runs=d[1]") == "runs=['d[1]']"
+    assert quote_text("runs=[x,y]") == "runs=['x','y']" and quote_text("runs=['x']") == "runs=['x']"
+    assert quote_text("models=[a,b]") == "models=[a,b]"
+    assert quote_text("runs=[c,]") == "runs=['c']" and quote_text("runs=[]") == "runs=[]"
     many = [f"{'x' * 200}{number}" for number in range(90)]
-    assert _with_paths(f"runs=[{','.join(many)}]").count("'") == 180
+    assert quote_text(f"runs=[{','.join(many)}]").count("'") == 180
 
 
 def test_a_page_is_made_of_runs_that_are_there(folder: Path) -> None:
@@ -97,7 +98,8 @@ def test_a_page_is_made_of_runs_that_are_there(folder: Path) -> None:
     assert "has the lowest validation loss on text" in done.stdout and "page       page/comparison.html" in done.stdout
     page = (folder / "page" / "comparison.html").read_text("utf-8")
     assert "3 runs" in page
-    assert "samout-train compare &#39;runs=[runs/v8,seed=1,runs/v8,seed=2,runs/gru,seed=1]&#39;" in page
+    paths = "['runs/v8,seed=1','runs/v8,seed=2','runs/gru,seed=1']"
+    assert f'samout-train compare "runs={paths}"' in html.unescape(page)
     whole = samout(folder, "compare", "runs=runs", "run_dir=page")
     assert whole.returncode == 0 and "4 runs" in (folder / "page" / "comparison.html").read_text("utf-8")
     assert "Each model was tried with one learning rate only" in whole.stdout

@@ -202,7 +202,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "one document": (["data=jsonl", "data.path=one.jsonl"], ["data.path: has 1 document: give two or more"]),
     "a mapping with a number": (
         ["data=jsonl", "data.path=two.jsonl", "data.roles.user=5"],
-        ["must be a mapping from text to text"],
+        ["data.roles.user=5: must be"],
     ),
     "a quote that does not end": (["data=text", "data.path='a"], ["data.path='a: cannot be read"]),
     "a plugin that is not there": (
