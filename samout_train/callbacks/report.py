@@ -77,7 +77,9 @@ class Report(Callback):
         for name, value in _results(summary):
             log.info("  %-22s %s", name, value)
         log.info("run        %s", run_dir)
-        log.info("dashboard  %s", typed_line([_program_file(), "-m", "tensorboard.main", "--logdir", run_dir]))
+        # TensorBoard finds no figures for its HParams in a run that is itself the --logdir: the folder above is shown.
+        above = shown_path(self._context.run_dir.resolve().parent)
+        log.info("dashboard  %s", typed_line([_program_file(), "-m", "tensorboard.main", "--logdir", above]))
         log.info("repeat     %s", typed_line([*self._program(), *shlex.split(self._context.command)]))
         log.info("continue   %s", self._continue_command(limit.further for limit in self._context.limits_reached()))
 
