@@ -21,13 +21,15 @@ from samout_train.export_files import VOCABULARY, WEIGHTS
 from samout_train.exporting import CONFIG, MANIFEST, export_damage, read_manifest
 from samout_train.home import home_path
 from samout_train.models.published import load_published, rename_published
+from samout_train.models.published_files import read_published
 from samout_train.shell_words import shell_word, typed_line
-from samout_train.tensor_file import read_tensor_file
+from samout_train.tensor_file import MoreThanTensorsError, read_tensor_file
 
 SIZES = ("hidden_size", "num_layers", "num_heads", "ffn_size", "max_seq_len")
 CHECKPOINT = re.compile(rf"step_\d{{8}}\.pt({re.escape(CORRUPT)})?")
 SAVED_CONFIG = Path(".hydra", "config.yaml")
 ZIP = b"PK\x03\x04"
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of files of torch.save before torch 1.6
 WHAT_IS_KNOWN = "give a run directory, a checkpoint, an export, a published .pth or a pickled vocabulary"
 
 
@@ -194,23 +196,28 @@ def _export(path: Path) -> Found:
 def _file(path: Path) -> Found:
     """A file that its name does not tell."""
     with path.open("rb") as file:
-        is_zip = file.read(len(ZIP)) == ZIP
+        start = file.read(len(LEGACY))
+    is_zip = start.startswith(ZIP)
     try:
         return _vocabulary(path)
     except ValueError as error:
         reason = str(error).rpartition("cannot be used: ")[2]
     try:
-        content = read_tensor_file(path)
+        content = read_tensor_file(path) if path.suffix != ".safetensors" else {}
     except ValueError as error:
-        if is_zip:
+        content = None
+        is_whole = isinstance(error, MoreThanTensorsError) and (is_zip or start == LEGACY)
+        if is_zip and not is_whole:
             return Found("a file of torch.save, or another zip", damaged=True, rows=[("whole", f"no: {error}")])
-        return _unknown(f"{path} is nothing of this program ({reason}): {WHAT_IS_KNOWN}")
+        if not is_whole:
+            return _unknown(f"{path} is nothing of this program ({reason}): {WHAT_IS_KNOWN}")
     if isinstance(content, dict) and content.get("format") == FORMAT:
         manifest = ("whole", "not known: its manifest, step_*.json, is not beside it")
         return Found("a checkpoint under another name", damaged=True, rows=[manifest])
-    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
-        return _unknown(f"{path} is a file of torch.save that is nothing of this program: {WHAT_IS_KNOWN}")
-    return _published(path, content)
+    try:
+        return _published(path, read_published(path))
+    except ValueError as error:
+        return _unknown(f"{path} holds nothing of this program: {error}")
 
 
 def _vocabulary(path: Path) -> Found:

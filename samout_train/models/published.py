@@ -8,15 +8,14 @@ The variant and all sizes are found from the tensors; only V1's number of heads 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from samout_train.models.published_files import published_tensors, read_published
 from samout_train.models.samout import SamOut
 from samout_train.models.samout_v1 import MaxState
 from samout_train.models.samout_v8 import MaxStateSuper
-from samout_train.tensor_file import read_tensor_file
 
 PAD_ID = 3
 NAMES = {
@@ -60,7 +59,10 @@ def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif stem in NAMES and ending in ("weight", "bias"):
             renamed[f"{prefix}{NAMES[stem]}.{ending}"] = tensor
         else:
-            raise ValueError(f"{name} is no parameter of the published SamOut V1 or V8: is this another model's file?")
+            raise ValueError(
+                f"{name} is no parameter of the published SamOut V1 or V8. Leave it out of the state_dict where it is "
+                "only a buffer, such as positions; else this is another model's file"
+            )
     return renamed
 
 
@@ -101,7 +103,8 @@ def load_published(path_or_state_dict: str | Path | Mapping[str, Tensor], *, num
     """Builds a model from a published checkpoint, with the same logits.
 
     Args:
-        path_or_state_dict: A `.pth` file, read without running code, or its content.
+        path_or_state_dict: A file of torch.save or safetensors, read without running code, or its content. The weights
+            may lie below a key or be those of a wrapped, compiled or pickled model, in any floating-point type.
         num_heads: Heads H. Required for V1, whose maximum is scaled by 1 / sqrt(D / H); V8 does without.
 
     Returns:
@@ -110,8 +113,10 @@ def load_published(path_or_state_dict: str | Path | Mapping[str, Tensor], *, num
     Raises:
         ValueError: if the file is no such checkpoint, or num_heads is missing for V1.
     """
-    published = dict(path_or_state_dict) if isinstance(path_or_state_dict, Mapping) else _read(Path(path_or_state_dict))
-    weights = rename_published(published)
+    if isinstance(path_or_state_dict, Mapping):
+        weights = rename_published(published_tensors(path_or_state_dict))
+    else:
+        weights = rename_published(_read(Path(path_or_state_dict)))
     if "embedding.weight" not in weights or "layers.0.mixer.projection.weight" not in weights:
         raise ValueError("a published SamOut checkpoint has em.weight and decoder_layers.0...: these tensors have not")
     vocab_size, hidden_size = weights["embedding.weight"].shape
@@ -138,16 +143,13 @@ def load_published(path_or_state_dict: str | Path | Mapping[str, Tensor], *, num
     return model.eval()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Tensor]:
     try:
-        content = read_tensor_file(path)
+        return read_published(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be used as a checkpoint: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state_dict: save one with torch.save(net.state_dict(), path)")
-    return content
 
 
 def _is_published(model: nn.Module, mixer: type[nn.Module], tied_head: bool) -> bool:
