@@ -265,10 +265,12 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(
             f"--config-dir {arguments.config_dir}: is not there: give a folder of YAML files such as conf/"
         )
-    if arguments.config_name is not None and not arguments.config_name.isidentifier():
-        raise ConfigError(
-            f"--config-name {arguments.config_name}: give the name of a YAML without its folder and ending"
-        )
+    if arguments.config_name is not None:
+        if not re.fullmatch(r"[^./\\~][^\\]*", arguments.config_name):
+            raise ConfigError(
+                f"--config-name {arguments.config_name}: give the name of a YAML in conf/ or in --config-dir"
+            )
+        arguments.config_name = arguments.config_name.removesuffix(".yaml")
     if arguments.shell_completion and not _is_completion(arguments.overrides):
         raise ConfigError("--shell-completion: write -sc install=bash, or zsh or fish")
     return arguments

@@ -48,8 +48,13 @@ def missing_option(group: str, option: str, options: Sequence[str]) -> str:
 
 
 def options_of(group: str, folders: Sequence[Path]) -> list[str]:
-    """The options of a group, such as `v1` and `v8` of `model`."""
-    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml") if path.is_file()})
+    """Return the options of a group, such as `v1` and `v8` of `model`, and `deep/mini` in a subfolder of it."""
+    files = [
+        (path, folder / group)
+        for folder in folders
+        for path in (folder / group).glob("*.yaml" if group == "." else "**/*.yaml")
+    ]
+    return sorted({path.relative_to(top).with_suffix("").as_posix() for path, top in files if path.is_file()})
 
 
 def _missing_file(error: Any, folders: Sequence[Path]) -> str:
@@ -57,11 +62,17 @@ def _missing_file(error: Any, folders: Sequence[Path]) -> str:
     missing = str(error.missing_cfg_file).removesuffix(".yaml")
     group, _, option = missing.rpartition("/")
     named_in = re.match(r"In '(.+?)':", str(error))
-    options = options_of(group, folders)
-    if not group:
+    top, _, below = missing.partition("/")
+    if top != "hydra" and (own := options_of(top, folders)):
+        group, option, options = top, below, own
+    else:
+        options = options_of(group, folders)
+    if not below:
+        option = missing
+    if not group or not below:
         return f"--config-name {option}: there is no {option}.yaml; {nearest(option, options_of('.', folders))}"
     if named_in is None or named_in[1] in ("config", "hydra/config"):
-        return missing_option(group, option, options or list(error.options or ()))
+        return missing_option(group, option, sorted({*options, *(error.options or ())}))
     where = next((path for folder in folders if (path := folder / f"{named_in[1]}.yaml").is_file()), None)
     line = line_of(where, option) if where else None
     shown = f"{short_path(where or named_in[1])}{f' line {line}' if line else ''}"

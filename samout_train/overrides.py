@@ -105,7 +105,11 @@ def _is_hydras_own(key: str) -> bool:
 
 def _wrong_option(override: Override, folders: Sequence[Path]) -> str | None:
     group, options = override.key_or_group, options_of(override.key_or_group, folders)
-    if not options or override.is_delete():
+    if override.is_delete():
+        return None
+    if group.startswith("hydra/"):  # Hydra has options of its own, and says itself which it lacks
+        return None if override.value() is not None else f"{override.input_line}: is no option: leave it out"
+    if not options:
         return None
     if not override.is_sweep_override():
         chosen = override.value()
@@ -115,7 +119,11 @@ def _wrong_option(override: Override, folders: Sequence[Path]) -> str | None:
         return f"{override.input_line}: write the options one by one: {group}={','.join(options[:3])}"
     chosen = chosen if isinstance(chosen, list) else [chosen]
     if any(not isinstance(option, str) for option in chosen) and not (group in MAY_BE_NULL and chosen == [None]):
+        if any(str(option) in options for option in chosen):
+            return f"{override.input_line}: is read as a number: rename the YAML so that its name begins with a letter"
         return f"{override.input_line}: choose an option of {group}: {', '.join(options)}"
+    if any((folder / group / f"{option}.yml").is_file() for option in chosen for folder in folders):
+        return f"{override.input_line}: its file ends with .yml, which Hydra does not read: rename it to .yaml"
     absent = [option for option in chosen if option is not None and option not in options]
     return missing_option(group, absent[0], options) if absent else None
 
@@ -189,7 +197,9 @@ def _is_there(path: str) -> bool:
 
 
 def _let_pass(override: str, folders: Sequence[Path]) -> str:
-    key, equals, _ = override.partition("=")
+    key, equals, value = override.partition("=")
+    if key in MAY_BE_NULL and value == "null":
+        return f"~{key}"  # Hydra takes no null for a group
     is_group = any((folder / key).is_dir() for folder in folders)
     if not equals or not key or key[0] in "+~" or "@" in key or key.startswith("hydra") or is_group:
         return override

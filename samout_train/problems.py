@@ -25,7 +25,7 @@ from samout_train.ranges import Positive, Seed, Threads, not_divisible
 from samout_train.runtime import DTYPES, choose_device, choose_precision
 from samout_train.signatures import mistakes_in_call, shown
 from samout_train.tf32 import tf32_problem
-from samout_train.yaml_places import with_places
+from samout_train.yaml_places import short_path, with_places
 
 # What a node gets from the run and not from YAML.
 LATE_ARGUMENTS: dict[str, set[str]] = {
@@ -107,6 +107,11 @@ def checked_config(
         composed = compose_config(right, config_name=config_name, config_dirs=config_dirs, typed=typed)
     except ConfigError as error:
         return None, [*wrong.values(), *placed([str(error)], choices={})]
+    if (name := composed.choices.get("experiment")) and "experiment" in composed.config:
+        path = next((path for folder in folders if (path := folder / "experiment" / f"{name}.yaml").is_file()), None)
+        where = f"{short_path(path)} line 1" if path else f"{name}.yaml"
+        first = "write `# @package _global_` on the first line, with no byte order mark before it"
+        return composed, [*wrong.values(), f"experiment={name}: its keys stand below `experiment` ({where}): {first}"]
     refused = tuple(f"{word.partition('=')[0].lstrip('+~')}: is missing" for word in wrong)
     found = [mistake for mistake in problems(composed.config) if not mistake.startswith(refused)]
     found += composed.misplaced
