@@ -51,17 +51,23 @@ def compile_problem(device: torch.device) -> str | None:
 
 def _cache_problem() -> str | None:
     """Return why what is compiled cannot be kept; None where it can."""
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir())
     try:
+        _try_to_write(folder)
+        # Imported after that: an import that fails half-way can never be made again in the process.
         from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-        folder = Path(cache_dir())  # makes it, too
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(1))
+        folder = Path(cache_dir())
+        _try_to_write(folder)
     except OSError as error:
-        where = error.filename or os.environ.get("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir())
-        return f"a folder for what is compiled, and {in_words(error, place=Path(where), fix=SET_CACHE)}"
+        return f"a folder for what is compiled, and {in_words(error, place=folder, fix=SET_CACHE)}"
     return None
+
+
+def _try_to_write(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(1))
 
 
 def has_cpp_compiler() -> bool:

@@ -10,8 +10,10 @@ from pathlib import Path
 def ensure_home() -> None:
     """Set HOME and LOGNAME where they are missing and the user id has no entry in the password file.
 
-    Libraries ask for both to place their caches: some raise then, and some make a folder named `~`.
+    Libraries ask for both to place their caches: some raise then, and some make a folder named `~`. A folder that is
+    set for torch's compiler and cannot be written to is not used: torch makes it also where nothing is compiled.
     """
+    _leave_out_unwritable("TORCHINDUCTOR_CACHE_DIR")
     if os.name != "posix":
         return
     import getpass  # here, so that a file that hides a module can still be named
@@ -27,6 +29,22 @@ def ensure_home() -> None:
         os.environ["HOME"] = str(own_folder(tempfile.gettempdir()))
         where = os.environ["HOME"]
         print(f"HOME: is not set, and user {os.getuid()} has none: caches lie in {where}. Set HOME.", file=sys.stderr)
+
+
+def _leave_out_unwritable(variable: str) -> None:
+    import tempfile
+
+    if not (folder := os.environ.get(variable)):
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1))
+            file.flush()
+    except OSError as error:
+        del os.environ[variable]
+        reason = f"cannot be written to ({error.strerror}), and a temporary folder is used"
+        print(f"{variable}={folder}: {reason}. Set another one.", file=sys.stderr)
 
 
 def own_folder(parent: str) -> Path:

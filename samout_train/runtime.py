@@ -248,21 +248,16 @@ def commit() -> str | None:
     package = Path(__file__).resolve().parent
     if not (package.parent / ".git").exists():
         return None
+    # `git describe --dirty` would lock the index, against what its user does there, and leave the lock where it dies.
+    git = ["git", "--no-optional-locks", "-C", str(package.parent)]
+    found = []
     try:
-        words = [
-            "git",
-            "--no-optional-locks",
-            "-C",
-            str(package.parent),
-            "describe",
-            "--always",
-            "--abbrev=40",
-            "--dirty",
-            "--exclude=*",
-        ]
-        return subprocess.run(words, capture_output=True, encoding="utf-8", timeout=10, check=True).stdout.strip()
+        for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+            done = subprocess.run([*git, *words], capture_output=True, encoding="utf-8", timeout=10, check=True)
+            found.append(done.stdout.strip())
     except (OSError, subprocess.SubprocessError):
         return None
+    return found[0] + ("-dirty" if found[1] else "")
 
 
 class Clock:

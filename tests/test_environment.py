@@ -76,6 +76,20 @@ def test_a_home_that_is_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["HOME"] == "/somewhere"
 
 
+def test_a_folder_for_compiled_code_that_cannot_be_written_to_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    ensure_home()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    told = capsys.readouterr().err
+    assert f"TORCHINDUCTOR_CACHE_DIR={tmp_path / 'file' / 'cache'}: cannot be written to (Not a directory)" in told
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "good"))
+    ensure_home()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "good") and not capsys.readouterr().err
+
+
 def test_a_folder_of_another_user_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / f"samout_train-{os.getuid()}").symlink_to(tmp_path)
     with pytest.raises(PermissionError, match="belongs to another user"):
@@ -357,15 +371,21 @@ def test_a_run_without_asserts_and_docstrings_is_the_same(tmp_path: Path) -> Non
     assert summaries[0]["weights_sha256"] == summaries[1]["weights_sha256"]
 
 
-def test_asking_for_the_commit_takes_no_lock_of_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
-
-    def run(words: list[str], **settings: Any) -> SimpleNamespace:
-        asked.append(words)
-        return SimpleNamespace(stdout="abc\n")
-
-    monkeypatch.setattr(subprocess, "run", run)
-    if runtime.commit() is not None:  # the tests of an installed package have no checkout
-        assert asked[0][:2] == ["git", "--no-optional-locks"]
-    monkeypatch.setattr(subprocess, "run", lambda words, **settings: (_ for _ in ()).throw(FileNotFoundError("git")))
-    assert runtime.commit() is None
+def test_asking_for_the_commit_takes_no_lock_of_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "samout_train" / "runtime.py"
+    package.parent.mkdir()
+    package.touch()
+    monkeypatch.setattr(runtime, "__file__", str(package))
+    assert runtime.commit() is None, "no checkout"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    index = tmp_path / ".git" / "index"
+    os.utime(package, (1, 1))  # so that git would like to write what it found
+    before = index.stat().st_mtime_ns, index.read_bytes()
+    assert runtime.commit() == head and (index.stat().st_mtime_ns, index.read_bytes()) == before
+    package.write_text("changed")
+    assert runtime.commit() == f"{head}-dirty"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runtime.commit() is None, "git is not installed"
