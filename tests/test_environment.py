@@ -120,7 +120,9 @@ def test_a_user_id_that_nobody_knows_trains_and_makes_no_folder_named_tilde(tmp_
         env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0 and "HOME: is not set" in done.stderr, done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "run", f"samout_train-{os.getuid()}"}
+    # torch has a folder of its own for compiled code there.
+    names = {path.name for path in tmp_path.iterdir() if not path.name.startswith("torchinductor_")}
+    assert names == {"text.txt", "run", f"samout_train-{os.getuid()}"}
 
 
 def function_in(folder: Path, name: str) -> Any:
