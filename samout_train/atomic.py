@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 SECONDS_OF_PATIENCE = 5.0
+# Names of devices on Windows, whatever ending they have.
+RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d\xb9\xb2\xb3])(\.|$)", re.IGNORECASE)
 
 
 def replace_file(

@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
         if set_aside:
             for part in (path, _manifest(path), shards_folder(path)):
                 if part.exists():
-                    part.replace(part.with_name(part.name + CORRUPT))
+                    with suppress(OSError):  # open elsewhere, on Windows; it is passed over all the same
+                        part.replace(part.with_name(part.name + CORRUPT))
     earlier = {
         path for path in folder.glob(f"step_*.pt{CORRUPT}") if path.name.removesuffix(CORRUPT) not in str(reasons)
     }

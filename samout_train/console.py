@@ -131,7 +131,7 @@ class _LastingFile(io.FileIO):
 def _lasting(stream: Any, name: str) -> TextIO:
     """Return a stream in place of one of the interpreter's; another object, such as that of a test, stays."""
     if stream is None:
-        return open(os.devnull, "w", encoding="utf-8", errors=ERRORS)  # noqa: PTH123, as above
+        return open(os.devnull, "w", encoding="utf-8", errors=ERRORS, newline="\n")  # noqa: PTH123, as above
     if not isinstance(stream, io.TextIOWrapper) or stream is not getattr(sys, f"__{name}__"):
         kept: TextIO = stream
         return kept

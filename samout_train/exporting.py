@@ -7,6 +7,7 @@ is written last and says that the folder is complete, with the size and sha256 o
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -99,9 +100,11 @@ def export_run(run: str | Path, *, format: Format, out: str | Path | None = None
         replace_file(folder / MANIFEST, lambda file: file.write(json.dumps(note, indent=1).encode()))
     except BaseException as error:
         for name in contents:
-            (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # the first error is the one to be told
+                (folder / name).unlink(missing_ok=True)
         if not was_there:
-            folder.rmdir()
+            with suppress(OSError):
+                folder.rmdir()
         if isinstance(error, OSError):
             raise ExportError(f"{in_words(error, place=folder)}; nothing is left there") from error
         raise

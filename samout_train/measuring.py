@@ -191,7 +191,7 @@ def _keep_first(path: Path, content: Mapping[str, object]) -> None:
     """Write a file, whole, unless another process did so first."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.write_bytes(json.dumps(content).encode())
         try:
             os.link(temporary, path)
         except FileExistsError:

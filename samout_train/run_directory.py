@@ -227,10 +227,11 @@ def locked(run_dir: Path) -> Iterator[None]:
         with lock:
             for folder in (run_dir, run_dir / ".hydra", run_dir / "checkpoints"):
                 for leftover in leftovers(folder):
-                    leftover.unlink()
+                    with suppress(OSError):  # open elsewhere, on Windows
+                        leftover.unlink()
             for shards in (run_dir / "checkpoints").glob("step_*.shards"):
                 if not shards.with_suffix(".pt").exists():
-                    shutil.rmtree(shards)
+                    shutil.rmtree(shards, ignore_errors=True)
             yield
     except Timeout as error:
         raise TakenError(_taken(run_dir)) from error

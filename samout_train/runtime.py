@@ -193,7 +193,7 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
     elif Path("/proc/self/clear_refs").exists():
         try:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+            Path("/proc/self/clear_refs").write_bytes(b"5")
         except OSError:  # not permitted in some containers: then the peak counts from the start of the process
             return
 

@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from samout_train.atomic import RESERVED
 from samout_train.config import Composed, ConfigError
 from samout_train.figures import read_figures, write_figures
 from samout_train.ledger import LOOK_SECONDS, Job, finished, outcome
@@ -36,7 +37,6 @@ from samout_train.signatures import mistakes_in_call
 from samout_train.staged import Stages
 
 LONGEST_NAME = 120  # bytes: file systems take 255, some encrypted ones 143
-RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # devices on Windows, with any ending
 # Of a job's words, the paths that mean another file in another working directory.
 RELATIVE = re.compile(
     r"\+*(?:data\.(?:path|paths|vocabulary_path)|resume)=(?!auto$|null$|$)[\['\"]*(?![\['\"/~\\$]|\w:)"

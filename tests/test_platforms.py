@@ -2,6 +2,9 @@
 
 import argparse
 import ast
+import inspect
+import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -10,15 +13,21 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from program import samout
 
 from samout_train import __version__, atomic, runtime, stopping
+from samout_train.checkpoint import CheckpointError, checkpoint_path, newest_checkpoint
 from samout_train.command_line import Request
 from samout_train.commands import verify
+from samout_train.comparison.labels import folder_name
 from samout_train.compilation import compile_problem
 from samout_train.config import compose_config
 from samout_train.hydra_parser import get_args_parser
+from samout_train.overrides import quote_text
 from samout_train.problems import problems
+from samout_train.run_directory import locked
+from samout_train.shell_words import list_setting
 
 PACKAGE = Path(atomic.__file__).parent
 VERBS = sorted(path.stem for path in (PACKAGE / "commands").glob("[a-z]*.py"))
@@ -30,7 +39,13 @@ def test_every_help_text_passes_the_check_of_python_3_14() -> None:
         assert action.help is not None and "%" not in action.help  # type: ignore[comparison-overlap]
     shown = {action.dest: str(action.help) for action in get_args_parser()._actions}
     assert "Bash - Install" in shown["shell_completion"]
-    assert argparse.ArgumentParser is not type(get_args_parser()), "other programs' parsers stay as they are"
+    assert argparse.ArgumentParser.__module__ == "argparse" and type(get_args_parser()) is not argparse.ArgumentParser
+    assert "add_argument" not in vars(argparse.ArgumentParser), "other programs' parsers stay as they are"
+    own = inspect.getsourcefile(argparse.ArgumentParser.add_argument)
+    assert own == argparse.__file__
+    others = argparse.ArgumentParser(prog="other")
+    others.add_argument("--version", action="version", version="other 1")
+    assert others.format_help().count("samout") == 0 and others._actions[-1].version == "other 1"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("words", [["--version"], ["generate", "--version"]], ids=" ".join)
@@ -91,6 +106,60 @@ def test_text_is_utf8_wherever_it_is_read_or_written() -> None:
             if is_text.get(name, False) and "encoding" not in keys:
                 found.append(f"{path.relative_to(PACKAGE)}:{call.lineno}: {ast.unparse(call)}")
     assert found == []
+
+
+@pytest.mark.parametrize("key", ["data.paths", "runs"])
+def test_lists_of_paths_of_windows_arrive_as_typed(key: str) -> None:
+    paths = [r"C:\a b\x", r"D:\y", "C:\\end\\", r"\\server\share\new"]
+    for word in (f"{key}=[{','.join(paths)}]", list_setting(key, paths)):
+        parser = OverridesParser.create()
+        assert parser.parse_override(quote_text(word)).value() == paths
+
+
+def test_text_ends_its_lines_the_same_way_everywhere() -> None:
+    """Python writes CRLF on Windows, where it is not told otherwise; what is compared or hashed would differ."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)):
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            modes = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+            writes = name == "open" and any(str(mode) in ("w", "a", "x", "w+", "a+", "r+") for mode in modes)
+            if (name == "write_text" or writes) and "newline" not in {key.arg for key in call.keywords}:
+                found.append(f"{path.relative_to(PACKAGE)}:{call.lineno}: {ast.unparse(call)}")
+    assert found == []
+
+
+@pytest.mark.parametrize("label", ["con", "NUL", "aux.small", "COM1", "lpt\xb9", "a:b", 'a<>"|?*\\b', "v8. "])
+def test_folders_of_models_can_be_made_on_windows(label: str) -> None:
+    name = f"{folder_name(label)}-lr0.1-seed0"
+    assert not re.search(r'[<>:"/\\|?*\x00-\x1f]|[. ]$', name)
+    device = name.partition(".")[0].casefold()
+    assert device not in {"con", "prn", "aux", "nul", *(f"{one}{n}" for one in ("com", "lpt") for n in "0123456789¹²³")}
+    assert folder_name("console") == "console" and folder_name("v8.con") == "v8.con"
+
+
+def test_what_is_open_elsewhere_and_half_written_does_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where an open file can be neither deleted nor renamed."""
+    half, damaged = tmp_path / "summary.json.123.tmp", checkpoint_path(tmp_path / "checkpoints", 1)
+    damaged.parent.mkdir()
+    half.touch()
+    damaged.touch()
+    (damaged.parent / "step_00000009.shards").mkdir()
+
+    def refuse(*paths: Any, **settings: Any) -> None:
+        raise PermissionError(13, "in use")
+
+    for name in ("unlink", "replace"):
+        monkeypatch.setattr(Path, name, refuse)
+    for name in ("unlink", "rmdir"):
+        monkeypatch.setattr(os, name, refuse)
+    with locked(tmp_path):
+        pass
+    with pytest.raises(CheckpointError, match="step_00000001"):
+        newest_checkpoint(tmp_path, set_aside=True)
+    assert half.exists() and damaged.exists()
 
 
 def test_a_file_that_is_open_elsewhere_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import logging
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,7 +109,8 @@ def write_extrapolation(
     write_figures(folder / "evaluation.json", {"step": step, **(about or {}), **found.figures()})
     picture = draw_extrapolation({name: found}, folder / PICTURE) if found.loss_nats else None
     for old in folder.glob("events.out.tfevents.*"):
-        old.unlink(missing_ok=True)  # another evaluation at the same time may do the same
+        with suppress(OSError):  # open in TensorBoard, on Windows, or deleted by another evaluation
+            old.unlink()
     events = EventFile(folder, purge_step=None)
     try:
         for _, last, nats in found.by_position:

@@ -126,7 +126,7 @@ def source_of(
     with tempfile.TemporaryDirectory() as folder:
         if loaded.vocabulary is not None and "vocabulary_path" in node:
             path = Path(folder, "vocabulary.json")
-            path.write_text(json.dumps(loaded.vocabulary.state_dict()), encoding="utf-8")
+            path.write_bytes(json.dumps(loaded.vocabulary.state_dict()).encode())
             node |= {"vocabulary": loaded.vocabulary.name, "vocabulary_path": str(path)}
         if found := data_problems(node):
             raise ConfigError("\n".join(found))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from samout_train.atomic import RESERVED
 from samout_train.config import ConfigError
 from samout_train.overrides import TEXT_KEYS
 from samout_train.shell_words import quoted
@@ -49,12 +50,12 @@ def labelled(models: Models) -> dict[str, dict[str, Any]]:
 
 
 def folder_name(label: str) -> str:
-    """A label as the beginning of a directory's name, which no shell takes for an option."""
+    """A label as the beginning of a directory's name, which is no option to a shell and no device to Windows."""
     name = re.sub(r"[^\w.+-]+", "_", label)
     if len(name.encode()) > LONGEST_NAME:
         digest = hashlib.sha256(label.encode()).hexdigest()[:8]
         name = f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest}"
-    return f"model{name}" if name[:1] in ("", "-", ".") else name
+    return f"model{name}" if name[:1] in ("", "-", ".") else f"model-{name}" if RESERVED.match(name) else name
 
 
 def word_of(key: str, value: Any) -> str:

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -144,7 +144,8 @@ class _Tokenizing:
         take_place(self.part, self.bin_path)
         note = {"dtype": dtype.name, "num_tokens": journal.num_tokens, "unknown": journal.unknown}
         write_note(self.bin_path.with_suffix(".json"), note | {"vocabulary": journal.vocabulary})
-        self.journal_path.unlink(missing_ok=True)
+        with suppress(OSError):  # open elsewhere, on Windows; nothing asks for it any more
+            self.journal_path.unlink(missing_ok=True)
         seconds, megabytes = time.monotonic() - started, (bar.n - before) / 1e6
         log.info("tokenized   %.1f MB at %.1f MB/s, kept in %s", megabytes, megabytes / seconds, self.part.parent)
 

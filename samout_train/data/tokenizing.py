@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
@@ -167,14 +168,19 @@ def _alone(plan: ShardPlan) -> Iterator[None]:
     except Timeout:
         raise ValueError(f"out={plan.out}: another process tokenizes into it: wait for that, or stop it") from None
     try:
-        for path in leftovers(plan.out):
-            path.unlink(missing_ok=True)
+        _clear(plan.out)
         yield
     finally:
-        for path in leftovers(plan.out):  # of processes that were ended
-            path.unlink(missing_ok=True)
+        _clear(plan.out)  # of processes that were ended
         lock.release()
         if not was_there and not (plan.out / PLAN).exists():
-            (plan.out / LOCK).unlink(missing_ok=True)
             with suppress(OSError):
+                (plan.out / LOCK).unlink(missing_ok=True)
                 plan.out.rmdir()
+
+
+def _clear(folder: Path) -> None:
+    """Delete what is half written; what is open elsewhere cannot be deleted on Windows, and does no harm."""
+    for path in leftovers(folder):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
