@@ -36,7 +36,8 @@ def replace_file(
         confirm(temporary)
         take_place(temporary, path)
     except OSError as error:
-        if error.filename in (None, str(temporary)):
+        # One without a number says all in its own words, which a path would hide.
+        if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     finally:
