@@ -112,6 +112,9 @@ def checked_config(
         where = f"{short_path(path)} line 1" if path else f"{name}.yaml"
         first = "write `# @package _global_` on the first line, with no byte order mark before it"
         return composed, [*wrong.values(), f"experiment={name}: its keys stand below `experiment` ({where}): {first}"]
+    if config_name != "config" and not {"run_dir", "trainer"} & composed.config.keys():
+        root = f"--config-name {config_name}: is no root YAML: write `defaults: [/config, _self_]` at its beginning"
+        return composed, [*wrong.values(), root]
     refused = tuple(f"{word.partition('=')[0].lstrip('+~')}: is missing" for word in wrong)
     found = [mistake for mistake in problems(composed.config) if not mistake.startswith(refused)]
     found += composed.misplaced

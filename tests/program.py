@@ -5,14 +5,20 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["hydra", "numba", "torch._dynamo", "samout_train.run", "matplotlib.figure"])
 
 
-def samout(folder: Path, *words: str | bytes, text: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def samout(
+    folder: Path,
+    *words: str | bytes,
+    text: str = "",
+    timeout: float = 120,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
     """What `python -m samout_train *words` does in a folder, with `text` as standard input.
 
     Args:
@@ -20,10 +26,11 @@ def samout(folder: Path, *words: str | bytes, text: str = "", timeout: float = 1
         words: As they are typed.
         text: Standard input.
         timeout: Seconds after which the process is killed and the test ends.
+        environment: Variables of this process alone; the fork server, which others use too, never sees them.
     """
     with tempfile.TemporaryDirectory() as streams:
         Path(streams, "0").write_text(text, "utf-8", errors="surrogateescape")
-        arguments = ([os.fsdecode(word) for word in words], folder, streams, dict(os.environ))
+        arguments = ([os.fsdecode(word) for word in words], folder, streams, os.environ | dict(environment or {}))
         process = context.Process(target=_main, args=arguments)
         process.start()
         process.join(timeout)

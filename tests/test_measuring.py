@@ -189,9 +189,8 @@ def test_programs_that_are_started_may_be_told_which(monkeypatch: pytest.MonkeyP
     assert "SAMOUT_TRAIN_PRODUCTS" not in os.environ
 
 
-def test_a_wrong_word_in_the_environment_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SAMOUT_TRAIN_PRODUCTS", "mkl")
-    done = samout(tmp_path, *TINY, "trainer=debug")
+def test_a_wrong_word_in_the_environment_is_told(tmp_path: Path) -> None:
+    done = samout(tmp_path, *TINY, "trainer=debug", environment={"SAMOUT_TRAIN_PRODUCTS": "mkl"})
     assert done.returncode == 2 and "SAMOUT_TRAIN_PRODUCTS=mkl: must be torch or onednn" in done.stderr
     assert "Traceback" not in done.stderr
 

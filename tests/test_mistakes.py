@@ -191,7 +191,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a pickle to run again": (["--experimental-rerun", "voc.pkl"], ["would run code out of a file"]),
     "two questions": (["--cfg", "job", "--info"], ["choose one of them"]),
     "completion for nobody": (["-sc", "install=foo"], ["write -sc install=bash"]),
-    "a root that is none": (["--config-name", "model/v8"], ["without its folder and ending"]),
+    "a root that is none": (["--config-name", "model/v8"], ["is no root YAML: write `defaults: [/config, _self_]` at"]),
     "number as a key": ([*MINE, "model=number"], ["model.5=6: no such key"]),
     "defaults in a circle": ([*MINE, "model=circle"], ["name each other in their defaults without end"]),
     "a key with no meaning": (["+model._args_=[1]"], ["model._args_: has no meaning here"]),

@@ -301,11 +301,15 @@ def test_a_system_without_preadv_reads_the_same(tmp_path: Path, monkeypatch: pyt
     assert numbered([9], tmp_path).read(places, 3).tolist() == [[1003, 1004, PAD], [1001, 1002, 1003]]
 
 
-def test_rows_are_not_read_before_a_run_and_a_recorded_id_that_is_none_is_told(folders: Path) -> None:
-    made = source(folders / "a")
-    assert isinstance(made.train, ShardRows)
-    made.train.take = made.train.windows = None  # type: ignore
-    assert row_problems(made) == []
+def test_few_rows_are_read_before_a_run_and_a_recorded_id_that_is_none_is_told(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samout_train.data.row_check.ROWS_TOGETHER", 2)
+    made, read = source(folders / "a"), []
+    assert isinstance(made.train, ShardRows) and made.train.num_windows > 100
+    windows = made.train.windows
+    monkeypatch.setattr(made.train, "windows", lambda start, stop: read.append((start, stop)) or windows(start, stop))
+    assert row_problems(made) == [] and read == [(0, 2)]  # where a target is counted
     made.train.largest_id = 261
     assert row_problems(made) == ["data: id 261 in the training tokens is none: ids are from 0 to 260"]
 
