@@ -134,10 +134,8 @@ def _needs(found: Found, checkpoint: Path | None, run_dir: Path, resume: str) ->
     found.add("format", f"{written}, step {content.get('step')}")
     if model and data:
         found.add("to continue", f"the same command and data, with {resume}")
-        found.add(
-            "to generate",
-            typed_line(["generate", f"run={checkpoint}"]) if is_text else "not possible: its ids are no text",
-        )
+        command = typed_line(["samout-train", "generate", f"run={checkpoint}"])
+        found.add("to generate", command if is_text else "not possible: its ids are no text")
 
 
 def _node(found: Found, config: Path, name: str) -> dict[str, Any]:

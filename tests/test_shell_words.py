@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from program import samout
 
 from samout_train.config import compose_config
 from samout_train.home import home_expanded
@@ -75,6 +76,7 @@ NASTY = [
     ),
 ]
 ECHO = "import json, os, sys; print(json.dumps([os.fsencode(word).hex() for word in sys.argv[1:]]))"
+SAYS = "'import pathlib, sys; print([*map(str, [pathlib.Path(sys.argv[1]).resolve()])])' "
 SETTINGS = ["data.path=a b,c=d", "data.paths=['a,b','it\\'s']", "run_dir=~/a", *NASTY]
 
 
@@ -223,3 +225,39 @@ def test_a_comma_in_a_path_that_is_there_parts_nothing(tmp_path: Path, monkeypat
     assert quote_text("data.path=choice(a,b)", in_sweep=True) == "data.path=choice(a,b)"
     assert quote_text("data.paths=[a,b],[c]", in_sweep=True) == "data.paths=['a','b'],['c']"
     assert quote_text("hydra.sweep.dir=a,b", in_sweep=True) == "hydra.sweep.dir='a,b'"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_each_line_that_a_run_prints_works_when_it_is_typed(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell}")
+    folder = tmp_path / "my 文件 [1], it's $x=y"
+    folder.mkdir()
+    (folder / "a, b=(c).txt").write_text("some words to learn. " * 100, "utf-8")
+    words = ["data=text", "data.path=a, b=(c).txt", "data.vocabulary=bytes", "data.seq_len=8", "trainer=debug"]
+    words += ["model.hidden_size=8", "model.num_heads=2", "model.num_layers=1", "device=cpu", "run_dir=out {put}; !"]
+    run_dir = folder / "out {put}; !"
+
+    def typed(line: str) -> str:
+        done = subprocess.run([shell, "-c", line], cwd=folder, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, line + done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def printed(output: str, name: str) -> str:
+        return re.findall(rf"^{name} +(.*)$", output, re.MULTILINE)[-1]
+
+    first = samout(folder, *words)
+    output = first.stdout + first.stderr
+    assert first.returncode == 0, output
+    typed(printed(output, "continue"))
+    assert json.loads((run_dir / "summary.json").read_text("utf-8"))["steps"] == 4
+    typed(printed(output, "repeat"))
+    (repeated,) = (folder / "outputs" / "v8-text").iterdir()
+    assert json.loads((repeated / "summary.json").read_text("utf-8"))["steps"] == 2
+    assert str([str(folder)]) in typed(
+        printed(output, "dashboard").replace(" -m tensorboard.main --logdir ", " -c " + SAYS)
+    )
+    found = samout(folder, "inspect", f"path={run_dir}")
+    program = f"{sys.executable} -m samout_train generate max_new_tokens=1 prompt=a "
+    typed(printed(found.stdout, " *to generate").replace("samout-train generate ", program))

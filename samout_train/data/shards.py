@@ -1,6 +1,7 @@
 """Shards of ids that `tokenize` made: text of any size, from one folder or mixed from several."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from samout_train.data.vocabulary import PAD_ID, SOS_ID
 from samout_train.home import home_path
 from samout_train.ranges import Positive, checked_by, validated
 
+log = logging.getLogger(__name__)
 MOST_LOOKED_AT = 200_000_000  # tokens in which copies are looked for
 
 
@@ -144,7 +146,9 @@ class _Mixture:
 
     def warn_of_copies(self) -> None:
         """Say how many documents to validate on are also learned from, where all are read in seconds."""
-        if sum(index.total(lambda shard: shard.num_tokens) for index in self.indices) > MOST_LOOKED_AT:
+        num_tokens = sum(index.total(lambda shard: shard.num_tokens) for index in self.indices)
+        if num_tokens > MOST_LOOKED_AT:
+            log.info("data        copies of validation documents are not looked for in %s tokens", f"{num_tokens:,}")
             return
         hashes = [split.hashes() for split in self.splits]
         learned, validated = (np.concatenate([each[part] for each in hashes]) for part in (0, 1))
