@@ -5,7 +5,7 @@
 from samout_train.data.batches import Rows, Source
 from samout_train.data.token_cache import largest_id
 
-ROWS_TOGETHER = 1 << 10
+IDS_TOGETHER = 1 << 18
 
 
 def row_problems(source: Source) -> list[str]:
@@ -29,8 +29,9 @@ def _problems(name: str, rows: Rows, source: Source) -> list[str]:
         return [f"data: there are 0 {name} rows: at least 1 is needed"]
     found: list[str] = []
     counted = 0
-    for start in range(0, rows.num_windows, ROWS_TOGETHER):
-        inputs_RT, targets_RT = rows.split(rows.windows(start, start + ROWS_TOGETHER))
+    together = max(1, IDS_TOGETHER // rows.seq_len)
+    for start in range(0, rows.num_windows, together):
+        inputs_RT, targets_RT = rows.split(rows.windows(start, start + together))
         is_counted_RT = targets_RT != source.ignore_index
         counted += int(is_counted_RT.sum())
         if counted and largest is not None:  # the ids are known to be right

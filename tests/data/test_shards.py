@@ -304,8 +304,8 @@ def test_a_system_without_preadv_reads_the_same(tmp_path: Path, monkeypatch: pyt
 def test_few_rows_are_read_before_a_run_and_a_recorded_id_that_is_none_is_told(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("samout_train.data.row_check.ROWS_TOGETHER", 2)
     made, read = source(folders / "a"), []
+    monkeypatch.setattr("samout_train.data.row_check.IDS_TOGETHER", 2 * made.train.seq_len)
     assert isinstance(made.train, ShardRows) and made.train.num_windows > 100
     windows = made.train.windows
     monkeypatch.setattr(made.train, "windows", lambda start, stop: read.append((start, stop)) or windows(start, stop))
