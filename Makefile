@@ -18,8 +18,9 @@ train: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest -n 2
 
+# The longest file first, beside which the others run.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile tests/test_readme.py tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
