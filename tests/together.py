@@ -47,7 +47,7 @@ def environments(count: int) -> list[dict[str, str]]:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     same = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    return [same | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [os.environ | same | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def samout_together(folder: Path, count: int, *words: str) -> list[CompletedProcess[str]]:
@@ -56,6 +56,7 @@ def samout_together(folder: Path, count: int, *words: str) -> list[CompletedProc
 
 
 def _call(environment: Mapping[str, str], folder: str, function: Callable[..., Any], arguments: Any) -> None:
+    os.environ.clear()  # what the fork server was started with
     os.environ.update(environment)
     rank = environment["RANK"]
     with Path(folder, f"{rank}.err").open("w") as errors:
