@@ -1,4 +1,4 @@
-"""What a checkpoint says of the data that its run learns from, so that continuing is by content and not by path."""
+"""The record of a run's data in its checkpoints: a run is continued by content and not by path."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""How a run that has ended goes on: the limits that hold, and settings with which they do not."""
+"""Continuing a run that has ended: the limits that hold, and settings with which they do not."""
 
 import math
 from collections.abc import Iterator, Sequence

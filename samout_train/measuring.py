@@ -1,4 +1,4 @@
-"""What is faster on this machine: measured on a product of the model's own size, once, and kept in the cache.
+"""Measuring what is faster on this machine: once, on a product of the model's own size, kept in the cache.
 
 A measurement depends on what else the machine does, and other products have other last bits. So the first one that is
 kept counts for all runs after it, and a run goes on with what its checkpoint says.

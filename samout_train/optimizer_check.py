@@ -158,7 +158,7 @@ def _put_back(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """What code of the user's raises, in a sentence."""
+    """Return the error of a user's own code in a sentence."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What `samout-train` prints where nothing stands behind it: the verbs, and commands to begin with."""
+"""The text that a bare `samout-train` prints: the verbs, and commands to begin with."""
 
 from collections.abc import Sequence
 

@@ -143,7 +143,7 @@ def model_problems(node: Node) -> list[str]:
 
 
 def data_problems(node: Node, *, for_training: bool = True) -> list[str]:
-    """What is wrong with a data source's settings.
+    """Return the mistakes in a data source's settings.
 
     Args:
         node: The data YAML's content.

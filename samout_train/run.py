@@ -237,7 +237,7 @@ def _misfits(model: nn.Module, source: Source) -> list[str]:
 
 
 def _repeated(overrides: Sequence[str], origin: str | None) -> list[str]:
-    """What makes the same run again in a directory of its own, from the checkpoint that it started from if any."""
+    """Return the command that repeats the run in a new directory, from the checkpoint that it started from if any."""
     words = [word for word in overrides if key_of(word) not in ("run_dir", "resume")]
     return once([*words, *([] if origin is None else [f"resume={origin}"])])
 

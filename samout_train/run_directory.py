@@ -42,7 +42,7 @@ PLACE_KEYS = ("data.path", "data.paths", "data.pattern", "data.vocabulary_path")
 
 
 def resume_problems(composed: Composed, directory: str = "run_dir") -> list[str]:
-    """What speaks against starting from a checkpoint; looks only.
+    """Return the problems with starting from a checkpoint; nothing is written.
 
     Args:
         composed: The configuration.
@@ -106,7 +106,7 @@ def content_problems(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
 
 
 def has_data_record(run_dir: Path) -> bool:
-    """Whether the newest checkpoint of a run says what its data holds, so that this is compared and not its path."""
+    """Return whether the newest checkpoint of a run records its data, which is then compared in place of its path."""
     for path in sorted((run_dir / "checkpoints").glob("step_*.json"), reverse=True):
         try:
             return bool(json.loads(path.read_text(encoding="utf-8")).get("data"))
@@ -161,7 +161,7 @@ def other_settings(
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    """Where two configurations differ, one text each.
+    """Return the differences between two configurations, one text each.
 
     Args:
         then: As plain dictionaries, resolved.
@@ -201,7 +201,7 @@ def new_directory(path: Path) -> Path:
 
 
 def _same(key: str, then: Any, now: Any) -> bool:
-    """Whether two values are one, be it in another spelling of a path."""
+    """Return whether two values are equal, or spell the same path."""
     if then == now or key not in ("data.path", "data.vocabulary_path"):
         return bool(then == now)
     return all(isinstance(path, str) and path for path in (then, now)) and _place(then) == _place(now)

@@ -1,4 +1,4 @@
-"""Where Python looks for modules: a file in the working directory never hides one of the library or of a package.
+"""The search path of modules: a file in the working directory never hides one of the library or of a package.
 
 Only `os` and `sys` are imported here, which the interpreter has loaded before it looks into any folder.
 """

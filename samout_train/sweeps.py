@@ -245,7 +245,7 @@ def _other_jobs(
     known: Mapping[str, Sequence[str]],
     settings_of: Callable[[Sequence[str]], Mapping[str, Any] | None],
 ) -> list[str]:
-    """Where a record has a job of the same name with other settings; it may not have begun yet."""
+    """Return how the jobs of a record differ from those of the same name; they may not have begun yet."""
     found = []
     for name, words in known.items():
         then = before.get("jobs", {}).get(name, words)

@@ -102,7 +102,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, stateful: froze
 
 
 def is_usual(state: Any) -> bool:
-    """Whether the state of an optimizer has the form that torch's optimizers give it."""
+    """Return whether the state of an optimizer has the form that torch's optimizers give it."""
     if not isinstance(state, Mapping) or not isinstance(state.get("state"), Mapping):
         return False
     groups = state.get("param_groups")

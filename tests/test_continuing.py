@@ -47,7 +47,7 @@ STOPS_EARLY = [
         ({}, 29, 1.0, []),
     ],
 )
-def test_the_limits_that_hold_and_what_goes_on(
+def test_the_limits_that_hold_and_what_assert_goes_on(
     limits: dict[str, Any], step: int, seconds: float, wanted: list[str]
 ) -> None:
     unset: dict[str, Any] = {"max_steps": None, "max_epochs": None, "max_seconds": None}
@@ -137,7 +137,7 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def goes_on(run_dir: str, *words: str) -> None:
+def assert_goes_on(run_dir: str, *words: str) -> None:
     before = json.loads(Path(run_dir, "summary.json").read_text())["steps"]
     summary, _ = train([*TEXT, f"run_dir={run_dir}", "resume=auto", f"trainer.max_steps={before + 1}", *words])
     assert summary["steps"] == before + 1
@@ -148,10 +148,10 @@ def test_the_same_text_is_continued_on_wherever_it_lies(texts: Path) -> None:
     (texts / "elsewhere").symlink_to(texts / "texts")
     shutil.copy("one.txt", "moved.txt")
     for path in (f"{texts}/one.txt", "./texts/../one.txt", "~/one.txt", "link.txt", "moved.txt"):
-        goes_on("file", f"data.path={path}")
-    goes_on("folder", "data.path=elsewhere")
+        assert_goes_on("file", f"data.path={path}")
+    assert_goes_on("folder", "data.path=elsewhere")
     shutil.move("texts", "moved")
-    goes_on("folder", "data.path=moved", "data.pattern=*.txt")
+    assert_goes_on("folder", "data.path=moved", "data.pattern=*.txt")
 
 
 def test_other_data_is_refused_in_every_form(texts: Path) -> None:
@@ -159,18 +159,18 @@ def test_other_data_is_refused_in_every_form(texts: Path) -> None:
     (texts / "one.txt").write_text("all the text of A. " * 20)
     said = r"data.path=one.txt: is other data than the run learns from: .*bytes, .* sha256 .*; the run has .*sha256"
     with pytest.raises(ValueError, match=said):
-        goes_on("file", "data.path=one.txt")
+        assert_goes_on("file", "data.path=one.txt")
     with pytest.raises(ValueError, match="is other data"):  # one text after <|sos|> is another stream
         (texts / "lone").mkdir()
         shutil.copy("kept.txt", "lone/one.txt")
-        goes_on("file", "data.path=lone")
+        assert_goes_on("file", "data.path=lone")
     with pytest.raises(ValueError, match=r"b.txt: no such file; the run has 380 bytes"):
-        goes_on("folder", "data.path=texts", "data.pattern=a*")
+        assert_goes_on("folder", "data.path=texts", "data.pattern=a*")
     (texts / "texts" / "a.txt").rename("texts/z.txt")  # the same files in another order
     with pytest.raises(ValueError, match=r"(?s)a.txt: no such file; the run has .*z.txt: 380 bytes"):
-        goes_on("folder", "data.path=texts")
+        assert_goes_on("folder", "data.path=texts")
     with pytest.raises(ConfigError, match=r"data\.vocabulary=characters"):
-        goes_on("folder", "data.path=texts", "data.vocabulary=characters")
+        assert_goes_on("folder", "data.path=texts", "data.vocabulary=characters")
 
 
 def test_without_a_record_a_run_is_continued_by_path(texts: Path) -> None:
@@ -183,8 +183,8 @@ def test_without_a_record_a_run_is_continued_by_path(texts: Path) -> None:
         write_manifest(path, {k: v for k, v in read_manifest(path).items() if k not in ("data", "settings")})
     shutil.copy("one.txt", "moved.txt")
     with pytest.raises(ConfigError, match=r"data.path=moved.txt: the run in file has one.txt"):
-        goes_on("file", "data.path=moved.txt")
-    goes_on("file", f"data.path={texts}/one.txt")
+        assert_goes_on("file", "data.path=moved.txt")
+    assert_goes_on("file", f"data.path={texts}/one.txt")
 
 
 def test_a_run_from_anothers_checkpoint_has_a_record_of_its_own(

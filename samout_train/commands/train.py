@@ -216,7 +216,7 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
 
 
 def _settings_files(composed: Composed) -> dict[str, str]:
-    """What `.hydra/` holds of a run, by name: what Hydra itself would write, and the settings resolved."""
+    """Return the files of a run's `.hydra/` by name: those that Hydra itself would write, with resolved settings."""
     return {
         "config.yaml": composed.yaml,
         "hydra.yaml": OmegaConf.to_yaml(HydraConfig.instance().cfg),

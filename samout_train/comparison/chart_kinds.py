@@ -186,7 +186,7 @@ def _finish(axes: "Axes", x: str, y: str) -> None:
 
 
 def _has_line(points: Callable[[Contestant], int]) -> Callable[[Contest, Speeds], bool]:
-    """Whether a model has the two points that a line needs."""
+    """Return a check that some model has the two points which a line needs."""
     return lambda contest, speeds: any(points(one) > 1 for one in contest.ranked)
 
 

@@ -1,4 +1,4 @@
-"""Where running text is cut into parts that are tokenized one by one, with the same tokens as the whole.
+"""Cutting running text into parts that are tokenized one by one, with the same tokens as the whole.
 
 A part ends where a word does. Where no word ends within `LONGEST` characters, as in DNA or base64, it ends there: that
 many characters behind the last end of a word, or behind the last such cut. So each part can be found without the text

@@ -50,7 +50,7 @@ class Reader(Protocol):
 
     @property
     def line_ends(self) -> LineEnds:
-        """How line ends are read."""
+        """The way in which line ends are read."""
         ...
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:

@@ -1,4 +1,4 @@
-"""What is said of a text that is too short for a row, in numbers that need no explanation."""
+"""The message for a text that is too short for a row, in numbers that need no explanation."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the first bytes of a file say that it is, and how files of text are opened."""
+"""Recognising kinds of files by their first bytes, and opening files of text."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -98,7 +98,7 @@ def _without_wrappers(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _state_of(module: StandIn) -> dict[str, Tensor]:
-    """What `state_dict()` of a module would give, as far as it is no code's work."""
+    """Collect the tensors that `state_dict()` of a module would give, without running its code."""
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", module)]

@@ -105,7 +105,7 @@ class Search:
             raise ConfigError(f"run_dir={folder}: holds a search of other settings ({found[0]}): give another run_dir")
 
     def _settings(self, words: Sequence[str]) -> dict[str, Any]:
-        """What decides about a trial of these words."""
+        """Return the settings that decide about a trial of these words."""
         config_dirs = [flag.removeprefix("--config-dir=") for flag in self.flags]
         config = compose_config(words, config_dirs=config_dirs).config
         return {key: config.get(key) for key in DECISIVE_KEYS}

@@ -9,7 +9,7 @@ MANY, FEW = ("torch", "onednn"), ("torch", "numba")
 
 @dataclass(frozen=True)
 class Products:
-    """What multiplies.
+    """The libraries that multiply.
 
     Args:
         many: Large products of many rows: `torch` (MKL, mostly) or `onednn`.
