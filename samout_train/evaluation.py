@@ -101,13 +101,18 @@ def evaluate(
                     nats += _nats_of_rows(model, *rows, chunk_len=chunk_len)
     finally:
         model.train(was_training)
-    if together and processes.count() > 1:
-        sums = torch.tensor([float(nats), num_targets, num_bytes], dtype=torch.float64)
-        nats, targets, read_bytes = processes.summed(sums)
-        num_targets, num_bytes = int(targets), int(read_bytes)
-    if num_targets == 0:
+    found = Evaluation(float(nats), num_targets, num_bytes, empty_batches)
+    found = _of_all_processes(found) if together and processes.count() > 1 else found
+    if found.num_targets == 0:
         raise ValueError(f"every target is {source.ignore_index}, which is ignored: there is nothing to evaluate")
-    return Evaluation(float(nats), num_targets, num_bytes, empty_batches)
+    return found
+
+
+def _of_all_processes(own: Evaluation) -> Evaluation:
+    """Return the sums over the shares of all processes; each has seen the same empty batches."""
+    sums = torch.tensor([own.nats, own.num_targets, own.num_bytes], dtype=torch.float64)
+    nats, num_targets, num_bytes = processes.summed(sums)
+    return Evaluation(float(nats), int(num_targets), int(num_bytes), own.empty_batches)
 
 
 def _nats_of_rows(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from samout_train import processes
 from samout_train.activation_checkpointing import checkpoint_activations
 from samout_train.data.batches import Batches, Source
+from samout_train.data.row_check import overfit_problem
 from samout_train.going_on import LimitSettings, Reached
 from samout_train.micro_steps import chunk_problem
 from samout_train.mismatch import refuse_other_vocabulary
@@ -115,11 +116,8 @@ class Trainer:
             device=device,
             overfit_batches=overfit_batches,
         )
-        if overfit_batches and not any(batches.num_targets(step) for step in range(overfit_batches)):
-            raise ValueError(
-                f"trainer.overfit_batches={overfit_batches}: every target of these batches is {source.ignore_index}, "
-                "which is ignored (data.ignore_index): there is nothing to learn; set it higher, or set another seed"
-            )
+        if problem := overfit_problem(batches, overfit_batches, source.ignore_index):
+            raise ValueError(problem)
         self.shared = SharedModel(model, parallel=parallel, device=device, compile=compile)
         optimizer, stateful = checked_optimizer(build_optimizer, self.shared)
         self.training_step = TrainingStep(

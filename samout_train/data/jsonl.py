@@ -92,9 +92,7 @@ def jsonl(
             **counts_of(tokenized),
             "layout": layout,
             **_waste(tokenized.tokens[:cut], documents[0], seq_len, has_unknown=tokenized.unknown > 0),
-            "sha256": looked_at.sha256,
-            "files": looked_at.record,
-            **({"left out": looked_at.left_out} if looked_at.left_out else {}),
+            **looked_at.description(),
         },
     )
 

@@ -2,7 +2,7 @@
 
 # R rows, T time
 
-from samout_train.data.batches import Rows, Source
+from samout_train.data.batches import Batches, Rows, Source
 from samout_train.data.token_cache import largest_id
 
 IDS_TOGETHER = 1 << 18
@@ -19,6 +19,22 @@ def row_problems(source: Source) -> list[str]:
         for name, rows in (("training", source.train), ("validation", source.validation))
         for problem in _problems(name, rows, source)
     ]
+
+
+def overfit_problem(batches: Batches, overfit_batches: int, ignore_index: int) -> str | None:
+    """Return the problem of a run that learns the same few batches again and again, none of which has a target.
+
+    Args:
+        batches: Of the run.
+        overfit_batches: Number of those that are learned; 0 for all.
+        ignore_index: Targets of this value are not counted.
+    """
+    if not overfit_batches or any(batches.num_targets(step) for step in range(overfit_batches)):
+        return None
+    return (
+        f"trainer.overfit_batches={overfit_batches}: every target of these batches is {ignore_index}, which is ignored "
+        "(data.ignore_index): there is nothing to learn; set it higher, or set another seed"
+    )
 
 
 def _problems(name: str, rows: Rows, source: Source) -> list[str]:

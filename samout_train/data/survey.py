@@ -58,6 +58,11 @@ class Survey:
             for path, size, digest in zip(self.files, self.sizes, self.digests, strict=True)
         ]
 
+    def description(self) -> dict[str, object]:
+        """Return what the record of a run says of the files."""
+        facts: dict[str, object] = {"sha256": self.sha256, "files": self.record}
+        return facts | ({"left out": self.left_out} if self.left_out else {})
+
     def changed(self) -> bool:
         """Whether a file is no longer what it was."""
         try:

@@ -119,9 +119,7 @@ def stream_source(
         description={
             **counts_of(tokenized),
             "train_tokens": num_train,
-            "sha256": looked_at.sha256,
-            "files": looked_at.record,
-            **({"left out": looked_at.left_out} if looked_at.left_out else {}),
+            **looked_at.description(),
         },
     )
 
