@@ -22,6 +22,7 @@ from samout_train.data.vocabulary import PAD_ID, SOS_ID, SPECIAL_TOKENS, Charact
 from samout_train.data.vocabulary_choice import vocabulary_from
 
 JSONL = ".jsonl"
+EDGE = 1 << 16  # bytes
 Progress = Callable[[int], None]
 
 
@@ -33,17 +34,23 @@ class SourceFile:
         path: Where it is.
         num_bytes: Its size.
         modified_ns: When it was last changed.
+        edges: The sha256 of its first and last EDGE bytes: what archives unpack often has the same time.
     """
 
     path: Path
     num_bytes: int
     modified_ns: int
+    edges: str
 
     @classmethod
     def of(cls, path: Path) -> "SourceFile":
-        """A file as it is now."""
-        status = path.stat()
-        return cls(path, status.st_size, status.st_mtime_ns)
+        """Return a file as it is now."""
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            digest = hashlib.sha256(file.read(EDGE))
+            file.seek(max(EDGE, status.st_size - EDGE))
+            digest.update(file.read(EDGE))
+        return cls(path, status.st_size, status.st_mtime_ns, digest.hexdigest())
 
     @property
     def at_lines(self) -> bool:

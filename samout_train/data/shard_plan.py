@@ -52,12 +52,13 @@ class ShardPlan:
         return settings | ({"vocabulary_bytes": self.vocabulary_bytes} if learned else {})
 
     def listing(self, files: Sequence[SourceFile]) -> list[dict[str, object]]:
-        """Name, bytes and time of modification of each file."""
+        """Return name, bytes, time of modification and digest of the edges of each file."""
         return [
             {
                 "name": file.path.relative_to(self.root).as_posix(),
                 "bytes": file.num_bytes,
                 "modified_ns": file.modified_ns,
+                "edges_sha256": file.edges,
             }
             for file in files
         ]
@@ -118,6 +119,6 @@ def _changed(before: Sequence[dict[str, object]], now: Sequence[dict[str, object
             return f"{printable(name)} is gone"
         if name not in old:
             return f"{printable(name)} is new"
-        if old[name] != new[name]:
+        if any(old[name].get(key, value) != value for key, value in new[name].items()):  # older plans have no digest
             return f"{printable(name)} was changed"
     return None

@@ -246,6 +246,11 @@ def test_other_settings_and_changed_files_are_refused(
         assert contents(out) == whole
 
     refused("holds shards of other settings (part_bytes was 500 and is 600): give another folder", "part_bytes=600")
+    times, text = (texts / "b.txt").stat(), (texts / "b.txt").read_bytes()
+    (texts / "b.txt").write_bytes(text[:-1] + b"~")  # of the same size, and with the same time, as from an archive
+    os.utime(texts / "b.txt", ns=(times.st_atime_ns, times.st_mtime_ns))
+    refused("its shards were begun with other files (b.txt was changed)")
+    (texts / "b.txt").write_bytes(text)
     os.utime(texts / "b.txt", (1, 1))
     refused("its shards were begun with other files (b.txt was changed)")
     (texts / "b.txt").unlink()
