@@ -3,12 +3,13 @@
 Nothing is imported until it is asked for; torch in particular.
 """
 
+import os
 import sys
 
 from samout_train.search_path import working_directory_last
 
 # The program: `python -m samout_train` imports this before it replaces the first argument.
-if sys.argv and (sys.argv[0] == "-m" or "samout-train" in sys.argv[0]):
+if sys.argv and (sys.argv[0] == "-m" or os.path.basename(sys.argv[0]).startswith("samout-train")):  # noqa: PTH119
     working_directory_last()
 
 import importlib

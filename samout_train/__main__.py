@@ -51,7 +51,7 @@ def main() -> None:
     logging.raiseExceptions = False  # a log that cannot be written ends no run
     try:
         code = importlib.import_module(f"samout_train.commands.{verb}").main(words)
-    except Exception as error:
+    except (ImportError, AttributeError) as error:
         if not (hiding := hiding_files()):
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -51,7 +51,7 @@ class Request:
     def __init__(self, words: Sequence[str], config_name: str = "config", *, writes: bool = True) -> None:
         self.writes = writes
         self.arguments = _parsed(words)
-        self.flags = [_with_home(word) for word in words if word not in self.arguments.overrides]
+        self.flags = _with_home([word for word in words if word not in self.arguments.overrides])
         self.overrides: list[str] = last_of_each(self.arguments.overrides)
         self.in_sweep = bool(self.arguments.multirun)
         if self.in_sweep:
@@ -276,9 +276,18 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _with_home(flag: str) -> str:
-    name, equals, value = flag.partition("=")
-    return f"{name}={home_path(value)}" if equals and name in ("--config-dir", "-cd") else flag
+def _with_home(flags: Sequence[str]) -> list[str]:
+    """Return flags with `~` expanded in the folder of --config-dir, as one word or two."""
+    found: list[str] = []
+    for flag in flags:
+        name, equals, value = flag.partition("=")
+        if found[-1:] in (["--config-dir"], ["-cd"]):
+            found.append(str(home_path(flag)))
+        elif equals and name in ("--config-dir", "-cd"):
+            found.append(f"{name}={home_path(value)}")
+        else:
+            found.append(flag)
+    return found
 
 
 def _is_completion(words: Sequence[str]) -> bool:

@@ -78,8 +78,7 @@ class Composed:
     def lying_in(self, run_dir: Path) -> "Composed":
         """Return the same configuration with another `run_dir`, in its text too."""
         config = self.config | {"run_dir": str(run_dir)}
-        text = yaml.dump(config, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=YAML_DUMPER)
-        return replace(self, config=config, yaml=text)
+        return replace(self, config=config, yaml=_as_yaml(config))
 
 
 def compose_config(
@@ -201,7 +200,7 @@ def resolve(composed: DictConfig) -> Composed:
     assert isinstance(container, dict)
     sweep_dir = str(home_expanded(HydraConfig.get().sweep.dir, "dir"))
     known = {name: option for name, option in choices.items() if "/" not in name}
-    text = OmegaConf.to_yaml(config, resolve=True)
+    text = _as_yaml(container)
     sweeper = OmegaConf.to_container(HydraConfig.get().sweeper, resolve=True)
     assert isinstance(sweeper, dict)
     swept = {str(key): str(value) for key, value in (sweeper.get("params") or {}).items()}
@@ -219,6 +218,12 @@ def resolve(composed: DictConfig) -> Composed:
         choices.get("hydra/launcher"),
         sweeper.get("max_batch_size"),
     )
+
+
+def _as_yaml(config: dict[str, Any]) -> str:
+    """Return resolved settings as OmegaConf writes them."""
+    text: str = yaml.dump(config, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=YAML_DUMPER)
+    return text
 
 
 def _raw(config: Any, key: str) -> Any:

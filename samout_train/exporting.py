@@ -28,6 +28,7 @@ from samout_train.export_files import (
 )
 from samout_train.home import home_path
 from samout_train.loading import LoadedRun, load_run, model_of
+from samout_train.measuring import choose_once
 from samout_train.metrics import num_parameters
 from samout_train.models.published import load_published, published_state
 from samout_train.places import in_words
@@ -127,6 +128,7 @@ def load_exported(folder: str | Path) -> LoadedRun:
     format, vocab_size, pad_id = note["format"], note["vocab_size"], note["pad_id"]
     path = folder / WEIGHTS[format]
     node, model = model_of(folder / CONFIG, path, read_weights(path, format), vocab_size=vocab_size, pad_id=pad_id)
+    choose_once(model)
     return LoadedRun(path, note["step"], model, read_vocabulary(folder), vocab_size, pad_id, node)
 
 

@@ -222,7 +222,7 @@ def _few_rows(outputs: int, inputs: int) -> dict[str, float]:
     from samout_train.ops.linear.cpu import few_rows
 
     _, weight_NK, _ = _tensors((1, outputs, inputs))
-    some = [torch.randn(rows, inputs) for rows in (1, MOST_ROWS)]
+    some = [_tensors((rows, outputs, inputs))[0] for rows in (1, MOST_ROWS)]
 
     def calls(multiply: Callable[[Tensor], Tensor]) -> Callable[[], None]:
         def make() -> None:

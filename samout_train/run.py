@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from samout_train import processes
-from samout_train.callbacks.base import RunContext
+from samout_train.callbacks.base import Callback, RunContext
 from samout_train.claiming import claimed
 from samout_train.config import Composed, ConfigError, build, compose_config
 from samout_train.data.batches import Source
 from samout_train.data.row_check import row_problems
 from samout_train.fitting import fit
-from samout_train.going_on import once
+from samout_train.going_on import Reached, once
 from samout_train.joining import together
 from samout_train.launch import Launch
 from samout_train.log_file import log_file
@@ -158,7 +158,7 @@ def prepare(
         config_text=composed.yaml,
         settings=_hyperparameters(composed),
         max_seconds=trainer.limits.max_seconds,
-        limits_reached=trainer.limits_reached,
+        limits_reached=lambda: [*trainer.limits_reached(), *_limits_of(callbacks)],
         command=shlex.join(_repeated(overrides, trainer.resumed_from)),
         commit=commit(),
         steps_left_out=trainer.training_step.steps_left_out,
@@ -166,6 +166,13 @@ def prepare(
     for callback in callbacks.values():
         callback.check(context)
     return lambda: (fit(trainer, context, callbacks, checkpoints), trainer.model)
+
+
+def _limits_of(callbacks: Mapping[str, Callback]) -> Iterator[Reached]:
+    for name, callback in callbacks.items():
+        if limit := callback.limit_reached():
+            place = f"callbacks.{name}."
+            yield Reached(place + limit.key, limit.value, place + limit.further)
 
 
 def trainer_from(config: Mapping[str, Any]) -> Trainer:

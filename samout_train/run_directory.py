@@ -1,7 +1,6 @@
 """What speaks against a run directory, or a checkpoint to start from, before anything is written."""
 
 import itertools
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +14,8 @@ from yaml import YAMLError
 
 from samout_train.atomic import leftovers
 from samout_train.config import Composed, ConfigError
+from samout_train.figures import read_figures
+from samout_train.home import home_expanded, home_path
 from samout_train.hydra_messages import in_few_words
 
 # What a continued run must have in common with what it continues; the rest may change.
@@ -106,13 +107,10 @@ def content_problems(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
 
 
 def has_data_record(run_dir: Path) -> bool:
-    """Return whether the newest checkpoint of a run records its data, which is then compared in place of its path."""
-    for path in sorted((run_dir / "checkpoints").glob("step_*.json"), reverse=True):
-        try:
-            return bool(json.loads(path.read_text(encoding="utf-8")).get("data"))
-        except (OSError, ValueError, AttributeError):
-            continue
-    return False
+    """Return whether the checkpoints of a run record its data, which is then compared in place of its path."""
+    manifests = [read_figures(path) for path in (run_dir / "checkpoints").glob("step_*.json")]
+    # The newest may be damaged, and then an earlier one is taken.
+    return bool(manifests) and all(manifest.get("data") for manifest in manifests)
 
 
 def holds_run(run_dir: Path) -> bool:
@@ -152,7 +150,7 @@ def other_settings(
         if isinstance(
             loaded, DictConfig
         ):  # of its values some are made of others, and run_dir of what only Hydra knows
-            before = OmegaConf.to_container(OmegaConf.masked_copy(loaded, [*keys]), resolve=True)
+            before = home_expanded(OmegaConf.to_container(OmegaConf.masked_copy(loaded, [*keys]), resolve=True))
     except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         before = in_few_words(error, [])
     if not isinstance(before, dict):
@@ -208,7 +206,7 @@ def _same(key: str, then: Any, now: Any) -> bool:
 
 
 def _place(path: str) -> Path:
-    return Path(path).expanduser().resolve()
+    return home_path(path).resolve()
 
 
 @contextmanager

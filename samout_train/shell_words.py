@@ -1,9 +1,10 @@
-"""Lines that a person can type: words quoted for the shell, and values quoted for Hydra."""
+"""Lines that a person can type: words quoted for the shell, values quoted for Hydra, paths and programs."""
 
 import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 Shell = Literal["posix", "powershell", "pwsh"]
@@ -55,6 +56,26 @@ def quoted(text: str) -> str:
 def list_setting(key: str, texts: Sequence[str]) -> str:
     """Return `key=['a','b']` as Hydra reads it; it has to be quoted for the shell."""
     return f"{key}=[{','.join(map(quoted, texts))}]"
+
+
+def shown_path(path: Path) -> str:
+    """Return a path relative to the working directory where it lies below it, since that is what a person types."""
+    absolute = path if path.is_absolute() else Path.cwd() / path
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+
+
+def program_file() -> str:
+    """Return Python as it is typed: with a folder in front, or the shell would look for it in PATH."""
+    shown = shown_path(Path(sys.executable))
+    return shown if re.search(r"[/\\]", shown) else f"./{shown}"
+
+
+def dashboard_command(folder: Path) -> str:
+    """Return the command that shows all runs of a folder in TensorBoard."""
+    shown = shown_path(folder)
+    return typed_line(
+        [program_file(), "-m", "tensorboard.main", "--logdir", f"./{shown}" if shown.startswith("-") else shown]
+    )
 
 
 def _shell_here() -> Shell:

@@ -22,12 +22,11 @@ from omegaconf import OmegaConf
 from samout_train.atomic import RESERVED
 from samout_train.config import Composed, ConfigError
 from samout_train.figures import read_figures, write_figures
-from samout_train.ledger import LOOK_SECONDS, Job, finished, outcome
+from samout_train.ledger import LOOK_SECONDS, Job, outcome
 from samout_train.overrides import key_of
 from samout_train.run_directory import (
     DirectoryRefusedError,
     differences,
-    holds_run,
     is_taken,
     other_kind,
     other_settings,
@@ -164,14 +163,10 @@ def job_problems(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
         run_dir: Of the job, in the directory of its sweep.
         config: Of the job, as plain dictionaries, resolved.
     """
-    return (
-        [
-            f"hydra.sweep.dir={run_dir.parent}: {difference}: give another directory"
-            for difference in other_settings(run_dir, config, DECISIVE_KEYS)
-        ]
-        if holds_run(run_dir) or is_taken(run_dir) or finished(run_dir)
-        else []
-    )
+    return [
+        f"hydra.sweep.dir={run_dir.parent}: {difference}: give another directory"
+        for difference in other_settings(run_dir, config, DECISIVE_KEYS)
+    ]
 
 
 def problems_where_taken(run_dir: Path, config: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,9 @@ from pathlib import Path
 ABOUT_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 ABOUT_NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # By itself a thread waits awake for up to 20 milliseconds (GNU's OpenMP, which torch for Linux has) or 200 (LLVM's and
-# Intel's), in which a program beside it has no core.
+# Intel's), in which a program beside it has no core: two runs at once took 1.8 to 2.1 times as long a step on two cores
+# of a Xeon, 2026-11-28. Alone, sleep costs a large model 0 to 5 % there; a count of spins in between is no better
+# (scripts/bench_threads.py).
 SHORT_WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
 CGROUPS = Path("/sys/fs/cgroup")
 LEAST_SECONDS = 1.0  # the kernel counts in hundredths
@@ -95,6 +97,7 @@ class Others:
 
     def __init__(self) -> None:
         self._cores = _own_cores()
+        self.num_cores = len(self._cores)  # a quota does not count: it says nothing of what others leave
         self._started = self._now()
 
     def busy_cores(self) -> float | None:

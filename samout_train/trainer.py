@@ -222,6 +222,7 @@ class Trainer:
         """
         self._take_up(state)
         step = self.training_step
+        step.empty_steps = 0
         step.skipped_steps = {skipped for skipped in step.skipped_steps if skipped > step.step_count}
         self.reports.begin()
         self.resumed_from = origin

@@ -2,10 +2,14 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from samout_train.ops.kernels import use_kernels
+from samout_train.ops.linear.choice import use_products
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,11 +23,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # Both ways that are not torch's, without a measurement.
     monkeypatch.setenv("SAMOUT_TRAIN_PRODUCTS", "onednn,numba")
+    yield
+    # What a verb that was called in this process decided for all of it.
+    use_kernels("auto")
+    use_products(None)
 
 
 @pytest.fixture

@@ -16,10 +16,13 @@ from program import samout
 from torch import nn
 
 from samout_train import train
+from samout_train.callbacks.base import StepReport
+from samout_train.callbacks.early_stopping import EarlyStopping
 from samout_train.config import ConfigError
-from samout_train.going_on import LimitSettings, once
+from samout_train.going_on import LimitSettings, Reached, once
 from samout_train.optimizer_check import checked_optimizer
 from samout_train.parallel import SharedModel
+from samout_train.run_directory import has_data_record
 
 MODEL = ["model=v8", "device=cpu", "model.hidden_size=8", "model.num_heads=2", "model.num_layers=1"]
 RANDOM = ["data=random", "data.seq_len=9", "data.num_sequences=20", "data.batch_size=8", "data.vocab_size=32"]
@@ -83,7 +86,11 @@ def test_the_printed_command_goes_on_and_goes_on_again(tmp_path: Path, limit: li
     assert done.returncode == 0, done.stdout + done.stderr
     steps = [json.loads((tmp_path / "run" / "summary.json").read_text())["steps"]]
     for _ in range(2):
-        done = samout(tmp_path, *printed(done.stdout + done.stderr, "continue"))
+        words = printed(done.stdout + done.stderr, "continue")
+        assert limit[0] != STOPS_EARLY[0] or any(
+            word.startswith("callbacks.early_stopping.patience=") for word in words
+        )
+        done = samout(tmp_path, *words)
         assert done.returncode == 0, done.stdout + done.stderr
         steps.append(json.loads((tmp_path / "run" / "summary.json").read_text())["steps"])
     assert steps[0] < steps[1] < steps[2]
@@ -187,6 +194,16 @@ def test_without_a_record_a_run_is_continued_by_path(texts: Path) -> None:
     assert_goes_on("file", f"data.path={texts}/one.txt")
 
 
+def with_empty_steps(path: Path, number: int) -> None:
+    """As if steps of the run had had no counted target."""
+    from samout_train.checkpoint import read_checkpoint, read_manifest, serialised, write_checkpoint
+
+    content, about = read_checkpoint(path) | {"empty_steps": number}, read_manifest(path)
+    path.unlink()
+    own = ("step", "bytes", "sha256", "manifest_sha256")
+    write_checkpoint(path.parent, 4, serialised(content), {k: v for k, v in about.items() if k not in own})
+
+
 def test_a_run_from_anothers_checkpoint_has_a_record_of_its_own(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,12 +213,14 @@ def test_a_run_from_anothers_checkpoint_has_a_record_of_its_own(
 
     run("first", "trainer.max_steps=4", "trainer.eval_every_n_steps=1")
     path = tmp_path / "first" / "checkpoints" / "step_00000004.pt"
+    with_empty_steps(path, 3)
     caplog.set_level(logging.INFO)
     second = run("second", f"resume={path}", "trainer.max_steps=6", "optimizer.lr=0.01", "trainer.eval_every_n_steps=6")
     assert second["best_val_step"] == 6 and second["resumed_from"] == str(path)
     from samout_train.checkpoint import find_checkpoint, read_checkpoint
 
     content = read_checkpoint(find_checkpoint(tmp_path / "second"))
+    assert content["empty_steps"] == 0
     assert content["callbacks"]["early_stopping"]["best_nats"] == second["best_val_loss_nats"]
     assert content["reports"]["tokens_before"] == read_checkpoint(path)["tokens_seen"] > 0
     assert second["tokens_per_second"] * second["train_seconds"] == pytest.approx(
@@ -388,3 +407,25 @@ def test_parameters_that_no_group_has_are_named(caplog: pytest.LogCaptureFixture
     shared.model[1].bias.requires_grad_(False)  # type: ignore[index, union-attr]
     checked_optimizer(lambda net: torch.optim.SGD([p for p in net.parameters() if p.ndim > 1], lr=0.1), shared)
     assert "in none of its groups, and are never learned: 0.bias, 1.weight. Put" in caplog.text
+
+
+def test_a_patience_that_has_ended_a_run_is_a_limit() -> None:
+    callback = EarlyStopping(patience=2, min_improvement_nats=0.0)
+    stops = [callback.on_report(StepReport(step=step, metrics={"val/loss_nats": 1.0})) for step in range(3)]
+    assert [stop is None for stop in stops] == [True, True, False]
+    assert callback.limit_reached() == Reached("patience", 2, "patience=4")
+    further = EarlyStopping(patience=4, min_improvement_nats=0.0)
+    further.load_state_dict(callback.state_dict())
+    assert further.limit_reached() is None
+    assert further.on_report(StepReport(step=3, metrics={"val/loss_nats": 1.0})) is None
+
+
+def test_data_is_compared_where_each_checkpoint_records_it(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    assert not has_data_record(tmp_path)
+    (tmp_path / "checkpoints" / "step_00000002.json").write_text('{"data": {"sha256": "a"}}')
+    assert has_data_record(tmp_path)
+    (tmp_path / "checkpoints" / "step_00000001.json").write_text(
+        '{"step": 1}'
+    )  # which is taken if the other is damaged
+    assert not has_data_record(tmp_path)

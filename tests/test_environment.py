@@ -391,3 +391,13 @@ def test_asking_for_the_commit_takes_no_lock_of_the_checkout(tmp_path: Path, mon
     assert runtime.commit() == f"{head}-dirty"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert runtime.commit() is None, "git is not installed"
+
+
+def test_a_program_of_ones_own_keeps_its_search_path(tmp_path: Path) -> None:
+    folder = tmp_path / "samout-train-experiments"
+    folder.mkdir()
+    (folder / "mine.py").write_text(
+        "import sys\nbefore = [*sys.path]\nimport samout_train\nprint(sys.path == before)\n"
+    )
+    done = subprocess.run([sys.executable, folder / "mine.py"], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

@@ -144,4 +144,4 @@ def test_a_folder_that_cannot_be_written_is_told_after_the_figures(
     monkeypatch.setattr("samout_train.callbacks.lengths.write_figures", refuse)
     assert evaluated(folder, "data=text", text_at(tmp_path / "a.txt", "line 1 of it. " * 9)) == 1
     out, error = capsys.readouterr()
-    assert "counted targets" in out and "cannot be written to (Permission denied)" in error
+    assert "counted targets" in out and "Permission denied: make it writable, or copy the run" in error

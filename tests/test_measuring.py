@@ -87,7 +87,7 @@ def test_it_is_measured_for_real_in_some_tens_of_milliseconds() -> None:
 
 def test_a_measurement_takes_no_random_number_of_the_run() -> None:
     before = torch.get_rng_state()
-    measuring._many_rows((64, 32, 32)), measuring._both_passes((64, 32, 32))
+    measuring._many_rows((64, 32, 32)), measuring._few_rows(32, 32), measuring._both_passes((64, 32, 32))
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from program import samout
 
+from samout_train.command_line import Request
 from samout_train.config import compose_config
 from samout_train.home import home_expanded
 from samout_train.overrides import quote_text
@@ -261,3 +262,17 @@ def test_each_line_that_a_run_prints_works_when_it_is_typed(shell: str, tmp_path
     found = samout(folder, "inspect", f"path={run_dir}")
     program = f"{sys.executable} -m samout_train generate max_new_tokens=1 prompt=a "
     typed(printed(found.stdout, " *to generate").replace("samout-train generate ", program))
+
+
+def test_what_is_saved_has_the_paths_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    composed = compose_config(["data=shards", "data.paths=[~/x,y]", "run_dir=~/r"])
+    saved = OmegaConf.to_container(OmegaConf.create(composed.yaml))
+    assert saved == composed.config and composed.config["data"]["paths"] == ["/home/me/x", "y"]
+
+
+@pytest.mark.parametrize("words", [["--config-dir", "~/mine"], ["--config-dir=~/mine"], ["-cd", "~/mine"]])
+def test_the_folder_of_yaml_may_lie_at_home(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    assert str(tmp_path / "mine") in " ".join(Request(words, writes=False).flags)

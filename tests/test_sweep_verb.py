@@ -10,6 +10,7 @@ from samout_train.commands import sweep
 from samout_train.config import CONF
 from samout_train.ledger import outcome, record_failure
 from samout_train.overrides import override_problems
+from samout_train.shell_words import dashboard_command
 from samout_train.sweeps import read_sweep, sweep_jobs, words_of_sweep, write_sweep
 
 JOBS = {"seed=1": ["seed=1", "data.path=a b"], "seed=2": ["seed=2"], "seed=3": ["seed=3"]}
@@ -80,6 +81,7 @@ def test_status_says_what_became_of_each(tmp_path: Path, capsys: pytest.CaptureF
         "  FAILED   seed=2  the loss is NaN",
         "  waiting  seed=3  goes on when it is started again",
         f"3 jobs in {tmp_path}: 1 done, 1 FAILED, 1 waiting",
+        f"dashboard  {dashboard_command(tmp_path)}",
     ]
     for name in ("seed=2", "seed=3"):
         (tmp_path / name).mkdir(exist_ok=True)
@@ -95,6 +97,7 @@ def test_a_comparison_has_the_same_ledger(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out.splitlines() == [
         "  FAILED   v8-lr0.1-seed1  the loss is NaN",
         f"1 jobs in {tmp_path}: 1 FAILED",
+        f"dashboard  {dashboard_command(tmp_path)}",
     ]
     assert sweep.main([f"dir={tmp_path}", "action=resume"]) == 2
     assert f"started again: samout-train compare models=[v8] run_dir={tmp_path}" in capsys.readouterr().err

@@ -222,3 +222,9 @@ def test_a_run_says_once_that_other_programs_have_the_cores(
         f"cores       other programs keep {available_cores()}.0 of {available_cores()} cores busy: steps take longer "
         "than alone"
     ]
+
+
+def test_others_are_compared_with_all_cores_that_they_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_own_cores", lambda: list(range(64)))
+    others = threads.Others()
+    assert others.num_cores == 64 and told_others(30.0, 2, others.num_cores) is None  # whatever a quota allows

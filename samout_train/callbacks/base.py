@@ -121,6 +121,13 @@ class Callback(Protocol):
         """
         return None
 
+    def limit_reached(self) -> Reached | None:
+        """Return what of its settings has ended the run, with the setting that lets it go on; None for nothing.
+
+        Keys are those of the callback itself, such as `patience`.
+        """
+        return None
+
     def on_end(self, summary: dict[str, Any]) -> None:
         """After the last step, with the content of `summary.json`."""
 

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from samout_train.callbacks.base import Callback, StepReport
+from samout_train.going_on import Reached
 from samout_train.ranges import NonNegative, Positive, validated
 
 
@@ -34,6 +35,12 @@ class EarlyStopping(Callback):
         if self.num_without_best < self.patience:
             return None
         return f"val/loss_nats was not below {self.best_nats:.4f} for {self.patience} evaluations"
+
+    def limit_reached(self) -> Reached | None:
+        """Return the patience, once it has ended the run."""
+        if self.num_without_best < self.patience:
+            return None
+        return Reached("patience", self.patience, f"patience={2 * self.num_without_best}")
 
     def state_dict(self) -> dict[str, float]:
         """What a continued run needs."""

@@ -11,12 +11,12 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from samout_train.callbacks.base import Callback, RunContext
 from samout_train.callbacks.event_file import EventFile
-from samout_train.callbacks.report import shown_path
 from samout_train.charts import draw_extrapolation, missing_charts
 from samout_train.extrapolation import Extrapolation
 from samout_train.figures import write_figures
 from samout_train.metrics import sees_future
 from samout_train.ranges import Positive, validated
+from samout_train.shell_words import shown_path
 from samout_train.streaming import Reader, stream_of
 
 PICTURE = "lengths.png"

@@ -1,12 +1,9 @@
 """What a person reads: the model's figures before step 1, the time it will take, and the results at the end."""
 
 import logging
-import re
 import shlex
-import sys
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +14,8 @@ from samout_train.callbacks.base import Callback, RunContext
 from samout_train.going_on import once
 from samout_train.measuring import WORTH_SAYING, bfloat16_share, product_of, tokens_of
 from samout_train.metrics import TRAINING_TIMES, estimate_memory_bytes, num_parameters, parameters_by_part
-from samout_train.shell_words import typed_line
-from samout_train.threads import Others, available_cores, told_others
+from samout_train.shell_words import dashboard_command, program_file, shown_path, typed_line
+from samout_train.threads import Others, told_others
 
 STEPS_BEFORE_ESTIMATE = 3
 log = logging.getLogger(__name__)
@@ -34,7 +31,8 @@ class Report(Callback):
         self._made, self._left_out = 0, context.steps_left_out()
         self._spans: list[tuple[Any, Any]] = []
         # Processes of one run are others to each other.
-        self._others = Others() if context.device.type == "cpu" and context.processes == 1 else None
+        self._asks_others = context.device.type == "cpu" and context.processes == 1
+        self._others: Others | None = None
         for line in _description(context):
             log.info(line)
         for limit in context.limits_reached() if context.first_step else ():
@@ -64,10 +62,14 @@ class Report(Callback):
             log.info("%.3g s a step: about %s to go at this speed", seconds_per_step, _duration(min(left)))
 
     def _tell_others(self) -> None:
-        if self._others is None or (busy := self._others.busy_cores()) is None:
+        if not self._asks_others:
             return
-        self._others = None
-        if told := told_others(busy, torch.get_num_threads(), available_cores()):
+        if self._others is None:  # not before the first step, in which compilers of this run are at work
+            self._others = Others()
+        if (busy := self._others.busy_cores()) is None:
+            return
+        self._asks_others = False
+        if told := told_others(busy, torch.get_num_threads(), self._others.num_cores):
             with tqdm.external_write_mode():
                 log.info("cores       %s", told)
 
@@ -78,8 +80,7 @@ class Report(Callback):
             log.info("  %-22s %s", name, value)
         log.info("run        %s", run_dir)
         # TensorBoard finds no figures for its HParams in a run that is itself the --logdir: the folder above is shown.
-        above = shown_path(self._context.run_dir.resolve().parent)
-        log.info("dashboard  %s", typed_line([_program_file(), "-m", "tensorboard.main", "--logdir", above]))
+        log.info("dashboard  %s", dashboard_command(self._context.run_dir.resolve().parent))
         log.info("repeat     %s", typed_line([*self._program(), *shlex.split(self._context.command)]))
         log.info("continue   %s", self._continue_command(limit.further for limit in self._context.limits_reached()))
 
@@ -98,13 +99,7 @@ class Report(Callback):
         """Return what starts it: Python, or torchrun, which the same environment has."""
         count = self._context.processes
         several = ["-m", "torch.distributed.run", "--nproc-per-node", str(count)] if count > 1 else []
-        return [_program_file(), *several, "-m", "samout_train"]
-
-
-def _program_file() -> str:
-    """Return Python as it is typed: with a folder in front, or the shell would look for it in PATH."""
-    shown = shown_path(Path(sys.executable))
-    return shown if re.search(r"[/\\]", shown) else f"./{shown}"
+        return [program_file(), *several, "-m", "samout_train"]
 
 
 def _description(context: RunContext) -> list[str]:
@@ -211,12 +206,6 @@ def _reached(mark: Any) -> bool:
 
 def _seconds_between(first: Any, second: Any) -> float:
     return float(second - first) if isinstance(first, float) else float(first.elapsed_time(second)) / 1000
-
-
-def shown_path(path: Path) -> str:
-    """Relative to the working directory where it lies below it, since that is what a person types."""
-    absolute = path if path.is_absolute() else Path.cwd() / path
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
 
 
 def _nats(value: float | None) -> str:

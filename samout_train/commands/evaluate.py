@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
+from samout_train.overrides import key_of
+from samout_train.places import in_words, is_full
 from samout_train.ranges import Positive, Threads
 
 if TYPE_CHECKING:
@@ -77,8 +79,9 @@ def _evaluate(words: list[str]) -> int:
             about = {} if whole is None else _measured_whole(loaded, source, whole, device)
             _losses(loaded, source, settings, device, folder, about)
     except OSError as error:
-        reason = error.strerror or error
-        print(f"{folder}: cannot be written to ({reason}). Make it writable, or copy the run.", file=sys.stderr)
+        place = folder if error.filename is None or Path(error.filename).is_relative_to(folder) else None
+        fix = "make it writable, or copy the run" if place and not is_full(error) else None
+        print(in_words(error, place=place, fix=fix), file=sys.stderr)
         return 1
     return 0
 
@@ -117,7 +120,7 @@ def source_of(
         name, node = str(composed.choices["data"]), composed.config["data"]
         if trained_length is not None and "seq_len" in node:
             node |= {"seq_len": trained_length}
-        if "line_ends" in node and not any(word.startswith("data.line_ends=") for word in of_data):
+        if "line_ends" in node and not any(key_of(word) == "data.line_ends" for word in of_data):
             node |= {"line_ends": loaded.line_ends}
         if reads_whole(node):
             return _given(loaded, of_data, name, node, trained_length)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from samout_train.command_line import answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.ranges import Positive
-from samout_train.shell_words import shell_word, typed_line
+from samout_train.shell_words import dashboard_command, shell_word, typed_line
 
 if TYPE_CHECKING:
     from samout_train.ledger import Outcome
@@ -78,6 +78,7 @@ def _sweep(words: list[str]) -> int:
     states = [found.state for found in outcomes.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"{len(jobs)} jobs in {folder}: {counts}")
+    print(f"dashboard  {dashboard_command(folder)}")
     return int(any(state != "done" for state in states))
 
 

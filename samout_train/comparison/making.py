@@ -14,6 +14,7 @@ from samout_train.config import ConfigError
 from samout_train.job_bar import job_bar
 from samout_train.ledger import Outcome
 from samout_train.run_directory import new_directory
+from samout_train.shell_words import dashboard_command
 
 
 def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
@@ -46,6 +47,7 @@ def finish(plan: Plan) -> None:
     contests = contests_of(runs)
     write_page(contests, record, read_speeds(plan.folder), plan.folder)
     _write(contests, record, measured_speeds(plan.contenders, plan.folder), plan.folder)
+    print(f"dashboard  {dashboard_command(plan.folder)}")
 
 
 def show(paths: Sequence[str], command: str, folder: Path, *, is_new: bool = False) -> None:

@@ -17,8 +17,10 @@ from samout_train.comparison.contenders import Contender
 from samout_train.config import build
 from samout_train.figures import read_figures, write_figures
 from samout_train.losses import next_token_nats
+from samout_train.measuring import choose_products, product_of
 from samout_train.metrics import sees_future
 from samout_train.ops.kernels import use_kernels
+from samout_train.ops.linear.choice import use_products
 from samout_train.progress import Bar
 from samout_train.run import source_from
 from samout_train.runtime import (
@@ -61,14 +63,19 @@ def measured_speeds(contenders: Sequence[Contender], folder: Path) -> dict[str, 
         model: nn.Module = build(one.config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id)
         return model
 
+    models = {one.label: built(one) for one in contenders}
+    precision, seq_len = choose_precision(config["precision"], device), source.train.seq_len
+    batch_size = config["data"]["batch_size"]
+    product = product_of(next(iter(models.values())), batch_size * seq_len)
+    use_products(choose_products(product, device=device, precision=precision, decodes=False))  # as the runs did
     with Bar(desc="speed by length", total=len(TIMES) * len(contenders), leave=False) as bar:
         found = tokens_per_second(
-            {one.label: built(one) for one in contenders},
+            models,
             vocab_size=source.vocab_size,
-            seq_len=source.train.seq_len,
-            batch_size=config["data"]["batch_size"],
+            seq_len=seq_len,
+            batch_size=batch_size,
             device=device,
-            precision=choose_precision(config["precision"], device),
+            precision=precision,
             told=bar.update,
         )
     write_figures(folder / FILE, {"of": of, "tokens_per_second": found})

@@ -8,8 +8,9 @@
 `index.json`       all of it in one file, written last
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,6 +108,11 @@ class ShardIndex:
 def dtype_for(vocab_size: int) -> "np.dtype[Any]":
     """The ids' type for a vocabulary of this size."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def digest_of(digests: Sequence[str]) -> str:
+    """Return the sha256 of shards by those of each, in their order."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def read_index(folder: Path) -> ShardIndex:

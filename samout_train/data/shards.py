@@ -1,6 +1,5 @@
 """Shards of ids that `tokenize` made: text of any size, from one folder or mixed from several."""
 
-import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ import numpy as np
 from samout_train.data.batches import Rows, Source
 from samout_train.data.copies import warn
 from samout_train.data.jsonl import PaddedRows
-from samout_train.data.shard_index import VOCABULARY, ShardIndex, read_index
+from samout_train.data.shard_index import VOCABULARY, ShardIndex, digest_of, read_index
 from samout_train.data.shard_reader import ShardReader
 from samout_train.data.shard_rows import BLOCK, DocumentLayout, Layout, PackedLayout, ShardRows
 from samout_train.data.shard_split import LayoutName, ShardSplit
@@ -177,7 +176,6 @@ class _Mixture:
             self.train.layouts,
             sum(index.total(lambda shard: shard.num_tokens) for index in self.indices),
         )
-        digests = "\n".join(shard.sha256 for index in self.indices for shard in index.shards)
         facts: dict[str, object] = {
             "tokens": num_tokens,
             "vocabulary": len(self.indices[0].vocabulary),
@@ -192,7 +190,8 @@ class _Mixture:
             {"folder": str(index.folder), "shards": len(index.shards), "rows": each.num_rows, "share": quota / BLOCK}
             for index, each, quota in zip(self.indices, layouts, self.quotas, strict=True)
         ]
-        return facts | {"sha256": hashlib.sha256(digests.encode()).hexdigest(), "sources": sources}
+        digests = [shard.sha256 for index in self.indices for shard in index.shards]
+        return facts | {"sha256": digest_of(digests), "sources": sources}
 
 
 def _layout(split: ShardSplit, seq_len: int, key: tuple[int, int]) -> Layout:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from samout_train.data import jsonl, text
 from samout_train.data.batches import Rows, Source
-from samout_train.data.shard_index import read_index
+from samout_train.data.shard_index import digest_of, read_index
 from samout_train.data.survey import Survey
 from samout_train.data.token_cache import tokenize
 from samout_train.data.token_rows import TokenRows
 from samout_train.data.vocabulary import PAD_ID, SOS_ID, SPECIAL_TOKENS, Vocabulary
 from samout_train.data.vocabulary_choice import VocabularyChoice
+from samout_train.home import home_path
 
 TEXT, JSONL, SHARDS = (f"samout_train.data.{name}" for name in ("text.text", "jsonl.jsonl", "shards.shards"))
 LONGEST_STEM = 40
@@ -145,7 +146,7 @@ def _files(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Who
         seq_len=seq_len,
         packed=layout == "packed",
         unknown=tokenized.unknown,
-        path=str(Path(node["path"]).expanduser().resolve()),
+        path=str(home_path(node["path"]).resolve()),
         sha256=looked_at.sha256,
         digests=frozenset(looked_at.digests),
         way=f"{looked_at.reader} {layout}",
@@ -154,7 +155,7 @@ def _files(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Who
 
 def _shards(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> WholeData:
     paths = node["paths"]
-    folders = [Path(path).expanduser() for path in ([paths] if isinstance(paths, str) else paths)]
+    folders = [home_path(path) for path in ([paths] if isinstance(paths, str) else paths)]
     tokens, digests, unknown = [], [], 0
     for folder in folders:
         index = read_index(folder)
@@ -175,7 +176,7 @@ def _shards(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Wh
         packed=node["layout"] == "packed",
         unknown=unknown,
         path=", ".join(str(folder.resolve()) for folder in folders),
-        sha256=digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest(),
+        sha256=digest_of(digests),
         digests=frozenset(digests),
         way=str(node["layout"]),
     )
