@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -48,6 +49,7 @@ def fit(trainer: Trainer, context: RunContext, callbacks: Callbacks, checkpoints
                     with profiling(
                         trainer.step, folder=folder, clock=trainer.clock, steps_made=trainer.step_count
                     ) as step:
+                        _set_summary_aside(trainer, context.run_dir)
                         _train(trainer, step, callbacks, checkpoints, signals)
                     final = trainer.reports.evaluate_whole(signals)
                     _save_last(trainer, callbacks, checkpoints)
@@ -71,6 +73,13 @@ def fit(trainer: Trainer, context: RunContext, callbacks: Callbacks, checkpoints
         for callback in watching:
             callback.on_close()
     return summary
+
+
+def _set_summary_aside(trainer: Trainer, run_dir: Path) -> None:
+    """Rename the summary of a finished run that goes on: until it has ended again, it is not finished."""
+    path = run_dir / "summary.json"
+    if processes.is_first() and not trainer.finished() and path.exists():
+        path.replace(path.with_name(f"summary_step_{trainer.step_count:08d}.json"))
 
 
 def _train(

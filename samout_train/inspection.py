@@ -22,7 +22,7 @@ from samout_train.exporting import CONFIG, MANIFEST, export_damage, read_manifes
 from samout_train.home import home_path
 from samout_train.models.published import load_published, rename_published
 from samout_train.models.published_files import read_published
-from samout_train.shell_words import shell_word, typed_line
+from samout_train.shell_words import program, shell_word, typed_line
 from samout_train.tensor_file import MoreThanTensorsError, read_tensor_file
 
 SIZES = ("hidden_size", "num_layers", "num_heads", "ffn_size", "max_seq_len")
@@ -134,7 +134,7 @@ def _needs(found: Found, checkpoint: Path | None, run_dir: Path, resume: str) ->
     found.add("format", f"{written}, step {content.get('step')}")
     if model and data:
         found.add("to continue", f"the same command and data, with {resume}")
-        command = typed_line(["samout-train", "generate", f"run={checkpoint}"])
+        command = typed_line([*program(), "generate", f"run={checkpoint}"])
         found.add("to generate", command if is_text else "not possible: its ids are no text")
 
 

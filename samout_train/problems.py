@@ -23,6 +23,7 @@ from samout_train.ops.kernels import Kernels, fused_problem
 from samout_train.overrides import override_problems
 from samout_train.ranges import Positive, Seed, Threads, not_divisible
 from samout_train.runtime import DTYPES, choose_device, choose_precision
+from samout_train.shell_words import shell_word
 from samout_train.signatures import mistakes_in_call, shown
 from samout_train.tf32 import tf32_problem
 from samout_train.yaml_places import short_path, with_places
@@ -207,6 +208,9 @@ def _mistakes_in_node(path: str, node: Any, *, own_checks: bool = True) -> list[
     late, also_known = LATE_ARGUMENTS.get(path, set()), DATA_SETTINGS if path == "data" else set()
 
     def elsewhere(name: str) -> str | None:
+        # With a target of one's own, what the chosen YAML has for another one is left.
+        if not node["_target_"].startswith("samout_train.") and "." not in path and options_with(path, name):
+            return f"{node['_target_']} does not take it: leave it out, {shell_word(f'~{path}.{name}')}"
         options = options_with(path, name) if "." not in path else []
         return f"it is one of {', '.join(f'{path}={option}' for option in options)}" if options else None
 

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +16,13 @@ from torch import Tensor
 
 from samout_train.checkpoint import find_checkpoint, read_checkpoint
 from samout_train.runtime import weights_sha256
+from samout_train.search_path import child_program
 from samout_train.stopping import StopSignals, own_group
 
 # What makes CUDA compute the same bits twice; a CPU does anyway.
 DETERMINISTIC = (
-    "from samout_train.search_path import working_directory_last; working_directory_last(); "
-    "import sys, torch; torch.use_deterministic_algorithms(True); "
-    "from samout_train.commands.train import main; sys.exit(main(sys.argv[1:]))"
+    "from samout_train.threads import wait_shortly; wait_shortly(); "
+    "import torch; torch.use_deterministic_algorithms(True); "
 )
 TIMELESS = ("train/loss_nats", "train/lr", "train/grad_norm", "val/loss_nats")
 PATIENCE_SECONDS = 600.0
@@ -103,11 +102,11 @@ def run_killed(
 @contextmanager
 def _started(words: list[str], run_dir: Path, device: torch.device) -> "Iterator[subprocess.Popen[bytes]]":
     """Yield a training in a session of its own, which no signal of the terminal reaches; kill it at the end."""
-    program = ["-c", DETERMINISTIC] if device.type == "cuda" else ["-m", "samout_train", "train"]
+    program = child_program(DETERMINISTIC if device.type == "cuda" else "")
     environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     with run_dir.with_suffix(".txt").open("wb") as printed:
         process = subprocess.Popen(
-            [sys.executable, *program, *words],
+            [*program, "train", *words],
             stdin=subprocess.DEVNULL,
             stdout=printed,
             stderr=subprocess.STDOUT,

@@ -28,6 +28,19 @@ def working_directory_last() -> None:
     sys.path[:] = kept
 
 
+def child_program(first: str = "") -> list[str]:
+    """Return what starts this program in another process, whatever files lie in its working directory.
+
+    `python -m samout_train` would take a file `samout_train.py` or `types.py` there for its own.
+
+    Args:
+        first: Python that is carried out before, such as `import torch; `.
+    """
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = f"sys.path[:] = [*filter(None, sys.path), {package!r}]"
+    return [sys.executable, "-c", f"import sys; {path}; {first}from samout_train.__main__ import main; main()"]
+
+
 def hiding_files() -> list[str]:
     """Return the files of the working directory and of PYTHONPATH that were imported in place of a known module."""
     from importlib.machinery import PathFinder

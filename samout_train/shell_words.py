@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,18 @@ def program_file() -> str:
     """Return Python as it is typed: with a folder in front, or the shell would look for it in PATH."""
     shown = shown_path(Path(sys.executable))
     return shown if re.search(r"[/\\]", shown) else f"./{shown}"
+
+
+def program() -> list[str]:
+    """Return the words that start this program, as it was started: its own command, or Python with its name."""
+    command = Path(sys.argv[0]) if sys.argv else Path()
+    if command.name.startswith("samout-train") and command.is_file():
+        found = shutil.which(command.name)
+        if found is not None and Path(found).resolve() == command.resolve():
+            return [command.name]
+        shown = shown_path(command)
+        return [shown if re.search(r"[/\\]", shown) else f"./{shown}"]
+    return [program_file(), "-m", "samout_train"]
 
 
 def dashboard_command(folder: Path) -> str:

@@ -63,15 +63,16 @@ def mistakes_in_call(
             annotation = hints.get(name, Any)
             if wanted := _beyond(value, annotation) or _mismatch(value, annotation):
                 found.append(f"{key}={shown(value)}: must be {wanted}")
+    not_taken = [] if takes_any else sorted(set(late) - set(named))
+    for name in not_taken:
+        found.append(
+            f"{path}._target_: {target.__qualname__} does not take the argument {name}, which the run gives: add it, "
+            f"or name a function of your own that takes {' and '.join(sorted(late))} and returns what is built"
+        )
     for name, parameter in named.items():
-        if name not in late and parameter.default is parameter.empty and name not in given:
+        if not not_taken and name not in late and parameter.default is parameter.empty and name not in given:
             key = f"{path}.{name}" if path else name
             found.append(f"{key}: is missing: set {key}=...")
-    if not takes_any:
-        found += [
-            f"{path}._target_: must take the argument {name}, which the run gives: add it to {target.__qualname__}"
-            for name in sorted(set(late) - set(named))
-        ]
     return found
 
 

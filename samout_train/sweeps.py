@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from omegaconf import OmegaConf
 
 from samout_train.atomic import RESERVED
 from samout_train.config import Composed, ConfigError
+from samout_train.data_record import DataNow
 from samout_train.figures import read_figures, write_figures
 from samout_train.ledger import LOOK_SECONDS, Job, outcome
 from samout_train.overrides import key_of
 from samout_train.run_directory import (
     DirectoryRefusedError,
     differences,
+    holds_run,
     is_taken,
     other_kind,
     other_settings,
@@ -167,6 +169,23 @@ def job_problems(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
         f"hydra.sweep.dir={run_dir.parent}: {difference}: give another directory"
         for difference in other_settings(run_dir, config, DECISIVE_KEYS)
     ]
+
+
+def data_problems(folder: Path, configs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return why jobs cannot stand beside those of a sweep: the same settings of data, and other content.
+
+    Args:
+        folder: Of the sweep.
+        configs: Those of the jobs that are asked for.
+    """
+    there_now = DataNow()
+    by_data = {str(config["data"]): config for config in configs}
+    for job in sweep_jobs(folder):
+        for config in by_data.values() if holds_run(job.run_dir) else ():
+            same_settings = not other_settings(job.run_dir, config, ("data",))
+            if same_settings and (other := there_now.other_than(job.run_dir, config)):
+                return [f"{other}, or another hydra.sweep.dir"]
+    return []
 
 
 def problems_where_taken(run_dir: Path, config: Mapping[str, Any]) -> list[str]:

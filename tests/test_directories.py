@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,16 @@ from marks import mostly_slow
 from omegaconf import OmegaConf
 from program import samout
 
-from samout_train import build_trainer, train
+from samout_train import __version__, build_trainer, train
 from samout_train.command_line import last_of_each
 from samout_train.commands import train as train_command
-from samout_train.config import ConfigError
+from samout_train.comparison.runs import read_run, told_apart
+from samout_train.config import ConfigError, compose_config
 from samout_train.ledger import outcome
 from samout_train.run_directory import DirectoryRefusedError, new_directory
-from samout_train.sweeps import doubles, sweep_jobs, write_sweep
+from samout_train.search_path import child_program
+from samout_train.stopping import StopRequestedError
+from samout_train.sweeps import data_problems, doubles, sweep_jobs, write_sweep
 
 TINY = ["data=random", "model.hidden_size=8", "model.num_heads=2", "model.num_layers=1", "data.num_sequences=8"]
 RUN = [*TINY, "device=cpu", "data.batch_size=4", "trainer=debug", "callbacks.state_health.branches=none"]
@@ -316,3 +320,101 @@ def test_one_text_in_place_of_a_list_is_named() -> None:
     for call in (build_trainer, train):
         with pytest.raises(ConfigError, match=r"overrides='model=v8': is one text: give a list"):
             call("model=v8")
+
+
+ON_TEXT = [
+    *("data=text", "data.seq_len=8", "data.batch_size=4", "model.hidden_size=8", "model.num_heads=2"),
+    *("model.num_layers=1", "device=cpu", "trainer=debug", "callbacks=metrics_file"),
+]
+
+
+def test_runs_of_one_directory_learn_from_the_same_data(tmp_path: Path) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("a text of one kind. " * 40, "utf-8")
+    words = [*ON_TEXT, f"data.path={text}"]
+    folder = tmp_path / "sweep"
+    config = compose_config([*words, "seed=1"]).config
+    train([*words, "seed=1", f"run_dir={folder / 'seed=1'}"])
+    write_sweep(folder, command=["-m"], flags=[], jobs={"seed=1": [*words, "seed=1"]})
+    of_first = read_run(folder / "seed=1").config["data"]["sha256"]
+    assert data_problems(folder, [config]) == []
+    text.write_text("another text, and longer. " * 40, "utf-8")
+    [problem] = data_problems(folder, [config])
+    assert f"data.path={text}: is other data than the run learns from: 1,040 bytes" in problem
+    assert "the run has 800 bytes" in problem and problem.endswith(
+        "give the data of the runs that are there, or another hydra.sweep.dir"
+    )
+    text.unlink()
+    assert "is not there" in data_problems(folder, [config])[0]
+    assert data_problems(folder, [compose_config([*words, "data.seq_len=9"]).config]) == []  # of other settings
+    text.write_text("a third text. " * 40, "utf-8")
+    train([*words, "seed=2", f"run_dir={folder / 'seed=2'}"])
+    first, second = told_apart([read_run(folder / f"seed={seed}") for seed in (1, 2)])
+    assert first.label == f"v8 data.sha256={of_first}" != second.label
+    assert len(of_first) == 12 and sha256(b"a text of one kind. " * 40).hexdigest().startswith(of_first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("begun", "further"),
+    [
+        (["-m", "seed=1,2", "hydra.sweep.dir=many"], ["-m", "seed=1,2,3", "hydra.sweep.dir=many"]),
+        (["-m", "seed=1,2", "hydra.sweep.dir=many"], ["-m", "seed=4,5", "hydra.sweep.dir=many"]),
+        (
+            ["compare", "models=[v8]", "lr=[1e-3]", "seeds=1", "run_dir=many"],
+            ["compare", "models=[v8]", "lr=[1e-3]", "seeds=2", "run_dir=many"],
+        ),
+        (
+            ["search", "space={optimizer.lr:[1e-3,1e-2]}", "trials=1", "run_dir=many"],
+            ["search", "space={optimizer.lr:[1e-3,1e-2]}", "trials=2", "run_dir=many"],
+        ),
+    ],
+    ids=["sweep", "other jobs of a sweep", "comparison", "search"],
+)
+def test_many_runs_do_not_go_on_with_another_text(tmp_path: Path, begun: list[str], further: list[str]) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("a text of one kind. " * 40, "utf-8")
+    words = [*ON_TEXT, "data.path=t.txt"]
+    assert samout(tmp_path, *begun, *words).returncode == 0
+    before = contents(tmp_path / "many")
+    text.write_text("another text, and longer. " * 40, "utf-8")
+    done = samout(tmp_path, *further, *words)
+    assert done.returncode == 2 and "is other data than the run learns from" in done.stderr, done.stderr
+    after = contents(tmp_path / "many")
+    assert {name for name in after if name.endswith((".pt", "summary.json"))} == {
+        name for name in before if name.endswith((".pt", "summary.json"))
+    }
+    text.write_text("a text of one kind. " * 40, "utf-8")
+    done = samout(tmp_path, *further, *words)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_process_of_a_job_is_this_program_whatever_the_directory_holds(tmp_path: Path) -> None:
+    for name in ("samout_train", "types", "random", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+    done = subprocess.run([*child_program(), "--version"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and __version__ in done.stdout, done.stderr
+    assert "the wrong one" not in done.stderr
+
+
+def test_a_finished_run_that_goes_on_is_not_finished_before_it_has_ended_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*RUN, f"run_dir={tmp_path / 'run'}"]
+    train(words)
+    assert trained(tmp_path / "run", "steps") == 2
+    before = (tmp_path / "run" / "summary.json").read_bytes()
+    train([*words, "resume=auto"])  # nothing is left to do
+    assert outcome(tmp_path / "run").state == "done" and not [*(tmp_path / "run").glob("summary_step_*")]
+
+    def stopped(*arguments: object) -> None:
+        raise StopRequestedError(signal.SIGINT)
+
+    with monkeypatch.context() as patched, pytest.raises(StopRequestedError):
+        patched.setattr("samout_train.fitting._train", stopped)
+        train([*words, "resume=auto", "trainer.max_steps=4"])
+    assert outcome(tmp_path / "run").state == "stopped"
+    kept = json.loads((tmp_path / "run" / "summary_step_00000002.json").read_bytes())
+    assert kept["weights_sha256"] == json.loads(before)["weights_sha256"]
+    train([*words, "resume=auto", "trainer.max_steps=4"])
+    assert outcome(tmp_path / "run").state == "done" and trained(tmp_path / "run", "steps") == 4

@@ -239,7 +239,16 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "Python that does not take what the run gives": (
         [*MINE, "model=no_vocabulary"],
-        ["model._target_: must take the argument vocab_size, which the run gives: add it to Model"],
+        ["model._target_: Model does not take the argument vocab_size, which the run gives: add it"],
+    ),
+    "an optimizer of torch as it stands": (
+        ["optimizer._target_=torch.optim.SGD"],
+        [
+            "optimizer.betas=[0.9, 0.999]: no such key; torch.optim.SGD does not take it: leave it out, "
+            "'~optimizer.betas'",
+            "optimizer._target_: SGD does not take the argument model, which the run gives: add it, or name a function "
+            "of your own that takes model and returns what is built",
+        ],
     ),
     "what is no class": (["optimizer._target_=samout_train.optim.adam.__doc__"], ["is no class or function"]),
     "what the run gives": (["+model.vocab_size=9"], ["model.vocab_size=9: is not set in the configuration"]),

@@ -175,7 +175,7 @@ def test_of_four_trials_of_which_one_is_killed_three_are_done_and_the_same_comma
     assert "repeat " in log and sorted(path.name for path in (folder / "s").glob("trial-*")) == [
         f"trial-{number}" for number in range(4)
     ]
-    assert "best       trial " in again.stdout and "repeat     samout-train --config-dir" in again.stdout
+    assert "best       trial " in again.stdout and "-m samout_train --config-dir" in again.stdout
     assert (folder / "s" / "search.png").stat().st_size > 1000
     other = samout(folder, "search", *settings, "space={optimizer.lr:[1e-3]}")
     assert other.returncode == 2 and "holds another search (space or settings)" in other.stderr

@@ -17,7 +17,7 @@ from samout_train.command_line import Request
 from samout_train.config import compose_config
 from samout_train.home import home_expanded
 from samout_train.overrides import quote_text
-from samout_train.shell_words import list_setting, quoted, shell_word, typed_line
+from samout_train.shell_words import dashboard_command, list_setting, program, quoted, shell_word, typed_line
 
 NASTY = [
     *(
@@ -260,8 +260,36 @@ def test_each_line_that_a_run_prints_works_when_it_is_typed(shell: str, tmp_path
         printed(output, "dashboard").replace(" -m tensorboard.main --logdir ", " -c " + SAYS)
     )
     found = samout(folder, "inspect", f"path={run_dir}")
-    program = f"{sys.executable} -m samout_train generate max_new_tokens=1 prompt=a "
-    typed(printed(found.stdout, " *to generate").replace("samout-train generate ", program))
+    typed(printed(found.stdout, " *to generate") + " max_new_tokens=1 prompt=a")
+
+
+@pytest.mark.parametrize("started_by", ["samout-train", "samout-train.exe"])
+def test_a_printed_command_names_the_program_as_it_was_started(
+    started_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "bin" / started_by
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["bin/" + started_by, "seed=1"])
+    assert program() == [f"bin/{started_by}"]
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert program() == [started_by]
+    monkeypatch.chdir(command.parent)
+    monkeypatch.setattr("sys.argv", [started_by])
+    monkeypatch.setenv("PATH", "")
+    assert program() == [f"./{started_by}"]
+    monkeypatch.setattr("sys.argv", ["-c", "train"])
+    assert program() == [sys.executable, "-m", "samout_train"]
+
+
+def test_a_dashboard_of_a_folder_with_a_dash_in_front_is_no_option(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert dashboard_command(tmp_path / "-v").endswith(" --logdir ./-v")
+    assert dashboard_command(tmp_path).endswith(" --logdir .")
 
 
 def test_what_is_saved_has_the_paths_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from samout_train.commands import sweep
 from samout_train.config import CONF
 from samout_train.ledger import outcome, record_failure
 from samout_train.overrides import override_problems
-from samout_train.shell_words import dashboard_command
+from samout_train.shell_words import dashboard_command, program, typed_line
 from samout_train.sweeps import read_sweep, sweep_jobs, words_of_sweep, write_sweep
 
 JOBS = {"seed=1": ["seed=1", "data.path=a b"], "seed=2": ["seed=2"], "seed=3": ["seed=3"]}
@@ -100,7 +100,8 @@ def test_a_comparison_has_the_same_ledger(tmp_path: Path, capsys: pytest.Capture
         f"dashboard  {dashboard_command(tmp_path)}",
     ]
     assert sweep.main([f"dir={tmp_path}", "action=resume"]) == 2
-    assert f"started again: samout-train compare models=[v8] run_dir={tmp_path}" in capsys.readouterr().err
+    again = f"started again: {typed_line(program())} compare models=[v8] {typed_line([f'run_dir={tmp_path}'])}"
+    assert again in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_a_comparison_has_the_same_ledger(tmp_path: Path, capsys: pytest.Capture
         (["dir=absent"], "dir=absent: holds no sweep: give what hydra.sweep.dir was, or a comparison"),
         (
             ["dir=staged"],
-            "decides on its jobs itself: start it again to go on: samout-train -m experiment=x",
+            "-m samout_train -m experiment=x",
         ),
         (["dir=staged", "action=stats"], "action=stats: must be status, resume, retry"),
         (["dir=staged", "jobs=0"], "jobs=0: must be above 0"),
@@ -166,7 +167,7 @@ def test_what_failed_is_left_by_resume_and_made_again_by_retry(folder: Path) -> 
     words = [*WORDS, *deadly(folder, seed=2, how="raise"), "seed=1,2,3"]
     done = samout(folder, *words)
     assert done.returncode == 1 and "FAILED   seed=2  KeyError: " in done.stderr
-    assert "continue   samout-train sweep action=retry dir=sw" in done.stderr
+    assert "-m samout_train sweep action=retry dir=sw" in done.stderr
     resumed = samout(folder, "sweep", "dir=sw", "action=resume")
     assert resumed.returncode == 1 and "3 jobs in sw: 2 done, 1 FAILED" in resumed.stdout
     retried = samout(folder, "sweep", "dir=sw", "action=retry")
@@ -181,7 +182,7 @@ def test_of_four_jobs_of_which_one_is_killed_three_are_done_and_resume_makes_one
     )
     words = [*WORDS, *deadly(folder, seed=2), f"hydra/launcher={launcher}", "seed=1,2,3,4"]
     done = samout(folder, *words, timeout=300)
-    assert done.returncode == 1 and "continue   samout-train sweep action=resume dir=sw" in done.stderr
+    assert done.returncode == 1 and "-m samout_train sweep action=resume dir=sw" in done.stderr
     if launcher == "submitit_local":  # joblib's pool breaks with one of its processes
         assert [outcome(job.run_dir).state for job in sweep_jobs(folder / "sw")] == ["done", "stopped", "done", "done"]
     resumed = samout(folder, "sweep", "dir=sw", "action=resume", timeout=300)

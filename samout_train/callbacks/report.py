@@ -14,7 +14,7 @@ from samout_train.callbacks.base import Callback, RunContext
 from samout_train.going_on import once
 from samout_train.measuring import WORTH_SAYING, bfloat16_share, product_of, tokens_of
 from samout_train.metrics import TRAINING_TIMES, estimate_memory_bytes, num_parameters, parameters_by_part
-from samout_train.shell_words import dashboard_command, program_file, shown_path, typed_line
+from samout_train.shell_words import dashboard_command, program, program_file, shown_path, typed_line
 from samout_train.threads import Others, told_others
 
 STEPS_BEFORE_ESTIMATE = 3
@@ -98,8 +98,9 @@ class Report(Callback):
     def _program(self) -> list[str]:
         """Return what starts it: Python, or torchrun, which the same environment has."""
         count = self._context.processes
-        several = ["-m", "torch.distributed.run", "--nproc-per-node", str(count)] if count > 1 else []
-        return [program_file(), *several, "-m", "samout_train"]
+        if count == 1:
+            return program()
+        return [program_file(), "-m", "torch.distributed.run", "--nproc-per-node", str(count), "-m", "samout_train"]
 
 
 def _description(context: RunContext) -> list[str]:

@@ -10,7 +10,7 @@ from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.overrides import key_of
 from samout_train.ranges import Positive
-from samout_train.shell_words import dashboard_command, shell_word, typed_line
+from samout_train.shell_words import dashboard_command, program, shell_word, typed_line
 from samout_train.train_keys import beside_those_of_train
 
 if TYPE_CHECKING:
@@ -112,4 +112,4 @@ def _tell(search: "Search") -> None:
         print(missing_charts())
     print(f"best       trial {best.number}: {best.loss:.4f} nats")
     print(f"dashboard  {dashboard_command(search.folder)}")
-    print(f"repeat     {typed_line(['samout-train', *search.flags, *search.shared, *best.words])}")
+    print(f"repeat     {typed_line([*program(), *search.flags, *search.shared, *best.words])}")

@@ -20,8 +20,9 @@ from samout_train.ledger import FAILURE, Why, finished, forget_failure, has_chec
 from samout_train.overrides import as_typed, words_for_hydra
 from samout_train.places import PlaceError, in_words, is_of_a_place, message_of
 from samout_train.run_directory import DirectoryRefusedError, TakenError, content_problems, locked
-from samout_train.shell_words import quoted, typed_line
+from samout_train.shell_words import program, quoted, typed_line
 from samout_train.sweeps import (
+    data_problems,
     doubles,
     job_problems,
     problems_where_taken,
@@ -112,6 +113,8 @@ def _recorded(request: Request, words: list[str]) -> str | None:
     folder = Path(str(request.run_dir))
     for line in doubles(request.configs):
         print(line, file=sys.stderr)
+    if found := data_problems(folder, request.configs.values()):
+        return "\n".join(found)
 
     def settings_of(of_job: Sequence[str]) -> dict[str, object] | None:
         try:
@@ -150,9 +153,7 @@ def _swept(
         print(f"  {described(job, found)}", file=sys.stderr)
     if left:
         action = "retry" if any(found.state == "FAILED" for _, found in left) else "resume"
-        print(
-            f"continue   {typed_line(['samout-train', 'sweep', f'action={action}', f'dir={folder}'])}", file=sys.stderr
-        )
+        print(f"continue   {typed_line([*program(), 'sweep', f'action={action}', f'dir={folder}'])}", file=sys.stderr)
     return code or (failures[0] if failures else int(bool(left)))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from samout_train.comparison.contenders import Config, Contender
 from samout_train.comparison.labels import folder_name
 from samout_train.comparison.matching import Sizes
+from samout_train.data_record import DataNow
 from samout_train.figures import read_figures, write_figures
 from samout_train.ledger import Job
 from samout_train.run_directory import holds_run, other_kind, other_settings
@@ -99,12 +100,17 @@ class Plan:
             return [f"run_dir={self.folder}: is a file: give a directory"]
         if kind := other_kind(self.folder, "a comparison"):
             return [f"run_dir={self.folder}: holds {kind}: give a directory of its own"]
-        found, by_label = [], {one.label: one for one in self.contenders}
+        found: list[str] = []
+        others: list[str | None] = []
+        there_now = DataNow()
+        by_label = {one.label: one for one in self.contenders}
         for name, entry in self.entries().items():
             if holds_run(self.folder / name):
                 config = _with(by_label[entry.label].config, entry.rate, entry.seed)
                 found += other_settings(self.folder / name, config, DECISIVE_KEYS)
-        return [f"{difference}: give another run_dir" for difference in dict.fromkeys(found)]
+                others.append(there_now.other_than(self.folder / name, config))
+        problems = [f"{difference}: give another run_dir" for difference in dict.fromkeys(found)]
+        return problems or [f"{other}, or another run_dir" for other in others if other is not None][:1]
 
     def write(self, asked: Mapping[str, Any]) -> None:
         """Leaves in the directory what its runs are, beside those that it knew of before.

@@ -9,6 +9,7 @@ from typing import Any
 
 from samout_train.comparison.jobs import entry_of
 from samout_train.config import ConfigError, saved_choice, saved_config
+from samout_train.data_record import recorded_data
 from samout_train.figures import finite_or_null
 from samout_train.ledger import OUTPUT, Outcome, outcome
 from samout_train.run_directory import holds_run, scalars
@@ -84,6 +85,8 @@ def read_run(run_dir: Path) -> Run:
     found = outcome(run_dir)
     try:
         config = finite_or_null(saved_config(run_dir / ".hydra" / "config.yaml"))
+        if "sha256" in (content := recorded_data(run_dir)):  # the same path may have had another text
+            config["data"] = {**config["data"], "sha256": str(content["sha256"])[:12]}
     except ConfigError:
         config = {}
     if (entry := entry_of(run_dir)) is not None:

@@ -8,6 +8,7 @@ Source: `gen_voc` and `gen_sft_single_data_align` of the published SamOut V1 tra
 
 import pickle
 import pickletools
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,10 @@ def _unpickled(path: Path) -> Any:
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     try:
-        _refuse_other_operations(content)
-        return pickle.loads(content)  # nothing that could run code is left in it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in what is no pickle at all
+            _refuse_other_operations(content)
+            return pickle.loads(content)  # nothing that could run code is left in it
     # What a damaged pickle makes these raise; all of it means that the file cannot be read.
     except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"no pickle of lists, dictionaries, texts and whole numbers ({_short(error)})") from error

@@ -15,6 +15,7 @@ from samout_train.comparison.jobs import DECISIVE_KEYS
 from samout_train.comparison.labels import word_of
 from samout_train.comparison.runs import curve_of
 from samout_train.config import ConfigError, compose_config
+from samout_train.data_record import DataNow
 from samout_train.figures import read_figures, write_figures
 from samout_train.ledger import LOOK_SECONDS, Job, Outcome, Process, outcome
 from samout_train.run_directory import differences, holds_run, is_taken, other_settings
@@ -103,6 +104,12 @@ class Search:
             raise ConfigError(f"run_dir={folder}: holds another search (space or settings): give another run_dir")
         if found := differences(then, settings, DECISIVE_KEYS):  # the same words, and YAML that was changed since
             raise ConfigError(f"run_dir={folder}: holds a search of other settings ({found[0]}): give another run_dir")
+        there_now = DataNow()
+        for trial in self.study.trials:
+            run_dir = folder / self._run_dir(trial)
+            same_settings = not other_settings(run_dir, settings, ("data",))
+            if same_settings and (other := there_now.other_than(run_dir, settings)):
+                raise ConfigError(f"{other}, or another run_dir")
 
     def _settings(self, words: Sequence[str]) -> dict[str, Any]:
         """Return the settings that decide about a trial of these words."""
