@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 from samout_train.data.cuts import folded, whole_parts
-from samout_train.data.text_kind import BYTE_ORDER_MARK, HEAD_BYTES, opened, other_kind, printable
+from samout_train.data.text_kind import BYTE_ORDER_MARK, opened, other_kind, printable, to_utf_8
+from samout_train.file_kind import HEAD_BYTES
+from samout_train.home import home_path
 from samout_train.shell_words import shell_word
 
 CHUNK_BYTES = 1 << 21  # which a slow tokenizer takes two seconds for, so that signals are answered
@@ -196,14 +198,14 @@ def text_of(name: str, content: bytes, line_ends: LineEnds) -> str:
     """Return what `TextReader` reads in a file of this content.
 
     Args:
-        name: What messages call it.
+        name: What messages call it: the path of a file, or a word for what is none.
         content: All of it.
         line_ends: `fold` makes CRLF and CR into LF.
 
     Raises:
         ValueError: if it is no UTF-8 text.
     """
-    if problem := other_kind(content[:HEAD_BYTES]):
+    if problem := other_kind(content[:HEAD_BYTES], _file_of(name)):
         raise ValueError(f"{name} {problem}")
     content = content.removeprefix(BYTE_ORDER_MARK)
     text, _ = _decoded(name, content, 0, is_last=True)
@@ -214,15 +216,22 @@ def _decoded(name: Path | str, chunk: bytes, start: int, is_last: bool) -> tuple
     if (zero := chunk.find(0)) >= 0:
         raise ValueError(
             f"{printable(name)} has a zero byte at byte {start + zero}, so it is no UTF-8 text: convert it, for "
-            "example with `iconv -f UTF-16LE -t UTF-8 FILE > NEW` where it is UTF-16, or leave it out"
+            f"example with `{to_utf_8('UTF-16LE', _file_of(name))}` where it is UTF-16, or leave it out"
         )
     try:
         return codecs.utf_8_decode(chunk, "strict", is_last)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{printable(name)} is no UTF-8 at byte {start + error.start} (0x{chunk[error.start]:02x}): convert it, "
-            "for example with `iconv -t utf-8`, or leave it out"
+            f"for example with `{to_utf_8('WINDOWS-1252', _file_of(name))}` where it is Western European, or leave it "
+            "out"
         ) from error
+
+
+def _file_of(name: Path | str) -> Path | None:
+    """The file that a name is of; None for what is no file, as standard input."""
+    path = home_path(name)
+    return path if path.is_file() else None
 
 
 def _refuse_surrogates(text: str) -> None:
