@@ -99,7 +99,7 @@ class TextReader:
                 start = file.tell()
             while True:
                 file.seek(start)
-                wanted = chunk_bytes if stop is None else min(chunk_bytes, stop - start)
+                wanted = chunk_bytes if stop is None else min(chunk_bytes, max(0, stop - start))
                 chunk = file.read(wanted)
                 if not chunk:
                     return

@@ -38,7 +38,6 @@ def read(path: Path, line_ends: LineEnds = "keep") -> str:
     [
         (b"a\r\nb\rc\n\r\n", "a\r\nb\rc\n\r\n", "a\nb\nc\n\n"),
         (MARK + b"a\n", "a\n", "a\n"),
-        (MARK + MARK + b"a", "\ufeffa", "\ufeffa"),
         (b"a" + MARK + b"\r", "a\ufeff\r", "a\ufeff\n"),
     ],
 )
@@ -58,6 +57,22 @@ def test_counts_are_those_of_the_text_that_is_read(tmp_path: Path) -> None:
         reader = TextReader(sos=True, line_ends=line_ends)  # type: ignore[arg-type]
         counts = survey(tmp_path, [tmp_path / "a.txt"], reader).count()
         assert (counts.num_bytes, counts.characters, counts.documents) == (size, size, 1)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_all_marks_at_the_beginning_go(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(MARK * number + b"a " + MARK + b"b")
+    assert read(path) == "<|sos|>a \ufeffb" and text_of("a", path.read_bytes(), "keep") == "a \ufeffb"
+    (piece,) = TextReader(sos=True).read(path)
+    assert list(TextReader(sos=True).read(path, piece.end)) == [] and piece.end == 3 * number + 6
+    assert list(TextReader(sos=True).read(path, 0, 3)) == []
+
+
+def test_marks_where_files_of_json_lines_were_joined_go(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(MARK * 2 + b'{"text": "a"}\n' + MARK + b'{"text": "' + MARK + b'b"}\n' + MARK)
+    assert read(path) == "<|sos|>a<|sos|>\ufeffb"
 
 
 def test_a_mark_alone_is_no_text(tmp_path: Path) -> None:
