@@ -206,9 +206,9 @@ def test_tokenize_prints_what_gives_a_role_a_token_there(
     assert tokenize.main(words) == 2
     told = capsys.readouterr().err
     assert {"tool": "set '+roles.tool=<|user|>', or", "tool call": "--config-dir=DIR +roles=more, or"}[role] in told
-    (tmp_path / "roles").mkdir()
-    (tmp_path / "roles/more.yaml").write_text('"tool call": <|user|>\n', "utf-8")
-    added = ["+roles.tool=<|user|>"] if role == "tool" else [f"--config-dir={tmp_path}", "+roles=more"]
+    (tmp_path / "conf/roles").mkdir(parents=True)
+    (tmp_path / "conf/roles/more.yaml").write_text('"tool call": <|user|>\n', "utf-8")
+    added = ["+roles.tool=<|user|>"] if role == "tool" else [f"--config-dir={tmp_path / 'conf'}", "+roles=more"]
     assert tokenize.main([*words, *added, f"out={tmp_path / 'other'}"]) == 0
 
 
