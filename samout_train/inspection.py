@@ -19,17 +19,16 @@ from samout_train.data.published_vocabulary import read_published_vocabulary
 from samout_train.data.vocabulary_choice import vocabulary_from
 from samout_train.export_files import VOCABULARY, WEIGHTS
 from samout_train.exporting import CONFIG, MANIFEST, export_damage, read_manifest
+from samout_train.file_kind import HEAD_BYTES
 from samout_train.home import home_path
-from samout_train.models.published import load_published, rename_published
-from samout_train.models.published_files import read_published
+from samout_train.models.published import is_published_v8, load_published
+from samout_train.models.published_files import DamagedError, is_safetensors, no_weights, read_published
 from samout_train.shell_words import program, shell_word, typed_line
-from samout_train.tensor_file import MoreThanTensorsError, read_tensor_file
+from samout_train.tensor_file import LEGACY, ZIP, MoreThanTensorsError, read_tensor_file
 
 SIZES = ("hidden_size", "num_layers", "num_heads", "ffn_size", "max_seq_len")
 CHECKPOINT = re.compile(rf"step_\d{{8}}\.pt({re.escape(CORRUPT)})?")
 SAVED_CONFIG = Path(".hydra", "config.yaml")
-ZIP = b"PK\x03\x04"
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of files of torch.save before torch 1.6
 WHAT_IS_KNOWN = "give a run directory, a checkpoint, an export, a published .pth or a pickled vocabulary"
 
 
@@ -194,26 +193,31 @@ def _export(path: Path) -> Found:
 def _file(path: Path) -> Found:
     """A file that its name does not tell."""
     with path.open("rb") as file:
-        start = file.read(len(LEGACY))
-    is_zip = start.startswith(ZIP)
+        start = file.read(HEAD_BYTES)
     try:
         return _vocabulary(path)
     except ValueError as error:
         reason = str(error).rpartition("cannot be used: ")[2]
-    try:
-        content = read_tensor_file(path) if path.suffix != ".safetensors" else {}
-    except ValueError as error:
+    if is_safetensors(start):
         content = None
-        is_whole = isinstance(error, MoreThanTensorsError) and (is_zip or start == LEGACY)
-        if is_zip and not is_whole:
-            return Found("a file of torch.save, or another zip", damaged=True, rows=[("whole", f"no: {error}")])
-        if not is_whole:
-            return _unknown(f"{path} is nothing of this program ({reason}): {WHAT_IS_KNOWN}")
+    elif problem := no_weights(start, path):
+        return _unknown(f"{path} holds nothing of this program: {problem}")
+    else:
+        try:
+            content = read_tensor_file(path)
+        except ValueError as error:
+            content = None
+            if not start.startswith((ZIP, LEGACY)):
+                return _unknown(f"{path} is nothing of this program ({reason}): {WHAT_IS_KNOWN}")
+            if not isinstance(error, MoreThanTensorsError):
+                return Found("a file of torch.save, or another zip", damaged=True, rows=[("whole", f"no: {error}")])
     if isinstance(content, dict) and content.get("format") == FORMAT:
         manifest = ("whole", "not known: its manifest, step_*.json, is not beside it")
         return Found("a checkpoint under another name", damaged=True, rows=[manifest])
     try:
         return _published(path, read_published(path))
+    except DamagedError as error:
+        return Found("a safetensors file", damaged=True, rows=[("whole", f"no: {error}")])
     except ValueError as error:
         return _unknown(f"{path} holds nothing of this program: {error}")
 
@@ -227,14 +231,13 @@ def _vocabulary(path: Path) -> Found:
 
 def _published(path: Path, weights: dict[str, Tensor]) -> Found:
     try:
-        names = rename_published(weights)
+        is_v8 = is_published_v8(weights)
     except ValueError as error:
         return _unknown(f"{path} holds tensors that are nothing of this program: {error}")
-    is_v8 = "head.weight" in names
     found = Found(f"weights of the published SamOut {'V8' if is_v8 else 'V1'}")
     try:
         model = load_published(weights, num_heads=1)
-    except (ValueError, LookupError) as error:
+    except ValueError as error:
         found.add("whole", f"no: {' '.join(str(error).split())[:200]}", damaged=True)
         return found
     found.add("whole", "yes, names and shapes are complete")

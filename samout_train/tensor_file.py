@@ -3,11 +3,16 @@
 import pickle
 import re
 import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+ZIP = b"PK\x03\x04"
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of files of torch.save before torch 1.6
 # What a damaged or hostile file makes torch.load raise beside UnpicklingError and OSError.
 UNREADABLE = (EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
 
@@ -32,14 +37,47 @@ def read_tensor_file(path: Path | IO[bytes]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that torch does not write
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with _given(path) as given:
+                return torch.load(given, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise MoreThanTensorsError(
             f"it holds more than tensors, numbers, text and lists{_asked_for(str(error))}: code in a file is never run"
         ) from error
     except (*UNREADABLE, AssertionError, OSError) as error:
-        reason = next(iter(str(error).splitlines()), "")[:200]
-        raise ValueError(f"it cannot be read ({reason or type(error).__name__})") from error
+        raise ValueError(_reason(path, error)) from error
+
+
+@contextmanager
+def _given(path: Path | IO[bytes]) -> Iterator[Path | IO[bytes]]:
+    """What torch.load is given: it goes by the name of a path, so one that ends with .safetensors is opened for it."""
+    if isinstance(path, Path) and path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            yield file
+    else:
+        yield path
+
+
+def _reason(path: Path | IO[bytes], error: Exception) -> str:
+    """Why torch.load could not read a file, by what the file begins with: its own words name no cause."""
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is: it is damaged, or made to do so"
+    if isinstance(path, Path):
+        with path.open("rb") as file:
+            start = file.read(len(LEGACY))
+    else:
+        path.seek(0)
+        start = path.read(len(LEGACY))
+        path.seek(0)
+    if not start:
+        return "it is empty: copy or download it again"
+    if not (start.startswith(ZIP) or start == LEGACY):
+        return "it is no file of torch.save"
+    if start.startswith(ZIP) and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if not any(name.endswith("data.pkl") for name in names):
+            return f"it is a zip archive and no file of torch.save ({', '.join(names)[:100]}): unpack it"
+    return "it is cut short or damaged: copy or download it again"
 
 
 def _asked_for(words: str) -> str:
@@ -86,11 +124,13 @@ def read_module_file(path: Path) -> StandIn | dict[Any, Any] | None:
         Its content; None where it cannot be read so, as one of the format before torch 1.6.
     """
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with _given(path) as given:
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(given)
         known: list[Any] = [(type("StandIn", (StandIn,), {}), name) for name in names]
         with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with _given(path) as given:
+                content = torch.load(given, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, *UNREADABLE, AssertionError, OSError):
         return None
     return content if isinstance(content, StandIn | dict) else None

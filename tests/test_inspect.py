@@ -128,8 +128,8 @@ def renamed_checkpoint(folder: Path) -> None:
         (without_configuration, "run", ["config.yaml: does not say how the model was built (", "not known"]),
         (broken_configuration, NEWEST, ["config.yaml: does not say how the model was built (run/.hydra/config.yaml l"]),
         (flipped_export, "out", ["no: the sha256 of model.pth differs from that in export.json"]),
-        (cut_weights, "cut.pth", ["no: it cannot be read ("]),
-        (less_weights, "less.pth", ["no: not a whole SamOut V8 checkpoint", "layers.0.alpha"]),
+        (cut_weights, "cut.pth", ["no: it is cut short or damaged: copy or download it again"]),
+        (less_weights, "less.pth", ["no: not a whole SamOut V8 checkpoint: decoder_layers.0.alpha is missing"]),
         (renamed_checkpoint, "mine.pt", ["a checkpoint under another name", "manifest, step_*.json, is not beside"]),
     ],
 )

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "samout_train"
 ROWS = [
     {
         *("ops", "runtime", "log_file", "stopping", "atomic", "ranges", "signatures", "tf32", "compilation"),
-        *("tensor_file", "figures", "launch", "processes", "shell_words", "home", "threads"),
+        *("tensor_file", "file_kind", "figures", "launch", "processes", "shell_words", "home", "threads"),
         *("console", "progress"),
         *("missing_home", "search_path", "places"),
     },

@@ -74,7 +74,8 @@ def _tokenize(words: list[str]) -> int:
         print(f"{in_words(error, place=place)}. The same command then goes on from there.", file=sys.stderr)
         return 1
     except ValueError as error:
-        raise ValueError(str(error).replace("+data.roles.", "+roles.")) from error
+        message = str(error).replace("+data.roles.", "+roles.").replace("+roles@data.roles=", "+roles=")
+        raise ValueError(message) from error
     return 0
 
 

@@ -6,18 +6,25 @@ tokenized one by one, and an interrupted tokenizing goes on behind the last one 
 
 import codecs
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 from samout_train.data.cuts import folded, whole_parts
-from samout_train.data.text_kind import BYTE_ORDER_MARK, HEAD_BYTES, opened, other_kind, printable
+from samout_train.data.text_kind import BYTE_ORDER_MARK, opened, other_kind, printable, to_utf_8
+from samout_train.file_kind import HEAD_BYTES
+from samout_train.home import home_path
 from samout_train.shell_words import shell_word
 
 CHUNK_BYTES = 1 << 21  # which a slow tokenizer takes two seconds for, so that signals are answered
 SOS = "<|sos|>"
+WITHOUT_TEXT = "documents without text"
+BESIDE_TEXT = '"conversations" beside a "text", which is read'
 LineEnds = Literal["keep", "fold"]
+KEY = re.compile(r"[A-Za-z_][\w$-]*|0|[1-9]\d*", re.ASCII)  # what Hydra takes as a part of a key
 ROLE_TOKENS = ("<|user|>", "<|agent|>", "<|history|>")
 
 
@@ -39,10 +46,12 @@ class Piece:
     Args:
         parts: Text and special tokens, in order.
         end: Bytes of the file up to its end.
+        left_out: How much that is there is not in it, by what it is.
     """
 
     parts: list[str | Special]
     end: int
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 class Reader(Protocol):
@@ -69,26 +78,28 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class TextReader:
-    """UTF-8 text, without its byte order mark.
+    """UTF-8 text, without the byte order marks that it begins with; those inside are characters like any other.
 
     Args:
         sos: Whether each file begins with `<|sos|>`.
         line_ends: `fold` makes CRLF and CR into LF.
+        way: The number of this way of reading, which is another one where the same file gives another text.
     """
 
     sos: bool
     line_ends: LineEnds = "keep"
+    way: int = field(default=2, init=False)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """Yield text that ends where it can be cut, so that no vocabulary sees half a word."""
         parts: list[str | Special] = [Special(SOS)] if self.sos and start == 0 else []
         chunk_bytes, fold = CHUNK_BYTES, self.line_ends == "fold"
         with opened(path) as file:
-            if start == 0 and file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK:
-                start = len(BYTE_ORDER_MARK)
+            while start == file.tell() and file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK:
+                start = file.tell()
             while True:
                 file.seek(start)
-                wanted = chunk_bytes if stop is None else min(chunk_bytes, stop - start)
+                wanted = chunk_bytes if stop is None else min(chunk_bytes, max(0, stop - start))
                 chunk = file.read(wanted)
                 if not chunk:
                     return
@@ -113,10 +124,12 @@ class JsonlReader:
     Args:
         roles: The special token that stands before what a role says, such as `{"user": "<|user|>"}`, as pairs.
         line_ends: `fold` makes CRLF and CR in what the strings of JSON hold into LF.
+        way: The number of this way of reading, which is another one where the same file gives other documents.
     """
 
     roles: tuple[tuple[str, str], ...]
     line_ends: LineEnds = "keep"
+    way: int = field(default=2, init=False)
 
     @classmethod
     def of(cls, roles: Mapping[str, str], line_ends: LineEnds = "keep") -> "JsonlReader":
@@ -136,27 +149,29 @@ class JsonlReader:
             file.seek(start)
             while lines := _lines(file, start, stop):
                 parts: list[str | Special] = []
+                left_out: Counter[str] = Counter()
                 for line in lines:
                     text, _ = _decoded(path, line, start, is_last=True)
-                    text = text.removeprefix("\ufeff") if start == 0 else text  # a byte order mark
                     try:
-                        parts += self._document(text)
+                        parts += self._document(text.lstrip("\ufeff"), left_out)  # marks, of files that were joined
                     except ValueError as error:
                         raise ValueError(f"{printable(path)} line {_line_number(path, start)}: {error}") from error
                     start += len(line)
-                yield Piece(parts, start)
+                yield Piece(parts, start, dict(left_out))
 
-    def _document(self, line: str) -> list[str | Special]:
+    def _document(self, line: str, left_out: Counter[str]) -> list[str | Special]:
         if not line.strip():
             return []
         try:
             document = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"is no JSON ({error}): give one object a line") from error
-        if isinstance(document, dict) and isinstance(document.get("text"), str):
-            parts: list[str | Special] = [document["text"]]
-        elif isinstance(document, dict) and isinstance(document.get("conversations"), list):
-            parts = [part for turn in document["conversations"] for part in self._turn(turn)]
+        text, turns = (document.get(key) if isinstance(document, dict) else None for key in ("text", "conversations"))
+        if isinstance(text, str) and (text or not isinstance(turns, list)):
+            parts: list[str | Special] = [text]
+            left_out.update([BESIDE_TEXT] if turns else [])
+        elif isinstance(turns, list):
+            parts = [part for turn in turns for part in self._turn(turn)]
         else:
             found = ", ".join(map(str, document)) if isinstance(document, dict) else type(document).__name__
             raise ValueError(
@@ -167,6 +182,7 @@ class JsonlReader:
             _refuse_surrogates(text)
         if self.line_ends == "fold":
             parts = [folded(part) if isinstance(part, str) else part for part in parts]
+        left_out.update([] if any(texts) else [WITHOUT_TEXT])
         return [Special(SOS), *parts] if any(texts) else []
 
     def _turn(self, turn: Any) -> list[str | Special]:
@@ -176,10 +192,20 @@ class JsonlReader:
         if token is None:
             known = ", ".join(role for role, _ in self.roles)
             raise ValueError(
-                f"role {turn['role']!r} has no token ({known} have one): set "
-                f"{shell_word('+data.roles.' + turn['role'] + '=<|user|>')} or another"
+                f"role {turn['role']!r} has no token ({known} have one): {_setting_of(turn['role'])}, or another token"
             )
         return [Special(token), turn["content"]]
+
+
+def _setting_of(role: str) -> str:
+    """Say how a role gets a token: on the command line where Hydra takes its name for a key, else by a YAML."""
+    if KEY.fullmatch(role):
+        return f"set {shell_word(f'+data.roles.{role}=<|user|>')}"
+    name = "".join(each if each.isprintable() and each not in '"\\' else f"\\U{ord(each):08x}" for each in role)
+    return (
+        f'a command line cannot name it, so write DIR/roles/more.yaml with the line `"{name}": <|user|>` and add '
+        "--config-dir=DIR +roles@data.roles=more"
+    )
 
 
 def _lines(file: IO[bytes], start: int, stop: int | None) -> list[bytes]:
@@ -196,17 +222,17 @@ def text_of(name: str, content: bytes, line_ends: LineEnds) -> str:
     """Return what `TextReader` reads in a file of this content.
 
     Args:
-        name: What messages call it.
+        name: What messages call it: the path of a file, or a word for what is none.
         content: All of it.
         line_ends: `fold` makes CRLF and CR into LF.
 
     Raises:
         ValueError: if it is no UTF-8 text.
     """
-    if problem := other_kind(content[:HEAD_BYTES]):
+    if problem := other_kind(content[:HEAD_BYTES], _file_of(name)):
         raise ValueError(f"{name} {problem}")
-    content = content.removeprefix(BYTE_ORDER_MARK)
     text, _ = _decoded(name, content, 0, is_last=True)
+    text = text.lstrip("\ufeff")
     return folded(text) if line_ends == "fold" else text
 
 
@@ -214,15 +240,22 @@ def _decoded(name: Path | str, chunk: bytes, start: int, is_last: bool) -> tuple
     if (zero := chunk.find(0)) >= 0:
         raise ValueError(
             f"{printable(name)} has a zero byte at byte {start + zero}, so it is no UTF-8 text: convert it, for "
-            "example with `iconv -f UTF-16LE -t UTF-8 FILE > NEW` where it is UTF-16, or leave it out"
+            f"example with `{to_utf_8('UTF-16LE', _file_of(name))}` where it is UTF-16, or leave it out"
         )
     try:
         return codecs.utf_8_decode(chunk, "strict", is_last)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{printable(name)} is no UTF-8 at byte {start + error.start} (0x{chunk[error.start]:02x}): convert it, "
-            "for example with `iconv -t utf-8`, or leave it out"
+            f"for example with `{to_utf_8('WINDOWS-1252', _file_of(name))}` where it is Western European, or leave it "
+            "out"
         ) from error
+
+
+def _file_of(name: Path | str) -> Path | None:
+    """The file that a name is of; None for what is no file, as standard input."""
+    path = home_path(name)
+    return path if path.is_file() else None
 
 
 def _refuse_surrogates(text: str) -> None:

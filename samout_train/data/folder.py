@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from samout_train.data.text_kind import COMPRESSED_ENDINGS, printable
+from samout_train.data.text_kind import printable
+from samout_train.file_kind import COMPRESSED_ENDINGS
 from samout_train.home import home_path
 
 NAMED = 3

@@ -93,6 +93,7 @@ def jsonl(
             "layout": layout,
             **_waste(tokenized.tokens[:cut], documents[0], seq_len, has_unknown=tokenized.unknown > 0),
             **looked_at.description(),
+            **_left_out(looked_at, np.concatenate(documents), layout, seq_len),
         },
     )
 
@@ -140,6 +141,16 @@ def look_at(path: str, pattern: str, roles: Mapping[str, str], line_ends: LineEn
     """Find the files of documents, and take their digests."""
     found = find(path, pattern)
     return survey(found.root, found.files, JsonlReader.of(roles, line_ends), found.left_out_in_words())
+
+
+def _left_out(looked_at: Survey, documents: NDArray[np.int64], layout: str, seq_len: int) -> dict[str, str]:
+    """What is not learned from: files, and documents by what they lack."""
+    counts = dict(looked_at.count().left_out)
+    if layout == "padded" and (num_short := int((_targets_and_rows(documents, seq_len)[0] == 0).sum())):
+        counts["documents of one token, which have no target and make no row"] = num_short
+    parts = [looked_at.left_out] if looked_at.left_out else []
+    parts += [f"{what}: {count}" for what, count in counts.items()]
+    return {"left out": "; ".join(parts)} if parts else {}
 
 
 def _refuse_short(looked_at: Survey, num_tokens: int, cut: int, seq_len: int) -> None:

@@ -79,7 +79,7 @@ class Survey:
         path = cache_path("survey", FORMAT, self.reader, len(self.files), self.sha256, ending=".survey.json")
         note = read_note(path) or {}
         if note.keys() != {field.name for field in fields(Counts)}:
-            counts = Counts(characters=0, num_bytes=0, special_tokens=0, documents=0)
+            counts = Counts(characters=0, num_bytes=0, special_tokens=0, documents=0, left_out={})
             with Bar(total=self.num_bytes, unit="B", unit_scale=True, desc="reading", delay=1, leave=False) as bar:
                 for file in self.files:
                     start = 0
@@ -89,6 +89,8 @@ class Survey:
                         counts.num_bytes += sum(len(text.encode()) for text in texts)
                         counts.special_tokens += len(piece.parts) - len(texts)
                         counts.documents += piece.parts.count(Special(SOS))
+                        for what, number in piece.left_out.items():
+                            counts.left_out[what] = counts.left_out.get(what, 0) + number
                         bar.update(piece.end - start)
                         start = piece.end
             note = asdict(counts)
@@ -106,12 +108,14 @@ class Counts:
         num_bytes: UTF-8 bytes of text.
         special_tokens: All of them.
         documents: Those that are `<|sos|>`.
+        left_out: How much was passed over, by what it is.
     """
 
     characters: int
     num_bytes: int
     special_tokens: int
     documents: int
+    left_out: dict[str, int]
 
 
 def survey(root: Path, files: Sequence[Path], reader: Reader, left_out: str = "") -> Survey:

@@ -5,28 +5,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from samout_train.file_kind import HEAD_BYTES, converting_line, kept_otherwise
+
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-HEAD_BYTES = 64
 UNICODE = {
     b"\xff\xfe\x00\x00": "UTF-32",
     b"\x00\x00\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-COMPRESSED = {
-    b"\x1f\x8b": ("gzip", "gunzip -k"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
-    b"\xfd7zXZ\x00": ("xz", "unxz -k"),
-    b"\x04\x22\x4d\x18": ("lz4", "unlz4"),
-    b"PK\x03\x04": ("zip", "unzip"),
-    b"PK\x05\x06": ("zip", "unzip"),
-    b"7z\xbc\xaf\x27\x1c": ("7z", "7z x"),
-}
-COMPRESSED_ENDINGS = (".gz", ".bz2", ".zst", ".xz", ".lz4", ".zip", ".7z")
-BZIP2, BZIP2_BLOCK = b"BZh", b"1AY&SY"
 PARQUET = b"PAR1\x15"
 PDF = b"%PDF-"
-GIT_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def printable(name: object) -> str:
@@ -48,30 +37,33 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             f"{printable(path)} cannot be read ({error.strerror}): make it readable, or leave it out"
         ) from error
     with file:
-        if problem := other_kind(file.read(HEAD_BYTES)):
+        if problem := other_kind(file.read(HEAD_BYTES), path):
             raise ValueError(f"{printable(path)} {problem}")
         file.seek(0)
         yield file
 
 
-def other_kind(head: bytes) -> str | None:
+def other_kind(head: bytes, path: Path | None = None) -> str | None:
     """Return what a file is and what to do, if its first bytes are those of something else than UTF-8 text.
 
     Args:
         head: Its first `HEAD_BYTES` bytes.
+        path: Where it lies; None if it has no name, as standard input.
     """
     for mark, name in UNICODE.items():
         if head.startswith(mark):
-            return f"is {name}: save it as UTF-8, for example with `iconv -f {name} -t UTF-8 FILE > NEW`"
-    for mark, (name, command) in COMPRESSED.items():
-        if head.startswith(mark):
-            return f"is compressed ({name}): decompress it first, for example with `{command} FILE`, and give the text"
-    if head.startswith(BZIP2) and head[4:10] == BZIP2_BLOCK:
-        return "is compressed (bzip2): decompress it first, for example with `bunzip2 -k FILE`, and give the text"
+            return f"is {name}: save it as UTF-8, for example with `{to_utf_8(name, path)}`"
     if head.startswith(PARQUET):
         return "is a Parquet table: write its text column to a .txt or .jsonl file, and give that"
     if head.startswith(PDF):
-        return "is a PDF: extract its text first, for example with `pdftotext FILE`, and give the text"
-    if head.startswith(GIT_LFS):
-        return "is a pointer of Git LFS and not the text itself: run `git lfs pull` where it lies"
-    return None
+        return f"is a PDF: extract its text first, for example with `{_of_pdf(path)}`, and give the text"
+    return kept_otherwise(head, path, wanted="text")
+
+
+def to_utf_8(encoding: str, path: Path | None) -> str:
+    """Return the line that converts a file from another encoding; both are named, whatever the locale is."""
+    return converting_line(f"iconv -f {encoding} -t UTF-8", path, "utf8")
+
+
+def _of_pdf(path: Path | None) -> str:
+    return "pdftotext FILE" if path is None else converting_line("pdftotext", path, "text").replace(" > ", " ")

@@ -8,6 +8,7 @@ The variant and all sizes are found from the tensors; only V1's number of heads 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,21 @@ NAMES = {
     "ffn.ffn2": "feed_forward.down",
     "self_attention.combined.weight": "mixer.projection.weight",
 }
+OUTSIDE = ("em.weight", "head.weight")  # of the layers
+NO_PARAMETER = (
+    "is no parameter of the published SamOut V1 or V8. Leave it out of the state_dict where it is only a buffer, such "
+    "as positions; else this is another model's file"
+)
+COPY_WHOLE = "Save or copy the whole state_dict again"
+NAMED = 3
 V1_PROJECTIONS = [f"self_attention.head{index}.weight" for index in range(3)]
+
+
+class _Sizes(NamedTuple):
+    vocab_size: int
+    hidden_size: int
+    ffn_size: int
+    num_layers: int
 
 
 def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -59,10 +74,7 @@ def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif stem in NAMES and ending in ("weight", "bias"):
             renamed[f"{prefix}{NAMES[stem]}.{ending}"] = tensor
         else:
-            raise ValueError(
-                f"{name} is no parameter of the published SamOut V1 or V8. Leave it out of the state_dict where it is "
-                "only a buffer, such as positions; else this is another model's file"
-            )
+            raise ValueError(f"{name} {NO_PARAMETER}")
     return renamed
 
 
@@ -114,33 +126,107 @@ def load_published(path_or_state_dict: str | Path | Mapping[str, Tensor], *, num
         ValueError: if the file is no such checkpoint, or num_heads is missing for V1.
     """
     if isinstance(path_or_state_dict, Mapping):
-        weights = rename_published(published_tensors(path_or_state_dict))
+        tensors = published_tensors(path_or_state_dict)
     else:
-        weights = rename_published(_read(Path(path_or_state_dict)))
-    if "embedding.weight" not in weights or "layers.0.mixer.projection.weight" not in weights:
-        raise ValueError("a published SamOut checkpoint has em.weight and decoder_layers.0...: these tensors have not")
-    vocab_size, hidden_size = weights["embedding.weight"].shape
-    is_v8 = "head.weight" in weights
+        tensors = _read(Path(path_or_state_dict))
+    if num_heads is not None and (isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1):
+        raise ValueError(f"num_heads ({num_heads}) must be a whole number of 1 or more")
+    is_v8 = is_published_v8(tensors)
     if num_heads is None and not is_v8:
         raise ValueError("num_heads is missing: V1 scales by it, and the file does not say it (published: 16 at D 256)")
-    model = SamOut(
-        vocab_size=vocab_size,
+    sizes = _sizes(tensors)
+    with torch.device("meta"):
+        wanted = published_state(_model(sizes, 1, is_v8=is_v8))
+    _refuse_others(tensors, wanted, "V8" if is_v8 else "V1")
+    model = _model(sizes, num_heads or 1, is_v8=is_v8)
+    model.load_state_dict(rename_published(tensors))
+    for name, tensor in published_state(model).items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite values. Take a file from before they appeared")
+    return model.eval()
+
+
+def is_published_v8(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether tensors are those of V8, and not of V1, by the published names of their projections.
+
+    Raises:
+        ValueError: if there is no projection, so that it is neither, or a tensor that neither has.
+    """
+    _refuse_unknown(tensors)
+    inner = {name.partition(".self_attention.")[2] for name in tensors if name.startswith("decoder_layers.")}
+    if "combined.weight" in inner:
+        return True
+    if inner & {name.partition(".")[2] for name in V1_PROJECTIONS}:
+        return False
+    raise ValueError(
+        "decoder_layers.0.self_attention.combined.weight (of V8) and decoder_layers.0.self_attention.head0.weight (of "
+        "V1) are missing: a published SamOut checkpoint has em.weight and one of them"
+    )
+
+
+def _refuse_unknown(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a name that no published program writes, and a tensor that cannot be a weight."""
+    for name, tensor in tensors.items():
+        layer = re.fullmatch(r"decoder_layers\.(0|[1-9]\d*)\.(.+)", name, re.ASCII)
+        inner = layer[2] if layer else name
+        stem, _, ending = inner.rpartition(".")
+        is_stem = stem in NAMES and ending in ("weight", "bias")
+        if not (inner in NAMES or is_stem or inner in V1_PROJECTIONS) or bool(layer) is (inner in OUTSIDE):
+            raise ValueError(f"{name} {NO_PARAMETER}")
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
+            raise ValueError(f"{name} is {kind}: give weights as float32, float16, bfloat16 or float64")
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> _Sizes:
+    """What SamOut is to be built with, by the shapes of two tensors and the numbers of the layers."""
+    shapes = {}
+    for name, words in (("em.weight", "(ids, width)"), ("decoder_layers.0.ffn.ffn1.weight", "(ffn_size, width)")):
+        if name not in tensors:
+            raise ValueError(_missing([name]))
+        shapes[name] = tuple(tensors[name].shape)
+        if len(shapes[name]) != 2 or 0 in shapes[name]:
+            raise ValueError(f"{name} has shape {shapes[name]}, must be {words}")
+    (vocab_size, hidden_size), (ffn_size, _) = shapes.values()
+    if vocab_size <= PAD_ID:
+        raise ValueError(f"em.weight has {vocab_size} ids, must have more than {PAD_ID}, the id of padding")
+    numbers = {int(name.split(".")[1]) for name in tensors if name.startswith("decoder_layers.")}
+    absent = next(number for number in range(len(numbers) + 1) if number not in numbers)
+    if absent < len(numbers):
+        raise ValueError(f"decoder_layers.{absent} is missing, decoder_layers.{max(numbers)} is there. {COPY_WHOLE}")
+    return _Sizes(vocab_size, hidden_size, ffn_size, absent)
+
+
+def _refuse_others(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], variant: str) -> None:
+    """Refuse tensors that are not those that are wanted, by name and shape."""
+    if absent := [name for name in wanted if name not in tensors]:
+        raise ValueError(f"not a whole SamOut {variant} checkpoint: {_missing(absent)}")
+    if extra := [name for name in tensors if name not in wanted]:
+        raise ValueError(f"{extra[0]} is no parameter of SamOut {variant}. Leave it out of the state_dict")
+    for name, tensor in wanted.items():
+        if tensors[name].shape != tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, must be {tuple(tensor.shape)}")
+
+
+def _missing(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more} {'are' if len(names) > 1 else 'is'} missing. {COPY_WHOLE}"
+
+
+def _model(sizes: _Sizes, num_heads: int, *, is_v8: bool) -> SamOut:
+    return SamOut(
         pad_id=PAD_ID,
-        hidden_size=hidden_size,
-        num_heads=num_heads or 1,
-        num_layers=1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers.")),
-        ffn_size=weights["layers.0.feed_forward.up.weight"].shape[0],
+        num_heads=num_heads,
         ffn_share=1.0,
         dropout=0.01 if is_v8 else 0.0,
         tied_head=not is_v8,
         init="published",
         mixer=MaxStateSuper if is_v8 else MaxState,
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.hidden_size,
+        ffn_size=sizes.ffn_size,
+        num_layers=sizes.num_layers,
     )
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"not a whole SamOut {'V8' if is_v8 else 'V1'} checkpoint: {error}") from error
-    return model.eval()
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -3,42 +3,103 @@
 No code in a file is run: of a pickled module the classes are replaced by ones that only hold what they are given.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from samout_train.tensor_file import StandIn, read_module_file, read_tensor_file
+from samout_train.file_kind import HEAD_BYTES, kept_otherwise
+from samout_train.tensor_file import LEGACY, ZIP, StandIn, read_module_file, read_tensor_file
 
 EMBEDDING = "em.weight"
+LAYERS = "decoder_layers."
 WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and DataParallel, and of torch.compile
-USUAL_KEYS = ("model", "state_dict", "model_state_dict", "model_state", "weights", "net", "module")
-DEEPEST = 4
 HOW_TO_SAVE = "save them with torch.save(net.state_dict(), path)"
+LARGEST_HEADER = 100_000_000  # of a safetensors file, by its library
+NAMED = 3
+
+
+class DamagedError(ValueError):
+    """A safetensors file is not whole."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """The tensors of one model.
+
+    Args:
+        key: Where it lies, such as `ema.model`.
+        expression: What Python gets it by, from `loaded`, the content of the file.
+        prefix: What stands before its names.
+        tensors: By name, without wrappers and prefix.
+        others: Names beside them that do not have the prefix.
+    """
+
+    key: str
+    expression: str
+    prefix: str
+    tensors: dict[str, Tensor]
+    others: list[str]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is a layer: an embedding alone is no model."""
+        return any(name.startswith(LAYERS) for name in self.tensors)
+
+    def equals(self, other: "_State") -> bool:
+        """Whether both have the same names and values."""
+        return self.tensors.keys() == other.tensors.keys() and all(
+            _equal(tensor, other.tensors[name]) for name, tensor in self.tensors.items()
+        )
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a published file by their published names.
 
     Args:
-        path: A file of torch.save in any of its formats, or a safetensors file.
+        path: A file of torch.save in any of its formats, or a safetensors file; its name does not matter.
 
     Raises:
         ValueError: if it is damaged, or holds no such tensors; with what to do, without the path.
         OSError: if it cannot be opened.
     """
-    if path.suffix == ".safetensors":
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    if is_safetensors(head):
         return published_tensors(_safetensors(path))
+    if problem := no_weights(head, path):
+        raise ValueError(problem)
     try:
         content = read_tensor_file(path)
     except ValueError as error:
         content = read_module_file(path)
         if content is None:
-            raise ValueError(
-                f"{error}. Copy the file again; where it holds more than weights, {HOW_TO_SAVE}"
-            ) from error
+            raise ValueError(f"{error}. Where it holds more than weights, {HOW_TO_SAVE}") from error
     return published_tensors(content)
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file begins as one of safetensors does: with the length of a header of JSON, and the header."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LARGEST_HEADER
+
+
+def no_weights(head: bytes, path: Path) -> str | None:
+    """Return what a file is and what to do, if its first bytes are those of something that is kept in place of weights.
+
+    Args:
+        head: Its first `HEAD_BYTES` bytes.
+        path: Where it lies.
+    """
+    if head.startswith((ZIP, LEGACY)):
+        return None
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a page of the web and not the file itself: download it again, by the link to the file"
+    problem = kept_otherwise(head, path, wanted="weights")
+    return f"it {problem}" if problem else None
 
 
 def published_tensors(content: Any) -> dict[str, Tensor]:
@@ -48,53 +109,93 @@ def published_tensors(content: Any) -> dict[str, Tensor]:
         content: A state_dict, alone or below a key, wrapped or not; or a module of stand-ins.
 
     Raises:
-        ValueError: if there are none, or several of which none is under a usual key.
+        ValueError: if there are none, or several that differ.
     """
-    found = dict(_states(content, "", 0))
-    usual = [key for name in USUAL_KEYS for key in found if key.rpartition(".")[2] == name]
-    if len(found) > 1 and not usual:
-        raise ValueError(f"it holds several state_dicts ({', '.join(found)}): {HOW_TO_SAVE} of the one to use")
-    if not found and isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values()):
+    found = list(_states(content))
+    states: list[_State] = []
+    for state in [each for each in found if each.is_whole] or found:
+        if not any(state.equals(other) for other in states):
+            states.append(state)
+    if len(states) > 1:
+        keys = ", ".join(state.key for state in states)
+        meant = min(
+            (state for state in states if state.expression != "loaded"), key=lambda state: len(state.expression)
+        )
+        raise ValueError(
+            f"it holds several state_dicts: {keys}. Save the one that is meant: torch.save({meant.expression}, path)"
+        )
+    if not states and isinstance(content, Mapping) and content and all(map(_is_tensor, content.items())):
         return dict(content)  # of another model, or not whole: names will show it
-    if not found:
+    if not states:
         keys = ", ".join(map(str, content))[:200] if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"it holds no state_dict of a published SamOut ({keys or 'nothing'}): {HOW_TO_SAVE}")
-    tensors = _without_wrappers(found[usual[0] if usual else next(iter(found))])
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} is {tensor.dtype}: give weights as float32, float16, bfloat16 or float64")
-    return tensors
+    state = states[0]
+    if state.others:
+        more = f" and {len(state.others) - NAMED} more" if len(state.others) > NAMED else ""
+        raise ValueError(
+            f"it holds {', '.join(state.others[:NAMED])}{more} beside {state.prefix}{EMBEDDING}, which are no "
+            "parameters of the published SamOut V1 or V8. Leave them out of the state_dict"
+        )
+    return state.tensors
 
 
-def _states(content: Any, key: str, depth: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each state_dict with an embedding, and the key that it is below."""
-    if isinstance(content, StandIn):
-        content = _state_of(content)
-    if not isinstance(content, Mapping) or depth > DEEPEST:
-        return
-    if any(_plain(name).endswith(EMBEDDING) and isinstance(value, Tensor) for name, value in content.items()):
-        yield key, content
-        return
-    for name, part in content.items():
-        yield from _states(part, f"{key}.{name}" if key else str(name), depth + 1)
+def _states(content: Any) -> Iterator[_State]:
+    """Each state_dict with an embedding, those that lie highest first; each object is looked at once."""
+    waiting, seen = deque([("", "loaded", content)]), set()
+    while waiting:
+        key, expression, part = waiting.popleft()
+        if not isinstance(part, StandIn | Mapping | list | tuple) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, StandIn):
+            yield from _in_one(key, f"{expression}.state_dict()", _state_of(part))
+            continue
+        if isinstance(part, Mapping):
+            yield from _in_one(key, expression, part)
+        for name, child in part.items() if isinstance(part, Mapping) else enumerate(part):
+            waiting.append((f"{key}.{name}" if key else str(name), f"{expression}[{name!r}]", child))
 
 
-def _plain(name: object) -> str:
+def _in_one(key: str, expression: str, mapping: Mapping[Any, Any]) -> Iterator[_State]:
+    """Each state_dict among the names of one mapping: they differ by what stands before `em.weight`."""
+    raw = {name: _plain(name) for name, value in mapping.items() if _is_tensor((name, value))}
+    embeddings = {plain: name for name, plain in raw.items() if f".{plain}".endswith(f".{EMBEDDING}")}
+    prefixes = sorted((plain.removesuffix(EMBEDDING) for plain in embeddings), key=len, reverse=True)
+    prefix_of = {name: next((each for each in prefixes if raw[name].startswith(each)), None) for name in raw}
+    for prefix in reversed(prefixes):
+        tensors: dict[str, Tensor] = {}
+        for name in (name for name in raw if prefix_of[name] == prefix):
+            wanted = raw[name].removeprefix(prefix)
+            if wanted in tensors:
+                raise ValueError(f"it holds {wanted} twice, with wrappers and without: {HOW_TO_SAVE}")
+            tensors[wanted] = mapping[name]
+        others = [name for name in raw if prefix_of[name] != prefix]
+        if len(prefixes) == 1:
+            yield _State(key or "the top", expression, prefix, tensors, others)
+            continue
+        start = embeddings[prefix + EMBEDDING].removesuffix(EMBEDDING)
+        own = f"{{n.removeprefix({start!r}): t for n, t in {expression}.items() if n.startswith({start!r})}}"
+        place = ".".join(each for each in (key, prefix.removesuffix(".")) if each)
+        yield _State(place or "the top", own, prefix, tensors, others)
+
+
+def _is_tensor(item: tuple[Any, Any]) -> bool:
+    """Whether a name and what it stands for are those of a state_dict."""
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values, of which NaN is one; of sparse ones, whether they are the same."""
+    if one is other:
+        return True
+    if one.dtype != other.dtype or one.shape != other.shape or {one.layout, other.layout} != {torch.strided}:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _plain(name: str) -> str:
     """A name without the parts that wrappers add, wherever they stand."""
-    return ".".join(part for part in str(name).split(".") if part not in WRAPPERS)
-
-
-def _without_wrappers(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    plain = {name: _plain(name) for name, value in state.items() if isinstance(value, Tensor)}
-    # Of a trainer's own module, such as `net.em.weight`.
-    prefix = next(name for name in plain.values() if name.endswith(EMBEDDING)).removesuffix(EMBEDDING)
-    tensors: dict[str, Tensor] = {}
-    for name, wanted in plain.items():
-        wanted = wanted.removeprefix(prefix)
-        if wanted in tensors:
-            raise ValueError(f"it holds {wanted} twice, with wrappers and without: {HOW_TO_SAVE}")
-        tensors[wanted] = state[name]
-    return tensors
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _state_of(module: StandIn) -> dict[str, Tensor]:
@@ -125,9 +226,9 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
     except ImportError as error:
         raise ValueError("it needs the package safetensors: pip install 'samout_train[export]'") from error
-    with path.open("rb"):
-        pass
     try:
         return dict(load_file(path))
     except Exception as error:  # the library raises classes of its own
-        raise ValueError(f"it cannot be read ({str(error)[:200]}): copy the file again") from error
+        raise DamagedError(
+            f"it is a safetensors file that is cut short or damaged ({str(error)[:200]}): copy or download it again"
+        ) from error

@@ -1,13 +1,20 @@
 """Files in pieces: each piece by itself, from any piece on, in the same places."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
+from samout_train.commands import tokenize
+from samout_train.config import compose_config
 from samout_train.data.bpe import BytePairs
-from samout_train.data.documents import JsonlReader, Reader, Special, TextReader
+from samout_train.data.documents import KEY, JsonlReader, Reader, Special, TextReader
+from samout_train.data.survey import survey
 
 ROLES = {"user": "<|user|>", "assistant": "<|agent|>", "system": "<|history|>"}
 
@@ -124,3 +131,93 @@ def test_the_first_byte_that_is_no_utf_8_is_named(
 def test_a_role_needs_a_token_for_roles(token: str) -> None:
     with pytest.raises(ValueError, match=r"roles.boss=.*must be <\|user\|> or <\|agent\|> or <\|history\|>"):
         JsonlReader.of({"boss": token})
+
+
+def said(content: str, role: str = "user") -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]
+
+
+def test_an_empty_text_hides_no_conversation_and_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        {"text": "", "conversations": said("talk")},
+        {"text": None, "conversations": said("null")},
+        {"text": "read", "conversations": said("not read")},
+        {"text": "alone", "conversations": []},
+        *[{"text": ""}, {"conversations": []}, {"text": "", "conversations": []}, {"conversations": said("")}],
+    )
+    assert joined(JsonlReader.of(ROLES), path) == ("<|sos|><|user|>talk<|sos|><|user|>null<|sos|>read<|sos|>alone")
+    counts = survey(tmp_path, [path], JsonlReader.of(ROLES)).count()
+    wanted = {'"conversations" beside a "text", which is read': 1, "documents without text": 4}
+    assert counts.left_out == wanted and counts.documents == 4
+    assert survey(tmp_path, [path], JsonlReader.of(ROLES)).count() == counts, "as the cache has it"
+
+
+NAMES = ["tool", "tool_2", "a-b", "a$b", "1", "0", "null", "true", "_x"]
+STRANGE = [
+    "tool call",
+    "bot's",
+    "",
+    "tool.x=1",
+    "tool.x",
+    "a/b",
+    "a@b",
+    "é",
+    "01",
+    "1e5",
+    "-x",
+    'a"b\\c',
+    "${seed}",
+    "a\nb",
+]
+
+
+@pytest.mark.parametrize("role", NAMES + STRANGE)
+def test_what_is_printed_for_a_role_gives_it_a_token(tmp_path: Path, role: str) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"conversations": said("hi", role)})
+    with pytest.raises(ValueError, match="has no token") as caught:
+        list(JsonlReader.of(ROLES).read(path))
+    hint = str(caught.value).partition(" have one): ")[2]
+    assert "\n" not in hint and hint.endswith(", or another token")
+    for verb in ("config", "tokenize"):
+        words, folders = ["data=jsonl"] if verb == "config" else [], []
+        if role in NAMES:
+            word = shlex.split(hint.removesuffix(", or another token"))[1]
+            words.append(word if verb == "config" else word.replace("+data.roles.", "+roles."))
+        else:
+            file, line = re.findall(r"write DIR/(\S+) with the line `(.*)` and", hint)[0]
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).write_text(line + "\n", "utf-8")
+            word = re.findall(r"--config-dir=DIR (\S+), or", hint)[0]
+            words.append(word if verb == "config" else word.replace("+roles@data.roles=", "+roles="))
+            folders.append(str(tmp_path))
+        config = compose_config(words, config_name=verb, config_dirs=folders).config
+        roles = config["data"]["roles"] if verb == "config" else config["roles"]
+        assert roles[role] == "<|user|>" and roles["assistant"] == "<|agent|>"
+        assert joined(JsonlReader.of(roles), path) == "<|sos|><|user|>hi"
+
+
+@pytest.mark.parametrize("role", ["tool", "tool call"])
+def test_tokenize_prints_what_gives_a_role_a_token_there(
+    tmp_path: Path, role: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jsonl(tmp_path / "a.jsonl", {"conversations": said("hi", role)})
+    words = [f"path={tmp_path}", f"out={tmp_path / 'out'}", "pattern=*.jsonl", "vocabulary=bytes", "jobs=1"]
+    assert tokenize.main(words) == 2
+    told = capsys.readouterr().err
+    assert {"tool": "set '+roles.tool=<|user|>', or", "tool call": "--config-dir=DIR +roles=more, or"}[role] in told
+    (tmp_path / "conf/roles").mkdir(parents=True)
+    (tmp_path / "conf/roles/more.yaml").write_text('"tool call": <|user|>\n', "utf-8")
+    added = ["+roles.tool=<|user|>"] if role == "tool" else [f"--config-dir={tmp_path / 'conf'}", "+roles=more"]
+    assert tokenize.main([*words, *added, f"out={tmp_path / 'other'}"]) == 0
+
+
+def test_keys_that_hydra_takes_are_those_that_are_printed_as_such() -> None:
+    parser = OverridesParser.create()
+    for role in [*NAMES, *STRANGE, *(f"a{chr(code)}b" for code in range(32, 127))]:
+        try:
+            parsed = parser.parse_override(f"+data.roles.{role}='<|user|>'")
+            taken = parsed.key_or_group == f"data.roles.{role}" and "." not in role
+        except HydraException:
+            taken = False
+        assert bool(KEY.fullmatch(role)) == taken, role

@@ -124,3 +124,21 @@ def test_rows_of_documents_of_every_length_hold_each_target_once() -> None:
     no_targets = {*(100 + starts).tolist(), *(101 + starts).tolist()}
     assert targets == [token for token in range(100, 100 + ends[-1]) if token not in no_targets]
     assert padded.num_targets == len(targets) and (ids[:, 1] != 3).all()
+
+
+def test_documents_that_are_left_out_are_counted_among_the_facts(tmp_path: Path) -> None:
+    path = tmp_path / "documents"
+    path.mkdir()
+    lines = [{"text": "abc"}] * 8 + [{"text": ""}] * 60 + [{"text": "a"}] * 5
+    lines += [{"text": "abc", "conversations": [{"role": "user", "content": "hi"}]}] * 2
+    (path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    (path / ".b.jsonl").touch()
+    packed = 'hidden: 1 (.b.jsonl); documents without text: 60; "conversations" beside a "text", which is read: 2'
+    got = source(path, "packed").description
+    assert (got["left out"], got["documents"]) == (packed, 15)
+    padded = source(path).description["left out"]
+    assert padded == f"{packed}; documents of one token, which have no target and make no row: 5"
+
+
+def test_nothing_is_said_where_nothing_is_left_out(documents: Path) -> None:
+    assert "left out" not in source(documents, "packed").description

@@ -4,7 +4,10 @@ import bz2
 import gzip
 import io
 import lzma
+import shutil
+import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +38,6 @@ def read(path: Path, line_ends: LineEnds = "keep") -> str:
     [
         (b"a\r\nb\rc\n\r\n", "a\r\nb\rc\n\r\n", "a\nb\nc\n\n"),
         (MARK + b"a\n", "a\n", "a\n"),
-        (MARK + MARK + b"a", "\ufeffa", "\ufeffa"),
         (b"a" + MARK + b"\r", "a\ufeff\r", "a\ufeff\n"),
     ],
 )
@@ -57,6 +59,22 @@ def test_counts_are_those_of_the_text_that_is_read(tmp_path: Path) -> None:
         assert (counts.num_bytes, counts.characters, counts.documents) == (size, size, 1)
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_all_marks_at_the_beginning_go(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(MARK * number + b"a " + MARK + b"b")
+    assert read(path) == "<|sos|>a \ufeffb" and text_of("a", path.read_bytes(), "keep") == "a \ufeffb"
+    (piece,) = TextReader(sos=True).read(path)
+    assert list(TextReader(sos=True).read(path, piece.end)) == [] and piece.end == 3 * number + 6
+    assert list(TextReader(sos=True).read(path, 0, 3)) == []
+
+
+def test_marks_where_files_of_json_lines_were_joined_go(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(MARK * 2 + b'{"text": "a"}\n' + MARK + b'{"text": "' + MARK + b'b"}\n' + MARK)
+    assert read(path) == "<|sos|>a<|sos|>\ufeffb"
+
+
 def test_a_mark_alone_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(MARK)
     assert list(TextReader(sos=True).read(tmp_path / "a.txt")) == []
@@ -69,10 +87,10 @@ def test_folded_text_is_cut_before_a_carriage_return(tmp_path: Path) -> None:
     assert place_to_cut(path, 8, 120, at_lines=False) == 120
 
 
-def zipped() -> bytes:
+def zipped(text: bytes = b"text") -> bytes:
     with io.BytesIO() as file:
         with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("a.txt", "text")
+            archive.writestr("a.txt", text)
         return file.getvalue()
 
 
@@ -81,7 +99,7 @@ def zipped() -> bytes:
     [
         (
             gzip.compress(b"text", mtime=0),
-            "is compressed (gzip): decompress it first, for example with `gunzip -k FILE`",
+            "is compressed (gzip): decompress it first, for example with `gunzip -c ",
         ),
         (bz2.compress(b"text"), "is compressed (bzip2)"),
         (lzma.compress(b"text"), "is compressed (xz)"),
@@ -90,7 +108,7 @@ def zipped() -> bytes:
         (b"PAR1\x15\x04\x15\x10", "is a Parquet table"),
         (b"%PDF-1.7\n", "is a PDF"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "run `git lfs pull`"),
-        ("text".encode("utf-16"), "is UTF-16: save it as UTF-8, for example with `iconv -f UTF-16 -t UTF-8"),
+        ("text".encode("utf-16"), "is UTF-16: save it as UTF-8, for example with `iconv -f UTF-16 -t UTF-8 "),
         (b"\xfe\xff" + "text".encode("utf-16-be"), "is UTF-16"),
         ("text".encode("utf-32"), "is UTF-32"),
         ("text".encode("utf-16-le"), "has a zero byte at byte 1, so it is no UTF-8 text"),
@@ -105,6 +123,48 @@ def test_a_file_of_another_kind_is_named_whatever_it_is_called(tmp_path: Path, c
         assert message in str(caught.value)
     with pytest.raises(ValueError, match="prompt "):
         text_of("prompt", content, "keep")
+
+
+TOOLS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "gunzip": ("gunzip -c", gzip.compress),
+    "bzip2": ("bzip2 -dc", bz2.compress),
+    "xz": ("xz -dc", lzma.compress),
+    "zstd": ("zstd -dc", lambda text: piped(["zstd", "-c"], text)),
+    "lz4": ("lz4 -dc", lambda text: piped(["lz4", "-c"], text)),
+    "unzip": ("unzip -p", lambda text: zipped(text)),
+    "iconv": ("iconv -f WINDOWS-1252 -t UTF-8", lambda text: text.decode().encode("cp1252")),
+    "iconv of UTF-16": ("iconv -f UTF-16 -t UTF-8", lambda text: text.decode().encode("utf-16")),
+    "iconv without a mark": ("iconv -f UTF-16LE -t UTF-8", lambda text: text.decode().encode("utf-16-le")),
+}
+
+
+def piped(command: list[str], content: bytes) -> bytes:
+    return subprocess.run(command, input=content, stdout=subprocess.PIPE, check=True).stdout
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("name", ["a.txt", "it's $HOME b.txt", "-n.txt", "plain"])
+def test_the_line_that_is_printed_makes_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str, name: str
+) -> None:
+    if shutil.which(tool.partition(" ")[0]) is None or shutil.which("bash") is None:
+        pytest.skip(f"{tool} is not installed")
+    monkeypatch.chdir(tmp_path)
+    text = "the naïve café "
+    command, pack = TOOLS[tool]
+    Path(name).write_bytes(pack(text.encode()))
+    Path(name).with_name(f"{Path(name).stem}.unpacked{Path(name).suffix}").write_text("is not written over", "utf-8")
+    before = set(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=" `") as caught:
+        list(TextReader(sos=False).read(Path(name)))
+    line = str(caught.value).split("`")[1]
+    assert line.startswith(command + " ")
+    subprocess.run(["bash", "-c", line], check=True)
+    (new,) = set(tmp_path.iterdir()) - before
+    assert read(new) == "<|sos|>" + text and Path(name).suffix in ("", new.suffix)
+    with pytest.raises(ValueError) as caught:
+        text_of("standard input", pack(text.encode()), "keep")
+    assert f"`{command}`" in str(caught.value), "which has no name to give"
 
 
 @pytest.mark.parametrize("content", [b"", b"BZh9 is text", b"PAR1 is text", b"PK is text", b"%PDF", b"\xc3\xa4"])

@@ -115,9 +115,12 @@ def test_v1_needs_its_heads_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda w: w.pop("decoder_layers.0.self_attention.head1.weight"), "two sisters"),
-        (lambda w: w.pop("em.weight"), "has em.weight"),
-        (lambda w: w.pop("decoder_layers.0.alpha"), "layers.0.alpha"),
+        (
+            lambda w: w.pop("decoder_layers.0.self_attention.head1.weight"),
+            "decoder_layers.0.self_attention.head1.weight is missing",
+        ),
+        (lambda w: w.pop("em.weight"), "em.weight is missing"),
+        (lambda w: w.pop("decoder_layers.0.alpha"), "decoder_layers.0.alpha is missing"),
         (lambda w: w.update({"transformer.wte.weight": torch.zeros(2)}), "transformer.wte.weight is no parameter"),
     ],
 )

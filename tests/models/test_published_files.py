@@ -1,5 +1,6 @@
 """Published weights as people keep them: the same model, or a sentence with what to do; no code in a file is run."""
 
+import gzip
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -64,7 +65,9 @@ FORMS: dict[str, Callable[[State], Any]] = {
     "of a trainer's module": lambda s: prefixed(s, "net."),
     **{f"below {key}": lambda s, key=key: {key: s, "epoch": 3} for key in ("model", "state_dict", "weights", "net")},
     "below two keys": lambda s: {"checkpoint": {"model_state_dict": prefixed(s, "module.")}, "step": 1},
-    "beside averaged ones": lambda s: {"ema": {n: t + 1 for n, t in s.items()}, "model": s},
+    "twice": lambda s: {"ema": {"model": {n: t.clone() for n, t in s.items()}}, "model": prefixed(s, "module.")},
+    "beside a part": lambda s: {"model": s, "embedding": {"em.weight": s["em.weight"] + 1}},
+    "in a list": lambda s: [s, {"lr": 1.0}],
     "beside an optimizer": lambda s: {"model": s, "optimizer": of_adam(s), "loss": 0.5, "args": {"lr": 1e-3}},
     "a pickled module": Net,
     "a pickled module in parallel": lambda s: nn.DataParallel(Net(s)),
@@ -150,10 +153,21 @@ class Executes:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (lambda s: {"a": s, "b": s}, "holds several state_dicts (a, b): save them with torch.save(net.state_dict(), p"),
         (lambda s: {"epoch": 3, "lr": 0.1}, "holds no state_dict of a published SamOut (epoch, lr): save them with"),
+        (
+            lambda s: {n.encode(): t for n, t in s.items()},
+            "no state_dict of a published SamOut (b'em.weight', b'decoder",
+        ),
         (lambda s: [1, 2], "holds no state_dict of a published SamOut (list): save them with torch.save(net.state_d"),
         (lambda s: s | {"module.em.weight": s["em.weight"]}, "holds em.weight twice, with wrappers and without"),
+        (
+            lambda s: prefixed(s, "net.") | {"head.weight": s["head.weight"], "n.em.weight": s["em.weight"]},
+            "it holds head.weight, n.em.weight beside net.em.weight, which are no parameters of the published SamOut",
+        ),
+        (
+            lambda s: {"item.weight": torch.zeros(2), **s},
+            "item.weight is no parameter of the published SamOut V1 or V8",
+        ),
         (lambda s: s | {"em.weight": s["em.weight"].to(torch.int8)}, "em.weight is torch.int8: give weights as float"),
         (lambda s: s | {"positions": torch.zeros(4)}, "positions is no parameter of the published SamOut V1 or V8. L"),
     ],
@@ -178,6 +192,153 @@ def test_an_old_pickled_module_is_refused_as_that_and_a_cut_file_as_damaged(
     assert inspect.main([f"path={old}"]) == 2 and "torch.save(net.state_dict(), path)" in capsys.readouterr().err
     torch.save(state, cut)
     cut.write_bytes(cut.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="Copy the file again"):
+    with pytest.raises(
+        ValueError, match=r"cut\.pth cannot be used .*: it is cut short or damaged: copy or download it again"
+    ):
         load_published(cut)
     assert inspect.main([f"path={cut}"]) == 1
+
+
+def zeros(state: State) -> State:
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "keys", "expression"),
+    [
+        (lambda s, z: {"ema": {"model": z}, "model": s}, "model, ema.model", "loaded['model']"),
+        (
+            lambda s, z: {"best": {"model": z}, "last": {"model": s}},
+            "best.model, last.model",
+            "loaded['best']['model']",
+        ),
+        (lambda s, z: {"net": s, "model": z}, "net, model", "loaded['net']"),
+        (lambda s, z: {"state_dict": s, "model": z}, "state_dict, model", "loaded['model']"),
+        (lambda s, z: {"optimizer": {"model": z}, "net": s}, "net, optimizer.model", "loaded['net']"),
+        (lambda s, z: {**s, "ema": z}, "the top, ema", "loaded['ema']"),
+        (lambda s, z: {"model": Net(s), "ema": [z]}, "model, ema.0", "loaded['ema'][0]"),
+        (lambda s, z: {"model": Net(s), "averaged": Net(z)}, "model, averaged", "loaded['model'].state_dict()"),
+        (lambda s, z: {**prefixed(z, "ema."), **prefixed(s, "model.")}, "ema, model", "{n.removeprefix('ema.'): t for"),
+    ],
+)
+def test_several_state_dicts_that_differ_are_refused_with_their_keys(
+    state: State, tmp_path: Path, content: Any, keys: str, expression: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "net.pth"
+    torch.save(content(state, zeros(state)), path)
+    with pytest.raises(ValueError) as refused:
+        load_published(path)
+    told = f"it holds several state_dicts: {keys}. Save the one that is meant: torch.save({expression}"
+    assert told in str(refused.value)
+    assert inspect.main([f"path={path}"]) == 2 and told in capsys.readouterr().err
+    # What is printed does what it says.
+    line = str(refused.value).rpartition("torch.save(")[2].removesuffix(", path)")
+    meant = eval(line, {"loaded": torch.load(path, weights_only=False)})
+    torch.save(meant, path)
+    assert same(path, state) or same(path, zeros(state))
+
+
+def test_the_state_of_an_optimizer_is_no_model(state: State) -> None:
+    moments = {"state": {name: {"exp_avg": tensor + 1} for name, tensor in state.items()}}
+    loaded = load_published({"optimizer": moments, "last": of_adam(state), "net": state})
+    assert all(torch.equal(tensor, state[name]) for name, tensor in published_state(loaded).items())
+
+
+LAYER = "decoder_layers.0."
+SHAPES = {
+    "em.weight": "(ids, width)",
+    f"{LAYER}ffn.ffn1.weight": "(ffn_size, width)",
+    f"{LAYER}ffn.ffn1.bias": "(8,)",
+    f"{LAYER}ffn.gate.weight": "(8, 8)",
+    f"{LAYER}ffn.ffn2.weight": "(8, 8)",
+    f"{LAYER}ffn.ffn2.bias": "(8,)",
+    f"{LAYER}self_attention.combined.weight": "(32, 8)",
+    f"{LAYER}alpha": "()",
+    f"{LAYER}layer_norm.weight": "(8,)",
+    "head.weight": "(9, 8)",
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_parameter_that_is_missing_or_of_another_shape_is_named_as_in_the_file(
+    state: State, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, less = tmp_path / "net.pth", {other: tensor for other, tensor in state.items() if other != name}
+    wrong = [torch.zeros(()), torch.zeros(16), torch.zeros(2, 3, 4)]
+    told = [f"{name} has shape {tuple(tensor.shape)}, must be {SHAPES[name]}" for tensor in wrong]
+    cases = [(less | {name: tensor}, words) for tensor, words in zip(wrong, told, strict=True)]
+    cases = [case for case in cases if case[0][name].shape != state[name].shape]
+    for content, words in [*cases, (less, f"{name} is missing")]:
+        with pytest.raises(ValueError) as refused:
+            load_published(content)
+        assert words in str(refused.value)
+        torch.save(content, path)
+        code = inspect.main([f"path={path}"])
+        shown = "".join(capsys.readouterr())
+        assert code in (1, 2) and words in shown and "Traceback" not in shown
+
+
+def test_layers_with_a_gap_and_a_number_of_heads_that_is_none_are_refused(state: State) -> None:
+    gap = {name.replace("layers.1.", "layers.999999999."): tensor for name, tensor in state.items()}
+    with pytest.raises(ValueError, match=r"decoder_layers\.1 is missing, decoder_layers\.999999999 is there"):
+        load_published(gap)
+    for num_heads in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=r"num_heads .* must be a whole number of 1 or more"):
+            load_published(state, num_heads=num_heads)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_named(
+    state: State, tmp_path: Path, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"{LAYER}ffn.gate.bias"
+    torch.save(state | {name: torch.full_like(state[name], value)}, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=f"{name} holds NaN or infinite values"):
+        load_published(tmp_path / "net.pth")
+    assert inspect.main([f"path={tmp_path / 'net.pth'}"]) == 1
+    assert f"no: {name} holds NaN or infinite values" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.SAFETENSORS", "net"])
+def test_safetensors_load_under_any_name(state: State, tmp_path: Path, name: str) -> None:
+    library = pytest.importorskip("safetensors.torch")
+    library.save_file(state, tmp_path / name)
+    assert same(tmp_path / name, state) and inspect.main([f"path={tmp_path / name}"]) == 0
+    torch.save(state, tmp_path / "zip.safetensors")
+    assert same(tmp_path / "zip.safetensors", state) and inspect.main([f"path={tmp_path / 'zip.safetensors'}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "told"),
+    [
+        (b"\n<!DOCTYPE html><html>", 2, "it is a page of the web and not the file itself: download it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", 2, "it is a pointer of Git LFS and not the weights: run"),
+        (gzip.compress(b"weights"), 2, "it is compressed (gzip): decompress it first, for example with `gunzip -c"),
+        (b"", 2, ""),
+        (b"PK\x03\x04 and so on", 1, "it is cut short or damaged: copy or download it again"),
+    ],
+)
+def test_what_is_kept_in_place_of_weights_is_named(
+    tmp_path: Path, content: bytes, code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("net.pth", "net.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError) as refused:
+            load_published(tmp_path / name)
+        assert (told or "it is empty: copy or download it again") in str(refused.value)
+        assert inspect.main([f"path={tmp_path / name}"]) == code
+        assert told in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("size", [15, 40, 1000, -2000, -100, -1])
+def test_a_file_that_is_cut_anywhere_is_called_that(state: State, tmp_path: Path, size: int) -> None:
+    library = pytest.importorskip("safetensors.torch")
+    old, new, third = tmp_path / "old.pth", tmp_path / "new.pth", tmp_path / "net.safetensors"
+    torch.save(state, old, _use_new_zipfile_serialization=False)
+    torch.save(state, new)
+    library.save_file(state, third)
+    for path in (old, new, third):
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(ValueError, match=r"cut short or damaged.*: copy or download it again"):
+            load_published(path)
+        assert inspect.main([f"path={path}"]) == 1
