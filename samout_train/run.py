@@ -44,6 +44,7 @@ from samout_train.runtime import (
     seed_everything,
     use_threads,
 )
+from samout_train.shell_words import text_setting
 from samout_train.trainer import Trainer
 
 OTHER_SEED = 2**20 + 7  # from one process to the next
@@ -246,7 +247,7 @@ def _misfits(model: nn.Module, source: Source) -> list[str]:
 def _repeated(overrides: Sequence[str], origin: str | None) -> list[str]:
     """Return the command that repeats the run in a new directory, from the checkpoint that it started from if any."""
     words = [word for word in overrides if key_of(word) not in ("run_dir", "resume")]
-    return once([*words, *([] if origin is None else [f"resume={origin}"])])
+    return once([*words, *([] if origin is None else [text_setting("resume", origin)])])
 
 
 def _hyperparameters(composed: Composed) -> dict[str, bool | int | float | str]:

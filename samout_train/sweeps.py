@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from samout_train.atomic import RESERVED
-from samout_train.config import Composed, ConfigError
+from samout_train.config import Composed, ConfigError, unresolved
 from samout_train.figures import read_figures, write_figures
 from samout_train.ledger import LOOK_SECONDS, Job, outcome
 from samout_train.overrides import key_of
@@ -50,8 +50,19 @@ log = logging.getLogger(__name__)
 
 
 def register_job_directory() -> None:
-    """Makes `${job_directory:...}` known, which names a job's directory in a sweep."""
-    OmegaConf.register_new_resolver("job_directory", _job_directory, replace=True)
+    """Makes known `${job_directory:}`, which names a job's directory in a sweep, and `${output_directory:}`.
+
+    What both are made of is text that has been resolved already, or is as it was typed.
+    """
+
+    def name(*, _root_: Any) -> str:
+        return _job_directory(unresolved(_root_, "hydra.job.override_dirname"))
+
+    def directory(*, _root_: Any) -> str:
+        return str(unresolved(_root_, "hydra.runtime.output_dir"))
+
+    OmegaConf.register_new_resolver("job_directory", name, replace=True)
+    OmegaConf.register_new_resolver("output_directory", directory, replace=True)
 
 
 def jobs_of(words: Sequence[str], parameters: Mapping[str, Any]) -> list[list[str]]:

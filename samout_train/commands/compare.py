@@ -11,7 +11,7 @@ from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.overrides import key_of
 from samout_train.ranges import Positive
-from samout_train.shell_words import list_setting, shell_word, typed_line
+from samout_train.shell_words import list_setting, shell_word, text_setting, typed_line
 from samout_train.train_keys import beside_those_of_train
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _compare(words: list[str]) -> int:
         try:
             outcomes = make_runs(plan, settings["jobs"])
         except StopRequestedError as stop:
-            again = shell_word(f"run_dir={plan.folder}")
+            again = shell_word(text_setting("run_dir", plan.folder))
             print(f"{stop}: what ran is saved; the same command with {again} goes on", file=sys.stderr)
             return stop.exit_code
         finish(plan)

@@ -10,7 +10,7 @@ from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.overrides import key_of
 from samout_train.ranges import Positive
-from samout_train.shell_words import dashboard_command, shell_word, typed_line
+from samout_train.shell_words import dashboard_command, shell_word, text_setting, typed_line
 from samout_train.train_keys import beside_those_of_train
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _search(words: list[str]) -> int:
         try:
             _with_bar(search, settings["trials"])
         except StopRequestedError as stop:
-            again = shell_word(f"run_dir={folder}")
+            again = shell_word(text_setting("run_dir", folder))
             print(f"{stop}: what ran is saved; the same command with {again} goes on", file=sys.stderr)
             return stop.exit_code
         _tell(search)

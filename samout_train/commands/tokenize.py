@@ -12,7 +12,7 @@ from samout_train.data.vocabulary_choice import VocabularyName
 from samout_train.home import home_path
 from samout_train.places import in_words
 from samout_train.ranges import Positive, Range
-from samout_train.shell_words import list_setting, typed_line
+from samout_train.shell_words import list_setting, program_file, typed_line
 from samout_train.threads import available_cores
 
 if TYPE_CHECKING:
@@ -141,4 +141,4 @@ def _print(done: "Tokenized", jobs: int, left_out: str) -> None:
         speed = done.read_bytes / 1e6 / done.seconds
         print(f"speed       {speed:,.1f} MB/s in {done.seconds:,.1f} s, {min(jobs, done.num_made)} processes")
     paths = list_setting("data.paths", [str(index.folder)])
-    print(f"train       {typed_line(['python', '-m', 'samout_train', 'data=shards', paths])}")
+    print(f"train       {typed_line([program_file(), '-m', 'samout_train', 'data=shards', paths])}")
