@@ -21,8 +21,8 @@ from samout_train.compilation import compile_problem
 from samout_train.config import CONF, Composed, ConfigError, compose_config, locate, options_with
 from samout_train.ops.kernels import Kernels, fused_problem
 from samout_train.overrides import override_problems
-from samout_train.ranges import Positive, Seed, Threads, not_divisible
-from samout_train.runtime import DTYPES, choose_device, choose_precision
+from samout_train.ranges import DeviceName, Positive, Seed, Threads, not_divisible
+from samout_train.runtime import DTYPES, choose_device, choose_precision, too_large
 from samout_train.signatures import mistakes_in_call, shown
 from samout_train.tf32 import tf32_problem
 from samout_train.yaml_places import short_path, with_places
@@ -52,7 +52,7 @@ Node = dict[str, Any]
 def top_level(
     *,
     seed: Annotated[int, Seed],
-    device: str,
+    device: DeviceName,
     precision: Literal["auto", "fp32", "bf16", "fp16"],
     kernels: Kernels,
     threads: Annotated[int, Threads] | None = None,
@@ -233,6 +233,7 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
     data, trainer, schedule = (_node(config, name) for name in ("data", "trainer", "schedule"))
     if {"data", "trainer"} <= sound:
         found.append(not_divisible("data.batch_size", data["batch_size"], "trainer.accumulate", trainer["accumulate"]))
+        found.append(_too_large(config, data))
     if {"trainer", "schedule"} <= sound and trainer["max_seconds"] is not None:
         by_steps = trainer["max_steps"] is not None or trainer["max_epochs"] is not None
         if getattr(locate(schedule["_target_"]), "needs_total_steps", False) and not by_steps:
@@ -258,6 +259,18 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
         except ValueError as error:
             found.append(str(error))
     return [problem for problem in found if problem]
+
+
+def _too_large(config: Mapping[str, Any], data: Node) -> str | None:
+    """What speaks against a batch whose ids alone have no room, whatever the model is."""
+    try:
+        device = choose_device(config["device"])
+    except (ValueError, AttributeError, KeyError):  # which is told by itself
+        return None
+    seq_len = data.get("seq_len")
+    tokens = data["batch_size"] * (seq_len if isinstance(seq_len, int) else 1)
+    lacks = too_large(tokens * torch.int64.itemsize, device)
+    return f"data.batch_size={data['batch_size']}: {lacks}: choose a smaller one" if lacks else None
 
 
 def _misfits(model: Node, data: Node) -> list[str]:

@@ -24,6 +24,7 @@ from samout_train.config import Composed, ConfigError, unresolved
 from samout_train.figures import read_figures, write_figures
 from samout_train.ledger import LOOK_SECONDS, Job, outcome
 from samout_train.overrides import key_of
+from samout_train.places import place_problem
 from samout_train.run_directory import (
     DirectoryRefusedError,
     differences,
@@ -162,6 +163,8 @@ def sweep_problems(composed: Composed, job: Sequence[str], left_out: Sequence[st
     folder = Path(composed.sweep_dir)
     if folder == Path():
         return ["hydra.sweep.dir: is empty: give a directory"]
+    if problem := place_problem(folder):
+        return [f"hydra.sweep.dir={folder}: {problem}"]
     if kind := other_kind(folder, "a sweep"):
         return [f"hydra.sweep.dir={folder}: holds {kind}: give another directory"]
     return job_problems(folder / job_name(job, left_out), composed.config)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.overrides import key_of
+from samout_train.places import place_problem
 from samout_train.ranges import Positive
 from samout_train.shell_words import list_setting, shell_word, text_setting, typed_line
 from samout_train.train_keys import beside_those_of_train
@@ -51,6 +52,8 @@ def _compare(words: list[str]) -> int:
     settings, gets_new_directory = composed.config, "run_dir" in composed.named_by_time
     if (settings["models"] is None) == (settings["runs"] is None):
         raise ConfigError("say what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]")
+    if problem := place_problem(Path(settings["run_dir"])):
+        raise ConfigError(f"run_dir={settings['run_dir']}: {problem}")
     if settings["runs"] is not None:
         return _show(settings, request, gets_new_directory=gets_new_directory)
 
