@@ -25,9 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from samout_train.home import home_expanded
-from samout_train.hydra_messages import in_few_words
+from samout_train.hydra_messages import chosen_twice, in_few_words
 from samout_train.literal import escaped
 from samout_train.overrides import override_problems, words_for_hydra
+from samout_train.yaml_places import has_strange_keys, yaml_problem
 
 PACKAGE = Path(__file__).resolve().parent
 YAML_DUMPER = get_omega_conf_dumper()
@@ -107,9 +108,20 @@ def compose_config(
             words = words_for_hydra(overrides, folders=folders, typed=typed)
             composed = compose(config_name, words, return_hydra_config=True)
             HydraConfig.instance().set_config(composed)
-            return resolve(composed)
+            resolved = resolve(composed)
+            if has_strange_keys(resolved.config) and (
+                found := yaml_problem(resolved.choices, config_name=config_name, folders=folders[::-1])
+            ):
+                raise ConfigError(found)
+            return resolved
+        except ConfigError:
+            raise
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError) as error:
-            raise ConfigError(in_few_words(error, folders)) from error
+            typed_choices = {word.partition("=")[0].lstrip("+~"): word.partition("=")[2] for word in overrides}
+            twice = chosen_twice(error)
+            twice = None if any(word.startswith(f"+{twice}=") for word in overrides) else twice
+            found = yaml_problem(typed_choices, config_name=config_name, folders=folders[::-1], without_override=twice)
+            raise ConfigError(found or in_few_words(error, folders)) from error
 
 
 def options_with(group: str, key: str) -> list[str]:

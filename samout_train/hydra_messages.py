@@ -43,6 +43,12 @@ def in_few_words(error: Exception, folders: Sequence[Path]) -> str:
     return (_full_key(error) + "; ".join(lines))[:LONGEST_LINE] or type(error).__name__
 
 
+def chosen_twice(error: Exception) -> str | None:
+    """Return the group that two YAML files choose an option of, where an error says so."""
+    found = re.search(r"Multiple values for (\S+)\. To override", str(error))
+    return found[1] if found else None
+
+
 def _literally(inner: str) -> str:
     return rf"where the text itself is meant, write \${{{inner}}}, in quotes of Hydra's: '\${{{inner}}}'"
 

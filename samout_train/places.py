@@ -26,7 +26,7 @@ class PlaceError(OSError):
 
 
 def place_problem(path: Path) -> str | None:
-    """Return why no directory can be at a path, because of what is there or above; None where nothing speaks against it.
+    """Return why no directory can be at a path, because of what is there or above, or None.
 
     Args:
         path: Perhaps not there yet; it is looked at only.

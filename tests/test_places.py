@@ -19,12 +19,12 @@ from samout_train.__main__ import main
 from samout_train.atomic import append, replace_file
 from samout_train.charts import draw_search, missing_charts
 from samout_train.command_line import answered
-from samout_train.commands import export, inspect, tokenize
+from samout_train.commands import compare, export, inspect, search, tokenize
 from samout_train.commands import train as train_verb
 from samout_train.compilation import compile_problem
 from samout_train.config import ConfigError
 from samout_train.data import token_cache
-from samout_train.places import PlaceError, in_words, is_of_a_place, message_of
+from samout_train.places import PlaceError, in_words, is_of_a_place, message_of, place_problem
 
 TINY = [
     *("device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "data.seq_len=16"),
@@ -231,3 +231,34 @@ def test_a_matplotlib_that_cannot_be_used_leaves_pictures_out(tmp_path: Path, mo
     monkeypatch.setattr(importlib, "import_module", refused)
     assert "requires access to a writable cache directory): correct that" in (missing_charts() or "")
     assert draw_search([(0, "done", 1.0)], path=tmp_path / "x.png") is None
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("file", "is a file: give a directory"),
+        ("file/x", "file is a file: give a directory"),
+        ("link", "is a link to gone/x, which is not there: make that, or give another directory"),
+        ("link/x", "link is a link to gone/x, which is not there: make that, or give another directory"),
+    ],
+)
+def test_a_directory_that_cannot_be_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("link").symlink_to("gone/x")
+    assert place_problem(Path(where)) == said and place_problem(Path("new/x")) is None
+    requests: list[tuple[Callable[[list[str]], int], list[str], str]] = [
+        (tokenize.main, ["path=not there"], "out"),
+        (export.main, ["run=not there", "format=safetensors"], "out"),
+        (train_verb.main, RANDOM, "run_dir"),
+        (train_verb.main, ["-m", *RANDOM, "seed=1,2"], "hydra.sweep.dir"),
+        (compare.main, ["models=[v1,v8]", "data=random", "device=cpu"], "run_dir"),
+        (compare.main, ["runs=[not there]"], "run_dir"),
+        (search.main, [*RANDOM, "space={optimizer.lr:[1e-3,1e-2]}"], "run_dir"),
+    ]
+    for verb, words, key in requests:
+        assert verb([*words, f"{key}={where}"]) == 2
+        assert f"{key}={where}: {said}\n" in capsys.readouterr().err, (verb, words)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
