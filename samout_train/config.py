@@ -109,7 +109,7 @@ def compose_config(
             composed = compose(config_name, words, return_hydra_config=True)
             HydraConfig.instance().set_config(composed)
             resolved = resolve(composed)
-            if has_strange_keys(resolved.config) and (
+            if has_strange_keys(resolved.config, resolved.choices) and (
                 found := yaml_problem(resolved.choices, config_name=config_name, folders=folders[::-1])
             ):
                 raise ConfigError(found)

@@ -233,7 +233,6 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
     data, trainer, schedule = (_node(config, name) for name in ("data", "trainer", "schedule"))
     if {"data", "trainer"} <= sound:
         found.append(not_divisible("data.batch_size", data["batch_size"], "trainer.accumulate", trainer["accumulate"]))
-        found.append(_too_large(config, data))
     if {"trainer", "schedule"} <= sound and trainer["max_seconds"] is not None:
         by_steps = trainer["max_steps"] is not None or trainer["max_epochs"] is not None
         if getattr(locate(schedule["_target_"]), "needs_total_steps", False) and not by_steps:
@@ -251,6 +250,7 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
             found.append("run_dir=: is empty: give a directory, or leave it out")
         try:
             device = choose_device(config["device"])
+            found.append(_too_large(data, device) if "data" in sound else None)
             if "trainer" in sound:
                 found.append(tf32_problem(trainer["tf32"], device))
                 found.append(compile_problem(device) if trainer["compile"] else None)
@@ -261,12 +261,8 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
     return [problem for problem in found if problem]
 
 
-def _too_large(config: Mapping[str, Any], data: Node) -> str | None:
+def _too_large(data: Node, device: torch.device) -> str | None:
     """What speaks against a batch whose ids alone have no room, whatever the model is."""
-    try:
-        device = choose_device(config["device"])
-    except (ValueError, AttributeError, KeyError):  # which is told by itself
-        return None
     seq_len = data.get("seq_len")
     tokens = data["batch_size"] * (seq_len if isinstance(seq_len, int) else 1)
     lacks = too_large(tokens * torch.int64.itemsize, device)

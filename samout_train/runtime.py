@@ -185,11 +185,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 def total_memory_bytes(device: torch.device) -> int | None:
     """Memory of a device, or of the machine for its processor; None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
     try:
+        if device.type == "cuda":
+            return int(torch.cuda.get_device_properties(device).total_memory)
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not POSIX
+    except (AttributeError, OSError, ValueError, RuntimeError, AssertionError):  # not POSIX, or no such device
         return None
 
 

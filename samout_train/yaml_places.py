@@ -1,7 +1,7 @@
 """Where in YAML a key stands, so that a mistake that is in a file is told with the file and its line."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +95,15 @@ def yaml_problem(
     return None
 
 
-def has_strange_keys(config: Mapping[str, Any]) -> bool:
-    """Return whether a composed configuration has keys with dots, or a group that is a list."""
+def has_strange_keys(config: Mapping[str, Any], groups: Collection[str] = ()) -> bool:
+    """Return whether a composed configuration has keys with dots, or a group that is a list.
+
+    Args:
+        config: Or a part of it.
+        groups: Those of its keys that are groups.
+    """
     for key, value in config.items():
-        if DOTTED.fullmatch(str(key)) or (key == "experiment" and value is not None and not isinstance(value, Mapping)):
+        if DOTTED.fullmatch(str(key)) or (key in groups and isinstance(value, list)):
             return True
         if key not in FREE_BELOW and isinstance(value, Mapping) and has_strange_keys(value):
             return True

@@ -192,7 +192,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a run directory that is a file": (["run_dir=good.txt"], ["run_dir=good.txt: is a file"]),
     "a run directory below a file": (
         ["run_dir=good.txt/run"],
-        ["run_dir=good.txt/run: cannot be written to (Not a directory)"],
+        ["run_dir=good.txt/run: good.txt is a file: give a directory"],
     ),
     "no run directory": (["run_dir="], ["run_dir=: is empty"]),
     "Hydra's own run directory": (["hydra.run.dir=here"], ["A run's directory is run_dir"]),

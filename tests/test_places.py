@@ -107,7 +107,7 @@ def test_a_full_disk_at_the_start_is_said_in_bytes_with_exit_code_1(
 @pytest.mark.parametrize(
     ("run_dir", "message"),
     [
-        ("file/run", "file/run: cannot be written to (Not a directory): give another directory"),
+        ("file/run", "run_dir=file/run: file is a file: give a directory"),
         ("a" * 300, "File name too long: choose a shorter name"),
         ("/proc/run", "run_dir=/proc/run: cannot be written to"),
     ],
@@ -262,3 +262,15 @@ def test_a_directory_that_cannot_be_is_refused_before_anything_is_read(
         assert verb([*words, f"{key}={where}"]) == 2
         assert f"{key}={where}: {said}\n" in capsys.readouterr().err, (verb, words)
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
+
+
+def test_a_batch_whose_step_does_not_fit_is_refused_with_nothing_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("samout_train.runtime.total_memory_bytes", lambda device: 50_000_000)
+    words = [*RANDOM, "data.batch_size=4000", f"run_dir={tmp_path / 'run'}"]
+    assert train_verb.main(words) == 2
+    said = capsys.readouterr().err
+    assert "data.batch_size=4000: does not fit into memory: " in said, said
+    assert "bytes are needed, and there are 50,000,000: choose a smaller one, or a larger trainer.accumulate" in said
+    assert not (tmp_path / "run").exists()

@@ -3,7 +3,7 @@
 import os
 import sys
 from itertools import tee
-from typing import IO, TYPE_CHECKING, Annotated, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.command_line import answered, settings_of
 from samout_train.console import input_as_utf_8, lost_output, text_of_word
@@ -117,7 +117,8 @@ def _refuse_too_many(
 
     from samout_train.runtime import too_large
 
-    one = loaded.model.state_bytes(prompt_tokens) + SAMPLE_BYTES + 4 * loaded.vocab_size
+    model: Any = loaded.model
+    one = model.state_bytes(prompt_tokens) + SAMPLE_BYTES + 4 * loaded.vocab_size
     if lacks := too_large(num_samples * one, device):
         raise ValueError(f"num_samples={num_samples}: {lacks}: choose fewer")
     if lacks := too_large(num_samples * max_new_tokens * TOKEN_BYTES, torch.device("cpu")):

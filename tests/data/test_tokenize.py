@@ -289,7 +289,7 @@ def test_a_file_that_is_changed_meanwhile_is_refused(
         (["path=texts", "out=out", "job=2"], "job=2: no such key; did you mean jobs?"),
         (["path=texts", "out=out", "vocabulary=words"], "vocabulary=words: must be characters, bytes, bpe"),
         (["path=texts", "out=texts"], "out=texts: has other files (a.txt): give a folder of its own"),
-        (["path=texts", "out=texts/a.txt"], "out=texts/a.txt: is no folder"),
+        (["path=texts", "out=texts/a.txt"], "out=texts/a.txt: is a file: give a directory"),
         (["path=texts/d.txt", "out=out"], "path: there is no text in 1 file(s)"),
         (["path=texts", "out=out", "roles.user=x"], "roles.user=x: must be <|user|>"),
         (["path=bad.txt", "out=out"], "bad.txt is no UTF-8 at byte 3 (0xff): convert it"),
