@@ -79,6 +79,7 @@ TopShare = Range(0, 1, low_included=False)  # of top_p, where 0 would leave noth
 LARGEST = 2**63 - 1
 Seed = Range(0, LARGEST)
 Threads = Range(1, 1024)
+Seeds = Range(1, 10_000)  # of a comparison: each is a training run
 
 
 def range_of(annotation: Any) -> Range | None:

@@ -11,7 +11,7 @@ from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.overrides import key_of
 from samout_train.places import place_problem
-from samout_train.ranges import Positive
+from samout_train.ranges import Positive, Seeds
 from samout_train.shell_words import list_setting, shell_word, text_setting, typed_line
 from samout_train.train_keys import beside_those_of_train
 
@@ -28,7 +28,7 @@ def keys(
     models: str | list[Any] | Node | None,
     match: str | None,
     lr: Annotated[float, Positive] | list[Annotated[float, Positive]],
-    seeds: Annotated[int, Positive],
+    seeds: Annotated[int, Seeds],
     jobs: Annotated[int, Positive],
     runs: list[str] | None,
 ) -> None:
