@@ -35,7 +35,7 @@ class StagedSweeper(Sweeper):
         Args:
             arguments: What was typed, and all jobs have in common.
         """
-        from samout_train.config import CONF
+        from samout_train.config import CONF, unresolved
         from samout_train.ledger import finished
         from samout_train.overrides import words_for_hydra
         from samout_train.staged import Job, Summary
@@ -53,7 +53,7 @@ class StagedSweeper(Sweeper):
             found: dict[Job, Summary | None] = {}
             for job, result in zip(jobs, returns, strict=True):
                 assert result.hydra_cfg is not None  # of a job that was launched
-                found[job] = finished(Path(result.hydra_cfg.hydra.runtime.output_dir))
+                found[job] = finished(Path(unresolved(result.hydra_cfg, "hydra.runtime.output_dir")))
             return found
 
         screened = launched(self.stages.screening())

@@ -12,7 +12,7 @@ from samout_train import commands
 from samout_train.console import FULL, lost_output, use_lasting_streams
 from samout_train.launch import Launch
 from samout_train.missing_home import ensure_home
-from samout_train.search_path import hiding_files, working_directory_last
+from samout_train.search_path import hiding_files, library_variables, working_directory_last
 from samout_train.stopping import treat_hangup_as_termination
 from samout_train.threads import wait_shortly
 
@@ -51,20 +51,31 @@ def main() -> None:
     logging.raiseExceptions = False  # a log that cannot be written ends no run
     try:
         code = importlib.import_module(f"samout_train.commands.{verb}").main(words)
-    except (ImportError, AttributeError) as error:
-        if not (hiding := hiding_files()):
-            raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        for file in hiding:
-            print(f"{file}: hides a module of that name that the program needs: rename it", file=sys.stderr)
-        code = 2
     except KeyboardInterrupt:  # before there was anything to save
         code = 130
+    except Exception as error:
+        code = _of_the_environment(error)
     sys.stdout.flush()
     if (lost := lost_output()) is not None and lost.errno in FULL:
         print(f"standard output: is incomplete ({lost.strerror}): send it to another place", file=sys.stderr)
         code = code or int(verb == "generate")  # the others leave what they found in files too, or in their exit code
     sys.exit(code)
+
+
+def _of_the_environment(error: Exception) -> int:
+    """Say what in the environment keeps a module from being imported; what has no such reason is raised again."""
+    hiding = hiding_files() if isinstance(error, ImportError | AttributeError) else []
+    variables = library_variables(error)
+    if not hiding and not variables:
+        raise error
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    print(f"{type(error).__name__}: {first}", file=sys.stderr)
+    for file in hiding:
+        print(f"{file}: hides a module of that name that the program needs: rename it", file=sys.stderr)
+    if variables and not hiding:
+        shown = ", ".join(f"{name}={os.environ[name]}" for name in variables)
+        print(f"{shown}: a library that reads this cannot be imported with it: unset it", file=sys.stderr)
+    return 2
 
 
 def _verb_being_completed(verbs: list[str]) -> str | None:

@@ -18,6 +18,7 @@ from samout_train.hydra_parser import get_args_parser
 from samout_train.overrides import PLAIN_TEXT_KEYS, as_typed, key_of, override_problems, quote_text, words_for_hydra
 from samout_train.places import PlaceError, in_words, is_full
 from samout_train.progress import Bar
+from samout_train.search_path import library_variables
 from samout_train.signatures import MISSING, mistakes_in_call, nearest
 from samout_train.sweeps import (
     common_keys,
@@ -182,6 +183,8 @@ def answered(words: list[str], verb: str, keys: Callable[..., None], act: Callab
     except BrokenPipeError:  # nobody reads on
         return 0
     except ValueError as error:
+        if library_variables(error):
+            raise
         print(error, file=sys.stderr)
         return 2
     except OSError as error:

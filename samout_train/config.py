@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,24 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from samout_train.home import home_expanded
-from samout_train.hydra_messages import in_few_words
+from samout_train.hydra_messages import chosen_twice, in_few_words
+from samout_train.literal import escaped
 from samout_train.overrides import override_problems, words_for_hydra
+from samout_train.yaml_places import has_strange_keys, yaml_problem
 
 PACKAGE = Path(__file__).resolve().parent
 YAML_DUMPER = get_omega_conf_dumper()
 # What conf/config.yaml and Hydra have here; a run would be checked in one place and written to another with any other.
 HYDRAS_DIRECTORIES = {
     "hydra.run.dir": ("${run_dir}", "set run_dir instead"),
-    "hydra.sweep.subdir": (
-        "${job_directory:${hydra:job.override_dirname}}",
-        "a job's directory has its settings' name",
-    ),
+    "hydra.sweep.subdir": ("${job_directory:}", "a job's directory has its settings' name"),
     "hydra.output_subdir": (".hydra", "leave it out"),
     "hydra.job.chdir": (None, "leave it out: paths are relative to where the program is started"),
     "hydra.mode": (None, "leave it out, and give -m on the command line"),
@@ -108,9 +108,20 @@ def compose_config(
             words = words_for_hydra(overrides, folders=folders, typed=typed)
             composed = compose(config_name, words, return_hydra_config=True)
             HydraConfig.instance().set_config(composed)
-            return resolve(composed)
+            resolved = resolve(composed)
+            if has_strange_keys(resolved.config, resolved.choices) and (
+                found := yaml_problem(resolved.choices, config_name=config_name, folders=folders[::-1])
+            ):
+                raise ConfigError(found)
+            return resolved
+        except ConfigError:
+            raise
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError) as error:
-            raise ConfigError(in_few_words(error, folders)) from error
+            typed_choices = {word.partition("=")[0].lstrip("+~"): word.partition("=")[2] for word in overrides}
+            twice = chosen_twice(error)
+            twice = None if any(word.startswith(f"+{twice}=") for word in overrides) else twice
+            found = yaml_problem(typed_choices, config_name=config_name, folders=folders[::-1], without_override=twice)
+            raise ConfigError(found or in_few_words(error, folders)) from error
 
 
 def options_with(group: str, key: str) -> list[str]:
@@ -205,7 +216,8 @@ def resolve(composed: DictConfig) -> Composed:
     assert isinstance(sweeper, dict)
     swept = {str(key): str(value) for key, value in (sweeper.get("params") or {}).items()}
     stages = {str(key): value for key, value in sweeper.items() if key != "_target_"} if "forms" in sweeper else None
-    directories = {"run_dir": _raw(composed, "run_dir"), "hydra.sweep.dir": _raw(HydraConfig.get(), "sweep.dir")}
+    hydra = HydraConfig.get()
+    directories = {"run_dir": unresolved(composed, "run_dir"), "hydra.sweep.dir": unresolved(hydra, "sweep.dir")}
     return Composed(
         {str(key): value for key, value in container.items()},
         known,
@@ -221,13 +233,19 @@ def resolve(composed: DictConfig) -> Composed:
 
 
 def _as_yaml(config: dict[str, Any]) -> str:
-    """Return resolved settings as OmegaConf writes them."""
-    text: str = yaml.dump(config, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=YAML_DUMPER)
+    """Return resolved settings as OmegaConf writes them, and reads them again."""
+    plain = escaped(config)
+    text: str = yaml.dump(plain, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=YAML_DUMPER)
     return text
 
 
-def _raw(config: Any, key: str) -> Any:
-    """A value as it was written, before what it refers to is put in; None where there is none."""
+def unresolved(config: Any, key: str) -> Any:
+    """Return a value as it was written, before what it refers to is put in; None where there is none.
+
+    Args:
+        config: Of OmegaConf.
+        key: With dots.
+    """
     node: Any = OmegaConf.to_container(config, resolve=False)
     for name in key.split("."):
         node = node.get(name) if isinstance(node, dict) else None
@@ -237,7 +255,7 @@ def _raw(config: Any, key: str) -> Any:
 def _misplaced(hydra: Any) -> list[str]:
     found = []
     for key, (usual, instead) in HYDRAS_DIRECTORIES.items():
-        value = _raw(hydra, key.removeprefix("hydra."))
+        value = unresolved(hydra, key.removeprefix("hydra."))
         value = getattr(value, "name", value)  # of the mode, an enumeration
         if value != usual and (key, value) not in (("hydra.mode", "RUN"), ("hydra.job.chdir", False)):
             found.append(f"{key}={'null' if value is None else value}: has no meaning here: {instead}")
@@ -259,9 +277,24 @@ def locate(target: str) -> Any:
 
 
 def build(node: dict[str, Any], **late: Any) -> Any:
-    """Builds the component that a node describes by `_target_`; `late` are the arguments of a `_partial_` one."""
-    component = instantiate(node, _convert_="all")
+    """Builds the component that a node describes by `_target_`; `late` are the arguments of a `_partial_` one.
+
+    Hydra's `instantiate` would resolve each text again.
+    """
+    component = _built(node)
     return component(**late) if node.get("_partial_") else component
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_built(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    settings = {key: _built(item) for key, item in value.items() if key not in ("_target_", "_partial_")}
+    if "_target_" not in value:
+        return settings
+    target = locate(value["_target_"])
+    return partial(target, **settings) if value.get("_partial_") else target(**settings)
 
 
 @contextmanager

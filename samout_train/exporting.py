@@ -31,7 +31,7 @@ from samout_train.loading import LoadedRun, load_run, model_of
 from samout_train.measuring import choose_once
 from samout_train.metrics import num_parameters
 from samout_train.models.published import load_published, published_state
-from samout_train.places import in_words
+from samout_train.places import in_words, place_problem
 from samout_train.runtime import weights_sha256
 
 Format = Literal["safetensors", "published"]
@@ -78,8 +78,9 @@ def export_run(run: str | Path, *, format: Format, out: str | Path | None = None
     """
     if format == "safetensors":
         safetensors_library()  # says how to get it, before anything is read
+    given = None if out is None else _folder(out)
     loaded = load_run(run)
-    folder = loaded.checkpoint.parent.parent / f"export_{format}" if out is None else _folder(out)
+    folder = given or loaded.checkpoint.parent.parent / f"export_{format}"
     state = loaded.model.state_dict()
     tensors, shared = (published_state(loaded.model), {}) if format == "published" else once(state)
     tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
@@ -172,6 +173,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _folder(out: str | Path) -> Path:
     if not str(out):
         raise ValueError("out=: is empty: give a folder that is not there yet")
+    if problem := place_problem(home_path(out)):
+        raise ValueError(f"out={out}: {problem}")
     return home_path(out)
 
 

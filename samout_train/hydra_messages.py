@@ -33,13 +33,24 @@ def in_few_words(error: Exception, folders: Sequence[Path]) -> str:
     if repeated := re.search(r"Multiple values for (\S+)\. To override a value use 'override (\S+): (\S+)'", text):
         return f"+{repeated[1]}={repeated[3]}: {repeated[1]} is chosen already: write {repeated[1]}={repeated[3]}"
     if key := re.search(r"Interpolation key '(.+?)' not found", text):
-        return f"{_full_key(error)}${{{key[1]}}} names a key that is not there"
+        return f"{_full_key(error)}${{{key[1]}}} names a key that is not there: {_literally(key[1])}"
     if environment := re.search(r"Environment variable '(.+?)' not found", text):
         return f"{_full_key(error)}the environment variable {environment[1]} is not set"
     if resolver := re.search(r"Unsupported interpolation type (\S+)", text):
-        return f"{_full_key(error)}${{{resolver[1]}:...}} is no interpolation that there is"
+        inner = f"{resolver[1]}:..."
+        return f"{_full_key(error)}${{{inner}}} is no interpolation that there is: {_literally(inner)}"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "https://hydra.cc" not in line]
     return (_full_key(error) + "; ".join(lines))[:LONGEST_LINE] or type(error).__name__
+
+
+def chosen_twice(error: Exception) -> str | None:
+    """Return the group that two YAML files choose an option of, where an error says so."""
+    found = re.search(r"Multiple values for (\S+)\. To override", str(error))
+    return found[1] if found else None
+
+
+def _literally(inner: str) -> str:
+    return rf"where the text itself is meant, write \${{{inner}}}, in quotes of Hydra's: '\${{{inner}}}'"
 
 
 def missing_option(group: str, option: str, options: Sequence[str]) -> str:

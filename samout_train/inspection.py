@@ -23,7 +23,7 @@ from samout_train.file_kind import HEAD_BYTES
 from samout_train.home import home_path
 from samout_train.models.published import is_published_v8, load_published
 from samout_train.models.published_files import DamagedError, is_safetensors, no_weights, read_published
-from samout_train.shell_words import program, shell_word, typed_line
+from samout_train.shell_words import program, shell_word, text_setting, typed_line
 from samout_train.tensor_file import LEGACY, ZIP, MoreThanTensorsError, read_tensor_file
 
 SIZES = ("hidden_size", "num_layers", "num_heads", "ffn_size", "max_seq_len")
@@ -101,7 +101,7 @@ def _run(path: Path) -> Found:
     else:
         found.add("resume=auto", "starts at step 0: there is no checkpoint yet")
     found.add("finished", "yes" if (path / "summary.json").is_file() else "no: there is no summary.json")
-    _needs(found, whole[-1] if whole else None, path, f"{shell_word(f'run_dir={path}')} resume=auto")
+    _needs(found, whole[-1] if whole else None, path, f"{shell_word(text_setting('run_dir', path))} resume=auto")
     found.damaged = found.damaged or not (path / SAVED_CONFIG).is_file()  # a row says so
     return found
 
@@ -112,7 +112,7 @@ def _checkpoint(path: Path) -> Found:
         found.add("set aside", "yes: resume=auto found it damaged", damaged=True)
     found.add("whole", f"no: {reason}" if reason else "yes, it agrees with its manifest", damaged=bool(reason))
     if reason is None:
-        _needs(found, path, path.parent.parent, f"{shell_word(f'resume={path}')} and a run_dir of its own")
+        _needs(found, path, path.parent.parent, f"{shell_word(text_setting('resume', path))} and a run_dir of its own")
     return found
 
 

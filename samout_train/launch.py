@@ -11,6 +11,8 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
+from samout_train.shell_words import text_setting
+
 SAID = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 RUN_DIR, HERE, GROUP = (f"samout_train/{name}" for name in ("run_dir", "here", "group"))
 SECONDS_BETWEEN_LOOKS = 0.02
@@ -58,7 +60,7 @@ class Launch:
         if run_dir is None:
             return list(words)
         kept = [word for word in words if word.partition("=")[0].lstrip("+") not in ("run_dir", "resume")]
-        return [*kept, f"run_dir={run_dir}", "resume=auto"]
+        return [*kept, text_setting("run_dir", run_dir), "resume=auto"]
 
     def note(self, run_dir: str) -> None:
         """Tells the processes that are started after these ones which run they go on with."""

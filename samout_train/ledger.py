@@ -18,6 +18,7 @@ from typing import Any, Literal
 from samout_train.figures import read_figures, write_figures
 from samout_train.run_directory import holds_run, is_taken
 from samout_train.search_path import child_program
+from samout_train.shell_words import text_setting
 from samout_train.stopping import StopSignals, ask_to_stop, own_group
 from samout_train.threads import share_of_cores
 
@@ -187,7 +188,8 @@ class Process:
         forget_failure(job.run_dir)
         # Where it begins from another run's checkpoint, it does so once.
         begins_elsewhere = any(word.startswith("resume=") for word in job.words) and not has_checkpoint(job.run_dir)
-        words = [*job.words, f"run_dir={job.run_dir.absolute()}", *([] if begins_elsewhere else ["resume=auto"])]
+        run_dir = text_setting("run_dir", job.run_dir.absolute())
+        words = [*job.words, run_dir, *([] if begins_elsewhere else ["resume=auto"])]
         program = [*child_program(), "train", *words]
         with (job.run_dir / OUTPUT).open("ab") as output:
             self._printed_from = output.tell()

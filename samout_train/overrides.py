@@ -215,7 +215,7 @@ def as_typed(override: str) -> str:
     """What a person types for the override of a sweep's job, which Hydra wrote: text without its escapes."""
     parsed = OverridesParser.create().parse_override(override)
     key, value = parsed.key_or_group, parsed.value()
-    if key not in TEXT_KEYS or not isinstance(value, str):
+    if key not in TEXT_KEYS or not isinstance(value, str) or "${" in value:  # what is escaped in it stays so
         return override.removeprefix("++")
     plain = f"{key}={value}"
     return plain if quote_text(plain) != plain else f"{key}={quoted(value)}"  # what Hydra would read again

@@ -25,6 +25,27 @@ class PlaceError(OSError):
         return str(self.strerror)
 
 
+def place_problem(path: Path) -> str | None:
+    """Return why no directory can be at a path, because of what is there or above, or None.
+
+    Args:
+        path: Perhaps not there yet; it is looked at only.
+    """
+    for part in (path, *path.parents):
+        what = "" if part == path else f"{part} "
+        try:
+            if part.is_symlink() and not part.exists():
+                target = part.readlink()
+                return f"{what}is a link to {target}, which is not there: make that, or give another directory"
+            if part.exists():
+                return None if part.is_dir() else f"{what}is a file: give a directory"
+        except NotADirectoryError:  # of what is above
+            continue
+        except (OSError, ValueError):  # which is told where it is made
+            return None
+    return None
+
+
 def is_full(error: BaseException) -> bool:
     """Return whether there was no room: a full disk, a used quota, a limit on the size of files."""
     return isinstance(error, OSError) and error.errno in FULL

@@ -21,8 +21,8 @@ from samout_train.compilation import compile_problem
 from samout_train.config import CONF, Composed, ConfigError, compose_config, locate, options_with
 from samout_train.ops.kernels import Kernels, fused_problem
 from samout_train.overrides import override_problems
-from samout_train.ranges import Positive, Seed, Threads, not_divisible
-from samout_train.runtime import DTYPES, choose_device, choose_precision
+from samout_train.ranges import DeviceName, Positive, Seed, Threads, not_divisible
+from samout_train.runtime import DTYPES, choose_device, choose_precision, too_large
 from samout_train.shell_words import shell_word
 from samout_train.signatures import mistakes_in_call, shown
 from samout_train.tf32 import tf32_problem
@@ -53,7 +53,7 @@ Node = dict[str, Any]
 def top_level(
     *,
     seed: Annotated[int, Seed],
-    device: str,
+    device: DeviceName,
     precision: Literal["auto", "fp32", "bf16", "fp16"],
     kernels: Kernels,
     threads: Annotated[int, Threads] | None = None,
@@ -254,6 +254,7 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
             found.append("run_dir=: is empty: give a directory, or leave it out")
         try:
             device = choose_device(config["device"])
+            found.append(_too_large(data, device) if "data" in sound else None)
             if "trainer" in sound:
                 found.append(tf32_problem(trainer["tf32"], device))
                 found.append(compile_problem(device) if trainer["compile"] else None)
@@ -262,6 +263,14 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
         except ValueError as error:
             found.append(str(error))
     return [problem for problem in found if problem]
+
+
+def _too_large(data: Node, device: torch.device) -> str | None:
+    """What speaks against a batch whose ids alone have no room, whatever the model is."""
+    seq_len = data.get("seq_len")
+    tokens = data["batch_size"] * (seq_len if isinstance(seq_len, int) else 1)
+    lacks = too_large(tokens * torch.int64.itemsize, device)
+    return f"data.batch_size={data['batch_size']}: {lacks}: choose a smaller one" if lacks else None
 
 
 def _misfits(model: Node, data: Node) -> list[str]:

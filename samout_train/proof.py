@@ -17,6 +17,7 @@ from torch import Tensor
 from samout_train.checkpoint import find_checkpoint, read_checkpoint
 from samout_train.runtime import weights_sha256
 from samout_train.search_path import child_program
+from samout_train.shell_words import text_setting
 from samout_train.stopping import StopSignals, own_group
 
 # What makes CUDA compute the same bits twice; a CPU does anyway.
@@ -77,7 +78,7 @@ def run_killed(
     """
     draw = random.Random(seed)
     for number in range(kills):
-        with _started([*words, f"run_dir={run_dir}", "resume=auto"], run_dir, device) as process:
+        with _started([*words, text_setting("run_dir", run_dir), "resume=auto"], run_dir, device) as process:
             before, started = _steps(run_dir), time.monotonic()
             while _steps(run_dir) <= before and process.poll() is None:
                 if time.monotonic() - started > PATIENCE_SECONDS:
@@ -92,7 +93,7 @@ def run_killed(
                 told(f"kill {number + 1}: the run had ended before it; the others are left out")
                 return
         told(f"kill {number + 1}: after step {_steps(run_dir)}")
-    with _started([*words, f"run_dir={run_dir}", "resume=auto"], run_dir, device) as process:
+    with _started([*words, text_setting("run_dir", run_dir), "resume=auto"], run_dir, device) as process:
         while process.poll() is None:
             signals.check()
             time.sleep(0.01)

@@ -51,6 +51,26 @@ def _number(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else f"{value:g}"
 
 
+@dataclass(frozen=True)
+class Forms:
+    """Text that has a few forms only.
+
+    Args:
+        forms: What they are, in words.
+        of_number: What a number that is given in its place may mean, such as `cuda:{}`.
+    """
+
+    forms: str
+    of_number: str = ""
+
+    def wanted(self, value: Any) -> str:
+        """What a value that is no text must be."""
+        is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        return self.forms + (f"; did you mean {self.of_number.format(value)}?" if self.of_number and is_number else "")
+
+
+DEVICES = Forms("auto, cpu, cuda, cuda:N or mps", "cuda:{}")
+DeviceName = Annotated[str, DEVICES]
 Positive = Range(0, low_included=False)
 NonNegative = Range(0)
 Probability = Range(0, 1, high_included=False)
@@ -59,14 +79,25 @@ TopShare = Range(0, 1, low_included=False)  # of top_p, where 0 would leave noth
 LARGEST = 2**63 - 1
 Seed = Range(0, LARGEST)
 Threads = Range(1, 1024)
+Seeds = Range(1, 10_000)  # of a comparison: each is a training run
 
 
 def range_of(annotation: Any) -> Range | None:
     """The Range in an annotation such as `Annotated[int, Positive]` or `Annotated[int, Positive] | None`."""
+    return _said(annotation, Range)
+
+
+def forms_of(annotation: Any) -> Forms | None:
+    """The Forms in an annotation such as `Annotated[str, DEVICES]`."""
+    return _said(annotation, Forms)
+
+
+def _said(annotation: Any, kind: type[T]) -> T | None:
+    """What an annotation, or one of its alternatives, says of a kind."""
     if typing.get_origin(annotation) is Annotated:
-        return next((item for item in annotation.__metadata__ if isinstance(item, Range)), None)
+        return next((item for item in annotation.__metadata__ if isinstance(item, kind)), None)
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next(filter(None, map(range_of, typing.get_args(annotation))), None)
+        return next(filter(None, (_said(part, kind) for part in typing.get_args(annotation))), None)
     return None
 
 

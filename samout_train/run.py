@@ -23,6 +23,7 @@ from samout_train.joining import together
 from samout_train.launch import Launch
 from samout_train.log_file import log_file
 from samout_train.measuring import choose_products, product_of, tokens_of
+from samout_train.metrics import estimate_memory_bytes
 from samout_train.missing_home import ensure_home
 from samout_train.ops.kernels import use_kernels
 from samout_train.ops.linear.choice import use_products
@@ -37,16 +38,20 @@ from samout_train.run_directory import (
     scalars,
 )
 from samout_train.runtime import (
+    PrecisionName,
     choose_device,
     choose_precision,
     commit,
     keep_freed_memory,
     seed_everything,
+    too_large,
     use_threads,
 )
+from samout_train.shell_words import text_setting
 from samout_train.trainer import Trainer
 
 OTHER_SEED = 2**20 + 7  # from one process to the next
+MUCH_PER_TOKEN = 1 << 16  # bytes of a step: where this fits, what a step needs is not asked
 log = logging.getLogger(__name__)
 
 
@@ -207,12 +212,35 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
         seed=config["seed"],
         **settings,
     )
+    _refuse(_memory_problems(trainer, source, precision))
     step = trainer.training_step
     rows = step.batches.batch_size // step.accumulate // processes.count()
     shape = product_of(model, tokens_of(rows, source.train.seq_len, step.chunk_len))
     decodes = source.vocabulary is not None
     use_products(choose_products(shape, device=device, precision=precision, decodes=decodes))
     return trainer
+
+
+def _memory_problems(trainer: Trainer, source: Source, precision: PrecisionName) -> list[str]:
+    """What speaks against a batch that is so large that its step cannot be made; looked at on shapes alone."""
+    step, seq_len = trainer.training_step, source.train.seq_len
+    batch, seq_len = step.batches.batch_size, min(seq_len, step.chunk_len or seq_len)
+    rows = batch // step.accumulate // processes.count()
+    if step.shared.is_sharded or not too_large(rows * seq_len * MUCH_PER_TOKEN, trainer.device):
+        return []
+    try:
+        needed = estimate_memory_bytes(
+            step.model,
+            rows=rows,
+            seq_len=seq_len,
+            accumulate=step.accumulate,
+            precision=precision,
+            device=trainer.device,
+        )
+    except (RuntimeError, NotImplementedError):  # a model of the user's may do what has no shape function
+        return []
+    lacks = too_large(needed, trainer.device)
+    return [f"data.batch_size={batch}: {lacks}: choose a smaller one, or a larger trainer.accumulate"] if lacks else []
 
 
 def source_from(config: Mapping[str, Any]) -> Source:
@@ -246,7 +274,7 @@ def _misfits(model: nn.Module, source: Source) -> list[str]:
 def _repeated(overrides: Sequence[str], origin: str | None) -> list[str]:
     """Return the command that repeats the run in a new directory, from the checkpoint that it started from if any."""
     words = [word for word in overrides if key_of(word) not in ("run_dir", "resume")]
-    return once([*words, *([] if origin is None else [f"resume={origin}"])])
+    return once([*words, *([] if origin is None else [text_setting("resume", origin)])])
 
 
 def _hyperparameters(composed: Composed) -> dict[str, bool | int | float | str]:

@@ -17,6 +17,7 @@ from samout_train.config import Composed, ConfigError
 from samout_train.figures import read_figures
 from samout_train.home import home_expanded, home_path
 from samout_train.hydra_messages import in_few_words
+from samout_train.places import place_problem
 
 # What a continued run must have in common with what it continues; the rest may change.
 SECONDS_OF_A_LOOK = 0.5  # at most, that who only asks whether a run is under way holds its lock
@@ -70,8 +71,8 @@ def resume_problems(composed: Composed, directory: str = "run_dir") -> list[str]
 def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
     """What speaks against writing into run_dir; looks only, so that nothing in it is touched."""
     run_dir = Path(config["run_dir"])
-    if run_dir.exists() and not run_dir.is_dir():
-        return [f"run_dir={run_dir}: is a file: give a directory"]
+    if problem := place_problem(run_dir):
+        return [f"run_dir={run_dir}: {problem}"]
     if is_taken(run_dir):
         return [_taken(run_dir)]
     return content_problems(run_dir, config)
@@ -220,7 +221,10 @@ def locked(run_dir: Path) -> Iterator[None]:
         TakenError: if another process holds it.
     """
     lock = _lock(run_dir, timeout=SECONDS_OF_A_LOOK)
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # nobody typed the folder within
+        raise type(error)(error.errno, error.strerror, f"run_dir={run_dir}") from error
     try:
         with lock:
             for folder in (run_dir, run_dir / ".hydra", run_dir / "checkpoints"):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from samout_train.launch import Launch
+from samout_train.ranges import DEVICES
 from samout_train.threads import ABOUT_NUMBERS, available_cores
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
@@ -45,7 +46,9 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device ({name}) must be auto, cpu, cuda, cuda:N or mps")
+        raise ValueError(f"device ({name}) must be {DEVICES.forms}")
+    if device.type == "cpu" and device.index is not None:
+        raise ValueError(f"device ({name}) must be {DEVICES.forms}: the processor has no number, write device=cpu")
     if device.type == "mps" and launch is not None:
         raise ValueError(f"device ({name}) is for one process: start it without torchrun, or use device=cpu")
     if device.type == "mps" and not ((device.index or 0) == 0 and torch.backends.mps.is_available()):
@@ -178,6 +181,24 @@ def set_device_random_state(state: Tensor, device: torch.device) -> None:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copies from ordinary memory; to CUDA from pinned memory, so that nobody waits for the copy."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def total_memory_bytes(device: torch.device) -> int | None:
+    """Memory of a device, or of the machine for its processor; None where the system does not say."""
+    try:
+        if device.type == "cuda":
+            return int(torch.cuda.get_device_properties(device).total_memory)
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError, RuntimeError, AssertionError):  # not POSIX, or no such device
+        return None
+
+
+def too_large(needed: int, device: torch.device) -> str | None:
+    """Return that so many bytes do not fit into the memory of a device; None where they may."""
+    total = total_memory_bytes(device)
+    if total is None or needed <= total:
+        return None
+    return f"does not fit into memory: {needed:,} bytes are needed, and there are {total:,}"
 
 
 def current_memory_bytes() -> int:

@@ -8,6 +8,9 @@ Only `os` and `sys` are imported here, which the interpreter has loaded before i
 import os
 import sys
 
+# Of variables, where a library has others than its own name.
+PREFIXES = {"torch": ("TORCH", "PYTORCH_"), "matplotlib": ("MPL", "MATPLOTLIB_")}
+
 
 def working_directory_last() -> None:
     """Let modules of the working directory be imported, such as a `_target_` of one's own, but those of Python first.
@@ -39,6 +42,19 @@ def child_program(first: str = "") -> list[str]:
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     path = f"sys.path[:] = [*filter(None, sys.path), {package!r}]"
     return [sys.executable, "-c", f"import sys; {path}; {first}from samout_train.__main__ import main; main()"]
+
+
+def library_variables(error: BaseException) -> list[str]:
+    """Return the variables of the environment that a library reads which raised an error while it was imported."""
+    traceback, is_importing, found = error.__traceback__, False, set()
+    while traceback is not None:
+        name = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if name not in ("", "__main__", "samout_train", "importlib"):
+            is_importing |= traceback.tb_frame.f_code.co_name == "<module>"
+            found |= {name} if is_importing else set()
+        traceback = traceback.tb_next
+    begins = tuple(start for name in found for start in PREFIXES.get(name, (f"{name.upper()}_",)))
+    return sorted(name for name in os.environ if begins and name.startswith(begins))
 
 
 def hiding_files() -> list[str]:

@@ -15,6 +15,7 @@ PLAIN: dict[Shell, re.Pattern[str]] = {
     "powershell": re.compile(r"[\w./\\:][\w.=/\\:+-]*|--?[\w-]+", re.ASCII),
 }
 PLAIN["pwsh"] = PLAIN["powershell"]
+QUOTES = ("'", '"')
 SINGLE_QUOTES = "'\u2018\u2019\u201a\u201b"  # PowerShell takes each of these for one
 
 
@@ -57,6 +58,12 @@ def quoted(text: str) -> str:
 def list_setting(key: str, texts: Sequence[str]) -> str:
     """Return `key=['a','b']` as Hydra reads it; it has to be quoted for the shell."""
     return f"{key}=[{','.join(map(quoted, texts))}]"
+
+
+def text_setting(key: str, text: object) -> str:
+    """Return `key=text` as the program reads it: in quotes only where the text would say something to Hydra."""
+    word = str(text)
+    return f"{key}={quoted(word) if '${' in word or word[:1] in QUOTES or word == 'null' else word}"
 
 
 def shown_path(path: Path) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from samout_train.ranges import beyond_numbers, range_of
+from samout_train.ranges import beyond_numbers, forms_of, range_of
 
 MISSING = "???"
 SEQUENCES = (list, tuple, Sequence)
@@ -110,6 +110,8 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 def _beyond(value: Any, annotation: Any) -> str | None:
     """Return what is wanted where a number, or one in a list or mapping, is not finite or too large."""
+    if isinstance(value, float) and value.is_integer() and int in (options := _options(annotation)):
+        value = value if float in options else int(value)
     limit, allowed = beyond_numbers(value), range_of(annotation)
     if limit is None or not any(map(_takes_numbers, _options(annotation))):
         return None
@@ -123,6 +125,8 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
         if allowed and isinstance(value, int | float) and not isinstance(value, bool) and value not in allowed:
             return str(allowed)
         return None
+    if forms := forms_of(annotation):
+        return forms.wanted(value)
     words = [_described(option) for option in options]
     whole = isinstance(value, float) and value.is_integer() and int in options
     return (

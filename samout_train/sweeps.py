@@ -20,11 +20,12 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from samout_train.atomic import RESERVED
-from samout_train.config import Composed, ConfigError
+from samout_train.config import Composed, ConfigError, unresolved
 from samout_train.data_record import DataNow
 from samout_train.figures import read_figures, write_figures
 from samout_train.ledger import LOOK_SECONDS, Job, outcome
 from samout_train.overrides import key_of
+from samout_train.places import place_problem
 from samout_train.run_directory import (
     DirectoryRefusedError,
     differences,
@@ -52,8 +53,19 @@ log = logging.getLogger(__name__)
 
 
 def register_job_directory() -> None:
-    """Makes `${job_directory:...}` known, which names a job's directory in a sweep."""
-    OmegaConf.register_new_resolver("job_directory", _job_directory, replace=True)
+    """Makes known `${job_directory:}`, which names a job's directory in a sweep, and `${output_directory:}`.
+
+    What both are made of is text that has been resolved already, or is as it was typed.
+    """
+
+    def name(*, _root_: Any) -> str:
+        return _job_directory(unresolved(_root_, "hydra.job.override_dirname"))
+
+    def directory(*, _root_: Any) -> str:
+        return str(unresolved(_root_, "hydra.runtime.output_dir"))
+
+    OmegaConf.register_new_resolver("job_directory", name, replace=True)
+    OmegaConf.register_new_resolver("output_directory", directory, replace=True)
 
 
 def jobs_of(words: Sequence[str], parameters: Mapping[str, Any]) -> list[list[str]]:
@@ -153,6 +165,8 @@ def sweep_problems(composed: Composed, job: Sequence[str], left_out: Sequence[st
     folder = Path(composed.sweep_dir)
     if folder == Path():
         return ["hydra.sweep.dir: is empty: give a directory"]
+    if problem := place_problem(folder):
+        return [f"hydra.sweep.dir={folder}: {problem}"]
     if kind := other_kind(folder, "a sweep"):
         return [f"hydra.sweep.dir={folder}: holds {kind}: give another directory"]
     return job_problems(folder / job_name(job, left_out), composed.config)

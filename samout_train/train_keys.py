@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from samout_train.ranges import Seed, Threads
+from samout_train.ranges import DeviceName, Seed, Threads
 
 Node = dict[str, Any]
 
@@ -12,7 +12,7 @@ Node = dict[str, Any]
 def train_keys(
     *,
     seed: Annotated[int, Seed],
-    device: str,
+    device: DeviceName,
     precision: str,
     kernels: str,
     run_dir: str,

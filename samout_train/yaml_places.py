@@ -1,8 +1,9 @@
 """Where in YAML a key stands, so that a mistake that is in a file is told with the file and its line."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -11,6 +12,8 @@ OF_THE_VALUE = (
     *(": no such key", ": must be", ": has no meaning", ": is not set in", ": cannot be imported", ": is no class"),
     *(" names a key that is not there", " is no interpolation", "the environment variable"),
 )
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
+FREE_BELOW = ("roles", "hydra", "defaults", "space")  # names below these may have dots
 KEY = re.compile(r"[A-Za-z_][\w.]*")
 GLOBAL_PACKAGE = re.compile(r"\A(\s*#.*\n)*\s*#\s*@package\s+_global_")
 
@@ -60,6 +63,65 @@ def short_path(path: str | Path) -> str:
     """Relative to the working directory where it lies below it."""
     path = Path(path)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def yaml_problem(
+    chosen: Mapping[str, str | None], *, config_name: str, folders: Sequence[Path], without_override: str | None = None
+) -> str | None:
+    """Return what is wrong with the YAML files that were chosen which Hydra takes otherwise, or says of nothing.
+
+    Args:
+        chosen: Options by group.
+        config_name: The root YAML.
+        folders: Where YAML is looked for; an earlier one stands before a later one, the program's own is the last.
+        without_override: A group that Hydra was given twice: the file is looked for that means to choose it anew.
+    """
+    files = [_file("", config_name, folders), *(_file(group, option, folders) for group, option in chosen.items())]
+    for path in [file for file in files if file]:
+        node = _composed(path.read_text(encoding="utf-8", errors="replace"))
+        if node is not None and not isinstance(node, yaml.MappingNode):
+            kind = "a list" if isinstance(node, yaml.SequenceNode) else "one text"
+            return f"{short_path(path)}: is {kind} and no settings: write them as `key: value`, one a line"
+        for name, value in (pair for item in _defaults(path) for pair in _pairs(item)):
+            if str(name.value).lstrip("/") == without_override and path.parent != folders[-1]:
+                where = f"{short_path(path)} line {name.start_mark.line + 1}"
+                right = f"`- override /{without_override}: {value.value}`"
+                return f"{where}: its defaults choose {without_override}, which is chosen already: write {right}"
+        if node is not None and (key := _dotted(node)) is not None:
+            *outer, inner = key.value.split(".")
+            right = ", below it ".join(f"`{name}:`" for name in (*outer, inner))
+            where = f"{short_path(path)} line {key.start_mark.line + 1}"
+            return f"{where}: {key.value}: YAML takes a key with a dot for one name: nest it: write {right}"
+    return None
+
+
+def has_strange_keys(config: Mapping[str, Any], groups: Collection[str] = ()) -> bool:
+    """Return whether a composed configuration has keys with dots, or a group that is a list.
+
+    Args:
+        config: Or a part of it.
+        groups: Those of its keys that are groups.
+    """
+    for key, value in config.items():
+        if DOTTED.fullmatch(str(key)) or (key in groups and isinstance(value, list)):
+            return True
+        if key not in FREE_BELOW and isinstance(value, Mapping) and has_strange_keys(value):
+            return True
+    return False
+
+
+def _pairs(item: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
+    return list(item.value) if isinstance(item, yaml.MappingNode) else []
+
+
+def _dotted(node: yaml.Node) -> yaml.Node | None:
+    """The first key of a file that should be nested."""
+    for name, value in _pairs(node):
+        if DOTTED.fullmatch(str(name.value)):
+            return name
+        if name.value not in FREE_BELOW and (found := _dotted(value)) is not None:
+            return found
+    return None
 
 
 def _file(group: str, option: str | None, folders: Sequence[Path]) -> Path | None:

@@ -401,3 +401,15 @@ def test_a_program_of_ones_own_keeps_its_search_path(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, folder / "mine.py"], cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize("variable", ["TQDM_MININTERVAL=abc", "TORCH_LOGS=nonsense"])
+@pytest.mark.parametrize("words", [["data=random", "trainer=debug"], ["generate", "run=r", "prompt=a"]], ids=len)
+def test_a_variable_that_a_library_refuses_is_named(tmp_path: Path, variable: str, words: list[str]) -> None:
+    name, _, value = variable.partition("=")
+    program = [sys.executable, "-m", "samout_train", *words]
+    done = subprocess.run(program, cwd=tmp_path, env=os.environ | {name: value}, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last == f"{variable}: a library that reads this cannot be imported with it: unset it"
+    assert not list(tmp_path.iterdir())

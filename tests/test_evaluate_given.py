@@ -145,3 +145,17 @@ def test_a_folder_that_cannot_be_written_is_told_after_the_figures(
     assert evaluated(folder, "data=text", text_at(tmp_path / "a.txt", "line 1 of it. " * 9)) == 1
     out, error = capsys.readouterr()
     assert "counted targets" in out and "Permission denied: make it writable, or copy the run" in error
+
+
+def test_lengths_that_rows_do_not_have_are_refused_before_anything_is_measured(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = text_at(tmp_path / "lengths.jsonl", json.dumps({"text": "line 3 of it. " * 20}) + "\n")
+    words, before = ["data=jsonl", path, "data.layout=padded"], set(results(folder))
+    assert evaluated(folder, *words, "lengths=[16,32]") == 2
+    out, error = capsys.readouterr()
+    assert error.startswith("lengths=[16, 32]: the rows of this data do not follow each other") and "nats" not in out
+    assert set(results(folder)) == before
+    assert evaluated(folder, *words, f"lengths=[{ROW}]") == 0
+    (name,) = set(results(folder)) - before
+    assert list(results(folder)[name]["loss_nats"]) == [str(ROW)]

@@ -19,6 +19,12 @@ FILES = {
     "experiment/tight.yaml": "#@package _global_\nseed: 5\n",
     "experiment/empty.yaml": "",
     "experiment/list.yaml": "- a\n",
+    "experiment/no_override.yaml": "# @package _global_\ndefaults:\n  - /model: v1\n",
+    "experiment/dotted.yaml": "# @package _global_\nseed: 1\noptimizer.lr: 0.5\n",
+    "model/list.yaml": "- a\n- b\n",
+    "model/dotted.yaml": "defaults:\n  - v8\nmixer.x: 3\n",
+    "list_root.yaml": "- a\n",
+    "twice_root.yaml": "defaults:\n  - config\n  - model: v1\n",
     "experiment/tab.yaml": "# @package _global_\n\tseed: 5\n",
     "experiment/other.yml": "# @package _global_\nseed: 5\n",
     "experiment/8.yaml": "# @package _global_\nseed: 5\n",
@@ -80,7 +86,7 @@ def test_what_hydra_takes_is_taken(mine: Path, words: list[str]) -> None:
         (["experiment=mark"], PACKAGE_LINE),
         (["experiment=late"], PACKAGE_LINE),
         (["experiment=empty"], PACKAGE_LINE),
-        (["experiment=list"], PACKAGE_LINE),
+        (["experiment=list"], "list.yaml: is a list and no settings: write them as `key: value`"),
         (["-m", "experiment=sub/foo,no_line"], f"(mine/experiment/no_line.yaml line 1): {PACKAGE_LINE}"),
         (["experiment=tab"], "mine/experiment/tab.yaml line 2, column 1: a tab"),
         (["experiment=other"], "ends with .yml, which Hydra does not read: rename it to .yaml"),
@@ -118,3 +124,41 @@ def test_a_run_trains_with_each_logging_of_hydra(mine: Path, name: str) -> None:
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "validation loss" in done.stdout  # with none, Hydra's own logging still prints
     assert (mine.parent / "run" / "samout_train.log").exists() == (name in ("default", "person"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["experiment=no_override"],
+            "mine/experiment/no_override.yaml line 3: its defaults choose model, which is chosen already: write "
+            "`- override /model: v1`",
+        ),
+        (["experiment=no_override", "+data=text"], "+data=text: data is chosen already: write data=text"),
+        (["--config-name=twice_root"], "mine/twice_root.yaml line 3: its defaults choose model"),
+        (["+model=v1"], "+model=v1: model is chosen already: write model=v1"),
+        (
+            ["experiment=dotted"],
+            "mine/experiment/dotted.yaml line 3: optimizer.lr: YAML takes a key with a dot for one name: nest it: "
+            "write `optimizer:`, below it `lr:`",
+        ),
+        (["model=dotted"], "mine/model/dotted.yaml line 3: mixer.x: YAML takes a key with a dot for one name"),
+        (["model=list"], "mine/model/list.yaml: is a list and no settings"),
+        (["--config-name=list_root"], "mine/list_root.yaml: is a list and no settings"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.parametrize("flags", [[], ["--cfg", "job"]], ids=["train", "cfg"])
+def test_what_is_wrong_with_a_file_is_told_with_the_file(
+    mine: Path, words: list[str], told: str, flags: list[str]
+) -> None:
+    found = mistakes(*words, *flags)
+    assert found and found[0].startswith(told), found
+
+
+def test_roles_and_what_is_swept_may_have_dots(mine: Path) -> None:
+    (mine / "experiment" / "roles.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /data: jsonl\ndata:\n  roles:\n    a.b: <|user|>\n"
+        "hydra:\n  sweeper:\n    params:\n      optimizer.lr: 0.1,0.2\n"
+    )
+    assert not mistakes("experiment=roles", "--cfg", "job")

@@ -55,6 +55,24 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "truth for a number": (["seed=true"], ["seed=true: must be a whole number, from 0"]),
     "number for truth": (["checkpoint.keep_best=2"], ["checkpoint.keep_best=2: must be true or false"]),
     "null for a number": (["optimizer.lr=null"], ["optimizer.lr=null: must be a number, above 0"]),
+    "number for a device": (
+        ["device=0"],
+        ["device=0: must be auto, cpu, cuda, cuda:N or mps; did you mean cuda:0?"],
+    ),
+    "null for a device": (["device=null"], ["device=null: must be auto, cpu, cuda, cuda:N or mps"]),
+    "processor with a number": (["device=cpu:1"], ["device (cpu:1) must be auto, cpu, cuda", "write device=cpu"]),
+    "number for a precision": (["precision=16"], ["precision=16: must be auto, fp32, bf16, fp16"]),
+    "number for kernels": (["kernels=1"], ["kernels=1: must be auto, reference, fused"]),
+    "whole number beyond 64 bits": (
+        ["data.batch_size=1e30"],
+        ["data.batch_size=1e+30: must be at most 9223372036854775807"],
+    ),
+    "seed beyond 64 bits": (["seed=1e30"], ["seed=1e+30: must be from 0 to 9223372036854775807"]),
+    "fraction of a whole number": (["data.batch_size=8.0"], ["data.batch_size=8.0: must be", "write 8"]),
+    "batch beyond memory": (
+        ["data.batch_size=99999999999999999"],
+        ["data.batch_size=99999999999999999: does not fit into memory: ", "bytes are needed, and there are"],
+    ),
     "list too short": (
         ["optimizer.betas=[0.9]"],
         ["optimizer.betas=[0.9]: must be a list such as [a number from 0 to below 1, a number from"],
@@ -174,7 +192,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a run directory that is a file": (["run_dir=good.txt"], ["run_dir=good.txt: is a file"]),
     "a run directory below a file": (
         ["run_dir=good.txt/run"],
-        ["run_dir=good.txt/run: cannot be written to (Not a directory)"],
+        ["run_dir=good.txt/run: good.txt is a file: give a directory"],
     ),
     "no run directory": (["run_dir="], ["run_dir=: is empty"]),
     "Hydra's own run directory": (["hydra.run.dir=here"], ["A run's directory is run_dir"]),

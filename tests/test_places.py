@@ -19,12 +19,12 @@ from samout_train.__main__ import main
 from samout_train.atomic import append, replace_file
 from samout_train.charts import draw_search, missing_charts
 from samout_train.command_line import answered
-from samout_train.commands import export, inspect, tokenize
+from samout_train.commands import compare, export, inspect, search, tokenize
 from samout_train.commands import train as train_verb
 from samout_train.compilation import compile_problem
 from samout_train.config import ConfigError
 from samout_train.data import token_cache
-from samout_train.places import PlaceError, in_words, is_of_a_place, message_of
+from samout_train.places import PlaceError, in_words, is_of_a_place, message_of, place_problem
 
 TINY = [
     *("device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "data.seq_len=16"),
@@ -107,7 +107,7 @@ def test_a_full_disk_at_the_start_is_said_in_bytes_with_exit_code_1(
 @pytest.mark.parametrize(
     ("run_dir", "message"),
     [
-        ("file/run", "file/run: cannot be written to (Not a directory): give another directory"),
+        ("file/run", "run_dir=file/run: file is a file: give a directory"),
         ("a" * 300, "File name too long: choose a shorter name"),
         ("/proc/run", "run_dir=/proc/run: cannot be written to"),
     ],
@@ -231,3 +231,46 @@ def test_a_matplotlib_that_cannot_be_used_leaves_pictures_out(tmp_path: Path, mo
     monkeypatch.setattr(importlib, "import_module", refused)
     assert "requires access to a writable cache directory): correct that" in (missing_charts() or "")
     assert draw_search([(0, "done", 1.0)], path=tmp_path / "x.png") is None
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("file", "is a file: give a directory"),
+        ("file/x", "file is a file: give a directory"),
+        ("link", "is a link to gone/x, which is not there: make that, or give another directory"),
+        ("link/x", "link is a link to gone/x, which is not there: make that, or give another directory"),
+    ],
+)
+def test_a_directory_that_cannot_be_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("link").symlink_to("gone/x")
+    assert place_problem(Path(where)) == said and place_problem(Path("new/x")) is None
+    requests: list[tuple[Callable[[list[str]], int], list[str], str]] = [
+        (tokenize.main, ["path=not there"], "out"),
+        (export.main, ["run=not there", "format=safetensors"], "out"),
+        (train_verb.main, RANDOM, "run_dir"),
+        (train_verb.main, ["-m", *RANDOM, "seed=1,2"], "hydra.sweep.dir"),
+        (compare.main, ["models=[v1,v8]", "data=random", "device=cpu"], "run_dir"),
+        (compare.main, ["runs=[not there]"], "run_dir"),
+        (search.main, [*RANDOM, "space={optimizer.lr:[1e-3,1e-2]}"], "run_dir"),
+    ]
+    for verb, words, key in requests:
+        assert verb([*words, f"{key}={where}"]) == 2
+        assert f"{key}={where}: {said}\n" in capsys.readouterr().err, (verb, words)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
+
+
+def test_a_batch_whose_step_does_not_fit_is_refused_with_nothing_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("samout_train.runtime.total_memory_bytes", lambda device: 50_000_000)
+    words = [*RANDOM, "data.batch_size=4000", f"run_dir={tmp_path / 'run'}"]
+    assert train_verb.main(words) == 2
+    said = capsys.readouterr().err
+    assert "data.batch_size=4000: does not fit into memory: " in said, said
+    assert "bytes are needed, and there are 50,000,000: choose a smaller one, or a larger trainer.accumulate" in said
+    assert not (tmp_path / "run").exists()

@@ -22,7 +22,7 @@ ROWS = [
     {
         *("ops", "runtime", "log_file", "stopping", "atomic", "ranges", "signatures", "tf32", "compilation"),
         *("tensor_file", "file_kind", "figures", "launch", "processes", "shell_words", "home", "threads"),
-        *("console", "progress"),
+        *("console", "literal", "progress"),
         *("missing_home", "search_path", "places"),
     },
     {"models"},

@@ -1,6 +1,8 @@
 """generate as it is typed, and wrong requests of verify."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("verbs")
     (folder / "text.txt").write_text("the hands of the clock, the sands of time; " * 100, "utf-8")
     (folder / "bad.txt").write_bytes(b"\xff")
+    with (folder / "large.txt").open("wb") as file:
+        file.truncate((64 << 20) + 1)
     data = ["data=text", f"data.path={folder / 'text.txt'}", "data.seq_len=32", "data.batch_size=8"]
     train([*SIZES, *data, "trainer.max_steps=30", "optimizer.lr=1e-2", f"run_dir={folder / 'run'}"])
     room = ["model=transformer", "model.max_seq_len=64", "trainer.max_steps=1", f"run_dir={folder / 'room'}"]
@@ -65,6 +69,17 @@ def test_samples_differ_and_end_before_stop(folder: Path) -> None:
         (["generate", "run=run", "prompt=@absent"], "prompt=@absent: cannot be read"),
         (["generate", "run=run", "prompt=a", "tempratur=1"], "tempratur=1: no such key; did you mean temperature?"),
         (["generate", "run=run", "prompt=a", "top_p=2"], "top_p=2: must be"),
+        (["generate", "run=run", "prompt=@large.txt"], "prompt=@large.txt: has more than 67,108,864 bytes (64 MiB)"),
+        (["generate", "run=run", "prompt=the", f"num_samples={10**11}"], "num_samples=100000000000: does not fit into"),
+        (
+            ["generate", "run=run", "prompt=the", f"max_new_tokens={10**15}"],
+            "max_new_tokens=1000000000000000: does",
+        ),
+        (
+            ["generate", "run=run", "prompt=a", "num_samples=1e30"],
+            "num_samples=1e+30: must be at most 9223372036854",
+        ),
+        (["generate", "run=run", "prompt=a", "device=1"], "device=1: must be auto, cpu, cuda, cuda:N or mps; did you"),
         (
             ["generate", "run=run", "prompt=@bad.txt"],
             "prompt=@bad.txt: bad.txt is no UTF-8 at byte",
@@ -129,3 +144,18 @@ def test_help_lists_the_keys(folder: Path, verb: str) -> None:
 def test_the_configuration_is_shown_as_the_shell_gave_it(folder: Path, words: list[str], line: str) -> None:
     done = samout(folder, *words)
     assert done.returncode == 0 and line in done.stdout.splitlines() and not done.stderr
+
+
+def test_a_prompt_without_end_is_refused(folder: Path) -> None:
+    words = [sys.executable, "-m", "samout_train", "generate", "run=run", "prompt=-"]
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
+        done = subprocess.run(words, cwd=folder, stdin=endless.stdout, capture_output=True, text=True)
+        endless.kill()
+    assert done.returncode == 2 and done.stderr.startswith("prompt=-: has more than 67,108,864 bytes (64 MiB): give")
+    assert done.stdout == ""
+
+
+def test_a_prompt_of_the_largest_size_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(b"a" * generate.LARGEST_PROMPT)
+    assert len(generate._read(f"@{file}", "keep")) == generate.LARGEST_PROMPT

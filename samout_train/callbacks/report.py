@@ -14,7 +14,7 @@ from samout_train.callbacks.base import Callback, RunContext
 from samout_train.going_on import once
 from samout_train.measuring import WORTH_SAYING, bfloat16_share, product_of, tokens_of
 from samout_train.metrics import TRAINING_TIMES, estimate_memory_bytes, num_parameters, parameters_by_part
-from samout_train.shell_words import dashboard_command, program, program_file, shown_path, typed_line
+from samout_train.shell_words import dashboard_command, program, program_file, shown_path, text_setting, typed_line
 from samout_train.threads import Others, told_others
 
 STEPS_BEFORE_ESTIMATE = 3
@@ -92,7 +92,7 @@ class Report(Callback):
 
     def _continue_command(self, further: Iterable[str] = ()) -> str:
         words = [word for word in shlex.split(self._context.command) if not word.startswith("resume=")]
-        run_dir = f"run_dir={shown_path(self._context.run_dir)}"
+        run_dir = text_setting("run_dir", shown_path(self._context.run_dir))
         return typed_line([*self._program(), *once([*words, run_dir, "resume=auto", *further])])
 
     def _program(self) -> list[str]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.overrides import key_of
-from samout_train.ranges import Positive
-from samout_train.shell_words import list_setting, shell_word, typed_line
+from samout_train.places import place_problem
+from samout_train.ranges import Positive, Seeds
+from samout_train.shell_words import list_setting, shell_word, text_setting, typed_line
 from samout_train.train_keys import beside_those_of_train
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def keys(
     models: str | list[Any] | Node | None,
     match: str | None,
     lr: Annotated[float, Positive] | list[Annotated[float, Positive]],
-    seeds: Annotated[int, Positive],
+    seeds: Annotated[int, Seeds],
     jobs: Annotated[int, Positive],
     runs: list[str] | None,
 ) -> None:
@@ -51,6 +52,8 @@ def _compare(words: list[str]) -> int:
     settings, gets_new_directory = composed.config, "run_dir" in composed.named_by_time
     if (settings["models"] is None) == (settings["runs"] is None):
         raise ConfigError("say what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]")
+    if problem := place_problem(Path(settings["run_dir"])):
+        raise ConfigError(f"run_dir={settings['run_dir']}: {problem}")
     if settings["runs"] is not None:
         return _show(settings, request, gets_new_directory=gets_new_directory)
 
@@ -70,7 +73,7 @@ def _compare(words: list[str]) -> int:
         try:
             outcomes = make_runs(plan, settings["jobs"])
         except StopRequestedError as stop:
-            again = shell_word(f"run_dir={plan.folder}")
+            again = shell_word(text_setting("run_dir", plan.folder))
             print(f"{stop}: what ran is saved; the same command with {again} goes on", file=sys.stderr)
             return stop.exit_code
         finish(plan)

@@ -11,7 +11,7 @@ from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.overrides import key_of
 from samout_train.places import in_words, is_full
-from samout_train.ranges import Positive, Threads
+from samout_train.ranges import DeviceName, Positive, Threads
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ def keys(
     lengths: list[Annotated[int, Positive]] | None,
     most_tokens: Annotated[int, Positive] | None,
     data: str | None,
-    device: str,
+    device: DeviceName,
     kernels: Literal["auto", "reference", "fused"],
     threads: Annotated[int, Threads] | None,
 ) -> None:
@@ -69,6 +69,7 @@ def _evaluate(words: list[str]) -> int:
     name, source, whole = source_of(loaded, of_data, settings["lengths"], config_dirs=config_dirs)
     if source.chance is None and sees_future(loaded.model):
         raise ConfigError("this model sees the whole sequence, so that it has no loss by position to go on with")
+    _refuse_lengths(source, settings["lengths"], source.train.seq_len if whole is None else whole.seq_len)
     loaded.model.to(device)
     folder = loaded.checkpoint.parent.parent / "evaluate" / name
     print(f"{loaded.checkpoint}, after step {loaded.step}, on {name}, {device}", flush=True)
@@ -233,6 +234,17 @@ def _measured_whole(
     }
 
 
+def _refuse_lengths(source: "Source", given: list[int] | None, trained: int) -> None:
+    """Refuse lengths of rows that do not follow each other: these have the one that the model was trained at."""
+    from samout_train.streaming import stream_of
+
+    if source.chance is None and given and set(given) != {trained} and stream_of(source.validation) is None:
+        raise ConfigError(
+            f"lengths={given}: the rows of this data do not follow each other, so there are none of other lengths "
+            f"than {trained}: leave it out"
+        )
+
+
 def _losses(
     loaded: "LoadedRun",
     source: "Source",
@@ -253,11 +265,6 @@ def _losses(
     )
     tokens, most_tokens = stream_of(rows), settings["most_tokens"]
     if tokens is None:
-        if given:
-            raise ConfigError(
-                f"lengths={given}: the rows of this data do not follow each other, so there are none of other lengths "
-                f"than {trained}: leave it out"
-            )
         found = reader.rows(rows, most_tokens or (rows.num_windows * trained if about else MOST_TOKENS))
     else:
         lengths = [trained * times for times in TIMES] if given is None else [*given, trained, FAR_TIMES * trained]

@@ -3,16 +3,23 @@
 import os
 import sys
 from itertools import tee
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.command_line import answered, settings_of
 from samout_train.console import input_as_utf_8, lost_output, text_of_word
 from samout_train.home import home_path
-from samout_train.ranges import NonNegative, Positive, Seed, Threads, TopShare
+from samout_train.ranges import DeviceName, NonNegative, Positive, Seed, Threads, TopShare
+
+LARGEST_PROMPT, PIECE = 1 << 26, 1 << 20  # bytes
+SAMPLE_BYTES = 5_000  # the state of a random generator, in Python and in torch
+TOKEN_BYTES = 8  # of a token that a later sample still has to be written with
 
 if TYPE_CHECKING:
+    import torch
+
     from samout_train.data.documents import LineEnds
     from samout_train.generation import Timed
+    from samout_train.loading import LoadedRun
 
 
 def keys(
@@ -26,7 +33,7 @@ def keys(
     stop: str | None,
     seed: Annotated[int, Seed],
     num_samples: Annotated[int, Positive],
-    device: str,
+    device: DeviceName,
     kernels: Literal["auto", "reference", "fused"],
     threads: Annotated[int, Threads] | None,
 ) -> None:
@@ -65,6 +72,7 @@ def _generate(words: list[str]) -> int:
     stop = stop and text_of_word(stop)
     num_samples, seed = settings.pop("num_samples"), settings.pop("seed")
     prompt_ids, banned_ids = loaded.vocabulary.encode(prompt).tolist(), range(len(SPECIAL_TOKENS))
+    _refuse_too_many(loaded, len(prompt_ids), num_samples, settings["max_new_tokens"], device)
     model, timed = loaded.model.to(device), Timed()
     rows = generate_samples(model, prompt_ids, num_samples=num_samples, seed=seed, banned_ids=banned_ids, **settings)
     # Side by side: the first is written as it comes, the others have been made meanwhile.
@@ -91,6 +99,32 @@ def _speed(timed: "Timed", prompt_tokens: int, num_samples: int) -> str:
     return f"prompt: {prompt_tokens} tokens in {sum(timed.first_seconds):.3f} s; text: {num_tokens} tokens{rate}"
 
 
+def _content(file: IO[bytes]) -> bytes:
+    """Return all of a file that ends soon enough."""
+    content = bytearray()
+    while piece := file.read(PIECE):
+        content += piece
+        if len(content) > LARGEST_PROMPT:
+            raise ValueError(f"has more than {LARGEST_PROMPT:,} bytes (64 MiB): give a shorter prompt")
+    return bytes(content)
+
+
+def _refuse_too_many(
+    loaded: "LoadedRun", prompt_tokens: int, num_samples: int, max_new_tokens: int, device: "torch.device"
+) -> None:
+    """Refuse counts for which there is no memory; of each sample that is its state, its logits and its tokens."""
+    import torch
+
+    from samout_train.runtime import too_large
+
+    model: Any = loaded.model
+    one = model.state_bytes(prompt_tokens) + SAMPLE_BYTES + 4 * loaded.vocab_size
+    if lacks := too_large(num_samples * one, device):
+        raise ValueError(f"num_samples={num_samples}: {lacks}: choose fewer")
+    if lacks := too_large(num_samples * max_new_tokens * TOKEN_BYTES, torch.device("cpu")):
+        raise ValueError(f"max_new_tokens={max_new_tokens}: {lacks}: choose fewer")
+
+
 def _read(prompt: str, line_ends: "LineEnds") -> str:
     """Return the prompt itself, or the text that it names, read as the run's own text was.
 
@@ -103,9 +137,10 @@ def _read(prompt: str, line_ends: "LineEnds") -> str:
     try:
         if prompt == "-":
             with os.fdopen(0, "rb", closefd=False) as standard_input:
-                return text_of("standard input", input_as_utf_8(standard_input.read()), line_ends)
+                return text_of("standard input", input_as_utf_8(_content(standard_input)), line_ends)
         if prompt.startswith("@"):
-            return text_of(prompt[1:], home_path(prompt[1:]).read_bytes(), line_ends)
+            with home_path(prompt[1:]).open("rb") as file:
+                return text_of(prompt[1:], _content(file), line_ends)
         return text_of_word(prompt)
     except (OSError, UnicodeError, RuntimeError) as error:  # the last one for the home of somebody who is not there
         raise ValueError(f"prompt={prompt}: cannot be read ({error}): give UTF-8 text") from error

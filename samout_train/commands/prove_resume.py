@@ -10,6 +10,7 @@ from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.overrides import key_of
 from samout_train.ranges import NonNegative, Positive
+from samout_train.shell_words import text_setting
 from samout_train.train_keys import beside_those_of_train
 
 OWN = ("steps", "kills", "run_dir")
@@ -69,7 +70,7 @@ def _prove(words: list[str]) -> int:
         kept.enter_context(locked(folder))
         if there := [name for name in ("undisturbed", "killed") if (folder / name).exists()]:
             raise ConfigError(f"run_dir={folder}: {there[0]} is there already: give another directory")
-        if mistakes := Request([*flags, *train, f"run_dir={folder / 'undisturbed'}"]).mistakes():
+        if mistakes := Request([*flags, *train, text_setting("run_dir", folder / "undisturbed")]).mistakes():
             raise ConfigError("\n".join(mistakes))
         found = {}
         for name, kills in (("undisturbed", 0), ("killed", settings["kills"])):

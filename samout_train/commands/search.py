@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.overrides import key_of
+from samout_train.places import place_problem
 from samout_train.ranges import Positive
-from samout_train.shell_words import dashboard_command, program, shell_word, typed_line
+from samout_train.shell_words import dashboard_command, program, shell_word, text_setting, typed_line
 from samout_train.train_keys import beside_those_of_train
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ def _search(words: list[str]) -> int:
     space, folder = space_of(settings["space"]), Path(settings["run_dir"])
     if found := space_problems(space, shared, config_dirs=request.config_dirs, taken=lambda key: key in OWN):
         raise ConfigError("\n".join(found))
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"run_dir={folder}: is a file: give a directory")
+    if problem := place_problem(folder):
+        raise ConfigError(f"run_dir={folder}: {problem}")
 
     from samout_train.run_directory import locked, new_directory, other_kind
     from samout_train.search.trials import Search
@@ -71,7 +72,7 @@ def _search(words: list[str]) -> int:
         try:
             _with_bar(search, settings["trials"])
         except StopRequestedError as stop:
-            again = shell_word(f"run_dir={folder}")
+            again = shell_word(text_setting("run_dir", folder))
             print(f"{stop}: what ran is saved; the same command with {again} goes on", file=sys.stderr)
             return stop.exit_code
         _tell(search)

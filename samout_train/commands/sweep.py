@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from samout_train.command_line import answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.ranges import Positive
-from samout_train.shell_words import dashboard_command, program, shell_word, typed_line
+from samout_train.shell_words import dashboard_command, program, shell_word, text_setting, typed_line
 
 if TYPE_CHECKING:
     from samout_train.ledger import Outcome
@@ -48,7 +48,7 @@ def _sweep(words: list[str]) -> int:
         jobs = [job for name in runs if outcome((job := Job(folder / name, ())).run_dir).state != "waiting"]
         if settings["action"] != "status":
             typed = str(read_record(folder).get("command")).removeprefix("samout-train ")
-            again = f"{typed_line(program())} {typed} {shell_word(f'run_dir={folder}')}"
+            again = f"{typed_line(program())} {typed} {shell_word(text_setting('run_dir', folder))}"
             raise ConfigError(f"dir={folder}: a comparison goes on where it is started again: {again}")
     elif not record:
         raise ConfigError(f"dir={folder}: holds no sweep: give what hydra.sweep.dir was, or a comparison")

@@ -10,9 +10,9 @@ from samout_train.data.bpe import SMALLEST_SIZE
 from samout_train.data.documents import LineEnds
 from samout_train.data.vocabulary_choice import VocabularyName
 from samout_train.home import home_path
-from samout_train.places import in_words
+from samout_train.places import in_words, place_problem
 from samout_train.ranges import Positive, Range
-from samout_train.shell_words import list_setting, typed_line
+from samout_train.shell_words import list_setting, program_file, typed_line
 from samout_train.threads import available_cores
 
 if TYPE_CHECKING:
@@ -86,12 +86,14 @@ def _plan(settings: dict[str, Any]) -> "ShardPlan":
     from samout_train.data.text_files import vocabulary_of
 
     found: list[str] = []
+    if problem := place_problem(home_path(settings["out"])):
+        found.append(f"out={settings['out']}: {problem}")
     part_bytes = _attempt(found, lambda: _bytes("part_bytes", settings["part_bytes"], LARGEST_PART))
     vocabulary_bytes = _attempt(found, lambda: _bytes("vocabulary_bytes", settings["vocabulary_bytes"], sys.maxsize))
     choice = _attempt(found, lambda: vocabulary_of(settings))
     roles = _attempt(found, lambda: JsonlReader.of(settings["roles"]).roles)
     files = _attempt(found, lambda: find(settings["path"], settings["pattern"]))
-    if part_bytes is None or vocabulary_bytes is None or choice is None or roles is None or files is None:
+    if found or part_bytes is None or vocabulary_bytes is None or choice is None or roles is None or files is None:
         raise ValueError("\n".join(found))
     return ShardPlan(
         root=files.root,
@@ -142,4 +144,4 @@ def _print(done: "Tokenized", jobs: int, left_out: str) -> None:
         speed = done.read_bytes / 1e6 / done.seconds
         print(f"speed       {speed:,.1f} MB/s in {done.seconds:,.1f} s, {min(jobs, done.num_made)} processes")
     paths = list_setting("data.paths", [str(index.folder)])
-    print(f"train       {typed_line(['python', '-m', 'samout_train', 'data=shards', paths])}")
+    print(f"train       {typed_line([program_file(), '-m', 'samout_train', 'data=shards', paths])}")

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from samout_train.command_line import Request
-from samout_train.config import CONF, Composed, ConfigError, compose_config, resolve
+from samout_train.config import CONF, Composed, ConfigError, compose_config, resolve, unresolved
 from samout_train.job_bar import described
 from samout_train.launch import WITHOUT_DIRECTORY, Launch
 from samout_train.ledger import FAILURE, Why, finished, forget_failure, has_checkpoint, outcome, record_failure
@@ -174,9 +174,9 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
     from samout_train.stopping import StopRequestedError
 
     hydra_config, composed, in_sweep = HydraConfig.get(), resolve(config), typed is None
-    run_dir = Path(hydra_config.runtime.output_dir)
+    run_dir = Path(unresolved(hydra_config, "runtime.output_dir"))
     composed = composed.lying_in(run_dir) if in_sweep else composed
-    words = [*flags, *(map(as_typed, hydra_config.overrides.task) if typed is None else typed)]
+    words = [*flags, *(map(as_typed, unresolved(hydra_config, "overrides.task")) if typed is None else typed)]
     problems = job_problems if in_sweep else content_problems
     has_begun = False
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from samout_train.command_line import Request, answered, settings_of
 from samout_train.config import ConfigError
 from samout_train.overrides import key_of
-from samout_train.ranges import Threads
+from samout_train.ranges import DeviceName, Threads
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +24,7 @@ def keys(
     *,
     run: str | None,
     models: Literal["all"] | None,
-    device: str,
+    device: DeviceName,
     kernels: Literal["auto", "reference"],
     threads: Annotated[int, Threads] | None,
     model: Node | None = None,

@@ -11,6 +11,7 @@ from samout_train.comparison.matching import Sizes
 from samout_train.data_record import DataNow
 from samout_train.figures import read_figures, write_figures
 from samout_train.ledger import Job
+from samout_train.places import place_problem
 from samout_train.run_directory import holds_run, other_kind, other_settings
 
 RECORD = "comparison.json"
@@ -96,8 +97,8 @@ class Plan:
 
     def problems(self) -> list[str]:
         """What speaks against the directory, and runs in it that are not those that are asked for; looks only."""
-        if self.folder.exists() and not self.folder.is_dir():
-            return [f"run_dir={self.folder}: is a file: give a directory"]
+        if problem := place_problem(self.folder):
+            return [f"run_dir={self.folder}: {problem}"]
         if kind := other_kind(self.folder, "a comparison"):
             return [f"run_dir={self.folder}: holds {kind}: give a directory of its own"]
         found: list[str] = []

@@ -23,6 +23,7 @@ from samout_train.data.shard_plan import LOCK, ShardPlan
 from samout_train.data.vocabulary import Bytes, Characters, Vocabulary
 from samout_train.data.vocabulary_choice import vocabulary_from
 from samout_train.data.workers import results
+from samout_train.places import is_full
 from samout_train.progress import Bar
 from samout_train.stopping import StopSignals
 
@@ -161,7 +162,12 @@ class _Making:
 def _alone(plan: ShardPlan) -> Iterator[None]:
     """Holds the folder, which is there then; leaves none behind in which nothing was begun."""
     was_there = plan.out.exists()
-    plan.out.mkdir(parents=True, exist_ok=True)
+    try:
+        plan.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise ValueError(f"out={plan.out}: cannot be made ({error.strerror}): give another folder") from error
     lock = FileLock(plan.out / LOCK)
     try:
         lock.acquire(timeout=0)

@@ -19,6 +19,7 @@ from samout_train.data.documents import JsonlReader, Reader, Special, TextReader
 from samout_train.data.parts import Span, parts_of, place_to_cut
 from samout_train.data.shard_index import INDEX, PLAN, VOCABULARY, read_index
 from samout_train.data.vocabulary import SOS_ID, SPECIAL_TOKENS
+from samout_train.shell_words import program_file, typed_line
 
 LETTERS = ["a", "b", "ä", "ö", "ß", "😀", "文", " ", " ", "\n", "  ", "\u3000", "\x85", "word", "Wörter"]
 
@@ -191,7 +192,7 @@ def test_whatever_ends_it_the_same_command_makes_only_what_is_missing(tmp_path: 
     there = {path.name: path.stat().st_mtime_ns for path in out.glob("*.json")}
     assert len(there) > 50 and PLAN in there
     done = subprocess.run(command(texts, out), check=True, capture_output=True, text=True)
-    assert "train       python -m samout_train data=shards" in done.stdout
+    assert f"train       {typed_line([program_file(), '-m', 'samout_train', 'data=shards'])}" in done.stdout
     assert contents(out) == wanted
     assert {name: (out / name).stat().st_mtime_ns for name in there} == there
 
@@ -288,7 +289,7 @@ def test_a_file_that_is_changed_meanwhile_is_refused(
         (["path=texts", "out=out", "job=2"], "job=2: no such key; did you mean jobs?"),
         (["path=texts", "out=out", "vocabulary=words"], "vocabulary=words: must be characters, bytes, bpe"),
         (["path=texts", "out=texts"], "out=texts: has other files (a.txt): give a folder of its own"),
-        (["path=texts", "out=texts/a.txt"], "out=texts/a.txt: is no folder"),
+        (["path=texts", "out=texts/a.txt"], "out=texts/a.txt: is a file: give a directory"),
         (["path=texts/d.txt", "out=out"], "path: there is no text in 1 file(s)"),
         (["path=texts", "out=out", "roles.user=x"], "roles.user=x: must be <|user|>"),
         (["path=bad.txt", "out=out"], "bad.txt is no UTF-8 at byte 3 (0xff): convert it"),
