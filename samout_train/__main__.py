@@ -12,7 +12,7 @@ from samout_train import commands
 from samout_train.console import FULL, lost_output, use_lasting_streams
 from samout_train.launch import Launch
 from samout_train.missing_home import ensure_home
-from samout_train.search_path import hiding_files, library_variables, working_directory_last
+from samout_train.search_path import hiding_files, library_variables, plugin_place, working_directory_last
 from samout_train.stopping import treat_hangup_as_termination
 from samout_train.threads import wait_shortly
 
@@ -65,11 +65,16 @@ def main() -> None:
 def _of_the_environment(error: Exception) -> int:
     """Say what in the environment keeps a module from being imported; what has no such reason is raised again."""
     hiding = hiding_files() if isinstance(error, ImportError | AttributeError) else []
-    variables = library_variables(error)
-    if not hiding and not variables:
+    variables, plugin = library_variables(error), plugin_place(error)
+    if not hiding and not variables and plugin is None:
         raise error
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     print(f"{type(error).__name__}: {first}", file=sys.stderr)
+    if plugin is not None:
+        print(
+            f"{plugin}: a plugin of Hydra cannot be imported: mend it, or take it out of that folder", file=sys.stderr
+        )
+        return 2
     for file in hiding:
         print(f"{file}: hides a module of that name that the program needs: rename it", file=sys.stderr)
     if variables and not hiding:

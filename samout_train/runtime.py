@@ -9,7 +9,7 @@ import random
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from samout_train.threads import ABOUT_NUMBERS, available_cores
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 log = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+# Where a container reads its own limit, of cgroups 2 and 1: docs.kernel.org/admin-guide/cgroup-v2.html.
+MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _threads_before: int | None = None  # what torch had when a number was first asked for
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -188,9 +190,18 @@ def total_memory_bytes(device: torch.device) -> int | None:
     try:
         if device.type == "cuda":
             return int(torch.cuda.get_device_properties(device).total_memory)
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_memory_limits()])
     except (AttributeError, OSError, ValueError, RuntimeError, AssertionError):  # not POSIX, or no such device
         return None
+
+
+def _memory_limits() -> list[int]:
+    """Return the bytes that a container of cgroups, version 2 or 1, lets this process have; empty for no limit."""
+    limits = []
+    for path in MEMORY_LIMITS:
+        with suppress(OSError, ValueError):  # no such file; "max" for no limit
+            limits.append(int(path.read_text()))
+    return limits
 
 
 def too_large(needed: int, device: torch.device) -> str | None:

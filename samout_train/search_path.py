@@ -3,7 +3,7 @@
 Only `os` and `sys` are imported here, which the interpreter has loaded before it looks into any folder.
 """
 
-# ruff: noqa: PTH100, PTH109, PTH120
+# ruff: noqa: PTH100, PTH109, PTH120, PTH206
 
 import os
 import sys
@@ -42,6 +42,23 @@ def child_program(first: str = "") -> list[str]:
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     path = f"sys.path[:] = [*filter(None, sys.path), {package!r}]"
     return [sys.executable, "-c", f"import sys; {path}; {first}from samout_train.__main__ import main; main()"]
+
+
+def plugin_place(error: BaseException) -> str | None:
+    """Return file and line of the plugin of Hydra that raised an error while it was imported; None for other errors."""
+    if isinstance(error, SyntaxError) and _is_plugin(error.filename):
+        return f"{error.filename}:{error.lineno}"
+    traceback = error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if code.co_name == "<module>" and _is_plugin(code.co_filename):
+            return f"{code.co_filename}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return None
+
+
+def _is_plugin(file: str | None) -> bool:
+    return "hydra_plugins" in os.path.dirname(file or "").split(os.sep)
 
 
 def library_variables(error: BaseException) -> list[str]:

@@ -327,6 +327,16 @@ def test_a_file_on_pythonpath_that_hides_a_module_is_named(tmp_path: Path) -> No
     assert "Traceback" not in done.stderr and "rename it" in done.stderr
 
 
+@pytest.mark.parametrize(("plugin", "place"), [("x = 1\nraise RuntimeError(x)\n", 2), ("x = = 1\n", 1)])
+def test_a_plugin_of_hydra_that_cannot_be_imported_is_named(tmp_path: Path, plugin: str, place: int) -> None:
+    file = tmp_path / "hydra_plugins" / "mine.py"
+    file.parent.mkdir()
+    file.write_text(plugin)
+    done = subprocess.run([*PROGRAM, "--cfg", "job"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and f"{file}:{place}: a plugin of Hydra" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_working_directory_is_last_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", "/usr/lib/python3", str(tmp_path), "/x/site-packages"])

@@ -132,8 +132,8 @@ def _print(done: "Tokenized", jobs: int, left_out: str) -> None:
         whole = f"{len(index.shards) - done.num_damaged} of {len(index.shards)} shards agree with their sha256"
         print(f"verified    {whole}" + ("; the others were damaged and are made anew" if done.num_damaged else ""))
     print(f"files       {len(index.files):,}, {sum(int(str(file['bytes'])) for file in index.files) / 1e6:,.1f} MB")
-    if left_out:
-        print(f"left out    {left_out}")
+    if parts := [*filter(None, [left_out]), *index.left_out]:
+        print(f"left out    {'; '.join(parts)}")
     print(f"vocabulary  {index.vocabulary.name}, {len(index.vocabulary):,} ids")
     print(f"tokens      {num_tokens:,} in {num_documents:,} documents, {text_bytes / num_tokens:.3f} bytes a token")
     if unknown:

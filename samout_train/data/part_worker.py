@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -174,9 +175,11 @@ class _Writing:
         self.starts: list[NDArray[np.int64]] = []
         self.num_tokens = self.text_bytes = self.unknown = 0
         self.largest_id = -1
+        self.left_out: Counter[str] = Counter()
 
     def encoded(self, piece: Piece) -> bytes:
         """The ids of a piece as they lie in the file."""
+        self.left_out.update(piece.left_out)
         ids = np.concatenate([np.zeros(0, dtype=np.int32), *map(self._ids, piece.parts)])
         if len(ids):
             self.largest_id = max(self.largest_id, int(ids.max()))
@@ -206,6 +209,7 @@ class _Writing:
             largest_id=self.largest_id,
             sha256=self.digest.hexdigest(),
             documents_sha256=hashlib.sha256(documents).hexdigest(),
+            left_out=dict(self.left_out),
         )
 
     def _ids(self, part: str | Special) -> NDArray[np.integer]:

@@ -10,8 +10,9 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Shard:
         largest_id: The largest of its ids; -1 where there are none.
         sha256: Of the ids' file.
         documents_sha256: Of the documents' file.
+        left_out: How much of its text was passed over, by what it is.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Shard:
     largest_id: int
     sha256: str
     documents_sha256: str
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def sizes(self, dtype: "np.dtype[Any]") -> dict[str, int]:
         """The bytes that its files must have, by name."""
@@ -90,6 +93,14 @@ class ShardIndex:
     def total(self, count: Callable[[Shard], int]) -> int:
         """The sum of something over the shards."""
         return sum(map(count, self.shards))
+
+    @property
+    def left_out(self) -> list[str]:
+        """What of the files was passed over, as in "documents without text: 3"."""
+        counts: Counter[str] = Counter()
+        for shard in self.shards:
+            counts.update(shard.left_out)
+        return [f"{what}: {count:,}" for what, count in counts.items()]
 
     def to_json(self) -> dict[str, Any]:
         """What `index.json` holds."""

@@ -18,6 +18,7 @@ BLOCK = 10_000  # rows in which each source has its whole share
 PLACED_TOGETHER = 1 << 13
 GROUP = 64
 COUNTED_TOGETHER = GROUP << 14
+MAKES_A_ROW = 3  # ids: <|sos|>, an input and a target
 Int64s = NDArray[np.int64]
 
 
@@ -94,6 +95,10 @@ class DocumentLayout:
             targets = self._targets(np.arange(first, min(first + COUNTED_TOGETHER, num_groups * GROUP)))
             self.num_targets += int(targets.sum())
             rows_of_group[first // GROUP :][: len(targets) // GROUP] = self._rows(targets).reshape(-1, GROUP).sum(1)
+        self.num_short = sum(
+            int((np.diff(starts, append=np.uint32(length)) < MAKES_A_ROW).sum())
+            for length, starts in zip(lengths, documents, strict=True)
+        )
         self._group_ends = np.cumsum(rows_of_group)
         self.num_rows = self.num_windows = int(self._group_ends[-1])
 

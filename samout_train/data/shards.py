@@ -190,6 +190,10 @@ class _Mixture:
             {"folder": str(index.folder), "shards": len(index.shards), "rows": each.num_rows, "share": quota / BLOCK}
             for index, each, quota in zip(self.indices, layouts, self.quotas, strict=True)
         ]
+        left_out = [f"{index.folder}: {what}" for index in self.indices for what in index.left_out]
+        if num_short := sum(each.num_short for each in layouts if isinstance(each, DocumentLayout)):
+            left_out.append(f"documents of one token, which have no target and make no row: {num_short}")
+        facts |= {"left out": "; ".join(left_out)} if left_out else {}
         digests = [shard.sha256 for index in self.indices for shard in index.shards]
         return facts | {"sha256": digest_of(digests), "sources": sources}
 

@@ -123,6 +123,23 @@ def test_rows_of_documents_are_those_of_padded_rows(tmp_path: Path, seed: int, m
     backwards = layout.rows(indices[::-1].copy(), indices)
     assert np.array_equal(reader.read(backwards, 5)[::-1], np.concatenate(wanted))
     assert layout.num_targets == sum(int((rows[:, 1:] != PAD).sum()) for rows in wanted)
+    ends = [[*starts, length][1:] for length, starts in zip(lengths, documents, strict=True)]
+    assert layout.num_short == sum(
+        end - start < 3
+        for starts, each in zip(documents, ends, strict=True)
+        for start, end in zip(starts, each, strict=True)
+    )
+
+
+def test_documents_that_make_no_row_are_in_the_record(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text}) for text in [*["some words"] * 40, "", "x", "", "yz"]]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, *lines[:40]]), "utf-8")
+    out = tmp_path / "shards"
+    assert tokenize([f"path={tmp_path / 'a.jsonl'}", f"out={out}", "vocabulary=bytes", "jobs=1"]) == 0
+    found = source(out, layout="documents", validation_tokens=50).description["left out"]
+    assert found == (
+        f"{out}: documents without text: 2; documents of one token, which have no target and make no row: 1"
+    )
 
 
 def test_no_row_of_documents_goes_over_the_start_of_one(folders: Path) -> None:

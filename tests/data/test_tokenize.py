@@ -123,6 +123,12 @@ def _may_be_cut(content: bytes, end: int, at_lines: bool) -> bool:
     return content[end : end + 1] in (b" ", b"\n") and not before[-1].isspace()
 
 
+def test_documents_without_text_are_counted(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(f"path={texts / 'f.jsonl'}", f"out={tmp_path / 'out'}", "part_bytes=300") == 0
+    assert "left out    documents without text: 1\n" in capsys.readouterr().out
+    assert read_index(tmp_path / "out").left_out == ["documents without text: 1"]
+
+
 def test_ids_that_need_more_than_two_bytes_get_four(tmp_path: Path) -> None:
     points = [chr(point) for point in range(0x20, 0x10FFFF) if not 0xD800 <= point < 0xE000][:66_000]
     text = tmp_path / "text.txt"
