@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from samout_train import commands
-from samout_train.console import FULL, lost_output, use_lasting_streams
+from samout_train.console import UNWRITABLE, lost_output, use_lasting_streams
 from samout_train.launch import Launch
 from samout_train.missing_home import ensure_home
 from samout_train.search_path import hiding_files, library_variables, plugin_place, working_directory_last
@@ -35,7 +35,7 @@ def main() -> None:
         from samout_train.overview import overview
 
         print(overview(verbs))
-        sys.exit(0)
+        sys.exit(_of_the_output(0, is_all=True))
     verb = words.pop(0) if words and words[0].isidentifier() else "train"
     if "-sc" in words or "--shell-completion" in words:
         verb = _verb_being_completed(verbs) or verb
@@ -51,15 +51,30 @@ def main() -> None:
     logging.raiseExceptions = False  # a log that cannot be written ends no run
     try:
         code = importlib.import_module(f"samout_train.commands.{verb}").main(words)
+    except SystemExit as ended:  # of Hydra and argparse, after --help and its like
+        code = 0 if ended.code is None else ended.code
     except KeyboardInterrupt:  # before there was anything to save
         code = 130
     except Exception as error:
         code = _of_the_environment(error)
+    # The other verbs leave what they found in files too, or in their exit code.
+    asks = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
+    sys.exit(_of_the_output(code, is_all=verb == "generate" or not asks.isdisjoint(w.partition("=")[0] for w in words)))
+
+
+def _of_the_output(code: int | str, *, is_all: bool) -> int | str:
+    """Return the exit code, after saying where standard output lost text that somebody was to read.
+
+    Args:
+        code: What it is otherwise.
+        is_all: Whether that text is all that was asked for.
+    """
     sys.stdout.flush()
-    if (lost := lost_output()) is not None and lost.errno in FULL:
-        print(f"standard output: is incomplete ({lost.strerror}): send it to another place", file=sys.stderr)
-        code = code or int(verb == "generate")  # the others leave what they found in files too, or in their exit code
-    sys.exit(code)
+    lost = lost_output()
+    if lost is None or lost.errno not in UNWRITABLE:
+        return code
+    print(f"standard output: is incomplete ({lost.strerror}): send it to another place", file=sys.stderr)
+    return code or int(is_all)
 
 
 def _of_the_environment(error: Exception) -> int:

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 # A disk may have room again later; a reader that went away does not come back.
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+UNWRITABLE = (*FULL, errno.EBADF, errno.EIO)  # but not a reader that left, who wants no more
 ERRORS = "samout_train.replace"
 _lost: dict[str, OSError] = {}
 

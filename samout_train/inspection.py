@@ -16,6 +16,7 @@ from samout_train import checkpoint as checkpoints
 from samout_train.checkpoint import CORRUPT, FORMAT, CheckpointError, damage, read_checkpoint
 from samout_train.config import ConfigError, saved_node
 from samout_train.data.published_vocabulary import read_published_vocabulary
+from samout_train.data.vocabulary import Characters
 from samout_train.data.vocabulary_choice import vocabulary_from
 from samout_train.export_files import VOCABULARY, WEIGHTS
 from samout_train.exporting import CONFIG, MANIFEST, export_damage, read_manifest
@@ -23,7 +24,7 @@ from samout_train.file_kind import HEAD_BYTES
 from samout_train.home import home_path
 from samout_train.models.published import is_published_v8, load_published
 from samout_train.models.published_files import DamagedError, is_safetensors, no_weights, read_published
-from samout_train.shell_words import program, shell_word, text_setting, typed_line
+from samout_train.shell_words import program, shell_word, shown_path, text_setting, typed_line
 from samout_train.tensor_file import LEGACY, ZIP, MoreThanTensorsError, read_tensor_file
 
 SIZES = ("hidden_size", "num_layers", "num_heads", "ffn_size", "max_seq_len")
@@ -128,13 +129,16 @@ def _needs(found: Found, checkpoint: Path | None, run_dir: Path, resume: str) ->
     found.add("data", _data(data))
     if checkpoint is None:
         return
-    is_text = _add_vocabulary(found, content.get("vocabulary"), content.get("vocab_size"))
+    prompt = _add_vocabulary(found, content.get("vocabulary"), content.get("vocab_size"))
     written = f"{FORMAT}, by torch {checkpoints.read_manifest(checkpoint).get('torch')} (here {torch.__version__})"
     found.add("format", f"{written}, step {content.get('step')}")
     if model and data:
         found.add("to continue", f"the same command and data, with {resume}")
-        command = typed_line([*program(), "generate", f"run={checkpoint}"])
-        found.add("to generate", command if is_text else "not possible: its ids are no text")
+        if prompt is None:
+            found.add("to generate", "not possible: its ids are no text")
+        else:
+            run = text_setting("run", shown_path(checkpoint))
+            found.add("to generate", typed_line([*program(), "generate", run, f"prompt={prompt}"]))
 
 
 def _node(found: Found, config: Path, name: str) -> dict[str, Any]:
@@ -162,18 +166,19 @@ def _data(node: dict[str, Any]) -> str:
     return f"{_short(node)}, {path}{'' if is_there else ' (which is not there, seen from this folder)'}"
 
 
-def _add_vocabulary(found: Found, state: Any, vocab_size: Any) -> bool:
-    """Adds its row; returns whether ids are text."""
+def _add_vocabulary(found: Found, state: Any, vocab_size: Any) -> str | None:
+    """Add its row; return a prompt that it has, or None if ids are not text."""
     if state is None:
         found.add("vocabulary", f"none: {vocab_size} ids that are no text")
-        return False
+        return None
     try:
         vocabulary = vocabulary_from(state)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         found.add("vocabulary", f"cannot be used ({error!r:.100})", damaged=True)
-        return False
+        return None
     found.add("vocabulary", f"{vocabulary.name}, {len(vocabulary)} ids")
-    return True
+    characters = state["tokens"] if vocabulary.name == Characters.name else ["a"]
+    return next((token for token in characters if len(token) == 1 and token.isalnum()), "PROMPT")
 
 
 def _export(path: Path) -> Found:

@@ -16,6 +16,7 @@ FIXES = {
     errno.EISDIR: "choose another place, as this is a folder",
     errno.EMFILE: "allow more open files with ulimit -n",
 }
+SIZE_LIMIT = "raise the limit on the size of files (ulimit -f), or choose a file system that takes larger ones"
 
 
 class PlaceError(OSError):
@@ -66,9 +67,13 @@ def in_words(error: OSError, *, place: Path | None = None, needed: int | None = 
     if not is_full(error):
         fix = fix or FIXES.get(error.errno or 0)
         return f"{where}: {error.strerror or error}" + (f": {fix}" if fix else "")
-    room = "" if needed is None else f"{needed:,} bytes are needed, "
+    said = f"{where}: cannot be written ({error.strerror})" + (
+        "" if needed is None else f": {needed:,} bytes are needed"
+    )
+    if error.errno == errno.EFBIG:
+        return f"{said}: {SIZE_LIMIT}"
     fix = fix or "delete what is not needed, or choose another place"
-    return f"{where}: cannot be written ({error.strerror}): {room}{free_bytes(Path(where))} are free: {fix}"
+    return f"{said}{': ' if needed is None else ', '}{free_bytes(Path(where))} are free: {fix}"
 
 
 def free_bytes(path: Path) -> str:

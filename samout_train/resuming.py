@@ -1,6 +1,7 @@
 """Going on from a checkpoint."""
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,21 @@ def restore(
     anew = "" if own else ": a new run, with its weights, optimizer, steps and random states; the record begins anew"
     log.info("resume     %s, after step %d%s", path, trainer.step_count, anew)
     _tell_changes(trainer, settings, before)
+    if own:
+        content["parts"] = [*then.get("parts", []), *_other_part(trainer, now | settings, then | before)]
     return path, content
+
+
+def _other_part(trainer: Trainer, now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """Return what the steps to come have other than those made; what ends a run early or late is not in it."""
+    keys = [key for key in ("precision", "processes") if then.get(key, now[key]) != now[key]]
+    if "schedule._target_" in then:  # an earlier version did not record its settings
+        decide = {key for key in now.keys() | then.keys() if key.startswith(("schedule.", "trainer."))}
+        keys += sorted(k for k in decide if not k.startswith("trainer.max_") and now.get(k) != then.get(k))
+    step, last = trainer.step_count, float(trainer.training_step.optimizer.param_groups[0]["lr"])
+    if not keys and step and not math.isclose(trainer.learning_rate(step), last, rel_tol=1e-9):
+        keys = ["the learning rates"]
+    return [f"{', '.join(keys)} from step {step + 1} on"] if keys and not trainer.finished() else []
 
 
 def record_of(trainer: Trainer, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +113,7 @@ def _tell_changes(trainer: Trainer, now: Mapping[str, Any], then: Mapping[str, A
     if trainer.finished():
         return
     step, last = trainer.step_count, float(trainer.training_step.optimizer.param_groups[0]["lr"])
-    rates = f"{last:.4g} at step {step}, {trainer.learning_rate_of_next_step():.4g} at step {step + 1}"
+    rates = f"{last:.4g} at step {step}, {trainer.learning_rate(step + 1):.4g} at step {step + 1}"
     log.info("resume     learning rate %s", rates)
 
 

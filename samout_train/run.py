@@ -139,7 +139,9 @@ def prepare(
     for name, callback in callbacks.items():
         if goes_on and (saved := content.get("callbacks", {}).get(name)):
             callback.load_state_dict(saved)
-    checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints", about={**made_with(trainer), **record})
+    parts = content.get("parts", [])
+    about = {**made_with(trainer), **record, **({"parts": parts} if parts else {})}
+    checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints", about=about)
     if goes_on:
         checkpoints.last_step = trainer.step_count
     batches = trainer.training_step.batches
@@ -165,6 +167,7 @@ def prepare(
         max_seconds=trainer.limits.max_seconds,
         limits_reached=lambda: [*trainer.limits_reached(), *_limits_of(callbacks)],
         command=shlex.join(_repeated(overrides, trainer.resumed_from)),
+        parts=parts,
         commit=commit(),
         steps_left_out=trainer.training_step.steps_left_out,
     )

@@ -190,12 +190,15 @@ def new_directory(path: Path) -> Path:
     Raises:
         OSError: if it cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        made = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        with suppress(FileExistsError):
-            made.mkdir()
-            return made
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            made = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            with suppress(FileExistsError):
+                made.mkdir()
+                return made
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, f"run_dir={path}") from error
     raise AssertionError("there is always another number")
 
 
@@ -243,7 +246,8 @@ def locked(run_dir: Path) -> Iterator[None]:
             if not lock.is_locked and [path.name for path in folder.iterdir()] == ["lock"]:
                 Path(lock.lock_file).unlink()
                 folder.rmdir()
-                run_dir.rmdir()
+        with suppress(OSError):  # also where nothing could be made in it; what is not empty stays
+            run_dir.rmdir()
 
 
 def _lock(run_dir: Path, timeout: float = 0.0) -> FileLock:

@@ -69,7 +69,8 @@ def text_setting(key: str, text: object) -> str:
 def shown_path(path: Path) -> str:
     """Return a path relative to the working directory where it lies below it, since that is what a person types."""
     absolute = path if path.is_absolute() else Path.cwd() / path
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+    shown = str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+    return f"./{shown}" if shown.startswith("~") else shown  # a name that begins so, and no home
 
 
 def program_file() -> str:
@@ -93,9 +94,9 @@ def program() -> list[str]:
 def dashboard_command(folder: Path) -> str:
     """Return the command that shows all runs of a folder in TensorBoard."""
     shown = shown_path(folder)
-    return typed_line(
-        [program_file(), "-m", "tensorboard.main", "--logdir", f"./{shown}" if shown.startswith("-") else shown]
-    )
+    logdir = f"./{shown}" if shown.startswith("-") else shown
+    # With -P, no file of the working directory hides a module that TensorBoard needs.
+    return typed_line([program_file(), "-P", "-m", "tensorboard.main", "--logdir", logdir])
 
 
 def _shell_here() -> Shell:

@@ -169,9 +169,9 @@ class Trainer:
         """Return the limits that hold now; none where something else ended the run."""
         return self._limit_settings.reached(self.step_count, self.clock.seconds)
 
-    def learning_rate_of_next_step(self) -> float:
-        """Return the rate of the first group of parameters in the step about to be made."""
-        progress = self.limits.progress(self.step_count + 1, self._seconds())
+    def learning_rate(self, step: int) -> float:
+        """Return the rate that these settings give the first group of parameters in a step, counted from 1."""
+        progress = self.limits.progress(step, self._seconds())
         return self.training_step.base_rates[0] * self.training_step.schedule(progress)
 
     def _seconds(self) -> float:

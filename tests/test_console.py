@@ -117,6 +117,20 @@ class Encoded:
             _replace(number, os.open(self.path.with_suffix(f".{number}"), flags), self.encoding)
 
 
+class ReadOnly:
+    """Standard output can be read from, and not be written to."""
+
+    def __call__(self) -> None:
+        _replace(1, os.open(os.devnull, os.O_RDONLY))
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["--cfg=job"], ["verify", "--help"]], ids=str)
+def test_what_is_only_printed_has_failed_where_it_is_lost(tmp_path: Path, words: list[str]) -> None:
+    assert code_of(tmp_path, words, streams=Full(1)) == 1
+    assert code_of(tmp_path, words, streams=ReadOnly()) == 1
+    assert code_of(tmp_path, words, streams=Unread(1)) == 0
+
+
 QUICK = [Closed(0, 1, 2), Full(1, 2), Unread(1, 2)]
 ALL = [*QUICK, Closed(1), Closed(2), Full(2), Unread(1)]
 

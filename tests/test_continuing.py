@@ -115,6 +115,38 @@ def test_repeat_of_a_continued_run_makes_a_run_of_its_own(tmp_path: Path) -> Non
     assert again.returncode == 0 and json.loads((tmp_path / "again" / "summary.json").read_text())["steps"] == 2
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (
+            ["schedule=cosine"],
+            ["schedule=constant"],
+            "schedule._target_, schedule.final_share, schedule.warmup_steps from",
+        ),
+        (["schedule=cosine"], ["schedule=cosine"], "the learning rates from step 2 on"),
+        (["schedule=constant"], ["schedule=constant", "precision=bf16"], "precision from step 2 on"),
+        (["schedule=constant"], ["schedule=constant"], None),
+    ],
+)
+def test_a_run_in_unlike_parts_says_that_one_command_does_not_repeat_it(
+    tmp_path: Path, before: list[str], after: list[str], said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [word for word in WORDS if not word.startswith("schedule")]
+    for number, part in enumerate([before, after, after], 1):  # in the third as in the second
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            train([*words, *part, f"trainer.max_steps={number}", f"run_dir={tmp_path}", "resume=auto"])
+        lines = [line for line in caplog.messages if "this run changed" in line]
+        assert len(lines) == (number > 1 and said is not None) and all(str(said) in line for line in lines), lines
+
+
+def test_a_limit_below_the_steps_that_are_made_prints_no_command_to_repeat_them(tmp_path: Path) -> None:
+    samout(tmp_path, *WORDS, "trainer.max_steps=2", "run_dir=run")
+    again = samout(tmp_path, *WORDS, "trainer.max_steps=1", "run_dir=run", "resume=auto")
+    told = again.stdout + again.stderr
+    assert again.returncode == 0 and "trainer.max_steps=1: is reached at step 2" in told and "\nrepeat" not in told
+
+
 def test_auto_needs_the_directory_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"resume=auto: continues the run in run_dir, .*: give run_dir="):

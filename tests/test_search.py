@@ -121,7 +121,7 @@ def test_a_search_that_goes_on_draws_other_settings(tmp_path: Path) -> None:
 
 def test_runs_that_are_of_no_trial_are_not_taken_for_one(tmp_path: Path) -> None:
     (tmp_path / "trial-0").mkdir()
-    with pytest.raises(ConfigError, match="holds trials of another search: give another run_dir"):
+    with pytest.raises(ConfigError, match=r"search\.db has none of them: .*or give another run_dir"):
         Search(tmp_path, storage=None, space={}, shared=[], flags=[], seed=0)
     with pytest.raises(ConfigError, match="has a character that a database's URL has not"):
         Search(tmp_path / "what?", storage=None, space={}, shared=[], flags=[], seed=0)

@@ -15,9 +15,17 @@ from program import samout
 
 from samout_train.command_line import Request
 from samout_train.config import compose_config
-from samout_train.home import home_expanded
+from samout_train.home import home_expanded, home_path
 from samout_train.overrides import quote_text
-from samout_train.shell_words import dashboard_command, list_setting, program, quoted, shell_word, typed_line
+from samout_train.shell_words import (
+    dashboard_command,
+    list_setting,
+    program,
+    quoted,
+    shell_word,
+    shown_path,
+    typed_line,
+)
 
 NASTY = [
     *(
@@ -257,10 +265,10 @@ def test_each_line_that_a_run_prints_works_when_it_is_typed(shell: str, tmp_path
     (repeated,) = (folder / "outputs" / "v8-text").iterdir()
     assert json.loads((repeated / "summary.json").read_text("utf-8"))["steps"] == 2
     assert str([str(folder)]) in typed(
-        printed(output, "dashboard").replace(" -m tensorboard.main --logdir ", " -c " + SAYS)
+        printed(output, "dashboard").replace(" -P -m tensorboard.main --logdir ", " -c " + SAYS)
     )
     found = samout(folder, "inspect", f"path={run_dir}")
-    typed(printed(found.stdout, " *to generate") + " max_new_tokens=1 prompt=a")
+    typed(printed(found.stdout, " *to generate") + " max_new_tokens=1")
 
 
 @pytest.mark.parametrize("started_by", ["samout-train", "samout-train.exe"])
@@ -290,6 +298,8 @@ def test_a_dashboard_of_a_folder_with_a_dash_in_front_is_no_option(
     monkeypatch.chdir(tmp_path)
     assert dashboard_command(tmp_path / "-v").endswith(" --logdir ./-v")
     assert dashboard_command(tmp_path).endswith(" --logdir .")
+    assert dashboard_command(tmp_path / "~root" / "runs").endswith(" --logdir './~root/runs'")
+    assert home_path(shown_path(tmp_path / "~root")) == Path("~root") and shown_path(Path("/~root")) == "/~root"
 
 
 def test_what_is_saved_has_the_paths_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:

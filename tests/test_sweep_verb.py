@@ -108,6 +108,8 @@ def test_a_comparison_has_the_same_ledger(tmp_path: Path, capsys: pytest.Capture
     ("words", "message"),
     [
         ([], "dir: is missing: set dir=..."),
+        (["dir=damaged"], "dir=damaged: its sweep.json is damaged: the command that began the sweep writes it again"),
+        (["dir=lost"], "dir=lost: lacks its sweep.json: the command that began the sweep writes it again"),
         (["dir=absent"], "dir=absent: holds no sweep: give what hydra.sweep.dir was, or a comparison"),
         (
             ["dir=staged"],
@@ -122,6 +124,9 @@ def test_a_wrong_request_is_told_with_exit_code_2(
     folder: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_sweep(folder / "staged", command=["-m", "experiment=x"], flags=[], jobs={})
+    for name, file in (("damaged", "sweep.json"), ("lost", "multirun.yaml")):
+        (folder / name).mkdir()
+        (folder / name / file).write_text("{")
     assert sweep.main(words) == 2
     out, error = capsys.readouterr()
     assert message in error and len(error.splitlines()) == 1 and not out

@@ -37,6 +37,7 @@ class RunContext:
         config_text: The composed configuration as YAML.
         settings: What tells runs apart: names of parts and scalar values by dotted key.
         command: The command line that repeats the run, without a run directory.
+        parts: What a continued run has changed on its way, so that its command does not repeat it: one text a change.
         commit: Of the code; None where it is not known.
         max_seconds: Of training; None where only steps limit the run.
         steps_left_out: Says how many of the steps made so far changed nothing.
@@ -62,6 +63,7 @@ class RunContext:
     config_text: str
     settings: dict[str, bool | int | float | str]
     command: str
+    parts: Sequence[str]
     commit: str | None
     max_seconds: float | None
     steps_left_out: Callable[[], int]

@@ -81,7 +81,12 @@ class Report(Callback):
         log.info("run        %s", run_dir)
         # TensorBoard finds no figures for its HParams in a run that is itself the --logdir: the folder above is shown.
         log.info("dashboard  %s", dashboard_command(self._context.run_dir.resolve().parent))
-        log.info("repeat     %s", typed_line([*self._program(), *shlex.split(self._context.command)]))
+        if (
+            summary["steps"] > self._context.first_step
+        ):  # else a limit had been reached before, and these are not its words
+            log.info("repeat     %s", typed_line([*self._program(), *shlex.split(self._context.command)]))
+            if parts := self._context.parts:
+                log.info("           makes all its steps in one way; this run changed %s", "; ".join(parts))
         log.info("continue   %s", self._continue_command(limit.further for limit in self._context.limits_reached()))
 
     def on_stop(self, reason: str) -> None:

@@ -50,6 +50,10 @@ def _sweep(words: list[str]) -> int:
             typed = str(read_record(folder).get("command")).removeprefix("samout-train ")
             again = f"{typed_line(program())} {typed} {shell_word(text_setting('run_dir', folder))}"
             raise ConfigError(f"dir={folder}: a comparison goes on where it is started again: {again}")
+    elif not record and (folder / "sweep.json").is_file():
+        raise ConfigError(f"dir={folder}: its sweep.json is damaged: the command that began the sweep writes it again")
+    elif not record and (folder / "multirun.yaml").is_file():
+        raise ConfigError(f"dir={folder}: lacks its sweep.json: the command that began the sweep writes it again")
     elif not record:
         raise ConfigError(f"dir={folder}: holds no sweep: give what hydra.sweep.dir was, or a comparison")
     elif not jobs:

@@ -82,7 +82,12 @@ def main(words: list[str]) -> int:
     run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     if is_sweep and request.run_dir is not None:
         return _swept(run, Path(request.run_dir), request.configs, failures)
-    run()
+    try:
+        run()
+    finally:  # where a signal came before anything was in it
+        if request.made_run_dir and request.run_dir is not None and not request.in_sweep:
+            with suppress(OSError):
+                Path(request.run_dir).rmdir()
     if failures and request.made_run_dir and request.run_dir is not None and not request.in_sweep:
         _leave_nothing(Path(request.run_dir))
     return failures[0] if failures else 0

@@ -99,7 +99,10 @@ class Search:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"storage={url}: cannot be used: {reason}") from error
         if not self.study.trials and any(folder.glob("trial-*")):
-            raise ConfigError(f"run_dir={folder}: holds trials of another search: give another run_dir")
+            raise ConfigError(
+                f"run_dir={folder}: holds trials, and {url} has none of them: it was emptied, or they are another "
+                "search's: put that database back, or give another run_dir"
+            )
         if before != asked:
             raise ConfigError(f"run_dir={folder}: holds another search (space or settings): give another run_dir")
         if found := differences(then, settings, DECISIVE_KEYS):  # the same words, and YAML that was changed since
