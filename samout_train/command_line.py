@@ -11,14 +11,25 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.conf import HydraConf
+from omegaconf import DictConfig, OmegaConf
 
 from samout_train.config import CONF, Composed, ConfigError, compose_config
 from samout_train.home import home_path
 from samout_train.hydra_parser import get_args_parser
-from samout_train.overrides import PLAIN_TEXT_KEYS, as_typed, key_of, override_problems, quote_text, words_for_hydra
+from samout_train.overrides import (
+    PLAIN_TEXT_KEYS,
+    as_typed,
+    is_there,
+    key_of,
+    override_problems,
+    quote_text,
+    words_for_hydra,
+)
 from samout_train.places import PlaceError, in_words, is_full
 from samout_train.progress import Bar
 from samout_train.search_path import library_variables
+from samout_train.shell_words import shell_word
 from samout_train.signatures import MISSING, mistakes_in_call, nearest
 from samout_train.sweeps import (
     common_keys,
@@ -31,6 +42,8 @@ from samout_train.sweeps import (
 )
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
+PATH_KEYS = ("path", "run", "dir", "runs")  # of the verbs, by which they get what they are about
+INFO = "all, config, defaults, defaults-tree, plugins, searchpath"
 LINES_OF_A_MISTAKE = 8
 MOST_MISTAKES = 30
 JOBS_THAT_TAKE_A_WHILE = 20
@@ -46,12 +59,14 @@ class Request:
         writes: Whether it is for this process to look at the run's directory and to make it.
 
     Raises:
-        ConfigError: if a flag is wrong.
+        ConfigError: if a flag is wrong, or a word is a path and no setting.
     """
 
     def __init__(self, words: Sequence[str], config_name: str = "config", *, writes: bool = True) -> None:
         self.writes = writes
         self.arguments = _parsed(words)
+        if found := [] if self.arguments.shell_completion else _paths_alone(self.arguments.overrides, config_name):
+            raise ConfigError("\n".join(found))
         self.flags = _with_home([word for word in words if word not in self.arguments.overrides])
         self.overrides: list[str] = last_of_each(self.arguments.overrides)
         self.in_sweep = bool(self.arguments.multirun)
@@ -84,9 +99,30 @@ class Request:
     def _wrong_composition(self) -> list[str]:
         try:
             overrides = [] if self.in_sweep else self.overrides
-            compose_config(overrides, config_name=self.config_name, config_dirs=self.config_dirs)
+            composed = compose_config(overrides, config_name=self.config_name, config_dirs=self.config_dirs)
+            return self.package_problems(composed.config)
         except ConfigError as error:
             return [str(error)]
+
+    def package_problems(self, config: dict[str, Any]) -> list[str]:
+        """What is wrong with the part of the settings that --package asks for.
+
+        Args:
+            config: All of them but Hydra's own.
+        """
+        package = self.arguments.package
+        if not package or package == "_global_":
+            return []
+        node: Any = config if self.arguments.cfg == "job" else OmegaConf.create({**config, "hydra": HydraConf})
+        if self.arguments.cfg == "hydra":
+            node = OmegaConf.create({"hydra": HydraConf})
+        before = ""
+        for name in package.split("."):
+            known = [str(key) for key in node] if isinstance(node, dict | DictConfig) else []
+            if name not in known:
+                return [f"--package {package}: no such key; {nearest(name, known, prefix=before)}"]
+            node = node[name] if isinstance(node, dict) else OmegaConf.select(node, name, default=None)
+            before += f"{name}."
         return []
 
     def _wrong_settings(self) -> list[str]:
@@ -222,9 +258,11 @@ def _inform(words: list[str], verb: str, keys: Callable[..., None]) -> None:
     request = Request(words, verb)
     settings = request.overrides
     if not request.arguments.shell_completion:
-        settings_of(words, verb, keys)
+        composed = settings_of(words, verb, keys)
+        if found := request.package_problems(composed.config):
+            raise ConfigError("\n".join(found))
         settings = words_for_hydra(settings, folders=request.folders)
-    sys.argv[1:] = [*request.flags, *settings]
+    sys.argv[1:] = [*settings, *request.flags]
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(lambda config: None)()
 
 
@@ -244,6 +282,8 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
 
     def refuse(message: str) -> NoReturn:
         unknown = next((word for word in words if word.startswith("-") and f": {word}" in message), None)
+        if value := re.match(r"argument --info/-i: invalid choice: '(.+?)'", message):
+            raise ConfigError(f"--info {value[1]}: --info stands last, or has one of these behind it: {INFO}")
         if unknown is None:
             raise ConfigError(message)
         raise ConfigError(f"{unknown}: no such option; {nearest(unknown, flags)}; settings have the form key=value")
@@ -277,6 +317,31 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     if arguments.shell_completion and not _is_completion(arguments.overrides):
         raise ConfigError("--shell-completion: write -sc install=bash, or zsh or fish")
     return arguments
+
+
+def _paths_alone(words: Sequence[str], config_name: str) -> list[str]:
+    """What to write in place of words that are paths and no settings."""
+    root = list(map(str, OmegaConf.load(CONF / f"{config_name}.yaml")))  # also keys that are missing
+    known = {"hydra", *(path.name for path in CONF.iterdir() if path.is_dir()), *root}
+    key = next((name for name in PATH_KEYS if name in root), None)
+    found = []
+    for word in words:
+        if "=" in word or word[:1] in ("~", "+", "-") or word in known or not word:
+            continue
+        is_path = {"/", "."} <= set(word) or (re.search(r"[./]", word) and _top(word) not in known)
+        if is_path or is_there(word):
+            found.append(f"{word}: is no setting: {_as_setting(word, key)}")
+    return found
+
+
+def _as_setting(path: str, key: str | None) -> str:
+    if key is not None:
+        return f"write {shell_word(f'{key}={path}')}"
+    if path.endswith((".yaml", ".yml")):
+        return "a YAML is chosen by its group and name, such as experiment=NAME, and found with --config-dir FOLDER"
+    if path.endswith(".pt") or (home_path(path) / ".hydra").is_dir():
+        return f"write {shell_word(f'resume={path}')} to go on from it"
+    return f"write data={'jsonl' if path.endswith('.jsonl') else 'text'} {shell_word(f'data.path={path}')}"
 
 
 def _with_home(flags: Sequence[str]) -> list[str]:

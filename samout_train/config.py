@@ -17,6 +17,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -25,10 +26,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from samout_train.home import home_expanded
-from samout_train.hydra_messages import chosen_twice, in_few_words
+from samout_train.hydra_messages import below_list, chosen_twice, in_few_words, is_of_kinds, wrong_kind
 from samout_train.literal import escaped
 from samout_train.overrides import override_problems, words_for_hydra
-from samout_train.yaml_places import has_strange_keys, yaml_problem
+from samout_train.signatures import name_of
+from samout_train.yaml_places import has_strange_keys, other_kind, yaml_problem
 
 PACKAGE = Path(__file__).resolve().parent
 YAML_DUMPER = get_omega_conf_dumper()
@@ -120,7 +122,12 @@ def compose_config(
             typed_choices = {word.partition("=")[0].lstrip("+~"): word.partition("=")[2] for word in overrides}
             twice = chosen_twice(error)
             twice = None if any(word.startswith(f"+{twice}=") for word in overrides) else twice
-            found = yaml_problem(typed_choices, config_name=config_name, folders=folders[::-1], without_override=twice)
+            places = folders[::-1]
+            found = yaml_problem(typed_choices, config_name=config_name, folders=places, without_override=twice)
+            if not found and is_of_kinds(error):
+                other = other_kind(typed_choices, config_name=config_name, folders=places)
+                found = wrong_kind(*other) if other else None
+            found = found or below_list(error, overrides)
             raise ConfigError(found or in_few_words(error, folders)) from error
 
 
@@ -206,7 +213,7 @@ def resolve(composed: DictConfig) -> Composed:
         composed: As Hydra composed it.
     """
     choices = dict(HydraConfig.get().runtime.choices)
-    config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    config = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])  # type: ignore[misc]
     container = home_expanded(OmegaConf.to_container(config, resolve=True))
     assert isinstance(container, dict)
     sweep_dir = str(home_expanded(HydraConfig.get().sweep.dir, "dir"))
@@ -219,7 +226,7 @@ def resolve(composed: DictConfig) -> Composed:
     hydra = HydraConfig.get()
     directories = {"run_dir": unresolved(composed, "run_dir"), "hydra.sweep.dir": unresolved(hydra, "sweep.dir")}
     return Composed(
-        {str(key): value for key, value in container.items()},
+        {name_of(key): value for key, value in container.items()},
         known,
         text,
         sweep_dir,
@@ -259,6 +266,14 @@ def _misplaced(hydra: Any) -> list[str]:
         value = getattr(value, "name", value)  # of the mode, an enumeration
         if value != usual and (key, value) not in (("hydra.mode", "RUN"), ("hydra.job.chdir", False)):
             found.append(f"{key}={'null' if value is None else value}: has no meaning here: {instead}")
+    for name in ("launcher", "sweeper"):
+        node, plugins = unresolved(hydra, name), Plugins.instance().class_name_to_class
+        target = node.get("_target_") if isinstance(node, dict) else None
+        rest = f"name the class of a {name} of Hydra, in a module of hydra_plugins"
+        if target is None:
+            found.append(f"hydra.{name}: has no _target_: {rest}")
+        elif target not in plugins:
+            found.append(f"hydra.{name}._target_={target}: must be a {name} that Hydra finds: {rest}")
     return found
 
 

@@ -70,11 +70,10 @@ def override_problems(
         try:
             override = parser.parse_override(quote_text(word) if typed and not in_sweep else word)
         except HydraException:
-            right = shell_word(f"{key}={quoted(word.partition('=')[2])}")
-            hint = f"put a value with special characters in quotes of its own: {right}"
-            found[word] = (
-                f"{word}: cannot be read: {hint}" if "=" in word else f"{word}: has no value: write {word}=..."
-            )
+            found[word] = _unreadable(word)
+            continue
+        if not key_of(word):
+            found[word] = _unreadable(word)
             continue
         if _is_hydras_own(override.key_or_group):
             found[word] = (
@@ -88,6 +87,30 @@ def override_problems(
         elif problem := _wrong_option(override, folders):
             found[word] = problem
     return found
+
+
+def _unreadable(word: str) -> str:
+    """Say what keeps Hydra from reading an override: its key, a comma at its end, or its value."""
+    key, equals, value = word.partition("=")
+    if not key_of(word) or not _is_readable(f"{key}=1"):
+        form = "letters, digits and _, with dots between the parts, such as model.hidden_size=64"
+        return f"{word}: {key!r} is no key: a key is of {form}" if key else f"{word}: has no key: write key=value"
+    if not equals:
+        return f"{word}: has no value: write {word}=..."
+    if (shorter := value.rstrip(", ")) != value and _is_readable(f"{key}={shorter}"):
+        return f"{word}: cannot be read: it ends with a comma: write {shell_word(f'{key}={shorter}')}"
+    as_it_stands = f"{key}='{value}'"  # in which ${...} keeps its meaning
+    is_nested = "${" in value and _is_readable(as_it_stands)
+    right = shell_word(as_it_stands if is_nested else f"{key}={quoted(value)}")
+    return f"{word}: cannot be read: put a value with special characters in quotes of its own: {right}"
+
+
+def _is_readable(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
 
 
 def _missing_launcher(name: object) -> str | None:
@@ -156,7 +179,7 @@ def _quoted_text(value: str) -> str:
 
 
 def _quoted_list(value: str) -> str:
-    if not (value.startswith("[") and value.endswith("]")) or _is_there(value):
+    if not (value.startswith("[") and value.endswith("]")) or is_there(value):
         return f"[{_quoted_text(value)}]"
     return f"[{','.join(map(_quoted_text, _parted(value[1:-1])))}]"
 
@@ -167,7 +190,7 @@ def _parted(value: str) -> list[str]:
     parts, first = [], 0
     while first < len(pieces):
         ends = range(min(len(pieces), first + MOST_COMMAS), first + 1, -1)
-        end = next((end for end in ends if _is_there(",".join(pieces[first:end]))), first + 1)
+        end = next((end for end in ends if is_there(",".join(pieces[first:end]))), first + 1)
         parts.append(",".join(pieces[first:end]))
         first = end
     return [part for part in parts if part]
@@ -189,7 +212,8 @@ def _pieces(value: str) -> list[str]:
     return [*pieces, value[start:]]
 
 
-def _is_there(path: str) -> bool:
+def is_there(path: str) -> bool:
+    """Return whether a text is the path of something."""
     try:
         return bool(path) and home_path(path).exists()
     except (OSError, ValueError):  # a name that no file can have

@@ -19,14 +19,16 @@ from samout_train.activation_checkpointing import no_layers
 from samout_train.callbacks.base import Callback
 from samout_train.compilation import compile_problem
 from samout_train.config import CONF, Composed, ConfigError, compose_config, locate, options_with
+from samout_train.hydra_messages import no_node
 from samout_train.ops.kernels import Kernels, fused_problem
 from samout_train.overrides import override_problems
 from samout_train.ranges import DeviceName, Positive, Seed, Threads, not_divisible
 from samout_train.runtime import DTYPES, choose_device, choose_precision, too_large
+from samout_train.schedules import WHAT_A_SCHEDULE_IS
 from samout_train.shell_words import shell_word
-from samout_train.signatures import mistakes_in_call, shown
+from samout_train.signatures import MISSING, mistakes_in_call, name_of, nearest, shown
 from samout_train.tf32 import tf32_problem
-from samout_train.yaml_places import short_path, with_places
+from samout_train.yaml_places import is_empty, short_path, with_places, yaml_problem
 
 # What a node gets from the run and not from YAML.
 LATE_ARGUMENTS: dict[str, set[str]] = {
@@ -47,7 +49,17 @@ FOR_LABELS_ONLY = (
     ("causal", False, SEES_ALL),
     ("head", "none", "has an output for each hidden unit, not for each token"),
 )
+GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "checkpoint", "callbacks")
 Node = dict[str, Any]
+# How the run calls what a node builds, for who writes one of their own.
+CALLED = {
+    "model": "a class that takes vocab_size and pad_id by name, as samout_train/models/samout.py has one",
+    "model.mixer": "a class that takes hidden_size and num_heads by name, as samout_train/models/samout_v8.py has one",
+    "data": "a function (*, seed, ...) that returns a Source, as samout_train/data/random_tokens.py has one",
+    "optimizer": (
+        "a function (model, *, lr, ...) that returns a torch.optim.Optimizer, as samout_train/optim/adam.py has one"
+    ),
+}
 
 
 def top_level(
@@ -59,15 +71,15 @@ def top_level(
     threads: Annotated[int, Threads] | None = None,
     run_dir: str,
     resume: str | None,
-    model: Node,
-    data: Node,
-    optimizer: Node,
-    schedule: Node,
-    trainer: Node,
-    checkpoint: Node,
-    callbacks: Node,
+    model: Any,
+    data: Any,
+    optimizer: Any,
+    schedule: Any,
+    trainer: Any,
+    checkpoint: Any,
+    callbacks: Any,
 ) -> None:
-    """The keys of config.yaml; only its signature is used."""
+    """The keys of config.yaml; only its signature is used, and nodes are judged by themselves."""
 
 
 def data_settings(
@@ -109,10 +121,7 @@ def checked_config(
     except ConfigError as error:
         return None, [*wrong.values(), *placed([str(error)], choices={})]
     if (name := composed.choices.get("experiment")) and "experiment" in composed.config:
-        path = next((path for folder in folders if (path := folder / "experiment" / f"{name}.yaml").is_file()), None)
-        where = f"{short_path(path)} line 1" if path else f"{name}.yaml"
-        first = "write `# @package _global_` on the first line, with no byte order mark before it"
-        return composed, [*wrong.values(), f"experiment={name}: its keys stand below `experiment` ({where}): {first}"]
+        return composed, [*wrong.values(), _below_experiment(name, config_name, folders)]
     if config_name != "config" and not {"run_dir", "trainer"} & composed.config.keys():
         root = f"--config-name {config_name}: is no root YAML: write `defaults: [/config, _self_]` at its beginning"
         return composed, [*wrong.values(), root]
@@ -120,6 +129,17 @@ def checked_config(
     found = [mistake for mistake in problems(composed.config) if not mistake.startswith(refused)]
     found += composed.misplaced
     return composed, [*wrong.values(), *placed(found, choices=composed.choices)]
+
+
+def _below_experiment(name: str, config_name: str, folders: Sequence[Path]) -> str:
+    """Say what an experiment lacks whose keys are no keys of the program."""
+    if found := yaml_problem({"experiment": name}, config_name=config_name, folders=folders):
+        return found
+    path = next((path for folder in folders if (path := folder / "experiment" / f"{name}.yaml").is_file()), None)
+    first = "write `# @package _global_` on the first line, with no byte order mark before it"
+    if path and is_empty(path):
+        return f"experiment={name}: sets nothing ({short_path(path)}): {first}, and below it what the experiment sets"
+    return f"experiment={name}: its keys stand below `experiment` ({short_path(path or name)} line 1): {first}"
 
 
 def model_node(name: str, *, config_dirs: Sequence[str] = ()) -> dict[str, Any]:
@@ -160,18 +180,19 @@ def problems(config: Mapping[str, Any]) -> list[str]:
         config: As plain dictionaries, resolved.
     """
     top = mistakes_in_call("", top_level, config, elsewhere=partial(_key_below, config))
+    choose = "choose an option: {0}=NAME when you start, or `- override /{0}: NAME` under `defaults:`"
+    missing = {f"{group}: is missing: set {group}=...": group for group in GROUPS}
+    top = [f"{missing[text]}: is missing: {choose.format(missing[text])}" if text in missing else text for text in top]
     data = _node(config, "data")
     settings = {key: value for key, value in data.items() if key in DATA_SETTINGS}
-    by_group = {"": top, "data": mistakes_in_call("data", data_settings, settings)}
-    for group in ("model", "optimizer", "schedule", "trainer", "checkpoint"):
-        by_group[group] = _mistakes_in_node(group, config.get(group))
-    source = {key: value for key, value in data.items() if key not in DATA_SETTINGS}
-    by_group["data"] += _mistakes_in_node("data", source)
-    by_group["callbacks"] = [
-        mistake
-        for name, node in _node(config, "callbacks").items()
-        for mistake in _mistakes_in_node(f"callbacks.{name}", node)
-    ]
+    is_node = isinstance(config.get("data"), dict)
+    by_group = {"": top, "data": mistakes_in_call("data", data_settings, settings) if is_node else []}
+    source = {key: value for key, value in data.items() if key not in DATA_SETTINGS} if is_node else config.get("data")
+    nodes = {**config, "data": source} if "data" in config else config
+    for group in GROUPS[:-1]:
+        mistakes = _mistakes_in_node(group, nodes[group]) if nodes.get(group, MISSING) != MISSING else []
+        by_group[group] = by_group.get(group, []) + mistakes
+    by_group["callbacks"] = _mistakes_in_callbacks(config.get("callbacks", {}))
     sound = {group for group, mistakes in by_group.items() if not mistakes}
     found = [mistake for mistakes in by_group.values() for mistake in mistakes]
     return list(dict.fromkeys(found + _broken_rules(config, sound)))
@@ -192,9 +213,33 @@ def _key_below(config: Mapping[str, Any], name: str) -> str | None:
     return f"did you mean {' or '.join(meant)}?" if meant else None
 
 
+def _mistakes_in_callbacks(callbacks: Any) -> list[str]:
+    if not isinstance(callbacks, dict):
+        return [] if callbacks == MISSING else [no_node("callbacks", callbacks)]
+    found = []
+    known = {*callbacks, *(path.stem for path in (CONF / "callbacks").glob("*.yaml"))} - {"default"}
+    for name, node in callbacks.items():
+        key = f"callbacks.{name}"
+        if node is None:
+            found.append(
+                f"{key}=null: must be a callback: to switch it off, write {shell_word(f'~{key}')} when you start"
+            )
+        elif isinstance(node, dict) and "_target_" not in node and (known - {name}):
+            hint = nearest(str(name), sorted(map(str, known - {name})), prefix="callbacks.")
+            found.append(
+                f"{key}: no such key; {hint}{'' if hint.endswith('?') else '.'} One of your own has a _target_"
+            )
+        else:
+            found += _mistakes_in_node(key, node)
+    return found
+
+
 def _mistakes_in_node(path: str, node: Any, *, own_checks: bool = True) -> list[str]:
-    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-        return [f"{path}: has no _target_: name the class or function that it builds"]
+    if not isinstance(node, dict):
+        return [no_node(path, node)]
+    if not isinstance(node.get("_target_"), str):
+        rest = f", or choose an option: `- override /{path}: NAME` under `defaults:`" if "." not in path else ""
+        return [f"{path}: has no _target_: name the class or function that it builds{rest}"]
     try:
         target = locate(node["_target_"])
     except (ImportError, AttributeError, ValueError) as error:
@@ -204,7 +249,9 @@ def _mistakes_in_node(path: str, node: Any, *, own_checks: bool = True) -> list[
         return [f"{path}._target_={node['_target_']}: cannot be imported ({reason})"]
     if not callable(target):
         return [f"{path}._target_={node['_target_']}: is no class or function, so it builds nothing"]
-    given = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
+    if path == "schedule" and str(getattr(target, "__module__", "")).startswith("torch."):
+        return [f"{path}._target_={node['_target_']}: torch's schedulers are not taken: {WHAT_A_SCHEDULE_IS}"]
+    given = {name_of(key): value for key, value in node.items() if not str(key).startswith("_")}
     late, also_known = LATE_ARGUMENTS.get(path, set()), DATA_SETTINGS if path == "data" else set()
 
     def elsewhere(name: str) -> str | None:
@@ -214,7 +261,10 @@ def _mistakes_in_node(path: str, node: Any, *, own_checks: bool = True) -> list[
         options = options_with(path, name) if "." not in path else []
         return f"it is one of {', '.join(f'{path}={option}' for option in options)}" if options else None
 
-    found = mistakes_in_call(path, target, given, late=late, also_known=also_known, elsewhere=elsewhere)
+    known = {"late": late, "also_known": also_known}
+    found = mistakes_in_call(path, target, given, **known, elsewhere=elsewhere, called=CALLED.get(path, ""))
+    if path == "schedule" and not inspect.isclass(target) and any(": is missing" in mistake for mistake in found):
+        return [f"{path}._target_={node['_target_']}: lacks arguments when it is called: {WHAT_A_SCHEDULE_IS}"]
     if late and node.get("_partial_") is not True:
         found.append(f"{path}._partial_: must be true, since the run gives {', '.join(sorted(late))}")
     strange = [key for key in node if str(key).startswith("_") and key not in ("_target_", "_partial_")]

@@ -47,6 +47,7 @@ from samout_train.runtime import (
     too_large,
     use_threads,
 )
+from samout_train.schedules import schedule_problem
 from samout_train.shell_words import text_setting
 from samout_train.trainer import Trainer
 
@@ -217,6 +218,8 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
     )
     _refuse(_memory_problems(trainer, source, precision))
     step = trainer.training_step
+    if wrong := schedule_problem(step.schedule, trainer.limits.progress(1, 0.0)):
+        _refuse([wrong])
     rows = step.batches.batch_size // step.accumulate // processes.count()
     shape = product_of(model, tokens_of(rows, source.train.seq_len, step.chunk_len))
     decodes = source.vocabulary is not None

@@ -2,9 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
+
+import numpy as np
 
 from samout_train.ranges import NonNegative, Share, validated
+
+WHAT_A_SCHEDULE_IS = (
+    "name a class whose objects are called with a Progress (step, total_steps, share) and return the factor on the "
+    "rate, such as 0.5, as samout_train/schedules.py has them"
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,28 @@ class Schedule(Protocol):
     def __call__(self, progress: Progress) -> float:
         """The factor for the step about to be made, from 0 to 1."""
         ...
+
+
+def schedule_problem(schedule: Any, progress: Progress) -> str | None:
+    """Return why an object is no schedule, by calling it once; None where it is one.
+
+    Args:
+        schedule: As its YAML built it.
+        progress: Of the first step.
+    """
+    name = getattr(schedule, "__name__", type(schedule).__name__)
+    try:
+        factor = schedule(progress)
+    except (TypeError, AttributeError) as error:
+        return f"schedule: {name} cannot be called with a Progress ({error}): {WHAT_A_SCHEDULE_IS}"
+    if (
+        isinstance(factor, int | float | np.number)
+        and not isinstance(factor, bool)
+        and math.isfinite(factor)
+        and factor >= 0
+    ):
+        return None
+    return f"schedule: {name} returned {str(factor)[:80]} for step {progress.step}: {WHAT_A_SCHEDULE_IS}"
 
 
 class Constant:

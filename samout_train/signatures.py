@@ -3,11 +3,14 @@
 import difflib
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
+
+import yaml
 
 from samout_train.ranges import beyond_numbers, forms_of, range_of
 
@@ -16,6 +19,8 @@ SEQUENCES = (list, tuple, Sequence)
 MAPPINGS = (dict, Mapping)
 LONGEST_LIST = 12
 LONGEST_VALUE = 200
+NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+EXAMPLES = {int: 1, float: 0.5, str: "text", bool: True}
 
 
 def mistakes_in_call(
@@ -26,6 +31,7 @@ def mistakes_in_call(
     late: Collection[str] = (),
     also_known: Collection[str] = (),
     elsewhere: Callable[[str], str | None] = lambda name: None,
+    called: str = "",
 ) -> list[str]:
     """What is wrong with the arguments that a configuration gives to a class or function, one text each.
 
@@ -36,6 +42,7 @@ def mistakes_in_call(
         late: Arguments that the run gives and not the configuration.
         also_known: Keys of the node that are for somebody else.
         elsewhere: What to say of an unknown name that is known in another place.
+        called: How the run calls what takes the late arguments, and what it wants back.
     """
     try:
         parameters = dict(inspect.signature(target).parameters)
@@ -62,12 +69,14 @@ def mistakes_in_call(
         elif name not in also_known:
             annotation = hints.get(name, Any)
             if wanted := _beyond(value, annotation) or _mismatch(value, annotation):
-                found.append(f"{key}={shown(value)}: must be {wanted}")
+                found.append(f"{key}={_is_text(value, annotation) or f'{shown(value)}: must be {wanted}'}")
     not_taken = [] if takes_any else sorted(set(late) - set(named))
+    is_torchs = str(getattr(target, "__module__", "")).startswith("torch.")
     for name in not_taken:
+        right = f"name {called or f'a function of your own that takes {name} and returns what is built'}"
         found.append(
-            f"{path}._target_: {target.__qualname__} does not take the argument {name}, which the run gives: add it, "
-            f"or name a function of your own that takes {' and '.join(sorted(late))} and returns what is built"
+            f"{path}._target_: {target.__qualname__} does not take the argument {name}, which the run gives: "
+            f"{right if is_torchs else f'add it, or {right}'}"
         )
     for name, parameter in named.items():
         if not not_taken and name not in late and parameter.default is parameter.empty and name not in given:
@@ -100,6 +109,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
 
 
+def name_of(key: Any) -> str:
+    """Return a key of YAML as it is typed there, also one that is a number, true or null."""
+    return key if isinstance(key, str) else shown(key)
+
+
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     function = target.__init__ if inspect.isclass(target) else target
     try:
@@ -118,6 +132,24 @@ def _beyond(value: Any, annotation: Any) -> str | None:
     return str(allowed) if allowed and isinstance(value, int) and math.isfinite(allowed.high) else limit
 
 
+def _is_text(value: Any, annotation: Any) -> str | None:
+    """Return what to write in place of a text that says what is wanted and is none, such as '32'; None for others."""
+    if not isinstance(value, str) or not value:
+        return None
+    is_plain = True
+    if NUMBER.fullmatch(value):
+        read: Any = float(value) if re.search(r"[.eE]", value) else int(value)
+    else:
+        try:
+            read = yaml.safe_load(value)
+        except yaml.YAMLError:
+            return None
+        is_plain = isinstance(read, list | dict) or shown(read) == value.lower()
+    if isinstance(read, str) or (is_plain is False and not isinstance(read, bool)) or _mismatch(read, annotation):
+        return None
+    return f"'{shown(value)}': is text: write {f'{shown(value)} without quotes' if is_plain else shown(read)}"
+
+
 def _mismatch(value: Any, annotation: Any) -> str | None:
     """What is wanted where the value does not fit; None where it does."""
     options, allowed = _options(annotation), range_of(annotation)
@@ -127,7 +159,7 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
         return None
     if forms := forms_of(annotation):
         return forms.wanted(value)
-    words = [_described(option) for option in options]
+    words = [_described(option, value) for option in options]
     whole = isinstance(value, float) and value.is_integer() and int in options
     return (
         " or ".join(dict.fromkeys(words))
@@ -173,18 +205,34 @@ def _fits(value: Any, option: Any) -> bool:
         return not inner or not any(
             _mismatch(key, inner[0]) or _mismatch(item, inner[1]) for key, item in value.items()
         )
-    return isinstance(value, dict)
+    return isinstance(value, dict) and "_target_" in value
 
 
-def _described(option: Any) -> str:
+def _described(option: Any, value: Any = None) -> str:
+    """What is wanted, in words; `value` is what was given, for an example of a list."""
     origin, inner = typing.get_origin(option) or option, typing.get_args(option)
     if origin is Literal:
         return ", ".join(str(choice) for choice in inner)
     if typing.get_origin(option) is Annotated:
         return " or ".join(map(_described, _options(option))) + f" {range_of(option) or ''}".rstrip()
     if origin in SEQUENCES:
-        return f"a list such as [{', '.join(_described(part) for part in inner if part is not Ellipsis)}]"
+        return _list_described(inner, value)
     if origin in MAPPINGS:
         return "a mapping" + (f" from {_described(inner[0])} to {_described(inner[1])}" if inner else "")
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     return names.get(origin, "a node with _target_")
+
+
+def _list_described(inner: tuple[Any, ...], value: Any) -> str:
+    """A list with an example that can be typed: what was given, where that is right by itself."""
+    parts = [part for part in inner if part is not Ellipsis]
+    given = [item for item in (value if isinstance(value, list) else [value]) if item is not None]
+    examples = []
+    for part in parts:
+        wanted = next((EXAMPLES[option] for option in _options(part) if option in EXAMPLES), "...")
+        examples.append(next((item for item in given if not _mismatch(item, part)), wanted))
+    kinds = list(dict.fromkeys(map(_described, parts)))
+    count = f"{len(parts)} numbers, " if len(parts) > 1 and value is not None else ""
+    return f"a list such as [{', '.join(map(shown, examples))}]" + (
+        f" ({count}each {kinds[0]})" if kinds and kinds != ["text"] else ""
+    )

@@ -75,7 +75,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "list too short": (
         ["optimizer.betas=[0.9]"],
-        ["optimizer.betas=[0.9]: must be a list such as [a number from 0 to below 1, a number from"],
+        ["optimizer.betas=[0.9]: must be a list such as [0.9, 0.9] (2 numbers, each a number from 0 to below 1)"],
     ),
     "value for a part": (["model.mixer=3"], ["model.mixer=3: must be a node with _target_"]),
     "out of range": (["model.dropout=1.5"], ["model.dropout=1.5: must be from 0 to below 1"]),
@@ -264,9 +264,24 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         [
             "optimizer.betas=[0.9, 0.999]: no such key; torch.optim.SGD does not take it: leave it out, "
             "'~optimizer.betas'",
-            "optimizer._target_: SGD does not take the argument model, which the run gives: add it, or name a function "
-            "of your own that takes model and returns what is built",
+            "optimizer._target_: SGD does not take the argument model, which the run gives: name a function "
+            "(model, *, lr, ...) that returns a torch.optim.Optimizer, as samout_train/optim/adam.py has one",
         ],
+    ),
+    "a schedule of torch": (
+        ["schedule._target_=torch.optim.lr_scheduler.StepLR", "+schedule._partial_=true"],
+        [
+            "schedule._target_=torch.optim.lr_scheduler.StepLR: torch's schedulers are not taken: name a class whose "
+            "objects are called with a Progress (step, total_steps, share) and return the factor on the rate"
+        ],
+    ),
+    "a schedule that is called too early": (
+        ["schedule=constant", "schedule._target_=samout_train.schedules.first_limit"],
+        ["schedule._target_=samout_train.schedules.first_limit: lacks arguments when it is called: name a class"],
+    ),
+    "what is no schedule": (
+        ["schedule=constant", "schedule._target_=fractions.Fraction", "run_dir=no_schedule"],
+        ["schedule: Fraction cannot be called with a Progress ('Fraction' object is not callable): name a class"],
     ),
     "what is no class": (["optimizer._target_=samout_train.optim.adam.__doc__"], ["is no class or function"]),
     "what the run gives": (["+model.vocab_size=9"], ["model.vocab_size=9: is not set in the configuration"]),

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from samout_train import build_model, build_trainer
 from samout_train.config import ConfigError, compose_config
 from samout_train.problems import model_node, problems
 from samout_train.ranges import Positive, Probability, Range, Share, validated
+from samout_train.schedules import Constant, Progress, schedule_problem
 
 
 def found(*overrides: str) -> list[str]:
@@ -44,7 +46,7 @@ def test_the_defaults_have_no_mistake() -> None:
         ("optimizer.lr=fast", "optimizer.lr=fast: must be a number, above 0"),
         (
             "optimizer.betas=[0.9]",
-            "optimizer.betas=[0.9]: must be a list such as [a number from 0 to below 1, a number",
+            "optimizer.betas=[0.9]: must be a list such as [0.9, 0.9] (2 numbers, each a number from 0 to below 1)",
         ),
         ("trainer.max_steps=0", "trainer.max_steps=0: must be above 0"),
         ("trainer.max_steps=x", "trainer.max_steps=x: must be a whole number or null, above 0"),
@@ -145,6 +147,19 @@ def test_what_settings_do_not_show_is_told_when_the_model_is_built(monkeypatch: 
 def test_ranges(allowed: Range, inside: list[float], outside: list[float], text: str) -> None:
     assert all(value in allowed for value in inside) and not any(value in allowed for value in outside)
     assert str(allowed) == text
+
+
+@pytest.mark.parametrize(
+    "schedule", [lambda progress: "x", lambda progress: float("nan"), lambda: 1.0, lambda p: True, 3]
+)
+def test_what_is_no_schedule_is_refused_before_the_first_step(schedule: Any) -> None:
+    told = schedule_problem(schedule, Progress(1, 10, 0.1)) or ""
+    assert told.startswith("schedule: ") and told.endswith("such as 0.5, as samout_train/schedules.py has them")
+
+
+@pytest.mark.parametrize("schedule", [Constant(), lambda *words, **settings: 0.5, lambda progress: np.float32(0)])
+def test_what_returns_a_factor_is_a_schedule(schedule: Any) -> None:
+    assert schedule_problem(schedule, Progress(1, 10, 0.1)) is None
 
 
 def test_constructors_refuse_what_the_check_would() -> None:

@@ -211,7 +211,7 @@ def test_evaluate_reads_other_text_by_the_vocabulary_of_the_run(text_run: Path) 
     [
         ([], "run: is missing"),
         (["run=nowhere"], "nowhere is not there"),
-        (["run=run", "lengths=[0]"], "lengths=[0]: must be a list such as [a whole number above 0] or null"),
+        (["run=run", "lengths=[0]"], "lengths=[0]: must be a list such as [1] (each a whole number above 0) or null"),
         (["run=run", "length=[8]"], "length=[8]: no such key; did you mean lengths?"),
         (["run=run", "data=texd"], "data=texd: no such option; did you mean data=text?"),
         (["run=run", "data=random"], "data=random: has 128 ids, the model"),

@@ -1,5 +1,6 @@
 """generate as it is typed, and wrong requests of verify."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from program import samout
 
 from samout_train import generate_text, train
-from samout_train.commands import generate, verify
+from samout_train.commands import generate
 from samout_train.loading import load_run
 
 SIZES = ["model.hidden_size=24", "model.num_heads=2", "model.num_layers=2", "device=cpu"]
@@ -94,6 +95,12 @@ def test_samples_differ_and_end_before_stop(folder: Path) -> None:
         (["generate", "run=run", "prompt=a", "--config-name", "nope"], "--config-name nope: generate has its own"),
         (["generate", "--cfg", "job", "tempratur=1"], "tempratur=1: no such key; did you mean temperature?"),
         (["generate", "--cfg", "job", "foo"], "foo: has no value: write foo=..."),
+        (["generate", "runs/base"], "runs/base: is no setting: write run=runs/base"),
+        (["inspect", "my.txt"], "my.txt: is no setting: write path=my.txt"),
+        (["tokenize", "."], ".: is no setting: write path=."),
+        (["compare", "a/b"], "a/b: is no setting: write runs=a/b"),
+        (["sweep", "a/b"], "a/b: is no setting: write dir=a/b"),
+        (["generate", "--cfg", "job", "-p", "devic"], "--package devic: no such key; did you mean device?"),
         (["generate", "--help", "top_p=2"], "top_p=2: must be"),
         (["verify", "--cfg", "job", "model=v9"], "model=v9: no such option; there are"),
         (["verify", "model.hidden_size=3"], "model.hidden_size=3: no model is chosen: say model=NAME, too"),
@@ -112,7 +119,7 @@ def test_a_wrong_request_is_told_with_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
-    assert {"generate": generate, "verify": verify}[words[0]].main(words[1:]) == 2
+    assert importlib.import_module(f"samout_train.commands.{words[0]}").main(words[1:]) == 2
     out, error = capsys.readouterr()
     assert message in error and len(error.splitlines()) <= 8 and not out
 

@@ -72,7 +72,8 @@ def main(words: list[str]) -> int:
     if is_sweep and request.run_dir is not None and (refusal := _recorded(request, words)):
         print(refusal, file=sys.stderr)
         return 2
-    sys.argv[1:] = [*request.flags, *_settings(request, is_sweep), *([] if is_first else WITHOUT_DIRECTORY)]
+    # --info may have a value behind it, and so stands last.
+    sys.argv[1:] = [*_settings(request, is_sweep), *([] if is_first else WITHOUT_DIRECTORY), *request.flags]
     if not is_first:
         told = f"process {launch.rank if launch else 0}: %(message)s"
         logging.basicConfig(level=logging.ERROR, format=told)
