@@ -6,6 +6,7 @@ import logging
 import os
 import pkgutil
 import sys
+import threading
 from pathlib import Path
 
 from samout_train import commands
@@ -59,7 +60,13 @@ def main() -> None:
         code = _of_the_environment(error)
     # The other verbs leave what they found in files too, or in their exit code.
     asks = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
-    sys.exit(_of_the_output(code, is_all=verb == "generate" or not asks.isdisjoint(w.partition("=")[0] for w in words)))
+    is_all = verb == "generate" or not asks.isdisjoint(word.partition("=")[0] for word in words)
+    code = _of_the_output(code, is_all=is_all)
+    if any(getattr(thread, "cannot_end", False) for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    sys.exit(code)
 
 
 def _of_the_output(code: int | str, *, is_all: bool) -> int | str:

@@ -5,11 +5,12 @@ kept counts for all runs after it, and a run goes on with what its checkpoint sa
 """
 
 import json
+import math
 import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def bfloat16_share(shape: Shape) -> float | None:
     """Return the time of a product in bfloat16 over that in float32, both passes; None where products are small."""
     if shape[0] * shape[1] * shape[2] < LEAST_PRODUCTS:
         return None
-    found = kept("bfloat16", shape, lambda: _both_passes(shape))
+    found = kept("bfloat16", shape, ("fp32", "bf16"), lambda: _both_passes(shape))
     return found["bf16"] / found["fp32"]
 
 
@@ -130,9 +131,10 @@ def _measured_products(shape: Shape, decodes: bool) -> Products:
     rows, outputs, inputs = shape
     many = few = "torch"
     if rows * outputs * inputs >= LEAST_PRODUCTS and has_onednn():
-        many = _clearly_faster(kept("many rows", shape, lambda: _many_rows(shape)))
+        many = _clearly_faster(kept("many rows", shape, ("torch", "onednn"), lambda: _many_rows(shape)))
     if decodes and outputs * inputs >= LEAST_WEIGHTS and is_fused("cpu", torch.float32):
-        few = _clearly_faster(kept("few rows", (MOST_ROWS, outputs, inputs), lambda: _few_rows(outputs, inputs)))
+        of_few = (MOST_ROWS, outputs, inputs)
+        few = _clearly_faster(kept("few rows", of_few, ("torch", "numba"), lambda: _few_rows(outputs, inputs)))
     return Products(many, few)
 
 
@@ -141,27 +143,28 @@ def _clearly_faster(seconds: Mapping[str, float]) -> str:
     return other if seconds[other] < CLEARLY_LESS * seconds["torch"] else "torch"
 
 
-def kept(what: str, shape: Shape, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+def kept(what: str, shape: Shape, names: Collection[str], measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """Return seconds by name, as they were first measured on this machine; measured again where none can be kept.
 
     Args:
         what: Was measured.
         shape: Of the product.
+        names: Of the ways that are measured; a file that has others is damaged.
         measure: Measures.
     """
     try:
         path = cache_path("measured", what, shape, machine(), ending=".measured.json")
     except (ValueError, OSError, RuntimeError):  # no place for a cache
         return measure()
-    found = _seconds(read_note(path))
+    found = _seconds(read_note(path), names)
     if found is not None:
         return found
     found = measure()
     try:
-        _keep_first(path, {"what": what, "shape": shape, "machine": machine(), "seconds": found})
+        _keep_first(path, {"what": what, "shape": shape, "machine": machine(), "seconds": found}, names)
     except OSError:
         return found
-    return _seconds(read_note(path)) or found
+    return _seconds(read_note(path), names) or found
 
 
 def machine() -> dict[str, object]:
@@ -180,14 +183,14 @@ def machine() -> dict[str, object]:
     }
 
 
-def _seconds(note: Mapping[str, Any] | None) -> dict[str, float] | None:
+def _seconds(note: Mapping[str, Any] | None, names: Collection[str]) -> dict[str, float] | None:
     found = (note or {}).get("seconds")
-    if not isinstance(found, dict) or not all(isinstance(value, float) and value > 0 for value in found.values()):
+    if not isinstance(found, dict) or found.keys() != set(names):
         return None
-    return found or None
+    return found if all(isinstance(value, float) and 0 < value < math.inf for value in found.values()) else None
 
 
-def _keep_first(path: Path, content: Mapping[str, object]) -> None:
+def _keep_first(path: Path, content: Mapping[str, object], names: Collection[str]) -> None:
     """Write a file, whole, unless another process did so first."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -195,7 +198,7 @@ def _keep_first(path: Path, content: Mapping[str, object]) -> None:
         try:
             os.link(temporary, path)
         except FileExistsError:
-            if _seconds(read_note(path)) is None:  # what cannot be read counts for nobody
+            if _seconds(read_note(path), names) is None:  # what cannot be read counts for nobody
                 temporary.replace(path)
         except OSError:  # a file system without links
             temporary.replace(path)

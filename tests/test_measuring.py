@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,28 +91,49 @@ def test_a_measurement_takes_no_random_number_of_the_run() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def kept_x(measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    return kept("x", SHAPE, ("torch",), measure)
+
+
 def test_the_first_measurement_that_is_kept_counts(tmp_path: Path) -> None:
-    assert kept("x", SHAPE, lambda: {"torch": 1.0}) == {"torch": 1.0} == kept("x", SHAPE, lambda: {"torch": 2.0})
+    assert kept_x(lambda: {"torch": 1.0}) == {"torch": 1.0} == kept_x(lambda: {"torch": 2.0})
     (path,) = (tmp_path / "cache").glob("*.measured.json")
     assert json.loads(path.read_text())["seconds"] == {"torch": 1.0}
 
     def while_another_process_is_quicker() -> dict[str, float]:
-        assert kept("y", SHAPE, lambda: {"torch": 3.0}) == {"torch": 3.0}
+        assert kept("y", SHAPE, ("torch",), lambda: {"torch": 3.0}) == {"torch": 3.0}
         return {"torch": 4.0}
 
-    assert kept("y", SHAPE, while_another_process_is_quicker) == {"torch": 3.0}
+    assert kept("y", SHAPE, ("torch",), while_another_process_is_quicker) == {"torch": 3.0}
     path.write_text("{")
-    assert kept("x", SHAPE, lambda: {"torch": 5.0}) == {"torch": 5.0} == kept("x", SHAPE, lambda: {"torch": 6.0})
+    assert kept_x(lambda: {"torch": 5.0}) == {"torch": 5.0} == kept_x(lambda: {"torch": 6.0})
     assert not list((tmp_path / "cache").glob("*.tmp"))
 
 
 def test_without_a_place_to_keep_it_it_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(tmp_path / "file" / "cache"))
-    assert [kept("x", SHAPE, lambda n=n: {"torch": n}) for n in (1.0, 2.0)] == [{"torch": 1.0}, {"torch": 2.0}]
+    assert [kept_x(lambda n=n: {"torch": n}) for n in (1.0, 2.0)] == [{"torch": 1.0}, {"torch": 2.0}]
     monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(measuring, "_keep_first", lambda path, content: (_ for _ in ()).throw(OSError(28, "full")))
-    assert [kept("x", SHAPE, lambda n=n: {"torch": n}) for n in (1.0, 2.0)] == [{"torch": 1.0}, {"torch": 2.0}]
+    monkeypatch.setattr(measuring, "_keep_first", lambda *given: (_ for _ in ()).throw(OSError(28, "full")))
+    assert [kept_x(lambda n=n: {"torch": n}) for n in (1.0, 2.0)] == [{"torch": 1.0}, {"torch": 2.0}]
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        *('{"torch": 1.0}', '{"torch": 1.0, "foo": 0.1}', '{"torch": 1.0, "onednn": 0.1, "x": 0.1}', "[1]", '"x"'),
+        *('{"torch": Infinity, "onednn": 1.0}', '{"torch": NaN, "onednn": 1.0}', '{"torch": -1.0, "onednn": 1.0}'),
+    ],
+)
+def test_a_damaged_measurement_is_made_again(tmp_path: Path, seconds: str) -> None:
+    names, found = ("torch", "onednn"), {"torch": 2.0, "onednn": 1.0}
+    kept("many rows", SHAPE, names, lambda: found)
+    (path,) = (tmp_path / "cache").glob("*.measured.json")
+    path.write_text(f'{{"seconds": {seconds}}}')
+    again = {"torch": 4.0, "onednn": 3.0}
+    assert kept("many rows", SHAPE, names, lambda: again) == again
+    assert kept("many rows", SHAPE, names, lambda: found) == again
 
 
 def test_a_measurement_is_that_of_a_machine_with_its_threads_and_torch(monkeypatch: pytest.MonkeyPatch) -> None:

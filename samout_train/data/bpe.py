@@ -125,6 +125,8 @@ class BytePairs:
 class _Learning(threading.Thread):
     """A thread in which the library learns; nothing can end it, and a process that ends does not wait for it."""
 
+    cannot_end = True  # so the program leaves without the interpreter's end, which would abort within the library
+
     def __init__(self, learn: Callable[[], None]) -> None:
         super().__init__(daemon=True)
         self._learn = learn

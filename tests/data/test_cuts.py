@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -160,6 +162,21 @@ def test_learning_is_left_at_once_on_a_signal(tmp_path: Path, monkeypatch: pytes
         tokenize(looked_at, VocabularyChoice("bpe", 300, None))
     NeverRead.never.set()
     assert stopped.value.exit_code == 143 and time.monotonic() - started < 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [0.2, 0.7, 1.2, 1.7])
+def test_the_program_ends_with_the_code_of_the_signal_while_the_library_learns(tmp_path: Path, moment: float) -> None:
+    (tmp_path / "a.txt").write_text(bases(6_000_000))
+    words = [sys.executable, "-m", "samout_train", "tokenize", "path=a.txt", "out=out", "vocab_size=4096", "jobs=1"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60  # until the plan's lock is there, which is held while pairs are learned
+    while not (tmp_path / "out").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(moment)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Abort" not in told and "FATAL" not in told, told
 
 
 def test_what_is_raised_while_pairs_are_learned_is_raised_to_the_caller() -> None:
