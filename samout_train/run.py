@@ -26,7 +26,7 @@ from samout_train.measuring import choose_products, product_of, tokens_of
 from samout_train.metrics import estimate_memory_bytes
 from samout_train.missing_home import ensure_home
 from samout_train.ops.kernels import use_kernels
-from samout_train.ops.linear.choice import use_products
+from samout_train.ops.linear.choice import Products, use_products
 from samout_train.overrides import key_of
 from samout_train.problems import DATA_SETTINGS, checked_config, data_settings, model_problems
 from samout_train.resuming import made_with, record_of, restore
@@ -223,7 +223,10 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
     rows = step.batches.batch_size // step.accumulate // processes.count()
     shape = product_of(model, tokens_of(rows, source.train.seq_len, step.chunk_len))
     decodes = source.vocabulary is not None
-    use_products(choose_products(shape, device=device, precision=precision, decodes=decodes))
+    products = choose_products(shape, device=device, precision=precision, decodes=decodes)
+    use_products(products)
+    if products != Products():
+        log.info("products    %s for many rows, %s for few, as first measured here", products.many, products.few)
     return trainer
 
 

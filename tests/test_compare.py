@@ -38,6 +38,7 @@ def states(folder: Path) -> dict[str, str]:
     [
         ([], "say what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]"),
         (["models=[v8]", "runs=[a]"], "say what to compare, one of"),
+        (["models=0"], "models=0: must be names, such as models=[v8,transformer]"),
         (["models=[v8,v9]"], "v9: model=v9: no such option"),
         (["modles=[v8]"], "modles=[v8]: no such key; did you mean models?"),
         (["models=[v8]", "match=800k"], "match=800k: must be a budget such as parameters:800k"),

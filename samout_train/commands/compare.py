@@ -25,7 +25,7 @@ Node = dict[str, Any]
 @beside_those_of_train
 def keys(
     *,
-    models: str | list[Any] | Node | None,
+    models: Any,
     match: str | None,
     lr: Annotated[float, Positive] | list[Annotated[float, Positive]],
     seeds: Annotated[int, Seeds],
@@ -52,6 +52,8 @@ def _compare(words: list[str]) -> int:
     settings, gets_new_directory = composed.config, "run_dir" in composed.named_by_time
     if (settings["models"] is None) == (settings["runs"] is None):
         raise ConfigError("say what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]")
+    if not isinstance(settings["models"], str | list | dict | None):
+        raise ConfigError(f"models={settings['models']}: must be names, such as models=[v8,transformer]")
     if problem := place_problem(Path(settings["run_dir"])):
         raise ConfigError(f"run_dir={settings['run_dir']}: {problem}")
     if settings["runs"] is not None:

@@ -206,6 +206,8 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
             forget_failure(run_dir)
             run()
     except StopRequestedError as stop:
+        if not has_begun:
+            print(f"{stop}: before the first step, so there is nothing to continue", file=sys.stderr)
         sys.exit(stop.exit_code)
     except Exception as error:
         if in_sweep and isinstance(error, TakenError):

@@ -4,6 +4,7 @@ An entry is complete when its `.json` is there: that is written last. Until then
 `.part.json` how far they go, so that an interrupted tokenizing goes on.
 """
 
+import hashlib
 import logging
 import os
 import time
@@ -75,10 +76,10 @@ def tokenize(survey: Survey, choice: VocabularyChoice, *, most_unknown: float = 
     """
     parts = ("tokens", FORMAT, survey.reader, choice.key(), len(survey.files), survey.sha256)
     bin_path = cache_path(*parts, ending=".bin")
-    entry = _complete(bin_path)
+    entry = _undamaged(bin_path)
     if entry is None:
         with _told_of_the_cache(bin_path, survey), StopSignals() as signals, _alone(bin_path, signals):
-            entry = _complete(bin_path)  # another process may have made it meanwhile
+            entry = _undamaged(bin_path)  # another process may have made it meanwhile
             if entry is None:
                 _Tokenizing(survey, choice, bin_path, signals).run()
                 entry = _complete(bin_path)
@@ -143,6 +144,7 @@ class _Tokenizing:
         self._check(journal)
         take_place(self.part, self.bin_path)
         note = {"dtype": dtype.name, "num_tokens": journal.num_tokens, "unknown": journal.unknown}
+        note["sha256"] = _digest(self.bin_path)
         write_note(self.bin_path.with_suffix(".json"), note | {"vocabulary": journal.vocabulary})
         with suppress(OSError):  # open elsewhere, on Windows; nothing asks for it any more
             self.journal_path.unlink(missing_ok=True)
@@ -251,6 +253,20 @@ def _complete(bin_path: Path) -> dict[str, Any] | None:
         return note if bin_path.stat().st_size == size else None
     except (OSError, TypeError, KeyError):
         return None
+
+
+def _undamaged(bin_path: Path) -> dict[str, Any] | None:
+    """What the note of a complete entry says; None also where its ids are not those that were written."""
+    note = _complete(bin_path)
+    if note is None or note.get("sha256") in (None, _digest(bin_path)):  # an earlier version took none
+        return note
+    log.warning("%s is damaged, so its text is tokenized again", bin_path)
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(output: IO[bytes]) -> None:

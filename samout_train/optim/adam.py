@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from samout_train.ranges import NonNegative, Positive, Probability, validated
+from samout_train.ranges import Positive, Probability, validated
 
 
 @validated
@@ -14,7 +14,7 @@ def adam(
     *,
     lr: Annotated[float, Positive],
     betas: tuple[Annotated[float, Probability], Annotated[float, Probability]],
-    eps: Annotated[float, NonNegative],
+    eps: Annotated[float, Positive],
 ) -> torch.optim.Optimizer:
     """torch.optim.Adam over all parameters, with the fused kernel.
 
@@ -24,4 +24,4 @@ def adam(
         betas: Decay of the first and second moment.
         eps: Added to the denominator.
     """
-    return torch.optim.Adam(model.parameters(), lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
+    return torch.optim.Adam(model.parameters(), lr=lr, betas=(float(betas[0]), float(betas[1])), eps=eps, fused=True)

@@ -14,7 +14,7 @@ def adamw(
     *,
     lr: Annotated[float, Positive],
     betas: tuple[Annotated[float, Probability], Annotated[float, Probability]],
-    eps: Annotated[float, NonNegative],
+    eps: Annotated[float, Positive],
     weight_decay: Annotated[float, NonNegative],
 ) -> torch.optim.Optimizer:
     """torch.optim.AdamW with the fused kernel, in two groups.
@@ -31,4 +31,4 @@ def adamw(
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=(float(betas[0]), float(betas[1])), eps=eps, fused=True)

@@ -116,6 +116,7 @@ def test_damaged_entries_are_made_anew(tmp_path: Path) -> None:
         lambda: note.write_text("{"),
         lambda: note.write_text("[]"),
         ids.unlink,
+        lambda: ids.write_bytes(ids.read_bytes()[::-1]),  # ids that its vocabulary has
     ):
         damage()
         assert np.array_equal(tokenize(looked_at, choice("bytes")).tokens, wanted)
