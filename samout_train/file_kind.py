@@ -19,6 +19,16 @@ BZIP2, BZIP2_BLOCK = b"BZh", b"1AY&SY"
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
 
 
+def refuse_special(path: Path) -> None:
+    """Refuse a pipe, a socket or a device, which would be waited for, or read, without end.
+
+    Raises:
+        ValueError: if it is one; without the path.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError("is no regular file: copy its content to a file, and give that")
+
+
 def kept_otherwise(head: bytes, path: Path | None, *, wanted: str) -> str | None:
     """Return what a file is and what to do, if it is compressed or a pointer to another one.
 
