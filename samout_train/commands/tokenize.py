@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from samout_train.command_line import answered, settings_of
-from samout_train.data.bpe import SMALLEST_SIZE
+from samout_train.data.bpe import BytePairSize
 from samout_train.data.documents import LineEnds
 from samout_train.data.vocabulary_choice import VocabularyName
 from samout_train.home import home_path
 from samout_train.places import in_words, place_problem
-from samout_train.ranges import Positive, Range
+from samout_train.ranges import Positive
 from samout_train.shell_words import list_setting, program_file, typed_line
 from samout_train.threads import available_cores
 
@@ -30,7 +30,7 @@ def keys(
     out: str,
     pattern: str,
     vocabulary: VocabularyName,
-    vocab_size: Annotated[int, Range(SMALLEST_SIZE)],
+    vocab_size: Annotated[int, BytePairSize],
     vocabulary_path: str | None,
     vocabulary_bytes: int | str,
     roles: dict[str, str],

@@ -291,6 +291,7 @@ def test_a_file_that_is_changed_meanwhile_is_refused(
         (["path=texts", "out=out", "pattern=*.md"], "has no file that matches pattern=*.md"),
         (["path=texts", "out=out", "part_bytes=1MB"], "part_bytes=1MB: must be bytes from 1 to 1073741824"),
         (["path=texts", "out=out", "part_bytes=2GiB"], "part_bytes=2GiB: must be bytes from 1 to 1073741824"),
+        (["path=texts", "out=out", "vocab_size=1000000000"], "vocab_size=1000000000: must be from 261 to 16777216"),
         (["path=texts", "out=out", "jobs=0"], "jobs=0: must be"),
         (["path=texts", "out=out", "job=2"], "job=2: no such key; did you mean jobs?"),
         (["path=texts", "out=out", "vocabulary=words"], "vocabulary=words: must be characters, bytes, bpe"),
