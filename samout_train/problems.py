@@ -151,7 +151,9 @@ def data_problems(node: Node, *, for_training: bool = True) -> list[str]:
         node: The data YAML's content.
         for_training: Whether what they name must be enough to train on.
     """
-    return _mistakes_in_node("data", node, own_checks=for_training)
+    settings = {key: value for key, value in node.items() if key in DATA_SETTINGS}
+    found = mistakes_in_call("data", data_settings, settings) if "batch_size" in settings else []
+    return found + _mistakes_in_node("data", node, own_checks=for_training)
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:
