@@ -76,7 +76,8 @@ def jsonl(
     cut = int(documents[1][0, 0])
     if layout == "packed":
         _refuse_short(looked_at, len(tokenized.tokens), cut, seq_len)
-    warn_of_copies(tokenized.tokens, np.concatenate(documents)[:, 0], cut, what="documents")
+    starts = np.concatenate(documents)[:, 0]
+    warn_of_copies(tokenized.tokens, starts, cut, tokenized.vocabulary, what="documents")
     train, validation = _rows(tokenized.tokens, documents, layout, seq_len=seq_len, seed=seed)
     return Source(
         vocab_size=len(tokenized.vocabulary),
