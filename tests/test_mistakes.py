@@ -236,7 +236,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a decay beyond 1": (["optimizer.betas=[2,0.9]"], ["optimizer.betas=[2, 0.9]: must be a list"]),
     "a seed too large": (["seed=99999999999999999999"], ["seed=99999999999999999999: must be from 0"]),
     "a sample's seed too large": ([f"callbacks.sample.seed={10**23}"], ["callbacks.sample.seed=1", "must be from 0"]),
-    "one document": (["data=jsonl", "data.path=one.jsonl"], ["data.path: has 1 document: give two or more"]),
+    "one document": (["data=jsonl", "data.path=one.jsonl"], ["data.path: one.jsonl has 1 document: give two or more"]),
     "a mapping with a number": (
         ["data=jsonl", "data.path=two.jsonl", "data.roles.user=5"],
         ["data.roles.user=5: must be"],

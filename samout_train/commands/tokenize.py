@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+SMALLEST_PART = 50  # or there is a shard for each few bytes
 LARGEST_PART = 1 << 30  # two tokens a byte at the most, whose places are numbers of 32 bits
 
 
@@ -88,8 +89,8 @@ def _plan(settings: dict[str, Any]) -> "ShardPlan":
     found: list[str] = []
     if problem := place_problem(home_path(settings["out"])):
         found.append(f"out={settings['out']}: {problem}")
-    part_bytes = _attempt(found, lambda: _bytes("part_bytes", settings["part_bytes"], LARGEST_PART))
-    vocabulary_bytes = _attempt(found, lambda: _bytes("vocabulary_bytes", settings["vocabulary_bytes"], sys.maxsize))
+    part_bytes = _attempt(found, lambda: _bytes("part_bytes", settings["part_bytes"], SMALLEST_PART, LARGEST_PART))
+    vocabulary_bytes = _attempt(found, lambda: _bytes("vocabulary_bytes", settings["vocabulary_bytes"], 1, sys.maxsize))
     choice = _attempt(found, lambda: vocabulary_of(settings))
     roles = _attempt(found, lambda: JsonlReader.of(settings["roles"]).roles)
     files = _attempt(found, lambda: find(settings["path"], settings["pattern"]))
@@ -116,11 +117,11 @@ def _attempt(found: list[str], make: Callable[[], T]) -> T | None:
         return None
 
 
-def _bytes(name: str, given: int | str, most: int) -> int:
+def _bytes(name: str, given: int | str, least: int, most: int) -> int:
     match = re.fullmatch(r"(\d+) ?(B|[KMG]iB|)", str(given))
     num_bytes = int(match[1]) * UNITS[match[2]] if match else 0
-    if not 1 <= num_bytes <= most:
-        raise ValueError(f"{name}={given}: must be bytes from 1 to {most}, such as 1000000 or 64MiB")
+    if not least <= num_bytes <= most:
+        raise ValueError(f"{name}={given}: must be bytes from {least} to {most}, such as 1000000 or 64MiB")
     return num_bytes
 
 

@@ -101,4 +101,5 @@ def read_vocabulary_file(path: str | Path) -> Vocabulary:
         refuse_special(home_path(path))
         return vocabulary_from(json.loads(home_path(path).read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"vocabulary_path={path}: is no vocabulary of an export ({error!r:.100})") from error
+        reason = f"{error!s:.200}" if isinstance(error, ValueError) else f"{error!r:.100}"
+        raise ValueError(f"vocabulary_path={path}: is no vocabulary of an export ({reason})") from error
