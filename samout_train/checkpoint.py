@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from samout_train.atomic import replace_file
+from samout_train.file_kind import refuse_special
 from samout_train.home import home_path
 from samout_train.shards import damaged_shards, join_shards
 from samout_train.tensor_file import read_tensor_file
@@ -188,6 +189,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is none.
         ValueError: if it is not, byte for byte, what was written.
     """
+    refuse_special(_manifest(path))
     text = _manifest(path).read_bytes()
     manifest = json.loads(text)
     unsigned = {key: value for key, value in manifest.items() if key != "manifest_sha256"}

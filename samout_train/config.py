@@ -25,6 +25,7 @@ from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from samout_train.file_kind import refuse_special
 from samout_train.home import home_expanded
 from samout_train.hydra_messages import below_list, chosen_twice, in_few_words, is_of_kinds, wrong_kind
 from samout_train.literal import escaped
@@ -150,6 +151,7 @@ def saved_node(path: Path, name: str = "model") -> dict[str, Any]:
         ConfigError: if there is no such file, or it cannot be read.
     """
     try:
+        refuse_special(path)
         config = OmegaConf.load(path)
         node = config.get(name) if isinstance(config, DictConfig) else None
         if not isinstance(node, DictConfig):

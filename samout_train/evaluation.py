@@ -160,7 +160,7 @@ class SpreadBatches(Sequence[Tensor]):
 
     def __init__(self, rows: Rows, rows_per_batch: int, num_batches: int, *, ignore_index: int | None = None) -> None:
         starts = range(0, rows.num_windows, rows_per_batch)
-        picks = np.unique(np.linspace(0, len(starts) - 1, num_batches).round().astype(int))
+        picks = np.unique(np.linspace(0, len(starts) - 1, min(num_batches, len(starts))).round().astype(int))
         self.rows, self.rows_per_batch = rows, rows_per_batch
         self._starts = [starts[int(pick)] for pick in picks]
         if ignore_index is not None:

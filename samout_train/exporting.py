@@ -26,6 +26,7 @@ from samout_train.export_files import (
     vocabulary_files,
     write_weights,
 )
+from samout_train.file_kind import refuse_special
 from samout_train.home import home_path
 from samout_train.loading import LoadedRun, load_run, model_of
 from samout_train.measuring import choose_once
@@ -157,6 +158,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ValueError: if it is not there, or says something else.
     """
     try:
+        refuse_special(folder / MANIFEST)
         note = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         wanted = {"format", "step", "vocab_size", "pad_id", "torch", "weights_sha256", "parameters", "files"}
         if note["export"] != FORMAT or not wanted <= note.keys() or note["format"] not in WEIGHTS:

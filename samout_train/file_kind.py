@@ -5,6 +5,7 @@ from pathlib import Path
 from samout_train.shell_words import shell_word
 
 HEAD_BYTES = 64
+TEXT = "text"
 COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip -c"),
     b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dc"),
@@ -17,6 +18,16 @@ COMPRESSED = {
 COMPRESSED_ENDINGS = (".gz", ".bz2", ".zst", ".xz", ".lz4", ".zip", ".7z")
 BZIP2, BZIP2_BLOCK = b"BZh", b"1AY&SY"
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_special(path: Path) -> None:
+    """Refuse a pipe, a socket or a device, which would be waited for, or read, without end.
+
+    Raises:
+        ValueError: if it is one; without the path.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError("is no regular file: copy its content to a file, and give that")
 
 
 def kept_otherwise(head: bytes, path: Path | None, *, wanted: str) -> str | None:
@@ -33,10 +44,16 @@ def kept_otherwise(head: bytes, path: Path | None, *, wanted: str) -> str | None
     if found:
         name, command = found
         line = converting_line(command, path, "unpacked")
-        return f"is compressed ({name}): decompress it first, for example with `{line}`, and give the {wanted}"
+        away = old_file_away(path) if wanted == TEXT else ""
+        return f"is compressed ({name}): decompress it first, for example with `{line}`, and give the {wanted}{away}"
     if head.startswith(GIT_LFS):
         return f"is a pointer of Git LFS and not the {wanted}: run `git lfs pull` where it lies"
     return None
+
+
+def old_file_away(path: Path | None) -> str:
+    """Return what else is to be done with a file that was converted: its name still matches a pattern."""
+    return "" if path is None else "; of a folder that is read, move the old file out"
 
 
 def converting_line(command: str, path: Path | None, word: str) -> str:

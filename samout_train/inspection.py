@@ -20,7 +20,7 @@ from samout_train.data.vocabulary import Characters
 from samout_train.data.vocabulary_choice import vocabulary_from
 from samout_train.export_files import VOCABULARY, WEIGHTS
 from samout_train.exporting import CONFIG, MANIFEST, export_damage, read_manifest
-from samout_train.file_kind import HEAD_BYTES
+from samout_train.file_kind import HEAD_BYTES, refuse_special
 from samout_train.home import home_path
 from samout_train.models.published import is_published_v8, load_published
 from samout_train.models.published_files import DamagedError, is_safetensors, no_weights, read_published
@@ -66,6 +66,10 @@ def inspect_path(path: str | Path) -> Found:
     path = home_path(path)
     if not path.exists():
         return _unknown(f"{path} is not there: {WHAT_IS_KNOWN}")
+    try:
+        refuse_special(path)
+    except ValueError as error:
+        return _unknown(f"{path} {error}")
     if path.is_dir():
         return _folder(path.parent if path.name == "checkpoints" and not (path / "checkpoints").exists() else path)
     if CHECKPOINT.fullmatch(path.name) or (path.suffix == ".pt" and path.with_suffix(".json").is_file()):
@@ -249,7 +253,7 @@ def _published(path: Path, weights: dict[str, Tensor]) -> Found:
     sizes = {"hidden_size": model.embedding.embedding_dim, "num_layers": len(model.layers)}
     found.add("model", f"{_model({'_target_': '.SamOut', **sizes}, weights)}, {model.embedding.num_embeddings} ids")
     heads = "" if is_v8 else ", num_heads=... (not in the file, and V1 scales by it)"
-    found.add("to use", f'load_published("{path}"{heads}), and the vocabulary that belongs to it')
+    found.add("to use", f"load_published({str(path)!r}{heads}), and the vocabulary that belongs to it")
     return found
 
 

@@ -20,6 +20,7 @@ from samout_train.callbacks.base import Callback
 from samout_train.compilation import compile_problem
 from samout_train.config import CONF, Composed, ConfigError, compose_config, locate, options_with
 from samout_train.hydra_messages import no_node
+from samout_train.model_room import model_too_large
 from samout_train.ops.kernels import Kernels, fused_problem
 from samout_train.overrides import override_problems
 from samout_train.ranges import DeviceName, Positive, Seed, Threads, not_divisible
@@ -170,7 +171,9 @@ def data_problems(node: Node, *, for_training: bool = True) -> list[str]:
         node: The data YAML's content.
         for_training: Whether what they name must be enough to train on.
     """
-    return _mistakes_in_node("data", node, own_checks=for_training)
+    settings = {key: value for key, value in node.items() if key in DATA_SETTINGS}
+    found = mistakes_in_call("data", data_settings, settings) if "batch_size" in settings else []
+    return found + _mistakes_in_node("data", node, own_checks=for_training)
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:
@@ -304,7 +307,8 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
             found.append("run_dir=: is empty: give a directory, or leave it out")
         try:
             device = choose_device(config["device"])
-            found.append(_too_large(data, device) if "data" in sound else None)
+            found += _too_large(data, device) if "data" in sound else []
+            found.append(model_too_large(_node(config, "model"), device) if "model" in sound else None)
             if "trainer" in sound:
                 found.append(tf32_problem(trainer["tf32"], device))
                 found.append(compile_problem(device) if trainer["compile"] else None)
@@ -315,12 +319,26 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
     return [problem for problem in found if problem]
 
 
-def _too_large(data: Node, device: torch.device) -> str | None:
-    """What speaks against a batch whose ids alone have no room, whatever the model is."""
-    seq_len = data.get("seq_len")
-    tokens = data["batch_size"] * (seq_len if isinstance(seq_len, int) else 1)
-    lacks = too_large(tokens * torch.int64.itemsize, device)
-    return f"data.batch_size={data['batch_size']}: {lacks}: choose a smaller one" if lacks else None
+def _too_large(data: Node, device: torch.device) -> list[str]:
+    """What speaks against a batch, or against rows of a task, whose ids alone have no room, whatever the model is."""
+    cpu, found = torch.device("cpu"), []
+    of_tests = ("seq_len", "test_lengths", "test_distances")
+    for key, lengths, place in (
+        ("batch_size", ("seq_len",), device),
+        ("num_sequences", ("seq_len",), cpu),
+        ("num_test_sequences", of_tests, cpu),
+    ):
+        numbers = {name: max(_whole_numbers(data.get(name)), default=1) for name in lengths}
+        longest = max(numbers, key=lambda name: numbers[name])
+        for rows in _whole_numbers(data.get(key)):
+            if lacks := too_large(rows * numbers[longest] * torch.int64.itemsize, place):
+                name = key if rows >= numbers[longest] else longest
+                found.append(f"data.{name}={data[name]}: {lacks}: choose a smaller one")
+    return list(dict.fromkeys(found))
+
+
+def _whole_numbers(value: Any) -> list[int]:
+    return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
 
 
 def _misfits(model: Node, data: Node) -> list[str]:

@@ -80,6 +80,10 @@ LARGEST = 2**63 - 1
 Seed = Range(0, LARGEST)
 Threads = Range(1, 1024)
 Seeds = Range(1, 10_000)  # of a comparison: each is a training run
+# What no machine holds, or what libraries fail at in other words, is above these.
+Size = Range(1, 1 << 24)  # of one dimension of a model, as ids
+SizeOrNone = Range(0, Size.high)
+Layers = Range(1, 10_000)
 
 
 def range_of(annotation: Any) -> Range | None:

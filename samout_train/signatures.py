@@ -4,6 +4,7 @@ import difflib
 import inspect
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -126,9 +127,11 @@ def _beyond(value: Any, annotation: Any) -> str | None:
     """Return what is wanted where a number, or one in a list or mapping, is not finite or too large."""
     if isinstance(value, float) and value.is_integer() and int in (options := _options(annotation)):
         value = value if float in options else int(value)
-    limit, allowed = beyond_numbers(value), range_of(annotation)
-    if limit is None or not any(map(_takes_numbers, _options(annotation))):
+    limit, allowed, options = beyond_numbers(value), range_of(annotation), _options(annotation)
+    if limit is None or not any(map(_takes_numbers, options)):
         return None
+    if isinstance(value, int) and float in options and int not in options and abs(value) < sys.float_info.max:
+        return f"{limit} where it is a whole number: write {float(value):g}"
     return str(allowed) if allowed and isinstance(value, int) and math.isfinite(allowed.high) else limit
 
 

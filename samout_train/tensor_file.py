@@ -11,6 +11,8 @@ from typing import IO, Any
 
 import torch
 
+HEAD_BYTES = 64
+SMALLEST = 4  # bytes, of the mark that a file of torch.save begins with
 ZIP = b"PK\x03\x04"
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of files of torch.save before torch 1.6
 # What a damaged or hostile file makes torch.load raise beside UnpicklingError and OSError.
@@ -40,10 +42,16 @@ def read_tensor_file(path: Path | IO[bytes]) -> Any:
             with _given(path) as given:
                 return torch.load(given, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if not _start(path).startswith((ZIP, LEGACY)):
+            raise ValueError(_reason(path, error)) from error
         raise MoreThanTensorsError(
             f"it holds more than tensors, numbers, text and lists{_asked_for(str(error))}: code in a file is never run"
         ) from error
     except (*UNREADABLE, AssertionError, OSError) as error:
+        if _is_torch_script(path):
+            raise MoreThanTensorsError(
+                "it is TorchScript, whose code is never run: load it with net = torch.jit.load(path)"
+            ) from error
         raise ValueError(_reason(path, error)) from error
 
 
@@ -61,23 +69,49 @@ def _reason(path: Path | IO[bytes], error: Exception) -> str:
     """Why torch.load could not read a file, by what the file begins with: its own words name no cause."""
     if isinstance(error, MemoryError):
         return "it asks for more memory than there is: it is damaged, or made to do so"
-    if isinstance(path, Path):
-        with path.open("rb") as file:
-            start = file.read(len(LEGACY))
-    else:
-        path.seek(0)
-        start = path.read(len(LEGACY))
-        path.seek(0)
+    start = _start(path)
     if not start:
         return "it is empty: copy or download it again"
-    if not (start.startswith(ZIP) or start == LEGACY):
-        return "it is no file of torch.save"
+    if not start.startswith((ZIP, LEGACY)):
+        return _other_content(start)
     if start.startswith(ZIP) and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if not any(name.endswith("data.pkl") for name in names):
             return f"it is a zip archive and no file of torch.save ({', '.join(names)[:100]}): unpack it"
     return "it is cut short or damaged: copy or download it again"
+
+
+def _start(path: Path | IO[bytes]) -> bytes:
+    """The first bytes of a file."""
+    if isinstance(path, Path):
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    path.seek(0)
+    start = path.read(HEAD_BYTES)
+    path.seek(0)
+    return start
+
+
+def _other_content(start: bytes) -> str:
+    """What a file is that is not of torch.save, by its first bytes."""
+    if len(start) < SMALLEST:
+        return f"it has {len(start)} byte{'s' * (len(start) > 1)}, too few for weights: copy or download it again"
+    if re.match(rb"\x80[\x02-\x05]", start):
+        return "it is a pickle that torch.save did not write: load it where it was made, and save it with torch.save"
+    text = start.decode("utf-8", errors="replace").rstrip("\ufffd")  # of a character that goes on behind them
+    if all(each.isprintable() or each.isspace() for each in text):
+        kind = "JSON or other text" if text.lstrip().startswith(("{", "[")) else "text"
+        return f"it is {kind}, and no file of torch.save: give the file of the weights"
+    return "it is no file of torch.save: give the file of the weights, or copy or download it again"
+
+
+def _is_torch_script(path: Path | IO[bytes]) -> bool:
+    """Whether it is a whole zip archive of torch.jit.save."""
+    if not _start(path).startswith(ZIP) or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _asked_for(words: str) -> str:
@@ -94,6 +128,7 @@ class StandIn:
     """
 
     held: dict[Any, Any]
+    origin = ""  # the full name of the class
 
     def __new__(cls, *arguments: Any, **named: Any) -> "StandIn":
         """Make one, whatever the arguments."""
@@ -111,7 +146,7 @@ class StandIn:
         self.held[key] = value
 
 
-def read_module_file(path: Path) -> StandIn | dict[Any, Any] | None:
+def read_module_file(path: Path) -> StandIn | dict[Any, Any] | list[Any] | tuple[Any, ...] | None:
     """Read a file of torch.save that has objects of classes in it, each of these as a `StandIn`.
 
     torch's reader of weights knows each name in the file, of class or function, only as a stand-in: nothing that the
@@ -126,11 +161,11 @@ def read_module_file(path: Path) -> StandIn | dict[Any, Any] | None:
     try:
         with _given(path) as given:
             names = torch.serialization.get_unsafe_globals_in_checkpoint(given)
-        known: list[Any] = [(type("StandIn", (StandIn,), {}), name) for name in names]
+        known: list[Any] = [(type(name.rpartition(".")[2], (StandIn,), {"origin": name}), name) for name in names]
         with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")
             with _given(path) as given:
                 content = torch.load(given, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, *UNREADABLE, AssertionError, OSError):
         return None
-    return content if isinstance(content, StandIn | dict) else None
+    return content if isinstance(content, StandIn | dict | list | tuple) else None

@@ -159,3 +159,18 @@ def test_lengths_that_rows_do_not_have_are_refused_before_anything_is_measured(
     assert evaluated(folder, *words, f"lengths=[{ROW}]") == 0
     (name,) = set(results(folder)) - before
     assert list(results(folder)[name]["loss_nats"]) == [str(ROW)]
+
+
+def test_an_earlier_checkpoint_has_results_of_its_own(folder: Path) -> None:
+    assert evaluated(folder) == 0
+    plain = results(folder)["text"]
+    first, *_, last = sorted((folder / "run" / "checkpoints").glob("step_*.pt"))
+    assert evaluate.main([f"run={first}", "device=cpu", "kernels=reference"]) == 0
+    assert evaluate.main([f"run={last}", "device=cpu", "kernels=reference"]) == 0
+    found = results(folder)
+    assert found["text"]["step"] == plain["step"] and found[f"text-{first.stem}"]["step"] < plain["step"]
+
+
+def test_settings_of_training_are_checked_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluated(folder, "data=text", text_at(folder / "more.txt", "line 3 of it"), "data.batch_size=0") == 2
+    assert "data.batch_size=0: must be above 0" in capsys.readouterr().err

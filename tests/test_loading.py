@@ -63,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_layers: 2",
             "not that of step_00000002.pt (Error(s) in loading state_dict for SamOut: Mi",
         ),
-        ("hidden_size: 12", "hidden_size: -1", "model.hidden_size=-1: must be above 0"),
+        ("hidden_size: 12", "hidden_size: -1", "model.hidden_size=-1: must be from 1 to 16777216"),
         ("hidden_size: 12", "hidden_size: ${width}", "model.hidden_size: ${width} names a key that is not there"),
         ("hidden_size: 12", "hidden_size: [", "config.yaml line "),
         ("model:", "modle:", "does not say how the model was built (has no model): restore what the run wrote"),

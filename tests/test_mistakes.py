@@ -50,7 +50,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "group that is chosen already": (["+data=text"], ["+data=text: data is chosen already: write data=text"]),
     "key to delete": (["~modle"], ["~modle: there is no such key to take out"]),
     "key deleted": (["~optimizer.lr"], ["optimizer.lr: is missing: set optimizer.lr=..."]),
-    "text for a number": (["model.hidden_size=big"], ["model.hidden_size=big: must be a whole number, above 0"]),
+    "text for a number": (["model.hidden_size=big"], ["model.hidden_size=big: must be a whole number, from 1"]),
     "fraction for a whole number": (["data.batch_size=1.5"], ["data.batch_size=1.5: must be a whole number"]),
     "truth for a number": (["seed=true"], ["seed=true: must be a whole number, from 0"]),
     "number for truth": (["checkpoint.keep_best=2"], ["checkpoint.keep_best=2: must be true or false"]),
@@ -72,6 +72,25 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "batch beyond memory": (
         ["data.batch_size=99999999999999999"],
         ["data.batch_size=99999999999999999: does not fit into memory: ", "bytes are needed, and there are"],
+    ),
+    "more ids than there is room for": (
+        [*TEXT, "data.vocabulary=bpe", "data.vocab_size=100000000000"],
+        ["data.vocab_size=100000000000: must be from 261 to 16777216"],
+    ),
+    "more layers than there is room for": ([f"model.num_layers={10**18}"], ["0: must be from 1 to 10000"]),
+    "a share without end": (["model.ffn_share=1e300"], ["model.ffn_share=1e+300: must be from above 0 to 1024"]),
+    "a size that no machine holds": (["model.ffn_size=9000000000000000000"], ["ffn_size=9000000000000000000: must be"]),
+    "a model beyond memory": (
+        ["model.hidden_size=6000000"],
+        ["model.hidden_size=6000000, model.num_layers=6, model.ffn_share=1.0: the model does not fit into memory: "],
+    ),
+    "rows of a task beyond memory": (
+        ["data=copy", "data.num_sequences=9000000000000000000"],
+        ["data.num_sequences=9000000000000000000: does not fit into memory: "],
+    ),
+    "tests of a task beyond memory": (
+        ["data=parity", "data.test_lengths=[99999999999]"],
+        ["data.test_lengths=[99999999999]: does not fit into memory: "],
     ),
     "list too short": (
         ["optimizer.betas=[0.9]"],
@@ -140,7 +159,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "vocabulary too small": (
         [*TEXT, "data.vocabulary=bpe", "data.vocab_size=9"],
-        ["data.vocab_size=9: must be at least 261"],
+        ["data.vocab_size=9: must be from 261 to 16777216"],
     ),
     "another file as Shakespeare": (
         ["data=shakespeare", "data.path=good.txt"],
@@ -217,7 +236,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a decay beyond 1": (["optimizer.betas=[2,0.9]"], ["optimizer.betas=[2, 0.9]: must be a list"]),
     "a seed too large": (["seed=99999999999999999999"], ["seed=99999999999999999999: must be from 0"]),
     "a sample's seed too large": ([f"callbacks.sample.seed={10**23}"], ["callbacks.sample.seed=1", "must be from 0"]),
-    "one document": (["data=jsonl", "data.path=one.jsonl"], ["data.path: has 1 document: give two or more"]),
+    "one document": (["data=jsonl", "data.path=one.jsonl"], ["data.path: one.jsonl has 1 document: give two or more"]),
     "a mapping with a number": (
         ["data=jsonl", "data.path=two.jsonl", "data.roles.user=5"],
         ["data.roles.user=5: must be"],

@@ -47,6 +47,7 @@ ROWS = [
             "job_bar",
             "joining",
             "ledger",
+            "model_room",
             "resuming",
             "run",
             "run_directory",

@@ -188,11 +188,16 @@ def test_evaluate_says_what_is_lost_at_each_length(text_run: Path) -> None:
     done = samout(text_run, "evaluate", "run=run", "lengths=[8,100,9999]", "most_tokens=1024", "device=cpu")
     assert done.returncode == 0, done.stderr
     assert "9,999" in done.stdout and "left out: the text has" in done.stdout and "loss by position: 1 " in done.stdout
-    folder = text_run / "run" / "evaluate" / "text"
+    plain = (text_run / "run/evaluate/text/evaluation.json").read_bytes()
+    folder = text_run / "run" / "evaluate" / "text-lengths_8_100_9999_most_tokens_1024"
     figures = json.loads((folder / "evaluation.json").read_text())
     assert list(figures["loss_nats"]) == ["8", "100", "128"] and figures["step"] == 20
     assert (folder / "lengths.png").exists() and len(list(folder.glob("events.out.tfevents.*"))) == 1
+    again = samout(text_run, "evaluate", "run=run", "most_tokens=1", "device=cpu")
+    assert "most_tokens=1: the longest window takes 512 tokens, and so many are read" in again.stdout
+    assert (text_run / "run/evaluate/text/evaluation.json").read_bytes() == plain, "that of the run stays"
     again = samout(text_run, "evaluate", "run=run", "most_tokens=1024", "device=cpu")
+    folder = folder.with_name("text-most_tokens_1024")
     assert again.returncode == 0 and len(list(folder.glob("events.out.tfevents.*"))) == 1
     own = json.loads((text_run / "run" / "summary.json").read_text())["lengths"]["loss_nats"]
     now = json.loads((folder / "evaluation.json").read_text())["loss_nats"]
@@ -232,7 +237,7 @@ def test_evaluate_counts_the_answers_of_a_task_at_other_lengths(tmp_path: Path) 
     done = samout(tmp_path, "evaluate", "run=run", "lengths=[4,12]", "device=cpu")
     assert done.returncode == 0, done.stderr
     assert "accuracy, length 12" in done.stdout and "of 500 answers" in done.stdout and "chance" in done.stdout
-    figures = json.loads((tmp_path / "run/evaluate/parity/evaluation.json").read_text())
+    figures = json.loads((tmp_path / "run/evaluate/parity-lengths_4_12/evaluation.json").read_text())
     kept = json.loads((tmp_path / "run/summary.json").read_text())["accuracy"]
     assert set(figures["accuracy"]) == {"length_4", "length_12"} and figures["accuracy"]["length_4"] == kept["length_4"]
 

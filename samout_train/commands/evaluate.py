@@ -1,6 +1,8 @@
 """`python -m samout_train evaluate run=DIR`: loss by length and by position, or the accuracy of a task by length."""
 
+import hashlib
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 ROWS_PER_BATCH = 64  # of a task, at the length that it was trained at
 TIMES = (1, 4, 16, 64)  # of the training length, where no lengths are given
 MOST_TOKENS = 65536  # of the run's own validation split at each length, where most_tokens is not given
+
+LONGEST_NAME = 60  # of the part of a folder's name that says how was measured
 
 
 def keys(
@@ -71,7 +75,7 @@ def _evaluate(words: list[str]) -> int:
         raise ConfigError("this model sees the whole sequence, so that it has no loss by position to go on with")
     _refuse_lengths(source, settings["lengths"], source.train.seq_len if whole is None else whole.seq_len)
     loaded.model.to(device)
-    folder = loaded.checkpoint.parent.parent / "evaluate" / name
+    folder = loaded.checkpoint.parent.parent / "evaluate" / _place(name, loaded.checkpoint, settings, of_data, whole)
     print(f"{loaded.checkpoint}, after step {loaded.step}, on {name}, {device}", flush=True)
     try:
         if source.chance is not None:
@@ -85,6 +89,24 @@ def _evaluate(words: list[str]) -> int:
         print(in_words(error, place=place, fix=fix), file=sys.stderr)
         return 1
     return 0
+
+
+def _place(
+    name: str, checkpoint: Path, settings: dict[str, Any], of_data: Sequence[str], whole: "WholeData | None"
+) -> str:
+    """Name the folder of results: by the data alone for the newest checkpoint and default settings, else by these."""
+    parts = [name]
+    if checkpoint.name != max(path.name for path in checkpoint.parent.glob("step_*.pt")):
+        parts.append(checkpoint.stem)
+    lengths, most_tokens = settings["lengths"], settings["most_tokens"]
+    said = [] if lengths is None else ["lengths", *map(str, lengths)]
+    said += [] if most_tokens is None else ["most_tokens", str(most_tokens)]
+    said += sorted(word for word in of_data if whole is None and not word.startswith("data="))
+    if said:
+        readable = "_".join(said)
+        is_short = len(readable) <= LONGEST_NAME and re.fullmatch(r"\w+", readable, re.ASCII)
+        parts.append(readable if is_short else hashlib.sha256("\n".join(said).encode(errors="replace")).hexdigest()[:8])
+    return "-".join(parts)
 
 
 def source_of(
@@ -270,6 +292,10 @@ def _losses(
         lengths = [trained * times for times in TIMES] if given is None else [*given, trained, FAR_TIMES * trained]
         lengths += [rows.seq_len] if rows.seq_len < trained else []
         found = reader.text(tokens, lengths, most_tokens or about.get("tokens", MOST_TOKENS))
+    if most_tokens is not None and found.num_tokens > most_tokens:
+        print(
+            f"  most_tokens={most_tokens}: the longest window takes {found.num_tokens:,} tokens, and so many are read"
+        )
     for line in _table(found):
         print(f"  {line}")
     write_extrapolation(found, folder.parent.parent.name, folder, step=loaded.step, about=about)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from samout_train.data.documents import LineEnds
+    from samout_train.data.vocabulary import Vocabulary
     from samout_train.generation import Timed
     from samout_train.loading import LoadedRun
 
@@ -68,10 +69,11 @@ def _generate(words: list[str]) -> int:
     loaded = load_run(settings.pop("run"))
     if loaded.vocabulary is None:
         raise ValueError(f"{loaded.checkpoint} was trained on ids that are no text: there is nothing to generate")
-    prompt, stop = _read(settings.pop("prompt"), loaded.line_ends), settings.pop("stop")
+    given, stop = settings.pop("prompt"), settings.pop("stop")
+    prompt = _read(given, loaded.line_ends)
     stop = stop and text_of_word(stop)
     num_samples, seed = settings.pop("num_samples"), settings.pop("seed")
-    prompt_ids, banned_ids = loaded.vocabulary.encode(prompt).tolist(), range(len(SPECIAL_TOKENS))
+    prompt_ids, banned_ids = _encoded(loaded.vocabulary, prompt, given), range(len(SPECIAL_TOKENS))
     _refuse_too_many(loaded, len(prompt_ids), num_samples, settings["max_new_tokens"], device)
     model, timed = loaded.model.to(device), Timed()
     rows = generate_samples(model, prompt_ids, num_samples=num_samples, seed=seed, banned_ids=banned_ids, **settings)
@@ -90,6 +92,17 @@ def _generate(words: list[str]) -> int:
         sys.stdout.flush()
     print(f"{_speed(timed, len(prompt_ids), num_samples)}, on {device}", file=sys.stderr)
     return 0
+
+
+def _encoded(vocabulary: "Vocabulary", prompt: str, given: str) -> list[int]:
+    try:
+        ids: list[int] = vocabulary.encode(prompt).tolist()
+    except ValueError as error:
+        fix = "leave it out, or write it with characters that the text of the run has"
+        if "'\\r'" in str(error):
+            fix = "save the prompt with LF line ends, as the text of the run has"
+        raise ValueError(f"prompt={given}: {error}: {fix}") from error
+    return ids
 
 
 def _speed(timed: "Timed", prompt_tokens: int, num_samples: int) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from samout_train.command_line import answered, settings_of
-from samout_train.data.bpe import SMALLEST_SIZE
+from samout_train.data.bpe import BytePairSize
 from samout_train.data.documents import LineEnds
 from samout_train.data.vocabulary_choice import VocabularyName
 from samout_train.home import home_path
 from samout_train.places import in_words, place_problem
-from samout_train.ranges import Positive, Range
+from samout_train.ranges import Positive
 from samout_train.shell_words import list_setting, program_file, typed_line
 from samout_train.threads import available_cores
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+SMALLEST_PART = 50  # or there is a shard for each few bytes
 LARGEST_PART = 1 << 30  # two tokens a byte at the most, whose places are numbers of 32 bits
 
 
@@ -30,7 +31,7 @@ def keys(
     out: str,
     pattern: str,
     vocabulary: VocabularyName,
-    vocab_size: Annotated[int, Range(SMALLEST_SIZE)],
+    vocab_size: Annotated[int, BytePairSize],
     vocabulary_path: str | None,
     vocabulary_bytes: int | str,
     roles: dict[str, str],
@@ -88,8 +89,8 @@ def _plan(settings: dict[str, Any]) -> "ShardPlan":
     found: list[str] = []
     if problem := place_problem(home_path(settings["out"])):
         found.append(f"out={settings['out']}: {problem}")
-    part_bytes = _attempt(found, lambda: _bytes("part_bytes", settings["part_bytes"], LARGEST_PART))
-    vocabulary_bytes = _attempt(found, lambda: _bytes("vocabulary_bytes", settings["vocabulary_bytes"], sys.maxsize))
+    part_bytes = _attempt(found, lambda: _bytes("part_bytes", settings["part_bytes"], SMALLEST_PART, LARGEST_PART))
+    vocabulary_bytes = _attempt(found, lambda: _bytes("vocabulary_bytes", settings["vocabulary_bytes"], 1, sys.maxsize))
     choice = _attempt(found, lambda: vocabulary_of(settings))
     roles = _attempt(found, lambda: JsonlReader.of(settings["roles"]).roles)
     files = _attempt(found, lambda: find(settings["path"], settings["pattern"]))
@@ -116,11 +117,11 @@ def _attempt(found: list[str], make: Callable[[], T]) -> T | None:
         return None
 
 
-def _bytes(name: str, given: int | str, most: int) -> int:
+def _bytes(name: str, given: int | str, least: int, most: int) -> int:
     match = re.fullmatch(r"(\d+) ?(B|[KMG]iB|)", str(given))
     num_bytes = int(match[1]) * UNITS[match[2]] if match else 0
-    if not 1 <= num_bytes <= most:
-        raise ValueError(f"{name}={given}: must be bytes from 1 to {most}, such as 1000000 or 64MiB")
+    if not least <= num_bytes <= most:
+        raise ValueError(f"{name}={given}: must be bytes from {least} to {most}, such as 1000000 or 64MiB")
     return num_bytes
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from samout_train.data.cuts import parts_of_text
 from samout_train.data.vocabulary import SPECIAL_TOKENS
 from samout_train.progress import Bar
+from samout_train.ranges import Range, Size
 
-SMALLEST_SIZE = len(SPECIAL_TOKENS) + 256
+BytePairSize = Range(len(SPECIAL_TOKENS) + 256, Size.high)  # the library aborts where it has no room for so many
 SECONDS_A_LOOK = 0.2
 LONGEST_RUN = 64
 # The words of GPT-2, with long runs cut: pairs are counted within a word, and learning takes hours where a whole text

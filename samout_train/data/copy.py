@@ -15,7 +15,7 @@ import numpy as np
 from samout_train.data.batches import Source
 from samout_train.data.labelled_rows import Ids
 from samout_train.data.task import IGNORED, length_problems, task
-from samout_train.ranges import Positive, Range, checked_by, validated
+from samout_train.ranges import Positive, Range, Size, checked_by, validated
 
 BLANK, SEPARATOR, FIRST_SYMBOL = 0, 1, 2
 
@@ -29,7 +29,7 @@ def copy_problems(settings: Mapping[str, Any], name: str) -> list[str]:
 @validated
 def copy(
     *,
-    num_symbols: Annotated[int, Range(2)],
+    num_symbols: Annotated[int, Range(2, Size.high)],
     seq_len: Annotated[int, Positive],
     test_lengths: list[Annotated[int, Positive]],
     num_sequences: Annotated[int, Positive],

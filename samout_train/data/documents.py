@@ -15,16 +15,27 @@ from typing import IO, Any, Literal, Protocol
 
 from samout_train.data.cuts import folded, whole_parts
 from samout_train.data.text_kind import BYTE_ORDER_MARK, opened, other_kind, printable, to_utf_8
-from samout_train.file_kind import HEAD_BYTES
+from samout_train.file_kind import HEAD_BYTES, old_file_away
 from samout_train.home import home_path
 from samout_train.shell_words import shell_word
 
 CHUNK_BYTES = 1 << 21  # which a slow tokenizer takes two seconds for, so that signals are answered
 SOS = "<|sos|>"
 WITHOUT_TEXT = "documents without text"
-BESIDE_TEXT = '"conversations" beside a "text", which is read'
+BESIDE_TEXT = '"{}" beside a "text", which is read'
 LineEnds = Literal["keep", "fold"]
 KEY = re.compile(r"[A-Za-z_][\w$-]*|0|[1-9]\d*", re.ASCII)  # what Hydra takes as a part of a key
+KEYS = ("text", "conversations", "role", "content")
+LEAVE_OUT = "leave it out"
+SAMPLE_BYTES = 1 << 16
+SOME_ZEROS, FEW_ZEROS = 0.05, 0.01
+# Of each four bytes, those that are often zero, and those that are not.
+ZEROS = {
+    "UTF-32LE": ((2, 3), (0,)),
+    "UTF-32BE": ((0, 1), (3,)),
+    "UTF-16LE": ((1, 3), (0, 2)),
+    "UTF-16BE": ((0, 2), (1, 3)),
+}
 ROLE_TOKENS = ("<|user|>", "<|agent|>", "<|history|>")
 
 
@@ -164,12 +175,16 @@ class JsonlReader:
             return []
         try:
             document = json.loads(line)
+            if any(line.count(f'"{key}"') > 1 for key in KEYS):
+                json.loads(line, object_pairs_hook=_refuse_twice)
+        except KeyTwiceError:
+            raise
         except (ValueError, RecursionError) as error:
             raise ValueError(f"is no JSON ({error}): give one object a line") from error
         text, turns = (document.get(key) if isinstance(document, dict) else None for key in ("text", "conversations"))
         if isinstance(text, str) and (text or not isinstance(turns, list)):
             parts: list[str | Special] = [text]
-            left_out.update([BESIDE_TEXT] if turns else [])
+            left_out.update(BESIDE_TEXT.format(key) for key in ("conversations", "messages") if document.get(key))
         elif isinstance(turns, list):
             parts = [part for turn in turns for part in self._turn(turn)]
         else:
@@ -195,6 +210,18 @@ class JsonlReader:
                 f"role {turn['role']!r} has no token ({known} have one): {_setting_of(turn['role'])}, or another token"
             )
         return [Special(token), turn["content"]]
+
+
+class KeyTwiceError(ValueError):
+    """A key stands twice in one object."""
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    for key in KEYS:
+        if len(content) < len(pairs) and sum(name == key for name, _ in pairs) > 1:
+            raise KeyTwiceError(f'has "{key}" twice in one object: leave one of them out')
+    return content
 
 
 def _setting_of(role: str) -> str:
@@ -238,18 +265,44 @@ def text_of(name: str, content: bytes, line_ends: LineEnds) -> str:
 
 def _decoded(name: Path | str, chunk: bytes, start: int, is_last: bool) -> tuple[str, int]:
     if (zero := chunk.find(0)) >= 0:
-        raise ValueError(
-            f"{printable(name)} has a zero byte at byte {start + zero}, so it is no UTF-8 text: convert it, for "
-            f"example with `{to_utf_8('UTF-16LE', _file_of(name))}` where it is UTF-16, or leave it out"
-        )
+        raise ValueError(f"{printable(name)} has a zero byte at byte {start + zero}, {_zeros(name, chunk, start)}")
     try:
         return codecs.utf_8_decode(chunk, "strict", is_last)
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{printable(name)} is no UTF-8 at byte {start + error.start} (0x{chunk[error.start]:02x}): convert it, "
-            f"for example with `{to_utf_8('WINDOWS-1252', _file_of(name))}` where it is Western European, or leave it "
-            "out"
-        ) from error
+        raise ValueError(f"{printable(name)} {_no_utf_8(name, error, start)}") from error
+
+
+def _zeros(name: Path | str, chunk: bytes, start: int) -> str:
+    """What text with zero bytes may be, by where they lie, and what to do."""
+    chunk = chunk[:SAMPLE_BYTES]
+    zeros = [chunk[(place - start) % 4 :: 4].count(0) * 4 / len(chunk) for place in range(4)]  # shares of their places
+    encoding = next((each for each, places in ZEROS.items() if _lie_in(*places, zeros)), None)
+    if encoding is None or chunk.count(0) < 2:
+        return "so it is no text: leave it out, or give the text that it was made of"
+    line, away = to_utf_8(encoding, _file_of(name)), old_file_away(_file_of(name))
+    return (
+        f"so it is no UTF-8 text but {encoding}, it seems: convert it, for example with `{line}`, or {LEAVE_OUT}{away}"
+    )
+
+
+def _lie_in(places: tuple[int, ...], others: tuple[int, ...], zeros: list[float]) -> bool:
+    """Whether zeros lie in some of four places, many in each, and nearly none in others."""
+    return min(zeros[place] for place in places) >= SOME_ZEROS and max(zeros[place] for place in others) < FEW_ZEROS
+
+
+def _no_utf_8(name: Path | str, error: UnicodeDecodeError, start: int) -> str:
+    chunk, at = error.object, f"at byte {start + error.start} (0x{error.object[error.start]:02x})"
+    again = "copy or download it again, or leave it out"
+    if is_cut := error.reason == "unexpected end of data":
+        if not chunk[: error.start].isascii():
+            return f"ends within a character {at}, so it is cut short: {again}"
+        at += ", or ends within a character"
+    if chunk[error.start] == 0xED and chunk[error.start + 1 : error.start + 2] >= b"\xa0":
+        return (
+            f"has half a surrogate pair {at}, as CESU-8 has, which is no UTF-8: save it again as UTF-8, or {LEAVE_OUT}"
+        )
+    convert = f"convert it, for example with `{to_utf_8('WINDOWS-1252', _file_of(name))}` where it is Western European"
+    return f"is no UTF-8 {at}: {convert}, or {again if is_cut else LEAVE_OUT}{old_file_away(_file_of(name))}"
 
 
 def _file_of(name: Path | str) -> Path | None:

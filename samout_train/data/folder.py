@@ -54,7 +54,7 @@ def find(path: str, pattern: str) -> Found:
         ValueError: if there is none.
     """
     root = home_path(path)
-    if path and root.is_file():
+    if path and root.is_file() and not _is_special(root, root.stat()):
         return Found(root.parent, [root])
     if path and root.exists() and not root.is_dir():
         raise ValueError(f"path={printable(path)}: is no regular file: copy its content to a file, and give that")
@@ -156,7 +156,7 @@ class _Search:
             self._leave_out(HIDDEN, path)
         elif status is None:
             self._leave_out(DANGLING, path)
-        elif not stat.S_ISREG(status.st_mode):
+        elif _is_special(path, status):
             self._leave_out(SPECIAL, path)
         else:
             self._matching.append((path, _identity(status)))
@@ -196,6 +196,17 @@ def _status(path: Path) -> os.stat_result | None:
         return path.stat()
     except OSError:
         return None
+
+
+def _is_special(path: Path, status: os.stat_result) -> bool:
+    """Whether it is a pipe, a device, or a file of /proc, which has content and yet no size: another at each look."""
+    if not stat.S_ISREG(status.st_mode) or status.st_size:
+        return not stat.S_ISREG(status.st_mode)
+    try:
+        with path.open("rb") as file:
+            return bool(file.read(1))
+    except OSError:  # which is told where it is read
+        return False
 
 
 def _identity(status: os.stat_result) -> Identity:

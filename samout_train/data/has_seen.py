@@ -14,7 +14,7 @@ import numpy as np
 from samout_train.data.batches import Source
 from samout_train.data.labelled_rows import Ids
 from samout_train.data.task import IGNORED, length_problems, task
-from samout_train.ranges import Positive, Range, checked_by, validated
+from samout_train.ranges import Positive, Range, Size, checked_by, validated
 
 NO, YES, FIRST_WORD = 0, 1, 2
 
@@ -28,7 +28,7 @@ def has_seen_problems(settings: Mapping[str, Any], name: str) -> list[str]:
 @validated
 def has_seen(
     *,
-    num_words: Annotated[int, Range(2)],
+    num_words: Annotated[int, Range(2, Size.high)],
     seq_len: Annotated[int, Positive],
     test_lengths: list[Annotated[int, Positive]],
     num_sequences: Annotated[int, Positive],

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samout_train.data.batches import Rows, Source, next_token
-from samout_train.data.bpe import SMALLEST_SIZE
+from samout_train.data.bpe import BytePairSize
 from samout_train.data.copies import warn_of_copies
 from samout_train.data.documents import JsonlReader, LineEnds
 from samout_train.data.folder import find
@@ -22,7 +22,7 @@ from samout_train.data.token_cache import tokenize
 from samout_train.data.token_rows import TokenRows
 from samout_train.data.vocabulary import PAD_ID, SOS_ID
 from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
-from samout_train.ranges import Positive, Range, checked_by, validated
+from samout_train.ranges import Positive, checked_by, validated
 
 
 def jsonl_problems(settings: Mapping[str, Any], name: str) -> list[str]:
@@ -43,7 +43,7 @@ def jsonl(
     layout: Literal["padded", "packed"],
     roles: dict[str, str],
     vocabulary: VocabularyName,
-    vocab_size: Annotated[int, Range(SMALLEST_SIZE)],
+    vocab_size: Annotated[int, BytePairSize],
     vocabulary_path: str | None,
     seq_len: Annotated[int, Positive],
     ignore_index: int,
@@ -76,7 +76,8 @@ def jsonl(
     cut = int(documents[1][0, 0])
     if layout == "packed":
         _refuse_short(looked_at, len(tokenized.tokens), cut, seq_len)
-    warn_of_copies(tokenized.tokens, np.concatenate(documents)[:, 0], cut, what="documents")
+    starts = np.concatenate(documents)[:, 0]
+    warn_of_copies(tokenized.tokens, starts, cut, tokenized.vocabulary, what="documents")
     train, validation = _rows(tokenized.tokens, documents, layout, seq_len=seq_len, seed=seed)
     return Source(
         vocab_size=len(tokenized.vocabulary),

@@ -15,7 +15,7 @@ import numpy as np
 from samout_train.data.batches import Source
 from samout_train.data.labelled_rows import Ids
 from samout_train.data.task import IGNORED, length_problems, task
-from samout_train.ranges import Positive, Range, checked_by, validated
+from samout_train.ranges import Positive, Range, Size, checked_by, validated
 
 MARK, FIRST_WORD = 0, 1
 
@@ -43,7 +43,7 @@ def needle_problems(settings: Mapping[str, Any], name: str) -> list[str]:
 @validated
 def needle(
     *,
-    num_words: Annotated[int, Range(2)],
+    num_words: Annotated[int, Range(2, Size.high)],
     needle_words: Annotated[int, Positive],
     seq_len: Annotated[int, Positive],
     test_distances: list[Annotated[int, Positive]],

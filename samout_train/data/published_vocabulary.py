@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.data.vocabulary import Characters
+from samout_train.file_kind import refuse_special
 from samout_train.home import home_path
 
 LARGEST_BYTES = 64 << 20
@@ -51,6 +52,7 @@ def read_published_vocabulary(path: str | Path) -> Characters:
 
 def _unpickled(path: Path) -> Any:
     try:
+        refuse_special(path)
         size = path.stat().st_size
         if size > LARGEST_BYTES:
             raise ValueError(f"it has more than {LARGEST_BYTES >> 20} MB")

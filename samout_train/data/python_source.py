@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from samout_train.data.batches import Source
-from samout_train.data.bpe import SMALLEST_SIZE
+from samout_train.data.bpe import BytePairSize
 from samout_train.data.documents import LineEnds, TextReader
 from samout_train.data.survey import Survey, survey
 from samout_train.data.text_files import file_problems, stream_source
 from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
-from samout_train.ranges import Positive, Range, checked_by, validated
+from samout_train.ranges import Positive, checked_by, validated
 
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
@@ -31,7 +31,7 @@ def python_source_problems(settings: Mapping[str, Any], name: str) -> list[str]:
 def python_source(
     *,
     vocabulary: VocabularyName,
-    vocab_size: Annotated[int, Range(SMALLEST_SIZE)],
+    vocab_size: Annotated[int, BytePairSize],
     vocabulary_path: str | None,
     seq_len: Annotated[int, Positive],
     ignore_index: int,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samout_train.data.batches import MatrixRows, Source
-from samout_train.ranges import Positive, Share, checked_by, validated
+from samout_train.ranges import Positive, Share, Size, checked_by, validated
 
 
 def random_tokens_problems(settings: Mapping[str, Any], name: str) -> list[str]:
@@ -30,7 +30,7 @@ def random_tokens_problems(settings: Mapping[str, Any], name: str) -> list[str]:
 @validated
 def random_tokens(
     *,
-    vocab_size: Annotated[int, Positive],
+    vocab_size: Annotated[int, Size],
     seq_len: Annotated[int, Positive],
     num_sequences: Annotated[int, Positive],
     pad_probability: Annotated[float, Share],

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from samout_train.data.batches import Source
 from samout_train.data.labelled_rows import Ids
 from samout_train.data.task import IGNORED, length_problems, task
-from samout_train.ranges import Positive, Range, checked_by, validated
+from samout_train.ranges import Positive, Range, Size, checked_by, validated
 
 
 def recall_problems(settings: Mapping[str, Any], name: str) -> list[str]:
@@ -37,8 +37,8 @@ def recall_problems(settings: Mapping[str, Any], name: str) -> list[str]:
 @validated
 def recall(
     *,
-    vocab_size: Annotated[int, Positive],
-    num_pairs: Annotated[int, Positive],
+    vocab_size: Annotated[int, Size],
+    num_pairs: Annotated[int, Size],
     power: Annotated[float, Positive],
     seq_len: Annotated[int, Positive],
     test_lengths: list[Annotated[int, Positive]],

@@ -12,14 +12,14 @@ from typing import Annotated, Any
 
 from samout_train.atomic import replace_file
 from samout_train.data.batches import Source
-from samout_train.data.bpe import SMALLEST_SIZE
+from samout_train.data.bpe import BytePairSize
 from samout_train.data.cache import cache_path
 from samout_train.data.documents import LineEnds, TextReader
 from samout_train.data.survey import Survey, survey
 from samout_train.data.text_files import file_problems, stream_source
 from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
 from samout_train.home import home_path
-from samout_train.ranges import Positive, Range, checked_by, validated
+from samout_train.ranges import Positive, checked_by, validated
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 NUM_BYTES = 1_115_394
@@ -40,7 +40,7 @@ def shakespeare(
     *,
     path: str | None,
     vocabulary: VocabularyName,
-    vocab_size: Annotated[int, Range(SMALLEST_SIZE)],
+    vocab_size: Annotated[int, BytePairSize],
     vocabulary_path: str | None,
     seq_len: Annotated[int, Positive],
     ignore_index: int,

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from samout_train.data.copies import Hashes, document_hashes
+from samout_train.data.copies import Hashes, Words, document_hashes
 from samout_train.data.shard_index import PLACE, ShardIndex
 
 MOST_VALIDATION = 10  # one token in so many, at the most
@@ -60,12 +60,12 @@ class ShardSplit:
 
     def hashes(self) -> tuple[Hashes, Hashes]:
         """Return a hash of each document to learn from and of each to validate on, as far as it lies in one shard."""
-        learned, validated = [], []
+        learned, validated, words = [], [], Words.of(self.index.vocabulary)
         for number, (shard, kept) in enumerate(zip(self.index.shards, self.train_lengths, strict=True)):
             starts = self.documents(number).astype(np.int64)
             if len(starts):
                 ids = np.memmap(self.index.folder / f"{shard.name}.bin", dtype=self.index.dtype, mode="r")
-                found = document_hashes(ids[starts[0] :], starts - starts[0])
+                found = document_hashes(ids[starts[0] :], starts - starts[0], words)
                 learned.append(found[starts < kept])
                 validated.append(found[starts >= kept])
         nothing = np.zeros(0, dtype=np.uint64)

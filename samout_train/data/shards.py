@@ -151,7 +151,7 @@ class _Mixture:
             return
         hashes = [split.hashes() for split in self.splits]
         learned, validated = (np.concatenate([each[part] for each in hashes]) for part in (0, 1))
-        warn(int(np.isin(validated, learned).sum()), len(validated), "documents")
+        warn(int((np.isin(validated, learned) & (validated != 0)).sum()), len(validated), "documents")
 
     def _refuse_short(self, num_part: int, validation_tokens: int, seq_len: int) -> None:
         if num_part <= seq_len and validation_tokens <= seq_len:

@@ -13,7 +13,7 @@ from samout_train.data.documents import SOS, Reader, Special
 from samout_train.data.text_kind import printable
 from samout_train.progress import Bar
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from samout_train.data.batches import Source
-from samout_train.data.bpe import SMALLEST_SIZE
+from samout_train.data.bpe import BytePairSize
 from samout_train.data.documents import LineEnds, TextReader
 from samout_train.data.folder import find
 from samout_train.data.survey import Survey, survey
 from samout_train.data.text_files import file_problems, stream_source
 from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
 from samout_train.home import home_path
-from samout_train.ranges import Positive, Range, checked_by, validated
+from samout_train.ranges import Positive, checked_by, validated
 
 
 def text_problems(settings: Mapping[str, Any], name: str) -> list[str]:
@@ -30,7 +30,7 @@ def text(
     path: str,
     pattern: str,
     vocabulary: VocabularyName,
-    vocab_size: Annotated[int, Range(SMALLEST_SIZE)],
+    vocab_size: Annotated[int, BytePairSize],
     vocabulary_path: str | None,
     seq_len: Annotated[int, Positive],
     ignore_index: int,

@@ -46,7 +46,10 @@ def file_problems(
         where = place_of(looked_at.root, looked_at.files)
         return [*found, f"{name}.path: no text in {where}, {looked_at.num_bytes} bytes: give one that has some"]
     if documents and counts.documents < 2:
-        found.append(f"{name}.path: has 1 document: give two or more, so that one can be validated on")
+        where = place_of(looked_at.root, looked_at.files)
+        found.append(
+            f"{name}.path: {where} has {counts.documents} document: give two or more, so that one can be validated on"
+        )
     if not documents and choice is not None and choice.given is None:
         exact = {Characters.name: counts.characters, Bytes.name: counts.num_bytes}
         num_tokens = exact.get(choice.name, counts.num_bytes) + counts.special_tokens
@@ -106,7 +109,7 @@ def stream_source(
     if looks_for_copies and len(starts := starts_of(tokenized.tokens)) > 1:
         names = [str(entry["name"]) for entry in looked_at.record if entry["bytes"]]
         named = names if len(names) == len(starts) else []
-        warn_of_copies(tokenized.tokens, starts, num_train, what="files", names=named)
+        warn_of_copies(tokenized.tokens, starts, num_train, tokenized.vocabulary, what="files", names=named)
     return Source(
         vocab_size=len(tokenized.vocabulary),
         pad_id=PAD_ID,

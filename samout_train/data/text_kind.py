@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from samout_train.file_kind import HEAD_BYTES, converting_line, kept_otherwise
+from samout_train.file_kind import HEAD_BYTES, TEXT, converting_line, kept_otherwise, old_file_away
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UNICODE = {
@@ -52,12 +52,13 @@ def other_kind(head: bytes, path: Path | None = None) -> str | None:
     """
     for mark, name in UNICODE.items():
         if head.startswith(mark):
-            return f"is {name}: save it as UTF-8, for example with `{to_utf_8(name, path)}`"
+            return f"is {name}: save it as UTF-8, for example with `{to_utf_8(name, path)}`{old_file_away(path)}"
     if head.startswith(PARQUET):
         return "is a Parquet table: write its text column to a .txt or .jsonl file, and give that"
     if head.startswith(PDF):
-        return f"is a PDF: extract its text first, for example with `{_of_pdf(path)}`, and give the text"
-    return kept_otherwise(head, path, wanted="text")
+        line, away = _of_pdf(path), old_file_away(path)
+        return f"is a PDF: extract its text first, for example with `{line}`, and give the text{away}"
+    return kept_otherwise(head, path, wanted=TEXT)
 
 
 def to_utf_8(encoding: str, path: Path | None) -> str:

@@ -1,5 +1,6 @@
 """Text to token ids and back. Ids 0 to 4 are the special tokens everywhere, so padding is 3 everywhere."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SPECIAL_TOKENS = ("<|sos|>", "<|user|>", "<|agent|>", "<|pad|>", "<|history|>")
+SURROGATE = re.compile("[\ud800-\udfff]")
 SOS_ID = SPECIAL_TOKENS.index("<|sos|>")
 PAD_ID = SPECIAL_TOKENS.index("<|pad|>")
 
@@ -70,6 +72,15 @@ class Characters:
             )
         if any(not 0 <= index < len(self.tokens) for ids in self.spellings.values() for index in ids):
             raise ValueError(f"a spelling has an id that is not below {len(self.tokens)}")
+        for text, ids in self.spellings.items():
+            if not ids or min(ids) < len(SPECIAL_TOKENS):
+                has = f"the special token {SPECIAL_TOKENS[min(ids)]}" if ids else "nothing"
+                raise ValueError(f"{text!r} is spelled with {has}: give tokens of the text, or leave it out")
+        for index, token in enumerate(self.tokens):
+            if not token.isascii() and SURROGATE.search(token):
+                raise ValueError(
+                    f"token {index} ({token!r}) has half a surrogate pair, which is no character: replace it"
+                )
         characters = {token: index for index, token in enumerate(self.tokens) if len(token) == 1}
         points = np.array([ord(character) for character in characters], dtype=np.int64)
         self._id_of = np.full((points.max() if points.size else 0) + 1, -1, dtype=np.int32)

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from samout_train.data.bpe import BytePairs
 from samout_train.data.published_vocabulary import read_published_vocabulary
 from samout_train.data.vocabulary import Bytes, Characters, Vocabulary
+from samout_train.file_kind import refuse_special
 from samout_train.home import home_path
 
 VocabularyName = Literal["characters", "bytes", "bpe"]
@@ -97,6 +98,8 @@ def read_vocabulary_file(path: str | Path) -> Vocabulary:
         ValueError: if it is none.
     """
     try:
+        refuse_special(home_path(path))
         return vocabulary_from(json.loads(home_path(path).read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"vocabulary_path={path}: is no vocabulary of an export ({error!r:.100})") from error
+        reason = f"{error!s:.200}" if isinstance(error, ValueError) else f"{error!r:.100}"
+        raise ValueError(f"vocabulary_path={path}: is no vocabulary of an export ({reason})") from error

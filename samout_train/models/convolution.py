@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samout_train.ranges import Positive, validated
+from samout_train.ranges import Size, validated
 
 
 class ConvolvedState(TypedDict):
@@ -38,7 +38,7 @@ class CausalConvolution(nn.Conv1d):
     """
 
     @validated
-    def __init__(self, *, hidden_size: int, size: Annotated[int, Positive]) -> None:
+    def __init__(self, *, hidden_size: int, size: Annotated[int, Size]) -> None:
         super().__init__(hidden_size, hidden_size, size, groups=hidden_size)
 
     def forward(self, x_BTD: Tensor, tokens_BKD: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]

@@ -22,7 +22,7 @@ from samout_train.models.key_value_cache import KeyValueCache, extended, refuse_
 from samout_train.models.linear import Linear
 from samout_train.models.parts import matrix_flops, part_of
 from samout_train.models.recurrent import dropout_between
-from samout_train.ranges import Positive, Probability, validated
+from samout_train.ranges import Layers, Positive, Probability, Size, validated
 
 State = tuple[Tensor, Tensor, KeyValueCache]
 
@@ -45,10 +45,10 @@ class LSTMAttention(nn.Module):
     def __init__(
         self,
         *,
-        vocab_size: Annotated[int, Positive],
+        vocab_size: Annotated[int, Size],
         pad_id: int | None,
-        hidden_size: Annotated[int, Positive],
-        num_layers: Annotated[int, Positive],
+        hidden_size: Annotated[int, Size],
+        num_layers: Annotated[int, Layers],
         max_seq_len: Annotated[int, Positive],
         dropout: Annotated[float, Probability],
     ) -> None:

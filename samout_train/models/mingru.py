@@ -20,7 +20,7 @@ from samout_train.models.embedding import token_embedding
 from samout_train.models.feed_forward import FeedForward
 from samout_train.models.linear import Linear
 from samout_train.models.parts import matrix_flops, part_of
-from samout_train.ranges import Positive, Probability, validated
+from samout_train.ranges import Layers, Probability, Size, validated
 
 CHUNK = 64
 
@@ -122,11 +122,11 @@ class MinGRU(nn.Module):
     def __init__(
         self,
         *,
-        vocab_size: Annotated[int, Positive],
+        vocab_size: Annotated[int, Size],
         pad_id: int | None,
-        hidden_size: Annotated[int, Positive],
-        num_layers: Annotated[int, Positive],
-        ffn_size: Annotated[int, Positive] | None,
+        hidden_size: Annotated[int, Size],
+        num_layers: Annotated[int, Layers],
+        ffn_size: Annotated[int, Size] | None,
         dropout: Annotated[float, Probability],
     ) -> None:
         super().__init__()

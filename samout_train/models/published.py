@@ -36,6 +36,7 @@ NO_PARAMETER = (
 )
 COPY_WHOLE = "Save or copy the whole state_dict again"
 NAMED = 3
+LONGEST_NAME = 100
 V1_PROJECTIONS = [f"self_attention.head{index}.weight" for index in range(3)]
 
 
@@ -167,12 +168,14 @@ def is_published_v8(tensors: Mapping[str, Tensor]) -> bool:
 def _refuse_unknown(tensors: Mapping[str, Tensor]) -> None:
     """Refuse a name that no published program writes, and a tensor that cannot be a weight."""
     for name, tensor in tensors.items():
-        layer = re.fullmatch(r"decoder_layers\.(0|[1-9]\d*)\.(.+)", name, re.ASCII)
+        layer = re.fullmatch(r"decoder_layers\.(0|[1-9]\d{0,8})\.(.+)", name, re.ASCII)
         inner = layer[2] if layer else name
         stem, _, ending = inner.rpartition(".")
         is_stem = stem in NAMES and ending in ("weight", "bias")
         if not (inner in NAMES or is_stem or inner in V1_PROJECTIONS) or bool(layer) is (inner in OUTSIDE):
-            raise ValueError(f"{name} {NO_PARAMETER}")
+            raise ValueError(f"{_shown(name)} {NO_PARAMETER}")
+        if tensor.is_meta:
+            raise ValueError(f"{name} has no values (it is on the device meta). Save a model whose weights were loaded")
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
             kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
             raise ValueError(f"{name} is {kind}: give weights as float32, float16, bfloat16 or float64")
@@ -206,6 +209,10 @@ def _refuse_others(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], 
     for name, tensor in wanted.items():
         if tensors[name].shape != tensor.shape:
             raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, must be {tuple(tensor.shape)}")
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
 
 
 def _missing(names: list[str]) -> str:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from samout_train.file_kind import HEAD_BYTES, kept_otherwise
-from samout_train.tensor_file import LEGACY, ZIP, StandIn, read_module_file, read_tensor_file
+from samout_train.file_kind import HEAD_BYTES, kept_otherwise, refuse_special
+from samout_train.tensor_file import LEGACY, ZIP, MoreThanTensorsError, StandIn, read_module_file, read_tensor_file
 
 EMBEDDING = "em.weight"
 LAYERS = "decoder_layers."
@@ -67,6 +68,10 @@ def read_published(path: Path) -> dict[str, Tensor]:
         ValueError: if it is damaged, or holds no such tensors; with what to do, without the path.
         OSError: if it cannot be opened.
     """
+    try:
+        refuse_special(path)
+    except ValueError as error:
+        raise ValueError(f"it {error}") from error
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if is_safetensors(head):
@@ -75,7 +80,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
         raise ValueError(problem)
     try:
         content = read_tensor_file(path)
-    except ValueError as error:
+    except MoreThanTensorsError as error:
         content = read_module_file(path)
         if content is None:
             raise ValueError(f"{error}. Where it holds more than weights, {HOW_TO_SAVE}") from error
@@ -126,6 +131,8 @@ def published_tensors(content: Any) -> dict[str, Tensor]:
         )
     if not states and isinstance(content, Mapping) and content and all(map(_is_tensor, content.items())):
         return dict(content)  # of another model, or not whole: names will show it
+    if not states and (problem := _other_values(content)):
+        raise ValueError(problem)
     if not states:
         keys = ", ".join(map(str, content))[:200] if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"it holds no state_dict of a published SamOut ({keys or 'nothing'}): {HOW_TO_SAVE}")
@@ -137,6 +144,24 @@ def published_tensors(content: Any) -> dict[str, Tensor]:
             "parameters of the published SamOut V1 or V8. Leave them out of the state_dict"
         )
     return state.tensors
+
+
+def _other_values(content: Any) -> str | None:
+    """Return what stands where weights should, and what to do, if it is known."""
+    if isinstance(content, StandIn) and content.origin.startswith("samout_train."):
+        return (
+            f"it is a {type(content).__name__} of this program, not a published one: export its run with "
+            "`export run=DIR format=published`"
+        )
+    held = [content, *content.values()] if isinstance(content, Mapping) else []
+    for part in held:
+        for name, value in part.items() if isinstance(part, Mapping) else ():
+            if isinstance(value, np.ndarray) or (isinstance(value, StandIn) and value.origin.startswith("numpy")):
+                return (
+                    f"{name} is a NumPy array and no tensor: save tensors, with "
+                    "torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)"
+                )
+    return None
 
 
 def _states(content: Any) -> Iterator[_State]:
@@ -188,7 +213,13 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same values, of which NaN is one; of sparse ones, whether they are the same."""
     if one is other:
         return True
-    if one.dtype != other.dtype or one.shape != other.shape or {one.layout, other.layout} != {torch.strided}:
+    if (
+        one.is_meta
+        or other.is_meta
+        or one.dtype != other.dtype
+        or one.shape != other.shape
+        or {one.layout, other.layout} != {torch.strided}
+    ):
         return False
     return bool(((one == other) | ((one != one) & (other != other))).all())
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from samout_train.models.embedding import EmbeddingName, token_embedding
 from samout_train.models.linear import Linear
 from samout_train.models.parts import matrix_flops, part_of
-from samout_train.ranges import Positive, Probability, validated
+from samout_train.ranges import Layers, Probability, Size, validated
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -43,14 +43,14 @@ class Recurrent(nn.Module):
     def __init__(
         self,
         *,
-        vocab_size: Annotated[int, Positive],
+        vocab_size: Annotated[int, Size],
         pad_id: int | None,
         cell: Literal["rnn", "lstm", "gru"],
-        hidden_size: Annotated[int, Positive],
-        num_layers: Annotated[int, Positive],
+        hidden_size: Annotated[int, Size],
+        num_layers: Annotated[int, Layers],
         dropout: Annotated[float, Probability],
         embedding: EmbeddingName,
-        embedding_size: Annotated[int, Positive] | None,
+        embedding_size: Annotated[int, Size] | None,
         bidirectional: bool,
         head: Literal["linear", "none"],
     ) -> None:

@@ -19,7 +19,7 @@ from samout_train.models.linear import Linear
 from samout_train.models.parts import part_of
 from samout_train.models.samout_layer import LayerNorms, SamOutLayer
 from samout_train.ops.linear import linear
-from samout_train.ranges import NonNegative, Positive, Probability, not_divisible, validated
+from samout_train.ranges import Layers, Probability, Range, Size, SizeOrNone, not_divisible, validated
 
 State = Sequence[Tensor | ConvolvedState]
 
@@ -58,19 +58,19 @@ class SamOut(nn.Module):
     def __init__(
         self,
         *,
-        vocab_size: Annotated[int, Positive],
+        vocab_size: Annotated[int, Size],
         pad_id: int | None,
-        hidden_size: Annotated[int, Positive],
-        num_heads: Annotated[int, Positive],
-        num_layers: Annotated[int, Positive],
-        ffn_size: Annotated[int, Positive] | None,
-        ffn_share: Annotated[float, Positive],
+        hidden_size: Annotated[int, Size],
+        num_heads: Annotated[int, Size],
+        num_layers: Annotated[int, Layers],
+        ffn_size: Annotated[int, Size] | None,
+        ffn_share: Annotated[float, Range(0, 1024, low_included=False)],
         dropout: Annotated[float, Probability],
         tied_head: bool,
         init: Literal["published", "small"],
         mixer: Callable[..., nn.Module],
         norm: LayerNorms = "published",
-        convolution_size: Annotated[int, NonNegative] = 0,
+        convolution_size: Annotated[int, SizeOrNone] = 0,
     ) -> None:
         super().__init__()
         if problem := not_divisible("hidden_size", hidden_size, "num_heads", num_heads):

@@ -21,7 +21,7 @@ from samout_train.models.feed_forward import FeedForward
 from samout_train.models.key_value_cache import KeyValueCache, refuse_past_the_end
 from samout_train.models.linear import Linear
 from samout_train.models.parts import matrix_flops, part_of
-from samout_train.ranges import NonNegative, Positive, Probability, not_divisible, validated
+from samout_train.ranges import Layers, Positive, Probability, Size, SizeOrNone, not_divisible, validated
 
 State = list[KeyValueCache | ConvolvedState]
 
@@ -120,19 +120,19 @@ class Transformer(nn.Module):
     def __init__(
         self,
         *,
-        vocab_size: Annotated[int, Positive],
+        vocab_size: Annotated[int, Size],
         pad_id: int | None,
-        hidden_size: Annotated[int, Positive],
-        num_heads: Annotated[int, Positive],
-        num_layers: Annotated[int, Positive],
+        hidden_size: Annotated[int, Size],
+        num_heads: Annotated[int, Size],
+        num_layers: Annotated[int, Layers],
         max_seq_len: Annotated[int, Positive],
-        ffn_size: Annotated[int, Positive] | None,
+        ffn_size: Annotated[int, Size] | None,
         dropout: Annotated[float, Probability],
         norm: Literal["pre", "post"],
         positions: Literal["rotary", "learned"],
         activation: Literal["relu", "gelu"],
         causal: bool,
-        convolution_size: Annotated[int, NonNegative] = 0,
+        convolution_size: Annotated[int, SizeOrNone] = 0,
     ) -> None:
         super().__init__()
         settings = {"hidden_size": hidden_size, "num_heads": num_heads, "positions": positions}

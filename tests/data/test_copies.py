@@ -1,5 +1,6 @@
 """Documents that lie in both parts are found: exactly those that a comparison of all pairs finds."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ from numpy.random import Generator, default_rng
 
 from samout_train.commands import tokenize
 from samout_train.data import copies as module
-from samout_train.data.copies import copies, document_hashes, starts_of
+from samout_train.data.bpe import BytePairs
+from samout_train.data.copies import Words, copies, document_hashes, starts_of
 from samout_train.data.jsonl import jsonl
 from samout_train.data.python_source import python_source
 from samout_train.data.shards import shards
 from samout_train.data.text import text
+from samout_train.data.vocabulary import Bytes, Characters, Vocabulary
 
 SETTINGS = {"vocabulary": "bytes", "vocab_size": 300, "vocabulary_path": None, "ignore_index": 3, "seed": 0}
 
@@ -24,13 +27,15 @@ def drawn(random: Generator) -> list[list[int]]:
 @pytest.mark.parametrize("together", [1, 3, 1 << 20])
 def test_copies_are_those_that_a_comparison_of_all_pairs_finds(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TOKENS_TOGETHER", together)
-    random = default_rng(0)
+    monkeypatch.setattr(module, "POWERS", 2)
+    module._small_powers.cache_clear()
+    random, words = default_rng(0), Words.of(Bytes())
     for _ in range(100):
         documents = drawn(random)
         tokens = np.concatenate([[0, *document] for document in documents]).astype(np.uint16)
         starts = starts_of(tokens)
         ends = np.append(starts[1:], len(tokens))
-        hashes = document_hashes(tokens, starts)
+        hashes = document_hashes(tokens, starts, words)
         assert all(
             (hashes[one] == hashes[other]) == (documents[one] == documents[other])
             for one in range(len(documents))
@@ -46,7 +51,35 @@ def test_copies_are_those_that_a_comparison_of_all_pairs_finds(together: int, mo
                 documents[other] == document and other != one and starts[other] < cut for other in range(len(documents))
             )
         ]
-        assert copies(tokens, starts, cut).tolist() == wanted
+        assert copies(tokens, starts, cut, words).tolist() == wanted
+
+
+@pytest.fixture(autouse=True)
+def _powers_of_the_usual_number() -> Iterator[None]:
+    yield
+    module._small_powers.cache_clear()
+
+
+SAME = ["one two\n\nthree é", "one two\r\n\r\nthree é", " \t one two\n\nthree é\n \n", "\none two\r\rthree é"]
+
+
+@pytest.mark.parametrize("name", ["characters", "bytes", "bpe"])
+def test_other_line_ends_and_blanks_make_no_other_text(name: str) -> None:
+    texts = [*SAME, "one two\n\nthree e", "three é one two", " \n"]
+    made = {"characters": Characters.of_text, "bytes": lambda _: Bytes(), "bpe": lambda it: BytePairs.of_text(it, 290)}
+    vocabulary: Vocabulary = made[name](texts * 5)
+    ids = [[0, *vocabulary.encode(each).tolist()] for each in texts]
+    tokens = np.concatenate(ids)
+    hashes = document_hashes(tokens, starts_of(tokens), Words.of(vocabulary)).tolist()
+    assert len(set(hashes[:4])) == 1 and len(set(hashes)) == 4 and hashes[-1] == 0
+
+
+def test_copies_with_other_line_ends_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(20):
+        (tmp_path / f"{number:02d}.txt").write_bytes(f"text number {number}\nand more ".encode() * 9)
+    (tmp_path / "19.txt").write_bytes(b" " + (tmp_path / "03.txt").read_bytes().replace(b"\n", b"\r\n"))
+    text(path=str(tmp_path), pattern="**/*.txt", seq_len=8, **SETTINGS)  # type: ignore[arg-type]
+    assert "1 of 2 files to validate on are also learned from, word for word (19.txt)" in caplog.text
 
 
 def test_a_copied_file_in_both_parts_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

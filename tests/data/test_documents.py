@@ -112,6 +112,23 @@ def test_a_line_that_cannot_be_read_is_named(
         assert message in str(caught.value)
 
 
+def test_a_key_that_stands_twice_is_refused_and_messages_beside_a_text_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for line, key in (
+        ('{"text": "a", "text": "b"}', "text"),
+        ('{"conversations": [{"role": "user", "content": "a", "content": "b"}]}', "content"),
+    ):
+        path.write_text(line, "utf-8")
+        with pytest.raises(
+            ValueError, match=rf'a.jsonl line 1: has "{key}" twice in one object: leave one of them out'
+        ):
+            list(JsonlReader.of(ROLES).read(path))
+    path.write_text(json.dumps({"text": '"text" "text"', "messages": [1]}) + "\n", "utf-8")
+    (piece,) = JsonlReader.of(ROLES).read(path)
+    assert piece.parts[1:] == ['"text" "text"']
+    assert piece.left_out == {'"messages" beside a "text", which is read': 1}
+
+
 @pytest.mark.parametrize("chunk_bytes", [3, 1000])
 @pytest.mark.parametrize(
     ("content", "offset"), [(b"abc" * 20 + b"\xff" + b"abc" * 20, 60), ("ä".encode() * 40 + b"\xc3", 80)]
@@ -123,7 +140,7 @@ def test_the_first_byte_that_is_no_utf_8_is_named(
     path = tmp_path / "bad.txt"
     path.write_bytes(content)
     for reader in (TextReader(sos=False), JsonlReader.of(ROLES)):
-        with pytest.raises(ValueError, match=f"bad.txt is no UTF-8 at byte {offset} "):
+        with pytest.raises(ValueError, match=f"bad.txt (is no UTF-8|ends within a character) at byte {offset} "):
             list(reader.read(path))
 
 

@@ -132,3 +132,16 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="is no regular file: copy its content to a file"):
         find(str(tmp_path / "pipe"), "**/*.txt")
+
+
+def test_a_file_without_a_lasting_size_is_no_file(tmp_path: Path) -> None:
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("there is no /proc")
+    made(tmp_path, "a.txt")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "s.txt").symlink_to(status)
+    found = find(str(tmp_path), "**/*.txt")
+    assert found.left_out == {folder.SPECIAL: ["s.txt"]} and len(found.files) == 2
+    with pytest.raises(ValueError, match="status: is no regular file: copy its content to a file"):
+        find(str(status), "**/*.txt")

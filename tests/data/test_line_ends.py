@@ -20,6 +20,7 @@ from samout_train.data.parts import place_to_cut
 from samout_train.data.shard_index import read_index
 from samout_train.data.survey import survey
 from samout_train.data.text_kind import other_kind, printable
+from samout_train.data.vocabulary import Characters
 from samout_train.data.vocabulary_choice import read_vocabulary_file
 from samout_train.loading import load_run
 from samout_train.run import train
@@ -112,7 +113,15 @@ def zipped(text: bytes = b"text") -> bytes:
         (b"\xfe\xff" + "text".encode("utf-16-be"), "is UTF-16"),
         ("text".encode("utf-32"), "is UTF-32"),
         ("text".encode("utf-16-le"), "has a zero byte at byte 1, so it is no UTF-8 text"),
-        (b"text" * 5 + b"\0", "has a zero byte at byte 20"),
+        (b"text" * 5 + b"\0", "has a zero byte at byte 20, so it is no text: leave it out"),
+        ("ab".encode("utf-16-be"), "so it is no UTF-8 text but UTF-16BE, it seems"),
+        ("Привет, мир\n".encode("utf-16-be"), "so it is no UTF-8 text but UTF-16BE, it seems"),
+        ("Привет, мир\n".encode("utf-16-le"), "so it is no UTF-8 text but UTF-16LE, it seems"),
+        ("日本 text".encode("utf-32-le"), "so it is no UTF-8 text but UTF-32LE, it seems"),
+        ("日本 text".encode("utf-32-be"), "so it is no UTF-8 text but UTF-32BE, it seems"),
+        ("naïve é".encode()[:-1], "ends within a character at byte 7 (0xc3), so it is cut short: copy or download it"),
+        (b"caf\xe9", "is no UTF-8 at byte 3 (0xe9), or ends within a character: convert it, for example with `iconv"),
+        (b"ab\xed\xa0\x80", "has half a surrogate pair at byte 2 (0xed), as CESU-8 has, which is no UTF-8: save it"),
     ],
 )
 def test_a_file_of_another_kind_is_named_whatever_it_is_called(tmp_path: Path, content: bytes, message: str) -> None:
@@ -134,6 +143,8 @@ TOOLS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "unzip": ("unzip -p", lambda text: zipped(text)),
     "iconv": ("iconv -f WINDOWS-1252 -t UTF-8", lambda text: text.decode().encode("cp1252")),
     "iconv of UTF-16": ("iconv -f UTF-16 -t UTF-8", lambda text: text.decode().encode("utf-16")),
+    "iconv of UTF-16BE": ("iconv -f UTF-16BE -t UTF-8", lambda text: text.decode().encode("utf-16-be")),
+    "iconv of UTF-32LE": ("iconv -f UTF-32LE -t UTF-8", lambda text: text.decode().encode("utf-32-le")),
     "iconv without a mark": ("iconv -f UTF-16LE -t UTF-8", lambda text: text.decode().encode("utf-16-le")),
 }
 
@@ -161,6 +172,7 @@ def test_the_line_that_is_printed_makes_the_text(
     assert line.startswith(command + " ")
     subprocess.run(["bash", "-c", line], check=True)
     (new,) = set(tmp_path.iterdir()) - before
+    assert "move the old file out" in str(caught.value), "or a folder would still hold it"
     assert read(new) == "<|sos|>" + text and Path(name).suffix in ("", new.suffix)
     with pytest.raises(ValueError) as caught:
         text_of("standard input", pack(text.encode()), "keep")
@@ -216,6 +228,22 @@ def test_prompts_and_given_text_are_read_as_the_run_reads_its_own(
     loaded = load_run(run)
     _, source, _ = source_of(loaded, ["data=text", f"data.path={tmp_path / 'a.txt'}"], None)
     assert source.line_ends == loaded.line_ends == line_ends
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        (
+            "a\r\n",
+            "prompt=a\r\n: character '\\r' at position 1 is not in the vocabulary of this data: save the prompt with",
+        ),
+        ("aЖ", "prompt=aЖ: character 'Ж' at position 1 is not in the vocabulary of this data: leave it out, or write"),
+    ],
+)
+def test_a_prompt_with_other_characters_says_what_to_do(prompt: str, told: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        generate._encoded(Characters.of_text(["a\n"]), prompt, prompt)
+    assert str(refused.value).startswith(told)
 
 
 @pytest.mark.parametrize("line_ends", ["keep", "fold"])

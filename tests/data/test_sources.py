@@ -102,7 +102,7 @@ def test_the_same_content_is_tokenized_once(tmp_path: Path, small_text: Path, mo
     [
         (b"", "there is no text"),
         (b"abc" * 20 + b"\xff" + b"abc" * 20, r"is no UTF-8 at byte 60 \(0xff\)"),
-        ("ä".encode() * 40 + b"\xc3", "is no UTF-8 at byte 80"),
+        ("ä".encode() * 40 + b"\xc3", "ends within a character at byte 80 .*cut short"),
         (
             b"short",
             r"data.seq_len=16: a row takes 17 tokens, and .*bad.txt has 5 \(5 bytes\), 1 of them",

@@ -1,13 +1,17 @@
 """Text to ids and back, and the ids that mean the same everywhere."""
 
+import json
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from samout_train.data.bpe import BytePairs
+from samout_train.data.published_vocabulary import read_published_vocabulary
 from samout_train.data.vocabulary import PAD_ID, SPECIAL_TOKENS, Bytes, Characters, Vocabulary
-from samout_train.data.vocabulary_choice import VocabularyChoice, vocabulary_from
+from samout_train.data.vocabulary_choice import VocabularyChoice, read_vocabulary_file, vocabulary_from
 
 TEXT = "Zoë\nsaid: 𝄞 and\r\n\ttabs  and the   sands, and <|user|> a band's hand.\n\n  <|pad|>"
 VOCABULARIES = {
@@ -81,6 +85,32 @@ def test_a_character_that_is_not_in_the_vocabulary_is_named_with_its_place(stran
     with pytest.raises(ValueError, match=f"{stranger!r} at position 3"):
         vocabulary.encode("and" + stranger)
     assert vocabulary.encode(f"a{stranger}b", unknown_id=PAD_ID).tolist() == [6, 3, 7]
+
+
+@pytest.mark.parametrize(
+    ("more", "spellings", "told"),
+    [
+        (["a", "\ud800"], {}, r"token 6 \('.ud800'\) has half a surrogate pair, which is no character: replace it"),
+        (
+            ["a"],
+            {"b": [5, 3]},
+            r"'b' is spelled with the special token <\|pad\|>: give tokens of the text, or leave it",
+        ),
+        (["a"], {"b": []}, "'b' is spelled with nothing: give tokens of the text, or leave it out"),
+    ],
+)
+def test_a_vocabulary_that_could_not_write_text_is_refused_with_its_file(
+    tmp_path: Path, more: list[str], spellings: dict[str, list[int]], told: str
+) -> None:
+    tokens = [*SPECIAL_TOKENS, *more]
+    state = {"name": "characters", "tokens": tokens, "spellings": spellings}
+    (tmp_path / "voc.json").write_text(json.dumps(state), "utf-8")
+    with pytest.raises(ValueError, match=rf"voc.json: is no vocabulary of an export \({told}"):
+        read_vocabulary_file(tmp_path / "voc.json")
+    spelled = {text: [tokens[index] for index in ids] for text, ids in spellings.items()}
+    (tmp_path / "voc.pkl").write_bytes(pickle.dumps({"voc": tokens, "voc0": spelled}))
+    with pytest.raises(ValueError, match=rf"voc.pkl: cannot be used: {told}"):
+        read_published_vocabulary(tmp_path / "voc.pkl")
 
 
 def test_a_spelled_character_becomes_several_ids() -> None:

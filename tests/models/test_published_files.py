@@ -1,6 +1,8 @@
 """Published weights as people keep them: the same model, or a sentence with what to do; no code in a file is run."""
 
 import gzip
+import json
+import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 
 from samout_train import build_model
 from samout_train.commands import inspect
+from samout_train.data.published_vocabulary import read_published_vocabulary
+from samout_train.data.vocabulary_choice import read_vocabulary_file
+from samout_train.inspection import inspect_path
 from samout_train.models.published import load_published, published_state
 
 State = dict[str, Tensor]
@@ -70,6 +75,8 @@ FORMS: dict[str, Callable[[State], Any]] = {
     "in a list": lambda s: [s, {"lr": 1.0}],
     "beside an optimizer": lambda s: {"model": s, "optimizer": of_adam(s), "loss": 0.5, "args": {"lr": 1e-3}},
     "a pickled module": Net,
+    "a pickled module in a list": lambda s: [Net(s), 3],
+    "a pickled module in a pair": lambda s: (3, Net(s)),
     "a pickled module in parallel": lambda s: nn.DataParallel(Net(s)),
     "a pickled module below a key": lambda s: {"model": Net(s), "epoch": 1},
 }
@@ -169,6 +176,26 @@ class Executes:
             "item.weight is no parameter of the published SamOut V1 or V8",
         ),
         (lambda s: s | {"em.weight": s["em.weight"].to(torch.int8)}, "em.weight is torch.int8: give weights as float"),
+        (lambda s: {n: t.to("meta") for n, t in s.items()}, "em.weight has no values (it is on the device meta). Save"),
+        (lambda s: s | {"head.weight": s["head.weight"].to("meta")}, "head.weight has no values (it is on the device"),
+        (lambda s: {key: {n: t.to("meta") for n, t in s.items()} for key in "ab"}, "several state_dicts: a, b. Save"),
+        (
+            lambda s: {n: t.numpy() for n, t in s.items()},
+            "em.weight is a NumPy array and no tensor: save tensors, with",
+        ),
+        (lambda s: {"net": {n: t.numpy() for n, t in s.items()}}, "em.weight is a NumPy array and no tensor: save"),
+        (
+            lambda s: build_model("v8", vocab_size=9, hidden_size=8, num_heads=2, num_layers=1),
+            "it is a SamOut of this program, not a published one: export its run with `export run=DIR",
+        ),
+        (
+            lambda s: nn.Linear(2, 3),
+            "holds no state_dict of a published SamOut (Linear): save them with torch.save(net.",
+        ),
+        (
+            lambda s: s | {f"decoder_layers.{'1' * 5000}.alpha": torch.zeros(())},
+            f"decoder_layers.{'1' * 85}... is no parameter of the published SamOut",
+        ),
         (lambda s: s | {"positions": torch.zeros(4)}, "positions is no parameter of the published SamOut V1 or V8. L"),
     ],
 )
@@ -315,6 +342,7 @@ def test_safetensors_load_under_any_name(state: State, tmp_path: Path, name: str
         (b"version https://git-lfs.github.com/spec/v1\noid", 2, "it is a pointer of Git LFS and not the weights: run"),
         (gzip.compress(b"weights"), 2, "it is compressed (gzip): decompress it first, for example with `gunzip -c"),
         (b"", 2, ""),
+        (b"abc", 2, ""),
         (b"PK\x03\x04 and so on", 1, "it is cut short or damaged: copy or download it again"),
     ],
 )
@@ -325,9 +353,62 @@ def test_what_is_kept_in_place_of_weights_is_named(
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError) as refused:
             load_published(tmp_path / name)
-        assert (told or "it is empty: copy or download it again") in str(refused.value)
+        few = "it has 3 bytes, too few for weights" if content else "it is empty"
+        assert (told or f"{few}: copy or download it again") in str(refused.value)
         assert inspect.main([f"path={tmp_path / name}"]) == code
         assert told in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (json.dumps({"a": [1, 2]}).encode(), "it is JSON or other text, and no file of torch.save: give the file of"),
+        ("it's naïve text ".encode() * 9, "it is text, and no file of torch.save: give the file of the weights"),
+        (pickle.dumps({"a": [1, 2]}), "it is a pickle that torch.save did not write: load it where it was made, and"),
+        (b"\1\2\3\4\5", "it is no file of torch.save: give the file of the weights, or copy or download it again"),
+    ],
+)
+def test_what_is_no_file_of_weights_is_called_what_it_is(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "net.pth").write_bytes(content)
+    with pytest.raises(ValueError) as refused:
+        load_published(tmp_path / "net.pth")
+    assert told in str(refused.value) and "Where it holds more" not in str(refused.value)
+    assert inspect.main([f"path={tmp_path / 'net.pth'}"]) == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torch_script_is_called_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 3)), tmp_path / "net.pth")
+    told = "it is TorchScript, whose code is never run: load it with net = torch.jit.load(path)"
+    with pytest.raises(ValueError) as refused:
+        load_published(tmp_path / "net.pth")
+    assert told in str(refused.value) and "torch.save(net.state_dict(), path)" in str(refused.value)
+    assert inspect.main([f"path={tmp_path / 'net.pth'}"]) == 2 and told in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("net.pth", "voc.pkl", "export.json", "vocabulary.json"):
+        os.mkfifo(tmp_path / name)
+        told = f"{name} is no regular file: copy its content to a file, and give that"
+        assert inspect.main([f"path={tmp_path / name}"]) == 2 and told in capsys.readouterr().err
+        with pytest.raises(ValueError, match="is no regular file: copy its content"):
+            load_published(tmp_path / name)
+    for read in (read_vocabulary_file, read_published_vocabulary):
+        with pytest.raises(ValueError, match="is no regular file: copy its content"):
+            read(tmp_path / "voc.pkl")
+    assert inspect.main([f"path={tmp_path}"]) == 2
+    (tmp_path / "net.pth").rename(tmp_path / "model.pth")
+    assert inspect.main([f"path={tmp_path}"]) == 2
+
+
+@pytest.mark.parametrize("name", ["it's.pth", 'a"b.pth'])
+def test_the_line_to_use_is_python(state: State, tmp_path: Path, name: str) -> None:
+    torch.save(state, tmp_path / "net.pth")
+    (tmp_path / "net.pth").rename(tmp_path / name)
+    assert inspect_path(tmp_path / name).known
+    line = dict(inspect_path(tmp_path / name).rows)["to use"].partition("), and")[0]
+    assert eval(line.removeprefix("load_published(")) == str(tmp_path / name)
 
 
 @pytest.mark.parametrize("size", [15, 40, 1000, -2000, -100, -1])
