@@ -211,7 +211,7 @@ def read_checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
         CheckpointError: if it agrees with its manifest and yet cannot be read, or asks for code.
     """
     try:
-        content = read_tensor_file(path)
+        content = read_tensor_file(path, is_verified=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -1,12 +1,14 @@
 """What a person can type wrong: each is answered in a few lines that say what, where and what to do; exit code 2."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
 from samout_train.commands.train import main
+from samout_train.data.vocabulary import SPECIAL_TOKENS
 
 FILES = {
     "good.txt": "long enough to learn from " * 50,
@@ -16,6 +18,7 @@ FILES = {
     "notes.jsonl": '{"text": "one"}\n{"txt": "two"}\n',
     "talk.jsonl": json.dumps({"conversations": [{"role": "boss", "content": "do it"}]}) + "\n",
     "voc.pkl": b"\x80\x04cos\nsystem\n(S'touch owned'\ntR.",
+    "whole.pkl": pickle.dumps([*SPECIAL_TOKENS, "a", "b"]),
     "mine/model/broken.yaml": "_target_: samout_train.models.samout.SamOut\n_partial_: true\n  hidden_size: 3\n",
     "mine/model/twice.yaml": "defaults:\n  - v8\nhidden_size: 12\nnum_layers: 1\nhidden_size: 24\n",
     "mine/model/tab.yaml": "_target_: samout_train.models.samout.SamOut\n\thidden_size: 3\n",
@@ -154,7 +157,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["no.pkl: cannot be used: No such file"],
     ),
     "two vocabularies": (
-        [*TEXT, "data.vocabulary_path=voc.pkl", "data.vocabulary=bytes"],
+        [*TEXT, "data.vocabulary_path=whole.pkl", "data.vocabulary=bytes"],
         ["data.vocabulary=bytes: vocabulary_path is one of characters"],
     ),
     "vocabulary too small": (

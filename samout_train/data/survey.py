@@ -156,5 +156,8 @@ def _digest(path: Path, size: int, modified_ns: int, inode: int) -> str:
 
 
 def _read_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:  # in reading, it does not say which file
+        raise type(error)(error.errno, error.strerror, str(path)) from error

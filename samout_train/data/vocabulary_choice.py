@@ -44,8 +44,6 @@ class VocabularyChoice:
         if vocabulary_path is None:
             return cls(vocabulary, vocab_size, None)
         as_json = vocabulary_path.endswith(".json")
-        if not as_json and vocabulary != Characters.name:
-            raise ValueError(f"vocabulary={vocabulary}: vocabulary_path is one of characters: leave one of them out")
         given = read_vocabulary_file(vocabulary_path) if as_json else read_published_vocabulary(vocabulary_path)
         if given.name != vocabulary:
             raise ValueError(f"vocabulary={vocabulary}: vocabulary_path is one of {given.name}: set vocabulary to that")

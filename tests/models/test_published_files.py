@@ -423,3 +423,24 @@ def test_a_file_that_is_cut_anywhere_is_called_that(state: State, tmp_path: Path
         with pytest.raises(ValueError, match=r"cut short or damaged.*: copy or download it again"):
             load_published(path)
         assert inspect.main([f"path={path}"]) == 1
+
+
+def test_a_flipped_bit_is_damage(state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, whole = tmp_path / "a.pth", tmp_path / "whole.pth"
+    torch.save(state, whole)
+    content = bytearray(whole.read_bytes())
+    content[content.find(state["head.weight"].numpy().tobytes()) + 2] ^= 0x40
+    path.write_bytes(content)
+    assert torch.load(path)["head.weight"].isfinite().all(), "torch does not see it"
+    with pytest.raises(ValueError, match=r"its record .*/data/\d+ is not what was written: it is damaged"):
+        load_published(str(path))
+    assert inspect.main([f"path={path}"]) == 1 and "it is damaged" in capsys.readouterr().out
+
+
+def test_a_file_that_was_saved_without_digests_loads(state: State, tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert same(tmp_path / "a.pth", state)
