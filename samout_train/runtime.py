@@ -200,7 +200,7 @@ def _memory_limits() -> list[int]:
     limits = []
     for path in MEMORY_LIMITS:
         with suppress(OSError, ValueError):  # no such file; "max" for no limit
-            limits.append(int(path.read_text()))
+            limits.append(int(path.read_text(encoding="ascii")))
     return limits
 
 

@@ -37,8 +37,8 @@ def read_tensor_file(path: Path | IO[bytes], *, is_verified: bool = False) -> An
     if isinstance(path, Path):
         with path.open("rb"):
             pass  # from here on, an OSError is one of a damaged content
-    if not is_verified and (changed := _changed_record(path)) is not None:
-        raise ValueError(f"its record {changed} is not what was written: it is damaged, copy or download it again")
+        if not is_verified and (changed := _changed_record(path)) is not None:
+            raise ValueError(f"its record {changed} is not what was written: it is damaged, copy or download it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that torch does not write
@@ -85,7 +85,7 @@ def _reason(path: Path | IO[bytes], error: Exception) -> str:
     return "it is cut short or damaged: copy or download it again"
 
 
-def _changed_record(path: Path | IO[bytes]) -> str | None:
+def _changed_record(path: Path) -> str | None:
     """The first record of a zip archive whose CRC-32 differs, which torch.load does not look at; None for none."""
     if not _start(path).startswith(ZIP) or not zipfile.is_zipfile(path):
         return None
