@@ -1,4 +1,4 @@
-"""The sweeper of samout_train.staged, in the only package that Hydra takes plugins from."""
+"""The sweeper of samout_train.experiments.staged, in the only package that Hydra takes plugins from."""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ class StagedSweeper(Sweeper):
     """Launches the jobs of both stages, and writes `forms.md` and `forms.png` into the sweep's directory.
 
     Args:
-        **settings: Those of samout_train.staged.Stages.
+        **settings: Those of samout_train.experiments.staged.Stages.
     """
 
     def __init__(self, **settings: Any) -> None:
-        from samout_train.staged import Stages
+        from samout_train.experiments.staged import Stages
 
         self.stages = Stages(**{key: _plain(value) for key, value in settings.items()})
 
@@ -35,10 +35,10 @@ class StagedSweeper(Sweeper):
         Args:
             arguments: What was typed, and all jobs have in common.
         """
-        from samout_train.config import CONF, unresolved
-        from samout_train.ledger import finished
-        from samout_train.overrides import words_for_hydra
-        from samout_train.staged import Job, Summary
+        from samout_train.config.compose import CONF, unresolved
+        from samout_train.config.overrides import words_for_hydra
+        from samout_train.experiments.jobs import finished
+        from samout_train.experiments.staged import Job, Summary
 
         self.folder.mkdir(parents=True, exist_ok=True)
         done = 0
@@ -63,8 +63,8 @@ class StagedSweeper(Sweeper):
 
 def write_forms(folder: Path, stages: Any, screened: Any, final: Any) -> None:
     """The table and the picture of what both stages came to."""
-    from samout_train.atomic import replace_file
-    from samout_train.charts import draw_forms, missing_charts
+    from samout_train.evaluation.charts import draw_forms, missing_charts
+    from samout_train.runtime.files import replace_file
 
     table = stages.markdown(screened, final)
     replace_file(folder / "forms.md", lambda file: file.write(table.encode()))

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from samout_train import build_trainer, losses
-from samout_train.metrics import num_parameters
+from samout_train import build_trainer
+from samout_train.models import loss as losses
+from samout_train.models.cost import num_parameters
 from samout_train.models.samout import SamOut
-from samout_train.trainer import Trainer
+from samout_train.training.trainer import Trainer
 
 PUBLISHED = ["experiment=published_v8"]
 LENGTHS = {"cpu": (256, 512, 1024, 4096, 16_384), "cuda": (1024, 4096, 32_768, 131_072)}
@@ -47,8 +48,9 @@ MODELS = {
 }
 MEMORY = """
 import sys
-from samout_train import build_trainer, losses
-from samout_train.runtime import peak_memory_bytes, reset_peak_memory
+from samout_train import build_trainer
+from samout_train.models import loss as losses
+from samout_train.runtime.device import peak_memory_bytes, reset_peak_memory
 if sys.argv[1] == "all logits":
     losses.MOST_LOGITS = float("inf")
 if sys.argv[1] == "published":

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["hydra", "numba", "torch._dynamo", "samout_train.run", "matplotlib.figure"])
+context.set_forkserver_preload(["hydra", "numba", "torch._dynamo", "samout_train.training.run", "matplotlib.figure"])
 
 
 def samout(
@@ -48,7 +48,7 @@ def _main(words: Sequence[str], folder: Path, streams: str, environment: dict[st
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = ["samout_train", *words]
-    from samout_train.__main__ import main
+    from samout_train.cli.main import main
 
     with os.fdopen(0, encoding="utf-8") as sys.stdin:
         main()

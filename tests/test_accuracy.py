@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from samout_train import build_model, train
-from samout_train.accuracy import NORMAL_QUANTILE, Accuracy, accuracy
-from samout_train.data.labelled_rows import LabelledRows
-from samout_train.data.task import IGNORED
-from samout_train.losses import next_token_nats
+from samout_train.data.tasks.base import IGNORED
+from samout_train.data.tasks.labelled_rows import LabelledRows
+from samout_train.evaluation.accuracy import NORMAL_QUANTILE, Accuracy, accuracy
+from samout_train.models.loss import next_token_nats
 
 CPU = torch.device("cpu")
 TINY = ["model=gru", "model.hidden_size=16", "model.num_layers=1", "device=cpu", "data=parity", "data.seq_len=5"]
@@ -105,7 +105,7 @@ def test_a_task_reports_its_accuracy_by_length_and_says_what_chance_is(tmp_path:
     log = (run_dir / "samout_train.log").read_text()
     assert "accuracy, length 9" in log and "chance" in log and "of 200 answers" in log
     # By hand, one row at a time.
-    from samout_train.data.parity import parity
+    from samout_train.data.tasks.parity import parity
 
     source = parity(seq_len=5, test_lengths=[9], num_sequences=200, num_test_sequences=200, seed=0)
     inputs, labels = source.tests["length_9"].split(source.tests["length_9"].windows(0, 200))

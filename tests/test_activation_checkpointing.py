@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from samout_train import build_trainer
-from samout_train.activation_checkpointing import checkpoint_activations
-from samout_train.config import CONF, ConfigError
-from samout_train.metrics import estimate_memory_bytes
-from samout_train.trainer import Trainer
+from samout_train.config.compose import CONF, ConfigError
+from samout_train.models.activation_checkpointing import checkpoint_activations
+from samout_train.models.cost import estimate_memory_bytes
+from samout_train.training.trainer import Trainer
 
 SIZES = ["data=random", "device=cpu", "data.batch_size=8", "model.hidden_size=32", "model.num_layers=3"]
 ON = "trainer.activation_checkpointing=true"

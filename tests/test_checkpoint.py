@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from samout_train.checkpoint import (
+from samout_train.checkpoint.files import (
     CheckpointError,
     damage,
     find_checkpoint,
     newest_checkpoint,
     read_checkpoint,
 )
-from samout_train.run_directory import locked
-from samout_train.saving import Checkpoints
+from samout_train.checkpoint.manager import Checkpoints
+from samout_train.checkpoint.run_directory import locked
 
 
 def checkpoints(run_dir: Path, **changes: Any) -> Checkpoints:
@@ -162,7 +162,7 @@ def test_what_reads_back_as_something_else_is_no_checkpoint(
 ) -> None:
     made = checkpoints(tmp_path)
     save(made, 1)
-    monkeypatch.setattr("samout_train.checkpoint._sha256", lambda path: "another")
+    monkeypatch.setattr("samout_train.checkpoint.files._sha256", lambda path: "another")
     made.save({"weight": torch.zeros(50)}, step=2, best_step=None)
     made.wait()
     assert made.last_step == 1 and "reads back as something else than was written" in caplog.text
@@ -178,7 +178,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
         may_write.wait(60)
         contents.append(bytes(content))
 
-    monkeypatch.setattr("samout_train.saving.write_checkpoint", slowly)
+    monkeypatch.setattr("samout_train.checkpoint.manager.write_checkpoint", slowly)
     made, state = checkpoints(tmp_path), {"weight": torch.zeros(50)}
     made.save(state, step=1, best_step=None)
     state["weight"] += 1

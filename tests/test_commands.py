@@ -245,7 +245,7 @@ def test_a_shell_completes_verbs_options_and_keys(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_python_in_the_working_directory_can_be_named_by_the_installed_command(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        "from samout_train.callbacks.base import Callback\n\n\nclass Says(Callback):\n"
+        "from samout_train.training.callbacks.base import Callback\n\n\nclass Says(Callback):\n"
         "    def on_end(self, summary):\n        print('said at step', summary['steps'])\n"
     )
     command = [str(Path(sys.executable).parent / "samout-train"), *TINY, "trainer=debug"]

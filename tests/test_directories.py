@@ -17,15 +17,15 @@ from omegaconf import OmegaConf
 from program import samout
 
 from samout_train import __version__, build_trainer, train
-from samout_train.command_line import last_of_each
-from samout_train.commands import train as train_command
-from samout_train.comparison.runs import read_run, told_apart
-from samout_train.config import ConfigError, compose_config
-from samout_train.ledger import outcome
-from samout_train.run_directory import DirectoryRefusedError, new_directory
-from samout_train.search_path import child_program
-from samout_train.stopping import StopRequestedError
-from samout_train.sweeps import data_problems, doubles, sweep_jobs, write_sweep
+from samout_train.checkpoint.run_directory import DirectoryRefusedError, new_directory
+from samout_train.cli import train as train_command
+from samout_train.cli.request import last_of_each
+from samout_train.config.compose import ConfigError, compose_config
+from samout_train.experiments.compare.runs import read_run, told_apart
+from samout_train.experiments.jobs import outcome
+from samout_train.experiments.sweep import data_problems, doubles, sweep_jobs, write_sweep
+from samout_train.runtime.search_path import child_program
+from samout_train.runtime.signals import StopRequestedError
 
 TINY = ["data=random", "model.hidden_size=8", "model.num_heads=2", "model.num_layers=1", "data.num_sequences=8"]
 RUN = [*TINY, "device=cpu", "data.batch_size=4", "trainer=debug", "callbacks.state_health.branches=none"]
@@ -411,7 +411,7 @@ def test_a_finished_run_that_goes_on_is_not_finished_before_it_has_ended_again(
         raise StopRequestedError(signal.SIGINT)
 
     with monkeypatch.context() as patched, pytest.raises(StopRequestedError):
-        patched.setattr("samout_train.fitting._train", stopped)
+        patched.setattr("samout_train.training.fit._train", stopped)
         train([*words, "resume=auto", "trainer.max_steps=4"])
     assert outcome(tmp_path / "run").state == "stopped"
     kept = json.loads((tmp_path / "run" / "summary_step_00000002.json").read_bytes())

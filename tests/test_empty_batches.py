@@ -15,13 +15,14 @@ from test_training_step import PROGRESS, gradients, model, step_of
 from together import together
 from torch import Tensor
 
-from samout_train import build_trainer, processes, train
+from samout_train import build_trainer, train
 from samout_train.data.batches import MatrixRows, Source
-from samout_train.evaluation import SpreadBatches, evaluate, in_order
-from samout_train.extrapolation import Extrapolation
-from samout_train.streaming import NOTHING_COUNTED, Reader
-from samout_train.trainer import Trainer
-from samout_train.training_step import TrainingStep
+from samout_train.evaluation.evaluator import SpreadBatches, evaluate, in_order
+from samout_train.evaluation.extrapolation import Extrapolation
+from samout_train.evaluation.streaming import NOTHING_COUNTED, Reader
+from samout_train.runtime import distributed as processes
+from samout_train.training.step import TrainingStep
+from samout_train.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 # Rows of one target, of which half are padding.

@@ -17,13 +17,14 @@ import pytest
 import torch
 from program import samout
 
-from samout_train import missing_home, runtime, search_path
-from samout_train.data.cache import cache_directory
-from samout_train.missing_home import ensure_home, own_folder
+from samout_train.data.text.cache import cache_directory
 from samout_train.ops import kernels, numba_cache
 from samout_train.ops.kernels import is_fused, use_kernels
 from samout_train.ops.max_scan import max_mix
 from samout_train.ops.numba_cache import compiled
+from samout_train.runtime import device as runtime
+from samout_train.runtime import missing_home, search_path
+from samout_train.runtime.missing_home import ensure_home, own_folder
 
 PROGRAM = [sys.executable, "-m", "samout_train"]
 TINY = [
@@ -106,7 +107,7 @@ def test_a_user_id_that_nobody_knows_trains_and_makes_no_folder_named_tilde(tmp_
         "import pwd, sys\n"
         "def unknown(uid): raise KeyError(uid)\n"
         "pwd.getpwuid = unknown\n"
-        "from samout_train.__main__ import main\n"
+        "from samout_train.cli.main import main\n"
         "main()"
     )
     (tmp_path / "text.txt").write_text("a text of a few words, again and again; " * 50)
@@ -303,7 +304,7 @@ def test_a_file_called_like_a_module_hides_none(tmp_path: Path, command: list[st
 def test_files_called_like_modules_hide_none_in_a_run_and_in_processes_that_tokenize(tmp_path: Path) -> None:
     shadows(tmp_path)
     (tmp_path / "mine.py").write_text(
-        "from samout_train.callbacks.base import Callback\n\n\nclass Says(Callback):\n"
+        "from samout_train.training.callbacks.base import Callback\n\n\nclass Says(Callback):\n"
         "    def on_end(self, summary):\n        print('said at step', summary['steps'])\n"
     )
     (tmp_path / "text.txt").write_text("words and words, " * 200)
@@ -344,7 +345,7 @@ def test_the_working_directory_is_last_on_the_path(tmp_path: Path, monkeypatch: 
     assert sys.path == ["/usr/lib/python3", "/x/site-packages", str(tmp_path)]
     search_path.working_directory_last()
     assert sys.path == ["/usr/lib/python3", "/x/site-packages", str(tmp_path)]
-    checkout = Path(search_path.__file__).parent.parent
+    checkout = Path(search_path.__file__).parent.parent.parent
     monkeypatch.chdir(checkout)
     monkeypatch.setattr(sys, "path", ["", "/usr/lib/python3", "/x/site-packages", "/y"])
     search_path.working_directory_last()
@@ -384,8 +385,8 @@ def test_a_run_without_asserts_and_docstrings_is_the_same(tmp_path: Path) -> Non
 
 
 def test_asking_for_the_commit_takes_no_lock_of_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "samout_train" / "runtime.py"
-    package.parent.mkdir()
+    package = tmp_path / "samout_train" / "runtime" / "device.py"
+    package.parent.mkdir(parents=True)
     package.touch()
     monkeypatch.setattr(runtime, "__file__", str(package))
     assert runtime.commit() is None, "no checkout"

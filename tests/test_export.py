@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from samout_train import build_model, load_exported, load_published, load_vocabulary, train
-from samout_train.commands import export
-from samout_train.data.vocabulary import SPECIAL_TOKENS
-from samout_train.export_files import once, write_weights
-from samout_train.exporting import ExportError, export_damage, export_run
-from samout_train.loading import load_run
+from samout_train.checkpoint.export import ExportError, export_damage, export_run
+from samout_train.checkpoint.export_files import once, write_weights
+from samout_train.checkpoint.load import load_run
+from samout_train.cli import export
+from samout_train.data.vocabulary.base import SPECIAL_TOKENS
 from samout_train.models.published import published_state
 
 SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=2", "device=cpu", "trainer=debug"]
@@ -167,11 +167,11 @@ def test_what_cannot_be_written_or_is_not_read_back_leaves_nothing(
 
     words = [f"run={folder / 'v8'}", "format=published", f"out={tmp_path / 'out'}"]
     with monkeypatch.context() as patched:
-        patched.setattr("samout_train.exporting.replace_file", full)
+        patched.setattr("samout_train.checkpoint.export.replace_file", full)
         assert export.main(words) == 1
     error = capsys.readouterr().err
     assert "cannot be written (No space left on device)" in error and "nothing is left there" in error
-    monkeypatch.setattr("samout_train.exporting.read_weights", lambda path, format: {"em": torch.zeros(3)})
+    monkeypatch.setattr("samout_train.checkpoint.export.read_weights", lambda path, format: {"em": torch.zeros(3)})
     with pytest.raises(ExportError, match=r"model\.pth read back is not what was written"):
         export_run(folder / "v8", format="published", out=tmp_path / "out")
     assert not list(tmp_path.iterdir())

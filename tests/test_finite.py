@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 import pytest
 
-from samout_train.commands import compare, generate, search, tokenize, train
-from samout_train.config import compose_config
-from samout_train.problems import problems
-from samout_train.ranges import Positive, beyond_numbers, validated
-from samout_train.signatures import mistakes_in_call
+from samout_train.cli import compare, generate, search, tokenize, train
+from samout_train.config.compose import compose_config
+from samout_train.config.ranges import Positive, beyond_numbers, validated
+from samout_train.config.signature import mistakes_in_call
+from samout_train.training.settings import problems
 
 LARGE = 10**30
 FINITE = "must be finite"

@@ -8,11 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 from program import samout
 
-from samout_train.commands.train import main
-from samout_train.config import build, compose_config, saved_config, saved_node
-from samout_train.literal import escaped
-from samout_train.overrides import as_typed
-from samout_train.shell_words import text_setting
+from samout_train.cli.train import main
+from samout_train.config.compose import build, compose_config, saved_config, saved_node
+from samout_train.config.literal import escaped
+from samout_train.config.overrides import as_typed
+from samout_train.runtime.shell import text_setting
 
 TINY = [
     *("data=text", "data.seq_len=8", "data.batch_size=4", "device=cpu", "kernels=reference", "model.hidden_size=8"),

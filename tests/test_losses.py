@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from samout_train import build_model, build_trainer, losses
-from samout_train.config import CONF
-from samout_train.losses import cross_entropy_sum, linear_cross_entropy_sum, next_token_nats
+from samout_train import build_model, build_trainer
+from samout_train.config.compose import CONF
+from samout_train.models import loss as losses
+from samout_train.models.loss import cross_entropy_sum, linear_cross_entropy_sum, next_token_nats
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 ROWS, WIDTH, IDS = 23, 8, 50

@@ -12,10 +12,19 @@ from program import samout
 from together import samout_together
 from torch import nn
 
-from samout_train import build_model, measuring, train
-from samout_train.loading import load_run
-from samout_train.measuring import bfloat16_share, choose_products, decided, go_on_with, kept, machine, product_of
+from samout_train import build_model, train
+from samout_train.checkpoint.load import load_run
 from samout_train.ops.linear.choice import Products, chosen_products, use_products
+from samout_train.training import products as measuring
+from samout_train.training.products import (
+    bfloat16_share,
+    choose_products,
+    decided,
+    go_on_with,
+    kept,
+    machine,
+    product_of,
+)
 
 CPU = torch.device("cpu")
 SHAPE = (4096, 64, 256)  # 2^26 multiplications
@@ -166,7 +175,7 @@ def test_a_run_goes_on_with_what_it_was_begun_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     measured = [Products("onednn", "numba")]
-    monkeypatch.setattr("samout_train.run.choose_products", lambda *args, **settings: measured[0])
+    monkeypatch.setattr("samout_train.training.run.choose_products", lambda *args, **settings: measured[0])
     words = [*TINY, f"run_dir={tmp_path / 'run'}", "resume=auto"]
     train([*words, "trainer.max_steps=2"])
     assert manifest(tmp_path / "run", 2)["products"] == "onednn,numba"
@@ -186,10 +195,12 @@ def test_a_run_goes_on_with_what_it_was_begun_with(
 def test_what_is_not_possible_here_is_said_and_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("samout_train.run.choose_products", lambda *args, **settings: Products("onednn", "torch"))
+    monkeypatch.setattr(
+        "samout_train.training.run.choose_products", lambda *args, **settings: Products("onednn", "torch")
+    )
     words = [*TINY, f"run_dir={tmp_path / 'run'}", "resume=auto"]
     train([*words, "trainer.max_steps=1"])
-    monkeypatch.setattr("samout_train.run.choose_products", lambda *args, **settings: Products())
+    monkeypatch.setattr("samout_train.training.run.choose_products", lambda *args, **settings: Products())
     monkeypatch.setattr(measuring, "has_onednn", lambda: False)
     train([*words, "trainer.max_steps=2"])
     assert manifest(tmp_path / "run", 2)["products"] == "torch,torch"

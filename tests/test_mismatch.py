@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_training_step import PROGRESS, model, step_of
 
-from samout_train.mismatch import refuse_other_model
+from samout_train.checkpoint.mismatch import refuse_other_model
 
 
 def test_names_and_both_shapes_are_told() -> None:

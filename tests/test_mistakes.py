@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from samout_train.commands.train import main
-from samout_train.data.vocabulary import SPECIAL_TOKENS
+from samout_train.cli.train import main
+from samout_train.data.vocabulary.base import SPECIAL_TOKENS
 
 FILES = {
     "good.txt": "long enough to learn from " * 50,
@@ -235,7 +235,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "number as a key": ([*MINE, "model=number"], ["model.5=6: no such key"]),
     "defaults in a circle": ([*MINE, "model=circle"], ["name each other in their defaults without end"]),
     "a key with no meaning": (["+model._args_=[1]"], ["model._args_: has no meaning here"]),
-    "no callback": (["+callbacks.x._target_=pathlib.Path"], ["must be a samout_train.callbacks.base.Callback"]),
+    "no callback": (
+        ["+callbacks.x._target_=pathlib.Path"],
+        ["must be a samout_train.training.callbacks.base.Callback"],
+    ),
     "a decay beyond 1": (["optimizer.betas=[2,0.9]"], ["optimizer.betas=[2, 0.9]: must be a list"]),
     "a seed too large": (["seed=99999999999999999999"], ["seed=99999999999999999999: must be from 0"]),
     "a sample's seed too large": ([f"callbacks.sample.seed={10**23}"], ["callbacks.sample.seed=1", "must be from 0"]),
@@ -287,7 +290,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
             "optimizer.betas=[0.9, 0.999]: no such key; torch.optim.SGD does not take it: leave it out, "
             "'~optimizer.betas'",
             "optimizer._target_: SGD does not take the argument model, which the run gives: name a function "
-            "(model, *, lr, ...) that returns a torch.optim.Optimizer, as samout_train/optim/adam.py has one",
+            "(model, *, lr, ...) for a torch optimizer, as samout_train/training/optimizers/adam.py has one",
         ],
     ),
     "a schedule of torch": (
@@ -298,14 +301,17 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ],
     ),
     "a schedule that is called too early": (
-        ["schedule=constant", "schedule._target_=samout_train.schedules.first_limit"],
-        ["schedule._target_=samout_train.schedules.first_limit: lacks arguments when it is called: name a class"],
+        ["schedule=constant", "schedule._target_=samout_train.training.schedules.first_limit"],
+        ["schedules.first_limit: lacks arguments when it is called: name a class"],
     ),
     "what is no schedule": (
         ["schedule=constant", "schedule._target_=fractions.Fraction", "run_dir=no_schedule"],
         ["schedule: Fraction cannot be called with a Progress ('Fraction' object is not callable): name a class"],
     ),
-    "what is no class": (["optimizer._target_=samout_train.optim.adam.__doc__"], ["is no class or function"]),
+    "what is no class": (
+        ["optimizer._target_=samout_train.training.optimizers.adam.__doc__"],
+        ["is no class or function"],
+    ),
     "what the run gives": (["+model.vocab_size=9"], ["model.vocab_size=9: is not set in the configuration"]),
     "a part that is not partial": (["model._partial_=false"], ["model._partial_: must be true"]),
 }

@@ -10,9 +10,9 @@ from test_training_step import PROGRESS, model, step_of
 from torch import Tensor, nn
 
 from samout_train.data.batches import Batches, MatrixRows
-from samout_train.data.vocabulary import Characters
-from samout_train.non_finite import MOST_IN_A_ROW, NonFiniteError, OnNonFinite, refuse_non_finite, report
-from samout_train.training_step import TrainingStep
+from samout_train.data.vocabulary.base import Characters
+from samout_train.training.non_finite import MOST_IN_A_ROW, NonFiniteError, OnNonFinite, refuse_non_finite, report
+from samout_train.training.step import TrainingStep
 
 
 def adam_step(

@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from samout_train.command_line import settings_of
-from samout_train.commands.generate import keys
-from samout_train.config import compose_config
-from samout_train.overrides import PLAIN_TEXT_KEYS
+from samout_train.cli.generate import keys
+from samout_train.cli.request import settings_of
+from samout_train.config.compose import compose_config
+from samout_train.config.overrides import PLAIN_TEXT_KEYS
 
 NASTY = [
     *("", " ", "'", '"', "'the hands", '"the" h', '"the"', "'the'", "the\\", "the\\\\", "\\'", "\\\\'", "it's", "'\\"),

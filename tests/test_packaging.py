@@ -50,7 +50,7 @@ def test_an_installed_wheel_trains_from_another_folder_with_its_own_conf(
     run(tmp_path, sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheels[origin])
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    where = "from samout_train.config import CONF; print(CONF)"
+    where = "from samout_train.config.compose import CONF; print(CONF)"
     conf = run(elsewhere, sys.executable, "-c", where, PYTHONPATH=str(site)).strip()
     assert Path(conf) == site / "samout_train" / "conf"
     command = site / "bin" / "samout-train"
@@ -67,7 +67,11 @@ def test_the_wheel_holds_the_package_and_its_conf_and_nothing_else(wheels: dict[
     listing = run(ROOT, sys.executable, "-m", "zipfile", "-l", wheels["checkout"]).splitlines()[1:]
     names = {line.split()[0] for line in listing}
     here = ROOT / "samout_train"
-    files = [*here.rglob("*.py"), *(here / "curves").iterdir(), here / "comparison" / "page.html"]
+    files = [
+        *here.rglob("*.py"),
+        *(here / "experiments" / "curves").iterdir(),
+        here / "experiments" / "compare" / "page.html",
+    ]
     package = {str(path.relative_to(ROOT)) for path in [*files, *(ROOT / "hydra_plugins").glob("*.py")]}
     conf = {f"samout_train/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert {name for name in names if ".dist-info/" not in name} == package | conf

@@ -11,18 +11,19 @@ from marks import mostly_slow
 from test_rules import options, overrides_for
 from together import samout_together, together
 
-from samout_train import build_model, build_trainer, processes
-from samout_train.checkpoint import CheckpointError
-from samout_train.config import compose_config
+from samout_train import build_model, build_trainer
+from samout_train.checkpoint.files import CheckpointError
+from samout_train.checkpoint.load import load_run
+from samout_train.checkpoint.shards import shapes_of_shards
+from samout_train.config.compose import compose_config
 from samout_train.data.batches import Batches, MatrixRows
-from samout_train.loading import load_run
-from samout_train.non_finite import NonFiniteError
-from samout_train.optim.adam import adam
-from samout_train.parallel import ParallelName, SharedModel, whole_tensor
-from samout_train.run import trainer_from
-from samout_train.schedules import Constant, Limits
-from samout_train.shards import shapes_of_shards
-from samout_train.training_step import TrainingStep
+from samout_train.models.parallel import ParallelName, SharedModel, whole_tensor
+from samout_train.runtime import distributed as processes
+from samout_train.training.non_finite import NonFiniteError
+from samout_train.training.optimizers.adam import adam
+from samout_train.training.run import trainer_from
+from samout_train.training.schedules import Constant, Limits
+from samout_train.training.step import TrainingStep
 
 # float32 sums in another order, after six steps of Adam.
 TOLERANCE = 1e-5

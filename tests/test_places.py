@@ -14,17 +14,18 @@ import pytest
 import torch
 from program import context
 
-from samout_train import compilation, train
-from samout_train.__main__ import main
-from samout_train.atomic import append, replace_file
-from samout_train.charts import draw_search, missing_charts
-from samout_train.command_line import answered
-from samout_train.commands import compare, export, inspect, search, tokenize
-from samout_train.commands import train as train_verb
-from samout_train.compilation import compile_problem
-from samout_train.config import ConfigError
-from samout_train.data import token_cache
-from samout_train.places import PlaceError, in_words, is_of_a_place, message_of, place_problem
+from samout_train import train
+from samout_train.cli import compare, export, inspect, search, tokenize
+from samout_train.cli import train as train_verb
+from samout_train.cli.main import main
+from samout_train.cli.request import answered
+from samout_train.config.compose import ConfigError
+from samout_train.data.text import token_cache
+from samout_train.evaluation.charts import draw_search, missing_charts
+from samout_train.runtime import compilation
+from samout_train.runtime.compilation import compile_problem
+from samout_train.runtime.files import append, replace_file
+from samout_train.runtime.places import PlaceError, in_words, is_of_a_place, message_of, place_problem
 
 TINY = [
     *("device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "data.seq_len=16"),
@@ -267,7 +268,7 @@ def test_a_directory_that_cannot_be_is_refused_before_anything_is_read(
 def test_a_batch_whose_step_does_not_fit_is_refused_with_nothing_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("samout_train.runtime.total_memory_bytes", lambda device: 50_000_000)
+    monkeypatch.setattr("samout_train.runtime.device.total_memory_bytes", lambda device: 50_000_000)
     words = [*RANDOM, "data.batch_size=4000", f"run_dir={tmp_path / 'run'}"]
     assert train_verb.main(words) == 2
     said = capsys.readouterr().err

@@ -16,21 +16,24 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from program import samout
 
-from samout_train import __version__, atomic, runtime, stopping
-from samout_train.checkpoint import CheckpointError, checkpoint_path, newest_checkpoint
-from samout_train.command_line import Request
-from samout_train.commands import verify
-from samout_train.comparison.labels import folder_name
-from samout_train.compilation import compile_problem
-from samout_train.config import compose_config
-from samout_train.hydra_parser import get_args_parser
-from samout_train.overrides import quote_text
-from samout_train.problems import problems
-from samout_train.run_directory import locked
-from samout_train.shell_words import list_setting
+from samout_train import __version__
+from samout_train.checkpoint.files import CheckpointError, checkpoint_path, newest_checkpoint
+from samout_train.checkpoint.run_directory import locked
+from samout_train.cli import main, verify
+from samout_train.cli.request import Request
+from samout_train.config.compose import compose_config
+from samout_train.config.hydra import get_args_parser
+from samout_train.config.overrides import quote_text
+from samout_train.experiments.compare.labels import folder_name
+from samout_train.runtime import device as runtime
+from samout_train.runtime import files as atomic
+from samout_train.runtime import signals as stopping
+from samout_train.runtime.compilation import compile_problem
+from samout_train.runtime.shell import list_setting
+from samout_train.training.settings import problems
 
-PACKAGE = Path(atomic.__file__).parent
-VERBS = sorted(path.stem for path in (PACKAGE / "commands").glob("[a-z]*.py"))
+PACKAGE = Path(atomic.__file__).parent.parent
+VERBS = list(main.VERBS)
 MPS = torch.device("mps")
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from samout_train import build_model, build_trainer
-from samout_train.config import ConfigError, compose_config
-from samout_train.problems import model_node, problems
-from samout_train.ranges import Positive, Probability, Range, Share, validated
-from samout_train.schedules import Constant, Progress, schedule_problem
+from samout_train.config.compose import ConfigError, compose_config
+from samout_train.config.ranges import Positive, Probability, Range, Share, validated
+from samout_train.training.schedules import Constant, Progress, schedule_problem
+from samout_train.training.settings import model_node, problems
 
 
 def found(*overrides: str) -> list[str]:
@@ -130,7 +130,9 @@ def test_what_settings_do_not_show_is_told_when_the_model_is_built(monkeypatch: 
         ConfigError, match=r"model.max_seq_len \(4\): rows of this data, or of its tests, are longer: set it to 5"
     ):
         build_trainer(["data=hello", "model=transformer", "model.max_seq_len=4", "device=cpu"])
-    monkeypatch.setattr("samout_train.problems.FOR_LABELS_ONLY", ())  # as for a model whose settings have other names
+    monkeypatch.setattr(
+        "samout_train.training.settings.FOR_LABELS_ONLY", ()
+    )  # as for a model whose settings have other names
     with pytest.raises(ConfigError, match="this model sees the whole sequence, and so the token"):
         build_trainer(["model=gru", "model.bidirectional=true", "device=cpu"])
 
@@ -154,7 +156,9 @@ def test_ranges(allowed: Range, inside: list[float], outside: list[float], text:
 )
 def test_what_is_no_schedule_is_refused_before_the_first_step(schedule: Any) -> None:
     told = schedule_problem(schedule, Progress(1, 10, 0.1)) or ""
-    assert told.startswith("schedule: ") and told.endswith("such as 0.5, as samout_train/schedules.py has them")
+    assert told.startswith("schedule: ") and told.endswith(
+        "such as 0.5, as samout_train/training/schedules.py has them"
+    )
 
 
 @pytest.mark.parametrize("schedule", [Constant(), lambda *words, **settings: 0.5, lambda progress: np.float32(0)])
@@ -163,7 +167,7 @@ def test_what_returns_a_factor_is_a_schedule(schedule: Any) -> None:
 
 
 def test_constructors_refuse_what_the_check_would() -> None:
-    from samout_train.schedules import Cosine
+    from samout_train.training.schedules import Cosine
 
     with pytest.raises(ValueError, match=r"final_share \(1.5\) must be from 0 to 1"):
         Cosine(warmup_steps=3, final_share=1.5)

@@ -12,8 +12,8 @@ from marks import mostly_slow
 from signal_after import signal_after
 
 from samout_train import train
-from samout_train.profiling import STEP, operations, table
-from samout_train.stopping import StopRequestedError
+from samout_train.runtime.signals import StopRequestedError
+from samout_train.training.profiler import STEP, operations, table
 
 TINY = [
     *("model=v8", "data=random", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=2"),

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from program import samout
 
-from samout_train import proof, train
-from samout_train.commands import prove_resume
+from samout_train import train
+from samout_train.cli import prove_resume
+from samout_train.experiments import prove_resume as proof
 
 TINY = [
     *("model=v8", "data=random", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"),

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from samout_train import runtime
+from samout_train.runtime import device as runtime
 
 FAULTS = """
 import resource
-from samout_train import runtime
-from samout_train.run import build_trainer
+from samout_train.runtime import device as runtime
+from samout_train.training.run import build_trainer
 trainer = build_trainer("model=v8 model.hidden_size=128 model.num_heads=4 model.num_layers=2 data=random "
     "data.vocab_size=100 data.batch_size=16 data.seq_len=128".split())
 for step in range(14):

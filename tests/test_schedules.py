@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from samout_train.schedules import Constant, Cosine, Limits, Progress, Schedule, WarmupStableDecay, first_limit
+from samout_train.training.schedules import Constant, Cosine, Limits, Progress, Schedule, WarmupStableDecay, first_limit
 
 
 def factors(schedule: Schedule, total: int) -> list[float]:

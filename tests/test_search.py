@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from program import samout
 
-from samout_train.commands import search
-from samout_train.config import ConfigError
-from samout_train.ledger import Outcome
-from samout_train.search.space import Choice, Interval, space_of
-from samout_train.search.trials import Search
+from samout_train.cli import search
+from samout_train.config.compose import ConfigError
+from samout_train.experiments.jobs import Outcome
+from samout_train.experiments.search.space import Choice, Interval, space_of
+from samout_train.experiments.search.trials import Search
 
 pytest.importorskip("optuna", reason="wants samout_train[search]")
 TINY = ["model=v8", "model.num_heads=2", "model.num_layers=1", "model.hidden_size=8", "device=cpu"]
@@ -23,7 +23,7 @@ CHEAP = ["callbacks.state_health.branches=none", "callbacks.sample.num_samples=1
 RATES = "space={optimizer.lr:{low:1e-3,high:1e-2,log:true},model.dropout:[0.0,0.1]}"
 DEADLY = """
 import os, pathlib, signal
-from samout_train.callbacks.base import Callback
+from samout_train.training.callbacks.base import Callback
 
 class Deadly(Callback):
     def on_start(self, context):

@@ -13,11 +13,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from program import samout
 
-from samout_train.command_line import Request
-from samout_train.config import compose_config
-from samout_train.home import home_expanded, home_path
-from samout_train.overrides import quote_text
-from samout_train.shell_words import (
+from samout_train.cli.request import Request
+from samout_train.config.compose import compose_config
+from samout_train.config.overrides import quote_text
+from samout_train.runtime.home import home_expanded, home_path
+from samout_train.runtime.shell import (
     dashboard_command,
     list_setting,
     program,

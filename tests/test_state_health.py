@@ -15,14 +15,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from samout_train import build_model, train
-from samout_train.branches import EVERYWHERE, added_nats, branches_of, mixed_by, said_by, without
-from samout_train.callbacks.base import Callback
-from samout_train.config import CONF
+from samout_train.config.compose import CONF
 from samout_train.data.batches import MatrixRows
-from samout_train.losses import cross_entropy_sum
+from samout_train.evaluation.ablation import EVERYWHERE, added_nats, branches_of, mixed_by, said_by, without
+from samout_train.evaluation.state_health import LayerHealth, calm_rows, growing_layers, positions_of, state_health
+from samout_train.models.loss import cross_entropy_sum
 from samout_train.models.samout_v8 import MaxStateSuper
 from samout_train.ops.max_scan import max_scan
-from samout_train.state_health import LayerHealth, calm_rows, growing_layers, positions_of, state_health
+from samout_train.training.callbacks.base import Callback
 
 CPU = torch.device("cpu")
 TINY = ["device=cpu", "model.hidden_size=12", "model.num_layers=2", "data=random", "data.seq_len=9"]
@@ -369,7 +369,7 @@ def test_a_state_that_is_no_number_ends_in_null(tmp_path: Path, monkeypatch: pyt
         model = Model(Maximum(), [[math.nan], [1.0]])
         return health_of(model, [[1, 0, 1]])
 
-    monkeypatch.setattr("samout_train.callbacks.state_health.state_health", lost)
+    monkeypatch.setattr("samout_train.training.callbacks.state_health.state_health", lost)
     run(tmp_path, "model.num_heads=2", "trainer.max_steps=1", "data.seq_len=3")
     layer = json.loads((tmp_path / "summary.json").read_text())["state_health"]["layers"]["layer_1"]
     assert layer["norm"] == [1.0, None, None] and layer["growth"] is None

@@ -14,12 +14,12 @@ import pytest
 import torch
 from program import samout
 
-from samout_train import threads, train
-from samout_train.config import compose_config
-from samout_train.problems import problems
-from samout_train.runtime import use_threads
-from samout_train.sweeps import jobs_at_once
-from samout_train.threads import (
+from samout_train import train
+from samout_train.config.compose import compose_config
+from samout_train.experiments.sweep import jobs_at_once
+from samout_train.runtime import threads
+from samout_train.runtime.device import use_threads
+from samout_train.runtime.threads import (
     ABOUT_WAITING,
     SHORT_WAIT,
     Others,
@@ -30,6 +30,7 @@ from samout_train.threads import (
     told_others,
     wait_shortly,
 )
+from samout_train.training.settings import problems
 
 TINY = [
     *("model=v8", "data=random", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"),
@@ -50,7 +51,7 @@ def test_threads_wait_shortly_unless_the_environment_says_how() -> None:
 def test_the_program_says_so_before_torch_is_there() -> None:
     code = (
         "import os, sys\n"
-        "from samout_train.__main__ import main\n"
+        "from samout_train.cli.main import main\n"
         "sys.argv = ['samout_train', 'generate', '--help']\n"
         "try: main()\n"
         "finally: print('torch' in sys.modules, os.environ.get('OMP_WAIT_POLICY'), file=sys.stderr)"
@@ -136,7 +137,7 @@ def test_the_number_of_threads_is_that_of_the_run_alone(
         use_threads(asked)
         assert torch.get_num_threads() == wanted
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("samout_train.runtime.available_cores", lambda: 1)
+    monkeypatch.setattr("samout_train.runtime.device.available_cores", lambda: 1)
     caplog.clear()
     use_threads(2)
     assert torch.get_num_threads() == 2 and "2 are more than the 1 cores here" in caplog.text

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from samout_train import build_model, build_trainer
 from samout_train.data.batches import Batches, MatrixRows
-from samout_train.losses import cross_entropy_sum
-from samout_train.non_finite import OnNonFinite
-from samout_train.parallel import SharedModel
-from samout_train.runtime import PrecisionName
-from samout_train.schedules import Constant, Limits
-from samout_train.training_step import TrainingStep
+from samout_train.models.loss import cross_entropy_sum
+from samout_train.models.parallel import SharedModel
+from samout_train.runtime.device import PrecisionName
+from samout_train.training.non_finite import OnNonFinite
+from samout_train.training.schedules import Constant, Limits
+from samout_train.training.step import TrainingStep
 
 PROGRESS = Limits(10, None).progress(1, 0.0)
 

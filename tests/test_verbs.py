@@ -10,8 +10,8 @@ import pytest
 from program import samout
 
 from samout_train import generate_text, train
-from samout_train.commands import generate
-from samout_train.loading import load_run
+from samout_train.checkpoint.load import load_run
+from samout_train.cli import generate
 
 SIZES = ["model.hidden_size=24", "model.num_heads=2", "model.num_layers=2", "device=cpu"]
 
@@ -119,7 +119,7 @@ def test_a_wrong_request_is_told_with_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
-    assert importlib.import_module(f"samout_train.commands.{words[0]}").main(words[1:]) == 2
+    assert importlib.import_module(f"samout_train.cli.{words[0]}").main(words[1:]) == 2
     out, error = capsys.readouterr()
     assert message in error and len(error.splitlines()) <= 8 and not out
 

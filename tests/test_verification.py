@@ -10,11 +10,11 @@ from marks import mostly_slow
 from torch import Tensor, nn
 
 from samout_train import build_model
+from samout_train.evaluation.verify import Row, Subject, training, verify
+from samout_train.evaluation.verify.causality import chosen_places
 from samout_train.models.samout import SamOut
 from samout_train.models.samout_v8 import MaxStateSuper
 from samout_train.ops.max_scan import max_scan
-from samout_train.verification import Row, Subject, training, verify
-from samout_train.verification.causality import chosen_places
 
 CPU = torch.device("cpu")
 CAUSAL = "causality: a token changes nothing before it"

@@ -14,10 +14,10 @@ from marks import mostly_slow
 from program import samout
 
 from samout_train import train
-from samout_train.commands.verify import main, subjects_of_run
-from samout_train.config import CONF
-from samout_train.loading import load_run
-from samout_train.verification import Row, Subject, verify
+from samout_train.checkpoint.load import load_run
+from samout_train.cli.verify import main, subjects_of_run
+from samout_train.config.compose import CONF
+from samout_train.evaluation.verify import Row, Subject, verify
 
 CPU = torch.device("cpu")
 SIZES = ["model.hidden_size=12", "model.num_layers=1", "model.num_heads=2"]
@@ -54,7 +54,7 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Subject, Subject]]:
         asked.append((subject, tiny))
         yield Row("it is called otherwise", float(type(subject.model(CPU)).__name__ == "RNN"), 0.0)
 
-    monkeypatch.setattr("samout_train.verification.verify", quick)
+    monkeypatch.setattr("samout_train.evaluation.verify.verify", quick)
     return asked
 
 

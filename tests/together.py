@@ -67,7 +67,7 @@ def _call(environment: Mapping[str, str], folder: str, function: Callable[..., A
 
 
 def _program(folder: Path, words: tuple[str, ...]) -> CompletedProcess[str]:
-    from samout_train.__main__ import main
+    from samout_train.cli.main import main
 
     os.chdir(folder)
     sys.argv = ["samout_train", *words]

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samout_train import processes
-from samout_train.data.documents import LineEnds
 from samout_train.data.shuffle import RowOrder
-from samout_train.data.vocabulary import Vocabulary
-from samout_train.runtime import to_device
+from samout_train.data.text.documents import LineEnds
+from samout_train.data.vocabulary.base import Vocabulary
+from samout_train.runtime import distributed
+from samout_train.runtime.device import to_device
 
 TARGETS_DRAWN_TOGETHER = 1 << 16
 
@@ -151,7 +151,7 @@ class Batches:
         self.ignore_index, self.device, self.overfit_batches = ignore_index, device, overfit_batches
         self._order = RowOrder(rows.num_rows, seed, shuffle=not getattr(rows, "has_own_order", False))
         self._ahead: tuple[int, Batch] | None = None
-        self._own_rows = batch_size // processes.count()
+        self._own_rows = batch_size // distributed.count()
         # Small batches are drawn many at a time: one by one, the drawing of 12 rows of 64 takes 2 % of a small step.
         self._steps_together = max(1, TARGETS_DRAWN_TOGETHER // (self._own_rows * rows.seq_len))
         self._block = -1
@@ -168,7 +168,7 @@ class Batches:
             if self._own_rows == self.batch_size:
                 ids = self._rows_from(steps[0] * self.batch_size, len(steps) * self.batch_size)
             else:
-                first = processes.rank() * self._own_rows
+                first = distributed.rank() * self._own_rows
                 ids = torch.cat([self._rows_from(one * self.batch_size + first, self._own_rows) for one in steps])
             ids = ids.view(len(steps), self._own_rows, -1)
             counts = (self.rows.split(ids)[1] != self.ignore_index).sum((1, 2)).tolist()
@@ -177,14 +177,14 @@ class Batches:
 
     def num_targets(self, step: int) -> int:
         """Return the number of counted targets of a step's batch, over all processes; all ask for it together."""
-        return processes.total(self.on_host(step)[1])
+        return distributed.total(self.on_host(step)[1])
 
     def get(self, step: int) -> Batch:
         """The batch of a step, on the device."""
         if self._ahead and self._ahead[0] == step:
             return self._ahead[1]
         ids_RT, own_targets = self.on_host(step)
-        return Batch(to_device(ids_RT, self.device), processes.total(own_targets), own_targets)
+        return Batch(to_device(ids_RT, self.device), distributed.total(own_targets), own_targets)
 
     def prepare(self, step: int) -> None:
         """Sends the batch of a later step on its way, while the device is busy with this one's."""

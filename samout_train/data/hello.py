@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from samout_train.config.ranges import checked_by
 from samout_train.data.batches import Source
-from samout_train.data.labelled_rows import LabelledRows
-from samout_train.ranges import checked_by
+from samout_train.data.tasks.labelled_rows import LabelledRows
 
 LETTERS = ("e", "h", "l", "o")
 INPUTS = (1, 0, 2, 2, 3)

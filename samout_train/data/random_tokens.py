@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from samout_train.config.ranges import Positive, Share, Size, checked_by, validated
 from samout_train.data.batches import MatrixRows, Source
-from samout_train.ranges import Positive, Share, Size, checked_by, validated
 
 
 def random_tokens_problems(settings: Mapping[str, Any], name: str) -> list[str]:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samout_train.config.ranges import Layers, Probability, Size, validated
 from samout_train.models.embedding import token_embedding
 from samout_train.models.feed_forward import FeedForward
 from samout_train.models.linear import Linear
 from samout_train.models.parts import matrix_flops, part_of
-from samout_train.ranges import Layers, Probability, Size, validated
 
 CHUNK = 64
 

@@ -13,8 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samout_train.file_kind import HEAD_BYTES, kept_otherwise, refuse_special
-from samout_train.tensor_file import LEGACY, ZIP, MoreThanTensorsError, StandIn, read_module_file, read_tensor_file
+from samout_train.runtime.file_kind import HEAD_BYTES, kept_otherwise, refuse_special
+from samout_train.runtime.tensor_file import (
+    LEGACY,
+    ZIP,
+    MoreThanTensorsError,
+    StandIn,
+    read_module_file,
+    read_tensor_file,
+)
 
 EMBEDDING = "em.weight"
 LAYERS = "decoder_layers."

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
+from samout_train.config.ranges import Layers, Probability, Size, validated
 from samout_train.models.embedding import EmbeddingName, token_embedding
 from samout_train.models.linear import Linear
 from samout_train.models.parts import matrix_flops, part_of
-from samout_train.ranges import Layers, Probability, Size, validated
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 

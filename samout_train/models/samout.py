@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal, cast
 
 from torch import Tensor, nn
 
+from samout_train.config.ranges import Layers, Probability, Range, Size, SizeOrNone, not_divisible, validated
 from samout_train.models.convolution import ConvolvedState, parts_of
 from samout_train.models.embedding import draw_small
 from samout_train.models.linear import Linear
 from samout_train.models.parts import part_of
 from samout_train.models.samout_layer import LayerNorms, SamOutLayer
 from samout_train.ops.linear import linear
-from samout_train.ranges import Layers, Probability, Range, Size, SizeOrNone, not_divisible, validated
 
 State = Sequence[Tensor | ConvolvedState]
 

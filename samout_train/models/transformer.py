@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, cast
 
 from torch import Tensor, nn
 
+from samout_train.config.ranges import Layers, Positive, Probability, Size, SizeOrNone, not_divisible, validated
 from samout_train.models.attention import Attention, Rotation, rotation_of
 from samout_train.models.convolution import CausalConvolution, ConvolvedState, joined, parts_of
 from samout_train.models.embedding import draw_small, token_embedding
@@ -21,7 +22,6 @@ from samout_train.models.feed_forward import FeedForward
 from samout_train.models.key_value_cache import KeyValueCache, refuse_past_the_end
 from samout_train.models.linear import Linear
 from samout_train.models.parts import matrix_flops, part_of
-from samout_train.ranges import Layers, Positive, Probability, Size, SizeOrNone, not_divisible, validated
 
 State = list[KeyValueCache | ConvolvedState]
 

@@ -10,12 +10,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from samout_train import train
-from samout_train.callbacks.base import StepReport
-from samout_train.callbacks.early_stopping import EarlyStopping
-from samout_train.callbacks.sample import prompts_from
-from samout_train.config import ConfigError
+from samout_train.config.compose import ConfigError
 from samout_train.data.batches import MatrixRows
-from samout_train.data.vocabulary import SOS_ID
+from samout_train.data.vocabulary.base import SOS_ID
+from samout_train.training.callbacks.base import StepReport
+from samout_train.training.callbacks.early_stopping import EarlyStopping
+from samout_train.training.callbacks.samples import prompts_from
 
 TINY = [
     *("model=v8", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"),
@@ -155,7 +155,9 @@ def test_bf16_is_pointed_out_once_where_it_was_measured_to_be_faster_to_who_left
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float | None, precision: str, hints: int
 ) -> None:
     asked = []
-    monkeypatch.setattr("samout_train.callbacks.report.bfloat16_share", lambda shape: asked.append(shape) or share)
+    monkeypatch.setattr(
+        "samout_train.training.callbacks.console.bfloat16_share", lambda shape: asked.append(shape) or share
+    )
     train([*TINY, f"precision={precision}", "trainer=debug", f"run_dir={tmp_path / 'run'}"])
     log = (tmp_path / "run" / "samout_train.log").read_text()
     assert log.count("measured here, products of this model's size take") == hints

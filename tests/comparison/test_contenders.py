@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from samout_train.comparison.contenders import contenders, decided_problems
-from samout_train.comparison.labels import folder_name, labelled, word_of
-from samout_train.comparison.matching import Budget
-from samout_train.config import ConfigError
-from samout_train.run import trainer_from
+from samout_train.config.compose import ConfigError
+from samout_train.experiments.compare.contenders import contenders, decided_problems
+from samout_train.experiments.compare.labels import folder_name, labelled, word_of
+from samout_train.experiments.compare.matching import Budget
+from samout_train.training.run import trainer_from
 
 RANDOM = ["data=random", "device=cpu", "data.batch_size=8"]
 
@@ -129,13 +129,13 @@ def test_a_budget_of_seconds_is_met_by_what_steps_are_measured_to_take(monkeypat
         size = sum(parameter.numel() for parameter in trainer.model.parameters())
         return 0.005 + size * 1e-9 + (1e-6 if size % 3 else 0.0)
 
-    monkeypatch.setattr("samout_train.comparison.contenders.seconds_a_step", seconds)
+    monkeypatch.setattr("samout_train.experiments.compare.contenders.seconds_a_step", seconds)
     words = ["data=random", "device=cpu", "trainer.max_steps=100", "model.num_layers=1", "model.num_heads=1"]
     (one,) = contenders(["v8"], words, Budget("seconds", 0.8))
     assert one.sizes is not None and one.sizes.cost == pytest.approx(0.8, rel=0.02)
     with pytest.raises(ConfigError, match="wants a number of steps"):
         contenders(["v8"], [*words, "trainer.max_steps=null", "trainer.max_seconds=3"], Budget("seconds", 0.8))
-    monkeypatch.setattr("samout_train.comparison.contenders.seconds_a_step", lambda trainer: out_of_memory())
+    monkeypatch.setattr("samout_train.experiments.compare.contenders.seconds_a_step", lambda trainer: out_of_memory())
     with pytest.raises(ConfigError, match="v8: no width"):
         contenders(["v8"], words, Budget("seconds", 0.8))
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from fake import make_contest, make_run
 
-from samout_train.comparison.findings import speaks_against, verdict
-from samout_train.comparison.results import contests_of
-from samout_train.comparison.runs import read_run
-from samout_train.comparison.tables import loss_table, pair_table, run_rows, setting_tables
+from samout_train.experiments.compare.findings import speaks_against, verdict
+from samout_train.experiments.compare.results import contests_of
+from samout_train.experiments.compare.runs import read_run
+from samout_train.experiments.compare.tables import loss_table, pair_table, run_rows, setting_tables
 
 MATCHED = {"match": "parameters:800k", "jobs": 1}
 LOSSES = {"worse": [2.0, 2.1, 2.2], "best": [1.0, 1.1, 1.2], "near": [1.0, 1.2, 1.15]}

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from fake import make_contest, make_run
 
-from samout_train.commands import compare
-from samout_train.comparison import page
-from samout_train.comparison.chart_kinds import flop_unit, time_unit
-from samout_train.comparison.page import html, markdown, write_page
-from samout_train.comparison.results import contests_of
-from samout_train.comparison.runs import read_run
+from samout_train.cli import compare
+from samout_train.experiments.compare import page
+from samout_train.experiments.compare.chart_kinds import flop_unit, time_unit
+from samout_train.experiments.compare.page import html, markdown, write_page
+from samout_train.experiments.compare.results import contests_of
+from samout_train.experiments.compare.runs import read_run
 
 SEVEN = ("v1", "v8", "maxplus", "transformer", "lstm", "gru", "mingru")
 RECORD = {"command": "samout-train compare 'models=[v1,v8]'", "match": "parameters:800k", "machine": "a <machine>"}
@@ -103,7 +103,9 @@ def test_without_matplotlib_there_are_tables_and_how_to_get_charts(
 ) -> None:
     contest = make_contest(tmp_path / "runs", {"v8": [1.0, 1.1], "gru": [2.0, 2.2]})
     for module in ("page", "drawing"):
-        monkeypatch.setattr(f"samout_train.comparison.{module}.missing_charts", lambda: "no picture: pip install it")
+        monkeypatch.setattr(
+            f"samout_train.experiments.compare.{module}.missing_charts", lambda: "no picture: pip install it"
+        )
     written = write_page([contest], RECORD, {}, tmp_path / "page")
     assert [path.name for path in written] == ["comparison.html", "comparison.md"]
     text = written[0].read_text("utf-8")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from fake import make_contest, make_run
 
-from samout_train.comparison.results import Contestant, contests_of, difference
-from samout_train.comparison.runs import read_run, run_dirs_below, told_apart
+from samout_train.experiments.compare.results import Contestant, contests_of, difference
+from samout_train.experiments.compare.runs import read_run, run_dirs_below, told_apart
 
 
 def contestant(folder: Path, *runs: tuple[float, int, float | None]) -> Contestant:

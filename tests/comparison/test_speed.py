@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from samout_train.comparison import speed
-from samout_train.comparison.contenders import contenders
-from samout_train.comparison.speed import measured_speeds, read_speeds, tokens_per_second
+from samout_train.experiments.compare import speed
+from samout_train.experiments.compare.contenders import contenders
+from samout_train.experiments.compare.speed import measured_speeds, read_speeds, tokens_per_second
 
 
 class Slow(nn.Module):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from samout_train.data.batches import Batches, MatrixRows, Rows
-from samout_train.data.token_rows import TokenRows
-from samout_train.evaluation import SpreadBatches, in_order
+from samout_train.data.text.rows import TokenRows
+from samout_train.evaluation.evaluator import SpreadBatches, in_order
 
 CPU = torch.device("cpu")
 

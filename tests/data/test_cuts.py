@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from samout_train.data import cuts
-from samout_train.data.bpe import LONGEST_RUN, BytePairs
-from samout_train.data.cuts import folded, parts_of_text, whole_parts
-from samout_train.data.documents import LineEnds, Piece, TextReader
-from samout_train.data.survey import survey
-from samout_train.data.token_cache import tokenize
-from samout_train.data.vocabulary_choice import VocabularyChoice
-from samout_train.stopping import StopRequestedError, StopSignals
+from samout_train.data.text import cuts
+from samout_train.data.text.cuts import folded, parts_of_text, whole_parts
+from samout_train.data.text.documents import LineEnds, Piece, TextReader
+from samout_train.data.text.files import survey
+from samout_train.data.text.token_cache import tokenize
+from samout_train.data.vocabulary.bpe import LONGEST_RUN, BytePairs
+from samout_train.data.vocabulary.choice import VocabularyChoice
+from samout_train.runtime.signals import StopRequestedError, StopSignals
 
 PIECES = [
     "ab",
@@ -88,7 +88,7 @@ def test_whole_parts_of_a_beginning_are_those_of_the_whole(monkeypatch: pytest.M
 def test_pieces_of_a_file_have_the_tokens_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vocabulary: BytePairs, chunk_bytes: int, line_ends: LineEnds
 ) -> None:
-    monkeypatch.setattr("samout_train.data.documents.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("samout_train.data.text.documents.CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(cuts, "LONGEST", 16)
     path, reader = tmp_path / "text.txt", TextReader(sos=False, line_ends=line_ends)
     for seed in range(25):

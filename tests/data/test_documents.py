@@ -10,11 +10,11 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from samout_train.commands import tokenize
-from samout_train.config import compose_config
-from samout_train.data.bpe import BytePairs
-from samout_train.data.documents import KEY, JsonlReader, Reader, Special, TextReader
-from samout_train.data.survey import survey
+from samout_train.cli import tokenize
+from samout_train.config.compose import compose_config
+from samout_train.data.text.documents import KEY, JsonlReader, Reader, Special, TextReader
+from samout_train.data.text.files import survey
+from samout_train.data.vocabulary.bpe import BytePairs
 
 ROLES = {"user": "<|user|>", "assistant": "<|agent|>", "system": "<|history|>"}
 
@@ -33,7 +33,7 @@ def jsonl(path: Path, *documents: Any) -> Path:
 def test_text_read_from_the_end_of_any_piece_goes_on_with_the_same_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr("samout_train.data.documents.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("samout_train.data.text.documents.CHUNK_BYTES", chunk_bytes)
     path = tmp_path / "text.txt"
     content = "äöü€ 𝄞abc\n\n  and so on; the end ofaverylongwordindeedthatfillsapiece \n" * 9
     path.write_text(content, "utf-8")
@@ -44,7 +44,7 @@ def test_text_read_from_the_end_of_any_piece_goes_on_with_the_same_pieces(
 
 
 def test_pieces_of_a_text_are_tokenized_as_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samout_train.data.documents.CHUNK_BYTES", 50)
+    monkeypatch.setattr("samout_train.data.text.documents.CHUNK_BYTES", 50)
     path = tmp_path / "text.txt"
     content = "The sands of time; the hand of\n\n\tthe   band. It's 'til ten. " * 20
     path.write_text(content, "utf-8")
@@ -75,7 +75,7 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_documents_read_from_the_end_of_any_piece_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samout_train.data.documents.CHUNK_BYTES", 40)
+    monkeypatch.setattr("samout_train.data.text.documents.CHUNK_BYTES", 40)
     path = jsonl(tmp_path / "a.jsonl", *({"text": f"document {number} äö"} for number in range(20)))
     pieces = list(JsonlReader.of(ROLES).read(path))
     assert len(pieces) > 5
@@ -106,7 +106,7 @@ def test_a_line_that_cannot_be_read_is_named(
     path = jsonl(tmp_path / "a.jsonl", {"text": "one"}, {"text": "two"})
     path.write_text(path.read_text("utf-8") + line + "\n", "utf-8")
     for chunk_bytes in (4, 1000):
-        monkeypatch.setattr("samout_train.data.documents.CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr("samout_train.data.text.documents.CHUNK_BYTES", chunk_bytes)
         with pytest.raises(ValueError, match=r"a.jsonl line 3: ") as caught:
             list(JsonlReader.of(ROLES).read(path))
         assert message in str(caught.value)
@@ -136,7 +136,7 @@ def test_a_key_that_stands_twice_is_refused_and_messages_beside_a_text_are_count
 def test_the_first_byte_that_is_no_utf_8_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, offset: int, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr("samout_train.data.documents.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("samout_train.data.text.documents.CHUNK_BYTES", chunk_bytes)
     path = tmp_path / "bad.txt"
     path.write_bytes(content)
     for reader in (TextReader(sos=False), JsonlReader.of(ROLES)):

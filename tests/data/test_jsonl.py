@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from samout_train.data.batches import Source
-from samout_train.data.jsonl import PaddedRows, jsonl
-from samout_train.data.vocabulary import SPECIAL_TOKENS
+from samout_train.data.text.jsonl import PaddedRows, jsonl
+from samout_train.data.vocabulary.base import SPECIAL_TOKENS
 
 TEXTS = ["abcde", "f", "ghijklmno", "pq", "rstuv", "wxyz", "abc", "defg", "hijkl", "mnop"]
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from samout_train.data.batches import MatrixRows, Source
+from samout_train.data.check import row_problems
 from samout_train.data.hello import hello
-from samout_train.data.row_check import row_problems
-from samout_train.data.token_rows import TokenRows
+from samout_train.data.text.rows import TokenRows
 
 
 def source(ids_RT: Tensor, ignore_index: int = -100) -> Source:

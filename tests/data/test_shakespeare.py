@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from samout_train.data import shakespeare as module
 from samout_train.data.batches import Source
-from samout_train.data.shakespeare import shakespeare, shakespeare_problems
+from samout_train.data.text import shakespeare as module
+from samout_train.data.text.shakespeare import shakespeare, shakespeare_problems
 
 SETTINGS: dict[str, Any] = {
     "vocabulary": "characters",

@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from samout_train import generate_text, train
-from samout_train.commands import evaluate
-from samout_train.commands.tokenize import main as tokenize
-from samout_train.data import shard_rows
+from samout_train.checkpoint.load import load_run
+from samout_train.cli import evaluate
+from samout_train.cli.tokenize import main as tokenize
 from samout_train.data.batches import Batches, Source
-from samout_train.data.jsonl import PaddedRows
-from samout_train.data.row_check import row_problems
-from samout_train.data.shard_index import INDEX, PLAN, read_index
-from samout_train.data.shard_reader import Places, ShardReader
-from samout_train.data.shard_rows import BLOCK, DocumentLayout, PackedLayout, ShardRows
-from samout_train.data.shards import _quotas, shards, shards_problems
-from samout_train.data.token_rows import TokenRows
-from samout_train.loading import load_run
+from samout_train.data.check import row_problems
+from samout_train.data.shards import rows as shard_rows
+from samout_train.data.shards.index import INDEX, PLAN, read_index
+from samout_train.data.shards.reader import Places, ShardReader
+from samout_train.data.shards.rows import BLOCK, DocumentLayout, PackedLayout, ShardRows
+from samout_train.data.shards.source import _quotas, shards, shards_problems
+from samout_train.data.text.jsonl import PaddedRows
+from samout_train.data.text.rows import TokenRows
 
 CPU = torch.device("cpu")
 SOS, PAD = 0, 3
@@ -302,7 +302,7 @@ def test_damaged_shards_are_told_with_file_and_sizes(folders: Path, tmp_path: Pa
 
 
 def test_more_shards_than_may_be_open_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samout_train.data.shard_reader.MOST_OPEN", 2)
+    monkeypatch.setattr("samout_train.data.shards.reader.MOST_OPEN", 2)
     reader = numbered([9, 9, 9, 9], tmp_path)
     shards_of_rows = np.array([0, 1, 2, 3, 0, 2, 1])
     places = Places(shards_of_rows, np.arange(7), np.full(7, 2))
@@ -311,7 +311,7 @@ def test_more_shards_than_may_be_open_are_read(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_system_without_preadv_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from samout_train.data import shard_reader
+    from samout_train.data.shards import reader as shard_reader
 
     monkeypatch.setattr(shard_reader, "_read_at", shard_reader._seek_and_read)
     places = Places(np.array([0, 0]), np.array([3, 1]), np.array([2, 3]))
@@ -322,7 +322,7 @@ def test_few_rows_are_read_before_a_run_and_a_recorded_id_that_is_none_is_told(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, read = source(folders / "a"), []
-    monkeypatch.setattr("samout_train.data.row_check.IDS_TOGETHER", 2 * made.train.seq_len)
+    monkeypatch.setattr("samout_train.data.check.IDS_TOGETHER", 2 * made.train.seq_len)
     assert isinstance(made.train, ShardRows) and made.train.num_windows > 100
     windows = made.train.windows
     monkeypatch.setattr(made.train, "windows", lambda start, stop: read.append((start, stop)) or windows(start, stop))

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from samout_train.data.batches import Source
-from samout_train.data.cache import cache_directory
-from samout_train.data.python_source import python_source
 from samout_train.data.random_tokens import random_tokens
-from samout_train.data.text import text
+from samout_train.data.text.cache import cache_directory
+from samout_train.data.text.python_source import python_source
+from samout_train.data.text.text import text
 
 
 def random_source(**changes: int) -> Source:

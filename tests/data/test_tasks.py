@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from samout_train.config import CONF, build, compose_config
-from samout_train.data.copy import draw_copy
-from samout_train.data.has_seen import draw_has_seen
-from samout_train.data.induction import draw_induction
-from samout_train.data.needle import draw_needle
-from samout_train.data.parity import draw_parity
-from samout_train.data.recall import distinct, draw_recall
-from samout_train.data.s5 import draw_s5
-from samout_train.data.selective_copy import draw_selective_copy
-from samout_train.data.task import IGNORED
-from samout_train.problems import DATA_SETTINGS
+from samout_train.config.compose import CONF, build, compose_config
+from samout_train.data.tasks.base import IGNORED
+from samout_train.data.tasks.copy import draw_copy
+from samout_train.data.tasks.has_seen import draw_has_seen
+from samout_train.data.tasks.induction import draw_induction
+from samout_train.data.tasks.needle import draw_needle
+from samout_train.data.tasks.parity import draw_parity
+from samout_train.data.tasks.recall import distinct, draw_recall
+from samout_train.data.tasks.s5 import draw_s5
+from samout_train.data.tasks.selective_copy import draw_selective_copy
+from samout_train.training.settings import DATA_SETTINGS
 
 Row = tuple[list[int], list[int]]
 NONE = IGNORED

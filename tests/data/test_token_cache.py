@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from samout_train.data import token_cache
-from samout_train.data.cache import cache_directory, cache_path
-from samout_train.data.documents import TextReader
-from samout_train.data.survey import Survey, survey
-from samout_train.data.token_cache import tokenize
-from samout_train.data.vocabulary import Bytes, Characters
-from samout_train.data.vocabulary_choice import VocabularyChoice, VocabularyName
-from samout_train.stopping import StopRequestedError
+from samout_train.data.text import token_cache
+from samout_train.data.text.cache import cache_directory, cache_path
+from samout_train.data.text.documents import TextReader
+from samout_train.data.text.files import Survey, survey
+from samout_train.data.text.token_cache import tokenize
+from samout_train.data.vocabulary.base import Bytes, Characters
+from samout_train.data.vocabulary.choice import VocabularyChoice, VocabularyName
+from samout_train.runtime.signals import StopRequestedError
 
 NAMES: list[VocabularyName] = ["characters", "bytes", "bpe"]
 
@@ -27,7 +27,7 @@ NAMES: list[VocabularyName] = ["characters", "bytes", "bpe"]
 @pytest.fixture(autouse=True)
 def small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("samout_train.data.documents.CHUNK_BYTES", 40)
+    monkeypatch.setattr("samout_train.data.text.documents.CHUNK_BYTES", 40)
 
 
 def files(folder: Path) -> Survey:
@@ -169,10 +169,10 @@ def test_of_two_processes_one_tokenizes_and_the_other_waits(tmp_path: Path) -> N
     lock = FileLock(cache_path(*parts, ending=".lock"))
     code = (
         "import logging, sys; logging.basicConfig(level=logging.INFO)\n"
-        "from pathlib import Path; from samout_train.data.folder import find\n"
-        "from samout_train.data.documents import TextReader; from samout_train.data.survey import survey\n"
-        "from samout_train.data.token_cache import tokenize\n"
-        "from samout_train.data.vocabulary_choice import VocabularyChoice\n"
+        "from pathlib import Path; from samout_train.data.text.folder import find\n"
+        "from samout_train.data.text.documents import TextReader; from samout_train.data.text.files import survey\n"
+        "from samout_train.data.text.token_cache import tokenize\n"
+        "from samout_train.data.vocabulary.choice import VocabularyChoice\n"
         "found = find(sys.argv[1], '*.txt'); looked_at = survey(found.root, found.files, TextReader(sos=True))\n"
         "print(len(tokenize(looked_at, VocabularyChoice('bytes', 280, None)).tokens))"
     )

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from samout_train.commands import tokenize
-from samout_train.data import parts, tokenizing
-from samout_train.data.documents import JsonlReader, Reader, Special, TextReader
-from samout_train.data.parts import Span, parts_of, place_to_cut
-from samout_train.data.shard_index import INDEX, PLAN, VOCABULARY, read_index
-from samout_train.data.vocabulary import SOS_ID, SPECIAL_TOKENS
-from samout_train.shell_words import program_file, typed_line
+from samout_train.cli import tokenize
+from samout_train.data.shards import parts
+from samout_train.data.shards import write as tokenizing
+from samout_train.data.shards.index import INDEX, PLAN, VOCABULARY, read_index
+from samout_train.data.shards.parts import Span, parts_of, place_to_cut
+from samout_train.data.text.documents import JsonlReader, Reader, Special, TextReader
+from samout_train.data.vocabulary.base import SOS_ID, SPECIAL_TOKENS
+from samout_train.runtime.shell import program_file, typed_line
 
 LETTERS = ["a", "b", "ä", "ö", "ß", "😀", "文", " ", " ", "\n", "  ", "\u3000", "\x85", "word", "Wörter"]
 
@@ -369,6 +370,6 @@ def test_two_at_one_folder_are_not_let(texts: Path, tmp_path: Path, capsys: Any)
 
 
 def test_workers_do_not_import_torch() -> None:
-    code = "import sys, samout_train.data.part_worker, samout_train.data.workers; print('torch' in sys.modules)"
+    code = "import sys; from samout_train.data.shards import part_worker, workers; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

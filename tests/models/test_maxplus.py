@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samout_train import build_model
-from samout_train.branches import added_nats, mixed_by
+from samout_train.evaluation.ablation import added_nats, mixed_by
+from samout_train.evaluation.verify import Subject, verify
 from samout_train.models.convolution import CausalConvolution
 from samout_train.models.maxplus import Decay, MaxPlus
 from samout_train.models.samout import SamOut
 from samout_train.models.samout_v8 import MaxStateSuper
-from samout_train.verification import Subject, verify
 
 DECAYS = list(get_args(Decay))
 PLAIN = {"norm": "published", "convolution_size": 0}

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from samout_train.losses import cross_entropy_sum
+from samout_train.models.loss import cross_entropy_sum
 from samout_train.models.published import load_published, rename_published
 from samout_train.models.samout import SamOut
-from samout_train.optim.adam import adam
+from samout_train.training.optimizers.adam import adam
 
 
 class Golden:

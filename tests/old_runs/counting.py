@@ -2,9 +2,9 @@
 from typing import Annotated
 
 import torch
+from samout_train.ranges import Positive, validated
 
 from samout_train.data.batches import MatrixRows, Source
-from samout_train.ranges import Positive, validated
 
 
 @validated

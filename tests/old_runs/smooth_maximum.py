@@ -2,9 +2,8 @@
 from typing import Annotated
 
 import torch
-from torch import Tensor, nn
-
 from samout_train.ranges import Positive, validated
+from torch import Tensor, nn
 
 
 class SmoothMaximum(nn.Module):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from samout_train import build_model
-from samout_train.optim.adam import adam
-from samout_train.optim.adamw import adamw
+from samout_train.training.optimizers.adam import adam
+from samout_train.training.optimizers.adamw import adamw
 
 
 def test_adam_is_torchs_with_its_defaults() -> None:

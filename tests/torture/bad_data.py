@@ -11,8 +11,8 @@ from pathlib import Path
 from unittest import mock
 
 from samout_train import train as train_in_process
-from samout_train.commands import train
-from samout_train.data.cache import cache_directory
+from samout_train.cli import train
+from samout_train.data.text.cache import cache_directory
 from torture.answers import refused, told
 from torture.row import Case
 

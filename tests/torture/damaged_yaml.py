@@ -2,8 +2,8 @@
 
 import random
 
-from samout_train.commands import train
-from samout_train.config import CONF
+from samout_train.cli import train
+from samout_train.config.compose import CONF
 from torture.answers import told
 from torture.row import Case
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from program import context
 
-from samout_train.checkpoint import damage, newest_checkpoint, read_checkpoint
-from samout_train.proof import digests
-from samout_train.saving import Checkpoints
+from samout_train.checkpoint.files import damage, newest_checkpoint, read_checkpoint
+from samout_train.checkpoint.manager import Checkpoints
+from samout_train.experiments.prove_resume import digests
 from torture.processes import QUICK, finished, start, until_it_trains
 from torture.row import Case, Row
 

@@ -1,0 +1,115 @@
+"""The record of a run's data in its checkpoints: a run is continued by content and not by path."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samout_train.runtime.json_files import read_figures
+
+if TYPE_CHECKING:
+    from samout_train.data.batches import Source
+
+MOST_FILES = 100
+FACTS = ("sha256", "tokens", "documents")
+
+
+def data_record(source: "Source") -> dict[str, Any]:
+    """Return what identifies the content of a source; nothing where it takes no digest of what it reads."""
+    said = source.description
+    if "sha256" not in said:
+        return {}
+    record: dict[str, Any] = {name: said[name] for name in FACTS if name in said}
+    files = said.get("files")
+    if isinstance(files, list):
+        record |= {"num_files": len(files), "bytes": sum(int(file["bytes"]) for file in files)}
+        record |= {"files": files} if len(files) <= MOST_FILES else {}
+    return record
+
+
+def refuse_other_data(now: Mapping[str, Any], then: Mapping[str, Any] | None, data: Mapping[str, Any]) -> None:
+    """Compare the data of a run with the data it is continued on.
+
+    Args:
+        now: The record of the data that is there.
+        then: The record in the checkpoint; None where an earlier version wrote it.
+        data: The node of the configuration, for the message.
+
+    Raises:
+        ValueError: if the content differs.
+    """
+    if then is not None and (difference := _difference(now, then, data)):
+        raise ValueError(
+            f"{difference}\ngive the data that the run was begun with, or begin another run with a run_dir of its own"
+        )
+
+
+def _difference(now: Mapping[str, Any], then: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    if all(now.get(name) == then.get(name) for name in FACTS):
+        return None
+    key = next((key for key in ("path", "paths") if data.get(key) is not None), None)
+    where = "data" if key is None else f"data.{key}={data[key]}"
+    lines = _other_files(now, then)
+    told = "".join(f"\n  {line}" for line in lines) or f" {_said(now)}; the run has {_said(then)}"
+    return f"{where}: is other data than the run learns from:{told}"
+
+
+def recorded_data(run_dir: Path) -> dict[str, Any]:
+    """Return what the newest checkpoint of a run records of its data; nothing where it records none."""
+    manifests = sorted((run_dir / "checkpoints").glob("step_*.json"))
+    found: dict[str, Any] = (read_figures(manifests[-1]).get("data") or {}) if manifests else {}
+    return found
+
+
+class DataNow:
+    """The data that is there now, against what runs learned from; each source is read once."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, dict[str, Any]] = {}
+
+    def other_than(self, run_dir: Path, config: Mapping[str, Any]) -> str | None:
+        """Return how it differs from the data of a run; None where it does not, or the run does not say.
+
+        Args:
+            run_dir: Of the run; its settings of data are those of the configuration.
+            config: As plain dictionaries, resolved and checked.
+        """
+        if not (then := recorded_data(run_dir)):
+            return None
+        try:
+            difference = _difference(self._record(config), then, config["data"])
+        except ValueError as error:
+            difference = str(error)
+        except OSError:  # what needs the data says so
+            return None
+        return None if difference is None else f"{run_dir}: {difference}\ngive the data of the runs that are there"
+
+    def _record(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        from samout_train.training.run import source_from
+
+        key = json.dumps(config["data"])
+        if key not in self._records:
+            self._records[key] = data_record(source_from(config))
+        return self._records[key]
+
+
+def _other_files(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """The first files that differ, one text each."""
+    here, there = ({file["name"]: file for file in record.get("files", [])} for record in (now, then))
+    if not here or not there or (len(here) == len(there) == 1):
+        return []
+    names = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
+    lines = [f"{name}: {_file(here.get(name))}; the run has {_file(there.get(name))}" for name in names[:5]]
+    return [*lines, *([f"and {len(names) - 5} files more"] if len(names) > 5 else [])]
+
+
+def _file(file: Mapping[str, Any] | None) -> str:
+    return "no such file" if file is None else f"{file['bytes']:,} bytes, sha256 {str(file['sha256'])[:12]}..."
+
+
+def _said(record: Mapping[str, Any]) -> str:
+    if not record:
+        return "no digest"
+    parts = [f"{record['num_files']} files"] if record.get("num_files", 1) > 1 else []
+    parts += [f"{record[name]:,} {name}" for name in ("bytes", "documents", "tokens") if name in record]
+    return ", ".join([*parts, f"sha256 {str(record['sha256'])[:12]}..."])

@@ -1,0 +1,219 @@
+"""A run's weights for other programs: as safetensors, or as the file that the published scripts load.
+
+An export is a folder: the weights, the configuration and the vocabulary that belong to them, and `export.json`, which
+is written last and says that the folder is complete, with the size and sha256 of each file.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import torch
+
+from samout_train.checkpoint.export_files import (
+    PICKLED,
+    WEIGHTS,
+    once,
+    read_vocabulary,
+    read_weights,
+    safetensors_library,
+    vocabulary_files,
+    write_weights,
+)
+from samout_train.checkpoint.load import LoadedRun, load_run, model_of
+from samout_train.data.vocabulary.published import read_published_vocabulary
+from samout_train.models.cost import num_parameters
+from samout_train.models.published import load_published, published_state
+from samout_train.runtime.device import weights_sha256
+from samout_train.runtime.file_kind import refuse_special
+from samout_train.runtime.files import replace_file
+from samout_train.runtime.home import home_path
+from samout_train.runtime.places import in_words, place_problem
+from samout_train.training.products import choose_once
+
+Format = Literal["safetensors", "published"]
+MANIFEST, CONFIG = "export.json", "config.yaml"
+FORMAT = 1
+COMPARED_IDS = 64
+
+
+class ExportError(Exception):
+    """What was asked for is right, and yet nothing whole could be written."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Args:
+        folder: Where.
+        run: What it was made of.
+        files: Bytes of each file.
+        tensors: How many the file of weights holds; a shared one once.
+        sha256: Of the weights, over sorted names, shapes, dtypes and bytes.
+    """
+
+    folder: Path
+    run: LoadedRun
+    files: dict[str, int]
+    tensors: int
+    sha256: str
+
+
+def export_run(run: str | Path, *, format: Format, out: str | Path | None = None) -> Exported:
+    """Writes the weights of a run's last checkpoint, or of a checkpoint, and reads them back.
+
+    Args:
+        run: A run directory, or a checkpoint in one.
+        format: `safetensors`, or `published` for V1 and V8.
+        out: A folder that is not there yet, or is empty; None for `export_<format>` in the run directory.
+
+    Raises:
+        ValueError: if there is no such run, it has no such form, or something is at `out` already.
+        CheckpointError: if the run's checkpoints are damaged.
+        ExportError: if the disk did not take it, or what was read back is something else; nothing is left behind then.
+    """
+    if format == "safetensors":
+        safetensors_library()  # says how to get it, before anything is read
+    given = None if out is None else _folder(out)
+    loaded = load_run(run)
+    folder = given or loaded.checkpoint.parent.parent / f"export_{format}"
+    state = loaded.model.state_dict()
+    tensors, shared = (published_state(loaded.model), {}) if format == "published" else once(state)
+    tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    contents: dict[str, Callable[[IO[bytes]], Any]] = {
+        WEIGHTS[format]: lambda file: write_weights(file, tensors, shared, format),
+        CONFIG: lambda file: file.write((loaded.checkpoint.parent.parent / ".hydra" / "config.yaml").read_bytes()),
+        **vocabulary_files(loaded.vocabulary, format),
+    }
+    was_there = _refuse_what_is_there(folder)
+    try:
+        for name, write in contents.items():
+            replace_file(folder / name, write)
+        _compare(folder, format, loaded)
+        files = {name: _measured(folder / name) for name in contents}
+        sha256 = weights_sha256(state)
+        note: dict[str, Any] = {"export": FORMAT, "format": format, "step": loaded.step, "torch": torch.__version__}
+        note |= {"vocab_size": loaded.vocab_size, "pad_id": loaded.pad_id, "weights_sha256": sha256, "files": files}
+        note |= {"parameters": num_parameters(loaded.model)}
+        replace_file(folder / MANIFEST, lambda file: file.write(json.dumps(note, indent=1).encode()))
+    except BaseException as error:
+        for name in contents:
+            with suppress(OSError):  # the first error is the one to be told
+                (folder / name).unlink(missing_ok=True)
+        if not was_there:
+            with suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise ExportError(f"{in_words(error, place=folder)}; nothing is left there") from error
+        raise
+    return Exported(folder, loaded, {name: int(file["bytes"]) for name, file in files.items()}, len(tensors), sha256)
+
+
+def load_exported(folder: str | Path) -> LoadedRun:
+    """Loads the model and the vocabulary of an export, of either format; no code in its files is run.
+
+    Args:
+        folder: What `export_run` wrote.
+
+    Raises:
+        ValueError: if it is no export, or is damaged.
+    """
+    folder = home_path(folder)
+    if reason := export_damage(folder):
+        raise ValueError(f"{folder} cannot be used: {reason}")
+    note = read_manifest(folder)
+    format, vocab_size, pad_id = note["format"], note["vocab_size"], note["pad_id"]
+    path = folder / WEIGHTS[format]
+    node, model = model_of(folder / CONFIG, path, read_weights(path, format), vocab_size=vocab_size, pad_id=pad_id)
+    choose_once(model)
+    return LoadedRun(path, note["step"], model, read_vocabulary(folder), vocab_size, pad_id, node)
+
+
+def export_damage(folder: Path) -> str | None:
+    """Why an export cannot be believed; None where each file agrees with `export.json`."""
+    try:
+        note = read_manifest(folder)
+    except ValueError as error:
+        return str(error)
+    for name, wanted in note["files"].items():
+        path = folder / str(name)
+        if Path(str(name)).name != name or not path.is_file():
+            return f"{name} is missing"
+        if (size := path.stat().st_size) != wanted["bytes"]:
+            return f"{name} has {size} bytes, {MANIFEST} says {wanted['bytes']}"
+        if _measured(path)["sha256"] != wanted["sha256"]:
+            return f"the sha256 of {name} differs from that in {MANIFEST}"
+    return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What `export.json` of an export says.
+
+    Raises:
+        ValueError: if it is not there, or says something else.
+    """
+    try:
+        refuse_special(folder / MANIFEST)
+        note = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        wanted = {"format", "step", "vocab_size", "pad_id", "torch", "weights_sha256", "parameters", "files"}
+        if note["export"] != FORMAT or not wanted <= note.keys() or note["format"] not in WEIGHTS:
+            raise ValueError("of another version")
+        if not all({"bytes", "sha256"} <= file.keys() for file in note["files"].values()):
+            raise ValueError("without sizes")
+    except OSError as error:
+        raise ValueError(f"{MANIFEST} is missing, so the export was not completed") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{MANIFEST} is damaged, or of another version of this program") from error
+    return dict(note)
+
+
+def _folder(out: str | Path) -> Path:
+    if not str(out):
+        raise ValueError("out=: is empty: give a folder that is not there yet")
+    if problem := place_problem(home_path(out)):
+        raise ValueError(f"out={out}: {problem}")
+    return home_path(out)
+
+
+def _refuse_what_is_there(folder: Path) -> bool:
+    """Makes the folder; returns whether it was there already, empty."""
+    was_there = folder.is_dir()
+    if folder.exists() and (not was_there or any(folder.iterdir())):
+        raise ValueError(f"out={folder}: is there already, and nothing is overwritten: give another folder as out=...")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out={folder}: cannot be made ({error.strerror}): give another folder as out=...") from error
+    return was_there
+
+
+def _compare(folder: Path, format: str, loaded: LoadedRun) -> None:
+    """Reads back what was written."""
+    found = []
+    path, state = folder / WEIGHTS[format], loaded.model.state_dict()
+    if weights_sha256(read_weights(path, format)) != weights_sha256(state):
+        found.append(path.name)
+    if format == "published":
+        ids_BT = torch.arange(min(loaded.vocab_size, COMPARED_IDS))[None]
+        published = load_published(path, num_heads=loaded.model_node["num_heads"])
+        with torch.no_grad():
+            logits = [model(ids_BT)[0].nan_to_num() for model in (published, loaded.model)]
+        if not torch.equal(*logits):
+            found.append(f"{path.name}, by its logits,")
+    wanted = loaded.vocabulary.state_dict() if loaded.vocabulary else None
+    read = [read_vocabulary(folder)]
+    read += [read_published_vocabulary(folder / PICKLED)] if (folder / PICKLED).is_file() else []
+    if any((vocabulary and vocabulary.state_dict()) != wanted for vocabulary in read):
+        found.append("the vocabulary")
+    if found:
+        raise ExportError(f"{folder}: {' and '.join(found)} read back is not what was written: nothing is left there")
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -1,0 +1,125 @@
+"""What a run, or the published scripts, left behind."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from samout_train.checkpoint.files import CheckpointError, find_checkpoint, read_checkpoint
+from samout_train.config.compose import ConfigError, build, saved_node
+from samout_train.data.text.documents import LineEnds
+from samout_train.data.vocabulary.base import Vocabulary
+from samout_train.data.vocabulary.choice import read_vocabulary_file, vocabulary_from
+from samout_train.data.vocabulary.published import read_published_vocabulary
+from samout_train.runtime.home import home_path
+from samout_train.training.products import choose_once
+from samout_train.training.settings import model_problems
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model; `model, vocabulary = load_run(path)` takes the two that most need.
+
+    Args:
+        checkpoint: Where it was read from.
+        step: After how many steps.
+        model: In evaluation mode, on the CPU.
+        vocabulary: None where it was trained on ids that are no text.
+        vocab_size: Number of ids V.
+        pad_id: Id of the padding; None where there is none.
+        model_node: The `model` of its configuration.
+        line_ends: How those of its text were read, and those of prompts are.
+    """
+
+    checkpoint: Path
+    step: int
+    model: nn.Module
+    vocabulary: Vocabulary | None
+    vocab_size: int
+    pad_id: int | None
+    model_node: dict[str, Any]
+    line_ends: LineEnds = "keep"
+
+    def __iter__(self) -> Iterator[nn.Module | Vocabulary | None]:
+        yield from (self.model, self.vocabulary)
+
+
+def load_run(path: str | Path) -> LoadedRun:
+    """Loads the model of a run's last checkpoint, or of a checkpoint.
+
+    Args:
+        path: A run directory, or a checkpoint in one.
+
+    Raises:
+        ValueError: if there is none, or the run's configuration is not beside it, cannot be built or does not fit.
+        CheckpointError: if what is there is damaged.
+    """
+    checkpoint = find_checkpoint(path)
+    content = read_checkpoint(checkpoint)
+    try:
+        weights, step, vocab_size, pad_id, state = (
+            content[key] for key in ("model", "step", "vocab_size", "pad_id", "vocabulary")
+        )
+        vocabulary = None if state is None else vocabulary_from(state)
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint} cannot be used: it is no whole checkpoint ({error!r:.100})") from error
+    saved = checkpoint.parent.parent / ".hydra" / "config.yaml"
+    node, model = model_of(saved, checkpoint, weights, vocab_size=vocab_size, pad_id=pad_id)
+    choose_once(model)
+    line_ends = content.get("line_ends", "keep")
+    return LoadedRun(checkpoint, step, model, vocabulary, vocab_size, pad_id, node, line_ends)
+
+
+def model_of(
+    saved: Path, file: Path, weights: Mapping[str, Tensor], *, vocab_size: int, pad_id: int | None
+) -> tuple[dict[str, Any], nn.Module]:
+    """Builds the model that a saved configuration describes, and gives it its weights.
+
+    Args:
+        saved: The configuration.
+        file: Where the weights were read from.
+        weights: By the names of the model's state_dict.
+        vocab_size: Number of ids V.
+        pad_id: Id of the padding; None where there is none.
+
+    Returns:
+        The `model` of the configuration, and the model in evaluation mode.
+
+    Raises:
+        ConfigError: if the configuration is not there, is wrong, or is that of another model.
+    """
+    node = saved_node(saved)
+    if found := model_problems(node):
+        raise ConfigError("\n".join(f"{saved}: {mistake}" for mistake in found))
+    try:
+        model: nn.Module = build(node, vocab_size=vocab_size, pad_id=pad_id)
+        model.load_state_dict(weights)
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{saved}: its model is not that of {file.name} ({reason}): restore what the run wrote"
+        ) from error
+    return node, model.eval()
+
+
+def load_vocabulary(path: str | Path) -> Vocabulary:
+    """The vocabulary that a run was trained with, or a pickled one of the published kind.
+
+    Args:
+        path: A run directory, a checkpoint (`.pt`), a pickled vocabulary, or the `vocabulary.json` of an export; no
+            code in it is run.
+
+    Raises:
+        ValueError: if there is none at the path, or the run was trained on ids that are no text.
+        CheckpointError: if the run's checkpoints are damaged.
+    """
+    if (file := home_path(path)).is_file() and file.suffix == ".json":
+        return read_vocabulary_file(file)
+    if file.is_file() and file.suffix != ".pt":
+        return read_published_vocabulary(file)
+    state = read_checkpoint(find_checkpoint(path)).get("vocabulary")
+    if state is None:
+        raise ValueError(f"{path} was trained on ids that are no text, so it has no vocabulary")
+    return vocabulary_from(state)

@@ -1,0 +1,270 @@
+"""What speaks against a run directory, or a checkpoint to start from, before anything is written."""
+
+import itertools
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from samout_train.config.compose import Composed, ConfigError
+from samout_train.config.diagnostics import in_few_words
+from samout_train.config.moved import current_settings
+from samout_train.runtime.files import leftovers
+from samout_train.runtime.home import home_expanded, home_path
+from samout_train.runtime.json_files import read_figures
+from samout_train.runtime.places import place_problem
+
+# What a continued run must have in common with what it continues; the rest may change.
+SECONDS_OF_A_LOOK = 0.5  # at most, that who only asks whether a run is under way holds its lock
+FIXED_KEYS = ("seed", "model", "data", "optimizer")
+FREE_DATA_KEYS = ("budget_steps", "log_every_n_steps", "eval_every_n_steps")
+KINDS = {
+    "a run": ("metrics.jsonl", "checkpoints"),
+    "a sweep": ("sweep.json",),
+    "a comparison": ("comparison.json",),
+    "a search": ("search.json", "search.db"),
+}
+
+
+class DirectoryRefusedError(ConfigError):
+    """A directory that cannot be taken: what lies in it is another run's, and nothing in it was touched."""
+
+
+class TakenError(DirectoryRefusedError):
+    """Another process is at a run in the directory."""
+
+
+# Where checkpoints record the content of the data, these say only where it lies.
+PLACE_KEYS = ("data.path", "data.paths", "data.pattern", "data.vocabulary_path")
+
+
+def resume_problems(composed: Composed, directory: str = "run_dir") -> list[str]:
+    """Return the problems with starting from a checkpoint; nothing is written.
+
+    Args:
+        composed: The configuration.
+        directory: The key that says where the run, or the sweep that it is a job of, lies.
+    """
+    resume = composed.config["resume"]
+    if resume == "auto" and directory in composed.named_by_time:
+        return [
+            f"resume=auto: continues the run in {directory}, and that is a new directory here: give {directory}=... of "
+            "the run too, or leave resume out to begin a new one"
+        ]
+    if resume in (None, "auto"):
+        return []
+    path = Path(str(resume))
+    if not resume or not path.exists():
+        return [f"resume={resume}: is not there: give auto, a run directory or a checkpoint"]
+    if path.is_dir() and not any(path.rglob("step_*.pt")):
+        return [f"resume={resume}: holds no checkpoint: give a run directory that has checkpoints/step_*.pt"]
+    if path.is_file() and path.suffix != ".pt":
+        return [f"resume={resume}: is no checkpoint: give auto, a run directory or a checkpoint, step_*.pt"]
+    return []
+
+
+def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
+    """What speaks against writing into run_dir; looks only, so that nothing in it is touched."""
+    run_dir = Path(config["run_dir"])
+    if problem := place_problem(run_dir):
+        return [f"run_dir={run_dir}: {problem}"]
+    if is_taken(run_dir):
+        return [_taken(run_dir)]
+    return content_problems(run_dir, config)
+
+
+def other_kind(folder: Path, own: str) -> str | None:
+    """Return what else a folder holds than what is asked for, such as `a sweep`; None where it may be used.
+
+    Args:
+        folder: Any path.
+        own: What it may hold, one of those in KINDS.
+    """
+    return next(
+        (kind for kind, marks in KINDS.items() if kind != own and any((folder / m).exists() for m in marks)), None
+    )
+
+
+def content_problems(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return why the run in a directory cannot be continued with a configuration; ask again under its lock."""
+    if kind := other_kind(run_dir, "a run"):
+        return [f"run_dir={run_dir}: holds {kind}: give another run_dir"]
+    if not holds_run(run_dir):
+        return []
+    if config["resume"] != "auto":
+        return [f"run_dir={run_dir}: holds a run already: set resume=auto to continue it, or another run_dir"]
+    free = tuple(f"data.{name}" for name in FREE_DATA_KEYS)
+    places = PLACE_KEYS if has_data_record(run_dir) else ()
+    return [
+        f"{difference}: continue it with the same, or give another run_dir"
+        for difference in other_settings(run_dir, config, FIXED_KEYS, free)
+        if difference.partition("=")[0] not in places
+    ]
+
+
+def has_data_record(run_dir: Path) -> bool:
+    """Return whether the checkpoints of a run record its data, which is then compared in place of its path."""
+    manifests = [read_figures(path) for path in (run_dir / "checkpoints").glob("step_*.json")]
+    # The newest may be damaged, and then an earlier one is taken.
+    return bool(manifests) and all(manifest.get("data") for manifest in manifests)
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether there is anything of a run in a directory."""
+    return any((run_dir / mark).exists() for mark in KINDS["a run"])
+
+
+def is_taken(run_dir: Path) -> bool:
+    """Whether a process is at a run in a directory."""
+    lock = _lock(run_dir)
+    if not Path(lock.lock_file).exists():
+        return False
+    try:
+        with lock:
+            return False
+    except Timeout:
+        return True
+
+
+def other_settings(
+    run_dir: Path, config: Mapping[str, Any], keys: Sequence[str], free: tuple[str, ...] = ()
+) -> list[str]:
+    """Where the run in a directory differs from a configuration, one text each; none where it does not say.
+
+    Args:
+        run_dir: Of the run.
+        config: As plain dictionaries, resolved.
+        keys: At its top, that are compared.
+        free: What begins like one of these may differ.
+    """
+    saved = run_dir / ".hydra" / "config.yaml"
+    if not saved.exists():
+        return []
+    try:
+        loaded = OmegaConf.load(saved)
+        before: Any = f"it is no {type(config).__name__}"
+        if isinstance(
+            loaded, DictConfig
+        ):  # of its values some are made of others, and run_dir of what only Hydra knows
+            before = home_expanded(OmegaConf.to_container(OmegaConf.masked_copy(loaded, [*keys]), resolve=True))
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+        before = in_few_words(error, [])
+    if not isinstance(before, dict):
+        return [f"run_dir={run_dir}: {saved} cannot be read ({before}): repair it"]
+    return [f"{key}={now}: the run in {run_dir} has {then}" for key, then, now in _pairs(before, config, keys, free)]
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """Return the differences between two configurations, one text each.
+
+    Args:
+        then: As plain dictionaries, resolved.
+        now: Likewise.
+        keys: At their top, that are compared.
+    """
+    return [f"{key}={new}: it was {old}" for key, old, new in _pairs(then, now, keys, ())]
+
+
+def _pairs(
+    before: Mapping[str, Any], config: Mapping[str, Any], keys: Sequence[str], free: tuple[str, ...]
+) -> list[tuple[str, Any, Any]]:
+    # A job that was continued has resume=auto; that says nothing of what it trains.
+    then, now = (
+        scalars({key: c.get(key) for key in keys if (key, c.get(key)) != ("resume", "auto")})
+        for c in map(current_settings, (before, config))
+    )
+    return [
+        (key, then.get(key, "null"), now.get(key, "null"))
+        for key in sorted(then.keys() | now.keys())
+        if not _same(key, then.get(key), now.get(key)) and not key.startswith(free)
+    ]
+
+
+def new_directory(path: Path) -> Path:
+    """Make a directory that no other process has, with `-2`, `-3`, ... at its name where that exists already.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            made = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            with suppress(FileExistsError):
+                made.mkdir()
+                return made
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, f"run_dir={path}") from error
+    raise AssertionError("there is always another number")
+
+
+def _same(key: str, then: Any, now: Any) -> bool:
+    """Return whether two values are equal, or spell the same path."""
+    if then == now or key not in ("data.path", "data.vocabulary_path"):
+        return bool(then == now)
+    return all(isinstance(path, str) and path for path in (then, now)) and _place(then) == _place(now)
+
+
+def _place(path: str) -> Path:
+    return home_path(path).resolve()
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Keeps other runs out of a run directory, and clears away what a run that was killed had half written there.
+
+    The lock is the operating system's, so that a killed run leaves none. A directory that is empty but for it is
+    removed again.
+
+    Raises:
+        TakenError: if another process holds it.
+    """
+    lock = _lock(run_dir, timeout=SECONDS_OF_A_LOOK)
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # nobody typed the folder within
+        raise type(error)(error.errno, error.strerror, f"run_dir={run_dir}") from error
+    try:
+        with lock:
+            for folder in (run_dir, run_dir / ".hydra", run_dir / "checkpoints"):
+                for leftover in leftovers(folder):
+                    with suppress(OSError):  # open elsewhere, on Windows
+                        leftover.unlink()
+            for shards in (run_dir / "checkpoints").glob("step_*.shards"):
+                if not shards.with_suffix(".pt").exists():
+                    shutil.rmtree(shards, ignore_errors=True)
+            yield
+    except Timeout as error:
+        raise TakenError(_taken(run_dir)) from error
+    finally:
+        folder = Path(lock.lock_file).parent
+        with suppress(OSError):
+            if not lock.is_locked and [path.name for path in folder.iterdir()] == ["lock"]:
+                Path(lock.lock_file).unlink()
+                folder.rmdir()
+        with suppress(OSError):  # also where nothing could be made in it; what is not empty stays
+            run_dir.rmdir()
+
+
+def _lock(run_dir: Path, timeout: float = 0.0) -> FileLock:
+    return FileLock(run_dir / ".hydra" / "lock", timeout=timeout)
+
+
+def _taken(run_dir: Path) -> str:
+    return f"run_dir={run_dir}: another process is at a run in it: wait until it has ended, or give another run_dir"
+
+
+def scalars(node: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Values by dotted key; lists as text, nulls and `_partial_` left out."""
+    if isinstance(node, Mapping):
+        nested = [scalars(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items()]
+        return {key: value for part in nested for key, value in part.items()}
+    if node is None or prefix.endswith("._partial_"):
+        return {}
+    return {prefix: node if isinstance(node, bool | int | float | str) else str(node)}

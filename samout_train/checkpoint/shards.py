@@ -1,0 +1,223 @@
+"""The sharded part of a checkpoint: tensors in a folder, in torch's distributed format, written by all processes.
+
+torch reads the folder's `.metadata` with pickle and believes what it finds. Here digests of all files stand in the
+manifest of the checkpoint and are compared before any of them is opened, and `.metadata` may name nothing but the few
+classes that it is made of; the tensors themselves are read with `weights_only=True`, as torch does.
+"""
+
+import hashlib
+import logging
+import pickle
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from samout_train.runtime import distributed
+
+METADATA = ".metadata"
+OF_METADATA = {
+    *(("torch", name) for name in ("Size", "float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8")),
+    ("torch", "bool"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    *(("pathlib", name) for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    *(("pathlib._local", name) for name in ("PosixPath", "WindowsPath")),
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "TensorStorageMetadata"),
+            *("ChunkStorageMetadata", "_MEM_FORMAT_ENCODING"),
+        )
+    ),
+}
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Writes tensors into a new folder, each process its shards; all do so together.
+
+    Args:
+        folder: Is made anew.
+        tensors: By name; the same names in all processes.
+
+    Returns:
+        The sha256 of each file, as it reads back, by name.
+
+    Raises:
+        OSError: in all processes if one of them cannot write.
+    """
+    if distributed.is_first():
+        shutil.rmtree(folder, ignore_errors=True)
+        problem = _made(folder)
+    else:
+        problem = None
+    if problem := distributed.from_first(problem):
+        raise problem
+    try:
+        with _quiet():
+            save(dict(tensors), storage_writer=FileSystemWriter(folder))
+    except CheckpointException as error:
+        causes = [failure[0] if isinstance(failure, tuple) else failure for failure in error.failures.values()]
+        if not all(isinstance(cause, OSError | RuntimeError) for cause in causes):
+            raise
+        cause = next((cause for cause in causes if isinstance(cause, OSError)), None)
+        raise OSError(cause.errno if cause else None, str(causes[0])) from error
+    files = sorted(path.name for path in folder.iterdir())
+    mine = files[distributed.rank() :: distributed.count()]
+    digests = distributed.gathered({name: _sha256(folder / name) for name in mine})
+    return {name: digest for part in digests for name, digest in part.items()}
+
+
+def damaged_shards(folder: Path, digests: Mapping[str, str]) -> str | None:
+    """Why a folder cannot be believed; None where it holds what was written.
+
+    Args:
+        folder: Of `write_shards`.
+        digests: What it returned.
+    """
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            return f"its shard {folder.name}/{name} is missing"
+        if _sha256(path) != digest:
+            return f"its shard {folder.name}/{name} is damaged: the sha256 is another one"
+    return None
+
+
+def shapes_of_shards(folder: Path) -> dict[str, Tensor]:
+    """The tensors in a folder by name, whole, without their content (on the device `meta`).
+
+    Raises:
+        ValueError: if it holds anything else.
+    """
+    with _readable():
+        entries = _Reader(folder).read_metadata().state_dict_metadata
+    shapes = {}
+    for name, entry in entries.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise ValueError(f"it holds more than tensors ({name})")
+        shapes[name] = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+    return shapes
+
+
+def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Fills tensors, whole ones or the shards of this process, with what a folder holds under their names.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    with _readable(), _quiet():
+        load(tensors, storage_reader=_Reader(folder), no_dist=True)
+
+
+def split_shards(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What of a sharded state lies in the checkpoint itself, and the tensors that lie beside it, by name.
+
+    Args:
+        state: With `vectors`: see `samout_train.checkpoint.state.saved_weights`.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in state["model"].items()}
+    rest: dict[int, dict[str, Any]] = {}
+    for index, parts in state["optimizer"]["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": part for name, part in parts.items() if isinstance(part, Tensor)}
+        rest[index] = {name: part for name, part in parts.items() if not isinstance(part, Tensor)}
+    return state | {"model": {}, "optimizer": state["optimizer"] | {"state": rest}}, tensors
+
+
+def join_shards(content: dict[str, Any], folder: Path, *, whole: bool) -> None:
+    """Puts what `split_shards` took out of a state back into it.
+
+    Args:
+        content: The state; `shards` is added where the tensors are not read.
+        folder: Of `write_shards`.
+        whole: Whether to read the tensors; else they are without content (on the device `meta`).
+
+    Raises:
+        ValueError: if the folder does not hold them.
+    """
+    tensors = shapes_of_shards(folder)
+    if whole:
+        tensors = {name: torch.empty_like(tensor, device="cpu") for name, tensor in tensors.items()}
+        read_shards(folder, tensors)
+    else:
+        content["shards"] = str(folder)
+    for name in content.pop("vectors"):
+        tensors[name] = tensors[name].reshape(())
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part == "model":
+            content["model"][rest] = tensor
+        else:
+            index, _, key = rest.partition(".")
+            content["optimizer"]["state"].setdefault(int(index), {})[key] = tensor
+
+
+class _Reader(FileSystemReader):
+    """torch's, but for what `.metadata` may name."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """What is in the folder, and where."""
+        with (Path(self.path) / METADATA).open("rb") as file:
+            metadata = _Unpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise ValueError("it is no description of shards")
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the classes of a description of shards, and no others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class, if it is one of them."""
+        if (module, name) not in OF_METADATA:
+            raise ValueError(f"it asks for {module}.{name}: code in a file is never run")
+        return super().find_class(module, name)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What a damaged or hostile folder raises, as ValueError."""
+    try:
+        yield
+    except (CheckpointException, pickle.UnpicklingError, OSError) as error:
+        raise ValueError(f"its shards cannot be read ({' '.join(str(error).split())[:200]})") from error
+    except (EOFError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"its shards cannot be read ({error!r:.200})") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch warns that one process saves or loads for itself, which is what is wanted."""
+    logger = logging.getLogger("torch.distributed")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
+
+
+def _made(folder: Path) -> OSError | None:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        return error
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

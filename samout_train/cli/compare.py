@@ -1,0 +1,142 @@
+"""`python -m samout_train compare models=[...] match=parameters:800k`: what is better, and is that more than noise?"""
+
+import datetime
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from samout_train.cli.request import Request, answered, settings_of
+from samout_train.cli.train_keys import beside_those_of_train
+from samout_train.config.compose import ConfigError
+from samout_train.config.overrides import key_of
+from samout_train.config.ranges import Positive, Seeds
+from samout_train.runtime.places import place_problem
+from samout_train.runtime.shell import list_setting, shell_word, text_setting, typed_line
+
+if TYPE_CHECKING:
+    from samout_train.experiments.compare.jobs import Plan
+
+OWN = ("models", "match", "lr", "seeds", "jobs", "runs", "run_dir", "seed")
+Node = dict[str, Any]
+
+
+@beside_those_of_train
+def keys(
+    *,
+    models: Any,
+    match: str | None,
+    lr: Annotated[float, Positive] | list[Annotated[float, Positive]],
+    seeds: Annotated[int, Seeds],
+    jobs: Annotated[int, Positive],
+    runs: list[str] | None,
+) -> None:
+    """The keys of compare.yaml; only its signature is used."""
+
+
+def main(words: list[str]) -> int:
+    """Compares.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code: 0 done, 1 a run failed, 2 the request was wrong, 130 or 143 stopped by a signal.
+    """
+    return answered(words, "compare", keys, _compare)
+
+
+def _compare(words: list[str]) -> int:
+    composed, request = settings_of(words, "compare", keys), Request(words, "compare")
+    settings, gets_new_directory = composed.config, "run_dir" in composed.named_by_time
+    if (settings["models"] is None) == (settings["runs"] is None):
+        raise ConfigError("say what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]")
+    if not isinstance(settings["models"], str | list | dict | None):
+        raise ConfigError(f"models={settings['models']}: must be names, such as models=[v8,transformer]")
+    if problem := place_problem(Path(settings["run_dir"])):
+        raise ConfigError(f"run_dir={settings['run_dir']}: {problem}")
+    if settings["runs"] is not None:
+        return _show(settings, request, gets_new_directory=gets_new_directory)
+
+    from samout_train.checkpoint.run_directory import locked, new_directory
+    from samout_train.experiments.compare.making import finish, make_runs
+    from samout_train.runtime.signals import StopRequestedError
+
+    plan = _plan(settings, request)
+    if gets_new_directory:
+        plan = replace(plan, folder=new_directory(plan.folder))
+    with locked(plan.folder):
+        if found := plan.problems():  # another comparison may have ended in it since it was checked
+            raise ConfigError("\n".join(found))
+        plan.write(_asked(settings, request))
+        for line in plan.lines():
+            print(line, flush=True)
+        try:
+            outcomes = make_runs(plan, settings["jobs"])
+        except StopRequestedError as stop:
+            again = shell_word(text_setting("run_dir", plan.folder))
+            print(f"{stop}: what ran is saved; the same command with {again} goes on", file=sys.stderr)
+            return stop.exit_code
+        finish(plan)
+    return int(any(outcome.state != "done" for outcome in outcomes.values()))
+
+
+def _show(settings: Node, request: Request, *, gets_new_directory: bool) -> int:
+    from samout_train.experiments.compare.making import show
+
+    if typed := [word for word in request.overrides if key_of(word) not in ("runs", "run_dir")]:
+        raise ConfigError(f"{typed[0]}: a page of runs that are there takes runs and run_dir only: leave it out")
+    if not settings["runs"]:
+        raise ConfigError("runs: is empty: give run directories, or a folder of them")
+    command = typed_line(["samout-train", "compare", list_setting("runs", settings["runs"])])
+    show(settings["runs"], command, Path(settings["run_dir"]), is_new=gets_new_directory)
+    return 0
+
+
+def _plan(settings: Node, request: Request) -> "Plan":
+    from samout_train.experiments.compare.contenders import contenders, decided_problems
+    from samout_train.experiments.compare.jobs import Plan, known_sizes
+    from samout_train.experiments.compare.matching import Budget
+
+    shared = [word for word in request.overrides if key_of(word) not in OWN]
+    if found := decided_problems(shared):
+        raise ConfigError("\n".join(found))
+    match, folder = settings["match"], Path(settings["run_dir"])
+    models = contenders(
+        settings["models"],
+        shared,
+        None if match is None else Budget.of(match),
+        config_dirs=request.config_dirs,
+        known=partial(known_sizes, folder, match),
+    )
+    rates = settings["lr"] if isinstance(settings["lr"], list) else [settings["lr"]]
+    if not rates:
+        raise ConfigError("lr: is empty: give at least one learning rate, such as lr=[1e-3,3e-3]")
+    flags = [f"--config-dir={folder}" for folder in request.config_dirs]
+    plan = Plan(folder, models, sorted(set(map(float, rates))), settings["seed"], settings["seeds"], flags)
+    if found := plan.problems():
+        raise ConfigError("\n".join(found))
+    return plan
+
+
+def _asked(settings: Node, request: Request) -> Node:
+    """What the page should say of the request."""
+    import torch
+
+    from samout_train.runtime.device import choose_device, device_name
+
+    device = device_name(choose_device(settings["device"]))
+    return {
+        "command": _command(request),
+        "match": settings["match"],
+        "jobs": settings["jobs"],
+        "machine": f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _command(request: Request) -> str:
+    """What repeats it, elsewhere."""
+    words = [word for word in (*request.flags, *request.overrides) if key_of(word) != "run_dir"]
+    return typed_line(["samout-train", "compare", *words])

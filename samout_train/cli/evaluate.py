@@ -1,0 +1,317 @@
+"""`python -m samout_train evaluate run=DIR`: loss by length and by position, or the accuracy of a task by length."""
+
+import hashlib
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from samout_train.cli.request import Request, answered, settings_of
+from samout_train.config.compose import ConfigError
+from samout_train.config.overrides import key_of
+from samout_train.config.ranges import DeviceName, Positive, Threads
+from samout_train.runtime.places import in_words, is_full
+
+if TYPE_CHECKING:
+    import torch
+
+    from samout_train.checkpoint.load import LoadedRun
+    from samout_train.data.batches import Source
+    from samout_train.data.text.whole import WholeData
+    from samout_train.evaluation.extrapolation import Extrapolation
+
+ROWS_PER_BATCH = 64  # of a task, at the length that it was trained at
+TIMES = (1, 4, 16, 64)  # of the training length, where no lengths are given
+MOST_TOKENS = 65536  # of the run's own validation split at each length, where most_tokens is not given
+
+LONGEST_NAME = 60  # of the part of a folder's name that says how was measured
+
+
+def keys(
+    *,
+    run: str,
+    lengths: list[Annotated[int, Positive]] | None,
+    most_tokens: Annotated[int, Positive] | None,
+    data: str | None,
+    device: DeviceName,
+    kernels: Literal["auto", "reference", "fused"],
+    threads: Annotated[int, Threads] | None,
+) -> None:
+    """The keys of evaluate.yaml; only its signature is used."""
+
+
+def main(words: list[str]) -> int:
+    """Evaluates.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code: 0 done, 1 a checkpoint is damaged, 2 the request was wrong, 130 interrupted.
+    """
+    return answered(words, "evaluate", keys, _evaluate)
+
+
+def _evaluate(words: list[str]) -> int:
+    from samout_train.checkpoint.load import load_run
+    from samout_train.models.cost import sees_future
+    from samout_train.ops.kernels import use_kernels
+    from samout_train.runtime.device import choose_device, keep_freed_memory, use_threads
+
+    of_data = [word for word in words if word.lstrip("+").startswith(("data=", "data."))]
+    settings = settings_of([word for word in words if word not in of_data], "evaluate", keys).config
+    device = choose_device(settings["device"])
+    if device.type == "cpu":
+        keep_freed_memory()
+    use_kernels(settings["kernels"])
+    use_threads(settings["threads"])
+    loaded = load_run(settings["run"])
+    config_dirs = Request(words, "evaluate").config_dirs
+    name, source, whole = source_of(loaded, of_data, settings["lengths"], config_dirs=config_dirs)
+    if source.chance is None and sees_future(loaded.model):
+        raise ConfigError("this model sees the whole sequence, so that it has no loss by position to go on with")
+    _refuse_lengths(source, settings["lengths"], source.train.seq_len if whole is None else whole.seq_len)
+    loaded.model.to(device)
+    folder = loaded.checkpoint.parent.parent / "evaluate" / _place(name, loaded.checkpoint, settings, of_data, whole)
+    print(f"{loaded.checkpoint}, after step {loaded.step}, on {name}, {device}", flush=True)
+    try:
+        if source.chance is not None:
+            _accuracies(loaded, source, device, folder)
+        else:
+            about = {} if whole is None else _measured_whole(loaded, source, whole, device)
+            _losses(loaded, source, settings, device, folder, about)
+    except OSError as error:
+        place = folder if error.filename is None or Path(error.filename).is_relative_to(folder) else None
+        fix = "make it writable, or copy the run" if place and not is_full(error) else None
+        print(in_words(error, place=place, fix=fix), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _place(
+    name: str, checkpoint: Path, settings: dict[str, Any], of_data: Sequence[str], whole: "WholeData | None"
+) -> str:
+    """Name the folder of results: by the data alone for the newest checkpoint and default settings, else by these."""
+    parts = [name]
+    if checkpoint.name != max(path.name for path in checkpoint.parent.glob("step_*.pt")):
+        parts.append(checkpoint.stem)
+    lengths, most_tokens = settings["lengths"], settings["most_tokens"]
+    said = [] if lengths is None else ["lengths", *map(str, lengths)]
+    said += [] if most_tokens is None else ["most_tokens", str(most_tokens)]
+    said += sorted(word for word in of_data if whole is None and not word.startswith("data="))
+    if said:
+        readable = "_".join(said)
+        is_short = len(readable) <= LONGEST_NAME and re.fullmatch(r"\w+", readable, re.ASCII)
+        parts.append(readable if is_short else hashlib.sha256("\n".join(said).encode(errors="replace")).hexdigest()[:8])
+    return "-".join(parts)
+
+
+def source_of(
+    loaded: "LoadedRun", of_data: Sequence[str], lengths: list[int] | None, *, config_dirs: Sequence[str] = ()
+) -> "tuple[str, Source, WholeData | None]":
+    """The data to evaluate on, by the run's vocabulary and in rows of its training length.
+
+    Args:
+        loaded: The run.
+        of_data: What was said about the data; nothing for what it was trained on.
+        lengths: Of the rows of a task; None for those of its configuration.
+        config_dirs: Further folders to look for YAML in, absolute.
+
+    Returns:
+        Its name, the source, and where files were given what they are, each split of the source being all of it.
+
+    Raises:
+        ConfigError: if the data is not what was asked for, or not for this model.
+    """
+    from samout_train.config.compose import build, compose_config, saved_node, saved_seed
+    from samout_train.data.text.whole import reads_whole
+    from samout_train.training.settings import DATA_SETTINGS, data_problems
+
+    saved = loaded.checkpoint.parent.parent / ".hydra" / "config.yaml"
+    node = saved_node(saved, "data")
+    trained_length = node.get("seq_len")
+    name = str(node["_target_"]).rpartition(".")[2]
+    if of_data:
+        if refused := [word for word in of_data if word.startswith("data.seq_len=")]:
+            raise ConfigError(f"{refused[0]}: rows are as long as those that the model was trained on: leave it out")
+        if not any(word.startswith("data=") for word in of_data):
+            raise ConfigError(f"{of_data[0]}: no data is chosen: say data=NAME, too")
+        composed = compose_config(of_data, config_dirs=config_dirs)
+        name, node = str(composed.choices["data"]), composed.config["data"]
+        if trained_length is not None and "seq_len" in node:
+            node |= {"seq_len": trained_length}
+        if "line_ends" in node and not any(key_of(word) == "data.line_ends" for word in of_data):
+            node |= {"line_ends": loaded.line_ends}
+        if reads_whole(node):
+            return _given(loaded, of_data, name, node, trained_length)
+    if lengths is not None:
+        node |= {key: lengths for key in ("test_lengths", "test_distances") if key in node}
+    with tempfile.TemporaryDirectory() as folder:
+        if loaded.vocabulary is not None and "vocabulary_path" in node:
+            path = Path(folder, "vocabulary.json")
+            path.write_bytes(json.dumps(loaded.vocabulary.state_dict()).encode())
+            node |= {"vocabulary": loaded.vocabulary.name, "vocabulary_path": str(path)}
+        if found := data_problems(node):
+            raise ConfigError("\n".join(found))
+        settings: dict[str, Any] = {key: value for key, value in node.items() if key not in DATA_SETTINGS}
+        source: Source = build(settings, seed=saved_seed(saved))
+    if source.vocab_size != loaded.vocab_size:
+        raise ConfigError(
+            f"data={name}: has {source.vocab_size} ids, the model {loaded.vocab_size}: give data of the kind that it "
+            "was trained on"
+        )
+    return name, source, None
+
+
+def _given(
+    loaded: "LoadedRun", of_data: Sequence[str], name: str, node: dict[str, Any], trained_length: int | None
+) -> "tuple[str, Source, WholeData]":
+    """Read files that were given from end to end, by the vocabulary of the run."""
+    from samout_train.data.text.whole import whole_data
+    from samout_train.training.settings import data_problems
+
+    if loaded.vocabulary is None:
+        raise ConfigError(
+            f"data={name}: the run was trained on {loaded.vocab_size} ids that are no text: leave data= out, or give "
+            "data of the kind that it was trained on"
+        )
+    if refused := [word for word in of_data if word.lstrip("+").startswith("data.vocab")]:
+        raise ConfigError(f"{refused[0]}: text is read by the vocabulary of the run: leave it out")
+    if found := data_problems(node, for_training=False):
+        raise ConfigError("\n".join(found))
+    whole = whole_data(node, loaded.vocabulary, seq_len=trained_length or int(node["seq_len"]))
+    source = whole.source(loaded.vocabulary, ignore_index=node["ignore_index"], line_ends=node.get("line_ends", "keep"))
+    return f"{name}-{whole.name}", source, whole
+
+
+def _accuracies(loaded: "LoadedRun", source: "Source", device: "torch.device", folder: Path) -> None:
+    from samout_train.evaluation.accuracy import accuracy
+    from samout_train.runtime.json_files import write_figures
+    from samout_train.training.callbacks.accuracy import accuracy_lines, described, rows_that_fit
+
+    if not source.tests:
+        raise ConfigError("there is nothing to test at: give lengths=[...]")
+    found, most = {}, getattr(loaded.model, "max_seq_len", None)
+    for name, rows in source.tests.items():
+        if most is not None and rows.seq_len > most:
+            print(f"  {name.replace('_', ' ')} is left out: the model has room for {most:,} tokens (model.max_seq_len)")
+            continue
+        found[name] = accuracy(
+            loaded.model,
+            rows,
+            ignore_index=source.ignore_index,
+            device=device,
+            precision="fp32",
+            rows_per_batch=rows_that_fit(ROWS_PER_BATCH, source.train, rows),
+        )
+    for line in accuracy_lines(found, source.chance):
+        print(f"  {line}")
+    folder.mkdir(parents=True, exist_ok=True)
+    by_name = {name: described(one) for name, one in found.items()}
+    write_figures(folder / "evaluation.json", {"step": loaded.step, "accuracy": by_name, "chance": source.chance})
+
+
+def _measured_whole(
+    loaded: "LoadedRun", source: "Source", whole: "WholeData", device: "torch.device"
+) -> dict[str, Any]:
+    """Measure data from end to end, each row from a fresh state as in training, and print what it is."""
+    from samout_train.config.compose import saved_node
+    from samout_train.data.text.whole import digests_of
+    from samout_train.evaluation.evaluator import evaluate, in_order
+
+    rows = whole.rows
+    print(f"  {whole.path}, sha256 {whole.sha256}")
+    trained = digests_of(saved_node(loaded.checkpoint.parent.parent / ".hydra" / "config.yaml", "data"))
+    is_training_text = bool(trained & whole.digests)
+    if is_training_text:
+        print(
+            "  this is the text of the run, or contains a file of it: the loss does not say how it does on other text"
+        )
+    batches = -(-rows.num_windows // ROWS_PER_BATCH)
+    batch = in_order(rows, ROWS_PER_BATCH)
+    found = evaluate(loaded.model, batch, source=source, device=device, precision="fp32", num_batches=batches)
+    bits = f", {found.bits_per_byte:.4f} bits per byte" if found.bits_per_byte is not None else ""
+    print(f"  {found.loss_nats:.4f} nats a token{bits}, over {found.num_targets:,} counted targets: all of it")
+    if whole.unknown:
+        print(
+            f"  {whole.unknown:,} of {len(whole.tokens):,} tokens ({whole.unknown_share:.2%}) are characters that the "
+            "vocabulary of the run does not have; they are not counted"
+        )
+    if rows.seq_len < (trained_length := whole.seq_len):
+        print(f"  it is shorter than a training row of {trained_length:,}: read as one row of {rows.seq_len:,}")
+    return {
+        "path": whole.path,
+        "sha256": whole.sha256,
+        "tokens": len(whole.tokens),
+        "counted_targets": found.num_targets,
+        "not_in_vocabulary": whole.unknown,
+        "not_in_vocabulary_share": whole.unknown_share,
+        "is_training_text": is_training_text,
+        "trained_length": whole.seq_len,
+        "whole_loss_nats": found.loss_nats,
+        "bits_per_byte": found.bits_per_byte,
+    }
+
+
+def _refuse_lengths(source: "Source", given: list[int] | None, trained: int) -> None:
+    """Refuse lengths of rows that do not follow each other: these have the one that the model was trained at."""
+    from samout_train.evaluation.streaming import stream_of
+
+    if source.chance is None and given and set(given) != {trained} and stream_of(source.validation) is None:
+        raise ConfigError(
+            f"lengths={given}: the rows of this data do not follow each other, so there are none of other lengths "
+            f"than {trained}: leave it out"
+        )
+
+
+def _losses(
+    loaded: "LoadedRun",
+    source: "Source",
+    settings: dict[str, Any],
+    device: "torch.device",
+    folder: Path,
+    about: dict[str, Any],
+) -> None:
+    from samout_train.evaluation.charts import missing_charts
+    from samout_train.evaluation.extrapolation import FAR_TIMES
+    from samout_train.evaluation.streaming import Reader, stream_of
+    from samout_train.training.callbacks.lengths import PICTURE, write_extrapolation
+
+    rows, given = source.validation, settings["lengths"]
+    trained = about.get("trained_length", source.train.seq_len)
+    reader = Reader(
+        model=loaded.model, trained_length=trained, ignore_index=source.ignore_index, device=device, precision="fp32"
+    )
+    tokens, most_tokens = stream_of(rows), settings["most_tokens"]
+    if tokens is None:
+        found = reader.rows(rows, most_tokens or (rows.num_windows * trained if about else MOST_TOKENS))
+    else:
+        lengths = [trained * times for times in TIMES] if given is None else [*given, trained, FAR_TIMES * trained]
+        lengths += [rows.seq_len] if rows.seq_len < trained else []
+        found = reader.text(tokens, lengths, most_tokens or about.get("tokens", MOST_TOKENS))
+    if most_tokens is not None and found.num_tokens > most_tokens:
+        print(
+            f"  most_tokens={most_tokens}: the longest window takes {found.num_tokens:,} tokens, and so many are read"
+        )
+    for line in _table(found):
+        print(f"  {line}")
+    write_extrapolation(found, folder.parent.parent.name, folder, step=loaded.step, about=about)
+    print(f"  {missing_charts() or f'drawn in {folder / PICTURE}'}")
+
+
+def _table(found: "Extrapolation") -> list[str]:
+    from samout_train.evaluation.extrapolation import perplexity
+
+    near = found.loss_nats.get(found.trained_length)
+    lines = [f"{found.num_tokens:,} tokens, read {found.trained_length} at a time, the length of a training row"]
+    lines.append(f"{'tokens in a window':>20} {'times':>7} {'nats a token':>13} {'perplexity':>11} {'over a row':>11}")
+    for length, nats in sorted(found.loss_nats.items()):
+        over = "" if near is None else f"{nats / near:.3f}"
+        times = f"{length / found.trained_length:g}"
+        lines.append(f"{length:>20,} {times:>7} {nats:>13.4f} {perplexity(nats):>11.4g} {over:>11}")
+    lines += [f"{length:>20,} {'':>7} left out: {reason}" for length, reason in sorted(found.left_out.items())]
+    lines.append("loss by position: " + ", ".join(f"{last:,} {nats:.3f}" for _, last, nats in found.by_position))
+    return lines + (found.verdict() if len(found.loss_nats) + len(found.left_out) > 1 else [])

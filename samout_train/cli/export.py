@@ -1,0 +1,60 @@
+"""`python -m samout_train export run=DIR format=safetensors|published out=DIR`: weights for other programs."""
+
+import sys
+from typing import TYPE_CHECKING, Literal
+
+from samout_train.cli.request import answered, settings_of
+
+if TYPE_CHECKING:
+    from samout_train.checkpoint.export import Exported
+
+
+def keys(*, run: str, format: Literal["safetensors", "published"], out: str | None) -> None:
+    """The keys of export.yaml; only its signature is used."""
+
+
+def main(words: list[str]) -> int:
+    """Exports.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code: 0 done, 1 a checkpoint is damaged or the disk did not take it, 2 the request was wrong.
+    """
+    return answered(words, "export", keys, _export)
+
+
+def _export(words: list[str]) -> int:
+    from samout_train.checkpoint.export import ExportError, export_run
+
+    settings = settings_of(words, "export", keys).config
+    try:
+        exported = export_run(settings["run"], format=settings["format"], out=settings["out"])
+    except ExportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    _print(exported, settings["format"])
+    return 0
+
+
+def _print(exported: "Exported", format: str) -> None:
+    from samout_train.checkpoint.export_files import VOCABULARY, WEIGHTS
+
+    run, folder = exported.run, exported.folder
+    numbers = sum(tensor.numel() for tensor in run.model.parameters())
+    notes = {WEIGHTS[format]: f"{exported.tensors} tensors, {numbers:,} numbers"}
+    if run.vocabulary is not None:
+        notes[VOCABULARY] = f"{run.vocabulary.name}, {run.vocab_size} ids"
+    print(f"of       {run.checkpoint}, after step {run.step}")
+    print(f"to       {folder}")
+    for name, size in exported.files.items():
+        print(f"  {name:<18} {size:>13,} bytes  {notes.get(name, '')}".rstrip())
+    if run.vocabulary is None:
+        print("  no vocabulary: it was trained on ids that are no text")
+    equal = "weights and logits" if format == "published" else "weights"
+    print(f"checked  read back, {equal} equal; sha256 of the weights {exported.sha256[:16]}...")
+    load = f'load_exported("{folder}")'
+    if format == "published":
+        load = f'load_published("{folder / WEIGHTS[format]}", num_heads={run.model_node["num_heads"]})'
+    print(f"to load  {load}")

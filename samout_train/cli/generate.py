@@ -1,0 +1,161 @@
+"""`python -m samout_train generate run=DIR prompt=TEXT`: text on standard output, all else on standard error."""
+
+import os
+import sys
+from itertools import tee
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+
+from samout_train.cli.request import answered, settings_of
+from samout_train.config.ranges import DeviceName, NonNegative, Positive, Seed, Threads, TopShare
+from samout_train.runtime.console import input_as_utf_8, lost_output, text_of_word
+from samout_train.runtime.home import home_path
+
+LARGEST_PROMPT, PIECE = 1 << 26, 1 << 20  # bytes
+SAMPLE_BYTES = 5_000  # the state of a random generator, in Python and in torch
+TOKEN_BYTES = 8  # of a token that a later sample still has to be written with
+
+if TYPE_CHECKING:
+    import torch
+
+    from samout_train.checkpoint.load import LoadedRun
+    from samout_train.data.text.documents import LineEnds
+    from samout_train.data.vocabulary.base import Vocabulary
+    from samout_train.evaluation.generate import Timed
+
+
+def keys(
+    *,
+    run: str,
+    prompt: str,
+    max_new_tokens: Annotated[int, Positive],
+    temperature: Annotated[float, NonNegative],
+    top_k: Annotated[int, Positive] | None,
+    top_p: Annotated[float, TopShare] | None,
+    stop: str | None,
+    seed: Annotated[int, Seed],
+    num_samples: Annotated[int, Positive],
+    device: DeviceName,
+    kernels: Literal["auto", "reference", "fused"],
+    threads: Annotated[int, Threads] | None,
+) -> None:
+    """The keys of generate.yaml; only its signature is used."""
+
+
+def main(words: list[str]) -> int:
+    """Generates.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code: 0 done, 1 a checkpoint is damaged, 2 the request was wrong, 130 interrupted.
+    """
+    return answered(words, "generate", keys, _generate)
+
+
+def _generate(words: list[str]) -> int:
+    from samout_train.checkpoint.load import load_run
+    from samout_train.data.vocabulary.base import SPECIAL_TOKENS
+    from samout_train.evaluation.generate import Timed, generate_samples, text_of
+    from samout_train.ops.kernels import use_kernels
+    from samout_train.runtime.device import choose_device, keep_freed_memory, use_threads
+
+    settings = dict(settings_of(words, "generate", keys).config)
+    device = choose_device(settings.pop("device"))
+    if device.type == "cpu":
+        keep_freed_memory()
+    use_kernels(settings.pop("kernels"))
+    use_threads(settings.pop("threads"))
+    loaded = load_run(settings.pop("run"))
+    if loaded.vocabulary is None:
+        raise ValueError(f"{loaded.checkpoint} was trained on ids that are no text: there is nothing to generate")
+    given, stop = settings.pop("prompt"), settings.pop("stop")
+    prompt = _read(given, loaded.line_ends)
+    stop = stop and text_of_word(stop)
+    num_samples, seed = settings.pop("num_samples"), settings.pop("seed")
+    prompt_ids, banned_ids = _encoded(loaded.vocabulary, prompt, given), range(len(SPECIAL_TOKENS))
+    _refuse_too_many(loaded, len(prompt_ids), num_samples, settings["max_new_tokens"], device)
+    model, timed = loaded.model.to(device), Timed()
+    rows = generate_samples(model, prompt_ids, num_samples=num_samples, seed=seed, banned_ids=banned_ids, **settings)
+    # Side by side: the first is written as it comes, the others have been made meanwhile.
+    for number, column in enumerate(tee(timed(rows), num_samples)):
+        if num_samples > 1:
+            print(f"sample {number + 1}", file=sys.stderr)
+        sys.stdout.write(prompt)
+        ids = (row[number] for row in column)
+        for piece in text_of(loaded.vocabulary, ids, stop=stop):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            if lost_output() is not None:  # nobody reads on
+                return 0
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    print(f"{_speed(timed, len(prompt_ids), num_samples)}, on {device}", file=sys.stderr)
+    return 0
+
+
+def _encoded(vocabulary: "Vocabulary", prompt: str, given: str) -> list[int]:
+    try:
+        ids: list[int] = vocabulary.encode(prompt).tolist()
+    except ValueError as error:
+        fix = "leave it out, or write it with characters that the text of the run has"
+        if "'\\r'" in str(error):
+            fix = "save the prompt with LF line ends, as the text of the run has"
+        raise ValueError(f"prompt={given}: {error}: {fix}") from error
+    return ids
+
+
+def _speed(timed: "Timed", prompt_tokens: int, num_samples: int) -> str:
+    later = timed.later_seconds
+    num_tokens = num_samples * (len(timed.first_seconds) + len(later))
+    rate = f", {num_samples * len(later) / sum(later):,.0f} tokens/s" if later else ""
+    return f"prompt: {prompt_tokens} tokens in {sum(timed.first_seconds):.3f} s; text: {num_tokens} tokens{rate}"
+
+
+def _content(file: IO[bytes]) -> bytes:
+    """Return all of a file that ends soon enough."""
+    content = bytearray()
+    while piece := file.read(PIECE):
+        content += piece
+        if len(content) > LARGEST_PROMPT:
+            raise ValueError(f"has more than {LARGEST_PROMPT:,} bytes (64 MiB): give a shorter prompt")
+    return bytes(content)
+
+
+def _refuse_too_many(
+    loaded: "LoadedRun", prompt_tokens: int, num_samples: int, max_new_tokens: int, device: "torch.device"
+) -> None:
+    """Refuse counts for which there is no memory; of each sample that is its state, its logits and its tokens."""
+    import torch
+
+    from samout_train.runtime.device import too_large
+
+    model: Any = loaded.model
+    one = model.state_bytes(prompt_tokens) + SAMPLE_BYTES + 4 * loaded.vocab_size
+    if lacks := too_large(num_samples * one, device):
+        raise ValueError(f"num_samples={num_samples}: {lacks}: choose fewer")
+    if lacks := too_large(num_samples * max_new_tokens * TOKEN_BYTES, torch.device("cpu")):
+        raise ValueError(f"max_new_tokens={max_new_tokens}: {lacks}: choose fewer")
+
+
+def _read(prompt: str, line_ends: "LineEnds") -> str:
+    """Return the prompt itself, or the text that it names, read as the run's own text was.
+
+    Args:
+        prompt: As given; `@FILE` names a file, `-` standard input.
+        line_ends: How those of a file or of standard input are read.
+    """
+    from samout_train.data.text.documents import text_of
+
+    try:
+        if prompt == "-":
+            with os.fdopen(0, "rb", closefd=False) as standard_input:
+                return text_of("standard input", input_as_utf_8(_content(standard_input)), line_ends)
+        if prompt.startswith("@"):
+            with home_path(prompt[1:]).open("rb") as file:
+                return text_of(prompt[1:], _content(file), line_ends)
+        return text_of_word(prompt)
+    except (OSError, UnicodeError, RuntimeError) as error:  # the last one for the home of somebody who is not there
+        raise ValueError(f"prompt={prompt}: cannot be read ({error}): give UTF-8 text") from error
+    except ValueError as error:
+        raise ValueError(f"prompt={prompt}: {error}") from error

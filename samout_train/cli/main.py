@@ -1,0 +1,120 @@
+"""`python -m samout_train [VERB] key=value ...`: hands over to the function of the verb."""
+
+import difflib
+import importlib
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+
+from samout_train.runtime.console import UNWRITABLE, lost_output, use_lasting_streams
+from samout_train.runtime.launch import Launch
+from samout_train.runtime.missing_home import ensure_home
+from samout_train.runtime.search_path import hiding_files, library_variables, plugin_place, working_directory_last
+from samout_train.runtime.signals import treat_hangup_as_termination
+from samout_train.runtime.threads import wait_shortly
+
+VERBS = (
+    *("compare", "evaluate", "export", "generate", "inspect", "prove_resume"),
+    *("reproduce", "search", "sweep", "tokenize", "train", "verify"),
+)
+
+
+def main() -> None:
+    """Runs the verb, `train` where there are settings only, and exits with its code."""
+    use_lasting_streams()
+    treat_hangup_as_termination()
+    wait_shortly()
+    ensure_home()
+    try:
+        Path.cwd()
+    except OSError:
+        print("the working directory is gone: change to one that is there", file=sys.stderr)
+        sys.exit(2)
+    working_directory_last()
+    words = sys.argv[1:]
+    verbs = list(VERBS)
+    if not words:
+        from samout_train.cli.overview import overview
+
+        print(overview(verbs))
+        sys.exit(_of_the_output(0, is_all=True))
+    verb = words.pop(0) if words and words[0].isidentifier() else "train"
+    if "-sc" in words or "--shell-completion" in words:
+        verb = _verb_being_completed(verbs) or verb
+    if verb not in verbs:
+        close = difflib.get_close_matches(verb, verbs, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(verbs)}."
+        print(f"{verb}: no such verb; {hint} Settings have the form key=value.", file=sys.stderr)
+        sys.exit(2)
+    if verb != "train" and (launch := Launch.of_environment()) is not None:
+        if launch.is_first:
+            print(f"{verb}: makes no run of several processes: start it without torchrun", file=sys.stderr)
+        sys.exit(2)
+    logging.raiseExceptions = False  # a log that cannot be written ends no run
+    try:
+        code = importlib.import_module(f"samout_train.cli.{verb}").main(words)
+    except SystemExit as ended:  # of Hydra and argparse, after --help and its like
+        code = 0 if ended.code is None else ended.code
+    except KeyboardInterrupt:  # before there was anything to save
+        code = 130
+    except Exception as error:
+        code = _of_the_environment(error)
+    # The other verbs leave what they found in files too, or in their exit code.
+    asks = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
+    is_all = verb == "generate" or not asks.isdisjoint(word.partition("=")[0] for word in words)
+    code = _of_the_output(code, is_all=is_all)
+    if any(getattr(thread, "cannot_end", False) for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    sys.exit(code)
+
+
+def _of_the_output(code: int | str, *, is_all: bool) -> int | str:
+    """Return the exit code, after saying where standard output lost text that somebody was to read.
+
+    Args:
+        code: What it is otherwise.
+        is_all: Whether that text is all that was asked for.
+    """
+    sys.stdout.flush()
+    lost = lost_output()
+    if lost is None or lost.errno not in UNWRITABLE:
+        return code
+    print(f"standard output: is incomplete ({lost.strerror}): send it to another place", file=sys.stderr)
+    return code or int(is_all)
+
+
+def _of_the_environment(error: Exception) -> int:
+    """Say what in the environment keeps a module from being imported; what has no such reason is raised again."""
+    hiding = hiding_files() if isinstance(error, ImportError | AttributeError) else []
+    variables, plugin = library_variables(error), plugin_place(error)
+    if not hiding and not variables and plugin is None:
+        raise error
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    print(f"{type(error).__name__}: {first}", file=sys.stderr)
+    if plugin is not None:
+        print(
+            f"{plugin}: a plugin of Hydra cannot be imported: mend it, or take it out of that folder", file=sys.stderr
+        )
+        return 2
+    for file in hiding:
+        print(f"{file}: hides a module of that name that the program needs: rename it", file=sys.stderr)
+    if variables and not hiding:
+        shown = ", ".join(f"{name}={os.environ[name]}" for name in variables)
+        print(f"{shown}: a library that reads this cannot be imported with it: unset it", file=sys.stderr)
+    return 2
+
+
+def _verb_being_completed(verbs: list[str]) -> str | None:
+    """Answers a shell that asks to complete a verb, and hides a complete one from Hydra, which knows settings only."""
+    program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
+    first, space, behind = rest.lstrip().partition(" ")
+    if space and first in verbs:
+        os.environ["COMP_LINE"] = f"{program} {behind}"
+        return first
+    if program and not space:
+        print("\n".join(verb for verb in verbs if verb.startswith(first)))
+    return None

@@ -1,0 +1,96 @@
+"""`python -m samout_train prove_resume model=v8 data=random steps=20 kills=5`: killed and continued is the same run."""
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+from samout_train.cli.request import Request, answered, settings_of
+from samout_train.cli.train_keys import beside_those_of_train
+from samout_train.config.compose import ConfigError
+from samout_train.config.overrides import key_of
+from samout_train.config.ranges import NonNegative, Positive
+from samout_train.runtime.shell import text_setting
+
+OWN = ("steps", "kills", "run_dir")
+
+
+@beside_those_of_train
+def keys(*, steps: Annotated[int, Positive], kills: Annotated[int, NonNegative]) -> None:
+    """The keys of prove_resume.yaml; only its signature is used."""
+
+
+def main(words: list[str]) -> int:
+    """Proves.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code: 0 both are the same, 1 they are not, 2 the request was wrong, 130 or 143 stopped
+        by a signal.
+    """
+    return answered(words, "prove_resume", keys, _until_stopped)
+
+
+def _until_stopped(words: list[str]) -> int:
+    from samout_train.experiments.prove_resume import TrainingFailedError
+    from samout_train.runtime.signals import StopRequestedError
+
+    try:
+        return _prove(words)
+    except TrainingFailedError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except StopRequestedError as stop:
+        print(f"{stop}: nothing is proved: start it again", file=sys.stderr)
+        return stop.exit_code
+
+
+def _prove(words: list[str]) -> int:
+    from samout_train.checkpoint.files import find_checkpoint, read_manifest
+    from samout_train.checkpoint.run_directory import locked
+    from samout_train.experiments.prove_resume import digests, run_killed
+    from samout_train.runtime.device import choose_device
+    from samout_train.runtime.signals import StopSignals
+    from samout_train.training.products import decided
+
+    composed, request = settings_of(words, "prove_resume", keys), Request(words, "prove_resume")
+    settings = composed.config
+    if settings["resume"] is not None:
+        raise ConfigError("resume: both runs start at step 0: leave it out")
+    typed = {key_of(word) for word in request.overrides}
+    flags = [f"--config-dir={request.arguments.config_dir}"] if request.arguments.config_dir else []
+    train = [word for word in request.overrides if key_of(word) not in OWN]
+    train += [f"trainer.max_steps={settings['steps']}", "trainer.log_every_n_steps=1"]
+    train += [f"checkpoint.every_n_steps={settings['checkpoint']['every_n_steps'] or 'null'}"]
+    with ExitStack() as kept, StopSignals() as signals:
+        folder = Path(settings["run_dir"] if "run_dir" in typed else kept.enter_context(TemporaryDirectory()))
+        kept.enter_context(locked(folder))
+        if there := [name for name in ("undisturbed", "killed") if (folder / name).exists()]:
+            raise ConfigError(f"run_dir={folder}: {there[0]} is there already: give another directory")
+        if mistakes := Request([*flags, *train, text_setting("run_dir", folder / "undisturbed")]).mistakes():
+            raise ConfigError("\n".join(mistakes))
+        found = {}
+        for name, kills in (("undisturbed", 0), ("killed", settings["kills"])):
+            print(f"{name}: {settings['steps']} steps", file=sys.stderr)
+            run_killed(
+                [*flags, *train],
+                folder / name,
+                kills=kills,
+                seed=settings["seed"],
+                device=choose_device(settings["device"]),
+                told=lambda line: print(line, file=sys.stderr),
+                signals=signals,
+            )
+            found[name] = digests(folder / name)
+            # The second one multiplies as the first one, also where there is no place to keep what was measured.
+            products = read_manifest(find_checkpoint(folder / name)).get("products")
+            kept.enter_context(decided(products))
+    for name, digest_of in found.items():
+        for what, digest in digest_of.items():
+            print(f"{name:12} {what:10} {digest}")
+    same = found["undisturbed"] == found["killed"]
+    print("the same, bit for bit" if same else "NOT the same")
+    return int(not same)

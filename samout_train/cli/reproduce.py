@@ -1,0 +1,105 @@
+"""`python -m samout_train reproduce experiment=NAME`: whether this machine trains a preset as it was recorded."""
+
+import datetime
+from typing import Annotated, Any
+
+from samout_train.cli.request import Request, answered, settings_of
+from samout_train.cli.train_keys import beside_those_of_train
+from samout_train.config.compose import ConfigError
+from samout_train.config.overrides import key_of
+from samout_train.config.ranges import Positive
+from samout_train.runtime.progress import Bar
+
+OWN = ("steps", "record")
+FREE = ("experiment", "device", "precision", "kernels", "data.path", *OWN)
+
+
+@beside_those_of_train
+def keys(*, steps: Annotated[int, Positive] | None, record: bool) -> None:
+    """The keys of reproduce.yaml; only its signature is used."""
+
+
+def main(words: list[str]) -> int:
+    """Trains and compares.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code: 0 on the curve, 1 off it, 2 the request was wrong, 130 interrupted.
+    """
+    return answered(words, "reproduce", keys, _reproduce)
+
+
+def _reproduce(words: list[str]) -> int:
+    composed, request = settings_of(words, "reproduce", keys), Request(words, "reproduce")
+    settings, preset = composed.config, composed.choices.get("experiment")
+    if preset is None:
+        raise ConfigError("say which preset: experiment=NAME, one of conf/experiment")
+    if other := [word for word in request.overrides if key_of(word) not in FREE]:
+        raise ConfigError(f"{other[0]}: a curve is that of the preset as it is: {', '.join(FREE)} are free")
+    from samout_train.experiments.reproduce import HEADER, GoldenCurve, losses_of
+
+    train = [word for word in request.overrides if key_of(word) not in OWN]
+    train += [] if any(word.startswith("precision=") for word in train) else [f"precision={settings['precision']}"]
+    if settings["record"]:
+        return _record(preset, train, settings["steps"])
+    curve = GoldenCurve.read(preset)
+    steps = min(settings["steps"] or curve.ends[-1], curve.ends[-1])
+    of = curve.recorded
+    print(f"{preset}: recorded on {of['date']}, {of['device']}, torch {of['torch']}, {of['precision']}")
+    print(HEADER, flush=True)
+    trainer = _trainer(train)
+    spans = []
+    for span in curve.compared(losses_of(trainer.step, steps)):
+        print(span.line(), flush=True)
+        spans.append(span)
+    off = [span for span in spans if not span.is_on]
+    if off:
+        print(f"OFF the curve from step {off[0].first} on")
+    else:
+        print(f"on the curve, as far as step {spans[-1].last}")
+    return int(bool(off))
+
+
+def _trainer(words: list[str]) -> Any:
+    from samout_train.training.run import build_trainer
+
+    return build_trainer(words)
+
+
+def _record(preset: str, words: list[str], most_steps: int | None) -> int:
+    """Replicas: as it is, on one thread, and by torch's own operations."""
+    import torch
+
+    from samout_train.experiments.reproduce import GoldenCurve, losses_of
+    from samout_train.runtime.device import commit, device_name
+
+    threads, replicas, names = torch.get_num_threads(), [], []
+    try:
+        for name, num_threads, more in (
+            (f"{threads} threads", threads, []),
+            ("1 thread", 1, []),
+            ("kernels=reference", threads, ["kernels=reference"]),
+        ):
+            torch.set_num_threads(num_threads)
+            trainer = _trainer([*words, *more])
+            steps = trainer.limits.total_steps if most_steps is None else min(most_steps, trainer.limits.total_steps)
+            losses = losses_of(trainer.step, steps)
+            replicas.append(list(Bar(losses, desc=name, total=steps)))
+            names.append(name)
+    finally:
+        torch.set_num_threads(threads)
+    recorded = {
+        "device": device_name(trainer.device),
+        "torch": torch.__version__,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
+        "precision": trainer.precision,
+        "replicas": names,
+    }
+    curve = GoldenCurve.of_replicas(preset, replicas, recorded)
+    print(f"written to {curve.write()}")
+    for end, nats, tolerance in zip(curve.ends, curve.loss_nats, curve.tolerance_nats, strict=True):
+        print(f"{end:6}  {nats:8.4f}  {tolerance:8.5f}")
+    return 0

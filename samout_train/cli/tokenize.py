@@ -1,0 +1,148 @@
+"""`python -m samout_train tokenize path=FOLDER out=FOLDER pattern='**/*.txt'`: many files to shards of token ids."""
+
+import re
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from samout_train.cli.request import answered, settings_of
+from samout_train.config.ranges import Positive
+from samout_train.data.text.documents import LineEnds
+from samout_train.data.vocabulary.bpe import BytePairSize
+from samout_train.data.vocabulary.choice import VocabularyName
+from samout_train.runtime.home import home_path
+from samout_train.runtime.places import in_words, place_problem
+from samout_train.runtime.shell import list_setting, program_file, typed_line
+from samout_train.runtime.threads import available_cores
+
+if TYPE_CHECKING:
+    from samout_train.data.shards.plan import ShardPlan
+    from samout_train.data.shards.write import Tokenized
+
+T = TypeVar("T")
+UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+SMALLEST_PART = 50  # or there is a shard for each few bytes
+LARGEST_PART = 1 << 30  # two tokens a byte at the most, whose places are numbers of 32 bits
+
+
+def keys(
+    *,
+    path: str,
+    out: str,
+    pattern: str,
+    vocabulary: VocabularyName,
+    vocab_size: Annotated[int, BytePairSize],
+    vocabulary_path: str | None,
+    vocabulary_bytes: int | str,
+    roles: dict[str, str],
+    jobs: Annotated[int, Positive] | None,
+    part_bytes: int | str,
+    line_ends: LineEnds,
+) -> None:
+    """The keys of tokenize.yaml; only its signature is used."""
+
+
+def main(words: list[str]) -> int:
+    """Tokenizes.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code: 0 done, 1 the disk did not take it or a process died, 2 the request or a file was wrong, 130 and
+        143 stopped by a signal.
+    """
+    return answered(words, "tokenize", keys, _tokenize)
+
+
+def _tokenize(words: list[str]) -> int:
+    from samout_train.data.shards.workers import WorkerDiedError
+    from samout_train.data.shards.write import tokenize_files
+    from samout_train.runtime.signals import StopRequestedError
+
+    settings = settings_of(words, "tokenize", keys).config
+    plan, jobs = _plan(settings), settings["jobs"] or available_cores()
+    try:
+        _print(tokenize_files(plan, jobs=jobs), jobs, plan.left_out)
+    except StopRequestedError as stop:
+        print(f"{stop}: the same command goes on from there", file=sys.stderr)
+        return stop.exit_code
+    except WorkerDiedError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        place = None if error.filename else plan.out
+        print(f"{in_words(error, place=place)}. The same command then goes on from there.", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        message = str(error).replace("+data.roles.", "+roles.").replace("+roles@data.roles=", "+roles=")
+        raise ValueError(message) from error
+    return 0
+
+
+def _plan(settings: dict[str, Any]) -> "ShardPlan":
+    from samout_train.data.shards.plan import ShardPlan
+    from samout_train.data.text.documents import JsonlReader
+    from samout_train.data.text.folder import find
+    from samout_train.data.text.stream import vocabulary_of
+
+    found: list[str] = []
+    if problem := place_problem(home_path(settings["out"])):
+        found.append(f"out={settings['out']}: {problem}")
+    part_bytes = _attempt(found, lambda: _bytes("part_bytes", settings["part_bytes"], SMALLEST_PART, LARGEST_PART))
+    vocabulary_bytes = _attempt(found, lambda: _bytes("vocabulary_bytes", settings["vocabulary_bytes"], 1, sys.maxsize))
+    choice = _attempt(found, lambda: vocabulary_of(settings))
+    roles = _attempt(found, lambda: JsonlReader.of(settings["roles"]).roles)
+    files = _attempt(found, lambda: find(settings["path"], settings["pattern"]))
+    if found or part_bytes is None or vocabulary_bytes is None or choice is None or roles is None or files is None:
+        raise ValueError("\n".join(found))
+    return ShardPlan(
+        root=files.root,
+        paths=files.files,
+        out=home_path(settings["out"]),
+        choice=choice,
+        roles=dict(roles),
+        part_bytes=part_bytes,
+        vocabulary_bytes=vocabulary_bytes,
+        line_ends=settings["line_ends"],
+        left_out=files.left_out_in_words(),
+    )
+
+
+def _attempt(found: list[str], make: Callable[[], T]) -> T | None:
+    try:
+        return make()
+    except ValueError as error:
+        found.append(str(error))
+        return None
+
+
+def _bytes(name: str, given: int | str, least: int, most: int) -> int:
+    match = re.fullmatch(r"(\d+) ?(B|[KMG]iB|)", str(given))
+    num_bytes = int(match[1]) * UNITS[match[2]] if match else 0
+    if not least <= num_bytes <= most:
+        raise ValueError(f"{name}={given}: must be bytes from {least} to {most}, such as 1000000 or 64MiB")
+    return num_bytes
+
+
+def _print(done: "Tokenized", jobs: int, left_out: str) -> None:
+    index = done.index
+    num_tokens, num_documents = index.total(lambda shard: shard.num_tokens), index.total(lambda s: s.num_documents)
+    text_bytes, unknown = index.total(lambda shard: shard.text_bytes), index.total(lambda shard: shard.unknown)
+    if done.num_damaged is not None:
+        whole = f"{len(index.shards) - done.num_damaged} of {len(index.shards)} shards agree with their sha256"
+        print(f"verified    {whole}" + ("; the others were damaged and are made anew" if done.num_damaged else ""))
+    print(f"files       {len(index.files):,}, {sum(int(str(file['bytes'])) for file in index.files) / 1e6:,.1f} MB")
+    if parts := [*filter(None, [left_out]), *index.left_out]:
+        print(f"left out    {'; '.join(parts)}")
+    print(f"vocabulary  {index.vocabulary.name}, {len(index.vocabulary):,} ids")
+    print(f"tokens      {num_tokens:,} in {num_documents:,} documents, {text_bytes / num_tokens:.3f} bytes a token")
+    if unknown:
+        print(f"unknown     {unknown:,} ({unknown / num_tokens:.2%}) are not in the vocabulary, and so padding")
+    size = num_tokens * index.dtype.itemsize / 1e6
+    print(f"shards      {len(index.shards)} of {index.dtype.name} in {index.folder}, {size:,.1f} MB")
+    if done.num_made:
+        speed = done.read_bytes / 1e6 / done.seconds
+        print(f"speed       {speed:,.1f} MB/s in {done.seconds:,.1f} s, {min(jobs, done.num_made)} processes")
+    paths = list_setting("data.paths", [str(index.folder)])
+    print(f"train       {typed_line([program_file(), '-m', 'samout_train', 'data=shards', paths])}")

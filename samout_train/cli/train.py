@@ -1,0 +1,284 @@
+"""`python -m samout_train [train] key=value ...`: trains a model, or with -m several of them one after another."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from samout_train.checkpoint.run_directory import DirectoryRefusedError, TakenError, content_problems, locked
+from samout_train.cli.request import Request
+from samout_train.config.compose import CONF, Composed, ConfigError, compose_config, resolve, unresolved
+from samout_train.config.overrides import as_typed, words_for_hydra
+from samout_train.experiments.job_bar import described
+from samout_train.experiments.jobs import (
+    FAILURE,
+    Why,
+    finished,
+    forget_failure,
+    has_checkpoint,
+    outcome,
+    record_failure,
+)
+from samout_train.experiments.sweep import (
+    data_problems,
+    doubles,
+    job_problems,
+    problems_where_taken,
+    register_job_directory,
+    sweep_jobs,
+    wait_for_others,
+    words_of_sweep,
+    write_sweep,
+)
+from samout_train.runtime.launch import WITHOUT_DIRECTORY, Launch
+from samout_train.runtime.places import PlaceError, in_words, is_of_a_place, message_of
+from samout_train.runtime.shell import program, quoted, typed_line
+from samout_train.runtime.threads import share_of_cores
+
+MANY_RUNS = "-m: makes many runs, and torchrun starts the processes of one: leave it out, or start it once for each run"
+log = logging.getLogger(__name__)
+
+
+def main(words: list[str]) -> int:
+    """Checks the request, then hands it to Hydra.
+
+    Args:
+        words: The command line behind the verb.
+
+    Returns:
+        The exit code: 0 done, 1 something failed, 2 the request was wrong, 130 or 143 stopped by a signal.
+    """
+    launch = Launch.of_environment()
+    words = words if launch is None else launch.words(words)
+    is_first = _is_first(launch)
+    try:
+        request = Request(words, writes=is_first)
+        mistakes = [MANY_RUNS] if launch is not None and request.in_sweep else request.mistakes()
+    except PlaceError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except ConfigError as error:
+        mistakes = [str(error)]
+    except OSError as error:
+        mistakes = [in_words(error)]
+    for mistake in mistakes if is_first else []:
+        print(mistake, file=sys.stderr)
+    if mistakes:
+        return 2
+    register_job_directory()
+    is_sweep = request.in_sweep and not request.asks_only
+    os.environ.update(share_of_cores(request.at_once))  # which jobs in processes of their own get
+    flags = [f"--config-dir={folder}" for folder in [request.arguments.config_dir] if folder]
+    flags += [f"--config-name={name}" for name in [request.arguments.config_name] if name]
+    if is_sweep and request.run_dir is not None and (refusal := _recorded(request, words)):
+        print(refusal, file=sys.stderr)
+        return 2
+    # --info may have a value behind it, and so stands last.
+    sys.argv[1:] = [*_settings(request, is_sweep), *([] if is_first else WITHOUT_DIRECTORY), *request.flags]
+    if not is_first:
+        told = f"process {launch.rank if launch else 0}: %(message)s"
+        logging.basicConfig(level=logging.ERROR, format=told)
+    failures: list[int] = []
+    typed = None if request.in_sweep else request.overrides
+    job = partial(_job, flags=flags, typed=typed, failures=failures)
+    run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
+    if is_sweep and request.run_dir is not None:
+        return _swept(run, Path(request.run_dir), request.configs, failures)
+    try:
+        run()
+    finally:  # where a signal came before anything was in it
+        if request.made_run_dir and request.run_dir is not None and not request.in_sweep:
+            with suppress(OSError):
+                Path(request.run_dir).rmdir()
+    if failures and request.made_run_dir and request.run_dir is not None and not request.in_sweep:
+        _leave_nothing(Path(request.run_dir))
+    return failures[0] if failures else 0
+
+
+def _is_first(launch: Launch | None) -> bool:
+    return launch is None or launch.is_first
+
+
+def _settings(request: Request, is_sweep: bool) -> list[str]:
+    """What Hydra gets; where the run or sweep lies is not composed a second time, a second later."""
+    settings = request.overrides
+    if not request.arguments.shell_completion:
+        settings = words_for_hydra(settings, folders=request.folders, typed=not request.in_sweep)
+    if is_sweep:
+        settings = words_of_sweep(settings, request.overrides, request.swept)
+    if request.run_dir is None:
+        return settings
+    # Hydra would write its files before the directory is known to be this run's.
+    settings = [*settings, "hydra.output_subdir=null"]
+    if not request.in_sweep:
+        return [*settings, f"++run_dir={quoted(request.run_dir)}"]
+    return [*settings, f"hydra.sweep.dir={quoted(request.run_dir)}"]
+
+
+def _recorded(request: Request, words: list[str]) -> str | None:
+    """Writes the record of a sweep, and says what it makes twice; why it cannot be written, else None."""
+    folder = Path(str(request.run_dir))
+    for line in doubles(request.configs):
+        print(line, file=sys.stderr)
+    if found := data_problems(folder, request.configs.values()):
+        return "\n".join(found)
+
+    def settings_of(of_job: Sequence[str]) -> dict[str, object] | None:
+        try:
+            of = Request(of_job)
+            return compose_config(of.overrides, config_name=of.config_name, config_dirs=of.config_dirs).config
+        except ConfigError:  # what was asked for then cannot be had now
+            return None
+
+    flags = [f"--config-dir={folder}" for folder in request.config_dirs]
+    try:
+        write_sweep(folder, command=words, flags=flags, jobs=request.jobs, settings_of=settings_of)
+    except DirectoryRefusedError as error:
+        return str(error)
+    except OSError as error:
+        return f"hydra.sweep.dir={folder}: cannot be written to ({error.strerror})"
+    return None
+
+
+def _swept(
+    run: Callable[[], None], folder: Path, configs: Mapping[str, Mapping[str, object]], failures: list[int]
+) -> int:
+    """Makes a sweep, whatever launcher makes its jobs, and says which of them did not come to their end."""
+    code = 0
+    try:
+        run()
+    except SystemExit as ended:  # a job raised, or a launcher lost one
+        code = ended.code if isinstance(ended.code, int) else 1
+    jobs = [job for job in sweep_jobs(folder) if job.name in configs]  # not those of an earlier sweep into it
+    wait_for_others([job.run_dir for job in jobs])
+    other = [problem for job in jobs for problem in job_problems(job.run_dir, configs[job.name])]
+    if other and not failures:  # a launcher's processes have failures of their own
+        print("\n".join(other), file=sys.stderr)
+        code = code or 2
+    left = [(job, found) for job in jobs if (found := outcome(job.run_dir)).state != "done"]
+    for job, found in left:
+        print(f"  {described(job, found)}", file=sys.stderr)
+    if left:
+        action = "retry" if any(found.state == "FAILED" for _, found in left) else "resume"
+        print(f"continue   {typed_line([*program(), 'sweep', f'action={action}', f'dir={folder}'])}", file=sys.stderr)
+    return code or (failures[0] if failures else int(bool(left)))
+
+
+def _leave_nothing(run_dir: Path) -> None:
+    """Removes what is left of a run that was refused before it began, unless another process is at the directory."""
+    with suppress(DirectoryRefusedError, OSError), locked(run_dir):
+        if {path.name for path in run_dir.iterdir()} <= {".hydra", "samout_train.log", FAILURE}:
+            for name in ("samout_train.log", FAILURE):
+                (run_dir / name).unlink(missing_ok=True)
+
+
+def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failures: list[int]) -> None:
+    """Trains; `typed` are the overrides as the shell gave them, None in a sweep, where each job has its own."""
+    # torch is imported here at the latest, and not for --help.
+    from samout_train.checkpoint.claim import claimed
+    from samout_train.runtime.signals import StopRequestedError
+    from samout_train.training.joining import together
+    from samout_train.training.run import prepare
+
+    hydra_config, composed, in_sweep = HydraConfig.get(), resolve(config), typed is None
+    run_dir = Path(unresolved(hydra_config, "runtime.output_dir"))
+    composed = composed.lying_in(run_dir) if in_sweep else composed
+    words = [*flags, *(map(as_typed, unresolved(hydra_config, "overrides.task")) if typed is None else typed)]
+    problems = job_problems if in_sweep else content_problems
+    has_begun = False
+    try:
+        with (
+            together(composed, run_dir) as run_dir,
+            claimed(
+                run_dir,
+                _settings_files(composed),
+                refusals=lambda: problems(run_dir, composed.config),
+                keeps_failed=in_sweep,
+            ) as write_settings,
+        ):
+            if in_sweep and finished(run_dir):
+                log.info("run        %s is finished: left as it is", run_dir)
+                return
+            if in_sweep and has_checkpoint(run_dir):
+                composed.config["resume"] = "auto"
+            run = prepare(composed, run_dir, words)
+            has_begun = True
+            write_settings()
+            forget_failure(run_dir)
+            run()
+    except StopRequestedError as stop:
+        if not has_begun:
+            print(f"{stop}: before the first step, so there is nothing to continue", file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        if in_sweep and isinstance(error, TakenError):
+            other = problems_where_taken(run_dir, composed.config)
+            if not other:
+                log.info("run        %s: another process is at it: left to that one", run_dir)
+                return
+            error = DirectoryRefusedError("\n".join(other))
+        exit_code = _exit_code(error, has_begun=has_begun)
+        if exit_code is None:
+            _record(run_dir, f"{type(error).__name__}: {error}")
+            raise
+        _tell_failure(error, exit_code, run_dir, has_begun=has_begun)
+        failures.append(exit_code)
+
+
+def _settings_files(composed: Composed) -> dict[str, str]:
+    """Return the files of a run's `.hydra/` by name: those that Hydra itself would write, with resolved settings."""
+    return {
+        "config.yaml": composed.yaml,
+        "hydra.yaml": OmegaConf.to_yaml(HydraConfig.instance().cfg),
+        "overrides.yaml": OmegaConf.to_yaml(HydraConfig.get().overrides.task),
+    }
+
+
+def _tell_failure(error: Exception, exit_code: int, run_dir: Path, *, has_begun: bool) -> None:
+    """Says why a run failed, and leaves a note of it in its directory unless that is another run's."""
+    from samout_train.training.non_finite import NonFiniteError
+
+    message = message_of(error)
+    if isinstance(error, MemoryError | RuntimeError) and not has_begun:
+        reason = str(error).splitlines() or [type(error).__name__]
+        message = f"this does not fit into memory, choose smaller sizes: {reason[0]}"
+    if has_begun or not _is_first(Launch.of_environment()):  # a line of the log says which process it is of
+        log.error("%s", message)
+    else:
+        print(message, file=sys.stderr)
+    if not isinstance(error, DirectoryRefusedError):
+        _record(run_dir, message, "settings" if exit_code == 2 or isinstance(error, NonFiniteError) else "error")
+
+
+def _record(run_dir: Path, error: str, why: Why = "error") -> None:
+    """Leaves a note of why a run failed, unless this process does not know where it lies, as before all have joined."""
+    launch = Launch.of_environment()
+    if _is_first(launch) or run_dir.resolve() != Path.cwd():
+        record_failure(run_dir, error, why)
+
+
+def _exit_code(error: Exception, *, has_begun: bool) -> int | None:
+    """Of what can go wrong with a run; None for what should not."""
+    from samout_train.checkpoint.files import CheckpointError
+    from samout_train.runtime.distributed import LostProcessError
+    from samout_train.training.non_finite import NonFiniteError
+    from samout_train.training.rescue import MemoryExhaustedError
+
+    if isinstance(error, LostProcessError):
+        return 1
+    if has_begun:
+        expected = (CheckpointError, MemoryExhaustedError, NonFiniteError)
+        return 1 if isinstance(error, expected) or is_of_a_place(error) else None
+    if isinstance(error, CheckpointError | OSError):
+        return 1
+    if isinstance(error, ValueError | MemoryError):  # what is wrong with a request and only building it shows
+        return 2
+    is_memory = isinstance(error, RuntimeError) and any(word in str(error) for word in ("memory", "overflow"))
+    return 2 if is_memory else None

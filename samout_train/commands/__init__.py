@@ -1,1 +1,0 @@
-"""One thin file a verb; each has a root YAML in conf/."""

@@ -1,0 +1,327 @@
+"""Where conf/ is, and how overrides become a configuration that is known to be right.
+
+`conf/` lies beside the package in a checkout and inside it in a wheel; whichever exists is used by its absolute path.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from samout_train.config.diagnostics import below_list, chosen_twice, in_few_words, is_of_kinds, wrong_kind
+from samout_train.config.literal import escaped
+from samout_train.config.moved import current, current_settings
+from samout_train.config.overrides import override_problems, words_for_hydra
+from samout_train.config.signature import name_of
+from samout_train.config.yaml_places import has_strange_keys, other_kind, yaml_problem
+from samout_train.runtime.file_kind import refuse_special
+from samout_train.runtime.home import home_expanded
+
+PACKAGE = Path(__file__).resolve().parent.parent
+YAML_DUMPER = get_omega_conf_dumper()
+# What conf/config.yaml and Hydra have here; a run would be checked in one place and written to another with any other.
+HYDRAS_DIRECTORIES = {
+    "hydra.run.dir": ("${run_dir}", "set run_dir instead"),
+    "hydra.sweep.subdir": ("${job_directory:}", "a job's directory has its settings' name"),
+    "hydra.output_subdir": (".hydra", "leave it out"),
+    "hydra.job.chdir": (None, "leave it out: paths are relative to where the program is started"),
+    "hydra.mode": (None, "leave it out, and give -m on the command line"),
+}
+CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
+
+
+class ConfigError(ValueError):
+    """The request is wrong; the message lists every mistake."""
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed configuration.
+
+    Args:
+        config: All keys of the program, resolved.
+        choices: The chosen option of each group, such as {"model": "v8"}.
+        yaml: The same as text.
+        sweep_dir: Where the jobs of a sweep lie.
+        swept: What the configuration sweeps over by itself: values by key, such as {"model": "v1,v8"}.
+        stages: The arguments of samout_train.experiments.staged.Stages, where the sweeper is of that kind.
+        named_by_time: Those of `run_dir` and `hydra.sweep.dir` that have `${now:...}` in them: each start gets its own.
+        misplaced: What YAML sets although the directories of runs are the program's to make.
+        launcher: What starts the jobs of a sweep.
+        most_at_once: How many of them it starts together; None for all.
+    """
+
+    config: dict[str, Any]
+    choices: dict[str, str | None]
+    yaml: str
+    sweep_dir: str
+    swept: dict[str, str]
+    stages: dict[str, Any] | None
+    named_by_time: frozenset[str] = frozenset()
+    misplaced: tuple[str, ...] = ()
+    launcher: str | None = None
+    most_at_once: int | None = None
+
+    def lying_in(self, run_dir: Path) -> "Composed":
+        """Return the same configuration with another `run_dir`, in its text too."""
+        config = self.config | {"run_dir": str(run_dir)}
+        return replace(self, config=config, yaml=_as_yaml(config))
+
+
+def compose_config(
+    overrides: Sequence[str], *, config_name: str = "config", config_dirs: Sequence[str] = (), typed: bool = True
+) -> Composed:
+    """Composes YAML and overrides. Keys that do not exist pass, so that `problems` can name all of them at once.
+
+    Args:
+        overrides: Such as `model=v1` or `optimizer.lr=1e-3`.
+        config_name: The root YAML.
+        config_dirs: Further folders to look for YAML in, absolute.
+        typed: Whether the overrides are as a shell gave them; those of a sweep's job are as Hydra wrote them.
+
+    Raises:
+        ConfigError: if YAML or overrides cannot be composed.
+    """
+    folders = [CONF, *map(Path, config_dirs)]
+    if wrong := override_problems(overrides, folders=folders, typed=typed):
+        raise ConfigError("\n".join(wrong.values()))
+    searched = create_config_search_path(str(CONF))
+    for folder in config_dirs:
+        searched.prepend("command-line", f"file://{folder}", anchor="schema")
+    with _hydra_left_alone():
+        try:
+            version.setbase("1.3")
+            Hydra.create_main_hydra2(task_name="samout_train", config_search_path=searched)
+            words = words_for_hydra(overrides, folders=folders, typed=typed)
+            composed = compose(config_name, words, return_hydra_config=True)
+            HydraConfig.instance().set_config(composed)
+            resolved = resolve(composed)
+            if has_strange_keys(resolved.config, resolved.choices) and (
+                found := yaml_problem(resolved.choices, config_name=config_name, folders=folders[::-1])
+            ):
+                raise ConfigError(found)
+            return resolved
+        except ConfigError:
+            raise
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError) as error:
+            typed_choices = {word.partition("=")[0].lstrip("+~"): word.partition("=")[2] for word in overrides}
+            twice = chosen_twice(error)
+            twice = None if any(word.startswith(f"+{twice}=") for word in overrides) else twice
+            places = folders[::-1]
+            found = yaml_problem(typed_choices, config_name=config_name, folders=places, without_override=twice)
+            if not found and is_of_kinds(error):
+                other = other_kind(typed_choices, config_name=config_name, folders=places)
+                found = wrong_kind(*other) if other else None
+            found = found or below_list(error, overrides)
+            raise ConfigError(found or in_few_words(error, folders)) from error
+
+
+def options_with(group: str, key: str) -> list[str]:
+    """The options of a group in conf/ whose YAML sets a key, such as `text` and `jsonl` for `path` of `data`."""
+    contents = {
+        path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted((CONF / group).glob("*.yaml"))
+    }
+    return [option for option, content in contents.items() if isinstance(content, dict) and key in content]
+
+
+def saved_node(path: Path, name: str = "model") -> dict[str, Any]:
+    """A node of a configuration that a run saved, as plain values; nothing that it names is imported.
+
+    Args:
+        path: Its `.hydra/config.yaml`.
+        name: Such as `model`, which says how the model was built.
+
+    Raises:
+        ConfigError: if there is no such file, or it cannot be read.
+    """
+    try:
+        refuse_special(path)
+        config = OmegaConf.load(path)
+        node = config.get(name) if isinstance(config, DictConfig) else None
+        if not isinstance(node, DictConfig):
+            raise ValueError(f"has no {name}")
+        content = OmegaConf.to_container(node, resolve=True)
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
+        reason = in_few_words(error, [])
+        raise ConfigError(
+            f"{path}: does not say how the {name} was built ({reason}): restore what the run wrote"
+        ) from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in current_settings(content).items()}
+
+
+def saved_config(path: Path) -> dict[str, Any]:
+    """A configuration that a run saved, as plain values, but for `run_dir`, which only Hydra could resolve.
+
+    Args:
+        path: Its `.hydra/config.yaml`.
+
+    Raises:
+        ConfigError: if there is no such file, or it cannot be read.
+    """
+    try:
+        config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig):
+            raise ValueError("is no configuration")
+        known = OmegaConf.masked_copy(config, [str(key) for key in config if key != "run_dir"])
+        content = OmegaConf.to_container(known, resolve=True)
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({in_few_words(error, [])})") from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in current_settings(content).items()}
+
+
+def saved_choice(run_dir: Path, group: str) -> str | None:
+    """The option of a group that a run chose, such as `v8` of `model`; None where Hydra left no word of it.
+
+    Args:
+        run_dir: Its directory.
+        group: Such as `model`.
+    """
+    try:
+        chosen = OmegaConf.select(OmegaConf.load(run_dir / ".hydra" / "hydra.yaml"), f"hydra.runtime.choices.{group}")
+    except (OSError, OmegaConfBaseException, YAMLError):
+        return None
+    return chosen if isinstance(chosen, str) else None
+
+
+def saved_seed(path: Path) -> int:
+    """The seed of a configuration that a run saved; 0 where it does not say."""
+    config = OmegaConf.load(path)
+    seed = config.get("seed") if isinstance(config, DictConfig) else None
+    return seed if isinstance(seed, int) else 0
+
+
+def resolve(composed: DictConfig) -> Composed:
+    """Takes a configuration out of Hydra's hands; `hydra` itself is left out of it.
+
+    Args:
+        composed: As Hydra composed it.
+    """
+    choices = dict(HydraConfig.get().runtime.choices)
+    config = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])  # type: ignore[misc]
+    container = home_expanded(OmegaConf.to_container(config, resolve=True))
+    assert isinstance(container, dict)
+    sweep_dir = str(home_expanded(HydraConfig.get().sweep.dir, "dir"))
+    known = {name: option for name, option in choices.items() if "/" not in name}
+    text = _as_yaml(container)
+    sweeper = OmegaConf.to_container(HydraConfig.get().sweeper, resolve=True)
+    assert isinstance(sweeper, dict)
+    swept = {str(key): str(value) for key, value in (sweeper.get("params") or {}).items()}
+    stages = {str(key): value for key, value in sweeper.items() if key != "_target_"} if "forms" in sweeper else None
+    hydra = HydraConfig.get()
+    directories = {"run_dir": unresolved(composed, "run_dir"), "hydra.sweep.dir": unresolved(hydra, "sweep.dir")}
+    return Composed(
+        {name_of(key): value for key, value in container.items()},
+        known,
+        text,
+        sweep_dir,
+        swept,
+        stages,
+        frozenset(key for key, value in directories.items() if "${now:" in str(value)),
+        tuple(_misplaced(HydraConfig.get())),
+        choices.get("hydra/launcher"),
+        sweeper.get("max_batch_size"),
+    )
+
+
+def _as_yaml(config: dict[str, Any]) -> str:
+    """Return resolved settings as OmegaConf writes them, and reads them again."""
+    plain = escaped(config)
+    text: str = yaml.dump(plain, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=YAML_DUMPER)
+    return text
+
+
+def unresolved(config: Any, key: str) -> Any:
+    """Return a value as it was written, before what it refers to is put in; None where there is none.
+
+    Args:
+        config: Of OmegaConf.
+        key: With dots.
+    """
+    node: Any = OmegaConf.to_container(config, resolve=False)
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def _misplaced(hydra: Any) -> list[str]:
+    found = []
+    for key, (usual, instead) in HYDRAS_DIRECTORIES.items():
+        value = unresolved(hydra, key.removeprefix("hydra."))
+        value = getattr(value, "name", value)  # of the mode, an enumeration
+        if value != usual and (key, value) not in (("hydra.mode", "RUN"), ("hydra.job.chdir", False)):
+            found.append(f"{key}={'null' if value is None else value}: has no meaning here: {instead}")
+    for name in ("launcher", "sweeper"):
+        node, plugins = unresolved(hydra, name), Plugins.instance().class_name_to_class
+        target = node.get("_target_") if isinstance(node, dict) else None
+        rest = f"name the class of a {name} of Hydra, in a module of hydra_plugins"
+        if target is None:
+            found.append(f"hydra.{name}: has no _target_: {rest}")
+        elif target not in plugins:
+            found.append(f"hydra.{name}._target_={target}: must be a {name} that Hydra finds: {rest}")
+    return found
+
+
+def locate(target: str) -> Any:
+    """The class or function that a `_target_` names.
+
+    Raises:
+        ImportError: if there is no such thing; AttributeError or ValueError for what is no dotted path.
+    """
+    logger = logging.getLogger("hydra.utils")
+    logger.disabled = True  # it would say the same again, at any length
+    try:
+        return get_object(current(target))
+    finally:
+        logger.disabled = False
+
+
+def build(node: dict[str, Any], **late: Any) -> Any:
+    """Builds the component that a node describes by `_target_`; `late` are the arguments of a `_partial_` one.
+
+    Hydra's `instantiate` would resolve each text again.
+    """
+    component = _built(node)
+    return component(**late) if node.get("_partial_") else component
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_built(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    settings = {key: _built(item) for key, item in value.items() if key not in ("_target_", "_partial_")}
+    if "_target_" not in value:
+        return settings
+    target = locate(value["_target_"])
+    return partial(target, **settings) if value.get("_partial_") else target(**settings)
+
+
+@contextmanager
+def _hydra_left_alone() -> Iterator[None]:
+    """Composing inside a program that Hydra runs must not end that program's Hydra."""
+    hydra, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = hydra
+        HydraConfig.instance().cfg = config

@@ -1,0 +1,252 @@
+"""The modules of earlier layouts: what imports them, or names them as `_target_`, finds what they are called today."""
+
+import importlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "samout_train."
+# Of modules below samout_train: their name of 2026-11, and today's.
+MOVED = {
+    "accuracy": "evaluation.accuracy",
+    "activation_checkpointing": "models.activation_checkpointing",
+    "atomic": "runtime.files",
+    "branches": "evaluation.ablation",
+    "callbacks": "training.callbacks",
+    "callbacks.accuracy": "training.callbacks.accuracy",
+    "callbacks.base": "training.callbacks.base",
+    "callbacks.early_stopping": "training.callbacks.early_stopping",
+    "callbacks.event_file": "training.callbacks.event_file",
+    "callbacks.lengths": "training.callbacks.lengths",
+    "callbacks.metrics_file": "training.callbacks.metrics_file",
+    "callbacks.predictions": "training.callbacks.predictions",
+    "callbacks.progress_bar": "training.callbacks.progress_bar",
+    "callbacks.report": "training.callbacks.console",
+    "callbacks.sample": "training.callbacks.samples",
+    "callbacks.state_health": "training.callbacks.state_health",
+    "callbacks.tensorboard": "training.callbacks.tensorboard",
+    "charts": "evaluation.charts",
+    "checkpoint": "checkpoint.files",
+    "claiming": "checkpoint.claim",
+    "command_line": "cli.request",
+    "commands": "cli",
+    "commands.compare": "cli.compare",
+    "commands.evaluate": "cli.evaluate",
+    "commands.export": "cli.export",
+    "commands.generate": "cli.generate",
+    "commands.inspect": "cli.inspect",
+    "commands.prove_resume": "cli.prove_resume",
+    "commands.reproduce": "cli.reproduce",
+    "commands.search": "cli.search",
+    "commands.sweep": "cli.sweep",
+    "commands.tokenize": "cli.tokenize",
+    "commands.train": "cli.train",
+    "commands.verify": "cli.verify",
+    "comparison": "experiments.compare",
+    "compilation": "runtime.compilation",
+    "config": "config.compose",
+    "console": "runtime.console",
+    "data.bpe": "data.vocabulary.bpe",
+    "data.cache": "data.text.cache",
+    "data.copies": "data.text.copies",
+    "data.copy": "data.tasks.copy",
+    "data.cuts": "data.text.cuts",
+    "data.documents": "data.text.documents",
+    "data.folder": "data.text.folder",
+    "data.has_seen": "data.tasks.has_seen",
+    "data.induction": "data.tasks.induction",
+    "data.jsonl": "data.text.jsonl",
+    "data.labelled_rows": "data.tasks.labelled_rows",
+    "data.needle": "data.tasks.needle",
+    "data.parity": "data.tasks.parity",
+    "data.part_worker": "data.shards.part_worker",
+    "data.parts": "data.shards.parts",
+    "data.published_vocabulary": "data.vocabulary.published",
+    "data.python_source": "data.text.python_source",
+    "data.recall": "data.tasks.recall",
+    "data.row_check": "data.check",
+    "data.s5": "data.tasks.s5",
+    "data.selective_copy": "data.tasks.selective_copy",
+    "data.shakespeare": "data.text.shakespeare",
+    "data.shard_index": "data.shards.index",
+    "data.shard_plan": "data.shards.plan",
+    "data.shard_reader": "data.shards.reader",
+    "data.shard_rows": "data.shards.rows",
+    "data.shard_split": "data.shards.split",
+    "data.shards": "data.shards.source",
+    "data.short_text": "data.text.short_text",
+    "data.survey": "data.text.files",
+    "data.task": "data.tasks.base",
+    "data.text": "data.text.text",
+    "data.text_files": "data.text.stream",
+    "data.text_kind": "data.text.text_kind",
+    "data.token_cache": "data.text.token_cache",
+    "data.token_rows": "data.text.rows",
+    "data.tokenizing": "data.shards.write",
+    "data.vocabulary": "data.vocabulary.base",
+    "data.vocabulary_choice": "data.vocabulary.choice",
+    "data.whole": "data.text.whole",
+    "data.workers": "data.shards.workers",
+    "data_record": "checkpoint.data_record",
+    "decoding": "evaluation.decoding",
+    "evaluation": "evaluation.evaluator",
+    "export_files": "checkpoint.export_files",
+    "exporting": "checkpoint.export",
+    "extrapolation": "evaluation.extrapolation",
+    "figures": "runtime.json_files",
+    "file_kind": "runtime.file_kind",
+    "fitting": "training.fit",
+    "generation": "evaluation.generate",
+    "going_on": "training.limits",
+    "golden_curve": "experiments.reproduce",
+    "heat_map": "experiments.heat_map",
+    "home": "runtime.home",
+    "hydra_messages": "config.diagnostics",
+    "hydra_parser": "config.hydra",
+    "inspection": "checkpoint.inspect",
+    "job_bar": "experiments.job_bar",
+    "joining": "training.joining",
+    "launch": "runtime.launch",
+    "ledger": "experiments.jobs",
+    "literal": "config.literal",
+    "loading": "checkpoint.load",
+    "log_file": "runtime.log",
+    "losses": "models.loss",
+    "measuring": "training.products",
+    "metrics": "models.cost",
+    "micro_steps": "training.micro_steps",
+    "mismatch": "checkpoint.mismatch",
+    "missing_home": "runtime.missing_home",
+    "model_room": "training.model_room",
+    "non_finite": "training.non_finite",
+    "optim": "training.optimizers",
+    "optim.adam": "training.optimizers.adam",
+    "optim.adamw": "training.optimizers.adamw",
+    "optimizer_check": "training.optimizers.check",
+    "overrides": "config.overrides",
+    "overview": "cli.overview",
+    "parallel": "models.parallel",
+    "places": "runtime.places",
+    "problems": "training.settings",
+    "processes": "runtime.distributed",
+    "profiling": "training.profiler",
+    "progress": "runtime.progress",
+    "proof": "experiments.prove_resume",
+    "ranges": "config.ranges",
+    "reports": "training.reports",
+    "rescue": "training.rescue",
+    "resuming": "training.resuming",
+    "run": "training.run",
+    "run_directory": "checkpoint.run_directory",
+    "runtime": "runtime.device",
+    "sampling": "evaluation.sampling",
+    "saving": "checkpoint.manager",
+    "schedules": "training.schedules",
+    "search": "experiments.search",
+    "search_path": "runtime.search_path",
+    "shards": "checkpoint.shards",
+    "shell_words": "runtime.shell",
+    "signatures": "config.signature",
+    "staged": "experiments.staged",
+    "state_health": "evaluation.state_health",
+    "stopping": "runtime.signals",
+    "streaming": "evaluation.streaming",
+    "sweeps": "experiments.sweep",
+    "tensor_file": "runtime.tensor_file",
+    "tf32": "runtime.tf32",
+    "threads": "runtime.threads",
+    "train_keys": "cli.train_keys",
+    "trainer": "training.trainer",
+    "training_step": "training.step",
+    "verification": "evaluation.verify",
+    "weights": "checkpoint.state",
+    "yaml_places": "config.yaml_places",
+}
+# Of these names, packages have become.
+STAYED = {earlier for earlier in MOVED if any(f"{new}.".startswith(f"{earlier}.") for new in MOVED.values())}
+
+
+def current(path: str) -> str:
+    """Return the dotted path of a class or function with its module called as today.
+
+    Args:
+        path: Such as the `_target_` samout_train.schedules.Cosine; what was not moved is given back.
+    """
+    module, _, name = path.removeprefix(PACKAGE).rpartition(".")
+    return f"{PACKAGE}{MOVED[module]}.{name}" if path.startswith(PACKAGE) and module in MOVED else path
+
+
+def current_settings(node: Any) -> Any:
+    """Return plain settings with each `_target_` called as today.
+
+    Args:
+        node: Dictionaries, lists and values; also those of a dotted key, such as {"schedule._target_": ...}.
+    """
+    if isinstance(node, Mapping):
+        return {
+            key: current(value) if _is_target(key) and isinstance(value, str) else current_settings(value)
+            for key, value in node.items()
+        }
+    return [current_settings(value) for value in node] if isinstance(node, list) else node
+
+
+def _is_target(key: Any) -> bool:
+    return str(key).rpartition(".")[2] == "_target_"
+
+
+class _Moved(MetaPathFinder, Loader):
+    """Imports a module by its earlier name, with a warning."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Take the names of modules that are not there any more."""
+        return None if _today(fullname) is None else ModuleSpec(fullname, self)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put today's module in the place of the one that was asked for."""
+        today = _today(module.__name__)
+        assert today is not None
+        warnings.warn(f"{module.__name__} is {today} now", DeprecationWarning, stacklevel=2)
+        sys.modules[module.__name__] = importlib.import_module(today)
+
+
+def _today(module: str) -> str | None:
+    """Today's name of a module that is not there any more; None for all others."""
+    if not module.startswith(PACKAGE):
+        return None
+    parts = module.removeprefix(PACKAGE).split(".")
+    for length in range(len(parts), 0, -1):
+        earlier = ".".join(parts[:length])
+        if earlier in MOVED and earlier not in STAYED:
+            return ".".join([PACKAGE + MOVED[earlier], *parts[length:]])
+    return None
+
+
+def take_earlier_names() -> None:
+    """Let `import` find the modules of earlier layouts by their earlier names."""
+    if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Moved())  # before a folder is searched in which today's module has the same name
+
+
+def of_earlier_module(module: str, name: str) -> Any:
+    """Return what a module had whose name a package has today, for the `__getattr__` of that package.
+
+    Args:
+        module: `__name__` of the package.
+        name: What is asked for.
+
+    Raises:
+        AttributeError: if neither has it.
+    """
+    today = PACKAGE + MOVED[module.removeprefix(PACKAGE)]
+    is_part = importlib.util.find_spec(f"{module}.{name}") is not None  # which is imported, and then asked for
+    if name.startswith("__") or is_part or not hasattr(found := importlib.import_module(today), name):
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    warnings.warn(f"{module}.{name} is {today}.{name} now", DeprecationWarning, stacklevel=3)
+    return getattr(found, name)

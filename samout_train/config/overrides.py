@@ -1,0 +1,245 @@
+"""Overrides one by one: how they are written, what they choose, and how Hydra has to get them."""
+
+import importlib.util
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.errors import HydraException
+
+from samout_train.config.diagnostics import missing_option, options_of
+from samout_train.runtime.home import home_path
+from samout_train.runtime.shell import quoted, shell_word
+
+MAY_BE_NULL = ("experiment",)
+LAUNCHERS = {
+    "joblib": "hydra_joblib_launcher",
+    "submitit_local": "hydra_submitit_launcher",
+    "submitit_slurm": "hydra_submitit_launcher",
+}
+FREE_HYDRA_KEYS = (
+    *("hydra.sweep.dir", "hydra.verbose", "hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper"),
+    *("hydra/job_logging", "hydra/hydra_logging"),
+)
+# Keys whose values are text: commas, equals signs, brackets and digits in them mean nothing to Hydra. Values
+# in quotes, null and ${...} are Hydra's.
+TEXT_KEYS = (
+    *("run_dir", "resume", "out", "pattern", "vocabulary_path", "storage", "hydra.sweep.dir"),
+    *("data.path", "data.pattern", "data.vocabulary_path", "callbacks.sample.prompt"),
+)
+TEXT_BELOW = ("data.roles.", "roles.")
+LIST_KEYS = ("runs", "data.paths")  # of text; one text is taken for a list of one
+MOST_COMMAS = 32  # in one path of a list
+QUOTED = re.compile(r"""\s*(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
+SWEEP_FUNCTION = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag|extend_list|str)\(.*\)\s*", re.DOTALL)
+# Keys of the other verbs that are text whatever it says, so that a prompt can be any text.
+PLAIN_TEXT_KEYS = ("run", "path", "prompt", "stop", "dir")
+
+
+def words_for_hydra(overrides: Sequence[str], *, folders: Sequence[Path], typed: bool = True) -> list[str]:
+    """Overrides as Hydra has to get them: text quoted, and keys that are new let through.
+
+    Args:
+        overrides: Such as `data.path=a,b.txt`.
+        folders: Where YAML is looked for.
+        typed: Whether text values are as a shell gave them.
+    """
+    return [_let_pass(quote_text(override) if typed else override, folders) for override in overrides]
+
+
+def override_problems(
+    overrides: Sequence[str], *, folders: Sequence[Path], typed: bool = True, in_sweep: bool = False
+) -> dict[str, str]:
+    """What is wrong with overrides one by one: how they are written, and options that a group has not.
+
+    Args:
+        overrides: As typed.
+        folders: Where YAML is looked for.
+        typed: Whether text values are as a shell gave them.
+        in_sweep: Whether several values for a key are meant.
+
+    Returns:
+        By override, those that are wrong only.
+    """
+    parser, found = OverridesParser.create(), {}
+    for word in overrides:
+        key = word.partition("=")[0]
+        try:
+            override = parser.parse_override(quote_text(word) if typed and not in_sweep else word)
+        except HydraException:
+            found[word] = _unreadable(word)
+            continue
+        if not key_of(word):
+            found[word] = _unreadable(word)
+            continue
+        if _is_hydras_own(override.key_or_group):
+            found[word] = (
+                f"{word}: is the program's to set; of Hydra's keys, hydra.sweep.dir, hydra.verbose, hydra/launcher and "
+                "hydra/sweeper with their settings are free. A run's directory is run_dir"
+            )
+        elif key == "hydra/launcher" and (missing := _missing_launcher(override.value())):
+            found[word] = f"{word}: {missing}"
+        elif override.is_sweep_override() and not in_sweep:
+            found[word] = f"{word}: several values need -m, which makes a sweep; a list is written {key}=[...]"
+        elif problem := _wrong_option(override, folders):
+            found[word] = problem
+    return found
+
+
+def _unreadable(word: str) -> str:
+    """Say what keeps Hydra from reading an override: its key, a comma at its end, or its value."""
+    key, equals, value = word.partition("=")
+    if not key_of(word) or not _is_readable(f"{key}=1"):
+        form = "letters, digits and _, with dots between the parts, such as model.hidden_size=64"
+        return f"{word}: {key!r} is no key: a key is of {form}" if key else f"{word}: has no key: write key=value"
+    if not equals:
+        return f"{word}: has no value: write {word}=..."
+    if (shorter := value.rstrip(", ")) != value and _is_readable(f"{key}={shorter}"):
+        return f"{word}: cannot be read: it ends with a comma: write {shell_word(f'{key}={shorter}')}"
+    as_it_stands = f"{key}='{value}'"  # in which ${...} keeps its meaning
+    is_nested = "${" in value and _is_readable(as_it_stands)
+    right = shell_word(as_it_stands if is_nested else f"{key}={quoted(value)}")
+    return f"{word}: cannot be read: put a value with special characters in quotes of its own: {right}"
+
+
+def _is_readable(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
+
+
+def _missing_launcher(name: object) -> str | None:
+    plugin = LAUNCHERS.get(str(name))
+    if plugin is not None and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
+        return f"{plugin.replace('_', '-')} is not installed: pip install 'samout_train[sweep]'"
+    if name == "submitit_slurm" and shutil.which("srun") is None:
+        return "there is no srun here: start it where SLURM is, or use hydra/launcher=submitit_local"
+    return None
+
+
+def _is_hydras_own(key: str) -> bool:
+    return key.split(".")[0].split("/")[0] == "hydra" and not key.startswith(FREE_HYDRA_KEYS)
+
+
+def _wrong_option(override: Override, folders: Sequence[Path]) -> str | None:
+    group, options = override.key_or_group, options_of(override.key_or_group, folders)
+    if override.is_delete():
+        return None
+    if group.startswith("hydra/"):  # Hydra has options of its own, and says itself which it lacks
+        return None if override.value() is not None else f"{override.input_line}: is no option: leave it out"
+    if not options:
+        return None
+    if not override.is_sweep_override():
+        chosen = override.value()
+    elif isinstance(override.value(), ChoiceSweep):
+        chosen = list(override.sweep_iterator())
+    else:
+        return f"{override.input_line}: write the options one by one: {group}={','.join(options[:3])}"
+    chosen = chosen if isinstance(chosen, list) else [chosen]
+    if any(not isinstance(option, str) for option in chosen) and not (group in MAY_BE_NULL and chosen == [None]):
+        if any(str(option) in options for option in chosen):
+            return f"{override.input_line}: is read as a number: rename the YAML so that its name begins with a letter"
+        return f"{override.input_line}: choose an option of {group}: {', '.join(options)}"
+    if any((folder / group / f"{option}.yml").is_file() for option in chosen for folder in folders):
+        return f"{override.input_line}: its file ends with .yml, which Hydra does not read: rename it to .yaml"
+    absent = [option for option in chosen if option is not None and option not in options]
+    return missing_option(group, absent[0], options) if absent else None
+
+
+def quote_text(override: str, *, in_sweep: bool = False) -> str:
+    """Return an override with quotes around the text in its value, so that Hydra reads it as the shell gave it.
+
+    Args:
+        override: As typed.
+        in_sweep: Whether commas part the values of several jobs.
+    """
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+")
+    if not equals or key.startswith("~"):
+        return override
+    if name in PLAIN_TEXT_KEYS:
+        return f"{key}={quoted(value)}"
+    is_text = name in TEXT_KEYS or name.startswith(TEXT_BELOW)
+    is_hydras = value in ("", "null", "???") or "${" in value or (in_sweep and SWEEP_FUNCTION.fullmatch(value))
+    if is_hydras or not (is_text or name in LIST_KEYS):
+        return override
+    quote = _quoted_text if is_text else _quoted_list
+    if not in_sweep or name == "hydra.sweep.dir":
+        return f"{key}={quote(value)}"
+    return f"{key}={','.join(map(quote, _parted(value)))}"
+
+
+def _quoted_text(value: str) -> str:
+    return value if value[:1] in ("'", '"', "") or value == "null" else quoted(value)
+
+
+def _quoted_list(value: str) -> str:
+    if not (value.startswith("[") and value.endswith("]")) or is_there(value):
+        return f"[{_quoted_text(value)}]"
+    return f"[{','.join(map(_quoted_text, _parted(value[1:-1])))}]"
+
+
+def _parted(value: str) -> list[str]:
+    """Return what commas part: of texts without quotes, the longest that are paths have commas of their own."""
+    pieces = [piece.strip() for piece in _pieces(value)]
+    parts, first = [], 0
+    while first < len(pieces):
+        ends = range(min(len(pieces), first + MOST_COMMAS), first + 1, -1)
+        end = next((end for end in ends if is_there(",".join(pieces[first:end]))), first + 1)
+        parts.append(",".join(pieces[first:end]))
+        first = end
+    return [part for part in parts if part]
+
+
+def _pieces(value: str) -> list[str]:
+    """Return what stands between commas that are neither in quotes nor in brackets."""
+    pieces, start, position, depth = [], 0, 0, 0
+    while position < len(value):
+        begins = not value[start:position].strip(" [")
+        if begins and (found := QUOTED.match(value, position)):
+            position = found.end()
+            continue
+        depth += {"[": 1, "]": -1}.get(value[position], 0)
+        if value[position] == "," and (depth <= 0 or "]" not in value[position:]):
+            pieces.append(value[start:position])
+            start, depth = position + 1, 0
+        position += 1
+    return [*pieces, value[start:]]
+
+
+def is_there(path: str) -> bool:
+    """Return whether a text is the path of something."""
+    try:
+        return bool(path) and home_path(path).exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _let_pass(override: str, folders: Sequence[Path]) -> str:
+    key, equals, value = override.partition("=")
+    if key in MAY_BE_NULL and value == "null":
+        return f"~{key}"  # Hydra takes no null for a group
+    is_group = any((folder / key).is_dir() for folder in folders)
+    if not equals or not key or key[0] in "+~" or "@" in key or key.startswith("hydra") or is_group:
+        return override
+    return "++" + override
+
+
+def key_of(override: str) -> str:
+    """`model.hidden_size` of `++model.hidden_size=3`."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def as_typed(override: str) -> str:
+    """What a person types for the override of a sweep's job, which Hydra wrote: text without its escapes."""
+    parsed = OverridesParser.create().parse_override(override)
+    key, value = parsed.key_or_group, parsed.value()
+    if key not in TEXT_KEYS or not isinstance(value, str) or "${" in value:  # what is escaped in it stays so
+        return override.removeprefix("++")
+    plain = f"{key}={value}"
+    return plain if quote_text(plain) != plain else f"{key}={quoted(value)}"  # what Hydra would read again

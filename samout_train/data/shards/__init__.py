@@ -1,0 +1,7 @@
+"""Text of any size as shards of ids."""
+
+
+def __getattr__(name: str) -> object:
+    from samout_train.config.moved import of_earlier_module
+
+    return of_earlier_module(__name__, name)

@@ -1,0 +1,179 @@
+"""A folder of shards: what `tokenize` writes and what the data source `shards` reads.
+
+`plan.json`        settings, vocabulary and source files; written first
+`00000.bin`        ids of one part of the text, little-endian, uint16 where the vocabulary allows, else uint32
+`00000.documents`  where documents begin in it, at their `<|sos|>`: little-endian uint32
+`00000.json`       sizes and digests of both; a part is made when this is there
+`vocabulary.json`  the vocabulary, for the tokenizing of other text with it
+`index.json`       all of it in one file, written last
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samout_train.data.text.cache import read_note
+from samout_train.data.text.documents import LineEnds
+from samout_train.data.vocabulary.base import Vocabulary
+from samout_train.data.vocabulary.choice import vocabulary_from
+
+FORMAT = 1
+PLAN, INDEX, VOCABULARY = "plan.json", "index.json", "vocabulary.json"
+PLACE = np.dtype("<u4")  # of a document within its shard
+MAKE = "make one with `samout-train tokenize path=... out=...`"
+AGAIN = "run the `samout-train tokenize` that made it again, which makes what is damaged anew"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """What is known of one shard.
+
+    Args:
+        name: Of its files, without ending.
+        num_tokens: Its ids.
+        num_documents: Documents that begin in it.
+        text_bytes: UTF-8 bytes of the text that it stands for.
+        unknown: Ids that stand for characters that a given vocabulary has not.
+        largest_id: The largest of its ids; -1 where there are none.
+        sha256: Of the ids' file.
+        documents_sha256: Of the documents' file.
+        left_out: How much of its text was passed over, by what it is.
+    """
+
+    name: str
+    num_tokens: int
+    num_documents: int
+    text_bytes: int
+    unknown: int
+    largest_id: int
+    sha256: str
+    documents_sha256: str
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def sizes(self, dtype: "np.dtype[Any]") -> dict[str, int]:
+        """The bytes that its files must have, by name."""
+        return {
+            f"{self.name}.bin": self.num_tokens * dtype.itemsize,
+            f"{self.name}.documents": self.num_documents * PLACE.itemsize,
+        }
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The index of a folder of shards.
+
+    Args:
+        folder: Where they lie.
+        dtype: Of the ids.
+        vocabulary_state: What the vocabulary can be built from.
+        shards: In the order of the text.
+        files: Name, bytes and time of modification of each source file.
+        line_ends: How those of text were read.
+    """
+
+    folder: Path
+    dtype: "np.dtype[Any]"
+    vocabulary_state: Mapping[str, Any]
+    shards: tuple[Shard, ...]
+    files: list[dict[str, object]]
+    line_ends: LineEnds = "keep"
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Ids to text."""
+        return vocabulary_from(self.vocabulary_state)
+
+    def total(self, count: Callable[[Shard], int]) -> int:
+        """The sum of something over the shards."""
+        return sum(map(count, self.shards))
+
+    @property
+    def left_out(self) -> list[str]:
+        """What of the files was passed over, as in "documents without text: 3"."""
+        counts: Counter[str] = Counter()
+        for shard in self.shards:
+            counts.update(shard.left_out)
+        return [f"{what}: {count:,}" for what, count in counts.items()]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `index.json` holds."""
+        names = ("num_tokens", "num_documents", "text_bytes", "unknown")
+        return {
+            "format": FORMAT,
+            "dtype": self.dtype.name,
+            "totals": {name: sum(getattr(shard, name) for shard in self.shards) for name in names},
+            "shards": [asdict(shard) for shard in self.shards],
+            "files": self.files,
+            "line_ends": self.line_ends,
+            "vocabulary": self.vocabulary_state,
+        }
+
+
+def dtype_for(vocab_size: int) -> "np.dtype[Any]":
+    """The ids' type for a vocabulary of this size."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def digest_of(digests: Sequence[str]) -> str:
+    """Return the sha256 of shards by those of each, in their order."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def read_index(folder: Path) -> ShardIndex:
+    """The index of a folder, with the files beside it checked by their sizes.
+
+    Raises:
+        ValueError: if there is none, or a shard is not what it says.
+    """
+    path = folder / INDEX
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not there: give a folder of shards; {MAKE}")
+    if not path.is_file():
+        if (folder / PLAN).is_file():
+            raise ValueError(f"{folder} has no {INDEX}, so it is not finished: run its `samout-train tokenize` again")
+        raise ValueError(f"{folder} has no {INDEX}, so it is no folder of shards: {MAKE}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}, this program reads {FORMAT}")
+        shards = tuple(Shard(**shard) for shard in content["shards"])
+        dtype = np.dtype(content["dtype"]).newbyteorder("<")
+        index = ShardIndex(
+            folder, dtype, content["vocabulary"], shards, content["files"], content.get("line_ends", "keep")
+        )
+        vocab_size = len(index.vocabulary)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): delete it, and {AGAIN}") from error
+    for shard in shards:
+        _check(folder, shard, dtype, vocab_size)
+    return index
+
+
+def read_shard(folder: Path, name: str, dtype: "np.dtype[Any]") -> Shard | None:
+    """What the note of a shard says; None where it is not made, or its files have other sizes."""
+    try:
+        shard = Shard(**(read_note(folder / f"{name}.json") or {}))
+        whole = all((folder / file).stat().st_size == size for file, size in shard.sizes(dtype).items())
+    except (OSError, TypeError):
+        return None
+    return shard if whole and shard.name == name else None
+
+
+def _check(folder: Path, shard: Shard, dtype: "np.dtype[Any]", vocab_size: int) -> None:
+    for name, wanted in shard.sizes(dtype).items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != wanted:
+            has = "is not there" if found is None else f"has {found:,} bytes"
+            raise ValueError(f"{path} {has}, and {INDEX} says {wanted:,} bytes: {AGAIN}")
+    if shard.largest_id >= vocab_size:
+        raise ValueError(
+            f"{folder / shard.name}.bin has the id {shard.largest_id}, and the vocabulary has {vocab_size} ids: {AGAIN}"
+        )

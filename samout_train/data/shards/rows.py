@@ -1,0 +1,215 @@
+"""Rows of shards: where the rows of one source lie, and how the rows of several are mixed."""
+
+# R rows, T time, W = T + 1 ids of a row, G documents of a group
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samout_train.data.batches import next_token
+from samout_train.data.shards.reader import Places, ShardReader
+from samout_train.data.shuffle import drawn, shuffled
+
+BLOCK = 10_000  # rows in which each source has its whole share
+PLACED_TOGETHER = 1 << 13
+GROUP = 64
+COUNTED_TOGETHER = GROUP << 14
+MAKES_A_ROW = 3  # ids: <|sos|>, an input and a target
+Int64s = NDArray[np.int64]
+
+
+class Layout(Protocol):
+    """Where the rows of one source lie."""
+
+    num_rows: int
+    num_windows: int
+
+    def rows(self, indices: Int64s, epochs: Int64s) -> Places:
+        """For training: rows of epochs, one epoch for each."""
+        ...
+
+    def windows(self, indices: Int64s) -> Places:
+        """For evaluation: rows that cover everything once."""
+        ...
+
+
+class PackedLayout:
+    """Windows of shards, one after another, that begin at another place of each shard in each epoch.
+
+    Args:
+        lengths: Tokens of each shard; one that has too few for a row has none.
+        seq_len: Targets in a row T.
+        key: With the epoch, what decides where windows begin.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, seq_len: int, key: tuple[int, ...]) -> None:
+        self.seq_len, self.key = seq_len, key
+        self._lengths = np.array(lengths, dtype=np.int64)
+        rows_each = np.maximum((self._lengths - seq_len) // seq_len, self._lengths > seq_len)
+        self._free = (self._lengths - rows_each * seq_len).clip(1, seq_len)
+        self._row_ends = np.cumsum(rows_each)
+        self._window_ends = np.cumsum(np.maximum(-(-(self._lengths - 1) // seq_len), 0))
+        self.num_rows, self.num_windows = int(self._row_ends[-1]), int(self._window_ends[-1])
+
+    def rows(self, indices: Int64s, epochs: Int64s) -> Places:
+        """Windows that do not overlap."""
+        shards, in_shard = _found(self._row_ends, indices)
+        starts = drawn(self._free[shards], *self.key, epochs, shards) + in_shard * self.seq_len
+        return Places(shards, starts, np.full_like(starts, self.seq_len + 1))
+
+    def windows(self, indices: Int64s) -> Places:
+        """Windows from the first token of each shard on, of which the last is shorter."""
+        shards, in_shard = _found(self._window_ends, indices)
+        starts = in_shard * self.seq_len
+        return Places(shards, starts, np.minimum(self.seq_len + 1, self._lengths[shards] - starts))
+
+
+class DocumentLayout:
+    """Rows that begin where a document does, behind its `<|sos|>`, or go on with one.
+
+    A document takes four bytes of memory, and every 64th another eight. What goes on from another shard is a document.
+
+    Args:
+        lengths: Tokens of each shard.
+        documents: Of each shard, where documents begin, at their `<|sos|>`.
+        seq_len: Targets in a row T.
+    """
+
+    def __init__(self, lengths: Sequence[int], documents: Sequence[NDArray[np.uint32]], *, seq_len: int) -> None:
+        self.seq_len = seq_len
+        # A document ends one before the next one begins; the last of a shard is followed by one that is none.
+        begins = [
+            np.concatenate([[0] if not len(starts) or starts[0] else [], starts + 1, [length + 1]]).astype(np.uint32)
+            for length, starts in zip(lengths, documents, strict=True)
+        ]
+        self._shard_ends = np.cumsum([len(each) for each in begins])
+        self._begins = np.concatenate([*begins, np.zeros(GROUP + 1, dtype=np.uint32)])
+        num_groups = -(-int(self._shard_ends[-1]) // GROUP)
+        rows_of_group = np.zeros(num_groups, dtype=np.int64)
+        self.num_targets = 0
+        for first in range(0, num_groups * GROUP, COUNTED_TOGETHER):
+            targets = self._targets(np.arange(first, min(first + COUNTED_TOGETHER, num_groups * GROUP)))
+            self.num_targets += int(targets.sum())
+            rows_of_group[first // GROUP :][: len(targets) // GROUP] = self._rows(targets).reshape(-1, GROUP).sum(1)
+        self.num_short = sum(
+            int((np.diff(starts, append=np.uint32(length)) < MAKES_A_ROW).sum())
+            for length, starts in zip(lengths, documents, strict=True)
+        )
+        self._group_ends = np.cumsum(rows_of_group)
+        self.num_rows = self.num_windows = int(self._group_ends[-1])
+
+    def rows(self, indices: Int64s, epochs: Int64s) -> Places:
+        """The same in each epoch."""
+        return self.windows(indices)
+
+    def windows(self, indices: Int64s) -> Places:
+        """In the order of the documents."""
+        groups, in_group = _found(self._group_ends, indices)
+        ends_RG = np.cumsum(self._rows(self._targets(groups[:, None] * GROUP + np.arange(GROUP))), axis=1)
+        place = (ends_RG <= in_group[:, None]).sum(1)
+        before = np.where(place > 0, ends_RG[np.arange(len(place)), place - 1], 0)
+        documents = groups * GROUP + place
+        starts = self._begins[documents].astype(np.int64) + (in_group - before) * self.seq_len
+        counts = np.minimum(self.seq_len + 1, self._begins[documents + 1] - 1 - starts)
+        return Places(_found(self._shard_ends, documents)[0], starts, counts)
+
+    def _targets(self, documents: Int64s) -> Int64s:
+        begins = self._begins[documents].astype(np.int64)
+        return np.maximum(self._begins[documents + 1] - begins - 2, 0)
+
+    def _rows(self, targets: Int64s) -> Int64s:
+        return -(-targets // self.seq_len)
+
+
+class ShardRows:
+    """Rows of several sources, in an order of its own.
+
+    Of every 10,000 rows a source has a fixed number, spread evenly. Row p of the endless stream is so a row of a source
+    of which it is known how many came before, and each source goes through its own epochs, shuffled by its own key.
+
+    Args:
+        layouts: Of each source; its shards follow those of the one before it.
+        reader: Of all shards.
+        quotas: Rows of each source in 10,000.
+        seq_len: Targets in a row T.
+        seed: Decides the order of each source's rows.
+        largest_id: The largest of all ids, by who wrote them.
+    """
+
+    split = staticmethod(next_token)
+    has_own_order = True
+
+    def __init__(
+        self,
+        layouts: Sequence[Layout],
+        reader: ShardReader,
+        *,
+        first_shards: Sequence[int],
+        quotas: Sequence[int],
+        seq_len: int,
+        seed: int,
+        largest_id: int,
+    ) -> None:
+        self.layouts, self.reader, self.first_shards = list(layouts), reader, list(first_shards)
+        self.seq_len, self.seed, self.largest_id = seq_len, seed, largest_id
+        self.num_rows = sum(layout.num_rows for layout in layouts)
+        self.num_windows = sum(layout.num_windows for layout in layouts)
+        self._window_ends = np.cumsum([layout.num_windows for layout in layouts])
+        self._quotas = np.array(quotas, dtype=np.int64)
+        shares = np.concatenate([(np.arange(quota) + 0.5) / quota for quota in quotas])
+        spread = np.argsort(shares, kind="stable")
+        self._source = np.repeat(np.arange(len(quotas)), quotas)[spread]
+        self._earlier = np.concatenate([np.arange(quota) for quota in quotas])[spread]
+        self._placed: tuple[int, Places] | None = None
+
+    def take(self, indices: Int64s, epoch: int) -> Tensor:
+        """Rows of the endless stream: epoch * num_rows + index is the place of each there, (R, T + 1) int64."""
+        stream = epoch * self.num_rows + indices
+        chunks, within = np.divmod(stream, PLACED_TOGETHER)
+        places = Places(*(np.empty_like(stream) for _ in range(3)))
+        for chunk in np.unique(chunks).tolist():
+            rows = np.flatnonzero(chunks == chunk)
+            places.put(rows, self._places(chunk)[within[rows]])
+        return torch.from_numpy(self.reader.read(places, self.seq_len + 1))
+
+    def windows(self, start: int, stop: int) -> Tensor:
+        """Rows that cover each source once, one source after another, (R, T + 1) int64."""
+        sources, in_source = _found(self._window_ends, np.arange(start, min(stop, self.num_windows)))
+        places = [
+            self._of_all(source, self.layouts[source].windows(in_source[sources == source]))
+            for source in np.unique(sources).tolist()
+        ]
+        return torch.from_numpy(np.concatenate([self.reader.read(each, self.seq_len + 1) for each in places]))
+
+    def sources_of(self, stream: Int64s) -> tuple[Int64s, Int64s]:
+        """The source of each row of the endless stream, and how many rows of that source came before it."""
+        blocks, within = np.divmod(stream, BLOCK)
+        sources = self._source[within]
+        return sources, blocks * self._quotas[sources] + self._earlier[within]
+
+    def _places(self, chunk: int) -> Places:
+        """Many at a time, since few take as long."""
+        if self._placed is None or self._placed[0] != chunk:
+            stream = np.arange(chunk * PLACED_TOGETHER, (chunk + 1) * PLACED_TOGETHER)
+            sources, earlier = self.sources_of(stream)
+            places = Places(*(np.empty_like(stream) for _ in range(3)))
+            for source, layout in enumerate(self.layouts):
+                rows = np.flatnonzero(sources == source)
+                epochs, ordinals = np.divmod(earlier[rows], layout.num_rows)
+                indices = shuffled(ordinals, layout.num_rows, self.seed, epochs, source + 1)
+                places.put(rows, self._of_all(source, layout.rows(indices, epochs)))
+            self._placed = chunk, places
+        return self._placed[1]
+
+    def _of_all(self, source: int, places: Places) -> Places:
+        return Places(places.shards + self.first_shards[source], places.starts, places.counts)
+
+
+def _found(ends: Int64s, indices: Int64s) -> tuple[Int64s, Int64s]:
+    """Of things that lie one behind another and end at `ends`: which one an index is in, and its place there."""
+    things = np.searchsorted(ends, indices, side="right")
+    return things, indices - np.where(things > 0, ends[things - 1], 0)

@@ -1,0 +1,119 @@
+"""What the tasks share: sources whose rows are drawn from a seed, of which the answers alone are counted."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from samout_train.data.batches import Source
+from samout_train.data.tasks.labelled_rows import Draw, DrawnRows, Ids
+
+IGNORED = -100  # the label of what is no answer
+TRAIN, VALIDATION, TEST = range(3)
+
+
+def task(
+    draw: Draw,
+    *,
+    vocab_size: int,
+    chance: float,
+    seq_len: int,
+    test_lengths: Sequence[int],
+    num_sequences: int,
+    num_test_sequences: int,
+    seed: int,
+    draw_test: Draw | None = None,
+    test_by: str = "length",
+    test_row: Callable[[int], int] = lambda length: length,
+) -> Source:
+    """A source of one task.
+
+    Args:
+        draw: Draws rows to learn from.
+        vocab_size: Number of ids V.
+        chance: The accuracy of guessing.
+        seq_len: Length T of the rows to learn from and to validate on.
+        test_lengths: What to test at, one test each.
+        num_sequences: Rows of an epoch; another epoch has other ones.
+        num_test_sequences: Rows to validate on, and of each test.
+        seed: Decides all rows.
+        draw_test: Draws the rows of tests, where those differ, from what to test at instead of their length.
+        test_by: What `test_lengths` are, in the name of each test.
+        test_row: The length of a test's rows, from what to test at.
+
+    Returns:
+        A source with a test for each of `test_lengths`, named such as `length_256`.
+    """
+
+    def tested_at(value: int) -> DrawnRows:
+        drawn = partial(_drawn_at, draw_test or draw, value)
+        return DrawnRows(drawn, num_rows=num_test_sequences, seq_len=test_row(value), seed=(seed, TEST, value))
+
+    return Source(
+        vocab_size=vocab_size,
+        pad_id=None,
+        ignore_index=IGNORED,
+        train=DrawnRows(draw, num_rows=num_sequences, seq_len=seq_len, seed=(seed, TRAIN)),
+        validation=DrawnRows(draw, num_rows=num_test_sequences, seq_len=seq_len, seed=(seed, VALIDATION)),
+        vocabulary=None,
+        floor_nats=None,
+        description={
+            "vocabulary": vocab_size,
+            "rows an epoch": num_sequences,
+            "test rows": num_test_sequences,
+            "chance": f"{chance:.2%}",
+        },
+        tests={f"{test_by}_{value}": tested_at(value) for value in test_lengths},
+        chance=chance,
+    )
+
+
+def _drawn_at(draw: Draw, value: int, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
+    """Rows of a test: what it tests at stands in the place of their length."""
+    return draw(generator, num_rows, value)
+
+
+def last_answer_only(draw: Draw) -> Draw:
+    """The same rows with one answer each, the last: a test of what many steps come to, whose answers are independent.
+
+    Args:
+        draw: Draws rows that end with an answer.
+    """
+
+    def drawn(generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
+        inputs_RT, labels_RT = draw(generator, num_rows, seq_len)
+        last_RT = np.full_like(labels_RT, IGNORED)
+        last_RT[:, -1] = labels_RT[:, -1]
+        return inputs_RT, last_RT
+
+    return drawn
+
+
+def length_problems(
+    settings: Mapping[str, Any], name: str, *, least: int, reason: str, even: bool = False
+) -> list[str]:
+    """What speaks against the lengths of a task's rows.
+
+    Args:
+        settings: With `seq_len` and `test_lengths`, each above 0.
+        name: The key that they stand under, such as `data`.
+        least: The shortest row that there can be.
+        reason: What it has to hold.
+        even: Whether it must be an even number.
+    """
+    given = [("seq_len", settings["seq_len"]), *(("test_lengths", length) for length in settings["test_lengths"])]
+    found = [
+        f"{name}.{key}={length}: a row needs {reason}: set it to {least} or more"
+        for key, length in given
+        if length < least
+    ]
+    if even:
+        found += [
+            f"{name}.{key}={length}: a row has two halves: set it to {length - 1} or {length + 1}"
+            for key, length in given
+            if length >= least and length % 2
+        ]
+    if len(set(settings["test_lengths"])) < len(settings["test_lengths"]):
+        found.append(f"{name}.test_lengths={settings['test_lengths']}: has one of them twice: leave that out")
+    return found

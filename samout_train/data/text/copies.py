@@ -1,0 +1,163 @@
+"""Documents of the validation part that are in the training part as well, word for word.
+
+Blanks and line ends do not count: a document with other ones is the same text.
+"""
+
+# N tokens, D documents, V vocabulary
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samout_train.data.vocabulary.base import SOS_ID, Vocabulary
+
+NAMED = 3
+TOKENS_TOGETHER = 1 << 20
+BLANKS = b" \t\r\n\v\f"
+BASE, POWERS = 0xD1342543DE82EF95, 1 << 16  # an odd number, and how many of its powers lie in a table
+Hashes = NDArray[np.uint64]
+log = logging.getLogger(__name__)
+
+
+def starts_of(tokens: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return where documents begin, at their `<|sos|>`, (D,), without reading a memory map as a whole."""
+    blocks = range(0, len(tokens), TOKENS_TOGETHER)
+    found = [np.flatnonzero(tokens[block : block + TOKENS_TOGETHER] == SOS_ID) + block for block in blocks]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *found])
+
+
+def warn_of_copies(
+    tokens: NDArray[np.integer],
+    starts: NDArray[np.int64],
+    cut: int,
+    vocabulary: Vocabulary,
+    *,
+    what: str,
+    names: Sequence[str] = (),
+) -> int:
+    """Say in the log how many documents of the validation part are in the training part as well.
+
+    Args:
+        tokens: (N,) ids of all documents.
+        starts: (D,) where each begins.
+        cut: The first token of the validation part.
+        vocabulary: What the ids stand for.
+        what: What the documents are, such as `files`.
+        names: Of the documents; empty if they have none.
+
+    Returns:
+        How many.
+    """
+    found = copies(tokens, starts, cut, Words.of(vocabulary))
+    num_validated = len(starts) - int(np.searchsorted(starts, cut, side="right")) + 1
+    warn(len(found), num_validated, what, [names[index] for index in found[: NAMED + 1]] if names else [])
+    return len(found)
+
+
+def warn(num_copies: int, num_validated: int, what: str, names: Sequence[str] = ()) -> None:
+    """Say in the log how many documents to validate on are copies of some to learn from, if any is."""
+    if num_copies:
+        first = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+        log.warning(
+            "data        %d of %d %s to validate on are also learned from, word for word%s: remove the copies, or the "
+            "validation loss is too low",
+            num_copies,
+            num_validated,
+            what,
+            f" ({first})" if names else "",
+        )
+
+
+def copies(tokens: NDArray[np.integer], starts: NDArray[np.int64], cut: int, words: "Words") -> NDArray[np.int64]:
+    """Return which documents of the validation part are in the training part as well, under another number.
+
+    A document that the cut goes through belongs to both parts. Two documents count as equal if a hash of 64 bits of
+    their text is.
+
+    Args:
+        tokens: (N,) ids of all documents.
+        starts: (D,) where each begins.
+        cut: The first token of the validation part.
+        words: What the ids stand for.
+    """
+    ends = np.append(starts[1:], len(tokens))
+    hashes = document_hashes(tokens, starts, words)
+    has_text = hashes != 0
+    _, group = np.unique(hashes, return_inverse=True)
+    in_training, in_validation = (starts < cut) & has_text, (ends > cut) & has_text
+    num_learned = np.bincount(group, weights=in_training, minlength=1)
+    found: NDArray[np.int64] = np.flatnonzero(in_validation & (num_learned[group] > (in_training & in_validation)))
+    return found
+
+
+@dataclass(frozen=True)
+class Words:
+    """What each id adds to the hash of a document, the sum of a number for each byte times a power by its place.
+
+    Args:
+        lengths: (V,) bytes of each id that are no blanks and no line ends.
+        sums: (V,) the hash of these bytes alone.
+    """
+
+    lengths: NDArray[np.int64]
+    sums: Hashes
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary) -> "Words":
+        """Return those of a vocabulary; `<|sos|>`, which each document begins with, adds nothing."""
+        texts = [vocabulary.to_bytes([index]).translate(None, BLANKS) for index in range(len(vocabulary))]
+        texts[SOS_ID] = b""
+        lengths = np.array([len(text) for text in texts], dtype=np.int64)
+        ends = np.cumsum(lengths)
+        places = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        numbers = _mixed(np.frombuffer(b"".join(texts), dtype=np.uint8).astype(np.uint64)) * _powers(places)
+        summed = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(numbers, dtype=np.uint64)])
+        return cls(lengths, summed[ends] - summed[ends - lengths])
+
+
+def document_hashes(tokens: NDArray[np.integer], starts: NDArray[np.int64], words: Words) -> Hashes:
+    """Return a hash of the text of each document, (D,); 0 for one without text."""
+    hashes = np.zeros(len(starts), dtype=np.uint64)
+    read = 0  # bytes before the block of the document that goes on in it
+    for first in range(0, len(tokens), TOKENS_TOGETHER):
+        ids = np.asarray(tokens[first : first + TOKENS_TOGETHER])
+        documents = np.arange(
+            np.searchsorted(starts, first, side="right") - 1, np.searchsorted(starts, first + len(ids))
+        )
+        begins = np.maximum(starts[documents] - first, 0)
+        ends = np.cumsum(words.lengths[ids])
+        places = ends - words.lengths[ids]
+        zeros = places[begins]
+        zeros[0] -= read if starts[documents[0]] < first else 0
+        places -= np.repeat(zeros, np.diff(np.append(begins, len(ids))))
+        hashes[documents] += np.add.reduceat(words.sums[ids] * _powers(places), begins)
+        read = int(ends[-1] - zeros[-1])
+    return hashes
+
+
+def _powers(exponents: NDArray[np.int64]) -> Hashes:
+    """Return BASE to the power of each number, modulo 2**64."""
+    low, high = exponents & (POWERS - 1), exponents // POWERS
+    steps = np.full(int(high.max(initial=0)) + 1, pow(BASE, POWERS, 1 << 64), dtype=np.uint64)
+    steps[0] = 1
+    large: Hashes = np.multiply.accumulate(steps)[high]
+    return large * _small_powers()[low]
+
+
+@cache
+def _small_powers() -> Hashes:
+    powers = np.full(POWERS, BASE, dtype=np.uint64)
+    powers[0] = 1
+    found: Hashes = np.multiply.accumulate(powers)
+    return found
+
+
+def _mixed(values: Hashes) -> Hashes:
+    """Return the finalizer of splitmix64 of each value."""
+    values = (values + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,328 @@
+"""Files to pieces of text and special tokens, in bounded memory, from any piece on.
+
+Where a piece ends depends only on where it starts, and a piece of running text ends where a word does: pieces can be
+tokenized one by one, and an interrupted tokenizing goes on behind the last one as if nothing had happened.
+"""
+
+import codecs
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol
+
+from samout_train.data.text.cuts import folded, whole_parts
+from samout_train.data.text.text_kind import BYTE_ORDER_MARK, opened, other_kind, printable, to_utf_8
+from samout_train.runtime.file_kind import HEAD_BYTES, old_file_away
+from samout_train.runtime.home import home_path
+from samout_train.runtime.shell import shell_word
+
+CHUNK_BYTES = 1 << 21  # which a slow tokenizer takes two seconds for, so that signals are answered
+SOS = "<|sos|>"
+WITHOUT_TEXT = "documents without text"
+BESIDE_TEXT = '"{}" beside a "text", which is read'
+LineEnds = Literal["keep", "fold"]
+KEY = re.compile(r"[A-Za-z_][\w$-]*|0|[1-9]\d*", re.ASCII)  # what Hydra takes as a part of a key
+KEYS = ("text", "conversations", "role", "content")
+LEAVE_OUT = "leave it out"
+SAMPLE_BYTES = 1 << 16
+SOME_ZEROS, FEW_ZEROS = 0.05, 0.01
+# Of each four bytes, those that are often zero, and those that are not.
+ZEROS = {
+    "UTF-32LE": ((2, 3), (0,)),
+    "UTF-32BE": ((0, 1), (3,)),
+    "UTF-16LE": ((1, 3), (0, 2)),
+    "UTF-16BE": ((0, 2), (1, 3)),
+}
+ROLE_TOKENS = ("<|user|>", "<|agent|>", "<|history|>")
+
+
+@dataclass(frozen=True)
+class Special:
+    """A special token among text.
+
+    Args:
+        token: Such as `<|user|>`.
+    """
+
+    token: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file.
+
+    Args:
+        parts: Text and special tokens, in order.
+        end: Bytes of the file up to its end.
+        left_out: How much that is there is not in it, by what it is.
+    """
+
+    parts: list[str | Special]
+    end: int
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+class Reader(Protocol):
+    """Reads one kind of file; its `repr` is part of what a tokenized text is known by."""
+
+    @property
+    def line_ends(self) -> LineEnds:
+        """The way in which line ends are read."""
+        ...
+
+    def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+        """The pieces of a file from a byte on: 0, or where an earlier piece ended.
+
+        Args:
+            path: The file.
+            start: The first byte.
+            stop: Where to end: a place as `parts.place_to_cut` finds them; None reads to the end.
+
+        Raises:
+            ValueError: at what cannot be read, with its place.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """UTF-8 text, without the byte order marks that it begins with; those inside are characters like any other.
+
+    Args:
+        sos: Whether each file begins with `<|sos|>`.
+        line_ends: `fold` makes CRLF and CR into LF.
+        way: The number of this way of reading, which is another one where the same file gives another text.
+    """
+
+    sos: bool
+    line_ends: LineEnds = "keep"
+    way: int = field(default=2, init=False)
+
+    def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+        """Yield text that ends where it can be cut, so that no vocabulary sees half a word."""
+        parts: list[str | Special] = [Special(SOS)] if self.sos and start == 0 else []
+        chunk_bytes, fold = CHUNK_BYTES, self.line_ends == "fold"
+        with opened(path) as file:
+            while start == file.tell() and file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK:
+                start = file.tell()
+            while True:
+                file.seek(start)
+                wanted = chunk_bytes if stop is None else min(chunk_bytes, max(0, stop - start))
+                chunk = file.read(wanted)
+                if not chunk:
+                    return
+                is_last = len(chunk) < wanted or start + len(chunk) == stop
+                text, used = _decoded(path, chunk, start, is_last)
+                if not is_last:
+                    whole = whole_parts(text, fold=fold)
+                    if not whole:  # what has no end of a word is longer than the chunk
+                        chunk_bytes *= 2
+                        continue
+                    used -= len(text[whole:].encode())
+                    text = text[:whole]
+                start += used
+                yield Piece([*parts, folded(text) if fold else text], start)
+                parts, chunk_bytes = [], CHUNK_BYTES
+
+
+@dataclass(frozen=True)
+class JsonlReader:
+    """JSON Lines, a document a line: `{"text": ...}` or `{"conversations": [{"role": ..., "content": ...}, ...]}`.
+
+    Args:
+        roles: The special token that stands before what a role says, such as `{"user": "<|user|>"}`, as pairs.
+        line_ends: `fold` makes CRLF and CR in what the strings of JSON hold into LF.
+        way: The number of this way of reading, which is another one where the same file gives other documents.
+    """
+
+    roles: tuple[tuple[str, str], ...]
+    line_ends: LineEnds = "keep"
+    way: int = field(default=2, init=False)
+
+    @classmethod
+    def of(cls, roles: Mapping[str, str], line_ends: LineEnds = "keep") -> "JsonlReader":
+        """From a dictionary.
+
+        Raises:
+            ValueError: if a role's token is none for roles.
+        """
+        for role, token in roles.items():
+            if token not in ROLE_TOKENS:
+                raise ValueError(f"roles.{role}={token}: must be {' or '.join(ROLE_TOKENS)}")
+        return cls(tuple(sorted(roles.items())), line_ends)
+
+    def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+        """Whole lines; each document that is not empty stands behind `<|sos|>`."""
+        with opened(path) as file:
+            file.seek(start)
+            while lines := _lines(file, start, stop):
+                parts: list[str | Special] = []
+                left_out: Counter[str] = Counter()
+                for line in lines:
+                    text, _ = _decoded(path, line, start, is_last=True)
+                    try:
+                        parts += self._document(text.lstrip("\ufeff"), left_out)  # marks, of files that were joined
+                    except ValueError as error:
+                        raise ValueError(f"{printable(path)} line {_line_number(path, start)}: {error}") from error
+                    start += len(line)
+                yield Piece(parts, start, dict(left_out))
+
+    def _document(self, line: str, left_out: Counter[str]) -> list[str | Special]:
+        if not line.strip():
+            return []
+        try:
+            document = json.loads(line)
+            if any(line.count(f'"{key}"') > 1 for key in KEYS):
+                json.loads(line, object_pairs_hook=_refuse_twice)
+        except KeyTwiceError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"is no JSON ({error}): give one object a line") from error
+        text, turns = (document.get(key) if isinstance(document, dict) else None for key in ("text", "conversations"))
+        if isinstance(text, str) and (text or not isinstance(turns, list)):
+            parts: list[str | Special] = [text]
+            left_out.update(BESIDE_TEXT.format(key) for key in ("conversations", "messages") if document.get(key))
+        elif isinstance(turns, list):
+            parts = [part for turn in turns for part in self._turn(turn)]
+        else:
+            found = ", ".join(map(str, document)) if isinstance(document, dict) else type(document).__name__
+            raise ValueError(
+                f'has neither "text" with a text nor "conversations" with a list; it has: {found[:200] or "nothing"}'
+            )
+        texts = [part for part in parts if isinstance(part, str)]
+        for text in texts:
+            _refuse_surrogates(text)
+        if self.line_ends == "fold":
+            parts = [folded(part) if isinstance(part, str) else part for part in parts]
+        left_out.update([] if any(texts) else [WITHOUT_TEXT])
+        return [Special(SOS), *parts] if any(texts) else []
+
+    def _turn(self, turn: Any) -> list[str | Special]:
+        if not (isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
+            raise ValueError('a turn of "conversations" must be {"role": a text, "content": a text}')
+        token = dict(self.roles).get(turn["role"])
+        if token is None:
+            known = ", ".join(role for role, _ in self.roles)
+            raise ValueError(
+                f"role {turn['role']!r} has no token ({known} have one): {_setting_of(turn['role'])}, or another token"
+            )
+        return [Special(token), turn["content"]]
+
+
+class KeyTwiceError(ValueError):
+    """A key stands twice in one object."""
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    for key in KEYS:
+        if len(content) < len(pairs) and sum(name == key for name, _ in pairs) > 1:
+            raise KeyTwiceError(f'has "{key}" twice in one object: leave one of them out')
+    return content
+
+
+def _setting_of(role: str) -> str:
+    """Say how a role gets a token: on the command line where Hydra takes its name for a key, else by a YAML."""
+    if KEY.fullmatch(role):
+        return f"set {shell_word(f'+data.roles.{role}=<|user|>')}"
+    name = "".join(each if each.isprintable() and each not in '"\\' else f"\\U{ord(each):08x}" for each in role)
+    return (
+        f'a command line cannot name it, so write DIR/roles/more.yaml with the line `"{name}": <|user|>` and add '
+        "--config-dir=DIR +roles@data.roles=more"
+    )
+
+
+def _lines(file: IO[bytes], start: int, stop: int | None) -> list[bytes]:
+    """Lines from a place where one begins, up to `stop` or a little more than a chunk."""
+    lines: list[bytes] = []
+    size = 0
+    while size <= CHUNK_BYTES and start + size != stop and (line := file.readline()):
+        lines.append(line)
+        size += len(line)
+    return lines
+
+
+def text_of(name: str, content: bytes, line_ends: LineEnds) -> str:
+    """Return what `TextReader` reads in a file of this content.
+
+    Args:
+        name: What messages call it: the path of a file, or a word for what is none.
+        content: All of it.
+        line_ends: `fold` makes CRLF and CR into LF.
+
+    Raises:
+        ValueError: if it is no UTF-8 text.
+    """
+    if problem := other_kind(content[:HEAD_BYTES], _file_of(name)):
+        raise ValueError(f"{name} {problem}")
+    text, _ = _decoded(name, content, 0, is_last=True)
+    text = text.lstrip("\ufeff")
+    return folded(text) if line_ends == "fold" else text
+
+
+def _decoded(name: Path | str, chunk: bytes, start: int, is_last: bool) -> tuple[str, int]:
+    if (zero := chunk.find(0)) >= 0:
+        raise ValueError(f"{printable(name)} has a zero byte at byte {start + zero}, {_zeros(name, chunk, start)}")
+    try:
+        return codecs.utf_8_decode(chunk, "strict", is_last)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{printable(name)} {_no_utf_8(name, error, start)}") from error
+
+
+def _zeros(name: Path | str, chunk: bytes, start: int) -> str:
+    """What text with zero bytes may be, by where they lie, and what to do."""
+    chunk = chunk[:SAMPLE_BYTES]
+    zeros = [chunk[(place - start) % 4 :: 4].count(0) * 4 / len(chunk) for place in range(4)]  # shares of their places
+    encoding = next((each for each, places in ZEROS.items() if _lie_in(*places, zeros)), None)
+    if encoding is None or chunk.count(0) < 2:
+        return "so it is no text: leave it out, or give the text that it was made of"
+    line, away = to_utf_8(encoding, _file_of(name)), old_file_away(_file_of(name))
+    return (
+        f"so it is no UTF-8 text but {encoding}, it seems: convert it, for example with `{line}`, or {LEAVE_OUT}{away}"
+    )
+
+
+def _lie_in(places: tuple[int, ...], others: tuple[int, ...], zeros: list[float]) -> bool:
+    """Whether zeros lie in some of four places, many in each, and nearly none in others."""
+    return min(zeros[place] for place in places) >= SOME_ZEROS and max(zeros[place] for place in others) < FEW_ZEROS
+
+
+def _no_utf_8(name: Path | str, error: UnicodeDecodeError, start: int) -> str:
+    chunk, at = error.object, f"at byte {start + error.start} (0x{error.object[error.start]:02x})"
+    again = "copy or download it again, or leave it out"
+    if is_cut := error.reason == "unexpected end of data":
+        if not chunk[: error.start].isascii():
+            return f"ends within a character {at}, so it is cut short: {again}"
+        at += ", or ends within a character"
+    if chunk[error.start] == 0xED and chunk[error.start + 1 : error.start + 2] >= b"\xa0":
+        return (
+            f"has half a surrogate pair {at}, as CESU-8 has, which is no UTF-8: save it again as UTF-8, or {LEAVE_OUT}"
+        )
+    convert = f"convert it, for example with `{to_utf_8('WINDOWS-1252', _file_of(name))}` where it is Western European"
+    return f"is no UTF-8 {at}: {convert}, or {again if is_cut else LEAVE_OUT}{old_file_away(_file_of(name))}"
+
+
+def _file_of(name: Path | str) -> Path | None:
+    """The file that a name is of; None for what is no file, as standard input."""
+    path = home_path(name)
+    return path if path.is_file() else None
+
+
+def _refuse_surrogates(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has half a surrogate pair ({text[error.start]!r}), which is no character") from error
+
+
+def _line_number(path: Path, start: int) -> int:
+    """The line that begins at a byte."""
+    lines = 1
+    with path.open("rb") as file:
+        while start > 0 and (chunk := file.read(min(start, CHUNK_BYTES))):
+            lines += chunk.count(b"\n")
+            start -= len(chunk)
+    return lines

@@ -1,0 +1,64 @@
+"""Rows that are windows of one long stream of tokens."""
+
+# R rows, T time; a row of ids has T + 1
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samout_train.data.batches import next_token
+from samout_train.data.vocabulary.base import PAD_ID
+
+
+class TokenRows:
+    """Windows of one long stream of tokens.
+
+    In an epoch the windows do not overlap and so show each token once, but for the few before the epoch's random first
+    window and behind the last; another epoch cuts at other places.
+
+    Args:
+        tokens: (N,) ids, any integer dtype; a memory map is never read as a whole.
+        seq_len: Targets in a row T; N must be at least T + 1.
+        seed: Decides where each epoch's first window begins.
+
+    Raises:
+        ValueError: if the stream is shorter than one row.
+    """
+
+    split = staticmethod(next_token)
+
+    def __init__(self, tokens: NDArray[np.integer], *, seq_len: int, seed: int) -> None:
+        if len(tokens) < seq_len + 1:
+            raise ValueError(
+                f"data.seq_len ({seq_len}) needs {seq_len + 1} tokens, this part of the text has {len(tokens)}: "
+                f"set data.seq_len to {max(1, len(tokens) - 1)} or less, or give a longer text"
+            )
+        self.tokens: NDArray[np.integer] = np.asarray(tokens)  # the map without its class, which is slow to index
+        self.seq_len, self.seed = seq_len, seed
+        self.num_rows = max(1, (len(tokens) - seq_len) // seq_len)
+        self.num_windows = -(-(len(tokens) - 1) // seq_len)
+        self._offsets = np.arange(seq_len + 1)
+        self._firsts: dict[int, int] = {}
+
+    def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
+        """The windows of these indices, cut where this epoch cuts."""
+        starts = self._first(epoch) + indices * self.seq_len
+        windows = self.tokens[starts[:, None] + self._offsets]
+        return torch.from_numpy(windows.astype(np.int64))
+
+    def _first(self, epoch: int) -> int:
+        if epoch not in self._firsts:
+            free = len(self.tokens) - self.num_rows * self.seq_len
+            self._firsts[epoch] = int(np.random.default_rng((self.seed, epoch, 1)).integers(min(free, self.seq_len)))
+        return self._firsts[epoch]
+
+    def windows(self, start: int, stop: int) -> Tensor:
+        """Consecutive windows from the first token; the last one is filled with padding, so that every token but the
+        first is a target exactly once."""
+        stop = min(stop, self.num_windows)
+        ids = np.full((stop - start) * self.seq_len + 1, PAD_ID, dtype=np.int64)
+        chunk = self.tokens[start * self.seq_len : stop * self.seq_len + 1]
+        ids[: len(chunk)] = chunk
+        overlapping = np.lib.stride_tricks.sliding_window_view(ids, self.seq_len + 1)[:: self.seq_len]
+        return torch.from_numpy(overlapping.copy())

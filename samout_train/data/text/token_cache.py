@@ -1,0 +1,274 @@
+"""Files to token ids, once: a memory-mapped file keyed by content, way of reading and vocabulary.
+
+An entry is complete when its `.json` is there: that is written last. Until then `.part` holds the ids so far and
+`.part.json` how far they go, so that an interrupted tokenizing goes on.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from samout_train.data.text.cache import cache_path, read_note, write_note
+from samout_train.data.text.documents import Piece, Special
+from samout_train.data.text.files import Survey
+from samout_train.data.vocabulary.base import PAD_ID, SPECIAL_TOKENS, Vocabulary
+from samout_train.data.vocabulary.choice import VocabularyChoice, vocabulary_from
+from samout_train.runtime.files import take_place
+from samout_train.runtime.places import PlaceError, in_words
+from samout_train.runtime.progress import Bar
+from samout_train.runtime.signals import StopSignals
+
+FORMAT = 3
+MOST_UNKNOWN = 0.5
+SECONDS_BETWEEN_JOURNALS = 2.0
+IDS_TOGETHER = 1 << 24
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """A text as ids.
+
+    Args:
+        tokens: (N,) memory map, uint16 where the vocabulary allows, else uint32.
+        vocabulary: Ids to text.
+        unknown: How many of them stand for a character that a given vocabulary has not.
+    """
+
+    tokens: NDArray[np.integer]
+    vocabulary: Vocabulary
+    unknown: int
+
+
+@dataclass
+class _Journal:
+    """How far an unfinished tokenizing is."""
+
+    vocabulary: dict[str, object]
+    file: int = 0
+    offset: int = 0
+    num_tokens: int = 0
+    unknown: int = 0
+
+
+def tokenize(survey: Survey, choice: VocabularyChoice, *, most_unknown: float = MOST_UNKNOWN) -> TokenizedText:
+    """The ids of the files of a survey, from the cache where they are there already.
+
+    Args:
+        survey: Which files, and what is in them.
+        choice: The vocabulary.
+        most_unknown: The share of the tokens that a given vocabulary may lack.
+
+    Raises:
+        ValueError: if a file cannot be read, or a given vocabulary lacks more of it.
+        PlaceError: if the cache cannot be written.
+        StopRequestedError: on a signal; the next call goes on from there.
+    """
+    parts = ("tokens", FORMAT, survey.reader, choice.key(), len(survey.files), survey.sha256)
+    bin_path = cache_path(*parts, ending=".bin")
+    entry = _undamaged(bin_path)
+    if entry is None:
+        with _told_of_the_cache(bin_path, survey), StopSignals() as signals, _alone(bin_path, signals):
+            entry = _undamaged(bin_path)  # another process may have made it meanwhile
+            if entry is None:
+                _Tokenizing(survey, choice, bin_path, signals).run()
+                entry = _complete(bin_path)
+    assert entry is not None
+    if not entry["num_tokens"]:
+        raise ValueError(f"there is no text in {len(survey.files)} file(s) of {survey.root}: give some")
+    unknown, num_tokens = entry["unknown"], entry["num_tokens"]
+    if unknown > most_unknown * num_tokens:
+        raise ValueError(
+            f"vocabulary_path: {unknown} of {num_tokens} tokens of the text are not in it: give the vocabulary that "
+            "belongs to the text, or null to make one"
+        )
+    tokens = np.memmap(bin_path, dtype=entry["dtype"], mode="r", shape=(entry["num_tokens"],))
+    vocabulary = vocabulary_from(entry["vocabulary"])
+    largest = largest_id(tokens)
+    if largest >= len(vocabulary):
+        raise ValueError(
+            f"{bin_path} holds the id {largest}, and its vocabulary has {len(vocabulary)} ids, so it is damaged: "
+            "delete it, and it is made anew"
+        )
+    return TokenizedText(tokens, vocabulary, entry["unknown"])
+
+
+def largest_id(tokens: NDArray[np.integer]) -> int:
+    """The largest of many ids, some at a time, so that a memory map is never in memory as a whole."""
+    starts = range(0, len(tokens), IDS_TOGETHER)
+    return max((int(tokens[start : start + IDS_TOGETHER].max()) for start in starts), default=-1)
+
+
+class _Tokenizing:
+    """One tokenizing, from where an earlier one stopped."""
+
+    def __init__(self, survey: Survey, choice: VocabularyChoice, bin_path: Path, signals: StopSignals) -> None:
+        self.survey, self.choice, self.bin_path, self.signals = survey, choice, bin_path, signals
+        self.part, self.journal_path = bin_path.with_suffix(".part"), bin_path.with_suffix(".part.json")
+
+    def run(self) -> None:
+        """Writes the entry."""
+        journal = self._begun() or self._new_journal()
+        vocabulary = vocabulary_from(journal.vocabulary)
+        dtype = _dtype(vocabulary)
+        with self.part.open("ab") as output, self._bar(journal, "tokenizing") as bar:
+            output.truncate(journal.num_tokens * dtype.itemsize)
+            started, before = time.monotonic(), bar.n
+            saved_at = started
+            for piece in self._pieces(journal):
+                ids = self._ids(piece, vocabulary)
+                output.write(ids.astype(dtype).tobytes())
+                journal.num_tokens += len(ids)
+                journal.unknown += int((ids == PAD_ID).sum())
+                bar.update(piece.end - journal.offset)
+                journal.offset = piece.end
+                stopped = self.signals.received is not None
+                if stopped or time.monotonic() - saved_at > SECONDS_BETWEEN_JOURNALS:
+                    self._save(output, journal)
+                    saved_at = time.monotonic()
+                if stopped:
+                    share = bar.n / self.survey.num_bytes
+                    log.warning("tokenizing stopped at %.0f %%: the same command goes on from there", 100 * share)
+                    self.signals.check()
+            _flush(output)
+        self._check(journal)
+        take_place(self.part, self.bin_path)
+        note = {"dtype": dtype.name, "num_tokens": journal.num_tokens, "unknown": journal.unknown}
+        note["sha256"] = _digest(self.bin_path)
+        write_note(self.bin_path.with_suffix(".json"), note | {"vocabulary": journal.vocabulary})
+        with suppress(OSError):  # open elsewhere, on Windows; nothing asks for it any more
+            self.journal_path.unlink(missing_ok=True)
+        seconds, megabytes = time.monotonic() - started, (bar.n - before) / 1e6
+        log.info("tokenized   %.1f MB at %.1f MB/s, kept in %s", megabytes, megabytes / seconds, self.part.parent)
+
+    def _pieces(self, journal: _Journal) -> Iterator[Piece]:
+        """What is left; at the start of each file the journal is put there, within it the caller moves it on."""
+        first = journal.file
+        for index in range(first, len(self.survey.files)):
+            journal.file, journal.offset = index, journal.offset if index == first else 0
+            yield from self.survey.reader.read(self.survey.files[index], journal.offset)
+
+    def _begun(self) -> _Journal | None:
+        try:
+            journal = _Journal(**(read_note(self.journal_path) or {}))
+            num_bytes = journal.num_tokens * _dtype(vocabulary_from(journal.vocabulary)).itemsize
+            return journal if self.part.stat().st_size >= num_bytes else None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _new_journal(self) -> _Journal:
+        journal = _Journal(self.choice.learn(self._texts, check_stop=self.signals.check).state_dict())
+        with self.part.open("wb") as output:
+            self._save(output, journal)
+        return journal
+
+    def _texts(self) -> Iterator[str]:
+        """All text, for a vocabulary to learn from."""
+        journal = _Journal({})
+        with self._bar(journal, "learning the vocabulary") as bar:
+            for piece in self._pieces(journal):
+                self.signals.check()
+                yield from (part for part in piece.parts if isinstance(part, str))
+                bar.update(piece.end - journal.offset)
+                journal.offset = piece.end
+
+    def _ids(self, piece: Piece, vocabulary: Vocabulary) -> NDArray[np.integer]:
+        unknown_id = None if self.choice.given is None else PAD_ID
+        encoded = [
+            np.array([SPECIAL_TOKENS.index(part.token)], dtype=np.int32)
+            if isinstance(part, Special)
+            else vocabulary.encode(part, unknown_id=unknown_id)
+            for part in piece.parts
+        ]
+        return np.concatenate([np.zeros(0, dtype=np.int32), *encoded])
+
+    def _check(self, journal: _Journal) -> None:
+        """Refuses ids that do not stand for the content that they are kept under."""
+        if self.survey.changed():
+            self.journal_path.unlink(missing_ok=True)
+            raise ValueError(f"files in {self.survey.root} were changed while they were tokenized: start again")
+
+    def _bar(self, journal: _Journal, name: str) -> Bar:
+        done = sum(self.survey.sizes[: journal.file]) + journal.offset
+        total = self.survey.num_bytes
+        return Bar(total=total, initial=done, unit="B", unit_scale=True, desc=name, delay=1, leave=False)
+
+    def _save(self, output: IO[bytes], journal: _Journal) -> None:
+        _flush(output)
+        write_note(self.journal_path, asdict(journal))
+
+
+@contextmanager
+def _told_of_the_cache(bin_path: Path, survey: Survey) -> Iterator[None]:
+    """Names the cache, what it needs and where else it can be, in place of the system's error."""
+    try:
+        yield
+    except OSError as error:
+        folder = bin_path.parent
+        if error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(folder):
+            raise  # a file of the text
+        needed = survey.num_bytes * np.dtype(np.uint32).itemsize
+        fix = "set SAMOUT_TRAIN_CACHE to another folder"
+        raise PlaceError(error.errno, in_words(error, place=folder, needed=needed, fix=fix)) from error
+
+
+@contextmanager
+def _alone(bin_path: Path, signals: StopSignals) -> Iterator[None]:
+    """Holds the entry's lock, so that of several processes one tokenizes and the others wait for it."""
+    lock = FileLock(bin_path.with_suffix(".lock"))
+    waits = False
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            signals.check()
+            if not waits:
+                log.info("waiting for another process that tokenizes the same text")
+            waits = True
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _dtype(vocabulary: Vocabulary) -> "np.dtype[np.integer]":
+    return np.dtype(np.uint16 if len(vocabulary) <= 1 << 16 else np.uint32)
+
+
+def _complete(bin_path: Path) -> dict[str, Any] | None:
+    """What the note of a complete entry says; None where there is none, or its ids are not all there."""
+    note = read_note(bin_path.with_suffix(".json"))
+    try:
+        size = np.dtype(note["dtype"]).itemsize * note["num_tokens"] if note else -1
+        return note if bin_path.stat().st_size == size else None
+    except (OSError, TypeError, KeyError):
+        return None
+
+
+def _undamaged(bin_path: Path) -> dict[str, Any] | None:
+    """What the note of a complete entry says; None also where its ids are not those that were written."""
+    note = _complete(bin_path)
+    if note is None or note.get("sha256") in (None, _digest(bin_path)):  # an earlier version took none
+        return note
+    log.warning("%s is damaged, so its text is tokenized again", bin_path)
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(output: IO[bytes]) -> None:
+    output.flush()
+    os.fsync(output.fileno())

@@ -1,0 +1,184 @@
+"""Data that is given to be measured on: read from its first token to its last, by a vocabulary that a run has."""
+
+# T time of a row
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samout_train.data.batches import Rows, Source
+from samout_train.data.shards.index import digest_of, read_index
+from samout_train.data.text import jsonl, text
+from samout_train.data.text.files import Survey
+from samout_train.data.text.rows import TokenRows
+from samout_train.data.text.token_cache import tokenize
+from samout_train.data.vocabulary.base import PAD_ID, SOS_ID, SPECIAL_TOKENS, Vocabulary
+from samout_train.data.vocabulary.choice import VocabularyChoice
+from samout_train.runtime.home import home_path
+
+TEXT, JSONL, SHARDS = (
+    f"samout_train.data.{name}" for name in ("text.text.text", "text.jsonl.jsonl", "shards.source.shards")
+)
+LONGEST_STEM = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeData:
+    """Data to measure on.
+
+    Args:
+        tokens: Of all of it, (N,).
+        seq_len: Targets in a row of training T.
+        packed: Whether rows follow each other; if not, each document begins a row.
+        unknown: How many tokens stand for what the vocabulary does not have; they are not counted.
+        path: Of the file or folder, absolute.
+        sha256: Of the content.
+        digests: sha256 of each file.
+        way: How it is read, as far as results depend on it.
+    """
+
+    tokens: NDArray[np.integer]
+    seq_len: int
+    packed: bool
+    unknown: int
+    path: str
+    sha256: str
+    digests: frozenset[str]
+    way: str
+
+    @cached_property
+    def rows(self) -> Rows:
+        """All of it in consecutive rows, as long as those of training; a shorter text is one shorter row."""
+        if self.packed:
+            return TokenRows(self.tokens, seq_len=min(self.seq_len, len(self.tokens) - 1), seed=0)
+        starts = np.flatnonzero(self.tokens == SOS_ID)
+        documents = np.stack([starts, np.append(starts[1:], len(self.tokens))], axis=1)
+        return jsonl.PaddedRows(self.tokens, documents, seq_len=self.seq_len)
+
+    @property
+    def unknown_share(self) -> float:
+        """The share of the tokens that the vocabulary does not have."""
+        return self.unknown / len(self.tokens)
+
+    @property
+    def name(self) -> str:
+        """Return a name for a folder: readable, and another one for another file, content or way of reading."""
+        stem = re.sub(r"[^\w.-]+", "_", Path(self.path).stem).strip("._")[:LONGEST_STEM] or "data"
+        key = f"{self.path}\n{self.sha256}\n{self.way}".encode(errors="surrogateescape")
+        return f"{stem}-{hashlib.sha256(key).hexdigest()[:8]}"
+
+    def source(self, vocabulary: Vocabulary, *, ignore_index: int, line_ends: Any) -> Source:
+        """Return the data as a source of which each split is all of it."""
+        return Source(
+            vocab_size=len(vocabulary),
+            pad_id=PAD_ID,
+            ignore_index=ignore_index,
+            train=self.rows,
+            validation=self.rows,
+            vocabulary=vocabulary,
+            floor_nats=None,
+            line_ends=line_ends,
+            description={},
+        )
+
+
+def reads_whole(node: Mapping[str, Any]) -> bool:
+    """Return whether data of this kind is a file, or files, of the user's."""
+    return node["_target_"] in (TEXT, JSONL, SHARDS)
+
+
+def whole_data(node: Mapping[str, Any], vocabulary: Vocabulary, *, seq_len: int) -> WholeData:
+    """Read data from end to end.
+
+    Args:
+        node: The data YAML's content.
+        vocabulary: Of the run.
+        seq_len: Targets in a row of training.
+
+    Raises:
+        ValueError: if there is no such data, it cannot be read, is too short, or has nothing that the vocabulary has.
+        OSError: if a file cannot be read, or the token cache cannot be written.
+    """
+    data = (_shards if node["_target_"] == SHARDS else _files)(node, vocabulary, seq_len)
+    if len(data.tokens) < 2:
+        raise ValueError(f"{data.path}: has {len(data.tokens)} token, and a loss needs 2: give a longer text")
+    if not np.any(data.tokens[1:] >= len(SPECIAL_TOKENS)):
+        raise ValueError(
+            f"{data.path}: none of its {len(data.tokens):,} tokens can be counted, since the run's vocabulary has none "
+            "of its characters: give text in the script of the training text"
+        )
+    return data
+
+
+def digests_of(node: Mapping[str, Any]) -> frozenset[str]:
+    """Return the sha256 of each file that a data YAML names; nothing where they are not there or are no files."""
+    if node["_target_"] not in (TEXT, JSONL):
+        return frozenset()
+    try:
+        return frozenset(_look(node).digests)
+    except (OSError, ValueError, LookupError, TypeError):
+        return frozenset()
+
+
+def _look(node: Mapping[str, Any]) -> Survey:
+    line_ends = node.get("line_ends", "keep")
+    if node["_target_"] == TEXT:
+        return text.look_at(node["path"], node["pattern"], line_ends)
+    return jsonl.look_at(node["path"], node["pattern"], node["roles"], line_ends)
+
+
+def _files(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> WholeData:
+    try:
+        looked_at = _look(node)
+    except ValueError as error:
+        raise ValueError(f"data.{error}") from error
+    if not looked_at.count().num_bytes:
+        raise ValueError(f"data.path={node['path']}: has no text: give a file that has some")
+    layout = node.get("layout", "packed")
+    tokenized = tokenize(looked_at, VocabularyChoice.of_run(vocabulary), most_unknown=1.0)
+    return WholeData(
+        tokens=tokenized.tokens,
+        seq_len=seq_len,
+        packed=layout == "packed",
+        unknown=tokenized.unknown,
+        path=str(home_path(node["path"]).resolve()),
+        sha256=looked_at.sha256,
+        digests=frozenset(looked_at.digests),
+        way=f"{looked_at.reader} {layout}",
+    )
+
+
+def _shards(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> WholeData:
+    paths = node["paths"]
+    folders = [home_path(path) for path in ([paths] if isinstance(paths, str) else paths)]
+    tokens, digests, unknown = [], [], 0
+    for folder in folders:
+        index = read_index(folder)
+        if index.vocabulary.state_dict() != vocabulary.state_dict():
+            raise ValueError(
+                f"data.paths: {folder} has another vocabulary than the run: tokenize the text with the run's, or give "
+                "it as data=text"
+            )
+        unknown += index.total(lambda shard: shard.unknown)
+        for shard in index.shards:
+            digests.append(shard.sha256)
+            tokens.append(np.memmap(folder / f"{shard.name}.bin", dtype=index.dtype, mode="r"))
+    if not tokens:
+        raise ValueError("data.paths: is empty: give folders of shards")
+    return WholeData(
+        tokens=tokens[0] if len(tokens) == 1 else np.concatenate(tokens),
+        seq_len=seq_len,
+        packed=node["layout"] == "packed",
+        unknown=unknown,
+        path=", ".join(str(folder.resolve()) for folder in folders),
+        sha256=digest_of(digests),
+        digests=frozenset(digests),
+        way=str(node["layout"]),
+    )

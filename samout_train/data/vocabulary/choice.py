@@ -1,0 +1,103 @@
+"""Which vocabulary a text gets: learned from it, or given in a file."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from samout_train.data.vocabulary.base import Bytes, Characters, Vocabulary
+from samout_train.data.vocabulary.bpe import BytePairs
+from samout_train.data.vocabulary.published import read_published_vocabulary
+from samout_train.runtime.file_kind import refuse_special
+from samout_train.runtime.home import home_path
+
+VocabularyName = Literal["characters", "bytes", "bpe"]
+
+
+@dataclass(frozen=True)
+class VocabularyChoice:
+    """What YAML says about the vocabulary.
+
+    Args:
+        name: `characters` (those that occur), `bytes` or `bpe`.
+        vocab_size: Ids of `bpe`; the others have as many as they need.
+        given: A vocabulary that is used as it is; None to learn one.
+    """
+
+    name: VocabularyName
+    vocab_size: int
+    given: Vocabulary | None
+
+    @classmethod
+    def of(cls, *, vocabulary: VocabularyName, vocab_size: int, vocabulary_path: str | None) -> "VocabularyChoice":
+        """From the keys of a data YAML.
+
+        Raises:
+            ValueError: if a file is given that cannot be used, or for another vocabulary than characters;
+                or the package that `bpe` needs is not there.
+        """
+        if vocabulary == BytePairs.name and importlib.util.find_spec("tokenizers") is None:
+            raise ValueError("vocabulary=bpe: needs the package tokenizers: pip install tokenizers")
+        if vocabulary_path is None:
+            return cls(vocabulary, vocab_size, None)
+        as_json = vocabulary_path.endswith(".json")
+        given = read_vocabulary_file(vocabulary_path) if as_json else read_published_vocabulary(vocabulary_path)
+        if given.name != vocabulary:
+            raise ValueError(f"vocabulary={vocabulary}: vocabulary_path is one of {given.name}: set vocabulary to that")
+        return cls(vocabulary, vocab_size, given)
+
+    @classmethod
+    def of_run(cls, vocabulary: Vocabulary) -> "VocabularyChoice":
+        """Choose the vocabulary that a run has."""
+        return cls(cast(VocabularyName, vocabulary.name), len(vocabulary), vocabulary)
+
+    def key(self) -> str:
+        """What tells the tokens of one choice from those of another."""
+        if self.given is not None:
+            return hashlib.sha256(json.dumps(self.given.state_dict(), sort_keys=True).encode()).hexdigest()
+        return f"{self.name} {self.vocab_size}" if self.name == BytePairs.name else self.name
+
+    def learn(self, texts: Callable[[], Iterable[str]], *, check_stop: Callable[[], None] = lambda: None) -> Vocabulary:
+        """The vocabulary for a text.
+
+        Args:
+            texts: Called where the text has to be read; gives it in pieces.
+            check_stop: Called a few times a second while pairs are learned; what it raises ends the learning.
+        """
+        if self.given is not None:
+            return self.given
+        if self.name == BytePairs.name:
+            return BytePairs.of_text(texts(), self.vocab_size, check_stop=check_stop)
+        return Bytes() if self.name == Bytes.name else Characters.of_text(texts())
+
+
+def vocabulary_from(state: Mapping[str, Any]) -> Vocabulary:
+    """Builds the vocabulary that a `state_dict` describes.
+
+    Raises:
+        ValueError: if no vocabulary has that name.
+    """
+    if state.get("name") == Characters.name:
+        return Characters(state["tokens"], state["spellings"])
+    if state.get("name") == BytePairs.name:
+        return BytePairs(state["tokenizer"])
+    if state.get("name") == Bytes.name:
+        return Bytes()
+    raise ValueError(f"vocabulary name ({state.get('name')!r}) must be characters, bytes or bpe")
+
+
+def read_vocabulary_file(path: str | Path) -> Vocabulary:
+    """Reads the `vocabulary.json` of an export.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        refuse_special(home_path(path))
+        return vocabulary_from(json.loads(home_path(path).read_text(encoding="utf-8-sig")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        reason = f"{error!s:.200}" if isinstance(error, ValueError) else f"{error!r:.100}"
+        raise ValueError(f"vocabulary_path={path}: is no vocabulary of an export ({reason})") from error

@@ -1,0 +1,115 @@
+"""Character vocabularies that the published SamOut scripts pickled, read without running code.
+
+They are a list of tokens by id, or a dictionary of that list, `voc`, and of spellings for rare characters, `voc0`:
+the published scripts write such a character as several tokens, `<|pos_0_4|>` and so on.
+
+Source: `gen_voc` and `gen_sft_single_data_align` of the published SamOut V1 training script.
+"""
+
+import pickle
+import pickletools
+import warnings
+from pathlib import Path
+from typing import Any
+
+from samout_train.data.vocabulary.base import Characters
+from samout_train.runtime.file_kind import refuse_special
+from samout_train.runtime.home import home_path
+
+LARGEST_BYTES = 64 << 20
+MEMO = ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET")
+ALLOWED = {
+    *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", *MEMO),
+    *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
+    *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
+}
+CODE = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD", "EXT1", "EXT2", "EXT4")
+
+
+def read_published_vocabulary(path: str | Path) -> Characters:
+    """Reads a pickled character vocabulary; no code in it is run.
+
+    Args:
+        path: The file, such as `total_voc.pkl`.
+
+    Raises:
+        ValueError: if it holds anything but lists, dictionaries, texts and whole numbers, or is no vocabulary.
+    """
+    path = home_path(path)
+    try:
+        content = _unpickled(path)
+        _refuse_other_types(content)
+        tokens, spelled = _tokens(content)
+        place = {
+            token: index for index, token in reversed(list(enumerate(tokens)))
+        }  # the first, as list.index finds it
+        spellings = {text: [place.get(token, -1) for token in parts] for text, parts in spelled.items()}
+        return Characters(tokens, spellings)
+    except ValueError as error:
+        raise ValueError(f"vocabulary_path={path}: cannot be used: {error}") from error
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        refuse_special(path)
+        size = path.stat().st_size
+        if size > LARGEST_BYTES:
+            raise ValueError(f"it has more than {LARGEST_BYTES >> 20} MB")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in what is no pickle at all
+            _refuse_other_operations(content)
+            return pickle.loads(content)  # nothing that could run code is left in it
+    # What a damaged pickle makes these raise; all of it means that the file cannot be read.
+    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"no pickle of lists, dictionaries, texts and whole numbers ({_short(error)})") from error
+    except (MemoryError, RecursionError) as error:
+        raise ValueError(f"no pickle of a vocabulary ({type(error).__name__})") from error
+
+
+def _refuse_other_operations(content: bytes) -> None:
+    """Looks at each operation of a pickle before one is carried out."""
+    try:
+        for operation, argument, _ in pickletools.genops(content):
+            if operation.name in CODE:
+                raise pickle.UnpicklingError("it asks for code")
+            if operation.name not in ALLOWED:
+                raise pickle.UnpicklingError(f"it holds a {operation.name.lower()}")
+            if operation.name in MEMO and isinstance(argument, int) and argument > len(content):
+                raise pickle.UnpicklingError("it is damaged")
+    except ValueError as error:
+        raise pickle.UnpicklingError(_short(error)) from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(repr(str(error))[1:-1].split())[:100]
+
+
+def _refuse_other_types(content: Any) -> None:
+    seen: set[int] = set()  # a list may hold itself
+    waiting = [content]
+    while waiting:
+        part = waiting.pop()
+        if type(part) not in (list, dict, str, int):
+            raise ValueError(
+                f"it holds a {type(part).__name__}; only lists, dictionaries, texts and whole numbers may be"
+            )
+        if isinstance(part, list | dict) and id(part) not in seen:
+            seen.add(id(part))
+            waiting += [*part.keys(), *part.values()] if isinstance(part, dict) else part
+
+
+def _tokens(content: Any) -> tuple[list[str], dict[str, list[str]]]:
+    tokens, spelled = (content.get("voc"), content.get("voc0", {})) if isinstance(content, dict) else (content, {})
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise ValueError('it is neither a list of texts nor a dictionary with such a list as "voc"')
+    if not isinstance(spelled, dict) or not all(
+        isinstance(text, str) and len(text) == 1 and isinstance(parts, list) and all(isinstance(p, str) for p in parts)
+        for text, parts in spelled.items()
+    ):
+        raise ValueError('its "voc0" is no dictionary from a character to a list of tokens')
+    return tokens, spelled

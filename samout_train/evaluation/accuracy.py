@@ -1,0 +1,112 @@
+"""The share of right answers, and how far it can be trusted."""
+
+# R rows, T time, N answers, D width, V vocabulary
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samout_train.data.batches import Rows
+from samout_train.evaluation.evaluator import in_order
+from samout_train.models.loss import MOST_LOGITS
+from samout_train.ops.linear import linear
+from samout_train.runtime.device import PrecisionName, autocast, to_device
+
+LEAST_ANSWERS = 100
+NORMAL_QUANTILE = 1.959963984540054  # of 0.975, for 95 %
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What was right.
+
+    Args:
+        right: Answers that were right.
+        answers: All that were asked for.
+
+    Raises:
+        ValueError: if they are too few to say anything.
+    """
+
+    right: int
+    answers: int
+
+    def __post_init__(self) -> None:
+        if self.answers < LEAST_ANSWERS:
+            raise ValueError(
+                f"an accuracy from {self.answers} answers says nothing: {LEAST_ANSWERS} are the least, give more rows"
+            )
+
+    @property
+    def share(self) -> float:
+        """Right answers of all."""
+        return self.right / self.answers
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the true share lies with 95 % confidence, if the answers are independent.
+
+        Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference (1927).
+        """
+        count, square = self.answers, NORMAL_QUANTILE**2
+        middle = (self.share + square / (2 * count)) / (1 + square / count)
+        spread = math.sqrt(self.share * (1 - self.share) / count + square / (4 * count**2))
+        reach = NORMAL_QUANTILE * spread / (1 + square / count)
+        return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def accuracy(
+    model: nn.Module,
+    rows: Rows,
+    *,
+    ignore_index: int,
+    device: torch.device,
+    precision: PrecisionName,
+    rows_per_batch: int,
+    check_stop: Callable[[], None] = lambda: None,
+) -> Accuracy:
+    """How often the most probable token is the target, of all counted targets; the model's mode is put back.
+
+    Args:
+        model: Called as `logits, state = model(ids)`.
+        rows: What it reads, each row from a fresh state.
+        ignore_index: Targets of this value are not counted.
+        device: Where the model is.
+        precision: Of the forward pass.
+        rows_per_batch: Rows at a time.
+        check_stop: Called before each batch; what it raises ends the count.
+
+    Raises:
+        ValueError: if there are too few answers.
+    """
+    right, answers = torch.zeros((), dtype=torch.int64, device=device), 0
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), autocast(precision, device):
+            for ids_RT in in_order(rows, rows_per_batch):
+                check_stop()
+                inputs_RT, targets_RT = rows.split(ids_RT)
+                place_N = (targets_RT.flatten() != ignore_index).nonzero().squeeze(1)
+                targets_N = targets_RT.flatten()[place_N]
+                answers += len(place_N)
+                said_N = _said(model, to_device(inputs_RT, device), to_device(place_N, device))
+                right += (said_N == to_device(targets_N, device)).sum()
+    finally:
+        model.train(was_training)
+    return Accuracy(int(right), answers)
+
+
+def _said(model: Any, ids_RT: Tensor, place_N: Tensor) -> Tensor:
+    """The most probable token at some places of the flattened rows, (N,)."""
+    weight_VD = getattr(model, "head_weight", None)
+    if weight_VD is None:
+        said_N: Tensor = model(ids_RT)[0].flatten(0, 1)[place_N].argmax(-1)
+        return said_N
+    hidden_ND = model(ids_RT, return_hidden=True)[0].flatten(0, 1)[place_N]
+    pieces = hidden_ND.split(max(1, MOST_LOGITS // len(weight_VD)))
+    return torch.cat([linear(piece, weight_VD).argmax(-1) for piece in pieces])

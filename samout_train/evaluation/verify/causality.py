@@ -1,0 +1,93 @@
+"""Whether a token changes anything before it, at every place where a kernel could look too far."""
+
+# B batch, T time, V vocabulary
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from samout_train.evaluation.verify.row import Measured
+from samout_train.evaluation.verify.subject import Subject
+from samout_train.runtime.device import PrecisionName, autocast
+
+WORK = 4e11  # floating-point operations: every place of most models of width 48, 32 of one of 6 million parameters
+FEWEST_PLACES = 32
+MOST_ROWS = 32
+ROWS_TIMES_PARAMETERS = 2e7  # bounds the memory of a pass with gradients
+
+
+def nothing_before_changes(
+    model: nn.Module, subject: Subject, device: torch.device, *, training: bool, precision: PrecisionName, share: float
+) -> Measured:
+    """The largest difference in logits before a place from which on all tokens are others.
+
+    Args:
+        model: The model.
+        subject: Where it comes from.
+        device: Where it is.
+        training: Whether as in training: in that mode, and with gradients.
+        precision: Of the forward pass.
+        share: How many of the places that the model's size allows for, which are all for a small one.
+    """
+    model.train(training)
+    time = subject.tokens()
+    affordable = share * WORK / (time * model.forward_flops_per_token(time))  # type: ignore[operator]
+    places = chosen_places(time, max(FEWEST_PLACES, int(affordable)))
+    worst, where = torch.zeros((), device=device), 0
+    for place_B, before_BTV, after_BTV in _pairs(model, subject, places, device, training, precision):
+        is_before_BT = torch.arange(time, device=device) < place_B[:, None]
+        difference_BT = (after_BTV - before_BTV).abs().amax(-1).where(is_before_BT, 0)
+        largest = difference_BT.max()  # NaN, where there is one
+        if not bool(largest <= worst):
+            worst, where = largest, int(place_B[int(difference_BT.amax(1).argmax())])
+    note = f"{len(places):,} of {time - 1:,} places"
+    return float(worst), f"{note}; the worst is {where}" if where else note
+
+
+def what_is_there_changes(model: nn.Module, subject: Subject, device: torch.device) -> Measured:
+    """At how many places another token leaves the logits as they are."""
+    model.eval()
+    places, unmoved = chosen_places(subject.tokens(), FEWEST_PLACES), 0
+    for place_B, before_BTV, after_BTV in _pairs(model, subject, places, device, False, "fp32"):
+        same_BT = (before_BTV == after_BTV).all(-1)
+        unmoved += int(same_BT.gather(1, place_B[:, None]).sum())
+    return unmoved, f"of {len(places)} places"
+
+
+def chosen_places(time: int, most: int) -> list[int]:
+    """Places from 1 on: all, or half of what is wanted by the power of two that divides them, half at random."""
+    shuffled = (1 + torch.randperm(time - 1, generator=torch.Generator().manual_seed(2))).tolist()
+    by_power = sorted(shuffled, key=lambda place: place & -place, reverse=True)
+    return list(dict.fromkeys(by_power[: most // 2] + shuffled))[:most]
+
+
+def _pairs(
+    model: nn.Module,
+    subject: Subject,
+    places: list[int],
+    device: torch.device,
+    training: bool,
+    precision: PrecisionName,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Places, with the logits of a sequence and of one whose tokens are others from there on.
+
+    Equal bits can be asked for only where all shapes are equal, so that each batch has as many rows.
+    """
+    quiet_T, other_T = subject.quiet_and_other_ids(subject.tokens(), device)
+    parameters = sum(p.numel() for p in model.parameters())
+    rows = min(len(places), max(2, min(MOST_ROWS, int(ROWS_TIMES_PARAMETERS / parameters))))
+
+    def logits(ids_BT: Tensor) -> Tensor:
+        torch.manual_seed(0)  # what a mixer draws in training, it draws again
+        with torch.inference_mode(not training), autocast(precision, device):
+            logits_BTV, _ = model(ids_BT)
+        return logits_BTV.detach().float()
+
+    before_BTV = logits(quiet_T.repeat(rows, 1))
+    for start in range(0, len(places), rows):
+        chosen = places[start : start + rows]
+        place_B = torch.tensor(chosen + chosen[-1:] * (rows - len(chosen)), device=device)
+        is_other_BT = torch.arange(len(quiet_T), device=device) >= place_B[:, None]
+        after_BTV = logits(torch.where(is_other_BT, other_T, quiet_T))
+        yield place_B[: len(chosen)], before_BTV[: len(chosen)], after_BTV[: len(chosen)]

@@ -1,0 +1,118 @@
+"""Whether a sequence gives the same in pieces, with padding behind it, in any batch, with gradients and without."""
+
+# B batch, T time, V vocabulary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samout_train.evaluation.verify.row import Measured, NothingMeasuredError, distance, worst_gradient
+from samout_train.evaluation.verify.subject import NUM_TOKENS, Subject, gradients, mean_loss
+from samout_train.models.loss import cross_entropy_sum
+from samout_train.models.state import held_bytes, state_bytes
+from samout_train.runtime.device import PrecisionName, autocast
+
+PREFIX = 40
+SHORT, GRADIENT_TOKENS = 20, 150
+PADDING = 9
+
+
+def in_chunks(
+    model: nn.Module, subject: Subject, device: torch.device, *, size: int, precision: PrecisionName
+) -> Measured:
+    """Logits in chunks behind a prefix, without gradients, against those of the whole."""
+    ids_BT = subject.ids(2, subject.tokens(), device)
+    prefix = _prefix(ids_BT)
+    model.eval()
+    with torch.inference_mode(), autocast(precision, device):
+        whole_BTV, _ = model(ids_BT)
+        chunked_BTV = _chunked(model, ids_BT, prefix, size)
+    return distance(chunked_BTV[:, prefix:].float(), whole_BTV[:, prefix:].float()), f"{ids_BT.shape[1]:,} tokens"
+
+
+def gradients_in_chunks(model: nn.Module, subject: Subject, device: torch.device, *, size: int) -> Measured:
+    """Gradients of a loss over chunks behind a prefix, through the states, against those of the whole."""
+    ids_BT = subject.ids(2, subject.tokens(GRADIENT_TOKENS if size < PREFIX else NUM_TOKENS), device)
+    model.train()
+    targets = ids_BT[:, 1:].flatten()
+    whole_BTV, _ = model(ids_BT[:, :-1])
+    wanted = gradients(model, F.cross_entropy(whole_BTV.flatten(0, 1), targets))
+    chunked_BTV = _chunked(model, ids_BT[:, :-1], _prefix(ids_BT[:, :-1]), size)
+    got = gradients(model, F.cross_entropy(chunked_BTV.flatten(0, 1), targets))
+    measured, worst = worst_gradient(got, wanted)
+    return measured, f"{ids_BT.shape[1]:,} tokens; {worst}"
+
+
+def padded(model: nn.Module, subject: Subject, device: torch.device, *, what: str) -> Measured:
+    """Logits, loss or gradients of a sequence with padding behind it against those without."""
+    if subject.pad_id is None:
+        raise NothingMeasuredError("there is no padding")
+    time = subject.tokens(SHORT + PADDING)
+    num_padding = min(PADDING, time // 3)
+    ids_BT = subject.ids(3, time - num_padding, device)
+    padded_BT = F.pad(ids_BT, (0, num_padding), value=subject.pad_id)
+    model.train()
+    logits, losses, all_gradients = [], [], []
+    for given_BT in (padded_BT, ids_BT):
+        logits_BTV, _ = model(given_BT[:, :-1])
+        losses.append(cross_entropy_sum(logits_BTV, given_BT[:, 1:], subject.pad_id))
+        logits.append(logits_BTV[:, : ids_BT.shape[1] - 1])
+        all_gradients.append(gradients(model, losses[-1]))
+    if what == "gradients":
+        return worst_gradient(*all_gradients)
+    return distance(*(logits if what == "logits" else losses)), ""
+
+
+def in_any_batch(model: nn.Module, subject: Subject, device: torch.device) -> Measured:
+    """Logits of rows together against those of each alone, without gradients."""
+    ids_BT = subject.ids(3, subject.tokens(GRADIENT_TOKENS), device)
+    model.eval()
+    with torch.inference_mode():
+        alone_BTV = torch.cat([model(row_BT)[0] for row_BT in ids_BT.split(1)])
+        return distance(model(ids_BT)[0], alone_BTV), ""
+
+
+def gradients_in_any_batch(model: nn.Module, subject: Subject, device: torch.device) -> Measured:
+    """Gradients of the mean loss of rows together against the mean of those of each alone."""
+    ids_BT = subject.ids(3, subject.tokens(GRADIENT_TOKENS), device)
+    model.train()
+    alone = [gradients(model, mean_loss(model, row_BT)) for row_BT in ids_BT.split(1)]
+    wanted = {name: torch.stack([row[name] for row in alone]).mean(0) for name in alone[0]}
+    return worst_gradient(gradients(model, mean_loss(model, ids_BT)), wanted)
+
+
+def with_gradients(model: nn.Module, subject: Subject, device: torch.device, *, precision: PrecisionName) -> Measured:
+    """Logits with gradients against those without, in evaluation."""
+    ids_BT = subject.ids(2, subject.tokens(GRADIENT_TOKENS), device)
+    model.eval()
+    logits = []
+    for grad_enabled in (True, False):
+        with torch.set_grad_enabled(grad_enabled), autocast(precision, device):
+            logits.append(model(ids_BT)[0].detach().float())
+    return distance(*logits), ""
+
+
+def bytes_of_state(model: nn.Module, subject: Subject, device: torch.device) -> Measured:
+    """What `state_bytes` says against what a state holds that has gone on, relative to it."""
+    ids_BT = subject.ids(1, subject.tokens(GRADIENT_TOKENS), device)
+    model.eval()
+    with torch.inference_mode():
+        _, state = model(ids_BT[:, :-1])
+        _, state = model(ids_BT[:, -1:], state)
+    counted, held = state_bytes(state), held_bytes(state)
+    reported: int = model.state_bytes(ids_BT.shape[1])  # type: ignore[operator]
+    room = f", {held:,} with the room to go on" if held != counted else ""
+    return abs(reported - counted) / max(counted, 1), f"{counted:,} bytes after {ids_BT.shape[1]} tokens{room}"
+
+
+def _prefix(ids_BT: Tensor) -> int:
+    return min(PREFIX, ids_BT.shape[1] // 2)
+
+
+def _chunked(model: nn.Module, ids_BT: Tensor, prefix: int, size: int) -> Tensor:
+    logits_BTV, state = model(ids_BT[:, :prefix])
+    pieces = [logits_BTV]
+    for chunk_BT in ids_BT[:, prefix:].split(size, dim=1):
+        logits_BTV, state = model(chunk_BT, state)
+        pieces.append(logits_BTV)
+    return torch.cat(pieces, dim=1)

@@ -1,0 +1,248 @@
+"""What each chart of a comparison shows, drawn on matplotlib's axes."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from samout_train.experiments.compare.intervals import interval_of_mean
+from samout_train.experiments.compare.results import Contest, Contestant
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, which people who see few colours can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F")
+MARKERS = "osD^vP*Xh"
+PREFIXES = ("", "kilo", "mega", "giga", "tera", "peta", "exa", "zetta")
+DURATIONS = (("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0))
+SHORTEST_AXIS = 3.0  # of a unit of time: below it, the unit before has the rounder ticks
+SHOWN_FROM = 0.15  # of a training: what was lost before it would flatten all that follows
+Speeds = Mapping[str, Mapping[int, float]]
+
+
+def _look(contest: Contest, one: Contestant) -> dict[str, Any]:
+    """The colour and the marker of a model, the same in each chart."""
+    index = sorted(other.label for other in contest.contestants).index(one.label)
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def shown(one: Contestant) -> str:
+    """A label as matplotlib takes it: a dollar begins a formula there, and what begins with a line is in no legend."""
+    text = one.label.replace("$", r"\$")
+    return f"\N{THIN SPACE}{text}" if text.startswith("_") else text
+
+
+def _final_losses(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
+    for place, one in enumerate(contest.ranked):
+        colour = _look(contest, one)["color"]
+        losses = list(one.losses.values())
+        axes.plot(losses, [-place] * len(losses), "o", color=colour, fillstyle="none", alpha=0.8)
+        axes.plot([one.mean or 0.0], [-place], "|", color=colour, markersize=18, markeredgewidth=2)
+        if (reach := interval_of_mean(losses)) is not None and one.mean is not None:
+            axes.plot([one.mean - reach, one.mean + reach], [-place, -place], color=colour, linewidth=1)
+    axes.set_yticks([-place for place in range(len(contest.ranked))], [shown(one) for one in contest.ranked])
+    axes.set_ylim(0.6 - len(contest.ranked), 0.6)
+    axes.set_xlabel("validation loss, nats a token")
+    axes.grid(alpha=0.3)
+
+
+def _curves(
+    of_step: Callable[[Contestant], float | None], unit_of: Callable[[float], tuple[str, float]] | None = None
+) -> "Draw":
+    """Losses against what a step costs; in numbers such as 150 M where no unit is chosen by the largest."""
+
+    def draw(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
+        costs = {one.label: of_step(one) for one in contest.ranked}
+        curves = {one.label: _mean_curve(one) for one in contest.ranked}
+        ends = [cost * curves[label][-1][0] for label, cost in costs.items() if cost and curves[label]]
+        name, size = unit_of(max(ends)) if unit_of else ("tokens", 1.0)
+        tops = []
+        for one in contest.ranked:
+            factor, curve = costs[one.label], curves[one.label]
+            if factor is None or not curve:
+                continue
+            look = _look(contest, one)
+            axes.plot(
+                [step * factor / size for step, _ in curve],
+                [loss for _, loss in curve],
+                label=shown(one),
+                color=look["color"],
+                marker=look["marker"],
+                markersize=3,
+                linewidth=1.3,
+            )
+            tops.append(next(loss for step, loss in curve if step >= SHOWN_FROM * curve[-1][0]))
+        axes.set_ylim(top=max(tops) * 1.02)
+        if unit_of is None:
+            _with_units(axes)
+        _finish(axes, name, "validation loss, nats a token")
+
+    return draw
+
+
+def _tokens(one: Contestant) -> float | None:
+    tokens, steps = one.figure("tokens_seen"), one.figure("steps")
+    return tokens / steps if tokens and steps else None
+
+
+def _seconds(one: Contestant) -> float | None:
+    seconds, steps = one.figure("train_seconds"), one.figure("steps")
+    return seconds / steps if seconds and steps else None
+
+
+def _flops(one: Contestant) -> float | None:
+    tokens, flops = _tokens(one), one.figure("training_flops_per_token")
+    return tokens * flops if tokens and flops else None
+
+
+def flop_unit(largest: float) -> tuple[str, float]:
+    """Return the unit in which so many operations are a number from 1 to 1,000, and its size: exaFLOP, 1e18."""
+    power = next((power for power in range(len(PREFIXES) - 1, 0, -1) if largest >= 1000.0**power), 0)
+    return f"{PREFIXES[power]}FLOP", 1000.0**power
+
+
+def time_unit(largest: float) -> tuple[str, float]:
+    """Return the unit for an axis that ends at so many seconds, and its size in seconds."""
+    return next((unit for unit in reversed(DURATIONS) if largest >= SHORTEST_AXIS * unit[1]), DURATIONS[0])
+
+
+def _mean_curve(one: Contestant) -> list[tuple[int, float]]:
+    """The mean over the runs that count, at the steps that all of them have."""
+    by_step: dict[int, list[float]] = {}
+    for run in one.counted:
+        for step, loss in run.curve:
+            by_step.setdefault(step, []).append(loss)
+    return [(step, sum(of) / len(of)) for step, of in sorted(by_step.items()) if len(of) == len(one.counted)]
+
+
+def _by_length(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
+    for one in contest.ranked:
+        _line(axes, contest, one, one.loss_by_length)
+    _log_of(axes, [length for one in contest.ranked for length, _ in one.loss_by_length])
+    _finish(axes, "tokens in a window", "loss of the same text, nats a token")
+
+
+def _speed(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    for one in contest.ranked:
+        _line(axes, contest, one, sorted(speeds.get(one.label, {}).items()))
+    _log_of(axes, [length for of in speeds.values() for length in of])
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(_units())
+    _finish(axes, "tokens in a row", "tokens a second, forward and backward")
+
+
+def _state(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
+    for one in contest.ranked:
+        size = one.figure("state_bytes")
+        if size is not None and one.mean is not None:
+            look = _look(contest, one)
+            axes.plot([size], [one.mean], look["marker"], color=look["color"], label=shown(one))
+    axes.set_xscale("log")
+    _with_units(axes)
+    _finish(axes, "bytes of state after a training row", "validation loss, nats a token")
+
+
+def _rates(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
+    for one in contest.ranked:
+        _line(axes, contest, one, [(rate, run.loss) for rate, run in one.rates.items() if run.loss is not None])
+    _log_of(axes, [rate for one in contest.ranked for rate in one.rates])
+    _finish(axes, "learning rate", "validation loss, nats a token")
+
+
+def _line(axes: "Axes", contest: Contest, one: Contestant, points: Iterable[tuple[float, float]]) -> None:
+    places = list(points)
+    if places:
+        axes.plot(*zip(*places, strict=True), label=shown(one), markersize=4, linewidth=1.3, **_look(contest, one))
+
+
+def _log_of(axes: "Axes", places: Iterable[float]) -> None:
+    """A logarithmic axis whose ticks are the places that there are figures for."""
+    from matplotlib.ticker import NullLocator
+
+    ticks = sorted(set(places))
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ticks, [f"{tick:,}" if tick >= 1 else f"{tick:g}" for tick in ticks])
+
+
+def _with_units(axes: "Axes") -> None:
+    axes.xaxis.set_major_formatter(_units())
+
+
+def _units() -> Any:
+    """Numbers such as 20 k and 150 M."""
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter(sep=" ")
+
+
+def _finish(axes: "Axes", x: str, y: str) -> None:
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7.5, frameon=False, ncols=2)
+
+
+def _has_line(points: Callable[[Contestant], int]) -> Callable[[Contest, Speeds], bool]:
+    """Return a check that some model has the two points which a line needs."""
+    return lambda contest, speeds: any(points(one) > 1 for one in contest.ranked)
+
+
+def _on_curve(of_step: Callable[[Contestant], float | None]) -> Callable[[Contestant], int]:
+    return lambda one: len(_mean_curve(one)) if of_step(one) else 0
+
+
+Draw = Callable[["Axes", Contest, Speeds], None]
+FIXED = "Of the runs that count, their mean, on the fixed batches that are evaluated during training."
+KINDS: Sequence[tuple[str, str, Draw, Callable[[Contest, Speeds], bool]]] = (
+    (
+        "Final loss",
+        "Circles: a seed each. Stroke and line: mean, and its own 95 % interval; what is compared is differences.",
+        _final_losses,
+        lambda contest, speeds: sum(len(one.losses) for one in contest.ranked) > 1,
+    ),
+    (
+        "Loss against tokens",
+        FIXED,
+        _curves(_tokens),
+        _has_line(_on_curve(_tokens)),
+    ),
+    (
+        "Loss against length",
+        "The beginning of the validation text in windows of each length, with the state carried on.",
+        _by_length,
+        _has_line(lambda one: len(one.loss_by_length)),
+    ),
+    (
+        "Loss against bytes of state",
+        "Of one sequence, float32. A cache grows with the sequence, a recurrent state does not.",
+        _state,
+        lambda contest, speeds: sum(one.figure("state_bytes") is not None for one in contest.ranked) > 1,
+    ),
+    (
+        "Loss against time",
+        f"{FIXED} Seconds of training alone, as these runs had the machine.",
+        _curves(_seconds, time_unit),
+        _has_line(_on_curve(_seconds)),
+    ),
+    (
+        "Loss against operations",
+        f"{FIXED} Operations of the matrix products, forward and backward.",
+        _curves(_flops, flop_unit),
+        _has_line(_on_curve(_flops)),
+    ),
+    (
+        "Speed against length",
+        "Forward and backward pass over as many tokens at each length; models in turns, medians.",
+        _speed,
+        lambda contest, speeds: any(len(by_length) > 1 for by_length in speeds.values()),
+    ),
+    (
+        "Learning rates",
+        "On the seed that the best rates were chosen by.",
+        _rates,
+        _has_line(lambda one: len(one.rates)),
+    ),
+)

@@ -1,0 +1,206 @@
+"""The size at which a model meets a budget: its width first, then the inner width of its feed-forward if it has one."""
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast, get_args
+
+import torch
+
+from samout_train.config.compose import build
+from samout_train.models.cost import TRAINING_TIMES, num_parameters
+from samout_train.training.settings import model_problems
+
+Kind = Literal["parameters", "flops", "state_bytes", "seconds"]
+Node = dict[str, Any]
+TOLERANCE = 0.02
+WIDEST = 2**20
+SMALL_WIDTH = 1024  # below it, a step may be all overhead
+LARGEST_UNIT = 4096  # of a width: heads times what a head has to be a multiple of
+EVEN_SIZES = (8, 1)  # matrix units want multiples of 8; others where none of those fits
+FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+NUMBER = re.compile(r"(\d[\d_]*\.?\d*(?:e[+-]?\d+)?)\s*([a-z]?)")
+WARM_UP_STEPS, BLOCKS, STEPS_IN_A_BLOCK = 2, 4, 3
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all models get the same amount of.
+
+    Args:
+        kind: `parameters`: trainable elements. `flops`: operations of the matrix products for a token in training, in
+            a row of the training length. `state_bytes`: of one sequence's state after such a row, in float32.
+            `seconds`: that the steps of a run take on this machine.
+        amount: How much.
+    """
+
+    kind: Kind
+    amount: float
+
+    @classmethod
+    def of(cls, text: str) -> "Budget":
+        """From `parameters:800k`.
+
+        Raises:
+            ValueError: if it says none.
+        """
+        kind, colon, number = text.partition(":")
+        read = NUMBER.fullmatch(number.strip().lower())
+        if kind not in get_args(Kind) or not colon or read is None or read[2] not in FACTORS:
+            raise ValueError(
+                f"match={text}: must be a budget such as parameters:800k, with one of {', '.join(get_args(Kind))}"
+            )
+        if kind == "seconds" and read[2]:
+            raise ValueError(f"match={text}: seconds have no unit behind them: write seconds:300")
+        amount = float(read[1].replace("_", "")) * FACTORS[read[2]]
+        if not 0 < amount < math.inf:
+            raise ValueError(f"match={text}: must be above 0, and finite")
+        return cls(cast(Kind, kind), amount)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.amount:,.10g}"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A model at a budget.
+
+    Args:
+        settings: Keys of its YAML, such as `hidden_size`.
+        cost: What it takes of the budget.
+    """
+
+    settings: Mapping[str, int]
+    cost: float
+
+
+def matched(label: str, node: Node, budget: Budget, cost_of: Callable[[Node], float]) -> Sizes:
+    """The sizes at which a model takes what the budget allows, within 2 %.
+
+    Args:
+        label: Of the model, for messages.
+        node: The `model` of a configuration.
+        budget: How much is wanted.
+        cost_of: What a node takes of it; must grow with the sizes.
+
+    Raises:
+        ValueError: if no width does, nor a feed-forward's; the message names the nearest sizes.
+    """
+    if "hidden_size" not in node:
+        raise ValueError(f"{label}: has no hidden_size, so that no size of it can be found for match={budget}")
+    unit = smallest_width(node)
+    if unit is None:
+        raise ValueError(f"{label}: no width of it is allowed: {model_problems(node)[0]}")
+    tried = _around(lambda size: {"hidden_size": size}, unit, node, budget, cost_of)
+    nearest = sorted(tried, key=lambda sizes: _distance(sizes, budget))
+    if _fits(nearest[0], budget):
+        return nearest[0]
+    if node.get("ffn_size", 0) is None:  # else it was chosen, or there is none
+        for even in EVEN_SIZES:
+            for width in nearest:
+                found = _around(partial(_with_feed_forward, width), even, node, budget, cost_of)
+                best = min(found, key=lambda sizes: _distance(sizes, budget))
+                if _fits(best, budget):
+                    return best
+    near = "; ".join(
+        f"{' '.join(f'{key} {size}' for key, size in sizes.settings.items())} takes {sizes.cost:,.6g} "
+        f"({sizes.cost / budget.amount - 1:+.1%})"
+        for sizes in sorted(tried, key=lambda sizes: sizes.cost)
+    )
+    raise ValueError(
+        f"{label}: no width, nor a feed-forward's, is within {TOLERANCE:.0%} of match={budget}; {near}: "
+        "take one of these budgets, or other layers or heads"
+    )
+
+
+def smallest_width(node: Node) -> int | None:
+    """The smallest width that a model can have with its heads, of which the others are multiples; None for none."""
+    widths = range(1, LARGEST_UNIT) if "hidden_size" in node else range(0)
+    return next((width for width in widths if not model_problems(node | {"hidden_size": width})), None)
+
+
+def model_cost(kind: Kind, node: Node, *, vocab_size: int, pad_id: int | None, seq_len: int) -> float:
+    """What a model takes of a budget that its sizes alone decide; nothing is computed.
+
+    Args:
+        kind: Any but `seconds`.
+        node: The `model` of a configuration.
+        vocab_size: Number of token ids.
+        pad_id: Id of the padding; None for none.
+        seq_len: Targets of a training row.
+    """
+    with torch.device("meta"):
+        model: Any = build(node, vocab_size=vocab_size, pad_id=pad_id)
+    if kind == "parameters":
+        return num_parameters(model)
+    if kind == "flops":
+        return float(TRAINING_TIMES * model.forward_flops_per_token(seq_len))
+    return float(model.state_bytes(seq_len))
+
+
+def seconds_a_step(trainer: Any) -> float:
+    """Of training: the fastest of some blocks of steps, which is the one that was disturbed the least.
+
+    Args:
+        trainer: As `samout_train.build_trainer` makes it.
+    """
+    for _ in range(WARM_UP_STEPS):
+        float(trainer.step())
+    times = []
+    for _ in range(BLOCKS):
+        start = time.perf_counter()
+        for _ in range(STEPS_IN_A_BLOCK):
+            loss = trainer.step()
+        float(loss)  # waits for the device
+        times.append((time.perf_counter() - start) / STEPS_IN_A_BLOCK)
+    return min(times)
+
+
+def _around(
+    settings_of: Callable[[int], Mapping[str, int]],
+    unit: int,
+    node: Node,
+    budget: Budget,
+    cost_of: Callable[[Node], float],
+) -> list[Sizes]:
+    """The largest multiple of a unit below the budget and the smallest one that reaches it, as far as there are."""
+
+    def sizes(multiple: int) -> Sizes:
+        settings = settings_of(multiple * unit)
+        return Sizes(settings, cost_of(node | dict(settings)))
+
+    low = sizes(1)
+    if low.cost >= budget.amount:
+        return [low]
+    below, above = 1, 2
+    high = sizes(above)
+    while high.cost < budget.amount:
+        # What does not grow with a size has nothing to be found in it; small sizes take as long as each other.
+        grows = high.cost > low.cost or (budget.kind == "seconds" and above * unit < SMALL_WIDTH)
+        if 2 * above * unit > WIDEST or not grows:
+            return [high]
+        below, low, above = above, high, 2 * above
+        high = sizes(above)
+    while above - below > 1:
+        middle = (below + above) // 2
+        found = sizes(middle)
+        if found.cost < budget.amount:
+            below, low = middle, found
+        else:
+            above, high = middle, found
+    return [low, high]
+
+
+def _with_feed_forward(width: Sizes, size: int) -> Mapping[str, int]:
+    return {**width.settings, "ffn_size": size}
+
+
+def _distance(sizes: Sizes, budget: Budget) -> float:
+    return abs(math.log(sizes.cost / budget.amount)) if sizes.cost > 0 else math.inf
+
+
+def _fits(sizes: Sizes, budget: Budget) -> bool:
+    return abs(sizes.cost / budget.amount - 1) <= TOLERANCE

@@ -1,0 +1,142 @@
+"""The runs of a comparison, as they lie in their directories."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from samout_train.checkpoint.data_record import recorded_data
+from samout_train.checkpoint.run_directory import holds_run, scalars
+from samout_train.config.compose import ConfigError, saved_choice, saved_config
+from samout_train.experiments.compare.jobs import entry_of
+from samout_train.experiments.jobs import OUTPUT, Outcome, outcome
+from samout_train.runtime.json_files import finite_or_null
+
+Summary = Mapping[str, Any]
+SETTINGS = ("model", "optimizer", "schedule", "data", "trainer", "precision")  # that make a run another one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training.
+
+    Args:
+        label: Of its model in the comparison.
+        data: The name of what it was trained on.
+        run_dir: Where it lies.
+        rate: Its learning rate; None where it is not known.
+        seed: Its seed; None where it is not known.
+        counts: Whether it counts, or a rate is chosen by it; None for a run that is of no comparison.
+        config: As it was composed; empty where the run left none.
+        outcome: What became of it.
+    """
+
+    label: str
+    data: str
+    run_dir: Path
+    rate: float | None
+    seed: int | None
+    counts: bool | None
+    config: Mapping[str, Any] = field(repr=False)
+    outcome: Outcome
+
+    @property
+    def summary(self) -> Summary | None:
+        """Its final figures; None where it has none."""
+        return self.outcome.summary
+
+    @property
+    def loss(self) -> float | None:
+        """On the whole validation split, in nats; None where there is none that is a number."""
+        value = None if self.summary is None else self.summary.get("val_loss_nats")
+        return None if value is None else float(value)
+
+    @cached_property
+    def curve(self) -> list[tuple[int, float]]:
+        """Step and loss of each evaluation on the fixed batches."""
+        return curve_of(self.run_dir)
+
+
+def curve_of(run_dir: Path) -> list[tuple[int, float]]:
+    """Step and loss of each evaluation on the fixed batches that a run has logged."""
+    found = []
+    try:
+        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            logged = json.loads(line)
+            if logged.get("val/loss_nats") is not None:
+                found.append((int(logged["step"]), float(logged["val/loss_nats"])))
+        except (ValueError, KeyError, TypeError, AttributeError):  # cut short by a death
+            continue
+    return found
+
+
+def read_run(run_dir: Path) -> Run:
+    """Reads what a run left, also what the comparison says that it lies in.
+
+    Args:
+        run_dir: Its directory.
+    """
+    found = outcome(run_dir)
+    try:
+        config = finite_or_null(saved_config(run_dir / ".hydra" / "config.yaml"))
+        if "sha256" in (content := recorded_data(run_dir)):  # the same path may have had another text
+            config["data"] = {**config["data"], "sha256": str(content["sha256"])[:12]}
+    except ConfigError:
+        config = {}
+    if (entry := entry_of(run_dir)) is not None:
+        return Run(run_dir=run_dir, config=config, outcome=found, **vars(entry))
+    summary = found.summary or {}
+    label, data = (
+        str(summary.get(part) or saved_choice(run_dir, part) or _target(config, part)) for part in ("model", "data")
+    )
+    rate, seed = (config.get("optimizer") or {}).get("lr"), config.get("seed")
+    return Run(
+        label=label,
+        data=data,
+        run_dir=run_dir,
+        rate=None if rate is None else float(rate),
+        seed=None if seed is None else int(seed),
+        counts=None,
+        config=config,
+        outcome=found,
+    )
+
+
+def told_apart(runs: Sequence[Run]) -> list[Run]:
+    """The same runs, where those of one label and data with other settings get labels of their own.
+
+    Learning rate and seed are no such settings, nor is what happens beside the training.
+    """
+    settings = [scalars({key: run.config.get(key) for key in SETTINGS}) for run in runs]
+    for of_run in settings:
+        of_run.pop("optimizer.lr", None)
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run, own in zip(runs, settings, strict=True):
+        if own:  # of a run that left no configuration nothing is known
+            groups.setdefault((run.label, run.data), []).append(own)
+    found = []
+    for run, own in zip(runs, settings, strict=True):
+        others = groups.get((run.label, run.data), [])
+        differing = [key for key in own if any(of_run.get(key) != own[key] for of_run in others)]
+        marks = [f"{key.removeprefix('model.')}={own[key]}" for key in differing]
+        found.append(replace(run, label=" ".join([run.label, *marks])) if marks else run)
+    return found
+
+
+def run_dirs_below(folder: Path) -> list[Path]:
+    """The run directories at or below a folder, also of runs that failed before they began."""
+    if holds_run(folder) or (folder / "summary.json").exists():
+        return [folder]
+    marks = ("summary.json", "metrics.jsonl", "failure.json", OUTPUT)
+    return sorted({path.parent for mark in marks for path in folder.rglob(mark)})
+
+
+def _target(config: Mapping[str, Any], name: str) -> str:
+    """The name of what a node builds, where no better one is known."""
+    return str((config.get(name) or {}).get("_target_", "unknown")).rpartition(".")[2]

@@ -1,0 +1,156 @@
+"""Proof that a run that is killed and continued is the same run: bit for bit, against one that was left alone."""
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samout_train.checkpoint.files import find_checkpoint, read_checkpoint
+from samout_train.runtime.device import weights_sha256
+from samout_train.runtime.search_path import child_program
+from samout_train.runtime.shell import text_setting
+from samout_train.runtime.signals import StopSignals, own_group
+
+# What makes CUDA compute the same bits twice; a CPU does anyway.
+DETERMINISTIC = (
+    "from samout_train.runtime.threads import wait_shortly; wait_shortly(); "
+    "import torch; torch.use_deterministic_algorithms(True); "
+)
+TIMELESS = ("train/loss_nats", "train/lr", "train/grad_norm", "val/loss_nats")
+PATIENCE_SECONDS = 600.0
+
+
+class TrainingFailedError(Exception):
+    """A training ended by itself with an error."""
+
+
+def digests(run_dir: Path) -> dict[str, str]:
+    """sha256 of what a run came to: the weights, the optimizer's state, and all that it logged but times.
+
+    Args:
+        run_dir: A run directory that has a checkpoint and metrics.jsonl.
+    """
+    content = read_checkpoint(find_checkpoint(run_dir))
+    logged = [
+        [line["step"], *(line.get(tag) for tag in TIMELESS)]
+        for line in map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    ]
+    return {
+        "weights": weights_sha256(content["model"]),
+        "optimizer": weights_sha256(dict(_tensors(content["optimizer"], "optimizer"))),
+        "metrics": hashlib.sha256(json.dumps(logged).encode()).hexdigest(),
+    }
+
+
+def run_killed(
+    words: list[str],
+    run_dir: Path,
+    *,
+    kills: int,
+    seed: int,
+    device: torch.device,
+    told: Callable[[str], None],
+    signals: StopSignals,
+) -> None:
+    """Runs a training in processes of their own, killed at random moments and continued each time.
+
+    Args:
+        words: The command line of the training, without run_dir and resume.
+        run_dir: Where it lies.
+        kills: How often it is killed; with 0 it is left alone.
+        seed: Of the moments.
+        device: Where it runs; on CUDA, torch is asked for algorithms that give the same bits twice.
+        told: Gets a line for each kill.
+        signals: Looked at while waiting; no process is left then.
+
+    Raises:
+        StopRequestedError: on a signal.
+        TrainingFailedError: if the training fails by itself; the message is its last lines.
+    """
+    draw = random.Random(seed)
+    for number in range(kills):
+        with _started([*words, text_setting("run_dir", run_dir), "resume=auto"], run_dir, device) as process:
+            before, started = _steps(run_dir), time.monotonic()
+            while _steps(run_dir) <= before and process.poll() is None:
+                if time.monotonic() - started > PATIENCE_SECONDS:
+                    break
+                signals.check()
+                time.sleep(0.01)
+            step_seconds = _step_seconds(run_dir)
+            time.sleep(draw.uniform(0, 2 * step_seconds))
+            signals.check()
+            if process.poll() is not None:
+                _refuse_failure(process, run_dir)
+                told(f"kill {number + 1}: the run had ended before it; the others are left out")
+                return
+        told(f"kill {number + 1}: after step {_steps(run_dir)}")
+    with _started([*words, text_setting("run_dir", run_dir), "resume=auto"], run_dir, device) as process:
+        while process.poll() is None:
+            signals.check()
+            time.sleep(0.01)
+        _refuse_failure(process, run_dir)
+
+
+@contextmanager
+def _started(words: list[str], run_dir: Path, device: torch.device) -> "Iterator[subprocess.Popen[bytes]]":
+    """Yield a training in a session of its own, which no signal of the terminal reaches; kill it at the end."""
+    program = child_program(DETERMINISTIC if device.type == "cuda" else "")
+    environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    with run_dir.with_suffix(".txt").open("wb") as printed:
+        process = subprocess.Popen(
+            [*program, "train", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            **own_group(),
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _refuse_failure(process: "subprocess.Popen[bytes]", run_dir: Path) -> None:
+    if process.returncode:
+        printed = run_dir.with_suffix(".txt").read_text("utf-8", errors="replace").strip().splitlines()
+        raise TrainingFailedError("\n".join(printed[-8:]) or f"the training ended with exit code {process.returncode}")
+
+
+def _steps(run_dir: Path) -> int:
+    """Steps that are logged."""
+    try:
+        return (run_dir / "metrics.jsonl").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def _step_seconds(run_dir: Path) -> float:
+    try:
+        last, now = (run_dir / "metrics.jsonl").stat().st_mtime, time.time()
+    except OSError:
+        return 1.0
+    return max(0.05, min(5.0, now - last))
+
+
+def _tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(node, Tensor):
+        yield name, node
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from _tensors(value, f"{name}.{key}")
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _tensors(value, f"{name}.{index}")
+    elif isinstance(node, int | float):  # learning rates and counts
+        yield name, torch.tensor(node, dtype=torch.float64)

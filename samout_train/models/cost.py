@@ -1,0 +1,141 @@
+"""What is known about a model before it trains: parameters by part, operations a token, bytes of memory."""
+
+# B batch, T time, D width, V vocabulary
+
+import weakref
+from collections import Counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from samout_train.models.loss import next_token_nats
+from samout_train.runtime.device import PrecisionName, autocast, current_memory_bytes
+
+# With every tensor mapped by itself (MALLOC_MMAP_THRESHOLD_=32768) the count of live bytes agrees with the measured
+# peak within 3 %. glibc's heap, by default, keeps freed blocks between the live ones: 1.2 to 1.4 times as much.
+HEAP_SLACK = 1.25
+TRAINING_TIMES = 3  # a training step has so many times the matrix products of the forward pass: backward, two for each
+
+
+class LanguageModel(Protocol):
+    """What reports ask of a model, beside being called.
+
+    One in which a position sees later tokens says so with an attribute `sees_future` that is true; see `sees_future`.
+    One whose logits are a matrix (V, D) times what its body makes has that matrix as `head_weight`, and returns that,
+    (B, T, D), where it is called with `return_hidden=True`: its loss then needs no logits where they are very many.
+    """
+
+    def part_of(self, name: str) -> str:
+        """The part (embedding, mixer, feed-forward, head) that a parameter belongs to."""
+        ...
+
+    def forward_flops_per_token(self, length: int) -> int:
+        """Operations of the matrix products for one token in a sequence of this length."""
+        ...
+
+    def state_bytes(self, length: int) -> int:
+        """Bytes of one sequence's state after this many tokens: of what counts, without a cache's room to go on."""
+        ...
+
+
+def sees_future(model: nn.Module) -> bool:
+    """Whether positions of a model see later tokens: it is for labelling then, and has no state to go on from.
+
+    A model without the attribute of this name is held to be causal, which `verify` proves.
+    """
+    return bool(getattr(model, "sees_future", False))
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Trainable elements, a shared matrix once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def parameters_by_part(model: Any) -> dict[str, int]:
+    """Trainable elements of each part, in the order in which the model names them."""
+    parts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts[model.part_of(name)] += parameter.numel()
+    return dict(parts)
+
+
+def estimate_memory_bytes(
+    model: nn.Module,
+    *,
+    rows: int,
+    seq_len: int,
+    accumulate: int,
+    precision: PrecisionName,
+    device: torch.device,
+    most_targets: int | None = None,
+) -> int:
+    """Peak memory of a training step with Adam, by running it once on shapes alone.
+
+    Every tensor that the forward and backward pass of one micro-step make is followed from birth to death as a fake
+    tensor, which computes nothing and holds nothing. Added are the weights and two moments for each of them; on a CPU
+    also what the process holds already (torch itself, mostly), because resident memory is what is measured, and the
+    slack of the heap.
+
+    Args:
+        model: The model, where it is.
+        rows: Rows in a micro-step.
+        seq_len: Targets in a row.
+        accumulate: Micro-steps in a step; with more than one, gradients live on while the next one runs.
+        precision: Of the forward pass.
+        device: Where it will run.
+        most_targets: Counted targets of a step, where not all are.
+
+    Returns:
+        Bytes. What kernels use inside themselves is not counted.
+    """
+    weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    with FakeTensorMode(), _LiveBytes() as live:
+        ids_BT = torch.zeros(rows, seq_len, dtype=torch.int64, device=device)
+        held = {name: torch.empty(b.shape, dtype=b.dtype, device=device) for name, b in model.named_buffers()}
+        for name, p in model.named_parameters():
+            held[name] = torch.empty(p.shape, dtype=p.dtype, device=device, requires_grad=p.requires_grad)
+        with _reparametrize_module(model, held):  # in the backward pass, too, which may compute layers again
+            for _ in range(min(accumulate, 2)):
+                with autocast(precision, device):
+                    nats = next_token_nats(model, ids_BT, ids_BT, -100, most_targets=most_targets)
+                nats.backward()
+                del nats
+    moments = 2 * weights_bytes
+    if device.type == "cpu":
+        return current_memory_bytes() + int(HEAP_SLACK * (live.peak - weights_bytes + moments))
+    return live.peak + moments
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Follows the storages that operations make, each until it dies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._follow, result)
+        return result
+
+    def _follow(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._known:
+            size = storage.nbytes()
+            self._known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key, size)
+        return tensor
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size

@@ -1,0 +1,172 @@
+"""A model whose gradients are those of several processes: copies of it (DDP) or shards of it (FSDP2).
+
+Each process makes the nats of its own rows, and torch averages gradients over processes: so the loss is multiplied by
+their number, and what is divided by is the number of counted targets of all of them. FSDP2 knows no parameter that is a
+scalar: such ones are vectors of one element here, and scalars again in everything that is saved.
+
+Source: Zhao et al., PyTorch FSDP (arXiv 2304.11277); fully_shard is its second form, one shard a parameter.
+"""
+
+# B batch, T time
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from samout_train.models.loss import nats_and_state
+from samout_train.runtime import distributed
+from samout_train.runtime.compilation import compiled
+from samout_train.runtime.launch import Launch
+
+ParallelName = Literal["ddp", "fsdp"]
+
+
+def parallel_problem(parallel: ParallelName, precision: str, compile: bool) -> str | None:
+    """What speaks against this way to share a model out; None where nothing does."""
+    if parallel == "ddp":
+        return None
+    what = "trainer.parallel=fsdp:"
+    if Launch.of_environment() is None:
+        return f"{what} shards the model over processes, and there is one: start them with torchrun, or leave it out"
+    if precision == "fp16":
+        return f"{what} does not work with precision=fp16: take bf16 or fp32"
+    if compile:
+        return f"{what} does not work with trainer.compile=true: leave one of them out"
+    return None
+
+
+class SharedModel:
+    """A model, and how its gradients come from all processes.
+
+    Args:
+        model: On its device; with `fsdp`, its parameters become shards: its optimizer is to be built after that.
+        parallel: `ddp` or `fsdp`; in one process `ddp` is the model itself.
+        device: Where it is.
+        compile: Whether torch compiles it.
+
+    Raises:
+        ValueError: if it cannot be shared out that way.
+    """
+
+    def __init__(self, model: nn.Module, *, parallel: ParallelName, device: torch.device, compile: bool) -> None:
+        self.model = model
+        self.is_sharded = parallel == "fsdp" and Launch.of_environment() is not None
+        self.scalars: set[str] = set()  # names of parameters that are vectors of one element here
+        if self.is_sharded:
+            self.scalars = _scalars_as_vectors(model)
+            # A model may return a state that is a view; nothing here writes into one.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+            mesh = init_device_mesh(device.type, (distributed.count(),))
+            layers = getattr(model, "layers", None)
+            for layer in layers if isinstance(layers, nn.ModuleList) else ():
+                fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        self._nats: Callable[..., Any] = _Nats(compiled(model) if compile else model)
+        if not self.is_sharded and distributed.count() > 1:
+            devices = None if device.type == "cpu" else [device]
+            self._nats = DistributedDataParallel(self._nats, device_ids=devices, gradient_as_bucket_view=True)
+
+    def nats(
+        self, ids_BT: Tensor, targets_BT: Tensor, ignore_index: int, most_targets: int, state: Any
+    ) -> tuple[Tensor, Any]:
+        """As `samout_train.models.loss.nats_and_state`, of this process's rows."""
+        return self._nats(ids_BT, targets_BT, ignore_index, most_targets, state)
+
+    def summing(self, sums: bool) -> AbstractContextManager[Any]:
+        """The context of a forward and backward pass.
+
+        Args:
+            sums: Whether what has come together goes over the processes: true in a step's last backward pass.
+        """
+        if isinstance(self._nats, DistributedDataParallel):
+            return nullcontext() if sums else self._nats.no_sync()
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(sums)
+        return nullcontext()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """All weights are there in each process, so that one alone can call the model; all enter and leave together."""
+        if not self.is_sharded:
+            yield
+            return
+        parts = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        for part in parts:
+            part.unshard()
+            part.set_reshard_after_forward(False, recurse=False)
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.set_reshard_after_forward(part is not self.model, recurse=False)
+                part.reshard()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's state, each tensor whole; all processes ask for it together."""
+        return {name: self._saved(name, whole_tensor(tensor)) for name, tensor in self.model.state_dict().items()}
+
+    def shapes(self) -> dict[str, Tensor]:
+        """As `weights`, without content."""
+        return {
+            name: self._saved(name, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
+            for name, tensor in self.model.state_dict().items()
+        }
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Takes whole tensors, as `weights` gave them."""
+        if not self.is_sharded:
+            self.model.load_state_dict(weights)
+            return
+        own = self.model.state_dict()
+        for name, tensor in weights.items():
+            own[name].copy_(like(own[name], tensor))
+
+    def _saved(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor.reshape(()) if name in self.scalars else tensor
+
+
+class _Nats(nn.Module):
+    """The loss inside the module that DDP wraps, so that each use of a weight is between its hooks."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model = forward
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, Any]:
+        """As `nats_and_state`."""
+        return nats_and_state(self.model, *arguments)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A tensor that may be sharded, whole; all processes ask for it together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(own: Tensor, whole: Tensor) -> Tensor:
+    """A whole tensor that every process has, sharded as another one is.
+
+    Args:
+        own: Perhaps a shard.
+        whole: Of the same elements.
+    """
+    if not isinstance(own, DTensor):
+        return whole
+    return distribute_tensor(whole.reshape(own.shape).to(own.device), own.device_mesh, own.placements)
+
+
+def _scalars_as_vectors(model: nn.Module) -> set[str]:
+    """Makes each parameter that is a scalar a vector of one element; returns their names."""
+    scalars = {name for name, parameter in model.named_parameters() if parameter.ndim == 0}
+    for name in scalars:
+        owner, _, own_name = name.rpartition(".")
+        vector = nn.Parameter(model.get_parameter(name).detach().reshape(1))
+        setattr(model.get_submodule(owner), own_name, vector)
+    return scalars

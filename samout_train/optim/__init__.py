@@ -1,1 +1,0 @@
-"""Optimizers: a function a file, from a model and settings to a torch optimizer."""

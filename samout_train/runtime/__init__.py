@@ -1,0 +1,7 @@
+"""The machine under a run: device, memory, files, signals, processes, streams."""
+
+
+def __getattr__(name: str) -> object:
+    from samout_train.config.moved import of_earlier_module
+
+    return of_earlier_module(__name__, name)

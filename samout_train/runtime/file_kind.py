@@ -1,0 +1,81 @@
+"""Recognising files that are kept in place of what they stand for, and the lines that make the right ones of them."""
+
+from pathlib import Path
+
+from samout_train.runtime.shell import shell_word
+
+HEAD_BYTES = 64
+TEXT = "text"
+COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip -c"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dc"),
+    b"\xfd7zXZ\x00": ("xz", "xz -dc"),
+    b"\x04\x22\x4d\x18": ("lz4", "lz4 -dc"),
+    b"PK\x03\x04": ("zip", "unzip -p"),
+    b"PK\x05\x06": ("zip", "unzip -p"),
+    b"7z\xbc\xaf\x27\x1c": ("7z", "7z x -so"),
+}
+COMPRESSED_ENDINGS = (".gz", ".bz2", ".zst", ".xz", ".lz4", ".zip", ".7z")
+BZIP2, BZIP2_BLOCK = b"BZh", b"1AY&SY"
+GIT_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_special(path: Path) -> None:
+    """Refuse a pipe, a socket or a device, which would be waited for, or read, without end.
+
+    Raises:
+        ValueError: if it is one; without the path.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError("is no regular file: copy its content to a file, and give that")
+
+
+def kept_otherwise(head: bytes, path: Path | None, *, wanted: str) -> str | None:
+    """Return what a file is and what to do, if it is compressed or a pointer to another one.
+
+    Args:
+        head: Its first `HEAD_BYTES` bytes.
+        path: Where it lies; None if it has no name, as standard input.
+        wanted: What should be in it, such as `text`.
+    """
+    found = next((each for mark, each in COMPRESSED.items() if head.startswith(mark)), None)
+    if head.startswith(BZIP2) and head[4:10] == BZIP2_BLOCK:
+        found = ("bzip2", "bzip2 -dc")
+    if found:
+        name, command = found
+        line = converting_line(command, path, "unpacked")
+        away = old_file_away(path) if wanted == TEXT else ""
+        return f"is compressed ({name}): decompress it first, for example with `{line}`, and give the {wanted}{away}"
+    if head.startswith(GIT_LFS):
+        return f"is a pointer of Git LFS and not the {wanted}: run `git lfs pull` where it lies"
+    return None
+
+
+def old_file_away(path: Path | None) -> str:
+    """Return what else is to be done with a file that was converted: its name still matches a pattern."""
+    return "" if path is None else "; of a folder that is read, move the old file out"
+
+
+def converting_line(command: str, path: Path | None, word: str) -> str:
+    """Return the line that makes a new file of one, by a command that writes to its standard output.
+
+    Args:
+        command: Up to the name of the file.
+        path: The file; None for standard input.
+        word: What the name of the new file says of it.
+    """
+    if path is None:
+        return command
+    plain = path.with_suffix("") if path.suffix.lower() in COMPRESSED_ENDINGS else path
+    new = plain.with_name(f"{plain.stem}.{word}{plain.suffix}")
+    number = 2
+    while new.exists():  # or the line would write over it
+        new = plain.with_name(f"{plain.stem}.{word}{number}{plain.suffix}")
+        number += 1
+    return f"{command} {_word(path)} > {_word(new)}"
+
+
+def _word(path: Path) -> str:
+    """A path as a shell takes it, and no program for an option."""
+    name = str(path)
+    return shell_word(f"./{name}" if name.startswith("-") else name)

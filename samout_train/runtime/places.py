@@ -1,0 +1,107 @@
+"""Places that cannot be written to: where they are, what is missing, and what to do, in one line."""
+
+import errno
+import shutil
+from pathlib import Path
+
+from samout_train.runtime.console import FULL
+
+FIXES = {
+    errno.EROFS: "choose a place that can be written to",
+    errno.EACCES: "choose a place that this user can read and write",
+    errno.EPERM: "choose a place that this user can read and write",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "choose another place, as a part of this path is a file",
+    errno.EEXIST: "choose another place, as a part of this path is a file",
+    errno.EISDIR: "choose another place, as this is a folder",
+    errno.EMFILE: "allow more open files with ulimit -n",
+}
+SIZE_LIMIT = "raise the limit on the size of files (ulimit -f), or choose a file system that takes larger ones"
+
+
+class PlaceError(OSError):
+    """Something could not be written; the message is whole."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def place_problem(path: Path) -> str | None:
+    """Return why no directory can be at a path, because of what is there or above, or None.
+
+    Args:
+        path: Perhaps not there yet; it is looked at only.
+    """
+    for part in (path, *path.parents):
+        what = "" if part == path else f"{part} "
+        try:
+            if part.is_symlink() and not part.exists():
+                target = part.readlink()
+                return f"{what}is a link to {target}, which is not there: make that, or give another directory"
+            if part.exists():
+                return None if part.is_dir() else f"{what}is a file: give a directory"
+        except NotADirectoryError:  # of what is above
+            continue
+        except (OSError, ValueError):  # which is told where it is made
+            return None
+    return None
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether there was no room: a full disk, a used quota, a limit on the size of files."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+def in_words(error: OSError, *, place: Path | None = None, needed: int | None = None, fix: str | None = None) -> str:
+    """Return what the system refused, as a line for people.
+
+    Args:
+        error: What was raised.
+        place: Where, if the error does not say it.
+        needed: Bytes.
+        fix: What to do, if more is known than the kind of the error.
+    """
+    where = place or error.filename
+    if isinstance(error, PlaceError) or where is None:
+        return error.strerror or str(error)
+    if not is_full(error):
+        fix = fix or FIXES.get(error.errno or 0)
+        return f"{where}: {error.strerror or error}" + (f": {fix}" if fix else "")
+    said = f"{where}: cannot be written ({error.strerror})" + (
+        "" if needed is None else f": {needed:,} bytes are needed"
+    )
+    if error.errno == errno.EFBIG:
+        return f"{said}: {SIZE_LIMIT}"
+    fix = fix or "delete what is not needed, or choose another place"
+    return f"{said}{': ' if needed is None else ', '}{free_bytes(Path(where))} are free: {fix}"
+
+
+def free_bytes(path: Path) -> str:
+    """Return the free bytes of the disk that a path is on, or would be on, in figures."""
+    for folder in (path, *path.absolute().parents):
+        try:
+            return f"{shutil.disk_usage(folder).free:,} bytes"
+        except OSError:
+            continue
+    return "an unknown number of bytes"
+
+
+def message_of(error: BaseException) -> str:
+    """Return what an error says to a person."""
+    system = _cause(error)
+    return in_words(system) if system is not None else str(error)
+
+
+def is_of_a_place(error: BaseException) -> bool:
+    """Return whether the system refused to write something, perhaps to torch's compiler."""
+    return _cause(error) is not None
+
+
+def _cause(error: BaseException) -> OSError | None:
+    """The error of the system itself; of the compiler's errors, the one that they were raised for."""
+    if isinstance(error, OSError):
+        return error
+    if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return None
+    inner = getattr(error, "inner_exception", None) or error.__cause__
+    return None if inner is None else _cause(inner)

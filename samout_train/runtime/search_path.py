@@ -1,0 +1,97 @@
+"""The search path of modules: a file in the working directory never hides one of the library or of a package.
+
+Only `os` and `sys` are imported here, which the interpreter has loaded before it looks into any folder.
+"""
+
+# ruff: noqa: PTH100, PTH109, PTH120, PTH206
+
+import os
+import sys
+
+# Of variables, where a library has others than its own name.
+PREFIXES = {"torch": ("TORCH", "PYTORCH_"), "matplotlib": ("MPL", "MATPLOTLIB_")}
+
+
+def working_directory_last() -> None:
+    """Let modules of the working directory be imported, such as a `_target_` of one's own, but those of Python first.
+
+    `python -m` and an empty entry of PYTHONPATH put it first. PYTHONSAFEPATH and `python -P` keep it out.
+    """
+    try:
+        here = os.path.normcase(os.getcwd())
+    except OSError:  # it is gone
+        return
+    package = os.path.normcase(_package_parent())
+    kept = [entry for entry in sys.path if os.path.normcase(os.path.abspath(entry)) != here]
+    if len(kept) == len(sys.path) and sys.flags.safe_path:
+        return
+    # In a checkout, this very package lies there, and one that is installed must not take its place.
+    installed = (index for index, entry in enumerate(kept) if entry.endswith("-packages"))
+    kept.insert(next(installed, len(kept)) if here == package else len(kept), os.getcwd())
+    sys.path[:] = kept
+
+
+def _package_parent() -> str:
+    """The folder that the package lies in."""
+    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def child_program(first: str = "") -> list[str]:
+    """Return what starts this program in another process, whatever files lie in its working directory.
+
+    `python -m samout_train` would take a file `samout_train.py` or `types.py` there for its own.
+
+    Args:
+        first: Python that is carried out before, such as `import torch; `.
+    """
+    package = _package_parent()
+    path = f"sys.path[:] = [*filter(None, sys.path), {package!r}]"
+    return [sys.executable, "-c", f"import sys; {path}; {first}from samout_train.__main__ import main; main()"]
+
+
+def plugin_place(error: BaseException) -> str | None:
+    """Return file and line of the plugin of Hydra that raised an error while it was imported; None for other errors."""
+    if isinstance(error, SyntaxError) and _is_plugin(error.filename):
+        return f"{error.filename}:{error.lineno}"
+    traceback = error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if code.co_name == "<module>" and _is_plugin(code.co_filename):
+            return f"{code.co_filename}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return None
+
+
+def _is_plugin(file: str | None) -> bool:
+    return "hydra_plugins" in os.path.dirname(file or "").split(os.sep)
+
+
+def library_variables(error: BaseException) -> list[str]:
+    """Return the variables of the environment that a library reads which raised an error while it was imported."""
+    traceback, is_importing, found = error.__traceback__, False, set()
+    while traceback is not None:
+        name = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if name not in ("", "__main__", "samout_train", "importlib"):
+            is_importing |= traceback.tb_frame.f_code.co_name == "<module>"
+            found |= {name} if is_importing else set()
+        traceback = traceback.tb_next
+    begins = tuple(start for name in found for start in PREFIXES.get(name, (f"{name.upper()}_",)))
+    return sorted(name for name in os.environ if begins and name.startswith(begins))
+
+
+def hiding_files() -> list[str]:
+    """Return the files of the working directory and of PYTHONPATH that were imported in place of a known module."""
+    from importlib.machinery import PathFinder
+
+    own = {os.path.abspath(entry) for entry in (os.curdir, *os.environ.get("PYTHONPATH", "").split(os.pathsep))}
+    others = [entry for entry in sys.path if os.path.abspath(entry) not in own]
+    found = []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if "." in name or not file or name in ("__main__", "samout_train"):
+            continue
+        folder, base = os.path.split(os.path.abspath(file))
+        folder = os.path.dirname(folder) if base == "__init__.py" else folder
+        if folder in own and (name in sys.stdlib_module_names or PathFinder.find_spec(name, others) is not None):
+            found.append(file)
+    return found

@@ -1,0 +1,119 @@
+"""How many answers of a task are right: at the length that is trained at, and in its tests."""
+
+import logging
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from samout_train.config.ranges import Positive, validated
+from samout_train.data.batches import Rows
+from samout_train.evaluation.accuracy import Accuracy, accuracy
+from samout_train.training.callbacks.base import Callback, RunContext, StepReport
+
+log = logging.getLogger(__name__)
+VALIDATION = "validation"
+SOLVED = 0.999
+
+
+class TaskAccuracy(Callback):
+    """Adds accuracies to reports, and all of them to `summary.json` as `accuracy`; on other data it does nothing.
+
+    At each evaluation that of all validation rows; at the end that of each test, too.
+
+    Args:
+        solved_evaluations: After so many evaluations in a row with at least 99.9 % right the run ends; None for never.
+    """
+
+    @validated
+    def __init__(self, *, solved_evaluations: Annotated[int, Positive] | None) -> None:
+        self.solved_evaluations = solved_evaluations
+        self._found: dict[str, Accuracy] = {}
+        self._validated_step: int | None = None
+        self._num_solved = 0
+
+    def on_start(self, context: RunContext) -> None:
+        """Keeps what is evaluated."""
+        self._context = context
+
+    def on_evaluate(self, step: int, *, is_last: bool, check_stop: Callable[[], None]) -> dict[str, float]:
+        """Counts answers."""
+        source, metrics = self._context.source, {}
+        if source.chance is None:
+            return {}
+        if self._validated_step != step:
+            self._found = {VALIDATION: self._counted(source.validation, check_stop)}
+            metrics["val/accuracy"] = self._found[VALIDATION].share
+        if is_last:
+            tests = {name: self._counted(rows, check_stop) for name, rows in source.tests.items()}
+            metrics |= {f"val_accuracy/{name}": found.share for name, found in tests.items()}
+            self._found |= tests
+        return metrics
+
+    def on_report(self, report: StepReport) -> str | None:
+        """Counts evaluations at which the task is solved."""
+        share = report.metrics.get("val/accuracy")
+        if share is None:
+            return None
+        self._validated_step = report.step  # only now: a run that is stopped before measures again
+        if self.solved_evaluations is None:
+            return None
+        self._num_solved = self._num_solved + 1 if share >= SOLVED else 0
+        if self._num_solved < self.solved_evaluations:
+            return None
+        return f"{share:.4f} of the answers were right, and {SOLVED} in {self._num_solved} evaluations in a row"
+
+    def figures(self) -> dict[str, Any]:
+        """What was counted at the end, for `summary.json`."""
+        if not self._found:
+            return {}
+        by_name = {name: described(found) for name, found in self._found.items()}
+        return {"accuracy": by_name, "chance": self._context.source.chance}
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        """A line for each test."""
+        for line in accuracy_lines(self._found, self._context.source.chance):
+            log.info("  %s", line)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continued run needs."""
+        found = {name: [counted.right, counted.answers] for name, counted in self._found.items()}
+        return {"found": found, "num_solved": self._num_solved, "validated_step": self._validated_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what was counted last."""
+        self._found = {name: Accuracy(*counts) for name, counts in state["found"].items()}
+        self._num_solved, self._validated_step = state["num_solved"], state["validated_step"]
+
+    def _counted(self, rows: Rows, check_stop: Callable[[], None]) -> Accuracy:
+        context = self._context
+        return accuracy(
+            context.model,
+            rows,
+            ignore_index=context.source.ignore_index,
+            device=context.device,
+            precision=context.precision,
+            rows_per_batch=rows_that_fit(context.batch_size // context.accumulate, context.source.train, rows),
+            check_stop=check_stop,
+        )
+
+
+def rows_that_fit(rows_per_batch: int, train: Rows, rows: Rows) -> int:
+    """How many rows of another length are as many tokens as a batch to learn from."""
+    return max(1, rows_per_batch * train.seq_len // rows.seq_len)
+
+
+def described(found: Accuracy) -> dict[str, Any]:
+    """An accuracy as JSON can hold it."""
+    low, high = found.interval
+    return {"share": found.share, "low": low, "high": high, "right": found.right, "answers": found.answers}
+
+
+def accuracy_lines(found: dict[str, Accuracy], chance: float | None) -> list[str]:
+    """A line for each test: the accuracy, where it lies with 95 % confidence, and what guessing would come to."""
+    lines = []
+    for name, counted in found.items():
+        low, high = counted.interval
+        reach = f"({low:.3f} to {high:.3f}, of {counted.answers:,} answers)"
+        lines.append(f"{'accuracy, ' + name.replace('_', ' '):<32} {counted.share:.3f} {reach}")
+    if chance is not None and lines:
+        lines.append(f"{'chance':<32} {chance:.3g}")
+    return lines

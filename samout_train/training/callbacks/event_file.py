@@ -1,0 +1,57 @@
+"""TensorBoard's event file, written record by record where it is asked for.
+
+torch's SummaryWriter writes from a thread, whose failure on a full disk is raised inside the training loop, and leaves
+half a record behind that hides all later ones.
+"""
+
+import io
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from samout_train.runtime.files import append
+
+
+class EventFile:
+    """Appends to an event file of its own.
+
+    Args:
+        folder: The run directory.
+        purge_step: What earlier event files of the folder have from this step on is removed from view; None for
+            nothing.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int | None) -> None:
+        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.0"
+        while (folder / name).exists():
+            name += "0"
+        self._file: IO[bytes] = (folder / name).open("wb", buffering=0)
+        self._write(Event(file_version="brain.Event:2"), purge_step)
+        if purge_step is not None:
+            self._write(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)
+
+    def add(self, summary: Summary, step: int | None = None) -> None:
+        """Appends a summary.
+
+        Raises:
+            OSError: if it cannot be written; the file then is as it was.
+        """
+        self._write(Event(summary=summary), step)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _write(self, event: Event, step: int | None) -> None:
+        event.wall_time = time.time()
+        if step is not None:
+            event.step = step
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        append(self._file, record.getvalue())

@@ -1,0 +1,119 @@
+"""Text from the trained model, at the end of a run on text."""
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+from typing import Annotated, Any
+
+from torch import nn
+
+from samout_train.config.ranges import NonNegative, Positive, Seed, validated
+from samout_train.data.batches import Rows
+from samout_train.data.vocabulary.base import PAD_ID, SOS_ID, SPECIAL_TOKENS
+from samout_train.evaluation.generate import generate_tokens
+from samout_train.training.callbacks.base import Callback, RunContext
+
+log = logging.getLogger(__name__)
+
+
+class Sample(Callback):
+    """Continues pieces of the validation text, or a prompt; where ids are no text there is nothing to show.
+
+    A running maximum that was trained on short rows goes astray in longer ones, so a sample never asks for more than
+    a training row: whenever a row is full, the state is made anew from its last half.
+
+    Args:
+        num_samples: How many; without a prompt each begins at another place of the validation split.
+        prompt: Text to continue; None for `prompt_tokens` tokens of the validation split.
+        prompt_tokens: How many these are; half of a training row at the most.
+        max_new_tokens: Tokens to make.
+        temperature: 0 takes the most probable token.
+        top_k: Draw among this many most probable tokens; None for all.
+        seed: Decides the draws of the first piece; the others count up from it.
+    """
+
+    @validated
+    def __init__(
+        self,
+        *,
+        num_samples: Annotated[int, Positive],
+        prompt: str | None,
+        prompt_tokens: Annotated[int, Positive],
+        max_new_tokens: Annotated[int, Positive],
+        temperature: Annotated[float, NonNegative],
+        top_k: Annotated[int, Positive] | None,
+        seed: Annotated[int, Seed],
+    ) -> None:
+        self.num_samples, self.prompt, self.prompt_tokens = num_samples, prompt, prompt_tokens
+        self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.generate = partial(
+            generate_tokens, temperature=temperature, top_k=top_k, banned_ids=range(len(SPECIAL_TOKENS))
+        )
+
+    def check(self, context: RunContext) -> None:
+        """Keeps the model and encodes the prompts, so that a wrong one is found before the run.
+
+        Raises:
+            ValueError: if the prompt is empty or has what the vocabulary has not.
+        """
+        self._model, self._vocabulary = context.model, context.source.vocabulary
+        if self._vocabulary is None:
+            return
+        rows = context.source.validation
+        self._half_row = max(1, rows.seq_len // 2)
+        if self.prompt is None:
+            prompts = prompts_from(rows, self.num_samples, min(self.prompt_tokens, self._half_row))
+        elif not self.prompt:
+            raise ValueError("callbacks.sample.prompt is empty: give a text, or null for the validation text")
+        else:
+            prompts = [self._vocabulary.encode(self.prompt).tolist()] * self.num_samples
+        self._prompts: list[list[int]] = prompts
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        """Writes the samples to the log, which a person sees."""
+        if self._vocabulary is None:
+            return
+        seeds = count(self.seed)
+        for number, prompt_ids in enumerate(self._prompts, start=1):
+            ids = within_rows(self.generate, self._model, prompt_ids, self.max_new_tokens, self._half_row, seeds)
+            log.info("sample %d, after the prompt %r:", number, self._vocabulary.decode(prompt_ids))
+            log.info("%s\n", self._vocabulary.decode(ids))
+
+
+def prompts_from(rows: Rows, num_prompts: int, num_tokens: int) -> list[list[int]]:
+    """Beginnings of rows at even distances, without padding.
+
+    Args:
+        rows: Of the validation split.
+        num_prompts: How many.
+        num_tokens: Length of each, where its row has so many tokens.
+    """
+    starts = [index * rows.num_windows // num_prompts for index in range(num_prompts)]
+    windows = [rows.windows(start, start + 1)[0] for start in starts]
+    return [ids[ids != PAD_ID][:num_tokens].tolist() or [SOS_ID] for ids in windows]
+
+
+def within_rows(
+    generate: Callable[..., Iterator[int]],
+    model: nn.Module,
+    prompt_ids: list[int],
+    max_new_tokens: int,
+    half_row: int,
+    seeds: Iterator[int],
+) -> list[int]:
+    """A prompt and what follows it, never further from where the state began than a training row is long.
+
+    Args:
+        generate: As `generate_tokens`, with its choices made.
+        model: What continues.
+        prompt_ids: What comes before.
+        max_new_tokens: Tokens to make.
+        half_row: Half of a training row: whenever it is full, the state is made anew from the last half.
+        seeds: One for each piece.
+    """
+    ids, length = list(prompt_ids), len(prompt_ids) + max_new_tokens
+    while len(ids) < length:
+        room = min(half_row, length - len(ids))
+        ids += generate(model, ids[-half_row:], max_new_tokens=room, seed=next(seeds))
+    return ids

@@ -1,0 +1,258 @@
+"""A loss or a gradient that is NaN or infinite: noticed before the update, and told in full.
+
+On a CPU the host looks at every step. On CUDA looking would make the host wait, so the device decides: a flag that
+stays raised holds back the fused update of the poisoned step and of all steps behind it (`found_inf`, as torch's
+GradScaler does it), and a copy of the flag reaches the host some steps later without a wait. The host then returns to
+the poisoned step, whose weights are still there, and makes it again, looking. So both devices do the same from there
+on. An optimizer that knows no `found_inf` is looked at in every step, on CUDA too.
+"""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.distributed.tensor import DTensor
+
+from samout_train.data.batches import Batches
+from samout_train.data.vocabulary.base import Vocabulary
+from samout_train.models.parallel import whole_tensor
+from samout_train.runtime import distributed
+from samout_train.runtime.device import device_random_state, float64_place, set_device_random_state
+
+OnNonFinite = Literal["stop", "skip", "rollback"]
+MOST_IN_A_ROW = 5  # so many steps are left out one after another; the next one ends the run
+STEPS_BEHIND = 3  # of several processes: so far the device may be behind the host
+MOST_ROWS, MOST_PARAMETERS, MOST_CHARACTERS = 8, 12, 60
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(Exception):
+    """A step had a loss or a gradient that is not finite, or weights were not; the message is the report.
+
+    Args:
+        message: The report.
+        goes_back: Whether the run may go on from its newest checkpoint, without this step.
+    """
+
+    def __init__(self, message: str, *, goes_back: bool = False) -> None:
+        super().__init__(message)
+        self.goes_back = goes_back
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """What a step changes beside weights and optimizer state, as it was before.
+
+    Args:
+        step_count: Steps made.
+        tokens_seen: Counted targets in them.
+        empty_steps: Those of them whose batch had no counted target.
+        loss: Of the last of them.
+        grad_norm: Of the last of them.
+        rates: Learning rates by group.
+        random: torch's generators: of the CPU, and of the CUDA device where the step runs on one.
+    """
+
+    step_count: int
+    tokens_seen: int
+    empty_steps: int
+    loss: Tensor | None
+    grad_norm: Tensor | None
+    rates: tuple[Any, ...]
+    random: tuple[Tensor, Tensor | None]
+
+    def restore(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        """Puts back learning rates and generators, and drops the gradients."""
+        for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate
+        on_cpu, on_device = self.random
+        torch.set_rng_state(on_cpu)
+        if on_device is not None:
+            set_device_random_state(on_device, device)
+        optimizer.zero_grad(set_to_none=True)
+
+
+def generators(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The states of torch's generators that a step on this device draws from."""
+    return torch.get_rng_state(), device_random_state(device)
+
+
+class Watch:
+    """Learns which step was the first that was not finite, without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._raised: Tensor | None = None
+        self._noted: deque[tuple[Before, Tensor, torch.cuda.Event | None]] = deque()
+
+    def note(self, figure: Tensor, before: Before) -> Tensor:
+        """Looks at a step, on the device.
+
+        Args:
+            figure: At least 0, and finite if and only if the step is.
+            before: What to return to.
+
+        Returns:
+            1 where this step or one before it was not finite, else 0.
+        """
+        if self._raised is None:
+            self._raised = torch.zeros_like(figure, dtype=torch.float32)  # as the fused kernels read it
+        self._raised = self._raised.where(figure < math.inf, 1.0)
+        event = None
+        copy = self._raised.to("cpu", non_blocking=figure.is_cuda)  # into pinned memory
+        if figure.is_cuda:
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(figure.device))
+        self._noted.append((before, copy, event))
+        return self._raised
+
+    def first(self, *, wait: bool) -> Before | None:
+        """What was before the first step that was not finite, once; None where no such step is known.
+
+        Args:
+            wait: For the device, so that all steps noted are known. Several processes wait for what is some steps back.
+        """
+        together = distributed.count() > 1
+        while self._noted:
+            before, copy, event = self._noted[0]
+            if together and not wait and len(self._noted) <= STEPS_BEHIND:
+                return None
+            if event is not None:
+                if wait or together:
+                    event.synchronize()
+                elif not event.query():
+                    return None
+            self._noted.popleft()
+            if copy:
+                self.forget()
+                return before
+        return None
+
+    def forget(self) -> None:
+        """Lowers the flag."""
+        self._raised = None
+        self._noted.clear()
+
+
+def update(optimizer: Any, scaler: GradScaler, held_back: Tensor | None) -> None:
+    """Updates the weights.
+
+    Args:
+        optimizer: Where `held_back` is given, one that knows `found_inf`.
+        scaler: Of its gradients, which are unscaled.
+        held_back: On the device: 1 to leave weights and optimizer state as they are; None is 0.
+    """
+    if held_back is None:
+        scaler.step(optimizer)
+    elif scaler.is_enabled():
+
+        def holds_back(optimizer: Any, args: Any, kwargs: Any) -> None:
+            optimizer.found_inf = torch.maximum(optimizer.found_inf, held_back)
+
+        with optimizer.register_step_pre_hook(holds_back):
+            scaler.step(optimizer)
+    else:
+        optimizer.grad_scale, optimizer.found_inf = None, held_back
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
+    scaler.update()
+
+
+def report(step: int, loss: float, batches: Batches, model: nn.Module, vocabulary: Vocabulary | None) -> str:
+    """What is known of a step that is not finite: its rows, its loss, and the norm of each gradient.
+
+    Args:
+        step: As the log counts, from 1.
+        loss: In nats per counted target.
+        batches: Where its rows came from.
+        model: With the gradients of the step, before clipping.
+        vocabulary: Ids to text; None where ids are no text.
+    """
+    places = batches.places(step - 1)
+    ids_RT, _ = batches.on_host(step - 1)
+    inputs_RT = torch.cat(distributed.gathered(batches.rows.split(ids_RT)[0]))
+    what = "its gradient is not finite" if math.isfinite(loss) else f"its loss is {loss}"
+    lines = [f"step {step} was not made: {what}", f"  loss            {loss:.4f} nats"]
+    for epoch in dict.fromkeys(epoch for epoch, _ in places):
+        indices = " ".join(str(index) for its_epoch, index in places if its_epoch == epoch)
+        lines.append(f"  rows            of epoch {epoch}: {indices}")
+    if vocabulary is not None:
+        for (_, index), row_T in list(zip(places, inputs_RT.tolist(), strict=True))[:MOST_ROWS]:
+            lines.append(f"  row {index:<11} {vocabulary.decode(row_T)[:MOST_CHARACTERS]!r}")
+        lines += [f"  and {len(places) - MOST_ROWS} rows more"] if len(places) > MOST_ROWS else []
+    gradients = {name: whole_tensor(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    norms = {
+        name: float(gradient.to(float64_place(gradient.device)).double().norm()) for name, gradient in gradients.items()
+    }
+    # Those that are not finite come first, then from the largest down.
+    ordered = sorted(norms, key=lambda name: (math.isfinite(norms[name]), -norms[name]))
+    lines.append(
+        f"  gradient norms  {sum(not math.isfinite(norm) for norm in norms.values())} of {len(norms)} not finite"
+    )
+    lines += [f"    {norms[name]:<13.4g} {name}" for name in ordered[:MOST_PARAMETERS]]
+    lines += [f"    and {len(norms) - MOST_PARAMETERS} more"] if len(norms) > MOST_PARAMETERS else []
+    return "\n".join(lines)
+
+
+def refuse_or_skip(choice: OnNonFinite, step: int, skipped_steps: set[int], message: str) -> None:
+    """Adds a step that is not finite to those left out.
+
+    Args:
+        choice: What is wanted.
+        step: As the log counts, from 1.
+        skipped_steps: Steps left out so far.
+        message: The report of the step.
+
+    Raises:
+        NonFiniteError: if the run should not just go on with the next step: it stops or rolls back.
+    """
+    in_a_row = all(step - back in skipped_steps for back in range(1, MOST_IN_A_ROW + 1))
+    if choice == "stop" or in_a_row:
+        ends = f"\n  stopped         the {MOST_IN_A_ROW} steps before it were left out, too" if in_a_row else ""
+        raise NonFiniteError(message + ends)
+    skipped_steps.add(step)
+    if choice == "rollback":
+        raise NonFiniteError(message, goes_back=True)
+    log.warning("%s\n  skipped         %d of %d steps so far", message, len(skipped_steps), step)
+
+
+def refuse_non_finite(state: Mapping[str, Any]) -> None:
+    """Looks at what a checkpoint would hold.
+
+    Args:
+        state: Its content; tensors may lie anywhere in it.
+
+    Raises:
+        NonFiniteError: if there is a NaN in it, or an infinity among the tensors of model and optimizer.
+    """
+    tensors = dict(_tensors({"model": state["model"], "optimizer": state["optimizer"]}))
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors.values():
+        by_device.setdefault(tensor.device, []).append(tensor)
+    # The largest number of all is finite if and only if all are: one pass, and one look for each device.
+    largest = [nn.utils.get_total_norm(group, norm_type=math.inf) for group in by_device.values()]
+    if not distributed.largest(not all(math.isfinite(float(number)) for number in largest)):
+        return
+    names = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    more = f" and {len(names) - MOST_ROWS} more" if len(names) > MOST_ROWS else ""
+    raise NonFiniteError(
+        f"after step {state['step']}, these are not finite, so they are not saved: {', '.join(names[:MOST_ROWS])}{more}"
+    )
+
+
+def _tensors(node: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(node, Tensor) and node.is_floating_point():
+        own = node.to_local() if isinstance(node, DTensor) else node
+        yield from [(name, own)] if own.numel() else []
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _tensors(value, f"{name}.{index}")

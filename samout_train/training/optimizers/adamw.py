@@ -1,0 +1,34 @@
+"""AdamW with decay on matrices only: biases, norms and scalars are not pulled to zero."""
+
+from typing import Annotated
+
+import torch
+from torch import nn
+
+from samout_train.config.ranges import NonNegative, Positive, Probability, validated
+
+
+@validated
+def adamw(
+    model: nn.Module,
+    *,
+    lr: Annotated[float, Positive],
+    betas: tuple[Annotated[float, Probability], Annotated[float, Probability]],
+    eps: Annotated[float, Positive],
+    weight_decay: Annotated[float, NonNegative],
+) -> torch.optim.Optimizer:
+    """torch.optim.AdamW with the fused kernel, in two groups.
+
+    Args:
+        model: Its parameters are updated.
+        lr: Base learning rate.
+        betas: Decay of the first and second moment.
+        eps: Added to the denominator.
+        weight_decay: Decay of parameters with two dimensions or more, the embedding included.
+    """
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(float(betas[0]), float(betas[1])), eps=eps, fused=True)

@@ -1,0 +1,201 @@
+"""An optimizer before step 1: whether it learns every parameter, and whether a checkpoint can hold its state.
+
+Optimizers of torch are known to keep their state. Any other one is tried: two steps, with the state saved and loaded
+between them, must end where two steps without that end. The weights and the random states are put back.
+"""
+
+import io
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samout_train.checkpoint.files import serialised
+from samout_train.checkpoint.state import is_usual, load_optimizer
+from samout_train.models.parallel import SharedModel
+from samout_train.runtime.tensor_file import read_tensor_file
+
+Build = Callable[[nn.Module], torch.optim.Optimizer]
+MOST_NAMES = 8
+SAME = 1e-3  # of a step: what rounding may make of it
+log = logging.getLogger(__name__)
+
+
+def checked_optimizer(build: Build, shared: SharedModel) -> tuple[torch.optim.Optimizer, frozenset[str]]:
+    """Build an optimizer and refuse one that cannot be continued.
+
+    Args:
+        build: From the model to its optimizer.
+        shared: The model.
+
+    Returns:
+        The optimizer, and the keys of its groups that hold state, since its steps change them.
+
+    Raises:
+        ValueError: if a checkpoint cannot hold its state, or a parameter is in two groups.
+    """
+    optimizer = build(shared.model)
+    _check_groups(optimizer, shared.model)
+    if type(optimizer).__module__.startswith("torch.optim"):
+        return optimizer, frozenset()
+    return optimizer, _stateful_keys(build, shared)
+
+
+def _check_groups(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    groups = getattr(optimizer, "param_groups", None)
+    is_list = isinstance(groups, list | tuple) and len(groups) > 0
+    if not is_list or not all(isinstance(group, dict) and {"params", "lr"} <= group.keys() for group in groups or ()):
+        raise ValueError(
+            f"optimizer: {type(optimizer).__name__} has no param_groups that are dictionaries with params and lr, by "
+            "which the schedule sets its rates: give it these, those of all optimizers that it is made of"
+        )
+    times = Counter(id(parameter) for group in groups or () for parameter in group["params"])
+    names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if twice := [name for name, parameter in names.items() if times[id(parameter)] > 1]:
+        raise ValueError(
+            f"optimizer: these parameters are in more than one group, and would be updated twice a step: "
+            f"{_listed(twice)}. Put each into one group"
+        )
+    if left_out := [name for name, parameter in names.items() if not times[id(parameter)]]:
+        log.warning(
+            "optimizer   these parameters are in none of its groups, and are never learned: %s. Put them into a group, "
+            "or freeze them with requires_grad_(False)",
+            _listed(left_out),
+        )
+
+
+def _stateful_keys(build: Build, shared: SharedModel) -> frozenset[str]:
+    """Tries an optimizer; returns the keys of groups that its step changes."""
+    parameters = [parameter for parameter in shared.model.parameters() if parameter.requires_grad]
+    with _put_back(parameters):
+        with _told("a step"):
+            first = build(shared.model)
+            rates = [group["lr"] for group in first.param_groups]
+            before = [_entries(group) for group in first.param_groups]
+            _step(first, parameters, rates, 1.0)
+        after = [_entries(group) for group in first.param_groups]
+        keys = frozenset(
+            key for old, new in zip(before, after, strict=True) for key in new if not _equal(old.get(key), new[key])
+        )
+        with _told("state_dict()"):
+            state = first.state_dict()
+        if shared.is_sharded:
+            _refuse_unsharded(first, state)
+            return keys
+        state = _as_read(first, state)
+        start = _copies(parameters)
+        with _told("a step"):
+            _step(first, parameters, rates, 0.5)
+        expected = _copies(parameters)
+        _set(parameters, start)
+        with _told("load_state_dict() with what state_dict() gave"):
+            second = build(shared.model)
+            load_optimizer(second, state, keys)
+        with _told("the step after load_state_dict()"):
+            _step(second, parameters, rates, 0.5)
+        for old, wanted, found in zip(start, expected, _copies(parameters), strict=True):
+            if not (wanted - found).abs().max() <= SAME * (wanted - old).abs().max() + 1e-12:
+                raise ValueError(
+                    f"optimizer: {type(first).__name__} cannot be continued: the step after its state was saved and "
+                    "loaded is another one than without that. Let state_dict() give all that steps depend on and "
+                    "load_state_dict() take it up, and let param_groups be those that step() reads also after that "
+                    "(of an optimizer made of others: a property that joins theirs)"
+                )
+    return keys
+
+
+def _as_read(optimizer: torch.optim.Optimizer, state: Any) -> Any:
+    """A state as a checkpoint gives it back."""
+    try:
+        return read_tensor_file(io.BytesIO(serialised({"optimizer": state})))["optimizer"]
+    except Exception as error:
+        _let_pass(error)
+        raise ValueError(
+            f"optimizer: no checkpoint can hold what state_dict() of {type(optimizer).__name__} gives: {error}. Let it "
+            "give tensors, numbers, text, lists and dictionaries only"
+        ) from error
+
+
+def _refuse_unsharded(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """The shards of a state are told apart by the number of their parameter and a name."""
+    is_plain = is_usual(state) and all(
+        isinstance(index, int) and isinstance(parts, Mapping) and all(isinstance(name, str) for name in parts)
+        for index, parts in state["state"].items()
+    )
+    if not is_plain:
+        raise ValueError(
+            f"trainer.parallel=fsdp: the state_dict() of {type(optimizer).__name__} is not that of a torch optimizer, "
+            "so its shards cannot be saved: take trainer.parallel=ddp"
+        )
+    rest = {i: {k: v for k, v in parts.items() if not isinstance(v, Tensor)} for i, parts in state["state"].items()}
+    _as_read(optimizer, {**state, "state": rest})
+
+
+def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], rates: list[Any], factor: float) -> None:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * factor
+    for parameter in parameters:
+        parameter.grad = factor * parameter.detach() + 0.01
+    optimizer.step()
+
+
+@contextmanager
+def _put_back(parameters: Sequence[Tensor]) -> Iterator[None]:
+    copies = _copies(parameters)
+    devices = {parameter.device for parameter in parameters if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices, key=str)):
+        try:
+            yield
+        finally:
+            _set(parameters, copies)
+            for parameter in parameters:
+                parameter.grad = None
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Return the error of a user's own code in a sentence."""
+    try:
+        yield
+    except Exception as error:
+        _let_pass(error)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(f"optimizer: {what} fails ({reason}). Mend the optimizer, or take another one") from error
+
+
+def _let_pass(error: Exception) -> None:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        raise error
+
+
+def _copies(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def _set(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def _entries(group: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value.clone() if isinstance(value, Tensor) else value
+        for key, value in group.items()
+        if key not in ("params", "lr")
+    }
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return type(one) is type(other) and not isinstance(one, Tensor) and bool(one == other)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more

@@ -1,0 +1,284 @@
+"""Measuring what is faster on this machine: once, on a product of the model's own size, kept in the cache.
+
+A measurement depends on what else the machine does, and other products have other last bits. So the first one that is
+kept counts for all runs after it, and a run goes on with what its checkpoint says.
+"""
+
+import json
+import math
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samout_train.data.text.cache import cache_path, read_note
+from samout_train.ops.kernels import is_fused, only_torch
+from samout_train.ops.linear import LEAST_PRODUCTS, LEAST_WEIGHTS, MOST_ROWS, onednn
+from samout_train.ops.linear.choice import Products, has_onednn, is_decided, use_products
+from samout_train.runtime import distributed
+
+FIXED = "SAMOUT_TRAIN_PRODUCTS"  # of the environment: what is taken without a measurement
+MOST_FLOPS = 5e8  # of a product that is measured: some milliseconds
+PROMPT_TOKENS = 512  # read together, where a model is loaded and it is not known what for
+ROUNDS, MOST_SECONDS = 5, 0.3
+FEW_CALLS = 20
+CLEARLY_LESS = 0.85  # of the time: below it another way is taken
+WORTH_SAYING = 0.8
+# What these say changes how fast products are.
+OF_THE_LIBRARIES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+Shape = tuple[int, int, int]
+
+
+def product_of(model: nn.Module, rows: int) -> Shape | None:
+    """Return the product that a pass through a model mostly is: its rows, outputs and inputs; None where it has none.
+
+    Args:
+        model: Its largest matrices count, embeddings left out.
+        rows: Tokens in a pass.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    elements: Counter[tuple[int, int]] = Counter()
+    for parameter in model.parameters():
+        if parameter.ndim == 2 and id(parameter) not in embeddings:
+            elements[parameter.shape[0], parameter.shape[1]] += parameter.numel()
+    if not elements:
+        return None
+    (outputs, inputs), _ = max(elements.items(), key=lambda item: (item[1], item[0]))
+    return rows, outputs, inputs
+
+
+def tokens_of(batch_rows: int, seq_len: int, chunk_len: int | None) -> int:
+    """Return the tokens that a pass of training reads together."""
+    return batch_rows * min(seq_len, chunk_len or seq_len)
+
+
+def choose_products(shape: Shape | None, *, device: torch.device, precision: str, decodes: bool) -> Products:
+    """Return what multiplies fastest here; of several processes, what the first one says.
+
+    Args:
+        shape: Of the product that counts; None for none.
+        device: Where the model is.
+        precision: Of its passes; only those in fp32 have a choice.
+        decodes: Whether it reads a few rows at a time, too.
+
+    Raises:
+        ValueError: if the environment says what is no choice.
+    """
+    if fixed := os.environ.get(FIXED):
+        try:
+            return Products.of(fixed)
+        except ValueError as error:
+            raise ValueError(f"{FIXED}={fixed}: {error}") from None
+    if shape is None or device.type != "cpu" or precision != "fp32" or only_torch():
+        return Products()
+    chosen = str(_measured_products(shape, decodes)) if distributed.is_first() else None
+    return Products.of(distributed.from_first(chosen))
+
+
+def go_on_with(recorded: object) -> None:
+    """Take the products that a run was begun with, where they are possible here and the environment says no others."""
+    if not isinstance(recorded, str) or os.environ.get(FIXED):  # checkpoints of before did not have it
+        return
+    try:
+        products = Products.of(recorded)
+    except ValueError:
+        return
+    if (products.many == "torch" or has_onednn()) and (products.few == "torch" or is_fused("cpu", torch.float32)):
+        use_products(products)
+
+
+def choose_once(model: nn.Module) -> None:
+    """Decide what multiplies for a model that was loaded, unless it was decided in this process before."""
+    if not is_decided():
+        shape = product_of(model, PROMPT_TOKENS)
+        use_products(choose_products(shape, device=torch.device("cpu"), precision="fp32", decodes=True))
+
+
+@contextmanager
+def decided(products: str | None) -> Iterator[None]:
+    """Let programs that are started inside multiply in this way, unless the environment says how already.
+
+    Args:
+        products: As a checkpoint has it; None for nothing.
+    """
+    if products is None or FIXED in os.environ:
+        yield
+        return
+    os.environ[FIXED] = products
+    try:
+        yield
+    finally:
+        del os.environ[FIXED]
+
+
+def bfloat16_share(shape: Shape) -> float | None:
+    """Return the time of a product in bfloat16 over that in float32, both passes; None where products are small."""
+    if shape[0] * shape[1] * shape[2] < LEAST_PRODUCTS:
+        return None
+    found = kept("bfloat16", shape, ("fp32", "bf16"), lambda: _both_passes(shape))
+    return found["bf16"] / found["fp32"]
+
+
+def _measured_products(shape: Shape, decodes: bool) -> Products:
+    rows, outputs, inputs = shape
+    many = few = "torch"
+    if rows * outputs * inputs >= LEAST_PRODUCTS and has_onednn():
+        many = _clearly_faster(kept("many rows", shape, ("torch", "onednn"), lambda: _many_rows(shape)))
+    if decodes and outputs * inputs >= LEAST_WEIGHTS and is_fused("cpu", torch.float32):
+        of_few = (MOST_ROWS, outputs, inputs)
+        few = _clearly_faster(kept("few rows", of_few, ("torch", "numba"), lambda: _few_rows(outputs, inputs)))
+    return Products(many, few)
+
+
+def _clearly_faster(seconds: Mapping[str, float]) -> str:
+    (other,) = seconds.keys() - {"torch"}
+    return other if seconds[other] < CLEARLY_LESS * seconds["torch"] else "torch"
+
+
+def kept(what: str, shape: Shape, names: Collection[str], measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Return seconds by name, as they were first measured on this machine; measured again where none can be kept.
+
+    Args:
+        what: Was measured.
+        shape: Of the product.
+        names: Of the ways that are measured; a file that has others is damaged.
+        measure: Measures.
+    """
+    try:
+        path = cache_path("measured", what, shape, machine(), ending=".measured.json")
+    except (ValueError, OSError, RuntimeError):  # no place for a cache
+        return measure()
+    found = _seconds(read_note(path), names)
+    if found is not None:
+        return found
+    found = measure()
+    try:
+        _keep_first(path, {"what": what, "shape": shape, "machine": machine(), "seconds": found}, names)
+    except OSError:
+        return found
+    return _seconds(read_note(path), names) or found
+
+
+def machine() -> dict[str, object]:
+    """Return all that decides how fast a product is, but for the product and what else the machine does."""
+    lines = []
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return {
+        "cpu": [said.get(key) for key in ("vendor_id", "cpu family", "model", "model name", "CPU part")],
+        "flags": sorted((said.get("flags") or said.get("Features") or "").split()),
+        "platform": [platform.system(), platform.machine(), platform.processor()],
+        "torch": [torch.__version__, torch.backends.cpu.get_cpu_capability()],
+        "threads": torch.get_num_threads(),
+        "environment": {name: os.environ.get(name) for name in OF_THE_LIBRARIES},
+    }
+
+
+def _seconds(note: Mapping[str, Any] | None, names: Collection[str]) -> dict[str, float] | None:
+    found = (note or {}).get("seconds")
+    if not isinstance(found, dict) or found.keys() != set(names):
+        return None
+    return found if all(isinstance(value, float) and 0 < value < math.inf for value in found.values()) else None
+
+
+def _keep_first(path: Path, content: Mapping[str, object], names: Collection[str]) -> None:
+    """Write a file, whole, unless another process did so first."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(json.dumps(content).encode())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            if _seconds(read_note(path), names) is None:  # what cannot be read counts for nobody
+                temporary.replace(path)
+        except OSError:  # a file system without links
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _many_rows(shape: Shape) -> dict[str, float]:
+    x_MK, weight_NK, grad_MN = _tensors(shape)
+
+    def by_torch() -> None:
+        F.linear(x_MK, weight_NK)
+        grad_MN @ weight_NK
+
+    def by_onednn() -> None:
+        onednn.many_rows(x_MK, weight_NK, None)
+        onednn.many_rows(grad_MN, weight_NK.t(), None)
+
+    with torch.no_grad():
+        return _fastest({"torch": by_torch, "onednn": by_onednn})
+
+
+def _few_rows(outputs: int, inputs: int) -> dict[str, float]:
+    from samout_train.ops.linear.cpu import few_rows
+
+    _, weight_NK, _ = _tensors((1, outputs, inputs))
+    some = [_tensors((rows, outputs, inputs))[0] for rows in (1, MOST_ROWS)]
+
+    def calls(multiply: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+        def make() -> None:
+            for x_RK in some * FEW_CALLS:
+                multiply(x_RK)
+
+        return make
+
+    with torch.no_grad():
+        return _fastest(
+            {
+                "torch": calls(lambda x_RK: F.linear(x_RK, weight_NK)),
+                "numba": calls(lambda x_RK: few_rows(x_RK, weight_NK, None)),
+            }
+        )
+
+
+def _both_passes(shape: Shape) -> dict[str, float]:
+    x_MK, weight_NK, grad_MN = _tensors(shape)
+    x_MK.requires_grad_(), weight_NK.requires_grad_()
+
+    def in_float32() -> None:
+        F.linear(x_MK, weight_NK).backward(grad_MN)
+
+    def in_bfloat16() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y_MN = F.linear(x_MK, weight_NK)
+        y_MN.backward(grad_MN.bfloat16())
+
+    return _fastest({"fp32": in_float32, "bf16": in_bfloat16})
+
+
+def _tensors(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    """Return inputs, weights and a gradient of what comes out, of fewer rows where the product would take long."""
+    rows, outputs, inputs = shape
+    rows = min(rows, max(1, int(MOST_FLOPS / (2 * outputs * inputs))))
+    draw = torch.Generator().manual_seed(0)  # a measurement takes no number from the run
+    sizes = ((rows, inputs), (outputs, inputs), (rows, outputs))
+    x_MK, weight_NK, grad_MN = (torch.randn(size, generator=draw) for size in sizes)
+    return x_MK, weight_NK, grad_MN
+
+
+def _fastest(ways: Mapping[str, Callable[[], None]]) -> dict[str, float]:
+    """Return the least seconds of each, in turns, so that a disturbance meets all of them."""
+    least = dict.fromkeys(ways, float("inf"))
+    for way in ways.values():
+        way()
+    began = time.perf_counter()
+    for number in range(ROUNDS):
+        if number and time.perf_counter() - began > MOST_SECONDS:
+            break
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            least[name] = min(least[name], max(time.perf_counter() - started, 1e-9))
+    return least

@@ -1,0 +1,231 @@
+"""Where the time of an optimizer step goes: a few steady steps under torch's profiler, as a trace and as a table.
+
+On a CPU a step is what its thread does from beginning to end; on CUDA it is what its operations do on the device. Each
+operation is counted without those that it calls, so that the parts add up to the whole.
+"""
+
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+from tqdm import tqdm
+
+from samout_train.runtime.device import Clock
+from samout_train.runtime.files import replace_file
+
+WARM_UP_STEPS = 5  # the last of them under the profiler already, which is slow where it begins
+PROFILED_STEPS = 5
+LONGEST_LIST = 15
+STEP = "optimizer step"
+TRACE, TABLE = "steps.pt.trace.json", "table.txt"  # TensorBoard's profiler looks for names that end so
+OPTIMIZER_RANGE = "Optimizer."  # torch's own ranges, and that of clipping, begin with this
+OPTIMIZER, COMPILED, OTHER = "optimizer", "compiled", "other"
+# The first pattern that is found in an operation's name says what it is.
+KINDS = {
+    "matrix products": r"^aten::(mm|addmm|bmm|baddbmm|mv|addmv|matmul|linear|_addmm_activation)$|mkldnn\w*::?_?linear",
+    "mixer": r"max_mix|scaled_dot_product|_attention_|^aten::(cummax|lstm|gru|rnn_)|rnn_layer|cudnn_rnn|_cell",
+    "elementwise and norm": r"samout_train\w*:*_?(gated|blended)|^aten::(\w*_norm(_backward)?|native_dropout\w*"
+    r"|dropout|bernoulli_?|copy_|fill_|zero_"
+    r"|sum|mean|where|_?softmax|_softmax_backward_data|(threshold|gelu|sigmoid|tanh|softplus|silu)(_backward)?_?"
+    r"|(relu|exp|log|add|sub|rsub|mul|div|neg|pow|sqrt|rsqrt|reciprocal|logaddexp|maximum|minimum|cos|sin|clamp\w*)_?"
+    r"|(addcmul|addcdiv|lerp|eq|ne|ge|gt|le|lt|isfinite|isnan|masked_fill|bitwise_\w+)_?)$",
+    "embedding and loss": r"^aten::(embedding\w*|index_select|index|_?log_softmax\w*|nll_loss\w*|cross_entropy_loss)$",
+    OPTIMIZER: r"^aten::(_fused_adam|_foreach_|_amp_)",
+    COMPILED: r"^Torch-Compiled|^CompiledFunction|CompiledFx|^triton_",
+}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation in the profiled steps.
+
+    Args:
+        name: As torch names it.
+        kind: What it belongs to.
+        microseconds: Of all its calls together, without the operations that it calls.
+        calls: How many there were.
+    """
+
+    name: str
+    kind: str
+    microseconds: float
+    calls: int
+
+
+@contextmanager
+def profiling(
+    step: Callable[[], Tensor], *, folder: Path | None, clock: Clock, steps_made: int
+) -> Iterator[Callable[[], Tensor]]:
+    """Gives what makes a step; where there is a folder, a few steps after the first are profiled.
+
+    A run that ends before them says so in the log, and one that is stopped among them writes no profile.
+
+    Args:
+        step: Makes a step.
+        folder: Where trace and table go; None for no profile.
+        clock: Stands still while these are made.
+        steps_made: Before the first call, for the report.
+    """
+    if folder is None:
+        yield step
+        return
+    profiled = _Profile(step, folder, clock, steps_made)
+    try:
+        yield profiled
+    except BaseException:
+        profiled.abandon()
+        raise
+    profiled.finish()
+
+
+class _Profile:
+    """Makes steps, and profiles those that come after the warm-up."""
+
+    def __init__(self, step: Callable[[], Tensor], folder: Path, clock: Clock, steps_made: int) -> None:
+        self.step, self.folder, self.clock, self.steps_made = step, folder, clock, steps_made
+        self._calls = 0
+        self._is_done = False
+        self._profiler: Any = None
+
+    def __call__(self) -> Tensor:
+        if self._is_done:
+            return self.step()
+        if self._calls == WARM_UP_STEPS - 1:
+            on_cuda = [ProfilerActivity.CUDA] if self.clock.device.type == "cuda" else []
+            self._profiler = profile(activities=[ProfilerActivity.CPU, *on_cuda])
+            self._profiler.start()
+        with record_function(STEP if self._calls >= WARM_UP_STEPS else "warm-up"):
+            loss = self.step()
+        self._calls += 1
+        if self._calls == WARM_UP_STEPS + PROFILED_STEPS:
+            self.finish()
+        return loss
+
+    def finish(self) -> None:
+        """Writes what was profiled, or says that nothing was."""
+        if self._is_done:
+            return
+        self._is_done = True
+        if self._profiler is not None:
+            with self.clock.paused():
+                self._profiler.stop()
+                if self._calls > WARM_UP_STEPS:
+                    self._write()
+        if self._calls <= WARM_UP_STEPS:
+            log.info(
+                "profile     nothing was profiled: the run made %d steps, and the first %d only warm up",
+                self._calls,
+                WARM_UP_STEPS,
+            )
+        self._profiler = None
+
+    def abandon(self) -> None:
+        """Ends a profile that is not whole; nothing is written, so that the run can go on to its checkpoint."""
+        if self._is_done:
+            return
+        self._is_done = True
+        if self._profiler is not None:
+            self._profiler.stop()
+        log.info("profile     nothing was written: the run was stopped before all steps to profile were made")
+
+    def _write(self) -> None:
+        first, last = self.steps_made + WARM_UP_STEPS + 1, self.steps_made + self._calls
+        lines = table(self._profiler.events(), self.clock.device)
+        lines[0] = f"steps {first} to {last} on {self.clock.device}: {lines[0]}"
+        if self._calls < WARM_UP_STEPS + PROFILED_STEPS:
+            lines[0] += f" (fewer steps than {PROFILED_STEPS}, since the run ended)"
+        with tqdm.external_write_mode():
+            for line in (f"profile     {lines[0]}", *lines[1:], f"profile     {self.folder}"):
+                log.info("%s", line)
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with TemporaryDirectory() as elsewhere:
+                trace = Path(elsewhere) / TRACE
+                self._profiler.export_chrome_trace(str(trace))
+                replace_file(self.folder / TRACE, lambda file: file.write(trace.read_bytes()))
+            replace_file(self.folder / TABLE, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+        except OSError as error:  # a profile is not worth the run
+            log.warning("the profile cannot be written to %s: %s", self.folder, error)
+
+
+def operations(events: Sequence[Any], device: torch.device) -> list[Operation]:
+    """The operations of the profiled steps, the longest first.
+
+    Args:
+        events: Of torch's profiler; the steps among them are ranges named `optimizer step`.
+        device: Whose time counts.
+    """
+    on_host = [event for event in events if event.device_type.name == "CPU" and not event.is_async]
+    steps = [event for event in on_host if event.name == STEP]
+    microseconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+    calls: Counter[tuple[str, str]] = Counter()
+    for event in on_host:
+        start = event.time_range.start
+        # On CUDA the backward pass has a thread of its own; on a CPU what other threads do is not a step's time.
+        in_step = any(
+            step.time_range.start <= start <= step.time_range.end
+            and (device.type == "cuda" or step.thread == event.thread)
+            for step in steps
+        )
+        if in_step:
+            key = event.name, _kind(event)
+            microseconds[key] += _device_time(event) if device.type == "cuda" else event.self_cpu_time_total
+            calls[key] += 1
+    found = [Operation(name, kind, microseconds[name, kind], calls[name, kind]) for name, kind in calls]
+    return sorted(found, key=lambda operation: -operation.microseconds)
+
+
+def table(events: Sequence[Any], device: torch.device) -> list[str]:
+    """Lines that say where a step's time goes: by kind, then the longest operations.
+
+    Args:
+        events: As of `operations`.
+        device: Whose time counts.
+    """
+    found = operations(events, device)
+    steps = [e for e in events if e.name == STEP and e.device_type.name == "CPU"]
+    whole = sum(operation.microseconds for operation in found)
+
+    def columns(microseconds: float) -> str:
+        return f"{microseconds / 1000 / len(steps):12.3f} {microseconds / whole if whole else 0.0:9.2%}"
+
+    by_kind: defaultdict[str, float] = defaultdict(float)
+    for operation in found:
+        by_kind[operation.kind] += operation.microseconds
+    kinds = [*KINDS, OTHER]
+    on_device = " of work of the device" if device.type == "cuda" else ""
+    lines = [f"{whole / 1000 / len(steps):.3f} ms a step{on_device}, the mean of {len(steps)}"]
+    lines += ["", f"{'kind':<48} {'ms a step':>12} {'share':>9}"]
+    lines += [f"{kind:<48} {columns(by_kind[kind])}" for kind in kinds if kind != COMPILED or by_kind[kind]]
+    lines += [f"{'whole':<48} {columns(whole)}"]
+    lines += ["", f"{'operation':<48} {'ms a step':>12} {'share':>9} {'calls a step':>13}  kind"]
+    for operation in found[:LONGEST_LIST]:
+        name = operation.name if operation.name != STEP else "(between operations)"
+        start = f"{name[:48]:<48} {columns(operation.microseconds)}"
+        lines.append(f"{start} {operation.calls / len(steps):13.1f}  {operation.kind}")
+    return lines
+
+
+def _device_time(event: Any) -> float:
+    """Microseconds of the kernels that this operation itself launched; a range's shadow on the device is none."""
+    return float(sum(kernel.duration for kernel in event.kernels if kernel.name != event.name))
+
+
+def _kind(event: Any) -> str:
+    above = event
+    while above is not None:
+        if above.name.startswith(OPTIMIZER_RANGE):
+            return OPTIMIZER
+        above = above.cpu_parent
+    found = (kind for kind, pattern in KINDS.items() if re.search(pattern, event.name))
+    return next(found, OTHER)

@@ -1,0 +1,216 @@
+"""What is logged and evaluated, and when (multiples of what was asked for, and the last step), and what it came to."""
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+
+from samout_train.data.batches import Source
+from samout_train.evaluation.evaluator import Evaluation, SpreadBatches, evaluate, has_targets, in_order
+from samout_train.models.cost import TRAINING_TIMES, num_parameters
+from samout_train.runtime import distributed
+from samout_train.runtime.device import Clock, peak_memory_bytes, weights_sha256
+from samout_train.runtime.signals import StopSignals
+from samout_train.training.callbacks.base import Callback, RunContext, StepReport
+from samout_train.training.step import TrainingStep
+
+
+class Reports:
+    """Makes reports and hands them to callbacks.
+
+    Args:
+        training_step: What is reported on.
+        source: Rows to validate on.
+        clock: Stands still while something is reported.
+        log_every_n_steps: Log at multiples of this.
+        eval_every_n_steps: Evaluate on the fixed batches at multiples of this.
+        eval_batches: How many batches, spread over the validation split, these are.
+        final_eval_batches: The final evaluation takes the first this many; None for the whole split.
+
+    Attributes:
+        best_val_loss_nats: The lowest loss on the fixed batches so far.
+        best_val_step: After which step that was.
+    """
+
+    def __init__(
+        self,
+        training_step: TrainingStep,
+        *,
+        source: Source,
+        clock: Clock,
+        log_every_n_steps: int,
+        eval_every_n_steps: int,
+        eval_batches: int,
+        final_eval_batches: int | None,
+    ) -> None:
+        self.training_step, self.source, self.clock = training_step, source, clock
+        self.log_every_n_steps, self.eval_every_n_steps = log_every_n_steps, eval_every_n_steps
+        self.final_eval_batches = final_eval_batches
+        batches = training_step.batches
+        self.device, self.rows_per_batch = batches.device, batches.batch_size // training_step.accumulate
+        self.fixed_batches = SpreadBatches(
+            source.validation, self.rows_per_batch, eval_batches, ignore_index=source.ignore_index
+        )
+        self.best_val_loss_nats: float | None = None
+        self.best_val_step: int | None = None
+        self._logged_step = self._evaluated_step = self._closed_step = 0
+        self._speed_from = (0.0, 0)
+        self._tokens_before = 0  # seen before this run began, in the run that it started from
+
+    @property
+    def reported_step(self) -> int:
+        """The last step that was logged or evaluated."""
+        return max(self._logged_step, self._evaluated_step)
+
+    def report(self, callbacks: Sequence[Callback], signals: StopSignals, *, is_last: bool) -> str | None:
+        """Logs and evaluates what is due after this step and was not done for it, also not before a rollback.
+
+        Args:
+            callbacks: They get the report, if there is one; the first process alone has any.
+            signals: Asked before each batch of an evaluation.
+            is_last: Whether this is the last step, at which both are due, and callbacks measure what they do once.
+
+        Returns:
+            Why to stop, if a callback says so; else None.
+        """
+        step, alone = self.training_step.step_count, distributed.count() == 1
+        check_stop = signals.check if alone else lambda: None  # which all processes have to ask together
+        logs = (is_last or step % self.log_every_n_steps == 0) and self._logged_step < step
+        evaluates = (is_last or step % self.eval_every_n_steps == 0) and self._evaluated_step < step
+        closes = is_last and self._closed_step < step
+        if not (logs or evaluates or closes) or self.training_step.settle():
+            return None
+        with self.clock.paused():
+            metrics = self._training_metrics() if logs else {}
+            if evaluates:
+                metrics |= self._validation_metrics(step, signals)
+            if evaluates or closes:
+                with self.training_step.shared.whole():
+                    for callback in callbacks:
+                        metrics |= callback.on_evaluate(step, is_last=closes, check_stop=check_stop)
+                    distributed.wait_for_all()
+            self._closed_step = step if closes else self._closed_step
+            self._logged_step = step if logs else self._logged_step
+            self._evaluated_step = step if evaluates else self._evaluated_step
+            report = StepReport(step=step, metrics=metrics)
+            reasons = [callback.on_report(report) for callback in callbacks] if metrics else []
+        return distributed.from_first(next((reason for reason in reasons if reason), None))
+
+    def evaluate_whole(self, signals: StopSignals) -> Evaluation:
+        """The whole validation split, or the part of it that was asked for, in batches with a counted target."""
+        rows = self.source.validation
+        num_batches, batches = -(-rows.num_windows // self.rows_per_batch), in_order(rows, self.rows_per_batch)
+        if self.final_eval_batches is not None:
+            num_batches = min(num_batches, self.final_eval_batches)
+            counted = (ids for ids in batches if has_targets(rows, ids, self.source.ignore_index))
+            batches = islice(counted, num_batches)
+        return self._evaluate(batches, num_batches, signals)
+
+    def summary(self, context: RunContext, final: Evaluation) -> dict[str, Any]:
+        """The run's final figures, as `summary.json` holds them.
+
+        Args:
+            context: What the run was told at its start.
+            final: Of the final weights on the whole validation split.
+        """
+        step, seq_len = self.training_step, self.source.train.seq_len
+        model: Any = step.model
+        summary = {
+            "model": context.model_name,
+            "data": context.data_name,
+            "parameters": num_parameters(model),
+            "training_flops_per_token": TRAINING_TIMES * model.forward_flops_per_token(seq_len),
+            "state_bytes": model.state_bytes(seq_len),
+            "processes": distributed.count(),
+            "steps": step.step_count,
+            "tokens_seen": step.tokens_seen,
+            "train_loss_nats": None if step.loss is None else float(step.loss),
+            "val_loss_nats": final.loss_nats,
+            "best_val_loss_nats": self.best_val_loss_nats,
+            "best_val_step": self.best_val_step,
+            "tokens_per_second": self._tokens_per_second(),
+            "train_seconds": self.clock.seconds,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "device": str(self.device),
+            "precision": step.precision,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "seed": context.seed,
+            "commit": context.commit,
+            "weights_sha256": weights_sha256(step.shared.weights()),
+        }
+        only_where_known = {
+            "floor_nats": self.source.floor_nats,
+            "bits_per_byte": final.bits_per_byte,
+            "skipped_steps": sorted(step.skipped_steps) or None,
+            "empty_steps": step.empty_steps or None,
+            "empty_validation_batches": final.empty_batches or None,
+        }
+        return summary | {key: value for key, value in only_where_known.items() if value is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continued run needs to report as if it had not been stopped."""
+        return {
+            "best_val_loss_nats": self.best_val_loss_nats,
+            "best_val_step": self.best_val_step,
+            "logged_step": min(self._logged_step, self.training_step.step_count),
+            "evaluated_step": min(self._evaluated_step, self.training_step.step_count),
+            "closed_step": min(self._closed_step, self.training_step.step_count),
+            "tokens_before": self._tokens_before,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up where `state_dict` left off."""
+        self.best_val_loss_nats, self.best_val_step = state["best_val_loss_nats"], state["best_val_step"]
+        self._logged_step, self._evaluated_step = state["logged_step"], state["evaluated_step"]
+        # Checkpoints of before did not have these.
+        self._closed_step, self._tokens_before = state.get("closed_step", 0), state.get("tokens_before", 0)
+        self._speed_from = (self.clock.seconds, self.training_step.tokens_seen)
+
+    def begin(self) -> None:
+        """Begins the record of a run whose steps so far are another run's."""
+        self._logged_step, self._tokens_before = self.training_step.step_count, self.training_step.tokens_seen
+        self._speed_from = (self.clock.seconds, self._tokens_before)
+
+    def _tokens_per_second(self) -> float:
+        tokens = self.training_step.tokens_seen - self._tokens_before
+        return tokens / self.clock.seconds if self.clock.seconds else 0.0
+
+    def _training_metrics(self) -> dict[str, float]:
+        step = self.training_step
+        metrics = {
+            "train/lr": float(step.optimizer.param_groups[0]["lr"]),
+            "memory/peak_bytes": float(peak_memory_bytes(self.device)),
+        }
+        if step.loss is not None:  # where every step was left out, there is none
+            metrics |= {"train/loss_nats": float(step.loss), "train/grad_norm": step.grad_norm()}
+        if step.skipped_steps:
+            metrics["train/skipped_steps"] = float(len(step.skipped_steps))
+        if step.empty_steps:
+            metrics["train/empty_steps"] = float(step.empty_steps)
+        (seconds, tokens), self._speed_from = self._speed_from, (self.clock.seconds, step.tokens_seen)
+        if step.tokens_seen > tokens and self.clock.seconds > seconds:
+            metrics["time/tokens_per_second"] = (step.tokens_seen - tokens) / (self.clock.seconds - seconds)
+        return metrics
+
+    def _validation_metrics(self, step: int, signals: StopSignals) -> dict[str, float]:
+        found = self._evaluate(self.fixed_batches, len(self.fixed_batches), signals)
+        if self.best_val_loss_nats is None or found.loss_nats < self.best_val_loss_nats:
+            self.best_val_loss_nats, self.best_val_step = found.loss_nats, step
+        bits = {} if found.bits_per_byte is None else {"val/bits_per_byte": found.bits_per_byte}
+        return {"val/loss_nats": found.loss_nats, **bits}
+
+    def _evaluate(self, batches: Any, num_batches: int, signals: StopSignals) -> Evaluation:
+        with self.training_step.shared.whole():
+            return evaluate(
+                self.training_step.model,
+                batches,
+                source=self.source,
+                device=self.device,
+                precision=self.training_step.precision,
+                num_batches=num_batches,
+                check_stop=signals.check,
+                chunk_len=self.training_step.chunk_len,
+                together=True,
+            )

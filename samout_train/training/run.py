@@ -1,0 +1,308 @@
+"""The one way through: configuration, data, model, loss, optimizer, schedule, callbacks, trainer, run directory."""
+
+import logging
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from samout_train.checkpoint.claim import claimed
+from samout_train.checkpoint.run_directory import (
+    content_problems,
+    new_directory,
+    resume_problems,
+    run_directory_problems,
+    scalars,
+)
+from samout_train.config.compose import Composed, ConfigError, build, compose_config
+from samout_train.config.overrides import key_of
+from samout_train.data.batches import Source
+from samout_train.data.check import row_problems
+from samout_train.models.cost import estimate_memory_bytes
+from samout_train.ops.kernels import use_kernels
+from samout_train.ops.linear.choice import Products, use_products
+from samout_train.runtime import distributed
+from samout_train.runtime.device import (
+    PrecisionName,
+    choose_device,
+    choose_precision,
+    commit,
+    keep_freed_memory,
+    seed_everything,
+    too_large,
+    use_threads,
+)
+from samout_train.runtime.launch import Launch
+from samout_train.runtime.log import log_file
+from samout_train.runtime.missing_home import ensure_home
+from samout_train.runtime.shell import text_setting
+from samout_train.training.callbacks.base import Callback, RunContext
+from samout_train.training.fit import fit
+from samout_train.training.joining import together
+from samout_train.training.limits import Reached, once
+from samout_train.training.products import choose_products, product_of, tokens_of
+from samout_train.training.resuming import made_with, record_of, restore
+from samout_train.training.schedules import schedule_problem
+from samout_train.training.settings import DATA_SETTINGS, checked_config, data_settings, model_problems
+from samout_train.training.trainer import Trainer
+
+OTHER_SEED = 2**20 + 7  # from one process to the next
+MUCH_PER_TOKEN = 1 << 16  # bytes of a step: where this fits, what a step needs is not asked
+log = logging.getLogger(__name__)
+
+
+def build_model(name: str, *, vocab_size: int, pad_id: int | None = 3, **settings: Any) -> nn.Module:
+    """Builds the model of conf/model/NAME.yaml.
+
+    Args:
+        name: Such as `v1` or `v8`.
+        vocab_size: Number of token ids.
+        pad_id: Id of the padding; None for none.
+        **settings: Keys of that YAML, such as `hidden_size=128`.
+
+    Raises:
+        ConfigError: if there is no such model or key, or a value is wrong.
+    """
+    composed = compose_config([f"model={name}"])
+    composed.config["model"].update(settings)
+    _refuse(model_problems(composed.config["model"]))
+    model: nn.Module = build(composed.config["model"], vocab_size=vocab_size, pad_id=pad_id)
+    return model
+
+
+def build_trainer(overrides: Sequence[str]) -> Trainer:
+    """Builds a trainer whose `step()` makes one optimizer step exactly as `train` does.
+
+    Args:
+        overrides: As on the command line, such as `["model=v8", "data=random"]`.
+
+    Raises:
+        ConfigError: if the configuration is wrong.
+    """
+    return trainer_from(_checked(overrides).config)
+
+
+def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
+    """Trains as `python -m samout_train` does, with a run directory of its own.
+
+    Args:
+        overrides: As on the command line.
+
+    Returns:
+        The content of summary.json, and the trained model.
+
+    Raises:
+        ConfigError: if the configuration is wrong, or the run directory holds a run already.
+    """
+    composed, launch = _checked(overrides), Launch.of_environment()
+    _refuse(resume_problems(composed))
+    if "run_dir" in composed.named_by_time and (launch is None or launch.is_first):
+        composed = composed.lying_in(new_directory(Path(composed.config["run_dir"])))
+    with together(composed, Path(composed.config["run_dir"])) as run_dir:
+        if distributed.is_first():
+            _refuse(run_directory_problems(composed.config))
+        files = {"config.yaml": composed.yaml, "overrides.yaml": OmegaConf.to_yaml(list(overrides))}
+        with claimed(run_dir, files, refusals=lambda: content_problems(run_dir, composed.config)) as write_settings:
+            start = prepare(composed, run_dir, overrides)
+            write_settings()
+            with log_file(run_dir / "samout_train.log") if distributed.is_first() else nullcontext():
+                return start()
+
+
+def prepare(
+    composed: Composed, run_dir: Path, overrides: Sequence[str]
+) -> Callable[[], tuple[dict[str, Any], nn.Module]]:
+    """Builds everything that a checked configuration names.
+
+    Args:
+        composed: The configuration.
+        run_dir: Where the run lies; the caller holds its lock to the run's end.
+        overrides: What was typed, for the command that repeats the run.
+
+    Returns:
+        What starts the training; it returns the summary and the trained model.
+
+    Raises:
+        ValueError: if the data or a checkpoint to start from is not what was asked for.
+        CheckpointError: if the run has checkpoints and all are damaged.
+    """
+    config = composed.config
+    trainer = trainer_from(config)
+    record = record_of(trainer, config)
+    restored, content = restore(trainer, config, run_dir, record)
+    goes_on = restored is not None and config["resume"] == "auto"
+    callbacks = {name: build(node) for name, node in config["callbacks"].items() if distributed.is_first()}
+    for name, callback in callbacks.items():
+        if goes_on and (saved := content.get("callbacks", {}).get(name)):
+            callback.load_state_dict(saved)
+    parts = content.get("parts", [])
+    about = {**made_with(trainer), **record, **({"parts": parts} if parts else {})}
+    checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints", about=about)
+    if goes_on:
+        checkpoints.last_step = trainer.step_count
+    batches = trainer.training_step.batches
+    context = RunContext(
+        model_name=str(composed.choices["model"]),
+        data_name=str(composed.choices["data"]),
+        seed=config["seed"],
+        model=trainer.model,
+        source=trainer.source,
+        fixed_batches=trainer.reports.fixed_batches,
+        run_dir=run_dir,
+        device=trainer.device,
+        precision=trainer.precision,
+        batch_size=batches.batch_size,
+        accumulate=trainer.training_step.accumulate,
+        chunk_len=trainer.training_step.chunk_len,
+        processes=distributed.count(),
+        first_step=trainer.step_count,
+        reported_step=trainer.reports.reported_step,
+        total_steps=trainer.limits.total_steps,
+        config_text=composed.yaml,
+        settings=_hyperparameters(composed),
+        max_seconds=trainer.limits.max_seconds,
+        limits_reached=lambda: [*trainer.limits_reached(), *_limits_of(callbacks)],
+        command=shlex.join(_repeated(overrides, trainer.resumed_from)),
+        parts=parts,
+        commit=commit(),
+        steps_left_out=trainer.training_step.steps_left_out,
+    )
+    for callback in callbacks.values():
+        callback.check(context)
+    return lambda: (fit(trainer, context, callbacks, checkpoints), trainer.model)
+
+
+def _limits_of(callbacks: Mapping[str, Callback]) -> Iterator[Reached]:
+    for name, callback in callbacks.items():
+        if limit := callback.limit_reached():
+            place = f"callbacks.{name}."
+            yield Reached(place + limit.key, limit.value, place + limit.further)
+
+
+def trainer_from(config: Mapping[str, Any]) -> Trainer:
+    """Data, model, optimizer, schedule and trainer of a checked configuration."""
+    device = choose_device(config["device"])
+    precision = choose_precision(config["precision"], device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    ensure_home()
+    if device.type == "cpu":
+        keep_freed_memory()
+    seed_everything(config["seed"])
+    use_kernels(config["kernels"])
+    use_threads(config.get("threads"))  # a root of the user's may not have the key
+    settings = data_settings(**{key: value for key, value in config["data"].items() if key in DATA_SETTINGS})
+    source = source_from(config)
+    if source.train.num_rows < settings["batch_size"]:
+        few = (source.train.num_rows, settings["batch_size"])
+        log.warning("data        %d rows are fewer than data.batch_size (%d): a batch holds some more than once", *few)
+    model = build(config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id).to(device)
+    _refuse(_misfits(model, source))
+    if distributed.rank():  # the same weights to begin with, other dropout
+        seed_everything(config["seed"] + OTHER_SEED * distributed.rank())
+    trainer: Trainer = build(
+        config["trainer"],
+        model=model,
+        source=source,
+        build_optimizer=lambda model: build(config["optimizer"], model=model),
+        schedule=build(config["schedule"]),
+        device=device,
+        precision=precision,
+        seed=config["seed"],
+        **settings,
+    )
+    _refuse(_memory_problems(trainer, source, precision))
+    step = trainer.training_step
+    if wrong := schedule_problem(step.schedule, trainer.limits.progress(1, 0.0)):
+        _refuse([wrong])
+    rows = step.batches.batch_size // step.accumulate // distributed.count()
+    shape = product_of(model, tokens_of(rows, source.train.seq_len, step.chunk_len))
+    decodes = source.vocabulary is not None
+    products = choose_products(shape, device=device, precision=precision, decodes=decodes)
+    use_products(products)
+    if products != Products():
+        log.info("products    %s for many rows, %s for few, as first measured here", products.many, products.few)
+    return trainer
+
+
+def _memory_problems(trainer: Trainer, source: Source, precision: PrecisionName) -> list[str]:
+    """What speaks against a batch that is so large that its step cannot be made; looked at on shapes alone."""
+    step, seq_len = trainer.training_step, source.train.seq_len
+    batch, seq_len = step.batches.batch_size, min(seq_len, step.chunk_len or seq_len)
+    rows = batch // step.accumulate // distributed.count()
+    if step.shared.is_sharded or not too_large(rows * seq_len * MUCH_PER_TOKEN, trainer.device):
+        return []
+    try:
+        needed = estimate_memory_bytes(
+            step.model,
+            rows=rows,
+            seq_len=seq_len,
+            accumulate=step.accumulate,
+            precision=precision,
+            device=trainer.device,
+        )
+    except (RuntimeError, NotImplementedError):  # a model of the user's may do what has no shape function
+        return []
+    lacks = too_large(needed, trainer.device)
+    return [f"data.batch_size={batch}: {lacks}: choose a smaller one, or a larger trainer.accumulate"] if lacks else []
+
+
+def source_from(config: Mapping[str, Any]) -> Source:
+    """The data of a checked configuration.
+
+    Raises:
+        ValueError: if it is not what was asked for.
+    """
+    node = {key: value for key, value in config["data"].items() if key not in DATA_SETTINGS}
+    source: Source = build(node, seed=config["seed"])
+    _refuse(row_problems(source))
+    return source
+
+
+def _misfits(model: nn.Module, source: Source) -> list[str]:
+    """What speaks against a model for this data and its settings did not show: those of `problems` have other names."""
+    found, max_seq_len = [], getattr(model, "max_seq_len", None)
+    longest = max(rows.seq_len for rows in (source.train, source.validation, *source.tests.values()))
+    if max_seq_len is not None and max_seq_len < longest:
+        found.append(
+            f"model.max_seq_len ({max_seq_len}): rows of this data, or of its tests, are longer: set it to {longest}"
+        )
+    if getattr(model, "sees_future", False) and source.labels is None:
+        found.append(
+            "this model sees the whole sequence, and so the token that it is asked to predict: take another, or train "
+            "it to label, as data=hello does"
+        )
+    return found
+
+
+def _repeated(overrides: Sequence[str], origin: str | None) -> list[str]:
+    """Return the command that repeats the run in a new directory, from the checkpoint that it started from if any."""
+    words = [word for word in overrides if key_of(word) not in ("run_dir", "resume")]
+    return once([*words, *([] if origin is None else [text_setting("resume", origin)])])
+
+
+def _hyperparameters(composed: Composed) -> dict[str, bool | int | float | str]:
+    """What tells runs apart: the chosen parts by name, and their numbers."""
+    groups = ("model", "data", "optimizer", "schedule")
+    names = {group: str(composed.choices[group]) for group in groups}
+    numbers = scalars({key: composed.config[key] for key in (*groups, "trainer", "seed", "precision")})
+    return names | {key: value for key, value in numbers.items() if not key.endswith("._target_")}
+
+
+def _checked(overrides: Sequence[str]) -> Composed:
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides={overrides!r}: is one text: give a list of them, such as ['model=v8', 'seed=1']")
+    composed, mistakes = checked_config(overrides)
+    _refuse(mistakes)
+    assert composed is not None
+    return composed
+
+
+def _refuse(mistakes: Sequence[str]) -> None:
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))

@@ -1,0 +1,360 @@
+"""Every mistake in a configuration, all at once, before anything is built.
+
+The Python signatures are the schema: each node with a `_target_` is compared with the signature, the type hints and the
+ranges of what it builds, and where it is right it may have a check of its own (`ranges.checked_by`). Then come the
+rules between nodes.
+"""
+
+import difflib
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+
+from samout_train.config.compose import CONF, Composed, ConfigError, compose_config, locate, options_with
+from samout_train.config.diagnostics import no_node
+from samout_train.config.overrides import override_problems
+from samout_train.config.ranges import DeviceName, Positive, Seed, Threads, not_divisible
+from samout_train.config.signature import MISSING, mistakes_in_call, name_of, nearest, shown
+from samout_train.config.yaml_places import is_empty, short_path, with_places, yaml_problem
+from samout_train.models.activation_checkpointing import no_layers
+from samout_train.ops.kernels import Kernels, fused_problem
+from samout_train.runtime.compilation import compile_problem
+from samout_train.runtime.device import DTYPES, choose_device, choose_precision, too_large
+from samout_train.runtime.shell import shell_word
+from samout_train.runtime.tf32 import tf32_problem
+from samout_train.training.callbacks.base import Callback
+from samout_train.training.model_room import model_too_large
+from samout_train.training.schedules import WHAT_A_SCHEDULE_IS
+
+# What a node gets from the run and not from YAML.
+LATE_ARGUMENTS: dict[str, set[str]] = {
+    "model": {"vocab_size", "pad_id"},
+    "model.mixer": {"hidden_size", "num_heads"},
+    "data": {"seed"},
+    "optimizer": {"model"},
+    "checkpoint": {"directory", "about"},
+    "trainer": {
+        *("model", "source", "build_optimizer", "schedule", "device", "precision"),
+        *("seed", "batch_size", "budget_steps"),
+    },
+}
+# What only a model that labels can have, and why another cannot.
+SEES_ALL = "sees the whole sequence, and so the token that it is asked to predict"
+FOR_LABELS_ONLY = (
+    ("bidirectional", True, SEES_ALL),
+    ("causal", False, SEES_ALL),
+    ("head", "none", "has an output for each hidden unit, not for each token"),
+)
+GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "checkpoint", "callbacks")
+Node = dict[str, Any]
+# How the run calls what a node builds, for who writes one of their own.
+CALLED = {
+    "model": "a class that takes vocab_size and pad_id by name, as samout_train/models/samout.py has one",
+    "model.mixer": "a class that takes hidden_size and num_heads by name, as samout_train/models/samout_v8.py has one",
+    "data": "a function (*, seed, ...) that returns a Source, as samout_train/data/random_tokens.py has one",
+    "optimizer": (
+        "a function (model, *, lr, ...) for a torch optimizer, as samout_train/training/optimizers/adam.py has one"
+    ),
+}
+
+
+def top_level(
+    *,
+    seed: Annotated[int, Seed],
+    device: DeviceName,
+    precision: Literal["auto", "fp32", "bf16", "fp16"],
+    kernels: Kernels,
+    threads: Annotated[int, Threads] | None = None,
+    run_dir: str,
+    resume: str | None,
+    model: Any,
+    data: Any,
+    optimizer: Any,
+    schedule: Any,
+    trainer: Any,
+    checkpoint: Any,
+    callbacks: Any,
+) -> None:
+    """The keys of config.yaml; only its signature is used, and nodes are judged by themselves."""
+
+
+def data_settings(
+    *,
+    batch_size: Annotated[int, Positive],
+    budget_steps: Annotated[int, Positive] = 2000,
+    log_every_n_steps: Annotated[int, Positive] = 10,
+    eval_every_n_steps: Annotated[int, Positive] = 250,
+) -> dict[str, int]:
+    """The keys that every data YAML may have beside those of its source: how it is trained on."""
+    return {"batch_size": batch_size, "budget_steps": budget_steps}
+
+
+DATA_SETTINGS = set(inspect.signature(data_settings).parameters)
+
+
+def checked_config(
+    overrides: Sequence[str], *, config_name: str = "config", config_dirs: Sequence[str] = (), typed: bool = True
+) -> tuple[Composed | None, list[str]]:
+    """Composes a configuration and finds every mistake in it and in the overrides.
+
+    Args:
+        overrides: Such as `model=v1` or `optimizer.lr=1e-3`.
+        config_name: The root YAML.
+        config_dirs: Further folders to look for YAML in, absolute.
+        typed: Whether text values are as a shell gave them.
+
+    Returns:
+        The configuration, None where it cannot be composed; and all mistakes.
+    """
+    wrong = override_problems(overrides, folders=[CONF, *map(Path, config_dirs)], typed=typed)
+    # What stands below a group whose option is wrong cannot be judged.
+    below = tuple(f"{word.partition('=')[0]}." for word in wrong)
+    right = [word for word in overrides if word not in wrong and not word.lstrip("+~").startswith(below)]
+    folders = [*map(Path, config_dirs), CONF]
+    placed = partial(with_places, overrides=overrides, config_name=config_name, folders=folders)
+    try:
+        composed = compose_config(right, config_name=config_name, config_dirs=config_dirs, typed=typed)
+    except ConfigError as error:
+        return None, [*wrong.values(), *placed([str(error)], choices={})]
+    if (name := composed.choices.get("experiment")) and "experiment" in composed.config:
+        return composed, [*wrong.values(), _below_experiment(name, config_name, folders)]
+    if config_name != "config" and not {"run_dir", "trainer"} & composed.config.keys():
+        root = f"--config-name {config_name}: is no root YAML: write `defaults: [/config, _self_]` at its beginning"
+        return composed, [*wrong.values(), root]
+    refused = tuple(f"{word.partition('=')[0].lstrip('+~')}: is missing" for word in wrong)
+    found = [mistake for mistake in problems(composed.config) if not mistake.startswith(refused)]
+    found += composed.misplaced
+    return composed, [*wrong.values(), *placed(found, choices=composed.choices)]
+
+
+def _below_experiment(name: str, config_name: str, folders: Sequence[Path]) -> str:
+    """Say what an experiment lacks whose keys are no keys of the program."""
+    if found := yaml_problem({"experiment": name}, config_name=config_name, folders=folders):
+        return found
+    path = next((path for folder in folders if (path := folder / "experiment" / f"{name}.yaml").is_file()), None)
+    first = "write `# @package _global_` on the first line, with no byte order mark before it"
+    if path and is_empty(path):
+        return f"experiment={name}: sets nothing ({short_path(path)}): {first}, and below it what the experiment sets"
+    return f"experiment={name}: its keys stand below `experiment` ({short_path(path or name)} line 1): {first}"
+
+
+def model_node(name: str, *, config_dirs: Sequence[str] = ()) -> dict[str, Any]:
+    """The `model` of a configuration that chooses this one, checked.
+
+    Args:
+        name: Of a YAML in conf/model or in config_dirs.
+        config_dirs: Further folders to look for YAML in, absolute.
+
+    Raises:
+        ConfigError: if the YAML is wrong.
+    """
+    node: dict[str, Any] = compose_config([f"model={name}"], config_dirs=config_dirs).config["model"]
+    if mistakes := model_problems(node):
+        raise ConfigError("\n".join(mistakes))
+    return node
+
+
+def model_problems(node: Node) -> list[str]:
+    """What is wrong with a model's settings."""
+    return _mistakes_in_node("model", node)
+
+
+def data_problems(node: Node, *, for_training: bool = True) -> list[str]:
+    """Return the mistakes in a data source's settings.
+
+    Args:
+        node: The data YAML's content.
+        for_training: Whether what they name must be enough to train on.
+    """
+    settings = {key: value for key, value in node.items() if key in DATA_SETTINGS}
+    found = mistakes_in_call("data", data_settings, settings) if "batch_size" in settings else []
+    return found + _mistakes_in_node("data", node, own_checks=for_training)
+
+
+def problems(config: Mapping[str, Any]) -> list[str]:
+    """All mistakes, one text each; none for a configuration that can be built.
+
+    Args:
+        config: As plain dictionaries, resolved.
+    """
+    top = mistakes_in_call("", top_level, config, elsewhere=partial(_key_below, config))
+    choose = "choose an option: {0}=NAME when you start, or `- override /{0}: NAME` under `defaults:`"
+    missing = {f"{group}: is missing: set {group}=...": group for group in GROUPS}
+    top = [f"{missing[text]}: is missing: {choose.format(missing[text])}" if text in missing else text for text in top]
+    data = _node(config, "data")
+    settings = {key: value for key, value in data.items() if key in DATA_SETTINGS}
+    is_node = isinstance(config.get("data"), dict)
+    by_group = {"": top, "data": mistakes_in_call("data", data_settings, settings) if is_node else []}
+    source = {key: value for key, value in data.items() if key not in DATA_SETTINGS} if is_node else config.get("data")
+    nodes = {**config, "data": source} if "data" in config else config
+    for group in GROUPS[:-1]:
+        mistakes = _mistakes_in_node(group, nodes[group]) if nodes.get(group, MISSING) != MISSING else []
+        by_group[group] = by_group.get(group, []) + mistakes
+    by_group["callbacks"] = _mistakes_in_callbacks(config.get("callbacks", {}))
+    sound = {group for group, mistakes in by_group.items() if not mistakes}
+    found = [mistake for mistakes in by_group.values() for mistake in mistakes]
+    return list(dict.fromkeys(found + _broken_rules(config, sound)))
+
+
+def _node(config: Mapping[str, Any], name: str) -> Node:
+    node = config.get(name)
+    return node if isinstance(node, dict) else {}
+
+
+def _key_below(config: Mapping[str, Any], name: str) -> str | None:
+    """Say which key of a node is meant by one that stands at the top: `optimizer.lr` by `lr`."""
+    below = {f"{group}.{key}": key for group in config for key in _node(config, group) if not key.startswith("_")}
+    meant = [path for path, key in below.items() if key == name]
+    if not meant and not difflib.get_close_matches(name, inspect.signature(top_level).parameters):
+        close = difflib.get_close_matches(name, set(below.values()), n=1, cutoff=0.75)
+        meant = [path for path, key in below.items() if key in close]
+    return f"did you mean {' or '.join(meant)}?" if meant else None
+
+
+def _mistakes_in_callbacks(callbacks: Any) -> list[str]:
+    if not isinstance(callbacks, dict):
+        return [] if callbacks == MISSING else [no_node("callbacks", callbacks)]
+    found = []
+    known = {*callbacks, *(path.stem for path in (CONF / "callbacks").glob("*.yaml"))} - {"default"}
+    for name, node in callbacks.items():
+        key = f"callbacks.{name}"
+        if node is None:
+            found.append(
+                f"{key}=null: must be a callback: to switch it off, write {shell_word(f'~{key}')} when you start"
+            )
+        elif isinstance(node, dict) and "_target_" not in node and (known - {name}):
+            hint = nearest(str(name), sorted(map(str, known - {name})), prefix="callbacks.")
+            found.append(
+                f"{key}: no such key; {hint}{'' if hint.endswith('?') else '.'} One of your own has a _target_"
+            )
+        else:
+            found += _mistakes_in_node(key, node)
+    return found
+
+
+def _mistakes_in_node(path: str, node: Any, *, own_checks: bool = True) -> list[str]:
+    if not isinstance(node, dict):
+        return [no_node(path, node)]
+    if not isinstance(node.get("_target_"), str):
+        rest = f", or choose an option: `- override /{path}: NAME` under `defaults:`" if "." not in path else ""
+        return [f"{path}: has no _target_: name the class or function that it builds{rest}"]
+    try:
+        target = locate(node["_target_"])
+    except (ImportError, AttributeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, ImportError) and sys.flags.safe_path:
+            reason += "; PYTHONSAFEPATH keeps the working directory out: set PYTHONPATH=."
+        return [f"{path}._target_={node['_target_']}: cannot be imported ({reason})"]
+    if not callable(target):
+        return [f"{path}._target_={node['_target_']}: is no class or function, so it builds nothing"]
+    if path == "schedule" and str(getattr(target, "__module__", "")).startswith("torch."):
+        return [f"{path}._target_={node['_target_']}: torch's schedulers are not taken: {WHAT_A_SCHEDULE_IS}"]
+    given = {name_of(key): value for key, value in node.items() if not str(key).startswith("_")}
+    late, also_known = LATE_ARGUMENTS.get(path, set()), DATA_SETTINGS if path == "data" else set()
+
+    def elsewhere(name: str) -> str | None:
+        # With a target of one's own, what the chosen YAML has for another one is left.
+        if not node["_target_"].startswith("samout_train.") and "." not in path and options_with(path, name):
+            return f"{node['_target_']} does not take it: leave it out, {shell_word(f'~{path}.{name}')}"
+        options = options_with(path, name) if "." not in path else []
+        return f"it is one of {', '.join(f'{path}={option}' for option in options)}" if options else None
+
+    known = {"late": late, "also_known": also_known}
+    found = mistakes_in_call(path, target, given, **known, elsewhere=elsewhere, called=CALLED.get(path, ""))
+    if path == "schedule" and not inspect.isclass(target) and any(": is missing" in mistake for mistake in found):
+        return [f"{path}._target_={node['_target_']}: lacks arguments when it is called: {WHAT_A_SCHEDULE_IS}"]
+    if late and node.get("_partial_") is not True:
+        found.append(f"{path}._partial_: must be true, since the run gives {', '.join(sorted(late))}")
+    strange = [key for key in node if str(key).startswith("_") and key not in ("_target_", "_partial_")]
+    found += [f"{path}.{key}: has no meaning here: leave it out" for key in strange]
+    if path.startswith("callbacks."):
+        if node.get("_partial_"):
+            found.append(f"{path}._partial_: is not for callbacks: leave it out")
+        if inspect.isclass(target) and Callback not in target.__mro__:
+            found.append(f"{path}._target_={node['_target_']}: must be a samout_train.training.callbacks.base.Callback")
+    for key, value in given.items():
+        if isinstance(value, dict) and "_target_" in value:
+            found += _mistakes_in_node(f"{path}.{key}", value)
+    own_check = getattr(target, "problems", None) if own_checks else None
+    return found or (list(own_check(given, path)) if callable(own_check) else [])
+
+
+def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
+    """The rules between nodes, as far as the nodes are right by themselves."""
+    found: list[str | None] = []
+    data, trainer, schedule = (_node(config, name) for name in ("data", "trainer", "schedule"))
+    if {"data", "trainer"} <= sound:
+        found.append(not_divisible("data.batch_size", data["batch_size"], "trainer.accumulate", trainer["accumulate"]))
+    if {"trainer", "schedule"} <= sound and trainer["max_seconds"] is not None:
+        by_steps = trainer["max_steps"] is not None or trainer["max_epochs"] is not None
+        if getattr(locate(schedule["_target_"]), "needs_total_steps", False) and not by_steps:
+            found.append(
+                "trainer.max_seconds alone does not say how many steps there are, which this schedule needs: "
+                "set trainer.max_steps too, or schedule=constant or schedule=wsd"
+            )
+    if {"model", "trainer"} <= sound and trainer["activation_checkpointing"]:
+        model = locate(_node(config, "model")["_target_"])
+        found.append(no_layers(model.__name__) if getattr(model, "is_one_module", False) else None)
+    if {"model", "data"} <= sound:
+        found += _misfits(_node(config, "model"), data)
+    if "" in sound:
+        if not config["run_dir"]:
+            found.append("run_dir=: is empty: give a directory, or leave it out")
+        try:
+            device = choose_device(config["device"])
+            found += _too_large(data, device) if "data" in sound else []
+            found.append(model_too_large(_node(config, "model"), device) if "model" in sound else None)
+            if "trainer" in sound:
+                found.append(tf32_problem(trainer["tf32"], device))
+                found.append(compile_problem(device) if trainer["compile"] else None)
+            precision = choose_precision(config["precision"], device)
+            found.append(fused_problem(config["kernels"], device.type, DTYPES.get(precision, torch.float32)))
+        except ValueError as error:
+            found.append(str(error))
+    return [problem for problem in found if problem]
+
+
+def _too_large(data: Node, device: torch.device) -> list[str]:
+    """What speaks against a batch, or against rows of a task, whose ids alone have no room, whatever the model is."""
+    cpu, found = torch.device("cpu"), []
+    of_tests = ("seq_len", "test_lengths", "test_distances")
+    for key, lengths, place in (
+        ("batch_size", ("seq_len",), device),
+        ("num_sequences", ("seq_len",), cpu),
+        ("num_test_sequences", of_tests, cpu),
+    ):
+        numbers = {name: max(_whole_numbers(data.get(name)), default=1) for name in lengths}
+        longest = max(numbers, key=lambda name: numbers[name])
+        for rows in _whole_numbers(data.get(key)):
+            if lacks := too_large(rows * numbers[longest] * torch.int64.itemsize, place):
+                name = key if rows >= numbers[longest] else longest
+                found.append(f"data.{name}={data[name]}: {lacks}: choose a smaller one")
+    return list(dict.fromkeys(found))
+
+
+def _whole_numbers(value: Any) -> list[int]:
+    return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
+
+
+def _misfits(model: Node, data: Node) -> list[str]:
+    """What speaks against a model for this data, as far as their settings show it; the rest shows when it is built."""
+    found = []
+    seq_len, max_seq_len = data.get("seq_len"), model.get("max_seq_len")
+    if seq_len is not None and max_seq_len is not None and seq_len > max_seq_len:
+        found.append(
+            f"data.seq_len={seq_len}: rows are longer than model.max_seq_len ({max_seq_len}): set model.max_seq_len to "
+            f"{seq_len} or more, or data.seq_len to {max_seq_len} or less"
+        )
+    if not getattr(locate(data["_target_"]), "labelling", False):
+        found += [
+            f"model.{key}={shown(value)}: this model {reason}: take that setting back, or train it to label, as "
+            "data=hello does"
+            for key, value, reason in FOR_LABELS_ONLY
+            if model.get(key) == value
+        ]
+    return found

@@ -1,0 +1,274 @@
+"""One optimizer step: micro-steps forward and backward, clipping, update.
+
+The loss is the sum of nats over the number of counted targets of the whole batch, so that micro-steps over ragged
+padding add up to the gradient of the big batch. Nothing waits for the device, and no step is made with a loss or a
+gradient that is not finite: `samout_train.training.non_finite` says how both are possible.
+"""
+
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.profiler import record_function
+
+from samout_train.checkpoint.state import load_weights, saved_weights
+from samout_train.data.batches import Batch, Batches
+from samout_train.data.vocabulary.base import Vocabulary
+from samout_train.models.parallel import SharedModel, whole_tensor
+from samout_train.runtime.compilation import compile_problem, told_compilation
+from samout_train.runtime.device import PrecisionName
+from samout_train.training.micro_steps import backward
+from samout_train.training.non_finite import (
+    Before,
+    OnNonFinite,
+    Watch,
+    generators,
+    refuse_non_finite,
+    refuse_or_skip,
+    report,
+    update,
+)
+from samout_train.training.schedules import Progress, Schedule
+
+log = logging.getLogger(__name__)
+EMPTY = (
+    "step %d was left out: its batch has no counted target, since each is %d (data.ignore_index). Such steps are "
+    "counted: train/empty_steps in the metrics, empty_steps in summary.json"
+)
+
+
+class TrainingStep:
+    """Everything that an optimizer step changes, and the step.
+
+    Args:
+        shared: The model, on the device of the batches, and how its gradients come from all processes.
+        optimizer: Over the model's parameters; its learning rates are the base rates.
+        stateful: Keys of its groups that its steps change.
+        schedule: The factor on them.
+        batches: What each step learns from.
+        precision: Of the forward and backward pass.
+        accumulate: Micro-steps; each takes an equal share of the batch's rows.
+        chunk_len: Targets of a row in one forward and backward pass; None for all.
+        clip_grad_norm: The norm of all gradients together is brought down to this; None for no clipping.
+        compile: Whether torch compiles the model at the first step; what else uses the model uses it as it is.
+        on_non_finite: What becomes of a step whose loss or gradient is not finite. In fp16, gradients that overflow are
+            the scaler's, which leaves the update out and lowers its scale; only the loss counts there.
+        vocabulary: For the report of such a step; None where ids are no text.
+
+    Raises:
+        ValueError: if it cannot be compiled on this machine.
+
+    Attributes:
+        step_count: Steps made, those left out included.
+        tokens_seen: Counted targets in them, without those left out.
+        loss: Of the last step that was not left out, before its update, in nats per counted target.
+        skipped_steps: Steps left out, counted from 1: they change nothing, not even a random state.
+        empty_steps: How many steps had a batch without a counted target; they change nothing either.
+        before: What is returned to while a step is under way; None between steps.
+        looks_at_once: Whether the host looks at each step before its update.
+    """
+
+    def __init__(
+        self,
+        *,
+        shared: SharedModel,
+        optimizer: torch.optim.Optimizer,
+        stateful: frozenset[str] = frozenset(),
+        schedule: Schedule,
+        batches: Batches,
+        precision: PrecisionName,
+        accumulate: int,
+        chunk_len: int | None,
+        clip_grad_norm: float | None,
+        compile: bool,
+        on_non_finite: OnNonFinite,
+        vocabulary: Vocabulary | None,
+    ) -> None:
+        if compile and (problem := compile_problem(batches.device)):
+            raise ValueError(problem)
+        self.shared, self.model = shared, shared.model
+        self._is_compiled, self._is_updating = not compile, False
+        self.optimizer, self.schedule, self.batches = optimizer, schedule, batches
+        self.stateful = stateful
+        self.precision, self.accumulate, self.clip_grad_norm = precision, accumulate, clip_grad_norm
+        self.chunk_len = chunk_len
+        self.parameters = list(self.model.parameters())
+        self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self.scaler = GradScaler(batches.device.type, enabled=precision == "fp16")
+        self.step_count = self.tokens_seen = 0
+        self.loss: Tensor | None = None
+        self._grad_norm: Tensor | None = None
+        self.on_non_finite, self.vocabulary = on_non_finite, vocabulary
+        self.skipped_steps: set[int] = set()
+        self.empty_steps = 0
+        holds_back = getattr(optimizer, "_step_supports_amp_scaling", False) and not shared.is_sharded
+        self.looks_at_once = batches.device.type == "cpu" or not holds_back
+        self._watch = Watch()
+        self._again: int | None = None  # the step that is made again, looking
+        self.before: Before | None = None
+
+    def __call__(self, progress: Progress) -> Tensor:
+        """Makes the next step, or leaves it out.
+
+        Raises:
+            NonFiniteError: if its loss or gradient is not finite and it is not to be skipped; nothing is changed then.
+
+        Returns:
+            Its loss before the update, in nats per counted target, as a tensor not waited for; NaN if left out.
+        """
+        if self.step_count + 1 in self.skipped_steps:
+            return self._pass_over()
+        batch = self.batches.get(self.step_count)
+        if batch.num_targets == 0:
+            if not self.empty_steps:
+                log.warning(EMPTY, self.step_count + 1, self.batches.ignore_index)
+            self.empty_steps += 1
+            return self._pass_over()
+        if self._is_compiled:
+            return self._make(batch, progress)
+        self._is_compiled = True
+        with told_compilation():
+            return self._make(batch, progress)
+
+    def _make(self, batch: Batch, progress: Progress) -> Tensor:
+        if not self.model.training:  # setting it anew on every module takes longer than asking the first
+            self.model.train()
+        self.before = before = self._now()
+        factor = self.schedule(progress)
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        how = (self.precision, self.accumulate, self.chunk_len, self.scaler)
+        loss = backward(self.shared, batch, self.batches, *how)
+        self.scaler.unscale_(self.optimizer)
+        looks = self.looks_at_once or self._again == self.step_count
+        with record_function("Optimizer.clip_grad_norm"):  # so that a profile counts it to the optimizer
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            needed = self.clip_grad_norm is not None or not self.scaler.is_enabled()
+            norm = whole_tensor(nn.utils.get_total_norm(gradients)) if needed else None
+            figure = loss if norm is None or self.scaler.is_enabled() else loss + norm
+            if looks and not math.isfinite(figure):
+                return self._leave_out(float(loss))
+            if norm is not None and self.clip_grad_norm is not None:
+                nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
+        self._is_updating = True
+        update(self.optimizer, self.scaler, None if looks else self._watch.note(figure, before))
+        self._is_updating = False
+        self.step_count += 1
+        self.tokens_seen += batch.num_targets
+        self.batches.prepare(self.step_count)
+        self.loss, self._grad_norm, self.before = loss, norm, None
+        return loss
+
+    def steps_left_out(self) -> int:
+        """Return how many of the steps made changed nothing."""
+        return self.empty_steps + sum(step <= self.step_count for step in self.skipped_steps)
+
+    def _pass_over(self) -> Tensor:
+        """Counts a step whose batch changes nothing."""
+        self.step_count += 1
+        self.batches.prepare(self.step_count)
+        return torch.full((), math.nan, device=self.batches.device)
+
+    def settle(self, *, wait: bool = True) -> bool:
+        """Returns to a step that was not finite, where one is found among those already made.
+
+        Args:
+            wait: For the device, so that all of them are known to be finite where none is found.
+
+        Returns:
+            Whether it returned; then the next call makes that step again.
+        """
+        if (before := self._watch.first(wait=wait)) is None:
+            return False
+        self._restore(before)
+        self._again = before.step_count
+        return True
+
+    def undo(self) -> bool:
+        """Takes back a step that was not completed, and drops the gradients.
+
+        Returns:
+            Whether all is as it was before that step; not so if it failed within the update.
+        """
+        if self.before is not None:
+            self._restore(self.before)
+        return not self._is_updating
+
+    def grad_norm(self) -> float:
+        """Norm of all gradients of the last step together, before clipping; waits for the device."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if self._grad_norm is None and gradients:  # in fp16 without clipping
+            self._grad_norm = whole_tensor(nn.utils.get_total_norm(gradients))
+        return math.nan if self._grad_norm is None else float(self._grad_norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next steps depend on, but for the random states; nothing that is not finite.
+
+        Raises:
+            NonFiniteError: if weights or optimizer state are not.
+        """
+        self.settle()
+        norm = self.grad_norm()
+        state = {
+            **saved_weights(self.shared, self.optimizer),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step_count,
+            "tokens_seen": self.tokens_seen,
+            "loss": self.loss,
+            "grad_norm": norm if math.isfinite(norm) else None,
+            "skipped_steps": sorted(self.skipped_steps),
+            "empty_steps": self.empty_steps,
+        }
+        refuse_non_finite(state)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up where `state_dict` left off.
+
+        Raises:
+            ValueError: if the tensors are of another model or optimizer, with the names and shapes that differ; nothing
+                is loaded then.
+        """
+        load_weights(self.shared, self.optimizer, state, self.stateful)
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.step_count, self.tokens_seen = state["step"], state["tokens_seen"]
+        self.loss, norm = state["loss"], state["grad_norm"]
+        self._grad_norm = torch.tensor(math.nan if norm is None else norm)
+        self.skipped_steps = set(state.get("skipped_steps", ()))
+        self.empty_steps = state.get("empty_steps", 0)  # checkpoints of before did not have it
+        self._watch.forget()
+        self._again = self.before = None
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _leave_out(self, loss: float) -> Tensor:
+        """What becomes of a step that is not finite."""
+        step = self.step_count + 1
+        message = report(step, loss, self.batches, self.model, self.vocabulary)
+        self.scaler.update()
+        self.undo()
+        refuse_or_skip(self.on_non_finite, step, self.skipped_steps, message)
+        self.step_count = step
+        return torch.full((), loss, device=self.batches.device)
+
+    def _now(self) -> Before:
+        return Before(
+            step_count=self.step_count,
+            tokens_seen=self.tokens_seen,
+            empty_steps=self.empty_steps,
+            loss=self.loss,
+            grad_norm=self._grad_norm,
+            rates=tuple(group["lr"] for group in self.optimizer.param_groups),
+            random=generators(self.batches.device),
+        )
+
+    def _restore(self, before: Before) -> None:
+        self.step_count, self.tokens_seen = before.step_count, before.tokens_seen
+        self.empty_steps = before.empty_steps
+        self.loss, self._grad_norm, self.before = before.loss, before.grad_norm, None
+        before.restore(self.optimizer, self.batches.device)
+        self._watch.forget()
