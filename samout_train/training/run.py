@@ -145,7 +145,6 @@ def prepare(
     checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints", about=about)
     if goes_on:
         checkpoints.last_step = trainer.step_count
-    batches = trainer.training_step.batches
     context = RunContext(
         model_name=str(composed.choices["model"]),
         data_name=str(composed.choices["data"]),
@@ -156,7 +155,7 @@ def prepare(
         run_dir=run_dir,
         device=trainer.device,
         precision=trainer.precision,
-        batch_size=batches.batch_size,
+        batch_size=trainer.training_step.batches.batch_size,
         accumulate=trainer.training_step.accumulate,
         chunk_len=trainer.training_step.chunk_len,
         processes=distributed.count(),
