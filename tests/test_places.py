@@ -175,7 +175,7 @@ def test_the_program_says_the_same_with_exit_code_1(tmp_path: Path, text: Path) 
     process.join(60)
     told = (tmp_path / "err").read_text()
     assert process.exitcode == 1 and "Traceback" not in told, told
-    assert "set SAMOUT_TRAIN_CACHE to another folder" in told
+    assert "raise the limit on the size of files (ulimit -f)" in told
 
 
 def _limited(words: list[str], folder: Path) -> None:

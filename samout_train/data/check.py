@@ -2,8 +2,10 @@
 
 # R rows, T time
 
+import numpy as np
+from numpy.typing import NDArray
+
 from samout_train.data.batches import Batches, Rows, Source
-from samout_train.data.text.token_cache import largest_id
 
 IDS_TOGETHER = 1 << 18
 
@@ -78,4 +80,11 @@ def _largest_id(rows: Rows, source: Source) -> int | None:
     tokens = getattr(rows, "tokens", None)
     if recorded is not None or tokens is None:
         return recorded
-    return -1 if source.vocabulary is not None else largest_id(tokens)  # the token cache has looked at it
+    # Ids of a vocabulary come from the token cache, which keeps their digest.
+    return -1 if source.vocabulary is not None else _largest(tokens)
+
+
+def _largest(tokens: NDArray[np.integer]) -> int:
+    """Return the largest id, -1 of none; reads a part at a time, so that a memory map is never whole in memory."""
+    starts = range(0, len(tokens), IDS_TOGETHER)
+    return max((int(tokens[start : start + IDS_TOGETHER].max()) for start in starts), default=-1)

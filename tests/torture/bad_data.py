@@ -118,10 +118,9 @@ def seen_when_built(folder: Path) -> None:
             cached = max(cache_directory().rglob("*.bin"), key=lambda path: path.stat().st_mtime)
             whole = cached.read_bytes()
             cached.write_bytes(whole[:-2] + b"\xff\xff")
-            said = refused(lambda: train_in_process([*text, run]))
-            cached.write_bytes(whole)
-            assert "holds the id 65535" in said and "has 8 ids" in said and str(cached) in said, said
             assert not Path("run").exists(), "a refused run leaves nothing behind"
+            train_in_process([*text, run])
+            assert cached.read_bytes() == whole, "a damaged token cache is made again"
     finally:
         sys.path.remove(str(folder))
         sys.modules.pop("rows_of_mine", None)

@@ -31,7 +31,6 @@ from samout_train.runtime.signals import StopSignals
 FORMAT = 3
 MOST_UNKNOWN = 0.5
 SECONDS_BETWEEN_JOURNALS = 2.0
-IDS_TOGETHER = 1 << 24
 log = logging.getLogger(__name__)
 
 
@@ -93,20 +92,7 @@ def tokenize(survey: Survey, choice: VocabularyChoice, *, most_unknown: float = 
             "belongs to the text, or null to make one"
         )
     tokens = np.memmap(bin_path, dtype=entry["dtype"], mode="r", shape=(entry["num_tokens"],))
-    vocabulary = vocabulary_from(entry["vocabulary"])
-    largest = largest_id(tokens)
-    if largest >= len(vocabulary):
-        raise ValueError(
-            f"{bin_path} holds the id {largest}, and its vocabulary has {len(vocabulary)} ids, so it is damaged: "
-            "delete it, and it is made anew"
-        )
-    return TokenizedText(tokens, vocabulary, entry["unknown"])
-
-
-def largest_id(tokens: NDArray[np.integer]) -> int:
-    """The largest of many ids, some at a time, so that a memory map is never in memory as a whole."""
-    starts = range(0, len(tokens), IDS_TOGETHER)
-    return max((int(tokens[start : start + IDS_TOGETHER].max()) for start in starts), default=-1)
+    return TokenizedText(tokens, vocabulary_from(entry["vocabulary"]), entry["unknown"])
 
 
 class _Tokenizing:
