@@ -6,83 +6,39 @@ Nothing is imported until it is asked for; torch in particular.
 import os
 import sys
 
-from samout_train.runtime.search_path import working_directory_last
+# ruff: noqa: E402, PTH100, PTH109, PTH119, PTH120
+
+
+def working_directory_last() -> None:
+    """Let modules of the working directory be imported, such as a `_target_` of one's own, but those of Python first.
+
+    Only `os` and `sys` are imported before, which the interpreter has loaded before it looks into any folder.
+
+    `python -m` and an empty entry of PYTHONPATH put it first. PYTHONSAFEPATH and `python -P` keep it out.
+    """
+    try:
+        here = os.path.normcase(os.getcwd())
+    except OSError:  # it is gone
+        return
+    package = os.path.normcase(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    kept = [entry for entry in sys.path if os.path.normcase(os.path.abspath(entry)) != here]
+    if len(kept) == len(sys.path) and sys.flags.safe_path:
+        return
+    # In a checkout, this very package lies there, and one that is installed must not take its place.
+    installed = (index for index, entry in enumerate(kept) if entry.endswith("-packages"))
+    kept.insert(next(installed, len(kept)) if here == package else len(kept), os.getcwd())
+    sys.path[:] = kept
+
 
 # The program: `python -m samout_train` imports this before it replaces the first argument.
-if sys.argv and (sys.argv[0] == "-m" or os.path.basename(sys.argv[0]).startswith("samout-train")):  # noqa: PTH119
+if sys.argv and (sys.argv[0] == "-m" or os.path.basename(sys.argv[0]).startswith("samout-train")):
     working_directory_last()
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-from samout_train.config.moved import take_earlier_names
-
-take_earlier_names()
-
-if TYPE_CHECKING:
-    from samout_train.checkpoint.export import load_exported
-    from samout_train.checkpoint.load import load_run, load_vocabulary
-    from samout_train.config.ranges import NonNegative, Positive, Probability, Range, validated
-    from samout_train.data.batches import MatrixRows, Rows, Source
-    from samout_train.data.tasks.base import task
-    from samout_train.evaluation.generate import generate_text
-    from samout_train.models.published import load_published
-    from samout_train.training.callbacks.base import Callback, RunContext, StepReport
-    from samout_train.training.run import build_model, build_trainer, train
+from samout_train.config import take_earlier_names
 
 __version__ = "0.1.0"
-__all__ = [
-    "Callback",
-    "MatrixRows",
-    "NonNegative",
-    "Positive",
-    "Probability",
-    "Range",
-    "Rows",
-    "RunContext",
-    "Source",
-    "StepReport",
-    "build_model",
-    "build_trainer",
-    "generate_text",
-    "load_exported",
-    "load_published",
-    "load_run",
-    "load_vocabulary",
-    "task",
-    "train",
-    "validated",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-_HOME = {
-    "Callback": "samout_train.training.callbacks.base",
-    "RunContext": "samout_train.training.callbacks.base",
-    "StepReport": "samout_train.training.callbacks.base",
-    "MatrixRows": "samout_train.data.batches",
-    "Rows": "samout_train.data.batches",
-    "Source": "samout_train.data.batches",
-    "task": "samout_train.data.tasks.base",
-    "NonNegative": "samout_train.config.ranges",
-    "Positive": "samout_train.config.ranges",
-    "Probability": "samout_train.config.ranges",
-    "Range": "samout_train.config.ranges",
-    "validated": "samout_train.config.ranges",
-    "build_model": "samout_train.training.run",
-    "build_trainer": "samout_train.training.run",
-    "train": "samout_train.training.run",
-    "generate_text": "samout_train.evaluation.generate",
-    "load_exported": "samout_train.checkpoint.export",
-    "load_published": "samout_train.models.published",
-    "load_run": "samout_train.checkpoint.load",
-    "load_vocabulary": "samout_train.checkpoint.load",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+take_earlier_names()

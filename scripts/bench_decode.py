@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from samout_train import build_model
-from samout_train.evaluation.decoding import Decoder
-from samout_train.models.cost import num_parameters
-from samout_train.ops.kernels import use_kernels
-from samout_train.runtime.device import keep_freed_memory
+from samout_train.evaluation import Decoder
+from samout_train.models import num_parameters
+from samout_train.ops import use_kernels
+from samout_train.runtime import keep_freed_memory
 
 PLACES = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)
 TOKENS_A_PLACE = 24

@@ -14,9 +14,9 @@ from datetime import date
 import torch
 
 from samout_train import build_trainer
-from samout_train.config.compose import compose_config
-from samout_train.experiments.staged import Stages
-from samout_train.runtime.device import device_name
+from samout_train.config import compose_config
+from samout_train.experiments import Stages
+from samout_train.runtime import device_name
 
 STEPS_IN_A_BLOCK = 5
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from samout_train import train
-from samout_train.training.callbacks.base import Callback, RunContext
+from samout_train.training import Callback, RunContext
 
 STEPS_IN_A_BLOCK = 10
 WARM_UP_BLOCKS = 2

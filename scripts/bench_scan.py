@@ -23,10 +23,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from samout_train.ops.kernels import use_kernels
+from samout_train.ops import num_streams, use_kernels
 from samout_train.ops.max_scan import Form, max_mix
-from samout_train.ops.max_scan.forms import num_streams
-from samout_train.runtime.device import keep_freed_memory
+from samout_train.runtime import keep_freed_memory
 
 CALLS_A_TURN = 4
 COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}

@@ -17,11 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from samout_train.data.batches import Batches
-from samout_train.data.shards.index import INDEX, PLACE, Shard, ShardIndex, dtype_for
+from samout_train.data import INDEX, PAD_ID, PLACE, SOS_ID, SPECIAL_TOKENS, Batches, Bytes, Shard, ShardIndex, dtype_for
 from samout_train.data.shards.source import shards
-from samout_train.data.vocabulary.base import PAD_ID, SOS_ID, SPECIAL_TOKENS, Bytes
-from samout_train.runtime.device import current_memory_bytes
+from samout_train.runtime import current_memory_bytes
 
 SHARD_BYTES = 1 << 26
 TOKENS_A_DOCUMENT = 1000

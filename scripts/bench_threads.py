@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from samout_train.runtime.device import device_name
-from samout_train.runtime.threads import available_cores
+from samout_train.runtime import available_cores, device_name
 
 SIZES = {
     "tiny": ("model.hidden_size=32", "model.num_heads=2", "model.num_layers=1", "data.batch_size=8"),

@@ -28,10 +28,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from samout_train import build_trainer
-from samout_train.models import loss as losses
-from samout_train.models.cost import num_parameters
-from samout_train.models.samout import SamOut
-from samout_train.training.trainer import Trainer
+from samout_train.models import SamOut, loss as losses, num_parameters
+from samout_train.training import Trainer
 
 PUBLISHED = ["experiment=published_v8"]
 LENGTHS = {"cpu": (256, 512, 1024, 4096, 16_384), "cuda": (1024, 4096, 32_768, 131_072)}

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from samout_train.ops.kernels import use_kernels
-from samout_train.ops.linear.choice import use_products
+from samout_train.ops import use_kernels, use_products
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from samout_train.training.callbacks.base import Callback
+from samout_train.training import Callback
 
 
 class SignalAfter(Callback):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from samout_train import build_model, train
 from samout_train.data.tasks.base import IGNORED
 from samout_train.data.tasks.labelled_rows import LabelledRows
-from samout_train.evaluation.accuracy import NORMAL_QUANTILE, Accuracy, accuracy
-from samout_train.models.loss import next_token_nats
+from samout_train.evaluation import Accuracy, accuracy
+from samout_train.evaluation.accuracy import NORMAL_QUANTILE
+from samout_train.models import next_token_nats
 
 CPU = torch.device("cpu")
 TINY = ["model=gru", "model.hidden_size=16", "model.num_layers=1", "device=cpu", "data=parity", "data.seq_len=5"]

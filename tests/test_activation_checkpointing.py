@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from samout_train import build_trainer
-from samout_train.config.compose import CONF, ConfigError
-from samout_train.models.activation_checkpointing import checkpoint_activations
-from samout_train.models.cost import estimate_memory_bytes
-from samout_train.training.trainer import Trainer
+from samout_train.config import CONF, ConfigError
+from samout_train.models import checkpoint_activations, estimate_memory_bytes
+from samout_train.training import Trainer
 
 SIZES = ["data=random", "device=cpu", "data.batch_size=8", "model.hidden_size=32", "model.num_layers=3"]
 ON = "trainer.activation_checkpointing=true"

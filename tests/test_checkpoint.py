@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from samout_train.checkpoint.files import (
+from samout_train.checkpoint import (
     CheckpointError,
+    Checkpoints,
     damage,
     find_checkpoint,
+    locked,
     newest_checkpoint,
     read_checkpoint,
 )
-from samout_train.checkpoint.manager import Checkpoints
-from samout_train.checkpoint.run_directory import locked
 
 
 def checkpoints(run_dir: Path, **changes: Any) -> Checkpoints:

@@ -9,10 +9,9 @@ from marks import mostly_slow
 from program import samout
 
 from samout_train import build_model, build_trainer
-from samout_train.data.batches import MatrixRows, Source
-from samout_train.evaluation.evaluator import evaluate, in_order
-from samout_train.evaluation.state_health import state_health
-from samout_train.models.loss import cross_entropy_sum
+from samout_train.data import MatrixRows, Source
+from samout_train.evaluation import evaluate, in_order, state_health
+from samout_train.models import cross_entropy_sum
 
 CPU = torch.device("cpu")
 SIZES = ["data=random", "model.dropout=0", "data.batch_size=4", "device=cpu", "trainer.clip_grad_norm=null"]

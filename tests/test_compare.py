@@ -14,8 +14,8 @@ from program import samout
 
 from samout_train import train
 from samout_train.cli import compare
-from samout_train.config.overrides import quote_text
-from samout_train.experiments.jobs import outcome
+from samout_train.config import quote_text
+from samout_train.experiments import outcome
 
 TINY = ["model.num_heads=2", "model.num_layers=1", "device=cpu"]
 TEXT = ["data=text", "data.path=small.txt", "data.seq_len=16", "data.batch_size=4", "trainer.max_steps=12"]

@@ -11,8 +11,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from samout_train import build_trainer, train
 from samout_train.cli.train import main
 from samout_train.models import loss as losses
-from samout_train.runtime.compilation import compile_problem, has_cpp_compiler
-from samout_train.training.trainer import Trainer
+from samout_train.runtime import compile_problem, has_cpp_compiler
+from samout_train.training import Trainer
 
 TINY = [
     *("model=v8", "data=random", "device=cpu", "model.hidden_size=32", "model.num_heads=4", "model.num_layers=2"),

@@ -17,11 +17,9 @@ from program import context, samout
 from tqdm import tqdm
 
 from samout_train import train
-from samout_train.checkpoint.files import find_checkpoint, read_checkpoint
-from samout_train.runtime import console
-from samout_train.runtime.console import Quiet, input_as_utf_8, text_of_word
-from samout_train.runtime.progress import Bar
-from samout_train.runtime.signals import StopRequestedError, StopSignals
+from samout_train.checkpoint import find_checkpoint, read_checkpoint
+from samout_train.runtime import Bar, StopRequestedError, StopSignals, console, input_as_utf_8, text_of_word
+from samout_train.runtime.console import Quiet
 
 TINY = [
     *("device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "data.seq_len=16"),
@@ -351,6 +349,6 @@ def test_a_hangup_stops_what_runs_and_its_children(tmp_path: Path, parent: str) 
     if parent != "prove_resume":  # whose runs are killed anyway
         assert list(tmp_path.glob(f"{where}/checkpoints/step_*.pt"))
     for lock in tmp_path.glob("**/.hydra/lock"):
-        from samout_train.checkpoint.run_directory import is_taken
+        from samout_train.checkpoint import is_taken
 
         assert not is_taken(lock.parent.parent), "a child lives on"

@@ -17,9 +17,9 @@ from torch import nn
 
 from samout_train import train
 from samout_train.checkpoint.run_directory import has_data_record
-from samout_train.config.compose import ConfigError
-from samout_train.models.parallel import SharedModel
-from samout_train.training.callbacks.base import StepReport
+from samout_train.config import ConfigError
+from samout_train.models import SharedModel
+from samout_train.training import StepReport
 from samout_train.training.callbacks.early_stopping import EarlyStopping
 from samout_train.training.limits import LimitSettings, Reached, once
 from samout_train.training.optimizers.check import checked_optimizer
@@ -216,7 +216,7 @@ def test_without_a_record_a_run_is_continued_by_path(texts: Path) -> None:
     for path in Path("file/checkpoints").glob("step_*.json"):
         manifest = json.loads(path.read_text())
         assert len(manifest["data"]["sha256"]) == 64
-    from samout_train.checkpoint.files import read_manifest, write_manifest
+    from samout_train.checkpoint import read_manifest, write_manifest
 
     for path in Path("file/checkpoints").glob("step_*.pt"):
         write_manifest(path, {k: v for k, v in read_manifest(path).items() if k not in ("data", "settings")})
@@ -228,7 +228,7 @@ def test_without_a_record_a_run_is_continued_by_path(texts: Path) -> None:
 
 def with_empty_steps(path: Path, number: int) -> None:
     """As if steps of the run had had no counted target."""
-    from samout_train.checkpoint.files import read_checkpoint, read_manifest, serialised, write_checkpoint
+    from samout_train.checkpoint import read_checkpoint, read_manifest, serialised, write_checkpoint
 
     content, about = read_checkpoint(path) | {"empty_steps": number}, read_manifest(path)
     path.unlink()
@@ -249,7 +249,7 @@ def test_a_run_from_anothers_checkpoint_has_a_record_of_its_own(
     caplog.set_level(logging.INFO)
     second = run("second", f"resume={path}", "trainer.max_steps=6", "optimizer.lr=0.01", "trainer.eval_every_n_steps=6")
     assert second["best_val_step"] == 6 and second["resumed_from"] == str(path)
-    from samout_train.checkpoint.files import find_checkpoint, read_checkpoint
+    from samout_train.checkpoint import find_checkpoint, read_checkpoint
 
     content = read_checkpoint(find_checkpoint(tmp_path / "second"))
     assert content["empty_steps"] == 0
@@ -272,7 +272,7 @@ def test_seconds_of_another_run_do_not_count(tmp_path: Path) -> None:
     summary, _ = train([*WORDS, *limit, f"run_dir={tmp_path / 'second'}", f"resume={tmp_path / 'first'}/"])
     first = json.loads((tmp_path / "first" / "summary.json").read_text())
     assert summary["steps"] == 3 and summary["train_seconds"] < 10 * first["train_seconds"]
-    from samout_train.checkpoint.files import find_checkpoint, read_checkpoint
+    from samout_train.checkpoint import find_checkpoint, read_checkpoint
 
     assert read_checkpoint(find_checkpoint(tmp_path / "second"))["train_seconds"] == pytest.approx(
         summary["train_seconds"], rel=0.2

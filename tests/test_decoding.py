@@ -8,9 +8,9 @@ from marks import mostly_slow
 from torch import Tensor, nn
 
 from samout_train import build_model
-from samout_train.config.compose import CONF, compose_config
-from samout_train.evaluation import decoding
-from samout_train.evaluation.decoding import Decoder, has_fixed_size, prefill
+from samout_train.config import CONF, compose_config
+from samout_train.evaluation import Decoder, decoding
+from samout_train.evaluation.decoding import has_fixed_size, prefill
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 GROWING = {"transformer", "lstm_attention"}

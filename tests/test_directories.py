@@ -17,15 +17,13 @@ from omegaconf import OmegaConf
 from program import samout
 
 from samout_train import __version__, build_trainer, train
-from samout_train.checkpoint.run_directory import DirectoryRefusedError, new_directory
+from samout_train.checkpoint import DirectoryRefusedError, new_directory
 from samout_train.cli import train as train_command
 from samout_train.cli.request import last_of_each
-from samout_train.config.compose import ConfigError, compose_config
+from samout_train.config import ConfigError, compose_config
+from samout_train.experiments import data_problems, doubles, outcome, sweep_jobs, write_sweep
 from samout_train.experiments.compare.runs import read_run, told_apart
-from samout_train.experiments.jobs import outcome
-from samout_train.experiments.sweep import data_problems, doubles, sweep_jobs, write_sweep
-from samout_train.runtime.search_path import child_program
-from samout_train.runtime.signals import StopRequestedError
+from samout_train.runtime import StopRequestedError, child_program
 
 TINY = ["data=random", "model.hidden_size=8", "model.num_heads=2", "model.num_layers=1", "data.num_sequences=8"]
 RUN = [*TINY, "device=cpu", "data.batch_size=4", "trainer=debug", "callbacks.state_health.branches=none"]

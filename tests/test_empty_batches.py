@@ -16,13 +16,12 @@ from together import together
 from torch import Tensor
 
 from samout_train import build_trainer, train
-from samout_train.data.batches import MatrixRows, Source
-from samout_train.evaluation.evaluator import SpreadBatches, evaluate, in_order
-from samout_train.evaluation.extrapolation import Extrapolation
-from samout_train.evaluation.streaming import NOTHING_COUNTED, Reader
+from samout_train.data import MatrixRows, Source
+from samout_train.evaluation import Extrapolation, Reader, SpreadBatches, evaluate, in_order
+from samout_train.evaluation.streaming import NOTHING_COUNTED
 from samout_train.runtime import distributed as processes
+from samout_train.training import Trainer
 from samout_train.training.step import TrainingStep
-from samout_train.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 # Rows of one target, of which half are padding.

@@ -17,14 +17,12 @@ import pytest
 import torch
 from program import samout
 
-from samout_train.data.text.cache import cache_directory
-from samout_train.ops import kernels, numba_cache
-from samout_train.ops.kernels import is_fused, use_kernels
+import samout_train
+from samout_train.ops import is_fused, kernels, numba_cache, use_kernels
 from samout_train.ops.max_scan import max_mix
 from samout_train.ops.numba_cache import compiled
-from samout_train.runtime import device as runtime
-from samout_train.runtime import missing_home, search_path
-from samout_train.runtime.missing_home import ensure_home, own_folder
+from samout_train.runtime import device as runtime, ensure_home, missing_home, own_folder
+from samout_train.runtime.cache import cache_directory
 
 PROGRAM = [sys.executable, "-m", "samout_train"]
 TINY = [
@@ -341,14 +339,14 @@ def test_a_plugin_of_hydra_that_cannot_be_imported_is_named(tmp_path: Path, plug
 def test_the_working_directory_is_last_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", "/usr/lib/python3", str(tmp_path), "/x/site-packages"])
-    search_path.working_directory_last()
+    samout_train.working_directory_last()
     assert sys.path == ["/usr/lib/python3", "/x/site-packages", str(tmp_path)]
-    search_path.working_directory_last()
+    samout_train.working_directory_last()
     assert sys.path == ["/usr/lib/python3", "/x/site-packages", str(tmp_path)]
-    checkout = Path(search_path.__file__).parent.parent.parent
+    checkout = Path(samout_train.__file__).parent.parent
     monkeypatch.chdir(checkout)
     monkeypatch.setattr(sys, "path", ["", "/usr/lib/python3", "/x/site-packages", "/y"])
-    search_path.working_directory_last()
+    samout_train.working_directory_last()
     assert sys.path == ["/usr/lib/python3", str(checkout), "/x/site-packages", "/y"]
 
 

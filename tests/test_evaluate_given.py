@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from samout_train import train
-from samout_train.checkpoint.load import load_run
+from samout_train.checkpoint import load_run
 from samout_train.cli import evaluate
 
 TRAINED = "".join(f"line {number % 17} of it. " for number in range(300))

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from samout_train import build_model, load_exported, load_published, load_vocabulary, train
-from samout_train.checkpoint.export import ExportError, export_damage, export_run
+from samout_train.checkpoint import ExportError, export_run, load_run
+from samout_train.checkpoint.export import export_damage
 from samout_train.checkpoint.export_files import once, write_weights
-from samout_train.checkpoint.load import load_run
 from samout_train.cli import export
-from samout_train.data.vocabulary.base import SPECIAL_TOKENS
-from samout_train.models.published import published_state
+from samout_train.data import SPECIAL_TOKENS
+from samout_train.models import published_state
 
 SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=2", "device=cpu", "trainer=debug"]
 QUICK = ["kernels=reference", "~callbacks.tensorboard", "~callbacks.sample"]

@@ -5,9 +5,8 @@ from typing import Annotated, Any
 import pytest
 
 from samout_train.cli import compare, generate, search, tokenize, train
-from samout_train.config.compose import compose_config
-from samout_train.config.ranges import Positive, beyond_numbers, validated
-from samout_train.config.signature import mistakes_in_call
+from samout_train.config import Positive, compose_config, mistakes_in_call, validated
+from samout_train.config.ranges import beyond_numbers
 from samout_train.training.settings import problems
 
 LARGE = 10**30

@@ -9,10 +9,10 @@ from marks import mostly_slow
 from torch import Tensor, nn
 
 from samout_train import build_model, generate_text
-from samout_train.config.compose import CONF, compose_config
-from samout_train.data.vocabulary.base import Bytes, Characters
+from samout_train.config import CONF, compose_config
+from samout_train.data import Bytes, Characters
+from samout_train.evaluation import Timed, generate_samples, generate_tokens, text_of
 from samout_train.evaluation.decoding import PREFILL_TOKENS
-from samout_train.evaluation.generate import Timed, generate_samples, generate_tokens, text_of
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from samout_train.cli.reproduce import main
-from samout_train.config.compose import CONF, compose_config
-from samout_train.experiments.reproduce import CURVES, GoldenCurve, span_means, spans_of
+from samout_train.config import CONF, compose_config
+from samout_train.experiments import GoldenCurve
+from samout_train.experiments.reproduce import CURVES, span_means, spans_of
 
 # Many runs, and no one curve; and what takes a GPU, which nobody has recorded it on.
 WITHOUT = {"capabilities", "maxplus_ablation", "maxplus_shakespeare_gpu"}

@@ -6,7 +6,7 @@ import pytest
 from program import samout
 
 from samout_train.cli.request import Request
-from samout_train.config.compose import CONF, ConfigError
+from samout_train.config import CONF, ConfigError
 
 PACKAGE_LINE = "write `# @package _global_` on the first line, with no byte order mark before it"
 TINY = ("data=random", "model.hidden_size=8", "model.num_heads=2", "model.num_layers=1", "trainer=debug", "device=cpu")

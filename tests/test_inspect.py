@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from samout_train import train
-from samout_train.checkpoint.export import export_run
-from samout_train.checkpoint.inspect import inspect_path
+from samout_train.checkpoint import export_run, inspect_path
 from samout_train.cli import inspect
-from samout_train.data.vocabulary.base import SPECIAL_TOKENS
+from samout_train.data import SPECIAL_TOKENS
 
 SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "device=cpu", "trainer=debug"]
 QUICK = ["kernels=reference", "~callbacks.tensorboard", "~callbacks.sample"]
@@ -70,8 +69,8 @@ def test_what_is_whole_is_told_with_exit_code_0(
 
 
 def test_sizes_and_parameters_are_those_of_the_model(folder: Path) -> None:
-    from samout_train.checkpoint.load import load_run
-    from samout_train.models.cost import num_parameters
+    from samout_train.checkpoint import load_run
+    from samout_train.models import num_parameters
 
     wanted = f"hidden_size 12, num_layers 1, num_heads 2, {num_parameters(load_run('run').model):,} parameters"
     assert wanted in dict(inspect_path("run").rows)["model"]

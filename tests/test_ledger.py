@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from samout_train.experiments import jobs as ledger
-from samout_train.experiments.job_bar import described, last_step
-from samout_train.experiments.jobs import Job, Outcome, forget_failure, outcome, record_failure, run_jobs
-from samout_train.runtime.signals import StopRequestedError
+from samout_train.experiments import Job, Outcome, described, forget_failure, jobs as ledger, outcome, record_failure
+from samout_train.experiments.job_progress import last_step
+from samout_train.experiments.jobs import run_jobs
+from samout_train.runtime import StopRequestedError
 
 DONE = json.dumps({"weights_sha256": "0", "val_loss_nats": 1.5, "train_seconds": 2.0})
 # What stands in for a training: does what its first word says.

@@ -9,10 +9,9 @@ from omegaconf import OmegaConf
 from program import samout
 
 from samout_train.cli.train import main
-from samout_train.config.compose import build, compose_config, saved_config, saved_node
+from samout_train.config import as_typed, build, compose_config, saved_config, saved_node
 from samout_train.config.literal import escaped
-from samout_train.config.overrides import as_typed
-from samout_train.runtime.shell import text_setting
+from samout_train.runtime import text_setting
 
 TINY = [
     *("data=text", "data.seq_len=8", "data.batch_size=4", "device=cpu", "kernels=reference", "model.hidden_size=8"),

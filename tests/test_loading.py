@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from samout_train import generate_text, load_run, load_vocabulary, train
-from samout_train.config.compose import ConfigError
-from samout_train.data.vocabulary.base import SPECIAL_TOKENS
+from samout_train.config import ConfigError
+from samout_train.data import SPECIAL_TOKENS
 
 SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "device=cpu", "trainer=debug"]
 

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from samout_train import build_model, build_trainer
-from samout_train.config.compose import CONF
-from samout_train.models import loss as losses
-from samout_train.models.loss import cross_entropy_sum, linear_cross_entropy_sum, next_token_nats
+from samout_train.config import CONF
+from samout_train.models import cross_entropy_sum, loss as losses, next_token_nats
+from samout_train.models.loss import linear_cross_entropy_sum
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 ROWS, WIDTH, IDS = 23, 8, 50

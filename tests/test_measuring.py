@@ -13,18 +13,10 @@ from together import samout_together
 from torch import nn
 
 from samout_train import build_model, train
-from samout_train.checkpoint.load import load_run
-from samout_train.ops.linear.choice import Products, chosen_products, use_products
-from samout_train.training import products as measuring
-from samout_train.training.products import (
-    bfloat16_share,
-    choose_products,
-    decided,
-    go_on_with,
-    kept,
-    machine,
-    product_of,
-)
+from samout_train.checkpoint import load_run
+from samout_train.models import bfloat16_share, choose_products, decided, go_on_with, product_of, products as measuring
+from samout_train.models.products import kept, machine
+from samout_train.ops import Products, chosen_products, use_products
 
 CPU = torch.device("cpu")
 SHAPE = (4096, 64, 256)  # 2^26 multiplications

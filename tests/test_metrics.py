@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from samout_train import build_model
-from samout_train.models.cost import estimate_memory_bytes
+from samout_train.models import estimate_memory_bytes
 
 CODE = """
 import torch

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from samout_train.cli.train import main
-from samout_train.data.vocabulary.base import SPECIAL_TOKENS
+from samout_train.data import SPECIAL_TOKENS
 
 FILES = {
     "good.txt": "long enough to learn from " * 50,

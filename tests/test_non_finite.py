@@ -9,9 +9,9 @@ import torch
 from test_training_step import PROGRESS, model, step_of
 from torch import Tensor, nn
 
-from samout_train.data.batches import Batches, MatrixRows
-from samout_train.data.vocabulary.base import Characters
-from samout_train.training.non_finite import MOST_IN_A_ROW, NonFiniteError, OnNonFinite, refuse_non_finite, report
+from samout_train.data import Batches, Characters, MatrixRows
+from samout_train.training import NonFiniteError
+from samout_train.training.non_finite import MOST_IN_A_ROW, OnNonFinite, refuse_non_finite, report
 from samout_train.training.step import TrainingStep
 
 

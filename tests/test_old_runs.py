@@ -18,7 +18,7 @@ import pytest
 import torch
 from program import samout
 
-from samout_train.runtime.device import device_name
+from samout_train.runtime import device_name
 
 OLD = Path(__file__).parent / "old_runs"
 COMMANDS: dict[str, list[str]] = json.loads((OLD / "commands.json").read_text("utf-8"))

@@ -7,8 +7,7 @@ import pytest
 
 from samout_train.cli.generate import keys
 from samout_train.cli.request import settings_of
-from samout_train.config.compose import compose_config
-from samout_train.config.overrides import PLAIN_TEXT_KEYS
+from samout_train.config import PLAIN_TEXT_KEYS, compose_config
 
 NASTY = [
     *("", " ", "'", '"', "'the hands", '"the" h', '"the"', "'the'", "the\\", "the\\\\", "\\'", "\\\\'", "it's", "'\\"),

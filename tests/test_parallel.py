@@ -12,16 +12,14 @@ from test_rules import options, overrides_for
 from together import samout_together, together
 
 from samout_train import build_model, build_trainer
-from samout_train.checkpoint.files import CheckpointError
-from samout_train.checkpoint.load import load_run
+from samout_train.checkpoint import CheckpointError, load_run
 from samout_train.checkpoint.shards import shapes_of_shards
-from samout_train.config.compose import compose_config
-from samout_train.data.batches import Batches, MatrixRows
-from samout_train.models.parallel import ParallelName, SharedModel, whole_tensor
+from samout_train.config import compose_config
+from samout_train.data import Batches, MatrixRows
+from samout_train.models import ParallelName, SharedModel, whole_tensor
 from samout_train.runtime import distributed as processes
-from samout_train.training.non_finite import NonFiniteError
+from samout_train.training import NonFiniteError, trainer_from
 from samout_train.training.optimizers.adam import adam
-from samout_train.training.run import trainer_from
 from samout_train.training.schedules import Constant, Limits
 from samout_train.training.step import TrainingStep
 

@@ -15,17 +15,23 @@ import torch
 from program import context
 
 from samout_train import train
-from samout_train.cli import compare, export, inspect, search, tokenize
-from samout_train.cli import train as train_verb
+from samout_train.cli import compare, export, inspect, search, tokenize, train as train_verb
 from samout_train.cli.main import main
 from samout_train.cli.request import answered
-from samout_train.config.compose import ConfigError
+from samout_train.config import ConfigError
 from samout_train.data.text import token_cache
-from samout_train.evaluation.charts import draw_search, missing_charts
-from samout_train.runtime import compilation
-from samout_train.runtime.compilation import compile_problem
-from samout_train.runtime.files import append, replace_file
-from samout_train.runtime.places import PlaceError, in_words, is_of_a_place, message_of, place_problem
+from samout_train.evaluation import draw_search, missing_charts
+from samout_train.runtime import (
+    PlaceError,
+    append,
+    compilation,
+    compile_problem,
+    in_words,
+    is_of_a_place,
+    message_of,
+    place_problem,
+    replace_file,
+)
 
 TINY = [
     *("device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "data.seq_len=16"),

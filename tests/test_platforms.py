@@ -17,19 +17,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from program import samout
 
 from samout_train import __version__
-from samout_train.checkpoint.files import CheckpointError, checkpoint_path, newest_checkpoint
-from samout_train.checkpoint.run_directory import locked
+from samout_train.checkpoint import CheckpointError, checkpoint_path, locked, newest_checkpoint
 from samout_train.cli import main, verify
 from samout_train.cli.request import Request
-from samout_train.config.compose import compose_config
-from samout_train.config.hydra import get_args_parser
-from samout_train.config.overrides import quote_text
+from samout_train.config import compose_config, get_args_parser, quote_text
 from samout_train.experiments.compare.labels import folder_name
-from samout_train.runtime import device as runtime
-from samout_train.runtime import files as atomic
-from samout_train.runtime import signals as stopping
-from samout_train.runtime.compilation import compile_problem
-from samout_train.runtime.shell import list_setting
+from samout_train.runtime import compile_problem, device as runtime, files as atomic, list_setting, signals as stopping
 from samout_train.training.settings import problems
 
 PACKAGE = Path(atomic.__file__).parent.parent

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from samout_train import build_model, build_trainer
-from samout_train.config.compose import ConfigError, compose_config
-from samout_train.config.ranges import Positive, Probability, Range, Share, validated
+from samout_train.config import ConfigError, Positive, Probability, Range, Share, compose_config, validated
+from samout_train.training import model_node
 from samout_train.training.schedules import Constant, Progress, schedule_problem
-from samout_train.training.settings import model_node, problems
+from samout_train.training.settings import problems
 
 
 def found(*overrides: str) -> list[str]:

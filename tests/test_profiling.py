@@ -12,7 +12,7 @@ from marks import mostly_slow
 from signal_after import signal_after
 
 from samout_train import train
-from samout_train.runtime.signals import StopRequestedError
+from samout_train.runtime import StopRequestedError
 from samout_train.training.profiler import STEP, operations, table
 
 TINY = [

@@ -11,7 +11,8 @@ from torch import nn
 from torture.numbers import FIXED, happens
 from torture.row import SMALL
 
-from samout_train.training.rescue import MemoryExhaustedError, is_out_of_memory, rescued
+from samout_train.training import MemoryExhaustedError
+from samout_train.training.rescue import is_out_of_memory, rescued
 
 
 @pytest.mark.parametrize(

@@ -12,26 +12,21 @@ import pytest
 from marks import mostly_slow
 
 from samout_train.cli import main, tokenize
-from samout_train.config.compose import CONF, compose_config
-from samout_train.training.run import train, trainer_from
+from samout_train.config import CONF, compose_config
+from samout_train.training import train, trainer_from
 from samout_train.training.settings import problems
 
 PACKAGE = Path(__file__).resolve().parent.parent / "samout_train"
 # A package uses those of upper rows, and none of its own row.
-ROWS = [("ops", "runtime", "config"), ("models", "data"), ("evaluation", "checkpoint"), ("training",), ("experiments",)]
+ROWS = [
+    ("runtime",),
+    ("ops", "config"),
+    ("models", "data"),
+    ("evaluation", "checkpoint"),
+    ("training",),
+    ("experiments",),
+]
 ROWS += [("cli",), ("__init__", "__main__")]
-# What still does otherwise: packages that import one of their own row or of a lower one.
-NOT_YET = {
-    ("ops", "runtime.missing_home"),
-    ("runtime", "config.ranges"),
-    ("config", "runtime.file_kind"),
-    ("config", "runtime.home"),
-    ("config", "runtime.shell"),
-    ("runtime", "config.moved"),
-    ("checkpoint", "training.products"),
-    ("checkpoint", "training.run"),
-    ("checkpoint", "training.settings"),
-}
 HYDRA_ALLOWED = {"config", "cli"}
 HYDRA_NOT_YET = {"checkpoint/run_directory.py", "training/run.py", "experiments/sweep.py", "experiments/heat_map.py"}
 
@@ -60,25 +55,28 @@ def imported(path: Path) -> list[str]:
     return names
 
 
-def used(path: Path) -> set[str]:
-    """The modules of other packages that a file imports, such as `runtime.files`."""
-    names = [name.split(".")[1:3] for name in imported(path) if name.startswith("samout_train.")]
-    there = [parts for parts in names if (PACKAGE / parts[0]).is_dir() and parts[0] != top_of(path)]
-    return {".".join(parts[: 1 + _is_module(*parts)]) for parts in there}
-
-
-def _is_module(package: str, name: str = "") -> bool:
-    return (PACKAGE / package / f"{name}.py").is_file() or (PACKAGE / package / name / "__init__.py").is_file()
+def of_other_packages(path: Path) -> set[str]:
+    """The names of other packages that a file imports, such as `runtime.Clock`."""
+    names = [name.removeprefix("samout_train.") for name in imported(path) if name.startswith("samout_train.")]
+    return {name for name in names if (PACKAGE / name.split(".")[0]).is_dir() and name.split(".")[0] != top_of(path)}
 
 
 @pytest.mark.parametrize("package", [package for row in ROWS for package in row])
 def test_a_package_uses_those_above_it_alone(package: str) -> None:
-    wrong = set()
-    for path in (path for path in modules() if top_of(path) == package):
-        for name in used(path):
-            if row_of(name.split(".")[0]) >= row_of(package):
-                wrong.add((package, name))
-    assert wrong == {(by, name) for by, name in NOT_YET if by == package}
+    used = {name.split(".")[0] for path in modules() if top_of(path) == package for name in of_other_packages(path)}
+    assert {other for other in used if row_of(other) >= row_of(package)} == set()
+
+
+def test_a_package_is_entered_through_its_init() -> None:
+    for path in modules():
+        for name in of_other_packages(path) - {"cli.main"}:
+            *folders, last = name.split(".")
+            is_module = (PACKAGE.joinpath(*folders) / f"{last}.py").is_file()
+            offered = PACKAGE.joinpath(*folders) / "__init__.pyi"
+            is_offered = offered.is_file() and f" as {last}" in offered.read_text("utf-8")
+            assert not is_module or is_offered, (
+                f"{path} imports the module {name}: import what it needs from its package"
+            )
 
 
 def test_the_package_has_the_parts_that_the_rows_name() -> None:

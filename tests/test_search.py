@@ -11,10 +11,9 @@ import pytest
 from program import samout
 
 from samout_train.cli import search
-from samout_train.config.compose import ConfigError
-from samout_train.experiments.jobs import Outcome
-from samout_train.experiments.search.space import Choice, Interval, space_of
-from samout_train.experiments.search.trials import Search
+from samout_train.config import ConfigError
+from samout_train.experiments import Outcome, Search, space_of
+from samout_train.experiments.search.space import Choice, Interval
 
 pytest.importorskip("optuna", reason="wants samout_train[search]")
 TINY = ["model=v8", "model.num_heads=2", "model.num_layers=1", "model.hidden_size=8", "device=cpu"]

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from program import samout
 
 from samout_train.cli.request import Request
-from samout_train.config.compose import compose_config
-from samout_train.config.overrides import quote_text
-from samout_train.runtime.home import home_expanded, home_path
-from samout_train.runtime.shell import (
+from samout_train.config import compose_config, quote_text
+from samout_train.runtime import (
     dashboard_command,
+    home_expanded,
+    home_path,
     list_setting,
     program,
     quoted,

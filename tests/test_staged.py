@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from program import samout
 
-from samout_train.config.compose import CONF, ConfigError, compose_config
-from samout_train.experiments.staged import Stages, mean_and_spread
-from samout_train.experiments.sweep import first_stage
-from samout_train.training.settings import checked_config
+from samout_train.config import CONF, ConfigError, compose_config
+from samout_train.experiments import Stages, first_stage
+from samout_train.experiments.staged import mean_and_spread
+from samout_train.training import checked_config
 
 FORMS = {"a": ["model=v1"], "b": ["model=v8", "seed=7"], "c": [], "d": ["model=gru"]}
 

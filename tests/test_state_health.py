@@ -15,14 +15,22 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from samout_train import build_model, train
-from samout_train.config.compose import CONF
-from samout_train.data.batches import MatrixRows
-from samout_train.evaluation.ablation import EVERYWHERE, added_nats, branches_of, mixed_by, said_by, without
-from samout_train.evaluation.state_health import LayerHealth, calm_rows, growing_layers, positions_of, state_health
-from samout_train.models.loss import cross_entropy_sum
+from samout_train.config import CONF
+from samout_train.data import MatrixRows
+from samout_train.evaluation import (
+    EVERYWHERE,
+    LayerHealth,
+    added_nats,
+    calm_rows,
+    growing_layers,
+    positions_of,
+    state_health,
+)
+from samout_train.evaluation.ablation import branches_of, mixed_by, said_by, without
+from samout_train.models import cross_entropy_sum
 from samout_train.models.samout_v8 import MaxStateSuper
 from samout_train.ops.max_scan import max_scan
-from samout_train.training.callbacks.base import Callback
+from samout_train.training import Callback
 
 CPU = torch.device("cpu")
 TINY = ["device=cpu", "model.hidden_size=12", "model.num_layers=2", "data=random", "data.seq_len=9"]

@@ -14,11 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from samout_train import build_model, train
-from samout_train.data.batches import MatrixRows
-from samout_train.data.text.rows import TokenRows
-from samout_train.evaluation.charts import draw_extrapolation, draw_heat_map
-from samout_train.evaluation.extrapolation import Extrapolation, perplexity
-from samout_train.evaluation.streaming import Reader, stream_of
+from samout_train.data import MatrixRows, TokenRows
+from samout_train.evaluation import Extrapolation, Reader, draw_extrapolation, draw_heat_map, perplexity, stream_of
 
 CPU = torch.device("cpu")
 TOKENS = np.random.default_rng(0).integers(4, 30, size=200).astype(np.uint16)

@@ -7,11 +7,9 @@ import pytest
 from program import samout
 
 from samout_train.cli import sweep
-from samout_train.config.compose import CONF
-from samout_train.config.overrides import override_problems
-from samout_train.experiments.jobs import outcome, record_failure
-from samout_train.experiments.sweep import read_sweep, sweep_jobs, words_of_sweep, write_sweep
-from samout_train.runtime.shell import dashboard_command, program, typed_line
+from samout_train.config import CONF, override_problems
+from samout_train.experiments import outcome, read_sweep, record_failure, sweep_jobs, words_of_sweep, write_sweep
+from samout_train.runtime import dashboard_command, program, typed_line
 
 JOBS = {"seed=1": ["seed=1", "data.path=a b"], "seed=2": ["seed=2"], "seed=3": ["seed=3"]}
 TINY = ["data=random", "model.hidden_size=8", "model.num_heads=2", "model.num_layers=1", "data.batch_size=4"]

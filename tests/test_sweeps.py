@@ -9,10 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 from program import samout
 
-from samout_train.config.compose import CONF, ConfigError
+from samout_train.config import CONF, ConfigError
+from samout_train.experiments import common_keys, finished, jobs_of, words_of_sweep
 from samout_train.experiments.heat_map import AccuracyTable
-from samout_train.experiments.jobs import finished
-from samout_train.experiments.sweep import _job_directory, common_keys, jobs_of, words_of_sweep
+from samout_train.experiments.sweep import _job_directory
 
 SMALLER = {"recall"}  # what has a smaller form that takes its place in the sweep
 

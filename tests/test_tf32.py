@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from samout_train import build_trainer
-from samout_train.runtime.tf32 import use_tf32
+from samout_train.runtime import use_tf32
 
 TINY = ["model=v8", "data=random", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"]
 

@@ -15,21 +15,18 @@ import torch
 from program import samout
 
 from samout_train import train
-from samout_train.config.compose import compose_config
-from samout_train.experiments.sweep import jobs_at_once
-from samout_train.runtime import threads
-from samout_train.runtime.device import use_threads
-from samout_train.runtime.threads import (
-    ABOUT_WAITING,
-    SHORT_WAIT,
+from samout_train.config import compose_config
+from samout_train.experiments import jobs_at_once
+from samout_train.runtime import (
     Others,
     available_cores,
-    busy_seconds,
-    quota_of_cores,
     share_of_cores,
+    threads,
     told_others,
+    use_threads,
     wait_shortly,
 )
+from samout_train.runtime.threads import ABOUT_WAITING, SHORT_WAIT, busy_seconds, quota_of_cores
 from samout_train.training.settings import problems
 
 TINY = [

@@ -12,9 +12,9 @@ from marks import mostly_slow
 from signal_after import signal_after
 
 from samout_train import build_trainer, train
-from samout_train.config.compose import ConfigError
-from samout_train.runtime.signals import StopRequestedError
-from samout_train.training.callbacks.base import Callback, StepReport
+from samout_train.config import ConfigError
+from samout_train.runtime import StopRequestedError
+from samout_train.training import Callback, StepReport
 
 TINY = [
     *("model=v8", "data=random", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=2"),

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samout_train import build_model, build_trainer
-from samout_train.data.batches import Batches, MatrixRows
-from samout_train.models.loss import cross_entropy_sum
-from samout_train.models.parallel import SharedModel
-from samout_train.runtime.device import PrecisionName
+from samout_train.data import Batches, MatrixRows
+from samout_train.models import SharedModel, cross_entropy_sum
+from samout_train.runtime import PrecisionName
 from samout_train.training.non_finite import OnNonFinite
 from samout_train.training.schedules import Constant, Limits
 from samout_train.training.step import TrainingStep

@@ -10,7 +10,7 @@ import pytest
 from program import samout
 
 from samout_train import generate_text, train
-from samout_train.checkpoint.load import load_run
+from samout_train.checkpoint import load_run
 from samout_train.cli import generate
 
 SIZES = ["model.hidden_size=24", "model.num_heads=2", "model.num_layers=2", "device=cpu"]

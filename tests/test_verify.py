@@ -14,9 +14,9 @@ from marks import mostly_slow
 from program import samout
 
 from samout_train import train
-from samout_train.checkpoint.load import load_run
+from samout_train.checkpoint import load_run
 from samout_train.cli.verify import main, subjects_of_run
-from samout_train.config.compose import CONF
+from samout_train.config import CONF
 from samout_train.evaluation.verify import Row, Subject, verify
 
 CPU = torch.device("cpu")

@@ -5,8 +5,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from samout_train.checkpoint.run_directory import DirectoryRefusedError, holds_run, locked
-from samout_train.runtime import distributed
-from samout_train.runtime.files import replace_file
+from samout_train.runtime import distributed, replace_file
 
 SETTINGS = ".hydra"
 

@@ -25,15 +25,9 @@ from samout_train.checkpoint.export_files import (
     write_weights,
 )
 from samout_train.checkpoint.load import LoadedRun, load_run, model_of
-from samout_train.data.vocabulary.published import read_published_vocabulary
-from samout_train.models.cost import num_parameters
-from samout_train.models.published import load_published, published_state
-from samout_train.runtime.device import weights_sha256
-from samout_train.runtime.file_kind import refuse_special
-from samout_train.runtime.files import replace_file
-from samout_train.runtime.home import home_path
-from samout_train.runtime.places import in_words, place_problem
-from samout_train.training.products import choose_once
+from samout_train.data import read_published_vocabulary
+from samout_train.models import choose_once, load_published, num_parameters, published_state
+from samout_train.runtime import home_path, in_words, place_problem, refuse_special, replace_file, weights_sha256
 
 Format = Literal["safetensors", "published"]
 MANIFEST, CONFIG = "export.json", "config.yaml"

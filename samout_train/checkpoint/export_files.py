@@ -9,10 +9,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from samout_train.data.vocabulary.base import Characters, Vocabulary
-from samout_train.data.vocabulary.choice import vocabulary_from
-from samout_train.models.published import rename_published
-from samout_train.runtime.tensor_file import read_tensor_file
+from samout_train.data import Characters, Vocabulary, vocabulary_from
+from samout_train.models import rename_published
+from samout_train.runtime import read_tensor_file
 
 WEIGHTS = {"safetensors": "model.safetensors", "published": "model.pth"}
 VOCABULARY, PICKLED = "vocabulary.json", "total_voc.pkl"

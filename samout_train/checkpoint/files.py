@@ -19,10 +19,7 @@ from typing import Any
 import torch
 
 from samout_train.checkpoint.shards import damaged_shards, join_shards
-from samout_train.runtime.file_kind import refuse_special
-from samout_train.runtime.files import replace_file
-from samout_train.runtime.home import home_path
-from samout_train.runtime.tensor_file import read_tensor_file
+from samout_train.runtime import home_path, read_tensor_file, refuse_special, replace_file
 
 FORMAT = 3
 CORRUPT = ".corrupt"

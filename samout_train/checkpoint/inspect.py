@@ -16,16 +16,30 @@ from samout_train.checkpoint import files as checkpoints
 from samout_train.checkpoint.export import CONFIG, MANIFEST, export_damage, read_manifest
 from samout_train.checkpoint.export_files import VOCABULARY, WEIGHTS
 from samout_train.checkpoint.files import CORRUPT, FORMAT, CheckpointError, damage, read_checkpoint
-from samout_train.config.compose import ConfigError, saved_node
-from samout_train.data.vocabulary.base import Characters
-from samout_train.data.vocabulary.choice import vocabulary_from
-from samout_train.data.vocabulary.published import read_published_vocabulary
-from samout_train.models.published import is_published_v8, load_published
-from samout_train.models.published_files import DamagedError, is_safetensors, no_weights, read_published
-from samout_train.runtime.file_kind import HEAD_BYTES, refuse_special
-from samout_train.runtime.home import home_path
-from samout_train.runtime.shell import program, shell_word, shown_path, text_setting, typed_line
-from samout_train.runtime.tensor_file import LEGACY, ZIP, MoreThanTensorsError, read_tensor_file
+from samout_train.config import ConfigError, saved_node
+from samout_train.data import Characters, read_published_vocabulary, vocabulary_from
+from samout_train.models import (
+    DamagedError,
+    is_published_v8,
+    is_safetensors,
+    load_published,
+    no_weights,
+    read_published,
+)
+from samout_train.runtime import (
+    HEAD_BYTES,
+    LEGACY,
+    ZIP,
+    MoreThanTensorsError,
+    home_path,
+    program,
+    read_tensor_file,
+    refuse_special,
+    shell_word,
+    shown_path,
+    text_setting,
+    typed_line,
+)
 
 SIZES = ("hidden_size", "num_layers", "num_heads", "ffn_size", "max_seq_len")
 CHECKPOINT = re.compile(rf"step_\d{{8}}\.pt({re.escape(CORRUPT)})?")

@@ -8,14 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from samout_train.checkpoint.files import CheckpointError, find_checkpoint, read_checkpoint
-from samout_train.config.compose import ConfigError, build, saved_node
-from samout_train.data.text.documents import LineEnds
-from samout_train.data.vocabulary.base import Vocabulary
-from samout_train.data.vocabulary.choice import read_vocabulary_file, vocabulary_from
-from samout_train.data.vocabulary.published import read_published_vocabulary
-from samout_train.runtime.home import home_path
-from samout_train.training.products import choose_once
-from samout_train.training.settings import model_problems
+from samout_train.config import ConfigError, build, model_problems, saved_node
+from samout_train.data import LineEnds, Vocabulary, read_published_vocabulary, read_vocabulary_file, vocabulary_from
+from samout_train.models import choose_once
+from samout_train.runtime import home_path
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from samout_train.checkpoint.files import (
     write_checkpoint,
 )
 from samout_train.checkpoint.shards import split_shards, write_shards
-from samout_train.config.ranges import Positive, validated
+from samout_train.config import Positive, validated
 from samout_train.runtime import distributed
 
 log = logging.getLogger(__name__)

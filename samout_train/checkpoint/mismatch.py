@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samout_train.data.vocabulary.base import Vocabulary
+from samout_train.data import Vocabulary
 
 MOST_LINES = 8
 # What optimizers keep in the shape of the parameter; what else they keep may have another.

@@ -12,13 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from samout_train.config.compose import Composed, ConfigError
-from samout_train.config.diagnostics import in_few_words
-from samout_train.config.moved import current_settings
-from samout_train.runtime.files import leftovers
-from samout_train.runtime.home import home_expanded, home_path
-from samout_train.runtime.json_files import read_figures
-from samout_train.runtime.places import place_problem
+from samout_train.config import Composed, ConfigError, current_settings, in_few_words
+from samout_train.runtime import home_expanded, home_path, leftovers, place_problem, read_figures
 
 # What a continued run must have in common with what it continues; the rest may change.
 SECONDS_OF_A_LOOK = 0.5  # at most, that who only asks whether a run is under way holds its lock

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from samout_train.checkpoint.mismatch import refuse_other_model, refuse_other_optimizer
 from samout_train.checkpoint.shards import read_shards
-from samout_train.models.parallel import SharedModel, like
+from samout_train.models import SharedModel, like
 
 State = dict[str, Any]
 

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from samout_train.cli.request import Request, answered, settings_of
 from samout_train.cli.train_keys import beside_those_of_train
-from samout_train.config.compose import ConfigError
-from samout_train.config.overrides import key_of
-from samout_train.config.ranges import Positive, Seeds
-from samout_train.runtime.places import place_problem
-from samout_train.runtime.shell import list_setting, shell_word, text_setting, typed_line
+from samout_train.config import ConfigError, Positive, Seeds, key_of
+from samout_train.runtime import list_setting, place_problem, shell_word, text_setting, typed_line
 
 if TYPE_CHECKING:
-    from samout_train.experiments.compare.jobs import Plan
+    from samout_train.experiments import Plan
 
 OWN = ("models", "match", "lr", "seeds", "jobs", "runs", "run_dir", "seed")
 Node = dict[str, Any]
@@ -59,9 +56,9 @@ def _compare(words: list[str]) -> int:
     if settings["runs"] is not None:
         return _show(settings, request, gets_new_directory=gets_new_directory)
 
-    from samout_train.checkpoint.run_directory import locked, new_directory
-    from samout_train.experiments.compare.making import finish, make_runs
-    from samout_train.runtime.signals import StopRequestedError
+    from samout_train.checkpoint import locked, new_directory
+    from samout_train.experiments import finish, make_runs
+    from samout_train.runtime import StopRequestedError
 
     plan = _plan(settings, request)
     if gets_new_directory:
@@ -83,7 +80,7 @@ def _compare(words: list[str]) -> int:
 
 
 def _show(settings: Node, request: Request, *, gets_new_directory: bool) -> int:
-    from samout_train.experiments.compare.making import show
+    from samout_train.experiments import show
 
     if typed := [word for word in request.overrides if key_of(word) not in ("runs", "run_dir")]:
         raise ConfigError(f"{typed[0]}: a page of runs that are there takes runs and run_dir only: leave it out")
@@ -95,9 +92,7 @@ def _show(settings: Node, request: Request, *, gets_new_directory: bool) -> int:
 
 
 def _plan(settings: Node, request: Request) -> "Plan":
-    from samout_train.experiments.compare.contenders import contenders, decided_problems
-    from samout_train.experiments.compare.jobs import Plan, known_sizes
-    from samout_train.experiments.compare.matching import Budget
+    from samout_train.experiments import Budget, Plan, contenders, decided_problems, known_sizes
 
     shared = [word for word in request.overrides if key_of(word) not in OWN]
     if found := decided_problems(shared):
@@ -124,7 +119,7 @@ def _asked(settings: Node, request: Request) -> Node:
     """What the page should say of the request."""
     import torch
 
-    from samout_train.runtime.device import choose_device, device_name
+    from samout_train.runtime import choose_device, device_name
 
     device = device_name(choose_device(settings["device"]))
     return {

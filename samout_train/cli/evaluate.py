@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.cli.request import Request, answered, settings_of
-from samout_train.config.compose import ConfigError
-from samout_train.config.overrides import key_of
-from samout_train.config.ranges import DeviceName, Positive, Threads
-from samout_train.runtime.places import in_words, is_full
+from samout_train.config import ConfigError, DeviceName, Positive, Threads, key_of
+from samout_train.runtime import in_words, is_full
 
 if TYPE_CHECKING:
     import torch
 
-    from samout_train.checkpoint.load import LoadedRun
-    from samout_train.data.batches import Source
-    from samout_train.data.text.whole import WholeData
-    from samout_train.evaluation.extrapolation import Extrapolation
+    from samout_train.checkpoint import LoadedRun
+    from samout_train.data import Source, WholeData
+    from samout_train.evaluation import Extrapolation
 
 ROWS_PER_BATCH = 64  # of a task, at the length that it was trained at
 TIMES = (1, 4, 16, 64)  # of the training length, where no lengths are given
@@ -56,10 +53,10 @@ def main(words: list[str]) -> int:
 
 
 def _evaluate(words: list[str]) -> int:
-    from samout_train.checkpoint.load import load_run
-    from samout_train.models.cost import sees_future
-    from samout_train.ops.kernels import use_kernels
-    from samout_train.runtime.device import choose_device, keep_freed_memory, use_threads
+    from samout_train.checkpoint import load_run
+    from samout_train.models import sees_future
+    from samout_train.ops import use_kernels
+    from samout_train.runtime import choose_device, keep_freed_memory, use_threads
 
     of_data = [word for word in words if word.lstrip("+").startswith(("data=", "data."))]
     settings = settings_of([word for word in words if word not in of_data], "evaluate", keys).config
@@ -126,9 +123,9 @@ def source_of(
     Raises:
         ConfigError: if the data is not what was asked for, or not for this model.
     """
-    from samout_train.config.compose import build, compose_config, saved_node, saved_seed
-    from samout_train.data.text.whole import reads_whole
-    from samout_train.training.settings import DATA_SETTINGS, data_problems
+    from samout_train.config import build, compose_config, saved_node, saved_seed
+    from samout_train.data import reads_whole
+    from samout_train.training import DATA_SETTINGS, data_problems
 
     saved = loaded.checkpoint.parent.parent / ".hydra" / "config.yaml"
     node = saved_node(saved, "data")
@@ -170,8 +167,8 @@ def _given(
     loaded: "LoadedRun", of_data: Sequence[str], name: str, node: dict[str, Any], trained_length: int | None
 ) -> "tuple[str, Source, WholeData]":
     """Read files that were given from end to end, by the vocabulary of the run."""
-    from samout_train.data.text.whole import whole_data
-    from samout_train.training.settings import data_problems
+    from samout_train.data import whole_data
+    from samout_train.training import data_problems
 
     if loaded.vocabulary is None:
         raise ConfigError(
@@ -188,9 +185,9 @@ def _given(
 
 
 def _accuracies(loaded: "LoadedRun", source: "Source", device: "torch.device", folder: Path) -> None:
-    from samout_train.evaluation.accuracy import accuracy
-    from samout_train.runtime.json_files import write_figures
-    from samout_train.training.callbacks.accuracy import accuracy_lines, described, rows_that_fit
+    from samout_train.evaluation import accuracy
+    from samout_train.runtime import write_figures
+    from samout_train.training import accuracy_lines, described, rows_that_fit
 
     if not source.tests:
         raise ConfigError("there is nothing to test at: give lengths=[...]")
@@ -218,9 +215,9 @@ def _measured_whole(
     loaded: "LoadedRun", source: "Source", whole: "WholeData", device: "torch.device"
 ) -> dict[str, Any]:
     """Measure data from end to end, each row from a fresh state as in training, and print what it is."""
-    from samout_train.config.compose import saved_node
-    from samout_train.data.text.whole import digests_of
-    from samout_train.evaluation.evaluator import evaluate, in_order
+    from samout_train.config import saved_node
+    from samout_train.data import digests_of
+    from samout_train.evaluation import evaluate, in_order
 
     rows = whole.rows
     print(f"  {whole.path}, sha256 {whole.sha256}")
@@ -258,7 +255,7 @@ def _measured_whole(
 
 def _refuse_lengths(source: "Source", given: list[int] | None, trained: int) -> None:
     """Refuse lengths of rows that do not follow each other: these have the one that the model was trained at."""
-    from samout_train.evaluation.streaming import stream_of
+    from samout_train.evaluation import stream_of
 
     if source.chance is None and given and set(given) != {trained} and stream_of(source.validation) is None:
         raise ConfigError(
@@ -275,10 +272,8 @@ def _losses(
     folder: Path,
     about: dict[str, Any],
 ) -> None:
-    from samout_train.evaluation.charts import missing_charts
-    from samout_train.evaluation.extrapolation import FAR_TIMES
-    from samout_train.evaluation.streaming import Reader, stream_of
-    from samout_train.training.callbacks.lengths import PICTURE, write_extrapolation
+    from samout_train.evaluation import FAR_TIMES, Reader, missing_charts, stream_of
+    from samout_train.training import PICTURE, write_extrapolation
 
     rows, given = source.validation, settings["lengths"]
     trained = about.get("trained_length", source.train.seq_len)
@@ -303,7 +298,7 @@ def _losses(
 
 
 def _table(found: "Extrapolation") -> list[str]:
-    from samout_train.evaluation.extrapolation import perplexity
+    from samout_train.evaluation import perplexity
 
     near = found.loss_nats.get(found.trained_length)
     lines = [f"{found.num_tokens:,} tokens, read {found.trained_length} at a time, the length of a training row"]

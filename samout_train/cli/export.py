@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from samout_train.cli.request import answered, settings_of
 
 if TYPE_CHECKING:
-    from samout_train.checkpoint.export import Exported
+    from samout_train.checkpoint import Exported
 
 
 def keys(*, run: str, format: Literal["safetensors", "published"], out: str | None) -> None:
@@ -26,7 +26,7 @@ def main(words: list[str]) -> int:
 
 
 def _export(words: list[str]) -> int:
-    from samout_train.checkpoint.export import ExportError, export_run
+    from samout_train.checkpoint import ExportError, export_run
 
     settings = settings_of(words, "export", keys).config
     try:
@@ -39,7 +39,7 @@ def _export(words: list[str]) -> int:
 
 
 def _print(exported: "Exported", format: str) -> None:
-    from samout_train.checkpoint.export_files import VOCABULARY, WEIGHTS
+    from samout_train.checkpoint import VOCABULARY, WEIGHTS
 
     run, folder = exported.run, exported.folder
     numbers = sum(tensor.numel() for tensor in run.model.parameters())

@@ -6,9 +6,8 @@ from itertools import tee
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.cli.request import answered, settings_of
-from samout_train.config.ranges import DeviceName, NonNegative, Positive, Seed, Threads, TopShare
-from samout_train.runtime.console import input_as_utf_8, lost_output, text_of_word
-from samout_train.runtime.home import home_path
+from samout_train.config import DeviceName, NonNegative, Positive, Seed, Threads, TopShare
+from samout_train.runtime import home_path, input_as_utf_8, lost_output, text_of_word
 
 LARGEST_PROMPT, PIECE = 1 << 26, 1 << 20  # bytes
 SAMPLE_BYTES = 5_000  # the state of a random generator, in Python and in torch
@@ -17,10 +16,9 @@ TOKEN_BYTES = 8  # of a token that a later sample still has to be written with
 if TYPE_CHECKING:
     import torch
 
-    from samout_train.checkpoint.load import LoadedRun
-    from samout_train.data.text.documents import LineEnds
-    from samout_train.data.vocabulary.base import Vocabulary
-    from samout_train.evaluation.generate import Timed
+    from samout_train.checkpoint import LoadedRun
+    from samout_train.data import LineEnds, Vocabulary
+    from samout_train.evaluation import Timed
 
 
 def keys(
@@ -54,11 +52,11 @@ def main(words: list[str]) -> int:
 
 
 def _generate(words: list[str]) -> int:
-    from samout_train.checkpoint.load import load_run
-    from samout_train.data.vocabulary.base import SPECIAL_TOKENS
-    from samout_train.evaluation.generate import Timed, generate_samples, text_of
-    from samout_train.ops.kernels import use_kernels
-    from samout_train.runtime.device import choose_device, keep_freed_memory, use_threads
+    from samout_train.checkpoint import load_run
+    from samout_train.data import SPECIAL_TOKENS
+    from samout_train.evaluation import Timed, generate_samples, text_of
+    from samout_train.ops import use_kernels
+    from samout_train.runtime import choose_device, keep_freed_memory, use_threads
 
     settings = dict(settings_of(words, "generate", keys).config)
     device = choose_device(settings.pop("device"))
@@ -128,7 +126,7 @@ def _refuse_too_many(
     """Refuse counts for which there is no memory; of each sample that is its state, its logits and its tokens."""
     import torch
 
-    from samout_train.runtime.device import too_large
+    from samout_train.runtime import too_large
 
     model: Any = loaded.model
     one = model.state_bytes(prompt_tokens) + SAMPLE_BYTES + 4 * loaded.vocab_size
@@ -145,7 +143,7 @@ def _read(prompt: str, line_ends: "LineEnds") -> str:
         prompt: As given; `@FILE` names a file, `-` standard input.
         line_ends: How those of a file or of standard input are read.
     """
-    from samout_train.data.text.documents import text_of
+    from samout_train.data import text_of
 
     try:
         if prompt == "-":

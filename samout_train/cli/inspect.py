@@ -22,7 +22,7 @@ def main(words: list[str]) -> int:
 
 
 def _inspect(words: list[str]) -> int:
-    from samout_train.checkpoint.inspect import inspect_path
+    from samout_train.checkpoint import inspect_path
 
     path = settings_of(words, "inspect", keys).config["path"]
     found = inspect_path(path)

@@ -8,12 +8,19 @@ import sys
 import threading
 from pathlib import Path
 
-from samout_train.runtime.console import UNWRITABLE, lost_output, use_lasting_streams
-from samout_train.runtime.launch import Launch
-from samout_train.runtime.missing_home import ensure_home
-from samout_train.runtime.search_path import hiding_files, library_variables, plugin_place, working_directory_last
-from samout_train.runtime.signals import treat_hangup_as_termination
-from samout_train.runtime.threads import wait_shortly
+from samout_train import working_directory_last
+from samout_train.runtime import (
+    UNWRITABLE,
+    Launch,
+    ensure_home,
+    hiding_files,
+    library_variables,
+    lost_output,
+    plugin_place,
+    treat_hangup_as_termination,
+    use_lasting_streams,
+    wait_shortly,
+)
 
 VERBS = (
     *("compare", "evaluate", "export", "generate", "inspect", "prove_resume"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from omegaconf import OmegaConf
 
 import samout_train
-from samout_train.config.compose import CONF
+from samout_train.config import CONF
 
 EXAMPLES = """\
 samout-train data=python_source              train on the files of Python's own library, about five minutes

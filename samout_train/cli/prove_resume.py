@@ -8,10 +8,8 @@ from typing import Annotated
 
 from samout_train.cli.request import Request, answered, settings_of
 from samout_train.cli.train_keys import beside_those_of_train
-from samout_train.config.compose import ConfigError
-from samout_train.config.overrides import key_of
-from samout_train.config.ranges import NonNegative, Positive
-from samout_train.runtime.shell import text_setting
+from samout_train.config import ConfigError, NonNegative, Positive, key_of
+from samout_train.runtime import text_setting
 
 OWN = ("steps", "kills", "run_dir")
 
@@ -35,8 +33,8 @@ def main(words: list[str]) -> int:
 
 
 def _until_stopped(words: list[str]) -> int:
-    from samout_train.experiments.prove_resume import TrainingFailedError
-    from samout_train.runtime.signals import StopRequestedError
+    from samout_train.experiments import TrainingFailedError
+    from samout_train.runtime import StopRequestedError
 
     try:
         return _prove(words)
@@ -49,12 +47,10 @@ def _until_stopped(words: list[str]) -> int:
 
 
 def _prove(words: list[str]) -> int:
-    from samout_train.checkpoint.files import find_checkpoint, read_manifest
-    from samout_train.checkpoint.run_directory import locked
-    from samout_train.experiments.prove_resume import digests, run_killed
-    from samout_train.runtime.device import choose_device
-    from samout_train.runtime.signals import StopSignals
-    from samout_train.training.products import decided
+    from samout_train.checkpoint import find_checkpoint, locked, read_manifest
+    from samout_train.experiments import digests, run_killed
+    from samout_train.models import decided
+    from samout_train.runtime import StopSignals, choose_device
 
     composed, request = settings_of(words, "prove_resume", keys), Request(words, "prove_resume")
     settings = composed.config

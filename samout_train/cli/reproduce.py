@@ -5,10 +5,8 @@ from typing import Annotated, Any
 
 from samout_train.cli.request import Request, answered, settings_of
 from samout_train.cli.train_keys import beside_those_of_train
-from samout_train.config.compose import ConfigError
-from samout_train.config.overrides import key_of
-from samout_train.config.ranges import Positive
-from samout_train.runtime.progress import Bar
+from samout_train.config import ConfigError, Positive, key_of
+from samout_train.runtime import Bar
 
 OWN = ("steps", "record")
 FREE = ("experiment", "device", "precision", "kernels", "data.path", *OWN)
@@ -38,7 +36,7 @@ def _reproduce(words: list[str]) -> int:
         raise ConfigError("say which preset: experiment=NAME, one of conf/experiment")
     if other := [word for word in request.overrides if key_of(word) not in FREE]:
         raise ConfigError(f"{other[0]}: a curve is that of the preset as it is: {', '.join(FREE)} are free")
-    from samout_train.experiments.reproduce import HEADER, GoldenCurve, losses_of
+    from samout_train.experiments import HEADER, GoldenCurve, losses_of
 
     train = [word for word in request.overrides if key_of(word) not in OWN]
     train += [] if any(word.startswith("precision=") for word in train) else [f"precision={settings['precision']}"]
@@ -63,7 +61,7 @@ def _reproduce(words: list[str]) -> int:
 
 
 def _trainer(words: list[str]) -> Any:
-    from samout_train.training.run import build_trainer
+    from samout_train.training import build_trainer
 
     return build_trainer(words)
 
@@ -72,8 +70,8 @@ def _record(preset: str, words: list[str], most_steps: int | None) -> int:
     """Replicas: as it is, on one thread, and by torch's own operations."""
     import torch
 
-    from samout_train.experiments.reproduce import GoldenCurve, losses_of
-    from samout_train.runtime.device import commit, device_name
+    from samout_train.experiments import GoldenCurve, losses_of
+    from samout_train.runtime import commit, device_name
 
     threads, replicas, names = torch.get_num_threads(), [], []
     try:

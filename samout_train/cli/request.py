@@ -14,19 +14,24 @@ import hydra
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
-from samout_train.config.compose import CONF, Composed, ConfigError, compose_config
-from samout_train.config.hydra import get_args_parser
-from samout_train.config.overrides import (
+from samout_train.config import (
+    CONF,
+    MISSING,
     PLAIN_TEXT_KEYS,
+    Composed,
+    ConfigError,
     as_typed,
+    compose_config,
+    get_args_parser,
     is_there,
     key_of,
+    mistakes_in_call,
+    nearest,
     override_problems,
     quote_text,
     words_for_hydra,
 )
-from samout_train.config.signature import MISSING, mistakes_in_call, nearest
-from samout_train.experiments.sweep import (
+from samout_train.experiments import (
     common_keys,
     first_stage,
     job_name,
@@ -35,11 +40,7 @@ from samout_train.experiments.sweep import (
     sweep_problems,
     without_sweeps,
 )
-from samout_train.runtime.home import home_path
-from samout_train.runtime.places import PlaceError, in_words, is_full
-from samout_train.runtime.progress import Bar
-from samout_train.runtime.search_path import library_variables
-from samout_train.runtime.shell import shell_word
+from samout_train.runtime import Bar, PlaceError, home_path, in_words, is_full, library_variables, shell_word
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 PATH_KEYS = ("path", "run", "dir", "runs")  # of the verbs, by which they get what they are about
@@ -126,8 +127,8 @@ class Request:
         return []
 
     def _wrong_settings(self) -> list[str]:
-        from samout_train.checkpoint.run_directory import resume_problems, run_directory_problems
-        from samout_train.training.settings import checked_config
+        from samout_train.checkpoint import resume_problems, run_directory_problems
+        from samout_train.training import checked_config
 
         if self.in_sweep:
             return self._wrong_sweep()
@@ -140,8 +141,8 @@ class Request:
         return found
 
     def _wrong_sweep(self) -> list[str]:
-        from samout_train.checkpoint.run_directory import resume_problems
-        from samout_train.training.settings import checked_config
+        from samout_train.checkpoint import resume_problems
+        from samout_train.training import checked_config
 
         wrong = override_problems(self.overrides, folders=self.folders, in_sweep=True)
         words, found = [word for word in self.overrides if word not in wrong], list(wrong.values())
@@ -178,7 +179,7 @@ class Request:
 
     def _wrong_directory(self) -> list[str]:
         """Makes the directory and writes into it, so that what speaks against it is told like any other mistake."""
-        from samout_train.checkpoint.run_directory import new_directory
+        from samout_train.checkpoint import new_directory
 
         if self.run_dir is None:
             return []
@@ -267,7 +268,7 @@ def _inform(words: list[str], verb: str, keys: Callable[..., None]) -> None:
 
 
 def _done(words: list[str], act: Callable[[list[str]], int]) -> int:
-    from samout_train.checkpoint.files import CheckpointError  # imports torch, which --help does without
+    from samout_train.checkpoint import CheckpointError
 
     try:
         return act(words)

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from samout_train.cli.request import Request, answered, settings_of
 from samout_train.cli.train_keys import beside_those_of_train
-from samout_train.config.compose import ConfigError
-from samout_train.config.overrides import key_of
-from samout_train.config.ranges import Positive
-from samout_train.runtime.places import place_problem
-from samout_train.runtime.shell import dashboard_command, program, shell_word, text_setting, typed_line
+from samout_train.config import ConfigError, Positive, key_of
+from samout_train.runtime import dashboard_command, place_problem, program, shell_word, text_setting, typed_line
 
 if TYPE_CHECKING:
-    from samout_train.experiments.search.trials import Search
+    from samout_train.experiments import Search
 
 OWN = ("space", "trials", "storage", "run_dir", "resume")
 PICTURE = "search.png"
@@ -39,7 +36,7 @@ def main(words: list[str]) -> int:
 
 
 def _search(words: list[str]) -> int:
-    from samout_train.experiments.search.space import EXAMPLE, space_of, space_problems
+    from samout_train.experiments import EXAMPLE, space_of, space_problems
 
     composed, request = settings_of(words, "search", keys), Request(words, "search")
     settings = composed.config
@@ -56,9 +53,9 @@ def _search(words: list[str]) -> int:
     if problem := place_problem(folder):
         raise ConfigError(f"run_dir={folder}: {problem}")
 
-    from samout_train.checkpoint.run_directory import locked, new_directory, other_kind
-    from samout_train.experiments.search.trials import Search
-    from samout_train.runtime.signals import StopRequestedError
+    from samout_train.checkpoint import locked, new_directory, other_kind
+    from samout_train.experiments import Search
+    from samout_train.runtime import StopRequestedError
 
     if kind := other_kind(folder, "a search"):
         raise ConfigError(f"run_dir={folder}: holds {kind}: give a directory of its own")
@@ -80,7 +77,7 @@ def _search(words: list[str]) -> int:
 
 
 def _with_bar(search: "Search", num_trials: int) -> None:
-    from samout_train.runtime.progress import Bar
+    from samout_train.runtime import Bar
 
     print(f"search in {search.folder}, up to {num_trials} trials", flush=True)
     with Bar(desc="trials", total=num_trials, unit="trial", dynamic_ncols=True, smoothing=0) as bar:
@@ -97,7 +94,7 @@ def _with_bar(search: "Search", num_trials: int) -> None:
 
 def _tell(search: "Search") -> None:
     """What came of it: the best trial and its command, what mattered, and the picture."""
-    from samout_train.evaluation.charts import draw_search, missing_charts
+    from samout_train.evaluation import draw_search, missing_charts
 
     best, trials = search.best(), search.trials()
     states = [trial.state for trial in trials]

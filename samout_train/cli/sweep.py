@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from samout_train.cli.request import answered, settings_of
-from samout_train.config.compose import ConfigError
-from samout_train.config.ranges import Positive
-from samout_train.runtime.shell import dashboard_command, program, shell_word, text_setting, typed_line
+from samout_train.config import ConfigError, Positive
+from samout_train.runtime import dashboard_command, program, shell_word, text_setting, typed_line
 
 if TYPE_CHECKING:
-    from samout_train.experiments.jobs import Outcome
+    from samout_train.experiments import Outcome
 
 
 def keys(
@@ -35,11 +34,8 @@ def main(words: list[str]) -> int:
 
 
 def _sweep(words: list[str]) -> int:
-    from samout_train.experiments.compare.jobs import read_record
-    from samout_train.experiments.job_bar import described, job_bar
-    from samout_train.experiments.jobs import Job, outcome
-    from samout_train.experiments.sweep import read_sweep, sweep_jobs
-    from samout_train.runtime.signals import StopRequestedError
+    from samout_train.experiments import Job, described, job_bar, outcome, read_record, read_sweep, sweep_jobs
+    from samout_train.runtime import StopRequestedError
 
     settings = settings_of(words, "sweep", keys).config
     folder = Path(settings["dir"])

@@ -6,18 +6,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from samout_train.cli.request import answered, settings_of
-from samout_train.config.ranges import Positive
-from samout_train.data.text.documents import LineEnds
-from samout_train.data.vocabulary.bpe import BytePairSize
-from samout_train.data.vocabulary.choice import VocabularyName
-from samout_train.runtime.home import home_path
-from samout_train.runtime.places import in_words, place_problem
-from samout_train.runtime.shell import list_setting, program_file, typed_line
-from samout_train.runtime.threads import available_cores
+from samout_train.config import Positive
+from samout_train.data import BytePairSize, LineEnds, VocabularyName
+from samout_train.runtime import (
+    available_cores,
+    home_path,
+    in_words,
+    list_setting,
+    place_problem,
+    program_file,
+    typed_line,
+)
 
 if TYPE_CHECKING:
-    from samout_train.data.shards.plan import ShardPlan
-    from samout_train.data.shards.write import Tokenized
+    from samout_train.data import ShardPlan, Tokenized
 
 T = TypeVar("T")
 UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -56,9 +58,8 @@ def main(words: list[str]) -> int:
 
 
 def _tokenize(words: list[str]) -> int:
-    from samout_train.data.shards.workers import WorkerDiedError
-    from samout_train.data.shards.write import tokenize_files
-    from samout_train.runtime.signals import StopRequestedError
+    from samout_train.data import WorkerDiedError, tokenize_files
+    from samout_train.runtime import StopRequestedError
 
     settings = settings_of(words, "tokenize", keys).config
     plan, jobs = _plan(settings), settings["jobs"] or available_cores()
@@ -81,10 +82,7 @@ def _tokenize(words: list[str]) -> int:
 
 
 def _plan(settings: dict[str, Any]) -> "ShardPlan":
-    from samout_train.data.shards.plan import ShardPlan
-    from samout_train.data.text.documents import JsonlReader
-    from samout_train.data.text.folder import find
-    from samout_train.data.text.stream import vocabulary_of
+    from samout_train.data import JsonlReader, ShardPlan, find, vocabulary_of
 
     found: list[str] = []
     if problem := place_problem(home_path(settings["out"])):

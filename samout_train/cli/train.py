@@ -12,35 +12,49 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from samout_train.checkpoint.run_directory import DirectoryRefusedError, TakenError, content_problems, locked
+from samout_train.checkpoint import DirectoryRefusedError, TakenError, content_problems, locked
 from samout_train.cli.request import Request
-from samout_train.config.compose import CONF, Composed, ConfigError, compose_config, resolve, unresolved
-from samout_train.config.overrides import as_typed, words_for_hydra
-from samout_train.experiments.job_bar import described
-from samout_train.experiments.jobs import (
+from samout_train.config import (
+    CONF,
+    Composed,
+    ConfigError,
+    as_typed,
+    compose_config,
+    resolve,
+    unresolved,
+    words_for_hydra,
+)
+from samout_train.experiments import (
     FAILURE,
     Why,
+    data_problems,
+    described,
+    doubles,
     finished,
     forget_failure,
     has_checkpoint,
-    outcome,
-    record_failure,
-)
-from samout_train.experiments.sweep import (
-    data_problems,
-    doubles,
     job_problems,
+    outcome,
     problems_where_taken,
+    record_failure,
     register_job_directory,
     sweep_jobs,
     wait_for_others,
     words_of_sweep,
     write_sweep,
 )
-from samout_train.runtime.launch import WITHOUT_DIRECTORY, Launch
-from samout_train.runtime.places import PlaceError, in_words, is_of_a_place, message_of
-from samout_train.runtime.shell import program, quoted, typed_line
-from samout_train.runtime.threads import share_of_cores
+from samout_train.runtime import (
+    WITHOUT_DIRECTORY,
+    Launch,
+    PlaceError,
+    in_words,
+    is_of_a_place,
+    message_of,
+    program,
+    quoted,
+    share_of_cores,
+    typed_line,
+)
 
 MANY_RUNS = "-m: makes many runs, and torchrun starts the processes of one: leave it out, or start it once for each run"
 log = logging.getLogger(__name__)
@@ -182,10 +196,9 @@ def _leave_nothing(run_dir: Path) -> None:
 def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failures: list[int]) -> None:
     """Trains; `typed` are the overrides as the shell gave them, None in a sweep, where each job has its own."""
     # torch is imported here at the latest, and not for --help.
-    from samout_train.checkpoint.claim import claimed
-    from samout_train.runtime.signals import StopRequestedError
-    from samout_train.training.joining import together
-    from samout_train.training.run import prepare
+    from samout_train.checkpoint import claimed
+    from samout_train.runtime import StopRequestedError
+    from samout_train.training import prepare, together
 
     hydra_config, composed, in_sweep = HydraConfig.get(), resolve(config), typed is None
     run_dir = Path(unresolved(hydra_config, "runtime.output_dir"))
@@ -243,7 +256,7 @@ def _settings_files(composed: Composed) -> dict[str, str]:
 
 def _tell_failure(error: Exception, exit_code: int, run_dir: Path, *, has_begun: bool) -> None:
     """Says why a run failed, and leaves a note of it in its directory unless that is another run's."""
-    from samout_train.training.non_finite import NonFiniteError
+    from samout_train.training import NonFiniteError
 
     message = message_of(error)
     if isinstance(error, MemoryError | RuntimeError) and not has_begun:
@@ -266,10 +279,9 @@ def _record(run_dir: Path, error: str, why: Why = "error") -> None:
 
 def _exit_code(error: Exception, *, has_begun: bool) -> int | None:
     """Of what can go wrong with a run; None for what should not."""
-    from samout_train.checkpoint.files import CheckpointError
-    from samout_train.runtime.distributed import LostProcessError
-    from samout_train.training.non_finite import NonFiniteError
-    from samout_train.training.rescue import MemoryExhaustedError
+    from samout_train.checkpoint import CheckpointError
+    from samout_train.runtime import LostProcessError
+    from samout_train.training import MemoryExhaustedError, NonFiniteError
 
     if isinstance(error, LostProcessError):
         return 1

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from samout_train.config.ranges import DeviceName, Seed, Threads
+from samout_train.config import DeviceName, Seed, Threads
 
 Node = dict[str, Any]
 

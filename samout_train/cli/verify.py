@@ -4,14 +4,12 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.cli.request import Request, answered, settings_of
-from samout_train.config.compose import ConfigError
-from samout_train.config.overrides import key_of
-from samout_train.config.ranges import DeviceName, Threads
+from samout_train.config import ConfigError, DeviceName, Threads, key_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from samout_train.checkpoint.load import LoadedRun
+    from samout_train.checkpoint import LoadedRun
     from samout_train.evaluation.verify import Subject
 
 Node = dict[str, Any]
@@ -47,11 +45,11 @@ def main(words: list[str]) -> int:
 def _verify(words: list[str]) -> int:
     import torch
 
-    from samout_train.checkpoint.load import load_run
-    from samout_train.config.diagnostics import options_of
-    from samout_train.ops.kernels import use_kernels
-    from samout_train.runtime.device import choose_device, use_threads
-    from samout_train.training.settings import model_node, model_problems
+    from samout_train.checkpoint import load_run
+    from samout_train.config import model_problems, options_of
+    from samout_train.ops import use_kernels
+    from samout_train.runtime import choose_device, use_threads
+    from samout_train.training import model_node
 
     composed, request = settings_of(words, "verify", keys), Request(words, "verify")
     settings = {"model": None} | composed.config
@@ -130,7 +128,7 @@ def _with(node: Node, sizes: Node) -> Node:
 
 def _built(node: Node, vocab_size: int, pad_id: int | None) -> "nn.Module":
     """Without dropout, which would be all that a comparison measures."""
-    from samout_train.config.compose import build
+    from samout_train.config import build
 
     model: nn.Module = build(_with(node, {"dropout": 0.0}), vocab_size=vocab_size, pad_id=pad_id)
     return model

@@ -31,8 +31,7 @@ from samout_train.config.moved import current, current_settings
 from samout_train.config.overrides import override_problems, words_for_hydra
 from samout_train.config.signature import name_of
 from samout_train.config.yaml_places import has_strange_keys, other_kind, yaml_problem
-from samout_train.runtime.file_kind import refuse_special
-from samout_train.runtime.home import home_expanded
+from samout_train.runtime import home_expanded, refuse_special
 
 PACKAGE = Path(__file__).resolve().parent.parent
 YAML_DUMPER = get_omega_conf_dumper()

@@ -1,7 +1,6 @@
 """The modules of earlier layouts: what imports them, or names them as `_target_`, finds what they are called today."""
 
 import importlib
-import importlib.util
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -52,7 +51,7 @@ MOVED = {
     "config": "config.compose",
     "console": "runtime.console",
     "data.bpe": "data.vocabulary.bpe",
-    "data.cache": "data.text.cache",
+    "data.cache": "runtime.cache",
     "data.copies": "data.text.copies",
     "data.copy": "data.tasks.copy",
     "data.cuts": "data.text.cuts",
@@ -92,7 +91,7 @@ MOVED = {
     "data.vocabulary_choice": "data.vocabulary.choice",
     "data.whole": "data.text.whole",
     "data.workers": "data.shards.workers",
-    "data_record": "checkpoint.data_record",
+    "data_record": "checkpoint.data_digests",
     "decoding": "evaluation.decoding",
     "evaluation": "evaluation.evaluator",
     "export_files": "checkpoint.export_files",
@@ -109,7 +108,7 @@ MOVED = {
     "hydra_messages": "config.diagnostics",
     "hydra_parser": "config.hydra",
     "inspection": "checkpoint.inspect",
-    "job_bar": "experiments.job_bar",
+    "job_bar": "experiments.job_progress",
     "joining": "training.joining",
     "launch": "runtime.launch",
     "ledger": "experiments.jobs",
@@ -117,7 +116,7 @@ MOVED = {
     "loading": "checkpoint.load",
     "log_file": "runtime.log",
     "losses": "models.loss",
-    "measuring": "training.products",
+    "measuring": "models.products",
     "metrics": "models.cost",
     "micro_steps": "training.micro_steps",
     "mismatch": "checkpoint.mismatch",
@@ -232,21 +231,3 @@ def take_earlier_names() -> None:
     """Let `import` find the modules of earlier layouts by their earlier names."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Moved())  # before a folder is searched in which today's module has the same name
-
-
-def of_earlier_module(module: str, name: str) -> Any:
-    """Return what a module had whose name a package has today, for the `__getattr__` of that package.
-
-    Args:
-        module: `__name__` of the package.
-        name: What is asked for.
-
-    Raises:
-        AttributeError: if neither has it.
-    """
-    today = PACKAGE + MOVED[module.removeprefix(PACKAGE)]
-    is_part = importlib.util.find_spec(f"{module}.{name}") is not None  # which is imported, and then asked for
-    if name.startswith("__") or is_part or not hasattr(found := importlib.import_module(today), name):
-        raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    warnings.warn(f"{module}.{name} is {today}.{name} now", DeprecationWarning, stacklevel=3)
-    return getattr(found, name)

@@ -11,8 +11,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
 from samout_train.config.diagnostics import missing_option, options_of
-from samout_train.runtime.home import home_path
-from samout_train.runtime.shell import quoted, shell_word
+from samout_train.runtime import home_path, quoted, shell_word
 
 MAY_BE_NULL = ("experiment",)
 LAUNCHERS = {

@@ -17,8 +17,7 @@ from torch import Tensor
 from samout_train.data.shuffle import RowOrder
 from samout_train.data.text.documents import LineEnds
 from samout_train.data.vocabulary.base import Vocabulary
-from samout_train.runtime import distributed
-from samout_train.runtime.device import to_device
+from samout_train.runtime import distributed, to_device
 
 TARGETS_DRAWN_TOGETHER = 1 << 16
 

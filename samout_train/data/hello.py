@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from samout_train.config.ranges import checked_by
+from samout_train.config import checked_by
 from samout_train.data.batches import Source
 from samout_train.data.tasks.labelled_rows import LabelledRows
 

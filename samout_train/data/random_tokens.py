@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from samout_train.config.ranges import Positive, Share, Size, checked_by, validated
+from samout_train.config import Positive, Share, Size, checked_by, validated
 from samout_train.data.batches import MatrixRows, Source
 
 

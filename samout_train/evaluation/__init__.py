@@ -1,7 +1,5 @@
 """What is done with a model without changing it."""
 
+import lazy_loader
 
-def __getattr__(name: str) -> object:
-    from samout_train.config.moved import of_earlier_module
-
-    return of_earlier_module(__name__, name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samout_train.data.batches import Rows
+from samout_train.data import Rows
 from samout_train.evaluation.evaluator import in_order
-from samout_train.models.loss import MOST_LOGITS
+from samout_train.models import MOST_LOGITS
 from samout_train.ops.linear import linear
-from samout_train.runtime.device import PrecisionName, autocast, to_device
+from samout_train.runtime import PrecisionName, autocast, to_device
 
 LEAST_ANSWERS = 100
 NORMAL_QUANTILE = 1.959963984540054  # of 0.975, for 95 %

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samout_train.evaluation.extrapolation import FAR_TIMES, Extrapolation
-from samout_train.runtime.files import replace_file
+from samout_train.runtime import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,12 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samout_train.data.batches import Rows, Source
-from samout_train.models.loss import nats_and_state
-from samout_train.runtime import distributed
-from samout_train.runtime.console import is_terminal
-from samout_train.runtime.device import PrecisionName, autocast, float64_place, to_device
-from samout_train.runtime.progress import Bar
+from samout_train.data import Rows, Source
+from samout_train.models import nats_and_state
+from samout_train.runtime import Bar, PrecisionName, autocast, distributed, float64_place, is_terminal, to_device
 
 
 @dataclass(frozen=True)

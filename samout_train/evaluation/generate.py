@@ -11,12 +11,12 @@ from typing import Annotated, TypeVar
 import torch
 from torch import Tensor, nn
 
-from samout_train.config.ranges import NonNegative, Positive, Range, TopShare, validated
-from samout_train.data.vocabulary.base import SPECIAL_TOKENS, Vocabulary
+from samout_train.config import NonNegative, Positive, Range, TopShare, validated
+from samout_train.data import SPECIAL_TOKENS, Vocabulary
 from samout_train.evaluation.decoding import Decoder, prefill
 from samout_train.evaluation.sampling import choose
-from samout_train.models.state import repeat_state
-from samout_train.runtime.device import float64_place
+from samout_train.models import repeat_state
+from samout_train.runtime import float64_place
 
 T = TypeVar("T")
 GeneratorSeed = Range(0, 2**64 - 1)  # what torch takes: also the largest seed of a run with samples counted up from it

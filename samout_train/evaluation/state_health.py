@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samout_train.data.batches import Rows
+from samout_train.data import Rows
 from samout_train.evaluation.ablation import mixed_by, said_by
 from samout_train.evaluation.evaluator import SpreadBatches
-from samout_train.models.cost import sees_future
-from samout_train.models.state import map_state
-from samout_train.runtime.device import PrecisionName, autocast
+from samout_train.models import map_state, sees_future
+from samout_train.runtime import PrecisionName, autocast
 
 MOST_TOKENS = 1 << 18
 ROWS_TO_CHOOSE_FROM = 16  # for each that is taken: the one with the least padding

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samout_train.data.batches import Rows
-from samout_train.data.text.rows import TokenRows
+from samout_train.data import Rows, TokenRows
 from samout_train.evaluation.extrapolation import Extrapolation
 from samout_train.evaluation.state_health import layer_states, shapes_of
-from samout_train.models.loss import MOST_LOGITS
-from samout_train.runtime.device import PrecisionName, autocast, float64_place, to_device
+from samout_train.models import MOST_LOGITS
+from samout_train.runtime import PrecisionName, autocast, float64_place, to_device
 
 Stream = np.ndarray[Any, np.dtype[np.integer[Any]]]
 MOST_ROWS = 32  # windows side by side

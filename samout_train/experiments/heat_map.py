@@ -9,9 +9,9 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from samout_train.evaluation.charts import draw_heat_map, missing_charts
+from samout_train.evaluation import draw_heat_map, missing_charts
 from samout_train.experiments.jobs import finished
-from samout_train.runtime.files import replace_file
+from samout_train.runtime import replace_file
 
 
 class HeatMap(Callback):

@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from samout_train.checkpoint.run_directory import holds_run, is_taken
-from samout_train.runtime.json_files import read_figures, write_figures
-from samout_train.runtime.search_path import child_program
-from samout_train.runtime.shell import text_setting
-from samout_train.runtime.signals import StopSignals, ask_to_stop, own_group
-from samout_train.runtime.threads import share_of_cores
+from samout_train.checkpoint import holds_run, is_taken
+from samout_train.runtime import (
+    StopSignals,
+    ask_to_stop,
+    child_program,
+    own_group,
+    read_figures,
+    share_of_cores,
+    text_setting,
+    write_figures,
+)
 
 State = Literal["done", "running", "FAILED", "stopped", "waiting"]
 Why = Literal["killed", "settings", "error"]

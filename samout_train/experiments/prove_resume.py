@@ -14,11 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samout_train.checkpoint.files import find_checkpoint, read_checkpoint
-from samout_train.runtime.device import weights_sha256
-from samout_train.runtime.search_path import child_program
-from samout_train.runtime.shell import text_setting
-from samout_train.runtime.signals import StopSignals, own_group
+from samout_train.checkpoint import find_checkpoint, read_checkpoint
+from samout_train.runtime import StopSignals, child_program, own_group, text_setting, weights_sha256
 
 # What makes CUDA compute the same bits twice; a CPU does anyway.
 DETERMINISTIC = (

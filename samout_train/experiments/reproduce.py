@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from samout_train.runtime.files import replace_file
+from samout_train.runtime import replace_file
 
 CURVES = Path(__file__).resolve().parent / "curves"
 ENDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from samout_train.config.ranges import NonNegative, Positive, Seed, validated
+from samout_train.config import NonNegative, Positive, Seed, validated
 
 Summary = Mapping[str, Any]
 

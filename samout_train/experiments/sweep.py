@@ -19,8 +19,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from samout_train.checkpoint.data_record import DataNow
-from samout_train.checkpoint.run_directory import (
+from samout_train.checkpoint import (
+    DataNow,
     DirectoryRefusedError,
     differences,
     holds_run,
@@ -29,14 +29,10 @@ from samout_train.checkpoint.run_directory import (
     other_settings,
     scalars,
 )
-from samout_train.config.compose import Composed, ConfigError, unresolved
-from samout_train.config.overrides import key_of
-from samout_train.config.signature import mistakes_in_call
+from samout_train.config import Composed, ConfigError, key_of, mistakes_in_call, unresolved
 from samout_train.experiments.jobs import LOOK_SECONDS, Job, outcome
 from samout_train.experiments.staged import Stages
-from samout_train.runtime.files import RESERVED
-from samout_train.runtime.json_files import read_figures, write_figures
-from samout_train.runtime.places import place_problem
+from samout_train.runtime import RESERVED, place_problem, read_figures, write_figures
 
 LONGEST_NAME = 120  # bytes: file systems take 255, some encrypted ones 143
 # Of a job's words, the paths that mean another file in another working directory.
@@ -192,7 +188,9 @@ def data_problems(folder: Path, configs: Iterable[Mapping[str, Any]]) -> list[st
         folder: Of the sweep.
         configs: Those of the jobs that are asked for.
     """
-    there_now = DataNow()
+    from samout_train.training import source_from
+
+    there_now = DataNow(source_from)
     by_data = {str(config["data"]): config for config in configs}
     for job in sweep_jobs(folder):
         for config in by_data.values() if holds_run(job.run_dir) else ():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samout_train.config.ranges import Size, validated
+from samout_train.config import Size, validated
 
 
 class ConvolvedState(TypedDict):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from samout_train.models.loss import next_token_nats
-from samout_train.runtime.device import PrecisionName, autocast, current_memory_bytes
+from samout_train.runtime import PrecisionName, autocast, current_memory_bytes
 
 # With every tensor mapped by itself (MALLOC_MMAP_THRESHOLD_=32768) the count of live bytes agrees with the measured
 # peak within 3 %. glibc's heap, by default, keeps freed blocks between the live ones: 1.2 to 1.4 times as much.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samout_train.config.ranges import Layers, Positive, Probability, Size, validated
+from samout_train.config import Layers, Positive, Probability, Size, validated
 from samout_train.models.attention import causal_mask
 from samout_train.models.embedding import token_embedding
 from samout_train.models.key_value_cache import KeyValueCache, extended, refuse_past_the_end

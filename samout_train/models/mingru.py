@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samout_train.config.ranges import Layers, Probability, Size, validated
+from samout_train.config import Layers, Probability, Size, validated
 from samout_train.models.embedding import token_embedding
 from samout_train.models.feed_forward import FeedForward
 from samout_train.models.linear import Linear

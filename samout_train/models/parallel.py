@@ -22,9 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from samout_train.models.loss import nats_and_state
-from samout_train.runtime import distributed
-from samout_train.runtime.compilation import compiled
-from samout_train.runtime.launch import Launch
+from samout_train.runtime import Launch, compiled, distributed
 
 ParallelName = Literal["ddp", "fsdp"]
 

@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samout_train.runtime.file_kind import HEAD_BYTES, kept_otherwise, refuse_special
-from samout_train.runtime.tensor_file import (
+from samout_train.runtime import (
+    HEAD_BYTES,
     LEGACY,
     ZIP,
     MoreThanTensorsError,
     StandIn,
+    kept_otherwise,
     read_module_file,
     read_tensor_file,
+    refuse_special,
 )
 
 EMBEDDING = "em.weight"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
-from samout_train.config.ranges import Layers, Probability, Size, validated
+from samout_train.config import Layers, Probability, Size, validated
 from samout_train.models.embedding import EmbeddingName, token_embedding
 from samout_train.models.linear import Linear
 from samout_train.models.parts import matrix_flops, part_of

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast
 
 from torch import Tensor, nn
 
-from samout_train.config.ranges import Layers, Probability, Range, Size, SizeOrNone, not_divisible, validated
+from samout_train.config import Layers, Probability, Range, Size, SizeOrNone, not_divisible, validated
 from samout_train.models.convolution import ConvolvedState, parts_of
 from samout_train.models.embedding import draw_small
 from samout_train.models.linear import Linear

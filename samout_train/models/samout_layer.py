@@ -23,7 +23,7 @@ from samout_train.models.parts import matrix_flops
 from samout_train.models.samout_v1 import MaxState
 from samout_train.models.samout_v8 import MaxStateSuper
 from samout_train.ops.samout_layer import blended, gated
-from samout_train.ops.samout_step import takes_step
+from samout_train.ops.samout_step import step, takes_step
 
 LayerNorms = Literal["published", "pre"]
 
@@ -113,14 +113,12 @@ class SamOutLayer(nn.Module):
         return self.is_published and type(self.mixer) in (MaxState, MaxStateSuper) and not dropout and takes_step(x_BTD)
 
     def _step(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
-        from samout_train.ops.samout_step.cpu import samout_step
-
         mixer, inner, x_BD = cast(MaxState | MaxStateSuper, self.mixer), self.feed_forward, x_BTD[:, 0]
         if state_BD is None:
             state_BD = torch.full_like(x_BD, -torch.inf)
         scale = mixer.scale if isinstance(mixer, MaxState) else None
         weights = (mixer.projection.weight, scale, inner.up, inner.gate, inner.down, self.norm, self.alpha)
-        y_BD, state_BD = samout_step(x_BD, state_BD.to(x_BD.dtype), *weights)
+        y_BD, state_BD = step(x_BD, state_BD.to(x_BD.dtype), *weights)
         return y_BD.unsqueeze(1), state_BD
 
     def forward_flops_per_token(self) -> int:

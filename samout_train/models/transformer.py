@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, cast
 
 from torch import Tensor, nn
 
-from samout_train.config.ranges import Layers, Positive, Probability, Size, SizeOrNone, not_divisible, validated
+from samout_train.config import Layers, Positive, Probability, Size, SizeOrNone, not_divisible, validated
 from samout_train.models.attention import Attention, Rotation, rotation_of
 from samout_train.models.convolution import CausalConvolution, ConvolvedState, joined, parts_of
 from samout_train.models.embedding import draw_small, token_embedding

@@ -12,7 +12,7 @@ from typing import Any
 import numba
 from numba.core.caching import FunctionCache
 
-from samout_train.runtime.missing_home import own_folder
+from samout_train.runtime import own_folder
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samout_train.config.ranges import DEVICES
 from samout_train.runtime.launch import Launch
 from samout_train.runtime.threads import ABOUT_NUMBERS, available_cores
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
+DEVICE_FORMS = "auto, cpu, cuda, cuda:N or mps"
 log = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 # Where a container reads its own limit, of cgroups 2 and 1: docs.kernel.org/admin-guide/cgroup-v2.html.
@@ -48,9 +48,9 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device ({name}) must be {DEVICES.forms}")
+        raise ValueError(f"device ({name}) must be {DEVICE_FORMS}")
     if device.type == "cpu" and device.index is not None:
-        raise ValueError(f"device ({name}) must be {DEVICES.forms}: the processor has no number, write device=cpu")
+        raise ValueError(f"device ({name}) must be {DEVICE_FORMS}: the processor has no number, write device=cpu")
     if device.type == "mps" and launch is not None:
         raise ValueError(f"device ({name}) is for one process: start it without torchrun, or use device=cpu")
     if device.type == "mps" and not ((device.index or 0) == 0 and torch.backends.mps.is_available()):

@@ -1,39 +1,14 @@
-"""The search path of modules: a file in the working directory never hides one of the library or of a package.
+"""Files of the working directory that hide modules: how a child process avoids them, and how they are named."""
 
-Only `os` and `sys` are imported here, which the interpreter has loaded before it looks into any folder.
-"""
-
-# ruff: noqa: PTH100, PTH109, PTH120, PTH206
+# ruff: noqa: PTH100, PTH120, PTH206
 
 import os
 import sys
 
+# The folder that the package lies in.
+PACKAGE_PARENT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # Of variables, where a library has others than its own name.
 PREFIXES = {"torch": ("TORCH", "PYTORCH_"), "matplotlib": ("MPL", "MATPLOTLIB_")}
-
-
-def working_directory_last() -> None:
-    """Let modules of the working directory be imported, such as a `_target_` of one's own, but those of Python first.
-
-    `python -m` and an empty entry of PYTHONPATH put it first. PYTHONSAFEPATH and `python -P` keep it out.
-    """
-    try:
-        here = os.path.normcase(os.getcwd())
-    except OSError:  # it is gone
-        return
-    package = os.path.normcase(_package_parent())
-    kept = [entry for entry in sys.path if os.path.normcase(os.path.abspath(entry)) != here]
-    if len(kept) == len(sys.path) and sys.flags.safe_path:
-        return
-    # In a checkout, this very package lies there, and one that is installed must not take its place.
-    installed = (index for index, entry in enumerate(kept) if entry.endswith("-packages"))
-    kept.insert(next(installed, len(kept)) if here == package else len(kept), os.getcwd())
-    sys.path[:] = kept
-
-
-def _package_parent() -> str:
-    """The folder that the package lies in."""
-    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def child_program(first: str = "") -> list[str]:
@@ -44,7 +19,7 @@ def child_program(first: str = "") -> list[str]:
     Args:
         first: Python that is carried out before, such as `import torch; `.
     """
-    package = _package_parent()
+    package = PACKAGE_PARENT
     path = f"sys.path[:] = [*filter(None, sys.path), {package!r}]"
     return [sys.executable, "-c", f"import sys; {path}; {first}from samout_train.__main__ import main; main()"]
 

@@ -7,11 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from samout_train.checkpoint.manager import Checkpoints
-from samout_train.runtime import distributed
-from samout_train.runtime.device import reset_peak_memory
-from samout_train.runtime.json_files import write_figures
-from samout_train.runtime.signals import StopRequestedError, StopSignals
+from samout_train.checkpoint import Checkpoints
+from samout_train.runtime import StopRequestedError, StopSignals, distributed, reset_peak_memory, write_figures
 from samout_train.training.callbacks.base import Callback, RunContext
 from samout_train.training.profiler import profiling
 from samout_train.training.rescue import made, rescued

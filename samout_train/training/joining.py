@@ -6,11 +6,9 @@ from pathlib import Path
 
 import torch
 
-from samout_train.checkpoint.run_directory import scalars
-from samout_train.config.compose import Composed, ConfigError
-from samout_train.runtime import distributed
-from samout_train.runtime.device import choose_device, commit
-from samout_train.runtime.launch import Launch
+from samout_train.checkpoint import scalars
+from samout_train.config import Composed, ConfigError
+from samout_train.runtime import Launch, choose_device, commit, distributed
 
 
 @contextmanager

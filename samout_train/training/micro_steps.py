@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from samout_train.data.batches import Batch, Batches
-from samout_train.models.parallel import SharedModel
-from samout_train.models.state import map_state
-from samout_train.runtime import distributed
-from samout_train.runtime.device import PrecisionName, autocast
+from samout_train.data import Batch, Batches
+from samout_train.models import SharedModel, map_state
+from samout_train.runtime import PrecisionName, autocast, distributed
 
 
 def chunk_problem(model: Any, chunk_len: int | None) -> str | None:

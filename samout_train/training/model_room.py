@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from samout_train.config.compose import build
-from samout_train.runtime.device import too_large
+from samout_train.config import build
+from samout_train.runtime import too_large
 
 FEW_IDS = 8  # how many there are is not known yet
 OF_EACH_WEIGHT = 2 * torch.float32.itemsize  # the weight itself and its gradient

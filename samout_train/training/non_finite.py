@@ -19,11 +19,9 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.tensor import DTensor
 
-from samout_train.data.batches import Batches
-from samout_train.data.vocabulary.base import Vocabulary
-from samout_train.models.parallel import whole_tensor
-from samout_train.runtime import distributed
-from samout_train.runtime.device import device_random_state, float64_place, set_device_random_state
+from samout_train.data import Batches, Vocabulary
+from samout_train.models import whole_tensor
+from samout_train.runtime import device_random_state, distributed, float64_place, set_device_random_state
 
 OnNonFinite = Literal["stop", "skip", "rollback"]
 MOST_IN_A_ROW = 5  # so many steps are left out one after another; the next one ends the run

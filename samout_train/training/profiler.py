@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 from tqdm import tqdm
 
-from samout_train.runtime.device import Clock
-from samout_train.runtime.files import replace_file
+from samout_train.runtime import Clock, replace_file
 
 WARM_UP_STEPS = 5  # the last of them under the profiler already, which is slow where it begins
 PROFILED_STEPS = 5

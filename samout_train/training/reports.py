@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 
-from samout_train.data.batches import Source
-from samout_train.evaluation.evaluator import Evaluation, SpreadBatches, evaluate, has_targets, in_order
-from samout_train.models.cost import TRAINING_TIMES, num_parameters
-from samout_train.runtime import distributed
-from samout_train.runtime.device import Clock, peak_memory_bytes, weights_sha256
-from samout_train.runtime.signals import StopSignals
+from samout_train.data import Source
+from samout_train.evaluation import Evaluation, SpreadBatches, evaluate, has_targets, in_order
+from samout_train.models import TRAINING_TIMES, num_parameters
+from samout_train.runtime import Clock, StopSignals, distributed, peak_memory_bytes, weights_sha256
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 from samout_train.training.step import TrainingStep
 

@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 
-from samout_train.checkpoint.files import CheckpointError, newest_checkpoint, read_checkpoint
-from samout_train.checkpoint.manager import Checkpoints
-from samout_train.runtime import distributed
-from samout_train.runtime.device import Clock, peak_memory_bytes, seed_everything, set_random_states
+from samout_train.checkpoint import CheckpointError, Checkpoints, newest_checkpoint, read_checkpoint
+from samout_train.runtime import Clock, distributed, peak_memory_bytes, seed_everything, set_random_states
 from samout_train.training.non_finite import NonFiniteError
 from samout_train.training.step import TrainingStep
 

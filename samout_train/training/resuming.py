@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 
-from samout_train.checkpoint.data_record import data_record, refuse_other_data
-from samout_train.checkpoint.files import (
+from samout_train.checkpoint import (
     CheckpointError,
+    data_record,
     find_checkpoint,
     newest_checkpoint,
     read_checkpoint,
     read_manifest,
+    refuse_other_data,
+    scalars,
 )
-from samout_train.checkpoint.run_directory import scalars
-from samout_train.config.moved import current_settings
-from samout_train.ops.linear.choice import chosen_products
+from samout_train.config import current_settings
+from samout_train.models import go_on_with
+from samout_train.ops import chosen_products
 from samout_train.runtime import distributed
-from samout_train.training.products import go_on_with
 from samout_train.training.settings import DATA_SETTINGS
 from samout_train.training.trainer import Trainer
 

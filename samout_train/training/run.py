@@ -11,44 +11,40 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from samout_train.checkpoint.claim import claimed
-from samout_train.checkpoint.run_directory import (
+from samout_train.checkpoint import (
+    claimed,
     content_problems,
     new_directory,
     resume_problems,
     run_directory_problems,
     scalars,
 )
-from samout_train.config.compose import Composed, ConfigError, build, compose_config
-from samout_train.config.overrides import key_of
-from samout_train.data.batches import Source
-from samout_train.data.check import row_problems
-from samout_train.models.cost import estimate_memory_bytes
-from samout_train.ops.kernels import use_kernels
-from samout_train.ops.linear.choice import Products, use_products
-from samout_train.runtime import distributed
-from samout_train.runtime.device import (
+from samout_train.config import Composed, ConfigError, build, compose_config, key_of, model_problems
+from samout_train.data import Source, row_problems
+from samout_train.models import choose_products, estimate_memory_bytes, product_of, tokens_of
+from samout_train.ops import Products, use_kernels, use_products
+from samout_train.runtime import (
+    Launch,
     PrecisionName,
     choose_device,
     choose_precision,
     commit,
+    distributed,
+    ensure_home,
     keep_freed_memory,
+    log_file,
     seed_everything,
+    text_setting,
     too_large,
     use_threads,
 )
-from samout_train.runtime.launch import Launch
-from samout_train.runtime.log import log_file
-from samout_train.runtime.missing_home import ensure_home
-from samout_train.runtime.shell import text_setting
 from samout_train.training.callbacks.base import Callback, RunContext
 from samout_train.training.fit import fit
 from samout_train.training.joining import together
 from samout_train.training.limits import Reached, once
-from samout_train.training.products import choose_products, product_of, tokens_of
 from samout_train.training.resuming import made_with, record_of, restore
 from samout_train.training.schedules import schedule_problem
-from samout_train.training.settings import DATA_SETTINGS, checked_config, data_settings, model_problems
+from samout_train.training.settings import DATA_SETTINGS, checked_config, data_settings
 from samout_train.training.trainer import Trainer
 
 OTHER_SEED = 2**20 + 7  # from one process to the next

@@ -6,12 +6,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 import numpy as np
 
-from samout_train.config.ranges import NonNegative, Share, validated
-
-WHAT_A_SCHEDULE_IS = (
-    "name a class whose objects are called with a Progress (step, total_steps, share) and return the factor on the "
-    "rate, such as 0.5, as samout_train/training/schedules.py has them"
-)
+from samout_train.config import WHAT_A_SCHEDULE_IS, NonNegative, Share, validated
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ rules between nodes.
 
 import difflib
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,34 +14,44 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from samout_train.config.compose import CONF, Composed, ConfigError, compose_config, locate, options_with
-from samout_train.config.diagnostics import no_node
-from samout_train.config.overrides import override_problems
-from samout_train.config.ranges import DeviceName, Positive, Seed, Threads, not_divisible
-from samout_train.config.signature import MISSING, mistakes_in_call, name_of, nearest, shown
-from samout_train.config.yaml_places import is_empty, short_path, with_places, yaml_problem
-from samout_train.models.activation_checkpointing import no_layers
-from samout_train.ops.kernels import Kernels, fused_problem
-from samout_train.runtime.compilation import compile_problem
-from samout_train.runtime.device import DTYPES, choose_device, choose_precision, too_large
-from samout_train.runtime.shell import shell_word
-from samout_train.runtime.tf32 import tf32_problem
+from samout_train.config import (
+    CONF,
+    MISSING,
+    Composed,
+    ConfigError,
+    DeviceName,
+    Positive,
+    Seed,
+    Threads,
+    compose_config,
+    is_empty,
+    locate,
+    mistakes_in_call,
+    model_problems,
+    nearest,
+    no_node,
+    node_problems,
+    not_divisible,
+    override_problems,
+    short_path,
+    shown,
+    with_places,
+    yaml_problem,
+)
+from samout_train.models import no_layers
+from samout_train.ops import Kernels, fused_problem
+from samout_train.runtime import (
+    DTYPES,
+    choose_device,
+    choose_precision,
+    compile_problem,
+    shell_word,
+    tf32_problem,
+    too_large,
+)
 from samout_train.training.callbacks.base import Callback
 from samout_train.training.model_room import model_too_large
-from samout_train.training.schedules import WHAT_A_SCHEDULE_IS
 
-# What a node gets from the run and not from YAML.
-LATE_ARGUMENTS: dict[str, set[str]] = {
-    "model": {"vocab_size", "pad_id"},
-    "model.mixer": {"hidden_size", "num_heads"},
-    "data": {"seed"},
-    "optimizer": {"model"},
-    "checkpoint": {"directory", "about"},
-    "trainer": {
-        *("model", "source", "build_optimizer", "schedule", "device", "precision"),
-        *("seed", "batch_size", "budget_steps"),
-    },
-}
 # What only a model that labels can have, and why another cannot.
 SEES_ALL = "sees the whole sequence, and so the token that it is asked to predict"
 FOR_LABELS_ONLY = (
@@ -52,15 +61,6 @@ FOR_LABELS_ONLY = (
 )
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "checkpoint", "callbacks")
 Node = dict[str, Any]
-# How the run calls what a node builds, for who writes one of their own.
-CALLED = {
-    "model": "a class that takes vocab_size and pad_id by name, as samout_train/models/samout.py has one",
-    "model.mixer": "a class that takes hidden_size and num_heads by name, as samout_train/models/samout_v8.py has one",
-    "data": "a function (*, seed, ...) that returns a Source, as samout_train/data/random_tokens.py has one",
-    "optimizer": (
-        "a function (model, *, lr, ...) for a torch optimizer, as samout_train/training/optimizers/adam.py has one"
-    ),
-}
 
 
 def top_level(
@@ -159,11 +159,6 @@ def model_node(name: str, *, config_dirs: Sequence[str] = ()) -> dict[str, Any]:
     return node
 
 
-def model_problems(node: Node) -> list[str]:
-    """What is wrong with a model's settings."""
-    return _mistakes_in_node("model", node)
-
-
 def data_problems(node: Node, *, for_training: bool = True) -> list[str]:
     """Return the mistakes in a data source's settings.
 
@@ -173,7 +168,7 @@ def data_problems(node: Node, *, for_training: bool = True) -> list[str]:
     """
     settings = {key: value for key, value in node.items() if key in DATA_SETTINGS}
     found = mistakes_in_call("data", data_settings, settings) if "batch_size" in settings else []
-    return found + _mistakes_in_node("data", node, own_checks=for_training)
+    return found + node_problems("data", node, also_known=DATA_SETTINGS, own_checks=for_training)
 
 
 def problems(config: Mapping[str, Any]) -> list[str]:
@@ -193,8 +188,9 @@ def problems(config: Mapping[str, Any]) -> list[str]:
     source = {key: value for key, value in data.items() if key not in DATA_SETTINGS} if is_node else config.get("data")
     nodes = {**config, "data": source} if "data" in config else config
     for group in GROUPS[:-1]:
-        mistakes = _mistakes_in_node(group, nodes[group]) if nodes.get(group, MISSING) != MISSING else []
-        by_group[group] = by_group.get(group, []) + mistakes
+        if nodes.get(group, MISSING) != MISSING:
+            also_known = DATA_SETTINGS if group == "data" else ()
+            by_group.setdefault(group, []).extend(node_problems(group, nodes[group], also_known=also_known))
     by_group["callbacks"] = _mistakes_in_callbacks(config.get("callbacks", {}))
     sound = {group for group, mistakes in by_group.items() if not mistakes}
     found = [mistake for mistakes in by_group.values() for mistake in mistakes]
@@ -233,55 +229,8 @@ def _mistakes_in_callbacks(callbacks: Any) -> list[str]:
                 f"{key}: no such key; {hint}{'' if hint.endswith('?') else '.'} One of your own has a _target_"
             )
         else:
-            found += _mistakes_in_node(key, node)
+            found += node_problems(key, node, base=Callback)
     return found
-
-
-def _mistakes_in_node(path: str, node: Any, *, own_checks: bool = True) -> list[str]:
-    if not isinstance(node, dict):
-        return [no_node(path, node)]
-    if not isinstance(node.get("_target_"), str):
-        rest = f", or choose an option: `- override /{path}: NAME` under `defaults:`" if "." not in path else ""
-        return [f"{path}: has no _target_: name the class or function that it builds{rest}"]
-    try:
-        target = locate(node["_target_"])
-    except (ImportError, AttributeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        if isinstance(error, ImportError) and sys.flags.safe_path:
-            reason += "; PYTHONSAFEPATH keeps the working directory out: set PYTHONPATH=."
-        return [f"{path}._target_={node['_target_']}: cannot be imported ({reason})"]
-    if not callable(target):
-        return [f"{path}._target_={node['_target_']}: is no class or function, so it builds nothing"]
-    if path == "schedule" and str(getattr(target, "__module__", "")).startswith("torch."):
-        return [f"{path}._target_={node['_target_']}: torch's schedulers are not taken: {WHAT_A_SCHEDULE_IS}"]
-    given = {name_of(key): value for key, value in node.items() if not str(key).startswith("_")}
-    late, also_known = LATE_ARGUMENTS.get(path, set()), DATA_SETTINGS if path == "data" else set()
-
-    def elsewhere(name: str) -> str | None:
-        # With a target of one's own, what the chosen YAML has for another one is left.
-        if not node["_target_"].startswith("samout_train.") and "." not in path and options_with(path, name):
-            return f"{node['_target_']} does not take it: leave it out, {shell_word(f'~{path}.{name}')}"
-        options = options_with(path, name) if "." not in path else []
-        return f"it is one of {', '.join(f'{path}={option}' for option in options)}" if options else None
-
-    known = {"late": late, "also_known": also_known}
-    found = mistakes_in_call(path, target, given, **known, elsewhere=elsewhere, called=CALLED.get(path, ""))
-    if path == "schedule" and not inspect.isclass(target) and any(": is missing" in mistake for mistake in found):
-        return [f"{path}._target_={node['_target_']}: lacks arguments when it is called: {WHAT_A_SCHEDULE_IS}"]
-    if late and node.get("_partial_") is not True:
-        found.append(f"{path}._partial_: must be true, since the run gives {', '.join(sorted(late))}")
-    strange = [key for key in node if str(key).startswith("_") and key not in ("_target_", "_partial_")]
-    found += [f"{path}.{key}: has no meaning here: leave it out" for key in strange]
-    if path.startswith("callbacks."):
-        if node.get("_partial_"):
-            found.append(f"{path}._partial_: is not for callbacks: leave it out")
-        if inspect.isclass(target) and Callback not in target.__mro__:
-            found.append(f"{path}._target_={node['_target_']}: must be a samout_train.training.callbacks.base.Callback")
-    for key, value in given.items():
-        if isinstance(value, dict) and "_target_" in value:
-            found += _mistakes_in_node(f"{path}.{key}", value)
-    own_check = getattr(target, "problems", None) if own_checks else None
-    return found or (list(own_check(given, path)) if callable(own_check) else [])
 
 
 def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.profiler import record_function
 
-from samout_train.checkpoint.state import load_weights, saved_weights
-from samout_train.data.batches import Batch, Batches
-from samout_train.data.vocabulary.base import Vocabulary
-from samout_train.models.parallel import SharedModel, whole_tensor
-from samout_train.runtime.compilation import compile_problem, told_compilation
-from samout_train.runtime.device import PrecisionName
+from samout_train.checkpoint import load_weights, saved_weights
+from samout_train.data import Batch, Batches, Vocabulary
+from samout_train.models import SharedModel, whole_tensor
+from samout_train.runtime import PrecisionName, compile_problem, told_compilation
 from samout_train.training.micro_steps import backward
 from samout_train.training.non_finite import (
     Before,

@@ -6,15 +6,11 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from samout_train.checkpoint.mismatch import refuse_other_vocabulary
-from samout_train.config.ranges import NonNegative, Positive, not_divisible, validated
-from samout_train.data.batches import Batches, Source
-from samout_train.data.check import overfit_problem
-from samout_train.models.activation_checkpointing import checkpoint_activations
-from samout_train.models.parallel import ParallelName, SharedModel, parallel_problem
-from samout_train.runtime import distributed
-from samout_train.runtime.device import Clock, PrecisionName, random_states
-from samout_train.runtime.tf32 import use_tf32
+from samout_train.checkpoint import refuse_other_vocabulary
+from samout_train.config import NonNegative, Positive, not_divisible, validated
+from samout_train.data import Batches, Source, overfit_problem
+from samout_train.models import ParallelName, SharedModel, checkpoint_activations, parallel_problem
+from samout_train.runtime import Clock, PrecisionName, distributed, random_states, use_tf32
 from samout_train.training.limits import LimitSettings, Reached
 from samout_train.training.micro_steps import chunk_problem
 from samout_train.training.non_finite import OnNonFinite

@@ -10,10 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from samout_train import train
-from samout_train.config.compose import ConfigError
-from samout_train.data.batches import MatrixRows
-from samout_train.data.vocabulary.base import SOS_ID
-from samout_train.training.callbacks.base import StepReport
+from samout_train.config import ConfigError
+from samout_train.data import SOS_ID, MatrixRows
+from samout_train.training import StepReport
 from samout_train.training.callbacks.early_stopping import EarlyStopping
 from samout_train.training.callbacks.samples import prompts_from
 

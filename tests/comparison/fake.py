@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from samout_train.experiments import record_failure
 from samout_train.experiments.compare.results import Contest, contests_of
 from samout_train.experiments.compare.runs import read_run
-from samout_train.experiments.jobs import record_failure
 
 
 def make_run(

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from samout_train.config.compose import ConfigError
-from samout_train.experiments.compare.contenders import contenders, decided_problems
+from samout_train.config import ConfigError
+from samout_train.experiments import Budget, contenders, decided_problems
 from samout_train.experiments.compare.labels import folder_name, labelled, word_of
-from samout_train.experiments.compare.matching import Budget
-from samout_train.training.run import trainer_from
+from samout_train.training import trainer_from
 
 RANDOM = ["data=random", "device=cpu", "data.batch_size=8"]
 

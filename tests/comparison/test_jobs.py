@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
+from samout_train.experiments import Plan, known_sizes, read_record, record_failure
 from samout_train.experiments.compare.contenders import Contender
-from samout_train.experiments.compare.jobs import Plan, known_sizes, read_record
 from samout_train.experiments.compare.matching import Sizes
 from samout_train.experiments.compare.runs import read_run
-from samout_train.experiments.jobs import record_failure
 
 RATE = 3.1622776601683795e-4  # more digits than six
 WORDS = ("model=v8", "model.hidden_size=12")

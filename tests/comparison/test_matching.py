@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from samout_train.config.compose import CONF, build
+from samout_train.config import CONF, build
+from samout_train.experiments import Budget
 from samout_train.experiments.compare import matching
-from samout_train.experiments.compare.matching import Budget, Sizes, matched, model_cost, seconds_a_step
-from samout_train.models.cost import num_parameters
-from samout_train.training.settings import model_node
+from samout_train.experiments.compare.matching import Sizes, matched, model_cost, seconds_a_step
+from samout_train.models import num_parameters
+from samout_train.training import model_node
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 LAYERS = {"lstm": 2, "gru": 2, "rnn": 2}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from samout_train.experiments import contenders
 from samout_train.experiments.compare import speed
-from samout_train.experiments.compare.contenders import contenders
 from samout_train.experiments.compare.speed import measured_speeds, read_speeds, tokens_per_second
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from samout_train.data.batches import Batches, MatrixRows, Rows
-from samout_train.data.text.rows import TokenRows
-from samout_train.evaluation.evaluator import SpreadBatches, in_order
+from samout_train.data import Batches, MatrixRows, Rows, TokenRows
+from samout_train.evaluation import SpreadBatches, in_order
 
 CPU = torch.device("cpu")
 

@@ -8,13 +8,13 @@ import pytest
 from numpy.random import Generator, default_rng
 
 from samout_train.cli import tokenize
+from samout_train.data import Bytes, Characters, Vocabulary
 from samout_train.data.shards.source import shards
 from samout_train.data.text import copies as module
 from samout_train.data.text.copies import Words, copies, document_hashes, starts_of
 from samout_train.data.text.jsonl import jsonl
 from samout_train.data.text.python_source import python_source
 from samout_train.data.text.text import text
-from samout_train.data.vocabulary.base import Bytes, Characters, Vocabulary
 from samout_train.data.vocabulary.bpe import BytePairs
 
 SETTINGS = {"vocabulary": "bytes", "vocab_size": 300, "vocabulary_path": None, "ignore_index": 3, "seed": 0}

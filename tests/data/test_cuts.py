@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from samout_train.data import LineEnds
 from samout_train.data.text import cuts
 from samout_train.data.text.cuts import folded, parts_of_text, whole_parts
-from samout_train.data.text.documents import LineEnds, Piece, TextReader
+from samout_train.data.text.documents import Piece, TextReader
 from samout_train.data.text.files import survey
 from samout_train.data.text.token_cache import tokenize
 from samout_train.data.vocabulary.bpe import LONGEST_RUN, BytePairs
 from samout_train.data.vocabulary.choice import VocabularyChoice
-from samout_train.runtime.signals import StopRequestedError, StopSignals
+from samout_train.runtime import StopRequestedError, StopSignals
 
 PIECES = [
     "ab",

@@ -11,8 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from samout_train.cli import tokenize
-from samout_train.config.compose import compose_config
-from samout_train.data.text.documents import KEY, JsonlReader, Reader, Special, TextReader
+from samout_train.config import compose_config
+from samout_train.data import JsonlReader
+from samout_train.data.text.documents import KEY, Reader, Special, TextReader
 from samout_train.data.text.files import survey
 from samout_train.data.vocabulary.bpe import BytePairs
 

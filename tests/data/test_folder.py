@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from samout_train.data import find
 from samout_train.data.text import folder
-from samout_train.data.text.folder import find
 
 
 def made(root: Path, *names: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from marks import mostly_slow
 
 from samout_train import train
-from samout_train.config.compose import CONF, ConfigError
+from samout_train.config import CONF, ConfigError
 from samout_train.data.hello import hello
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from samout_train.data.batches import Source
+from samout_train.data import SPECIAL_TOKENS, Source
 from samout_train.data.text.jsonl import PaddedRows, jsonl
-from samout_train.data.vocabulary.base import SPECIAL_TOKENS
 
 TEXTS = ["abcde", "f", "ghijklmno", "pq", "rstuv", "wxyz", "abc", "defg", "hijkl", "mnop"]
 

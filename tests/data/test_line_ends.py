@@ -13,17 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samout_train.checkpoint.load import load_run
+from samout_train.checkpoint import load_run
 from samout_train.cli import generate, tokenize
 from samout_train.cli.evaluate import source_of
+from samout_train.data import Characters, JsonlReader, LineEnds, read_vocabulary_file, text_of
 from samout_train.data.shards.index import read_index
 from samout_train.data.shards.parts import place_to_cut
-from samout_train.data.text.documents import JsonlReader, LineEnds, Special, TextReader, text_of
+from samout_train.data.text.documents import Special, TextReader
 from samout_train.data.text.files import survey
 from samout_train.data.text.text_kind import other_kind, printable
-from samout_train.data.vocabulary.base import Characters
-from samout_train.data.vocabulary.choice import read_vocabulary_file
-from samout_train.training.run import train
+from samout_train.training import train
 
 MARK = b"\xef\xbb\xbf"
 

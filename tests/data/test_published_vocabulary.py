@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from samout_train.data.vocabulary.base import SPECIAL_TOKENS
-from samout_train.data.vocabulary.published import read_published_vocabulary
+from samout_train.data import SPECIAL_TOKENS, read_published_vocabulary
 
 PUBLISHED = {
     "voc": [*SPECIAL_TOKENS, *sorted(["<|pos_0_0|>", "<|pos_0_1|>", "<|pos_1_0|>", "你", "a", "b"])],

@@ -6,10 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samout_train.data.batches import MatrixRows, Source
-from samout_train.data.check import row_problems
+from samout_train.data import MatrixRows, Source, TokenRows, row_problems
 from samout_train.data.hello import hello
-from samout_train.data.text.rows import TokenRows
 
 
 def source(ids_RT: Tensor, ignore_index: int = -100) -> Source:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from samout_train.data.batches import Source
+from samout_train.data import Source
 from samout_train.data.text import shakespeare as module
 from samout_train.data.text.shakespeare import shakespeare, shakespeare_problems
 

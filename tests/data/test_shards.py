@@ -10,18 +10,16 @@ import pytest
 import torch
 
 from samout_train import generate_text, train
-from samout_train.checkpoint.load import load_run
+from samout_train.checkpoint import load_run
 from samout_train.cli import evaluate
 from samout_train.cli.tokenize import main as tokenize
-from samout_train.data.batches import Batches, Source
-from samout_train.data.check import row_problems
+from samout_train.data import INDEX, Batches, Source, TokenRows, row_problems
 from samout_train.data.shards import rows as shard_rows
-from samout_train.data.shards.index import INDEX, PLAN, read_index
+from samout_train.data.shards.index import PLAN, read_index
 from samout_train.data.shards.reader import Places, ShardReader
 from samout_train.data.shards.rows import BLOCK, DocumentLayout, PackedLayout, ShardRows
 from samout_train.data.shards.source import _quotas, shards, shards_problems
 from samout_train.data.text.jsonl import PaddedRows
-from samout_train.data.text.rows import TokenRows
 
 CPU = torch.device("cpu")
 SOS, PAD = 0, 3

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from samout_train.data.batches import Source
+from samout_train.data import Source
 from samout_train.data.random_tokens import random_tokens
-from samout_train.data.text.cache import cache_directory
 from samout_train.data.text.python_source import python_source
 from samout_train.data.text.text import text
+from samout_train.runtime.cache import cache_directory
 
 
 def random_source(**changes: int) -> Source:

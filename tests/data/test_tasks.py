@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from samout_train.config.compose import CONF, build, compose_config
+from samout_train.config import CONF, build, compose_config
 from samout_train.data.tasks.base import IGNORED
 from samout_train.data.tasks.copy import draw_copy
 from samout_train.data.tasks.has_seen import draw_has_seen
@@ -22,7 +22,7 @@ from samout_train.data.tasks.parity import draw_parity
 from samout_train.data.tasks.recall import distinct, draw_recall
 from samout_train.data.tasks.s5 import draw_s5
 from samout_train.data.tasks.selective_copy import draw_selective_copy
-from samout_train.training.settings import DATA_SETTINGS
+from samout_train.training import DATA_SETTINGS
 
 Row = tuple[list[int], list[int]]
 NONE = IGNORED

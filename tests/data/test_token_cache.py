@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from samout_train.data import Bytes, Characters, VocabularyName
 from samout_train.data.text import token_cache
-from samout_train.data.text.cache import cache_directory, cache_path
 from samout_train.data.text.documents import TextReader
 from samout_train.data.text.files import Survey, survey
 from samout_train.data.text.token_cache import tokenize
-from samout_train.data.vocabulary.base import Bytes, Characters
-from samout_train.data.vocabulary.choice import VocabularyChoice, VocabularyName
-from samout_train.runtime.signals import StopRequestedError
+from samout_train.data.vocabulary.choice import VocabularyChoice
+from samout_train.runtime import StopRequestedError, cache_path
+from samout_train.runtime.cache import cache_directory
 
 NAMES: list[VocabularyName] = ["characters", "bytes", "bpe"]
 

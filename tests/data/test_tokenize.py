@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 
 from samout_train.cli import tokenize
-from samout_train.data.shards import parts
-from samout_train.data.shards import write as tokenizing
-from samout_train.data.shards.index import INDEX, PLAN, VOCABULARY, read_index
+from samout_train.data import INDEX, SOS_ID, SPECIAL_TOKENS, JsonlReader
+from samout_train.data.shards import parts, write as tokenizing
+from samout_train.data.shards.index import PLAN, VOCABULARY, read_index
 from samout_train.data.shards.parts import Span, parts_of, place_to_cut
-from samout_train.data.text.documents import JsonlReader, Reader, Special, TextReader
-from samout_train.data.vocabulary.base import SOS_ID, SPECIAL_TOKENS
-from samout_train.runtime.shell import program_file, typed_line
+from samout_train.data.text.documents import Reader, Special, TextReader
+from samout_train.runtime import program_file, typed_line
 
 LETTERS = ["a", "b", "ä", "ö", "ß", "😀", "文", " ", " ", "\n", "  ", "\u3000", "\x85", "word", "Wörter"]
 

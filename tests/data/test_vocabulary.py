@@ -8,10 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samout_train.data.vocabulary.base import PAD_ID, SPECIAL_TOKENS, Bytes, Characters, Vocabulary
+from samout_train.data import (
+    PAD_ID,
+    SPECIAL_TOKENS,
+    Bytes,
+    Characters,
+    Vocabulary,
+    read_published_vocabulary,
+    read_vocabulary_file,
+    vocabulary_from,
+)
 from samout_train.data.vocabulary.bpe import BytePairs
-from samout_train.data.vocabulary.choice import VocabularyChoice, read_vocabulary_file, vocabulary_from
-from samout_train.data.vocabulary.published import read_published_vocabulary
+from samout_train.data.vocabulary.choice import VocabularyChoice
 
 TEXT = "Zoë\nsaid: 𝄞 and\r\n\ttabs  and the   sands, and <|user|> a band's hand.\n\n  <|pad|>"
 VOCABULARIES = {

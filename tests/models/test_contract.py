@@ -11,10 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from samout_train import build_model
-from samout_train.config.compose import CONF, compose_config
+from samout_train.config import CONF, compose_config
 from samout_train.evaluation.verify import Subject, distance, verify
-from samout_train.models.cost import num_parameters, parameters_by_part
-from samout_train.models.state import compact_state, held_bytes, map_state, repeat_state, state_bytes, state_to
+from samout_train.models import held_bytes, map_state, num_parameters, parameters_by_part, repeat_state, state_bytes
+from samout_train.models.state import compact_state, state_to
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 KINDS = mostly_slow(NAMES, {"v8", "maxplus", "transformer", "lstm"})  # one of each kind of state

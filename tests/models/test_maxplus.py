@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samout_train import build_model
-from samout_train.evaluation.ablation import added_nats, mixed_by
+from samout_train.evaluation import added_nats
+from samout_train.evaluation.ablation import mixed_by
 from samout_train.evaluation.verify import Subject, verify
+from samout_train.models import SamOut
 from samout_train.models.convolution import CausalConvolution
 from samout_train.models.maxplus import Decay, MaxPlus
-from samout_train.models.samout import SamOut
 from samout_train.models.samout_v8 import MaxStateSuper
 
 DECAYS = list(get_args(Decay))
@@ -201,7 +202,7 @@ def built(name: str, **settings: Any) -> nn.Module:
 
 
 def test_the_published_mixer_is_not_taken_for_published_behind_a_convolution() -> None:
-    from samout_train.models.published import published_state
+    from samout_train.models import published_state
 
     model = built("v8")
     assert isinstance(model, SamOut) and type(model.layers[0].mixer) is MaxStateSuper

@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from samout_train.models.loss import cross_entropy_sum
-from samout_train.models.published import load_published, rename_published
-from samout_train.models.samout import SamOut
+from samout_train.models import SamOut, cross_entropy_sum, load_published, rename_published
 from samout_train.training.optimizers.adam import adam
 
 

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from samout_train import build_model
-from samout_train.checkpoint.inspect import inspect_path
+from samout_train.checkpoint import inspect_path
 from samout_train.cli import inspect
-from samout_train.data.vocabulary.choice import read_vocabulary_file
-from samout_train.data.vocabulary.published import read_published_vocabulary
-from samout_train.models.published import load_published, published_state
+from samout_train.data import read_published_vocabulary, read_vocabulary_file
+from samout_train.models import load_published, published_state
 
 State = dict[str, Tensor]
 

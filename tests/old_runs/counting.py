@@ -4,7 +4,7 @@ from typing import Annotated
 import torch
 from samout_train.ranges import Positive, validated
 
-from samout_train.data.batches import MatrixRows, Source
+from samout_train.data import MatrixRows, Source
 
 
 @validated

@@ -13,8 +13,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from samout_train.ops import num_streams
 from samout_train.ops.max_scan import cuda
-from samout_train.ops.max_scan.forms import CODES, num_streams
+from samout_train.ops.max_scan.forms import CODES
 from samout_train.ops.max_scan.triton_backward import add_later, backward_chunk, chunk_gradients
 from samout_train.ops.max_scan.triton_forward import chunk_starts, chunk_totals, forward_chunk
 

@@ -16,9 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from samout_train.ops import kernels
+from samout_train.ops import kernels, num_streams
 from samout_train.ops.max_scan import Form, max_mix, operator, reference
-from samout_train.ops.max_scan.forms import num_streams
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INF, NAN = float("inf"), float("nan")

@@ -10,8 +10,7 @@ from importlib.machinery import ModuleSpec
 import pytest
 import torch
 
-from samout_train.ops import max_scan
-from samout_train.ops.kernels import Kernels, is_fused, use_kernels
+from samout_train.ops import Kernels, is_fused, max_scan, use_kernels
 from samout_train.ops.max_scan import max_mix
 
 

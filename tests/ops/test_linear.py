@@ -7,11 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from samout_train.ops import linear as package
-from samout_train.ops.kernels import use_kernels
+from samout_train.ops import Products, few_rows, linear as package, use_kernels, use_products
 from samout_train.ops.linear import LEAST_WEIGHTS, MOST_ROWS, linear, onednn
-from samout_train.ops.linear.choice import Products, use_products
-from samout_train.ops.linear.cpu import few_rows
 
 MANY_ROWS = 64
 

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from samout_train import build_model
-from samout_train.ops import samout_layer
-from samout_train.ops.kernels import use_kernels
+from samout_train.ops import samout_layer, use_kernels
 from samout_train.ops.samout_layer import blended, gated, operator, reference
 
 SIZES = [(3, 7, 24), (1, 1, 1), (2, 65, 33), (5, 384)]

@@ -8,7 +8,7 @@ import torch
 from samout_train.models.samout_layer import SamOutLayer
 from samout_train.models.samout_v1 import MaxState
 from samout_train.models.samout_v8 import MaxStateSuper
-from samout_train.ops.kernels import use_kernels
+from samout_train.ops import use_kernels
 from samout_train.ops.samout_step import MOST_ROWS, cpu
 
 

@@ -17,7 +17,7 @@ def told(main: Callable[[list[str]], int], words: Sequence[str], folder: Path) -
 
 def refused(act: Callable[[], Any]) -> str:
     """What is raised in place of an answer, as a person reads it."""
-    from samout_train.checkpoint.files import CheckpointError
+    from samout_train.checkpoint import CheckpointError
 
     try:
         act()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from samout_train.checkpoint.files import damage, newest_checkpoint
+from samout_train.checkpoint import damage, newest_checkpoint
 from torture.processes import QUICK, finished
 from torture.row import Case, Row
 

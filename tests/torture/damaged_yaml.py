@@ -3,7 +3,7 @@
 import random
 
 from samout_train.cli import train
-from samout_train.config.compose import CONF
+from samout_train.config import CONF
 from torture.answers import told
 from torture.row import Case
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 from program import context
 
-from samout_train.checkpoint.files import damage, newest_checkpoint, read_checkpoint
-from samout_train.checkpoint.manager import Checkpoints
-from samout_train.experiments.prove_resume import digests
+from samout_train.checkpoint import Checkpoints, damage, newest_checkpoint, read_checkpoint
+from samout_train.experiments import digests
 from torture.processes import QUICK, finished, start, until_it_trains
 from torture.row import Case, Row
 

@@ -3,9 +3,9 @@
 import re
 import resource
 
-from samout_train.checkpoint.files import newest_checkpoint
-from samout_train.experiments.prove_resume import digests
-from samout_train.training.callbacks.base import Callback
+from samout_train.checkpoint import newest_checkpoint
+from samout_train.experiments import digests
+from samout_train.training import Callback
 from torture.processes import QUICK, finished
 from torture.row import Case, Row
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from samout_train import load_published, load_vocabulary
-from samout_train import train as train_in_process
-from samout_train.checkpoint.files import write_manifest
+from samout_train import load_published, load_vocabulary, train as train_in_process
+from samout_train.checkpoint import write_manifest
 from samout_train.cli import export, generate, inspect, train, verify
 from torture.answers import refused, told
 from torture.row import Case

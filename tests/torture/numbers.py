@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from samout_train import build_trainer, train
-from samout_train.checkpoint.files import read_checkpoint
-from samout_train.training.callbacks.base import Callback, RunContext
-from samout_train.training.non_finite import NonFiniteError
-from samout_train.training.rescue import MemoryExhaustedError
+from samout_train.checkpoint import read_checkpoint
+from samout_train.training import Callback, MemoryExhaustedError, NonFiniteError, RunContext
 from torture.row import Case, Row
 
 FIXED = ("model.dropout=0.1", "data.seq_len=9", "data.num_sequences=24", "data.batch_size=8", "data.vocab_size=32")

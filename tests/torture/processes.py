@@ -10,7 +10,7 @@ from pathlib import Path
 
 from program import context
 
-from samout_train.config.compose import Composed, compose_config
+from samout_train.config import Composed, compose_config
 
 # A step takes a few milliseconds, and each is saved.
 QUICK = (
@@ -53,9 +53,9 @@ def _go_on(composed: Composed, run_dir: Path) -> None:
     _prints_to(os.open(run_dir / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
     import torch
 
-    from samout_train.checkpoint.run_directory import locked
-    from samout_train.runtime.signals import StopRequestedError
-    from samout_train.training.run import prepare
+    from samout_train.checkpoint import locked
+    from samout_train.runtime import StopRequestedError
+    from samout_train.training import prepare
 
     torch.set_num_threads(1)
     composed.config["run_dir"] = str(run_dir)

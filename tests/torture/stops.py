@@ -6,8 +6,8 @@ import signal
 
 from signal_after import signal_after
 
-from samout_train.checkpoint.files import saved_steps
-from samout_train.experiments.prove_resume import digests
+from samout_train.checkpoint import saved_steps
+from samout_train.experiments import digests
 from torture.processes import QUICK, finished, start, until_it_trains
 from torture.row import Case, Row
 

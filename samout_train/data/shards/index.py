@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from samout_train.data.text.cache import read_note
 from samout_train.data.text.documents import LineEnds
 from samout_train.data.vocabulary.base import Vocabulary
 from samout_train.data.vocabulary.choice import vocabulary_from
+from samout_train.runtime import read_note
 
 FORMAT = 1
 PLAN, INDEX, VOCABULARY = "plan.json", "index.json", "vocabulary.json"

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from samout_train.data.shards.index import PLACE, Shard, dtype_for
 from samout_train.data.shards.parts import Part, Span, place_to_cut
-from samout_train.data.text.cache import write_note
 from samout_train.data.text.cuts import LAST_WORD_END
 from samout_train.data.text.documents import JsonlReader, Piece, Reader, Special, TextReader
 from samout_train.data.text.text_kind import printable
 from samout_train.data.vocabulary.base import PAD_ID, SOS_ID, SPECIAL_TOKENS, Characters, Vocabulary
 from samout_train.data.vocabulary.choice import vocabulary_from
-from samout_train.runtime.files import replace_file
+from samout_train.runtime import replace_file, write_note
 
 JSONL = ".jsonl"
 EDGE = 1 << 16  # bytes

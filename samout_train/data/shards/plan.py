@@ -7,12 +7,11 @@ from typing import Any
 
 from samout_train.data.shards.index import FORMAT, PLAN, VOCABULARY
 from samout_train.data.shards.part_worker import SourceFile
-from samout_train.data.text.cache import read_note, write_note
 from samout_train.data.text.documents import LineEnds
 from samout_train.data.text.text_kind import printable
 from samout_train.data.vocabulary.bpe import BytePairs
 from samout_train.data.vocabulary.choice import VocabularyChoice
-from samout_train.runtime.files import leftovers
+from samout_train.runtime import leftovers, read_note, write_note
 
 LOCK = ".lock"
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from samout_train.config.ranges import Positive, checked_by, validated
+from samout_train.config import Positive, checked_by, validated
 from samout_train.data.batches import Rows, Source
 from samout_train.data.shards.index import VOCABULARY, ShardIndex, digest_of, read_index
 from samout_train.data.shards.reader import ShardReader
@@ -20,7 +20,7 @@ from samout_train.data.text.rows import TokenRows
 from samout_train.data.text.short_text import too_short
 from samout_train.data.text.text_kind import printable
 from samout_train.data.vocabulary.base import PAD_ID, SOS_ID
-from samout_train.runtime.home import home_path
+from samout_train.runtime import home_path
 
 log = logging.getLogger(__name__)
 MOST_LOOKED_AT = 200_000_000  # tokens in which copies are looked for

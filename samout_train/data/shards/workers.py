@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-from samout_train.runtime.signals import SIGNALS, StopSignals
+from samout_train.runtime import SIGNALS, StopSignals
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -22,10 +22,7 @@ from samout_train.data.shards.workers import results
 from samout_train.data.text.documents import JsonlReader
 from samout_train.data.vocabulary.base import Bytes, Characters, Vocabulary
 from samout_train.data.vocabulary.choice import vocabulary_from
-from samout_train.runtime.files import leftovers, replace_file
-from samout_train.runtime.places import is_full
-from samout_train.runtime.progress import Bar
-from samout_train.runtime.signals import StopSignals
+from samout_train.runtime import Bar, StopSignals, is_full, leftovers, replace_file
 
 T = TypeVar("T")
 R = TypeVar("R")

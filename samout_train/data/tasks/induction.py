@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from samout_train.config.ranges import Positive, Range, Size, checked_by, validated
+from samout_train.config import Positive, Range, Size, checked_by, validated
 from samout_train.data.batches import Source
 from samout_train.data.tasks.base import IGNORED, length_problems, task
 from samout_train.data.tasks.labelled_rows import Ids

@@ -15,9 +15,7 @@ from typing import IO, Any, Literal, Protocol
 
 from samout_train.data.text.cuts import folded, whole_parts
 from samout_train.data.text.text_kind import BYTE_ORDER_MARK, opened, other_kind, printable, to_utf_8
-from samout_train.runtime.file_kind import HEAD_BYTES, old_file_away
-from samout_train.runtime.home import home_path
-from samout_train.runtime.shell import shell_word
+from samout_train.runtime import HEAD_BYTES, home_path, old_file_away, shell_word
 
 CHUNK_BYTES = 1 << 21  # which a slow tokenizer takes two seconds for, so that signals are answered
 SOS = "<|sos|>"

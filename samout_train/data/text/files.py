@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
-from samout_train.data.text.cache import cache_path, read_note, write_note
 from samout_train.data.text.documents import SOS, Reader, Special
 from samout_train.data.text.text_kind import printable
-from samout_train.runtime.progress import Bar
+from samout_train.runtime import Bar, cache_path, read_note, write_note
 
 FORMAT = 4
 

@@ -8,8 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from samout_train.data.text.text_kind import printable
-from samout_train.runtime.file_kind import COMPRESSED_ENDINGS
-from samout_train.runtime.home import home_path
+from samout_train.runtime import COMPRESSED_ENDINGS, home_path
 
 NAMED = 3
 HIDDEN = "hidden"

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samout_train.config.ranges import Positive, checked_by, validated
+from samout_train.config import Positive, checked_by, validated
 from samout_train.data.batches import Rows, Source, next_token
 from samout_train.data.text.copies import warn_of_copies
 from samout_train.data.text.documents import JsonlReader, LineEnds

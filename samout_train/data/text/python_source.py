@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from samout_train.config.ranges import Positive, checked_by, validated
+from samout_train.config import Positive, checked_by, validated
 from samout_train.data.batches import Source
 from samout_train.data.text.documents import LineEnds, TextReader
 from samout_train.data.text.files import Survey, survey

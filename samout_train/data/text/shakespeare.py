@@ -10,16 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from samout_train.config.ranges import Positive, checked_by, validated
+from samout_train.config import Positive, checked_by, validated
 from samout_train.data.batches import Source
-from samout_train.data.text.cache import cache_path
 from samout_train.data.text.documents import LineEnds, TextReader
 from samout_train.data.text.files import Survey, survey
 from samout_train.data.text.stream import file_problems, stream_source
 from samout_train.data.vocabulary.bpe import BytePairSize
 from samout_train.data.vocabulary.choice import VocabularyChoice, VocabularyName
-from samout_train.runtime.files import replace_file
-from samout_train.runtime.home import home_path
+from samout_train.runtime import cache_path, home_path, replace_file
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 NUM_BYTES = 1_115_394

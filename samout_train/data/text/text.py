@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from samout_train.config.ranges import Positive, checked_by, validated
+from samout_train.config import Positive, checked_by, validated
 from samout_train.data.batches import Source
 from samout_train.data.text.documents import LineEnds, TextReader
 from samout_train.data.text.files import Survey, survey
@@ -11,7 +11,7 @@ from samout_train.data.text.folder import find
 from samout_train.data.text.stream import file_problems, stream_source
 from samout_train.data.vocabulary.bpe import BytePairSize
 from samout_train.data.vocabulary.choice import VocabularyChoice, VocabularyName
-from samout_train.runtime.home import home_path
+from samout_train.runtime import home_path
 
 
 def text_problems(settings: Mapping[str, Any], name: str) -> list[str]:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from samout_train.runtime.file_kind import HEAD_BYTES, TEXT, converting_line, kept_otherwise, old_file_away
+from samout_train.runtime import HEAD_BYTES, TEXT, converting_line, kept_otherwise, old_file_away
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UNICODE = {

@@ -18,15 +18,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from samout_train.data.text.cache import cache_path, read_note, write_note
 from samout_train.data.text.documents import Piece, Special
 from samout_train.data.text.files import Survey
 from samout_train.data.vocabulary.base import PAD_ID, SPECIAL_TOKENS, Vocabulary
 from samout_train.data.vocabulary.choice import VocabularyChoice, vocabulary_from
-from samout_train.runtime.files import take_place
-from samout_train.runtime.places import PlaceError, in_words
-from samout_train.runtime.progress import Bar
-from samout_train.runtime.signals import StopSignals
+from samout_train.runtime import Bar, PlaceError, StopSignals, cache_path, in_words, read_note, take_place, write_note
 
 FORMAT = 3
 MOST_UNKNOWN = 0.5

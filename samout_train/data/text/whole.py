@@ -21,7 +21,7 @@ from samout_train.data.text.rows import TokenRows
 from samout_train.data.text.token_cache import tokenize
 from samout_train.data.vocabulary.base import PAD_ID, SOS_ID, SPECIAL_TOKENS, Vocabulary
 from samout_train.data.vocabulary.choice import VocabularyChoice
-from samout_train.runtime.home import home_path
+from samout_train.runtime import home_path
 
 TEXT, JSONL, SHARDS = (
     f"samout_train.data.{name}" for name in ("text.text.text", "text.jsonl.jsonl", "shards.source.shards")

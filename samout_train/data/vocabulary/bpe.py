@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samout_train.config.ranges import Range, Size
+from samout_train.config import Range, Size
 from samout_train.data.text.cuts import parts_of_text
 from samout_train.data.vocabulary.base import SPECIAL_TOKENS
-from samout_train.runtime.progress import Bar
+from samout_train.runtime import Bar
 
 BytePairSize = Range(len(SPECIAL_TOKENS) + 256, Size.high)  # the library aborts where it has no room for so many
 SECONDS_A_LOOK = 0.2

@@ -11,8 +11,7 @@ from typing import Any, Literal, cast
 from samout_train.data.vocabulary.base import Bytes, Characters, Vocabulary
 from samout_train.data.vocabulary.bpe import BytePairs
 from samout_train.data.vocabulary.published import read_published_vocabulary
-from samout_train.runtime.file_kind import refuse_special
-from samout_train.runtime.home import home_path
+from samout_train.runtime import home_path, refuse_special
 
 VocabularyName = Literal["characters", "bytes", "bpe"]
 

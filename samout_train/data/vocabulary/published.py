@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.data.vocabulary.base import Characters
-from samout_train.runtime.file_kind import refuse_special
-from samout_train.runtime.home import home_path
+from samout_train.runtime import home_path, refuse_special
 
 LARGEST_BYTES = 64 << 20
 MEMO = ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET")

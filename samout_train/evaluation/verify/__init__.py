@@ -19,8 +19,8 @@ from samout_train.evaluation.verify.row import (
     measured_row,
 )
 from samout_train.evaluation.verify.subject import Subject
-from samout_train.models.cost import sees_future
-from samout_train.runtime.device import PrecisionName
+from samout_train.models import sees_future
+from samout_train.runtime import PrecisionName
 
 __all__ = ["Row", "Subject", "distance", "verify"]
 

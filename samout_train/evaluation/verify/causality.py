@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from samout_train.evaluation.verify.row import Measured
 from samout_train.evaluation.verify.subject import Subject
-from samout_train.runtime.device import PrecisionName, autocast
+from samout_train.runtime import PrecisionName, autocast
 
 WORK = 4e11  # floating-point operations: every place of most models of width 48, 32 of one of 6 million parameters
 FEWEST_PLACES = 32

@@ -8,9 +8,8 @@ from torch.nn import functional as F
 
 from samout_train.evaluation.verify.row import Measured, NothingMeasuredError, distance, worst_gradient
 from samout_train.evaluation.verify.subject import NUM_TOKENS, Subject, gradients, mean_loss
-from samout_train.models.loss import cross_entropy_sum
-from samout_train.models.state import held_bytes, state_bytes
-from samout_train.runtime.device import PrecisionName, autocast
+from samout_train.models import cross_entropy_sum, held_bytes, state_bytes
+from samout_train.runtime import PrecisionName, autocast
 
 PREFIX = 40
 SHORT, GRADIENT_TOKENS = 20, 150

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
-from samout_train.models.cost import sees_future
+from samout_train.models import sees_future
 
 NUM_TOKENS = 1040  # past the border of a tile of 1,024
 LEAST_TOKENS = 4

@@ -19,8 +19,8 @@ from samout_train.evaluation.verify.row import (
     worst_gradient,
 )
 from samout_train.evaluation.verify.subject import Subject, gradients, mean_loss
-from samout_train.models.cost import sees_future
-from samout_train.runtime.compilation import has_cpp_compiler
+from samout_train.models import sees_future
+from samout_train.runtime import has_cpp_compiler
 
 STEP = 1e-6
 OVERFIT_STEPS, OVERFIT_RATE = 500, 1e-2

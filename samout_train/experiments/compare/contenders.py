@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from samout_train.config.compose import ConfigError, compose_config, locate
-from samout_train.config.overrides import key_of
+from samout_train.config import ConfigError, compose_config, key_of, locate
 from samout_train.experiments.compare.labels import Models, labelled, word_of
 from samout_train.experiments.compare.matching import Budget, Sizes, matched, model_cost, seconds_a_step, smallest_width
-from samout_train.training.non_finite import NonFiniteError
-from samout_train.training.run import source_from, trainer_from
-from samout_train.training.settings import checked_config
+from samout_train.training import NonFiniteError, checked_config, source_from, trainer_from
 
 Config = Mapping[str, Any]
 # What a comparison decides itself, and with what.

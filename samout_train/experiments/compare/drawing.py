@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from samout_train.evaluation.charts import DOTS_PER_INCH, heat_map, missing_charts
+from samout_train.evaluation import DOTS_PER_INCH, heat_map, missing_charts
 from samout_train.experiments.compare.chart_kinds import KINDS, Draw, Speeds
 from samout_train.experiments.compare.results import Contest
 from samout_train.experiments.heat_map import natural

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from samout_train.checkpoint.run_directory import scalars
+from samout_train.checkpoint import scalars
 from samout_train.experiments.compare.intervals import CONFIDENCE, Difference
 from samout_train.experiments.compare.matching import TOLERANCE, Budget
 from samout_train.experiments.compare.results import Contest, Contestant, difference

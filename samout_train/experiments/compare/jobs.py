@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samout_train.checkpoint.data_record import DataNow
-from samout_train.checkpoint.run_directory import holds_run, other_kind, other_settings
+from samout_train.checkpoint import DataNow, holds_run, other_kind, other_settings
 from samout_train.experiments.compare.contenders import Config, Contender
 from samout_train.experiments.compare.labels import folder_name
 from samout_train.experiments.compare.matching import Sizes
 from samout_train.experiments.jobs import Job
-from samout_train.runtime.json_files import read_figures, write_figures
-from samout_train.runtime.places import place_problem
+from samout_train.runtime import place_problem, read_figures, write_figures
 
 RECORD = "comparison.json"
 # Of a run that is there already, these must be as they are asked for.
@@ -103,7 +101,9 @@ class Plan:
             return [f"run_dir={self.folder}: holds {kind}: give a directory of its own"]
         found: list[str] = []
         others: list[str | None] = []
-        there_now = DataNow()
+        from samout_train.training import source_from
+
+        there_now = DataNow(source_from)
         by_label = {one.label: one for one in self.contenders}
         for name, entry in self.entries().items():
             if holds_run(self.folder / name):

@@ -6,11 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from samout_train.config.compose import ConfigError
-from samout_train.config.overrides import TEXT_KEYS
-from samout_train.config.signature import shown
-from samout_train.runtime.files import RESERVED
-from samout_train.runtime.shell import quoted
+from samout_train.config import TEXT_KEYS, ConfigError, shown
+from samout_train.runtime import RESERVED, quoted
 
 # Text that is read as nothing but text without quotes.
 PLAIN = re.compile(r"(?!(?:null|true|false|yes|no|on|off|nan|inf)$)[a-z_][\w.+/:-]*", re.IGNORECASE)

@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from samout_train.checkpoint.run_directory import new_directory
-from samout_train.config.compose import ConfigError
-from samout_train.evaluation.charts import missing_charts
+from samout_train.checkpoint import new_directory
+from samout_train.config import ConfigError
+from samout_train.evaluation import missing_charts
 from samout_train.experiments.compare.jobs import Plan, read_record
 from samout_train.experiments.compare.page import summary_lines, write_page
 from samout_train.experiments.compare.results import Contest, contests_of
 from samout_train.experiments.compare.runs import read_run, run_dirs_below, told_apart
 from samout_train.experiments.compare.speed import measured_speeds, read_speeds
-from samout_train.experiments.job_bar import job_bar
+from samout_train.experiments.job_progress import job_bar
 from samout_train.experiments.jobs import Outcome
-from samout_train.runtime.shell import dashboard_command
+from samout_train.runtime import dashboard_command
 
 
 def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:

@@ -10,9 +10,8 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
-from samout_train.config.compose import build
-from samout_train.models.cost import TRAINING_TIMES, num_parameters
-from samout_train.training.settings import model_problems
+from samout_train.config import build, model_problems
+from samout_train.models import TRAINING_TIMES, num_parameters
 
 Kind = Literal["parameters", "flops", "state_bytes", "seconds"]
 Node = dict[str, Any]

@@ -9,13 +9,13 @@ from typing import IO, Any
 
 from jinja2 import Environment, StrictUndefined
 
-from samout_train.evaluation.charts import missing_charts
+from samout_train.evaluation import missing_charts
 from samout_train.experiments.compare.drawing import Chart, charts, overview, tasks_chart
 from samout_train.experiments.compare.findings import speaks_against, verdict
 from samout_train.experiments.compare.labels import folder_name
 from samout_train.experiments.compare.results import Contest
 from samout_train.experiments.compare.tables import NOTE, loss_table, pair_table, run_rows, setting_tables
-from samout_train.runtime.files import replace_file
+from samout_train.runtime import replace_file
 
 HTML, MARKDOWN = "comparison.html", "comparison.md"
 TEMPLATE = Path(__file__).with_name("page.html")

@@ -7,12 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from samout_train.checkpoint.data_record import recorded_data
-from samout_train.checkpoint.run_directory import holds_run, scalars
-from samout_train.config.compose import ConfigError, saved_choice, saved_config
+from samout_train.checkpoint import holds_run, recorded_data, scalars
+from samout_train.config import ConfigError, saved_choice, saved_config
 from samout_train.experiments.compare.jobs import entry_of
 from samout_train.experiments.jobs import OUTPUT, Outcome, outcome
-from samout_train.runtime.json_files import finite_or_null
+from samout_train.runtime import finite_or_null
 
 Summary = Mapping[str, Any]
 SETTINGS = ("model", "optimizer", "schedule", "data", "trainer", "precision")  # that make a run another one

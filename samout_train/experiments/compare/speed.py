@@ -13,25 +13,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from samout_train.config.compose import build
+from samout_train.config import build
 from samout_train.experiments.compare.contenders import Contender
-from samout_train.models.cost import sees_future
-from samout_train.models.loss import next_token_nats
-from samout_train.ops.kernels import use_kernels
-from samout_train.ops.linear.choice import use_products
-from samout_train.runtime.device import (
+from samout_train.models import choose_products, next_token_nats, product_of, sees_future
+from samout_train.ops import use_kernels, use_products
+from samout_train.runtime import (
+    Bar,
     PrecisionName,
     autocast,
     choose_device,
     choose_precision,
     keep_freed_memory,
+    read_figures,
     use_threads,
     wait_for,
+    write_figures,
 )
-from samout_train.runtime.json_files import read_figures, write_figures
-from samout_train.runtime.progress import Bar
-from samout_train.training.products import choose_products, product_of
-from samout_train.training.run import source_from
+from samout_train.training import source_from
 
 TIMES = (1, 4, 16, 64)  # of the training length
 MOST_ROUNDS = 5

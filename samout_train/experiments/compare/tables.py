@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from samout_train.config.signature import shown
+from samout_train.config import shown
 from samout_train.experiments.compare.findings import in_words, interval, mean_and_spread, nats
 from samout_train.experiments.compare.results import Contest, Contestant, difference
 

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from samout_train.config.compose import ConfigError
-from samout_train.config.signature import shown
+from samout_train.config import ConfigError, shown
 from samout_train.experiments.compare.labels import word_of
-from samout_train.training.settings import checked_config
+from samout_train.training import checked_config
 
 EXAMPLE = "space={optimizer.lr:{low:1e-4,high:1e-2,log:true},model.num_layers:[2,4]}"
 Value = bool | int | float | str | None

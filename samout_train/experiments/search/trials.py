@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samout_train.checkpoint.data_record import DataNow
-from samout_train.checkpoint.run_directory import differences, holds_run, is_taken, other_settings
-from samout_train.config.compose import ConfigError, compose_config
+from samout_train.checkpoint import DataNow, differences, holds_run, is_taken, other_settings
+from samout_train.config import ConfigError, compose_config
 from samout_train.experiments.compare.jobs import DECISIVE_KEYS
 from samout_train.experiments.compare.labels import word_of
 from samout_train.experiments.compare.runs import curve_of
 from samout_train.experiments.jobs import LOOK_SECONDS, Job, Outcome, Process, outcome
 from samout_train.experiments.search.space import Space
-from samout_train.runtime.json_files import read_figures, write_figures
-from samout_train.runtime.signals import StopSignals, ask_to_stop
+from samout_train.runtime import StopSignals, ask_to_stop, read_figures, write_figures
 
 RECORD = "search.json"
 RUN_DIR, ERROR = "run_dir", "error"  # what a trial has beside Optuna's own
@@ -107,7 +105,9 @@ class Search:
             raise ConfigError(f"run_dir={folder}: holds another search (space or settings): give another run_dir")
         if found := differences(then, settings, DECISIVE_KEYS):  # the same words, and YAML that was changed since
             raise ConfigError(f"run_dir={folder}: holds a search of other settings ({found[0]}): give another run_dir")
-        there_now = DataNow()
+        from samout_train.training import source_from
+
+        there_now = DataNow(source_from)
         for trial in self.study.trials:
             run_dir = folder / self._run_dir(trial)
             same_settings = not other_settings(run_dir, settings, ("data",))

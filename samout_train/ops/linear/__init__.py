@@ -12,7 +12,7 @@ from samout_train.ops.linear.choice import chosen_products, has_onednn
 
 # On two cores of an AMD EPYC, torch.nn.functional.linear (MKL) took 2 to 10 times as long as numba from 256 x 256
 # weights on and up to 8 rows, and less with smaller weights or more rows; on an Intel Xeon it took 0.2 to 0.8 times as
-# long. So it is measured (samout_train.training.products).
+# long. So it is measured (samout_train.models.products).
 MOST_ROWS = 8
 LEAST_WEIGHTS = 65_536
 # Multiplications from which on oneDNN's products pay for the way to them: 2,048 x 240 by 240 x 240 did (4 % of a step),

@@ -2,6 +2,8 @@
 
 # B batch, T time, D width
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,8 +13,7 @@ MOST_ROWS = 8  # with more, matrix products are the better way
 
 
 def takes_step(x_BTD: Tensor) -> bool:
-    """Whether `samout_step` of samout_train.ops.samout_step.cpu is to take this input: one token of a few sequences,
-    in float32 on a CPU, without gradients."""
+    """Return whether `step` is to take this input: one token of a few sequences, in float32 on a CPU, no gradients."""
     return (
         not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()
@@ -23,3 +24,10 @@ def takes_step(x_BTD: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and is_fused("cpu", torch.float32)
     )
+
+
+def step(x_BD: Tensor, state_BD: Tensor, *of_layer: Any) -> tuple[Tensor, Tensor]:
+    """Return the layer's output and its next state, as `cpu.samout_step` does, which needs numba."""
+    from samout_train.ops.samout_step import cpu
+
+    return cpu.samout_step(x_BD, state_BD, *of_layer)

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from samout_train.config.ranges import Positive, validated
-from samout_train.data.batches import Rows
-from samout_train.evaluation.accuracy import Accuracy, accuracy
+from samout_train.config import Positive, validated
+from samout_train.data import Rows
+from samout_train.evaluation import Accuracy, accuracy
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 
 log = logging.getLogger(__name__)

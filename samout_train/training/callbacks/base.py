@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from samout_train.data.batches import Source
-from samout_train.runtime.device import PrecisionName
+from samout_train.data import Source
+from samout_train.runtime import PrecisionName
 from samout_train.training.limits import Reached
 
 

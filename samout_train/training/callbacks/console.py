@@ -10,12 +10,28 @@ import torch
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from samout_train.models.cost import TRAINING_TIMES, estimate_memory_bytes, num_parameters, parameters_by_part
-from samout_train.runtime.shell import dashboard_command, program, program_file, shown_path, text_setting, typed_line
-from samout_train.runtime.threads import Others, told_others
+from samout_train.models import (
+    TRAINING_TIMES,
+    WORTH_SAYING,
+    bfloat16_share,
+    estimate_memory_bytes,
+    num_parameters,
+    parameters_by_part,
+    product_of,
+    tokens_of,
+)
+from samout_train.runtime import (
+    Others,
+    dashboard_command,
+    program,
+    program_file,
+    shown_path,
+    text_setting,
+    told_others,
+    typed_line,
+)
 from samout_train.training.callbacks.base import Callback, RunContext
 from samout_train.training.limits import once
-from samout_train.training.products import WORTH_SAYING, bfloat16_share, product_of, tokens_of
 
 STEPS_BEFORE_ESTIMATE = 3
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from samout_train.config.ranges import NonNegative, Positive, validated
+from samout_train.config import NonNegative, Positive, validated
 from samout_train.training.callbacks.base import Callback, StepReport
 from samout_train.training.limits import Reached
 

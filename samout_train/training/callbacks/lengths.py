@@ -9,13 +9,10 @@ from typing import Annotated, Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from samout_train.config.ranges import Positive, validated
-from samout_train.evaluation.charts import draw_extrapolation, missing_charts
-from samout_train.evaluation.extrapolation import Extrapolation
-from samout_train.evaluation.streaming import Reader, stream_of
-from samout_train.models.cost import sees_future
-from samout_train.runtime.json_files import write_figures
-from samout_train.runtime.shell import shown_path
+from samout_train.config import Positive, validated
+from samout_train.evaluation import Extrapolation, Reader, draw_extrapolation, missing_charts, stream_of
+from samout_train.models import sees_future
+from samout_train.runtime import shown_path, write_figures
 from samout_train.training.callbacks.base import Callback, RunContext
 from samout_train.training.callbacks.event_file import EventFile
 

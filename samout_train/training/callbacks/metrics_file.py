@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 from typing import IO
 
-from samout_train.runtime.files import append, replace_file
-from samout_train.runtime.json_files import finite_or_null
+from samout_train.runtime import append, finite_or_null, replace_file
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 
 log = logging.getLogger(__name__)

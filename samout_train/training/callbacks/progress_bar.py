@@ -3,8 +3,7 @@
 import sys
 from typing import Any
 
-from samout_train.runtime.console import is_terminal
-from samout_train.runtime.progress import Bar
+from samout_train.runtime import Bar, is_terminal
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 
 SECONDS_BETWEEN_LINES = 10.0

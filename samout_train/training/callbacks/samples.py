@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 from torch import nn
 
-from samout_train.config.ranges import NonNegative, Positive, Seed, validated
-from samout_train.data.batches import Rows
-from samout_train.data.vocabulary.base import PAD_ID, SOS_ID, SPECIAL_TOKENS
-from samout_train.evaluation.generate import generate_tokens
+from samout_train.config import NonNegative, Positive, Seed, validated
+from samout_train.data import PAD_ID, SOS_ID, SPECIAL_TOKENS, Rows
+from samout_train.evaluation import generate_tokens
 from samout_train.training.callbacks.base import Callback, RunContext
 
 log = logging.getLogger(__name__)

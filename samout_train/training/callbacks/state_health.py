@@ -7,11 +7,18 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from samout_train.config.ranges import Positive, validated
-from samout_train.evaluation.ablation import EVERYWHERE, added_nats
-from samout_train.evaluation.evaluator import evaluate
-from samout_train.evaluation.state_health import LayerHealth, calm_rows, growing_layers, positions_of, state_health
-from samout_train.runtime.device import to_device
+from samout_train.config import Positive, validated
+from samout_train.evaluation import (
+    EVERYWHERE,
+    LayerHealth,
+    added_nats,
+    calm_rows,
+    evaluate,
+    growing_layers,
+    positions_of,
+    state_health,
+)
+from samout_train.runtime import to_device
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 
 log = logging.getLogger(__name__)

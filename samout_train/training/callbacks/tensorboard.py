@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams, text
 
-from samout_train.config.ranges import NonNegative, Positive, validated
-from samout_train.data.vocabulary.base import SPECIAL_TOKENS
-from samout_train.evaluation.generate import generate_tokens
+from samout_train.config import NonNegative, Positive, validated
+from samout_train.data import SPECIAL_TOKENS
+from samout_train.evaluation import generate_tokens
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 from samout_train.training.callbacks.event_file import EventFile
 from samout_train.training.callbacks.samples import prompts_from, within_rows

@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from samout_train.config.ranges import NonNegative, Positive, Probability, validated
+from samout_train.config import NonNegative, Positive, Probability, validated
 
 
 @validated

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samout_train.checkpoint.files import serialised
-from samout_train.checkpoint.state import is_usual, load_optimizer
-from samout_train.models.parallel import SharedModel
-from samout_train.runtime.tensor_file import read_tensor_file
+from samout_train.checkpoint import is_usual, load_optimizer, serialised
+from samout_train.models import SharedModel
+from samout_train.runtime import read_tensor_file
 
 Build = Callable[[nn.Module], torch.optim.Optimizer]
 MOST_NAMES = 8

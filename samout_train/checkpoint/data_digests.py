@@ -1,14 +1,14 @@
 """The record of a run's data in its checkpoints: a run is continued by content and not by path."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samout_train.runtime.json_files import read_figures
+from samout_train.runtime import read_figures
 
 if TYPE_CHECKING:
-    from samout_train.data.batches import Source
+    from samout_train.data import Source
 
 MOST_FILES = 100
 FACTS = ("sha256", "tokens", "documents")
@@ -62,9 +62,14 @@ def recorded_data(run_dir: Path) -> dict[str, Any]:
 
 
 class DataNow:
-    """The data that is there now, against what runs learned from; each source is read once."""
+    """The data that is there now, against what runs learned from; each source is read once.
 
-    def __init__(self) -> None:
+    Args:
+        read: Returns the data source of a configuration.
+    """
+
+    def __init__(self, read: Callable[[Mapping[str, Any]], "Source"]) -> None:
+        self._read = read
         self._records: dict[str, dict[str, Any]] = {}
 
     def other_than(self, run_dir: Path, config: Mapping[str, Any]) -> str | None:
@@ -85,11 +90,9 @@ class DataNow:
         return None if difference is None else f"{run_dir}: {difference}\ngive the data of the runs that are there"
 
     def _record(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        from samout_train.training.run import source_from
-
         key = json.dumps(config["data"])
         if key not in self._records:
-            self._records[key] = data_record(source_from(config))
+            self._records[key] = data_record(self._read(config))
         return self._records[key]
 
 

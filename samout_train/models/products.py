@@ -19,11 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samout_train.data.text.cache import cache_path, read_note
-from samout_train.ops.kernels import is_fused, only_torch
-from samout_train.ops.linear import LEAST_PRODUCTS, LEAST_WEIGHTS, MOST_ROWS, onednn
-from samout_train.ops.linear.choice import Products, has_onednn, is_decided, use_products
-from samout_train.runtime import distributed
+from samout_train.ops import Products, has_onednn, is_decided, is_fused, many_rows, only_torch, use_products
+from samout_train.ops.linear import LEAST_PRODUCTS, LEAST_WEIGHTS, MOST_ROWS
+from samout_train.runtime import cache_path, distributed, read_note
 
 FIXED = "SAMOUT_TRAIN_PRODUCTS"  # of the environment: what is taken without a measurement
 MOST_FLOPS = 5e8  # of a product that is measured: some milliseconds
@@ -214,15 +212,15 @@ def _many_rows(shape: Shape) -> dict[str, float]:
         grad_MN @ weight_NK
 
     def by_onednn() -> None:
-        onednn.many_rows(x_MK, weight_NK, None)
-        onednn.many_rows(grad_MN, weight_NK.t(), None)
+        many_rows(x_MK, weight_NK, None)
+        many_rows(grad_MN, weight_NK.t(), None)
 
     with torch.no_grad():
         return _fastest({"torch": by_torch, "onednn": by_onednn})
 
 
 def _few_rows(outputs: int, inputs: int) -> dict[str, float]:
-    from samout_train.ops.linear.cpu import few_rows
+    from samout_train.ops import few_rows
 
     _, weight_NK, _ = _tensors((1, outputs, inputs))
     some = [_tensors((rows, outputs, inputs))[0] for rows in (1, MOST_ROWS)]

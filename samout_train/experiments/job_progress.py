@@ -9,8 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from samout_train.experiments.jobs import Job, Outcome, outcome, run_jobs
-from samout_train.runtime.console import is_terminal
-from samout_train.runtime.progress import Bar
+from samout_train.runtime import Bar, is_terminal
 
 LONGEST_LINE = 16_384  # bytes of metrics.jsonl that are read from its end
 SECONDS_A_LOOK, SECONDS_A_LINE = 1.0, 60.0  # at the steps of what runs, on a terminal and elsewhere

@@ -1,0 +1,58 @@
+from .claim import claimed as claimed
+from .data_digests import (
+    DataNow as DataNow,
+    data_record as data_record,
+    recorded_data as recorded_data,
+    refuse_other_data as refuse_other_data,
+)
+from .export import (
+    Exported as Exported,
+    ExportError as ExportError,
+    export_run as export_run,
+    load_exported as load_exported,
+)
+from .export_files import VOCABULARY as VOCABULARY, WEIGHTS as WEIGHTS
+from .files import (
+    CORRUPT as CORRUPT,
+    FORMAT as FORMAT,
+    CheckpointError as CheckpointError,
+    checkpoint_path as checkpoint_path,
+    damage as damage,
+    delete_checkpoint as delete_checkpoint,
+    find_checkpoint as find_checkpoint,
+    is_complete as is_complete,
+    newest_checkpoint as newest_checkpoint,
+    read_checkpoint as read_checkpoint,
+    read_manifest as read_manifest,
+    replace_json as replace_json,
+    saved_steps as saved_steps,
+    serialised as serialised,
+    shards_folder as shards_folder,
+    write_checkpoint as write_checkpoint,
+    write_manifest as write_manifest,
+)
+from .inspect import inspect_path as inspect_path
+from .load import LoadedRun as LoadedRun, load_run as load_run, load_vocabulary as load_vocabulary
+from .manager import Checkpoints as Checkpoints
+from .mismatch import refuse_other_vocabulary as refuse_other_vocabulary
+from .run_directory import (
+    DirectoryRefusedError as DirectoryRefusedError,
+    TakenError as TakenError,
+    content_problems as content_problems,
+    differences as differences,
+    holds_run as holds_run,
+    is_taken as is_taken,
+    locked as locked,
+    new_directory as new_directory,
+    other_kind as other_kind,
+    other_settings as other_settings,
+    resume_problems as resume_problems,
+    run_directory_problems as run_directory_problems,
+    scalars as scalars,
+)
+from .state import (
+    is_usual as is_usual,
+    load_optimizer as load_optimizer,
+    load_weights as load_weights,
+    saved_weights as saved_weights,
+)

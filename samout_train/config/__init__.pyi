@@ -1,0 +1,61 @@
+from .compose import (
+    CONF as CONF,
+    HYDRAS_DIRECTORIES as HYDRAS_DIRECTORIES,
+    PACKAGE as PACKAGE,
+    YAML_DUMPER as YAML_DUMPER,
+    Composed as Composed,
+    ConfigError as ConfigError,
+    build as build,
+    compose_config as compose_config,
+    locate as locate,
+    options_with as options_with,
+    resolve as resolve,
+    saved_choice as saved_choice,
+    saved_config as saved_config,
+    saved_node as saved_node,
+    saved_seed as saved_seed,
+    unresolved as unresolved,
+)
+from .diagnostics import in_few_words as in_few_words, no_node as no_node, options_of as options_of
+from .hydra import get_args_parser as get_args_parser
+from .moved import current_settings as current_settings, take_earlier_names as take_earlier_names
+from .nodes import (
+    WHAT_A_SCHEDULE_IS as WHAT_A_SCHEDULE_IS,
+    model_problems as model_problems,
+    node_problems as node_problems,
+)
+from .overrides import (
+    PLAIN_TEXT_KEYS as PLAIN_TEXT_KEYS,
+    TEXT_KEYS as TEXT_KEYS,
+    as_typed as as_typed,
+    is_there as is_there,
+    key_of as key_of,
+    override_problems as override_problems,
+    quote_text as quote_text,
+    words_for_hydra as words_for_hydra,
+)
+from .ranges import (
+    DeviceName as DeviceName,
+    Layers as Layers,
+    NonNegative as NonNegative,
+    Positive as Positive,
+    Probability as Probability,
+    Range as Range,
+    Seed as Seed,
+    Seeds as Seeds,
+    Share as Share,
+    Size as Size,
+    SizeOrNone as SizeOrNone,
+    Threads as Threads,
+    TopShare as TopShare,
+    checked_by as checked_by,
+    not_divisible as not_divisible,
+    validated as validated,
+)
+from .signature import MISSING as MISSING, mistakes_in_call as mistakes_in_call, nearest as nearest, shown as shown
+from .yaml_places import (
+    is_empty as is_empty,
+    short_path as short_path,
+    with_places as with_places,
+    yaml_problem as yaml_problem,
+)

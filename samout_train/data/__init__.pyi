@@ -1,0 +1,37 @@
+from .batches import Batch as Batch, Batches as Batches, MatrixRows as MatrixRows, Rows as Rows, Source as Source
+from .check import overfit_problem as overfit_problem, row_problems as row_problems
+from .shards.index import (
+    INDEX as INDEX,
+    PLACE as PLACE,
+    Shard as Shard,
+    ShardIndex as ShardIndex,
+    dtype_for as dtype_for,
+)
+from .shards.plan import ShardPlan as ShardPlan
+from .shards.workers import WorkerDiedError as WorkerDiedError
+from .shards.write import Tokenized as Tokenized, tokenize_files as tokenize_files
+from .text.documents import JsonlReader as JsonlReader, LineEnds as LineEnds, text_of as text_of
+from .text.folder import find as find
+from .text.rows import TokenRows as TokenRows
+from .text.stream import vocabulary_of as vocabulary_of
+from .text.whole import (
+    WholeData as WholeData,
+    digests_of as digests_of,
+    reads_whole as reads_whole,
+    whole_data as whole_data,
+)
+from .vocabulary.base import (
+    PAD_ID as PAD_ID,
+    SOS_ID as SOS_ID,
+    SPECIAL_TOKENS as SPECIAL_TOKENS,
+    Bytes as Bytes,
+    Characters as Characters,
+    Vocabulary as Vocabulary,
+)
+from .vocabulary.bpe import BytePairSize as BytePairSize
+from .vocabulary.choice import (
+    VocabularyName as VocabularyName,
+    read_vocabulary_file as read_vocabulary_file,
+    vocabulary_from as vocabulary_from,
+)
+from .vocabulary.published import read_published_vocabulary as read_published_vocabulary

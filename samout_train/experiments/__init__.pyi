@@ -1,0 +1,40 @@
+from .compare.contenders import contenders as contenders, decided_problems as decided_problems
+from .compare.jobs import Plan as Plan, known_sizes as known_sizes, read_record as read_record
+from .compare.making import finish as finish, make_runs as make_runs, show as show
+from .compare.matching import Budget as Budget
+from .job_progress import described as described, job_bar as job_bar
+from .jobs import (
+    FAILURE as FAILURE,
+    Job as Job,
+    Outcome as Outcome,
+    Why as Why,
+    finished as finished,
+    forget_failure as forget_failure,
+    has_checkpoint as has_checkpoint,
+    outcome as outcome,
+    record_failure as record_failure,
+)
+from .prove_resume import TrainingFailedError as TrainingFailedError, digests as digests, run_killed as run_killed
+from .reproduce import HEADER as HEADER, GoldenCurve as GoldenCurve, losses_of as losses_of
+from .search.space import EXAMPLE as EXAMPLE, space_of as space_of, space_problems as space_problems
+from .search.trials import Search as Search
+from .staged import Stages as Stages
+from .sweep import (
+    common_keys as common_keys,
+    data_problems as data_problems,
+    doubles as doubles,
+    first_stage as first_stage,
+    job_name as job_name,
+    job_problems as job_problems,
+    jobs_at_once as jobs_at_once,
+    jobs_of as jobs_of,
+    problems_where_taken as problems_where_taken,
+    read_sweep as read_sweep,
+    register_job_directory as register_job_directory,
+    sweep_jobs as sweep_jobs,
+    sweep_problems as sweep_problems,
+    wait_for_others as wait_for_others,
+    without_sweeps as without_sweeps,
+    words_of_sweep as words_of_sweep,
+    write_sweep as write_sweep,
+)

@@ -1,0 +1,51 @@
+from . import loss as loss
+from .activation_checkpointing import checkpoint_activations as checkpoint_activations, no_layers as no_layers
+from .cost import (
+    TRAINING_TIMES as TRAINING_TIMES,
+    estimate_memory_bytes as estimate_memory_bytes,
+    num_parameters as num_parameters,
+    parameters_by_part as parameters_by_part,
+    sees_future as sees_future,
+)
+from .loss import (
+    MOST_LOGITS as MOST_LOGITS,
+    cross_entropy_sum as cross_entropy_sum,
+    nats_and_state as nats_and_state,
+    next_token_nats as next_token_nats,
+)
+from .parallel import (
+    ParallelName as ParallelName,
+    SharedModel as SharedModel,
+    like as like,
+    parallel_problem as parallel_problem,
+    whole_tensor as whole_tensor,
+)
+from .products import (
+    WORTH_SAYING as WORTH_SAYING,
+    bfloat16_share as bfloat16_share,
+    choose_once as choose_once,
+    choose_products as choose_products,
+    decided as decided,
+    go_on_with as go_on_with,
+    product_of as product_of,
+    tokens_of as tokens_of,
+)
+from .published import (
+    is_published_v8 as is_published_v8,
+    load_published as load_published,
+    published_state as published_state,
+    rename_published as rename_published,
+)
+from .published_files import (
+    DamagedError as DamagedError,
+    is_safetensors as is_safetensors,
+    no_weights as no_weights,
+    read_published as read_published,
+)
+from .samout import SamOut as SamOut
+from .state import (
+    held_bytes as held_bytes,
+    map_state as map_state,
+    repeat_state as repeat_state,
+    state_bytes as state_bytes,
+)
