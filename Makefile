@@ -20,7 +20,7 @@ test: lint
 
 # The longest file first, beside which the others run.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile tests/test_readme.py tests
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile tests/docs tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -28,7 +28,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 torture: $(STAMP)
-	cd tests && ../$(BIN)/python -m torture
+	$(BIN)/python -m tests.faults
 
 bench: $(STAMP)
 	$(BIN)/python scripts/bench_scan.py --rounds 1

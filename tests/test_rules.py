@@ -9,12 +9,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from marks import mostly_slow
 
 from samout_train.cli import main, tokenize
 from samout_train.config import CONF, compose_config
 from samout_train.training import train, trainer_from
 from samout_train.training.settings import problems
+from tests.support.marks import mostly_slow
 
 PACKAGE = Path(__file__).resolve().parent.parent / "samout_train"
 # A package uses those of upper rows, and none of its own row.

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from marks import mostly_slow
 
 from samout_train import train
 from samout_train.config import CONF, ConfigError
 from samout_train.data.hello import hello
+from tests.support.marks import mostly_slow
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 HEADS = ("v1", "v8", "maxplus", "transformer")

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from marks import mostly_slow
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,6 +14,7 @@ from samout_train.config import CONF, compose_config
 from samout_train.evaluation.verify import Subject, distance, verify
 from samout_train.models import held_bytes, map_state, num_parameters, parameters_by_part, repeat_state, state_bytes
 from samout_train.models.state import compact_state, state_to
+from tests.support.marks import mostly_slow
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 KINDS = mostly_slow(NAMES, {"v8", "maxplus", "transformer", "lstm"})  # one of each kind of state

@@ -1,0 +1,297 @@
+"""Broken mixers, each caught by the right row."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from samout_train import build_model
+from samout_train.evaluation.verify import Row, Subject, training, verify
+from samout_train.evaluation.verify.causality import chosen_places
+from samout_train.models import SamOut
+from samout_train.models.samout_v8 import MaxStateSuper
+from samout_train.ops.max_scan import max_scan
+from tests.support.marks import mostly_slow
+
+CPU = torch.device("cpu")
+CAUSAL = "causality: a token changes nothing before it"
+FINITE_DIFFERENCES = "gradient as float64 finite differences"
+
+
+class Broken(MaxStateSuper):
+    """V8's mixer with a maximum that does something wrong; here, in none of its layers."""
+
+    def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        a_BTD, b_BTD, c_BTD, d_BTD = self.projection(x_BTD).chunk(4, dim=-1)
+        m_BTD, state_BD = self.maximum(d_BTD, state_BD)
+        return ((a_BTD + b_BTD) * m_BTD + c_BTD) * m_BTD, state_BD
+
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        return max_scan(d_BTD, state_BD)
+
+
+class PeeksAtTheNext(Broken):
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        m_BTD, state_BD = max_scan(d_BTD, state_BD)
+        return torch.cat([m_BTD[:, 1:], m_BTD[:, -1:]], dim=1), state_BD
+
+
+class PeeksInTraining(PeeksAtTheNext):
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        return super().maximum(d_BTD, state_BD) if self.training else max_scan(d_BTD, state_BD)
+
+
+class LagsByOne(Broken):
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        m_BTD, state_BD = max_scan(d_BTD, state_BD)
+        return torch.cat([torch.zeros_like(m_BTD[:, :1]), m_BTD[:, :-1]], dim=1), state_BD
+
+
+class IgnoresItsState(Broken):
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        return max_scan(d_BTD, None)
+
+
+class DetachesItsState(Broken):
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        return max_scan(d_BTD, None if state_BD is None else state_BD.detach())
+
+
+class MixesTheBatch(Broken):
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        m_BTD, state_BD = max_scan(d_BTD, state_BD)
+        return m_BTD + 0.1 * m_BTD.mean(0, keepdim=True), state_BD
+
+
+class MixesGradientsOfTheBatch(Broken):
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        m_BTD, state_BD = max_scan(d_BTD, state_BD)
+        mean_1TD = m_BTD.mean(0, keepdim=True)
+        return m_BTD + 0.1 * (mean_1TD - mean_1TD.detach()), state_BD
+
+
+class LeaksAtTileBorders(Broken):
+    """As a kernel would that loads a tile too far: the last of a tile sees the first of the next one."""
+
+    def __init__(self, *, tile: int, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self.tile = tile
+
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        m_BTD, state_BD = max_scan(d_BTD, state_BD)
+        last = slice(self.tile - 1, -1, self.tile)
+        peeked_BTD = torch.maximum(m_BTD[:, last], d_BTD[:, self.tile :: self.tile])
+        m_BTD = m_BTD.clone()
+        m_BTD[:, last] = peeked_BTD
+        return m_BTD, state_BD
+
+
+class LeaksInTraining(LeaksAtTileBorders):
+    """As a kernel of the pass with gradients would."""
+
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        return super().maximum(d_BTD, state_BD) if torch.is_grad_enabled() else max_scan(d_BTD, state_BD)
+
+
+class ForgetsAGradient(Broken):
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        m_BTD, state_BD = max_scan(d_BTD, state_BD)
+        return m_BTD.detach() + 0.5 * (m_BTD - m_BTD.detach()), state_BD
+
+
+class ForgetsAGradientInFloat32(ForgetsAGradient):
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        return super().maximum(d_BTD, state_BD) if d_BTD.dtype == torch.float32 else max_scan(d_BTD, state_BD)
+
+
+class IsAnotherWithoutGradients(Broken):
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        m_BTD, state_BD = max_scan(d_BTD, state_BD)
+        return m_BTD * (1.0 if torch.is_grad_enabled() else 1.01), state_BD
+
+
+class CannotTakeOneToken(Broken):
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        if d_BTD.shape[1] == 1:
+            raise RuntimeError("tiles of one token\nare not there yet")
+        return max_scan(d_BTD, state_BD)
+
+
+class KeepsAWeightOutOfTheFile(Broken):
+    def __init__(self, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self.register_buffer("shift_D", torch.randn(sizes["hidden_size"]), persistent=False)
+
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        return max_scan(d_BTD + self.shift_D, state_BD)
+
+
+class SaysLess(Broken):
+    def state_bytes(self, length: int) -> int:
+        return 8
+
+
+class IsAnotherCompiled(Broken):
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        m_BTD, state_BD = max_scan(d_BTD, state_BD)
+        return m_BTD * (1.001 if torch.compiler.is_compiling() else 1.0), state_BD
+
+
+def in_first_layer(mixer: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Broken in layer 0 only, of two."""
+    made = []
+
+    def build(**sizes: int) -> nn.Module:
+        made.append(None)
+        return mixer(**sizes) if len(made) % 2 else Broken(**sizes)
+
+    return build
+
+
+def subject(mixer: Callable[..., nn.Module], *, width: int = 32, layers: int = 2, **given: Any) -> Subject:
+    vocab_size, pad_id = given.pop("vocab_size", 37), given.pop("pad_id", 3)
+    build = partial(
+        SamOut,
+        vocab_size=vocab_size,
+        pad_id=pad_id,
+        hidden_size=width,
+        num_heads=2,
+        num_layers=layers,
+        ffn_size=None,
+        ffn_share=1.0,
+        dropout=0.0,
+        tied_head=False,
+        init="small",
+        mixer=mixer,
+    )
+    return Subject(build, vocab_size, pad_id, **given)
+
+
+def rows(mixer: Callable[..., nn.Module], **given: Any) -> Iterator[Row]:
+    tiny = subject(mixer, **given | {"width": 16, "most_tokens": 32})
+    return verify(subject(mixer, **{"most_tokens": 110} | given), tiny, device=CPU, compiles=False)
+
+
+def test_the_unbroken_mixer_passes_every_row() -> None:
+    assert [row for row in rows(Broken) if not row.passed] == []
+
+
+def test_a_vocabulary_of_four_ids_without_padding_is_enough() -> None:
+    failed = [row.name for row in rows(Broken, vocab_size=4, pad_id=None) if not row.passed]
+    assert not [name for name in failed if not name.startswith("learns one batch")]
+
+
+@pytest.mark.parametrize("most_tokens", mostly_slow([4, 5, 9, 64], {5}))
+def test_short_sequences_are_enough_and_too_short_ones_are_refused(most_tokens: int) -> None:
+    subject = Subject(lambda: build_model("transformer", vocab_size=37, hidden_size=8, num_heads=2, num_layers=2,
+                                          max_seq_len=most_tokens), 37, 3, most_tokens=most_tokens)  # fmt: skip
+    tiny = Subject(lambda: build_model("transformer", vocab_size=37, hidden_size=8, num_heads=2, num_layers=2), 37, 3)
+    assert [row for row in verify(subject, tiny, device=CPU, compiles=False) if not row.passed] == []
+    with pytest.raises(ValueError, match=r"max_seq_len \(3\) is too short to verify: 4 or more"):
+        Subject(Broken, 37, 3, most_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "caught_by"),
+    [
+        (PeeksAtTheNext, CAUSAL),
+        (PeeksInTraining, f"{CAUSAL}, in training"),
+        (LagsByOne, "fp32: step by step, from a carried state, as the whole"),
+        (IgnoresItsState, "fp32: in chunks of 7, from a carried state, as the whole"),
+        (DetachesItsState, "gradients: in chunks of 7, from a carried state, as the whole"),
+        (MixesTheBatch, "a row is the same in any batch"),
+        pytest.param(in_first_layer(MixesTheBatch), "a row is the same in any batch", marks=pytest.mark.slow),
+        pytest.param(
+            in_first_layer(MixesGradientsOfTheBatch),
+            "a row's gradients are the same in any batch",
+            marks=pytest.mark.slow,
+        ),
+        (ForgetsAGradient, FINITE_DIFFERENCES),
+        pytest.param(in_first_layer(ForgetsAGradient), FINITE_DIFFERENCES, marks=pytest.mark.slow),
+        pytest.param(
+            in_first_layer(ForgetsAGradientInFloat32), "gradient in float32 as in float64", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            in_first_layer(IsAnotherWithoutGradients), "fp32: with gradients as without", marks=pytest.mark.slow
+        ),
+        (KeepsAWeightOutOfTheFile, "saved and loaded: weights and state"),
+        (SaysLess, "state_bytes says what a state holds"),
+    ],
+)
+def test_a_broken_mixer_is_caught_by_the_right_row(mixer: Callable[..., nn.Module], caught_by: str) -> None:
+    failed = {row.name: row.measured for row in rows(mixer) if not row.passed}
+    assert failed.pop(caught_by) > 0
+    if mixer in (PeeksInTraining, DetachesItsState, ForgetsAGradient, SaysLess):
+        assert CAUSAL not in failed
+
+
+@pytest.mark.parametrize("tile", mostly_slow([64, 100, 256, 1024], {100}))
+def test_a_leak_at_the_borders_of_any_tile_is_caught(tile: int) -> None:
+    for mixer, row in ((LeaksAtTileBorders, CAUSAL), (LeaksInTraining, f"{CAUSAL}, in training")):
+        found = next(got for got in rows(partial(mixer, tile=tile), width=8, most_tokens=None) if got.name == row)
+        assert found.measured > 0 and not found.passed, row
+
+
+def test_places_are_all_or_the_likeliest_borders_and_a_sample() -> None:
+    assert sorted(chosen_places(1040, 2000)) == list(range(1, 1040))
+    some = chosen_places(1040, 64)
+    assert len(set(some)) == 64 and {1024, 512, 256, 768, *range(128, 1024, 128)} <= set(some)
+    assert sum(place % 2 for place in some) > 8
+
+
+def test_what_a_check_raises_is_its_result_and_the_others_have_their_turn() -> None:
+    failed = {row.name: row.note for row in rows(CannotTakeOneToken) if not row.passed}
+    assert failed["fp32: step by step, from a carried state, as the whole"] == "RuntimeError: tiles of one token"
+    assert set(failed) == {
+        *(f"{what}: step by step, from a carried state, as the whole" for what in ("fp32", "bf16", "gradients")),
+        "state_bytes says what a state holds",
+    }
+    (row,) = rows(MaxStateSuper, width=-1)
+    assert (row.name, row.passed) == ("it can be built", False) and row.note.startswith("ValueError: hidden_size (-1)")
+
+
+def test_a_small_model_takes_one_thread_and_gives_the_others_back() -> None:
+    torch.set_num_threads(2)
+    try:
+        given = rows(Broken, most_tokens=4)
+        next(given)
+        assert torch.get_num_threads() == 1
+        given.close()  # type: ignore[attr-defined]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_value_that_is_no_number_never_passes() -> None:
+    assert not Row("x", float("nan"), 1.0).passed
+
+
+@pytest.fixture
+def no_compiler() -> Iterator[None]:
+    from torch._inductor import config
+
+    with config.patch({"cpp.cxx": (None, "/nonexistent")}):
+        yield
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_graphs_are_compared_and_the_row_says_so() -> None:
+    measured, note = training.compiled(Subject(partial(build_model, "gru", vocab_size=9, hidden_size=8), 9, 3), CPU)
+    assert measured <= 1e-5 and "aot_eager, for there is no C++ compiler here" in note
+    assert "7 operations in 1 graph" in note, "the recurrent module is in it"
+    measured, note = training.compiled(subject(in_first_layer(IsAnotherCompiled)), CPU)
+    assert measured > 1e-5
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_where_nothing_was_compiled_the_row_is_skipped() -> None:
+    class NotCompiled(SamOut):
+        forward = torch.compiler.disable(SamOut.forward)
+
+    build = subject(Broken).build
+    small = Subject(lambda: NotCompiled(**build.keywords), 37, 3, most_tokens=8)  # type: ignore[attr-defined]
+    (row,) = (row for row in verify(small, small, device=CPU) if row.name.startswith("compiled"))
+    assert row.skipped and row.note == "torch compiled nothing of it"

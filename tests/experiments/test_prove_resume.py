@@ -1,0 +1,61 @@
+"""prove_resume: the same bits where they are the same, exit code 1 where they are not, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samout_train import train
+from samout_train.cli import prove_resume
+from samout_train.experiments import prove_resume as proof
+from tests.support.program import samout
+
+TINY = [
+    *("model=v8", "data=random", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"),
+    *("data.seq_len=9", "data.num_sequences=8", "data.batch_size=4", "callbacks=metrics_file"),
+]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_the_same_run(tmp_path: Path) -> None:
+    done = samout(tmp_path, "prove_resume", *TINY, "steps=6", "kills=2", "run_dir=kept", timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "the same, bit for bit" and "kill 1: after step" in done.stderr
+    digests = [line.split() for line in lines[:-1]]
+    assert [words[:2] for words in digests] == [
+        [name, what] for name in ("undisturbed", "killed") for what in ("weights", "optimizer", "metrics")
+    ]
+    assert [words[2] for words in digests[:3]] == [words[2] for words in digests[3:]]
+    assert {path.name for path in (tmp_path / "kept").iterdir() if path.is_dir()} == {"undisturbed", "killed"}
+
+
+def test_other_bits_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def other(words: list[str], run_dir: Path, *, kills: int, **settings: Any) -> None:
+        train([*words, f"seed={kills}", f"run_dir={run_dir}"])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(proof, "run_killed", other)
+    assert prove_resume.main([*TINY, "steps=2", "kills=0"]) == 0
+    assert prove_resume.main([*TINY, "steps=2", "kills=1"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "NOT the same"
+    assert not list(tmp_path.iterdir()), "without run_dir nothing is kept"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("steps=0", "steps=0: must be above 0"),
+        ("resume=auto", "resume: both runs start at step 0"),
+        ("modle=v8", "modle=v8: no such key; did you mean model?"),
+        ("model.hidden_size=13", "must be divisible"),
+    ],
+)
+def test_a_wrong_request_is_told_with_exit_code_2(
+    tmp_path: Path, word: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert prove_resume.main([*TINY, word]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -1,0 +1,152 @@
+"""Sweeps: their jobs and directories, and the heat map of a sweep over tasks."""
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from samout_train.config import CONF, ConfigError
+from samout_train.experiments import common_keys, finished, jobs_of, words_of_sweep
+from samout_train.experiments.heat_map import AccuracyTable
+from samout_train.experiments.sweep import _job_directory
+from tests.support.program import samout
+
+SMALLER = {"recall"}  # what has a smaller form that takes its place in the sweep
+
+
+def names(group: str) -> set[str]:
+    return {path.stem for path in (CONF / group).glob("*.yaml")}
+
+
+def test_jobs_are_all_combinations_and_what_is_typed_has_priority() -> None:
+    swept = {"model": "v1,v8", "seed": "1,2"}
+    jobs = jobs_of(["optimizer.lr=1e-3"], swept)
+    assert sorted(map(sorted, jobs)) == [
+        [f"model={model}", "optimizer.lr=0.001", f"seed={seed}"] for model in ("v1", "v8") for seed in (1, 2)
+    ]
+    assert jobs_of(["model=lstm", "seed=3"], swept) == [["model=lstm", "seed=3"]]
+    with pytest.raises(ConfigError, match="these values make no sweep"):
+        jobs_of(["seed=range(0,3,0)"], {})
+
+
+def test_a_directory_is_readable_where_it_can_be_and_never_that_of_another_job() -> None:
+    assert _job_directory("++optimizer.lr=0.001,model=v8") == "model=v8,optimizer.lr=0.001"
+    assert _job_directory("") == "job"
+    unreadable = [_job_directory(f"data.path={name}") for name in ("a b", "a/b", "a?b")]
+    assert len(set(unreadable)) == 3 and all(name.startswith("data.path=a-b-") for name in unreadable)
+    long = [_job_directory(f"data.path={'x' * 200}{end}") for end in "ab"]
+    assert long[0] != long[1] and max(map(len, long)) < 140
+    assert _job_directory("a=1,b=2") == _job_directory("b=2,a=1")
+    assert _job_directory("x=[1,2,3]") != _job_directory("x=[1,3,2]")
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        ["data.path=Text", "data.path=text", "data.path=TEXT"],
+        ["data.path=e\u0301", "data.path=\u00e9"],
+        ["data.path=ß", "data.path=ss"],
+        ["a=1", "a=1.", "a=1-", "a=1_"],
+        ["x=a b", "x=a-b", "x=a/b", "x=a:b"],
+        [f"data.path={'文' * 200}{end}" for end in "ab"],
+    ],
+    ids=lambda alike: alike[0][:20],
+)
+def test_names_that_any_file_system_takes_for_one_are_none(alike: list[str]) -> None:
+    folded = {unicodedata.normalize("NFC", _job_directory(name)).casefold() for name in alike}
+    assert len(folded) == len(alike)
+    assert all(len(_job_directory(name).encode()) <= 140 for name in alike)
+
+
+@pytest.mark.parametrize("overrides", ["con.x=1", "NUL", "com1", "aux.lr=2,b=1", "~x", "-x=1", ".x=1", "x=1."])
+def test_a_name_is_no_option_no_device_and_not_hidden(overrides: str) -> None:
+    name = _job_directory(overrides)
+    assert name[0] not in "-." and name[-1] not in ". "
+    assert name.split(".")[0].lower() not in ("con", "nul", "aux", "com1")
+
+
+def test_names_leave_out_what_all_jobs_have_but_for_what_a_configuration_sweeps_over() -> None:
+    typed = ["model=v1,v8", "data=random", "model.hidden_size=12", "optimizer.lr=1e-3"]
+    assert common_keys(typed, {}) == ["data", "model.hidden_size", "optimizer.lr"]
+    swept = {"model": "v1,v8", "data": "copy,parity", "optimizer.lr": "1e-3,1e-2"}
+    assert common_keys(typed, swept) == ["model.hidden_size"]
+    words = words_of_sweep(["model=v1,v8", "++model.hidden_size=12", "++optimizer.lr=1e-3"], typed, swept)
+    assert words[:3] == ["model=v1,v8", "++model.hidden_size=12", "optimizer.lr=1e-3"]
+    assert words[3].endswith("exclude_keys=[model.hidden_size]")
+    assert words_of_sweep(["model=v1,v8"], ["model=v1,v8"], {}) == ["model=v1,v8"]
+
+
+@pytest.mark.slow
+def test_a_part_of_what_a_configuration_sweeps_over_lies_where_the_whole_would(tmp_path: Path) -> None:
+    words = ["-m", "experiment=capabilities", "trainer=debug", "device=cpu", "model=gru", "data.num_test_sequences=100"]
+    first = samout(tmp_path, *words, "data=parity", "optimizer.lr=1e-3")
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "outputs" / "sweeps" / "capabilities"
+    jobs = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    assert jobs == ["data=parity,model=gru,optimizer.lr=0.001"]
+    again = samout(tmp_path, *words, "data=parity,s5", "optimizer.lr=1e-3")
+    assert again.returncode == 0 and again.stdout.count("is finished: left as it is") == 1, again.stderr
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 2
+    other = samout(tmp_path, *words, "data=s5", "optimizer.lr=1e-3", "model.dropout=0.5")
+    assert other.returncode == 2 and "model.dropout=0.5: the run in " in other.stderr
+    ends = samout(tmp_path, *words, "data=s5", "optimizer.lr=1e-3", "callbacks.accuracy.solved_evaluations=null")
+    assert ends.returncode == 2 and "callbacks.accuracy.solved_evaluations=null: the run in " in ends.stderr
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"steps": 3}'])
+def test_a_job_is_finished_when_its_summary_is_whole(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "summary.json").write_text(content)
+    assert finished(tmp_path) is None
+    (tmp_path / "summary.json").write_text('{"weights_sha256": "x"}')
+    assert finished(tmp_path) == {"weights_sha256": "x"}
+
+
+def test_capabilities_are_every_model_and_every_task() -> None:
+    swept = OmegaConf.load(CONF / "experiment" / "capabilities.yaml").hydra.sweeper.params
+    tasks = {name for name in names("data") if "test_" in (CONF / "data" / f"{name}.yaml").read_text()}
+    assert set(swept.model.split(",")) == names("model")
+    assert set(swept.data.split(",")) == tasks - SMALLER
+
+
+def summary(model: str, data: str, **shares: float) -> dict[str, Any]:
+    found = {name: {"share": share, "low": share - 0.04, "high": share + 0.02} for name, share in shares.items()}
+    return {"model": model, "data": data, "chance": 0.5, "accuracy": found}
+
+
+def test_the_table_has_a_row_for_each_test_and_gaps_where_there_is_nothing() -> None:
+    table = AccuracyTable.of(
+        [
+            summary("v8", "parity", validation=0.9, length_40=0.5, length_256=0.25),
+            {"model": "v8", "data": "random"},
+            summary("lstm", "parity", validation=1.0, length_40=1.0) | {"val_loss_nats": 0.1},
+            summary("lstm", "parity", validation=1.0, length_40=0.9) | {"val_loss_nats": 0.2},
+            summary("lstm", "parity", validation=0.0, length_40=0.1) | {"val_loss_nats": None},
+        ]
+    )
+    assert table.tests == ["parity, length 40 (0.5)", "parity, length 256 (0.5)"] and table.models == ["lstm", "v8"]
+    assert table.shares() == [[1.0, 0.5], [None, 0.25]]
+    assert table.markdown().splitlines() == [
+        "| accuracy (chance) | lstm | v8 |",
+        "|---|---|---|",
+        "| parity, length 40 (0.5) | 1.000 ± 0.040 | 0.500 ± 0.040 |",
+        "| parity, length 256 (0.5) |  | 0.250 ± 0.040 |",
+    ]
+
+
+@pytest.mark.slow
+def test_a_part_of_the_capabilities_ends_in_a_table_and_a_picture(tmp_path: Path) -> None:
+    words = ["-m", "experiment=capabilities", "trainer=debug", "device=cpu", "data.num_test_sequences=100"]
+    done = samout(tmp_path, *words, "model=gru,v1", "data=parity,copy", "optimizer.lr=1e-3")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "outputs" / "sweeps" / "capabilities"
+    assert (folder / "heat_map.png").read_bytes().startswith(b"\x89PNG")
+    lines = (folder / "accuracy.md").read_text().splitlines()
+    assert lines[0] == "| accuracy (chance) | gru | v1 |" and len(lines) == 2 + 6
+    found = json.loads((folder / "data=copy,model=v1,optimizer.lr=0.001" / "summary.json").read_text())["accuracy"]
+    assert f"{found['length_16']['share']:.3f}" in lines[2]
+    again = samout(tmp_path, *words, "model=gru,v1", "data=parity,copy", "optimizer.lr=1e-3")
+    assert again.returncode == 0 and again.stdout.count("is finished: left as it is") == 4

@@ -1,0 +1,222 @@
+"""Other Pythons and systems, as far as this one can show it."""
+
+import argparse
+import ast
+import inspect
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from samout_train import __version__
+from samout_train.checkpoint import CheckpointError, checkpoint_path, locked, newest_checkpoint
+from samout_train.cli import main, verify
+from samout_train.cli.request import Request
+from samout_train.config import compose_config, get_args_parser, quote_text
+from samout_train.experiments.compare.labels import folder_name
+from samout_train.runtime import compile_problem, device as runtime, files as atomic, list_setting, signals as stopping
+from samout_train.training.settings import problems
+from tests.support.program import samout
+
+PACKAGE = Path(atomic.__file__).parent.parent
+VERBS = list(main.VERBS)
+MPS = torch.device("mps")
+
+
+def test_every_help_text_passes_the_check_of_python_3_14() -> None:
+    for action in get_args_parser()._actions:  # argparse of 3.14 asks this of each, in add_argument
+        assert action.help is not None and "%" not in action.help  # type: ignore[comparison-overlap]
+    shown = {action.dest: str(action.help) for action in get_args_parser()._actions}
+    assert "Bash - Install" in shown["shell_completion"]
+    assert argparse.ArgumentParser.__module__ == "argparse" and type(get_args_parser()) is not argparse.ArgumentParser
+    assert "add_argument" not in vars(argparse.ArgumentParser), "other programs' parsers stay as they are"
+    own = inspect.getsourcefile(argparse.ArgumentParser.add_argument)
+    assert own == argparse.__file__
+    others = argparse.ArgumentParser(prog="other")
+    others.add_argument("--version", action="version", version="other 1")
+    assert others.format_help().count("samout") == 0 and others._actions[-1].version == "other 1"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("words", [["--version"], ["generate", "--version"]], ids=" ".join)
+def test_the_version_is_the_programs(tmp_path: Path, words: list[str]) -> None:
+    done = samout(tmp_path, *words)
+    assert done.returncode == 0 and done.stdout.startswith(f"samout_train {__version__}, torch {torch.__version__}, ")
+
+
+def test_nothing_behind_the_program_lists_the_verbs(tmp_path: Path) -> None:
+    done = samout(tmp_path)
+    assert done.returncode == 0 and not done.stderr and not list(tmp_path.iterdir())
+    rows = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert rows[: len(VERBS)] == sorted(VERBS, key=lambda verb: (verb != "train", verb))
+    asked = samout(tmp_path, "--help").stdout
+    assert all(verb in asked.partition("==")[0] for verb in VERBS if verb != "train")
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("lr=1", "did you mean optimizer.lr?"),
+        ("batch_size=4", "did you mean data.batch_size?"),
+        ("max_step=4", "did you mean trainer.max_steps?"),
+        ("sed=1", "did you mean seed?"),
+        ("zzzzzz=1", "there are seed, device"),
+    ],
+)
+def test_a_key_that_stands_deeper_is_named(word: str, hint: str) -> None:
+    (found,) = problems(compose_config([word]).config)
+    assert found.startswith(f"{word}: no such key; {hint}")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [r"C:\Users\me\new text\a.txt", r"D:\runs\x", "C:\\end\\", r"\\server\share\t.txt", "C:/Users/a=b,c.txt"],
+)
+def test_paths_of_windows_arrive_as_typed(path: str) -> None:
+    config = compose_config([f"run_dir={path}", "data=text", f"data.path={path}"]).config
+    assert config["run_dir"] == config["data"]["path"] == path
+    assert Request([f"run_dir={path}", "--cfg", "job"]).mistakes() == []
+
+
+def test_text_is_utf8_wherever_it_is_read_or_written() -> None:
+    """The default of Windows before Python 3.15 is a code page."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)):
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            keys = {key.arg for key in call.keywords}
+            given = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+            is_text = {
+                "read_text": not call.args,
+                "write_text": len(call.args) < 2,
+                "open": ast.unparse(call.func) not in ("os.open", "archive.open")
+                and not any("b" in str(arg) for arg in given),
+                "run": bool(keys & {"text", "universal_newlines"}),
+                "Popen": bool(keys & {"text", "universal_newlines"}),
+            }
+            if is_text.get(name, False) and "encoding" not in keys:
+                found.append(f"{path.relative_to(PACKAGE)}:{call.lineno}: {ast.unparse(call)}")
+    assert found == []
+
+
+@pytest.mark.parametrize("key", ["data.paths", "runs"])
+def test_lists_of_paths_of_windows_arrive_as_typed(key: str) -> None:
+    paths = [r"C:\a b\x", r"D:\y", "C:\\end\\", r"\\server\share\new"]
+    for word in (f"{key}=[{','.join(paths)}]", list_setting(key, paths)):
+        parser = OverridesParser.create()
+        assert parser.parse_override(quote_text(word)).value() == paths
+
+
+def test_text_ends_its_lines_the_same_way_everywhere() -> None:
+    """Python writes CRLF on Windows, where it is not told otherwise; what is compared or hashed would differ."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)):
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            modes = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+            writes = name == "open" and any(str(mode) in ("w", "a", "x", "w+", "a+", "r+") for mode in modes)
+            if (name == "write_text" or writes) and "newline" not in {key.arg for key in call.keywords}:
+                found.append(f"{path.relative_to(PACKAGE)}:{call.lineno}: {ast.unparse(call)}")
+    assert found == []
+
+
+@pytest.mark.parametrize("label", ["con", "NUL", "aux.small", "COM1", "lpt\xb9", "a:b", 'a<>"|?*\\b', "v8. "])
+def test_folders_of_models_can_be_made_on_windows(label: str) -> None:
+    name = f"{folder_name(label)}-lr0.1-seed0"
+    assert not re.search(r'[<>:"/\\|?*\x00-\x1f]|[. ]$', name)
+    device = name.partition(".")[0].casefold()
+    assert device not in {"con", "prn", "aux", "nul", *(f"{one}{n}" for one in ("com", "lpt") for n in "0123456789¹²³")}
+    assert folder_name("console") == "console" and folder_name("v8.con") == "v8.con"
+
+
+def test_what_is_open_elsewhere_and_half_written_does_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where an open file can be neither deleted nor renamed."""
+    half, damaged = tmp_path / "summary.json.123.tmp", checkpoint_path(tmp_path / "checkpoints", 1)
+    damaged.parent.mkdir()
+    half.touch()
+    damaged.touch()
+    (damaged.parent / "step_00000009.shards").mkdir()
+
+    def refuse(*paths: Any, **settings: Any) -> None:
+        raise PermissionError(13, "in use")
+
+    for name in ("unlink", "replace"):
+        monkeypatch.setattr(Path, name, refuse)
+    for name in ("unlink", "rmdir"):
+        monkeypatch.setattr(os, name, refuse)
+    with locked(tmp_path):
+        pass
+    with pytest.raises(CheckpointError, match="step_00000001"):
+        newest_checkpoint(tmp_path, set_aside=True)
+    assert half.exists() and damaged.exists()
+
+
+def test_a_file_that_is_open_elsewhere_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where a file that somebody reads cannot be replaced."""
+    refusals, replace = [PermissionError(13, "in use")] * 2, Path.replace
+
+    def replace_or_refuse(new: Path, path: Path) -> Path:
+        if refusals:
+            raise refusals.pop()
+        return replace(new, path)
+
+    new, old = tmp_path / "new", tmp_path / "old"
+    new.write_text("new", "utf-8")
+    old.write_text("old", "utf-8")
+    monkeypatch.setattr(Path, "replace", replace_or_refuse)
+    with pytest.raises(PermissionError):
+        atomic.take_place(new, old)
+    monkeypatch.setattr(atomic, "os", SimpleNamespace(name="nt"))
+    atomic.take_place(new, old)
+    assert old.read_text("utf-8") == "new" and not refusals
+    refusals += [PermissionError(13, "in use")] * 9
+    monkeypatch.setattr(atomic, "SECONDS_OF_PATIENCE", 0.1)
+    with pytest.raises(PermissionError):
+        atomic.take_place(new, old)
+
+
+def test_a_process_of_its_own_group_is_stopped_as_each_system_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    process: Any = SimpleNamespace(send_signal=sent.append)
+    assert stopping.own_group() == {"start_new_session": True}
+    stopping.ask_to_stop(process, signal.SIGINT)
+    stopping.ask_to_stop(process, None)
+    assert sent == [signal.SIGINT, signal.SIGTERM]
+    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
+    monkeypatch.setattr(signal, "CTRL_BREAK_EVENT", 1, raising=False)
+    stopping.ask_to_stop(process, signal.SIGINT)
+    assert stopping.own_group() == {"creationflags": 512} and sent[2:] == [1]
+
+
+def test_mps_is_taken_where_torch_has_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"device \(mps\) is not there: .*; use device=cpu"):
+        runtime.choose_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert runtime.choose_device("mps") == MPS
+    assert runtime.choose_precision("auto", MPS) == "fp32" and runtime.choose_precision("bf16", MPS) == "bf16"
+    with pytest.raises(ValueError, match=r"precision \(fp16\) .* use bf16 or fp32 on mps"):
+        runtime.choose_precision("fp16", MPS)
+    assert runtime.float64_place(MPS).type == "cpu", "float64 is not there"
+    assert "leave it out" in str(compile_problem(MPS))
+    assert problems(compose_config(["device=mps"]).config) == []
+    assert verify.main(["model=v8", "device=mps"]) == 2 and "has no float64" in capsys.readouterr().err
+
+
+def test_random_states_of_mps_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = torch.arange(4, dtype=torch.uint8)
+    put: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", put.append)
+    states = runtime.random_states(MPS)
+    runtime.set_random_states(states, MPS)
+    assert states["cuda"] is None and put == [state]
+    runtime.set_random_states(states, torch.device("cpu"))
+    assert len(put) == 1
