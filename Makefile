@@ -1,4 +1,4 @@
-# make train [ARGS="model=v1 data=random"]   make test   make test-slow   make torture   make bench   make lint   make dashboard
+# make train [ARGS="model=v1 data=random"]   make test   make test-slow   make test-nightly   make torture   make bench   make lint   make dashboard
 #
 # PYTHON  the interpreter that .venv is made from (3.11 or newer). One that has torch shares it: .venv then sees its
 #         packages, and torch is not installed again.
@@ -10,17 +10,20 @@ ARGS ?= model=v8 data=random
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: train test test-slow torture lint bench dashboard
+.PHONY: train test test-slow test-nightly torture lint bench dashboard
 
 train: $(STAMP)
 	$(BIN)/python -m samout_train $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations 25
 
-# The longest file first, beside which the others run.
+# The longest first, beside which the others run.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile tests/docs tests
+	$(BIN)/python -m pytest -m "slow and not nightly" -n 2 --dist loadgroup --durations 25 tests/docs tests
+
+test-nightly: $(STAMP)
+	$(BIN)/python -m pytest -m nightly -n 2 --dist loadgroup --durations 25 tests/docs tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from samout_train.cli import main, tokenize
 from samout_train.config import CONF, compose_config
 from samout_train.training import train, trainer_from
 from samout_train.training.settings import problems
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 
 PACKAGE = Path(__file__).resolve().parent.parent / "samout_train"
 # A package uses those of upper rows, and none of its own row.
@@ -177,7 +177,7 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
 
 
-@pytest.mark.parametrize("group", mostly_slow(GROUPS, set(GROUPS) - {"experiment"}))
+@pytest.mark.parametrize("group", mostly_nightly(GROUPS, set(GROUPS) - {"experiment"}))
 def test_every_yaml_composes_and_builds(group: str, small_text: Path, shared: Path) -> None:
     assert options(group)
     for option in options(group):
@@ -190,7 +190,7 @@ def test_every_yaml_composes_and_builds(group: str, small_text: Path, shared: Pa
 
 @pytest.mark.parametrize(
     "option",
-    mostly_slow(options("experiment"), {"hello_cell", "published_v8"}),
+    mostly_nightly(options("experiment"), {"hello_cell", "published_v8"}),
 )
 def test_every_experiment_runs_its_debug_form(option: str, tmp_path: Path, small_text: Path, shared: Path) -> None:
     overrides = [

@@ -22,7 +22,7 @@ from samout_train.config import ConfigError, compose_config
 from samout_train.experiments import data_problems, doubles, outcome, sweep_jobs, write_sweep
 from samout_train.experiments.compare.runs import read_run, told_apart
 from samout_train.runtime import StopRequestedError, child_program
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 from tests.support.program import samout
 
 TINY = ["data=random", "model.hidden_size=8", "model.num_heads=2", "model.num_layers=1", "data.num_sequences=8"]
@@ -133,7 +133,7 @@ def test_a_root_yaml_that_gives_run_dir_is_checked_where_it_is_written(tmp_path:
     assert contents(tmp_path / "there") == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_sweeps_of_the_same_second_get_a_directory_each(tmp_path: Path) -> None:
     sweep = ["-m", *RUN, "hydra.sweep.dir='sw/${now:%Y}'", "seed=1,2"]
     done = at_once(tmp_path, [*sweep, "model.dropout=0.1"], [*sweep, "model.dropout=0.2"])
@@ -162,7 +162,7 @@ def test_two_sweeps_in_one_given_directory_make_each_job_once_or_the_other_is_re
     assert contents(tmp_path / "sw") == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_that_was_recorded_keeps_out_others_before_its_jobs_begin(tmp_path: Path) -> None:
     (tmp_path / "sw").mkdir()
     record = {"command": ["-m"], "jobs": {"seed=1": [*RUN, "seed=1"], "seed=2": [*RUN, "seed=2"]}}
@@ -184,7 +184,7 @@ def test_of_a_key_that_is_given_twice_the_last_value_counts() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    mostly_slow(
+    mostly_nightly(
         [
             "model.hidden_size=8 model.hidden_size=12,16",
             "seed=7 seed=1,2",
@@ -204,7 +204,7 @@ def test_a_swept_key_that_was_given_before_makes_jobs_of_their_own(tmp_path: Pat
         assert str(trained(run_dir, "model") if key == "model" else setting(run_dir, key)) == value
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_values_that_are_equal_are_trained_once_or_it_is_said(tmp_path: Path) -> None:
     done = samout(tmp_path, "-m", *RUN, "hydra.sweep.dir=sw", "optimizer.lr=1e-3,0.001", "model.dropout=0,0.0")
     assert done.returncode == 0, done.stderr
@@ -292,7 +292,7 @@ def test_a_finished_job_is_not_written_over_and_not_counted_for_other_settings(t
     }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_goes_on_from_another_working_directory(tmp_path: Path, small_text: Path) -> None:
     start, elsewhere = tmp_path / "start", tmp_path / "elsewhere"
     start.mkdir()

@@ -88,7 +88,7 @@ def test_when_all_checkpoints_are_damaged_the_run_ends_with_exit_code_1(tmp_path
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [pytest.param(*case, marks=pytest.mark.slow) for case in ((signal.SIGINT, 130), (signal.SIGTERM, 143))],
+    [pytest.param(*case, marks=pytest.mark.nightly) for case in ((signal.SIGINT, 130), (signal.SIGTERM, 143))],
 )
 def test_a_signal_ends_a_run_that_can_be_continued(tmp_path: Path, number: signal.Signals, code: int) -> None:
     words = [*TINY, "run_dir=here", "trainer.max_seconds=30", "schedule=constant"]
@@ -137,7 +137,7 @@ def test_a_sweep_makes_one_readable_directory_a_job(tmp_path: Path) -> None:
     assert json.loads((sweep / jobs[2] / "summary.json").read_text())["steps"] == 4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_that_is_started_again_does_what_is_left(tmp_path: Path) -> None:
     words = [*TINY, "trainer.max_steps=3", "hydra.sweep.dir=sweep"]
     assert samout(tmp_path, "-m", "seed=1,2,3", *words).returncode == 0
@@ -175,7 +175,7 @@ def test_a_job_of_a_sweep_that_cannot_be_built_does_not_stop_the_others(tmp_path
     assert len(list(tmp_path.rglob("summary.json"))) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tokenizing_that_is_stopped_goes_on_with_the_same_command(tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("a text that takes a while to tokenize, line after line\n" * 1_000_000)
     sizes = [word for word in TINY if not word.startswith("data")]
@@ -243,7 +243,7 @@ def test_a_shell_completes_verbs_options_and_keys(tmp_path: Path) -> None:
     assert limits.split() == ["trainer.max_epochs=", "trainer.max_seconds=", "trainer.max_steps="]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_python_in_the_working_directory_can_be_named_by_the_installed_command(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from samout_train.training.callbacks.base import Callback\n\n\nclass Says(Callback):\n"

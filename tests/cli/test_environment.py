@@ -259,7 +259,7 @@ def test_triton_without_a_c_compiler_is_done_without(monkeypatch: pytest.MonkeyP
     assert "no C compiler: install gcc" in kernels._choose("auto", "cuda", torch.float32).reason
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_without_the_compiler_and_one_that_is_refused(tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
     done = subprocess.run(
@@ -298,7 +298,7 @@ def test_a_file_called_like_a_module_hides_none(tmp_path: Path, command: list[st
     assert done.returncode == 0 and "seed: 0" in done.stdout, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_files_called_like_modules_hide_none_in_a_run_and_in_processes_that_tokenize(tmp_path: Path) -> None:
     shadows(tmp_path)
     (tmp_path / "mine.py").write_text(
@@ -350,7 +350,7 @@ def test_the_working_directory_is_last_on_the_path(tmp_path: Path, monkeypatch: 
     assert sys.path == ["/usr/lib/python3", str(checkout), "/x/site-packages", "/y"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_safe_path_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("class Says:\n    pass\n")
     done = subprocess.run(
@@ -364,7 +364,7 @@ def test_a_safe_path_stays_as_it_is(tmp_path: Path) -> None:
     assert done.returncode == 2 and "PYTHONSAFEPATH keeps the working directory out" in done.stderr, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_without_asserts_and_docstrings_is_the_same(tmp_path: Path) -> None:
     own = {"PYTHONOPTIMIZE": "2", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "7", "COLUMNS": "0", "TERM": "dumb"}
     done = subprocess.run(

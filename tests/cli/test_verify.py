@@ -16,7 +16,7 @@ from samout_train.checkpoint import load_run
 from samout_train.cli.verify import main, subjects_of_run
 from samout_train.config import CONF
 from samout_train.evaluation.verify import Row, Subject, verify
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 from tests.support.program import samout
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(RUNS, {"short_cache"}))
+@pytest.mark.parametrize("name", mostly_nightly(RUNS, {"short_cache"}))
 def test_a_run_that_trains_is_verified_to_the_end(name: str, tmp_path: Path, small_text: Path) -> None:
     path = [f"data.path={small_text}"] if "data=text" in RUNS[name] else []
     train([*RUNS[name], *path, "trainer=debug", "device=cpu", f"run_dir={tmp_path / 'run'}"])
@@ -136,7 +136,7 @@ def test_exit_code_1_says_that_a_check_failed(tmp_path: Path) -> None:
     assert "PASS" in compiled and "aot_eager, for there is no C++ compiler here" in compiled
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_model_and_a_run_hold(tmp_path: Path, small_text: Path) -> None:
     train([*TEXT, f"data.path={small_text}", *SIZES, "trainer=debug", "device=cpu", f"run_dir={tmp_path / 'run'}"])
     for words in (["models=all"], ["run=run"]):

@@ -183,7 +183,7 @@ def test_a_run_without_hydras_logging_trains_with_options_in_subfolders(mine: Pa
     assert "seed: 5" in (mine.parent / "quiet" / ".hydra" / "config.yaml").read_text("utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["stdout", "none", "default", "person"])
 def test_a_run_trains_with_each_logging_of_hydra(mine: Path, name: str) -> None:
     done = samout(mine.parent, *TINY, f"hydra/job_logging={name}", "run_dir=run")

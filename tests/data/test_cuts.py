@@ -165,7 +165,7 @@ def test_learning_is_left_at_once_on_a_signal(tmp_path: Path, monkeypatch: pytes
     assert stopped.value.exit_code == 143 and time.monotonic() - started < 5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("moment", [0.2, 0.7, 1.2, 1.7])
 def test_the_program_ends_with_the_code_of_the_signal_while_the_library_learns(tmp_path: Path, moment: float) -> None:
     (tmp_path / "a.txt").write_text(bases(6_000_000))
@@ -189,7 +189,7 @@ def test_what_is_raised_while_pairs_are_learned_is_raised_to_the_caller() -> Non
         BytePairs.of_text(texts(), 300, check_stop=signals.check)  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ten_megabytes_without_a_blank_learn_4096_ids_within_a_minute() -> None:
     started = time.process_time()
     vocabulary = BytePairs.of_text([bases(10_000_000)], 4096)

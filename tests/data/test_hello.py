@@ -8,7 +8,7 @@ import torch
 from samout_train import train
 from samout_train.config import CONF, ConfigError
 from samout_train.data.hello import hello
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 HEADS = ("v1", "v8", "maxplus", "transformer")
@@ -29,7 +29,7 @@ def test_no_letter_is_ignored(ignore_index: int) -> None:
         hello(ignore_index=ignore_index, seed=0)
 
 
-@pytest.mark.parametrize("name", mostly_slow(NAMES, {"transformer", "maxplus"}))
+@pytest.mark.parametrize("name", mostly_nightly(NAMES, {"transformer", "maxplus"}))
 def test_every_model_that_can_tell_them_apart_learns_all_five_letters(name: str, tmp_path: Path) -> None:
     sizes = ["model.hidden_size=16", "model.num_layers=2", *(["model.num_heads=2"] if name in HEADS else [])]
     words = [f"model={name}", "data=hello", *sizes, "optimizer.lr=0.01", "device=cpu", f"run_dir={tmp_path / 'run'}"]
@@ -46,7 +46,7 @@ def test_every_model_that_can_tell_them_apart_learns_all_five_letters(name: str,
 @pytest.mark.parametrize(
     "words", [["model=gru", "model.bidirectional=true"], ["model=transformer", "model.causal=false"]]
 )
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_sees_the_whole_sequence_labels_and_is_refused_the_next_token(words: list[str], tmp_path: Path) -> None:
     sizes = [*words, "model.hidden_size=16", "model.num_layers=2", "device=cpu"]
     sizes += ["model.num_heads=2"] if "model=transformer" in words else []

@@ -207,7 +207,7 @@ def test_names_are_printed_in_one_line_of_utf_8() -> None:
     assert printable("a\nb\udcff\x1b[31mä") == "a\\nb\\udcff\\x1b[31mä"
 
 
-@pytest.mark.parametrize("line_ends", [pytest.param("keep", marks=pytest.mark.slow), "fold"])
+@pytest.mark.parametrize("line_ends", [pytest.param("keep", marks=pytest.mark.nightly), "fold"])
 def test_prompts_and_given_text_are_read_as_the_run_reads_its_own(
     tmp_path: Path, line_ends: LineEnds, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -173,7 +173,7 @@ def command(texts: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "samout_train", "tokenize", *settings]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM", "SIGINT"])
 def test_whatever_ends_it_the_same_command_makes_only_what_is_missing(tmp_path: Path, number: str) -> None:
     texts = tmp_path / "texts"

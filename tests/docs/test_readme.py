@@ -1,4 +1,4 @@
-"""Every command, every Python and every YAML in the README, run in order in a clean copy of the checkout."""
+"""Every command, every Python and every YAML of the README: by section with few steps, and at night as written."""
 
 import json
 import os
@@ -9,12 +9,14 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HEADING_OR_BLOCK = re.compile(r"^## (?P<heading>[^\n]+)$|^```(?P<language>\w+)\n(?P<content>.*?)^```$", re.M | re.S)
 FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
 # The checks are what runs this test; the dashboard does not end by itself.
 # Half an hour, two hours and one; a small part of each is tested elsewhere.
@@ -22,15 +24,57 @@ SWEEPS = (
     *(f".venv/bin/python -m samout_train -m experiment={name}" for name in ("capabilities", "maxplus_ablation")),
     ".venv/bin/samout-train compare 'models={v1:{}",
 )
-NOT_IN_BLOCKS = ("make test", "make torture", ".venv/bin/ruff check", "make dashboard", *SWEEPS)
+NEVER = ("make test", "make torture", ".venv/bin/ruff check", "make dashboard", *SWEEPS)
+# What installs anew, and what compiles a model: at night.
+AT_NIGHT = ("python3 -m venv", ".venv/bin/python -m pip", ".venv/bin/samout-train verify")
+FEW_STEPS = 20
+SHORTER = {
+    "steps=20 kills=5": "steps=4 kills=1",
+    "trials=6": "trials=2",
+    "lr=[1e-3,3e-3]": "lr=[1e-3]",
+    "reproduce experiment=hello_cell": "reproduce experiment=hello_cell steps=20",
+}
+PROGRAM = r"\.venv/bin/(samout-train|python (-m torch\S* --nproc-per-node 2 )?-m samout_train)"
+TRAINS = re.compile(rf"^{PROGRAM} (-m )?[\w-]+=")
 
 
-@pytest.fixture
-def clone(tmp_path: Path, shared: Path) -> Path:
+@dataclass(frozen=True)
+class Block:
+    """A fenced block, and the section that it stands in."""
+
+    section: str
+    language: str
+    content: str
+
+
+def blocks() -> Iterator[Block]:
+    section = ""
+    for match in HEADING_OR_BLOCK.finditer((ROOT / "README.md").read_text("utf-8")):
+        if match["heading"]:
+            section = match["heading"]
+        else:
+            yield Block(section, match["language"], match["content"])
+
+
+SECTIONS = {name: list(found) for name, found in groupby(blocks(), key=lambda block: block.section)}
+
+
+@pytest.fixture(scope="module")
+def short_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout that shares the virtual environment of the tests."""
+    folder = make_checkout(tmp_path_factory.mktemp("readme"))
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    return folder
+
+
+def make_checkout(parent: Path) -> Path:
     """What git would clone of the working tree, and the files that a reader has."""
+    shared = Path(os.environ.get("SAMOUT_TRAIN_SHARED", ROOT.parent / "shared"))
+    if not shared.is_dir():
+        pytest.skip(f"{shared} is not there: the text that the README trains on lies outside the repository")
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    folder = tmp_path / "clone"
+    folder = parent / "checkout"
     for name in filter(None, names):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,52 +89,98 @@ def clone(tmp_path: Path, shared: Path) -> Path:
     return folder
 
 
-def blocks() -> Iterator[tuple[str, str]]:
-    for match in BLOCK.finditer((ROOT / "README.md").read_text("utf-8")):
-        yield match[1], match[2]
+def test_each_block_says_what_it_is() -> None:
+    fences = [line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if line.startswith("```")]
+    assert len(fences) == 2 * len(list(blocks()))
+    assert {block.language for block in blocks()} == {"bash", "console", "python", "yaml", "text", "powershell"}
+    assert len(SECTIONS) == len({block.section for block in blocks()})
 
 
-def shell(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        (".venv/bin/python -m samout_train data=a", ".venv/bin/python -m samout_train data=a trainer=debug"),
+        (".venv/bin/samout-train data=a trainer.max_steps=7", ".venv/bin/samout-train data=a trainer.max_steps=7"),
+        ("train(['trainer.max_steps=300'])", "train(['trainer.max_steps=20'])"),
+        (".venv/bin/samout-train inspect path=a", ".venv/bin/samout-train inspect path=a"),
+        ("make train   # of some size", "make train ARGS='model=v8 data=random trainer=debug'"),
+    ],
+)
+def test_a_command_is_run_with_few_steps(line: str, wanted: str) -> None:
+    assert shorter(line) == wanted
+
+
+def shorter(line: str) -> str:
+    """A line of bash or Python that takes few steps, and does the same otherwise."""
+    if line.startswith("make train"):
+        return "make train ARGS='model=v8 data=random trainer=debug'"
+    for long, short in SHORTER.items():
+        line = line.replace(long, short)
+    line = re.sub(r"trainer\.max_steps=(\d+)", lambda found: f"trainer.max_steps={min(int(found[1]), FEW_STEPS)}", line)
+    if TRAINS.match(line) and "trainer.max_steps" not in line and "trainer=debug" not in line:
+        command, hash_sign, comment = line.partition("  #")
+        line = f"{command.rstrip()} trainer=debug{hash_sign}{comment}"
+    if " -m model=" in line:
+        line += " data.batch_size=8"
+    return line
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("readme")  # later sections use the runs of earlier ones
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_runs(section: str, short_checkout: Path) -> None:
+    for block in SECTIONS[section]:
+        if block.language == "bash":
+            lines = [line for line in block.content.splitlines() if not line.startswith((*NEVER, *AT_NIGHT))]
+            lines = [line if "callbacks=stop_when_learned" in line else shorter(line) for line in lines]
+            runs(short_checkout, block, "\n".join(lines))
+        else:
+            content = shorter(block.content) if block.language == "python" else block.content
+            runs(short_checkout, block, content)
+    if section == "Parts of your own":
+        _worked_together(short_checkout)
+
+
+@pytest.mark.nightly
+def test_everything_runs_as_written(tmp_path: Path) -> None:
+    checkout = make_checkout(tmp_path)
+    for block in blocks():
+        lines = [line for line in block.content.splitlines(keepends=True) if not line.startswith(NEVER)]
+        runs(checkout, block, "".join(lines) if block.language == "bash" else block.content)
+        if block.language == "bash" and "make dashboard" in block.content:
+            _dashboard_answers(checkout)
+    _worked_together(checkout)
+
+
+def runs(folder: Path, block: Block, content: str) -> None:
+    """Runs a block, or writes the file that it is."""
+    if block.language in ("python", "yaml") and (name := FILE.match(content)):
+        path = folder / name[1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, "utf-8")
+    elif block.language == "python":
+        command = [folder / ".venv" / "bin" / "python", "-c", content]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, content + done.stderr
+    elif block.language == "console":
+        command, _, wanted = content.removeprefix("$ ").partition("\n")
+        assert _shell(folder, command).stdout == wanted
+    elif block.language == "bash":
+        done = _shell(folder, content)
+        assert done.returncode == 0, content + done.stdout
+
+
+def _shell(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", "-euo", "pipefail", "-c", script]
     return subprocess.run(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1200
     )
 
 
-def test_each_block_says_what_it_is() -> None:
-    fences = [line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if line.startswith("```")]
-    assert len(fences) == 2 * len(list(blocks()))
-    assert {language for language, _ in blocks()} <= {"bash", "console", "python", "yaml", "text", "powershell"}
-
-
-@pytest.mark.slow
-def test_everything_in_the_readme_runs(clone: Path) -> None:
-    has_run = set()
-    for language, content in blocks():
-        if language in ("python", "yaml") and (name := FILE.match(content)):
-            path = clone / name[1]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, "utf-8")
-        elif language == "python":
-            done = subprocess.run(
-                [clone / ".venv" / "bin" / "python", "-c", content], cwd=clone, capture_output=True, text=True
-            )
-            assert done.returncode == 0, content + done.stderr
-        elif language == "console":
-            command, _, wanted = content.removeprefix("$ ").partition("\n")
-            assert shell(clone, command).stdout == wanted
-        elif language == "bash":
-            lines = [line for line in content.splitlines() if not line.startswith(NOT_IN_BLOCKS)]
-            done = shell(clone, "\n".join(lines))
-            assert done.returncode == 0, content + done.stdout
-            if "make dashboard" in content:
-                _dashboard_answers(clone)
-        has_run.add(language)
-    assert has_run == {"bash", "console", "python", "yaml", "text", "powershell"}  # the last is said to be untried
-    stopped = [
-        log for log in clone.glob("outputs/smooth-counting/*/samout_train.log") if "is learned" in log.read_text()
-    ]
-    assert len(stopped) == 1, "the mixer, the data source and the callback worked together"
+def _worked_together(folder: Path) -> None:
+    """The mixer, the data source and the callback of one's own, in one run."""
+    logs = folder.glob("outputs/smooth-counting/*/samout_train.log")
+    assert len([log for log in logs if "is learned" in log.read_text()]) == 1
 
 
 def _dashboard_answers(folder: Path) -> None:

@@ -32,7 +32,7 @@ TEXT = """() => {
     walk(document.body);
     return parts.filter(Boolean).join("\\n");
 }"""
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ WORDS = [
 ]
 SECONDS = 60
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="a process is found by its environment"),
 ]
 

@@ -7,7 +7,7 @@ import pytest
 from samout_train import train
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_v8_learns_tiny_shakespeare_in_two_thousand_small_steps(shared: Path, tmp_path: Path) -> None:
     summary, _ = train(
         [

@@ -10,7 +10,7 @@ from samout_train import build_model
 from samout_train.config import CONF, compose_config
 from samout_train.evaluation import Decoder, decoding
 from samout_train.evaluation.decoding import has_fixed_size, prefill
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 GROWING = {"transformer", "lstm_attention"}
@@ -37,7 +37,7 @@ def replayed(step: Callable[[], None], rehearse: Callable[[], object]) -> Callab
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu, static", CUDA])
-@pytest.mark.parametrize("name", mostly_slow(NAMES, {"v8", "transformer", "lstm"}))
+@pytest.mark.parametrize("name", mostly_nightly(NAMES, {"v8", "transformer", "lstm"}))
 def test_a_decoder_gives_the_logits_of_the_whole(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place, is_static = device.split(",")[0], device != "cpu"
     if "static" in device:

@@ -12,7 +12,7 @@ from samout_train.config import CONF, compose_config
 from samout_train.data import Bytes, Characters
 from samout_train.evaluation import Timed, generate_samples, generate_tokens, text_of
 from samout_train.evaluation.decoding import PREFILL_TOKENS
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 
@@ -70,7 +70,7 @@ def test_top_p_keeps_the_most_probable_that_make_it_up() -> None:
     assert {(b - a) % 12 for a, b in pairwise([6, *made])} == {1, 2}
 
 
-@pytest.mark.parametrize("name", mostly_slow(NAMES, {"v8", "maxplus", "transformer", "lstm"}))
+@pytest.mark.parametrize("name", mostly_nightly(NAMES, {"v8", "maxplus", "transformer", "lstm"}))
 def test_greedy_tokens_do_not_depend_on_how_a_prompt_is_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompt_ids = tiny(name), torch.randint(37, (75,), generator=torch.Generator().manual_seed(1)).tolist()
     made = set()
@@ -80,7 +80,7 @@ def test_greedy_tokens_do_not_depend_on_how_a_prompt_is_cut(name: str, monkeypat
     assert len(made) == 1
 
 
-@pytest.mark.parametrize("name", mostly_slow(NAMES, {"v8", "maxplus", "transformer", "lstm"}))
+@pytest.mark.parametrize("name", mostly_nightly(NAMES, {"v8", "maxplus", "transformer", "lstm"}))
 def test_samples_side_by_side_are_those_one_after_another(name: str) -> None:
     model, prompt_ids = tiny(name), torch.randint(37, (9,), generator=torch.Generator().manual_seed(1)).tolist()
     settings = {"max_new_tokens": 20, "temperature": 1.0, "top_k": None}

@@ -255,7 +255,7 @@ def test_a_run_that_is_continued_behind_its_reading_keeps_it(text_run: Path) -> 
     assert after["lengths"] == before["lengths"] and after["weights_sha256"] == before["weights_sha256"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_goes_on_does_not_show_what_was_read_before(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("some text to read. " * 200, "utf-8")
     train([*words_for(tmp_path), "callbacks.sample.num_samples=1"])

@@ -30,7 +30,7 @@ from samout_train.models import cross_entropy_sum
 from samout_train.models.samout_v8 import MaxStateSuper
 from samout_train.ops.max_scan import max_scan
 from samout_train.training import Callback
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 
 CPU = torch.device("cpu")
 TINY = ["device=cpu", "model.hidden_size=12", "model.num_layers=2", "data=random", "data.seq_len=9"]
@@ -297,7 +297,7 @@ def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", mostly_slow(MODELS, {"v8", "maxplus", "transformer", "lstm"}))
+@pytest.mark.parametrize("name", mostly_nightly(MODELS, {"v8", "maxplus", "transformer", "lstm"}))
 def test_every_model_runs_with_it(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     heads = ["model.num_heads=2"] if name in HEADED else []

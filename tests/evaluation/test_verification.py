@@ -14,7 +14,7 @@ from samout_train.evaluation.verify.causality import chosen_places
 from samout_train.models import SamOut
 from samout_train.models.samout_v8 import MaxStateSuper
 from samout_train.ops.max_scan import max_scan
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 
 CPU = torch.device("cpu")
 CAUSAL = "causality: a token changes nothing before it"
@@ -184,7 +184,7 @@ def test_a_vocabulary_of_four_ids_without_padding_is_enough() -> None:
     assert not [name for name in failed if not name.startswith("learns one batch")]
 
 
-@pytest.mark.parametrize("most_tokens", mostly_slow([4, 5, 9, 64], {5}))
+@pytest.mark.parametrize("most_tokens", mostly_nightly([4, 5, 9, 64], {5}))
 def test_short_sequences_are_enough_and_too_short_ones_are_refused(most_tokens: int) -> None:
     subject = Subject(lambda: build_model("transformer", vocab_size=37, hidden_size=8, num_heads=2, num_layers=2,
                                           max_seq_len=most_tokens), 37, 3, most_tokens=most_tokens)  # fmt: skip
@@ -203,14 +203,14 @@ def test_short_sequences_are_enough_and_too_short_ones_are_refused(most_tokens: 
         (IgnoresItsState, "fp32: in chunks of 7, from a carried state, as the whole"),
         (DetachesItsState, "gradients: in chunks of 7, from a carried state, as the whole"),
         (MixesTheBatch, "a row is the same in any batch"),
-        pytest.param(in_first_layer(MixesTheBatch), "a row is the same in any batch", marks=pytest.mark.slow),
+        pytest.param(in_first_layer(MixesTheBatch), "a row is the same in any batch", marks=pytest.mark.nightly),
         pytest.param(
             in_first_layer(MixesGradientsOfTheBatch),
             "a row's gradients are the same in any batch",
             marks=pytest.mark.slow,
         ),
         (ForgetsAGradient, FINITE_DIFFERENCES),
-        pytest.param(in_first_layer(ForgetsAGradient), FINITE_DIFFERENCES, marks=pytest.mark.slow),
+        pytest.param(in_first_layer(ForgetsAGradient), FINITE_DIFFERENCES, marks=pytest.mark.nightly),
         pytest.param(
             in_first_layer(ForgetsAGradientInFloat32), "gradient in float32 as in float64", marks=pytest.mark.slow
         ),
@@ -228,7 +228,7 @@ def test_a_broken_mixer_is_caught_by_the_right_row(mixer: Callable[..., nn.Modul
         assert CAUSAL not in failed
 
 
-@pytest.mark.parametrize("tile", mostly_slow([64, 100, 256, 1024], {100}))
+@pytest.mark.parametrize("tile", mostly_nightly([64, 100, 256, 1024], {100}))
 def test_a_leak_at_the_borders_of_any_tile_is_caught(tile: int) -> None:
     for mixer, row in ((LeaksAtTileBorders, CAUSAL), (LeaksInTraining, f"{CAUSAL}, in training")):
         found = next(got for got in rows(partial(mixer, tile=tile), width=8, most_tokens=None) if got.name == row)

@@ -150,7 +150,7 @@ def test_a_comparison_that_is_killed_goes_on_with_what_is_missing(folder: Path) 
     assert other.returncode == 2 and "trainer.max_steps=13: the run in all/" in other.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_job_that_fails_is_told_on_the_page_and_the_others_go_on(folder: Path) -> None:
     words = [
         "compare",
@@ -173,7 +173,7 @@ def test_a_job_that_fails_is_told_on_the_page_and_the_others_go_on(folder: Path)
     assert "6 runs, 2 of them not done" in page
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_model_under_two_names_is_within_noise_and_v8_against_maxplus_is_not(tmp_path: Path, shared: Path) -> None:
     text = [f"data.path={shared / 'data' / 'tinyshakespeare.txt'}", "trainer.max_steps=150", "device=cpu"]
     models = "models={v8:{},twin:{model:v8,model.dropout:0.011},maxplus:{}}"

@@ -16,7 +16,7 @@ TINY = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_is_killed_is_the_same_run(tmp_path: Path) -> None:
     done = samout(tmp_path, "prove_resume", *TINY, "steps=6", "kills=2", "run_dir=kept", timeout=300)
     assert done.returncode == 0, done.stderr

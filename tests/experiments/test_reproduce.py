@@ -9,6 +9,7 @@ from samout_train.cli.reproduce import main
 from samout_train.config import CONF, compose_config
 from samout_train.experiments import GoldenCurve
 from samout_train.experiments.reproduce import CURVES, span_means, spans_of
+from tests.support.marks import mostly_nightly
 
 # Many runs, and no one curve; and what takes a GPU, which nobody has recorded it on.
 WITHOUT = {"capabilities", "maxplus_ablation", "maxplus_shakespeare_gpu"}
@@ -63,7 +64,9 @@ def test_a_machine_is_on_the_curve_or_off_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", sorted(path.stem for path in CURVES.glob("*.json")))
+@pytest.mark.parametrize(
+    "preset", mostly_nightly(sorted(path.stem for path in CURVES.glob("*.json")), {"hello_cell", "published_v8"})
+)
 def test_every_curve_is_that_of_the_program_as_it_is(preset: str, shared: Path) -> None:
     words = [f"experiment={preset}", "device=cpu", "steps=5"]
     if "shakespeare" in preset:
@@ -86,7 +89,7 @@ def test_what_cannot_be_compared_is_refused(words: list[str], message: str, caps
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_recording_writes_a_curve_of_three_replicas(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

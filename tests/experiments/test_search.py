@@ -180,7 +180,7 @@ def test_of_four_trials_of_which_one_is_killed_three_are_done_and_the_same_comma
     assert other.returncode == 2 and "holds another search (space or settings)" in other.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_search_that_is_killed_goes_on(folder: Path) -> None:
     words = ["search", *TINY, *TEXT, *CHEAP, "trainer.max_steps=60", RATES, "trials=3", "run_dir=s"]
     program = [sys.executable, "-m", "samout_train", *words]

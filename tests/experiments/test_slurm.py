@@ -36,7 +36,7 @@ COMMANDS = {
     """,
 }
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found by their environment"),
 ]
 

@@ -91,7 +91,7 @@ def test_what_is_wrong_with_stages_is_told_before_anything_runs() -> None:
         first_stage(["seed=1,2"], given)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_form_of_an_ablation_can_be_built() -> None:
     for path in (CONF / "experiment").glob("*.yaml"):
         experiment = f"experiment={path.stem}"
@@ -102,7 +102,7 @@ def test_every_form_of_an_ablation_can_be_built() -> None:
             assert not found, job.form
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_staged_sweep_that_is_started_again_does_what_is_left(tmp_path: Path, shared: Path) -> None:
     text = shared / "data" / "tinyshakespeare.txt"
     (tmp_path / "mine" / "experiment").mkdir(parents=True)

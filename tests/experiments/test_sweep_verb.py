@@ -165,7 +165,7 @@ def test_a_job_of_training_has_more_than_the_hour_that_submitit_gives_it() -> No
     assert not [word for word in words_of_sweep([], ["hydra/launcher=joblib"], {}) if "timeout" in word]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_failed_is_left_by_resume_and_made_again_by_retry(folder: Path) -> None:
     words = [*WORDS, *deadly(folder, seed=2, how="raise"), "seed=1,2,3"]
     done = samout(folder, *words)
@@ -177,7 +177,7 @@ def test_what_failed_is_left_by_resume_and_made_again_by_retry(folder: Path) -> 
     assert retried.returncode == 0 and retried.stdout.count("  done ") == 1, retried.stdout + retried.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_of_four_jobs_of_which_one_is_killed_three_are_done_and_resume_makes_one(folder: Path, launcher: str) -> None:
     pytest.importorskip(

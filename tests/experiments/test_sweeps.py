@@ -137,7 +137,7 @@ def test_the_table_has_a_row_for_each_test_and_gaps_where_there_is_nothing() -> 
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_part_of_the_capabilities_ends_in_a_table_and_a_picture(tmp_path: Path) -> None:
     words = ["-m", "experiment=capabilities", "trainer=debug", "device=cpu", "data.num_test_sequences=100"]
     done = samout(tmp_path, *words, "model=gru,v1", "data=parity,copy", "optimizer.lr=1e-3")

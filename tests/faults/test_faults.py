@@ -1,18 +1,26 @@
 """Each row of the table of reliability, at its small count."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.row import SMALL, Case, Row
 from tests.faults.table import ROWS
 
-LONGER = {8, 9, 10, 11, 13, 15, 19, 20, 21}  # two seconds and more; `make test-slow` has them
+SLOW = {11, 19}  # a run that is killed, and bad data
+NIGHTLY = {8, 9, 10, 13, 15, 20, 21}  # two seconds and more
+
+
+def marked(row: Row) -> Any:
+    """A row with the tier that has it."""
+    tiers = ((pytest.mark.slow, SLOW), (pytest.mark.nightly, NIGHTLY))
+    return pytest.param(row, marks=[mark for mark, numbers in tiers if row.number in numbers])
 
 
 @pytest.mark.parametrize(
     "row",
-    [pytest.param(row, marks=pytest.mark.slow) if row.number in LONGER else row for row in ROWS],
+    [marked(row) for row in ROWS],
     ids=lambda row: f"{row.number}_{row.what.replace(' ', '_')}",
 )
 def test_what_may_happen_to_a_run_loses_nothing(row: Row, tmp_path: Path) -> None:

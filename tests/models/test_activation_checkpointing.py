@@ -11,7 +11,7 @@ from samout_train import build_trainer
 from samout_train.config import CONF, ConfigError
 from samout_train.models import checkpoint_activations, estimate_memory_bytes
 from samout_train.training import Trainer
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 
 SIZES = ["data=random", "device=cpu", "data.batch_size=8", "model.hidden_size=32", "model.num_layers=3"]
 ON = "trainer.activation_checkpointing=true"
@@ -41,7 +41,7 @@ def gradients(made: Trainer) -> dict[str, Tensor | None]:
 
 
 @pytest.mark.parametrize("extra", [[], ["trainer.accumulate=2", "precision=bf16"]], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", mostly_slow(["v8", "transformer", "v1", "mingru", "maxplus"], {"v8", "maxplus"}))
+@pytest.mark.parametrize("name", mostly_nightly(["v8", "transformer", "v1", "mingru", "maxplus"], {"v8", "maxplus"}))
 def test_gradients_have_the_same_bits_and_less_is_kept(name: str, extra: list[str]) -> None:
     plain = trainer(name, *extra)
     plain_bytes, state = kept_bytes(plain), torch.get_rng_state()
@@ -53,7 +53,7 @@ def test_gradients_have_the_same_bits_and_less_is_kept(name: str, extra: list[st
         assert gradient is not None and torch.equal(gradient, wanted[parameter]), parameter
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_model_with_layers_takes_it_and_the_others_say_why_not() -> None:
     for name in sorted(path.stem for path in (CONF / "model").glob("*.yaml")):
         sizes = [f"model={name}", "data=random", "device=cpu", "model.hidden_size=24"]

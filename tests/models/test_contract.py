@@ -14,10 +14,10 @@ from samout_train.config import CONF, compose_config
 from samout_train.evaluation.verify import Subject, distance, verify
 from samout_train.models import held_bytes, map_state, num_parameters, parameters_by_part, repeat_state, state_bytes
 from samout_train.models.state import compact_state, state_to
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-KINDS = mostly_slow(NAMES, {"v8", "maxplus", "transformer", "lstm"})  # one of each kind of state
+KINDS = mostly_nightly(NAMES, {"v8", "maxplus", "transformer", "lstm"})  # one of each kind of state
 VOCAB_SIZE = 37
 # Those of models that are not here have at least an embedding and a mixer.
 PARTS = {
@@ -49,7 +49,7 @@ def some_ids(rows: int, time: int) -> Tensor:
     return torch.randint(VOCAB_SIZE, (rows, time), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", mostly_slow(NAMES, {"v8"}))
+@pytest.mark.parametrize("name", mostly_nightly(NAMES, {"v8"}))
 def test_every_check_of_verify_holds(name: str) -> None:
     subject = Subject(lambda: tiny(name), VOCAB_SIZE, 3, most_tokens=110)
     smaller = Subject(lambda: tiny(name, hidden_size=16, num_layers=2), VOCAB_SIZE, 3)

@@ -33,7 +33,7 @@ print(estimate, peak_memory_bytes(trainer.device))
     [
         ["model=v8", "model.hidden_size=128", "model.num_heads=4", "data.seq_len=64", "data.batch_size=12"],
         *(
-            pytest.param(overrides, marks=pytest.mark.slow)
+            pytest.param(overrides, marks=pytest.mark.nightly)
             for overrides in (
                 ["model=v8"],
                 ["model=v8", "precision=bf16", "data.batch_size=50"],

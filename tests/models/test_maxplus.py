@@ -175,7 +175,7 @@ def test_the_report_says_what_forgetting_is_worth() -> None:
 CASES = [({"decay": "none"}, {}), ({"decay": "learned"}, {"norm": "published"}), ({}, {"convolution_size": 0})]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_check_of_verify_holds_for_what_can_be_set(case: tuple[dict[str, Any], dict[str, Any]]) -> None:
     mixer_settings, settings = case
@@ -185,7 +185,7 @@ def test_every_check_of_verify_holds_for_what_can_be_set(case: tuple[dict[str, A
     assert [row for row in rows if not row.passed] == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_verify_holds_for_the_published_mixers_and_attention_behind_a_convolution() -> None:
     for name in ("v1", "v8", "transformer"):
         subject, smaller = (

@@ -19,7 +19,7 @@ from samout_train.training import NonFiniteError, trainer_from
 from samout_train.training.optimizers.adam import adam
 from samout_train.training.schedules import Constant, Limits
 from samout_train.training.step import TrainingStep
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 from tests.support.together import samout_together, together
 from tests.test_rules import options, overrides_for
 
@@ -82,7 +82,7 @@ def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    mostly_slow(
+    mostly_nightly(
         [
             *((count, parallel, 1, None) for count in (1, 2, 4) for parallel in ("ddp", "fsdp")),
             *((2, parallel, 2, chunk_len) for parallel in ("ddp", "fsdp") for chunk_len in (None, 5)),
@@ -108,7 +108,7 @@ def configured(words: list[str], steps: int) -> list[float]:
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("option", mostly_slow(options("model"), {"v8"}))
+@pytest.mark.parametrize("option", mostly_nightly(options("model"), {"v8"}))
 def test_every_model_can_be_shared_out(option: str, parallel: str, small_text: Path, shared: Path) -> None:
     words = [*overrides_for("model", option, small_text, shared), "model.dropout=0", f"trainer.parallel={parallel}"]
     plain = configured([word for word in words if "parallel" not in word], 3)
@@ -135,7 +135,7 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
     return summary
 
 
-@pytest.mark.parametrize("parallel", mostly_slow(["ddp", "fsdp"], {"fsdp"}))
+@pytest.mark.parametrize("parallel", mostly_nightly(["ddp", "fsdp"], {"fsdp"}))
 def test_a_run_of_two_processes_leaves_one_run(parallel: str, tmp_path: Path) -> None:
     first, second = samout_together(tmp_path, 2, *RUN, f"trainer.parallel={parallel}")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
@@ -191,7 +191,7 @@ def test_what_several_processes_cannot_do_is_told_once(words: list[str], told: s
 STAGES = {"ddp": ["ddp"] * 3, "fsdp": ["fsdp"] * 3, "both": ["fsdp", "ddp", "fsdp"]}
 
 
-@pytest.mark.parametrize("stages", mostly_slow(STAGES, {"both"}))
+@pytest.mark.parametrize("stages", mostly_nightly(STAGES, {"both"}))
 def test_a_run_goes_on_in_another_number_of_processes(stages: str, tmp_path: Path) -> None:
     counts = [2, 1, 2]
     for count, parallel, steps in zip(counts, STAGES[stages], (2, 4, 6), strict=True):

@@ -33,7 +33,7 @@ def compiler() -> None:
 
 
 def compiling(function: Callable[..., None]) -> Callable[..., None]:
-    for mark in (pytest.mark.slow, pytest.mark.usefixtures("compiler"), pytest.mark.filterwarnings(IMPORT_WARNING)):
+    for mark in (pytest.mark.usefixtures("compiler"), pytest.mark.filterwarnings(IMPORT_WARNING)):
         function = mark(function)
     return function
 
@@ -45,10 +45,17 @@ def steps(*overrides: str, count: int = 10) -> Trainer:
     return made
 
 
+@pytest.mark.slow
 @compiling
 @pytest.mark.parametrize(
     "extra",
-    [[], ["kernels=reference"], ["trainer.accumulate=2"], ["trainer.activation_checkpointing=true"]],
+    [
+        [],
+        *(
+            pytest.param([setting], marks=pytest.mark.nightly)
+            for setting in ("kernels=reference", "trainer.accumulate=2", "trainer.activation_checkpointing=true")
+        ),
+    ],
     ids=["plain", "reference", "accumulate", "activation_checkpointing"],
 )
 def test_ten_compiled_steps_come_to_the_weights_of_ten_plain_ones(extra: list[str]) -> None:
@@ -61,6 +68,7 @@ def test_ten_compiled_steps_come_to_the_weights_of_ten_plain_ones(extra: list[st
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "the whole model is one graph"
 
 
+@pytest.mark.nightly
 @compiling
 def test_a_compiled_model_can_do_without_all_of_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = steps().model.state_dict()
@@ -70,12 +78,14 @@ def test_a_compiled_model_can_do_without_all_of_its_logits(monkeypatch: pytest.M
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.nightly
 @compiling
 def test_compiled_steps_in_bf16_learn_as_plain_ones() -> None:
     plain, other = (float(steps("precision=bf16", *extra).training_step.loss) for extra in ([], [COMPILED]))
     assert other == pytest.approx(plain, rel=1e-2)  # bfloat16 keeps 8 bits
 
 
+@pytest.mark.nightly
 @compiling
 def test_compiled_layers_that_are_computed_again_keep_less() -> None:
     def kept_bytes(*overrides: str) -> int:
@@ -92,6 +102,7 @@ def test_compiled_layers_that_are_computed_again_keep_less() -> None:
     assert kept_bytes("trainer.activation_checkpointing=true") < 0.8 * kept_bytes()
 
 
+@pytest.mark.slow
 @compiling
 def test_a_compiled_run_says_how_long_it_took_and_is_continued_by_a_plain_one(tmp_path: Path) -> None:
     summary, _ = train([*TINY, COMPILED, "trainer.max_steps=3", f"run_dir={tmp_path / 'run'}"])

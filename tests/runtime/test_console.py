@@ -136,7 +136,7 @@ ALL = [*QUICK, Closed(1), Closed(2), Full(2), Unread(1)]
 
 @pytest.mark.parametrize(
     "streams",
-    [pytest.param(one, marks=[] if one in QUICK else pytest.mark.slow) for one in ALL],
+    [pytest.param(one, marks=[] if one in QUICK else pytest.mark.nightly) for one in ALL],
     ids=[f"{type(one).__name__}{one.numbers}" for one in ALL],
 )
 def test_a_run_comes_to_its_end_whatever_the_streams_are(tmp_path: Path, streams: Callable[[], None]) -> None:
@@ -150,7 +150,7 @@ def test_a_run_comes_to_its_end_whatever_the_streams_are(tmp_path: Path, streams
 
 
 @pytest.mark.parametrize(
-    "encoding", ["cp1252", "ascii", *(pytest.param(one, marks=pytest.mark.slow) for one in ("latin-1", "koi8-r"))]
+    "encoding", ["cp1252", "ascii", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("latin-1", "koi8-r"))]
 )
 def test_generated_text_has_replacements_in_any_encoding(folder: Path, tmp_path: Path, encoding: str) -> None:
     words = ["generate", "run=run", "prompt=häuser 中文 лес", "max_new_tokens=200", "kernels=reference"]
@@ -179,7 +179,7 @@ def test_generate_stops_where_nobody_reads_and_reports_a_full_disk(folder: Path)
     assert code_of(folder, [*words, "max_new_tokens=3"], streams=Full(1)) == 1
 
 
-@pytest.mark.parametrize("verb", ["inspect", pytest.param("evaluate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("verb", ["inspect", pytest.param("evaluate", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("streams", [Closed(1, 2), Full(1), Unread(1, 2)], ids=lambda streams: type(streams).__name__)
 def test_other_verbs_come_to_their_end(folder: Path, verb: str, streams: Callable[[], None]) -> None:
     words = {"inspect": ["path=run"], "evaluate": ["run=run", "lengths=[16]"]}[verb]
@@ -324,7 +324,7 @@ PARENTS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("parent", PARENTS)
 def test_a_hangup_stops_what_runs_and_its_children(tmp_path: Path, parent: str) -> None:
     words, where = PARENTS[parent]

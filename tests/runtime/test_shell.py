@@ -94,7 +94,7 @@ def heard(shell: str, line: str) -> list[str]:
     return [bytes.fromhex(word).decode("utf-8", "surrogateescape") for word in json.loads(done.stdout)]
 
 
-@pytest.mark.parametrize("shell", ["bash", pytest.param("zsh", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shell", ["bash", pytest.param("zsh", marks=pytest.mark.nightly)])
 def test_a_shell_hears_the_words_that_were_meant(shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell}")

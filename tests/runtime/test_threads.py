@@ -58,7 +58,7 @@ def test_the_program_says_so_before_torch_is_there() -> None:
     assert done.stderr.split() == ["False", SHORT_WAIT["OMP_WAIT_POLICY"]]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(available_cores() < 2 or sys.platform != "linux", reason="needs two cores, and GNU's OpenMP")
 def test_two_runs_side_by_side_do_not_starve_each_other(tmp_path: Path) -> None:
     """Without a short wait, such steps took 140 times as long on two cores (574 instead of 4 ms)."""

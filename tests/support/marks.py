@@ -1,4 +1,4 @@
-"""Which cases of a test every run has, and which `make test-slow` alone."""
+"""Which cases of a test every run has, and which `make test-nightly` alone."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,6 +6,6 @@ from typing import Any
 import pytest
 
 
-def mostly_slow(cases: Iterable[Any], quick: Iterable[Any]) -> list[Any]:
-    """The same cases, marked slow but for those that are quick enough for every run."""
-    return [case if case in set(quick) else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+def mostly_nightly(cases: Iterable[Any], usual: Iterable[Any]) -> list[Any]:
+    """The same cases, marked nightly but for those that every run has."""
+    return [case if case in set(usual) else pytest.param(case, marks=pytest.mark.nightly) for case in cases]

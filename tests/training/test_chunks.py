@@ -10,7 +10,7 @@ from samout_train import build_model, build_trainer
 from samout_train.data import MatrixRows, Source
 from samout_train.evaluation import evaluate, in_order, state_health
 from samout_train.models import cross_entropy_sum
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 from tests.support.program import samout
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ def ids_of(rows: int, length: int) -> torch.Tensor:
     return torch.randint(4, 40, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", mostly_slow(["v8", "maxplus", "mingru", "lstm", "transformer"], {"v8"}))
+@pytest.mark.parametrize("name", mostly_nightly(["v8", "maxplus", "mingru", "lstm", "transformer"], {"v8"}))
 @pytest.mark.parametrize("chunk_len", [1, 7, 49, 60])
 def test_a_chunked_step_is_the_hand_made_one(name: str, chunk_len: int) -> None:
     words = [f"model={name}", "model.hidden_size=24", *SIZES]
@@ -98,7 +98,7 @@ def test_a_model_that_sees_the_future_is_not_learned_in_chunks() -> None:
         build_trainer(words)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_does_not_grow_with_the_row(tmp_path: Path) -> None:
     peaks = {}
     words = ["model=v8", "model.hidden_size=64", "model.num_heads=4", "model.num_layers=2", "device=cpu"]

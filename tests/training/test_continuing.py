@@ -74,10 +74,10 @@ def printed(err_or_out: str, name: str) -> list[str]:
     "limit",
     [
         ["trainer.max_epochs=1"],
-        pytest.param(["trainer=debug"], marks=pytest.mark.slow),
-        pytest.param(["data.budget_steps=2"], marks=pytest.mark.slow),
-        pytest.param(["trainer.max_seconds=0.001", "schedule=constant"], marks=pytest.mark.slow),
-        pytest.param([*STOPS_EARLY, "trainer.max_steps=50"], marks=pytest.mark.slow),
+        pytest.param(["trainer=debug"], marks=pytest.mark.nightly),
+        pytest.param(["data.budget_steps=2"], marks=pytest.mark.nightly),
+        pytest.param(["trainer.max_seconds=0.001", "schedule=constant"], marks=pytest.mark.nightly),
+        pytest.param([*STOPS_EARLY, "trainer.max_steps=50"], marks=pytest.mark.nightly),
     ],
     ids=lambda limit: limit[0],
 )

@@ -18,7 +18,7 @@ from samout_train.evaluation.streaming import NOTHING_COUNTED
 from samout_train.runtime import distributed as processes
 from samout_train.training import Trainer
 from samout_train.training.step import TrainingStep
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 from tests.support.together import together
 from tests.training.test_non_finite import adam_step, make, poisoned, tensors
 from tests.training.test_step import PROGRESS, gradients, model, step_of
@@ -148,7 +148,7 @@ def of_two_processes(parallel: str) -> dict[str, Any]:
         }
 
 
-@pytest.mark.parametrize("parallel", mostly_slow(["ddp", "fsdp"], {"ddp"}))
+@pytest.mark.parametrize("parallel", mostly_nightly(["ddp", "fsdp"], {"ddp"}))
 def test_processes_leave_out_what_is_empty_in_all_and_make_what_is_not_so_in_one(parallel: str) -> None:
     alone = build_trainer([*HALF_EMPTY, "data.batch_size=2", "model.dropout=0"]).training_step
     wanted = [float(alone(PROGRESS)) for _ in range(24)]

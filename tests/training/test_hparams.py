@@ -69,6 +69,7 @@ def test_the_printed_dashboard_has_the_figures_of_one_run_and_of_a_continued_one
         assert row["hparams"]["model.hidden_size"] == 8 and row["hparams"]["optimizer.lr"] == 1e-3
 
 
+@pytest.mark.nightly
 def test_the_printed_dashboard_has_a_row_for_each_job_of_a_sweep(tmp_path: Path) -> None:
     done = samout(tmp_path, "-m", *SETTINGS, "model.hidden_size=4,8", "hydra.sweep.dir=sweep", timeout=240)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import torch
 from samout_train import train
 from samout_train.runtime import StopRequestedError
 from samout_train.training.profiler import STEP, operations, table
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 from tests.support.signal_after import signal_after
 
 TINY = [
@@ -73,7 +73,7 @@ def test_a_shorter_run_says_what_was_profiled(tmp_path: Path, steps: int, wanted
     assert (tmp_path / "profile").exists() == (steps > 5)
 
 
-@pytest.mark.parametrize("stop_after", mostly_slow([3, 7], {7}))
+@pytest.mark.parametrize("stop_after", mostly_nightly([3, 7], {7}))
 def test_a_run_that_is_stopped_among_the_profiled_steps_goes_on_and_profiles_anew(
     tmp_path: Path, stop_after: int
 ) -> None:

@@ -13,7 +13,7 @@ from samout_train import build_trainer, train
 from samout_train.config import ConfigError
 from samout_train.runtime import StopRequestedError
 from samout_train.training import Callback, StepReport
-from tests.support.marks import mostly_slow
+from tests.support.marks import mostly_nightly
 from tests.support.signal_after import signal_after
 
 TINY = [
@@ -98,11 +98,11 @@ def test_overfitting_one_batch_drives_its_loss_down(tmp_path: Path) -> None:
     assert summary["train_loss_nats"] < 1.0 < summary["floor_nats"]
 
 
-@pytest.mark.parametrize("stop_after", mostly_slow([1, 4, 7], {4}))
+@pytest.mark.parametrize("stop_after", mostly_nightly([1, 4, 7], {4}))
 @pytest.mark.parametrize(
     "extra",
     [
-        pytest.param([], marks=pytest.mark.slow),
+        pytest.param([], marks=pytest.mark.nightly),
         ["trainer.accumulate=4", "optimizer=adamw", "schedule=cosine"],
     ],
     ids=["plain", "all"],
