@@ -98,6 +98,11 @@ def _unreadable(word: str) -> str:
         return f"{word}: has no value: write {word}=..."
     if (shorter := value.rstrip(", ")) != value and _is_readable(f"{key}={shorter}"):
         return f"{word}: cannot be read: it ends with a comma: write {shell_word(f'{key}={shorter}')}"
+    if value.startswith("=") and _is_readable(right := f"{key}={value.lstrip('=')}"):
+        return f"{word}: cannot be read: it has more than one =: write {shell_word(right)}"
+    settings = word.split()
+    if len(settings) > 1 and all("=" in setting and _is_readable(setting) for setting in settings):
+        return f"{word}: is several settings in one pair of quotes: write each without: {' '.join(settings)}"
     as_it_stands = f"{key}='{value}'"  # in which ${...} keeps its meaning
     is_nested = "${" in value and _is_readable(as_it_stands)
     right = shell_word(as_it_stands if is_nested else f"{key}={quoted(value)}")

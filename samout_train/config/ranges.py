@@ -125,7 +125,7 @@ def not_divisible(whole_name: str, whole: int, part_name: str, part: int) -> str
     if whole % part == 0:
         return None
     below, above = whole // part * part, (whole // part + 1) * part
-    choices = f"{below} or {above}" if below else str(above)
+    choices = f"{below} or {above}" if below else f"{whole_name}={above}, or a smaller {part_name}"
     return f"{whole_name} ({whole}) must be divisible by {part_name} ({part}): try {choices}"
 
 

@@ -22,6 +22,8 @@ LONGEST_LIST = 12
 LONGEST_VALUE = 200
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 EXAMPLES = {int: 1, float: 0.5, str: "text", bool: True}
+# Of the arguments that a run gives: which keys they come from.
+SET_ELSEWHERE = {"device": "device", "precision": "precision", "seed": "seed", "batch_size": "data.batch_size"}
 
 
 def mistakes_in_call(
@@ -56,7 +58,9 @@ def mistakes_in_call(
     found = []
     for name, value in given.items():
         key = f"{path}.{name}" if path else str(name)
-        if name in late:
+        if name in late and name in SET_ELSEWHERE:
+            found.append(f"{key}={shown(value)}: is not set here: write {SET_ELSEWHERE[name]}={shown(value)}")
+        elif name in late:
             found.append(f"{key}={shown(value)}: is not set in the configuration, the run gives it: leave it out")
         elif name not in known:
             if takes_any:

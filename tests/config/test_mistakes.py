@@ -106,6 +106,11 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no value": (["trainer.max_steps"], ["trainer.max_steps: has no value: write trainer.max_steps=..."]),
     "empty value": (["data.seq_len="], ["data.seq_len=: must be a whole number, above 0"]),
     "unclosed bracket": (["optimizer.betas=[0.9,"], ["optimizer.betas=[0.9,: cannot be read: put a value"]),
+    "two equals signs": (["model==v8"], ["model==v8: cannot be read: it has more than one =: write model=v8"]),
+    "settings in one pair of quotes": (
+        ["model=v8 data=text"],
+        ["model=v8 data=text: is several settings in one pair of quotes: write each without: model=v8 data=text"],
+    ),
     "several values": (["model=v1,v8"], ["model=v1,v8: several values need -m, which makes a sweep"]),
     "sweep with an unknown option": (["-m", "model=v1,v9"], ["model=v9: no such option; there are gru, lstm"]),
     "sweep with a wrong value": (["-m", "optimizer.lr=1e-3,-1"], ["optimizer.lr=-1: must be above 0"]),

@@ -51,6 +51,15 @@ def test_the_defaults_have_no_mistake() -> None:
         ("trainer.max_steps=0", "trainer.max_steps=0: must be above 0"),
         ("trainer.max_steps=x", "trainer.max_steps=x: must be a whole number or null, above 0"),
         ("trainer.accumulate=3", "data.batch_size (100) must be divisible by trainer.accumulate (3): try 99 or 102"),
+        (
+            "trainer.accumulate=300",
+            "data.batch_size (100) must be divisible by trainer.accumulate (300): try data.batch_size=300, "
+            "or a smaller trainer.accumulate",
+        ),
+        (
+            "+trainer.precision=bf16",
+            "trainer.precision=bf16: is not set here: write precision=bf16",
+        ),
         ("model.num_heads=5", "model.hidden_size (384) must be divisible by model.num_heads (5): try 380 or 385"),
         ("data.batch_size=0", "data.batch_size=0: must be above 0"),
         ("data.ignore_index=-100", "data.ignore_index=-100: must be data.pad_id (3)"),

@@ -69,6 +69,7 @@ def test_the_wheel_holds_the_package_and_its_conf_and_nothing_else(wheels: dict[
     here = ROOT / "samout_train"
     files = [
         *here.rglob("*.py"),
+        *here.rglob("*.pyi"),
         *(here / "experiments" / "curves").iterdir(),
         here / "experiments" / "compare" / "page.html",
     ]
