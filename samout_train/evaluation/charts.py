@@ -8,11 +8,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samout_train.evaluation.extrapolation import FAR_TIMES, Extrapolation
 from samout_train.runtime import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from samout_train.evaluation.lengths import Extrapolation
 
 DOTS_PER_INCH = 120
 DARK = 0.6  # a cell above this share of the scale is dark enough for white figures
@@ -30,7 +31,7 @@ def missing_charts() -> str | None:
     return None
 
 
-def draw_extrapolation(found: Mapping[str, Extrapolation], path: Path) -> bytes | None:
+def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> bytes | None:
     """Loss by position, loss by length, and how the states grow.
 
     Args:
@@ -46,6 +47,8 @@ def draw_extrapolation(found: Mapping[str, Extrapolation], path: Path) -> bytes 
     if missing_charts():
         return None
     from matplotlib.figure import Figure
+
+    from samout_train.evaluation.lengths import FAR_TIMES  # which imports this module
 
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     by_position, by_length, growth = figure.subplots(1, 3)

@@ -43,6 +43,7 @@ from .device import (
     weights_sha256 as weights_sha256,
 )
 from .distributed import LostProcessError as LostProcessError
+from .event_file import EventFile as EventFile
 from .file_kind import (
     COMPRESSED_ENDINGS as COMPRESSED_ENDINGS,
     HEAD_BYTES as HEAD_BYTES,

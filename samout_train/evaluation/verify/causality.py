@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from samout_train.evaluation.verify.row import Measured
-from samout_train.evaluation.verify.subject import Subject
+from samout_train.evaluation.verify.result import Measured
+from samout_train.evaluation.verify.subject import ModelUnderTest
 from samout_train.runtime import PrecisionName, autocast
 
 WORK = 4e11  # floating-point operations: every place of most models of width 48, 32 of one of 6 million parameters
@@ -18,7 +18,13 @@ ROWS_TIMES_PARAMETERS = 2e7  # bounds the memory of a pass with gradients
 
 
 def nothing_before_changes(
-    model: nn.Module, subject: Subject, device: torch.device, *, training: bool, precision: PrecisionName, share: float
+    model: nn.Module,
+    subject: ModelUnderTest,
+    device: torch.device,
+    *,
+    training: bool,
+    precision: PrecisionName,
+    share: float,
 ) -> Measured:
     """The largest difference in logits before a place from which on all tokens are others.
 
@@ -45,7 +51,7 @@ def nothing_before_changes(
     return float(worst), f"{note}; the worst is {where}" if where else note
 
 
-def what_is_there_changes(model: nn.Module, subject: Subject, device: torch.device) -> Measured:
+def what_is_there_changes(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
     """At how many places another token leaves the logits as they are."""
     model.eval()
     places, unmoved = chosen_places(subject.tokens(), FEWEST_PLACES), 0
@@ -64,7 +70,7 @@ def chosen_places(time: int, most: int) -> list[int]:
 
 def _pairs(
     model: nn.Module,
-    subject: Subject,
+    subject: ModelUnderTest,
     places: list[int],
     device: torch.device,
     training: bool,
