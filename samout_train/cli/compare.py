@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from samout_train.cli.request import Request, answered, settings_of
-from samout_train.cli.train_keys import beside_those_of_train
+from samout_train.cli.request import Request, answered, settings_of, with_train_keys
 from samout_train.config import ConfigError, Positive, Seeds, key_of
 from samout_train.runtime import list_setting, place_problem, shell_word, text_setting, typed_line
 
@@ -19,7 +18,7 @@ OWN = ("models", "match", "lr", "seeds", "jobs", "runs", "run_dir", "seed")
 Node = dict[str, Any]
 
 
-@beside_those_of_train
+@with_train_keys
 def keys(
     *,
     models: Any,
@@ -92,13 +91,13 @@ def _show(settings: Node, request: Request, *, gets_new_directory: bool) -> int:
 
 
 def _plan(settings: Node, request: Request) -> "Plan":
-    from samout_train.experiments import Budget, Plan, contenders, decided_problems, known_sizes
+    from samout_train.experiments import Budget, Plan, candidates, decided_problems, known_sizes
 
     shared = [word for word in request.overrides if key_of(word) not in OWN]
     if found := decided_problems(shared):
         raise ConfigError("\n".join(found))
     match, folder = settings["match"], Path(settings["run_dir"])
-    models = contenders(
+    models = candidates(
         settings["models"],
         shared,
         None if match is None else Budget.of(match),

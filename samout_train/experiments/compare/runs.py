@@ -1,6 +1,5 @@
 """The runs of a comparison, as they lie in their directories."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,8 +8,8 @@ from typing import Any
 
 from samout_train.checkpoint import holds_run, recorded_data, scalars
 from samout_train.config import ConfigError, saved_choice, saved_config
-from samout_train.experiments.compare.jobs import entry_of
-from samout_train.experiments.jobs import OUTPUT, Outcome, outcome
+from samout_train.experiments.compare.plan import entry_of
+from samout_train.experiments.jobs import OUTPUT, Outcome, curve_of, outcome
 from samout_train.runtime import finite_or_null
 
 Summary = Mapping[str, Any]
@@ -56,23 +55,6 @@ class Run:
     def curve(self) -> list[tuple[int, float]]:
         """Step and loss of each evaluation on the fixed batches."""
         return curve_of(self.run_dir)
-
-
-def curve_of(run_dir: Path) -> list[tuple[int, float]]:
-    """Step and loss of each evaluation on the fixed batches that a run has logged."""
-    found = []
-    try:
-        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            logged = json.loads(line)
-            if logged.get("val/loss_nats") is not None:
-                found.append((int(logged["step"]), float(logged["val/loss_nats"])))
-        except (ValueError, KeyError, TypeError, AttributeError):  # cut short by a death
-            continue
-    return found
 
 
 def read_run(run_dir: Path) -> Run:
