@@ -1,6 +1,7 @@
 """`python -m samout_train compare models=[...] match=parameters:800k`: what is better, and is that more than noise?"""
 
 import datetime
+import signal
 import sys
 from dataclasses import replace
 from functools import partial
@@ -70,11 +71,12 @@ def _compare(words: list[str]) -> int:
             print(line, flush=True)
         try:
             outcomes = make_runs(plan, settings["jobs"])
-        except StopRequestedError as stop:
+            finish(plan)
+        except (StopRequestedError, KeyboardInterrupt) as error:  # the latter while speeds are measured
+            stop = error if isinstance(error, StopRequestedError) else StopRequestedError(signal.SIGINT)
             again = shell_word(text_setting("run_dir", plan.folder))
             print(f"{stop}: what ran is saved; the same command with {again} goes on", file=sys.stderr)
             return stop.exit_code
-        finish(plan)
     return int(any(outcome.state != "done" for outcome in outcomes.values()))
 
 
