@@ -15,6 +15,7 @@ from samout_train.runtime import (
     Launch,
     ensure_home,
     hiding_files,
+    ignore_interrupts,
     library_variables,
     lost_output,
     plugin_place,
@@ -27,6 +28,7 @@ VERBS = (
     *("compare", "evaluate", "export", "generate", "inspect", "prove_resume"),
     *("reproduce", "search", "sweep", "tokenize", "train", "verify"),
 )
+STOPPED_CODES = (130, 143)
 EXAMPLES = """\
 samout-train data=python_source              train on the files of Python's own library, about five minutes
 samout-train generate run=RUN_DIR prompt=def continue a text with what was trained"""
@@ -70,6 +72,8 @@ def main() -> None:
         code = 130
     except Exception as error:
         code = _of_the_environment(error)
+    if code in STOPPED_CODES:  # the last words are printed
+        ignore_interrupts()
     # The other verbs leave what they found in files too, or in their exit code.
     asks = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
     is_all = verb == "generate" or not asks.isdisjoint(word.partition("=")[0] for word in words)

@@ -96,6 +96,7 @@ from .signals import (
     StopRequestedError as StopRequestedError,
     StopSignals as StopSignals,
     ask_to_stop as ask_to_stop,
+    ignore_interrupts as ignore_interrupts,
     own_group as own_group,
     treat_hangup_as_termination as treat_hangup_as_termination,
 )
