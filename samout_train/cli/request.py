@@ -110,7 +110,7 @@ class Request:
             return [str(error)]
 
     def package_problems(self, config: dict[str, Any]) -> list[str]:
-        """What is wrong with the part of the settings that --package asks for.
+        """Return what is wrong with the part of the settings that --package asks for.
 
         Args:
             config: All of them but Hydra's own.
@@ -234,7 +234,7 @@ def answered(words: list[str], verb: str, keys: Callable[..., None], act: Callab
 
 
 def settings_of(words: list[str], verb: str, keys: Callable[..., None]) -> Composed:
-    """The settings of a verb, checked against the signature of `keys`.
+    """Return the settings of a verb, checked against the signature of `keys`.
 
     Raises:
         ConfigError: if one is wrong.

@@ -43,12 +43,12 @@ class Accuracy:
 
     @property
     def share(self) -> float:
-        """Right answers of all."""
+        """Return the share of right answers."""
         return self.right / self.answers
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the true share lies with 95 % confidence, if the answers are independent.
+        """Return where the true share lies with 95 % confidence, if the answers are independent.
 
         Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference (1927).
         """

@@ -20,7 +20,7 @@ DARK = 0.6  # a cell above this share of the scale is dark enough for white figu
 
 
 def missing_charts() -> str | None:
-    """What is missing to draw, and how to get it; None where nothing is."""
+    """Return what is missing to draw, and how to get it; None where nothing is."""
     if importlib.util.find_spec("matplotlib") is None:
         return "no picture: matplotlib is not installed: pip install matplotlib, or samout_train[charts]"
     try:
@@ -80,7 +80,7 @@ def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> byte
 def draw_forms(
     screened: Mapping[str, Sequence[float]], final: Mapping[str, Sequence[float]], *, path: Path
 ) -> bytes | None:
-    """A line for each form: its losses in both stages of a sweep, and the mean of the second.
+    """Draw a line for each form: its losses in both stages of a sweep, and the mean of the second.
 
     Args:
         screened: By form, its losses with each learning rate.
@@ -117,7 +117,7 @@ def draw_forms(
 
 
 def draw_search(trials: Sequence[tuple[int, str, float | None]], *, path: Path) -> bytes | None:
-    """The loss of each trial of a search, and the best one so far.
+    """Draw the loss of each trial of a search, and the best one so far.
 
     Args:
         trials: Number, state (`done` or `pruned`) and loss of each, in their order.
@@ -156,7 +156,7 @@ def draw_heat_map(
     title: str,
     path: Path,
 ) -> bytes | None:
-    """A table of shares from 0 to 1, each in its colour; what is not there is left white.
+    """Draw a table of shares from 0 to 1, each in its colour; what is not there is left white.
 
     Args:
         shares: A list for each row, a share for each column.
@@ -179,7 +179,7 @@ def draw_heat_map(
 def heat_map(
     shares: Sequence[Sequence[float | None]], *, rows: Sequence[str], columns: Sequence[str], title: str
 ) -> "Figure":
-    """The same as a figure of matplotlib, which must be there."""
+    """Return a table of shares, each in its colour, as a figure of matplotlib, which must be there."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2 + 0.62 * len(columns), 1.9 + 0.42 * len(rows)), layout="constrained")

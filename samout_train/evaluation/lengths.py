@@ -37,7 +37,7 @@ PICTURE = "lengths.png"
 
 @dataclass(frozen=True, kw_only=True)
 class Extrapolation:
-    """What reading on came to.
+    """The losses and states of a model that read on.
 
     Args:
         trained_length: Tokens in a training row.
@@ -59,14 +59,14 @@ class Extrapolation:
 
     @property
     def far_growth(self) -> float | None:
-        """The loss at 16 times the training length over that at the training length; None where one is not there."""
+        """Return the loss at 16 times the training length over that at this length; None where one is not there."""
         near = self.loss_nats.get(self.trained_length)
         far = self.loss_nats.get(FAR_TIMES * self.trained_length)
         return far / near if near and far is not None else None
 
     @property
     def extrapolates(self) -> bool | None:
-        """Whether that is at most 1.10; None where it is not known."""
+        """Return whether that growth is at most 1.10; None where it is not known."""
         growth = self.far_growth
         return None if growth is None else growth <= MOST_GROWTH
 
@@ -79,7 +79,7 @@ class Extrapolation:
         }
 
     def figures(self) -> dict[str, Any]:
-        """All of it as JSON can hold it."""
+        """Return all of it as JSON can hold it."""
         return {
             "trained_length": self.trained_length,
             "num_tokens": self.num_tokens,
@@ -93,7 +93,7 @@ class Extrapolation:
         }
 
     def verdict(self) -> list[str]:
-        """What it means, a line each."""
+        """Return what it means, a line each."""
         near, far, growth = self.trained_length, FAR_TIMES * self.trained_length, self.far_growth
         if growth is None:
             missing = near if near not in self.loss_nats else far
@@ -243,12 +243,12 @@ class Reader:
 
 
 def stream_of(rows: Rows) -> Stream | None:
-    """The tokens of a split that is one long text; None where rows do not follow each other."""
+    """Return the tokens of a split that is one long text; None where rows do not follow each other."""
     return rows.tokens if isinstance(rows, TokenRows) else None
 
 
 def perplexity(nats: float) -> float:
-    """e to the power of a loss; infinite where that is no number of its size."""
+    """Return exp(loss); infinite where it overflows."""
     return math.exp(nats) if nats < math.log(np.finfo(np.float64).max) else math.inf
 
 

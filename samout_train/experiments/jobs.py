@@ -79,7 +79,7 @@ class Outcome:
 
 
 def outcome(run_dir: Path) -> Outcome:
-    """What became of the job in a directory; looks only."""
+    """Return what became of the job in a directory; looks only."""
     summary = finished(run_dir)
     if summary is not None:
         return Outcome("done", summary)
@@ -95,7 +95,7 @@ def outcome(run_dir: Path) -> Outcome:
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:
-    """The summary of a run that came to its end; None where there is none."""
+    """Return the summary of a run that came to its end; None where there is none."""
     summary = read_figures(run_dir / "summary.json")
     return summary if "weights_sha256" in summary else None
 
@@ -119,7 +119,7 @@ def record_failure(run_dir: Path, error: str, why: Why = "error") -> None:
 
 
 def has_checkpoint(run_dir: Path) -> bool:
-    """Whether there is something of a run to go on from."""
+    """Return whether there is something of a run to go on from."""
     return any((run_dir / "checkpoints").glob("step_*.pt*"))
 
 
@@ -215,7 +215,7 @@ class Process:
             )
 
     def became(self) -> Outcome | None:
-        """What became of it, None while it runs; what it could not say itself is said for it."""
+        """Return what became of it, None while it runs; what it could not say itself is said for it."""
         code = self.process.poll()
         if code is None:
             return None
@@ -281,7 +281,7 @@ def job_bar(total: int) -> Iterator[JobBar]:
 
 
 def described(job: Job, found: Outcome) -> str:
-    """A line for people: the job, and what it came to."""
+    """Return a line for people: the job, and what it came to."""
     if found.summary is None:
         goes_on = f"step {last_step(job.run_dir):,}" if found.state == "running" else "goes on when it is started again"
         return f"{found.state:<8} {job.name}  {found.error or goes_on}"
@@ -291,7 +291,7 @@ def described(job: Job, found: Outcome) -> str:
 
 
 def last_step(run_dir: Path) -> int:
-    """The last step that a run has logged; 0 where there is none."""
+    """Return the last step that a run has logged; 0 where there is none."""
     try:
         with (run_dir / "metrics.jsonl").open("rb") as file:
             file.seek(-min(LONGEST_LINE, file.seek(0, os.SEEK_END)), os.SEEK_END)
@@ -307,7 +307,7 @@ def last_step(run_dir: Path) -> int:
 
 
 def curve_of(run_dir: Path) -> list[tuple[int, float]]:
-    """Step and loss of each evaluation on the fixed batches that a run has logged."""
+    """Return step and loss of each evaluation on the fixed batches that a run has logged."""
     found = []
     try:
         lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -47,11 +47,11 @@ class Interval:
 
     @property
     def ends(self) -> list[Value]:
-        """What has to be right for all between to be."""
+        """Return what has to be right for all between to be."""
         return [self.low, self.high]
 
     def draw(self, trial: Any, key: str) -> Value:
-        """A value, as an Optuna trial proposes it."""
+        """Return a value, as an Optuna trial proposes it."""
         step = 1 if self.step is None else self.step
         if isinstance(self.low, int) and isinstance(self.high, int) and isinstance(step, int):
             whole: int = trial.suggest_int(key, self.low, self.high, log=self.log, step=step)
@@ -72,11 +72,11 @@ class Choice:
 
     @property
     def ends(self) -> list[Value]:
-        """All of them."""
+        """Return all of them."""
         return list(self.values)
 
     def draw(self, trial: Any, key: str) -> Value:
-        """A value, as an Optuna trial proposes it."""
+        """Return a value, as an Optuna trial proposes it."""
         value: Value = trial.suggest_categorical(key, list(self.values))
         return value
 
@@ -109,7 +109,7 @@ def space_of(given: Any) -> Space:
 def space_problems(
     space: Space, shared: Sequence[str], *, config_dirs: Sequence[str], taken: Callable[[str], bool]
 ) -> list[str]:
-    """What is wrong with the values of a space, each by itself beside what holds for all trials.
+    """Return what is wrong with the values of a space, each by itself beside what holds for all trials.
 
     Args:
         space: What is searched.
@@ -238,7 +238,7 @@ class Search:
         return {key: config.get(key) for key in DECISIVE_KEYS}
 
     def trials(self) -> list[Trial]:
-        """All that were begun; one that was made again only as it was made last."""
+        """Return all that were begun; one that was made again only as it was made last."""
         latest = {self._run_dir(trial): trial for trial in self.study.trials if trial.state.name != "WAITING"}
         return [self._described(trial) for trial in latest.values()]
 
@@ -271,7 +271,7 @@ class Search:
                 told(self._described(self.study.trials[trial.number]))
 
     def best(self) -> Trial | None:
-        """The trial with the lowest loss; None where none is done."""
+        """Return the trial with the lowest loss; None where none is done."""
         done = [trial for trial in self.trials() if trial.state == "done" and trial.loss is not None]
         return min(done, key=lambda trial: trial.loss or 0.0) if done else None
 

@@ -142,7 +142,7 @@ def words_of_sweep(words: Sequence[str], typed: Sequence[str], swept: Mapping[st
 
 
 def sweep_problems(composed: Composed, job: Sequence[str], left_out: Sequence[str]) -> list[str]:
-    """What speaks against a job in the directory of its sweep; looks only.
+    """Return why a job cannot lie in the directory of its sweep; looks only.
 
     Args:
         composed: The job's configuration.
@@ -215,7 +215,7 @@ def doubles(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def job_name(job: Sequence[str], left_out: Sequence[str]) -> str:
-    """The name of a job's directory.
+    """Return the name of a job's directory.
 
     Args:
         job: Its overrides.
@@ -283,7 +283,7 @@ def _other_jobs(
 
 
 def sweep_jobs(folder: Path) -> list[Job]:
-    """The jobs of a sweep, in their order; none where there is no sweep, or it decides on its jobs itself."""
+    """Return the jobs of a sweep, in their order; none where there is no sweep, or it decides on its jobs itself."""
     record = read_sweep(folder)
     directories = record.get("directories", {})
     return [
@@ -293,7 +293,7 @@ def sweep_jobs(folder: Path) -> list[Job]:
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """What a sweep left in its directory; nothing where there is none."""
+    """Return what a sweep left in its directory; nothing where there is none."""
     content = read_figures(folder / RECORD)
     return content if isinstance(content.get("jobs"), dict) else {}
 

@@ -26,7 +26,7 @@ def nothing_before_changes(
     precision: PrecisionName,
     share: float,
 ) -> Measured:
-    """The largest difference in logits before a place from which on all tokens are others.
+    """Return the largest difference in logits before a place from which on all tokens are others.
 
     Args:
         model: The model.
@@ -52,7 +52,7 @@ def nothing_before_changes(
 
 
 def what_is_there_changes(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """At how many places another token leaves the logits as they are."""
+    """Return at how many places another token leaves the logits as they are."""
     model.eval()
     places, unmoved = chosen_places(subject.tokens(), FEWEST_PLACES), 0
     for place_B, before_BTV, after_BTV in _pairs(model, subject, places, device, False, "fp32"):
@@ -62,7 +62,7 @@ def what_is_there_changes(model: nn.Module, subject: ModelUnderTest, device: tor
 
 
 def chosen_places(time: int, most: int) -> list[int]:
-    """Places from 1 on: all, or half of what is wanted by the power of two that divides them, half at random."""
+    """Return places from 1 on: all, or half of what is wanted by the power of two that divides them, half at random."""
     shuffled = (1 + torch.randperm(time - 1, generator=torch.Generator().manual_seed(2))).tolist()
     by_power = sorted(shuffled, key=lambda place: place & -place, reverse=True)
     return list(dict.fromkeys(by_power[: most // 2] + shuffled))[:most]

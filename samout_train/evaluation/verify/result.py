@@ -35,7 +35,7 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
-        """Whether it holds; a NaN never does."""
+        """Return whether it holds; a NaN never does."""
         return self.measured <= self.bound
 
 

@@ -94,7 +94,7 @@ def with_gradients(
 
 
 def bytes_of_state(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """What `state_bytes` says against what a state holds that has gone on, relative to it."""
+    """Return what `state_bytes` says against what a state holds that has gone on, relative to it."""
     ids_BT = subject.ids(1, subject.tokens(GRADIENT_TOKENS), device)
     model.eval()
     with torch.inference_mode():

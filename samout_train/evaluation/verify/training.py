@@ -102,14 +102,14 @@ def compiled(tiny: ModelUnderTest, device: torch.device) -> Measured:
 
 
 def missing_gradients(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """How many parameters have no gradient, or one that is zero or not finite."""
+    """Return how many parameters have no gradient, or one that is zero or not finite."""
     found = gradients(model.train(), mean_loss(model, subject.ids(3, subject.tokens(SHORT), device)))
     bad = [name for name, gradient in found.items() if not gradient.isfinite().all() or not gradient.any()]
     return len(bad), ", ".join(bad[:3])
 
 
 def twice(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """The largest difference between two times the same loss and gradients."""
+    """Return the largest difference between two times the same loss and gradients."""
     ids_BT = subject.ids(3, subject.tokens(SHORT), device)
     results = []
     for _ in range(2):
@@ -120,7 +120,7 @@ def twice(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Me
 
 
 def saved_and_loaded(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """The largest difference in logits after weights and a state went through a file, into a model of zeros."""
+    """Return the largest difference in logits after weights and a state went through a file, into a model of zeros."""
     ids_BT = subject.ids(3, subject.tokens(FILE_TOKENS), device)
     prefix = ids_BT.shape[1] // 2
     file = io.BytesIO()
@@ -143,7 +143,7 @@ def saved_and_loaded(model: nn.Module, subject: ModelUnderTest, device: torch.de
 
 
 def learned_by_heart(tiny: ModelUnderTest, device: torch.device) -> Measured:
-    """The loss of one batch after training on it."""
+    """Return the loss of one batch after training on it."""
     model = tiny.model(device, as_trained=True).train()
     ids_BT = tiny.ids(3, 16, device)
     optimizer = torch.optim.Adam(model.parameters(), lr=OVERFIT_RATE)

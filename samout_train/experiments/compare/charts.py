@@ -46,7 +46,7 @@ class Chart:
 
 
 def charts(comparison: Comparison, speeds: Speeds) -> list[Chart]:
-    """Those that there are figures for; none without matplotlib.
+    """Return the charts that there are figures for; none without matplotlib.
 
     Args:
         comparison: Models on the same data.
@@ -62,7 +62,7 @@ def charts(comparison: Comparison, speeds: Speeds) -> list[Chart]:
 
 
 def overview(comparison: Comparison, speeds: Speeds) -> bytes | None:
-    """The first four charts side by side, as a PNG; None without matplotlib."""
+    """Return the first four charts side by side, as a PNG; None without matplotlib."""
     drawn = [(title, draw) for title, _, draw, has_figures in KINDS if has_figures(comparison, speeds)][:IN_OVERVIEW]
     if missing_charts() or not comparison.ranked or not drawn:
         return None
@@ -81,7 +81,7 @@ def overview(comparison: Comparison, speeds: Speeds) -> bytes | None:
 
 
 def tasks_chart(comparisons: Sequence[Comparison]) -> Chart | None:
-    """The share of right answers of each model in each test of a task, as a heat map; None where there are none.
+    """Return the share of right answers of each model in each test of a task, as a heat map; None where there are none.
 
     Args:
         comparisons: On any data; those on tasks are drawn.

@@ -1,4 +1,4 @@
-"""What a comparison found, in words: who is better, whether that is more than noise, and what speaks against it."""
+"""What a comparison found, in words: who is better, whether that is more than noise, and the caveats."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ Asked = Mapping[str, Any]
 
 
 def verdict(comparison: Comparison, asked: Asked) -> list[str]:
-    """Three sentences: the best, how far the others are behind it, and how far it is fair.
+    """Return three sentences: the best, how far the others are behind it, and how far it is fair.
 
     Args:
         comparison: Models on the same data.
@@ -65,7 +65,7 @@ def interval(found: Difference) -> str:
 
 
 def caveats(comparison: Comparison, asked: Asked) -> list[str]:
-    """What a reader has to know before believing it, a sentence each.
+    """Return what a reader has to know before believing it, a sentence each.
 
     Args:
         comparison: Models on the same data.

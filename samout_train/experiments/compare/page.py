@@ -133,7 +133,7 @@ def write_page(comparisons: Sequence[Comparison], record: Record, speeds: Speeds
 
 
 def html(comparisons: Sequence[Comparison], record: Record, speeds: Speeds) -> str:
-    """The page; everything that it shows is in it."""
+    """Return the page; everything that it shows is in it."""
     rows = [row for comparison in comparisons for row in run_rows(comparison)]
     unfinished = sum(row["state"] != "done" for row in rows)
     tasks = tasks_chart(comparisons)
@@ -193,7 +193,7 @@ def summary_lines(comparison: Comparison, record: Record) -> list[str]:
 
 
 def loss_table(comparison: Comparison, speeds: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
-    """A row for each model, the best one first.
+    """Return a row for each model, the best one first.
 
     Args:
         comparison: Models on the same data.
@@ -236,7 +236,7 @@ def pair_table(comparison: Comparison) -> dict[str, Any]:
 
 
 def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row for each run."""
+    """Return a row for each run."""
     return [
         {
             "label": run.label,
@@ -254,7 +254,7 @@ def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def setting_tables(comparison: Comparison) -> dict[str, Any]:
-    """What all models have in common, and what differs, by dotted key."""
+    """Return what all models have in common, and what differs, by dotted key."""
     by_label = {
         one.label: _flat(next((run.config for run in one.counted or one.runs if run.config), {}))
         for one in comparison.results

@@ -66,7 +66,7 @@ def candidates(
     config_dirs: Sequence[str] = (),
     known: Callable[[str, Sequence[str]], Sizes | None] = lambda label, words: None,
 ) -> list[Candidate]:
-    """All models of a comparison, checked, and at their sizes.
+    """Return all models of a comparison, checked, and at their sizes.
 
     Args:
         models: As typed.
@@ -171,13 +171,13 @@ class Plan:
     flags: Sequence[str] = ()
 
     def choosing(self) -> list[Job]:
-        """The runs that the best rates are chosen by; none where there is nothing to choose."""
+        """Return the runs that the best rates are chosen by; none where there is nothing to choose."""
         if len(self.rates) == 1:
             return []
         return [self._job(one, rate, self.seed) for one in self.candidates for rate in self.rates]
 
     def counting(self, best_rates: Mapping[str, float]) -> list[Job]:
-        """The runs that count, of the models for which there is a best rate.
+        """Return the runs that count, of the models for which there is a best rate.
 
         Args:
             best_rates: By label.
@@ -186,7 +186,7 @@ class Plan:
         return [self._job(one, best_rates[one.label], seed) for one in rated for seed in self._seeds()]
 
     def entries(self) -> dict[str, Entry]:
-        """What each run is that this comparison may have, by the name of its directory."""
+        """Return what each run is that this comparison may have, by the name of its directory."""
         found = {}
         for one in self.candidates:
             for rate in self.rates:
@@ -208,7 +208,7 @@ class Plan:
         return [*lines, f"{choosing + counting} runs in {self.folder}: {chosen}{counting} that count ({seeds})"]
 
     def problems(self) -> list[str]:
-        """What speaks against the directory, and runs in it that are not those that are asked for; looks only."""
+        """Return why the directory cannot be taken, and runs in it that are not those asked for; looks only."""
         if problem := place_problem(self.folder):
             return [f"run_dir={self.folder}: {problem}"]
         if kind := other_kind(self.folder, "a comparison"):
@@ -260,12 +260,12 @@ class Plan:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What a comparison left in its directory; nothing where there is none."""
+    """Return what a comparison left in its directory; nothing where there is none."""
     return read_figures(folder / RECORD)
 
 
 def entry_of(run_dir: Path) -> Entry | None:
-    """What a run is in the comparison that it lies in; None where it lies in none."""
+    """Return what a run is in the comparison that it lies in; None where it lies in none."""
     try:
         return Entry(**read_record(run_dir.parent)["runs"][run_dir.name])
     except (LookupError, TypeError):
@@ -273,7 +273,7 @@ def entry_of(run_dir: Path) -> Entry | None:
 
 
 def known_sizes(folder: Path, match: str | None, label: str, words: Sequence[str]) -> Sizes | None:
-    """The sizes that a comparison has found for a label, where it is the same model and budget; else None.
+    """Return the sizes that a comparison has found for a label, where it is the same model and budget; else None.
 
     Args:
         folder: Of the comparison.
@@ -292,12 +292,12 @@ def known_sizes(folder: Path, match: str | None, label: str, words: Sequence[str
 
 
 def decided_problems(words: Sequence[str]) -> list[str]:
-    """What was typed although a comparison decides it."""
+    """Return what was typed although a comparison decides it."""
     return [f"{word}: {DECIDED[key_of(word)]}: leave it out" for word in words if key_of(word) in DECIDED]
 
 
 def accepts(node: Config, path: Sequence[str]) -> bool:
-    """Whether what a node builds has a setting, such as `mixer`, `decay` of a model whose mixer has a decay.
+    """Return whether what a node builds has a setting, such as `mixer`, `decay` of a model whose mixer has a decay.
 
     Args:
         node: With a `_target_`; without one, or with one that is not there, it may hold anything.
@@ -315,7 +315,7 @@ def accepts(node: Config, path: Sequence[str]) -> bool:
 
 
 def folder_name(label: str) -> str:
-    """A label as the beginning of a directory's name, which is no option to a shell and no device to Windows."""
+    """Return a label as the beginning of a directory's name, which is no option to a shell and no device to Windows."""
     name = re.sub(r"[^\w.+-]+", "_", label)
     if len(name.encode()) > LONGEST_NAME:
         digest = hashlib.sha256(label.encode()).hexdigest()[:8]

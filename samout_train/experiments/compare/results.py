@@ -42,7 +42,7 @@ class CandidateResult:
 
     @cached_property
     def rates(self) -> dict[float, Run]:
-        """The runs that a rate is chosen by, by rate; without any such, one run of each rate."""
+        """Return the runs that a rate is chosen by, by rate; without any such, one run of each rate."""
         tried = [(run.rate, run) for run in self.runs if run.rate is not None]
         if self.choosing_seed is not None:
             tried = [(rate, run) for rate, run in tried if run.seed == self.choosing_seed]
@@ -50,7 +50,7 @@ class CandidateResult:
 
     @cached_property
     def best_rate(self) -> float | None:
-        """The rate with the lowest loss there; None where no run came to one."""
+        """Return the rate with the lowest loss there; None where no run came to one."""
         losses = {rate: run.loss for rate, run in self.rates.items() if run.loss is not None}
         if not losses and len(self.rates) == 1:  # nothing was to be chosen: another seed may have come to its end
             return next(iter(self.rates))
@@ -58,7 +58,7 @@ class CandidateResult:
 
     @cached_property
     def counted(self) -> list[Run]:
-        """The runs that count and came to a loss, by seed.
+        """Return the runs that count and came to a loss, by seed.
 
         Of a comparison, those with the best rate on the seeds that count. Else those with the best rate, and that it
         was chosen by only if there is no other.
@@ -72,7 +72,7 @@ class CandidateResult:
 
     @property
     def chosen_and_counted(self) -> bool:
-        """Whether the run that the rate was chosen by counts itself, which flatters it."""
+        """Return whether the run that the rate was chosen by counts itself, which flatters it."""
         return len(self.rates) > 1 and any(run.seed == self.choosing_seed for run in self.counted)
 
     @property
@@ -94,18 +94,18 @@ class CandidateResult:
 
     @property
     def spread(self) -> float | None:
-        """Their standard deviation, as that of a sample; None for fewer than two."""
+        """Return their standard deviation, as that of a sample; None for fewer than two."""
         return statistics.stdev(self.losses.values()) if len(self.losses) > 1 else None
 
     def figure(self, key: str) -> float | None:
-        """The mean of a figure of `summary.json` over the runs that count; None where one has none."""
+        """Return the mean of a figure of `summary.json` over the runs that count; None where one has none."""
         values = [run.summary.get(key) for run in self.counted if run.summary is not None]
         numbers = [float(value) for value in values if isinstance(value, int | float)]
         return statistics.fmean(numbers) if numbers and len(numbers) == len(values) else None
 
     @property
     def loss_by_length(self) -> list[tuple[int, float]]:
-        """Length and mean loss of the same text in windows of it, where all runs that count have it."""
+        """Return lengths and mean losses of the same text in windows of it, where all runs that count have it."""
         found = [(run.summary or {}).get("lengths", {}).get("loss_nats", {}) for run in self.counted]
         lengths = [length for length, nats in (found[0] if found else {}).items() if nats is not None]
         there = [length for length in lengths if all(of.get(length) is not None for of in found)]
@@ -126,7 +126,7 @@ class CandidateResult:
 
     @property
     def missing(self) -> list[Run]:
-        """Runs that did not come to their end."""
+        """Return the runs that did not come to their end."""
         return [run for run in self.runs if run.outcome.state != "done"]
 
 
@@ -160,7 +160,7 @@ class Comparison:
 
     @property
     def ranked(self) -> list[CandidateResult]:
-        """Those that have a loss, the best one first."""
+        """Return those that have a loss, the best one first."""
         return [one for one in self.results if one.mean is not None]
 
 
@@ -193,7 +193,7 @@ class Difference:
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether the interval has 0 in it; None where there is no interval."""
+        """Return whether the interval has 0 in it; None where there is no interval."""
         return None if self.low is None or self.high is None else self.low <= 0 <= self.high
 
 

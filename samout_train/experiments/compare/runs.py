@@ -42,7 +42,7 @@ class Run:
 
     @property
     def summary(self) -> Summary | None:
-        """Its final figures; None where it has none."""
+        """Return its final figures; None where it has none."""
         return self.outcome.summary
 
     @property
@@ -53,7 +53,7 @@ class Run:
 
     @cached_property
     def curve(self) -> list[tuple[int, float]]:
-        """Step and loss of each evaluation on the fixed batches."""
+        """Return step and loss of each evaluation on the fixed batches."""
         return curve_of(self.run_dir)
 
 
@@ -90,7 +90,7 @@ def read_run(run_dir: Path) -> Run:
 
 
 def told_apart(runs: Sequence[Run]) -> list[Run]:
-    """The same runs, where those of one label and data with other settings get labels of their own.
+    """Return the same runs, where those of one label and data with other settings get labels of their own.
 
     Learning rate and seed are no such settings, nor is what happens beside the training.
     """
@@ -111,7 +111,7 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def run_dirs_below(folder: Path) -> list[Path]:
-    """The run directories at or below a folder, also of runs that failed before they began."""
+    """Return the run directories at or below a folder, also of runs that failed before they began."""
     if holds_run(folder) or (folder / "summary.json").exists():
         return [folder]
     marks = ("summary.json", "metrics.jsonl", "failure.json", OUTPUT)

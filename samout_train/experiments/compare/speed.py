@@ -39,7 +39,7 @@ FILE = "speed.json"
 
 
 def measured_speeds(candidates: Sequence[Candidate], folder: Path) -> dict[str, dict[int, float]]:
-    """Tokens a second of the models of a comparison; measured once, and kept in its directory.
+    """Return tokens a second of the models of a comparison; measured once, and kept in its directory.
 
     Args:
         candidates: The models, in the settings of the first one's data.
@@ -81,7 +81,7 @@ def measured_speeds(candidates: Sequence[Candidate], folder: Path) -> dict[str, 
 
 
 def read_speeds(folder: Path) -> dict[str, dict[int, float]]:
-    """What was measured in the directory of a comparison; nothing where there is none."""
+    """Return what was measured in the directory of a comparison; nothing where there is none."""
     try:
         by_label = read_figures(folder / FILE)["tokens_per_second"]
         return {label: {int(length): float(speed) for length, speed in of.items()} for label, of in by_label.items()}
