@@ -5,6 +5,7 @@ from .data_digests import (
     recorded_data as recorded_data,
     refuse_other_data as refuse_other_data,
 )
+from .evaluation_data import evaluation_data as evaluation_data
 from .export import (
     Exported as Exported,
     ExportError as ExportError,

@@ -1,14 +1,14 @@
 """`python -m samout_train compare models=[...] match=parameters:800k`: what is better, and is that more than noise?"""
 
 import datetime
+import signal
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from samout_train.cli.request import Request, answered, settings_of
-from samout_train.cli.train_keys import beside_those_of_train
+from samout_train.cli.request import Request, answered, settings_of, with_train_keys
 from samout_train.config import ConfigError, Positive, Seeds, key_of
 from samout_train.runtime import list_setting, place_problem, shell_word, text_setting, typed_line
 
@@ -19,7 +19,7 @@ OWN = ("models", "match", "lr", "seeds", "jobs", "runs", "run_dir", "seed")
 Node = dict[str, Any]
 
 
-@beside_those_of_train
+@with_train_keys
 def keys(
     *,
     models: Any,
@@ -71,11 +71,12 @@ def _compare(words: list[str]) -> int:
             print(line, flush=True)
         try:
             outcomes = make_runs(plan, settings["jobs"])
-        except StopRequestedError as stop:
+            finish(plan)
+        except (StopRequestedError, KeyboardInterrupt) as error:  # the latter while speeds are measured
+            stop = error if isinstance(error, StopRequestedError) else StopRequestedError(signal.SIGINT)
             again = shell_word(text_setting("run_dir", plan.folder))
             print(f"{stop}: what ran is saved; the same command with {again} goes on", file=sys.stderr)
             return stop.exit_code
-        finish(plan)
     return int(any(outcome.state != "done" for outcome in outcomes.values()))
 
 
@@ -92,13 +93,13 @@ def _show(settings: Node, request: Request, *, gets_new_directory: bool) -> int:
 
 
 def _plan(settings: Node, request: Request) -> "Plan":
-    from samout_train.experiments import Budget, Plan, contenders, decided_problems, known_sizes
+    from samout_train.experiments import Budget, Plan, candidates, decided_problems, known_sizes
 
     shared = [word for word in request.overrides if key_of(word) not in OWN]
     if found := decided_problems(shared):
         raise ConfigError("\n".join(found))
     match, folder = settings["match"], Path(settings["run_dir"])
-    models = contenders(
+    models = candidates(
         settings["models"],
         shared,
         None if match is None else Budget.of(match),

@@ -1,16 +1,14 @@
 """`python -m samout_train evaluate run=DIR`: loss by length and by position, or the accuracy of a task by length."""
 
 import hashlib
-import json
 import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.cli.request import Request, answered, settings_of
-from samout_train.config import ConfigError, DeviceName, Positive, Threads, key_of
+from samout_train.config import ConfigError, DeviceName, Positive, Threads
 from samout_train.runtime import in_words, is_full
 
 if TYPE_CHECKING:
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 
     from samout_train.checkpoint import LoadedRun
     from samout_train.data import Source, WholeData
-    from samout_train.evaluation import Extrapolation
 
 ROWS_PER_BATCH = 64  # of a task, at the length that it was trained at
 TIMES = (1, 4, 16, 64)  # of the training length, where no lengths are given
@@ -53,10 +50,11 @@ def main(words: list[str]) -> int:
 
 
 def _evaluate(words: list[str]) -> int:
-    from samout_train.checkpoint import load_run
+    from samout_train.checkpoint import evaluation_data, load_run
     from samout_train.models import sees_future
     from samout_train.ops import use_kernels
     from samout_train.runtime import choose_device, keep_freed_memory, use_threads
+    from samout_train.training import DATA_SETTINGS, data_problems
 
     of_data = [word for word in words if word.lstrip("+").startswith(("data=", "data."))]
     settings = settings_of([word for word in words if word not in of_data], "evaluate", keys).config
@@ -67,7 +65,14 @@ def _evaluate(words: list[str]) -> int:
     use_threads(settings["threads"])
     loaded = load_run(settings["run"])
     config_dirs = Request(words, "evaluate").config_dirs
-    name, source, whole = source_of(loaded, of_data, settings["lengths"], config_dirs=config_dirs)
+    name, source, whole = evaluation_data(
+        loaded,
+        of_data,
+        settings["lengths"],
+        data_problems=data_problems,
+        loop_keys=DATA_SETTINGS,
+        config_dirs=config_dirs,
+    )
     if source.chance is None and sees_future(loaded.model):
         raise ConfigError("this model sees the whole sequence, so that it has no loss by position to go on with")
     _refuse_lengths(source, settings["lengths"], source.train.seq_len if whole is None else whole.seq_len)
@@ -106,88 +111,9 @@ def _place(
     return "-".join(parts)
 
 
-def source_of(
-    loaded: "LoadedRun", of_data: Sequence[str], lengths: list[int] | None, *, config_dirs: Sequence[str] = ()
-) -> "tuple[str, Source, WholeData | None]":
-    """The data to evaluate on, by the run's vocabulary and in rows of its training length.
-
-    Args:
-        loaded: The run.
-        of_data: What was said about the data; nothing for what it was trained on.
-        lengths: Of the rows of a task; None for those of its configuration.
-        config_dirs: Further folders to look for YAML in, absolute.
-
-    Returns:
-        Its name, the source, and where files were given what they are, each split of the source being all of it.
-
-    Raises:
-        ConfigError: if the data is not what was asked for, or not for this model.
-    """
-    from samout_train.config import build, compose_config, saved_node, saved_seed
-    from samout_train.data import reads_whole
-    from samout_train.training import DATA_SETTINGS, data_problems
-
-    saved = loaded.checkpoint.parent.parent / ".hydra" / "config.yaml"
-    node = saved_node(saved, "data")
-    trained_length = node.get("seq_len")
-    name = str(node["_target_"]).rpartition(".")[2]
-    if of_data:
-        if refused := [word for word in of_data if word.startswith("data.seq_len=")]:
-            raise ConfigError(f"{refused[0]}: rows are as long as those that the model was trained on: leave it out")
-        if not any(word.startswith("data=") for word in of_data):
-            raise ConfigError(f"{of_data[0]}: no data is chosen: say data=NAME, too")
-        composed = compose_config(of_data, config_dirs=config_dirs)
-        name, node = str(composed.choices["data"]), composed.config["data"]
-        if trained_length is not None and "seq_len" in node:
-            node |= {"seq_len": trained_length}
-        if "line_ends" in node and not any(key_of(word) == "data.line_ends" for word in of_data):
-            node |= {"line_ends": loaded.line_ends}
-        if reads_whole(node):
-            return _given(loaded, of_data, name, node, trained_length)
-    if lengths is not None:
-        node |= {key: lengths for key in ("test_lengths", "test_distances") if key in node}
-    with tempfile.TemporaryDirectory() as folder:
-        if loaded.vocabulary is not None and "vocabulary_path" in node:
-            path = Path(folder, "vocabulary.json")
-            path.write_bytes(json.dumps(loaded.vocabulary.state_dict()).encode())
-            node |= {"vocabulary": loaded.vocabulary.name, "vocabulary_path": str(path)}
-        if found := data_problems(node):
-            raise ConfigError("\n".join(found))
-        settings: dict[str, Any] = {key: value for key, value in node.items() if key not in DATA_SETTINGS}
-        source: Source = build(settings, seed=saved_seed(saved))
-    if source.vocab_size != loaded.vocab_size:
-        raise ConfigError(
-            f"data={name}: has {source.vocab_size} ids, the model {loaded.vocab_size}: give data of the kind that it "
-            "was trained on"
-        )
-    return name, source, None
-
-
-def _given(
-    loaded: "LoadedRun", of_data: Sequence[str], name: str, node: dict[str, Any], trained_length: int | None
-) -> "tuple[str, Source, WholeData]":
-    """Read files that were given from end to end, by the vocabulary of the run."""
-    from samout_train.data import whole_data
-    from samout_train.training import data_problems
-
-    if loaded.vocabulary is None:
-        raise ConfigError(
-            f"data={name}: the run was trained on {loaded.vocab_size} ids that are no text: leave data= out, or give "
-            "data of the kind that it was trained on"
-        )
-    if refused := [word for word in of_data if word.lstrip("+").startswith("data.vocab")]:
-        raise ConfigError(f"{refused[0]}: text is read by the vocabulary of the run: leave it out")
-    if found := data_problems(node, for_training=False):
-        raise ConfigError("\n".join(found))
-    whole = whole_data(node, loaded.vocabulary, seq_len=trained_length or int(node["seq_len"]))
-    source = whole.source(loaded.vocabulary, ignore_index=node["ignore_index"], line_ends=node.get("line_ends", "keep"))
-    return f"{name}-{whole.name}", source, whole
-
-
 def _accuracies(loaded: "LoadedRun", source: "Source", device: "torch.device", folder: Path) -> None:
-    from samout_train.evaluation import accuracy
+    from samout_train.evaluation import accuracy_lines, measure_accuracy, rows_that_fit
     from samout_train.runtime import write_figures
-    from samout_train.training import accuracy_lines, described, rows_that_fit
 
     if not source.tests:
         raise ConfigError("there is nothing to test at: give lengths=[...]")
@@ -196,7 +122,7 @@ def _accuracies(loaded: "LoadedRun", source: "Source", device: "torch.device", f
         if most is not None and rows.seq_len > most:
             print(f"  {name.replace('_', ' ')} is left out: the model has room for {most:,} tokens (model.max_seq_len)")
             continue
-        found[name] = accuracy(
+        found[name] = measure_accuracy(
             loaded.model,
             rows,
             ignore_index=source.ignore_index,
@@ -207,7 +133,7 @@ def _accuracies(loaded: "LoadedRun", source: "Source", device: "torch.device", f
     for line in accuracy_lines(found, source.chance):
         print(f"  {line}")
     folder.mkdir(parents=True, exist_ok=True)
-    by_name = {name: described(one) for name, one in found.items()}
+    by_name = {name: one.figures() for name, one in found.items()}
     write_figures(folder / "evaluation.json", {"step": loaded.step, "accuracy": by_name, "chance": source.chance})
 
 
@@ -272,8 +198,15 @@ def _losses(
     folder: Path,
     about: dict[str, Any],
 ) -> None:
-    from samout_train.evaluation import FAR_TIMES, Reader, missing_charts, stream_of
-    from samout_train.training import PICTURE, write_extrapolation
+    from samout_train.evaluation import (
+        FAR_TIMES,
+        PICTURE,
+        Reader,
+        extrapolation_table,
+        missing_charts,
+        stream_of,
+        write_extrapolation,
+    )
 
     rows, given = source.validation, settings["lengths"]
     trained = about.get("trained_length", source.train.seq_len)
@@ -291,22 +224,7 @@ def _losses(
         print(
             f"  most_tokens={most_tokens}: the longest window takes {found.num_tokens:,} tokens, and so many are read"
         )
-    for line in _table(found):
+    for line in extrapolation_table(found):
         print(f"  {line}")
     write_extrapolation(found, folder.parent.parent.name, folder, step=loaded.step, about=about)
     print(f"  {missing_charts() or f'drawn in {folder / PICTURE}'}")
-
-
-def _table(found: "Extrapolation") -> list[str]:
-    from samout_train.evaluation import perplexity
-
-    near = found.loss_nats.get(found.trained_length)
-    lines = [f"{found.num_tokens:,} tokens, read {found.trained_length} at a time, the length of a training row"]
-    lines.append(f"{'tokens in a window':>20} {'times':>7} {'nats a token':>13} {'perplexity':>11} {'over a row':>11}")
-    for length, nats in sorted(found.loss_nats.items()):
-        over = "" if near is None else f"{nats / near:.3f}"
-        times = f"{length / found.trained_length:g}"
-        lines.append(f"{length:>20,} {times:>7} {nats:>13.4f} {perplexity(nats):>11.4g} {over:>11}")
-    lines += [f"{length:>20,} {'':>7} left out: {reason}" for length, reason in sorted(found.left_out.items())]
-    lines.append("loss by position: " + ", ".join(f"{last:,} {nats:.3f}" for _, last, nats in found.by_position))
-    return lines + (found.verdict() if len(found.loss_nats) + len(found.left_out) > 1 else [])

@@ -1,4 +1,4 @@
-"""`python -m samout_train [VERB] key=value ...`: hands over to the function of the verb."""
+"""`python -m samout_train [VERB] key=value ...`: hands over to the function of the verb, or names the verbs."""
 
 import difflib
 import importlib
@@ -6,14 +6,16 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
-from samout_train import working_directory_last
+from samout_train import __version__, working_directory_last
 from samout_train.runtime import (
     UNWRITABLE,
     Launch,
     ensure_home,
     hiding_files,
+    ignore_interrupts,
     library_variables,
     lost_output,
     plugin_place,
@@ -26,6 +28,10 @@ VERBS = (
     *("compare", "evaluate", "export", "generate", "inspect", "prove_resume"),
     *("reproduce", "search", "sweep", "tokenize", "train", "verify"),
 )
+STOPPED_CODES = (130, 143)
+EXAMPLES = """\
+samout-train data=python_source              train on the files of Python's own library, about five minutes
+samout-train generate run=RUN_DIR prompt=def continue a text with what was trained"""
 
 
 def main() -> None:
@@ -43,8 +49,6 @@ def main() -> None:
     words = sys.argv[1:]
     verbs = list(VERBS)
     if not words:
-        from samout_train.cli.overview import overview
-
         print(overview(verbs))
         sys.exit(_of_the_output(0, is_all=True))
     verb = words.pop(0) if words and words[0].isidentifier() else "train"
@@ -68,6 +72,8 @@ def main() -> None:
         code = 130
     except Exception as error:
         code = _of_the_environment(error)
+    if code in STOPPED_CODES:  # the last words are printed
+        ignore_interrupts()
     # The other verbs leave what they found in files too, or in their exit code.
     asks = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
     is_all = verb == "generate" or not asks.isdisjoint(word.partition("=")[0] for word in words)
@@ -77,6 +83,28 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
     sys.exit(code)
+
+
+def overview(verbs: Sequence[str]) -> str:
+    """Return the verbs with what each does, and example commands.
+
+    Args:
+        verbs: Their names.
+    """
+    rows = [f"  {verb:<14} {_does(verb)}" for verb in sorted(verbs, key=lambda verb: (verb != "train", verb))]
+    return "\n".join(
+        [
+            f"samout_train {__version__}: samout-train [VERB] key=value ...",
+            "",
+            "Verbs; without one, settings are those of train:",
+            *rows,
+            "",
+            "Examples:",
+            *(f"  {line}" for line in EXAMPLES.splitlines()),
+            "",
+            "The settings of a verb: samout-train VERB --help    The version: samout-train --version",
+        ]
+    )
 
 
 def _of_the_output(code: int | str, *, is_all: bool) -> int | str:
@@ -125,3 +153,14 @@ def _verb_being_completed(verbs: list[str]) -> str | None:
     if program and not space:
         print("\n".join(verb for verb in verbs if verb.startswith(first)))
     return None
+
+
+def _does(verb: str) -> str:
+    """Return the first line of the verb's help, without the words that name it."""
+    from omegaconf import OmegaConf
+
+    from samout_train.config import CONF
+
+    root = OmegaConf.load(CONF / f"{'config' if verb == 'train' else verb}.yaml")
+    header = str(OmegaConf.select(root, "hydra.help.header")).splitlines()[0]
+    return header.removeprefix("samout_train ").removeprefix(f"{verb} ")

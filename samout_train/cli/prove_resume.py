@@ -6,15 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-from samout_train.cli.request import Request, answered, settings_of
-from samout_train.cli.train_keys import beside_those_of_train
+from samout_train.cli.request import Request, answered, settings_of, with_train_keys
 from samout_train.config import ConfigError, NonNegative, Positive, key_of
 from samout_train.runtime import text_setting
 
 OWN = ("steps", "kills", "run_dir")
 
 
-@beside_those_of_train
+@with_train_keys
 def keys(*, steps: Annotated[int, Positive], kills: Annotated[int, NonNegative]) -> None:
     """The keys of prove_resume.yaml; only its signature is used."""
 

@@ -3,8 +3,7 @@
 import datetime
 from typing import Annotated, Any
 
-from samout_train.cli.request import Request, answered, settings_of
-from samout_train.cli.train_keys import beside_those_of_train
+from samout_train.cli.request import Request, answered, settings_of, with_train_keys
 from samout_train.config import ConfigError, Positive, key_of
 from samout_train.runtime import Bar
 
@@ -12,7 +11,7 @@ OWN = ("steps", "record")
 FREE = ("experiment", "device", "precision", "kernels", "data.path", *OWN)
 
 
-@beside_those_of_train
+@with_train_keys
 def keys(*, steps: Annotated[int, Positive] | None, record: bool) -> None:
     """The keys of reproduce.yaml; only its signature is used."""
 

@@ -1,4 +1,4 @@
-"""What a person typed behind the verb: flags and overrides, and all that is wrong with them."""
+"""What a person typed behind the verb: flags and overrides, all that is wrong with them, and the settings they make."""
 
 import argparse
 import inspect
@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import hydra
 from hydra.conf import HydraConf
@@ -20,6 +20,9 @@ from samout_train.config import (
     PLAIN_TEXT_KEYS,
     Composed,
     ConfigError,
+    DeviceName,
+    Seed,
+    Threads,
     as_typed,
     compose_config,
     get_args_parser,
@@ -48,6 +51,7 @@ INFO = "all, config, defaults, defaults-tree, plugins, searchpath"
 LINES_OF_A_MISTAKE = 8
 MOST_MISTAKES = 30
 JOBS_THAT_TAKE_A_WHILE = 20
+Node = dict[str, Any]
 BYTES_TO_BEGIN = 1 << 16  # settings and the log, before the first checkpoint
 
 
@@ -106,7 +110,7 @@ class Request:
             return [str(error)]
 
     def package_problems(self, config: dict[str, Any]) -> list[str]:
-        """What is wrong with the part of the settings that --package asks for.
+        """Return what is wrong with the part of the settings that --package asks for.
 
         Args:
             config: All of them but Hydra's own.
@@ -230,7 +234,7 @@ def answered(words: list[str], verb: str, keys: Callable[..., None], act: Callab
 
 
 def settings_of(words: list[str], verb: str, keys: Callable[..., None]) -> Composed:
-    """The settings of a verb, checked against the signature of `keys`.
+    """Return the settings of a verb, checked against the signature of `keys`.
 
     Raises:
         ConfigError: if one is wrong.
@@ -252,6 +256,43 @@ def settings_of(words: list[str], verb: str, keys: Callable[..., None]) -> Compo
     if found:
         raise ConfigError("\n".join(found))
     return composed
+
+
+def train_keys(
+    *,
+    seed: Annotated[int, Seed],
+    device: DeviceName,
+    precision: str,
+    kernels: str,
+    run_dir: str,
+    resume: str | None,
+    model: Node,
+    optimizer: Node,
+    schedule: Node,
+    data: Node,
+    trainer: Node,
+    checkpoint: Node,
+    callbacks: Node,
+    threads: Annotated[int, Threads] | None = None,
+    experiment: Node | None = None,
+) -> None:
+    """The keys of config.yaml as far as a verb looks at them itself; only its signature is used."""
+
+
+def with_train_keys(own: Callable[..., None]) -> Callable[..., None]:
+    """Return a function whose signature has the keys of `train`, too.
+
+    Args:
+        own: Has a verb's own keys as its signature, all of them to be given by name.
+    """
+    both = {**inspect.signature(own).parameters, **inspect.signature(train_keys).parameters}
+
+    def keys(**settings: Any) -> None:
+        """Only its signature is used."""
+
+    keys.__signature__ = inspect.Signature(list(both.values()))  # type: ignore[attr-defined]
+    keys.__annotations__ = {name: parameter.annotation for name, parameter in both.items()}
+    return keys
 
 
 def _inform(words: list[str], verb: str, keys: Callable[..., None]) -> None:

@@ -6,8 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from samout_train.cli.request import Request, answered, settings_of
-from samout_train.cli.train_keys import beside_those_of_train
+from samout_train.cli.request import Request, answered, settings_of, with_train_keys
 from samout_train.config import ConfigError, Positive, key_of
 from samout_train.runtime import dashboard_command, place_problem, program, shell_word, text_setting, typed_line
 
@@ -18,7 +17,7 @@ OWN = ("space", "trials", "storage", "run_dir", "resume")
 PICTURE = "search.png"
 
 
-@beside_those_of_train
+@with_train_keys
 def keys(*, space: Any, trials: Annotated[int, Positive], storage: str | None) -> None:
     """The keys of search.yaml; only its signature is used."""
 

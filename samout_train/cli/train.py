@@ -197,7 +197,7 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
     """Trains; `typed` are the overrides as the shell gave them, None in a sweep, where each job has its own."""
     # torch is imported here at the latest, and not for --help.
     from samout_train.checkpoint import claimed
-    from samout_train.runtime import StopRequestedError
+    from samout_train.runtime import StopRequestedError, ignore_interrupts
     from samout_train.training import prepare, together
 
     hydra_config, composed, in_sweep = HydraConfig.get(), resolve(config), typed is None
@@ -227,6 +227,8 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
             forget_failure(run_dir)
             run()
     except StopRequestedError as stop:
+        if not in_sweep:  # whose launcher may have another job for this process
+            ignore_interrupts()  # the last words are printed, and Hydra takes a moment to leave
         if not has_begun:
             print(f"{stop}: before the first step, so there is nothing to continue", file=sys.stderr)
         sys.exit(stop.exit_code)

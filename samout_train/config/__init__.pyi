@@ -17,7 +17,13 @@ from .compose import (
     unresolved as unresolved,
 )
 from .diagnostics import in_few_words as in_few_words, no_node as no_node, options_of as options_of
-from .hydra import get_args_parser as get_args_parser
+from .hydra import (
+    combinations as combinations,
+    get_args_parser as get_args_parser,
+    is_swept as is_swept,
+    key_or_group as key_or_group,
+    register_text as register_text,
+)
 from .moved import current_settings as current_settings, take_earlier_names as take_earlier_names
 from .nodes import (
     WHAT_A_SCHEDULE_IS as WHAT_A_SCHEDULE_IS,

@@ -1,5 +1,10 @@
 from .ablation import EVERYWHERE as EVERYWHERE, added_nats as added_nats
-from .accuracy import Accuracy as Accuracy, accuracy as accuracy
+from .accuracy import (
+    Accuracy as Accuracy,
+    accuracy_lines as accuracy_lines,
+    measure_accuracy as measure_accuracy,
+    rows_that_fit as rows_that_fit,
+)
 from .charts import (
     DOTS_PER_INCH as DOTS_PER_INCH,
     draw_extrapolation as draw_extrapolation,
@@ -8,7 +13,6 @@ from .charts import (
     heat_map as heat_map,
     missing_charts as missing_charts,
 )
-from .decoding import Decoder as Decoder
 from .evaluator import (
     Evaluation as Evaluation,
     SpreadBatches as SpreadBatches,
@@ -16,19 +20,28 @@ from .evaluator import (
     has_targets as has_targets,
     in_order as in_order,
 )
-from .extrapolation import FAR_TIMES as FAR_TIMES, Extrapolation as Extrapolation, perplexity as perplexity
 from .generate import (
+    Decoder as Decoder,
     Timed as Timed,
     generate_samples as generate_samples,
     generate_text as generate_text,
     generate_tokens as generate_tokens,
     text_of as text_of,
 )
+from .lengths import (
+    FAR_TIMES as FAR_TIMES,
+    PICTURE as PICTURE,
+    Extrapolation as Extrapolation,
+    Reader as Reader,
+    extrapolation_table as extrapolation_table,
+    perplexity as perplexity,
+    stream_of as stream_of,
+    write_extrapolation as write_extrapolation,
+)
 from .state_health import (
     LayerHealth as LayerHealth,
     calm_rows as calm_rows,
     growing_layers as growing_layers,
+    measure_state_health as measure_state_health,
     positions_of as positions_of,
-    state_health as state_health,
 )
-from .streaming import Reader as Reader, stream_of as stream_of

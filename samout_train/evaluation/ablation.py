@@ -31,7 +31,7 @@ class Without(nn.Module):
         self.mixer, self.branch = mixer, branch
 
     def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """What the mixer returns, without the branch."""
+        """Return what the mixer returns, without the branch."""
         if self.branch == WHOLE:
             u_BTD, state = self.mixer(x_BTD, state)
             return torch.zeros_like(u_BTD), state
@@ -64,7 +64,7 @@ def said_by(mixer: nn.Module, name: str) -> Any:
 
 
 def branches_of(mixer: nn.Module) -> list[str]:
-    """Names of what can be left out of a mixer, the whole of it last."""
+    """Return the names of what can be left out of a mixer, the whole of it last."""
     return [*(said_by(mixer, "branches") or {}), PAST, WHOLE]
 
 
@@ -85,7 +85,7 @@ def without(layers: Mapping[str, Any], branch: str) -> Iterator[None]:
 
 
 def added_nats(model: nn.Module, loss_nats: Callable[[], float], *, each_layer: bool) -> dict[str, dict[str, float]]:
-    """What leaving out each branch adds to a loss.
+    """Return what leaving out each branch adds to a loss.
 
     Args:
         model: Its mixers are found by `mixed_by`, and are in their places again afterwards.

@@ -1,4 +1,4 @@
-"""The share of right answers, and how far it can be trusted."""
+"""The share of right answers, how far it can be trusted, and how it is written down."""
 
 # R rows, T time, N answers, D width, V vocabulary
 
@@ -22,7 +22,7 @@ NORMAL_QUANTILE = 1.959963984540054  # of 0.975, for 95 %
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What was right.
+    """How many answers were right.
 
     Args:
         right: Answers that were right.
@@ -43,12 +43,12 @@ class Accuracy:
 
     @property
     def share(self) -> float:
-        """Right answers of all."""
+        """Return the share of right answers."""
         return self.right / self.answers
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the true share lies with 95 % confidence, if the answers are independent.
+        """Return where the true share lies with 95 % confidence, if the answers are independent.
 
         Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference (1927).
         """
@@ -58,8 +58,13 @@ class Accuracy:
         reach = NORMAL_QUANTILE * spread / (1 + square / count)
         return max(0.0, middle - reach), min(1.0, middle + reach)
 
+    def figures(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it."""
+        low, high = self.interval
+        return {"share": self.share, "low": low, "high": high, "right": self.right, "answers": self.answers}
 
-def accuracy(
+
+def measure_accuracy(
     model: nn.Module,
     rows: Rows,
     *,
@@ -69,7 +74,7 @@ def accuracy(
     rows_per_batch: int,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Accuracy:
-    """How often the most probable token is the target, of all counted targets; the model's mode is put back.
+    """Count how often the most probable token is the target, of all counted targets; the model's mode is put back.
 
     Args:
         model: Called as `logits, state = model(ids)`.
@@ -99,6 +104,26 @@ def accuracy(
     finally:
         model.train(was_training)
     return Accuracy(int(right), answers)
+
+
+accuracy = measure_accuracy  # its earlier name
+
+
+def rows_that_fit(rows_per_batch: int, train: Rows, rows: Rows) -> int:
+    """Return how many rows of another length are as many tokens as a batch to learn from."""
+    return max(1, rows_per_batch * train.seq_len // rows.seq_len)
+
+
+def accuracy_lines(found: dict[str, Accuracy], chance: float | None) -> list[str]:
+    """Return a line for each test: the accuracy, its 95 % interval, and last what guessing would come to."""
+    lines = []
+    for name, counted in found.items():
+        low, high = counted.interval
+        reach = f"({low:.3f} to {high:.3f}, of {counted.answers:,} answers)"
+        lines.append(f"{'accuracy, ' + name.replace('_', ' '):<32} {counted.share:.3f} {reach}")
+    if chance is not None and lines:
+        lines.append(f"{'chance':<32} {chance:.3g}")
+    return lines
 
 
 def _said(model: Any, ids_RT: Tensor, place_N: Tensor) -> Tensor:

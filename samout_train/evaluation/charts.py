@@ -8,18 +8,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samout_train.evaluation.extrapolation import FAR_TIMES, Extrapolation
 from samout_train.runtime import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from samout_train.evaluation.lengths import Extrapolation
 
 DOTS_PER_INCH = 120
 DARK = 0.6  # a cell above this share of the scale is dark enough for white figures
 
 
 def missing_charts() -> str | None:
-    """What is missing to draw, and how to get it; None where nothing is."""
+    """Return what is missing to draw, and how to get it; None where nothing is."""
     if importlib.util.find_spec("matplotlib") is None:
         return "no picture: matplotlib is not installed: pip install matplotlib, or samout_train[charts]"
     try:
@@ -30,7 +31,7 @@ def missing_charts() -> str | None:
     return None
 
 
-def draw_extrapolation(found: Mapping[str, Extrapolation], path: Path) -> bytes | None:
+def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> bytes | None:
     """Loss by position, loss by length, and how the states grow.
 
     Args:
@@ -46,6 +47,8 @@ def draw_extrapolation(found: Mapping[str, Extrapolation], path: Path) -> bytes 
     if missing_charts():
         return None
     from matplotlib.figure import Figure
+
+    from samout_train.evaluation.lengths import FAR_TIMES  # which imports this module
 
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     by_position, by_length, growth = figure.subplots(1, 3)
@@ -77,7 +80,7 @@ def draw_extrapolation(found: Mapping[str, Extrapolation], path: Path) -> bytes 
 def draw_forms(
     screened: Mapping[str, Sequence[float]], final: Mapping[str, Sequence[float]], *, path: Path
 ) -> bytes | None:
-    """A line for each form: its losses in both stages of a sweep, and the mean of the second.
+    """Draw a line for each form: its losses in both stages of a sweep, and the mean of the second.
 
     Args:
         screened: By form, its losses with each learning rate.
@@ -114,7 +117,7 @@ def draw_forms(
 
 
 def draw_search(trials: Sequence[tuple[int, str, float | None]], *, path: Path) -> bytes | None:
-    """The loss of each trial of a search, and the best one so far.
+    """Draw the loss of each trial of a search, and the best one so far.
 
     Args:
         trials: Number, state (`done` or `pruned`) and loss of each, in their order.
@@ -153,7 +156,7 @@ def draw_heat_map(
     title: str,
     path: Path,
 ) -> bytes | None:
-    """A table of shares from 0 to 1, each in its colour; what is not there is left white.
+    """Draw a table of shares from 0 to 1, each in its colour; what is not there is left white.
 
     Args:
         shares: A list for each row, a share for each column.
@@ -176,7 +179,7 @@ def draw_heat_map(
 def heat_map(
     shares: Sequence[Sequence[float | None]], *, rows: Sequence[str], columns: Sequence[str], title: str
 ) -> "Figure":
-    """The same as a figure of matplotlib, which must be there."""
+    """Return a table of shares, each in its colour, as a figure of matplotlib, which must be there."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2 + 0.62 * len(columns), 1.9 + 0.42 * len(rows)), layout="constrained")

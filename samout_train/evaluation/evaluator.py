@@ -35,7 +35,7 @@ class Evaluation:
 
     @property
     def loss_nats(self) -> float:
-        """Mean nats per counted target."""
+        """Return the mean nats per counted target."""
         return self.nats / self.num_targets
 
     @property
@@ -134,7 +134,7 @@ def _nats_of_rows(
 
 
 def in_order(rows: Rows, rows_per_batch: int) -> Iterator[Tensor]:
-    """A whole split once, front to back, as (R, T + 1) int64 with R at most rows_per_batch."""
+    """Return a whole split once, front to back, as (R, T + 1) int64 with R at most rows_per_batch."""
     for start in range(0, rows.num_windows, rows_per_batch):
         yield rows.windows(start, start + rows_per_batch)
 

@@ -1,25 +1,36 @@
-"""Text from a model, token by token, from its carried state: each token costs the same."""
+"""Text from a model, token by token, from its carried state: each token costs the same.
 
-# B batch, V vocabulary
+A prompt is read in pieces (`prefill`), the tokens behind it are decoded one after another (`Decoder`), and each is
+drawn from the logits of the one before (`choose`).
+
+On CUDA, decoding a model whose state has a fixed size is one graph launch a token. Launched one by one, the kernels of
+a token take longer to launch than to run. A CUDA graph (torch.cuda.graphs) launches them together; for that, ids, state
+and logits stay in the same memory, and the graph itself writes the next state there.
+"""
+
+# B batch, T time, V vocabulary
 
 import codecs
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from samout_train.config import NonNegative, Positive, Range, TopShare, validated
 from samout_train.data import SPECIAL_TOKENS, Vocabulary
-from samout_train.evaluation.decoding import Decoder, prefill
-from samout_train.evaluation.sampling import choose
 from samout_train.models import repeat_state
 from samout_train.runtime import float64_place
 
 T = TypeVar("T")
 GeneratorSeed = Range(0, 2**64 - 1)  # what torch takes: also the largest seed of a run with samples counted up from it
+PREFILL_TOKENS = 512
+WARM_UP_CALLS = 3  # kernels are compiled and workspaces allocated in them, neither of which a capture may do
+log = logging.getLogger(__name__)
 
 
 @validated
@@ -34,7 +45,7 @@ def generate_tokens(
     seed: Annotated[int, GeneratorSeed],
     banned_ids: Sequence[int] = (),
 ) -> Iterator[int]:
-    """New token ids, one after another. Wrong arguments are told at once, not with the first token.
+    """Yield new token ids, one after another. Wrong arguments are told at once, not with the first token.
 
     Args:
         model: Called as `logits, state = model(ids, state)`.
@@ -67,7 +78,7 @@ def generate_samples(
     seed: Annotated[int, GeneratorSeed],
     banned_ids: Sequence[int] = (),
 ) -> Iterator[list[int]]:
-    """The next token of several continuations of one prompt, again and again: read once, drawn side by side.
+    """Yield the next token of several continuations of one prompt, again and again: read once, drawn side by side.
 
     Args:
         model: As for `generate_tokens`, and so are all that are not explained here.
@@ -99,7 +110,7 @@ def generate_text(
     stop: str | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """The text that follows a prompt, in pieces of whole characters; special tokens are never drawn.
+    """Yield the text that follows a prompt, in pieces of whole characters; special tokens are never drawn.
 
     Args:
         model: A trained model.
@@ -129,7 +140,7 @@ def generate_text(
 
 
 def text_of(vocabulary: Vocabulary, ids: Iterator[int], *, stop: str | None) -> Iterator[str]:
-    """The text of tokens as they come, in pieces of whole characters.
+    """Yield the text of tokens as they come, in pieces of whole characters.
 
     Args:
         vocabulary: What the tokens stand for.
@@ -158,6 +169,147 @@ class Timed:
             seconds.append(time.perf_counter() - started)
             yield index
             started, seconds = time.perf_counter(), self.later_seconds
+
+
+def choose(
+    logits_V: Tensor,
+    generator: torch.Generator,
+    *,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    banned_ids: list[int],
+) -> Tensor:
+    """Draw the next token.
+
+    Args:
+        logits_V: float64; written over.
+        generator: Draws.
+        temperature: 0 takes the most probable token; otherwise logits are divided by it before the draw.
+        top_k: Draw among this many most probable tokens only; None for all.
+        top_p: Draw among the most probable tokens that together have this probability; None for all.
+        banned_ids: Ids that are never drawn.
+
+    Returns:
+        One id, int64, on the device of the logits.
+    """
+    logits_V[banned_ids] = float("-inf")
+    if temperature == 0:
+        return logits_V.argmax()
+    if top_k is not None and top_k < len(logits_V):
+        logits_V[logits_V < logits_V.topk(top_k).values[-1]] = float("-inf")
+    # Without the largest taken off first, a temperature near 0 would make all of them infinite.
+    probabilities_V = ((logits_V - logits_V.max()) / temperature).softmax(0)
+    if top_p is not None:
+        sorted_V, order_V = probabilities_V.sort(descending=True)
+        before_V = sorted_V.cumsum(0) - sorted_V
+        probabilities_V[order_V[before_V >= top_p]] = 0  # the most probable one has nothing before it, so it stays
+    return torch.multinomial(probabilities_V, 1, generator=generator)
+
+
+def prefill(model: nn.Module, prompt_ids: list[int]) -> tuple[Tensor, Any]:
+    """Read a prompt in pieces, so that memory does not grow with it.
+
+    Args:
+        model: Called as `logits, state = model(ids, state)`.
+        prompt_ids: At least one.
+
+    Returns:
+        (logits_BV, state): What follows the last token, and the state behind it, of a batch of one.
+    """
+    device = next(model.parameters()).device
+    state: Any = None
+    for start in range(0, len(prompt_ids), PREFILL_TOKENS):
+        with torch.inference_mode():
+            ids_BT = torch.tensor([prompt_ids[start : start + PREFILL_TOKENS]], device=device)
+            logits_BTV, state = model(ids_BT, state)
+    return logits_BTV[:, -1], state
+
+
+class Decoder:
+    """Goes on from a state, a token of each sequence at a time.
+
+    Args:
+        model: Called as `logits, state = model(ids, state)`, in evaluation.
+        state: What the model returned for the tokens before; it is left as it is.
+    """
+
+    def __init__(self, model: nn.Module, state: Any) -> None:
+        self._model, self._state = model, state
+        self._replay: Callable[[], None] | None = None
+        self._is_static: bool | None = None
+
+    def __call__(self, ids_B1: Tensor) -> Tensor:
+        """Takes one token of each sequence.
+
+        Args:
+            ids_B1: int64, on the model's device.
+
+        Returns:
+            (B, V): logits for the next one, which the next call may overwrite.
+        """
+        with torch.inference_mode():
+            if self._is_static is None:
+                self._is_static = can_capture(ids_B1.device) and has_fixed_size(self._model, ids_B1, self._state)
+                if self._is_static:
+                    self._make_static(ids_B1)
+            if self._replay is None:
+                logits_BTV, self._state = self._model(ids_B1, self._state)
+                return logits_BTV[:, -1]
+            self._ids_B1.copy_(ids_B1)
+            self._replay()
+            return self._logits_BV
+
+    def _make_static(self, ids_B1: Tensor) -> None:
+        self._ids_B1 = ids_B1.clone()
+        given, self._state = self._state, tree_map_only(Tensor, torch.clone, self._state)
+        try:
+            self._replay = captured(self._step, lambda: self._model(self._ids_B1, self._state))
+        except RuntimeError as error:
+            log.warning("decoding    without a CUDA graph: %s", error)
+            self._state = given
+
+    def _step(self) -> None:
+        logits_BTV, state = self._model(self._ids_B1, self._state)
+        self._logits_BV = logits_BTV[:, -1]
+        # Copied first: a part of the next state may be another part of the old one.
+        for old, new in zip(tree_leaves(self._state), [leaf.clone() for leaf in tree_leaves(state)], strict=True):
+            old.copy_(new)
+
+
+def can_capture(device: torch.device) -> bool:
+    """Return whether there are graphs on this device."""
+    return device.type == "cuda"
+
+
+def has_fixed_size(model: nn.Module, ids_B1: Tensor, state: Any) -> bool:
+    """Return whether a state is tensors only, which keep their shapes when a token comes."""
+    before = tree_leaves(state)
+    if not all(isinstance(leaf, Tensor) for leaf in before):  # a cache counts what is written into it
+        return False
+    return [leaf.shape for leaf in before] == [leaf.shape for leaf in tree_leaves(model(ids_B1, state)[1])]
+
+
+def captured(step: Callable[[], None], rehearse: Callable[[], object]) -> Callable[[], None]:
+    """Return a step as one CUDA graph; making it does not take the step.
+
+    Args:
+        step: Reads and writes the same memory each time.
+        rehearse: The same work, but for what it writes over.
+
+    Raises:
+        RuntimeError: if it does what a graph cannot, such as waiting for the device.
+    """
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(WARM_UP_CALLS):
+            rehearse()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def _no_room(max_seq_len: int | None, prompt_tokens: int, max_new_tokens: int) -> str | None:

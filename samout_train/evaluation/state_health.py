@@ -1,4 +1,4 @@
-"""How the state of a recurrent model does along a row: how large it grows, and which channels of a maximum still move.
+"""Measuring the state of a recurrent model along a row: how large it grows, and which channels of a maximum still move.
 
 States are taken where decoding takes them: from the model, which is fed a row in pieces and carries its state. So this
 holds for every model whose state has a fixed size. One whose state grows with the sequence has none of this.
@@ -50,13 +50,13 @@ class LayerHealth:
 
 
 def positions_of(length: int) -> list[int]:
-    """After how many tokens a state of a row is looked at: 1, 2, 4 and so on, and the whole row."""
+    """Return after how many tokens a state of a row is looked at: 1, 2, 4 and so on, and the whole row."""
     powers = [1 << power for power in range(length.bit_length()) if 1 << power < length]
     return [*powers, length]
 
 
 def calm_rows(rows: Rows, num_rows: int, pad_id: int | None) -> Tensor:
-    """Inputs of rows at even distances, of those with the least padding: (R, T) int64.
+    """Return inputs of rows at even distances, of those with the least padding: (R, T) int64.
 
     Args:
         rows: Of the validation split.
@@ -73,7 +73,7 @@ def calm_rows(rows: Rows, num_rows: int, pad_id: int | None) -> Tensor:
     return torch.cat([rows.split(candidates[int(row)])[0] for row in chosen_R])
 
 
-def state_health(
+def measure_state_health(
     model: nn.Module,
     ids_BT: Tensor,
     *,
@@ -81,7 +81,7 @@ def state_health(
     device: torch.device,
     chunk_len: int | None = None,
 ) -> dict[str, LayerHealth]:
-    """Each layer's state at the positions of `positions_of`, without gradients and without dropout.
+    """Measure each layer's state at the positions of `positions_of`, without gradients and without dropout.
 
     Args:
         model: Called as `logits, state = model(ids, state)`; its mode is put back. Which part of the state is which
@@ -119,8 +119,11 @@ def state_health(
         model.train(was_training)
 
 
+state_health = measure_state_health  # its earlier name
+
+
 def growing_layers(health: Mapping[str, LayerHealth], max_growth: float) -> dict[str, str]:
-    """Layers whose state's norm grows more than `max_growth` times along a row, each with what that means."""
+    """Return the layers whose state's norm grows more than `max_growth` times along a row, each with a warning."""
     return {
         name: f"{name}: the norm of its state is {layer.growth:.3g} times as large at the end of a row as at its "
         "start: it does not extrapolate, so expect the model to go astray in text longer than a row"

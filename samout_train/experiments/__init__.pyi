@@ -1,23 +1,29 @@
-from .compare.contenders import contenders as contenders, decided_problems as decided_problems
-from .compare.jobs import Plan as Plan, known_sizes as known_sizes, read_record as read_record
-from .compare.making import finish as finish, make_runs as make_runs, show as show
 from .compare.matching import Budget as Budget
-from .job_progress import described as described, job_bar as job_bar
+from .compare.page import finish as finish, make_runs as make_runs, show as show
+from .compare.plan import (
+    Plan as Plan,
+    candidates as candidates,
+    contenders as contenders,
+    decided_problems as decided_problems,
+    known_sizes as known_sizes,
+    read_record as read_record,
+)
 from .jobs import (
     FAILURE as FAILURE,
     Job as Job,
     Outcome as Outcome,
     Why as Why,
+    described as described,
     finished as finished,
     forget_failure as forget_failure,
     has_checkpoint as has_checkpoint,
+    job_bar as job_bar,
     outcome as outcome,
     record_failure as record_failure,
 )
 from .prove_resume import TrainingFailedError as TrainingFailedError, digests as digests, run_killed as run_killed
 from .reproduce import HEADER as HEADER, GoldenCurve as GoldenCurve, losses_of as losses_of
-from .search.space import EXAMPLE as EXAMPLE, space_of as space_of, space_problems as space_problems
-from .search.trials import Search as Search
+from .search import EXAMPLE as EXAMPLE, Search as Search, space_of as space_of, space_problems as space_problems
 from .staged import Stages as Stages
 from .sweep import (
     common_keys as common_keys,

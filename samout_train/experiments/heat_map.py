@@ -1,6 +1,5 @@
 """What a sweep of models over tasks came to: a table of accuracies, and the same as a heat map."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from samout_train.evaluation import draw_heat_map, missing_charts
+from samout_train.experiments.compare.charts import natural
 from samout_train.experiments.jobs import finished
 from samout_train.runtime import replace_file
 
@@ -91,8 +91,3 @@ def _cell(found: Mapping[str, Any] | None) -> str:
 def _validation_loss(summary: Mapping[str, Any]) -> float:
     loss = summary.get("val_loss_nats")
     return float("inf") if loss is None else float(loss)
-
-
-def natural(test: str) -> list[tuple[int, str]]:
-    """Numbers by their size, and behind each other's task."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", test)]

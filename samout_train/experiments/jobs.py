@@ -1,7 +1,8 @@
-"""The ledger of many runs: what became of each, and the ones that are missing made, each in a process of its own.
+"""The jobs of many runs: what became of each, and the missing ones made, each in a process of its own.
 
 Nothing is kept but the run directories themselves. What a job came to follows from its own: `summary.json` says that it
 is done, the lock that a process is at it, `failure.json` why it failed. So whatever dies, nothing has to be put right.
+For people, there is a bar over the jobs (`job_bar`) and a line for each (`described`).
 """
 
 import json
@@ -10,16 +11,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from samout_train.checkpoint import holds_run, is_taken
 from samout_train.runtime import (
+    Bar,
     StopSignals,
     ask_to_stop,
     child_program,
+    is_terminal,
     own_group,
     read_figures,
     share_of_cores,
@@ -32,6 +36,8 @@ Why = Literal["killed", "settings", "error"]
 OUTPUT, FAILURE = "output.txt", "failure.json"
 STOPPED_CODES, REFUSED_CODE = (130, 143), 2
 LOOK_SECONDS = 0.1
+LONGEST_LINE = 16_384  # bytes of metrics.jsonl that are read from its end
+SECONDS_A_LOOK, SECONDS_A_LINE = 1.0, 60.0  # at the steps of what runs, on a terminal and elsewhere
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Outcome:
 
 
 def outcome(run_dir: Path) -> Outcome:
-    """What became of the job in a directory; looks only."""
+    """Return what became of the job in a directory; looks only."""
     summary = finished(run_dir)
     if summary is not None:
         return Outcome("done", summary)
@@ -89,7 +95,7 @@ def outcome(run_dir: Path) -> Outcome:
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:
-    """The summary of a run that came to its end; None where there is none."""
+    """Return the summary of a run that came to its end; None where there is none."""
     summary = read_figures(run_dir / "summary.json")
     return summary if "weights_sha256" in summary else None
 
@@ -113,7 +119,7 @@ def record_failure(run_dir: Path, error: str, why: Why = "error") -> None:
 
 
 def has_checkpoint(run_dir: Path) -> bool:
-    """Whether there is something of a run to go on from."""
+    """Return whether there is something of a run to go on from."""
     return any((run_dir / "checkpoints").glob("step_*.pt*"))
 
 
@@ -209,7 +215,7 @@ class Process:
             )
 
     def became(self) -> Outcome | None:
-        """What became of it, None while it runs; what it could not say itself is said for it."""
+        """Return what became of it, None while it runs; what it could not say itself is said for it."""
         code = self.process.poll()
         if code is None:
             return None
@@ -229,6 +235,92 @@ class Process:
         if not lines:
             return f"ended with exit code {code}, and nothing was printed"
         return lines[0] if code == REFUSED_CODE else f"ended with exit code {code}: {lines[-1]}"
+
+
+class JobBar:
+    """Runs jobs with a bar on standard error and their results on standard output.
+
+    Args:
+        bar: Of as many as there will be.
+    """
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar, self._looked_at = bar, 0.0
+        self._interval = SECONDS_A_LOOK if is_terminal(sys.stderr) else SECONDS_A_LINE
+
+    def run(self, jobs: Sequence[Job], *, at_once: int) -> dict[str, Outcome]:
+        """Runs what is missing of them, as `run_jobs` does.
+
+        Args:
+            jobs: All of them.
+            at_once: So many at a time.
+        """
+        there = sum(outcome(job.run_dir).state == "done" for job in jobs)
+        self._bar.initial += there  # they say nothing of how long the others will take
+        self._bar.update(there)
+        return run_jobs(jobs, at_once=at_once, told=self._tell, watched=self._watch)
+
+    def _tell(self, job: Job, found: Outcome) -> None:
+        self._bar.update()
+        with suppress(BrokenPipeError):  # nobody reads on, and the runs go on
+            self._bar.write(f"  {described(job, found)}", file=sys.stdout)
+            sys.stdout.flush()
+
+    def _watch(self, running: Sequence[Job]) -> None:
+        if time.monotonic() - self._looked_at > self._interval:
+            self._looked_at = time.monotonic()
+            steps = (f"{job.name} step {last_step(job.run_dir):,}" for job in running)
+            self._bar.set_postfix_str(", ".join(steps))
+
+
+@contextmanager
+def job_bar(total: int) -> Iterator[JobBar]:
+    """A bar over so many jobs."""
+    with Bar(desc="runs", total=total, unit="run", dynamic_ncols=True, smoothing=0) as bar:
+        yield JobBar(bar)
+
+
+def described(job: Job, found: Outcome) -> str:
+    """Return a line for people: the job, and what it came to."""
+    if found.summary is None:
+        goes_on = f"step {last_step(job.run_dir):,}" if found.state == "running" else "goes on when it is started again"
+        return f"{found.state:<8} {job.name}  {found.error or goes_on}"
+    loss = found.summary.get("val_loss_nats")
+    nats = "no loss" if loss is None else f"{loss:.4f} nats"
+    return f"{found.state:<8} {job.name}  {nats}, {found.summary.get('train_seconds', 0.0):.1f} s of training"
+
+
+def last_step(run_dir: Path) -> int:
+    """Return the last step that a run has logged; 0 where there is none."""
+    try:
+        with (run_dir / "metrics.jsonl").open("rb") as file:
+            file.seek(-min(LONGEST_LINE, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            lines = file.read().splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):  # the end of it is being written, or its beginning was not read
+            continue
+    return 0
+
+
+def curve_of(run_dir: Path) -> list[tuple[int, float]]:
+    """Return step and loss of each evaluation on the fixed batches that a run has logged."""
+    found = []
+    try:
+        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            logged = json.loads(line)
+            if logged.get("val/loss_nats") is not None:
+                found.append((int(logged["step"]), float(logged["val/loss_nats"])))
+        except (ValueError, KeyError, TypeError, AttributeError):  # cut short by a death
+            continue
+    return found
 
 
 def _stop(processes: Sequence[Process], number: int | None) -> None:

@@ -41,7 +41,7 @@ class GoldenCurve:
 
     @classmethod
     def read(cls, preset: str, folder: Path = CURVES) -> "GoldenCurve":
-        """The curve of a preset.
+        """Return the curve of a preset.
 
         Raises:
             ValueError: if there is none.
@@ -55,7 +55,7 @@ class GoldenCurve:
 
     @classmethod
     def of_replicas(cls, preset: str, replicas: Sequence[Sequence[float]], recorded: dict[str, Any]) -> "GoldenCurve":
-        """A curve from the losses of the same steps in runs that differ by rounding; the first one is the curve.
+        """Return a curve from the losses of the same steps in runs that differ by rounding; the first one is the curve.
 
         Args:
             preset: Its name.
@@ -112,7 +112,7 @@ class Span:
 
     @property
     def is_on(self) -> bool:
-        """Whether this is on the curve; what is no number is not."""
+        """Return whether this is on the curve; what is no number is not."""
         return abs(self.here_nats - self.golden_nats) <= self.tolerance_nats
 
     def line(self) -> str:
@@ -130,17 +130,17 @@ HEADER = f"{'steps':>14}  {'golden':>8}  {'here':>8}  {'apart':>9}  {'at most':>
 
 
 def spans_of(num_steps: int) -> list[int]:
-    """The last step of each span of a run of so many steps."""
+    """Return the last step of each span of a run of so many steps."""
     return [*(end for end in ENDS if end < num_steps), num_steps]
 
 
 def span_means(losses: Sequence[float], ends: Sequence[int]) -> list[float]:
-    """The mean of each span."""
+    """Return the mean of each span."""
     return [statistics.fmean(losses[before:end]) for before, end in pairwise([0, *ends])]
 
 
 def losses_of(step: Callable[[], Any], num_steps: int) -> Iterator[float]:
-    """The losses of so many steps.
+    """Return the losses of so many steps.
 
     Args:
         step: Makes one, and returns its loss as a tensor.

@@ -14,10 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
 from samout_train.checkpoint import (
     DataNow,
@@ -29,7 +25,17 @@ from samout_train.checkpoint import (
     other_settings,
     scalars,
 )
-from samout_train.config import Composed, ConfigError, key_of, mistakes_in_call, unresolved
+from samout_train.config import (
+    Composed,
+    ConfigError,
+    combinations,
+    is_swept,
+    key_of,
+    key_or_group,
+    mistakes_in_call,
+    register_text,
+    unresolved,
+)
 from samout_train.experiments.jobs import LOOK_SECONDS, Job, outcome
 from samout_train.experiments.staged import Stages
 from samout_train.runtime import RESERVED, place_problem, read_figures, write_figures
@@ -49,23 +55,16 @@ log = logging.getLogger(__name__)
 
 
 def register_job_directory() -> None:
-    """Makes known `${job_directory:}`, which names a job's directory in a sweep, and `${output_directory:}`.
+    """Make known `${job_directory:}`, which names a job's directory in a sweep, and `${output_directory:}`.
 
     What both are made of is text that has been resolved already, or is as it was typed.
     """
-
-    def name(*, _root_: Any) -> str:
-        return _job_directory(unresolved(_root_, "hydra.job.override_dirname"))
-
-    def directory(*, _root_: Any) -> str:
-        return str(unresolved(_root_, "hydra.runtime.output_dir"))
-
-    OmegaConf.register_new_resolver("job_directory", name, replace=True)
-    OmegaConf.register_new_resolver("output_directory", directory, replace=True)
+    register_text("job_directory", lambda root: _job_directory(unresolved(root, "hydra.job.override_dirname")))
+    register_text("output_directory", lambda root: str(unresolved(root, "hydra.runtime.output_dir")))
 
 
 def jobs_of(words: Sequence[str], parameters: Mapping[str, Any]) -> list[list[str]]:
-    """The overrides of each job: all combinations, so that a mistake in the last one stops the first.
+    """Return the overrides of each job: all combinations, so that a mistake in the last one stops the first.
 
     Args:
         words: As they were typed, without what is wrong.
@@ -74,17 +73,11 @@ def jobs_of(words: Sequence[str], parameters: Mapping[str, Any]) -> list[list[st
     Raises:
         ConfigError: if that makes no sweep.
     """
-    try:
-        parser = OverridesParser.create()
-        overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in parameters.items()), *words])
-        batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    except (HydraException, ValueError) as error:
-        raise ConfigError(f"these values make no sweep: {error}") from error
-    return [list(job) for batch in batches for job in batch]
+    return combinations([*(f"{key}={value}" for key, value in parameters.items()), *words])
 
 
 def first_stage(words: Sequence[str], stages: Mapping[str, Any]) -> list[list[str]]:
-    """The overrides of each job in the first of two stages; those of the second differ in seed and steps.
+    """Return the overrides of each job in the first of two stages; those of the second differ in seed and steps.
 
     Args:
         words: As they were typed, without what is wrong.
@@ -104,9 +97,8 @@ def first_stage(words: Sequence[str], stages: Mapping[str, Any]) -> list[list[st
 
 
 def without_sweeps(words: Sequence[str]) -> list[str]:
-    """What all jobs have in common of what was typed."""
-    parser = OverridesParser.create()
-    return [word for word in words if not parser.parse_override(word).is_sweep_override()]
+    """Return what all jobs have in common of what was typed."""
+    return [word for word in words if not is_swept(word)]
 
 
 def common_keys(words: Sequence[str], swept: Mapping[str, Any]) -> list[str]:
@@ -117,8 +109,7 @@ def common_keys(words: Sequence[str], swept: Mapping[str, Any]) -> list[str]:
         words: As they were typed.
         swept: `hydra.sweeper.params` of the configuration.
     """
-    parser = OverridesParser.create()
-    keys = [parser.parse_override(word).key_or_group for word in without_sweeps(words)]
+    keys = [key_or_group(word) for word in without_sweeps(words)]
     return [key for key in dict.fromkeys(keys) if key not in swept]
 
 
@@ -151,7 +142,7 @@ def words_of_sweep(words: Sequence[str], typed: Sequence[str], swept: Mapping[st
 
 
 def sweep_problems(composed: Composed, job: Sequence[str], left_out: Sequence[str]) -> list[str]:
-    """What speaks against a job in the directory of its sweep; looks only.
+    """Return why a job cannot lie in the directory of its sweep; looks only.
 
     Args:
         composed: The job's configuration.
@@ -224,7 +215,7 @@ def doubles(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def job_name(job: Sequence[str], left_out: Sequence[str]) -> str:
-    """The name of a job's directory.
+    """Return the name of a job's directory.
 
     Args:
         job: Its overrides.
@@ -292,7 +283,7 @@ def _other_jobs(
 
 
 def sweep_jobs(folder: Path) -> list[Job]:
-    """The jobs of a sweep, in their order; none where there is no sweep, or it decides on its jobs itself."""
+    """Return the jobs of a sweep, in their order; none where there is no sweep, or it decides on its jobs itself."""
     record = read_sweep(folder)
     directories = record.get("directories", {})
     return [
@@ -302,7 +293,7 @@ def sweep_jobs(folder: Path) -> list[Job]:
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """What a sweep left in its directory; nothing where there is none."""
+    """Return what a sweep left in its directory; nothing where there is none."""
     content = read_figures(folder / RECORD)
     return content if isinstance(content.get("jobs"), dict) else {}
 

@@ -43,6 +43,7 @@ from .device import (
     weights_sha256 as weights_sha256,
 )
 from .distributed import LostProcessError as LostProcessError
+from .event_file import EventFile as EventFile
 from .file_kind import (
     COMPRESSED_ENDINGS as COMPRESSED_ENDINGS,
     HEAD_BYTES as HEAD_BYTES,
@@ -95,6 +96,7 @@ from .signals import (
     StopRequestedError as StopRequestedError,
     StopSignals as StopSignals,
     ask_to_stop as ask_to_stop,
+    ignore_interrupts as ignore_interrupts,
     own_group as own_group,
     treat_hangup_as_termination as treat_hangup_as_termination,
 )

@@ -47,6 +47,15 @@ def treat_hangup_as_termination() -> None:
             signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
 
 
+def ignore_interrupts() -> None:
+    """Ignore further SIGINTs: of a program that was stopped, and has nothing left to do but to end.
+
+    Where Python ends, one would leave a traceback behind and could change the exit code.
+    """
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class StopSignals:
     """While entered, the first of SIGNALS is noted instead of killing the process; a second SIGINT quits at once.
 

@@ -1,6 +1,4 @@
-from .callbacks.accuracy import accuracy_lines as accuracy_lines, described as described, rows_that_fit as rows_that_fit
 from .callbacks.base import Callback as Callback, RunContext as RunContext, StepReport as StepReport
-from .callbacks.lengths import PICTURE as PICTURE, write_extrapolation as write_extrapolation
 from .joining import together as together
 from .non_finite import NonFiniteError as NonFiniteError
 from .rescue import MemoryExhaustedError as MemoryExhaustedError

@@ -115,6 +115,19 @@ def test_a_signal_ends_a_run_that_can_be_continued(tmp_path: Path, number: signa
     assert json.loads((tmp_path / "here" / "summary.json").read_text())["steps"] == stopped_at + 5
 
 
+def test_a_second_ctrl_c_does_not_disturb_a_program_that_is_leaving() -> None:
+    code = (
+        "import atexit, os, signal, sys, time\n"
+        "from samout_train.cli import inspect, main\n"
+        "inspect.main = lambda words: 130\n"
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.1)))\n"
+        "sys.argv = ['samout-train', 'inspect']\n"
+        "main.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_a_sweep_makes_one_readable_directory_a_job(tmp_path: Path) -> None:
     done = samout(tmp_path, "-m", "model=v1,v8", "optimizer.lr=1e-3,3e-4", *TINY, "trainer.max_steps=2")
     assert done.returncode == 0, done.stderr

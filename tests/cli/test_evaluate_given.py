@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_written_is_told_after_the_figures(
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("samout_train.training.callbacks.lengths.write_figures", refuse)
+    monkeypatch.setattr("samout_train.evaluation.lengths.write_figures", refuse)
     assert evaluated(folder, "data=text", text_at(tmp_path / "a.txt", "line 1 of it. " * 9)) == 1
     out, error = capsys.readouterr()
     assert "counted targets" in out and "Permission denied: make it writable, or copy the run" in error

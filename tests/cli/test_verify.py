@@ -13,9 +13,9 @@ import torch
 
 from samout_train import train
 from samout_train.checkpoint import load_run
-from samout_train.cli.verify import main, subjects_of_run
+from samout_train.cli.verify import main
 from samout_train.config import CONF
-from samout_train.evaluation.verify import Row, Subject, verify
+from samout_train.evaluation.verify import CheckResult, ModelUnderTest, trained_models_under_test, verify
 from tests.support.marks import mostly_nightly
 from tests.support.program import samout
 
@@ -38,7 +38,10 @@ RUNS = {
 def test_a_run_that_trains_is_verified_to_the_end(name: str, tmp_path: Path, small_text: Path) -> None:
     path = [f"data.path={small_text}"] if "data=text" in RUNS[name] else []
     train([*RUNS[name], *path, "trainer=debug", "device=cpu", f"run_dir={tmp_path / 'run'}"])
-    subject, tiny = subjects_of_run(load_run(tmp_path / "run"))
+    loaded = load_run(tmp_path / "run")
+    subject, tiny = trained_models_under_test(
+        loaded.model_node, loaded.model.state_dict(), vocab_size=loaded.vocab_size, pad_id=loaded.pad_id
+    )
     few = replace(subject, most_tokens=min(subject.most_tokens or 64, 64))
     rows = list(verify(few, tiny, device=CPU, compiles=False))
     assert [row for row in rows if not row.passed] == []
@@ -46,13 +49,13 @@ def test_a_run_that_trains_is_verified_to_the_end(name: str, tmp_path: Path, sma
 
 
 @pytest.fixture
-def verified(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Subject, Subject]]:
+def verified(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ModelUnderTest, ModelUnderTest]]:
     """What would be verified, each model by one check, which fails where its class is called RNN."""
-    asked: list[tuple[Subject, Subject]] = []
+    asked: list[tuple[ModelUnderTest, ModelUnderTest]] = []
 
-    def quick(subject: Subject, tiny: Subject, *, device: torch.device) -> Iterator[Row]:
+    def quick(subject: ModelUnderTest, tiny: ModelUnderTest, *, device: torch.device) -> Iterator[CheckResult]:
         asked.append((subject, tiny))
-        yield Row("it is called otherwise", float(type(subject.model(CPU)).__name__ == "RNN"), 0.0)
+        yield CheckResult("it is called otherwise", float(type(subject.model(CPU)).__name__ == "RNN"), 0.0)
 
     monkeypatch.setattr("samout_train.evaluation.verify.verify", quick)
     return asked

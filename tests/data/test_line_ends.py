@@ -13,16 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samout_train.checkpoint import load_run
+from samout_train.checkpoint import evaluation_data, load_run
 from samout_train.cli import generate, tokenize
-from samout_train.cli.evaluate import source_of
 from samout_train.data import Characters, JsonlReader, LineEnds, read_vocabulary_file, text_of
 from samout_train.data.shards.index import read_index
 from samout_train.data.shards.parts import place_to_cut
 from samout_train.data.text.documents import Special, TextReader
 from samout_train.data.text.files import survey
 from samout_train.data.text.text_kind import other_kind, printable
-from samout_train.training import train
+from samout_train.training import DATA_SETTINGS, data_problems, train
 
 MARK = b"\xef\xbb\xbf"
 
@@ -225,7 +224,8 @@ def test_prompts_and_given_text_are_read_as_the_run_reads_its_own(
     assert out.startswith({"keep": "one\r\n\r", "fold": "one\n\n"}[line_ends])
     assert f"prompt: {6 if line_ends == 'keep' else 5} tokens" in error
     loaded = load_run(run)
-    _, source, _ = source_of(loaded, ["data=text", f"data.path={tmp_path / 'a.txt'}"], None)
+    words = ["data=text", f"data.path={tmp_path / 'a.txt'}"]
+    _, source, _ = evaluation_data(loaded, words, None, data_problems=data_problems, loop_keys=DATA_SETTINGS)
     assert source.line_ends == loaded.line_ends == line_ends
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from samout_train import build_model, train
 from samout_train.data.tasks.base import IGNORED
 from samout_train.data.tasks.labelled_rows import LabelledRows
-from samout_train.evaluation import Accuracy, accuracy
+from samout_train.evaluation import Accuracy, measure_accuracy
 from samout_train.evaluation.accuracy import NORMAL_QUANTILE
 from samout_train.models import next_token_nats
 
@@ -69,7 +69,9 @@ def test_answers_are_counted_where_they_are_asked_for_only(with_head: bool, rows
             right, answers = right + (not wrong), answers + 1
     model = Says(5, with_head).train()
     rows = LabelledRows(inputs, labels)
-    found = accuracy(model, rows, ignore_index=IGNORED, device=CPU, precision="fp32", rows_per_batch=rows_per_batch)
+    found = measure_accuracy(
+        model, rows, ignore_index=IGNORED, device=CPU, precision="fp32", rows_per_batch=rows_per_batch
+    )
     assert (found.right, found.answers) == (right, answers) and answers == 180
     assert model.training
 

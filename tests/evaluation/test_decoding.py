@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from samout_train import build_model
 from samout_train.config import CONF, compose_config
-from samout_train.evaluation import Decoder, decoding
-from samout_train.evaluation.decoding import has_fixed_size, prefill
+from samout_train.evaluation import Decoder, generate
+from samout_train.evaluation.generate import has_fixed_size, prefill
 from tests.support.marks import mostly_nightly
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -41,8 +41,8 @@ def replayed(step: Callable[[], None], rehearse: Callable[[], object]) -> Callab
 def test_a_decoder_gives_the_logits_of_the_whole(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place, is_static = device.split(",")[0], device != "cpu"
     if "static" in device:
-        monkeypatch.setattr(decoding, "can_capture", lambda device: True)
-        monkeypatch.setattr(decoding, "captured", replayed)
+        monkeypatch.setattr(generate, "can_capture", lambda device: True)
+        monkeypatch.setattr(generate, "captured", replayed)
     model, ids = tiny(name).to(place), some_ids(3, 12).to(place)
     with torch.inference_mode():
         whole, _ = model(ids)
@@ -62,8 +62,8 @@ def test_parts_of_a_state_that_change_places_are_not_mixed_up(monkeypatch: pytes
             before_B1, last_B1 = state
             return torch.stack([ids_BT, last_B1, before_B1], dim=2).float(), (last_B1, ids_BT)
 
-    monkeypatch.setattr(decoding, "can_capture", lambda device: True)
-    monkeypatch.setattr(decoding, "captured", replayed)
+    monkeypatch.setattr(generate, "can_capture", lambda device: True)
+    monkeypatch.setattr(generate, "captured", replayed)
     decoder = Decoder(Remembers(), (torch.tensor([[1]]), torch.tensor([[2]])))
     made = [decoder(torch.tensor([[token]]))[0].tolist() for token in (3, 4, 5)]
     assert made == [[3, 2, 1], [4, 3, 2], [5, 4, 3]]
@@ -76,8 +76,8 @@ def test_what_no_graph_can_hold_is_decoded_without_one(
         rehearse()
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(decoding, "can_capture", lambda device: True)
-    monkeypatch.setattr(decoding, "captured", refuses)
+    monkeypatch.setattr(generate, "can_capture", lambda device: True)
+    monkeypatch.setattr(generate, "captured", refuses)
     model, ids = tiny("v8"), some_ids(1, 8)
     logits, state = prefill(model, ids[0, :6].tolist())
     with torch.inference_mode():

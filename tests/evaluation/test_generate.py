@@ -11,7 +11,7 @@ from samout_train import build_model, generate_text
 from samout_train.config import CONF, compose_config
 from samout_train.data import Bytes, Characters
 from samout_train.evaluation import Timed, generate_samples, generate_tokens, text_of
-from samout_train.evaluation.decoding import PREFILL_TOKENS
+from samout_train.evaluation.generate import PREFILL_TOKENS
 from tests.support.marks import mostly_nightly
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -75,7 +75,7 @@ def test_greedy_tokens_do_not_depend_on_how_a_prompt_is_cut(name: str, monkeypat
     model, prompt_ids = tiny(name), torch.randint(37, (75,), generator=torch.Generator().manual_seed(1)).tolist()
     made = set()
     for piece in (1, 7, 64, 512):
-        monkeypatch.setattr("samout_train.evaluation.decoding.PREFILL_TOKENS", piece)
+        monkeypatch.setattr("samout_train.evaluation.generate.PREFILL_TOKENS", piece)
         made.add(tuple(greedy(model, prompt_ids, 30)))
     assert len(made) == 1
 

@@ -22,8 +22,8 @@ from samout_train.evaluation import (
     added_nats,
     calm_rows,
     growing_layers,
+    measure_state_health,
     positions_of,
-    state_health,
 )
 from samout_train.evaluation.ablation import branches_of, mixed_by, said_by, without
 from samout_train.models import cross_entropy_sum
@@ -78,7 +78,7 @@ class Model(nn.Module):
 
 
 def health_of(model: nn.Module, ids: list[list[int]] | Tensor) -> dict[str, LayerHealth]:
-    return state_health(model, torch.as_tensor(ids), precision="fp32", device=CPU)
+    return measure_state_health(model, torch.as_tensor(ids), precision="fp32", device=CPU)
 
 
 def small(name: str) -> nn.Module:
@@ -377,7 +377,7 @@ def test_a_state_that_is_no_number_ends_in_null(tmp_path: Path, monkeypatch: pyt
         model = Model(Maximum(), [[math.nan], [1.0]])
         return health_of(model, [[1, 0, 1]])
 
-    monkeypatch.setattr("samout_train.training.callbacks.state_health.state_health", lost)
+    monkeypatch.setattr("samout_train.training.callbacks.state_health.measure_state_health", lost)
     run(tmp_path, "model.num_heads=2", "trainer.max_steps=1", "data.seq_len=3")
     layer = json.loads((tmp_path / "summary.json").read_text())["state_health"]["layers"]["layer_1"]
     assert layer["norm"] == [1.0, None, None] and layer["growth"] is None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samout_train import build_model
-from samout_train.evaluation.verify import Row, Subject, training, verify
+from samout_train.evaluation.verify import CheckResult, ModelUnderTest, training, verify
 from samout_train.evaluation.verify.causality import chosen_places
 from samout_train.models import SamOut
 from samout_train.models.samout_v8 import MaxStateSuper
@@ -151,7 +151,7 @@ def in_first_layer(mixer: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return build
 
 
-def subject(mixer: Callable[..., nn.Module], *, width: int = 32, layers: int = 2, **given: Any) -> Subject:
+def subject(mixer: Callable[..., nn.Module], *, width: int = 32, layers: int = 2, **given: Any) -> ModelUnderTest:
     vocab_size, pad_id = given.pop("vocab_size", 37), given.pop("pad_id", 3)
     build = partial(
         SamOut,
@@ -167,10 +167,10 @@ def subject(mixer: Callable[..., nn.Module], *, width: int = 32, layers: int = 2
         init="small",
         mixer=mixer,
     )
-    return Subject(build, vocab_size, pad_id, **given)
+    return ModelUnderTest(build, vocab_size, pad_id, **given)
 
 
-def rows(mixer: Callable[..., nn.Module], **given: Any) -> Iterator[Row]:
+def rows(mixer: Callable[..., nn.Module], **given: Any) -> Iterator[CheckResult]:
     tiny = subject(mixer, **given | {"width": 16, "most_tokens": 32})
     return verify(subject(mixer, **{"most_tokens": 110} | given), tiny, device=CPU, compiles=False)
 
@@ -186,12 +186,14 @@ def test_a_vocabulary_of_four_ids_without_padding_is_enough() -> None:
 
 @pytest.mark.parametrize("most_tokens", mostly_nightly([4, 5, 9, 64], {5}))
 def test_short_sequences_are_enough_and_too_short_ones_are_refused(most_tokens: int) -> None:
-    subject = Subject(lambda: build_model("transformer", vocab_size=37, hidden_size=8, num_heads=2, num_layers=2,
+    subject = ModelUnderTest(lambda: build_model("transformer", vocab_size=37, hidden_size=8, num_heads=2, num_layers=2,
                                           max_seq_len=most_tokens), 37, 3, most_tokens=most_tokens)  # fmt: skip
-    tiny = Subject(lambda: build_model("transformer", vocab_size=37, hidden_size=8, num_heads=2, num_layers=2), 37, 3)
+    tiny = ModelUnderTest(
+        lambda: build_model("transformer", vocab_size=37, hidden_size=8, num_heads=2, num_layers=2), 37, 3
+    )
     assert [row for row in verify(subject, tiny, device=CPU, compiles=False) if not row.passed] == []
     with pytest.raises(ValueError, match=r"max_seq_len \(3\) is too short to verify: 4 or more"):
-        Subject(Broken, 37, 3, most_tokens=3)
+        ModelUnderTest(Broken, 37, 3, most_tokens=3)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +268,7 @@ def test_a_small_model_takes_one_thread_and_gives_the_others_back() -> None:
 
 
 def test_a_value_that_is_no_number_never_passes() -> None:
-    assert not Row("x", float("nan"), 1.0).passed
+    assert not CheckResult("x", float("nan"), 1.0).passed
 
 
 @pytest.fixture
@@ -279,7 +281,9 @@ def no_compiler() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_graphs_are_compared_and_the_row_says_so() -> None:
-    measured, note = training.compiled(Subject(partial(build_model, "gru", vocab_size=9, hidden_size=8), 9, 3), CPU)
+    measured, note = training.compiled(
+        ModelUnderTest(partial(build_model, "gru", vocab_size=9, hidden_size=8), 9, 3), CPU
+    )
     assert measured <= 1e-5 and "aot_eager, for there is no C++ compiler here" in note
     assert "7 operations in 1 graph" in note, "the recurrent module is in it"
     measured, note = training.compiled(subject(in_first_layer(IsAnotherCompiled)), CPU)
@@ -292,6 +296,6 @@ def test_where_nothing_was_compiled_the_row_is_skipped() -> None:
         forward = torch.compiler.disable(SamOut.forward)
 
     build = subject(Broken).build
-    small = Subject(lambda: NotCompiled(**build.keywords), 37, 3, most_tokens=8)  # type: ignore[attr-defined]
+    small = ModelUnderTest(lambda: NotCompiled(**build.keywords), 37, 3, most_tokens=8)  # type: ignore[attr-defined]
     (row,) = (row for row in verify(small, small, device=CPU) if row.name.startswith("compiled"))
     assert row.skipped and row.note == "torch compiled nothing of it"

@@ -76,6 +76,19 @@ def test_a_wrong_request_is_told_with_exit_code_2_and_leaves_nothing(
     assert sorted(folder.rglob("*")) == before
 
 
+def test_ctrl_c_while_speeds_are_measured_says_how_to_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("samout_train.experiments.make_runs", lambda plan, at_once: {})
+    monkeypatch.setattr("samout_train.experiments.compare.page.measured_speeds", interrupted)
+    assert compare.main(["models=[v8]", "run_dir=here", *TEXT, *TINY]) == 130
+    error = capsys.readouterr().err
+    assert error == "stopped by SIGINT: what ran is saved; the same command with run_dir=here goes on\n"
+
+
 def test_paths_keep_their_commas_and_equals_signs(folder: Path) -> None:
     for name in ("a,b=1", "c", "d[1]"):
         (folder / name).mkdir()

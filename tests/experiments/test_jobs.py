@@ -13,8 +13,7 @@ import pytest
 from filelock import FileLock
 
 from samout_train.experiments import Job, Outcome, described, forget_failure, jobs as ledger, outcome, record_failure
-from samout_train.experiments.job_progress import last_step
-from samout_train.experiments.jobs import run_jobs
+from samout_train.experiments.jobs import last_step, run_jobs
 from samout_train.runtime import StopRequestedError
 
 DONE = json.dumps({"weights_sha256": "0", "val_loss_nats": 1.5, "train_seconds": 2.0})

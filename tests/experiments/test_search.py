@@ -12,7 +12,7 @@ import pytest
 from samout_train.cli import search
 from samout_train.config import ConfigError
 from samout_train.experiments import Outcome, Search, space_of
-from samout_train.experiments.search.space import Choice, Interval
+from samout_train.experiments.search import Choice, Interval
 from tests.support.program import samout
 
 pytest.importorskip("optuna", reason="wants samout_train[search]")

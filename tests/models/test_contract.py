@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from samout_train import build_model
 from samout_train.config import CONF, compose_config
-from samout_train.evaluation.verify import Subject, distance, verify
+from samout_train.evaluation.verify import ModelUnderTest, distance, verify
 from samout_train.models import held_bytes, map_state, num_parameters, parameters_by_part, repeat_state, state_bytes
 from samout_train.models.state import compact_state, state_to
 from tests.support.marks import mostly_nightly
@@ -51,8 +51,8 @@ def some_ids(rows: int, time: int) -> Tensor:
 
 @pytest.mark.parametrize("name", mostly_nightly(NAMES, {"v8"}))
 def test_every_check_of_verify_holds(name: str) -> None:
-    subject = Subject(lambda: tiny(name), VOCAB_SIZE, 3, most_tokens=110)
-    smaller = Subject(lambda: tiny(name, hidden_size=16, num_layers=2), VOCAB_SIZE, 3)
+    subject = ModelUnderTest(lambda: tiny(name), VOCAB_SIZE, 3, most_tokens=110)
+    smaller = ModelUnderTest(lambda: tiny(name, hidden_size=16, num_layers=2), VOCAB_SIZE, 3)
     rows = list(verify(subject, smaller, device=torch.device("cpu"), compiles=False))
     assert len(rows) == 27 and not any(row.skipped for row in rows)
     assert [row for row in rows if not row.passed] == []

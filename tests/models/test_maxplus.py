@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from samout_train import build_model
 from samout_train.evaluation import added_nats
 from samout_train.evaluation.ablation import mixed_by
-from samout_train.evaluation.verify import Subject, verify
+from samout_train.evaluation.verify import ModelUnderTest, verify
 from samout_train.models import SamOut
 from samout_train.models.convolution import CausalConvolution
 from samout_train.models.maxplus import Decay, MaxPlus
@@ -179,8 +179,8 @@ CASES = [({"decay": "none"}, {}), ({"decay": "learned"}, {"norm": "published"}),
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_check_of_verify_holds_for_what_can_be_set(case: tuple[dict[str, Any], dict[str, Any]]) -> None:
     mixer_settings, settings = case
-    subject = Subject(lambda: maxplus_with(mixer_settings, **settings), 37, 3, most_tokens=110)
-    smaller = Subject(lambda: maxplus_with(mixer_settings, **settings, hidden_size=16, num_layers=2), 37, 3)
+    subject = ModelUnderTest(lambda: maxplus_with(mixer_settings, **settings), 37, 3, most_tokens=110)
+    smaller = ModelUnderTest(lambda: maxplus_with(mixer_settings, **settings, hidden_size=16, num_layers=2), 37, 3)
     rows = list(verify(subject, smaller, device=torch.device("cpu"), compiles=False))
     assert [row for row in rows if not row.passed] == []
 
@@ -189,7 +189,7 @@ def test_every_check_of_verify_holds_for_what_can_be_set(case: tuple[dict[str, A
 def test_verify_holds_for_the_published_mixers_and_attention_behind_a_convolution() -> None:
     for name in ("v1", "v8", "transformer"):
         subject, smaller = (
-            Subject(lambda s=s, name=name: built(name, **s), 37, 3, most_tokens=110)
+            ModelUnderTest(lambda s=s, name=name: built(name, **s), 37, 3, most_tokens=110)
             for s in ({}, {"hidden_size": 16, "num_layers": 2})
         )
         rows = list(verify(subject, smaller, device=torch.device("cpu"), compiles=False))

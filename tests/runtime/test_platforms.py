@@ -20,7 +20,7 @@ from samout_train.checkpoint import CheckpointError, checkpoint_path, locked, ne
 from samout_train.cli import main, verify
 from samout_train.cli.request import Request
 from samout_train.config import compose_config, get_args_parser, quote_text
-from samout_train.experiments.compare.labels import folder_name
+from samout_train.experiments.compare.plan import folder_name
 from samout_train.runtime import compile_problem, device as runtime, files as atomic, list_setting, signals as stopping
 from samout_train.training.settings import problems
 from tests.support.program import samout

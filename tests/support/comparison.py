@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.experiments import record_failure
-from samout_train.experiments.compare.results import Contest, contests_of
+from samout_train.experiments.compare.results import Comparison, comparisons_of
 from samout_train.experiments.compare.runs import read_run
 
 
@@ -64,7 +64,7 @@ def make_run(
     return run_dir
 
 
-def make_contest(folder: Path, losses: Mapping[str, Sequence[float]], **summary: Any) -> Contest:
+def make_comparison(folder: Path, losses: Mapping[str, Sequence[float]], **summary: Any) -> Comparison:
     """Of models that were tried with rates 0.001, 0.003 and 0.01 on seed 0, the middle one being the best.
 
     Args:
@@ -78,4 +78,4 @@ def make_contest(folder: Path, losses: Mapping[str, Sequence[float]], **summary:
             run_dirs.append(make_run(folder, label, rate, 0, of_seeds[0] + worse, **summary))
         for seed, loss in enumerate(of_seeds, start=1):
             run_dirs.append(make_run(folder, label, 3e-3, seed, loss, **summary))
-    return contests_of([read_run(run_dir) for run_dir in run_dirs])[0]
+    return comparisons_of([read_run(run_dir) for run_dir in run_dirs])[0]

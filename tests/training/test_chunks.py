@@ -8,7 +8,7 @@ import torch
 
 from samout_train import build_model, build_trainer
 from samout_train.data import MatrixRows, Source
-from samout_train.evaluation import evaluate, in_order, state_health
+from samout_train.evaluation import evaluate, in_order, measure_state_health
 from samout_train.models import cross_entropy_sum
 from tests.support.marks import mostly_nightly
 from tests.support.program import samout
@@ -80,7 +80,8 @@ def test_an_evaluation_in_chunks_is_one_of_whole_rows() -> None:
 def test_state_health_in_chunks_is_that_of_whole_rows() -> None:
     model = build_model("v8", vocab_size=40, hidden_size=24, num_heads=4, num_layers=2)
     whole, chunked = (
-        state_health(model, ids_of(9, 40), precision="fp32", device=CPU, chunk_len=length) for length in (None, 6)
+        measure_state_health(model, ids_of(9, 40), precision="fp32", device=CPU, chunk_len=length)
+        for length in (None, 6)
     )
     for name, layer in whole.items():
         assert layer.norm == pytest.approx(chunked[name].norm) and layer.moved_share == chunked[name].moved_share

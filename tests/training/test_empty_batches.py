@@ -14,7 +14,7 @@ from torch import Tensor
 from samout_train import build_trainer, train
 from samout_train.data import MatrixRows, Source
 from samout_train.evaluation import Extrapolation, Reader, SpreadBatches, evaluate, in_order
-from samout_train.evaluation.streaming import NOTHING_COUNTED
+from samout_train.evaluation.lengths import NOTHING_COUNTED
 from samout_train.runtime import distributed as processes
 from samout_train.training import Trainer
 from samout_train.training.step import TrainingStep

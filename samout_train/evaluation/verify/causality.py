@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from samout_train.evaluation.verify.row import Measured
-from samout_train.evaluation.verify.subject import Subject
+from samout_train.evaluation.verify.result import Measured
+from samout_train.evaluation.verify.subject import ModelUnderTest
 from samout_train.runtime import PrecisionName, autocast
 
 WORK = 4e11  # floating-point operations: every place of most models of width 48, 32 of one of 6 million parameters
@@ -18,9 +18,15 @@ ROWS_TIMES_PARAMETERS = 2e7  # bounds the memory of a pass with gradients
 
 
 def nothing_before_changes(
-    model: nn.Module, subject: Subject, device: torch.device, *, training: bool, precision: PrecisionName, share: float
+    model: nn.Module,
+    subject: ModelUnderTest,
+    device: torch.device,
+    *,
+    training: bool,
+    precision: PrecisionName,
+    share: float,
 ) -> Measured:
-    """The largest difference in logits before a place from which on all tokens are others.
+    """Return the largest difference in logits before a place from which on all tokens are others.
 
     Args:
         model: The model.
@@ -45,8 +51,8 @@ def nothing_before_changes(
     return float(worst), f"{note}; the worst is {where}" if where else note
 
 
-def what_is_there_changes(model: nn.Module, subject: Subject, device: torch.device) -> Measured:
-    """At how many places another token leaves the logits as they are."""
+def what_is_there_changes(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
+    """Return at how many places another token leaves the logits as they are."""
     model.eval()
     places, unmoved = chosen_places(subject.tokens(), FEWEST_PLACES), 0
     for place_B, before_BTV, after_BTV in _pairs(model, subject, places, device, False, "fp32"):
@@ -56,7 +62,7 @@ def what_is_there_changes(model: nn.Module, subject: Subject, device: torch.devi
 
 
 def chosen_places(time: int, most: int) -> list[int]:
-    """Places from 1 on: all, or half of what is wanted by the power of two that divides them, half at random."""
+    """Return places from 1 on: all, or half of what is wanted by the power of two that divides them, half at random."""
     shuffled = (1 + torch.randperm(time - 1, generator=torch.Generator().manual_seed(2))).tolist()
     by_power = sorted(shuffled, key=lambda place: place & -place, reverse=True)
     return list(dict.fromkeys(by_power[: most // 2] + shuffled))[:most]
@@ -64,7 +70,7 @@ def chosen_places(time: int, most: int) -> list[int]:
 
 def _pairs(
     model: nn.Module,
-    subject: Subject,
+    subject: ModelUnderTest,
     places: list[int],
     device: torch.device,
     training: bool,

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samout_train.evaluation.verify.row import Measured, NothingMeasuredError, distance, worst_gradient
-from samout_train.evaluation.verify.subject import NUM_TOKENS, Subject, gradients, mean_loss
+from samout_train.evaluation.verify.result import Measured, NothingMeasuredError, distance, worst_gradient
+from samout_train.evaluation.verify.subject import NUM_TOKENS, ModelUnderTest, gradients, mean_loss
 from samout_train.models import cross_entropy_sum, held_bytes, state_bytes
 from samout_train.runtime import PrecisionName, autocast
 
@@ -17,7 +17,7 @@ PADDING = 9
 
 
 def in_chunks(
-    model: nn.Module, subject: Subject, device: torch.device, *, size: int, precision: PrecisionName
+    model: nn.Module, subject: ModelUnderTest, device: torch.device, *, size: int, precision: PrecisionName
 ) -> Measured:
     """Logits in chunks behind a prefix, without gradients, against those of the whole."""
     ids_BT = subject.ids(2, subject.tokens(), device)
@@ -29,7 +29,7 @@ def in_chunks(
     return distance(chunked_BTV[:, prefix:].float(), whole_BTV[:, prefix:].float()), f"{ids_BT.shape[1]:,} tokens"
 
 
-def gradients_in_chunks(model: nn.Module, subject: Subject, device: torch.device, *, size: int) -> Measured:
+def gradients_in_chunks(model: nn.Module, subject: ModelUnderTest, device: torch.device, *, size: int) -> Measured:
     """Gradients of a loss over chunks behind a prefix, through the states, against those of the whole."""
     ids_BT = subject.ids(2, subject.tokens(GRADIENT_TOKENS if size < PREFIX else NUM_TOKENS), device)
     model.train()
@@ -42,7 +42,7 @@ def gradients_in_chunks(model: nn.Module, subject: Subject, device: torch.device
     return measured, f"{ids_BT.shape[1]:,} tokens; {worst}"
 
 
-def padded(model: nn.Module, subject: Subject, device: torch.device, *, what: str) -> Measured:
+def padded(model: nn.Module, subject: ModelUnderTest, device: torch.device, *, what: str) -> Measured:
     """Logits, loss or gradients of a sequence with padding behind it against those without."""
     if subject.pad_id is None:
         raise NothingMeasuredError("there is no padding")
@@ -62,7 +62,7 @@ def padded(model: nn.Module, subject: Subject, device: torch.device, *, what: st
     return distance(*(logits if what == "logits" else losses)), ""
 
 
-def in_any_batch(model: nn.Module, subject: Subject, device: torch.device) -> Measured:
+def in_any_batch(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
     """Logits of rows together against those of each alone, without gradients."""
     ids_BT = subject.ids(3, subject.tokens(GRADIENT_TOKENS), device)
     model.eval()
@@ -71,7 +71,7 @@ def in_any_batch(model: nn.Module, subject: Subject, device: torch.device) -> Me
         return distance(model(ids_BT)[0], alone_BTV), ""
 
 
-def gradients_in_any_batch(model: nn.Module, subject: Subject, device: torch.device) -> Measured:
+def gradients_in_any_batch(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
     """Gradients of the mean loss of rows together against the mean of those of each alone."""
     ids_BT = subject.ids(3, subject.tokens(GRADIENT_TOKENS), device)
     model.train()
@@ -80,7 +80,9 @@ def gradients_in_any_batch(model: nn.Module, subject: Subject, device: torch.dev
     return worst_gradient(gradients(model, mean_loss(model, ids_BT)), wanted)
 
 
-def with_gradients(model: nn.Module, subject: Subject, device: torch.device, *, precision: PrecisionName) -> Measured:
+def with_gradients(
+    model: nn.Module, subject: ModelUnderTest, device: torch.device, *, precision: PrecisionName
+) -> Measured:
     """Logits with gradients against those without, in evaluation."""
     ids_BT = subject.ids(2, subject.tokens(GRADIENT_TOKENS), device)
     model.eval()
@@ -91,8 +93,8 @@ def with_gradients(model: nn.Module, subject: Subject, device: torch.device, *, 
     return distance(*logits), ""
 
 
-def bytes_of_state(model: nn.Module, subject: Subject, device: torch.device) -> Measured:
-    """What `state_bytes` says against what a state holds that has gone on, relative to it."""
+def bytes_of_state(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
+    """Return what `state_bytes` says against what a state holds that has gone on, relative to it."""
     ids_BT = subject.ids(1, subject.tokens(GRADIENT_TOKENS), device)
     model.eval()
     with torch.inference_mode():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from samout_train.evaluation.verify.row import (
+from samout_train.evaluation.verify.result import (
     FP32,
     OVERFIT_NATS,
     Measured,
@@ -18,7 +18,7 @@ from samout_train.evaluation.verify.row import (
     worst_error,
     worst_gradient,
 )
-from samout_train.evaluation.verify.subject import Subject, gradients, mean_loss
+from samout_train.evaluation.verify.subject import ModelUnderTest, gradients, mean_loss
 from samout_train.models import sees_future
 from samout_train.runtime import has_cpp_compiler
 
@@ -29,7 +29,7 @@ SHORT, FILE_TOKENS = 20, 150
 TINY = "of a tiny new model"
 
 
-def finite_differences(tiny: Subject, device: torch.device) -> Measured:
+def finite_differences(tiny: ModelUnderTest, device: torch.device) -> Measured:
     """Each parameter's gradient along a random direction against two evaluations of the loss, in float64.
 
     The error is relative to the norm of the parameter's gradient: along a direction that it happens to be across, any
@@ -55,7 +55,7 @@ def finite_differences(tiny: Subject, device: torch.device) -> Measured:
     return measured, f"{TINY} of {len(wanted)} parameters; {worst}"
 
 
-def as_in_float64(tiny: Subject, device: torch.device) -> Measured:
+def as_in_float64(tiny: ModelUnderTest, device: torch.device) -> Measured:
     """Gradients in float32, which fast paths are made for, against those in float64, which differences prove."""
     ids_BT = tiny.ids(2, SHORT, device)
     found = []
@@ -66,7 +66,7 @@ def as_in_float64(tiny: Subject, device: torch.device) -> Measured:
     return measured, f"{TINY}; {worst}"
 
 
-def compiled(tiny: Subject, device: torch.device) -> Measured:
+def compiled(tiny: ModelUnderTest, device: torch.device) -> Measured:
     """Gradients of the compiled model against those of the same one, and its logits."""
     from torch._dynamo import config
     from torch._dynamo.backends.registry import lookup_backend
@@ -101,15 +101,15 @@ def compiled(tiny: Subject, device: torch.device) -> Measured:
     return measured, f"{note}; {worst}"
 
 
-def missing_gradients(model: nn.Module, subject: Subject, device: torch.device) -> Measured:
-    """How many parameters have no gradient, or one that is zero or not finite."""
+def missing_gradients(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
+    """Return how many parameters have no gradient, or one that is zero or not finite."""
     found = gradients(model.train(), mean_loss(model, subject.ids(3, subject.tokens(SHORT), device)))
     bad = [name for name, gradient in found.items() if not gradient.isfinite().all() or not gradient.any()]
     return len(bad), ", ".join(bad[:3])
 
 
-def twice(model: nn.Module, subject: Subject, device: torch.device) -> Measured:
-    """The largest difference between two times the same loss and gradients."""
+def twice(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
+    """Return the largest difference between two times the same loss and gradients."""
     ids_BT = subject.ids(3, subject.tokens(SHORT), device)
     results = []
     for _ in range(2):
@@ -119,8 +119,8 @@ def twice(model: nn.Module, subject: Subject, device: torch.device) -> Measured:
     return float((results[0] - results[1]).abs().max()), ""
 
 
-def saved_and_loaded(model: nn.Module, subject: Subject, device: torch.device) -> Measured:
-    """The largest difference in logits after weights and a state went through a file, into a model of zeros."""
+def saved_and_loaded(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
+    """Return the largest difference in logits after weights and a state went through a file, into a model of zeros."""
     ids_BT = subject.ids(3, subject.tokens(FILE_TOKENS), device)
     prefix = ids_BT.shape[1] // 2
     file = io.BytesIO()
@@ -142,8 +142,8 @@ def saved_and_loaded(model: nn.Module, subject: Subject, device: torch.device) -
     return float(torch.stack(differences).max()), ""
 
 
-def learned_by_heart(tiny: Subject, device: torch.device) -> Measured:
-    """The loss of one batch after training on it."""
+def learned_by_heart(tiny: ModelUnderTest, device: torch.device) -> Measured:
+    """Return the loss of one batch after training on it."""
     model = tiny.model(device, as_trained=True).train()
     ids_BT = tiny.ids(3, 16, device)
     optimizer = torch.optim.Adam(model.parameters(), lr=OVERFIT_RATE)

@@ -1,12 +1,11 @@
-"""What a comparison found, in words: who is better, whether that is more than noise, and what speaks against it."""
+"""What a comparison found, in words: who is better, whether that is more than noise, and the caveats."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from samout_train.checkpoint import scalars
-from samout_train.experiments.compare.intervals import CONFIDENCE, Difference
 from samout_train.experiments.compare.matching import TOLERANCE, Budget
-from samout_train.experiments.compare.results import Contest, Contestant, difference
+from samout_train.experiments.compare.results import CONFIDENCE, CandidateResult, Comparison, Difference, difference
 
 FEW_SEEDS = 3
 MOST_NAMED = 6  # differing settings in one sentence
@@ -19,25 +18,24 @@ SHARED = "The runs were made {} at a time, so that their seconds are not those o
 Asked = Mapping[str, Any]
 
 
-def verdict(contest: Contest, asked: Asked) -> list[str]:
-    """Three sentences: the best, how far the others are behind it, and how far it is fair.
+def verdict(comparison: Comparison, asked: Asked) -> list[str]:
+    """Return three sentences: the best, how far the others are behind it, and how far it is fair.
 
     Args:
-        contest: Models on the same data.
+        comparison: Models on the same data.
         asked: What is known of the request: `match`, the budget as typed, and `jobs`, how many ran at a time.
     """
-    if not contest.ranked:
-        return [f"Nothing is known of {contest.data}: no run came to a loss."]
-    best, *others = contest.ranked
+    if not comparison.ranked:
+        return [f"Nothing is known of {comparison.data}: no run came to a loss."]
+    best, *others = comparison.ranked
     many = f"mean and standard deviation of {len(best.losses)} seeds" if len(best.losses) > 1 else "one seed"
-    sentences = [
-        f"{best.label} has the lowest validation loss on {contest.data}: {mean_and_spread(best)} nats a token ({many})."
-    ]
+    loss = f"{mean_and_spread(best)} nats a token ({many})"
+    sentences = [f"{best.label} has the lowest validation loss on {comparison.data}: {loss}."]
     if others:
         sentences.append(_behind(best, others))
-    against = speaks_against(contest, asked)
+    against = caveats(comparison, asked)
     known = f"; what speaks against it ({len(against)}) stands below" if against else ""
-    return [*sentences, f"{_tokens(contest)}{_sizes(contest) if others else ''}{known}."]
+    return [*sentences, f"{_tokens(comparison)}{_sizes(comparison) if others else ''}{known}."]
 
 
 def nats(value: float) -> str:
@@ -45,7 +43,7 @@ def nats(value: float) -> str:
     return f"{value:.3f}" if value == 0 or abs(value) >= SMALLEST_SHOWN else f"{value:.1e}"
 
 
-def mean_and_spread(one: Contestant) -> str:
+def mean_and_spread(one: CandidateResult) -> str:
     """`1.612 ± 0.004`: the mean, and the standard deviation of a sample where there are two or more."""
     if one.mean is None:
         return ""
@@ -66,16 +64,16 @@ def interval(found: Difference) -> str:
     return f"{nats(found.mean)} ({nats(found.low)} to {nats(found.high)})"
 
 
-def speaks_against(contest: Contest, asked: Asked) -> list[str]:
-    """What a reader has to know before believing it, a sentence each.
+def caveats(comparison: Comparison, asked: Asked) -> list[str]:
+    """Return what a reader has to know before believing it, a sentence each.
 
     Args:
-        contest: Models on the same data.
+        comparison: Models on the same data.
         asked: What is known of the request.
     """
-    ran = contest.ranked
+    ran = comparison.ranked
     return [
-        *_unfinished(contest),
+        *_unfinished(comparison),
         *_off_budget(ran, asked.get("match")),
         *_rates(ran),
         *_seeds(ran),
@@ -84,7 +82,7 @@ def speaks_against(contest: Contest, asked: Asked) -> list[str]:
     ]
 
 
-def _behind(best: Contestant, others: Sequence[Contestant]) -> str:
+def _behind(best: CandidateResult, others: Sequence[CandidateResult]) -> str:
     by_word: dict[str, list[str]] = {}
     for other in others:
         found = difference(other, best)
@@ -113,8 +111,8 @@ def _are(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
 
-def _tokens(contest: Contest) -> str:
-    ran = contest.ranked
+def _tokens(comparison: Comparison) -> str:
+    ran = comparison.ranked
     tokens = {round(count) for one in ran if (count := one.figure("tokens_seen")) is not None}
     counts = _list(f"{count:,}" for count in sorted(tokens))
     if len(ran) == 1:
@@ -127,16 +125,16 @@ def _tokens(contest: Contest) -> str:
     return f"All were trained on {counts} tokens each, but not on the same ones"
 
 
-def _sizes(contest: Contest) -> str:
-    sizes = [size for one in contest.ranked if (size := one.figure("parameters")) is not None]
+def _sizes(comparison: Comparison) -> str:
+    sizes = [size for one in comparison.ranked if (size := one.figure("parameters")) is not None]
     if not sizes:
         return ""
     share = max(sizes) / min(sizes) - 1
     return f", and their parameters are within {share:.1%} of each other"
 
 
-def _unfinished(contest: Contest) -> Iterable[str]:
-    for one in contest.contestants:
+def _unfinished(comparison: Comparison) -> Iterable[str]:
+    for one in comparison.results:
         for run in one.missing:
             error = f": {run.outcome.error}" if run.outcome.error else ""
             yield f"{run.run_dir.name} of {one.label} is {run.outcome.state}{error}."
@@ -148,7 +146,7 @@ def _unfinished(contest: Contest) -> Iterable[str]:
             yield f"{one.label} has several runs of one rate and seed, of which one counts."
 
 
-def _rates(ran: Sequence[Contestant]) -> Iterable[str]:
+def _rates(ran: Sequence[CandidateResult]) -> Iterable[str]:
     for one in ran:
         if one.edge and one.best_rate is not None:
             beyond = "larger" if one.edge == "largest" else "smaller"
@@ -165,7 +163,7 @@ def _rates(ran: Sequence[Contestant]) -> Iterable[str]:
         yield "Some models were tried with more learning rates than others."
 
 
-def _seeds(ran: Sequence[Contestant]) -> Iterable[str]:
+def _seeds(ran: Sequence[CandidateResult]) -> Iterable[str]:
     fewest = min((len(one.losses) for one in ran), default=FEW_SEEDS)
     if fewest == 1 and len(ran) > 1:
         yield "There is one seed only, which cannot tell a difference from noise."
@@ -175,7 +173,7 @@ def _seeds(ran: Sequence[Contestant]) -> Iterable[str]:
         yield "The models have other seeds than each other; differences are of the seeds that both have."
 
 
-def _unlike(ran: Sequence[Contestant]) -> Iterable[str]:
+def _unlike(ran: Sequence[CandidateResult]) -> Iterable[str]:
     tokens = {one.figure("tokens_seen") for one in ran}
     if len(tokens) > 1:
         yield "The models were not trained on the same number of tokens."
@@ -189,14 +187,14 @@ def _unlike(ran: Sequence[Contestant]) -> Iterable[str]:
             yield f"The runs were made with different values of {key}: {_list(sorted(values))}."
 
 
-def _differing(ran: Sequence[Contestant]) -> list[str]:
+def _differing(ran: Sequence[CandidateResult]) -> list[str]:
     """Settings beside the model that decide about a training and are not the same for all."""
     configs = [run.config for one in ran for run in one.counted if run.config]
     settings = [scalars({key: config.get(key) for key in ALIKE}) for config in configs]
     return sorted(key for key in set().union(*settings) if len({str(one.get(key)) for one in settings}) > 1)
 
 
-def _off_budget(ran: Sequence[Contestant], match: str | None) -> Iterable[str]:
+def _off_budget(ran: Sequence[CandidateResult], match: str | None) -> Iterable[str]:
     """Sizes that were not matched, where they are further apart than matching leaves them, or time that came out other
     than it was measured before."""
     sizes = [size for one in ran if (size := one.figure("parameters")) is not None]

@@ -77,7 +77,7 @@ class Sizes:
 
 
 def matched(label: str, node: Node, budget: Budget, cost_of: Callable[[Node], float]) -> Sizes:
-    """The sizes at which a model takes what the budget allows, within 2 %.
+    """Return the sizes at which a model takes what the budget allows, within 2 %.
 
     Args:
         label: Of the model, for messages.
@@ -122,7 +122,7 @@ def smallest_width(node: Node) -> int | None:
 
 
 def model_cost(kind: Kind, node: Node, *, vocab_size: int, pad_id: int | None, seq_len: int) -> float:
-    """What a model takes of a budget that its sizes alone decide; nothing is computed.
+    """Return what a model takes of a budget that its sizes alone decide; nothing is computed.
 
     Args:
         kind: Any but `seconds`.

@@ -1,4 +1,7 @@
-"""A comparison on one page that loads nothing: HTML to read, and Markdown for a README. jinja2 fills the page in."""
+"""A comparison on one page that loads nothing: HTML to read, and Markdown for a README. jinja2 fills the page in.
+
+`make_runs` makes the runs that are missing, `finish` measures the speeds that are; it and `show` write the page.
+"""
 
 import base64
 import datetime
@@ -9,25 +12,100 @@ from typing import IO, Any
 
 from jinja2 import Environment, StrictUndefined
 
+from samout_train.checkpoint import new_directory
+from samout_train.config import ConfigError, shown
 from samout_train.evaluation import missing_charts
-from samout_train.experiments.compare.drawing import Chart, charts, overview, tasks_chart
-from samout_train.experiments.compare.findings import speaks_against, verdict
-from samout_train.experiments.compare.labels import folder_name
-from samout_train.experiments.compare.results import Contest
-from samout_train.experiments.compare.tables import NOTE, loss_table, pair_table, run_rows, setting_tables
-from samout_train.runtime import replace_file
+from samout_train.experiments.compare.charts import Chart, Speeds, charts, overview, tasks_chart
+from samout_train.experiments.compare.findings import caveats, in_words, interval, mean_and_spread, nats, verdict
+from samout_train.experiments.compare.plan import Plan, folder_name, read_record
+from samout_train.experiments.compare.results import CandidateResult, Comparison, comparisons_of, difference
+from samout_train.experiments.compare.runs import read_run, run_dirs_below, told_apart
+from samout_train.experiments.compare.speed import measured_speeds, read_speeds
+from samout_train.experiments.jobs import Outcome, job_bar
+from samout_train.runtime import dashboard_command, replace_file
 
 HTML, MARKDOWN = "comparison.html", "comparison.md"
 TEMPLATE = Path(__file__).with_name("page.html")
 Record = Mapping[str, Any]
-Speeds = Mapping[str, Mapping[int, float]]
+NOTE = (
+    "Loss: nats a token on the whole validation split, mean and standard deviation over the seeds that count, each "
+    "seed in brackets. Behind the best: mean of the differences seed by seed, with its 95 % interval. Tokens a second: "
+    "forward and backward pass in rows of the training length. State: of one sequence after such a row."
+)
+PAIRS_NOTE = (
+    "Row minus column: mean of the differences seed by seed, with its 95 % interval; coloured where that is more than "
+    "noise. Each interval is for its pair alone: of twenty pairs that do not differ, one is coloured by chance."
+)
+UNSAID = ("seed", "optimizer.lr")  # settings that every run has one of its own
 
 
-def write_page(contests: Sequence[Contest], record: Record, speeds: Speeds, folder: Path) -> list[Path]:
+def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
+    """Makes what is missing of a comparison.
+
+    Args:
+        plan: What is asked; its record lies in its directory.
+        at_once: Runs at a time.
+
+    Returns:
+        What became of each run, by name.
+
+    Raises:
+        StopRequestedError: if a signal came; what ran has saved what it needs to go on.
+    """
+    choosing = plan.choosing()
+    with job_bar(len(choosing) + len(plan.candidates) * plan.num_seeds) as bar:
+        outcomes = bar.run(choosing, at_once=at_once)
+        best = {one.label: plan.rates[0] for one in plan.candidates}
+        if choosing:
+            comparison = Comparison.of("", [read_run(job.run_dir) for job in choosing])
+            best = {one.label: one.best_rate for one in comparison.results if one.best_rate is not None}
+        return outcomes | bar.run(plan.counting(best), at_once=at_once)
+
+
+def finish(plan: Plan) -> None:
+    """Writes the page of a comparison, and again with the speeds, once they are measured."""
+    record = read_record(plan.folder)
+    runs = [run for name in plan.entries() if (run := read_run(plan.folder / name)).outcome.state != "waiting"]
+    comparisons = comparisons_of(runs)
+    write_page(comparisons, record, read_speeds(plan.folder), plan.folder)
+    _show(comparisons, record, measured_speeds(plan.candidates, plan.folder), plan.folder)
+    print(f"dashboard  {dashboard_command(plan.folder)}")
+
+
+def show(paths: Sequence[str], command: str, folder: Path, *, is_new: bool = False) -> None:
+    """Writes a page of runs that are there.
+
+    Args:
+        paths: Run directories, or folders of them.
+        command: What makes this page.
+        folder: Where it goes.
+        is_new: Whether the folder has to be one that is not there yet.
+
+    Raises:
+        ConfigError: if there is no run at a path, or the folder holds a comparison of other runs.
+    """
+    if absent := [path for path in paths if not Path(path).exists()]:
+        raise ConfigError(f"runs={absent[0]}: is not there: give run directories, or a folder of them")
+    found = {path: run_dirs_below(Path(path)) for path in paths}
+    if empty := [path for path, run_dirs in found.items() if not run_dirs]:
+        raise ConfigError(f"runs={empty[0]}: holds no run: give run directories, or a folder of them")
+    run_dirs = list(dict.fromkeys(run_dir for of_path in found.values() for run_dir in of_path))
+    if read_record(folder) and {path.resolve() for path in run_dirs} != {p.resolve() for p in run_dirs_below(folder)}:
+        raise ConfigError(f"run_dir={folder}: holds a comparison of other runs: give another directory")
+    parents = {run_dir.parent for run_dir in run_dirs}
+    asked, speeds = (read_record(*parents), read_speeds(*parents)) if len(parents) == 1 else ({}, {})
+    if any(set(run_dirs) != set(run_dirs_below(parent)) for parent in parents):  # a part of a comparison is not it
+        asked.pop("command", None)
+    runs = told_apart([read_run(run_dir) for run_dir in run_dirs])
+    folder = new_directory(folder) if is_new else folder
+    _show(comparisons_of(runs), {"command": command, **asked}, speeds, folder)
+
+
+def write_page(comparisons: Sequence[Comparison], record: Record, speeds: Speeds, folder: Path) -> list[Path]:
     """Writes the page, the Markdown and its pictures.
 
     Args:
-        contests: On each data, what its models came to.
+        comparisons: On each data, what its models came to.
         record: What was asked: `command`, `match`, `machine`, as far as it is known.
         speeds: Tokens a second by label and length.
         folder: Where they go.
@@ -41,44 +119,44 @@ def write_page(contests: Sequence[Contest], record: Record, speeds: Speeds, fold
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / HTML, folder / MARKDOWN]
     pictures: dict[str, str] = {}
-    for contest in contests:
-        if (png := overview(contest, speeds)) is not None:
-            name = "comparison.png" if len(contests) == 1 else f"comparison_{folder_name(contest.data)}.png"
+    for comparison in comparisons:
+        if (png := overview(comparison, speeds)) is not None:
+            name = "comparison.png" if len(comparisons) == 1 else f"comparison_{folder_name(comparison.data)}.png"
             replace_file(folder / name, partial(_write, png))
-            pictures[contest.data] = name
+            pictures[comparison.data] = name
             written.append(folder / name)
-    content = html(contests, record, speeds).encode()
+    content = html(comparisons, record, speeds).encode()
     replace_file(folder / HTML, partial(_write, content))
-    text = markdown(contests, record, speeds, pictures).encode()
+    text = markdown(comparisons, record, speeds, pictures).encode()
     replace_file(folder / MARKDOWN, partial(_write, text))
     return written
 
 
-def html(contests: Sequence[Contest], record: Record, speeds: Speeds) -> str:
-    """The page; everything that it shows is in it."""
-    rows = [row for contest in contests for row in run_rows(contest)]
+def html(comparisons: Sequence[Comparison], record: Record, speeds: Speeds) -> str:
+    """Return the page; everything that it shows is in it."""
+    rows = [row for comparison in comparisons for row in run_rows(comparison)]
     unfinished = sum(row["state"] != "done" for row in rows)
-    tasks = tasks_chart(contests)
+    tasks = tasks_chart(comparisons)
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text("utf-8"))
     return template.render(
-        title=_title(contests),
-        subtitle=_subtitle(contests, record),
+        title=_title(comparisons),
+        subtitle=_subtitle(comparisons, record),
         parts=[
             {
-                "data": contest.data,
-                "verdict": verdict(contest, record),
-                "table": loss_table(contest, speeds),
-                "against": speaks_against(contest, record),
-                "charts": [_embedded(chart) for chart in charts(contest, speeds)],
-                "pairs": pair_table(contest),
-                "settings": setting_tables(contest),
+                "data": comparison.data,
+                "verdict": verdict(comparison, record),
+                "table": loss_table(comparison, speeds),
+                "against": caveats(comparison, record),
+                "charts": [_embedded(chart) for chart in charts(comparison, speeds)],
+                "pairs": pair_table(comparison),
+                "settings": setting_tables(comparison),
             }
-            for contest in contests
+            for comparison in comparisons
         ],
         missing_charts=missing_charts() or "",
         tasks=_embedded(tasks) if tasks else None,
         command=record.get("command") or "not known",
-        asked=_asked(contests, record),
+        asked=_asked(comparisons, record),
         runs=rows,
         count=_count(len(rows)),
         has_unfinished=unfinished > 0,
@@ -87,39 +165,127 @@ def html(contests: Sequence[Contest], record: Record, speeds: Speeds) -> str:
     )
 
 
-def markdown(contests: Sequence[Contest], record: Record, speeds: Speeds, pictures: Mapping[str, str]) -> str:
+def markdown(comparisons: Sequence[Comparison], record: Record, speeds: Speeds, pictures: Mapping[str, str]) -> str:
     """Verdict, table, picture and command.
 
     Args:
-        contests: On each data, what its models came to.
+        comparisons: On each data, what its models came to.
         record: What was asked.
         speeds: Tokens a second by label and length.
         pictures: By data, the file beside it that shows the charts.
     """
-    lines = [f"## {_title(contests)}", "", _subtitle(contests, record), ""]
-    for contest in contests:
-        lines += [f"### {contest.data}", ""] if len(contests) > 1 else []
-        lines += [" ".join(verdict(contest, record)), ""]
-        table = loss_table(contest, speeds)
+    lines = [f"## {_title(comparisons)}", "", _subtitle(comparisons, record), ""]
+    for comparison in comparisons:
+        lines += [f"### {comparison.data}", ""] if len(comparisons) > 1 else []
+        lines += [" ".join(verdict(comparison, record)), ""]
+        table = loss_table(comparison, speeds)
         lines += [_row(table["head"]), "|---" * len(table["head"]) + "|", *map(_row, table["rows"]), "", NOTE, ""]
-        against = speaks_against(contest, record)
+        against = caveats(comparison, record)
         lines += ["What speaks against it:", "", *(f"- {_plain(one)}" for one in against), ""] if against else []
-        lines += [f"![Charts of {contest.data}]({pictures[contest.data]})", ""] if contest.data in pictures else []
+        if comparison.data in pictures:
+            lines += [f"![Charts of {comparison.data}]({pictures[comparison.data]})", ""]
     return "\n".join([*lines, "```bash", str(record.get("command") or "not known"), "```", ""])
 
 
-def summary_lines(contest: Contest, record: Record) -> list[str]:
+def summary_lines(comparison: Comparison, record: Record) -> list[str]:
     """For the terminal: the verdict, and what speaks against it."""
-    return [*verdict(contest, record), *(f"  against it: {sentence}" for sentence in speaks_against(contest, record))]
+    return [*verdict(comparison, record), *(f"  against it: {sentence}" for sentence in caveats(comparison, record))]
 
 
-def _title(contests: Sequence[Contest]) -> str:
-    labels = list(dict.fromkeys(one.label for contest in contests for one in contest.contestants))
-    return f"{', '.join(labels)} on {', '.join(contest.data for contest in contests)}"
+def loss_table(comparison: Comparison, speeds: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+    """Return a row for each model, the best one first.
+
+    Args:
+        comparison: Models on the same data.
+        speeds: Tokens a second by label and length.
+    """
+    head = ["model", "validation loss", "behind the best", "", "learning rate", "parameters"]
+    head += ["tokens a second", "FLOPs a token", "state bytes"]
+    rows = []
+    for one in comparison.results:
+        each = ", ".join(nats(loss) for loss in one.losses.values())
+        behind, word = _behind_best(comparison, one)
+        rows.append(
+            [
+                one.label,
+                mean_and_spread(one) + (f" ({each})" if len(one.losses) > 1 else "") or "no run came to a loss",
+                behind,
+                word,
+                "" if one.best_rate is None else f"{one.best_rate:g}{' (edge)' if one.edge else ''}",
+                _number(one.figure("parameters")),
+                _number(min(speeds.get(one.label, {}).items(), default=(0, None))[1]),
+                _number(one.figure("training_flops_per_token")),
+                _number(one.figure("state_bytes")),
+            ]
+        )
+    return {"head": head, "rows": rows, "note": NOTE}
 
 
-def _subtitle(contests: Sequence[Contest], record: Record) -> str:
-    runs = sum(len(contest.runs) for contest in contests)
+def pair_table(comparison: Comparison) -> dict[str, Any]:
+    """Each model against each."""
+    ranked = comparison.ranked
+    rows = []
+    for one in ranked:
+        cells: list[dict[str, Any]] = [{"text": one.label, "beyond": False}]
+        for other in ranked:
+            found = None if one is other else difference(one, other)
+            text = "" if found is None else interval(found)
+            cells.append({"text": text, "beyond": found is not None and found.within_noise is False})
+        rows.append(cells)
+    return {"head": ["", *(one.label for one in ranked)], "rows": rows, "note": PAIRS_NOTE}
+
+
+def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return a row for each run."""
+    return [
+        {
+            "label": run.label,
+            "rate": "" if run.rate is None else f"{run.rate:g}",
+            "seed": "" if run.seed is None else run.seed,
+            "state": run.outcome.state,
+            "loss": "" if run.loss is None else f"{run.loss:.4f}",
+            "steps": _number((run.summary or {}).get("steps")),
+            "seconds": _number((run.summary or {}).get("train_seconds")),
+            "where": run.outcome.error or str(run.run_dir),
+        }
+        for one in comparison.results
+        for run in sorted(one.runs, key=lambda run: (run.rate or 0.0, run.seed or 0))
+    ]
+
+
+def setting_tables(comparison: Comparison) -> dict[str, Any]:
+    """Return what all models have in common, and what differs, by dotted key."""
+    by_label = {
+        one.label: _flat(next((run.config for run in one.counted or one.runs if run.config), {}))
+        for one in comparison.results
+    }
+    common, differing = [], []
+    for key in sorted(set().union(*by_label.values()) - set(UNSAID)):
+        values = [settings.get(key, "") for settings in by_label.values()]
+        if len(set(values)) == 1:
+            common.append((key, values[0]))
+        else:
+            differing.append([key, *values])
+    return {"labels": list(by_label), "common": common, "differing": differing}
+
+
+def _show(comparisons: Sequence[Comparison], record: dict[str, Any], speeds: dict[str, Any], folder: Path) -> None:
+    written = write_page(comparisons, record, speeds, folder)
+    for comparison in comparisons:
+        print("\n".join(summary_lines(comparison, record)))
+    if missing := missing_charts():
+        print(missing)
+    print(f"page       {written[0]}")
+    print(f"also       {', '.join(str(path) for path in written[1:])}")
+
+
+def _title(comparisons: Sequence[Comparison]) -> str:
+    labels = list(dict.fromkeys(one.label for comparison in comparisons for one in comparison.results))
+    return f"{', '.join(labels)} on {', '.join(comparison.data for comparison in comparisons)}"
+
+
+def _subtitle(comparisons: Sequence[Comparison], record: Record) -> str:
+    runs = sum(len(comparison.runs) for comparison in comparisons)
     size = f"budget {record['match']}" if record.get("match") else "sizes as configured"
     parts = [_count(runs), size]
     return ", ".join([*parts, *(str(record[key]) for key in ("machine", "date") if record.get(key))])
@@ -129,9 +295,9 @@ def _count(runs: int) -> str:
     return f"{runs} run{'' if runs == 1 else 's'}"
 
 
-def _asked(contests: Sequence[Contest], record: Record) -> str:
+def _asked(comparisons: Sequence[Comparison], record: Record) -> str:
     """What was asked, as far as the record says it; else what the runs say."""
-    ran = [one for contest in contests for one in contest.contestants]
+    ran = [one for comparison in comparisons for one in comparison.results]
     rates = sorted({rate for one in ran for rate in one.rates})
     counted = sorted({run.seed for one in ran for run in one.counted if run.seed is not None})
     chosen = sorted({one.choosing_seed for one in ran if len(one.rates) > 1 and one.choosing_seed is not None})
@@ -158,3 +324,25 @@ def _row(cells: Sequence[str]) -> str:
 def _plain(text: str) -> str:
     """Text that Markdown does not take for a tag."""
     return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _flat(node: Any, above: str = "") -> dict[str, str]:
+    """Values as text by dotted key, nulls, too."""
+    if not isinstance(node, Mapping):
+        return {above: shown(node)}
+    nested = [_flat(value, f"{above}.{key}" if above else str(key)) for key, value in node.items()]
+    return {key: value for part in nested for key, value in part.items()}
+
+
+def _behind_best(comparison: Comparison, one: CandidateResult) -> tuple[str, str]:
+    best = comparison.ranked[0] if comparison.ranked else None
+    if best is None or one.mean is None:
+        return "", ""
+    if one is best:
+        return "", "best"
+    found = difference(one, best)
+    return ("" if found is None else interval(found)), in_words(found)
+
+
+def _number(number: float | None) -> str:
+    return "" if number is None else f"{number:,.0f}"

@@ -1,4 +1,7 @@
-"""What the runs of a comparison came to: each model's best rate, and the runs that count."""
+"""What the runs of a comparison came to: each model's best rate, the runs that count, and how far these differ.
+
+Whether a difference is more than noise is Student's t for paired differences: seeds that two models have in common.
+"""
 
 import math
 import statistics
@@ -6,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from samout_train.experiments.compare.intervals import Difference, paired_difference
 from samout_train.experiments.compare.runs import Run
+
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Contestant:
+class CandidateResult:
     """The runs of one model.
 
     Args:
@@ -38,7 +42,7 @@ class Contestant:
 
     @cached_property
     def rates(self) -> dict[float, Run]:
-        """The runs that a rate is chosen by, by rate; without any such, one run of each rate."""
+        """Return the runs that a rate is chosen by, by rate; without any such, one run of each rate."""
         tried = [(run.rate, run) for run in self.runs if run.rate is not None]
         if self.choosing_seed is not None:
             tried = [(rate, run) for rate, run in tried if run.seed == self.choosing_seed]
@@ -46,7 +50,7 @@ class Contestant:
 
     @cached_property
     def best_rate(self) -> float | None:
-        """The rate with the lowest loss there; None where no run came to one."""
+        """Return the rate with the lowest loss there; None where no run came to one."""
         losses = {rate: run.loss for rate, run in self.rates.items() if run.loss is not None}
         if not losses and len(self.rates) == 1:  # nothing was to be chosen: another seed may have come to its end
             return next(iter(self.rates))
@@ -54,7 +58,7 @@ class Contestant:
 
     @cached_property
     def counted(self) -> list[Run]:
-        """The runs that count and came to a loss, by seed.
+        """Return the runs that count and came to a loss, by seed.
 
         Of a comparison, those with the best rate on the seeds that count. Else those with the best rate, and that it
         was chosen by only if there is no other.
@@ -68,7 +72,7 @@ class Contestant:
 
     @property
     def chosen_and_counted(self) -> bool:
-        """Whether the run that the rate was chosen by counts itself, which flatters it."""
+        """Return whether the run that the rate was chosen by counts itself, which flatters it."""
         return len(self.rates) > 1 and any(run.seed == self.choosing_seed for run in self.counted)
 
     @property
@@ -90,18 +94,18 @@ class Contestant:
 
     @property
     def spread(self) -> float | None:
-        """Their standard deviation, as that of a sample; None for fewer than two."""
+        """Return their standard deviation, as that of a sample; None for fewer than two."""
         return statistics.stdev(self.losses.values()) if len(self.losses) > 1 else None
 
     def figure(self, key: str) -> float | None:
-        """The mean of a figure of `summary.json` over the runs that count; None where one has none."""
+        """Return the mean of a figure of `summary.json` over the runs that count; None where one has none."""
         values = [run.summary.get(key) for run in self.counted if run.summary is not None]
         numbers = [float(value) for value in values if isinstance(value, int | float)]
         return statistics.fmean(numbers) if numbers and len(numbers) == len(values) else None
 
     @property
     def loss_by_length(self) -> list[tuple[int, float]]:
-        """Length and mean loss of the same text in windows of it, where all runs that count have it."""
+        """Return lengths and mean losses of the same text in windows of it, where all runs that count have it."""
         found = [(run.summary or {}).get("lengths", {}).get("loss_nats", {}) for run in self.counted]
         lengths = [length for length, nats in (found[0] if found else {}).items() if nats is not None]
         there = [length for length in lengths if all(of.get(length) is not None for of in found)]
@@ -122,62 +126,148 @@ class Contestant:
 
     @property
     def missing(self) -> list[Run]:
-        """Runs that did not come to their end."""
+        """Return the runs that did not come to their end."""
         return [run for run in self.runs if run.outcome.state != "done"]
 
 
 @dataclass(frozen=True)
-class Contest:
+class Comparison:
     """Models on the same data.
 
     Args:
         data: Its name.
-        contestants: In the order of their mean loss on the seeds that all have, or on their own where there are none;
+        results: In the order of their mean loss on the seeds that all have, or on their own where there are none;
             those without one last.
     """
 
     data: str
-    contestants: Sequence[Contestant]
+    results: Sequence[CandidateResult]
 
     @classmethod
-    def of(cls, data: str, runs: Sequence[Run]) -> "Contest":
+    def of(cls, data: str, runs: Sequence[Run]) -> "Comparison":
         """From the runs on this data."""
         by_label: dict[str, list[Run]] = {}
         for run in runs:
             by_label.setdefault(run.label, []).append(run)
-        contestants = [Contestant(label, of_label) for label, of_label in by_label.items()]
-        seeds = _common_seeds(contestants)
-        return cls(data, sorted(contestants, key=lambda one: _mean_on(one, seeds)))
+        results = [CandidateResult(label, of_label) for label, of_label in by_label.items()]
+        seeds = _common_seeds(results)
+        return cls(data, sorted(results, key=lambda one: _mean_on(one, seeds)))
 
     @property
     def runs(self) -> list[Run]:
         """Of all."""
-        return [run for one in self.contestants for run in one.runs]
+        return [run for one in self.results for run in one.runs]
 
     @property
-    def ranked(self) -> list[Contestant]:
-        """Those that have a loss, the best one first."""
-        return [one for one in self.contestants if one.mean is not None]
+    def ranked(self) -> list[CandidateResult]:
+        """Return those that have a loss, the best one first."""
+        return [one for one in self.results if one.mean is not None]
 
 
-def _common_seeds(contestants: Sequence[Contestant]) -> set[int]:
-    seeds = [set(one.losses) for one in contestants if one.losses]
-    return set.intersection(*seeds) if seeds else set()
+def comparisons_of(runs: Sequence[Run]) -> list[Comparison]:
+    """Return a comparison for each data that there are runs on, by name."""
+    return [
+        Comparison.of(data, [run for run in runs if run.data == data]) for data in sorted({run.data for run in runs})
+    ]
 
 
-def _mean_on(one: Contestant, seeds: set[int]) -> float:
-    losses = [loss for seed, loss in one.losses.items() if seed in seeds] or list(one.losses.values())
-    return statistics.fmean(losses) if losses else math.inf
+# Their earlier names.
+Contestant, Contest, contests_of = CandidateResult, Comparison, comparisons_of
 
 
-def difference(one: Contestant, other: Contestant) -> Difference | None:
-    """Of their losses, `one - other`, on the seeds that both have; None where there is none."""
+@dataclass(frozen=True)
+class Difference:
+    """Means of pairs that differ in one thing, such as the model, and have all else in common, such as the seed.
+
+    Args:
+        mean: Of the differences.
+        low: Lower end of its 95 % interval; None where one pair alone cannot tell.
+        high: Upper end.
+        num_pairs: How many there are.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    num_pairs: int
+
+    @property
+    def within_noise(self) -> bool | None:
+        """Return whether the interval has 0 in it; None where there is no interval."""
+        return None if self.low is None or self.high is None else self.low <= 0 <= self.high
+
+
+def difference(one: CandidateResult, other: CandidateResult) -> Difference | None:
+    """Return the difference of their losses, `one - other`, on the seeds that both have; None where there is none."""
     seeds = [seed for seed in one.losses if seed in other.losses]
     if not seeds:
         return None
     return paired_difference([one.losses[seed] for seed in seeds], [other.losses[seed] for seed in seeds])
 
 
-def contests_of(runs: Sequence[Run]) -> list[Contest]:
-    """A contest for each data that there are runs on, by name."""
-    return [Contest.of(data, [run for run in runs if run.data == data]) for data in sorted({run.data for run in runs})]
+def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+    """Return the mean of `ours - theirs`, pair by pair, and its interval.
+
+    Args:
+        ours: One figure a pair.
+        theirs: The other ones, in the same order.
+
+    Raises:
+        ValueError: if there is no pair.
+    """
+    differences = [our - their for our, their in zip(ours, theirs, strict=True)]
+    if not differences:
+        raise ValueError("there is no pair to compare")
+    mean, count = statistics.fmean(differences), len(differences)
+    if count == 1:
+        return Difference(mean, None, None, 1)
+    reach = interval_of_mean(differences)
+    assert reach is not None
+    return Difference(mean, mean - reach, mean + reach, count)
+
+
+def interval_of_mean(values: Sequence[float]) -> float | None:
+    """Return how far the 95 % interval of a mean reaches to either side; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    return student_t(CONFIDENCE, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def student_t(confidence: float, degrees: int) -> float:
+    """Return what a variable of Student's distribution stays within, to either side of 0, with this probability.
+
+    Args:
+        confidence: From 0 to below 1.
+        degrees: Of freedom, at least 1.
+    """
+    low, high = 0.0, 1.0
+    while _within(high, degrees) < confidence:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, degrees) < confidence else (low, middle)
+    return (low + high) / 2
+
+
+def _common_seeds(results: Sequence[CandidateResult]) -> set[int]:
+    seeds = [set(one.losses) for one in results if one.losses]
+    return set.intersection(*seeds) if seeds else set()
+
+
+def _mean_on(one: CandidateResult, seeds: set[int]) -> float:
+    losses = [loss for seed, loss in one.losses.items() if seed in seeds] or list(one.losses.values())
+    return statistics.fmean(losses) if losses else math.inf
+
+
+def _within(t: float, degrees: int) -> float:
+    """The probability of |T| < t: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2 == 1
+    term, total = (cosine, cosine) if odd else (1.0, 1.0)
+    for k in range(3 if odd else 2, degrees - 1, 2):
+        term *= (k - 1) / k * cosine**2
+        total += term
+    if odd:
+        return 2 / math.pi * (angle + (sine * total if degrees > 1 else 0.0))
+    return sine * total

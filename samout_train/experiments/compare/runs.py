@@ -1,6 +1,5 @@
 """The runs of a comparison, as they lie in their directories."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,8 +8,8 @@ from typing import Any
 
 from samout_train.checkpoint import holds_run, recorded_data, scalars
 from samout_train.config import ConfigError, saved_choice, saved_config
-from samout_train.experiments.compare.jobs import entry_of
-from samout_train.experiments.jobs import OUTPUT, Outcome, outcome
+from samout_train.experiments.compare.plan import entry_of
+from samout_train.experiments.jobs import OUTPUT, Outcome, curve_of, outcome
 from samout_train.runtime import finite_or_null
 
 Summary = Mapping[str, Any]
@@ -43,7 +42,7 @@ class Run:
 
     @property
     def summary(self) -> Summary | None:
-        """Its final figures; None where it has none."""
+        """Return its final figures; None where it has none."""
         return self.outcome.summary
 
     @property
@@ -54,25 +53,8 @@ class Run:
 
     @cached_property
     def curve(self) -> list[tuple[int, float]]:
-        """Step and loss of each evaluation on the fixed batches."""
+        """Return step and loss of each evaluation on the fixed batches."""
         return curve_of(self.run_dir)
-
-
-def curve_of(run_dir: Path) -> list[tuple[int, float]]:
-    """Step and loss of each evaluation on the fixed batches that a run has logged."""
-    found = []
-    try:
-        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            logged = json.loads(line)
-            if logged.get("val/loss_nats") is not None:
-                found.append((int(logged["step"]), float(logged["val/loss_nats"])))
-        except (ValueError, KeyError, TypeError, AttributeError):  # cut short by a death
-            continue
-    return found
 
 
 def read_run(run_dir: Path) -> Run:
@@ -108,7 +90,7 @@ def read_run(run_dir: Path) -> Run:
 
 
 def told_apart(runs: Sequence[Run]) -> list[Run]:
-    """The same runs, where those of one label and data with other settings get labels of their own.
+    """Return the same runs, where those of one label and data with other settings get labels of their own.
 
     Learning rate and seed are no such settings, nor is what happens beside the training.
     """
@@ -129,7 +111,7 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def run_dirs_below(folder: Path) -> list[Path]:
-    """The run directories at or below a folder, also of runs that failed before they began."""
+    """Return the run directories at or below a folder, also of runs that failed before they began."""
     if holds_run(folder) or (folder / "summary.json").exists():
         return [folder]
     marks = ("summary.json", "metrics.jsonl", "failure.json", OUTPUT)

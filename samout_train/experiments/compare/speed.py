@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from samout_train.config import build
-from samout_train.experiments.compare.contenders import Contender
+from samout_train.experiments.compare.plan import Candidate
 from samout_train.models import choose_products, next_token_nats, product_of, sees_future
 from samout_train.ops import use_kernels, use_products
 from samout_train.runtime import (
@@ -38,15 +38,15 @@ NO_IGNORED = -100
 FILE = "speed.json"
 
 
-def measured_speeds(contenders: Sequence[Contender], folder: Path) -> dict[str, dict[int, float]]:
-    """Tokens a second of the models of a comparison; measured once, and kept in its directory.
+def measured_speeds(candidates: Sequence[Candidate], folder: Path) -> dict[str, dict[int, float]]:
+    """Return tokens a second of the models of a comparison; measured once, and kept in its directory.
 
     Args:
-        contenders: The models, in the settings of the first one's data.
+        candidates: The models, in the settings of the first one's data.
         folder: Of the comparison.
     """
-    config = contenders[0].config
-    of = {one.label: dict(one.config["model"]) for one in contenders}
+    config = candidates[0].config
+    of = {one.label: dict(one.config["model"]) for one in candidates}
     of |= {"settings": {key: config[key] for key in ("device", "precision", "kernels", "data")}}
     if read_figures(folder / FILE).get("of") == json.loads(json.dumps(of)):
         return read_speeds(folder)
@@ -57,16 +57,16 @@ def measured_speeds(contenders: Sequence[Contender], folder: Path) -> dict[str, 
         keep_freed_memory()
     source = source_from(config)
 
-    def built(one: Contender) -> nn.Module:
+    def built(one: Candidate) -> nn.Module:
         model: nn.Module = build(one.config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id)
         return model
 
-    models = {one.label: built(one) for one in contenders}
+    models = {one.label: built(one) for one in candidates}
     precision, seq_len = choose_precision(config["precision"], device), source.train.seq_len
     batch_size = config["data"]["batch_size"]
     product = product_of(next(iter(models.values())), batch_size * seq_len)
     use_products(choose_products(product, device=device, precision=precision, decodes=False))  # as the runs did
-    with Bar(desc="speed by length", total=len(TIMES) * len(contenders), leave=False) as bar:
+    with Bar(desc="speed by length", total=len(TIMES) * len(candidates), leave=False) as bar:
         found = tokens_per_second(
             models,
             vocab_size=source.vocab_size,
@@ -81,7 +81,7 @@ def measured_speeds(contenders: Sequence[Contender], folder: Path) -> dict[str, 
 
 
 def read_speeds(folder: Path) -> dict[str, dict[int, float]]:
-    """What was measured in the directory of a comparison; nothing where there is none."""
+    """Return what was measured in the directory of a comparison; nothing where there is none."""
     try:
         by_label = read_figures(folder / FILE)["tokens_per_second"]
         return {label: {int(length): float(speed) for length, speed in of.items()} for label, of in by_label.items()}

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from samout_train.config import Positive, validated
 from samout_train.data import Rows
-from samout_train.evaluation import Accuracy, accuracy
+from samout_train.evaluation import Accuracy, accuracy_lines, measure_accuracy, rows_that_fit
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class TaskAccuracy(Callback):
         """What was counted at the end, for `summary.json`."""
         if not self._found:
             return {}
-        by_name = {name: described(found) for name, found in self._found.items()}
+        by_name = {name: found.figures() for name, found in self._found.items()}
         return {"accuracy": by_name, "chance": self._context.source.chance}
 
     def on_end(self, summary: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ class TaskAccuracy(Callback):
 
     def _counted(self, rows: Rows, check_stop: Callable[[], None]) -> Accuracy:
         context = self._context
-        return accuracy(
+        return measure_accuracy(
             context.model,
             rows,
             ignore_index=context.source.ignore_index,
@@ -94,26 +94,3 @@ class TaskAccuracy(Callback):
             rows_per_batch=rows_that_fit(context.batch_size // context.accumulate, context.source.train, rows),
             check_stop=check_stop,
         )
-
-
-def rows_that_fit(rows_per_batch: int, train: Rows, rows: Rows) -> int:
-    """How many rows of another length are as many tokens as a batch to learn from."""
-    return max(1, rows_per_batch * train.seq_len // rows.seq_len)
-
-
-def described(found: Accuracy) -> dict[str, Any]:
-    """An accuracy as JSON can hold it."""
-    low, high = found.interval
-    return {"share": found.share, "low": low, "high": high, "right": found.right, "answers": found.answers}
-
-
-def accuracy_lines(found: dict[str, Accuracy], chance: float | None) -> list[str]:
-    """A line for each test: the accuracy, where it lies with 95 % confidence, and what guessing would come to."""
-    lines = []
-    for name, counted in found.items():
-        low, high = counted.interval
-        reach = f"({low:.3f} to {high:.3f}, of {counted.answers:,} answers)"
-        lines.append(f"{'accuracy, ' + name.replace('_', ' '):<32} {counted.share:.3f} {reach}")
-    if chance is not None and lines:
-        lines.append(f"{'chance':<32} {chance:.3g}")
-    return lines

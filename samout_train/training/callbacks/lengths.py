@@ -1,22 +1,15 @@
 """What a model does past the length that it was trained at, measured at the end of a run on text."""
 
 import logging
-import struct
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from tensorboard.compat.proto.summary_pb2 import Summary
-
 from samout_train.config import Positive, validated
-from samout_train.evaluation import Extrapolation, Reader, draw_extrapolation, missing_charts, stream_of
+from samout_train.evaluation import PICTURE, Extrapolation, Reader, missing_charts, stream_of, write_extrapolation
 from samout_train.models import sees_future
-from samout_train.runtime import shown_path, write_figures
+from samout_train.runtime import shown_path
 from samout_train.training.callbacks.base import Callback, RunContext
-from samout_train.training.callbacks.event_file import EventFile
 
-PICTURE = "lengths.png"
 log = logging.getLogger(__name__)
 
 
@@ -85,36 +78,3 @@ class Lengths(Callback):
             log.warning("losses by length cannot be written (%s)", error.strerror)
             return
         log.info("  %s", missing_charts() or f"drawn in {shown_path(folder / PICTURE)}")
-
-
-def write_extrapolation(
-    found: Extrapolation, name: str, folder: Path, *, step: int, about: Mapping[str, Any] | None = None
-) -> None:
-    """Writes `evaluation.json`, `lengths.png`, and an event file in which the losses by position are a chart.
-
-    Args:
-        found: What to show.
-        name: Of the model.
-        folder: Where they go, in the place of those that are there.
-        step: Steps that the model has made.
-        about: What else `evaluation.json` says of the data.
-
-    Raises:
-        OSError: if they cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_figures(folder / "evaluation.json", {"step": step, **(about or {}), **found.figures()})
-    picture = draw_extrapolation({name: found}, folder / PICTURE) if found.loss_nats else None
-    for old in folder.glob("events.out.tfevents.*"):
-        with suppress(OSError):  # open in TensorBoard, on Windows, or deleted by another evaluation
-            old.unlink()
-    events = EventFile(folder, purge_step=None)
-    try:
-        for _, last, nats in found.by_position:
-            events.add(Summary(value=[Summary.Value(tag="val_by_position/loss_nats", simple_value=nats)]), last)
-        if picture is not None:
-            width, height = struct.unpack(">II", picture[16:24])  # where a PNG file has them
-            image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=picture)
-            events.add(Summary(value=[Summary.Value(tag="lengths", image=image)]), max(found.loss_nats, default=0))
-    finally:
-        events.close()

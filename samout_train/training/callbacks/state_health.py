@@ -15,8 +15,8 @@ from samout_train.evaluation import (
     calm_rows,
     evaluate,
     growing_layers,
+    measure_state_health,
     positions_of,
-    state_health,
 )
 from samout_train.runtime import to_device
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
@@ -109,7 +109,7 @@ class StateHealth(Callback):
 
     def _measure(self, step: int) -> dict[str, float]:
         context = self._context
-        health = state_health(
+        health = measure_state_health(
             context.model, self._ids_RT, precision=context.precision, device=context.device, chunk_len=context.chunk_len
         )
         self._has_health = bool(health)

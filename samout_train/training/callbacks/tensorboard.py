@@ -11,8 +11,8 @@ from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams, 
 from samout_train.config import NonNegative, Positive, validated
 from samout_train.data import SPECIAL_TOKENS
 from samout_train.evaluation import generate_tokens
+from samout_train.runtime import EventFile
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
-from samout_train.training.callbacks.event_file import EventFile
 from samout_train.training.callbacks.samples import prompts_from, within_rows
 
 log = logging.getLogger(__name__)

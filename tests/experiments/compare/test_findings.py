@@ -4,31 +4,31 @@ from pathlib import Path
 
 import pytest
 
-from samout_train.experiments.compare.findings import speaks_against, verdict
-from samout_train.experiments.compare.results import contests_of
+from samout_train.experiments.compare.findings import caveats, verdict
+from samout_train.experiments.compare.page import loss_table, pair_table, run_rows, setting_tables
+from samout_train.experiments.compare.results import comparisons_of
 from samout_train.experiments.compare.runs import read_run
-from samout_train.experiments.compare.tables import loss_table, pair_table, run_rows, setting_tables
-from tests.support.comparison import make_contest, make_run
+from tests.support.comparison import make_comparison, make_run
 
 MATCHED = {"match": "parameters:800k", "jobs": 1}
 LOSSES = {"worse": [2.0, 2.1, 2.2], "best": [1.0, 1.1, 1.2], "near": [1.0, 1.2, 1.15]}
 
 
 def test_the_verdict_says_who_is_best_what_is_noise_and_how_fair_it_was(tmp_path: Path) -> None:
-    contest = make_contest(tmp_path, LOSSES)
-    assert verdict(contest, MATCHED) == [
+    comparison = make_comparison(tmp_path, LOSSES)
+    assert verdict(comparison, MATCHED) == [
         "best has the lowest validation loss on shakespeare: 1.100 ± 0.100 nats a token (mean and standard deviation "
         "of 3 seeds).",
         "Within noise of it is near, by 0.017 (-0.173 to 0.206), and more than noise above it is worse, by 1.000 "
         "(1.000 to 1.000) (nats, with 95% intervals of the differences seed by seed).",
         "All were trained on the same 30,720 tokens, and their parameters are within 0.0% of each other.",
     ]
-    assert speaks_against(contest, MATCHED) == []
+    assert caveats(comparison, MATCHED) == []
 
 
 def test_the_same_figures_under_two_names_are_within_noise(tmp_path: Path) -> None:
-    contest = make_contest(tmp_path, {"v8": [1.0, 1.1, 1.2], "twin": [1.0, 1.1, 1.2]})
-    assert "Within noise of it is twin, by 0.000 (0.000 to 0.000)" in verdict(contest, {})[1]
+    comparison = make_comparison(tmp_path, {"v8": [1.0, 1.1, 1.2], "twin": [1.0, 1.1, 1.2]})
+    assert "Within noise of it is twin, by 0.000 (0.000 to 0.000)" in verdict(comparison, {})[1]
 
 
 def test_what_speaks_against_it_is_said(tmp_path: Path) -> None:
@@ -41,8 +41,8 @@ def test_what_speaks_against_it_is_said(tmp_path: Path) -> None:
         make_run(tmp_path, "gru", 3e-3, 2, None, error="the loss is NaN\nand more"),
         make_run(tmp_path, "gru", 3e-3, 3, None),
     ]
-    contest = next(of for of in contests_of([read_run(run) for run in runs]) if of.ranked)
-    assert speaks_against(contest, {}) == [
+    comparison = next(of for of in comparisons_of([read_run(run) for run in runs]) if of.ranked)
+    assert caveats(comparison, {}) == [
         "gru-lr0.003-seed2 of gru is FAILED: the loss is NaN.",
         "gru-lr0.003-seed3 of gru is stopped.",
         "Sizes were not matched: from 90,000 to 100,000 parameters.",
@@ -54,37 +54,37 @@ def test_what_speaks_against_it_is_said(tmp_path: Path) -> None:
         "The models were not trained on the same number of tokens.",
         "The runs were made with different values of torch: 2.11.0, 2.13.0.",
     ]
-    sentences = verdict(contest, {})
+    sentences = verdict(comparison, {})
     assert sentences[1].startswith("Without a seed in common it is not known whether it is below gru")
     assert sentences[2].startswith("They were NOT trained on the same tokens (7, 30,720)")
     assert sentences[2].endswith("; what speaks against it (10) stands below.")
 
 
 def test_where_a_seed_is_missing_models_are_ranked_by_those_that_all_have(tmp_path: Path) -> None:
-    contest = make_contest(tmp_path / "a", {"a": [2.0, 2.01], "b": [1.9, 1.911, 2.3]})
-    assert [one.label for one in contest.ranked] == ["b", "a"]
-    sentences = verdict(contest, MATCHED)
+    comparison = make_comparison(tmp_path / "a", {"a": [2.0, 2.01], "b": [1.9, 1.911, 2.3]})
+    assert [one.label for one in comparison.ranked] == ["b", "a"]
+    sentences = verdict(comparison, MATCHED)
     assert sentences[0].startswith("b has the lowest validation loss")
     assert "More than noise above it is a, by 0.099 (0.093 to 0.106)" in sentences[1]
     assert "not on the same ones" in sentences[2]
     three = {"a": [1.0, 1.0, 5.0], "b": [1.1, 1.1], "c": [3.0]}  # on seed 1, a is the best
-    assert [one.label for one in make_contest(tmp_path / "b", three).ranked] == ["a", "b", "c"]
+    assert [one.label for one in make_comparison(tmp_path / "b", three).ranked] == ["a", "b", "c"]
 
 
 def test_a_loss_that_is_no_number_and_a_run_that_is_there_twice_are_told(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, "a", 1e-3, seed, 1.0 + seed) for seed in (1, 2, 3)]
     runs += [make_run(tmp_path, "a", 1e-3, 4, 1.0, val_loss_nats=None)]
     runs += [make_run(tmp_path / "again", "a", 1e-3, 1, 9.0)]
-    (contest,) = contests_of([read_run(run) for run in runs])
-    assert speaks_against(contest, MATCHED) == [
+    (comparison,) = comparisons_of([read_run(run) for run in runs])
+    assert caveats(comparison, MATCHED) == [
         "a-lr0.001-seed4 of a ended with a loss that is no number, and does not count.",
         "a has several runs of one rate and seed, of which one counts.",
     ]
 
 
 def test_seconds_that_were_shared_or_missed_are_told(tmp_path: Path) -> None:
-    contest = make_contest(tmp_path, LOSSES, train_seconds=66.0)
-    found = speaks_against(contest, {"match": "seconds:60", "jobs": 2})
+    comparison = make_comparison(tmp_path, LOSSES, train_seconds=66.0)
+    found = caveats(comparison, {"match": "seconds:60", "jobs": 2})
     assert [line.split(":")[0] for line in found[:3]] == [
         f"{label} trained for 66 s (+10%)" for label in ("best", "near", "worse")
     ]
@@ -92,17 +92,17 @@ def test_seconds_that_were_shared_or_missed_are_told(tmp_path: Path) -> None:
 
 
 def test_small_losses_are_shown_with_the_digits_that_they_need(tmp_path: Path) -> None:
-    contest = make_contest(tmp_path, {"a": [1.0e-4, 1.2e-4, 1.1e-4], "b": [5.0e-4, 5.3e-4, 5.1e-4]})
-    assert "a has the lowest validation loss on shakespeare: 1.1e-04 ± 1.0e-05 nats" in verdict(contest, MATCHED)[0]
-    assert "b, by 4.0e-04 (" in verdict(contest, MATCHED)[1]
+    comparison = make_comparison(tmp_path, {"a": [1.0e-4, 1.2e-4, 1.1e-4], "b": [5.0e-4, 5.3e-4, 5.1e-4]})
+    assert "a has the lowest validation loss on shakespeare: 1.1e-04 ± 1.0e-05 nats" in verdict(comparison, MATCHED)[0]
+    assert "b, by 4.0e-04 (" in verdict(comparison, MATCHED)[1]
 
 
 def test_models_with_one_rate_or_unlike_settings_are_no_fair_comparison(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, label, 1e-3, seed, 1.0) for label in ("a", "b") for seed in (1, 2)]
     config = runs[0] / ".hydra" / "config.yaml"
     config.write_text(config.read_text().replace('"clip_grad_norm": 1.0', '"clip_grad_norm": 5.0'))
-    (contest,) = contests_of([read_run(run) for run in runs])
-    assert speaks_against(contest, {"match": "flops:5M"}) == [
+    (comparison,) = comparisons_of([read_run(run) for run in runs])
+    assert caveats(comparison, {"match": "flops:5M"}) == [
         "Each model was tried with one learning rate only, so this may compare rates more than models.",
         "There are 2 seeds only, so that the intervals are very wide.",
         "Beside the models, their settings differ in trainer.clip_grad_norm.",
@@ -110,28 +110,28 @@ def test_models_with_one_rate_or_unlike_settings_are_no_fair_comparison(tmp_path
 
 
 def test_where_nothing_came_to_a_loss_that_is_said(tmp_path: Path) -> None:
-    (contest,) = contests_of([read_run(make_run(tmp_path, "a", 1e-3, 0, None, error="boom"))])
-    assert verdict(contest, {}) == ["Nothing is known of shakespeare: no run came to a loss."]
-    assert loss_table(contest, {})["rows"][0][1] == "no run came to a loss"
+    (comparison,) = comparisons_of([read_run(make_run(tmp_path, "a", 1e-3, 0, None, error="boom"))])
+    assert verdict(comparison, {}) == ["Nothing is known of shakespeare: no run came to a loss."]
+    assert loss_table(comparison, {})["rows"][0][1] == "no run came to a loss"
 
 
 def test_the_tables_hold_the_figures(tmp_path: Path) -> None:
-    contest = make_contest(tmp_path, LOSSES)
+    comparison = make_comparison(tmp_path, LOSSES)
     speeds = {"best": {64: 12_345.0, 256: 1.0}}
-    first, second, third = loss_table(contest, speeds)["rows"]
+    first, second, third = loss_table(comparison, speeds)["rows"]
     assert first[:4] == ["best", "1.100 ± 0.100 (1.000, 1.100, 1.200)", "", "best"]
     assert first[4:] == ["0.003", "800,000", "12,345", "4,800,000", "2,688"]
     assert second[2:4] == ["0.017 (-0.173 to 0.206)", "within noise"] and second[6] == ""
     assert third[2:4] == ["1.000 (1.000 to 1.000)", "more than noise"]
-    pairs = pair_table(contest)
+    pairs = pair_table(comparison)
     assert pairs["head"] == ["", "best", "near", "worse"]
     assert [[cell["beyond"] for cell in row[1:]] for row in pairs["rows"]] == [
         [False, False, True],
         [False, False, True],
         [True, True, False],
     ]
-    assert len(run_rows(contest)) == 18 and run_rows(contest)[0]["loss"] == "1.2000"
-    settings = setting_tables(contest)
+    assert len(run_rows(comparison)) == 18 and run_rows(comparison)[0]["loss"] == "1.2000"
+    settings = setting_tables(comparison)
     assert ("optimizer.weight_decay", "0.1") in settings["common"]
     assert [row[0] for row in settings["differing"]] == ["model._target_"]
-    assert pytest.approx(1.0) == contest.contestants[2].mean - 1.1  # type: ignore[operator]
+    assert pytest.approx(1.0) == comparison.results[2].mean - 1.1  # type: ignore[operator]

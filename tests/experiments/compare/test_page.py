@@ -9,11 +9,11 @@ import pytest
 
 from samout_train.cli import compare
 from samout_train.experiments.compare import page
-from samout_train.experiments.compare.chart_kinds import flop_unit, time_unit
+from samout_train.experiments.compare.charts import flop_unit, time_unit
 from samout_train.experiments.compare.page import html, markdown, write_page
-from samout_train.experiments.compare.results import contests_of
+from samout_train.experiments.compare.results import comparisons_of
 from samout_train.experiments.compare.runs import read_run
-from tests.support.comparison import make_contest, make_run
+from tests.support.comparison import make_comparison, make_run
 
 SEVEN = ("v1", "v8", "maxplus", "transformer", "lstm", "gru", "mingru")
 RECORD = {"command": "samout-train compare 'models=[v1,v8]'", "match": "parameters:800k", "machine": "a <machine>"}
@@ -35,10 +35,10 @@ class Addresses(HTMLParser):
 def test_a_page_of_42_runs_loads_nothing_and_is_small(tmp_path: Path) -> None:
     draw = random.Random(0)
     losses = {label: [draw.gauss(2, 0.1) for _ in range(3)] for label in SEVEN}
-    contest = make_contest(tmp_path / "runs", losses)
-    assert len(contest.runs) == 42
+    comparison = make_comparison(tmp_path / "runs", losses)
+    assert len(comparison.runs) == 42
     speeds = {label: {64: 1000.0, 256: 900.0} for label in SEVEN}
-    written = write_page([contest], RECORD, speeds, tmp_path / "page")
+    written = write_page([comparison], RECORD, speeds, tmp_path / "page")
     assert [path.name for path in written] == ["comparison.html", "comparison.md", "comparison.png"]
     text = written[0].read_text("utf-8")
     assert len(text) < 5e6
@@ -58,8 +58,8 @@ def test_a_page_of_42_runs_loads_nothing_and_is_small(tmp_path: Path) -> None:
 def test_a_failed_run_is_on_the_page_with_its_error(tmp_path: Path) -> None:
     run_dirs = [make_run(tmp_path, "v8", 1e-3, seed, 1.0 + seed / 10) for seed in (1, 2)]
     run_dirs.append(make_run(tmp_path, "v8", 1e-3, 3, None, error="step 5: the loss is <NaN>"))
-    contests = contests_of([read_run(run_dir) for run_dir in run_dirs])
-    text = html(contests, {}, {})
+    comparisons = comparisons_of([read_run(run_dir) for run_dir in run_dirs])
+    text = html(comparisons, {}, {})
     assert "3 runs, 1 of them not done" in text and "<details open>" in text
     assert '<td class="text FAILED">FAILED</td>' in text and "the loss is &lt;NaN&gt;" in text
 
@@ -80,20 +80,20 @@ def test_tasks_are_a_heat_map_over_all_data(tmp_path: Path) -> None:
         for data in ("parity", "copy")
         for label, share in (("v8", 0.5), ("lstm", 1.0))
     ]
-    contests = contests_of([read_run(run_dir) for run_dir in run_dirs])
-    assert [contest.data for contest in contests] == ["copy", "parity"]
-    text = html(contests, {}, {})
+    comparisons = comparisons_of([read_run(run_dir) for run_dir in run_dirs])
+    assert [comparison.data for comparison in comparisons] == ["copy", "parity"]
+    text = html(comparisons, {}, {})
     assert "<h2>Tasks</h2>" in text and "with chance in brackets" in text and "Loss against length" not in text
-    drawn = page.tasks_chart(contests)
+    drawn = page.tasks_chart(comparisons)
     assert drawn is not None and "parity, length 16 (0.5)" in drawn.svg.decode() and "0.50" in drawn.svg.decode()
-    assert "### copy" in markdown(contests, {}, {}, {})
+    assert "### copy" in markdown(comparisons, {}, {}, {})
 
 
 def test_labels_and_errors_of_any_characters_are_shown(tmp_path: Path) -> None:
-    contest = make_contest(tmp_path / "runs", {"cost $x_$ y": [1.0, 1.1], "_hid": [2.0, 2.2]})
-    runs = [*contest.runs, read_run(make_run(tmp_path, "a", 1e-3, 1, None, data="sub/one", error="<NaN> & |"))]
-    written = write_page(contests_of(runs), RECORD, {}, tmp_path / "page")
-    (svg,) = [chart.svg.decode() for chart in page.charts(contest, {}) if chart.title == "Loss against tokens"]
+    comparison = make_comparison(tmp_path / "runs", {"cost $x_$ y": [1.0, 1.1], "_hid": [2.0, 2.2]})
+    runs = [*comparison.runs, read_run(make_run(tmp_path, "a", 1e-3, 1, None, data="sub/one", error="<NaN> & |"))]
+    written = write_page(comparisons_of(runs), RECORD, {}, tmp_path / "page")
+    (svg,) = [chart.svg.decode() for chart in page.charts(comparison, {}) if chart.title == "Loss against tokens"]
     assert "cost $x_$ y" in svg and "_hid" in svg
     assert "is FAILED: &lt;NaN> &amp; |" in written[1].read_text("utf-8")
 
@@ -101,12 +101,12 @@ def test_labels_and_errors_of_any_characters_are_shown(tmp_path: Path) -> None:
 def test_without_matplotlib_there_are_tables_and_how_to_get_charts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contest = make_contest(tmp_path / "runs", {"v8": [1.0, 1.1], "gru": [2.0, 2.2]})
-    for module in ("page", "drawing"):
+    comparison = make_comparison(tmp_path / "runs", {"v8": [1.0, 1.1], "gru": [2.0, 2.2]})
+    for module in ("page", "charts"):
         monkeypatch.setattr(
             f"samout_train.experiments.compare.{module}.missing_charts", lambda: "no picture: pip install it"
         )
-    written = write_page([contest], RECORD, {}, tmp_path / "page")
+    written = write_page([comparison], RECORD, {}, tmp_path / "page")
     assert [path.name for path in written] == ["comparison.html", "comparison.md"]
     text = written[0].read_text("utf-8")
     assert "<img" not in text and "no picture: pip install it" in text and "1.050 ± 0.071" in text
@@ -118,8 +118,8 @@ def axes_of(svg: bytes) -> list[str]:
 
 def test_axes_say_numbers_as_people_write_them(tmp_path: Path) -> None:
     big = {"tokens_seen": 200_000_000, "training_flops_per_token": 6_000_000_000, "train_seconds": 5400.0}
-    contest = make_contest(tmp_path / "runs", {"v8": [1.0, 1.1], "gru": [2.0, 2.2]}, **big)
-    texts = {chart.title: axes_of(chart.svg) for chart in page.charts(contest, {"v8": {64: 20_000.0, 256: 9_000.0}})}
+    comparison = make_comparison(tmp_path / "runs", {"v8": [1.0, 1.1], "gru": [2.0, 2.2]}, **big)
+    texts = {chart.title: axes_of(chart.svg) for chart in page.charts(comparison, {"v8": {64: 20_000.0, 256: 9_000.0}})}
     assert "160 M" in texts["Loss against tokens"] and "tokens" in texts["Loss against tokens"]
     assert "exaFLOP" in texts["Loss against operations"] and {"0.6", "1.2"} & set(texts["Loss against operations"])
     assert "minutes" in texts["Loss against time"] and "80" in texts["Loss against time"]
@@ -146,12 +146,12 @@ def test_charts_of_one_point_are_left_out(tmp_path: Path) -> None:
     one = {"lengths": {"loss_nats": {"64": 1.0}}}
     run_dir = make_run(tmp_path, "v8", 1e-3, 1, 1.0, **one)
     (run_dir / "metrics.jsonl").write_text('{"step": 40, "val/loss_nats": 1.0}\n')
-    contests = contests_of([read_run(run_dir)])
-    assert page.charts(contests[0], {"v8": {64: 900.0}}) == []
-    written = write_page(contests, RECORD, {"v8": {64: 900.0}}, tmp_path / "page")
+    comparisons = comparisons_of([read_run(run_dir)])
+    assert page.charts(comparisons[0], {"v8": {64: 900.0}}) == []
+    written = write_page(comparisons, RECORD, {"v8": {64: 900.0}}, tmp_path / "page")
     assert [path.name for path in written] == ["comparison.html", "comparison.md"]
     two = [run_dir, make_run(tmp_path, "v8", 1e-3, 2, 1.1, **one)]
-    titles = [chart.title for chart in page.charts(contests_of([read_run(path) for path in two])[0], {})]
+    titles = [chart.title for chart in page.charts(comparisons_of([read_run(path) for path in two])[0], {})]
     assert titles == ["Final loss"]  # the first run's curve has one point, which no line goes through
 
 

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from samout_train.experiments.compare.results import Contestant, contests_of, difference
+from samout_train.experiments.compare.results import CandidateResult, comparisons_of, difference
 from samout_train.experiments.compare.runs import read_run, run_dirs_below, told_apart
-from tests.support.comparison import make_contest, make_run
+from tests.support.comparison import make_comparison, make_run
 
 
-def contestant(folder: Path, *runs: tuple[float, int, float | None]) -> Contestant:
-    return Contestant("v8", [read_run(make_run(folder, "v8", *run)) for run in runs])
+def result_of(folder: Path, *runs: tuple[float, int, float | None]) -> CandidateResult:
+    return CandidateResult("v8", [read_run(make_run(folder, "v8", *run)) for run in runs])
 
 
 def test_the_rate_is_chosen_on_the_seed_that_most_were_tried_with_and_counted_on_others(tmp_path: Path) -> None:
-    one = contestant(
+    one = result_of(
         tmp_path, (1e-3, 0, 1.7), (3e-3, 0, 1.5), (1e-2, 0, 1.6), (3e-3, 1, 1.55), (3e-3, 2, 1.65), (1e-3, 1, 1.1)
     )
     assert one.choosing_seed == 0 and list(one.rates) == [1e-3, 3e-3, 1e-2]
@@ -24,41 +24,41 @@ def test_the_rate_is_chosen_on_the_seed_that_most_were_tried_with_and_counted_on
 
 
 def test_where_there_is_one_rate_all_seeds_count(tmp_path: Path) -> None:
-    one = contestant(tmp_path, (1e-3, 4, 1.7), (1e-3, 3, 1.5))
+    one = result_of(tmp_path, (1e-3, 4, 1.7), (1e-3, 3, 1.5))
     assert one.losses == {3: 1.5, 4: 1.7} and one.edge is None and not one.chosen_and_counted
 
 
 def test_where_there_is_no_other_seed_the_choosing_run_counts_and_that_is_said(tmp_path: Path) -> None:
-    one = contestant(tmp_path, (1e-3, 0, 1.7), (3e-3, 0, 1.5), (1e-2, 0, None))
+    one = result_of(tmp_path, (1e-3, 0, 1.7), (3e-3, 0, 1.5), (1e-2, 0, None))
     assert one.losses == {0: 1.5} and one.chosen_and_counted
     assert one.edge is None and len(one.missing) == 1
 
 
 def test_a_best_rate_at_the_edge_is_named(tmp_path: Path) -> None:
-    assert contestant(tmp_path / "a", (1e-3, 0, 1.5), (3e-3, 0, 1.7)).edge == "smallest"
-    assert contestant(tmp_path / "b", (1e-3, 0, 1.7), (3e-3, 0, 1.5)).edge == "largest"
+    assert result_of(tmp_path / "a", (1e-3, 0, 1.5), (3e-3, 0, 1.7)).edge == "smallest"
+    assert result_of(tmp_path / "b", (1e-3, 0, 1.7), (3e-3, 0, 1.5)).edge == "largest"
 
 
 def test_a_model_of_which_no_run_came_to_a_loss_is_last(tmp_path: Path) -> None:
     failed = make_run(tmp_path, "a", 1e-3, 0, None, data="recall", error="boom")
     (failed / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {choices: {data: recall_small, model: v8}}}")
     runs = [failed, make_run(tmp_path, "b", 1e-3, 0, 2.0, data="recall_small")]
-    (contest,) = contests_of([read_run(run_dir) for run_dir in runs])
-    assert [one.label for one in contest.contestants] == ["b", "v8"] and len(contest.ranked) == 1
+    (comparison,) = comparisons_of([read_run(run_dir) for run_dir in runs])
+    assert [one.label for one in comparison.results] == ["b", "v8"] and len(comparison.ranked) == 1
 
 
 def test_differences_are_of_the_seeds_that_both_have(tmp_path: Path) -> None:
-    contest = make_contest(tmp_path, {"a": [1.0, 1.2, 1.1], "b": [1.5, 1.8]})
-    a, b = contest.contestants
+    comparison = make_comparison(tmp_path, {"a": [1.0, 1.2, 1.1], "b": [1.5, 1.8]})
+    a, b = comparison.results
     found = difference(b, a)
     assert found is not None and found.num_pairs == 2 and found.mean == pytest.approx(0.55)
-    assert difference(b, Contestant("none", [])) is None
+    assert difference(b, CandidateResult("none", [])) is None
 
 
 def test_curves_lengths_and_accuracies_are_those_of_the_files(tmp_path: Path) -> None:
     accuracy = {"length_16": {"share": 0.5}, "validation": {"share": 0.9}}
-    contest = make_contest(tmp_path, {"a": [1.0, 2.0]}, accuracy=accuracy, chance=0.125)
-    (one,) = contest.contestants
+    comparison = make_comparison(tmp_path, {"a": [1.0, 2.0]}, accuracy=accuracy, chance=0.125)
+    (one,) = comparison.results
     assert one.counted[0].curve == [(10, 1.1), (20, 1.05), (30, pytest.approx(1 + 1 / 30)), (40, 1.025)]
     assert one.loss_by_length == [(64, 1.5), (256, 1.6), (1024, pytest.approx(1.8))]
     assert one.accuracies == {"length 16 (0.12)": 0.5}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from samout_train.experiments import contenders
+from samout_train.experiments import candidates
 from samout_train.experiments.compare import speed
 from samout_train.experiments.compare.speed import measured_speeds, read_speeds, tokens_per_second
 
@@ -41,7 +41,7 @@ def test_a_speed_is_tokens_over_seconds_of_as_many_tokens_at_each_length(monkeyp
 
 def test_speeds_are_measured_once_for_the_same_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = ["data=random", "device=cpu", "data.seq_len=2", "data.batch_size=2", "model.num_layers=1"]
-    models = contenders(["v8", "gru"], [*shared, "model.num_heads=2", "model.hidden_size=4"], None)
+    models = candidates(["v8", "gru"], [*shared, "model.num_heads=2", "model.hidden_size=4"], None)
     found = measured_speeds(models, tmp_path)
     assert read_speeds(tmp_path) == found and set(found) == {"v8", "gru"} and set(found["v8"]) == {2, 8, 32, 128}
 

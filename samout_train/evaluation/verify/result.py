@@ -1,4 +1,4 @@
-"""One line of the table: what was measured, its bound, and whether it held. Bounds are the same for every model."""
+"""The result of a check: what was measured, its bound, and whether it held. Bounds are the same for every model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ Measured = tuple[float, str]  # how far it is from holding, and what else a read
 
 
 @dataclass(frozen=True)
-class Row:
-    """One check.
+class CheckResult:
+    """What one check came to.
 
     Args:
         name: What must hold.
@@ -35,16 +35,19 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Whether it holds; a NaN never does."""
+        """Return whether it holds; a NaN never does."""
         return self.measured <= self.bound
+
+
+Row = CheckResult  # its earlier name
 
 
 class NothingMeasuredError(Exception):
     """A check that has nothing to measure here; the message is the reason."""
 
 
-def measured_row(name: str, bound: float, measure: Callable[[], Measured]) -> Row:
-    """Makes one check; what it raises is its result.
+def check_result(name: str, bound: float, measure: Callable[[], Measured]) -> CheckResult:
+    """Make one check; what it raises is its result.
 
     Args:
         name: What must hold.
@@ -54,20 +57,20 @@ def measured_row(name: str, bound: float, measure: Callable[[], Measured]) -> Ro
     try:
         measured, note = measure()
     except NothingMeasuredError as reason:
-        return Row(name, 0.0, bound, str(reason), skipped=True)
+        return CheckResult(name, 0.0, bound, str(reason), skipped=True)
     except Exception as error:  # whatever a person's mixer raises, the other checks and models have their turn
         first_line = next(iter(str(error).splitlines()), "")
-        return Row(name, float("nan"), bound, f"{type(error).__name__}: {first_line}")
-    return Row(name, measured, bound, note)
+        return CheckResult(name, float("nan"), bound, f"{type(error).__name__}: {first_line}")
+    return CheckResult(name, measured, bound, note)
 
 
 def distance(got: Tensor, wanted: Tensor) -> float:
-    """The norm of the difference, relative to that of what is wanted."""
+    """Return the norm of the difference, relative to that of what is wanted."""
     return float((got - wanted).detach().double().norm() / wanted.detach().double().norm())
 
 
 def worst_gradient(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> Measured:
-    """The largest relative error of a parameter's gradient, and which parameter that is.
+    """Return the largest relative error of a parameter's gradient, and which parameter that is.
 
     Args:
         got: Gradients by name.
@@ -77,7 +80,7 @@ def worst_gradient(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> Measure
 
 
 def worst_error(errors: dict[str, Tensor], gradients: dict[str, Tensor]) -> Measured:
-    """The largest of errors, each relative to the norm of the gradient of its parameter, and which parameter that is.
+    """Return the largest error, relative to the norm of the gradient of its parameter, and which parameter that is.
 
     Args:
         errors: By the parameter's name, no negative ones.

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from samout_train.config import ConfigError
-from samout_train.experiments import Budget, contenders, decided_problems
-from samout_train.experiments.compare.labels import folder_name, labelled, word_of
+from samout_train.experiments import Budget, candidates, decided_problems
+from samout_train.experiments.compare.plan import folder_name, labelled, word_of
 from samout_train.training import trainer_from
 
 RANDOM = ["data=random", "device=cpu", "data.batch_size=8"]
@@ -35,7 +35,7 @@ def test_models_are_names_or_labels_with_settings() -> None:
 
 def test_settings_of_all_go_to_the_models_that_have_them() -> None:
     shared = [*RANDOM, "model.num_heads=2", "model.hidden_size=12", "model.num_layers=1", "model.mixer.decay=none"]
-    found = contenders(["maxplus", "v8", "lstm"], shared, None)
+    found = candidates(["maxplus", "v8", "lstm"], shared, None)
     assert [one.config["model"].get("num_heads") for one in found] == [2, 2, None]
     assert [one.config["model"].get("mixer", {}).get("decay") for one in found] == ["none", None, None]
     assert found[2].words == (*RANDOM, "model=lstm", "model.hidden_size=12", "model.num_layers=1")
@@ -43,7 +43,7 @@ def test_settings_of_all_go_to_the_models_that_have_them() -> None:
 
 def test_settings_of_a_preset_that_a_model_has_not_are_left_out(small_text: Path) -> None:
     shared = ["experiment=shakespeare_small", "data=text", f"data.path={small_text}", "data.seq_len=8", "device=cpu"]
-    lstm, own = contenders(
+    lstm, own = candidates(
         {"lstm": {"model.num_layers": 2}, "own": {"model": "gru"}}, shared, Budget("parameters", 5e4)
     )
     assert "~model.num_heads" in lstm.words and lstm.config["model"]["num_layers"] == 2
@@ -53,17 +53,17 @@ def test_settings_of_a_preset_that_a_model_has_not_are_left_out(small_text: Path
 
 def test_each_mistake_is_told_with_its_label() -> None:
     with pytest.raises(ConfigError) as told:
-        contenders({"v9": {}, "lstm": {"model.num_heads": 2}, "v8": {"optimizer.rate": 1}}, [*RANDOM], None)
+        candidates({"v9": {}, "lstm": {"model.num_heads": 2}, "v8": {"optimizer.rate": 1}}, [*RANDOM], None)
     lines = str(told.value).splitlines()
     assert lines[0].startswith("v9: model=v9: no such option; there are gru, lstm")
     assert lines[1].startswith("lstm: model.num_heads=2: no such key")
     assert lines[2].startswith("v8: optimizer.rate=1: no such key")
     with pytest.raises(ConfigError, match=r"model.num_heds=2: no model of this comparison has it"):
-        contenders(["v8"], [*RANDOM, "model.num_heds=2"], None)
+        candidates(["v8"], [*RANDOM, "model.num_heds=2"], None)
     with pytest.raises(ConfigError, match=r"v8: model.hidden_size=12: match=parameters:50,000 decides it"):
-        contenders(["v8"], [*RANDOM, "model.hidden_size=12"], Budget("parameters", 5e4))
+        candidates(["v8"], [*RANDOM, "model.hidden_size=12"], Budget("parameters", 5e4))
     with pytest.raises(ConfigError, match=r"lstm: no width.* is within 2% of match=parameters:10,000"):
-        contenders(["lstm"], [*RANDOM, "model.num_layers=4"], Budget("parameters", 1e4))
+        candidates(["lstm"], [*RANDOM, "model.num_layers=4"], Budget("parameters", 1e4))
     assert decided_problems(["model=v8", "optimizer.lr=1", "data=random"]) == [
         "model=v8: models=[...] says which: leave it out",
         "optimizer.lr=1: lr=[...] says which: leave it out",
@@ -73,7 +73,7 @@ def test_each_mistake_is_told_with_its_label() -> None:
 def test_all_models_see_the_same_tokens_in_the_same_order(small_text: Path) -> None:
     text = ["data=text", f"data.path={small_text}", "data.seq_len=16", "data.batch_size=4", "device=cpu"]
     models = ["v1", "transformer", "gru", "mingru", "maxplus"]
-    found = contenders(models, [*text, "model.num_heads=2", "model.num_layers=1"], Budget("parameters", 2e4))
+    found = candidates(models, [*text, "model.num_heads=2", "model.num_layers=1"], Budget("parameters", 2e4))
     batches = {one.label: trainer_from({**one.config, "seed": 5}).training_step.batches for one in found}
     for step in (0, 1, 70):  # 70 is in the second epoch
         first = batches["v1"].on_host(step)[0]
@@ -90,7 +90,7 @@ def test_what_is_the_same_for_all_is_not_a_label_s_to_set() -> None:
         ("experiment", "x", "is the same for all models"),
     ):
         with pytest.raises(ConfigError, match=re.escape(reason)):
-            contenders({"a": {"model": "v8", key: value}}, RANDOM, None)
+            candidates({"a": {"model": "v8", key: value}}, RANDOM, None)
 
 
 def test_a_model_is_the_one_that_train_would_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,20 +103,20 @@ def test_a_model_is_the_one_that_train_would_build(tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(tmp_path)
     folders = [str(tmp_path / "mine")]
     with pytest.raises(ConfigError, match=r"typo: model.num_layer=4: no such key; did you mean model.num_layers"):
-        contenders(["typo"], RANDOM, None, config_dirs=folders)
+        candidates(["typo"], RANDOM, None, config_dirs=folders)
     with pytest.raises(ConfigError, match=r"gone: model._target_=nowhere.Model: cannot be imported"):
-        contenders(["gone"], RANDOM, None, config_dirs=folders)
-    (one,) = contenders(["any"], RANDOM, None, config_dirs=folders)
+        candidates(["gone"], RANDOM, None, config_dirs=folders)
+    (one,) = candidates(["any"], RANDOM, None, config_dirs=folders)
     assert one.words == (*RANDOM, "model=any") and one.config["model"]["extra"] == 3
 
 
 def test_heads_that_do_not_divide_the_configured_width_divide_the_one_that_is_found() -> None:
-    (one,) = contenders(["v8"], [*RANDOM, "model.num_heads=5"], Budget("parameters", 5e5))
+    (one,) = candidates(["v8"], [*RANDOM, "model.num_heads=5"], Budget("parameters", 5e5))
     assert one.sizes is not None and one.sizes.settings["hidden_size"] % 5 == 0
 
 
 def test_a_feed_forward_that_was_chosen_stays_as_it_is() -> None:
-    (one,) = contenders(["v8"], [*RANDOM, "model.num_heads=1", "model.ffn_size=64"], Budget("parameters", 5e5))
+    (one,) = candidates(["v8"], [*RANDOM, "model.num_heads=1", "model.ffn_size=64"], Budget("parameters", 5e5))
     assert one.sizes is not None and set(one.sizes.settings) == {"hidden_size"}
     assert one.config["model"]["ffn_size"] == 64
 
@@ -128,15 +128,15 @@ def test_a_budget_of_seconds_is_met_by_what_steps_are_measured_to_take(monkeypat
         size = sum(parameter.numel() for parameter in trainer.model.parameters())
         return 0.005 + size * 1e-9 + (1e-6 if size % 3 else 0.0)
 
-    monkeypatch.setattr("samout_train.experiments.compare.contenders.seconds_a_step", seconds)
+    monkeypatch.setattr("samout_train.experiments.compare.plan.seconds_a_step", seconds)
     words = ["data=random", "device=cpu", "trainer.max_steps=100", "model.num_layers=1", "model.num_heads=1"]
-    (one,) = contenders(["v8"], words, Budget("seconds", 0.8))
+    (one,) = candidates(["v8"], words, Budget("seconds", 0.8))
     assert one.sizes is not None and one.sizes.cost == pytest.approx(0.8, rel=0.02)
     with pytest.raises(ConfigError, match="wants a number of steps"):
-        contenders(["v8"], [*words, "trainer.max_steps=null", "trainer.max_seconds=3"], Budget("seconds", 0.8))
-    monkeypatch.setattr("samout_train.experiments.compare.contenders.seconds_a_step", lambda trainer: out_of_memory())
+        candidates(["v8"], [*words, "trainer.max_steps=null", "trainer.max_seconds=3"], Budget("seconds", 0.8))
+    monkeypatch.setattr("samout_train.experiments.compare.plan.seconds_a_step", lambda trainer: out_of_memory())
     with pytest.raises(ConfigError, match="v8: no width"):
-        contenders(["v8"], words, Budget("seconds", 0.8))
+        candidates(["v8"], words, Budget("seconds", 0.8))
 
 
 def out_of_memory() -> float:

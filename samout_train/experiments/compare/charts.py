@@ -1,13 +1,20 @@
-"""What each chart of a comparison shows, drawn on matplotlib's axes."""
+"""The charts of a comparison, by matplotlib: SVG for the page, and one PNG of four of them for a README.
 
+KINDS lists them: of each its title, a note, how it is drawn on matplotlib's axes, and whether there are figures for it.
+"""
+
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from samout_train.experiments.compare.intervals import interval_of_mean
-from samout_train.experiments.compare.results import Contest, Contestant
+from samout_train.evaluation import DOTS_PER_INCH, heat_map, missing_charts
+from samout_train.experiments.compare.results import CandidateResult, Comparison, interval_of_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which people who see few colours can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F")
@@ -17,50 +24,153 @@ DURATIONS = (("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86
 SHORTEST_AXIS = 3.0  # of a unit of time: below it, the unit before has the rounder ticks
 SHOWN_FROM = 0.15  # of a training: what was lost before it would flatten all that follows
 Speeds = Mapping[str, Mapping[int, float]]
+Draw = Callable[["Axes", Comparison, Speeds], None]
+INCHES = (4.5, 3.4)
+STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+IN_OVERVIEW = 4
 
 
-def _look(contest: Contest, one: Contestant) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Chart:
+    """One chart.
+
+    Args:
+        title: What it shows.
+        note: What a reader should know of it.
+        svg: The picture.
+    """
+
+    title: str
+    note: str
+    svg: bytes
+
+
+def charts(comparison: Comparison, speeds: Speeds) -> list[Chart]:
+    """Return the charts that there are figures for; none without matplotlib.
+
+    Args:
+        comparison: Models on the same data.
+        speeds: Tokens a second by label and length.
+    """
+    if missing_charts() or not comparison.ranked:
+        return []
+    return [
+        Chart(title, note, _svg(draw, comparison, speeds))
+        for title, note, draw, has_figures in KINDS
+        if has_figures(comparison, speeds)
+    ]
+
+
+def overview(comparison: Comparison, speeds: Speeds) -> bytes | None:
+    """Return the first four charts side by side, as a PNG; None without matplotlib."""
+    drawn = [(title, draw) for title, _, draw, has_figures in KINDS if has_figures(comparison, speeds)][:IN_OVERVIEW]
+    if missing_charts() or not comparison.ranked or not drawn:
+        return None
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2 * INCHES[0], -(-len(drawn) // 2) * INCHES[1]), layout="constrained")
+        for index, (title, draw) in enumerate(drawn, start=1):
+            axes = figure.add_subplot(-(-len(drawn) // 2), 2, index)
+            draw(axes, comparison, speeds)
+            axes.set_title(title, fontsize=10)
+        file = BytesIO()
+        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
+    return file.getvalue()
+
+
+def tasks_chart(comparisons: Sequence[Comparison]) -> Chart | None:
+    """Return the share of right answers of each model in each test of a task, as a heat map; None where there are none.
+
+    Args:
+        comparisons: On any data; those on tasks are drawn.
+    """
+    shares: dict[str, dict[str, float]] = {}
+    labels: list[str] = []
+    for comparison in comparisons:
+        for one in comparison.ranked:
+            for test, share in one.accuracies.items():
+                shares.setdefault(f"{comparison.data}, {test}", {})[one.label] = share
+                labels += [] if one.label in labels else [one.label]
+    if missing_charts() or not shares:
+        return None
+    tests = sorted(shares, key=natural)
+    cells = [[shares[test].get(label) for label in sorted(labels)] for test in tests]
+    note = "Share of right answers, mean of the runs that count, with chance in brackets."
+    return Chart(
+        "Tasks",
+        note,
+        _as_svg(
+            lambda: heat_map(
+                cells, rows=tests, columns=[label.replace("$", r"\$") for label in sorted(labels)], title=""
+            )
+        ),
+    )
+
+
+def _svg(draw: Draw, comparison: Comparison, speeds: Speeds) -> bytes:
+    def drawn() -> "Figure":
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=INCHES, layout="constrained")
+        draw(figure.subplots(), comparison, speeds)
+        return figure
+
+    return _as_svg(drawn)
+
+
+def _as_svg(drawn: "Callable[[], Figure]") -> bytes:
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        file = BytesIO()
+        drawn().savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def _look(comparison: Comparison, one: CandidateResult) -> dict[str, Any]:
     """The colour and the marker of a model, the same in each chart."""
-    index = sorted(other.label for other in contest.contestants).index(one.label)
+    index = sorted(other.label for other in comparison.results).index(one.label)
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def shown(one: Contestant) -> str:
+def shown(one: CandidateResult) -> str:
     """A label as matplotlib takes it: a dollar begins a formula there, and what begins with a line is in no legend."""
     text = one.label.replace("$", r"\$")
     return f"\N{THIN SPACE}{text}" if text.startswith("_") else text
 
 
-def _final_losses(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
-    for place, one in enumerate(contest.ranked):
-        colour = _look(contest, one)["color"]
+def _final_losses(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
+    for place, one in enumerate(comparison.ranked):
+        colour = _look(comparison, one)["color"]
         losses = list(one.losses.values())
         axes.plot(losses, [-place] * len(losses), "o", color=colour, fillstyle="none", alpha=0.8)
         axes.plot([one.mean or 0.0], [-place], "|", color=colour, markersize=18, markeredgewidth=2)
         if (reach := interval_of_mean(losses)) is not None and one.mean is not None:
             axes.plot([one.mean - reach, one.mean + reach], [-place, -place], color=colour, linewidth=1)
-    axes.set_yticks([-place for place in range(len(contest.ranked))], [shown(one) for one in contest.ranked])
-    axes.set_ylim(0.6 - len(contest.ranked), 0.6)
+    axes.set_yticks([-place for place in range(len(comparison.ranked))], [shown(one) for one in comparison.ranked])
+    axes.set_ylim(0.6 - len(comparison.ranked), 0.6)
     axes.set_xlabel("validation loss, nats a token")
     axes.grid(alpha=0.3)
 
 
 def _curves(
-    of_step: Callable[[Contestant], float | None], unit_of: Callable[[float], tuple[str, float]] | None = None
-) -> "Draw":
+    of_step: Callable[[CandidateResult], float | None], unit_of: Callable[[float], tuple[str, float]] | None = None
+) -> Draw:
     """Losses against what a step costs; in numbers such as 150 M where no unit is chosen by the largest."""
 
-    def draw(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
-        costs = {one.label: of_step(one) for one in contest.ranked}
-        curves = {one.label: _mean_curve(one) for one in contest.ranked}
+    def draw(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
+        costs = {one.label: of_step(one) for one in comparison.ranked}
+        curves = {one.label: _mean_curve(one) for one in comparison.ranked}
         ends = [cost * curves[label][-1][0] for label, cost in costs.items() if cost and curves[label]]
         name, size = unit_of(max(ends)) if unit_of else ("tokens", 1.0)
         tops = []
-        for one in contest.ranked:
+        for one in comparison.ranked:
             factor, curve = costs[one.label], curves[one.label]
             if factor is None or not curve:
                 continue
-            look = _look(contest, one)
+            look = _look(comparison, one)
             axes.plot(
                 [step * factor / size for step, _ in curve],
                 [loss for _, loss in curve],
@@ -79,17 +189,17 @@ def _curves(
     return draw
 
 
-def _tokens(one: Contestant) -> float | None:
+def _tokens(one: CandidateResult) -> float | None:
     tokens, steps = one.figure("tokens_seen"), one.figure("steps")
     return tokens / steps if tokens and steps else None
 
 
-def _seconds(one: Contestant) -> float | None:
+def _seconds(one: CandidateResult) -> float | None:
     seconds, steps = one.figure("train_seconds"), one.figure("steps")
     return seconds / steps if seconds and steps else None
 
 
-def _flops(one: Contestant) -> float | None:
+def _flops(one: CandidateResult) -> float | None:
     tokens, flops = _tokens(one), one.figure("training_flops_per_token")
     return tokens * flops if tokens and flops else None
 
@@ -105,7 +215,7 @@ def time_unit(largest: float) -> tuple[str, float]:
     return next((unit for unit in reversed(DURATIONS) if largest >= SHORTEST_AXIS * unit[1]), DURATIONS[0])
 
 
-def _mean_curve(one: Contestant) -> list[tuple[int, float]]:
+def _mean_curve(one: CandidateResult) -> list[tuple[int, float]]:
     """The mean over the runs that count, at the steps that all of them have."""
     by_step: dict[int, list[float]] = {}
     for run in one.counted:
@@ -114,18 +224,18 @@ def _mean_curve(one: Contestant) -> list[tuple[int, float]]:
     return [(step, sum(of) / len(of)) for step, of in sorted(by_step.items()) if len(of) == len(one.counted)]
 
 
-def _by_length(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
-    for one in contest.ranked:
-        _line(axes, contest, one, one.loss_by_length)
-    _log_of(axes, [length for one in contest.ranked for length, _ in one.loss_by_length])
+def _by_length(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
+    for one in comparison.ranked:
+        _line(axes, comparison, one, one.loss_by_length)
+    _log_of(axes, [length for one in comparison.ranked for length, _ in one.loss_by_length])
     _finish(axes, "tokens in a window", "loss of the same text, nats a token")
 
 
-def _speed(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
+def _speed(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
-    for one in contest.ranked:
-        _line(axes, contest, one, sorted(speeds.get(one.label, {}).items()))
+    for one in comparison.ranked:
+        _line(axes, comparison, one, sorted(speeds.get(one.label, {}).items()))
     _log_of(axes, [length for of in speeds.values() for length in of])
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -134,28 +244,28 @@ def _speed(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
     _finish(axes, "tokens in a row", "tokens a second, forward and backward")
 
 
-def _state(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
-    for one in contest.ranked:
+def _state(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
+    for one in comparison.ranked:
         size = one.figure("state_bytes")
         if size is not None and one.mean is not None:
-            look = _look(contest, one)
+            look = _look(comparison, one)
             axes.plot([size], [one.mean], look["marker"], color=look["color"], label=shown(one))
     axes.set_xscale("log")
     _with_units(axes)
     _finish(axes, "bytes of state after a training row", "validation loss, nats a token")
 
 
-def _rates(axes: "Axes", contest: Contest, speeds: Speeds) -> None:
-    for one in contest.ranked:
-        _line(axes, contest, one, [(rate, run.loss) for rate, run in one.rates.items() if run.loss is not None])
-    _log_of(axes, [rate for one in contest.ranked for rate in one.rates])
+def _rates(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
+    for one in comparison.ranked:
+        _line(axes, comparison, one, [(rate, run.loss) for rate, run in one.rates.items() if run.loss is not None])
+    _log_of(axes, [rate for one in comparison.ranked for rate in one.rates])
     _finish(axes, "learning rate", "validation loss, nats a token")
 
 
-def _line(axes: "Axes", contest: Contest, one: Contestant, points: Iterable[tuple[float, float]]) -> None:
+def _line(axes: "Axes", comparison: Comparison, one: CandidateResult, points: Iterable[tuple[float, float]]) -> None:
     places = list(points)
     if places:
-        axes.plot(*zip(*places, strict=True), label=shown(one), markersize=4, linewidth=1.3, **_look(contest, one))
+        axes.plot(*zip(*places, strict=True), label=shown(one), markersize=4, linewidth=1.3, **_look(comparison, one))
 
 
 def _log_of(axes: "Axes", places: Iterable[float]) -> None:
@@ -185,23 +295,27 @@ def _finish(axes: "Axes", x: str, y: str) -> None:
     axes.legend(fontsize=7.5, frameon=False, ncols=2)
 
 
-def _has_line(points: Callable[[Contestant], int]) -> Callable[[Contest, Speeds], bool]:
+def _has_line(points: Callable[[CandidateResult], int]) -> Callable[[Comparison, Speeds], bool]:
     """Return a check that some model has the two points which a line needs."""
-    return lambda contest, speeds: any(points(one) > 1 for one in contest.ranked)
+    return lambda comparison, speeds: any(points(one) > 1 for one in comparison.ranked)
 
 
-def _on_curve(of_step: Callable[[Contestant], float | None]) -> Callable[[Contestant], int]:
+def _on_curve(of_step: Callable[[CandidateResult], float | None]) -> Callable[[CandidateResult], int]:
     return lambda one: len(_mean_curve(one)) if of_step(one) else 0
 
 
-Draw = Callable[["Axes", Contest, Speeds], None]
+def natural(test: str) -> list[tuple[int, str]]:
+    """Numbers by their size, and behind each other's task."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", test)]
+
+
 FIXED = "Of the runs that count, their mean, on the fixed batches that are evaluated during training."
-KINDS: Sequence[tuple[str, str, Draw, Callable[[Contest, Speeds], bool]]] = (
+KINDS: Sequence[tuple[str, str, Draw, Callable[[Comparison, Speeds], bool]]] = (
     (
         "Final loss",
         "Circles: a seed each. Stroke and line: mean, and its own 95 % interval; what is compared is differences.",
         _final_losses,
-        lambda contest, speeds: sum(len(one.losses) for one in contest.ranked) > 1,
+        lambda comparison, speeds: sum(len(one.losses) for one in comparison.ranked) > 1,
     ),
     (
         "Loss against tokens",
@@ -219,7 +333,7 @@ KINDS: Sequence[tuple[str, str, Draw, Callable[[Contest, Speeds], bool]]] = (
         "Loss against bytes of state",
         "Of one sequence, float32. A cache grows with the sequence, a recurrent state does not.",
         _state,
-        lambda contest, speeds: sum(one.figure("state_bytes") is not None for one in contest.ranked) > 1,
+        lambda comparison, speeds: sum(one.figure("state_bytes") is not None for one in comparison.ranked) > 1,
     ),
     (
         "Loss against time",
@@ -237,7 +351,7 @@ KINDS: Sequence[tuple[str, str, Draw, Callable[[Contest, Speeds], bool]]] = (
         "Speed against length",
         "Forward and backward pass over as many tokens at each length; models in turns, medians.",
         _speed,
-        lambda contest, speeds: any(len(by_length) > 1 for by_length in speeds.values()),
+        lambda comparison, speeds: any(len(by_length) > 1 for by_length in speeds.values()),
     ),
     (
         "Learning rates",

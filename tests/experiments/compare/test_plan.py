@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from samout_train.experiments import Plan, known_sizes, read_record, record_failure
-from samout_train.experiments.compare.contenders import Contender
 from samout_train.experiments.compare.matching import Sizes
+from samout_train.experiments.compare.plan import Candidate
 from samout_train.experiments.compare.runs import read_run
 
 RATE = 3.1622776601683795e-4  # more digits than six
@@ -12,7 +12,7 @@ WORDS = ("model=v8", "model.hidden_size=12")
 
 
 def plan(folder: Path, rates: list[float]) -> Plan:
-    one = Contender("v8, small", WORDS, Sizes({"hidden_size": 12}, 5000.0), {"optimizer": {"lr": 1.0}}, "recall_small")
+    one = Candidate("v8, small", WORDS, Sizes({"hidden_size": 12}, 5000.0), {"optimizer": {"lr": 1.0}}, "recall_small")
     return Plan(folder, [one], rates, seed=4, num_seeds=2, flags=["--config-dir=x"])
 
 

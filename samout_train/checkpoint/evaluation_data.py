@@ -1,0 +1,93 @@
+"""The data that a run is evaluated on: its own, or other data read by its vocabulary in rows of its training length."""
+
+import json
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from samout_train.checkpoint.load import LoadedRun
+from samout_train.config import ConfigError, build, compose_config, key_of, saved_node, saved_seed
+from samout_train.data import Source, WholeData, reads_whole, whole_data
+
+Node = dict[str, Any]
+Check = Callable[..., list[str]]
+
+
+def evaluation_data(
+    loaded: LoadedRun,
+    of_data: Sequence[str],
+    lengths: list[int] | None,
+    *,
+    data_problems: Check,
+    loop_keys: Collection[str],
+    config_dirs: Sequence[str] = (),
+) -> tuple[str, Source, WholeData | None]:
+    """Return the data to evaluate on, by the run's vocabulary and in rows of its training length.
+
+    Args:
+        loaded: The run.
+        of_data: What was said about the data; nothing for what it was trained on.
+        lengths: Of the rows of a task; None for those of its configuration.
+        data_problems: Checks the settings of data, as `samout_train.training.data_problems` does.
+        loop_keys: The settings of data that are no arguments of its source, such as `batch_size`.
+        config_dirs: Further folders to look for YAML in, absolute.
+
+    Returns:
+        Its name, the source, and where files were given what they are, each split of the source being all of it.
+
+    Raises:
+        ConfigError: if the data is not what was asked for, or not for this model.
+    """
+    saved = loaded.checkpoint.parent.parent / ".hydra" / "config.yaml"
+    node = saved_node(saved, "data")
+    trained_length = node.get("seq_len")
+    name = str(node["_target_"]).rpartition(".")[2]
+    if of_data:
+        if refused := [word for word in of_data if word.startswith("data.seq_len=")]:
+            raise ConfigError(f"{refused[0]}: rows are as long as those that the model was trained on: leave it out")
+        if not any(word.startswith("data=") for word in of_data):
+            raise ConfigError(f"{of_data[0]}: no data is chosen: say data=NAME, too")
+        composed = compose_config(of_data, config_dirs=config_dirs)
+        name, node = str(composed.choices["data"]), composed.config["data"]
+        if trained_length is not None and "seq_len" in node:
+            node |= {"seq_len": trained_length}
+        if "line_ends" in node and not any(key_of(word) == "data.line_ends" for word in of_data):
+            node |= {"line_ends": loaded.line_ends}
+        if reads_whole(node):
+            return _given(loaded, of_data, name, node, trained_length, data_problems)
+    if lengths is not None:
+        node |= {key: lengths for key in ("test_lengths", "test_distances") if key in node}
+    with tempfile.TemporaryDirectory() as folder:
+        if loaded.vocabulary is not None and "vocabulary_path" in node:
+            path = Path(folder, "vocabulary.json")
+            path.write_bytes(json.dumps(loaded.vocabulary.state_dict()).encode())
+            node |= {"vocabulary": loaded.vocabulary.name, "vocabulary_path": str(path)}
+        if found := data_problems(node):
+            raise ConfigError("\n".join(found))
+        settings: dict[str, Any] = {key: value for key, value in node.items() if key not in loop_keys}
+        source: Source = build(settings, seed=saved_seed(saved))
+    if source.vocab_size != loaded.vocab_size:
+        raise ConfigError(
+            f"data={name}: has {source.vocab_size} ids, the model {loaded.vocab_size}: give data of the kind that it "
+            "was trained on"
+        )
+    return name, source, None
+
+
+def _given(
+    loaded: LoadedRun, of_data: Sequence[str], name: str, node: Node, trained_length: int | None, data_problems: Check
+) -> tuple[str, Source, WholeData]:
+    """Read files that were given from end to end, by the vocabulary of the run."""
+    if loaded.vocabulary is None:
+        raise ConfigError(
+            f"data={name}: the run was trained on {loaded.vocab_size} ids that are no text: leave data= out, or give "
+            "data of the kind that it was trained on"
+        )
+    if refused := [word for word in of_data if word.lstrip("+").startswith("data.vocab")]:
+        raise ConfigError(f"{refused[0]}: text is read by the vocabulary of the run: leave it out")
+    if found := data_problems(node, for_training=False):
+        raise ConfigError("\n".join(found))
+    whole = whole_data(node, loaded.vocabulary, seq_len=trained_length or int(node["seq_len"]))
+    source = whole.source(loaded.vocabulary, ignore_index=node["ignore_index"], line_ends=node.get("line_ends", "keep"))
+    return f"{name}-{whole.name}", source, whole

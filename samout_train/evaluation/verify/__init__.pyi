@@ -1,0 +1,10 @@
+from .checks import verify as verify
+from .result import CheckResult as CheckResult, Row as Row, distance as distance
+from .subject import (
+    SIZES as SIZES,
+    ModelUnderTest as ModelUnderTest,
+    Subject as Subject,
+    models_under_test as models_under_test,
+    sized as sized,
+    trained_models_under_test as trained_models_under_test,
+)

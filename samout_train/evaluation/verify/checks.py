@@ -1,0 +1,123 @@
+"""The checks of a model, each with its bound, in their order."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+
+from samout_train.evaluation.verify import causality, sequence, training
+from samout_train.evaluation.verify.result import (
+    BF16,
+    FINITE_DIFFERENCES,
+    FP32,
+    OVERFIT_NATS,
+    CheckResult,
+    Measured,
+    check_result,
+)
+from samout_train.evaluation.verify.subject import ModelUnderTest
+from samout_train.models import sees_future
+from samout_train.runtime import PrecisionName
+
+CHUNKS = (1, 7, 64)
+PARAMETERS_FOR_THREADS = 1_000_000
+Check = tuple[str, float, Callable[[], Measured]]
+
+
+def verify(
+    subject: ModelUnderTest, tiny: ModelUnderTest, *, device: torch.device, compiles: bool = True
+) -> Iterator[CheckResult]:
+    """Yield the results of all checks of one model, one after another.
+
+    Args:
+        subject: The model.
+        tiny: A small new one of the same kind, for what takes long: gradients in float64, compilation, learning.
+        device: Where to verify.
+        compiles: Whether to compile it too, which takes most of the time.
+    """
+    built: list[nn.Module] = []
+
+    def build() -> Measured:
+        built.append(subject.model(device))
+        return 0.0, ""
+
+    if not (row := check_result("it can be built", 0.0, build)).passed:
+        yield row
+        return
+    (model,) = built
+    with _threads_for(model):
+        if sees_future(model):
+            note = "the model says that it sees the whole sequence"
+            yield CheckResult("causality, state, padding", 0.0, 0.0, note, skipped=True)
+        else:
+            yield from _rows(_of_order(model, subject, device))
+        yield from _rows(_of_any_model(model, subject, tiny, device, compiles))
+
+
+@contextmanager
+def _threads_for(model: nn.Module) -> Iterator[None]:
+    """One thread for a small model, which gains little by more: beside other work, they wait for each other."""
+    threads = torch.get_num_threads()
+    if sum(p.numel() for p in model.parameters()) < PARAMETERS_FOR_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _rows(checks: list[Check]) -> Iterator[CheckResult]:
+    return (check_result(name, bound, measure) for name, bound, measure in checks)
+
+
+def _of_order(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> list[Check]:
+    """The checks of what a sequence's order means: causality, states, padding."""
+    given = (model, subject, device)
+    before, at = "causality: a token changes nothing before it", "causality: a token changes what is at it"
+    later = partial(causality.nothing_before_changes, *given)
+    checks: list[Check] = [
+        (before, 0.0, partial(later, training=False, precision="fp32", share=1.0)),
+        (f"{before}, in training", 0.0, partial(later, training=True, precision="fp32", share=0.25)),
+        (f"{before}, in bf16", 0.0, partial(later, training=False, precision="bf16", share=0.1)),
+        (at, 0.0, partial(causality.what_is_there_changes, *given)),
+    ]
+    pieces = {size: "step by step" if size == 1 else f"in chunks of {size}" for size in CHUNKS}
+    precisions: tuple[tuple[PrecisionName, float], ...] = (("fp32", FP32), ("bf16", BF16))
+    for precision, bound in precisions:
+        for size, how in pieces.items():
+            measure = partial(sequence.in_chunks, *given, size=size, precision=precision)
+            checks.append((f"{precision}: {how}, from a carried state, as the whole", bound, measure))
+    for size, how in pieces.items():
+        measure = partial(sequence.gradients_in_chunks, *given, size=size)
+        checks.append((f"gradients: {how}, from a carried state, as the whole", FP32, measure))
+    for what in ("logits", "loss", "gradients"):
+        checks.append((f"padding behind it leaves the {what}", FP32, partial(sequence.padded, *given, what=what)))
+    return [*checks, ("state_bytes says what a state holds", 0.0, partial(sequence.bytes_of_state, *given))]
+
+
+def _of_any_model(
+    model: nn.Module, subject: ModelUnderTest, tiny: ModelUnderTest, device: torch.device, compiles: bool
+) -> list[Check]:
+    """The checks that hold for models which see the whole sequence, too."""
+    given = (model, subject, device)
+    compiled = "compiled as eager, logits and gradients", FP32, partial(training.compiled, tiny, device)
+    missing = partial(training.missing_gradients, *given)
+    return [
+        ("a row is the same in any batch", FP32, partial(sequence.in_any_batch, *given)),
+        ("a row's gradients are the same in any batch", FP32, partial(sequence.gradients_in_any_batch, *given)),
+        ("fp32: with gradients as without", FP32, partial(sequence.with_gradients, *given, precision="fp32")),
+        ("bf16: with gradients as without", BF16, partial(sequence.with_gradients, *given, precision="bf16")),
+        (
+            "gradient as float64 finite differences",
+            FINITE_DIFFERENCES,
+            partial(training.finite_differences, tiny, device),
+        ),
+        ("gradient in float32 as in float64", FP32, partial(training.as_in_float64, tiny, device)),
+        *([compiled] if compiles else []),
+        ("a finite gradient that is not zero for every parameter", 0.0, missing),
+        ("the same twice", 0.0, partial(training.twice, *given)),
+        ("saved and loaded: weights and state", 0.0, partial(training.saved_and_loaded, *given)),
+        ("learns one batch by heart", OVERFIT_NATS, partial(training.learned_by_heart, tiny, device)),
+    ]
