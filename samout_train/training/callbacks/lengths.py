@@ -14,7 +14,7 @@ from samout_train.evaluation import Extrapolation, Reader, draw_extrapolation, m
 from samout_train.models import sees_future
 from samout_train.runtime import shown_path, write_figures
 from samout_train.training.callbacks.base import Callback, RunContext
-from samout_train.training.callbacks.event_file import EventFile
+from samout_train.training.callbacks.tensorboard import EventFile
 
 PICTURE = "lengths.png"
 log = logging.getLogger(__name__)

@@ -1,18 +1,29 @@
-"""TensorBoard: scalars, the configuration as text, and hparams, all in the run's own event file."""
+"""TensorBoard: scalars, the configuration as text, and hparams, all in the run's own event file.
 
+The file is written record by record where it is asked for. torch's SummaryWriter writes from a thread, whose failure on
+a full disk is raised inside the training loop, and leaves half a record behind that hides all later ones.
+"""
+
+import io
 import logging
+import os
+import socket
+import time
 from functools import partial
 from itertools import count
-from typing import Annotated, Any
+from pathlib import Path
+from typing import IO, Annotated, Any
 
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams, text
 
 from samout_train.config import NonNegative, Positive, validated
 from samout_train.data import SPECIAL_TOKENS
 from samout_train.evaluation import generate_tokens
+from samout_train.runtime import append
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
-from samout_train.training.callbacks.event_file import EventFile
 from samout_train.training.callbacks.samples import prompts_from, within_rows
 
 log = logging.getLogger(__name__)
@@ -64,7 +75,7 @@ class TensorBoard(Callback):
         self._has_warned = False
 
     def on_start(self, context: RunContext) -> None:
-        """Opens the event file; points that a continued run makes again are removed from view."""
+        """Open the event file; points that a continued run makes again are removed from view."""
         written_before = any(context.run_dir.glob("events.out.tfevents.*"))
         self._file = EventFile(context.run_dir, purge_step=context.reported_step + 1 if written_before else None)
         values = {key: str(value) if isinstance(value, bool) else value for key, value in context.settings.items()}
@@ -80,7 +91,7 @@ class TensorBoard(Callback):
         self._add(custom_scalars(LAYOUT))
 
     def on_report(self, report: StepReport) -> None:
-        """Writes the scalars as one event, and a sample after an evaluation."""
+        """Write the scalars as one event, and a sample after an evaluation."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in report.metrics.items()]
         self._add(Summary(value=values), report.step)
         if self._vocabulary is not None and self.sample_tokens and "val/loss_nats" in report.metrics:
@@ -89,7 +100,7 @@ class TensorBoard(Callback):
             self._add(text("sample", _code(self._vocabulary.decode(ids))), report.step)
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """The results and the weights, and that the run is finished, for the hparams tab."""
+        """Write the results and the weights, and that the run is finished, for the hparams tab."""
         step = summary["steps"]
         results = [(name, value) for name in RESULTS if (value := summary.get(name)) is not None]
         values = [Summary.Value(tag=f"hparam/{name}", simple_value=float(value)) for name, value in results]
@@ -102,7 +113,7 @@ class TensorBoard(Callback):
         self._add(self._end)
 
     def on_close(self) -> None:
-        """Closes the event file."""
+        """Close the event file."""
         if self._file is not None:
             self._file.close()
 
@@ -114,6 +125,45 @@ class TensorBoard(Callback):
             if not self._has_warned:
                 log.warning("TensorBoard's events cannot be written (%s): training goes on", error.strerror)
             self._has_warned = True
+
+
+class EventFile:
+    """An event file of its own, which is appended to.
+
+    Args:
+        folder: The run directory.
+        purge_step: What earlier event files of the folder have from this step on is removed from view; None for
+            nothing.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int | None) -> None:
+        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.0"
+        while (folder / name).exists():
+            name += "0"
+        self._file: IO[bytes] = (folder / name).open("wb", buffering=0)
+        self._write(Event(file_version="brain.Event:2"), purge_step)
+        if purge_step is not None:
+            self._write(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)
+
+    def add(self, summary: Summary, step: int | None = None) -> None:
+        """Append a summary.
+
+        Raises:
+            OSError: if it cannot be written; the file then is as it was.
+        """
+        self._write(Event(summary=summary), step)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, event: Event, step: int | None) -> None:
+        event.wall_time = time.time()
+        if step is not None:
+            event.step = step
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        append(self._file, record.getvalue())
 
 
 def _code(text: str) -> str:
