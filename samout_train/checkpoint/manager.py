@@ -240,7 +240,7 @@ class Checkpoints:
         return path
 
     def _log_restored(self, path: Path, then: Mapping[str, Any], trainer: Resumable, *, is_own: bool) -> None:
-        """Log what was restored, and what the steps to come have other than those made."""
+        """Log what was restored, and what has changed since."""
         made_now = made_with(trainer.device, trainer.precision)
         other = [f"{key} {then[key]}, now {now}" for key, now in made_now.items() if then.get(key, now) != now]
         if other:

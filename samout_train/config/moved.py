@@ -121,7 +121,7 @@ MOVED = {
     "micro_steps": "training.step",
     "mismatch": "checkpoint.state",
     "missing_home": "runtime.missing_home",
-    "model_room": "training.model_room",
+    "model_room": "training.memory_check",
     "non_finite": "training.non_finite",
     "optim": "training.optimizers",
     "optim.adam": "training.optimizers.adam",

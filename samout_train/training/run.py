@@ -28,11 +28,10 @@ from samout_train.checkpoint import (
 )
 from samout_train.config import Composed, ConfigError, build, compose_config, key_of, list_as_yaml, model_problems
 from samout_train.data import Source, row_problems
-from samout_train.models import choose_products, estimate_memory_bytes, product_of, tokens_of
+from samout_train.models import choose_products, product_of, tokens_of
 from samout_train.ops import Products, use_kernels, use_products
 from samout_train.runtime import (
     Launch,
-    PrecisionName,
     choose_device,
     choose_precision,
     commit,
@@ -42,17 +41,16 @@ from samout_train.runtime import (
     log_file,
     seed_everything,
     text_setting,
-    too_large,
     use_threads,
 )
 from samout_train.training.callbacks.base import Callback, RunContext
 from samout_train.training.limits import Reached, once
+from samout_train.training.memory_check import step_too_large
 from samout_train.training.schedules import schedule_problem
 from samout_train.training.settings import DATA_SETTINGS, checked_config, data_settings
 from samout_train.training.trainer import Trainer
 
 OTHER_SEED = 2**20 + 7  # from one process to the next
-MUCH_PER_TOKEN = 1 << 16  # bytes of a step: where this fits, what a step needs is not asked
 log = logging.getLogger(__name__)
 
 
@@ -164,7 +162,9 @@ def prepare(
     record = _record_of(trainer, config)
     checkpoints: Checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints", about=record)
     restored = checkpoints.restore(trainer, config["resume"], config["data"])
-    parts = [] if restored is None else _changed_parts(trainer, restored, record["settings"])
+    if restored:
+        _log_learning_rates(trainer)
+    parts = _changed_parts(trainer, restored, record["settings"]) if restored and restored.is_own else []
     checkpoints.about = made_with(trainer.device, trainer.precision) | record | ({"parts": parts} if parts else {})
     callbacks = {name: build(node) for name, node in config["callbacks"].items() if distributed.is_first()}
     for name, callback in callbacks.items():
@@ -208,21 +208,27 @@ def _record_of(trainer: Trainer, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"data": data_record(trainer.source), "settings": settings}
 
 
-def _changed_parts(trainer: Trainer, restored: Restored, settings: Mapping[str, Any]) -> list[str]:
-    """Return what a resumed run has changed on its way, one text each, and log both learning rates."""
-    step, last = trainer.step_count, float(trainer.training_step.optimizer.param_groups[0]["lr"])
+def _log_learning_rates(trainer: Trainer) -> None:
+    """Log the rate of the last step and that of the next one."""
     if not trainer.finished():
+        step, last = trainer.step_count, _last_learning_rate(trainer)
         rates = f"{last:.4g} at step {step}, {trainer.learning_rate(step + 1):.4g} at step {step + 1}"
         log.info("resume     learning rate %s", rates)
-    if not restored.is_own:
-        return []
+
+
+def _last_learning_rate(trainer: Trainer) -> float:
+    return float(trainer.training_step.optimizer.param_groups[0]["lr"])
+
+
+def _changed_parts(trainer: Trainer, restored: Restored, settings: Mapping[str, Any]) -> list[str]:
+    """Return what a resumed run has changed on its way, one text each; what ends it early or late is not in it."""
     now = {**made_with(trainer.device, trainer.precision), **settings}
     then = restored.manifest | restored.manifest["settings"]
     keys = [key for key in ("precision", "processes") if then.get(key, now[key]) != now[key]]
     if "schedule._target_" in then:  # an earlier version did not record its settings
         decide = {key for key in now.keys() | then.keys() if key.startswith(("schedule.", "trainer."))}
         keys += sorted(k for k in decide if not k.startswith("trainer.max_") and now.get(k) != then.get(k))
-    # What ends a run early or late is not in it.
+    step, last = trainer.step_count, _last_learning_rate(trainer)
     if not keys and step and not math.isclose(trainer.learning_rate(step), last, rel_tol=1e-9):
         keys = ["the learning rates"]
     changed = [f"{', '.join(keys)} from step {step + 1} on"] if keys and not trainer.finished() else []
@@ -268,8 +274,9 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
         seed=config["seed"],
         **settings,
     )
-    _refuse(_memory_problems(trainer, source, precision))
     step = trainer.training_step
+    if lacks := step_too_large(step, source.train.seq_len):
+        _refuse([lacks])
     if wrong := schedule_problem(step.schedule, trainer.limits.progress(1, 0.0)):
         _refuse([wrong])
     rows = step.batches.batch_size // step.accumulate // distributed.count()
@@ -280,28 +287,6 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
     if products != Products():
         log.info("products    %s for many rows, %s for few, as first measured here", products.many, products.few)
     return trainer
-
-
-def _memory_problems(trainer: Trainer, source: Source, precision: PrecisionName) -> list[str]:
-    """Return why a batch is so large that its step cannot be made; looked at on shapes alone."""
-    step, seq_len = trainer.training_step, source.train.seq_len
-    batch, seq_len = step.batches.batch_size, min(seq_len, step.chunk_len or seq_len)
-    rows = batch // step.accumulate // distributed.count()
-    if step.shared.is_sharded or not too_large(rows * seq_len * MUCH_PER_TOKEN, trainer.device):
-        return []
-    try:
-        needed = estimate_memory_bytes(
-            step.model,
-            rows=rows,
-            seq_len=seq_len,
-            accumulate=step.accumulate,
-            precision=precision,
-            device=trainer.device,
-        )
-    except (RuntimeError, NotImplementedError):  # a model of the user's may do what has no shape function
-        return []
-    lacks = too_large(needed, trainer.device)
-    return [f"data.batch_size={batch}: {lacks}: choose a smaller one, or a larger trainer.accumulate"] if lacks else []
 
 
 def source_from(config: Mapping[str, Any]) -> Source:

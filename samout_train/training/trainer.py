@@ -388,8 +388,7 @@ class Trainer:
         self.resumed_from = state["resumed_from"]
 
     def begin_from(self, state: dict[str, Any], origin: str) -> None:
-        """Begin a run with the state of another: with its weights, optimizer, steps and random states, and nothing
-        of its record.
+        """Begin a run with weights, optimizer, steps and random states of another, and nothing of its record.
 
         Args:
             state: As `state_dict` returns it.
