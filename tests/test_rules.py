@@ -28,7 +28,7 @@ ROWS = [
 ]
 ROWS += [("cli",), ("__init__", "__main__")]
 HYDRA_ALLOWED = {"config", "cli"}
-HYDRA_NOT_YET = {"checkpoint/run_directory.py", "training/run.py", "experiments/heat_map.py"}
+HYDRA_NOT_YET = {"experiments/heat_map.py"}
 
 
 def modules() -> list[Path]:

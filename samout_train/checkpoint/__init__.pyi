@@ -1,4 +1,3 @@
-from .claim import claimed as claimed
 from .data_digests import (
     DataNow as DataNow,
     data_record as data_record,
@@ -7,12 +6,13 @@ from .data_digests import (
 )
 from .evaluation_data import evaluation_data as evaluation_data
 from .export import (
+    VOCABULARY as VOCABULARY,
+    WEIGHTS as WEIGHTS,
     Exported as Exported,
     ExportError as ExportError,
     export_run as export_run,
     load_exported as load_exported,
 )
-from .export_files import VOCABULARY as VOCABULARY, WEIGHTS as WEIGHTS
 from .files import (
     CORRUPT as CORRUPT,
     FORMAT as FORMAT,
@@ -34,11 +34,11 @@ from .files import (
 )
 from .inspect import inspect_path as inspect_path
 from .load import LoadedRun as LoadedRun, load_run as load_run, load_vocabulary as load_vocabulary
-from .manager import Checkpoints as Checkpoints
-from .mismatch import refuse_other_vocabulary as refuse_other_vocabulary
+from .manager import Checkpoints as Checkpoints, Restored as Restored, made_with as made_with
 from .run_directory import (
     DirectoryRefusedError as DirectoryRefusedError,
     TakenError as TakenError,
+    claimed as claimed,
     content_problems as content_problems,
     differences as differences,
     holds_run as holds_run,
@@ -55,5 +55,7 @@ from .state import (
     is_usual as is_usual,
     load_optimizer as load_optimizer,
     load_weights as load_weights,
+    refuse_other_vocabulary as refuse_other_vocabulary,
     saved_weights as saved_weights,
+    weights_sha256 as weights_sha256,
 )

@@ -6,30 +6,25 @@ is written last and says that the folder is complete, with the size and sha256 o
 
 import hashlib
 import json
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import torch
+from torch import Tensor
 
-from samout_train.checkpoint.export_files import (
-    PICKLED,
-    WEIGHTS,
-    once,
-    read_vocabulary,
-    read_weights,
-    safetensors_library,
-    vocabulary_files,
-    write_weights,
-)
 from samout_train.checkpoint.load import LoadedRun, load_run, model_of
-from samout_train.data import read_published_vocabulary
-from samout_train.models import choose_once, load_published, num_parameters, published_state
-from samout_train.runtime import home_path, in_words, place_problem, refuse_special, replace_file, weights_sha256
+from samout_train.checkpoint.state import weights_sha256
+from samout_train.data import Characters, Vocabulary, read_published_vocabulary, vocabulary_from
+from samout_train.models import choose_once, load_published, num_parameters, published_state, rename_published
+from samout_train.runtime import home_path, in_words, place_problem, read_tensor_file, refuse_special, replace_file
 
 Format = Literal["safetensors", "published"]
+WEIGHTS = {"safetensors": "model.safetensors", "published": "model.pth"}
+VOCABULARY, PICKLED = "vocabulary.json", "total_voc.pkl"
 MANIFEST, CONFIG = "export.json", "config.yaml"
 FORMAT = 1
 COMPARED_IDS = 64
@@ -41,7 +36,7 @@ class ExportError(Exception):
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The files of an export, and what they were made of.
 
     Args:
         folder: Where.
@@ -59,7 +54,7 @@ class Exported:
 
 
 def export_run(run: str | Path, *, format: Format, out: str | Path | None = None) -> Exported:
-    """Writes the weights of a run's last checkpoint, or of a checkpoint, and reads them back.
+    """Write the weights of a run's last checkpoint, or of a checkpoint, and reads them back.
 
     Args:
         run: A run directory, or a checkpoint in one.
@@ -109,7 +104,7 @@ def export_run(run: str | Path, *, format: Format, out: str | Path | None = None
 
 
 def load_exported(folder: str | Path) -> LoadedRun:
-    """Loads the model and the vocabulary of an export, of either format; no code in its files is run.
+    """Load the model and the vocabulary of an export, of either format; no code in its files is run.
 
     Args:
         folder: What `export_run` wrote.
@@ -129,7 +124,7 @@ def load_exported(folder: str | Path) -> LoadedRun:
 
 
 def export_damage(folder: Path) -> str | None:
-    """Why an export cannot be believed; None where each file agrees with `export.json`."""
+    """Return why an export cannot be believed; None where each file agrees with `export.json`."""
     try:
         note = read_manifest(folder)
     except ValueError as error:
@@ -146,7 +141,7 @@ def export_damage(folder: Path) -> str | None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `export.json` of an export says.
+    """Read what `export.json` of an export says.
 
     Raises:
         ValueError: if it is not there, or says something else.
@@ -166,6 +161,82 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(note)
 
 
+def once(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return each tensor of a state once, and for the names that share one the name that it is under.
+
+    Raises:
+        ValueError: if something in the state is no tensor.
+    """
+    first: dict[object, str] = {}
+    tensors, shared = {}, {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} of the model's state is no tensor, and safetensors holds only those")
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
+        if place in first:
+            shared[name] = first[place]
+        else:
+            first[place], tensors[name] = name, tensor
+    return tensors, shared
+
+
+def write_weights(file: IO[bytes], tensors: dict[str, Tensor], shared: dict[str, str], format: str) -> None:
+    """Write the weights into an open file."""
+    if format == "published":
+        torch.save(tensors, file)
+    else:  # which name stands for which is said as the library's own save_model says it
+        file.write(safetensors_library().torch.save(tensors, metadata={"format": "pt", **shared}))
+
+
+def read_weights(path: Path, format: str) -> dict[str, Tensor]:
+    """Read the weights in a file of a format, by the names that they have here; no code in it is run.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    if format == "published":
+        return rename_published(read_tensor_file(path))
+    with safetensors_library().safe_open(str(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
+        shared = {name: kept for name, kept in (file.metadata() or {}).items() if kept in tensors}
+    return tensors | {name: tensors[kept] for name, kept in shared.items()}
+
+
+def vocabulary_files(vocabulary: Vocabulary | None, format: str) -> dict[str, Callable[[IO[bytes]], Any]]:
+    """Return what writes each file that a vocabulary is kept in, by name."""
+    if vocabulary is None:
+        return {}
+    files: dict[str, Callable[[IO[bytes]], Any]] = {
+        VOCABULARY: lambda file: file.write(json.dumps(vocabulary.state_dict(), indent=1).encode())
+    }
+    if format == "published" and isinstance(vocabulary, Characters):
+        spelled = {text: [vocabulary.tokens[index] for index in ids] for text, ids in vocabulary.spellings.items()}
+        files[PICKLED] = lambda file: pickle.dump({"voc": vocabulary.tokens, "voc0": spelled}, file, protocol=4)
+    return files
+
+
+def read_vocabulary(folder: Path) -> Vocabulary | None:
+    """Read the vocabulary of an export; None where its ids are no text."""
+    path = folder / VOCABULARY
+    return vocabulary_from(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def safetensors_library() -> Any:
+    """Import the package, which is optional.
+
+    Raises:
+        ValueError: if it is not there, with how to get it.
+    """
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as error:
+        raise ValueError(
+            "format=safetensors: needs the package safetensors: pip install 'samout_train[export]'"
+        ) from error
+    return safetensors
+
+
 def _folder(out: str | Path) -> Path:
     if not str(out):
         raise ValueError("out=: is empty: give a folder that is not there yet")
@@ -175,7 +246,7 @@ def _folder(out: str | Path) -> Path:
 
 
 def _refuse_what_is_there(folder: Path) -> bool:
-    """Makes the folder; returns whether it was there already, empty."""
+    """Make the folder; return whether it was there already, empty."""
     was_there = folder.is_dir()
     if folder.exists() and (not was_there or any(folder.iterdir())):
         raise ValueError(f"out={folder}: is there already, and nothing is overwritten: give another folder as out=...")
@@ -187,7 +258,7 @@ def _refuse_what_is_there(folder: Path) -> bool:
 
 
 def _compare(folder: Path, format: str, loaded: LoadedRun) -> None:
-    """Reads back what was written."""
+    """Read back what was written, and raise where it is something else."""
     found = []
     path, state = folder / WEIGHTS[format], loaded.model.state_dict()
     if weights_sha256(read_weights(path, format)) != weights_sha256(state):

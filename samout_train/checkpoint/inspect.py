@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from samout_train.checkpoint import files as checkpoints
-from samout_train.checkpoint.export import CONFIG, MANIFEST, export_damage, read_manifest
-from samout_train.checkpoint.export_files import VOCABULARY, WEIGHTS
+from samout_train.checkpoint.export import CONFIG, MANIFEST, VOCABULARY, WEIGHTS, export_damage, read_manifest
 from samout_train.checkpoint.files import CORRUPT, FORMAT, CheckpointError, damage, read_checkpoint
 from samout_train.config import ConfigError, saved_node
 from samout_train.data import Characters, read_published_vocabulary, vocabulary_from

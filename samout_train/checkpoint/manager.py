@@ -1,17 +1,29 @@
-"""When a run is saved, what is kept of it, and the thread that writes while training goes on."""
+"""The checkpoints of a run: when it is saved and what is kept, restoring it when it resumes, and rolling it back.
+
+A thread writes while training goes on.
+"""
 
 import logging
 import shutil
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
+import torch
+
+from samout_train.checkpoint.data_digests import refuse_other_data
 from samout_train.checkpoint.files import (
     CheckpointError,
     checkpoint_path,
     delete_checkpoint,
+    find_checkpoint,
     is_complete,
+    newest_checkpoint,
+    read_checkpoint,
+    read_manifest,
     replace_json,
     saved_steps,
     serialised,
@@ -19,14 +31,55 @@ from samout_train.checkpoint.files import (
     write_checkpoint,
 )
 from samout_train.checkpoint.shards import split_shards, write_shards
-from samout_train.config import Positive, validated
-from samout_train.runtime import distributed
+from samout_train.config import Positive, current_settings, validated
+from samout_train.models import SharedModel, go_on_with
+from samout_train.ops import chosen_products
+from samout_train.runtime import PrecisionName, distributed
 
+OPTIMIZER = "optimizer._target_"
 log = logging.getLogger(__name__)
 
 
+class Restorable(Protocol):
+    """What a checkpoint is loaded into: a trainer, or its step alone."""
+
+    shared: SharedModel
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state that was saved."""
+
+
+class Resumable(Restorable, Protocol):
+    """What a run resumes with: a trainer."""
+
+    device: torch.device
+    precision: PrecisionName
+
+    @property
+    def step_count(self) -> int:
+        """Steps made."""
+
+    def begin_from(self, state: dict[str, Any], origin: str) -> None:
+        """Begin a new run with the state of another, which lies at `origin`."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The checkpoint that a run resumes from.
+
+    Args:
+        content: What was saved.
+        manifest: What is recorded beside it, each `_target_` in its settings called as today.
+        is_own: Whether the run itself wrote it; else it begins with the state of another run.
+    """
+
+    content: dict[str, Any]
+    manifest: dict[str, Any]
+    is_own: bool
+
+
 class Checkpoints:
-    """Writes a run's checkpoints and deletes old ones.
+    """Saves a run, restores it, and rolls it back; deletes old checkpoints.
 
     A checkpoint that cannot be written is a warning, and training goes on; an old one is deleted only when a new one is
     complete and read back.
@@ -37,7 +90,8 @@ class Checkpoints:
         every_n_seconds: Save when this long has passed since the last one; None for no such saves.
         keep_last: How many of the newest to keep.
         keep_best: Whether the one with the best validation loss is saved when it is found, and kept.
-        about: What each manifest says beside size and sha256: text and numbers.
+        about: What each manifest says beside size and sha256: text and numbers. With `data` and `settings` in it, a
+            checkpoint that is restored is compared with them.
 
     Attributes:
         last_step: Of the newest that is complete; None where there is none yet.
@@ -56,8 +110,11 @@ class Checkpoints:
         about: dict[str, Any],
     ) -> None:
         self.directory = directory
-        self.every_n_steps, self.every_n_seconds = every_n_steps, every_n_seconds
-        self.keep_last, self.keep_best, self.about = keep_last, keep_best, about
+        self.every_n_steps = every_n_steps
+        self.every_n_seconds = every_n_seconds
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+        self.about = about
         self._last_saved_at = time.monotonic()
         self.last_step: int | None = None
         self.begun_step: int | None = None
@@ -65,7 +122,7 @@ class Checkpoints:
         self._problem = ""
 
     def due(self, step: int, *, is_best: bool) -> bool:
-        """Whether to save after this step."""
+        """Return whether to save after this step."""
         if step in (self.last_step, self.begun_step):
             return False
         by_steps = self.every_n_steps is not None and step % self.every_n_steps == 0
@@ -73,7 +130,7 @@ class Checkpoints:
         return by_steps or by_time or (is_best and self.keep_best)
 
     def save(self, state: dict[str, Any], *, step: int, best_step: int | None) -> None:
-        """Copies a state, and writes the copy while the caller goes on; waits for the write before this one.
+        """Copy a state, and write the copy while the caller goes on; wait for the write before this one.
 
         All processes of a run call it: the first one writes, and where the model is sharded each its shards, before the
         caller goes on.
@@ -96,14 +153,71 @@ class Checkpoints:
             self._thread = threading.Thread(target=self._write, args=(content, step, best_step, about))
             self._thread.start()
 
+    def restore(self, trainer: Resumable, resume: str | None, data: Mapping[str, Any]) -> Restored | None:
+        """Put a trainer where the checkpoint that `resume` names left off.
+
+        Args:
+            trainer: As it was built.
+            resume: `auto` for the newest checkpoint of this run, or the path of another run or checkpoint.
+            data: The `data` of the configuration, for a message.
+
+        Returns:
+            What was restored; None where the run starts at step 0.
+
+        Raises:
+            ValueError: if there is no such checkpoint, or it is of another model, optimizer or, in one run, other data.
+            CheckpointError: if what is there is damaged.
+        """
+        is_own = resume == "auto"
+        if resume is None or (path := self._path_to_resume(resume)) is None:
+            return None
+        content = read_checkpoint(path, whole=not trainer.shared.is_sharded)
+        then = read_manifest(path)
+        then["settings"] = current_settings(then.get("settings", {}))
+        optimizer, before = self.about["settings"][OPTIMIZER], then["settings"].get(OPTIMIZER)
+        if is_own:
+            refuse_other_data(self.about["data"], then.get("data"), data)
+        elif before not in (None, optimizer):
+            raise ValueError(f"{OPTIMIZER}={optimizer}: {path} was made with {before}: choose that optimizer")
+        try:
+            if is_own:
+                trainer.load_state_dict(content)
+            else:
+                trainer.begin_from(content, str(path))
+        except (LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} cannot be used: it is no whole checkpoint ({error!r:.100})") from error
+        if is_own:
+            go_on_with(then.get("products"))
+            self.last_step = trainer.step_count
+        self._log_restored(path, then, trainer, is_own=is_own)
+        self._last_saved_at = time.monotonic()
+        return Restored(content, then, is_own)
+
+    def roll_back(self, step: Restorable) -> dict[str, Any] | None:
+        """Load the newest checkpoint of the run, once nothing is being written.
+
+        Returns:
+            Its content; None where there is none, and nothing is loaded.
+
+        Raises:
+            CheckpointError: if all are damaged.
+        """
+        self.wait()
+        path = self._newest()
+        if path is None:
+            return None
+        content = read_checkpoint(path, whole=not step.shared.is_sharded)
+        step.load_state_dict(content)
+        return content
+
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Wait until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def finish(self, step: int) -> None:
-        """Waits, and makes sure that this step is saved.
+        """Wait, and make sure that this step is saved.
 
         Raises:
             CheckpointError: if it is not; the message says why.
@@ -112,8 +226,38 @@ class Checkpoints:
         if self.last_step != step:
             raise CheckpointError(self._problem or f"the checkpoint of step {step} was not written")
 
+    def _newest(self) -> Path | None:
+        """Return the newest complete checkpoint of the run, as the first process finds it."""
+        run_dir = self.directory.parent
+        return distributed.from_first(newest_checkpoint(run_dir, set_aside=True) if distributed.is_first() else None)
+
+    def _path_to_resume(self, resume: str) -> Path | None:
+        if resume != "auto":
+            return distributed.from_first(find_checkpoint(Path(resume)) if distributed.is_first() else None)
+        path = self._newest()
+        if path is None:
+            log.info("resume     no checkpoint in %s yet: starting at step 0", self.directory.parent)
+        return path
+
+    def _log_restored(self, path: Path, then: Mapping[str, Any], trainer: Resumable, *, is_own: bool) -> None:
+        """Log what was restored, and what has changed since."""
+        made_now = made_with(trainer.device, trainer.precision)
+        other = [f"{key} {then[key]}, now {now}" for key, now in made_now.items() if then.get(key, now) != now]
+        if other:
+            log.warning("resume     made with %s: the last bits of what follows will differ", "; ".join(other))
+        anew = ": a new run, with its weights, optimizer, steps and random states; the record begins anew"
+        log.info("resume     %s, after step %d%s", path, trainer.step_count, "" if is_own else anew)
+        before, settings = then["settings"], self.about["settings"]
+        changed = [
+            f"{key} {before.get(key, 'null')}, now {settings.get(key, 'null')}"
+            for key in sorted(before.keys() | settings.keys())
+            if before and before.get(key) != settings.get(key)
+        ]
+        if changed:
+            log.info("resume     changed: %s", "; ".join(changed))
+
     def _write_shards(self, state: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, str] | None]:
-        """The state without its shards, and their digests; None where they are not there, or need not be written."""
+        """Return the state without its shards, and their digests; None where none are there, or need be written."""
         path = checkpoint_path(self.directory, step)
         state, tensors = split_shards(state)
         if distributed.from_first(distributed.is_first() and is_complete(path)):
@@ -164,3 +308,15 @@ class Checkpoints:
         for old in steps[: -self.keep_last]:
             if old not in (best, step):
                 delete_checkpoint(self.directory, old)
+
+
+def made_with(device: torch.device, precision: PrecisionName) -> dict[str, str | int]:
+    """Return what a checkpoint is made with that decides about the last bits of what follows from it."""
+    return {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "processes": distributed.count(),
+        "precision": precision,
+        "products": str(chosen_products()),
+    }

@@ -1,22 +1,23 @@
-"""What speaks against a run directory, or a checkpoint to start from, before anything is written."""
+"""Run directories: what keeps a run from one, or from a checkpoint to start from; its lock; and its settings on disk.
+
+Nothing is written, and nothing is deleted, before a directory is checked under its lock.
+"""
 
 import itertools
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from samout_train.config import Composed, ConfigError, current_settings, in_few_words
-from samout_train.runtime import home_expanded, home_path, leftovers, place_problem, read_figures
+from samout_train.config import Composed, ConfigError, current_settings, saved_keys
+from samout_train.runtime import home_path, leftovers, place_problem, read_figures, replace_file
 
-# What a continued run must have in common with what it continues; the rest may change.
+SETTINGS = ".hydra"
 SECONDS_OF_A_LOOK = 0.5  # at most, that who only asks whether a run is under way holds its lock
+# What a continued run must have in common with what it continues; the rest may change.
 FIXED_KEYS = ("seed", "model", "data", "optimizer")
 FREE_DATA_KEYS = ("budget_steps", "log_every_n_steps", "eval_every_n_steps")
 KINDS = {
@@ -25,6 +26,8 @@ KINDS = {
     "a comparison": ("comparison.json",),
     "a search": ("search.json", "search.db"),
 }
+# Where checkpoints record the content of the data, these say only where it lies.
+PLACE_KEYS = ("data.path", "data.paths", "data.pattern", "data.vocabulary_path")
 
 
 class DirectoryRefusedError(ConfigError):
@@ -33,10 +36,6 @@ class DirectoryRefusedError(ConfigError):
 
 class TakenError(DirectoryRefusedError):
     """Another process is at a run in the directory."""
-
-
-# Where checkpoints record the content of the data, these say only where it lies.
-PLACE_KEYS = ("data.path", "data.paths", "data.pattern", "data.vocabulary_path")
 
 
 def resume_problems(composed: Composed, directory: str = "run_dir") -> list[str]:
@@ -65,7 +64,7 @@ def resume_problems(composed: Composed, directory: str = "run_dir") -> list[str]
 
 
 def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
-    """What speaks against writing into run_dir; looks only, so that nothing in it is touched."""
+    """Return the problems with writing into run_dir; looks only, so that nothing in it is touched."""
     run_dir = Path(config["run_dir"])
     if problem := place_problem(run_dir):
         return [f"run_dir={run_dir}: {problem}"]
@@ -111,12 +110,12 @@ def has_data_record(run_dir: Path) -> bool:
 
 
 def holds_run(run_dir: Path) -> bool:
-    """Whether there is anything of a run in a directory."""
+    """Return whether there is anything of a run in a directory."""
     return any((run_dir / mark).exists() for mark in KINDS["a run"])
 
 
 def is_taken(run_dir: Path) -> bool:
-    """Whether a process is at a run in a directory."""
+    """Return whether a process is at a run in a directory."""
     lock = _lock(run_dir)
     if not Path(lock.lock_file).exists():
         return False
@@ -130,7 +129,7 @@ def is_taken(run_dir: Path) -> bool:
 def other_settings(
     run_dir: Path, config: Mapping[str, Any], keys: Sequence[str], free: tuple[str, ...] = ()
 ) -> list[str]:
-    """Where the run in a directory differs from a configuration, one text each; none where it does not say.
+    """Return where the run in a directory differs from a configuration, one text each; none where it does not say.
 
     Args:
         run_dir: Of the run.
@@ -142,16 +141,9 @@ def other_settings(
     if not saved.exists():
         return []
     try:
-        loaded = OmegaConf.load(saved)
-        before: Any = f"it is no {type(config).__name__}"
-        if isinstance(
-            loaded, DictConfig
-        ):  # of its values some are made of others, and run_dir of what only Hydra knows
-            before = home_expanded(OmegaConf.to_container(OmegaConf.masked_copy(loaded, [*keys]), resolve=True))
-    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
-        before = in_few_words(error, [])
-    if not isinstance(before, dict):
-        return [f"run_dir={run_dir}: {saved} cannot be read ({before}): repair it"]
+        before = saved_keys(saved, keys)
+    except ValueError as error:
+        return [f"run_dir={run_dir}: {saved} cannot be read ({error}): repair it"]
     return [f"{key}={now}: the run in {run_dir} has {then}" for key, then, now in _pairs(before, config, keys, free)]
 
 
@@ -211,8 +203,57 @@ def _place(path: str) -> Path:
 
 
 @contextmanager
+def claimed(
+    run_dir: Path, files: Mapping[str, str], *, refusals: Callable[[], list[str]], keeps_failed: bool = False
+) -> Iterator[Callable[[], None]]:
+    """Hold a run directory for one run, from the check of what lies in it to the end of the run.
+
+    Nothing is written before the lock is held and the check has passed. The settings of a new run are written at once,
+    so that whoever finds the directory taken can compare them. Those of a continued run replace the earlier ones only
+    when the caller says that the run can go on.
+
+    Args:
+        run_dir: The directory; the first process alone holds it.
+        files: What `.hydra/` will hold, by name.
+        refusals: Called under the lock; returns why the directory cannot be taken.
+        keeps_failed: Whether the settings of a new run stay where it is refused later, as in a sweep.
+
+    Yields:
+        A function that writes the settings; call it when nothing can refuse the run any more.
+
+    Raises:
+        DirectoryRefusedError: if another process holds the directory, or there are refusals.
+    """
+    from samout_train.runtime import distributed  # imports torch, which questions about a directory do not need
+
+    is_written = False
+
+    def write() -> None:
+        nonlocal is_written
+        if distributed.is_first() and not is_written:
+            _write_settings(run_dir / SETTINGS, files)
+        is_written = True
+
+    with ExitStack() as held:
+        is_new = False
+        if distributed.is_first():
+            held.enter_context(locked(run_dir))
+            if found := refusals():
+                raise DirectoryRefusedError("\n".join(found))
+            if is_new := not holds_run(run_dir):
+                _write_settings(run_dir / SETTINGS, files)
+        distributed.wait_for_all()
+        try:
+            yield write
+        except BaseException:
+            if is_new and not is_written and not keeps_failed and not holds_run(run_dir):
+                _take_back(run_dir, files)
+            raise
+
+
+@contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Keeps other runs out of a run directory, and clears away what a run that was killed had half written there.
+    """Keep other runs out of a run directory, and clear away what a run that was killed had half written there.
 
     The lock is the operating system's, so that a killed run leaves none. A directory that is empty but for it is
     removed again.
@@ -247,6 +288,21 @@ def locked(run_dir: Path) -> Iterator[None]:
             run_dir.rmdir()
 
 
+def _write_settings(folder: Path, files: Mapping[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        content = text.encode()
+        replace_file(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+
+
+def _take_back(run_dir: Path, files: Mapping[str, str]) -> None:
+    """Remove the settings of a run that never began, from a directory that holds nothing else."""
+    if {path.name for path in run_dir.iterdir()} <= {SETTINGS, "samout_train.log"}:
+        for path in (run_dir / "samout_train.log", *(run_dir / SETTINGS / name for name in files)):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
 def _lock(run_dir: Path, timeout: float = 0.0) -> FileLock:
     return FileLock(run_dir / ".hydra" / "lock", timeout=timeout)
 
@@ -256,7 +312,7 @@ def _taken(run_dir: Path) -> str:
 
 
 def scalars(node: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Values by dotted key; lists as text, nulls and `_partial_` left out."""
+    """Return values by dotted key; lists as text, nulls and `_partial_` left out."""
     if isinstance(node, Mapping):
         nested = [scalars(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items()]
         return {key: value for part in nested for key, value in part.items()}

@@ -1,26 +1,30 @@
-"""Model and optimizer as a checkpoint holds them: whole tensors, or the shards of each process in a folder."""
+"""Model and optimizer as a checkpoint holds them: whole tensors, or the shards of each process in a folder.
 
+Names and shapes are compared with those of the model and the optimizer before any tensor is loaded.
+"""
+
+import hashlib
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from samout_train.checkpoint.mismatch import refuse_other_model, refuse_other_optimizer
 from samout_train.checkpoint.shards import read_shards
+from samout_train.data import Vocabulary
 from samout_train.models import SharedModel, like
 
+MOST_LINES = 8
+# What optimizers keep in the shape of the parameter; what else they keep may have another.
+LIKE_THE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 State = dict[str, Any]
 
 
 def saved_weights(shared: SharedModel, optimizer: torch.optim.Optimizer) -> State:
-    """What a checkpoint holds of a model and its optimizer.
-
-    Args:
-        shared: The model.
-        optimizer: Over its parameters.
+    """Return what a checkpoint holds of a model and its optimizer.
 
     Returns:
         `model` and `optimizer`; where the model is sharded also `vectors`, those of its tensors, named as in
@@ -45,7 +49,7 @@ def load_weights(
     state: Mapping[str, Any],
     stateful: frozenset[str] = frozenset(),
 ) -> None:
-    """Takes up what `saved_weights` gave, in any number of processes.
+    """Load what `saved_weights` returned, in any number of processes.
 
     Args:
         shared: The model.
@@ -109,8 +113,83 @@ def is_usual(state: Any) -> bool:
     return isinstance(groups, list) and all(isinstance(group, Mapping) and "params" in group for group in groups)
 
 
+def refuse_other_model(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Compare the names and shapes of a model with those of a checkpoint.
+
+    Args:
+        wanted: The model's own tensors.
+        given: Those of the checkpoint.
+
+    Raises:
+        ValueError: if they are not those of the model, naming missing, unexpected and differing ones.
+    """
+    found = []
+    # What one of them has not at all comes first: it says more than widths do.
+    names = list(chain(wanted, (name for name in given if name not in wanted)))
+    for name in sorted(names, key=lambda name: name in wanted and name in given):
+        here, there = wanted.get(name), given.get(name)
+        if here is None or there is None or here.shape != there.shape:
+            found.append(f"{name}: {_shape(there)} in the checkpoint, {_shape(here)} in the model")
+    _refuse("the checkpoint is of another model: choose the model that it was made with", found)
+
+
+def refuse_other_vocabulary(wanted: Vocabulary | None, given: object) -> None:
+    """Compare the vocabulary of the data with that of a checkpoint.
+
+    Args:
+        wanted: That of the data; None where ids are no text.
+        given: The state of the checkpoint's; None likewise.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    if given != (wanted.state_dict() if wanted else None):
+        raise ValueError("the checkpoint has another vocabulary than this data: continue with the data it was made on")
+
+
+def refuse_other_optimizer(optimizer: torch.optim.Optimizer, given: Mapping[str, Any], model: nn.Module) -> None:
+    """Compare the groups of an optimizer, and the shapes that torch loads unchecked.
+
+    Args:
+        optimizer: Over the parameters of `model`, which names them.
+        given: The state of the checkpoint.
+        model: The model.
+
+    Raises:
+        ValueError: if it is that of another optimizer, naming what differs.
+    """
+    what = "the checkpoint is of another optimizer: choose the optimizer that it was made with"
+    here = [len(group["params"]) for group in optimizer.param_groups]
+    there = [len(group["params"]) for group in given["param_groups"]]
+    if here != there:
+        _refuse(what, [f"parameters by group: {there} in the checkpoint, {here} in the optimizer"])
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    saved_keys = chain.from_iterable(group["params"] for group in given["param_groups"])
+    found = []
+    for parameter, key in zip(parameters, saved_keys, strict=True):
+        for name, tensor in given["state"].get(key, {}).items():
+            if name not in LIKE_THE_PARAMETER or not isinstance(tensor, Tensor):
+                continue
+            is_scalar = tensor.numel() == parameter.numel() == 1  # which a sharded model has as a vector
+            if tensor.shape != parameter.shape and not is_scalar:
+                of = names.get(id(parameter), f"parameter {key}")
+                found.append(f"{name} of {of}: {_shape(tensor)} in the checkpoint, {_shape(parameter)} in the model")
+    _refuse(what, found)
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """Return a digest over sorted names, shapes, dtypes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[int, State]:
-    """The optimizer's state, each tensor sharded as its parameter is where it has as many elements."""
+    """Return the optimizer's state, each tensor sharded as its parameter is where it has as many elements."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     keys = [key for group in saved["param_groups"] for key in group["params"]]
     return {
@@ -127,3 +206,14 @@ def _as_own(parameter: Tensor, name: str, saved: Any) -> Any:
     if saved.is_meta:
         return torch.zeros_like(parameter.detach()) if is_moment else torch.zeros(saved.shape, dtype=saved.dtype)
     return like(parameter, saved) if is_moment else saved
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else "x".join(map(str, tensor.shape)) or "a number"
+
+
+def _refuse(what: str, found: list[str]) -> None:
+    if found:
+        shown = found if len(found) <= MOST_LINES else found[: MOST_LINES - 1]
+        more = [f"and {len(found) - len(shown)} more"] if len(found) > len(shown) else []
+        raise ValueError("\n  ".join([what, *shown, *more]))

@@ -187,6 +187,34 @@ def saved_config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in current_settings(content).items()}
 
 
+def saved_keys(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Return some top-level keys of a configuration that a run saved, as plain values.
+
+    Only these are resolved: others refer to what Hydra alone knows.
+
+    Args:
+        path: Its `.hydra/config.yaml`.
+        keys: Those wanted; one that is not there is left out.
+
+    Raises:
+        ValueError: if it cannot be read; the message is the reason in a few words.
+    """
+    try:
+        config = OmegaConf.load(path)
+        known = OmegaConf.masked_copy(config, [*keys]) if isinstance(config, DictConfig) else None
+        content = None if known is None else home_expanded(OmegaConf.to_container(known, resolve=True))
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+        raise ValueError(in_few_words(error, [])) from error
+    if not isinstance(content, dict):
+        raise ValueError("it is no dict")
+    return content
+
+
+def list_as_yaml(words: Sequence[str]) -> str:
+    """Return a list of texts as the YAML that Hydra writes into `overrides.yaml`."""
+    return OmegaConf.to_yaml(list(words))
+
+
 def saved_choice(run_dir: Path, group: str) -> str | None:
     """The option of a group that a run chose, such as `v8` of `model`; None where Hydra left no word of it.
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samout_train.checkpoint import find_checkpoint, read_checkpoint
-from samout_train.runtime import StopSignals, child_program, own_group, text_setting, weights_sha256
+from samout_train.checkpoint import find_checkpoint, read_checkpoint, weights_sha256
+from samout_train.runtime import StopSignals, child_program, own_group, text_setting
 
 # What makes CUDA compute the same bits twice; a CPU does anyway.
 DETERMINISTIC = (

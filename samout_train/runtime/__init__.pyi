@@ -34,13 +34,13 @@ from .device import (
     reset_peak_memory as reset_peak_memory,
     seed_everything as seed_everything,
     set_device_random_state as set_device_random_state,
+    set_own_random_states as set_own_random_states,
     set_random_states as set_random_states,
     to_device as to_device,
     too_large as too_large,
     total_memory_bytes as total_memory_bytes,
     use_threads as use_threads,
     wait_for as wait_for,
-    weights_sha256 as weights_sha256,
 )
 from .distributed import LostProcessError as LostProcessError
 from .event_file import EventFile as EventFile

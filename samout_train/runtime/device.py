@@ -1,14 +1,13 @@
 """The machine under a run: device, precision, random states, memory, clock, and what code is running."""
 
 import ctypes
-import hashlib
 import logging
 import os
 import platform
 import random
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samout_train.runtime import distributed
 from samout_train.runtime.launch import Launch
 from samout_train.runtime.threads import ABOUT_NUMBERS, available_cores
 
@@ -165,6 +165,19 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
         set_device_random_state(states[device.type], device)
 
 
+def set_own_random_states(states: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+    """Put the random generators of this process where it left off.
+
+    Args:
+        states: Of each process that made a checkpoint. A process beyond them resumes from a seed made of the last
+            one's state.
+        device: Where it runs.
+    """
+    set_random_states(states[min(distributed.rank(), len(states) - 1)], device)
+    if distributed.rank() >= len(states):
+        seed_everything(int(torch.randint(2**31, ())) + distributed.rank())
+
+
 def device_random_state(device: torch.device) -> Tensor | None:
     """Return the state of a GPU's own generator; None for a CPU."""
     if device.type == "cuda":
@@ -251,16 +264,6 @@ def wait_for(device: torch.device) -> None:
 def float64_place(device: torch.device) -> torch.device:
     """Return where float64 sums of what this device computes are kept: on it, unless it is Apple's, which has none."""
     return torch.device("cpu") if device.type == "mps" else device
-
-
-def weights_sha256(weights: Mapping[str, Tensor]) -> str:
-    """Digest over sorted names, shapes, dtypes and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def device_name(device: torch.device) -> str:

@@ -45,7 +45,7 @@ class NonFiniteError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Before:
+class StepSnapshot:
     """What a step changes beside weights and optimizer state, as it was before.
 
     Args:
@@ -67,7 +67,7 @@ class Before:
     random: tuple[Tensor, Tensor | None]
 
     def restore(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        """Puts back learning rates and generators, and drops the gradients."""
+        """Put back learning rates and generators, and drop the gradients."""
         for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate
         on_cpu, on_device = self.random
@@ -77,20 +77,20 @@ class Before:
         optimizer.zero_grad(set_to_none=True)
 
 
-def generators(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The states of torch's generators that a step on this device draws from."""
+def generator_states(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return the states of torch's generators that a step on this device draws from."""
     return torch.get_rng_state(), device_random_state(device)
 
 
-class Watch:
+class NonFiniteMonitor:
     """Learns which step was the first that was not finite, without waiting for the device."""
 
     def __init__(self) -> None:
         self._raised: Tensor | None = None
-        self._noted: deque[tuple[Before, Tensor, torch.cuda.Event | None]] = deque()
+        self._noted: deque[tuple[StepSnapshot, Tensor, torch.cuda.Event | None]] = deque()
 
-    def note(self, figure: Tensor, before: Before) -> Tensor:
-        """Looks at a step, on the device.
+    def note(self, figure: Tensor, before: StepSnapshot) -> Tensor:
+        """Look at a step, on the device.
 
         Args:
             figure: At least 0, and finite if and only if the step is.
@@ -110,8 +110,8 @@ class Watch:
         self._noted.append((before, copy, event))
         return self._raised
 
-    def first(self, *, wait: bool) -> Before | None:
-        """What was before the first step that was not finite, once; None where no such step is known.
+    def first(self, *, wait: bool) -> StepSnapshot | None:
+        """Return what was before the first step that was not finite, once; None where no such step is known.
 
         Args:
             wait: For the device, so that all steps noted are known. Several processes wait for what is some steps back.
@@ -133,13 +133,13 @@ class Watch:
         return None
 
     def forget(self) -> None:
-        """Lowers the flag."""
+        """Lower the flag."""
         self._raised = None
         self._noted.clear()
 
 
 def update(optimizer: Any, scaler: GradScaler, held_back: Tensor | None) -> None:
-    """Updates the weights.
+    """Update the weights.
 
     Args:
         optimizer: Where `held_back` is given, one that knows `found_inf`.
@@ -162,8 +162,10 @@ def update(optimizer: Any, scaler: GradScaler, held_back: Tensor | None) -> None
     scaler.update()
 
 
-def report(step: int, loss: float, batches: Batches, model: nn.Module, vocabulary: Vocabulary | None) -> str:
-    """What is known of a step that is not finite: its rows, its loss, and the norm of each gradient.
+def describe_non_finite(
+    step: int, loss: float, batches: Batches, model: nn.Module, vocabulary: Vocabulary | None
+) -> str:
+    """Return what is known of a step that is not finite: its rows, its loss, and the norm of each gradient.
 
     Args:
         step: As the log counts, from 1.
@@ -198,8 +200,8 @@ def report(step: int, loss: float, batches: Batches, model: nn.Module, vocabular
     return "\n".join(lines)
 
 
-def refuse_or_skip(choice: OnNonFinite, step: int, skipped_steps: set[int], message: str) -> None:
-    """Adds a step that is not finite to those left out.
+def skip_or_raise(choice: OnNonFinite, step: int, skipped_steps: set[int], message: str) -> None:
+    """Add a step that is not finite to those left out.
 
     Args:
         choice: What is wanted.
@@ -221,7 +223,7 @@ def refuse_or_skip(choice: OnNonFinite, step: int, skipped_steps: set[int], mess
 
 
 def refuse_non_finite(state: Mapping[str, Any]) -> None:
-    """Looks at what a checkpoint would hold.
+    """Refuse a checkpoint that would hold what is not finite.
 
     Args:
         state: Its content; tensors may lie anywhere in it.

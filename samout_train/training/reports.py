@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from samout_train.checkpoint import weights_sha256
 from samout_train.data import Source
 from samout_train.evaluation import Evaluation, SpreadBatches, evaluate, has_targets, in_order
 from samout_train.models import TRAINING_TIMES, num_parameters
-from samout_train.runtime import Clock, StopSignals, distributed, peak_memory_bytes, weights_sha256
+from samout_train.runtime import Clock, StopSignals, distributed, peak_memory_bytes
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 from samout_train.training.step import TrainingStep
 
@@ -77,7 +78,7 @@ class Reports:
         logs = (is_last or step % self.log_every_n_steps == 0) and self._logged_step < step
         evaluates = (is_last or step % self.eval_every_n_steps == 0) and self._evaluated_step < step
         closes = is_last and self._closed_step < step
-        if not (logs or evaluates or closes) or self.training_step.settle():
+        if not (logs or evaluates or closes) or not self.training_step.confirm_finite():
             return None
         with self.clock.paused():
             metrics = self._training_metrics() if logs else {}

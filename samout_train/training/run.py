@@ -1,31 +1,37 @@
-"""The one way through: configuration, data, model, loss, optimizer, schedule, callbacks, trainer, run directory."""
+"""A run, assembled: configuration, data, model, loss, optimizer, schedule, callbacks, trainer, run directory.
+
+Where torchrun started several processes, they become one run first: the same settings, program and run directory.
+"""
 
 import logging
+import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from samout_train.checkpoint import (
+    Checkpoints,
+    Restored,
     claimed,
     content_problems,
+    data_record,
+    made_with,
     new_directory,
     resume_problems,
     run_directory_problems,
     scalars,
 )
-from samout_train.config import Composed, ConfigError, build, compose_config, key_of, model_problems
+from samout_train.config import Composed, ConfigError, build, compose_config, key_of, list_as_yaml, model_problems
 from samout_train.data import Source, row_problems
-from samout_train.models import choose_products, estimate_memory_bytes, product_of, tokens_of
+from samout_train.models import choose_products, product_of, tokens_of
 from samout_train.ops import Products, use_kernels, use_products
 from samout_train.runtime import (
     Launch,
-    PrecisionName,
     choose_device,
     choose_precision,
     commit,
@@ -35,25 +41,21 @@ from samout_train.runtime import (
     log_file,
     seed_everything,
     text_setting,
-    too_large,
     use_threads,
 )
 from samout_train.training.callbacks.base import Callback, RunContext
-from samout_train.training.fit import fit
-from samout_train.training.joining import together
 from samout_train.training.limits import Reached, once
-from samout_train.training.resuming import made_with, record_of, restore
+from samout_train.training.memory_check import step_too_large
 from samout_train.training.schedules import schedule_problem
 from samout_train.training.settings import DATA_SETTINGS, checked_config, data_settings
 from samout_train.training.trainer import Trainer
 
 OTHER_SEED = 2**20 + 7  # from one process to the next
-MUCH_PER_TOKEN = 1 << 16  # bytes of a step: where this fits, what a step needs is not asked
 log = logging.getLogger(__name__)
 
 
 def build_model(name: str, *, vocab_size: int, pad_id: int | None = 3, **settings: Any) -> nn.Module:
-    """Builds the model of conf/model/NAME.yaml.
+    """Build the model of conf/model/NAME.yaml.
 
     Args:
         name: Such as `v1` or `v8`.
@@ -72,7 +74,7 @@ def build_model(name: str, *, vocab_size: int, pad_id: int | None = 3, **setting
 
 
 def build_trainer(overrides: Sequence[str]) -> Trainer:
-    """Builds a trainer whose `step()` makes one optimizer step exactly as `train` does.
+    """Build a trainer whose `step()` makes one optimizer step exactly as `train` does.
 
     Args:
         overrides: As on the command line, such as `["model=v8", "data=random"]`.
@@ -84,7 +86,7 @@ def build_trainer(overrides: Sequence[str]) -> Trainer:
 
 
 def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
-    """Trains as `python -m samout_train` does, with a run directory of its own.
+    """Train as `python -m samout_train` does, with a run directory of its own.
 
     Args:
         overrides: As on the command line.
@@ -102,7 +104,7 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
     with together(composed, Path(composed.config["run_dir"])) as run_dir:
         if distributed.is_first():
             _refuse(run_directory_problems(composed.config))
-        files = {"config.yaml": composed.yaml, "overrides.yaml": OmegaConf.to_yaml(list(overrides))}
+        files = {"config.yaml": composed.yaml, "overrides.yaml": list_as_yaml(overrides)}
         with claimed(run_dir, files, refusals=lambda: content_problems(run_dir, composed.config)) as write_settings:
             start = prepare(composed, run_dir, overrides)
             write_settings()
@@ -110,10 +112,38 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
                 return start()
 
 
+@contextmanager
+def together(composed: Composed, run_dir: Path) -> Iterator[Path]:
+    """Join the processes that torchrun started for a run; where there is one, nothing happens.
+
+    Args:
+        composed: The configuration; where a run is continued, `resume` becomes what the first process says.
+        run_dir: Where it lies, as this process has it.
+
+    Yields:
+        Where it lies, as the first process has it.
+
+    Raises:
+        ConfigError: if the processes have different settings or programs.
+        LostProcessError: if one of the others ends.
+    """
+    config = composed.config
+    with distributed.joined(choose_device(config["device"])):
+        shared = {key: value for key, value in config.items() if key not in ("run_dir", "resume")}
+        code = {"torch": torch.__version__, "commit of samout_train": commit() or "unknown"}
+        if found := distributed.differences({**scalars(shared), **code}):
+            raise ConfigError("\n".join(found))
+        run_dir, config["resume"] = distributed.from_first((run_dir.resolve(), config["resume"]))
+        launch = Launch.of_environment()
+        if launch is not None and launch.is_first:
+            launch.note(str(run_dir))
+        yield run_dir
+
+
 def prepare(
     composed: Composed, run_dir: Path, overrides: Sequence[str]
 ) -> Callable[[], tuple[dict[str, Any], nn.Module]]:
-    """Builds everything that a checked configuration names.
+    """Build everything that a checked configuration names.
 
     Args:
         composed: The configuration.
@@ -129,18 +159,17 @@ def prepare(
     """
     config = composed.config
     trainer = trainer_from(config)
-    record = record_of(trainer, config)
-    restored, content = restore(trainer, config, run_dir, record)
-    goes_on = restored is not None and config["resume"] == "auto"
+    record = _record_of(trainer, config)
+    checkpoints: Checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints", about=record)
+    restored = checkpoints.restore(trainer, config["resume"], config["data"])
+    if restored:
+        _log_learning_rates(trainer)
+    parts = _changed_parts(trainer, restored, record["settings"]) if restored and restored.is_own else []
+    checkpoints.about = made_with(trainer.device, trainer.precision) | record | ({"parts": parts} if parts else {})
     callbacks = {name: build(node) for name, node in config["callbacks"].items() if distributed.is_first()}
     for name, callback in callbacks.items():
-        if goes_on and (saved := content.get("callbacks", {}).get(name)):
+        if restored and restored.is_own and (saved := restored.content.get("callbacks", {}).get(name)):
             callback.load_state_dict(saved)
-    parts = content.get("parts", [])
-    about = {**made_with(trainer), **record, **({"parts": parts} if parts else {})}
-    checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints", about=about)
-    if goes_on:
-        checkpoints.last_step = trainer.step_count
     context = RunContext(
         model_name=str(composed.choices["model"]),
         data_name=str(composed.choices["data"]),
@@ -169,7 +198,41 @@ def prepare(
     )
     for callback in callbacks.values():
         callback.check(context)
-    return lambda: (fit(trainer, context, callbacks, checkpoints), trainer.model)
+    return lambda: (trainer.fit(context, callbacks, checkpoints), trainer.model)
+
+
+def _record_of(trainer: Trainer, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the manifest of each checkpoint says of the data and of the settings that decide a run's course."""
+    data = {f"data.{key}": config["data"].get(key) for key in DATA_SETTINGS}
+    settings = scalars({key: config[key] for key in ("schedule", "trainer", "optimizer")} | data)
+    return {"data": data_record(trainer.source), "settings": settings}
+
+
+def _log_learning_rates(trainer: Trainer) -> None:
+    """Log the rate of the last step and that of the next one."""
+    if not trainer.finished():
+        step, last = trainer.step_count, _last_learning_rate(trainer)
+        rates = f"{last:.4g} at step {step}, {trainer.learning_rate(step + 1):.4g} at step {step + 1}"
+        log.info("resume     learning rate %s", rates)
+
+
+def _last_learning_rate(trainer: Trainer) -> float:
+    return float(trainer.training_step.optimizer.param_groups[0]["lr"])
+
+
+def _changed_parts(trainer: Trainer, restored: Restored, settings: Mapping[str, Any]) -> list[str]:
+    """Return what a resumed run has changed on its way, one text each; what ends it early or late is not in it."""
+    now = {**made_with(trainer.device, trainer.precision), **settings}
+    then = restored.manifest | restored.manifest["settings"]
+    keys = [key for key in ("precision", "processes") if then.get(key, now[key]) != now[key]]
+    if "schedule._target_" in then:  # an earlier version did not record its settings
+        decide = {key for key in now.keys() | then.keys() if key.startswith(("schedule.", "trainer."))}
+        keys += sorted(k for k in decide if not k.startswith("trainer.max_") and now.get(k) != then.get(k))
+    step, last = trainer.step_count, _last_learning_rate(trainer)
+    if not keys and step and not math.isclose(trainer.learning_rate(step), last, rel_tol=1e-9):
+        keys = ["the learning rates"]
+    changed = [f"{', '.join(keys)} from step {step + 1} on"] if keys and not trainer.finished() else []
+    return [*restored.manifest.get("parts", []), *changed]
 
 
 def _limits_of(callbacks: Mapping[str, Callback]) -> Iterator[Reached]:
@@ -180,7 +243,7 @@ def _limits_of(callbacks: Mapping[str, Callback]) -> Iterator[Reached]:
 
 
 def trainer_from(config: Mapping[str, Any]) -> Trainer:
-    """Data, model, optimizer, schedule and trainer of a checked configuration."""
+    """Build data, model, optimizer, schedule and trainer of a checked configuration."""
     device = choose_device(config["device"])
     precision = choose_precision(config["precision"], device)
     if device.type == "cuda" and device.index is not None:
@@ -211,8 +274,9 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
         seed=config["seed"],
         **settings,
     )
-    _refuse(_memory_problems(trainer, source, precision))
     step = trainer.training_step
+    if lacks := step_too_large(step, source.train.seq_len):
+        _refuse([lacks])
     if wrong := schedule_problem(step.schedule, trainer.limits.progress(1, 0.0)):
         _refuse([wrong])
     rows = step.batches.batch_size // step.accumulate // distributed.count()
@@ -225,30 +289,8 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
     return trainer
 
 
-def _memory_problems(trainer: Trainer, source: Source, precision: PrecisionName) -> list[str]:
-    """What speaks against a batch that is so large that its step cannot be made; looked at on shapes alone."""
-    step, seq_len = trainer.training_step, source.train.seq_len
-    batch, seq_len = step.batches.batch_size, min(seq_len, step.chunk_len or seq_len)
-    rows = batch // step.accumulate // distributed.count()
-    if step.shared.is_sharded or not too_large(rows * seq_len * MUCH_PER_TOKEN, trainer.device):
-        return []
-    try:
-        needed = estimate_memory_bytes(
-            step.model,
-            rows=rows,
-            seq_len=seq_len,
-            accumulate=step.accumulate,
-            precision=precision,
-            device=trainer.device,
-        )
-    except (RuntimeError, NotImplementedError):  # a model of the user's may do what has no shape function
-        return []
-    lacks = too_large(needed, trainer.device)
-    return [f"data.batch_size={batch}: {lacks}: choose a smaller one, or a larger trainer.accumulate"] if lacks else []
-
-
 def source_from(config: Mapping[str, Any]) -> Source:
-    """The data of a checked configuration.
+    """Build the data of a checked configuration.
 
     Raises:
         ValueError: if it is not what was asked for.
@@ -260,7 +302,7 @@ def source_from(config: Mapping[str, Any]) -> Source:
 
 
 def _misfits(model: nn.Module, source: Source) -> list[str]:
-    """What speaks against a model for this data and its settings did not show: those of `problems` have other names."""
+    """Return why a model is none for this data where the settings did not show it, as in `settings.problems`."""
     found, max_seq_len = [], getattr(model, "max_seq_len", None)
     longest = max(rows.seq_len for rows in (source.train, source.validation, *source.tests.values()))
     if max_seq_len is not None and max_seq_len < longest:
@@ -282,7 +324,7 @@ def _repeated(overrides: Sequence[str], origin: str | None) -> list[str]:
 
 
 def _hyperparameters(composed: Composed) -> dict[str, bool | int | float | str]:
-    """What tells runs apart: the chosen parts by name, and their numbers."""
+    """Return what tells runs apart: the chosen parts by name, and their numbers."""
     groups = ("model", "data", "optimizer", "schedule")
     names = {group: str(composed.choices[group]) for group in groups}
     numbers = scalars({key: composed.config[key] for key in (*groups, "trainer", "seed", "precision")})

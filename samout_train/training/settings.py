@@ -47,10 +47,9 @@ from samout_train.runtime import (
     compile_problem,
     shell_word,
     tf32_problem,
-    too_large,
 )
 from samout_train.training.callbacks.base import Callback
-from samout_train.training.model_room import model_too_large
+from samout_train.training.memory_check import ids_too_large, model_too_large
 
 # What only a model that labels can have, and why another cannot.
 SEES_ALL = "sees the whole sequence, and so the token that it is asked to predict"
@@ -256,7 +255,7 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
             found.append("run_dir=: is empty: give a directory, or leave it out")
         try:
             device = choose_device(config["device"])
-            found += _too_large(data, device) if "data" in sound else []
+            found += ids_too_large(data, device) if "data" in sound else []
             found.append(model_too_large(_node(config, "model"), device) if "model" in sound else None)
             if "trainer" in sound:
                 found.append(tf32_problem(trainer["tf32"], device))
@@ -266,28 +265,6 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
         except ValueError as error:
             found.append(str(error))
     return [problem for problem in found if problem]
-
-
-def _too_large(data: Node, device: torch.device) -> list[str]:
-    """What speaks against a batch, or against rows of a task, whose ids alone have no room, whatever the model is."""
-    cpu, found = torch.device("cpu"), []
-    of_tests = ("seq_len", "test_lengths", "test_distances")
-    for key, lengths, place in (
-        ("batch_size", ("seq_len",), device),
-        ("num_sequences", ("seq_len",), cpu),
-        ("num_test_sequences", of_tests, cpu),
-    ):
-        numbers = {name: max(_whole_numbers(data.get(name)), default=1) for name in lengths}
-        longest = max(numbers, key=lambda name: numbers[name])
-        for rows in _whole_numbers(data.get(key)):
-            if lacks := too_large(rows * numbers[longest] * torch.int64.itemsize, place):
-                name = key if rows >= numbers[longest] else longest
-                found.append(f"data.{name}={data[name]}: {lacks}: choose a smaller one")
-    return list(dict.fromkeys(found))
-
-
-def _whole_numbers(value: Any) -> list[int]:
-    return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
 
 
 def _misfits(model: Node, data: Node) -> list[str]:

@@ -1,9 +1,15 @@
-"""One optimizer step: micro-steps forward and backward, clipping, update.
+"""An optimizer step: micro-steps forward and backward, clipping, update.
 
 The loss is the sum of nats over the number of counted targets of the whole batch, so that micro-steps over ragged
 padding add up to the gradient of the big batch. Nothing waits for the device, and no step is made with a loss or a
 gradient that is not finite: `samout_train.training.non_finite` says how both are possible.
+
+Long rows may be learned a chunk at a time. A chunk goes on from the state that the one before it left, without a
+gradient into it (truncated backpropagation through time, Williams and Peng 1990): the loss is that of whole rows, and
+memory that of one chunk.
 """
+
+# R rows, T time
 
 import logging
 import math
@@ -16,17 +22,16 @@ from torch.profiler import record_function
 
 from samout_train.checkpoint import load_weights, saved_weights
 from samout_train.data import Batch, Batches, Vocabulary
-from samout_train.models import SharedModel, whole_tensor
-from samout_train.runtime import PrecisionName, compile_problem, told_compilation
-from samout_train.training.micro_steps import backward
+from samout_train.models import SharedModel, map_state, whole_tensor
+from samout_train.runtime import PrecisionName, autocast, compile_problem, distributed, told_compilation
 from samout_train.training.non_finite import (
-    Before,
+    NonFiniteMonitor,
     OnNonFinite,
-    Watch,
-    generators,
+    StepSnapshot,
+    describe_non_finite,
+    generator_states,
     refuse_non_finite,
-    refuse_or_skip,
-    report,
+    skip_or_raise,
     update,
 )
 from samout_train.training.schedules import Progress, Schedule
@@ -39,7 +44,7 @@ EMPTY = (
 
 
 class TrainingStep:
-    """Everything that an optimizer step changes, and the step.
+    """An optimizer step, and everything that it changes.
 
     Args:
         shared: The model, on the device of the batches, and how its gradients come from all processes.
@@ -66,7 +71,7 @@ class TrainingStep:
         skipped_steps: Steps left out, counted from 1: they change nothing, not even a random state.
         empty_steps: How many steps had a batch without a counted target; they change nothing either.
         before: What is returned to while a step is under way; None between steps.
-        looks_at_once: Whether the host looks at each step before its update.
+        checks_on_host: Whether the host looks at each step before its update.
     """
 
     def __init__(
@@ -87,29 +92,36 @@ class TrainingStep:
     ) -> None:
         if compile and (problem := compile_problem(batches.device)):
             raise ValueError(problem)
-        self.shared, self.model = shared, shared.model
-        self._is_compiled, self._is_updating = not compile, False
-        self.optimizer, self.schedule, self.batches = optimizer, schedule, batches
+        self.shared = shared
+        self.model = shared.model
+        self._is_compiled = not compile
+        self._is_updating = False
+        self.optimizer = optimizer
         self.stateful = stateful
-        self.precision, self.accumulate, self.clip_grad_norm = precision, accumulate, clip_grad_norm
+        self.schedule = schedule
+        self.batches = batches
+        self.precision = precision
+        self.accumulate = accumulate
         self.chunk_len = chunk_len
+        self.clip_grad_norm = clip_grad_norm
         self.parameters = list(self.model.parameters())
         self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.scaler = GradScaler(batches.device.type, enabled=precision == "fp16")
         self.step_count = self.tokens_seen = 0
         self.loss: Tensor | None = None
         self._grad_norm: Tensor | None = None
-        self.on_non_finite, self.vocabulary = on_non_finite, vocabulary
+        self.on_non_finite = on_non_finite
+        self.vocabulary = vocabulary
         self.skipped_steps: set[int] = set()
         self.empty_steps = 0
         holds_back = getattr(optimizer, "_step_supports_amp_scaling", False) and not shared.is_sharded
-        self.looks_at_once = batches.device.type == "cpu" or not holds_back
-        self._watch = Watch()
-        self._again: int | None = None  # the step that is made again, looking
-        self.before: Before | None = None
+        self.checks_on_host = batches.device.type == "cpu" or not holds_back
+        self._monitor = NonFiniteMonitor()
+        self._redo_step: int | None = None  # the step that is made again, looking
+        self.before: StepSnapshot | None = None
 
     def __call__(self, progress: Progress) -> Tensor:
-        """Makes the next step, or leaves it out.
+        """Make the next step, or leave it out.
 
         Raises:
             NonFiniteError: if its loss or gradient is not finite and it is not to be skipped; nothing is changed then.
@@ -134,15 +146,14 @@ class TrainingStep:
     def _make(self, batch: Batch, progress: Progress) -> Tensor:
         if not self.model.training:  # setting it anew on every module takes longer than asking the first
             self.model.train()
-        self.before = before = self._now()
+        self.before = before = self._snapshot()
         factor = self.schedule(progress)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
         self.optimizer.zero_grad(set_to_none=True)
-        how = (self.precision, self.accumulate, self.chunk_len, self.scaler)
-        loss = backward(self.shared, batch, self.batches, *how)
+        loss = self._forward_backward(batch)
         self.scaler.unscale_(self.optimizer)
-        looks = self.looks_at_once or self._again == self.step_count
+        looks = self.checks_on_host or self._redo_step == self.step_count
         with record_function("Optimizer.clip_grad_norm"):  # so that a profile counts it to the optimizer
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             needed = self.clip_grad_norm is not None or not self.scaler.is_enabled()
@@ -153,7 +164,7 @@ class TrainingStep:
             if norm is not None and self.clip_grad_norm is not None:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
         self._is_updating = True
-        update(self.optimizer, self.scaler, None if looks else self._watch.note(figure, before))
+        update(self.optimizer, self.scaler, None if looks else self._monitor.note(figure, before))
         self._is_updating = False
         self.step_count += 1
         self.tokens_seen += batch.num_targets
@@ -161,33 +172,61 @@ class TrainingStep:
         self.loss, self._grad_norm, self.before = loss, norm, None
         return loss
 
+    def _forward_backward(self, batch: Batch) -> Tensor:
+        """Add the gradient of a batch, scaled, to those that are there: a micro-step and a chunk at a time.
+
+        Returns:
+            The loss in nats per counted target, over all processes and without scale.
+        """
+        losses = []
+        shares = batch.ids_RT.chunk(self.accumulate)
+        for number, ids_RT in enumerate(shares, start=1):
+            inputs_RT, targets_RT = self.batches.rows.split(ids_RT)
+            length = self.chunk_len or inputs_RT.shape[1]
+            state: Any = None
+            for start in range(0, inputs_RT.shape[1], length):
+                piece = slice(start, start + length)
+                chunk_RT, chunk_targets_RT = inputs_RT[:, piece], targets_RT[:, piece]
+                is_last = number == len(shares) and start + length >= inputs_RT.shape[1]
+                most = min(batch.own_targets, chunk_targets_RT.numel())
+                with self.shared.summing(is_last):
+                    with autocast(self.precision, self.batches.device):
+                        nats, state = self.shared.nats(
+                            chunk_RT, chunk_targets_RT, self.batches.ignore_index, most, state
+                        )
+                    loss = nats / batch.num_targets
+                    # DDP averages over the processes; the loss is a sum over them.
+                    self.scaler.scale(loss * distributed.count() if distributed.count() > 1 else loss).backward()
+                losses.append(loss.detach())
+                state = map_state(Tensor.detach, state) if length < inputs_RT.shape[1] else None
+        return distributed.summed(losses[0] if len(losses) == 1 else torch.stack(losses).sum())
+
     def steps_left_out(self) -> int:
         """Return how many of the steps made changed nothing."""
         return self.empty_steps + sum(step <= self.step_count for step in self.skipped_steps)
 
     def _pass_over(self) -> Tensor:
-        """Counts a step whose batch changes nothing."""
+        """Count a step whose batch changes nothing."""
         self.step_count += 1
         self.batches.prepare(self.step_count)
         return torch.full((), math.nan, device=self.batches.device)
 
-    def settle(self, *, wait: bool = True) -> bool:
-        """Returns to a step that was not finite, where one is found among those already made.
+    def confirm_finite(self, *, wait: bool = True) -> bool:
+        """Return whether no step made so far is known not to be finite; else go back to the first such step.
+
+        Where it goes back, the next call makes that step again, looking.
 
         Args:
             wait: For the device, so that all of them are known to be finite where none is found.
-
-        Returns:
-            Whether it returned; then the next call makes that step again.
         """
-        if (before := self._watch.first(wait=wait)) is None:
-            return False
+        if (before := self._monitor.first(wait=wait)) is None:
+            return True
         self._restore(before)
-        self._again = before.step_count
-        return True
+        self._redo_step = before.step_count
+        return False
 
-    def undo(self) -> bool:
-        """Takes back a step that was not completed, and drops the gradients.
+    def revert(self) -> bool:
+        """Take back a step that was not completed, and drop the gradients.
 
         Returns:
             Whether all is as it was before that step; not so if it failed within the update.
@@ -197,19 +236,19 @@ class TrainingStep:
         return not self._is_updating
 
     def grad_norm(self) -> float:
-        """Norm of all gradients of the last step together, before clipping; waits for the device."""
+        """Return the norm of all gradients of the last step together, before clipping; waits for the device."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self._grad_norm is None and gradients:  # in fp16 without clipping
             self._grad_norm = whole_tensor(nn.utils.get_total_norm(gradients))
         return math.nan if self._grad_norm is None else float(self._grad_norm)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next steps depend on, but for the random states; nothing that is not finite.
+        """Return all that the next steps depend on, but for the random states; nothing that is not finite.
 
         Raises:
             NonFiniteError: if weights or optimizer state are not.
         """
-        self.settle()
+        self.confirm_finite()
         norm = self.grad_norm()
         state = {
             **saved_weights(self.shared, self.optimizer),
@@ -225,7 +264,7 @@ class TrainingStep:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up where `state_dict` left off.
+        """Take up where `state_dict` left off.
 
         Raises:
             ValueError: if the tensors are of another model or optimizer, with the names and shapes that differ; nothing
@@ -239,34 +278,41 @@ class TrainingStep:
         self._grad_norm = torch.tensor(math.nan if norm is None else norm)
         self.skipped_steps = set(state.get("skipped_steps", ()))
         self.empty_steps = state.get("empty_steps", 0)  # checkpoints of before did not have it
-        self._watch.forget()
-        self._again = self.before = None
+        self._monitor.forget()
+        self._redo_step = self.before = None
         self.optimizer.zero_grad(set_to_none=True)
 
     def _leave_out(self, loss: float) -> Tensor:
-        """What becomes of a step that is not finite."""
+        """Take back a step that is not finite, and skip it or raise."""
         step = self.step_count + 1
-        message = report(step, loss, self.batches, self.model, self.vocabulary)
+        message = describe_non_finite(step, loss, self.batches, self.model, self.vocabulary)
         self.scaler.update()
-        self.undo()
-        refuse_or_skip(self.on_non_finite, step, self.skipped_steps, message)
+        self.revert()
+        skip_or_raise(self.on_non_finite, step, self.skipped_steps, message)
         self.step_count = step
         return torch.full((), loss, device=self.batches.device)
 
-    def _now(self) -> Before:
-        return Before(
+    def _snapshot(self) -> StepSnapshot:
+        return StepSnapshot(
             step_count=self.step_count,
             tokens_seen=self.tokens_seen,
             empty_steps=self.empty_steps,
             loss=self.loss,
             grad_norm=self._grad_norm,
             rates=tuple(group["lr"] for group in self.optimizer.param_groups),
-            random=generators(self.batches.device),
+            random=generator_states(self.batches.device),
         )
 
-    def _restore(self, before: Before) -> None:
+    def _restore(self, before: StepSnapshot) -> None:
         self.step_count, self.tokens_seen = before.step_count, before.tokens_seen
         self.empty_steps = before.empty_steps
         self.loss, self._grad_norm, self.before = before.loss, before.grad_norm, None
         before.restore(self.optimizer, self.batches.device)
-        self._watch.forget()
+        self._monitor.forget()
+
+
+def chunk_problem(model: Any, chunk_len: int | None) -> str | None:
+    """Return why a model cannot learn rows in chunks; None where it can."""
+    if chunk_len is None or not getattr(model, "sees_future", False):
+        return None
+    return f"trainer.chunk_len ({chunk_len}): this model sees the whole sequence and carries no state: leave it out"

@@ -1,24 +1,53 @@
-"""A trainer: what makes the steps of a run and reports on them, and all that its checkpoints hold."""
+"""The trainer: the training loop, from step to step until the first limit is reached, and what a step that fails does.
 
-from collections.abc import Callable
+A step is in `samout_train.training.step`; what is logged and evaluated in `samout_train.training.reports`.
+"""
+
+import logging
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from samout_train.checkpoint import refuse_other_vocabulary
+from samout_train.checkpoint import CheckpointError, Checkpoints, refuse_other_vocabulary
 from samout_train.config import NonNegative, Positive, not_divisible, validated
 from samout_train.data import Batches, Source, overfit_problem
+from samout_train.evaluation import Evaluation
 from samout_train.models import ParallelName, SharedModel, checkpoint_activations, parallel_problem
-from samout_train.runtime import Clock, PrecisionName, distributed, random_states, use_tf32
+from samout_train.runtime import (
+    Clock,
+    PrecisionName,
+    StopRequestedError,
+    StopSignals,
+    distributed,
+    peak_memory_bytes,
+    random_states,
+    reset_peak_memory,
+    set_own_random_states,
+    use_tf32,
+    write_figures,
+)
+from samout_train.training.callbacks.base import Callback, RunContext
 from samout_train.training.limits import LimitSettings, Reached
-from samout_train.training.micro_steps import chunk_problem
-from samout_train.training.non_finite import OnNonFinite
+from samout_train.training.non_finite import NonFiniteError, OnNonFinite
 from samout_train.training.optimizers.check import checked_optimizer
+from samout_train.training.profiler import profiling
 from samout_train.training.reports import Reports
-from samout_train.training.rescue import set_own_random_states
 from samout_train.training.schedules import Schedule, first_limit
-from samout_train.training.step import TrainingStep
+from samout_train.training.step import TrainingStep, chunk_problem
+
+Callbacks = Mapping[str, Callback]
+# How an allocation that fails is told where it is no OutOfMemoryError: by the CPU, by CUDA and by its libraries.
+OUT_OF_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+log = logging.getLogger(__name__)
+
+
+class MemoryExhaustedError(Exception):
+    """There was not enough memory; the message says for what, and what needs less."""
 
 
 class Trainer:
@@ -89,31 +118,18 @@ class Trainer:
         compile: bool,
         on_non_finite: OnNonFinite,
     ) -> None:
-        if distributed.count() > 1:
-            shares = ("accumulate times processes", accumulate * distributed.count())
-            problem = not_divisible("data.batch_size", batch_size, *shares)
-        else:
-            problem = not_divisible("batch_size", batch_size, "accumulate", accumulate)
-        if problem := problem or parallel_problem(parallel, precision, compile) or chunk_problem(model, chunk_len):
-            raise ValueError(problem)
-        self.model, self.source, self.device, self.precision, self.profile = model, source, device, precision, profile
+        _refuse_impossible(model, batch_size, accumulate, chunk_len, parallel, precision, compile=compile)
+        self.model = model
+        self.source = source
+        self.device = device
+        self.precision = precision
+        self.profile = profile
+        self.resumed_from: str | None = None  # the other run's checkpoint that this one started from
         use_tf32(tf32, device)
         if activation_checkpointing:
             checkpoint_activations(model)
-        max_rows = max_epochs and max_epochs * source.train.num_rows
-        self.limits = first_limit(max_steps, max_rows, max_seconds, batch_size=batch_size, budget_steps=budget_steps)
-        set_limits = (max_steps, max_epochs, max_seconds, budget_steps)
-        self._limit_settings = LimitSettings(*set_limits, num_rows=source.train.num_rows, batch_size=batch_size)
-        batches = Batches(
-            source.train,
-            batch_size=batch_size,
-            seed=seed,
-            ignore_index=source.ignore_index,
-            device=device,
-            overfit_batches=overfit_batches,
-        )
-        if problem := overfit_problem(batches, overfit_batches, source.ignore_index):
-            raise ValueError(problem)
+        self._set_limits(max_steps, max_epochs, max_seconds, budget_steps, batch_size)
+        batches = self._batches(batch_size, seed, overfit_batches)
         self.shared = SharedModel(model, parallel=parallel, device=device, compile=compile)
         optimizer, stateful = checked_optimizer(build_optimizer, self.shared)
         self.training_step = TrainingStep(
@@ -130,11 +146,44 @@ class Trainer:
             on_non_finite=on_non_finite,
             vocabulary=source.vocabulary,
         )
-        self.clock = Clock(device)
-        self.resumed_from: str | None = None  # the other run's checkpoint that this one started from
+        self._set_reports(log_every_n_steps, eval_every_n_steps, eval_batches, final_eval_batches)
+
+    def _set_limits(
+        self,
+        max_steps: int | None,
+        max_epochs: float | None,
+        max_seconds: float | None,
+        budget_steps: int,
+        batch_size: int,
+    ) -> None:
+        num_rows = self.source.train.num_rows
+        max_rows = max_epochs and max_epochs * num_rows
+        self.limits = first_limit(max_steps, max_rows, max_seconds, batch_size=batch_size, budget_steps=budget_steps)
+        self._limit_settings = LimitSettings(
+            max_steps, max_epochs, max_seconds, budget_steps, num_rows=num_rows, batch_size=batch_size
+        )
+
+    def _batches(self, batch_size: int, seed: int, overfit_batches: int) -> Batches:
+        ignore_index = self.source.ignore_index
+        batches = Batches(
+            self.source.train,
+            batch_size=batch_size,
+            seed=seed,
+            ignore_index=ignore_index,
+            device=self.device,
+            overfit_batches=overfit_batches,
+        )
+        if problem := overfit_problem(batches, overfit_batches, ignore_index):
+            raise ValueError(problem)
+        return batches
+
+    def _set_reports(
+        self, log_every_n_steps: int, eval_every_n_steps: int, eval_batches: int, final_eval_batches: int | None
+    ) -> None:
+        self.clock = Clock(self.device)
         self.reports = Reports(
             self.training_step,
-            source=source,
+            source=self.source,
             clock=self.clock,
             log_every_n_steps=log_every_n_steps,
             eval_every_n_steps=eval_every_n_steps,
@@ -144,22 +193,155 @@ class Trainer:
 
     @property
     def step_count(self) -> int:
-        """Optimizer steps made."""
+        """Return the optimizer steps made."""
         return self.training_step.step_count
 
+    def fit(self, context: RunContext, callbacks: Callbacks, checkpoints: Checkpoints) -> dict[str, Any]:
+        """Train to the first limit that is reached, or until a callback asks to stop; return the summary of the run.
+
+        Args:
+            context: What callbacks are told at the start.
+            callbacks: By name, in the order in which they are called.
+            checkpoints: Where to save.
+
+        Raises:
+            StopRequestedError: if a signal asked to stop; the checkpoint to continue from is then written.
+            CheckpointError: if that, or the one at the end, could not be written.
+            NonFiniteError, MemoryExhaustedError: if a step cannot be made; the state before it is saved.
+        """
+        reset_peak_memory(self.device)
+        try:
+            with StopSignals(distributed.largest) as signals:
+                with self.shared.whole():
+                    for callback in callbacks.values():
+                        callback.on_start(context)
+                    distributed.wait_for_all()
+                final = self._train_and_evaluate(context.run_dir, callbacks, checkpoints, signals)
+            return self._finish(context, callbacks, final)
+        finally:
+            checkpoints.wait()
+            for callback in callbacks.values():
+                callback.on_close()
+
     def step(self) -> Tensor:
-        """One optimizer step, exactly as `samout_train.training.fit` makes it.
+        """Make one optimizer step, exactly as `fit` makes it.
 
         Returns:
             Its loss before the update, in nats per counted target, as a tensor that nothing waited for.
         """
-        self.training_step.settle(wait=False)
+        self.training_step.confirm_finite(wait=False)
         return self.training_step(self.limits.progress(self.step_count + 1, self._seconds()))
 
+    def _train_and_evaluate(
+        self, run_dir: Path, callbacks: Callbacks, checkpoints: Checkpoints, signals: StopSignals
+    ) -> Evaluation:
+        """Make all steps, and evaluate on the whole validation split; save the state, also where one of both fails."""
+        folder = run_dir / "profile" if self.profile else None
+        try:
+            with saved_on_error(self.training_step, lambda: self._save_last(callbacks, checkpoints)):
+                with profiling(self.step, folder=folder, clock=self.clock, steps_made=self.step_count) as step:
+                    self._set_summary_aside(run_dir)
+                    self._train(step, callbacks, checkpoints, signals)
+                final = self.reports.evaluate_whole(signals)
+                self._save_last(callbacks, checkpoints)
+        except StopRequestedError as stop:
+            self._save_last(callbacks, checkpoints)
+            for callback in callbacks.values():
+                callback.on_stop(str(stop))
+            raise
+        return final
+
+    def _train(
+        self, step: Callable[[], Tensor], callbacks: Callbacks, checkpoints: Checkpoints, signals: StopSignals
+    ) -> None:
+        watching = list(callbacks.values())
+        stop_reason = None
+        if self.step_count:  # a run that was stopped between a step and its report makes up for the report first
+            stop_reason = self.reports.report(watching, signals, is_last=self.finished())
+        if self.training_step.on_non_finite == "rollback":
+            self._save(callbacks, checkpoints)  # so that there is something to go back to
+        self.clock.start()
+        while stop_reason is None and not self.finished():
+            if not self._step_or_roll_back(step, checkpoints):
+                continue
+            for callback in watching:
+                callback.on_step(self.step_count)
+            signals.check()
+            best_before = self.reports.best_val_step
+            stop_reason = self.reports.report(watching, signals, is_last=self.finished())
+            is_best = self.reports.best_val_step != best_before
+            if distributed.largest(distributed.is_first() and checkpoints.due(self.step_count, is_best=is_best)):
+                self._save(callbacks, checkpoints)
+        self.clock.pause()
+        if stop_reason is not None:
+            log.info("stopped after step %d: %s", self.step_count, stop_reason)
+        # Also where time ran out, or a callback spoke, after the step had been asked whether it is the last.
+        self.reports.report(watching, signals, is_last=True)
+        self._save(callbacks, checkpoints)
+
+    def _step_or_roll_back(self, step: Callable[[], object], checkpoints: Checkpoints) -> bool:
+        """Make a step, or go back to the newest checkpoint; return whether it made the step.
+
+        Raises:
+            NonFiniteError: if it is not to go back, or there is no checkpoint.
+            CheckpointError: if all are damaged.
+        """
+        try:
+            step()
+        except NonFiniteError as error:
+            if not error.goes_back:
+                raise
+            with self.clock.paused():
+                left_out = set(self.training_step.skipped_steps)
+                content = checkpoints.roll_back(self.training_step)
+                if content is None:
+                    raise
+                self.training_step.skipped_steps |= left_out
+                self._set_random_states(content)
+                log.warning(
+                    "%s\n  rolled back     to step %d; this batch is left out from now on", error, self.step_count
+                )
+            return False
+        return True
+
+    def _finish(self, context: RunContext, callbacks: Callbacks, final: Evaluation) -> dict[str, Any]:
+        """Write summary.json, and call what callbacks do at the end."""
+        summary = self.reports.summary(context, final)
+        summary |= {} if self.resumed_from is None else {"resumed_from": self.resumed_from}
+        with self.shared.whole():
+            for callback in callbacks.values():
+                summary |= callback.figures()
+            if distributed.is_first():
+                write_figures(context.run_dir / "summary.json", summary)
+            for callback in callbacks.values():
+                callback.on_end(summary)
+            distributed.wait_for_all()
+        return summary
+
+    def _set_summary_aside(self, run_dir: Path) -> None:
+        """Rename the summary of a finished run that goes on: until it has ended again, it is not finished."""
+        path = run_dir / "summary.json"
+        if distributed.is_first() and not self.finished() and path.exists():
+            path.replace(path.with_name(f"summary_step_{self.step_count:08d}.json"))
+
+    def _save(self, callbacks: Callbacks, checkpoints: Checkpoints) -> None:
+        is_saved = self.step_count in (checkpoints.last_step, checkpoints.begun_step)
+        if distributed.largest(distributed.is_first() and is_saved):
+            return
+        with self.clock.paused():
+            state = self.state_dict() | {"callbacks": {name: c.state_dict() for name, c in callbacks.items()}}
+            checkpoints.save(state, step=self.step_count, best_step=self.reports.best_val_step)
+
+    def _save_last(self, callbacks: Callbacks, checkpoints: Checkpoints) -> None:
+        checkpoints.wait()
+        self._save(callbacks, checkpoints)
+        if distributed.is_first():
+            checkpoints.finish(self.step_count)
+
     def finished(self) -> bool:
-        """Whether a limit is reached."""
+        """Return whether a limit is reached."""
         is_at_end = self.limits.progress(self.step_count, self._seconds()).share >= 1
-        return is_at_end and not self.training_step.settle()
+        return is_at_end and self.training_step.confirm_finite()
 
     def limits_reached(self) -> list[Reached]:
         """Return the limits that hold now; none where something else ended the run."""
@@ -171,12 +353,12 @@ class Trainer:
         return self.training_step.base_rates[0] * self.training_step.schedule(progress)
 
     def _seconds(self) -> float:
-        """Of training so far, where they count: those of the first process."""
+        """Return the seconds of training so far; where they end the run, those of the first process."""
         seconds = self.clock.seconds
         return seconds if self.limits.max_seconds is None else distributed.number_of_first(seconds)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continued run needs to go on as if it had not been stopped; the step gives the order of rows.
+        """Return all that a resumed run needs to go on as if it had not been stopped; the step gives the order of rows.
 
         All processes ask for it together.
         """
@@ -195,7 +377,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up where `state_dict` left off.
+        """Take up where `state_dict` left off.
 
         Raises:
             ValueError: if the checkpoint is of another model or vocabulary.
@@ -206,11 +388,10 @@ class Trainer:
         self.resumed_from = state["resumed_from"]
 
     def begin_from(self, state: dict[str, Any], origin: str) -> None:
-        """Begins a run with the state of another: with its weights, optimizer, steps and random states, and nothing
-        of its record.
+        """Begin a run with weights, optimizer, steps and random states of another, and nothing of its record.
 
         Args:
-            state: As `state_dict` gives it.
+            state: As `state_dict` returns it.
             origin: Where it lies.
 
         Raises:
@@ -226,4 +407,95 @@ class Trainer:
     def _take_up(self, state: dict[str, Any]) -> None:
         refuse_other_vocabulary(self.source.vocabulary, state["vocabulary"])
         self.training_step.load_state_dict(state)
-        set_own_random_states(state, self.device)
+        self._set_random_states(state)
+
+    def _set_random_states(self, content: Mapping[str, Any]) -> None:
+        set_own_random_states([content["random"], *content.get("random_of_others", [])], self.device)
+
+
+def _refuse_impossible(
+    model: nn.Module,
+    batch_size: int,
+    accumulate: int,
+    chunk_len: int | None,
+    parallel: ParallelName,
+    precision: PrecisionName,
+    *,
+    compile: bool,
+) -> None:
+    if distributed.count() > 1:
+        shares = accumulate * distributed.count()
+        problem = not_divisible("data.batch_size", batch_size, "accumulate times processes", shares)
+    else:
+        problem = not_divisible("batch_size", batch_size, "accumulate", accumulate)
+    if problem := problem or parallel_problem(parallel, precision, compile) or chunk_problem(model, chunk_len):
+        raise ValueError(problem)
+
+
+@contextmanager
+def saved_on_error(step: TrainingStep, save: Callable[[], None]) -> Iterator[None]:
+    """Save the state before the step that fails inside, where it is whole, and say what happened.
+
+    Args:
+        step: What fails, perhaps.
+        save: Writes a checkpoint.
+
+    Raises:
+        NonFiniteError: as it came, with what was saved.
+        MemoryExhaustedError: in place of what torch, numpy or Python raise.
+    """
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}\n{_saved(step, save)}") from None
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        peak = peak_memory_bytes(step.batches.device)
+        traceback.clear_frames(error.__traceback__)  # they hold the activations
+        what = f"in step {step.step_count + 1}" if step.before else f"after step {step.step_count}"
+        if not step.revert():
+            saved = "  saved           nothing: it failed within the update"
+        elif distributed.count() > 1:
+            saved = f"  saved           nothing: it happened in {distributed.name()}, and the others wait in this step"
+        else:
+            saved = _saved(step, save)
+        first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        lines = [f"out of memory {what}: {first_line}", *_sizes(step, peak), saved]
+        raise MemoryExhaustedError("\n".join(lines)) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed, on the device or in main memory."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def _saved(step: TrainingStep, save: Callable[[], None]) -> str:
+    try:
+        save()
+    except (CheckpointError, NonFiniteError, OSError, MemoryError, RuntimeError) as error:
+        return f"  saved           nothing: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    return f"  saved           the state after step {step.step_count}: resume=auto goes on from it"
+
+
+def _sizes(step: TrainingStep, peak: int) -> list[str]:
+    """Return what the step held, and what would need less."""
+    batches, parts = step.batches, step.accumulate
+    rows, length = batches.batch_size, batches.rows.seq_len
+    micro_steps = f"{parts} micro-step{'s' if parts > 1 else ''} of {rows // parts} rows"
+    less = []
+    finer = next((count for count in range(2 * parts, rows + 1) if rows % count == 0), None)
+    if finer is not None:
+        less.append(f"trainer.accumulate={finer}, which keeps the batch of {rows} rows")
+    if rows > 1:
+        less.append(f"data.batch_size={rows // 2}")
+    if length > 1:
+        less.append(f"data.seq_len={length // 2}")
+    if isinstance(getattr(step.model, "layers", None), nn.ModuleList):
+        less.append("trainer.activation_checkpointing=true")
+    return [
+        f"  peak so far     {peak / 1e9:.2f} GB, on {batches.device} in {step.precision}",
+        f"  batch           {rows} rows x {length} targets, in {micro_steps}",
+        f"  needs less      {'; or '.join(less) or 'a smaller model'}",
+    ]

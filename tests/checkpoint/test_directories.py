@@ -409,7 +409,7 @@ def test_a_finished_run_that_goes_on_is_not_finished_before_it_has_ended_again(
         raise StopRequestedError(signal.SIGINT)
 
     with monkeypatch.context() as patched, pytest.raises(StopRequestedError):
-        patched.setattr("samout_train.training.fit._train", stopped)
+        patched.setattr("samout_train.training.trainer.Trainer._train", stopped)
         train([*words, "resume=auto", "trainer.max_steps=4"])
     assert outcome(tmp_path / "run").state == "stopped"
     kept = json.loads((tmp_path / "run" / "summary_step_00000002.json").read_bytes())

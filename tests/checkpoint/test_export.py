@@ -13,8 +13,7 @@ from torch import nn
 
 from samout_train import build_model, load_exported, load_published, load_vocabulary, train
 from samout_train.checkpoint import ExportError, export_run, load_run
-from samout_train.checkpoint.export import export_damage
-from samout_train.checkpoint.export_files import once, write_weights
+from samout_train.checkpoint.export import export_damage, once, write_weights
 from samout_train.cli import export
 from samout_train.data import SPECIAL_TOKENS
 from samout_train.models import published_state

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from samout_train.checkpoint.mismatch import refuse_other_model
+from samout_train.checkpoint.state import refuse_other_model
 from tests.training.test_step import PROGRESS, model, step_of
 
 

@@ -99,10 +99,10 @@ def test_a_run_may_begin_with_them_and_have_nothing_else(tmp_path: Path) -> None
     assert summary["empty_steps"] == 1 and summary["train_loss_nats"] is None and summary["tokens_seen"] == 0
 
 
-@pytest.mark.parametrize("looks_at_once", [True, False], ids=["at once", "later"])
-def test_going_back_to_a_poisoned_step_counts_them_once(looks_at_once: bool) -> None:
+@pytest.mark.parametrize("checks_on_host", [True, False], ids=["at once", "later"])
+def test_going_back_to_a_poisoned_step_counts_them_once(checks_on_host: bool) -> None:
     def steps() -> TrainingStep:
-        step = adam_step("skip", looks_at_once=looks_at_once)
+        step = adam_step("skip", checks_on_host=checks_on_host)
         rows = step.batches.rows
         assert isinstance(rows, MatrixRows)
         for number in (2, 4, 6):  # the batches before and behind the poisoned one, and a later one

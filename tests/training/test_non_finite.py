@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from samout_train.data import Batches, Characters, MatrixRows
 from samout_train.training import NonFiniteError
-from samout_train.training.non_finite import MOST_IN_A_ROW, OnNonFinite, refuse_non_finite, report
+from samout_train.training.non_finite import MOST_IN_A_ROW, OnNonFinite, describe_non_finite, refuse_non_finite
 from samout_train.training.step import TrainingStep
 from tests.training.test_step import PROGRESS, model, step_of
 
 
 def adam_step(
-    on_non_finite: OnNonFinite, *, looks_at_once: bool, clip: float | None = 1.0, device: str = "cpu"
+    on_non_finite: OnNonFinite, *, checks_on_host: bool, clip: float | None = 1.0, device: str = "cpu"
 ) -> TrainingStep:
     def adam(net: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(net.parameters(), lr=0.01, fused=True)
@@ -24,7 +24,7 @@ def adam_step(
     rows = torch.randint(4, 31, (64, 13), generator=torch.Generator().manual_seed(1))
     net = model().to(device)
     made = step_of(net, ids=rows, accumulate=2, clip=clip, optimizer=adam, device=device, on_non_finite=on_non_finite)
-    made.looks_at_once = looks_at_once
+    made.checks_on_host = checks_on_host
     return made
 
 
@@ -56,8 +56,8 @@ def tensors(step: TrainingStep) -> list[Tensor]:
 
 def make(step: TrainingStep, steps: int) -> None:
     """As a trainer does it."""
-    while step.step_count < steps or step.settle():
-        step.settle(wait=False)
+    while step.step_count < steps or not step.confirm_finite():
+        step.confirm_finite(wait=False)
         step(PROGRESS)
 
 
@@ -65,18 +65,18 @@ def equal(some: list[Tensor], others: list[Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
 
 
-LOOKS = pytest.mark.parametrize("looks_at_once", [True, False], ids=["at once", "later"])
+LOOKS = pytest.mark.parametrize("checks_on_host", [True, False], ids=["at once", "later"])
 POISONS = pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
 
 
 @LOOKS
 @POISONS
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_stop_leaves_all_as_it_was_before_the_step(looks_at_once: bool, gradient: bool, clip: float | None) -> None:
-    wanted = adam_step("stop", looks_at_once=True, clip=clip)
+def test_stop_leaves_all_as_it_was_before_the_step(checks_on_host: bool, gradient: bool, clip: float | None) -> None:
+    wanted = adam_step("stop", checks_on_host=True, clip=clip)
     make(wanted, 3)
     before = tensors(wanted)
-    step = adam_step("stop", looks_at_once=looks_at_once, clip=clip)
+    step = adam_step("stop", checks_on_host=checks_on_host, clip=clip)
     what = "its gradient is not finite" if gradient else "its loss is nan"
     with poisoned(step, batch=3, gradient=gradient), pytest.raises(NonFiniteError, match=f"step 4 .*: {what}"):
         make(step, 8)
@@ -86,11 +86,11 @@ def test_stop_leaves_all_as_it_was_before_the_step(looks_at_once: bool, gradient
 
 @LOOKS
 @POISONS
-def test_skip_goes_on_as_if_the_batch_had_not_been(looks_at_once: bool, gradient: bool) -> None:
-    wanted = adam_step("skip", looks_at_once=True)
+def test_skip_goes_on_as_if_the_batch_had_not_been(checks_on_host: bool, gradient: bool) -> None:
+    wanted = adam_step("skip", checks_on_host=True)
     wanted.skipped_steps = {4}
     make(wanted, 8)
-    step = adam_step("skip", looks_at_once=looks_at_once)
+    step = adam_step("skip", checks_on_host=checks_on_host)
     with poisoned(step, batch=3, gradient=gradient):
         make(step, 8)
     assert step.skipped_steps == {4} and step.tokens_seen == wanted.tokens_seen == 7 * 8 * 12
@@ -101,9 +101,9 @@ def test_skip_goes_on_as_if_the_batch_had_not_been(looks_at_once: bool, gradient
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @POISONS
 def test_on_cuda_it_is_the_same(gradient: bool) -> None:
-    wanted = adam_step("stop", looks_at_once=True, device="cuda")
+    wanted = adam_step("stop", checks_on_host=True, device="cuda")
     make(wanted, 3)
-    step = adam_step("stop", looks_at_once=False, device="cuda")
+    step = adam_step("stop", checks_on_host=False, device="cuda")
     with poisoned(step, batch=3, gradient=gradient), pytest.raises(NonFiniteError, match="step 4 was not made"):
         make(step, 8)
     assert step.step_count == 3 and equal(tensors(step), tensors(wanted))
@@ -111,7 +111,7 @@ def test_on_cuda_it_is_the_same(gradient: bool) -> None:
 
 @pytest.mark.parametrize("choice", ["skip", "rollback"])
 def test_too_many_in_a_row_end_the_run(choice: OnNonFinite) -> None:
-    step = adam_step(choice, looks_at_once=True)
+    step = adam_step(choice, checks_on_host=True)
     step.model.register_forward_hook(lambda net, args, output: (output[0] * float("nan"), output[1]))
     with pytest.raises(NonFiniteError, match=f"the {MOST_IN_A_ROW} steps before it were left out") as caught:
         for _ in range(20):
@@ -132,7 +132,7 @@ def test_the_report_names_rows_text_and_gradients() -> None:
     net = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 1))
     for number, parameter in enumerate(net.parameters()):
         parameter.grad = torch.full_like(parameter, float("inf") if number == 2 else 3.0)
-    lines = report(5, 1.25, batches, net, vocabulary).splitlines()
+    lines = describe_non_finite(5, 1.25, batches, net, vocabulary).splitlines()
     assert lines[:2] == ["step 5 was not made: its gradient is not finite", "  loss            1.2500 nats"]
     first, second = (index for _, index in batches.places(4))
     assert lines[2] == f"  rows            of epoch 4: {first} {second}"
@@ -142,7 +142,7 @@ def test_the_report_names_rows_text_and_gradients() -> None:
 
 
 def test_what_is_not_finite_is_not_saved() -> None:
-    step = adam_step("stop", looks_at_once=True)
+    step = adam_step("stop", checks_on_host=True)
     make(step, 1)
     refuse_non_finite(step.state_dict())
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from samout_train.training import MemoryExhaustedError
-from samout_train.training.rescue import is_out_of_memory, rescued
+from samout_train.training.trainer import is_out_of_memory, saved_on_error
 from tests.faults.numbers import FIXED, happens
 from tests.faults.row import SMALL
 from tests.support.program import samout
@@ -27,7 +27,7 @@ def test_the_allocation_that_a_cpu_refuses_is_told() -> None:
     random = torch.get_rng_state()
     step.model.register_forward_hook(lambda net, args, output: torch.empty(10**15))
     saved: list[int] = []
-    with pytest.raises(MemoryExhaustedError) as caught, rescued(step, lambda: saved.append(step.step_count)):
+    with pytest.raises(MemoryExhaustedError) as caught, saved_on_error(step, lambda: saved.append(step.step_count)):
         step(PROGRESS)
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("out of memory in step 1: ") and "can't allocate memory" in lines[0]
@@ -44,12 +44,15 @@ def test_what_failed_within_the_update_is_not_saved() -> None:
             raise MemoryError
 
     step = step_of(model(), optimizer=lambda net: Failing(net.parameters(), lr=0.1))
-    with pytest.raises(MemoryExhaustedError, match="nothing: it failed within the update"), rescued(step, pytest.fail):
+    with (
+        pytest.raises(MemoryExhaustedError, match="nothing: it failed within the update"),
+        saved_on_error(step, pytest.fail),
+    ):
         step(PROGRESS)
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), rescued(step_of(nn.Linear(1, 1)), pytest.fail):
+    with pytest.raises(RuntimeError, match="shapes"), saved_on_error(step_of(nn.Linear(1, 1)), pytest.fail):
         raise RuntimeError("shapes cannot be multiplied")
 
 

@@ -1,7 +1,11 @@
-"""What a person reads: the model's figures before step 1, the time it will take, and the results at the end."""
+"""What a person reads: a bar as the run goes, and the log.
+
+The log has the model's figures before step 1, the time it will take, and the results at the end.
+"""
 
 import logging
 import shlex
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -21,8 +25,10 @@ from samout_train.models import (
     tokens_of,
 )
 from samout_train.runtime import (
+    Bar,
     Others,
     dashboard_command,
+    is_terminal,
     program,
     program_file,
     shown_path,
@@ -30,10 +36,17 @@ from samout_train.runtime import (
     told_others,
     typed_line,
 )
-from samout_train.training.callbacks.base import Callback, RunContext
+from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 from samout_train.training.limits import once
 
 STEPS_BEFORE_ESTIMATE = 3
+SECONDS_BETWEEN_LINES = 10.0
+SHOWN = {
+    "train/loss_nats": ("loss", "{:.3f}"),
+    "val/loss_nats": ("val", "{:.3f}"),
+    "train/lr": ("lr", "{:.2e}"),
+    "time/tokens_per_second": ("tokens/s", "{:,.0f}"),
+}
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +54,7 @@ class Report(Callback):
     """Writes to the log, which goes to the console and to samout_train.log."""
 
     def on_start(self, context: RunContext) -> None:
-        """The model and the data in figures."""
+        """Log the model and the data in figures."""
         self._context = context
         self._last_mark: Any = None
         self._made, self._left_out = 0, context.steps_left_out()
@@ -56,7 +69,7 @@ class Report(Callback):
             log.info("%s: is reached at step %d: set %s to go on", said, context.first_step, limit.further)
 
     def on_step(self, step: int) -> None:
-        """After three steps that learned, the time that the rest will take; on CUDA without waiting for the device."""
+        """Log, after three steps that learned, what time the rest will take; on CUDA without waiting for the device."""
         self._tell_others()
         if self._made < STEPS_BEFORE_ESTIMATE:
             before, self._last_mark = self._last_mark, _mark(self._context.device)
@@ -90,7 +103,7 @@ class Report(Callback):
                 log.info("cores       %s", told)
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """The results, where they lie, and what to type next."""
+        """Log the results, where they lie, and what to type next."""
         run_dir = shown_path(self._context.run_dir)
         for name, value in _results(summary):
             log.info("  %-22s %s", name, value)
@@ -106,7 +119,7 @@ class Report(Callback):
         log.info("continue   %s", self._continue_command(limit.further for limit in self._context.limits_reached()))
 
     def on_stop(self, reason: str) -> None:
-        """What continues the run."""
+        """Log what continues the run."""
         log.info("%s, and the checkpoint is written", reason)
         log.info("run        %s", shown_path(self._context.run_dir))
         log.info("continue   %s", self._continue_command())
@@ -122,6 +135,52 @@ class Report(Callback):
         if count == 1:
             return program()
         return [program_file(), "-m", "torch.distributed.run", "--nproc-per-node", str(count), "-m", "samout_train"]
+
+
+class ProgressBar(Callback):
+    """A tqdm bar on standard error; where that is no terminal, it is written anew every ten seconds."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._shown: dict[str, str] = {}
+
+    def on_start(self, context: RunContext) -> None:
+        """Keep what the bar needs; it opens with the first step, below what others print before it."""
+        self._first_step, self._total_steps = context.first_step, context.total_steps
+
+    def on_step(self, step: int) -> None:
+        """Move it on."""
+        if self._bar is None:
+            interval = 0.1 if is_terminal(sys.stderr) else SECONDS_BETWEEN_LINES
+            self._bar = Bar(
+                total=self._total_steps,
+                initial=self._first_step,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=interval,
+            )
+        self._bar.update(step - self._bar.n)
+
+    def on_report(self, report: StepReport) -> None:
+        """Show what the step says."""
+        for tag, (name, style) in SHOWN.items():
+            if tag in report.metrics:
+                self._shown[name] = style.format(report.metrics[tag])
+        if self._bar is not None:
+            self._bar.set_postfix(self._shown, refresh=False)
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        """Close the bar, before others print: it is the first callback."""
+        self.on_close()
+
+    def on_stop(self, reason: str) -> None:
+        """Close the bar, before others print."""
+        self.on_close()
+
+    def on_close(self) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _description(context: RunContext) -> list[str]:
@@ -187,7 +246,7 @@ def _padding_share(context: RunContext) -> float:
 
 
 def _num_targets(context: RunContext) -> int:
-    """Counted targets of as many rows as a step has."""
+    """Return the counted targets of as many rows as a step has."""
     rows = context.source.train
     targets_RT = rows.split(rows.windows(0, context.batch_size))[1]
     return int((targets_RT != context.source.ignore_index).sum())

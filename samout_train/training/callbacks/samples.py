@@ -1,4 +1,4 @@
-"""Text from the trained model, at the end of a run on text."""
+"""What a model says: text that it continues, at the end of a run, and the labels that it gives, as it learns."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -6,12 +6,14 @@ from functools import partial
 from itertools import count
 from typing import Annotated, Any
 
+import torch
 from torch import nn
+from tqdm import tqdm
 
 from samout_train.config import NonNegative, Positive, Seed, validated
 from samout_train.data import PAD_ID, SOS_ID, SPECIAL_TOKENS, Rows
 from samout_train.evaluation import generate_tokens
-from samout_train.training.callbacks.base import Callback, RunContext
+from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Sample(Callback):
         )
 
     def check(self, context: RunContext) -> None:
-        """Keeps the model and encodes the prompts, so that a wrong one is found before the run.
+        """Keep the model and encode the prompts, so that a wrong one is found before the run.
 
         Raises:
             ValueError: if the prompt is empty or has what the vocabulary has not.
@@ -70,7 +72,7 @@ class Sample(Callback):
         self._prompts: list[list[int]] = prompts
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """Writes the samples to the log, which a person sees."""
+        """Write the samples to the log, which a person sees."""
         if self._vocabulary is None:
             return
         seeds = count(self.seed)
@@ -80,8 +82,39 @@ class Sample(Callback):
             log.info("%s\n", self._vocabulary.decode(ids))
 
 
+class Predictions(Callback):
+    """Writes the labels that the model gives the first validation row; on next-token data it does nothing."""
+
+    def on_start(self, context: RunContext) -> None:
+        """Keep the row."""
+        self._model, self._labels = context.model, context.source.labels
+        rows = context.source.validation
+        if not self._labels:
+            return
+        self._inputs_RT, wanted_RT = (part.to(context.device) for part in rows.split(rows.windows(0, 1)))
+        self._wanted = self._word(wanted_RT)
+
+    def on_report(self, report: StepReport) -> str | None:
+        """Log the predicted word at each evaluation."""
+        if self._labels and "val/loss_nats" in report.metrics:
+            was_training = self._model.training
+            self._model.eval()
+            with torch.inference_mode():
+                word = self._word(self._model(self._inputs_RT)[0].argmax(-1))
+            self._model.train(was_training)
+            with tqdm.external_write_mode():
+                log.info(
+                    "step %-5d says %s%s", report.step, word, "" if word == self._wanted else f", not {self._wanted}"
+                )
+        return None
+
+    def _word(self, ids_RT: torch.Tensor) -> str:
+        assert self._labels
+        return "".join(self._labels[index] for index in ids_RT[0].tolist())
+
+
 def prompts_from(rows: Rows, num_prompts: int, num_tokens: int) -> list[list[int]]:
-    """Beginnings of rows at even distances, without padding.
+    """Return beginnings of rows at even distances, without padding.
 
     Args:
         rows: Of the validation split.
@@ -101,7 +134,7 @@ def within_rows(
     half_row: int,
     seeds: Iterator[int],
 ) -> list[int]:
-    """A prompt and what follows it, never further from where the state began than a training row is long.
+    """Return a prompt and what follows it, never further from where the state began than a training row is long.
 
     Args:
         generate: As `generate_tokens`, with its choices made.

@@ -64,7 +64,7 @@ class TensorBoard(Callback):
         self._has_warned = False
 
     def on_start(self, context: RunContext) -> None:
-        """Opens the event file; points that a continued run makes again are removed from view."""
+        """Open the event file; points that a continued run makes again are removed from view."""
         written_before = any(context.run_dir.glob("events.out.tfevents.*"))
         self._file = EventFile(context.run_dir, purge_step=context.reported_step + 1 if written_before else None)
         values = {key: str(value) if isinstance(value, bool) else value for key, value in context.settings.items()}
@@ -80,7 +80,7 @@ class TensorBoard(Callback):
         self._add(custom_scalars(LAYOUT))
 
     def on_report(self, report: StepReport) -> None:
-        """Writes the scalars as one event, and a sample after an evaluation."""
+        """Write the scalars as one event, and a sample after an evaluation."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in report.metrics.items()]
         self._add(Summary(value=values), report.step)
         if self._vocabulary is not None and self.sample_tokens and "val/loss_nats" in report.metrics:
@@ -89,7 +89,7 @@ class TensorBoard(Callback):
             self._add(text("sample", _code(self._vocabulary.decode(ids))), report.step)
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """The results and the weights, and that the run is finished, for the hparams tab."""
+        """Write the results and the weights, and that the run is finished, for the hparams tab."""
         step = summary["steps"]
         results = [(name, value) for name in RESULTS if (value := summary.get(name)) is not None]
         values = [Summary.Value(tag=f"hparam/{name}", simple_value=float(value)) for name, value in results]
@@ -102,7 +102,7 @@ class TensorBoard(Callback):
         self._add(self._end)
 
     def on_close(self) -> None:
-        """Closes the event file."""
+        """Close the event file."""
         if self._file is not None:
             self._file.close()
 

@@ -1,0 +1,119 @@
+"""What does not fit into memory, found before it is built: a model, the ids of its data, a step."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from samout_train.config import build
+from samout_train.models import estimate_memory_bytes
+from samout_train.runtime import distributed, too_large
+
+if TYPE_CHECKING:
+    from samout_train.training.step import TrainingStep
+
+MUCH_PER_TOKEN = 1 << 16  # bytes of a step: where this fits, what a step needs is not asked
+FEW_IDS = 8  # how many there are is not known yet
+OF_EACH_WEIGHT = 2 * torch.float32.itemsize  # the weight itself and its gradient
+SQUARES = 32  # of its widest size, which the weights of a layer are fewer than
+SIZES = ("hidden_size", "num_layers", "ffn_size", "ffn_share", "embedding_size", "convolution_size")
+
+
+def model_too_large(node: Mapping[str, Any], device: torch.device) -> str | None:
+    """Return that weights and gradients of a model do not fit into memory, without building it; None where they may.
+
+    Args:
+        node: Its settings, each right by itself. One with a target that is not this program's own is not judged.
+        device: Where it is trained; it is built in the memory of the machine.
+    """
+    if not all(target.startswith("samout_train.") for target in _targets(node)):
+        return None
+    sizes = {key: node[key] for key in SIZES if node.get(key)}
+    layers = sizes["num_layers"]
+    widest = max(
+        sizes.get("ffn_share", 1) * sizes["hidden_size"], *(sizes[key] for key in sizes if key != "num_layers")
+    )
+    if _lacks(int(layers * SQUARES * widest**2), device) is None:
+        return None
+    try:
+        one, two = (_elements({**node, "num_layers": number}) for number in (1, 2))
+    except ValueError:  # of settings that do not go together, which is told where it is built
+        return None
+    lacks = _lacks(one + (layers - 1) * (two - one), device)
+    if lacks is None:
+        return None
+    return f"{', '.join(f'model.{key}={size}' for key, size in sizes.items())}: the model {lacks}: choose smaller ones"
+
+
+def ids_too_large(data: Mapping[str, Any], device: torch.device) -> list[str]:
+    """Return the settings of data whose ids alone do not fit, of a batch or of a task's rows, whatever the model is.
+
+    Args:
+        data: Its settings, each right by itself.
+        device: Where the batch goes; the rows stay in the memory of the machine.
+    """
+    cpu, found = torch.device("cpu"), []
+    of_tests = ("seq_len", "test_lengths", "test_distances")
+    for key, lengths, place in (
+        ("batch_size", ("seq_len",), device),
+        ("num_sequences", ("seq_len",), cpu),
+        ("num_test_sequences", of_tests, cpu),
+    ):
+        numbers = {name: max(_whole_numbers(data.get(name)), default=1) for name in lengths}
+        longest = max(numbers, key=lambda name: numbers[name])
+        for rows in _whole_numbers(data.get(key)):
+            if lacks := too_large(rows * numbers[longest] * torch.int64.itemsize, place):
+                name = key if rows >= numbers[longest] else longest
+                found.append(f"data.{name}={data[name]}: {lacks}: choose a smaller one")
+    return list(dict.fromkeys(found))
+
+
+def step_too_large(step: "TrainingStep", seq_len: int) -> str | None:
+    """Return that a batch is so large that its step cannot be made, from shapes alone; None where it may.
+
+    Args:
+        step: As it was built.
+        seq_len: Of the rows.
+    """
+    batch, seq_len, device = step.batches.batch_size, min(seq_len, step.chunk_len or seq_len), step.batches.device
+    rows = batch // step.accumulate // distributed.count()
+    if step.shared.is_sharded or not too_large(rows * seq_len * MUCH_PER_TOKEN, device):
+        return None
+    try:
+        needed = estimate_memory_bytes(
+            step.model,
+            rows=rows,
+            seq_len=seq_len,
+            accumulate=step.accumulate,
+            precision=step.precision,
+            device=device,
+        )
+    except (RuntimeError, NotImplementedError):  # a model of the user's may do what has no shape function
+        return None
+    lacks = too_large(needed, device)
+    return f"data.batch_size={batch}: {lacks}: choose a smaller one, or a larger trainer.accumulate" if lacks else None
+
+
+def _lacks(elements: int, device: torch.device) -> str | None:
+    needed = elements * OF_EACH_WEIGHT
+    return too_large(needed, torch.device("cpu")) or too_large(needed, device)
+
+
+def _elements(node: Mapping[str, Any]) -> int:
+    """Return the elements of all weights, from their shapes alone."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model: nn.Module = build(dict(node), vocab_size=FEW_IDS, pad_id=None)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _targets(node: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in node.items():
+        if key == "_target_":
+            yield str(value)
+        elif isinstance(value, Mapping):
+            yield from _targets(value)
+
+
+def _whole_numbers(value: Any) -> list[int]:
+    return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
