@@ -25,7 +25,7 @@ LATE_ARGUMENTS: dict[str, set[str]] = {
 # How the run calls what a node builds, for who writes one of their own.
 CALLED = {
     "model": "a class that takes vocab_size and pad_id by name, as samout_train/models/samout.py has one",
-    "model.mixer": "a class that takes hidden_size and num_heads by name, as samout_train/models/samout_v8.py has one",
+    "model.mixer": "a class that takes hidden_size and num_heads by name, as samout_train/models/maxplus.py has one",
     "data": "a function (*, seed, ...) that returns a Source, as samout_train/data/random_tokens.py has one",
     "optimizer": (
         "a function (model, *, lr, ...) for a torch optimizer, as samout_train/training/optimizers/adam.py has one"

@@ -1,7 +1,7 @@
 """What the branches of a mixer are worth: the loss that leaving one out adds.
 
 A branch is left out by putting something in the mixer's place that calls it. What can be left out, the mixer says
-itself (`models/mixer.py`): no formula is repeated here, and no weight is changed.
+itself (`models/interface.py`): no formula is repeated here, and no weight is changed.
 """
 
 # B batch, T time, D width, P packed: the streams side by side

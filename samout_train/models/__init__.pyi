@@ -1,12 +1,11 @@
 from . import loss as loss
-from .activation_checkpointing import checkpoint_activations as checkpoint_activations, no_layers as no_layers
 from .cost import (
     TRAINING_TIMES as TRAINING_TIMES,
     estimate_memory_bytes as estimate_memory_bytes,
     num_parameters as num_parameters,
     parameters_by_part as parameters_by_part,
-    sees_future as sees_future,
 )
+from .interface import sees_future as sees_future
 from .loss import (
     MOST_LOGITS as MOST_LOGITS,
     cross_entropy_sum as cross_entropy_sum,
@@ -14,9 +13,12 @@ from .loss import (
     next_token_nats as next_token_nats,
 )
 from .parallel import (
+    ParallelModel as ParallelModel,
     ParallelName as ParallelName,
     SharedModel as SharedModel,
+    checkpoint_activations as checkpoint_activations,
     like as like,
+    no_layers as no_layers,
     parallel_problem as parallel_problem,
     whole_tensor as whole_tensor,
 )

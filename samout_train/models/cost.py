@@ -1,10 +1,10 @@
 """What is known about a model before it trains: parameters by part, operations a token, bytes of memory."""
 
-# B batch, T time, D width, V vocabulary
+# B batch, T time
 
 import weakref
 from collections import Counter
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from samout_train.models.interface import LanguageModel as LanguageModel, sees_future as sees_future  # earlier: here
 from samout_train.models.loss import next_token_nats
 from samout_train.runtime import PrecisionName, autocast, current_memory_bytes
 
@@ -20,35 +21,6 @@ from samout_train.runtime import PrecisionName, autocast, current_memory_bytes
 # peak within 3 %. glibc's heap, by default, keeps freed blocks between the live ones: 1.2 to 1.4 times as much.
 HEAP_SLACK = 1.25
 TRAINING_TIMES = 3  # a training step has so many times the matrix products of the forward pass: backward, two for each
-
-
-class LanguageModel(Protocol):
-    """What reports ask of a model, beside being called.
-
-    One in which a position sees later tokens says so with an attribute `sees_future` that is true; see `sees_future`.
-    One whose logits are a matrix (V, D) times what its body makes has that matrix as `head_weight`, and returns that,
-    (B, T, D), where it is called with `return_hidden=True`: its loss then needs no logits where they are very many.
-    """
-
-    def part_of(self, name: str) -> str:
-        """The part (embedding, mixer, feed-forward, head) that a parameter belongs to."""
-        ...
-
-    def forward_flops_per_token(self, length: int) -> int:
-        """Operations of the matrix products for one token in a sequence of this length."""
-        ...
-
-    def state_bytes(self, length: int) -> int:
-        """Bytes of one sequence's state after this many tokens: of what counts, without a cache's room to go on."""
-        ...
-
-
-def sees_future(model: nn.Module) -> bool:
-    """Whether positions of a model see later tokens: it is for labelling then, and has no state to go on from.
-
-    A model without the attribute of this name is held to be causal, which `verify` proves.
-    """
-    return bool(getattr(model, "sees_future", False))
 
 
 def num_parameters(model: nn.Module) -> int:

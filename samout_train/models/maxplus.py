@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samout_train.config import Positive, validated
-from samout_train.models.linear import Linear
-from samout_train.models.streams import project_streams
+from samout_train.models.layers import Linear
+from samout_train.models.samout import project_streams
 from samout_train.ops.max_scan import max_mix
 
 Decay = Literal["none", "learned", "token"]

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samout_train.config import Layers, Probability, Size, validated
-from samout_train.models.embedding import token_embedding
-from samout_train.models.feed_forward import FeedForward
-from samout_train.models.linear import Linear
-from samout_train.models.parts import matrix_flops, part_of
+from samout_train.models.interface import matrix_flops, part_of
+from samout_train.models.layers import FeedForward, Linear, token_embedding
 
 CHUNK = 64
 

@@ -4,7 +4,11 @@ Each process makes the nats of its own rows, and torch averages gradients over p
 their number, and what is divided by is the number of counted targets of all of them. FSDP2 knows no parameter that is a
 scalar: such ones are vectors of one element here, and scalars again in everything that is saved.
 
-Source: Zhao et al., PyTorch FSDP (arXiv 2304.11277); fully_shard is its second form, one shard a parameter.
+Here, too, since it is another way to fit a model into memory: activations of a layer computed again in the backward
+pass, so that only its input is kept until then.
+
+Source: Zhao et al., PyTorch FSDP (arXiv 2304.11277); fully_shard is its second form, one shard a parameter. Chen et
+al., Training Deep Nets with Sublinear Memory Cost (arXiv 1604.06174).
 """
 
 # B batch, T time
@@ -12,6 +16,7 @@ Source: Zhao et al., PyTorch FSDP (arXiv 2304.11277); fully_shard is its second 
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -20,6 +25,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from samout_train.models.loss import nats_and_state
 from samout_train.runtime import Launch, compiled, distributed
@@ -28,7 +34,7 @@ ParallelName = Literal["ddp", "fsdp"]
 
 
 def parallel_problem(parallel: ParallelName, precision: str, compile: bool) -> str | None:
-    """What speaks against this way to share a model out; None where nothing does."""
+    """Return what speaks against this way to share a model out; None where nothing does."""
     if parallel == "ddp":
         return None
     what = "trainer.parallel=fsdp:"
@@ -41,7 +47,7 @@ def parallel_problem(parallel: ParallelName, precision: str, compile: bool) -> s
     return None
 
 
-class SharedModel:
+class ParallelModel:
     """A model, and how its gradients come from all processes.
 
     Args:
@@ -75,11 +81,11 @@ class SharedModel:
     def nats(
         self, ids_BT: Tensor, targets_BT: Tensor, ignore_index: int, most_targets: int, state: Any
     ) -> tuple[Tensor, Any]:
-        """As `samout_train.models.loss.nats_and_state`, of this process's rows."""
+        """Do as `samout_train.models.loss.nats_and_state`, of this process's rows."""
         return self._nats(ids_BT, targets_BT, ignore_index, most_targets, state)
 
     def summing(self, sums: bool) -> AbstractContextManager[Any]:
-        """The context of a forward and backward pass.
+        """Return the context of a forward and backward pass.
 
         Args:
             sums: Whether what has come together goes over the processes: true in a step's last backward pass.
@@ -92,7 +98,7 @@ class SharedModel:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """All weights are there in each process, so that one alone can call the model; all enter and leave together."""
+        """Hold all weights in each process, so that one alone can call the model; all enter and leave together."""
         if not self.is_sharded:
             yield
             return
@@ -108,18 +114,18 @@ class SharedModel:
                 part.reshard()
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's state, each tensor whole; all processes ask for it together."""
+        """Return the model's state, each tensor whole; all processes ask for it together."""
         return {name: self._saved(name, whole_tensor(tensor)) for name, tensor in self.model.state_dict().items()}
 
     def shapes(self) -> dict[str, Tensor]:
-        """As `weights`, without content."""
+        """Return the tensors of `weights`, without content."""
         return {
             name: self._saved(name, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
             for name, tensor in self.model.state_dict().items()
         }
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Takes whole tensors, as `weights` gave them."""
+        """Take whole tensors, as `weights` gave them."""
         if not self.is_sharded:
             self.model.load_state_dict(weights)
             return
@@ -131,6 +137,9 @@ class SharedModel:
         return tensor.reshape(()) if name in self.scalars else tensor
 
 
+SharedModel = ParallelModel  # its earlier name
+
+
 class _Nats(nn.Module):
     """The loss inside the module that DDP wraps, so that each use of a weight is between its hooks."""
 
@@ -139,17 +148,17 @@ class _Nats(nn.Module):
         self.model = forward
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Any]:
-        """As `nats_and_state`."""
+        """Do as `nats_and_state`."""
         return nats_and_state(self.model, *arguments)
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded, whole; all processes ask for it together."""
+    """Return a tensor that may be sharded, whole; all processes ask for it together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(own: Tensor, whole: Tensor) -> Tensor:
-    """A whole tensor that every process has, sharded as another one is.
+    """Return a whole tensor that every process has, sharded as another one is.
 
     Args:
         own: Perhaps a shard.
@@ -168,3 +177,37 @@ def _scalars_as_vectors(model: nn.Module) -> set[str]:
         vector = nn.Parameter(model.get_parameter(name).detach().reshape(1))
         setattr(model.get_submodule(owner), own_name, vector)
     return scalars
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Make each of a model's layers compute its activations again, wherever it trains with gradients.
+
+    Names of weights stay, and so does every bit: the second time, dropout draws what it drew the first time.
+
+    Args:
+        model: Its layers are the ModuleList `layers`.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    layers = getattr(model, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ValueError(no_layers(type(model).__name__))
+    for layer in layers:
+        # A method of this one layer, so that a copy of the model has its own.
+        layer.forward = MethodType(_forward, layer)
+
+
+def no_layers(name: str) -> str:
+    """Return what to say where the model of this name has nothing to compute again."""
+    return (
+        f"trainer.activation_checkpointing=true: works layer by layer, and {name} has no ModuleList named layers: "
+        "leave it out, or take model=v1, v8, maxplus, mingru or transformer"
+    )
+
+
+def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    forward = type(layer).forward
+    if layer.training and torch.is_grad_enabled():
+        return checkpoint(forward, layer, *args, use_reentrant=False, **kwargs)
+    return forward(layer, *args, **kwargs)

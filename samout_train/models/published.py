@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from samout_train.models.published_files import published_tensors, read_published
-from samout_train.models.samout import SamOut
-from samout_train.models.samout_v1 import MaxState
-from samout_train.models.samout_v8 import MaxStateSuper
+from samout_train.models.samout import MaxState, MaxStateSuper, SamOut
 
 PAD_ID = 3
 NAMES = {

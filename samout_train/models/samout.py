@@ -1,27 +1,245 @@
-"""The skeleton that the SamOut variants share: an embedding, layers (samout_layer.py) and a head; the mixer is given.
+"""SamOut V1 and V8, the published models, whole: mixers, feed-forward, layer, model.
 
-There is no positional embedding: order enters only through the causal mixer, and the convolution where there is one.
+    V1:         a, b, c = W x;     m_t = max over s <= t of (a_s + b_s) / sqrt(K);  u = (m + c) * m + b
+    V8:         a, b, c, d = W x;  m_t = max over s <= t of d_s;                    u = ((a + b) * m + c) * m
 
-Source: the published SamOut V1 and V8 programs. What differs here: tensors are never permuted to heads (everything but
-the scan is elementwise per channel), and the state, which the published code threads through and ignores, is real.
+    published:  u = mixer(x); y = LayerNorm(alpha * ffn(u) + (1 - alpha) * x); x = y + x
+    pre:        x = x + mixer(norm(x)); x = x + ffn(norm(x))
+
+The model is an embedding, layers and a head; its mixer is given, and may be any of the Mixer protocol. There is no
+positional embedding: order enters only through the causal mixer, and the convolution where there is one, whose output
+the mixer then reads.
+
+Source: the published SamOut V1 and V8 programs; pre-norm: Xiong et al., On Layer Normalization in the Transformer
+Architecture (arXiv 2002.04745). What differs from the published programs:
+
+- Tensors are never permuted to heads: everything but the scan is elementwise per channel. Of the heads, V1 keeps the
+  scale of its maximum, and V8 nothing.
+- The state, which the published code threads through and ignores, is real.
+- All projections of a mixer lie in one matrix. A sum of them, such as a + b, is one projection by the sum of their
+  matrices, and V1's scale is applied to matrices, too, which changes no more than rounding.
 """
 
-# B batch, T time, D width, V vocabulary
+# B batch, T time, D width, F inner width, H heads, K width per head (of a convolution: tokens back), V vocabulary,
+# P packed: the streams or the projections side by side
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from samout_train.config import Layers, Probability, Range, Size, SizeOrNone, not_divisible, validated
-from samout_train.models.convolution import ConvolvedState, parts_of
-from samout_train.models.embedding import draw_small
-from samout_train.models.linear import Linear
-from samout_train.models.parts import part_of
-from samout_train.models.samout_layer import LayerNorms, SamOutLayer
+from samout_train.models.interface import Mixer, matrix_flops, part_of
+from samout_train.models.layers import CausalConvolution, ConvolvedState, Linear, draw_small, joined, parts_of
 from samout_train.ops.linear import linear
+from samout_train.ops.max_scan import max_mix
+from samout_train.ops.samout_layer import blended, gated, step, takes_step
 
+LayerNorms = Literal["published", "pre"]
 State = Sequence[Tensor | ConvolvedState]
+
+FEW_TOKENS = 64  # with fewer, adding matrices costs more than a wider product
+
+
+class MaxState(nn.Module):
+    """V1's mixer: a, b, c = W x; m_t = max over s <= t of (a_s + b_s) / sqrt(K); u = (m + c) * m + b.
+
+    Args:
+        hidden_size: Width D.
+        num_heads: Heads H: the maximum is scaled by 1 / sqrt(D / H).
+    """
+
+    state_is_maximum = True
+    branches: ClassVar[Mapping[str, int]] = {"b": 0, "c": 1, "m": 2}  # b as it is added, not in the maximum
+
+    def __init__(self, *, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.projection = Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.scale = 1 / math.sqrt(hidden_size / num_heads)
+
+    def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mix (B, T, D); the state (B, D) is the scaled maximum so far."""
+        return self.mix(self.project(x_BTD), state_BD)
+
+    def project(self, x_BTD: Tensor) -> Tensor:
+        """Return the streams b, c and what the maximum is taken of, side by side."""
+        return project_streams(x_BTD, self.projection.weight, 3, self._streams)
+
+    def mix(self, packed_BTP: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what becomes of the streams, and the next state."""
+        return max_mix(packed_BTP, state_BD, form="v1")
+
+    def _streams(self, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        return b, c, (a + b) * self.scale
+
+    def state_bytes(self, length: int) -> int:
+        """Return the bytes of a state: one float32 per channel, whatever the length."""
+        return 4 * self.projection.in_features
+
+
+class MaxStateSuper(nn.Module):
+    """V8's mixer: a, b, c, d = W x, in this order; m_t = max over s <= t of d_s; u = ((a + b) * m + c) * m.
+
+    Args:
+        hidden_size: Width D.
+        num_heads: Accepted because it was published; changes nothing.
+    """
+
+    state_is_maximum = True
+    branches: ClassVar[Mapping[str, int]] = {"a+b": 0, "c": 1}  # without d there is no maximum, and no output
+
+    def __init__(self, *, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.projection = Linear(hidden_size, 4 * hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mix (B, T, D); the state (B, D) is the maximum so far."""
+        return self.mix(self.project(x_BTD), state_BD)
+
+    def project(self, x_BTD: Tensor) -> Tensor:
+        """Return the streams a + b, c and d, side by side."""
+        return project_streams(x_BTD, self.projection.weight, 4, lambda a, b, c, d: (a + b, c, d))
+
+    def mix(self, packed_BTP: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what becomes of the streams, and the next state."""
+        return max_mix(packed_BTP, state_BD, form="v8")
+
+    def forward_flops_per_token(self) -> int:
+        """Return the operations of the product for one of many tokens: three streams."""
+        return 2 * 3 * self.projection.in_features**2
+
+    def state_bytes(self, length: int) -> int:
+        """Return the bytes of a state: one float32 per channel, whatever the length."""
+        return 4 * self.projection.in_features
+
+
+def project_streams(
+    x_BTD: Tensor, weight_PD: Tensor, num_projections: int, streams_of: Callable[..., tuple[Tensor, ...]]
+) -> Tensor:
+    """Return the streams of x, side by side.
+
+    A sum of projections is one projection by the sum of their matrices: with fewer streams than projections the product
+    is a smaller one, and autograd gives each matrix its own gradient.
+
+    Args:
+        x_BTD: What is projected.
+        weight_PD: The matrices of all projections, one below the other.
+        num_projections: How many.
+        streams_of: Makes the streams from the projections, linearly, and so from their matrices, too.
+
+    Returns:
+        (B, T, P): as many times D as there are streams.
+    """
+    batch, time, _ = x_BTD.shape
+    if batch * time < FEW_TOKENS and not torch.is_grad_enabled():
+        return torch.cat(streams_of(*linear(x_BTD, weight_PD).chunk(num_projections, dim=-1)), dim=-1)
+    return linear(x_BTD, torch.cat(streams_of(*weight_PD.chunk(num_projections))))
+
+
+class GatedFeedForward(nn.Module):
+    """down(up(u) * relu(gate(u))), all three with bias.
+
+    Args:
+        hidden_size: Width D of input and output.
+        ffn_size: Inner width.
+    """
+
+    def __init__(self, *, hidden_size: int, ffn_size: int) -> None:
+        super().__init__()
+        self.up = Linear(hidden_size, ffn_size)
+        self.gate = Linear(hidden_size, ffn_size)
+        self.down = Linear(ffn_size, hidden_size)
+
+    def forward(self, u_BTD: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, D), each position by itself."""
+        return cast(Tensor, self.down(gated(self.up(u_BTD), self.gate(u_BTD))))
+
+
+class SamOutLayer(nn.Module):
+    """One layer: mix, feed forward, and the two or one residual connections around them.
+
+    Args:
+        mixer: The token mixer.
+        hidden_size: Width D.
+        ffn_size: Inner width of the feed-forward.
+        dropout: Dropout of the feed-forward's output.
+        norm: `published`: the feed-forward's output is blended with the input by the learnable scalar alpha, normalised
+            and added. `pre`: mixer and feed-forward each read a norm of what they are added to.
+        convolution_size: Tokens that a convolution before the mixer takes together; 0 for none.
+    """
+
+    alpha: Tensor
+
+    def __init__(
+        self,
+        *,
+        mixer: nn.Module,
+        hidden_size: int,
+        ffn_size: int,
+        dropout: float,
+        norm: LayerNorms = "published",
+        convolution_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.feed_forward = GatedFeedForward(hidden_size=hidden_size, ffn_size=ffn_size)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(hidden_size)
+        published = norm == "published"
+        self.register_parameter("alpha", nn.Parameter(torch.tensor(0.5)) if published else None)
+        self.feed_forward_norm = None if published else nn.LayerNorm(hidden_size)
+        self.convolution = (
+            CausalConvolution(hidden_size=hidden_size, size=convolution_size) if convolution_size else None
+        )
+
+    def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Return the layer's output (B, T, D) and its next state: the mixer's, or a ConvolvedState."""
+        dropout = self.dropout.p if self.training else 0.0
+        if self._takes_step(x_BTD, dropout):
+            return self._step(x_BTD, state)
+        if self.feed_forward_norm is not None:
+            u_BTD, state = self._mixed(self.norm(x_BTD), state)
+            x_BTD = x_BTD + u_BTD
+            return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD))), state
+        u_BTD, state = self._mixed(x_BTD, state)
+        return blended(self.feed_forward(u_BTD), x_BTD, self.alpha, self.norm, dropout), state
+
+    def _mixed(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
+        mixer_state, tokens_BKD = parts_of(state)
+        if self.convolution is not None:
+            x_BTD, tokens_BKD = self.convolution(x_BTD, tokens_BKD)
+        u_BTD, mixer_state = self.mixer(x_BTD, mixer_state)
+        return u_BTD, joined(mixer_state, tokens_BKD)
+
+    @property
+    def is_published(self) -> bool:
+        """Return whether the published programs have such a layer around their mixers."""
+        return self.feed_forward_norm is None and self.convolution is None
+
+    def _takes_step(self, x_BTD: Tensor, dropout: float) -> bool:
+        # By exact type: a mixer derived from these two may do something else.
+        return self.is_published and type(self.mixer) in (MaxState, MaxStateSuper) and not dropout and takes_step(x_BTD)
+
+    def _step(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        mixer, inner, x_BD = cast(MaxState | MaxStateSuper, self.mixer), self.feed_forward, x_BTD[:, 0]
+        if state_BD is None:
+            state_BD = torch.full_like(x_BD, -torch.inf)
+        scale = mixer.scale if isinstance(mixer, MaxState) else None
+        weights = (mixer.projection.weight, scale, inner.up, inner.gate, inner.down, self.norm, self.alpha)
+        y_BD, state_BD = step(x_BD, state_BD.to(x_BD.dtype), *weights)
+        return y_BD.unsqueeze(1), state_BD
+
+    def forward_flops_per_token(self) -> int:
+        """Return the operations of the matrix products; a mixer that adds matrices first says its own."""
+        told = getattr(self.mixer, "forward_flops_per_token", None)
+        return (matrix_flops(self.mixer) if told is None else told()) + matrix_flops(self.feed_forward)
+
+    def state_bytes(self, length: int) -> int:
+        """Return the bytes of one sequence's state in float32 after `length` tokens."""
+        convolution = 0 if self.convolution is None else self.convolution.state_bytes()
+        return convolution + cast(Mixer, self.mixer).state_bytes(length)
 
 
 class SamOut(nn.Module):
@@ -49,7 +267,7 @@ class SamOut(nn.Module):
 
     @staticmethod
     def problems(settings: Mapping[str, Any], name: str) -> list[str]:
-        """What is wrong between settings that are right by themselves; `name` is the key that they stand under."""
+        """Return what is wrong between settings that are right by themselves; `name` is the key that they are under."""
         width, heads = settings["hidden_size"], settings["num_heads"]
         problem = not_divisible(f"{name}.hidden_size", width, f"{name}.num_heads", heads)
         return [problem] if problem else []
@@ -96,13 +314,13 @@ class SamOut(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The matrix (V, D) that makes logits of what `return_hidden` returns."""
+        """Return the matrix (V, D) that makes logits of what `return_hidden` returns."""
         return self.embedding.weight if self.head is None else self.head.weight
 
     def forward(
         self, ids_BT: Tensor, state: State | None = None, *, return_hidden: bool = False
     ) -> tuple[Tensor, State]:
-        """Logits for the next token at each position.
+        """Return the logits for the next token at each position.
 
         Args:
             ids_BT: Token ids, int64, T at least 1.
@@ -126,11 +344,11 @@ class SamOut(nn.Module):
         return x_BTD if return_hidden else linear(x_BTD, self.head_weight), next_state
 
     def state_by_layer(self, state: State) -> dict[str, Tensor]:
-        """Each mixer's state by layer: what may grow. A convolution's tokens are inputs as they were."""
+        """Return each mixer's state by layer: what may grow. A convolution's tokens are inputs as they were."""
         return {f"layer_{index}": parts_of(part)[0] for index, part in enumerate(state, start=1)}
 
     def part_of(self, name: str) -> str:
-        """Which part of the model the parameter of this name belongs to, as reports show it."""
+        """Return which part of the model the parameter of this name belongs to, as reports show it."""
         part = part_of(name)
         if part == "embedding" and self.head is None:
             return "embedding (also head)"
@@ -138,10 +356,10 @@ class SamOut(nn.Module):
         return "norm and alpha" if part == "norm" and has_alpha else part
 
     def forward_flops_per_token(self, length: int) -> int:
-        """Operations of the matrix products for one token; no mixer here has one over time, whatever the length."""
+        """Return the operations of the matrix products for one token: at any length, as no mixer has one over time."""
         layers = sum(layer.forward_flops_per_token() for layer in cast(list[SamOutLayer], self.layers))
         return layers + 2 * self.head_weight.numel()
 
     def state_bytes(self, length: int) -> int:
-        """Bytes of one sequence's state in float32 after `length` tokens."""
+        """Return the bytes of one sequence's state in float32 after `length` tokens."""
         return sum(layer.state_bytes(length) for layer in cast(list[SamOutLayer], self.layers))

@@ -5,13 +5,13 @@ from .kernels import (
     only_torch as only_torch,
     use_kernels as use_kernels,
 )
-from .linear.choice import (
+from .linear import (
     Products as Products,
     chosen_products as chosen_products,
     has_onednn as has_onednn,
     is_decided as is_decided,
+    many_rows as many_rows,
     use_products as use_products,
 )
 from .linear.cpu import few_rows as few_rows
-from .linear.onednn import many_rows as many_rows
-from .max_scan.forms import num_streams as num_streams
+from .max_scan.reference import num_streams as num_streams

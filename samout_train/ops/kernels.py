@@ -114,7 +114,7 @@ def _unusable(library: str) -> str | None:
         if library == "numba":
             if module.config.DISABLE_JIT:
                 return "NUMBA_DISABLE_JIT is set: unset it"
-            importlib.import_module("samout_train.ops.numba_call")  # starts its threads
+            importlib.import_module("samout_train.ops.numba_support")  # starts its threads
     except Exception as error:  # a library that does not fit to others raises anything
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         return f"{type(error).__name__}: {reason}: correct that, or install it again"

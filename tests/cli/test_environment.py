@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import samout_train
-from samout_train.ops import is_fused, kernels, numba_cache, use_kernels
+from samout_train.ops import is_fused, kernels, numba_support, use_kernels
 from samout_train.ops.max_scan import max_mix
-from samout_train.ops.numba_cache import compiled
+from samout_train.ops.numba_support import compiled
 from samout_train.runtime import device as runtime, ensure_home, missing_home, own_folder
 from samout_train.runtime.cache import cache_directory
 from tests.support.program import samout
@@ -138,12 +138,12 @@ def function_in(folder: Path, name: str) -> Any:
 @pytest.fixture
 def fresh_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = numba.config.CACHE_DIR
-    numba_cache._own_folder.cache_clear()
-    numba_cache._report.cache_clear()
+    numba_support._own_folder.cache_clear()
+    numba_support._report.cache_clear()
     yield
     numba.config.CACHE_DIR = before
-    numba_cache._own_folder.cache_clear()
-    numba_cache._report.cache_clear()
+    numba_support._own_folder.cache_clear()
+    numba_support._report.cache_clear()
 
 
 def no_folder_but(monkeypatch: pytest.MonkeyPatch, allowed: Path | None) -> None:

@@ -114,7 +114,7 @@ def test_a_table_is_printed_with_every_row(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_exit_code_1_says_that_a_check_failed(tmp_path: Path) -> None:
     (tmp_path / "peeks.py").write_text(
-        "from samout_train.models.samout_v8 import MaxStateSuper\n\n\n"
+        "from samout_train.models.samout import MaxStateSuper\n\n\n"
         "class Peeks(MaxStateSuper):\n    def forward(self, x, state):\n"
         "        return super().forward(x + x.roll(-1, 1), state)\n"
     )

@@ -27,7 +27,7 @@ from samout_train.evaluation import (
 )
 from samout_train.evaluation.ablation import branches_of, mixed_by, said_by, without
 from samout_train.models import cross_entropy_sum
-from samout_train.models.samout_v8 import MaxStateSuper
+from samout_train.models.samout import MaxStateSuper
 from samout_train.ops.max_scan import max_scan
 from samout_train.training import Callback
 from tests.support.marks import mostly_nightly

@@ -12,7 +12,7 @@ from samout_train import build_model
 from samout_train.evaluation.verify import CheckResult, ModelUnderTest, training, verify
 from samout_train.evaluation.verify.causality import chosen_places
 from samout_train.models import SamOut
-from samout_train.models.samout_v8 import MaxStateSuper
+from samout_train.models.samout import MaxStateSuper
 from samout_train.ops.max_scan import max_scan
 from tests.support.marks import mostly_nightly
 

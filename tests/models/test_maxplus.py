@@ -12,9 +12,9 @@ from samout_train.evaluation import added_nats
 from samout_train.evaluation.ablation import mixed_by
 from samout_train.evaluation.verify import ModelUnderTest, verify
 from samout_train.models import SamOut
-from samout_train.models.convolution import CausalConvolution
+from samout_train.models.layers import CausalConvolution
 from samout_train.models.maxplus import Decay, MaxPlus
-from samout_train.models.samout_v8 import MaxStateSuper
+from samout_train.models.samout import MaxStateSuper
 
 DECAYS = list(get_args(Decay))
 PLAIN = {"norm": "published", "convolution_size": 0}

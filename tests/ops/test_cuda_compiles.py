@@ -15,9 +15,15 @@ from triton.compiler import ASTSource
 
 from samout_train.ops import num_streams
 from samout_train.ops.max_scan import cuda
-from samout_train.ops.max_scan.forms import CODES
-from samout_train.ops.max_scan.triton_backward import add_later, backward_chunk, chunk_gradients
-from samout_train.ops.max_scan.triton_forward import chunk_starts, chunk_totals, forward_chunk
+from samout_train.ops.max_scan.reference import CODES
+from samout_train.ops.max_scan.triton import (
+    add_later,
+    backward_chunk,
+    chunk_gradients,
+    chunk_starts,
+    chunk_totals,
+    forward_chunk,
+)
 
 WIDTH = 768
 INTEGERS = {"time", "rows", "chunks"}

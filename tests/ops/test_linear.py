@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samout_train.ops import Products, few_rows, linear as package, use_kernels, use_products
-from samout_train.ops.linear import LEAST_WEIGHTS, MOST_ROWS, linear, onednn
+from samout_train.ops.linear import LEAST_WEIGHTS, MOST_ROWS, linear
 
 MANY_ROWS = 64
 
@@ -140,7 +140,7 @@ def test_many_rows_in_onednn_and_their_gradients_are_those_in_float64(
 
 def test_what_onednn_gets_is_told_by_size_and_by_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(onednn, "many_rows", lambda x, weight, bias: calls.append(len(x)) or F.linear(x, weight, bias))
+    monkeypatch.setattr(package, "many_rows", lambda x, weight, bias: calls.append(len(x)) or F.linear(x, weight, bias))
     monkeypatch.setattr(package, "LEAST_PRODUCTS", MANY_ROWS * 301 * 267)
     _, weight_NK, _ = tensors(1)
     for rows in (MANY_ROWS - 1, MANY_ROWS):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from samout_train import build_model
 from samout_train.ops import samout_layer, use_kernels
-from samout_train.ops.samout_layer import blended, gated, operator, reference
+from samout_train.ops.samout_layer import blended, blended_reference, gated, gated_reference, operator
 
 SIZES = [(3, 7, 24), (1, 1, 1), (2, 65, 33), (5, 384)]
 # Relative in norm; bfloat16 is rounded once, at the end.
@@ -39,7 +39,7 @@ def test_blended_and_its_gradients_are_those_in_float64(sizes: tuple[int, ...], 
     alpha = torch.tensor(0.3, requires_grad=True)
     given = (f, x, alpha, norm.weight, norm.bias)
     exact = tuple(tensor.detach().double().requires_grad_() for tensor in given)
-    got, want = blended(f, x, alpha, norm, 0.0), reference.blended(*exact, norm.eps, 0.0)
+    got, want = blended(f, x, alpha, norm, 0.0), blended_reference(*exact, norm.eps, 0.0)
     assert got.dtype == torch.float32 and difference(got, want) < TOLERANCE[torch.float32]
     grads = torch.autograd.grad(got, given, grad), torch.autograd.grad(want, exact, grad.double())
     for one, other, tensor in zip(*grads, given, strict=True):
@@ -55,7 +55,7 @@ def test_gated_and_its_gradients_are_those_of_torch_to_the_bit(dtype: torch.dtyp
     up, gate, grad = (torch.randn(3, 5, 47, generator=generator).to(dtype) for _ in range(3))
     gate[0, 0, :4] = torch.tensor([0.0, -0.0, float("nan"), float("inf")])
     results = []
-    for function in (gated, reference.gated):
+    for function in (gated, gated_reference):
         one, two = up.clone().requires_grad_(), gate.clone().requires_grad_()
         y = function(one, two)
         results.append([y, *torch.autograd.grad(y, (one, two), grad)])

@@ -5,11 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from samout_train.models.samout_layer import SamOutLayer
-from samout_train.models.samout_v1 import MaxState
-from samout_train.models.samout_v8 import MaxStateSuper
+from samout_train.models.samout import MaxState, MaxStateSuper, SamOutLayer
 from samout_train.ops import use_kernels
-from samout_train.ops.samout_step import MOST_ROWS, cpu
+from samout_train.ops.samout_layer import MOST_ROWS, cpu_step
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +33,8 @@ def test_a_step_is_what_the_layer_does(
     mixer: type[MaxState] | type[MaxStateSuper], batch: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[int] = []
-    real = cpu.samout_step
-    monkeypatch.setattr(cpu, "samout_step", lambda *given: called.append(1) or real(*given))
+    real = cpu_step.samout_step
+    monkeypatch.setattr(cpu_step, "samout_step", lambda *given: called.append(1) or real(*given))
     layer, x_BTD = layer_of(mixer, width), torch.randn(batch, 3, width)
     use_kernels("reference")
     with torch.no_grad():
@@ -80,7 +78,7 @@ def test_the_kernel_leaves_alone_what_is_not_its_own(monkeypatch: pytest.MonkeyP
     def refused(*given: object) -> None:
         raise AssertionError("the kernel ran")
 
-    monkeypatch.setattr(cpu, "samout_step", refused)
+    monkeypatch.setattr(cpu_step, "samout_step", refused)
     x_BTD = torch.randn(1, 1, 16)
     layer = layer_of(MaxStateSuper, 16)
     layer(x_BTD, None)  # with gradients

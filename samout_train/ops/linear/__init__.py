@@ -1,15 +1,24 @@
-"""A linear layer: torch's, except where a CPU reads or multiplies float32 matrices faster in another way."""
+"""A linear layer: torch's, except where a CPU reads or multiplies float32 matrices faster in another way.
 
-# N outputs, K inputs
+Which products are not torch's own is decided for the whole process; torch is everywhere at first. A few rows are
+numba's (cpu.py), many rows oneDNN's. On two cores of an AMD EPYC (Zen 4), products of 4,900 rows with 384 x 384 to
+1,152 x 384 matrices ran at 133 to 138 GFLOP/s in MKL and 189 to 203 in oneDNN; those of the gradient of the weights at
+163 to 166 and 141 to 147.
+"""
+
+# M rows, N outputs, K inputs
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from samout_train.ops.kernels import is_fused, only_torch
-from samout_train.ops.linear import onednn
-from samout_train.ops.linear.choice import chosen_products, has_onednn
 
+MANY, FEW = ("torch", "onednn"), ("torch", "numba")
 # On two cores of an AMD EPYC, torch.nn.functional.linear (MKL) took 2 to 10 times as long as numba from 256 x 256
 # weights on and up to 8 rows, and less with smaller weights or more rows; on an Intel Xeon it took 0.2 to 0.8 times as
 # long. So it is measured (samout_train.models.products).
@@ -21,8 +30,9 @@ LEAST_PRODUCTS = 2**26
 
 
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """x W^T + b, as torch.nn.functional.linear; sums may be in another order. Of large products on some CPUs, there
-    are no gradients of gradients.
+    """Return x W^T + b, as torch.nn.functional.linear; sums may be in another order.
+
+    Of large products on some CPUs, there are no gradients of gradients.
 
     Args:
         x: Input of any shape (..., K).
@@ -40,7 +50,7 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor
         return few_rows(x, weight_NK, bias_N)
     is_large = x.numel() * len(weight_NK) >= LEAST_PRODUCTS
     if is_large and chosen_products().many == "onednn" and not only_torch() and has_onednn():
-        return onednn.many_rows(x, weight_NK, bias_N)
+        return many_rows(x, weight_NK, bias_N)
     return F.linear(x, weight_NK, bias_N)
 
 
@@ -64,3 +74,87 @@ def _is_a_matter_of_reading(x: Tensor, weight_NK: Tensor) -> bool:
         and chosen_products().few == "numba"
         and is_fused("cpu", torch.float32)
     )
+
+
+@dataclass(frozen=True)
+class Products:
+    """The libraries that multiply.
+
+    Args:
+        many: Large products of many rows: `torch` (MKL, mostly) or `onednn`.
+        few: Products of a few rows with large matrices, without gradients: `torch` or `numba`.
+    """
+
+    many: str = "torch"
+    few: str = "torch"
+
+    @classmethod
+    def of(cls, text: str) -> "Products":
+        """Return what `str` made text of.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        many, _, few = text.partition(",")
+        if many not in MANY or few not in FEW:
+            raise ValueError("must be torch or onednn, a comma, and torch or numba, such as torch,torch")
+        return cls(many, few)
+
+    def __str__(self) -> str:
+        return f"{self.many},{self.few}"
+
+
+_chosen: Products | None = None
+
+
+def use_products(products: Products | None) -> None:
+    """Decide for the whole process; None to take that back."""
+    global _chosen
+    _chosen = products
+
+
+def chosen_products() -> Products:
+    """Return what was decided; torch's own where nothing was."""
+    return _chosen or Products()
+
+
+def is_decided() -> bool:
+    """Return whether something was decided."""
+    return _chosen is not None
+
+
+def has_onednn() -> bool:
+    """Return whether torch has oneDNN, and would multiply by something else."""
+    return bool(torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available())
+
+
+def many_rows(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+    """Return x W^T + b for x of any shape (..., K), float32, with a gradient of first order."""
+    y_MN: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight_NK, bias_N)
+    return y_MN.view(*x.shape[:-1], -1)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+        """x W^T + b."""
+        context.save_for_backward(x_MK, weight_NK)
+        return _product(x_MK, weight_NK, bias_N)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, grad_MN: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, W and b."""
+        x_MK, weight_NK = context.saved_tensors
+        grad_MN = grad_MN.contiguous()
+        for_x, for_weight, for_bias = context.needs_input_grad
+        return (
+            _product(grad_MN, weight_NK.t(), None) if for_x else None,
+            grad_MN.t() @ x_MK if for_weight else None,
+            grad_MN.sum(0) if for_bias else None,
+        )
+
+
+def _product(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x_MK, weight_NK, bias_N, "none", [], "")
+    return product

@@ -7,8 +7,7 @@ from typing import Any
 import numba
 from torch import Tensor
 
-from samout_train.ops.numba_cache import compiled
-from samout_train.ops.numba_call import call, num_threads
+from samout_train.ops.numba_support import call, compiled, num_threads
 
 WEIGHTS_A_THREAD = 32_768  # waking a thread costs as much as reading about so many
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from samout_train.ops.kernels import is_fused
 from samout_train.ops.max_scan import reference
-from samout_train.ops.max_scan.forms import Form, num_streams
+from samout_train.ops.max_scan.reference import Form, num_streams
 
 __all__ = ["Form", "max_mix", "max_scan"]
 

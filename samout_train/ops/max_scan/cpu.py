@@ -3,6 +3,9 @@
 A task is one sequence and a share of its channels; it walks through time with the maxima in the first-level cache. The
 backward pass takes blocks of rows from the last to the first and computes the maxima of a block again from the carry
 before it. A form, with or without decay, is compiled when it is first needed and kept on disk by numba.
+
+What works on one row has some channels of it as arguments: the streams of the form, the decay `a` or None, the maximum
+`m`, y. Its loops over channels run in vectors. "Is a new maximum" is the local test d_t == m_t or d_t is NaN.
 """
 
 # B batch, T time, D width, P packed: the streams side by side, N blocks of rows
@@ -12,18 +15,20 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from torch import Tensor
 
-from samout_train.ops.max_scan import cpu_rows as rows
-from samout_train.ops.max_scan.forms import CODES
 from samout_train.ops.max_scan.operator import ROWS_A_CARRY
-from samout_train.ops.numba_cache import compiled
-from samout_train.ops.numba_call import call, num_threads
-from samout_train.ops.numba_values import prefetch_row
+from samout_train.ops.max_scan.reference import CODES
+from samout_train.ops.numba_support import call, compiled, narrow, num_threads, widen
 
 SCAN, V8 = CODES["scan"], CODES["v8"]  # as lengths of a tuple, which are known when a kernel is compiled
 ROWS = ROWS_A_CARRY["cpu"]
 AHEAD = 2  # rows: far enough for memory, near enough to be still in the first-level cache
+LINE = 64  # bytes of a cache line
 LEAST_CHANNELS, MOST_CHANNELS = 16, 512  # of a task: a vector, and what the second-level cache holds with ROWS rows
 
 
@@ -36,7 +41,7 @@ def forward(
     last_BD: Tensor,
     carries_BND: Tensor,
 ) -> None:
-    """Fills y_BTD, last_BD and carries_BND, the maximum before every ROWS rows."""
+    """Fill y_BTD, last_BD and carries_BND, the maximum before every ROWS rows."""
     given = (_as_type(form), packed_BTP, decay_BTD, state_BD)
     call(_forward, num_threads(), *given, y_BTD, last_BD, carries_BND, _parts(y_BTD))
 
@@ -52,7 +57,7 @@ def backward(
     grad_state_BD: Tensor,
     grad_decay_BTD: Tensor,
 ) -> None:
-    """Fills the last three; grad_decay_BTD only where there is a decay."""
+    """Fill the last three; grad_decay_BTD only where there is a decay."""
     given = (_as_type(form), packed_BTP, decay_BTD, carries_BND, grad_y_BTD, grad_last_BD)
     filled = (grad_packed_BTP, grad_state_BD, None if decay_BTD is None else grad_decay_BTD)
     call(_backward, num_threads(), *given, *filled, _parts(grad_y_BTD))
@@ -89,23 +94,23 @@ def _forward_share(
 ) -> None:
     time, width, streams = y.shape[1], y.shape[2], packed.shape[2]
     m = np.empty(high - low, np.float32)
-    rows.write(state[b, low:high], m)
+    _write(state[b, low:high], m)
     for t in range(time):
         if t % ROWS == 0:
-            rows.write(m, carries[b, t // ROWS, low:high])
-        prefetch_row(packed, b, t + AHEAD, low, streams, width, high - low)
+            _write(m, carries[b, t // ROWS, low:high])
+        _prefetch_row(packed, b, t + AHEAD, low, streams, width, high - low)
         if decay is not None:
-            prefetch_row(decay, b, t + AHEAD, low, width, width, high - low)
+            _prefetch_row(decay, b, t + AHEAD, low, width, width, high - low)
         a = None if decay is None else decay[b, t, low:high]
         first, second = packed[b, t, low:high], packed[b, t, low + width : high + width]
         d = packed[b, t, low + streams - width : high + streams - width]
         if len(form) == SCAN:
-            rows.scan(d, a, m, y[b, t, low:high])
+            _scan(d, a, m, y[b, t, low:high])
         elif len(form) == V8:
-            rows.v8(first, second, d, a, m, y[b, t, low:high])
+            _v8(first, second, d, a, m, y[b, t, low:high])
         else:
-            rows.v1(first, second, d, a, m, y[b, t, low:high])
-    rows.write(m, last[b, low:high])
+            _v1(first, second, d, a, m, y[b, t, low:high])
+    _write(m, last[b, low:high])
 
 
 @compiled(parallel=True)
@@ -124,9 +129,9 @@ def _backward(
     for task in numba.prange(len(grad_y) * parts):
         b, low, high = _share(parts, task, grad_y.shape[2])
         carry = np.empty(high - low, np.float32)
-        rows.write(grad_last[b, low:high], carry)
+        _write(grad_last[b, low:high], carry)
         _backward_share(form, packed, decay, carries, grad_y, grad_packed, grad_decay, carry, b, low)
-        rows.write(carry, grad_state[b, low:high])
+        _write(carry, grad_state[b, low:high])
 
 
 @compiled(error_model="numpy")
@@ -148,23 +153,131 @@ def _backward_share(
     maxima = np.empty((ROWS + 1, channels), np.float32)
     for block in range(carries.shape[1] - 1, -1, -1):
         start, stop = block * ROWS, min(block * ROWS + ROWS, time)
-        rows.write(carries[b, block, low:high], maxima[0])
+        _write(carries[b, block, low:high], maxima[0])
         for t in range(start, stop):
-            prefetch_row(packed, b, t + AHEAD, low + from_d, from_d + width, width, channels)
+            _prefetch_row(packed, b, t + AHEAD, low + from_d, from_d + width, width, channels)
             a = None if decay is None else decay[b, t, low:high]
-            rows.advance(maxima[t - start], packed[b, t, low + from_d : high + from_d], a, maxima[t - start + 1])
+            _advance(maxima[t - start], packed[b, t, low + from_d : high + from_d], a, maxima[t - start + 1])
         for t in range(stop - 1, start - 1, -1):
-            prefetch_row(packed, b, t - AHEAD, low, from_d, width, channels)
-            prefetch_row(grad_y, b, t - AHEAD, low, width, width, channels)
+            _prefetch_row(packed, b, t - AHEAD, low, from_d, width, channels)
+            _prefetch_row(grad_y, b, t - AHEAD, low, width, width, channels)
             m, g = maxima[t - start + 1], grad_y[b, t, low:high]
             first, grad_first = packed[b, t, low:high], grad_packed[b, t, low:high]
             c, grad_c = packed[b, t, low + width : high + width], grad_packed[b, t, low + width : high + width]
             d, grad_d = packed[b, t, low + from_d : high + from_d], grad_packed[b, t, low + from_d : high + from_d]
             if len(form) == SCAN:
-                rows.scan_gradients(d, m, g, carry, grad_d)
+                _scan_gradients(d, m, g, carry, grad_d)
             elif len(form) == V8:
-                rows.v8_gradients(first, c, d, m, g, carry, grad_first, grad_c, grad_d)
+                _v8_gradients(first, c, d, m, g, carry, grad_first, grad_c, grad_d)
             else:
-                rows.v1_gradients(c, d, m, g, carry, grad_first, grad_c, grad_d)
+                _v1_gradients(c, d, m, g, carry, grad_first, grad_c, grad_d)
             if decay is not None:
-                rows.write(carry, grad_decay[b, t, low:high])
+                _write(carry, grad_decay[b, t, low:high])
+
+
+@compiled(error_model="numpy")
+def _maximum(before: Any, d: Any, a: Any, j: int) -> Any:
+    x = widen(d[j])
+    faded = before if a is None else before + widen(a[j])
+    return x if (x >= faded) or (x != x) else faded
+
+
+@compiled(error_model="numpy")
+def _advance(before: Any, d: Any, a: Any, m: Any) -> None:
+    """One step of the recurrence, from `before` to `m`."""
+    for j in range(len(m)):
+        m[j] = _maximum(before[j], d, a, j)
+
+
+@compiled(error_model="numpy")
+def _write(values: Any, out: Any) -> None:
+    """Float32 values in the precision of `out`."""
+    for j in range(len(out)):
+        out[j] = narrow(values[j], out)
+
+
+@compiled(error_model="numpy")
+def _scan(d: Any, a: Any, m: Any, y: Any) -> None:
+    """One step of the recurrence, in `m`, and y."""
+    for j in range(len(m)):
+        now = _maximum(m[j], d, a, j)
+        m[j] = now
+        y[j] = narrow(now, y)
+
+
+@compiled(error_model="numpy")
+def _v8(e: Any, c: Any, d: Any, a: Any, m: Any, y: Any) -> None:
+    """One step of the recurrence, in `m`, and y."""
+    for j in range(len(m)):
+        now = _maximum(m[j], d, a, j)
+        m[j] = now
+        y[j] = narrow((widen(e[j]) * now + widen(c[j])) * now, y)
+
+
+@compiled(error_model="numpy")
+def _v1(b: Any, c: Any, d: Any, a: Any, m: Any, y: Any) -> None:
+    """One step of the recurrence, in `m`, and y."""
+    for j in range(len(m)):
+        now = _maximum(m[j], d, a, j)
+        m[j] = now
+        y[j] = narrow((now + widen(c[j])) * now + widen(b[j]), y)
+
+
+@compiled(error_model="numpy")
+def _scan_gradients(d: Any, m: Any, g: Any, carry: Any, grad_d: Any) -> None:
+    """Gradients from that of y, `g`, and that of the maximum from later rows, `carry`, which goes on in place."""
+    for j in range(len(m)):
+        x, r = widen(d[j]), carry[j] + widen(g[j])
+        is_new = (x == m[j]) or (x != x)
+        grad_d[j] = narrow(r if is_new else np.float32(0), grad_d)
+        carry[j] = np.float32(0) if is_new else r
+
+
+@compiled(error_model="numpy")
+def _v8_gradients(e: Any, c: Any, d: Any, m: Any, g: Any, carry: Any, grad_e: Any, grad_c: Any, grad_d: Any) -> None:
+    """As `_scan_gradients`."""
+    for j in range(len(m)):
+        x, grad = widen(d[j]), widen(g[j]) * m[j]
+        r = carry[j] + (np.float32(2) * grad * widen(e[j]) + widen(g[j]) * widen(c[j]))
+        is_new = (x == m[j]) or (x != x)
+        grad_d[j] = narrow(r if is_new else np.float32(0), grad_d)
+        carry[j] = np.float32(0) if is_new else r
+        grad_e[j] = narrow(grad * m[j], grad_e)
+        grad_c[j] = narrow(grad, grad_c)
+
+
+@compiled(error_model="numpy")
+def _v1_gradients(c: Any, d: Any, m: Any, g: Any, carry: Any, grad_b: Any, grad_c: Any, grad_d: Any) -> None:
+    """As `_scan_gradients`."""
+    for j in range(len(m)):
+        x, r = widen(d[j]), carry[j] + widen(g[j]) * (np.float32(2) * m[j] + widen(c[j]))
+        is_new = (x == m[j]) or (x != x)
+        grad_d[j] = narrow(r if is_new else np.float32(0), grad_d)
+        carry[j] = np.float32(0) if is_new else r
+        grad_b[j] = g[j]
+        grad_c[j] = narrow(widen(g[j]) * m[j], grad_c)
+
+
+@intrinsic
+def _prefetch_line(typing_context: Any, address: Any) -> Any:
+    """Asks for the cache line at an address; one that is not there is no error."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        read, keep_in_all_levels, data = number(0), number(3), number(1)
+        builder.call(prefetch, [builder.inttoptr(arguments[0], pointer), read, keep_in_all_levels, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@compiled(error_model="numpy")
+def _prefetch_row(rows: Any, b: int, t: int, start: int, stop: int, width: int, channels: int) -> None:
+    """`channels` of every `width` values from `start` to `stop` of one row, where there is such a row."""
+    if 0 <= t < rows.shape[1]:
+        row = rows[b, t].ctypes.data
+        for stream in range(start, stop, width):
+            for j in range(0, channels, LINE // rows.itemsize):
+                _prefetch_line(row + (stream + j) * rows.itemsize)

@@ -17,10 +17,16 @@ import torch
 import triton
 from torch import Tensor
 
-from samout_train.ops.max_scan.forms import CODES
 from samout_train.ops.max_scan.operator import ROWS_A_CARRY
-from samout_train.ops.max_scan.triton_backward import add_later, backward_chunk, chunk_gradients
-from samout_train.ops.max_scan.triton_forward import chunk_starts, chunk_totals, forward_chunk
+from samout_train.ops.max_scan.reference import CODES
+from samout_train.ops.max_scan.triton import (
+    add_later,
+    backward_chunk,
+    chunk_gradients,
+    chunk_starts,
+    chunk_totals,
+    forward_chunk,
+)
 
 ROWS, BLOCK = ROWS_A_CARRY["cuda"], 64
 # One warp a program. No fused multiply-add, so that the result has the bits of the reference.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samout_train.ops.max_scan.forms import Form, num_streams
+from samout_train.ops.max_scan.reference import Form, num_streams
 
 ROWS_A_CARRY = {"cpu": 64, "cuda": 16}
 

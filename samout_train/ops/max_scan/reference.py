@@ -10,10 +10,25 @@ therefore gives its gradient away to the input. NaN stays from where it enters.
 
 # B batch, T time, S the state and then time, D width, P packed: the streams side by side
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from samout_train.ops.max_scan.forms import Form, num_streams
+Form = Literal["scan", "v8", "v1"]
+
+# The streams that a form is made from, side by side; the scanned one, d, is the last.
+STREAMS = {
+    "scan": ("d",),  # y = m
+    "v8": ("e", "c", "d"),  # y = (e m + c) m
+    "v1": ("b", "c", "d"),  # y = (m + c) m + b
+}
+CODES = {form: code for code, form in enumerate(STREAMS)}
+
+
+def num_streams(form: str) -> int:
+    """Return how many streams a form is made from."""
+    return len(STREAMS[form])
 
 
 def max_mix(packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: Form) -> tuple[Tensor, Tensor]:

@@ -1,37 +1,42 @@
 """What a SamOut layer does beside matrix products and its mixer, each input read once and each result written once.
 
-gate(up, gate) = up * relu(gate)
-blend(f, x)    = LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x
+    gate(up, gate) = up * relu(gate)
+    blend(f, x)    = LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x
+
+And one token through a whole layer in one kernel, `step`, where nothing but the weights is worth reading.
 """
 
 # B batch, T time, D width, F inner width
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from samout_train.ops.kernels import is_fused
-from samout_train.ops.samout_layer import reference
 
 # Measured on two cores: with fewer elements the operators themselves take longer than what they save.
 LEAST_ELEMENTS = 2**17
+MOST_ROWS = 8  # of a step: with more, matrix products are the better way
 
 
 def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
-    """up * relu(gate).
+    """Return up * relu(gate).
 
     Args:
         up_BTF: What is gated.
         gate_BTF: The gate, of the same shape and dtype.
     """
     if not _takes(up_BTF, gate_BTF):
-        return reference.gated(up_BTF, gate_BTF)
+        return gated_reference(up_BTF, gate_BTF)
     from samout_train.ops.samout_layer import operator
 
     return operator.gated(up_BTF.contiguous(), gate_BTF.contiguous())
 
 
 def blended(f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, norm: nn.LayerNorm, dropout: float) -> Tensor:
-    """LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x.
+    """Return LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x.
 
     Args:
         f_BTD: The feed-forward's output, in the precision of the products.
@@ -41,12 +46,46 @@ def blended(f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, norm: nn.LayerNorm, dro
         dropout: The share of f that is dropped; 0 outside training. Which elements, torch's random state decides.
     """
     if not (_takes(f_BTD) and x_BTD.dtype == torch.float32):
-        return reference.blended(f_BTD, x_BTD, alpha, norm.weight, norm.bias, norm.eps, dropout)
+        return blended_reference(f_BTD, x_BTD, alpha, norm.weight, norm.bias, norm.eps, dropout)
     from samout_train.ops.samout_layer import operator
 
     seed = torch.randint(2**62, ()) if dropout else torch.tensor(0)
     parameters = (alpha, norm.weight, norm.bias)
     return operator.blended(f_BTD.contiguous(), x_BTD.contiguous(), *parameters, norm.eps, dropout, seed)[0]
+
+
+def gated_reference(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
+    """Return what `gated` must compute, by torch's own operations."""
+    return up_BTF * F.relu(gate_BTF)
+
+
+def blended_reference(
+    f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dropout: float
+) -> Tensor:
+    """Return what `blended` must compute, by torch's own operations."""
+    z_BTD = alpha * F.dropout(f_BTD, dropout) + (1 - alpha) * x_BTD
+    return F.layer_norm(z_BTD, weight_D.shape, weight_D, bias_D, eps) + x_BTD
+
+
+def takes_step(x_BTD: Tensor) -> bool:
+    """Return whether `step` is to take this input: one token of a few sequences, in float32 on a CPU, no gradients."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and x_BTD.shape[1] == 1
+        and x_BTD.shape[0] <= MOST_ROWS
+        and x_BTD.dtype == torch.float32
+        and x_BTD.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and is_fused("cpu", torch.float32)
+    )
+
+
+def step(x_BD: Tensor, state_BD: Tensor, *of_layer: Any) -> tuple[Tensor, Tensor]:
+    """Return the layer's output and its next state, as `samout_step` does, which needs numba."""
+    from samout_train.ops.samout_layer.cpu_step import samout_step
+
+    return samout_step(x_BD, state_BD, *of_layer)
 
 
 def _takes(*tensors: Tensor) -> bool:

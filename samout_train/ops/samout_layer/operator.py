@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samout_train.ops.samout_layer import cpu_blend, cpu_gate
+from samout_train.ops.samout_layer import cpu
 
 
 @torch.library.custom_op("samout_train::gated", mutates_args=())
 def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
     """See samout_train.ops.samout_layer; contiguous."""
     y_BTF = torch.empty_like(up_BTF)
-    cpu_gate.gate(up_BTF, gate_BTF, y_BTF)
+    cpu.gate(up_BTF, gate_BTF, y_BTF)
     return y_BTF
 
 
@@ -26,7 +26,7 @@ def _(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
 @torch.library.custom_op("samout_train::gated_backward", mutates_args=())
 def _gated_backward(up_BTF: Tensor, gate_BTF: Tensor, grad_BTF: Tensor) -> tuple[Tensor, Tensor]:
     grads = torch.empty_like(up_BTF), torch.empty_like(gate_BTF)
-    cpu_gate.gate_gradients(up_BTF, gate_BTF, grad_BTF, *grads)
+    cpu.gate_gradients(up_BTF, gate_BTF, grad_BTF, *grads)
     return grads
 
 
@@ -60,7 +60,7 @@ def blended(
 ) -> tuple[Tensor, Tensor]:
     """y (B, T, D) and, for the backward pass, the mean and the inverse deviation of each position (2, B T)."""
     y_BTD, statistics = torch.empty_like(x_BTD), x_BTD.new_empty(2, x_BTD.numel() // x_BTD.shape[-1])
-    cpu_blend.blend(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed, y_BTD, statistics)
+    cpu.blend(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed, y_BTD, statistics)
     return y_BTD, statistics
 
 
@@ -91,7 +91,7 @@ def _blended_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of f, of x, and of weight, bias and, in one element, alpha: (2 D + 1)."""
     grads = _blended_gradients(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD)
-    cpu_blend.blend_gradients(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD, *grads)
+    cpu.blend_gradients(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD, *grads)
     return grads
 
 

@@ -1,10 +1,13 @@
-"""LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x on the CPU, f in float32 or bfloat16. Needs numba.
+"""The parts of a SamOut layer on the CPU. Needs numba.
 
-Which elements dropout keeps follows from a seed and an element's place, whatever the threads: it is computed again in
-the backward pass instead of being kept.
+    gate(up, gate) = up * relu(gate)                                              in float32 or bfloat16
+    blend(f, x)    = LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x          f in float32 or bfloat16
+
+All is computed with in float32. Which elements dropout keeps follows from a seed and an element's place, whatever the
+threads: it is computed again in the backward pass instead of being kept.
 """
 
-# B batch, T time, D width, N positions, of which ROWS make a task
+# B batch, T time, D width, F inner width, N positions, of which ROWS make a task
 
 from typing import Any
 
@@ -12,11 +15,54 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from samout_train.ops.numba_cache import compiled
-from samout_train.ops.numba_call import call, num_threads
-from samout_train.ops.numba_values import narrow, widen
+from samout_train.ops.numba_support import call, compiled, narrow, num_threads, widen
 
-ROWS = 64
+ELEMENTS = 2**14  # of a task of the gate
+ROWS = 64  # of a task of the blend
+
+
+def gate(up_BTF: Tensor, gate_BTF: Tensor, y_BTF: Tensor) -> None:
+    """Fill y_BTF with up * relu(gate)."""
+    call(_gate, num_threads(), up_BTF.view(-1), gate_BTF.view(-1), y_BTF.view(-1))
+
+
+def gate_gradients(
+    up_BTF: Tensor, gate_BTF: Tensor, grad_BTF: Tensor, grad_up_BTF: Tensor, grad_gate_BTF: Tensor
+) -> None:
+    """Fill the last two."""
+    tensors = (up_BTF, gate_BTF, grad_BTF, grad_up_BTF, grad_gate_BTF)
+    call(_gate_gradients, num_threads(), *(tensor.view(-1) for tensor in tensors))
+
+
+@compiled(parallel=True)
+def _gate(up: Any, gate: Any, y: Any) -> None:
+    for task in numba.prange((len(y) + ELEMENTS - 1) // ELEMENTS):
+        low, high = task * ELEMENTS, min(task * ELEMENTS + ELEMENTS, len(y))
+        _gate_share(up[low:high], gate[low:high], y[low:high])
+
+
+@compiled()
+def _gate_share(up: Any, gate: Any, y: Any) -> None:
+    for j in range(len(y)):
+        opened = widen(gate[j])
+        # A gate of NaN must not be taken for a closed one.
+        y[j] = narrow(widen(up[j]) * (np.float32(0) if opened <= np.float32(0) else opened), y)
+
+
+@compiled(parallel=True)
+def _gate_gradients(up: Any, gate: Any, grad: Any, grad_up: Any, grad_gate: Any) -> None:
+    for task in numba.prange((len(up) + ELEMENTS - 1) // ELEMENTS):
+        low, high = task * ELEMENTS, min(task * ELEMENTS + ELEMENTS, len(up))
+        _gate_gradients_share(up[low:high], gate[low:high], grad[low:high], grad_up[low:high], grad_gate[low:high])
+
+
+@compiled()
+def _gate_gradients_share(up: Any, gate: Any, grad: Any, grad_up: Any, grad_gate: Any) -> None:
+    for j in range(len(up)):
+        opened, g = widen(gate[j]), widen(grad[j])
+        closed = opened <= np.float32(0)
+        grad_up[j] = narrow(np.float32(0) if closed else g * opened, grad_up)
+        grad_gate[j] = narrow(np.float32(0) if closed else g * widen(up[j]), grad_gate)
 
 
 def blend(
@@ -31,7 +77,7 @@ def blend(
     y_BTD: Tensor,
     statistics: Tensor,
 ) -> None:
-    """Fills y_BTD with LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, and mean and inverse deviation (2, N)."""
+    """Fill y_BTD with LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, and mean and inverse deviation (2, N)."""
     f_ND, x_ND, y_ND = (tensor.view(-1, weight_D.numel()) for tensor in (f_BTD, x_BTD, y_BTD))
     call(_blend, num_threads(), f_ND, x_ND, *_blending(alpha, dropout, seed), weight_D, bias_D, eps, y_ND, statistics)
 
@@ -49,7 +95,7 @@ def blend_gradients(
     grad_x_BTD: Tensor,
     grad_others: Tensor,
 ) -> None:
-    """Fills the last three: the gradients of weight, bias and alpha lie behind one another."""
+    """Fill the last three: the gradients of weight, bias and alpha lie behind one another."""
     tensors = (f_BTD, x_BTD, grad_BTD, grad_f_BTD, grad_x_BTD)
     f_ND, x_ND, grad_ND, grad_f_ND, grad_x_ND = (tensor.view(-1, weight_D.numel()) for tensor in tensors)
     partial = grad_others.new_zeros(-(-len(x_ND) // ROWS), grad_others.numel())

@@ -13,8 +13,7 @@ import numba
 import numpy as np
 from torch import Tensor, nn
 
-from samout_train.ops.numba_cache import compiled
-from samout_train.ops.numba_call import call, num_threads
+from samout_train.ops.numba_support import call, compiled, num_threads
 
 WEIGHTS_A_THREAD = 32_768  # waking a thread costs as much as reading about so many
 
@@ -30,7 +29,7 @@ def samout_step(
     norm: nn.LayerNorm,
     alpha: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The layer's output and its next state, both (B, D).
+    """Return the layer's output and its next state, both (B, D).
 
     Args:
         x_BD: Input, float32 on the CPU.

@@ -1,0 +1,334 @@
+"""The kernels on CUDA in Triton's language: rows, the forward pass, the backward pass.
+
+Forward, a program walks row by row in one warp, in chunks of time that run side by side. Backward, it takes tiles from
+the last to the first, each computed again from the maximum before it. How they are called is in cuda.py.
+"""
+
+# D width, P packed: the streams side by side
+
+import triton
+import triton.language as tl
+
+from samout_train.ops.max_scan.reference import CODES
+
+SCAN, V8 = tl.constexpr(CODES["scan"]), tl.constexpr(CODES["v8"])
+
+
+@triton.jit
+def _channels_of(D: tl.constexpr, BLOCK: tl.constexpr):
+    """The channels of a program and which of them there are."""
+    channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    return channels, channels < D
+
+
+@triton.jit
+def _load_rows(rows, step: tl.constexpr, left, other: tl.constexpr, ROWS: tl.constexpr, WHOLE: tl.constexpr):
+    """ROWS rows in float32 from the pointers `rows` on, `other` where fewer are `left`. All loads go before stores."""
+    loaded = ()
+    for j in tl.static_range(ROWS):
+        row = tl.load(rows + j * step) if WHOLE else tl.load(rows + j * step, mask=j < left, other=other)
+        loaded = loaded + (row.to(tl.float32),)
+    return loaded
+
+
+@triton.jit
+def _store_row(row_pointers, row, j: tl.constexpr, left, WHOLE: tl.constexpr):
+    """Row j of a tile in the dtype of its pointers, unless fewer rows are `left`."""
+    row = row.to(row_pointers.dtype.element_ty)
+    if WHOLE:
+        tl.store(row_pointers, row)
+    else:
+        tl.store(row_pointers, row, mask=j < left)
+
+
+@triton.jit
+def _later_of(before, d):
+    """The maximum of what was before and d, as torch.cummax: of equal values the later, NaN for good."""
+    return tl.where((d >= before) | (d != d), d, before)
+
+
+@triton.jit
+def chunk_totals(
+    packed,
+    decay,
+    maxima,
+    decays,
+    time,
+    rows,
+    HAS_DECAY: tl.constexpr,
+    D: tl.constexpr,
+    P: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """What a chunk makes of the maximum before it: max(m + decays, maxima)."""
+    channels, inside = _channels_of(D, BLOCK)
+    chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    start = chunk * rows
+    m, total = tl.full((BLOCK,), float("-inf"), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    for t in range(start, tl.minimum(start + rows, time), ROWS):
+        left = tl.where(inside, time - t, 0)
+        d_rows = _load_rows(packed + (b * time + t) * P + P - D + channels, P, left, float("-inf"), ROWS, False)
+        if HAS_DECAY:
+            a_rows = _load_rows(decay + (b * time + t) * D + channels, D, left, 0.0, ROWS, False)
+        for j in tl.static_range(ROWS):
+            if HAS_DECAY:
+                m, total = m + a_rows[j], total + a_rows[j]
+            m = _later_of(m, d_rows[j])
+    place = (b * tl.num_programs(1) + chunk) * D + channels
+    tl.store(maxima + place, m, mask=inside)
+    tl.store(decays + place, total, mask=inside)
+
+
+@triton.jit
+def chunk_starts(state, maxima, decays, starts, chunks, D: tl.constexpr, BLOCK: tl.constexpr):
+    """The maximum before each chunk, from the first to the last."""
+    channels, inside = _channels_of(D, BLOCK)
+    b = tl.program_id(1)
+    m = tl.load(state + b * D + channels, mask=inside)
+    for chunk in range(chunks):
+        place = (b * chunks + chunk) * D + channels
+        tl.store(starts + place, m, mask=inside)
+        m = _later_of(m + tl.load(decays + place, mask=inside), tl.load(maxima + place, mask=inside))
+
+
+@triton.jit
+def _forward_tile(
+    m,
+    packed,
+    decay,
+    y,
+    carries,
+    t,
+    left,
+    channels,
+    b,
+    time,
+    FORM: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    D: tl.constexpr,
+    P: tl.constexpr,
+    ROWS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """ROWS rows of y; returns the maximum after them."""
+    at = (b * time + t) * P + channels
+    d_rows = _load_rows(packed + at + P - D, P, left, float("-inf"), ROWS, WHOLE)
+    if HAS_DECAY:
+        a_rows = _load_rows(decay + (b * time + t) * D + channels, D, left, 0.0, ROWS, WHOLE)
+    if FORM != SCAN:
+        first_rows = _load_rows(packed + at, P, left, 0.0, ROWS, WHOLE)
+        c_rows = _load_rows(packed + at + D, P, left, 0.0, ROWS, WHOLE)
+    tl.store(carries + (b * tl.cdiv(time, ROWS) + t // ROWS) * D + channels, m, mask=left > 0)
+    for j in tl.static_range(ROWS):
+        if HAS_DECAY:
+            m = m + a_rows[j]
+        m = _later_of(m, d_rows[j])
+        out = m
+        if FORM == V8:
+            out = (first_rows[j] * m + c_rows[j]) * m
+        elif FORM != SCAN:
+            out = (m + c_rows[j]) * m + first_rows[j]
+        _store_row(y + (b * time + t + j) * D + channels, out, j, left, WHOLE)
+    return m
+
+
+@triton.jit
+def forward_chunk(
+    packed,
+    decay,
+    starts,
+    y,
+    last,
+    carries,
+    time,
+    rows,
+    FORM: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    D: tl.constexpr,
+    P: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One chunk of one sequence, BLOCK channels."""
+    channels, inside = _channels_of(D, BLOCK)
+    chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    m = tl.load(starts + (b * tl.num_programs(1) + chunk) * D + channels, mask=inside, other=0.0)
+    start = chunk * rows
+    stop = tl.minimum(start + rows, time)
+    whole = start + (stop - start) // ROWS * ROWS
+    for t in range(start, whole, ROWS):
+        left = tl.where(inside, ROWS, 0)
+        m = _forward_tile(
+            m, packed, decay, y, carries, t, left, channels, b, time, FORM, HAS_DECAY, D, P, ROWS, D % BLOCK == 0
+        )
+    if whole < stop:
+        left = tl.where(inside, stop - whole, 0)
+        m = _forward_tile(
+            m, packed, decay, y, carries, whole, left, channels, b, time, FORM, HAS_DECAY, D, P, ROWS, False
+        )
+    if stop == time:
+        tl.store(last + b * D + channels, m, mask=inside)
+
+
+@triton.jit
+def _mix_gradients(
+    pointers, m, g, first, c, j: tl.constexpr, left, FORM: tl.constexpr, D: tl.constexpr, WHOLE: tl.constexpr
+):
+    """Stores the gradients of a row's first two streams; returns that of its maximum."""
+    grad_c = g * m
+    if FORM == V8:
+        _store_row(pointers, grad_c * m, j, left, WHOLE)
+        grad = 2 * grad_c * first + g * c
+    else:
+        _store_row(pointers, g, j, left, WHOLE)
+        grad = g * (2 * m + c)
+    _store_row(pointers + D, grad_c, j, left, WHOLE)
+    return grad
+
+
+@triton.jit
+def _backward_tile(
+    r,
+    kept,
+    newest,
+    pointers,
+    t,
+    left,
+    channels,
+    b,
+    time,
+    FORM: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    D: tl.constexpr,
+    P: tl.constexpr,
+    ROWS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Gradients of ROWS rows, from `r`, the gradient of the maximum after them; returns that of the maximum before
+    them, and the last row that held a new maximum with what it was given."""
+    packed, decay, carries, grad_y, grad_packed, grad_decay = pointers
+    at, at_y = (b * time + t) * P + channels, (b * time + t) * D + channels
+    d_rows = _load_rows(packed + at + P - D, P, left, float("-inf"), ROWS, WHOLE)
+    g_rows = _load_rows(grad_y + at_y, D, left, 0.0, ROWS, WHOLE)
+    if HAS_DECAY:
+        a_rows = _load_rows(decay + at_y, D, left, 0.0, ROWS, WHOLE)
+    if FORM != SCAN:
+        first_rows = _load_rows(packed + at, P, left, 0.0, ROWS, WHOLE)
+        c_rows = _load_rows(packed + at + D, P, left, 0.0, ROWS, WHOLE)
+    m = tl.load(carries + (b * tl.cdiv(time, ROWS) + t // ROWS) * D + channels, mask=left > 0, other=0.0)
+    m_rows = ()
+    for j in tl.static_range(ROWS):
+        if HAS_DECAY:
+            m = m + a_rows[j]
+        m = _later_of(m, d_rows[j])
+        m_rows = m_rows + (m,)
+    for j in tl.static_range(ROWS - 1, -1, -1):
+        m, d, g = m_rows[j], d_rows[j], g_rows[j]
+        grad = g
+        if FORM != SCAN:
+            grad = _mix_gradients(grad_packed + at + j * P, m, g, first_rows[j], c_rows[j], j, left, FORM, D, WHOLE)
+        is_new = (d == m) | (d != d)
+        if not WHOLE:  # a row that is not there adds nothing, whatever infinity times zero is
+            grad, is_new = tl.where(j < left, grad, 0.0), is_new & (j < left)
+        r = r + grad
+        kept, newest = tl.where(is_new & (newest < 0), r, kept), tl.where(is_new & (newest < 0), t + j, newest)
+        _store_row(grad_packed + at + j * P + P - D, tl.where(is_new, r, 0.0), j, left, WHOLE)
+        r = tl.where(is_new, 0.0, r)
+        if HAS_DECAY:
+            _store_row(grad_decay + at_y + j * D, r, j, left, WHOLE)
+    return r, kept, newest
+
+
+@triton.jit
+def backward_chunk(
+    packed,
+    decay,
+    carries,
+    grad_y,
+    grad_last,
+    grad_packed,
+    grad_decay,
+    outs,
+    kepts,
+    news,
+    time,
+    rows,
+    FORM: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    D: tl.constexpr,
+    P: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One chunk of one sequence, BLOCK channels, as if nothing came after it but the end."""
+    channels, inside = _channels_of(D, BLOCK)
+    chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    start = chunk * rows
+    stop = tl.minimum(start + rows, time)
+    tiles = (stop - start) // ROWS
+    r = tl.load(grad_last + b * D + channels, mask=channels < tl.where(stop == time, D, 0), other=0.0)
+    kept, newest = tl.zeros((BLOCK,), tl.float32), tl.full((BLOCK,), -1, tl.int32)
+    pointers = (packed, decay, carries, grad_y, grad_packed, grad_decay)
+    if start + tiles * ROWS < stop:
+        t = start + tiles * ROWS
+        left = tl.where(inside, stop - t, 0)
+        r, kept, newest = _backward_tile(
+            r, kept, newest, pointers, t, left, channels, b, time, FORM, HAS_DECAY, D, P, ROWS, False
+        )
+    for tile in range(tiles):
+        t = start + (tiles - 1 - tile) * ROWS
+        left = tl.where(inside, ROWS, 0)
+        r, kept, newest = _backward_tile(
+            r, kept, newest, pointers, t, left, channels, b, time, FORM, HAS_DECAY, D, P, ROWS, D % BLOCK == 0
+        )
+    place = (b * tl.num_programs(1) + chunk) * D + channels
+    tl.store(outs + place, r, mask=inside)
+    tl.store(kepts + place, kept, mask=inside)
+    tl.store(news + place, newest, mask=inside)
+
+
+@triton.jit
+def chunk_gradients(outs, news, laters, grad_state, chunks, D: tl.constexpr, BLOCK: tl.constexpr):
+    """What later chunks add to the gradient of the maximum after each chunk, from the last to the first."""
+    channels, inside = _channels_of(D, BLOCK)
+    b = tl.program_id(1)
+    later = tl.zeros((BLOCK,), tl.float32)
+    for back in range(chunks):
+        place = (b * chunks + chunks - 1 - back) * D + channels
+        tl.store(laters + place, later, mask=inside)
+        through = tl.where(tl.load(news + place, mask=inside, other=0) < 0, later, 0.0)
+        later = tl.load(outs + place, mask=inside, other=0.0) + through
+    tl.store(grad_state + b * D + channels, later, mask=inside)
+
+
+@triton.jit
+def add_later(
+    grad_packed,
+    grad_decay,
+    kepts,
+    news,
+    laters,
+    time,
+    rows,
+    HAS_DECAY: tl.constexpr,
+    P: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Adds it where it ends up: in the row of the last new maximum, and to the decays behind that row."""
+    channels, inside = _channels_of(D, BLOCK)
+    chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    place = (b * (tl.num_programs(1) + 1) + chunk) * D + channels
+    later, newest = tl.load(laters + place, mask=inside, other=0.0), tl.load(news + place, mask=inside, other=-1)
+    given = (tl.load(kepts + place, mask=inside, other=0.0) + later).to(grad_packed.dtype.element_ty)
+    rewritten = (b * time + newest) * P + P - D + channels
+    tl.store(grad_packed + rewritten, given, mask=inside & (newest >= 0))
+    if HAS_DECAY:
+        stop = (chunk + 1) * rows
+        first = tl.maximum(tl.min(tl.where(inside, newest, stop)), chunk * rows - 1) + 1
+        for t in range(first, stop):
+            pointers = grad_decay + (b * time + t) * D + channels
+            touched = inside & (t > newest)
+            old = tl.load(pointers, mask=touched, other=0.0).to(tl.float32)
+            tl.store(pointers, (old + later).to(grad_decay.dtype.element_ty), mask=touched)
