@@ -19,7 +19,7 @@ from samout_train.data.text.files import Survey, survey
 from samout_train.data.text.token_cache import tokenize
 from samout_train.data.vocabulary.choice import VocabularyChoice
 from samout_train.runtime import StopRequestedError, cache_path
-from samout_train.runtime.cache import cache_directory
+from samout_train.runtime.home import cache_directory
 
 NAMES: list[VocabularyName] = ["characters", "bytes", "bpe"]
 

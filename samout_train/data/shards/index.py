@@ -22,7 +22,7 @@ import numpy as np
 from samout_train.data.text.documents import LineEnds
 from samout_train.data.vocabulary.base import Vocabulary
 from samout_train.data.vocabulary.choice import vocabulary_from
-from samout_train.runtime import read_note
+from samout_train.runtime import read_json
 
 FORMAT = 1
 PLAN, INDEX, VOCABULARY = "plan.json", "index.json", "vocabulary.json"
@@ -159,7 +159,7 @@ def read_index(folder: Path) -> ShardIndex:
 def read_shard(folder: Path, name: str, dtype: "np.dtype[Any]") -> Shard | None:
     """What the note of a shard says; None where it is not made, or its files have other sizes."""
     try:
-        shard = Shard(**(read_note(folder / f"{name}.json") or {}))
+        shard = Shard(**(read_json(folder / f"{name}.json") or {}))
         whole = all((folder / file).stat().st_size == size for file, size in shard.sizes(dtype).items())
     except (OSError, TypeError):
         return None

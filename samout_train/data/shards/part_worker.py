@@ -19,7 +19,7 @@ from samout_train.data.text.documents import JsonlReader, Piece, Reader, Special
 from samout_train.data.text.text_kind import printable
 from samout_train.data.vocabulary.base import PAD_ID, SOS_ID, SPECIAL_TOKENS, Characters, Vocabulary
 from samout_train.data.vocabulary.choice import vocabulary_from
-from samout_train.runtime import replace_file, write_note
+from samout_train.runtime import replace_file, sha256_of, write_json
 
 JSONL = ".jsonl"
 EDGE = 1 << 16  # bytes
@@ -123,14 +123,13 @@ class PartWorker:
         documents = writing.documents()
         replace_file(self.out / f"{name}.documents", lambda file: file.write(documents))
         shard = writing.shard(name, documents)
-        write_note(self.out / f"{name}.json", asdict(shard))
+        write_json(self.out / f"{name}.json", asdict(shard))
         return shard
 
     def is_whole(self, shard: Shard, progress: Progress) -> bool:
         """Whether both files of a shard have the digests that are recorded."""
         path = self.out / f"{shard.name}.bin"
-        with path.open("rb") as ids, path.with_suffix(".documents").open("rb") as documents:
-            found = [hashlib.file_digest(file, "sha256").hexdigest() for file in (ids, documents)]
+        found = [sha256_of(path), sha256_of(path.with_suffix(".documents"))]
         progress(path.stat().st_size)
         return found == [shard.sha256, shard.documents_sha256]
 

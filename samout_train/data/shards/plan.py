@@ -11,7 +11,7 @@ from samout_train.data.text.documents import LineEnds
 from samout_train.data.text.text_kind import printable
 from samout_train.data.vocabulary.bpe import BytePairs
 from samout_train.data.vocabulary.choice import VocabularyChoice
-from samout_train.runtime import leftovers, read_note, write_note
+from samout_train.runtime import leftovers, read_json, write_json
 
 LOCK = ".lock"
 
@@ -71,7 +71,7 @@ class ShardPlan:
         path = self.out / PLAN
         if not path.exists():
             return None
-        plan = read_note(path)
+        plan = read_json(path)
         if plan is None or plan.get("format") != FORMAT:
             raise ValueError(f"{path} is damaged, or of another version: delete {self.out}, and start again")
         there, here = {"line_ends": "keep"} | plan["settings"], self.settings  # older plans do not name it
@@ -88,9 +88,9 @@ class ShardPlan:
 
     def write(self, files: Sequence[SourceFile], vocabulary_state: dict[str, object]) -> None:
         """Writes the vocabulary, and then the plan."""
-        write_note(self.out / VOCABULARY, vocabulary_state)
+        write_json(self.out / VOCABULARY, vocabulary_state)
         plan = {"format": FORMAT, "settings": self.settings, "files": self.listing(files)}
-        write_note(self.out / PLAN, plan | {"vocabulary": vocabulary_state})
+        write_json(self.out / PLAN, plan | {"vocabulary": vocabulary_state})
 
     def refuse_strangers(self) -> None:
         """Refuses to write among files of something else.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from samout_train.data.text.documents import SOS, Reader, Special
 from samout_train.data.text.text_kind import printable
-from samout_train.runtime import Bar, cache_path, read_note, write_note
+from samout_train.runtime import Bar, cache_path, read_json, sha256_of, write_json
 
 FORMAT = 4
 
@@ -76,7 +76,7 @@ class Survey:
             ValueError: if a file cannot be read.
         """
         path = cache_path("survey", FORMAT, self.reader, len(self.files), self.sha256, ending=".survey.json")
-        note = read_note(path) or {}
+        note = read_json(path) or {}
         if note.keys() != {field.name for field in fields(Counts)}:
             counts = Counts(characters=0, num_bytes=0, special_tokens=0, documents=0, left_out={})
             with Bar(total=self.num_bytes, unit="B", unit_scale=True, desc="reading", delay=1, leave=False) as bar:
@@ -94,7 +94,7 @@ class Survey:
                         start = piece.end
             note = asdict(counts)
             with suppress(OSError):  # it only saves time
-                write_note(path, note)
+                write_json(path, note)
         return Counts(**note)
 
 
@@ -156,7 +156,6 @@ def _digest(path: Path, size: int, modified_ns: int, inode: int) -> str:
 
 def _read_digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:  # in reading, it does not say which file
         raise type(error)(error.errno, error.strerror, str(path)) from error

@@ -17,7 +17,7 @@ from samout_train.data.text.files import Survey, survey
 from samout_train.data.text.stream import file_problems, stream_source
 from samout_train.data.vocabulary.bpe import BytePairSize
 from samout_train.data.vocabulary.choice import VocabularyChoice, VocabularyName
-from samout_train.runtime import cache_path, home_path, replace_file
+from samout_train.runtime import cache_path, home_path, replace_file, sha256_of
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 NUM_BYTES = 1_115_394
@@ -81,7 +81,7 @@ def _survey(path: Path, line_ends: LineEnds) -> Survey:
 
 def _downloaded() -> Path:
     path = cache_path("shakespeare", SHA256, ending=".txt")
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == SHA256:
+    if path.is_file() and sha256_of(path) == SHA256:
         return path
     try:
         with urllib.request.urlopen(URL, timeout=TIMEOUT_SECONDS) as answer:

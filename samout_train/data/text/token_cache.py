@@ -4,7 +4,6 @@ An entry is complete when its `.json` is there: that is written last. Until then
 `.part.json` how far they go, so that an interrupted tokenizing goes on.
 """
 
-import hashlib
 import logging
 import os
 import time
@@ -22,7 +21,17 @@ from samout_train.data.text.documents import Piece, Special
 from samout_train.data.text.files import Survey
 from samout_train.data.vocabulary.base import PAD_ID, SPECIAL_TOKENS, Vocabulary
 from samout_train.data.vocabulary.choice import VocabularyChoice, vocabulary_from
-from samout_train.runtime import Bar, PlaceError, StopSignals, cache_path, in_words, read_note, take_place, write_note
+from samout_train.runtime import (
+    Bar,
+    PlaceError,
+    StopSignals,
+    cache_path,
+    in_words,
+    read_json,
+    sha256_of,
+    take_place,
+    write_json,
+)
 
 FORMAT = 3
 MOST_UNKNOWN = 0.5
@@ -126,8 +135,8 @@ class _Tokenizing:
         self._check(journal)
         take_place(self.part, self.bin_path)
         note = {"dtype": dtype.name, "num_tokens": journal.num_tokens, "unknown": journal.unknown}
-        note["sha256"] = _digest(self.bin_path)
-        write_note(self.bin_path.with_suffix(".json"), note | {"vocabulary": journal.vocabulary})
+        note["sha256"] = sha256_of(self.bin_path)
+        write_json(self.bin_path.with_suffix(".json"), note | {"vocabulary": journal.vocabulary})
         with suppress(OSError):  # open elsewhere, on Windows; nothing asks for it any more
             self.journal_path.unlink(missing_ok=True)
         seconds, megabytes = time.monotonic() - started, (bar.n - before) / 1e6
@@ -142,7 +151,7 @@ class _Tokenizing:
 
     def _begun(self) -> _Journal | None:
         try:
-            journal = _Journal(**(read_note(self.journal_path) or {}))
+            journal = _Journal(**(read_json(self.journal_path) or {}))
             num_bytes = journal.num_tokens * _dtype(vocabulary_from(journal.vocabulary)).itemsize
             return journal if self.part.stat().st_size >= num_bytes else None
         except (OSError, ValueError, TypeError, KeyError):
@@ -187,7 +196,7 @@ class _Tokenizing:
 
     def _save(self, output: IO[bytes], journal: _Journal) -> None:
         _flush(output)
-        write_note(self.journal_path, asdict(journal))
+        write_json(self.journal_path, asdict(journal))
 
 
 @contextmanager
@@ -229,7 +238,7 @@ def _dtype(vocabulary: Vocabulary) -> "np.dtype[np.integer]":
 
 def _complete(bin_path: Path) -> dict[str, Any] | None:
     """What the note of a complete entry says; None where there is none, or its ids are not all there."""
-    note = read_note(bin_path.with_suffix(".json"))
+    note = read_json(bin_path.with_suffix(".json"))
     try:
         size = np.dtype(note["dtype"]).itemsize * note["num_tokens"] if note else -1
         return note if bin_path.stat().st_size == size else None
@@ -240,15 +249,10 @@ def _complete(bin_path: Path) -> dict[str, Any] | None:
 def _undamaged(bin_path: Path) -> dict[str, Any] | None:
     """What the note of a complete entry says; None also where its ids are not those that were written."""
     note = _complete(bin_path)
-    if note is None or note.get("sha256") in (None, _digest(bin_path)):  # an earlier version took none
+    if note is None or note.get("sha256") in (None, sha256_of(bin_path)):  # an earlier version took none
         return note
     log.warning("%s is damaged, so its text is tokenized again", bin_path)
     return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(output: IO[bytes]) -> None:
