@@ -1,4 +1,4 @@
-"""Hydra's parser of the command line, as Python 3.14 takes it, and with this program's version in it.
+"""All that is imported from the private modules of Hydra and OmegaConf, and Hydra's parser of the command line.
 
 Hydra 1.3 gives argparse a help text that is made only when it is shown. From Python 3.14 on, argparse looks for a `%`
 in each help text at once, which that object does not support.
@@ -12,6 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import hydra._internal.utils as hydra_utils
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper as BasicSweeper
+from hydra._internal.hydra import Hydra as Hydra
+from hydra._internal.utils import create_config_search_path as create_config_search_path
+from omegaconf._utils import get_omega_conf_dumper as get_omega_conf_dumper
 
 import samout_train
 
@@ -39,6 +43,8 @@ def version_line() -> str:
     return f"samout_train {samout_train.__version__}, {torch}, Python {platform.python_version()}"
 
 
-# Hydra makes a parser in several places, each through this name of its module.
-hydra_utils.argparse = SimpleNamespace(**{**vars(argparse), "ArgumentParser": Parser})  # type: ignore[assignment, attr-defined]
-get_args_parser = hydra_utils.get_args_parser
+def get_args_parser() -> argparse.ArgumentParser:
+    """Return Hydra's parser of the command line, as Python 3.14 takes it, with this program's version in it."""
+    # Hydra makes parsers later, too, each through this name of its module.
+    hydra_utils.argparse = SimpleNamespace(**{**vars(argparse), "ArgumentParser": Parser})  # type: ignore[assignment, attr-defined]
+    return hydra_utils.get_args_parser()

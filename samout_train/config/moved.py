@@ -1,4 +1,4 @@
-"""The modules of earlier layouts: what imports them, or names them as `_target_`, finds what they are called today."""
+"""Find the modules of earlier layouts, imported or named as `_target_`, by what they are called today."""
 
 import importlib
 import sys
@@ -112,7 +112,7 @@ MOVED = {
     "joining": "training.joining",
     "launch": "runtime.launch",
     "ledger": "experiments.jobs",
-    "literal": "config.literal",
+    "literal": "config.compose",
     "loading": "checkpoint.load",
     "log_file": "runtime.log",
     "losses": "models.loss",
@@ -164,7 +164,7 @@ MOVED = {
     "training_step": "training.step",
     "verification": "evaluation.verify",
     "weights": "checkpoint.state",
-    "yaml_places": "config.yaml_places",
+    "yaml_places": "config.yaml_files",
 }
 # Of these names, packages have become.
 STAYED = {earlier for earlier in MOVED if any(f"{new}.".startswith(f"{earlier}.") for new in MOVED.values())}
@@ -216,7 +216,7 @@ class _Moved(MetaPathFinder, Loader):
 
 
 def _today(module: str) -> str | None:
-    """Today's name of a module that is not there any more; None for all others."""
+    """Return today's name of a module that is not there any more; None for all others."""
     if not module.startswith(PACKAGE):
         return None
     parts = module.removeprefix(PACKAGE).split(".")

@@ -10,7 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
-from samout_train.config.diagnostics import missing_option, options_of
+from samout_train.config.diagnostics import missing_option
+from samout_train.config.yaml_files import options_of
 from samout_train.runtime import home_path, quoted, shell_word
 
 MAY_BE_NULL = ("experiment",)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -29,7 +28,7 @@ from samout_train.checkpoint import (
     other_settings,
     scalars,
 )
-from samout_train.config import Composed, ConfigError, key_of, mistakes_in_call, unresolved
+from samout_train.config import BasicSweeper, Composed, ConfigError, key_of, mistakes_in_call, unresolved
 from samout_train.experiments.jobs import LOOK_SECONDS, Job, outcome
 from samout_train.experiments.staged import Stages
 from samout_train.runtime import RESERVED, place_problem, read_figures, write_figures
