@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from samout_train.config import Positive, checked_by, validated
-from samout_train.data.batches import Source
+from samout_train.data.source import Source
 from samout_train.data.text.documents import LineEnds, TextReader
 from samout_train.data.text.files import Survey, survey
-from samout_train.data.text.stream import file_problems, stream_source
+from samout_train.data.text.text import file_problems, stream_source
 from samout_train.data.vocabulary.bpe import BytePairSize
 from samout_train.data.vocabulary.choice import VocabularyChoice, VocabularyName
 from samout_train.runtime import cache_path, home_path, replace_file, sha256_of
@@ -26,7 +26,7 @@ TIMEOUT_SECONDS = 20
 
 
 def shakespeare_problems(settings: Mapping[str, Any], name: str) -> list[str]:
-    """What speaks against training on it; nothing is downloaded yet."""
+    """Return what prevents training on it; nothing is downloaded yet."""
     if settings["path"] is None:
         return []
     return file_problems(settings, name, lambda: _survey(Path(settings["path"]), settings.get("line_ends", "keep")))
@@ -45,7 +45,7 @@ def shakespeare(
     seed: int,
     line_ends: LineEnds = "keep",
 ) -> Source:
-    """A source from tiny Shakespeare, the first 90 % for training.
+    """Return a source from tiny Shakespeare, the first 90 % for training.
 
     Args:
         path: A copy of it; None to download it once into the cache.

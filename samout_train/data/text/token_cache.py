@@ -66,7 +66,7 @@ class _Journal:
 
 
 def tokenize(survey: Survey, choice: VocabularyChoice, *, most_unknown: float = MOST_UNKNOWN) -> TokenizedText:
-    """The ids of the files of a survey, from the cache where they are there already.
+    """Return the ids of the files of a survey, from the cache where they are there already.
 
     Args:
         survey: Which files, and what is in them.
@@ -108,7 +108,7 @@ class _Tokenizing:
         self.part, self.journal_path = bin_path.with_suffix(".part"), bin_path.with_suffix(".part.json")
 
     def run(self) -> None:
-        """Writes the entry."""
+        """Write the entry."""
         journal = self._begun() or self._new_journal()
         vocabulary = vocabulary_from(journal.vocabulary)
         dtype = _dtype(vocabulary)
@@ -143,7 +143,7 @@ class _Tokenizing:
         log.info("tokenized   %.1f MB at %.1f MB/s, kept in %s", megabytes, megabytes / seconds, self.part.parent)
 
     def _pieces(self, journal: _Journal) -> Iterator[Piece]:
-        """What is left; at the start of each file the journal is put there, within it the caller moves it on."""
+        """Yield what is left; at the start of each file the journal is put there, within it the caller moves it on."""
         first = journal.file
         for index in range(first, len(self.survey.files)):
             journal.file, journal.offset = index, journal.offset if index == first else 0
@@ -164,7 +164,7 @@ class _Tokenizing:
         return journal
 
     def _texts(self) -> Iterator[str]:
-        """All text, for a vocabulary to learn from."""
+        """Yield all text, for a vocabulary to learn from."""
         journal = _Journal({})
         with self._bar(journal, "learning the vocabulary") as bar:
             for piece in self._pieces(journal):
@@ -184,7 +184,7 @@ class _Tokenizing:
         return np.concatenate([np.zeros(0, dtype=np.int32), *encoded])
 
     def _check(self, journal: _Journal) -> None:
-        """Refuses ids that do not stand for the content that they are kept under."""
+        """Refuse ids that do not stand for the content that they are kept under."""
         if self.survey.changed():
             self.journal_path.unlink(missing_ok=True)
             raise ValueError(f"files in {self.survey.root} were changed while they were tokenized: start again")
@@ -201,7 +201,7 @@ class _Tokenizing:
 
 @contextmanager
 def _told_of_the_cache(bin_path: Path, survey: Survey) -> Iterator[None]:
-    """Names the cache, what it needs and where else it can be, in place of the system's error."""
+    """Name the cache, what it needs and where else it can be, in place of the system's error."""
     try:
         yield
     except OSError as error:
@@ -215,7 +215,7 @@ def _told_of_the_cache(bin_path: Path, survey: Survey) -> Iterator[None]:
 
 @contextmanager
 def _alone(bin_path: Path, signals: StopSignals) -> Iterator[None]:
-    """Holds the entry's lock, so that of several processes one tokenizes and the others wait for it."""
+    """Hold the entry's lock, so that of several processes one tokenizes and the others wait for it."""
     lock = FileLock(bin_path.with_suffix(".lock"))
     waits = False
     while not lock.is_locked:
@@ -237,7 +237,7 @@ def _dtype(vocabulary: Vocabulary) -> "np.dtype[np.integer]":
 
 
 def _complete(bin_path: Path) -> dict[str, Any] | None:
-    """What the note of a complete entry says; None where there is none, or its ids are not all there."""
+    """Return what the note of a complete entry says; None where there is none, or its ids are not all there."""
     note = read_json(bin_path.with_suffix(".json"))
     try:
         size = np.dtype(note["dtype"]).itemsize * note["num_tokens"] if note else -1
@@ -247,7 +247,7 @@ def _complete(bin_path: Path) -> dict[str, Any] | None:
 
 
 def _undamaged(bin_path: Path) -> dict[str, Any] | None:
-    """What the note of a complete entry says; None also where its ids are not those that were written."""
+    """Return what the note of a complete entry says; None also where its ids are not those that were written."""
     note = _complete(bin_path)
     if note is None or note.get("sha256") in (None, sha256_of(bin_path)):  # an earlier version took none
         return note
