@@ -64,7 +64,7 @@ class StagedSweeper(Sweeper):
 def write_forms(folder: Path, stages: Any, screened: Any, final: Any) -> None:
     """The table and the picture of what both stages came to."""
     from samout_train.evaluation.charts import draw_forms, missing_charts
-    from samout_train.runtime.files import replace_file
+    from samout_train.runtime import replace_file
 
     table = stages.markdown(screened, final)
     replace_file(folder / "forms.md", lambda file: file.write(table.encode()))

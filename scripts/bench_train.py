@@ -48,7 +48,7 @@ MEMORY = """
 import sys
 from samout_train import build_trainer
 from samout_train.models import loss as losses
-from samout_train.runtime.device import peak_memory_bytes, reset_peak_memory
+from samout_train.runtime import peak_memory_bytes, reset_peak_memory
 if sys.argv[1] == "all logits":
     losses.MOST_LOGITS = float("inf")
 if sys.argv[1] == "published":

@@ -4,7 +4,6 @@ An export is a folder: the weights, the configuration and the vocabulary that be
 is written last and says that the folder is complete, with the size and sha256 of each file.
 """
 
-import hashlib
 import json
 import pickle
 from collections.abc import Callable, Mapping
@@ -20,7 +19,15 @@ from samout_train.checkpoint.load import LoadedRun, load_run, model_of
 from samout_train.checkpoint.state import weights_sha256
 from samout_train.data import Characters, Vocabulary, read_published_vocabulary, vocabulary_from
 from samout_train.models import choose_once, load_published, num_parameters, published_state, rename_published
-from samout_train.runtime import home_path, in_words, place_problem, read_tensor_file, refuse_special, replace_file
+from samout_train.runtime import (
+    home_path,
+    in_words,
+    place_problem,
+    read_tensor_file,
+    refuse_special,
+    replace_file,
+    sha256_of,
+)
 
 Format = Literal["safetensors", "published"]
 WEIGHTS = {"safetensors": "model.safetensors", "published": "model.pth"}
@@ -280,5 +287,4 @@ def _compare(folder: Path, format: str, loaded: LoadedRun) -> None:
 
 
 def _measured(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

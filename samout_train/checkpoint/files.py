@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from samout_train.checkpoint.shards import damaged_shards, join_shards
-from samout_train.runtime import home_path, read_tensor_file, refuse_special, replace_file
+from samout_train.runtime import home_path, read_tensor_file, refuse_special, replace_file, sha256_of, write_json
 
 FORMAT = 3
 CORRUPT = ".corrupt"
@@ -59,7 +59,7 @@ def write_checkpoint(directory: Path, step: int, content: memoryview, about: dic
     digest = hashlib.sha256(content).hexdigest()
 
     def confirm(temporary: Path) -> None:
-        if _sha256(temporary) != digest:
+        if sha256_of(temporary) != digest:
             raise OSError(f"{path.name} reads back as something else than was written")
         write_manifest(path, {"step": step, "bytes": len(content), "sha256": digest, **about})
 
@@ -169,7 +169,7 @@ def damage(path: Path) -> str | None:
         return f"{manifest_path.name} is damaged"
     if path.stat().st_size != manifest["bytes"]:
         return f"it has {path.stat().st_size} bytes, the manifest says {manifest['bytes']}"
-    if _sha256(path) != manifest["sha256"]:
+    if sha256_of(path) != manifest["sha256"]:
         return "its sha256 differs from the manifest's"
     return damaged_shards(shards_folder(path), manifest.get("shards", {}))
 
@@ -225,7 +225,7 @@ def read_checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
 
 def replace_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a small JSON file, whole or not at all."""
-    replace_file(path, lambda file: file.write(_json(content)))
+    write_json(path, content, indent=1)
 
 
 def _manifest(path: Path) -> Path:
@@ -239,8 +239,3 @@ def _json(content: dict[str, Any]) -> bytes:
 
 def _signed(manifest: dict[str, Any]) -> dict[str, Any]:
     return manifest | {"manifest_sha256": hashlib.sha256(_json(manifest)).hexdigest()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,6 @@ manifest of the checkpoint and are compared before any of them is opened, and `.
 classes that it is made of; the tensors themselves are read with `weights_only=True`, as torch does.
 """
 
-import hashlib
 import logging
 import pickle
 import shutil
@@ -23,7 +22,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from samout_train.runtime import distributed
+from samout_train.runtime import distributed, sha256_of
 
 METADATA = ".metadata"
 OF_METADATA = {
@@ -74,7 +73,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         raise OSError(cause.errno if cause else None, str(causes[0])) from error
     files = sorted(path.name for path in folder.iterdir())
     mine = files[distributed.rank() :: distributed.count()]
-    digests = distributed.gathered({name: _sha256(folder / name) for name in mine})
+    digests = distributed.gathered({name: sha256_of(folder / name) for name in mine})
     return {name: digest for part in digests for name, digest in part.items()}
 
 
@@ -89,7 +88,7 @@ def damaged_shards(folder: Path, digests: Mapping[str, str]) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"its shard {folder.name}/{name} is missing"
-        if _sha256(path) != digest:
+        if sha256_of(path) != digest:
             return f"its shard {folder.name}/{name} is damaged: the sha256 is another one"
     return None
 
@@ -216,8 +215,3 @@ def _made(folder: Path) -> OSError | None:
     except OSError as error:
         return error
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

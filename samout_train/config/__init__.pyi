@@ -7,25 +7,14 @@ from .compose import (
     ConfigError as ConfigError,
     build as build,
     compose_config as compose_config,
-    list_as_yaml as list_as_yaml,
+    escaped as escaped,
     locate as locate,
     options_with as options_with,
     resolve as resolve,
-    saved_choice as saved_choice,
-    saved_config as saved_config,
-    saved_keys as saved_keys,
-    saved_node as saved_node,
-    saved_seed as saved_seed,
     unresolved as unresolved,
 )
-from .diagnostics import in_few_words as in_few_words, no_node as no_node, options_of as options_of
-from .hydra import (
-    combinations as combinations,
-    get_args_parser as get_args_parser,
-    is_swept as is_swept,
-    key_or_group as key_or_group,
-    register_text as register_text,
-)
+from .diagnostics import in_few_words as in_few_words, no_node as no_node
+from .hydra import get_args_parser as get_args_parser
 from .moved import current_settings as current_settings, take_earlier_names as take_earlier_names
 from .nodes import (
     WHAT_A_SCHEDULE_IS as WHAT_A_SCHEDULE_IS,
@@ -60,9 +49,24 @@ from .ranges import (
     not_divisible as not_divisible,
     validated as validated,
 )
+from .saved import (
+    list_as_yaml as list_as_yaml,
+    saved_choice as saved_choice,
+    saved_config as saved_config,
+    saved_keys as saved_keys,
+    saved_node as saved_node,
+    saved_seed as saved_seed,
+)
 from .signature import MISSING as MISSING, mistakes_in_call as mistakes_in_call, nearest as nearest, shown as shown
-from .yaml_places import (
+from .sweeps import (
+    combinations as combinations,
+    is_swept as is_swept,
+    key_or_group as key_or_group,
+    register_text as register_text,
+)
+from .yaml_files import (
     is_empty as is_empty,
+    options_of as options_of,
     short_path as short_path,
     with_places as with_places,
     yaml_problem as yaml_problem,

@@ -4,7 +4,8 @@
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,28 +14,26 @@ from typing import Any
 
 import yaml
 from hydra import compose, version
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from samout_train.config.diagnostics import below_list, chosen_twice, in_few_words, is_of_kinds, wrong_kind
-from samout_train.config.literal import escaped
-from samout_train.config.moved import current, current_settings
+from samout_train.config.hydra import Hydra, create_config_search_path, get_omega_conf_dumper
+from samout_train.config.moved import current
 from samout_train.config.overrides import override_problems, words_for_hydra
 from samout_train.config.signature import name_of
-from samout_train.config.yaml_places import has_strange_keys, other_kind, yaml_problem
-from samout_train.runtime import home_expanded, refuse_special
+from samout_train.config.yaml_files import has_strange_keys, other_kind, yaml_problem
+from samout_train.runtime import home_expanded
 
 PACKAGE = Path(__file__).resolve().parent.parent
 YAML_DUMPER = get_omega_conf_dumper()
+INTERPOLATION = re.compile(r"(\\*)\$\{")
 # What conf/config.yaml and Hydra have here; a run would be checked in one place and written to another with any other.
 HYDRAS_DIRECTORIES = {
     "hydra.run.dir": ("${run_dir}", "set run_dir instead"),
@@ -87,7 +86,7 @@ class Composed:
 def compose_config(
     overrides: Sequence[str], *, config_name: str = "config", config_dirs: Sequence[str] = (), typed: bool = True
 ) -> Composed:
-    """Composes YAML and overrides. Keys that do not exist pass, so that `problems` can name all of them at once.
+    """Compose YAML and overrides. Keys that do not exist pass, so that `problems` can name all of them at once.
 
     Args:
         overrides: Such as `model=v1` or `optimizer.lr=1e-3`.
@@ -133,115 +132,15 @@ def compose_config(
 
 
 def options_with(group: str, key: str) -> list[str]:
-    """The options of a group in conf/ whose YAML sets a key, such as `text` and `jsonl` for `path` of `data`."""
+    """Return the options of a group in conf/ whose YAML sets a key, such as `text` and `jsonl` for `path` of `data`."""
     contents = {
         path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted((CONF / group).glob("*.yaml"))
     }
     return [option for option, content in contents.items() if isinstance(content, dict) and key in content]
 
 
-def saved_node(path: Path, name: str = "model") -> dict[str, Any]:
-    """A node of a configuration that a run saved, as plain values; nothing that it names is imported.
-
-    Args:
-        path: Its `.hydra/config.yaml`.
-        name: Such as `model`, which says how the model was built.
-
-    Raises:
-        ConfigError: if there is no such file, or it cannot be read.
-    """
-    try:
-        refuse_special(path)
-        config = OmegaConf.load(path)
-        node = config.get(name) if isinstance(config, DictConfig) else None
-        if not isinstance(node, DictConfig):
-            raise ValueError(f"has no {name}")
-        content = OmegaConf.to_container(node, resolve=True)
-    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
-        reason = in_few_words(error, [])
-        raise ConfigError(
-            f"{path}: does not say how the {name} was built ({reason}): restore what the run wrote"
-        ) from error
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in current_settings(content).items()}
-
-
-def saved_config(path: Path) -> dict[str, Any]:
-    """A configuration that a run saved, as plain values, but for `run_dir`, which only Hydra could resolve.
-
-    Args:
-        path: Its `.hydra/config.yaml`.
-
-    Raises:
-        ConfigError: if there is no such file, or it cannot be read.
-    """
-    try:
-        config = OmegaConf.load(path)
-        if not isinstance(config, DictConfig):
-            raise ValueError("is no configuration")
-        known = OmegaConf.masked_copy(config, [str(key) for key in config if key != "run_dir"])
-        content = OmegaConf.to_container(known, resolve=True)
-    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read ({in_few_words(error, [])})") from error
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in current_settings(content).items()}
-
-
-def saved_keys(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Return some top-level keys of a configuration that a run saved, as plain values.
-
-    Only these are resolved: others refer to what Hydra alone knows.
-
-    Args:
-        path: Its `.hydra/config.yaml`.
-        keys: Those wanted; one that is not there is left out.
-
-    Raises:
-        ValueError: if it cannot be read; the message is the reason in a few words.
-    """
-    try:
-        config = OmegaConf.load(path)
-        known = OmegaConf.masked_copy(config, [*keys]) if isinstance(config, DictConfig) else None
-        content = None if known is None else home_expanded(OmegaConf.to_container(known, resolve=True))
-    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
-        raise ValueError(in_few_words(error, [])) from error
-    if not isinstance(content, dict):
-        raise ValueError("it is no dict")
-    return content
-
-
-def list_as_yaml(words: Sequence[str]) -> str:
-    """Return a list of texts as the YAML that Hydra writes into `overrides.yaml`."""
-    return OmegaConf.to_yaml(list(words))
-
-
-def saved_choice(run_dir: Path, group: str) -> str | None:
-    """The option of a group that a run chose, such as `v8` of `model`; None where Hydra left no word of it.
-
-    Args:
-        run_dir: Its directory.
-        group: Such as `model`.
-    """
-    try:
-        chosen = OmegaConf.select(OmegaConf.load(run_dir / ".hydra" / "hydra.yaml"), f"hydra.runtime.choices.{group}")
-    except (OSError, OmegaConfBaseException, YAMLError):
-        return None
-    return chosen if isinstance(chosen, str) else None
-
-
-def saved_seed(path: Path) -> int:
-    """The seed of a configuration that a run saved; 0 where it does not say."""
-    config = OmegaConf.load(path)
-    seed = config.get("seed") if isinstance(config, DictConfig) else None
-    return seed if isinstance(seed, int) else 0
-
-
 def resolve(composed: DictConfig) -> Composed:
-    """Takes a configuration out of Hydra's hands; `hydra` itself is left out of it.
-
-    Args:
-        composed: As Hydra composed it.
-    """
+    """Take a configuration out of Hydra's hands, as Hydra composed it; `hydra` itself is left out."""
     choices = dict(HydraConfig.get().runtime.choices)
     config = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])  # type: ignore[misc]
     container = home_expanded(OmegaConf.to_container(config, resolve=True))
@@ -276,6 +175,20 @@ def _as_yaml(config: dict[str, Any]) -> str:
     return text
 
 
+def escaped(node: Any) -> Any:
+    r"""Return plain settings so that resolving them gives them back: OmegaConf reads `\${x}` as the text `${x}`.
+
+    Args:
+        node: Dictionaries, lists and values.
+    """
+    if isinstance(node, Mapping):
+        return {name: escaped(value) for name, value in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(map(escaped, node))
+    # A backslash means something only in front of what it can escape, so only there it is doubled.
+    return INTERPOLATION.sub(lambda found: 2 * found[1] + r"\${", node) if isinstance(node, str) else node
+
+
 def unresolved(config: Any, key: str) -> Any:
     """Return a value as it was written, before what it refers to is put in; None where there is none.
 
@@ -308,7 +221,7 @@ def _misplaced(hydra: Any) -> list[str]:
 
 
 def locate(target: str) -> Any:
-    """The class or function that a `_target_` names.
+    """Return the class or function that a `_target_` names.
 
     Raises:
         ImportError: if there is no such thing; AttributeError or ValueError for what is no dotted path.
@@ -322,7 +235,7 @@ def locate(target: str) -> Any:
 
 
 def build(node: dict[str, Any], **late: Any) -> Any:
-    """Builds the component that a node describes by `_target_`; `late` are the arguments of a `_partial_` one.
+    """Build the component that a node describes by `_target_`; `late` are the arguments of a `_partial_` one.
 
     Hydra's `instantiate` would resolve each text again.
     """
@@ -344,7 +257,7 @@ def _built(value: Any) -> Any:
 
 @contextmanager
 def _hydra_left_alone() -> Iterator[None]:
-    """Composing inside a program that Hydra runs must not end that program's Hydra."""
+    """Restore Hydra's state on leaving: composing in a program that Hydra runs must not end that Hydra."""
     hydra, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:

@@ -1,4 +1,4 @@
-"""What Hydra, OmegaConf and PyYAML say, in the words of a person who has to mend it."""
+"""Turn errors of Hydra, OmegaConf and PyYAML into short messages that say what to do."""
 
 import dataclasses
 import re
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.config.signature import nearest, shown
-from samout_train.config.yaml_places import line_of, short_path
+from samout_train.config.yaml_files import line_of, options_of, short_path
 
 LONGEST_LINE = 300
 TYPES = {"Integer": "a whole number", "Boolean": "true or false", "Float": "a number"}
 
 
 def in_few_words(error: Exception, folders: Sequence[Path]) -> str:
-    """One line for what went wrong while YAML and overrides were composed.
+    """Return one line for what went wrong while YAML and overrides were composed.
 
     Args:
         error: What was raised.
@@ -67,7 +67,7 @@ def is_of_kinds(error: Exception) -> bool:
 
 
 def below_list(error: Exception, overrides: Sequence[str]) -> str | None:
-    """Say which override names a key below a list, where an error is of that; Hydra says what is no number only."""
+    """Return which override names a key below a list, where an error is of that; Hydra says what is no number only."""
     found = re.search(r"invalid literal for int\(\) with base 10: '(\w+)'", str(error))
     for word in overrides if found else ():
         outer, ends, _ = word.lstrip("+").partition("=")[0].partition(f".{found[1]}" if found else "")
@@ -77,7 +77,7 @@ def below_list(error: Exception, overrides: Sequence[str]) -> str | None:
 
 
 def wrong_kind(key: str, value: Any, replaced: Any, place: str) -> str:
-    """That a file has a list where settings stand, or the other way round.
+    """Return the message that a file has a list where settings stand, or the other way round.
 
     Args:
         key: Of the value.
@@ -97,14 +97,14 @@ def _literally(inner: str) -> str:
 
 
 def missing_option(group: str, option: str, options: Sequence[str]) -> str:
-    """That a group has no such option."""
+    """Return the message that a group has no such option."""
     if option.endswith((".yaml", ".yml")) and (name := Path(option).stem) in options:
         return f"{group}={option}: no such option; leave the file's folder and ending out: {group}={name}"
     return f"{group}={option}: no such option; {nearest(option, sorted(options), prefix=f'{group}=')}"
 
 
 def no_node(path: str, value: Any) -> str:
-    """That a key of a group, or a part of one, has a value in place of settings."""
+    """Return the message that a key of a group, or a part of one, has a value in place of settings."""
     if "." in path:
         return f"{path}={shown(value)}: must be settings with a _target_, one a line below it"
     name = value if isinstance(value, str) and value else "NAME"
@@ -112,18 +112,8 @@ def no_node(path: str, value: Any) -> str:
     return f"{path}={shown(value)}: must be settings, one a line below it; {choose}"
 
 
-def options_of(group: str, folders: Sequence[Path]) -> list[str]:
-    """Return the options of a group, such as `v1` and `v8` of `model`, and `deep/mini` in a subfolder of it."""
-    files = [
-        (path, folder / group)
-        for folder in folders
-        for path in (folder / group).glob("*.yaml" if group == "." else "**/*.yaml")
-    ]
-    return sorted({path.relative_to(top).with_suffix("").as_posix() for path, top in files if path.is_file()})
-
-
 def _missing_file(error: Any, folders: Sequence[Path]) -> str:
-    """A YAML that another one, or the command line, names."""
+    """Return the message about a YAML that another one, or the command line, names."""
     missing = str(error.missing_cfg_file).removesuffix(".yaml")
     group, _, option = missing.rpartition("/")
     named_in = re.match(r"In '(.+?)':", str(error))
@@ -165,7 +155,7 @@ def _not_utf8(folders: Sequence[Path]) -> str | None:
 
 
 def _unknown_key(error: Exception, name: str) -> str:
-    """A key below `hydra`, whose keys are those of dataclasses."""
+    """Return the message about a key below `hydra`, whose keys are those of dataclasses."""
     kind = getattr(error.__cause__ or error.__context__ or error, "object_type", None)
     key = _key_in(error) or name
     known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
@@ -174,7 +164,7 @@ def _unknown_key(error: Exception, name: str) -> str:
 
 
 def _key_in(error: Exception) -> str:
-    """The key that an error is of; what Hydra raises has it in its text only."""
+    """Return the key that an error is of; what Hydra raises has it in its text only."""
     found = re.search(r"full_key: (\S+)", str(error))
     return str(getattr(error, "full_key", None) or (found[1] if found else ""))
 

@@ -1,6 +1,4 @@
-"""What the rest of the program takes from Hydra by other ways than its public ones: its parsers and its sweeps.
-
-The parser of the command line is made as Python 3.14 takes it, and with this program's version in it.
+"""All that is imported from the private modules of Hydra and OmegaConf, and Hydra's parser of the command line.
 
 Hydra 1.3 gives argparse a help text that is made only when it is shown. From Python 3.14 on, argparse looks for a `%`
 in each help text at once, which that object does not support.
@@ -9,19 +7,17 @@ in each help text at once, which that object does not support.
 import argparse
 import importlib.metadata
 import platform
-from collections.abc import Callable, Sequence
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import hydra._internal.utils as hydra_utils
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper as BasicSweeper
+from hydra._internal.hydra import Hydra as Hydra
+from hydra._internal.utils import create_config_search_path as create_config_search_path
+from omegaconf._utils import get_omega_conf_dumper as get_omega_conf_dumper
 
 import samout_train
-from samout_train.config.compose import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,45 +43,8 @@ def version_line() -> str:
     return f"samout_train {samout_train.__version__}, {torch}, Python {platform.python_version()}"
 
 
-# Hydra makes a parser in several places, each through this name of its module.
-hydra_utils.argparse = SimpleNamespace(**{**vars(argparse), "ArgumentParser": Parser})  # type: ignore[assignment, attr-defined]
-get_args_parser = hydra_utils.get_args_parser
-
-
-def is_swept(word: str) -> bool:
-    """Return whether an override gives several values, of which a sweep takes one after another."""
-    return bool(OverridesParser.create().parse_override(word).is_sweep_override())
-
-
-def key_or_group(word: str) -> str:
-    """Return the key or the group that an override sets, as Hydra names jobs by it."""
-    return str(OverridesParser.create().parse_override(word).key_or_group)
-
-
-def combinations(words: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of each job of a sweep: all combinations of the values of these.
-
-    Raises:
-        ConfigError: if that makes no sweep.
-    """
-    try:
-        batches = BasicSweeper.split_arguments(
-            OverridesParser.create().parse_overrides(list(words)), max_batch_size=None
-        )
-    except (HydraException, ValueError) as error:
-        raise ConfigError(f"these values make no sweep: {error}") from error
-    return [list(job) for batch in batches for job in batch]
-
-
-def register_text(name: str, text_of: Callable[[Any], str]) -> None:
-    """Let `${name:}` in a YAML stand for a text that is made of the whole configuration.
-
-    Args:
-        name: Without the dollar; one that is known already gets the new meaning.
-        text_of: Gets the root of the configuration.
-    """
-
-    def resolver(*, _root_: Any) -> str:
-        return text_of(_root_)
-
-    OmegaConf.register_new_resolver(name, resolver, replace=True)
+def get_args_parser() -> argparse.ArgumentParser:
+    """Return Hydra's parser of the command line, as Python 3.14 takes it, with this program's version in it."""
+    # Hydra makes parsers later, too, each through this name of its module.
+    hydra_utils.argparse = SimpleNamespace(**{**vars(argparse), "ArgumentParser": Parser})  # type: ignore[assignment, attr-defined]
+    return hydra_utils.get_args_parser()

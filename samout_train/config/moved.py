@@ -1,4 +1,4 @@
-"""The modules of earlier layouts: what imports them, or names them as `_target_`, finds what they are called today."""
+"""Find the modules of earlier layouts, imported or named as `_target_`, by what they are called today."""
 
 import importlib
 import sys
@@ -55,23 +55,23 @@ MOVED = {
     "comparison.labels": "experiments.compare.plan",
     "comparison.making": "experiments.compare.page",
     "comparison.tables": "experiments.compare.page",
-    "compilation": "runtime.compilation",
+    "compilation": "runtime.device",
     "config": "config.compose",
     "console": "runtime.console",
     "data.bpe": "data.vocabulary.bpe",
-    "data.cache": "runtime.cache",
+    "data.cache": "runtime.home",
     "data.copies": "data.text.copies",
     "data.copy": "data.tasks.copy",
     "data.cuts": "data.text.cuts",
     "data.documents": "data.text.documents",
-    "data.folder": "data.text.folder",
+    "data.folder": "data.text.files",
     "data.has_seen": "data.tasks.has_seen",
     "data.induction": "data.tasks.induction",
     "data.jsonl": "data.text.jsonl",
-    "data.labelled_rows": "data.tasks.labelled_rows",
+    "data.labelled_rows": "data.tasks.base",
     "data.needle": "data.tasks.needle",
     "data.parity": "data.tasks.parity",
-    "data.part_worker": "data.shards.part_worker",
+    "data.part_worker": "data.shards.write",
     "data.parts": "data.shards.parts",
     "data.published_vocabulary": "data.vocabulary.published",
     "data.python_source": "data.text.python_source",
@@ -84,14 +84,14 @@ MOVED = {
     "data.shard_plan": "data.shards.plan",
     "data.shard_reader": "data.shards.reader",
     "data.shard_rows": "data.shards.rows",
-    "data.shard_split": "data.shards.split",
+    "data.shard_split": "data.shards.rows",
     "data.shards": "data.shards.source",
-    "data.short_text": "data.text.short_text",
+    "data.short_text": "data.text.text",
     "data.survey": "data.text.files",
     "data.task": "data.tasks.base",
     "data.text": "data.text.text",
-    "data.text_files": "data.text.stream",
-    "data.text_kind": "data.text.text_kind",
+    "data.text_files": "data.text.text",
+    "data.text_kind": "data.text.encoding",
     "data.token_cache": "data.text.token_cache",
     "data.token_rows": "data.text.rows",
     "data.tokenizing": "data.shards.write",
@@ -105,7 +105,7 @@ MOVED = {
     "export_files": "checkpoint.export",
     "exporting": "checkpoint.export",
     "extrapolation": "evaluation.lengths",
-    "figures": "runtime.json_files",
+    "figures": "runtime.files",
     "file_kind": "runtime.file_kind",
     "fitting": "training.trainer",
     "generation": "evaluation.generate",
@@ -120,7 +120,7 @@ MOVED = {
     "joining": "training.run",
     "launch": "runtime.launch",
     "ledger": "experiments.jobs",
-    "literal": "config.literal",
+    "literal": "config.compose",
     "loading": "checkpoint.load",
     "log_file": "runtime.log",
     "losses": "models.loss",
@@ -128,7 +128,7 @@ MOVED = {
     "metrics": "models.cost",
     "micro_steps": "training.step",
     "mismatch": "checkpoint.state",
-    "missing_home": "runtime.missing_home",
+    "missing_home": "runtime.home",
     "model_room": "training.memory_check",
     "models.attention": "models.transformer",
     "models.convolution": "models.layers",
@@ -151,11 +151,11 @@ MOVED = {
     "overrides": "config.overrides",
     "overview": "cli.main",
     "parallel": "models.parallel",
-    "places": "runtime.places",
+    "places": "runtime.os_errors",
     "problems": "training.settings",
     "processes": "runtime.distributed",
     "profiling": "training.profiler",
-    "progress": "runtime.progress",
+    "progress": "runtime.log",
     "proof": "experiments.prove_resume",
     "ranges": "config.ranges",
     "reports": "training.reports",
@@ -178,7 +178,7 @@ MOVED = {
     "streaming": "evaluation.lengths",
     "sweeps": "experiments.sweep",
     "tensor_file": "runtime.tensor_file",
-    "tf32": "runtime.tf32",
+    "tf32": "runtime.device",
     "threads": "runtime.threads",
     "train_keys": "cli.request",
     "trainer": "training.trainer",
@@ -186,7 +186,7 @@ MOVED = {
     "verification": "evaluation.verify",
     "verification.row": "evaluation.verify.result",
     "weights": "checkpoint.state",
-    "yaml_places": "config.yaml_places",
+    "yaml_places": "config.yaml_files",
 }
 # Of these names, packages have become.
 STAYED = {earlier for earlier in MOVED if any(f"{new}.".startswith(f"{earlier}.") for new in MOVED.values())}
@@ -238,7 +238,7 @@ class _Moved(MetaPathFinder, Loader):
 
 
 def _today(module: str) -> str | None:
-    """Today's name of a module that is not there any more; None for all others."""
+    """Return today's name of a module that is not there any more; None for all others."""
     if not module.startswith(PACKAGE):
         return None
     parts = module.removeprefix(PACKAGE).split(".")

@@ -10,7 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
-from samout_train.config.diagnostics import missing_option, options_of
+from samout_train.config.diagnostics import missing_option
+from samout_train.config.yaml_files import options_of
 from samout_train.runtime import home_path, quoted, shell_word
 
 MAY_BE_NULL = ("experiment",)
@@ -52,7 +53,7 @@ def words_for_hydra(overrides: Sequence[str], *, folders: Sequence[Path], typed:
 def override_problems(
     overrides: Sequence[str], *, folders: Sequence[Path], typed: bool = True, in_sweep: bool = False
 ) -> dict[str, str]:
-    """What is wrong with overrides one by one: how they are written, and options that a group has not.
+    """Return what is wrong with overrides one by one: how they are written, and options that a group has not.
 
     Args:
         overrides: As typed.
@@ -240,7 +241,7 @@ def key_of(override: str) -> str:
 
 
 def as_typed(override: str) -> str:
-    """What a person types for the override of a sweep's job, which Hydra wrote: text without its escapes."""
+    """Return what a person types for the override of a sweep's job, which Hydra wrote: text without its escapes."""
     parsed = OverridesParser.create().parse_override(override)
     key, value = parsed.key_or_group, parsed.value()
     if key not in TEXT_KEYS or not isinstance(value, str) or "${" in value:  # what is escaped in it stays so

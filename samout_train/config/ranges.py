@@ -64,7 +64,7 @@ class Forms:
     of_number: str = ""
 
     def wanted(self, value: Any) -> str:
-        """What a value that is no text must be."""
+        """Return what a value that is no text must be."""
         is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
         return self.forms + (f"; did you mean {self.of_number.format(value)}?" if self.of_number and is_number else "")
 
@@ -87,17 +87,17 @@ Layers = Range(1, 10_000)
 
 
 def range_of(annotation: Any) -> Range | None:
-    """The Range in an annotation such as `Annotated[int, Positive]` or `Annotated[int, Positive] | None`."""
+    """Return the Range in an annotation such as `Annotated[int, Positive]` or `Annotated[int, Positive] | None`."""
     return _said(annotation, Range)
 
 
 def forms_of(annotation: Any) -> Forms | None:
-    """The Forms in an annotation such as `Annotated[str, DEVICES]`."""
+    """Return the Forms in an annotation such as `Annotated[str, DEVICES]`."""
     return _said(annotation, Forms)
 
 
 def _said(annotation: Any, kind: type[T]) -> T | None:
-    """What an annotation, or one of its alternatives, says of a kind."""
+    """Return what an annotation, or one of its alternatives, says of a kind."""
     if typing.get_origin(annotation) is Annotated:
         return next((item for item in annotation.__metadata__ if isinstance(item, kind)), None)
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -121,7 +121,7 @@ def beyond_numbers(value: Any) -> str | None:
 
 
 def not_divisible(whole_name: str, whole: int, part_name: str, part: int) -> str | None:
-    """What is wrong where `part` does not divide `whole`, with values that would work; None where it does."""
+    """Return what is wrong where `part` does not divide `whole`, with values that would work; None where it does."""
     if whole % part == 0:
         return None
     below, above = whole // part * part, (whole // part + 1) * part
@@ -130,7 +130,7 @@ def not_divisible(whole_name: str, whole: int, part_name: str, part: int) -> str
 
 
 def checked_by(problems: Callable[[Mapping[str, Any], str], list[str]]) -> Callable[[T], T]:
-    """Gives a component a check of its own, which the check of the configuration calls before anything is built.
+    """Give a component a check of its own, which the check of the configuration calls before anything is built.
 
     Args:
         problems: From the component's settings, each right by itself, and the key that they stand under, to what is
@@ -145,7 +145,7 @@ def checked_by(problems: Callable[[Mapping[str, Any], str], list[str]]) -> Calla
 
 
 def validated(function: Callable[P, R]) -> Callable[P, R]:
-    """Makes a function or constructor refuse numbers outside the ranges of its annotations.
+    """Make a function or constructor refuse numbers outside the ranges of its annotations.
 
     Raises:
         ValueError: at the call, naming the argument, what it got and the range.

@@ -36,7 +36,7 @@ def mistakes_in_call(
     elsewhere: Callable[[str], str | None] = lambda name: None,
     called: str = "",
 ) -> list[str]:
-    """What is wrong with the arguments that a configuration gives to a class or function, one text each.
+    """Return what is wrong with the arguments that a configuration gives to a class or function, one text each.
 
     Args:
         path: The key of the node, such as `model`; empty at the top.
@@ -107,7 +107,7 @@ def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a person would type it, not at any length."""
+    """Return a value as a person would type it, not at any length."""
     text = str(value)
     if value is None or isinstance(value, bool):
         text = {None: "null", True: "true", False: "false"}[value]
@@ -158,7 +158,7 @@ def _is_text(value: Any, annotation: Any) -> str | None:
 
 
 def _mismatch(value: Any, annotation: Any) -> str | None:
-    """What is wanted where the value does not fit; None where it does."""
+    """Return what is wanted where the value does not fit; None where it does."""
     options, allowed = _options(annotation), range_of(annotation)
     if any(_fits(value, option) for option in options):
         if allowed and isinstance(value, int | float) and not isinstance(value, bool) and value not in allowed:
@@ -216,7 +216,7 @@ def _fits(value: Any, option: Any) -> bool:
 
 
 def _described(option: Any, value: Any = None) -> str:
-    """What is wanted, in words; `value` is what was given, for an example of a list."""
+    """Return what is wanted, in words; `value` is what was given, for an example of a list."""
     origin, inner = typing.get_origin(option) or option, typing.get_args(option)
     if origin is Literal:
         return ", ".join(str(choice) for choice in inner)
@@ -231,7 +231,7 @@ def _described(option: Any, value: Any = None) -> str:
 
 
 def _list_described(inner: tuple[Any, ...], value: Any) -> str:
-    """A list with an example that can be typed: what was given, where that is right by itself."""
+    """Return a list with an example that can be typed: what was given, where that is right by itself."""
     parts = [part for part in inner if part is not Ellipsis]
     given = [item for item in (value if isinstance(value, list) else [value]) if item is not None]
     examples = []

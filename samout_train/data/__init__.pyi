@@ -1,4 +1,4 @@
-from .batches import Batch as Batch, Batches as Batches, MatrixRows as MatrixRows, Rows as Rows, Source as Source
+from .batches import Batch as Batch, Batches as Batches
 from .check import overfit_problem as overfit_problem, row_problems as row_problems
 from .shards.index import (
     INDEX as INDEX,
@@ -10,10 +10,11 @@ from .shards.index import (
 from .shards.plan import ShardPlan as ShardPlan
 from .shards.workers import WorkerDiedError as WorkerDiedError
 from .shards.write import Tokenized as Tokenized, tokenize_files as tokenize_files
+from .source import MatrixRows as MatrixRows, Rows as Rows, Source as Source
 from .text.documents import JsonlReader as JsonlReader, LineEnds as LineEnds, text_of as text_of
-from .text.folder import find as find
+from .text.files import find as find
 from .text.rows import TokenRows as TokenRows
-from .text.stream import vocabulary_of as vocabulary_of
+from .text.text import vocabulary_of as vocabulary_of
 from .text.whole import (
     WholeData as WholeData,
     digests_of as digests_of,

@@ -1,21 +1,18 @@
-"""What speaks against rows that a source gives, seen by reading all of them before the first step."""
+"""Find what is wrong with the rows of a source by reading all of them before the first step."""
 
 # R rows, T time
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samout_train.data.batches import Batches, Rows, Source
+from samout_train.data.batches import Batches
+from samout_train.data.source import Rows, Source
 
 IDS_TOGETHER = 1 << 18
 
 
 def row_problems(source: Source) -> list[str]:
-    """Ids and labels that are none, and splits in which nothing is counted.
-
-    Args:
-        source: The data.
-    """
+    """Return the ids and labels of a source that are out of range, and the splits in which nothing is counted."""
     return [
         problem
         for name, rows in (("training", source.train), ("validation", source.validation))
@@ -75,7 +72,7 @@ def _problems(name: str, rows: Rows, source: Source) -> list[str]:
 
 
 def _largest_id(rows: Rows, source: Source) -> int | None:
-    """The largest id of rows that are a part of a text; None for those that have to be read one by one."""
+    """Return the largest id of rows that are a part of a text; None for those that have to be read one by one."""
     recorded: int | None = getattr(rows, "largest_id", None)  # of shards, by who wrote them
     tokens = getattr(rows, "tokens", None)
     if recorded is not None or tokens is None:

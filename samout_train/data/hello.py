@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from samout_train.config import checked_by
-from samout_train.data.batches import Source
-from samout_train.data.tasks.labelled_rows import LabelledRows
+from samout_train.data.source import LabelledRows, Source
 
 LETTERS = ("e", "h", "l", "o")
 INPUTS = (1, 0, 2, 2, 3)
@@ -18,7 +17,7 @@ LABELS = (3, 1, 2, 3, 2)
 
 
 def hello_problems(settings: Mapping[str, Any], name: str) -> list[str]:
-    """What is wrong with settings that are right by themselves."""
+    """Return what is wrong with settings that are right by themselves."""
     ignored = settings["ignore_index"]
     if not 0 <= ignored < len(LETTERS):
         return []
@@ -29,7 +28,7 @@ def hello_problems(settings: Mapping[str, Any], name: str) -> list[str]:
 
 @checked_by(hello_problems)
 def hello(*, ignore_index: int, seed: int) -> Source:
-    """A source of one row, to learn from and to judge by.
+    """Return a source of one row, to learn from and to judge by.
 
     Args:
         ignore_index: Labels of this value are not counted; 0 to 3 are letters here.

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from samout_train.config import Positive, Share, Size, checked_by, validated
-from samout_train.data.batches import MatrixRows, Source
+from samout_train.data.source import MatrixRows, Source
 
 
 def random_tokens_problems(settings: Mapping[str, Any], name: str) -> list[str]:
-    """What is wrong between settings that are right by themselves."""
+    """Return what is wrong between settings that are right by themselves."""
     found, pad_id, vocab_size = [], settings["pad_id"], settings["vocab_size"]
     if not 0 <= pad_id < vocab_size or vocab_size < 2:
         found.append(
@@ -38,7 +38,7 @@ def random_tokens(
     ignore_index: int,
     seed: int,
 ) -> Source:
-    """Random sequences to train on, and as many fresh ones to validate on.
+    """Return random sequences to train on, and as many fresh ones to validate on.
 
     Args:
         vocab_size: Number of ids V; at least 2, so that something is left beside the padding.

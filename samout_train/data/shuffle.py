@@ -53,7 +53,7 @@ class RowOrder:
 
 
 def shuffled(places: NDArray[np.int64], size: int, *key: Key) -> NDArray[np.int64]:
-    """What stands at places of a shuffled range.
+    """Return what stands at places of a shuffled range.
 
     Args:
         places: From 0 to size - 1.
@@ -82,7 +82,7 @@ def shuffled(places: NDArray[np.int64], size: int, *key: Key) -> NDArray[np.int6
 
 
 def drawn(num_values: NDArray[np.int64], *key: Key) -> NDArray[np.int64]:
-    """A number from 0 to num_values - 1 for each of num_values, by key.
+    """Return a number from 0 to num_values - 1 for each of num_values, by key.
 
     Args:
         num_values: From 1 to 2**31; no number is then more than 2**-32 likelier than another.

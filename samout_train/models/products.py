@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from samout_train.ops import Products, has_onednn, is_decided, is_fused, many_rows, only_torch, use_products
 from samout_train.ops.linear import LEAST_PRODUCTS, LEAST_WEIGHTS, MOST_ROWS
-from samout_train.runtime import cache_path, distributed, read_note
+from samout_train.runtime import cache_path, distributed, read_json
 
 FIXED = "SAMOUT_TRAIN_PRODUCTS"  # of the environment: what is taken without a measurement
 MOST_FLOPS = 5e8  # of a product that is measured: some milliseconds
@@ -154,7 +154,7 @@ def kept(what: str, shape: Shape, names: Collection[str], measure: Callable[[], 
         path = cache_path("measured", what, shape, machine(), ending=".measured.json")
     except (ValueError, OSError, RuntimeError):  # no place for a cache
         return measure()
-    found = _seconds(read_note(path), names)
+    found = _seconds(read_json(path), names)
     if found is not None:
         return found
     found = measure()
@@ -162,7 +162,7 @@ def kept(what: str, shape: Shape, names: Collection[str], measure: Callable[[], 
         _keep_first(path, {"what": what, "shape": shape, "machine": machine(), "seconds": found}, names)
     except OSError:
         return found
-    return _seconds(read_note(path), names) or found
+    return _seconds(read_json(path), names) or found
 
 
 def machine() -> dict[str, object]:
@@ -196,7 +196,7 @@ def _keep_first(path: Path, content: Mapping[str, object], names: Collection[str
         try:
             os.link(temporary, path)
         except FileExistsError:
-            if _seconds(read_note(path), names) is None:  # what cannot be read counts for nobody
+            if _seconds(read_json(path), names) is None:  # what cannot be read counts for nobody
                 temporary.replace(path)
         except OSError:  # a file system without links
             temporary.replace(path)

@@ -1,11 +1,5 @@
 from . import distributed as distributed
-from .cache import cache_path as cache_path, read_note as read_note, write_note as write_note
-from .compilation import (
-    compile_problem as compile_problem,
-    compiled as compiled,
-    has_cpp_compiler as has_cpp_compiler,
-    told_compilation as told_compilation,
-)
+from .clock import Clock as Clock
 from .console import (
     UNWRITABLE as UNWRITABLE,
     input_as_utf_8 as input_as_utf_8,
@@ -17,28 +11,18 @@ from .console import (
 from .device import (
     DEVICE_FORMS as DEVICE_FORMS,
     DTYPES as DTYPES,
-    MEMORY_LIMITS as MEMORY_LIMITS,
-    Clock as Clock,
     PrecisionName as PrecisionName,
     autocast as autocast,
     choose_device as choose_device,
     choose_precision as choose_precision,
-    commit as commit,
-    current_memory_bytes as current_memory_bytes,
-    device_name as device_name,
-    device_random_state as device_random_state,
+    compile_problem as compile_problem,
+    compiled as compiled,
     float64_place as float64_place,
-    keep_freed_memory as keep_freed_memory,
-    peak_memory_bytes as peak_memory_bytes,
-    random_states as random_states,
-    reset_peak_memory as reset_peak_memory,
-    seed_everything as seed_everything,
-    set_device_random_state as set_device_random_state,
-    set_own_random_states as set_own_random_states,
-    set_random_states as set_random_states,
+    has_cpp_compiler as has_cpp_compiler,
+    tf32_problem as tf32_problem,
     to_device as to_device,
-    too_large as too_large,
-    total_memory_bytes as total_memory_bytes,
+    told_compilation as told_compilation,
+    use_tf32 as use_tf32,
     use_threads as use_threads,
     wait_for as wait_for,
 )
@@ -56,16 +40,35 @@ from .file_kind import (
 from .files import (
     RESERVED as RESERVED,
     append as append,
+    finite_or_null as finite_or_null,
     leftovers as leftovers,
+    read_figures as read_figures,
+    read_json as read_json,
     replace_file as replace_file,
+    sha256_of as sha256_of,
     take_place as take_place,
+    write_figures as write_figures,
+    write_json as write_json,
 )
-from .home import home_expanded as home_expanded, home_path as home_path
-from .json_files import finite_or_null as finite_or_null, read_figures as read_figures, write_figures as write_figures
+from .home import (
+    cache_path as cache_path,
+    ensure_home as ensure_home,
+    home_expanded as home_expanded,
+    home_path as home_path,
+    own_folder as own_folder,
+)
 from .launch import WITHOUT_DIRECTORY as WITHOUT_DIRECTORY, Launch as Launch
-from .log import log_file as log_file
-from .missing_home import ensure_home as ensure_home, own_folder as own_folder
-from .places import (
+from .log import Bar as Bar, log_file as log_file
+from .memory import (
+    MEMORY_LIMITS as MEMORY_LIMITS,
+    current_memory_bytes as current_memory_bytes,
+    keep_freed_memory as keep_freed_memory,
+    peak_memory_bytes as peak_memory_bytes,
+    reset_peak_memory as reset_peak_memory,
+    too_large as too_large,
+    total_memory_bytes as total_memory_bytes,
+)
+from .os_errors import (
     PlaceError as PlaceError,
     in_words as in_words,
     is_full as is_full,
@@ -73,7 +76,15 @@ from .places import (
     message_of as message_of,
     place_problem as place_problem,
 )
-from .progress import Bar as Bar
+from .provenance import commit as commit, device_name as device_name
+from .rng import (
+    device_random_state as device_random_state,
+    random_states as random_states,
+    seed_everything as seed_everything,
+    set_device_random_state as set_device_random_state,
+    set_own_random_states as set_own_random_states,
+    set_random_states as set_random_states,
+)
 from .search_path import (
     child_program as child_program,
     hiding_files as hiding_files,
@@ -108,7 +119,6 @@ from .tensor_file import (
     read_module_file as read_module_file,
     read_tensor_file as read_tensor_file,
 )
-from .tf32 import tf32_problem as tf32_problem, use_tf32 as use_tf32
 from .threads import (
     Others as Others,
     available_cores as available_cores,

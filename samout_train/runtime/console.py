@@ -85,7 +85,7 @@ class Quiet:
 
     @property
     def encoding(self) -> str:
-        """The name of the encoding; tqdm draws its bars by it."""
+        """Return the name of the encoding; tqdm draws its bars by it."""
         return getattr(self._wrapped, "encoding", None) or "ascii"
 
     def isatty(self) -> bool:

@@ -1,37 +1,34 @@
-"""The machine under a run: device, precision, random states, memory, clock, and what code is running."""
+"""The device that a run computes on: which one, in which precision, with how many threads, TF32 or torch.compile."""
 
-import ctypes
+import importlib.util
 import logging
 import os
-import platform
-import random
-import subprocess
+import sysconfig
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from samout_train.runtime import distributed
 from samout_train.runtime.launch import Launch
+from samout_train.runtime.os_errors import in_words
 from samout_train.runtime.threads import ABOUT_NUMBERS, available_cores
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 DEVICE_FORMS = "auto, cpu, cuda, cuda:N or mps"
-log = logging.getLogger(__name__)
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
-# Where a container reads its own limit, of cgroups 2 and 1: docs.kernel.org/admin-guide/cgroup-v2.html.
-MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-_threads_before: int | None = None  # what torch had when a number was first asked for
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SET_CACHE = "set TORCHINDUCTOR_CACHE_DIR to another folder"
+log = logging.getLogger(__name__)
+_threads_before: int | None = None  # what torch had when a number was first asked for
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name; `auto` is CUDA if there is one, and of several processes on a machine each has its own.
+    """Return the device of this name; `auto` is CUDA if there is one; of several processes each has its own.
 
     Raises:
         ValueError: if there is no such device.
@@ -64,11 +61,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> PrecisionName:
-    """The precision of the forward and backward pass; weights and optimizer state are float32 in each.
+    """Return the precision of the forward and backward pass; weights and optimizer state are float32 in each.
 
     Args:
         name: `auto` is bf16 on a GPU that has it, else fp32.
-        device: Where the model runs.
 
     Raises:
         ValueError: if the device cannot do it.
@@ -87,27 +83,28 @@ def choose_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torc
 
 
 def autocast(precision: PrecisionName, device: torch.device) -> AbstractContextManager[Any]:
-    """The context in which a forward pass runs."""
+    """Return the context in which a forward pass runs."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
-def keep_freed_memory() -> None:
-    """Lets the process keep large blocks of main memory that it frees, where its C library is glibc.
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy from ordinary memory; to CUDA from pinned memory, so that nobody waits for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
-    By default, glibc hands them back to the system, which gives them again in pages of 4 KB, each filled with zeros at
-    the first write: at every step, for every large tensor. Settings of the environment (MALLOC_...) have priority.
-    """
-    if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
-        return
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (AttributeError, TypeError, OSError):  # another C library
-        return
-    set_option(M_MMAP_THRESHOLD, 2**31 - 1)
-    set_option(M_TRIM_THRESHOLD, 2**31 - 1)
-    set_option(M_TOP_PAD, 2**26)
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def float64_place(device: torch.device) -> torch.device:
+    """Return where float64 sums of what this device computes are kept: on it, unless it is Apple's, which has none."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def use_threads(threads: int | None) -> None:
@@ -132,215 +129,100 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(number)
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds python, numpy and torch on all devices."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+def use_tf32(tf32: bool, device: torch.device) -> None:
+    """Let float32 products and cuDNN on a GPU round their inputs to TF32 (10 bits of 23, and faster), or forbid it.
+
+    It is set both ways for the whole process, so that no run has what the run before it chose; torch's own default is
+    full precision for matrix products and TF32 for cuDNN, which recurrent modules use.
+
+    Raises:
+        ValueError: if TF32 is asked for and the device is no GPU.
+    """
+    if problem := tf32_problem(tf32, device):
+        raise ValueError(problem)
+    precision = "tf32" if tf32 else "ieee"
+    cuda, cudnn = cast(Any, torch.backends.cuda), cast(Any, torch.backends.cudnn)
+    for operations in (cuda.matmul, cudnn.conv, cudnn.rnn):
+        operations.fp32_precision = precision
 
 
-def random_states(device: torch.device) -> dict[str, Any]:
-    """The state of every random generator that a run on this device uses, in what a checkpoint can hold."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-        "cuda": device_random_state(device) if device.type == "cuda" else None,
-    } | ({"mps": device_random_state(device)} if device.type == "mps" else {})
+def tf32_problem(tf32: bool, device: torch.device) -> str | None:
+    """Return why TF32 cannot be used on a device, or None."""
+    if tf32 and device.type != "cuda":
+        return f"trainer.tf32=true: is for CUDA, and this run is on {device}: leave it out, or set device=cuda"
+    return None
 
 
-def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Puts every random generator where `random_states` found it; warns where the checkpoint is of another device."""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"])
-    made_on = "mps" if "mps" in states else "cpu" if states["cuda"] is None else "cuda"
-    if made_on != device.type:
-        log.warning("the checkpoint is of another kind of device than %s: dropout will differ from there on", device)
-    elif device.type != "cpu":
-        set_device_random_state(states[device.type], device)
-
-
-def set_own_random_states(states: Sequence[Mapping[str, Any]], device: torch.device) -> None:
-    """Put the random generators of this process where it left off.
+def compiled(model: nn.Module) -> Callable[..., Any]:
+    """Return a model that torch compiles at the first call, for one shape of input; the model itself is unchanged.
 
     Args:
-        states: Of each process that made a checkpoint. A process beyond them resumes from a seed made of the last
-            one's state.
-        device: Where it runs.
+        model: Its weights are shared, its dropout is drawn in another order.
     """
-    set_random_states(states[min(distributed.rank(), len(states) - 1)], device)
-    if distributed.rank() >= len(states):
-        seed_everything(int(torch.randint(2**31, ())) + distributed.rank())
+    # What was compiled for the models before counts towards torch's limit, beyond which it compiles no more.
+    torch._dynamo.reset()
+    return torch.compile(model, dynamic=False)
 
 
-def device_random_state(device: torch.device) -> Tensor | None:
-    """Return the state of a GPU's own generator; None for a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_rng_state(device)
-    return torch.mps.get_rng_state() if device.type == "mps" else None
-
-
-def set_device_random_state(state: Tensor, device: torch.device) -> None:
-    """Put a GPU's own generator where `device_random_state` found it."""
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.mps.set_rng_state(state)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copies from ordinary memory; to CUDA from pinned memory, so that nobody waits for the copy."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def total_memory_bytes(device: torch.device) -> int | None:
-    """Memory of a device, or of the machine for its processor; None where the system does not say."""
-    try:
-        if device.type == "cuda":
-            return int(torch.cuda.get_device_properties(device).total_memory)
-        return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_memory_limits()])
-    except (AttributeError, OSError, ValueError, RuntimeError, AssertionError):  # not POSIX, or no such device
-        return None
-
-
-def _memory_limits() -> list[int]:
-    """Return the bytes that a container of cgroups, version 2 or 1, lets this process have; empty for no limit."""
-    limits = []
-    for path in MEMORY_LIMITS:
-        with suppress(OSError, ValueError):  # no such file; "max" for no limit
-            limits.append(int(path.read_text(encoding="ascii")))
-    return limits
-
-
-def too_large(needed: int, device: torch.device) -> str | None:
-    """Return that so many bytes do not fit into the memory of a device; None where they may."""
-    total = total_memory_bytes(device)
-    if total is None or needed <= total:
-        return None
-    return f"does not fit into memory: {needed:,} bytes are needed, and there are {total:,}"
-
-
-def current_memory_bytes() -> int:
-    """Resident memory of this process on Linux; 0 where the system does not say."""
-    return _status_bytes("VmRSS")
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Starts the measurement of peak memory anew, where the system can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif device.type == "mps":
-        torch.mps.empty_cache()
-    elif Path("/proc/self/clear_refs").exists():
-        try:
-            Path("/proc/self/clear_refs").write_bytes(b"5")
-        except OSError:  # not permitted in some containers: then the peak counts from the start of the process
-            return
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Peak since the reset: allocated on a CUDA device; what torch holds of an Apple GPU, which only grows; resident
-    in this process on a CPU, torch itself included. 0 where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+def compile_problem(device: torch.device) -> str | None:
+    """Return what is missing to compile for a device, or None."""
+    header = Path(sysconfig.get_path("include")) / "Python.h"
     if device.type == "mps":
-        return torch.mps.driver_allocated_memory()
-    return _status_bytes("VmHWM")
+        return "trainer.compile=true: is for cpu and cuda, and this run is on mps: leave it out"
+    if missing := _cache_problem():  # first, since torch's own search writes into that folder
+        pass
+    elif device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            missing = "triton for CUDA, which is not installed: pip install triton"
+    elif not has_cpp_compiler():
+        missing = "a C++ compiler for the CPU, and torch finds none: install g++, or name one in CXX"
+    elif not header.exists():
+        missing = f"{header}, which is not there: install Python's headers"
+    return f"trainer.compile=true: needs {missing}, or leave it out" if missing else None
 
 
-def wait_for(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def float64_place(device: torch.device) -> torch.device:
-    """Return where float64 sums of what this device computes are kept: on it, unless it is Apple's, which has none."""
-    return torch.device("cpu") if device.type == "mps" else device
-
-
-def device_name(device: torch.device) -> str:
-    """What a person calls it, such as `NVIDIA H200` or `AMD EPYC 9654 96-Core Processor`."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+def _cache_problem() -> str | None:
+    """Return why what is compiled cannot be kept; None where it can."""
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir())
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        _try_to_write(folder)
+        # Imported after that: an import that fails half-way can never be made again in the process.
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        folder = Path(cache_dir())
+        _try_to_write(folder)
+    except OSError as error:
+        return f"a folder for what is compiled, and {in_words(error, place=folder, fix=SET_CACHE)}"
+    return None
 
 
-def commit() -> str | None:
-    """The commit of the checkout that this code runs from, `-dirty` where files differ; None outside a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    if not (package.parent / ".git").exists():
-        return None
-    # `git describe --dirty` would lock the index, against what its user does there, and leave the lock where it dies.
-    git = ["git", "--no-optional-locks", "-C", str(package.parent)]
-    found = []
+def _try_to_write(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(1))
+
+
+def has_cpp_compiler() -> bool:
+    """Return whether torch's own search, which heeds CXX, finds one."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
     try:
-        for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
-            done = subprocess.run([*git, *words], capture_output=True, encoding="utf-8", timeout=10, check=True)
-            found.append(done.stdout.strip())
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found[0] + ("-dirty" if found[1] else "")
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
 
 
-class Clock:
-    """Measures the time that training takes, without that of evaluations and checkpoints.
-
-    Args:
-        device: Waited for whenever the clock is paused, so that its work is counted.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._counted = 0.0
-        self._running_since: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Counted so far; while it runs, the device may be behind."""
-        return self._counted + (time.perf_counter() - self._running_since if self._running_since is not None else 0.0)
-
-    def start(self) -> None:
-        """Counts from now on."""
-        self._running_since = time.perf_counter()
-
-    def pause(self) -> None:
-        """Stops counting, once the device is done."""
-        wait_for(self.device)
-        self._counted, self._running_since = self.seconds, None
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Does not count what happens inside; goes on after it if it was going before."""
-        was_running = self._running_since is not None
-        self.pause()
-        try:
-            yield
-        finally:
-            if was_running:
-                self.start()
-
-    def set(self, seconds: float) -> None:
-        """Says what was counted before, in the run that this one continues."""
-        self._counted = seconds
+@contextmanager
+def told_compilation() -> Iterator[None]:
+    """Log that the first step, made inside, compiles the model, and how long it took."""
+    _say("compile     the first step compiles the model, which can take a minute")
+    started = time.monotonic()
+    yield
+    _say(f"compile     the first step took {time.monotonic() - started:.1f} s, compilation included")
 
 
-def _status_bytes(field: str) -> int:
-    try:
-        status = Path("/proc/self/status").read_bytes()
-    except OSError:
-        return 0
-    start = status.find(field.encode() + b":")
-    return int(status[start + len(field) + 1 :].split(maxsplit=1)[0]) * 1024 if start >= 0 else 0
+def _say(line: str) -> None:
+    with tqdm.external_write_mode():
+        log.info("%s", line)

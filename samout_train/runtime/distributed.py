@@ -28,7 +28,7 @@ class LostProcessError(Exception):
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Joins the processes that were started together; does nothing where this one was started by itself.
+    """Join the processes that were started together; does nothing where this one was started by itself.
 
     Args:
         device: Where this process computes.
@@ -59,50 +59,50 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def count() -> int:
-    """How many processes make the run."""
+    """Return how many processes make the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Return whether this is the process that writes and speaks."""
     return rank() == 0
 
 
 def name() -> str:
-    """What tells a person which process this is."""
+    """Return what tells a person which process this is."""
     return f"process {rank()} of {count()} on {socket.gethostname()}"
 
 
 def total(number: int) -> int:
-    """The sum over all processes."""
+    """Return the sum over all processes."""
     return number if count() == 1 else int(_reduced(number, dist.ReduceOp.SUM))
 
 
 def largest(number: int) -> int:
-    """The largest of all processes."""
+    """Return the largest of all processes."""
     return number if count() == 1 else int(_reduced(number, dist.ReduceOp.MAX))
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """The sum over all processes, on the device that it is on; the tensor itself is overwritten."""
+    """Return the sum over all processes, on the device that it is on; the tensor itself is overwritten."""
     if count() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def wait_for_all() -> None:
-    """Until all processes are here."""
+    """Wait until all processes are here."""
     if count() > 1:
         dist.barrier()
 
 
 def from_first(value: Any) -> Any:
-    """What the first process has: anything that can be pickled."""
+    """Return what the first process has: anything that can be pickled."""
     if count() == 1:
         return value
     values = [value]
@@ -111,7 +111,7 @@ def from_first(value: Any) -> Any:
 
 
 def number_of_first(number: float) -> float:
-    """A number of the first process."""
+    """Return a number of the first process."""
     if count() == 1:
         return number
     tensor = torch.tensor(number, dtype=torch.float64)
@@ -120,7 +120,7 @@ def number_of_first(number: float) -> float:
 
 
 def gathered(value: Any) -> list[Any]:
-    """What each process has, by number: anything that can be pickled."""
+    """Return what each process has, by number: anything that can be pickled."""
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
@@ -129,7 +129,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def differences(settings: Mapping[str, object]) -> list[str]:
-    """Where the processes do not agree, one text each; all get the same ones.
+    """Return where the processes do not agree, one text each; all get the same ones.
 
     Args:
         settings: By name.

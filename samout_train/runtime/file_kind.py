@@ -76,6 +76,6 @@ def converting_line(command: str, path: Path | None, word: str) -> str:
 
 
 def _word(path: Path) -> str:
-    """A path as a shell takes it, and no program for an option."""
+    """Return a path as a shell takes it, and no program for an option."""
     name = str(path)
     return shell_word(f"./{name}" if name.startswith("-") else name)

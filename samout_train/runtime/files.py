@@ -1,10 +1,13 @@
-"""Files, and records in files, that are there whole or not at all."""
+"""Files that are there whole or not at all, JSON in them, and digests of them."""
 
 import errno
+import hashlib
+import json
+import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +20,7 @@ RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d\xb9\xb2\xb3])(\.|$)", re.I
 def replace_file(
     path: Path, write: Callable[[IO[bytes]], Any], confirm: Callable[[Path], Any] = lambda temporary: None
 ) -> None:
-    """Writes a file so that a death at any moment leaves the old one or the new one.
+    """Write a file so that a death at any moment leaves the old one or the new one.
 
     Args:
         path: The file; its folder must be there.
@@ -67,16 +70,15 @@ def take_place(new: Path, path: Path) -> None:
 
 
 def leftovers(folder: Path) -> Iterator[Path]:
-    """What a death in `replace_file` left in a folder."""
+    """Return what a death in `replace_file` left in a folder."""
     return (path for path in folder.glob("*.tmp") if re.search(r"\.\d+\.tmp$", path.name))
 
 
 def append(file: IO[bytes], record: bytes) -> None:
-    """Writes a record at the end of a file, or nothing.
+    """Write a record at the end of a file, or nothing.
 
     Args:
         file: Unbuffered, at its end.
-        record: What to write.
 
     Raises:
         OSError: if there is no room for it; the file is as it was then. `filename` is its path.
@@ -90,3 +92,47 @@ def append(file: IO[bytes], record: bytes) -> None:
         file.truncate(before)
         file.seek(before)
         raise
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of the content of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object of a file; None where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def write_json(path: Path, content: dict[str, Any], *, indent: int | None = None) -> None:
+    """Write a JSON object to a file, whole or not at all."""
+    replace_file(path, lambda file: file.write(json.dumps(content, indent=indent).encode()))
+
+
+def read_figures(path: Path) -> dict[str, Any]:
+    """Return what `write_figures` wrote; nothing where there is no such file, or it is not whole."""
+    return read_json(path) or {}
+
+
+def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write figures as JSON for people, where a number that is not finite is null."""
+    content = json.dumps(finite_or_null(figures), indent=2, allow_nan=False) + "\n"
+    replace_file(path, lambda file: file.write(content.encode()))
+
+
+def finite_or_null(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same with None for numbers that JSON cannot hold: NaN and infinities, also in lists and mappings."""
+    return {key: _finite(value) for key, value in figures.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return finite_or_null(value)
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,8 +1,18 @@
-"""`~` in paths: a shell leaves that of `run_dir=~/a` as it is."""
+"""The home directory: `~` in paths, the cache below it, and a stand-in where the system has none.
 
+A shell leaves the `~` of `run_dir=~/a` as it is. The cache has what was read and tokenized before. It lies outside
+every run directory and can be deleted any time.
+"""
+
+import os
+import stat
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from samout_train.runtime.os_errors import in_words
 
 # Keys whose values are paths, or lists of paths, wherever they stand.
 PATH_KEYS = (
@@ -38,3 +48,93 @@ def home_expanded(node: Any, key: str = "") -> Any:
     scheme = SQLITE if node.startswith(SQLITE) else ""
     path = node.removeprefix(scheme)
     return scheme + str(home_path(path)) if path.startswith("~") else node
+
+
+def cache_directory() -> Path:
+    """Return `SAMOUT_TRAIN_CACHE`, else `samout_train` below `XDG_CACHE_HOME` or `~/.cache`."""
+    ensure_home()
+    if chosen := os.environ.get("SAMOUT_TRAIN_CACHE"):
+        return home_path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samout_train"
+
+
+def cache_path(*parts: object, ending: str) -> Path:
+    """Return the file in the cache for what `parts` describe; its folder is there.
+
+    Args:
+        parts: All that the content depends on; their `repr` counts.
+        ending: Such as `.json`.
+
+    Raises:
+        ValueError: if the folder cannot be made.
+    """
+    from hashlib import sha256  # here, as the others below
+
+    folder = cache_directory()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = in_words(error, place=folder, fix="set SAMOUT_TRAIN_CACHE to another folder")
+        raise ValueError(f"the cache cannot be made: {reason}") from error
+    return folder / (sha256(repr(parts).encode()).hexdigest()[:32] + ending)
+
+
+def ensure_home() -> None:
+    """Set HOME and LOGNAME where they are missing and the user id has no entry in the password file.
+
+    Libraries ask for both to place their caches: some raise then, and some make a folder named `~`. A folder that is
+    set for torch's compiler and cannot be written to is not used: torch makes it also where nothing is compiled.
+    """
+    _leave_out_unwritable("TORCHINDUCTOR_CACHE_DIR")
+    if os.name != "posix":
+        return
+    import getpass  # here, so that a file that hides a module can still be named
+    import tempfile
+
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"user{os.getuid()}"
+    if os.path.expanduser("~") != "~":  # noqa: PTH111, pathlib raises instead
+        return
+    with suppress(OSError):
+        os.environ["HOME"] = str(own_folder(tempfile.gettempdir()))
+        where = os.environ["HOME"]
+        print(f"HOME: is not set, and user {os.getuid()} has none: caches lie in {where}. Set HOME.", file=sys.stderr)
+
+
+def _leave_out_unwritable(variable: str) -> None:
+    import tempfile
+
+    if not (folder := os.environ.get(variable)):
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1))
+            file.flush()
+    except OSError as error:
+        del os.environ[variable]
+        reason = f"cannot be written to ({error.strerror}), and a temporary folder is used"
+        print(f"{variable}={folder}: {reason}. Set another one.", file=sys.stderr)
+
+
+def own_folder(parent: str) -> Path:
+    """Return a folder that belongs to this user alone, in one that others can write to.
+
+    Args:
+        parent: Such as /tmp.
+
+    Raises:
+        OSError: if it cannot be made, or is not this user's.
+    """
+    folder = Path(parent) / f"samout_train-{os.getuid()}" if hasattr(os, "getuid") else Path(parent) / "samout_train"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if hasattr(os, "getuid"):
+        found = folder.lstat()
+        # What others can write there, kernels among it, would be run.
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise PermissionError(f"{folder}: belongs to another user")
+        folder.chmod(0o700)
+    return folder

@@ -43,7 +43,7 @@ class Launch:
 
     @classmethod
     def of_environment(cls) -> "Launch | None":
-        """None where this process was started by itself."""
+        """Return this process; None where it was started by itself."""
         if not all(name in os.environ for name in SAID):
             return None
         rank, count, local_rank = (int(os.environ[name]) for name in SAID[:3])
@@ -51,11 +51,11 @@ class Launch:
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that writes."""
+        """Return whether it is the one that writes."""
         return self.rank == 0
 
     def words(self, words: Sequence[str]) -> list[str]:
-        """The command line: where processes before these ones had begun the run, it goes on with that run."""
+        """Return the command line: where processes before these ones had begun the run, it goes on with that run."""
         run_dir = self._begun()
         if run_dir is None:
             return list(words)
@@ -63,12 +63,12 @@ class Launch:
         return [*kept, text_setting("run_dir", run_dir), "resume=auto"]
 
     def note(self, run_dir: str) -> None:
-        """Tells the processes that are started after these ones which run they go on with."""
+        """Tell the processes that are started after these ones which run they go on with."""
         if self.keeps_store:
             _store().set(RUN_DIR, run_dir)
 
     def store(self, timeout: timedelta) -> Any:
-        """Where the processes of this start tell each other how they are reached; None where torch makes such a place.
+        """Return where the processes of this start find each other; None where torch makes such a place.
 
         The launcher's store still has what processes before these ones wrote, such as where they listened. So each
         start has a prefix of its own, a name that the first process makes and gives to those that it finds here.

@@ -1,10 +1,15 @@
-"""samout_train.log: what the program logs, in the run directory."""
+"""What a run tells while it is under way: samout_train.log in its directory, and progress bars on standard error."""
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from samout_train.runtime.console import Quiet
 
 
 class LogFile(logging.FileHandler):
@@ -36,7 +41,7 @@ class LogFile(logging.FileHandler):
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """What the program logs goes to a file, too, as Hydra does it for the command line."""
+    """Append what the program logs to a file, too, as Hydra does it for the command line."""
     logger, handler = logging.getLogger("samout_train"), LogFile(path)
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
     level = logger.level
@@ -48,3 +53,25 @@ def log_file(path: Path) -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         handler.close()
+
+
+class Bar(tqdm):
+    """A bar of tqdm on whatever standard error is, which no stream can break."""
+
+    def __init__(self, *iterable: Any, **settings: Any) -> None:
+        super().__init__(*iterable, file=_StandardError(sys.stderr), **settings)
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        """Return what draws the bar; for standard error itself, tqdm would flush it past `Quiet`."""
+        printer: Callable[[str], None] = tqdm.status_printer(Quiet(file))
+        return printer
+
+
+class _StandardError(Quiet):
+    """Equal to the stream behind it, so that tqdm clears the bar where others print."""
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._wrapped == getattr(other, "_wrapped", other))
+
+    __hash__ = None  # type: ignore[assignment]

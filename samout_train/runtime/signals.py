@@ -88,7 +88,7 @@ class StopSignals:
         self._before.clear()
 
     def check(self) -> None:
-        """Raises StopRequestedError once a signal has come; to be called where the run can stop."""
+        """Raise StopRequestedError once a signal has come; to be called where the run can stop."""
         if number := self._agreed(self.received or 0):
             raise StopRequestedError(number)
 

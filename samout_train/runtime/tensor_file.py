@@ -24,7 +24,7 @@ class MoreThanTensorsError(ValueError):
 
 
 def read_tensor_file(path: Path | IO[bytes], *, is_verified: bool = False) -> Any:
-    """The content of a file of tensors, numbers, text, lists and dictionaries, on the CPU.
+    """Return the content of a file of tensors, numbers, text, lists and dictionaries, on the CPU.
 
     Args:
         path: The file, or its content.
@@ -60,7 +60,7 @@ def read_tensor_file(path: Path | IO[bytes], *, is_verified: bool = False) -> An
 
 @contextmanager
 def _given(path: Path | IO[bytes]) -> Iterator[Path | IO[bytes]]:
-    """What torch.load is given: it goes by the name of a path, so one that ends with .safetensors is opened for it."""
+    """Yield what torch.load is given: a path that ends with .safetensors is opened, since it goes by the name."""
     if isinstance(path, Path) and path.suffix == ".safetensors":
         with path.open("rb") as file:
             yield file
@@ -86,7 +86,7 @@ def _reason(path: Path | IO[bytes], error: Exception) -> str:
 
 
 def _changed_record(path: Path) -> str | None:
-    """The first record of a zip archive whose CRC-32 differs, which torch.load does not look at; None for none."""
+    """Return the first record of a zip archive whose CRC-32 differs, which torch.load does not check, or None."""
     if not _start(path).startswith(ZIP) or not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
@@ -107,7 +107,7 @@ def _agrees(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
 
 
 def _start(path: Path | IO[bytes]) -> bytes:
-    """The first bytes of a file."""
+    """Return the first bytes of a file."""
     if isinstance(path, Path):
         with path.open("rb") as file:
             return file.read(HEAD_BYTES)
@@ -118,7 +118,7 @@ def _start(path: Path | IO[bytes]) -> bytes:
 
 
 def _other_content(start: bytes) -> str:
-    """What a file is that is not of torch.save, by its first bytes."""
+    """Return what a file is that is not of torch.save, by its first bytes."""
     if len(start) < SMALLEST:
         return f"it has {len(start)} byte{'s' * (len(start) > 1)}, too few for weights: copy or download it again"
     if re.match(rb"\x80[\x02-\x05]", start):
@@ -131,7 +131,7 @@ def _other_content(start: bytes) -> str:
 
 
 def _is_torch_script(path: Path | IO[bytes]) -> bool:
-    """Whether it is a whole zip archive of torch.jit.save."""
+    """Return whether it is a whole zip archive of torch.jit.save."""
     if not _start(path).startswith(ZIP) or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -139,13 +139,13 @@ def _is_torch_script(path: Path | IO[bytes]) -> bool:
 
 
 def _asked_for(words: str) -> str:
-    """What a pickle wanted, where torch says it."""
+    """Return what a pickle wanted, where torch says it."""
     named = re.search(r"GLOBAL (\S+) ", words) or re.search(r"(Unsupported operand \d+)", words)
     return f" ({named[1].lower() if named[1].startswith('Unsupported') else named[1]})" if named else ""
 
 
 class StandIn:
-    """Holds what a pickle gives to an object of a class that is not imported; it does nothing else.
+    """Hold what a pickle gives to an object of a class that is not imported, and do nothing else.
 
     Args:
         arguments: Ignored: what the class, or a function in its place, would be called with.

@@ -20,8 +20,8 @@ import samout_train
 from samout_train.ops import is_fused, kernels, numba_support, use_kernels
 from samout_train.ops.max_scan import max_mix
 from samout_train.ops.numba_support import compiled
-from samout_train.runtime import device as runtime, ensure_home, missing_home, own_folder
-from samout_train.runtime.cache import cache_directory
+from samout_train.runtime import ensure_home, home, own_folder, provenance
+from samout_train.runtime.home import cache_directory
 from tests.support.program import samout
 
 PROGRAM = [sys.executable, "-m", "samout_train"]
@@ -93,7 +93,7 @@ def test_a_folder_of_another_user_is_not_taken(tmp_path: Path, monkeypatch: pyte
     (tmp_path / f"samout_train-{os.getuid()}").symlink_to(tmp_path)
     with pytest.raises(PermissionError, match="belongs to another user"):
         own_folder(str(tmp_path))
-    monkeypatch.setattr(missing_home.os, "getuid", lambda: 4711)
+    monkeypatch.setattr(home.os, "getuid", lambda: 4711)
     (tmp_path / "samout_train-4711").mkdir()
     with pytest.raises(PermissionError, match="belongs to another user"):
         own_folder(str(tmp_path))
@@ -383,11 +383,11 @@ def test_a_run_without_asserts_and_docstrings_is_the_same(tmp_path: Path) -> Non
 
 
 def test_asking_for_the_commit_takes_no_lock_of_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "samout_train" / "runtime" / "device.py"
+    package = tmp_path / "samout_train" / "runtime" / "provenance.py"
     package.parent.mkdir(parents=True)
     package.touch()
-    monkeypatch.setattr(runtime, "__file__", str(package))
-    assert runtime.commit() is None, "no checkout"
+    monkeypatch.setattr(provenance, "__file__", str(package))
+    assert provenance.commit() is None, "no checkout"
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
         subprocess.run([*git, *words], check=True)
@@ -395,11 +395,11 @@ def test_asking_for_the_commit_takes_no_lock_of_the_checkout(tmp_path: Path, mon
     index = tmp_path / ".git" / "index"
     os.utime(package, (1, 1))  # so that git would like to write what it found
     before = index.stat().st_mtime_ns, index.read_bytes()
-    assert runtime.commit() == head and (index.stat().st_mtime_ns, index.read_bytes()) == before
+    assert provenance.commit() == head and (index.stat().st_mtime_ns, index.read_bytes()) == before
     package.write_text("changed")
-    assert runtime.commit() == f"{head}-dirty"
+    assert provenance.commit() == f"{head}-dirty"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert runtime.commit() is None, "git is not installed"
+    assert provenance.commit() is None, "git is not installed"
 
 
 def test_a_program_of_ones_own_keeps_its_search_path(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from samout_train.cli.train import main
-from samout_train.config import as_typed, build, compose_config, saved_config, saved_node
-from samout_train.config.literal import escaped
+from samout_train.config import as_typed, build, compose_config, escaped, saved_config, saved_node
 from samout_train.runtime import text_setting
 from tests.support.program import samout
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from samout_train.data import SPECIAL_TOKENS, Source
-from samout_train.data.text.jsonl import PaddedRows, jsonl
+from samout_train.data.text.jsonl import jsonl
+from samout_train.data.text.rows import PaddedRows
 
 TEXTS = ["abcde", "f", "ghijklmno", "pq", "rstuv", "wxyz", "abc", "defg", "hijkl", "mnop"]
 

@@ -19,8 +19,8 @@ from samout_train.data import Characters, JsonlReader, LineEnds, read_vocabulary
 from samout_train.data.shards.index import read_index
 from samout_train.data.shards.parts import place_to_cut
 from samout_train.data.text.documents import Special, TextReader
+from samout_train.data.text.encoding import other_kind, printable
 from samout_train.data.text.files import survey
-from samout_train.data.text.text_kind import other_kind, printable
 from samout_train.training import DATA_SETTINGS, data_problems, train
 
 MARK = b"\xef\xbb\xbf"

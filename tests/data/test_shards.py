@@ -19,7 +19,7 @@ from samout_train.data.shards.index import PLAN, read_index
 from samout_train.data.shards.reader import Places, ShardReader
 from samout_train.data.shards.rows import BLOCK, DocumentLayout, PackedLayout, ShardRows
 from samout_train.data.shards.source import _quotas, shards, shards_problems
-from samout_train.data.text.jsonl import PaddedRows
+from samout_train.data.text.rows import PaddedRows
 
 CPU = torch.device("cpu")
 SOS, PAD = 0, 3

@@ -10,8 +10,7 @@ import pytest
 from samout_train.cli import tokenize
 from samout_train.data.shards.source import shards, shards_problems
 from samout_train.data.text.jsonl import jsonl, jsonl_problems
-from samout_train.data.text.short_text import too_short
-from samout_train.data.text.text import text, text_problems
+from samout_train.data.text.text import text, text_problems, too_short
 
 COMMON = {"vocab_size": 300, "vocabulary_path": None, "ignore_index": 3, "seed": 0}
 

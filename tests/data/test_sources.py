@@ -12,7 +12,7 @@ from samout_train.data import Source
 from samout_train.data.random_tokens import random_tokens
 from samout_train.data.text.python_source import python_source
 from samout_train.data.text.text import text
-from samout_train.runtime.cache import cache_directory
+from samout_train.runtime.home import cache_directory
 
 
 def random_source(**changes: int) -> Source:

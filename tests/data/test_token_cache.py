@@ -19,7 +19,7 @@ from samout_train.data.text.files import Survey, survey
 from samout_train.data.text.token_cache import tokenize
 from samout_train.data.vocabulary.choice import VocabularyChoice
 from samout_train.runtime import StopRequestedError, cache_path
-from samout_train.runtime.cache import cache_directory
+from samout_train.runtime.home import cache_directory
 
 NAMES: list[VocabularyName] = ["characters", "bytes", "bpe"]
 
@@ -169,7 +169,7 @@ def test_of_two_processes_one_tokenizes_and_the_other_waits(tmp_path: Path) -> N
     lock = FileLock(cache_path(*parts, ending=".lock"))
     code = (
         "import logging, sys; logging.basicConfig(level=logging.INFO)\n"
-        "from pathlib import Path; from samout_train.data.text.folder import find\n"
+        "from pathlib import Path; from samout_train.data.text.files import find\n"
         "from samout_train.data.text.documents import TextReader; from samout_train.data.text.files import survey\n"
         "from samout_train.data.text.token_cache import tokenize\n"
         "from samout_train.data.vocabulary.choice import VocabularyChoice\n"

@@ -369,6 +369,6 @@ def test_two_at_one_folder_are_not_let(texts: Path, tmp_path: Path, capsys: Any)
 
 
 def test_workers_do_not_import_torch() -> None:
-    code = "import sys; from samout_train.data.shards import part_worker, workers; print('torch' in sys.modules)"
+    code = "import sys; from samout_train.data.shards import workers, write; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

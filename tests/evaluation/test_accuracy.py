@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from samout_train import build_model, train
+from samout_train.data.source import LabelledRows
 from samout_train.data.tasks.base import IGNORED
-from samout_train.data.tasks.labelled_rows import LabelledRows
 from samout_train.evaluation import Accuracy, measure_accuracy
 from samout_train.evaluation.accuracy import NORMAL_QUANTILE
 from samout_train.models import next_token_nats

@@ -12,7 +12,7 @@ from unittest import mock
 
 from samout_train import train as train_in_process
 from samout_train.cli import train
-from samout_train.runtime.cache import cache_directory
+from samout_train.runtime.home import cache_directory
 from tests.faults.answers import refused, told
 from tests.faults.row import Case
 

@@ -13,7 +13,7 @@ CODE = """
 import torch
 from samout_train import build_trainer
 from samout_train.models.cost import estimate_memory_bytes
-from samout_train.runtime.device import peak_memory_bytes, reset_peak_memory
+from samout_train.runtime import peak_memory_bytes, reset_peak_memory
 torch.set_num_threads(1)
 trainer = build_trainer({overrides!r})
 rows = trainer.training_step.batches.batch_size // trainer.training_step.accumulate

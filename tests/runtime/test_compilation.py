@@ -118,14 +118,14 @@ def test_what_is_missing_is_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("samout_train.runtime.compilation.has_cpp_compiler", lambda: False)
+    monkeypatch.setattr("samout_train.runtime.device.has_cpp_compiler", lambda: False)
     assert main([*TINY, COMPILED]) == 2
     assert "trainer.compile=true: needs a C++ compiler for the CPU, and torch finds none" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_python_headers_and_triton_are_asked_for_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samout_train.runtime.compilation.has_cpp_compiler", lambda: True)
+    monkeypatch.setattr("samout_train.runtime.device.has_cpp_compiler", lambda: True)
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     assert "Python.h, which is not there: install Python's headers" in str(compile_problem(torch.device("cpu")))
     (tmp_path / "Python.h").touch()

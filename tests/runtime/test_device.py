@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from samout_train.runtime import device as runtime
+from samout_train.runtime import memory
 
 FAULTS = """
 import resource
-from samout_train.runtime import device as runtime
 from samout_train.training.run import build_trainer
 trainer = build_trainer("model=v8 model.hidden_size=128 model.num_heads=4 model.num_layers=2 data=random "
     "data.vocab_size=100 data.batch_size=16 data.seq_len=128".split())
@@ -46,9 +45,9 @@ def test_the_memory_of_a_container_is_what_it_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, limit: int | None
 ) -> None:
     cpu = torch.device("cpu")
-    monkeypatch.setattr(runtime, "MEMORY_LIMITS", (tmp_path / "missing",))
-    whole = runtime.total_memory_bytes(cpu)
+    monkeypatch.setattr(memory, "MEMORY_LIMITS", (tmp_path / "missing",))
+    whole = memory.total_memory_bytes(cpu)
     (tmp_path / "memory.max").write_text(content)
-    monkeypatch.setattr(runtime, "MEMORY_LIMITS", (tmp_path / "missing", tmp_path / "memory.max"))
-    assert runtime.total_memory_bytes(cpu) == (limit or whole)
-    assert (runtime.too_large(41_000_000, cpu) is None) == (limit is None)
+    monkeypatch.setattr(memory, "MEMORY_LIMITS", (tmp_path / "missing", tmp_path / "memory.max"))
+    assert memory.total_memory_bytes(cpu) == (limit or whole)
+    assert (memory.too_large(41_000_000, cpu) is None) == (limit is None)

@@ -21,11 +21,21 @@ from samout_train.cli import main, verify
 from samout_train.cli.request import Request
 from samout_train.config import compose_config, get_args_parser, quote_text
 from samout_train.experiments.compare.plan import folder_name
-from samout_train.runtime import compile_problem, device as runtime, files as atomic, list_setting, signals as stopping
+from samout_train.runtime import (
+    choose_device,
+    choose_precision,
+    compile_problem,
+    files,
+    float64_place,
+    list_setting,
+    random_states,
+    set_random_states,
+    signals,
+)
 from samout_train.training.settings import problems
 from tests.support.program import samout
 
-PACKAGE = Path(atomic.__file__).parent.parent
+PACKAGE = Path(files.__file__).parent.parent
 VERBS = list(main.VERBS)
 MPS = torch.device("mps")
 
@@ -173,38 +183,38 @@ def test_a_file_that_is_open_elsewhere_is_tried_again(tmp_path: Path, monkeypatc
     old.write_text("old", "utf-8")
     monkeypatch.setattr(Path, "replace", replace_or_refuse)
     with pytest.raises(PermissionError):
-        atomic.take_place(new, old)
-    monkeypatch.setattr(atomic, "os", SimpleNamespace(name="nt"))
-    atomic.take_place(new, old)
+        files.take_place(new, old)
+    monkeypatch.setattr(files, "os", SimpleNamespace(name="nt"))
+    files.take_place(new, old)
     assert old.read_text("utf-8") == "new" and not refusals
     refusals += [PermissionError(13, "in use")] * 9
-    monkeypatch.setattr(atomic, "SECONDS_OF_PATIENCE", 0.1)
+    monkeypatch.setattr(files, "SECONDS_OF_PATIENCE", 0.1)
     with pytest.raises(PermissionError):
-        atomic.take_place(new, old)
+        files.take_place(new, old)
 
 
 def test_a_process_of_its_own_group_is_stopped_as_each_system_can(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
     process: Any = SimpleNamespace(send_signal=sent.append)
-    assert stopping.own_group() == {"start_new_session": True}
-    stopping.ask_to_stop(process, signal.SIGINT)
-    stopping.ask_to_stop(process, None)
+    assert signals.own_group() == {"start_new_session": True}
+    signals.ask_to_stop(process, signal.SIGINT)
+    signals.ask_to_stop(process, None)
     assert sent == [signal.SIGINT, signal.SIGTERM]
     monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
     monkeypatch.setattr(signal, "CTRL_BREAK_EVENT", 1, raising=False)
-    stopping.ask_to_stop(process, signal.SIGINT)
-    assert stopping.own_group() == {"creationflags": 512} and sent[2:] == [1]
+    signals.ask_to_stop(process, signal.SIGINT)
+    assert signals.own_group() == {"creationflags": 512} and sent[2:] == [1]
 
 
 def test_mps_is_taken_where_torch_has_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match=r"device \(mps\) is not there: .*; use device=cpu"):
-        runtime.choose_device("mps")
+        choose_device("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert runtime.choose_device("mps") == MPS
-    assert runtime.choose_precision("auto", MPS) == "fp32" and runtime.choose_precision("bf16", MPS) == "bf16"
+    assert choose_device("mps") == MPS
+    assert choose_precision("auto", MPS) == "fp32" and choose_precision("bf16", MPS) == "bf16"
     with pytest.raises(ValueError, match=r"precision \(fp16\) .* use bf16 or fp32 on mps"):
-        runtime.choose_precision("fp16", MPS)
-    assert runtime.float64_place(MPS).type == "cpu", "float64 is not there"
+        choose_precision("fp16", MPS)
+    assert float64_place(MPS).type == "cpu", "float64 is not there"
     assert "leave it out" in str(compile_problem(MPS))
     assert problems(compose_config(["device=mps"]).config) == []
     assert verify.main(["model=v8", "device=mps"]) == 2 and "has no float64" in capsys.readouterr().err
@@ -215,8 +225,8 @@ def test_random_states_of_mps_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     put: list[torch.Tensor] = []
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state)
     monkeypatch.setattr(torch.mps, "set_rng_state", put.append)
-    states = runtime.random_states(MPS)
-    runtime.set_random_states(states, MPS)
+    states = random_states(MPS)
+    set_random_states(states, MPS)
     assert states["cuda"] is None and put == [state]
-    runtime.set_random_states(states, torch.device("cpu"))
+    set_random_states(states, torch.device("cpu"))
     assert len(put) == 1

@@ -22,7 +22,7 @@ import numpy as np
 from samout_train.data.text.documents import LineEnds
 from samout_train.data.vocabulary.base import Vocabulary
 from samout_train.data.vocabulary.choice import vocabulary_from
-from samout_train.runtime import read_note
+from samout_train.runtime import read_json
 
 FORMAT = 1
 PLAN, INDEX, VOCABULARY = "plan.json", "index.json", "vocabulary.json"
@@ -58,7 +58,7 @@ class Shard:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def sizes(self, dtype: "np.dtype[Any]") -> dict[str, int]:
-        """The bytes that its files must have, by name."""
+        """Return the bytes that its files must have, by name."""
         return {
             f"{self.name}.bin": self.num_tokens * dtype.itemsize,
             f"{self.name}.documents": self.num_documents * PLACE.itemsize,
@@ -87,23 +87,23 @@ class ShardIndex:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """Ids to text."""
+        """Return the vocabulary, built once."""
         return vocabulary_from(self.vocabulary_state)
 
     def total(self, count: Callable[[Shard], int]) -> int:
-        """The sum of something over the shards."""
+        """Return the sum of something over the shards."""
         return sum(map(count, self.shards))
 
     @property
     def left_out(self) -> list[str]:
-        """What of the files was passed over, as in "documents without text: 3"."""
+        """Return what of the files was passed over, as in "documents without text: 3"."""
         counts: Counter[str] = Counter()
         for shard in self.shards:
             counts.update(shard.left_out)
         return [f"{what}: {count:,}" for what, count in counts.items()]
 
     def to_json(self) -> dict[str, Any]:
-        """What `index.json` holds."""
+        """Return what `index.json` holds."""
         names = ("num_tokens", "num_documents", "text_bytes", "unknown")
         return {
             "format": FORMAT,
@@ -117,7 +117,7 @@ class ShardIndex:
 
 
 def dtype_for(vocab_size: int) -> "np.dtype[Any]":
-    """The ids' type for a vocabulary of this size."""
+    """Return the ids' type for a vocabulary of this size."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
@@ -127,7 +127,7 @@ def digest_of(digests: Sequence[str]) -> str:
 
 
 def read_index(folder: Path) -> ShardIndex:
-    """The index of a folder, with the files beside it checked by their sizes.
+    """Return the index of a folder, with the files beside it checked by their sizes.
 
     Raises:
         ValueError: if there is none, or a shard is not what it says.
@@ -157,9 +157,9 @@ def read_index(folder: Path) -> ShardIndex:
 
 
 def read_shard(folder: Path, name: str, dtype: "np.dtype[Any]") -> Shard | None:
-    """What the note of a shard says; None where it is not made, or its files have other sizes."""
+    """Return what the note of a shard says; None where it is not made, or its files have other sizes."""
     try:
-        shard = Shard(**(read_note(folder / f"{name}.json") or {}))
+        shard = Shard(**(read_json(folder / f"{name}.json") or {}))
         whole = all((folder / file).stat().st_size == size for file, size in shard.sizes(dtype).items())
     except (OSError, TypeError):
         return None

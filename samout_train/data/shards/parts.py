@@ -4,16 +4,52 @@ The plan depends on the order and the sizes of the files alone. It cuts at round
 both of its ends on to the next place where nothing is torn: a line of JSON, or a word of text.
 """
 
+import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+JSONL = ".jsonl"
+EDGE = 1 << 16  # bytes
 LOOKED_AT_TOGETHER = 1 << 16
 LONGEST_CHARACTER = 4
 WORD_END = re.compile(rb"[^\x00-\x20\x7f](?=[ \n])")
 FOLDED_WORD_END = re.compile(rb"[^\x00-\x20\x7f](?=[ \r\n])")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of text as it was when the plan was made.
+
+    Args:
+        path: Where it is.
+        num_bytes: Its size.
+        modified_ns: When it was last changed.
+        edges: The sha256 of its first and last EDGE bytes: what archives unpack often has the same time.
+    """
+
+    path: Path
+    num_bytes: int
+    modified_ns: int
+    edges: str
+
+    @classmethod
+    def of(cls, path: Path) -> "SourceFile":
+        """Return a file as it is now."""
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            digest = hashlib.sha256(file.read(EDGE))
+            file.seek(max(EDGE, status.st_size - EDGE))
+            digest.update(file.read(EDGE))
+        return cls(path, status.st_size, status.st_mtime_ns, digest.hexdigest())
+
+    @property
+    def at_lines(self) -> bool:
+        """Return whether it is JSON Lines, which is cut between lines."""
+        return self.path.suffix.lower() == JSONL
 
 
 @dataclass(frozen=True)
@@ -35,7 +71,7 @@ Part = list[Span]
 
 
 def parts_of(sizes: Sequence[int], part_bytes: int) -> list[Part]:
-    """Cuts files larger than a part, and puts together smaller ones that follow each other.
+    """Cut files larger than a part, and put together smaller ones that follow each other.
 
     Args:
         sizes: Bytes of the files, in their order.
@@ -59,7 +95,7 @@ def parts_of(sizes: Sequence[int], part_bytes: int) -> list[Part]:
 
 
 def place_to_cut(path: Path, place: int, size: int, *, at_lines: bool, fold: bool = False) -> int:
-    """The first place from a planned one on where a file can be cut.
+    """Return the first place from a planned one on where a file can be cut.
 
     Args:
         path: The file.
@@ -85,7 +121,7 @@ def place_to_cut(path: Path, place: int, size: int, *, at_lines: bool, fold: boo
 
 
 def _word_end(chunk: bytes, least: int, word_end: re.Pattern[bytes]) -> int:
-    """Behind the first character from `least` on that is no space and stands before one; 0 where there is none."""
+    """Return the place behind the first character from `least` on that is no space and stands before one; 0 if none."""
     for match in word_end.finditer(chunk, max(0, least - 1)):
         end = match.end()
         character = chunk[max(0, end - LONGEST_CHARACTER) : end].decode("utf-8", errors="ignore")[-1:]

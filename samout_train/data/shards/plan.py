@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.data.shards.index import FORMAT, PLAN, VOCABULARY
-from samout_train.data.shards.part_worker import SourceFile
+from samout_train.data.shards.parts import SourceFile
 from samout_train.data.text.documents import LineEnds
-from samout_train.data.text.text_kind import printable
+from samout_train.data.text.encoding import printable
 from samout_train.data.vocabulary.bpe import BytePairs
 from samout_train.data.vocabulary.choice import VocabularyChoice
-from samout_train.runtime import leftovers, read_note, write_note
+from samout_train.runtime import leftovers, read_json, write_json
 
 LOCK = ".lock"
 
@@ -44,7 +44,7 @@ class ShardPlan:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What shards depend on beside the files."""
+        """Return what shards depend on beside the files."""
         settings: dict[str, object] = {"vocabulary": self.choice.key(), "roles": self.roles}
         settings |= {"part_bytes": self.part_bytes, "line_ends": self.line_ends}
         learned = self.choice.name == BytePairs.name and self.choice.given is None
@@ -63,7 +63,7 @@ class ShardPlan:
         ]
 
     def read(self, files: Sequence[SourceFile]) -> dict[str, Any] | None:
-        """The vocabulary of the plan that lies in `out`; None where there is none.
+        """Return the vocabulary of the plan that lies in `out`; None where there is none.
 
         Raises:
             ValueError: if it is a plan for something else.
@@ -71,7 +71,7 @@ class ShardPlan:
         path = self.out / PLAN
         if not path.exists():
             return None
-        plan = read_note(path)
+        plan = read_json(path)
         if plan is None or plan.get("format") != FORMAT:
             raise ValueError(f"{path} is damaged, or of another version: delete {self.out}, and start again")
         there, here = {"line_ends": "keep"} | plan["settings"], self.settings  # older plans do not name it
@@ -87,13 +87,13 @@ class ShardPlan:
         return state
 
     def write(self, files: Sequence[SourceFile], vocabulary_state: dict[str, object]) -> None:
-        """Writes the vocabulary, and then the plan."""
-        write_note(self.out / VOCABULARY, vocabulary_state)
+        """Write the vocabulary, and then the plan."""
+        write_json(self.out / VOCABULARY, vocabulary_state)
         plan = {"format": FORMAT, "settings": self.settings, "files": self.listing(files)}
-        write_note(self.out / PLAN, plan | {"vocabulary": vocabulary_state})
+        write_json(self.out / PLAN, plan | {"vocabulary": vocabulary_state})
 
     def refuse_strangers(self) -> None:
-        """Refuses to write among files of something else.
+        """Refuse to write among files of something else.
 
         Raises:
             ValueError: if `out` is no folder, or has files and no plan.
@@ -111,7 +111,7 @@ class ShardPlan:
 
 
 def _changed(before: Sequence[dict[str, object]], now: Sequence[dict[str, object]]) -> str | None:
-    """The first difference between two lists of files, in words."""
+    """Return the first difference between two lists of files, in words."""
     old, new = ({file["name"]: file for file in files} for files in (before, now))
     for name in [*old, *new]:
         if name not in new:

@@ -45,7 +45,7 @@ class Places:
         return Places(self.shards[rows], self.starts[rows], self.counts[rows])
 
     def put(self, rows: NDArray[np.int64], found: "Places") -> None:
-        """Says where some of them are."""
+        """Set where some of them are."""
         self.shards[rows], self.starts[rows], self.counts[rows] = found.shards, found.starts, found.counts
 
 
@@ -64,7 +64,7 @@ class ShardReader:
         weakref.finalize(self, _close, self._open)
 
     def read(self, places: Places, width: int) -> NDArray[np.int64]:
-        """Rows of ids, (R, W), filled with padding where there are fewer.
+        """Return rows of ids, (R, W), filled with padding where there are fewer.
 
         Raises:
             OSError: if a file has fewer than it should have.

@@ -1,25 +1,123 @@
-"""Rows of shards: where the rows of one source lie, and how the rows of several are mixed."""
+"""Rows of shards: where a folder is cut for validation, where its rows lie, and how those of several are mixed."""
 
 # R rows, T time, W = T + 1 ids of a row, G documents of a group
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samout_train.data.batches import next_token
+from samout_train.data.shards.index import PLACE, ShardIndex
 from samout_train.data.shards.reader import Places, ShardReader
 from samout_train.data.shuffle import drawn, shuffled
+from samout_train.data.source import next_token
+from samout_train.data.text.copies import Hashes, Words, document_hashes
 
 BLOCK = 10_000  # rows in which each source has its whole share
 PLACED_TOGETHER = 1 << 13
 GROUP = 64
 COUNTED_TOGETHER = GROUP << 14
+MOST_VALIDATION = 10  # one token in so many, at the most
 MAKES_A_ROW = 3  # ids: <|sos|>, an input and a target
 Int64s = NDArray[np.int64]
+LayoutName = Literal["packed", "documents"]
+
+
+@dataclass(frozen=True)
+class ShardSplit:
+    """Where a folder is cut: where a document begins, if it can be.
+
+    Args:
+        index: The folder.
+        validation_tokens: Wanted for validation, at the most, and at most a tenth of all.
+        layout: In `documents`, it is one document at least.
+    """
+
+    index: ShardIndex
+    validation_tokens: int
+    layout: LayoutName
+
+    def documents(self, shard: int) -> NDArray[np.uint32]:
+        """Return where documents begin in a shard."""
+        return np.fromfile(self.index.folder / f"{self.index.shards[shard].name}.documents", dtype=PLACE)
+
+    @cached_property
+    def cut(self) -> int:
+        """Return the place of the first token that is validated on, counted over all shards.
+
+        Raises:
+            ValueError: if it is to be a document and there is only one.
+        """
+        total = int(self._ends[-1])
+        wanted = min(self.validation_tokens, total // MOST_VALIDATION)
+        place = self._document_from(total - wanted)
+        if place is None and self.layout == "documents":  # the last one is longer than what is wanted
+            return self._last_document()
+        if place is None or (self.layout == "packed" and 2 * (total - place) < wanted):
+            return total - wanted
+        return place
+
+    @cached_property
+    def train_lengths(self) -> list[int]:
+        """Return the tokens of each shard to learn from."""
+        return [int(length) for length in (self.cut - (self._ends - self._lengths)).clip(0, self._lengths)]
+
+    def train_documents(self) -> list[NDArray[np.uint32]]:
+        """Return where documents to learn from begin in each shard."""
+        starts = [self.documents(shard) for shard in range(len(self._lengths))]
+        return [each[each < length] for each, length in zip(starts, self.train_lengths, strict=True)]
+
+    def hashes(self) -> tuple[Hashes, Hashes]:
+        """Return a hash of each document to learn from and of each to validate on, as far as it lies in one shard."""
+        learned, validated, words = [], [], Words.of(self.index.vocabulary)
+        for number, (shard, kept) in enumerate(zip(self.index.shards, self.train_lengths, strict=True)):
+            starts = self.documents(number).astype(np.int64)
+            if len(starts):
+                ids = np.memmap(self.index.folder / f"{shard.name}.bin", dtype=self.index.dtype, mode="r")
+                found = document_hashes(ids[starts[0] :], starts - starts[0], words)
+                learned.append(found[starts < kept])
+                validated.append(found[starts >= kept])
+        nothing = np.zeros(0, dtype=np.uint64)
+        return np.concatenate([nothing, *learned]), np.concatenate([nothing, *validated])
+
+    def validation(self) -> NDArray[np.integer]:
+        """Return the tokens behind the cut."""
+        dtype = self.index.dtype
+        pieces = [np.zeros(0, dtype=dtype)]
+        for shard, kept in zip(self.index.shards, self.train_lengths, strict=True):
+            if kept < shard.num_tokens:
+                path = self.index.folder / f"{shard.name}.bin"
+                pieces.append(np.fromfile(path, dtype=dtype, offset=kept * dtype.itemsize))
+        return np.concatenate(pieces)
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        return np.array([shard.num_tokens for shard in self.index.shards], dtype=np.int64)
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum(self._lengths)
+
+    def _document_from(self, least: int) -> int | None:
+        for shard in range(int(np.searchsorted(self._ends, least, side="right")), len(self._lengths)):
+            places = self.documents(shard) + (self._ends[shard] - self._lengths[shard])
+            if len(inside := places[places >= least]):
+                return int(inside[0])
+        return None
+
+    def _last_document(self) -> int:
+        if self.index.total(lambda shard: shard.num_documents) < 2:
+            raise ValueError(
+                f"data.layout=documents: {self.index.folder} has 1 document: take packed, or give two or more, so that "
+                "one can be validated on"
+            )
+        last = max(number for number, shard in enumerate(self.index.shards) if shard.num_documents)
+        return int(self.documents(last)[-1] + (self._ends[last] - self._lengths[last]))
 
 
 class Layout(Protocol):
@@ -56,13 +154,13 @@ class PackedLayout:
         self.num_rows, self.num_windows = int(self._row_ends[-1]), int(self._window_ends[-1])
 
     def rows(self, indices: Int64s, epochs: Int64s) -> Places:
-        """Windows that do not overlap."""
+        """Return windows that do not overlap."""
         shards, in_shard = _found(self._row_ends, indices)
         starts = drawn(self._free[shards], *self.key, epochs, shards) + in_shard * self.seq_len
         return Places(shards, starts, np.full_like(starts, self.seq_len + 1))
 
     def windows(self, indices: Int64s) -> Places:
-        """Windows from the first token of each shard on, of which the last is shorter."""
+        """Return windows from the first token of each shard on, of which the last is shorter."""
         shards, in_shard = _found(self._window_ends, indices)
         starts = in_shard * self.seq_len
         return Places(shards, starts, np.minimum(self.seq_len + 1, self._lengths[shards] - starts))
@@ -103,11 +201,11 @@ class DocumentLayout:
         self.num_rows = self.num_windows = int(self._group_ends[-1])
 
     def rows(self, indices: Int64s, epochs: Int64s) -> Places:
-        """The same in each epoch."""
+        """Return rows, the same in each epoch."""
         return self.windows(indices)
 
     def windows(self, indices: Int64s) -> Places:
-        """In the order of the documents."""
+        """Return rows in the order of the documents."""
         groups, in_group = _found(self._group_ends, indices)
         ends_RG = np.cumsum(self._rows(self._targets(groups[:, None] * GROUP + np.arange(GROUP))), axis=1)
         place = (ends_RG <= in_group[:, None]).sum(1)
@@ -167,7 +265,7 @@ class ShardRows:
         self._placed: tuple[int, Places] | None = None
 
     def take(self, indices: Int64s, epoch: int) -> Tensor:
-        """Rows of the endless stream: epoch * num_rows + index is the place of each there, (R, T + 1) int64."""
+        """Return rows of the endless stream: epoch * num_rows + index is the place of each there, (R, T + 1) int64."""
         stream = epoch * self.num_rows + indices
         chunks, within = np.divmod(stream, PLACED_TOGETHER)
         places = Places(*(np.empty_like(stream) for _ in range(3)))
@@ -177,7 +275,7 @@ class ShardRows:
         return torch.from_numpy(self.reader.read(places, self.seq_len + 1))
 
     def windows(self, start: int, stop: int) -> Tensor:
-        """Rows that cover each source once, one source after another, (R, T + 1) int64."""
+        """Return rows that cover each source once, one source after another, (R, T + 1) int64."""
         sources, in_source = _found(self._window_ends, np.arange(start, min(stop, self.num_windows)))
         places = [
             self._of_all(source, self.layouts[source].windows(in_source[sources == source]))
@@ -186,7 +284,7 @@ class ShardRows:
         return torch.from_numpy(np.concatenate([self.reader.read(each, self.seq_len + 1) for each in places]))
 
     def sources_of(self, stream: Int64s) -> tuple[Int64s, Int64s]:
-        """The source of each row of the endless stream, and how many rows of that source came before it."""
+        """Return the source of each row of the endless stream, and how many rows of that source came before it."""
         blocks, within = np.divmod(stream, BLOCK)
         sources = self._source[within]
         return sources, blocks * self._quotas[sources] + self._earlier[within]
@@ -210,6 +308,6 @@ class ShardRows:
 
 
 def _found(ends: Int64s, indices: Int64s) -> tuple[Int64s, Int64s]:
-    """Of things that lie one behind another and end at `ends`: which one an index is in, and its place there."""
+    """Return which of things that lie one behind another, ending at `ends`, an index is in, and its place there."""
     things = np.searchsorted(ends, indices, side="right")
     return things, indices - np.where(things > 0, ends[things - 1], 0)

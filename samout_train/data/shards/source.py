@@ -9,16 +9,14 @@ from typing import Annotated, Any
 import numpy as np
 
 from samout_train.config import Positive, checked_by, validated
-from samout_train.data.batches import Rows, Source
 from samout_train.data.shards.index import VOCABULARY, ShardIndex, digest_of, read_index
 from samout_train.data.shards.reader import ShardReader
-from samout_train.data.shards.rows import BLOCK, DocumentLayout, Layout, PackedLayout, ShardRows
-from samout_train.data.shards.split import LayoutName, ShardSplit
+from samout_train.data.shards.rows import BLOCK, DocumentLayout, Layout, LayoutName, PackedLayout, ShardRows, ShardSplit
+from samout_train.data.source import Rows, Source
 from samout_train.data.text.copies import warn
-from samout_train.data.text.jsonl import PaddedRows
-from samout_train.data.text.rows import TokenRows
-from samout_train.data.text.short_text import too_short
-from samout_train.data.text.text_kind import printable
+from samout_train.data.text.encoding import printable
+from samout_train.data.text.rows import PaddedRows, TokenRows
+from samout_train.data.text.text import too_short
 from samout_train.data.vocabulary.base import PAD_ID, SOS_ID
 from samout_train.runtime import home_path
 
@@ -27,7 +25,7 @@ MOST_LOOKED_AT = 200_000_000  # tokens in which copies are looked for
 
 
 def shards_problems(settings: Mapping[str, Any], name: str) -> list[str]:
-    """What speaks against training on these shards."""
+    """Return what prevents training on these shards."""
     found = []
     if settings["ignore_index"] != PAD_ID:
         ignored = settings["ignore_index"]
@@ -65,7 +63,7 @@ def shards(
     ignore_index: int,
     seed: int,
 ) -> Source:
-    """A source from folders of shards; the end of each is for validation, which is held in memory.
+    """Return a source from folders of shards; the end of each is for validation, which is held in memory.
 
     Args:
         paths: A folder, or several, that `tokenize` made with one vocabulary.
@@ -171,7 +169,7 @@ class _Mixture:
             raise ValueError(problem)
 
     def description(self) -> dict[str, object]:
-        """What was read, for the record."""
+        """Return what was read, for the record."""
         layouts, num_tokens = (
             self.train.layouts,
             sum(index.total(lambda shard: shard.num_tokens) for index in self.indices),

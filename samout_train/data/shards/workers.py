@@ -28,7 +28,7 @@ class WorkerDiedError(Exception):
 def results(
     work: "Work[T, R]", tasks: Sequence[T], *, jobs: int, progress: Callable[[int], None], signals: StopSignals
 ) -> "Iterator[tuple[T, R]]":
-    """What became of tasks, in the order in which they are done.
+    """Yield what became of tasks, in the order in which they are done.
 
     Args:
         work: Does one; gets it, and what to call with the amount of work that is done. It is sent to each process.
@@ -91,7 +91,7 @@ def _safe_path() -> Iterator[None]:
 
 
 def _hand_out(running: dict[Connection, tuple[BaseProcess, Any]], to: Connection, left: list[Any]) -> None:
-    """Gives a process its next task; where there is none, lets it end."""
+    """Give a process its next task; where there is none, let it end."""
     process, _ = running[to]
     if left:
         running[to] = process, left.pop()
@@ -117,7 +117,7 @@ def _received(pipe: Connection, process: BaseProcess, signals: StopSignals) -> t
 
 
 def _serve(pipe: Connection, work: "Work[Any, Any]") -> None:
-    """Does tasks until the pipe is closed at the other end."""
+    """Do tasks until the pipe is closed at the other end."""
     for number in SIGNALS:  # those of a terminal go to all its processes; the parent answers them
         signal.signal(number, signal.SIG_IGN)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):

@@ -1,14 +1,21 @@
 """What the tasks share: sources whose rows are drawn from a seed, of which the answers alone are counted."""
 
+# R rows, T time
+
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from samout_train.data.batches import Source
-from samout_train.data.tasks.labelled_rows import Draw, DrawnRows, Ids
+from samout_train.data.source import LabelledRows, Source
 
+Ids = NDArray[np.integer[Any]]
+# From a generator, a number of rows and their length to inputs and labels, (R, T) each.
+Draw = Callable[[np.random.Generator, int, int], tuple[Ids, Ids]]
 IGNORED = -100  # the label of what is no answer
 TRAIN, VALIDATION, TEST = range(3)
 
@@ -27,7 +34,7 @@ def task(
     test_by: str = "length",
     test_row: Callable[[int], int] = lambda length: length,
 ) -> Source:
-    """A source of one task.
+    """Return a source of one task.
 
     Args:
         draw: Draws rows to learn from.
@@ -69,13 +76,51 @@ def task(
     )
 
 
+class DrawnRows:
+    """Rows drawn from a seed when they are first asked for, other ones in each epoch: nothing can be memorised.
+
+    Args:
+        draw: Draws them.
+        num_rows: Rows of an epoch.
+        seq_len: Their length T.
+        seed: With the epoch, decides what is drawn.
+    """
+
+    def __init__(self, draw: Draw, *, num_rows: int, seq_len: int, seed: tuple[int, ...]) -> None:
+        self.draw, self.seed = draw, seed
+        self.num_rows = self.num_windows = num_rows
+        self.seq_len = seq_len
+        self._epochs: dict[int, LabelledRows] = {}
+
+    def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
+        """Return rows of an epoch, (R, 2 T) int64."""
+        return self._drawn(epoch).take(indices, epoch)
+
+    def windows(self, start: int, stop: int) -> Tensor:
+        """Return rows of the first epoch, (R, 2 T) int64."""
+        return self._drawn(0).windows(start, stop)
+
+    def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs and labels, (..., T) each."""
+        return ids[..., : self.seq_len], ids[..., self.seq_len :]
+
+    def _drawn(self, epoch: int) -> LabelledRows:
+        if epoch not in self._epochs:
+            # A batch may hold the end of one epoch and the start of the next.
+            self._epochs = {old: rows for old, rows in self._epochs.items() if old == epoch - 1}
+            parts = self.draw(np.random.default_rng((*self.seed, epoch)), self.num_rows, self.seq_len)
+            inputs_RT, labels_RT = (torch.from_numpy(part.astype(np.int32)) for part in parts)
+            self._epochs[epoch] = LabelledRows(inputs_RT, labels_RT)
+        return self._epochs[epoch]
+
+
 def _drawn_at(draw: Draw, value: int, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
-    """Rows of a test: what it tests at stands in the place of their length."""
+    """Return rows of a test: what it tests at stands in the place of their length."""
     return draw(generator, num_rows, value)
 
 
 def last_answer_only(draw: Draw) -> Draw:
-    """The same rows with one answer each, the last: a test of what many steps come to, whose answers are independent.
+    """Return the same rows with the last answer only: a test of what many steps come to, of independent answers.
 
     Args:
         draw: Draws rows that end with an answer.
@@ -93,7 +138,7 @@ def last_answer_only(draw: Draw) -> Draw:
 def length_problems(
     settings: Mapping[str, Any], name: str, *, least: int, reason: str, even: bool = False
 ) -> list[str]:
-    """What speaks against the lengths of a task's rows.
+    """Return what is wrong with the lengths of a task's rows.
 
     Args:
         settings: With `seq_len` and `test_lengths`, each above 0.

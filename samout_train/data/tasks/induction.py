@@ -12,9 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 
 from samout_train.config import Positive, Range, Size, checked_by, validated
-from samout_train.data.batches import Source
-from samout_train.data.tasks.base import IGNORED, length_problems, task
-from samout_train.data.tasks.labelled_rows import Ids
+from samout_train.data.source import Source
+from samout_train.data.tasks.base import IGNORED, Ids, length_problems, task
 
 MARK, FIRST_SYMBOL = 0, 1
 

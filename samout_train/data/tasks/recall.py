@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samout_train.config import Positive, Range, Size, checked_by, validated
-from samout_train.data.batches import Source
-from samout_train.data.tasks.base import IGNORED, length_problems, task
-from samout_train.data.tasks.labelled_rows import Ids
+from samout_train.data.source import Source
+from samout_train.data.tasks.base import IGNORED, Ids, length_problems, task
 
 
 def recall_problems(settings: Mapping[str, Any], name: str) -> list[str]:

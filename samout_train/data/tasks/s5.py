@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samout_train.config import Positive, Range, checked_by, validated
-from samout_train.data.batches import Source
-from samout_train.data.tasks.base import last_answer_only, length_problems, task
-from samout_train.data.tasks.labelled_rows import Ids
+from samout_train.data.source import Source
+from samout_train.data.tasks.base import Ids, last_answer_only, length_problems, task
 
 Moves = Literal["all", "swaps"]
 THINGS = 5

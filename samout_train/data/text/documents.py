@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 from samout_train.data.text.cuts import folded, whole_parts
-from samout_train.data.text.text_kind import BYTE_ORDER_MARK, opened, other_kind, printable, to_utf_8
+from samout_train.data.text.encoding import BYTE_ORDER_MARK, opened, other_kind, printable, to_utf_8
 from samout_train.runtime import HEAD_BYTES, home_path, old_file_away, shell_word
 
 CHUNK_BYTES = 1 << 21  # which a slow tokenizer takes two seconds for, so that signals are answered
@@ -68,11 +68,11 @@ class Reader(Protocol):
 
     @property
     def line_ends(self) -> LineEnds:
-        """The way in which line ends are read."""
+        """Return the way in which line ends are read."""
         ...
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
-        """The pieces of a file from a byte on: 0, or where an earlier piece ended.
+        """Return the pieces of a file from a byte on: 0, or where an earlier piece ended.
 
         Args:
             path: The file.
@@ -142,7 +142,7 @@ class JsonlReader:
 
     @classmethod
     def of(cls, roles: Mapping[str, str], line_ends: LineEnds = "keep") -> "JsonlReader":
-        """From a dictionary.
+        """Return the reader that a dictionary of roles describes.
 
         Raises:
             ValueError: if a role's token is none for roles.
@@ -234,7 +234,7 @@ def _setting_of(role: str) -> str:
 
 
 def _lines(file: IO[bytes], start: int, stop: int | None) -> list[bytes]:
-    """Lines from a place where one begins, up to `stop` or a little more than a chunk."""
+    """Yield lines from a place where one begins, up to `stop` or a little more than a chunk."""
     lines: list[bytes] = []
     size = 0
     while size <= CHUNK_BYTES and start + size != stop and (line := file.readline()):
@@ -271,7 +271,7 @@ def _decoded(name: Path | str, chunk: bytes, start: int, is_last: bool) -> tuple
 
 
 def _zeros(name: Path | str, chunk: bytes, start: int) -> str:
-    """What text with zero bytes may be, by where they lie, and what to do."""
+    """Return what text with zero bytes may be, by where they lie, and what to do."""
     chunk = chunk[:SAMPLE_BYTES]
     zeros = [chunk[(place - start) % 4 :: 4].count(0) * 4 / len(chunk) for place in range(4)]  # shares of their places
     encoding = next((each for each, places in ZEROS.items() if _lie_in(*places, zeros)), None)
@@ -284,7 +284,7 @@ def _zeros(name: Path | str, chunk: bytes, start: int) -> str:
 
 
 def _lie_in(places: tuple[int, ...], others: tuple[int, ...], zeros: list[float]) -> bool:
-    """Whether zeros lie in some of four places, many in each, and nearly none in others."""
+    """Return whether zeros lie in some of four places, many in each, and nearly none in others."""
     return min(zeros[place] for place in places) >= SOME_ZEROS and max(zeros[place] for place in others) < FEW_ZEROS
 
 
@@ -304,7 +304,7 @@ def _no_utf_8(name: Path | str, error: UnicodeDecodeError, start: int) -> str:
 
 
 def _file_of(name: Path | str) -> Path | None:
-    """The file that a name is of; None for what is no file, as standard input."""
+    """Return the file that a name is of; None for what is no file, as standard input."""
     path = home_path(name)
     return path if path.is_file() else None
 
@@ -317,7 +317,7 @@ def _refuse_surrogates(text: str) -> None:
 
 
 def _line_number(path: Path, start: int) -> int:
-    """The line that begins at a byte."""
+    """Return the line that begins at a byte."""
     lines = 1
     with path.open("rb") as file:
         while start > 0 and (chunk := file.read(min(start, CHUNK_BYTES))):

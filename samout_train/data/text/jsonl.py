@@ -1,32 +1,26 @@
 """JSON Lines: texts or conversations, one document a line."""
 
-# R rows, T time; a row of ids has T + 1
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from samout_train.config import Positive, checked_by, validated
-from samout_train.data.batches import Rows, Source, next_token
+from samout_train.data.source import Rows, Source
 from samout_train.data.text.copies import warn_of_copies
 from samout_train.data.text.documents import JsonlReader, LineEnds
-from samout_train.data.text.files import Survey, survey
-from samout_train.data.text.folder import find
-from samout_train.data.text.rows import TokenRows
-from samout_train.data.text.short_text import place_of, too_short
-from samout_train.data.text.stream import TRAIN_SHARE, counts_of, file_problems
-from samout_train.data.text.token_cache import tokenize
+from samout_train.data.text.files import Survey, find, survey
+from samout_train.data.text.rows import PaddedRows, TokenRows, targets_and_rows
+from samout_train.data.text.text import TRAIN_SHARE, counts_of, file_problems, place_of, too_short
+from samout_train.data.text.token_cache import TokenizedText, tokenize
 from samout_train.data.vocabulary.base import PAD_ID, SOS_ID
 from samout_train.data.vocabulary.bpe import BytePairSize
 from samout_train.data.vocabulary.choice import VocabularyChoice, VocabularyName
 
 
 def jsonl_problems(settings: Mapping[str, Any], name: str) -> list[str]:
-    """What speaks against training on these documents."""
+    """Return what prevents training on these documents."""
 
     def look() -> Survey:
         return look_at(settings["path"], settings["pattern"], settings["roles"], settings.get("line_ends", "keep"))
@@ -50,7 +44,7 @@ def jsonl(
     seed: int,
     line_ends: LineEnds = "keep",
 ) -> Source:
-    """A source from JSON Lines; the documents of the last tenth of the tokens are for validation.
+    """Return a source from JSON Lines; the documents of the last tenth of the tokens are for validation.
 
     Args:
         path: A file, or a folder: all files in it that match `pattern`, in the order of their names.
@@ -88,54 +82,8 @@ def jsonl(
         vocabulary=tokenized.vocabulary,
         floor_nats=None,
         line_ends=line_ends,
-        description={
-            "documents": sum(map(len, documents)),
-            **counts_of(tokenized),
-            "layout": layout,
-            **_waste(tokenized.tokens[:cut], documents[0], seq_len, has_unknown=tokenized.unknown > 0),
-            **looked_at.description(),
-            **_left_out(looked_at, np.concatenate(documents), layout, seq_len),
-        },
+        description=_description(looked_at, tokenized, documents, layout, seq_len),
     )
-
-
-class PaddedRows:
-    """Rows that begin where a document does, or go on with one, and are filled with padding behind its end.
-
-    Args:
-        tokens: (N,) ids of all documents.
-        documents: (documents, 2): where each begins, at its `<|sos|>`, which no padded row has, and where it ends.
-            Those of fewer than two tokens behind it have no target and are left out.
-        seq_len: Targets in a row T.
-
-    Raises:
-        ValueError: if no document has a target.
-    """
-
-    split = staticmethod(next_token)
-
-    def __init__(self, tokens: NDArray[np.integer], documents: NDArray[np.int64], *, seq_len: int) -> None:
-        self.tokens, self.seq_len = np.asarray(tokens), seq_len
-        num_targets, rows_each = _targets_and_rows(documents, seq_len)
-        starts, ends = documents[:, 0] + 1, documents[:, 1]
-        document = np.repeat(np.arange(len(documents)), rows_each)
-        row_in_document = np.arange(len(document)) - (np.cumsum(rows_each) - rows_each)[document]
-        self._starts, self._ends = starts[document] + row_in_document * seq_len, ends[document]
-        self.num_rows = self.num_windows = len(document)
-        self.num_targets = int(num_targets.sum())
-        if not self.num_rows:
-            raise ValueError("data.path: in one part every document has fewer than two tokens: give longer ones")
-
-    def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
-        """The rows of these indices, (R, T + 1) int64; the same in each epoch."""
-        places = self._starts[indices, None] + np.arange(self.seq_len + 1)
-        inside = places < self._ends[indices, None]
-        ids = self.tokens[np.where(inside, places, 0)].astype(np.int64)
-        return torch.from_numpy(np.where(inside, ids, PAD_ID))
-
-    def windows(self, start: int, stop: int) -> Tensor:
-        """Rows start to stop, in the order of the documents."""
-        return self.take(np.arange(start, min(stop, self.num_rows)), 0)
 
 
 def look_at(path: str, pattern: str, roles: Mapping[str, str], line_ends: LineEnds) -> Survey:
@@ -144,10 +92,25 @@ def look_at(path: str, pattern: str, roles: Mapping[str, str], line_ends: LineEn
     return survey(found.root, found.files, JsonlReader.of(roles, line_ends), found.left_out_in_words())
 
 
+def _description(
+    looked_at: Survey, tokenized: TokenizedText, documents: Sequence[NDArray[np.int64]], layout: str, seq_len: int
+) -> dict[str, object]:
+    """Return what was read, for the record."""
+    cut = int(documents[1][0, 0])
+    return {
+        "documents": sum(map(len, documents)),
+        **counts_of(tokenized),
+        "layout": layout,
+        **_waste(tokenized.tokens[:cut], documents[0], seq_len, has_unknown=tokenized.unknown > 0),
+        **looked_at.description(),
+        **_left_out(looked_at, np.concatenate(documents), layout, seq_len),
+    }
+
+
 def _left_out(looked_at: Survey, documents: NDArray[np.int64], layout: str, seq_len: int) -> dict[str, str]:
-    """What is not learned from: files, and documents by what they lack."""
+    """Return what is not learned from: files, and documents by what they lack."""
     counts = dict(looked_at.count().left_out)
-    if layout == "padded" and (num_short := int((_targets_and_rows(documents, seq_len)[0] == 0).sum())):
+    if layout == "padded" and (num_short := int((targets_and_rows(documents, seq_len)[0] == 0).sum())):
         counts["documents of one token, which have no target and make no row"] = num_short
     parts = [looked_at.left_out] if looked_at.left_out else []
     parts += [f"{what}: {count}" for what, count in counts.items()]
@@ -170,7 +133,7 @@ def _refuse_short(looked_at: Survey, num_tokens: int, cut: int, seq_len: int) ->
 
 
 def _documents(tokens: NDArray[np.integer], path: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each document of the two parts begins, at its `<|sos|>`, and ends: (documents, 2)."""
+    """Return where each document of the two parts begins, at its `<|sos|>`, and ends: (documents, 2)."""
     starts = np.flatnonzero(tokens == SOS_ID)
     if len(starts) < 2:
         raise ValueError(
@@ -189,18 +152,12 @@ def _rows(
     return [TokenRows(tokens[documents[0, 0] : documents[-1, 1]], seq_len=seq_len, seed=seed) for documents in parts]
 
 
-def _targets_and_rows(documents: NDArray[np.int64], seq_len: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Targets of each document, and the padded rows that they fill."""
-    num_targets = np.maximum(documents[:, 1] - documents[:, 0] - 2, 0)
-    return num_targets, -(-num_targets // seq_len)
-
-
 def _waste(
     tokens: NDArray[np.integer], documents: NDArray[np.int64], seq_len: int, *, has_unknown: bool
 ) -> dict[str, str]:
-    """Share of targets that are not counted, in each layout: padding, and characters that the vocabulary has not."""
+    """Return the share of targets that are not counted, in each layout: padding, and what the vocabulary lacks."""
     unknown = int((tokens == PAD_ID).sum()) if has_unknown else 0
-    num_targets, rows_each = (int(each.sum()) for each in _targets_and_rows(documents, seq_len))
+    num_targets, rows_each = (int(each.sum()) for each in targets_and_rows(documents, seq_len))
     return {
         "waste padded": f"{1 - (num_targets - unknown) / (rows_each * seq_len):.2%}" if rows_each else "all",
         "waste packed": f"{unknown / len(tokens):.2%}",

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from samout_train.config import Positive, checked_by, validated
-from samout_train.data.batches import Source
+from samout_train.data.source import Source
 from samout_train.data.text.documents import LineEnds, TextReader
 from samout_train.data.text.files import Survey, survey
-from samout_train.data.text.stream import file_problems, stream_source
+from samout_train.data.text.text import file_problems, stream_source
 from samout_train.data.vocabulary.bpe import BytePairSize
 from samout_train.data.vocabulary.choice import VocabularyChoice, VocabularyName
 
@@ -22,7 +22,7 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__p
 
 
 def python_source_problems(settings: Mapping[str, Any], name: str) -> list[str]:
-    """What speaks against training on the standard library."""
+    """Return what prevents training on the standard library."""
     return file_problems(settings, name, lambda: _survey(settings.get("line_ends", "keep")))
 
 
@@ -38,7 +38,7 @@ def python_source(
     seed: int,
     line_ends: LineEnds = "keep",
 ) -> Source:
-    """A source from the standard library, files in the order of their names, each behind `<|sos|>`; split 90/10.
+    """Return a source from the standard library, files in the order of their names, each behind `<|sos|>`; split 90/10.
 
     Args:
         vocabulary: `characters`, `bytes` or `bpe`.

@@ -1,4 +1,4 @@
-"""Rows that are windows of one long stream of tokens."""
+"""Rows of tokens: windows of one long stream, or documents filled with padding."""
 
 # R rows, T time; a row of ids has T + 1
 
@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samout_train.data.batches import next_token
+from samout_train.data.source import next_token
 from samout_train.data.vocabulary.base import PAD_ID
 
 
@@ -42,7 +42,7 @@ class TokenRows:
         self._firsts: dict[int, int] = {}
 
     def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
-        """The windows of these indices, cut where this epoch cuts."""
+        """Return the windows of these indices, cut where this epoch cuts."""
         starts = self._first(epoch) + indices * self.seq_len
         windows = self.tokens[starts[:, None] + self._offsets]
         return torch.from_numpy(windows.astype(np.int64))
@@ -54,11 +54,58 @@ class TokenRows:
         return self._firsts[epoch]
 
     def windows(self, start: int, stop: int) -> Tensor:
-        """Consecutive windows from the first token; the last one is filled with padding, so that every token but the
-        first is a target exactly once."""
+        """Return consecutive windows from the first token.
+
+        The last one is filled with padding, so that every token but the first is a target exactly once.
+        """
         stop = min(stop, self.num_windows)
         ids = np.full((stop - start) * self.seq_len + 1, PAD_ID, dtype=np.int64)
         chunk = self.tokens[start * self.seq_len : stop * self.seq_len + 1]
         ids[: len(chunk)] = chunk
         overlapping = np.lib.stride_tricks.sliding_window_view(ids, self.seq_len + 1)[:: self.seq_len]
         return torch.from_numpy(overlapping.copy())
+
+
+class PaddedRows:
+    """Rows that begin where a document does, or go on with one, and are filled with padding behind its end.
+
+    Args:
+        tokens: (N,) ids of all documents.
+        documents: (documents, 2): where each begins, at its `<|sos|>`, which no padded row has, and where it ends.
+            Those of fewer than two tokens behind it have no target and are left out.
+        seq_len: Targets in a row T.
+
+    Raises:
+        ValueError: if no document has a target.
+    """
+
+    split = staticmethod(next_token)
+
+    def __init__(self, tokens: NDArray[np.integer], documents: NDArray[np.int64], *, seq_len: int) -> None:
+        self.tokens, self.seq_len = np.asarray(tokens), seq_len
+        num_targets, rows_each = targets_and_rows(documents, seq_len)
+        starts, ends = documents[:, 0] + 1, documents[:, 1]
+        document = np.repeat(np.arange(len(documents)), rows_each)
+        row_in_document = np.arange(len(document)) - (np.cumsum(rows_each) - rows_each)[document]
+        self._starts, self._ends = starts[document] + row_in_document * seq_len, ends[document]
+        self.num_rows = self.num_windows = len(document)
+        self.num_targets = int(num_targets.sum())
+        if not self.num_rows:
+            raise ValueError("data.path: in one part every document has fewer than two tokens: give longer ones")
+
+    def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
+        """Return the rows of these indices, (R, T + 1) int64; the same in each epoch."""
+        places = self._starts[indices, None] + np.arange(self.seq_len + 1)
+        inside = places < self._ends[indices, None]
+        ids = self.tokens[np.where(inside, places, 0)].astype(np.int64)
+        return torch.from_numpy(np.where(inside, ids, PAD_ID))
+
+    def windows(self, start: int, stop: int) -> Tensor:
+        """Return rows start to stop, in the order of the documents."""
+        return self.take(np.arange(start, min(stop, self.num_rows)), 0)
+
+
+def targets_and_rows(documents: NDArray[np.int64], seq_len: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return targets of each document, and the padded rows that they fill."""
+    num_targets = np.maximum(documents[:, 1] - documents[:, 0] - 2, 0)
+    return num_targets, -(-num_targets // seq_len)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from samout_train.config import Positive, checked_by, validated
-from samout_train.data.batches import Source
+from samout_train.data.source import Source
 from samout_train.data.text.documents import LineEnds, TextReader
 from samout_train.data.text.files import Survey, survey
-from samout_train.data.text.stream import file_problems, stream_source
+from samout_train.data.text.text import file_problems, stream_source
 from samout_train.data.vocabulary.bpe import BytePairSize
 from samout_train.data.vocabulary.choice import VocabularyChoice, VocabularyName
-from samout_train.runtime import cache_path, home_path, replace_file
+from samout_train.runtime import cache_path, home_path, replace_file, sha256_of
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 NUM_BYTES = 1_115_394
@@ -26,7 +26,7 @@ TIMEOUT_SECONDS = 20
 
 
 def shakespeare_problems(settings: Mapping[str, Any], name: str) -> list[str]:
-    """What speaks against training on it; nothing is downloaded yet."""
+    """Return what prevents training on it; nothing is downloaded yet."""
     if settings["path"] is None:
         return []
     return file_problems(settings, name, lambda: _survey(Path(settings["path"]), settings.get("line_ends", "keep")))
@@ -45,7 +45,7 @@ def shakespeare(
     seed: int,
     line_ends: LineEnds = "keep",
 ) -> Source:
-    """A source from tiny Shakespeare, the first 90 % for training.
+    """Return a source from tiny Shakespeare, the first 90 % for training.
 
     Args:
         path: A copy of it; None to download it once into the cache.
@@ -81,7 +81,7 @@ def _survey(path: Path, line_ends: LineEnds) -> Survey:
 
 def _downloaded() -> Path:
     path = cache_path("shakespeare", SHA256, ending=".txt")
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == SHA256:
+    if path.is_file() and sha256_of(path) == SHA256:
         return path
     try:
         with urllib.request.urlopen(URL, timeout=TIMEOUT_SECONDS) as answer:

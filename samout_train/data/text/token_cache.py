@@ -4,7 +4,6 @@ An entry is complete when its `.json` is there: that is written last. Until then
 `.part.json` how far they go, so that an interrupted tokenizing goes on.
 """
 
-import hashlib
 import logging
 import os
 import time
@@ -22,7 +21,17 @@ from samout_train.data.text.documents import Piece, Special
 from samout_train.data.text.files import Survey
 from samout_train.data.vocabulary.base import PAD_ID, SPECIAL_TOKENS, Vocabulary
 from samout_train.data.vocabulary.choice import VocabularyChoice, vocabulary_from
-from samout_train.runtime import Bar, PlaceError, StopSignals, cache_path, in_words, read_note, take_place, write_note
+from samout_train.runtime import (
+    Bar,
+    PlaceError,
+    StopSignals,
+    cache_path,
+    in_words,
+    read_json,
+    sha256_of,
+    take_place,
+    write_json,
+)
 
 FORMAT = 3
 MOST_UNKNOWN = 0.5
@@ -57,7 +66,7 @@ class _Journal:
 
 
 def tokenize(survey: Survey, choice: VocabularyChoice, *, most_unknown: float = MOST_UNKNOWN) -> TokenizedText:
-    """The ids of the files of a survey, from the cache where they are there already.
+    """Return the ids of the files of a survey, from the cache where they are there already.
 
     Args:
         survey: Which files, and what is in them.
@@ -99,7 +108,7 @@ class _Tokenizing:
         self.part, self.journal_path = bin_path.with_suffix(".part"), bin_path.with_suffix(".part.json")
 
     def run(self) -> None:
-        """Writes the entry."""
+        """Write the entry."""
         journal = self._begun() or self._new_journal()
         vocabulary = vocabulary_from(journal.vocabulary)
         dtype = _dtype(vocabulary)
@@ -126,15 +135,15 @@ class _Tokenizing:
         self._check(journal)
         take_place(self.part, self.bin_path)
         note = {"dtype": dtype.name, "num_tokens": journal.num_tokens, "unknown": journal.unknown}
-        note["sha256"] = _digest(self.bin_path)
-        write_note(self.bin_path.with_suffix(".json"), note | {"vocabulary": journal.vocabulary})
+        note["sha256"] = sha256_of(self.bin_path)
+        write_json(self.bin_path.with_suffix(".json"), note | {"vocabulary": journal.vocabulary})
         with suppress(OSError):  # open elsewhere, on Windows; nothing asks for it any more
             self.journal_path.unlink(missing_ok=True)
         seconds, megabytes = time.monotonic() - started, (bar.n - before) / 1e6
         log.info("tokenized   %.1f MB at %.1f MB/s, kept in %s", megabytes, megabytes / seconds, self.part.parent)
 
     def _pieces(self, journal: _Journal) -> Iterator[Piece]:
-        """What is left; at the start of each file the journal is put there, within it the caller moves it on."""
+        """Yield what is left; at the start of each file the journal is put there, within it the caller moves it on."""
         first = journal.file
         for index in range(first, len(self.survey.files)):
             journal.file, journal.offset = index, journal.offset if index == first else 0
@@ -142,7 +151,7 @@ class _Tokenizing:
 
     def _begun(self) -> _Journal | None:
         try:
-            journal = _Journal(**(read_note(self.journal_path) or {}))
+            journal = _Journal(**(read_json(self.journal_path) or {}))
             num_bytes = journal.num_tokens * _dtype(vocabulary_from(journal.vocabulary)).itemsize
             return journal if self.part.stat().st_size >= num_bytes else None
         except (OSError, ValueError, TypeError, KeyError):
@@ -155,7 +164,7 @@ class _Tokenizing:
         return journal
 
     def _texts(self) -> Iterator[str]:
-        """All text, for a vocabulary to learn from."""
+        """Yield all text, for a vocabulary to learn from."""
         journal = _Journal({})
         with self._bar(journal, "learning the vocabulary") as bar:
             for piece in self._pieces(journal):
@@ -175,7 +184,7 @@ class _Tokenizing:
         return np.concatenate([np.zeros(0, dtype=np.int32), *encoded])
 
     def _check(self, journal: _Journal) -> None:
-        """Refuses ids that do not stand for the content that they are kept under."""
+        """Refuse ids that do not stand for the content that they are kept under."""
         if self.survey.changed():
             self.journal_path.unlink(missing_ok=True)
             raise ValueError(f"files in {self.survey.root} were changed while they were tokenized: start again")
@@ -187,12 +196,12 @@ class _Tokenizing:
 
     def _save(self, output: IO[bytes], journal: _Journal) -> None:
         _flush(output)
-        write_note(self.journal_path, asdict(journal))
+        write_json(self.journal_path, asdict(journal))
 
 
 @contextmanager
 def _told_of_the_cache(bin_path: Path, survey: Survey) -> Iterator[None]:
-    """Names the cache, what it needs and where else it can be, in place of the system's error."""
+    """Name the cache, what it needs and where else it can be, in place of the system's error."""
     try:
         yield
     except OSError as error:
@@ -206,7 +215,7 @@ def _told_of_the_cache(bin_path: Path, survey: Survey) -> Iterator[None]:
 
 @contextmanager
 def _alone(bin_path: Path, signals: StopSignals) -> Iterator[None]:
-    """Holds the entry's lock, so that of several processes one tokenizes and the others wait for it."""
+    """Hold the entry's lock, so that of several processes one tokenizes and the others wait for it."""
     lock = FileLock(bin_path.with_suffix(".lock"))
     waits = False
     while not lock.is_locked:
@@ -228,8 +237,8 @@ def _dtype(vocabulary: Vocabulary) -> "np.dtype[np.integer]":
 
 
 def _complete(bin_path: Path) -> dict[str, Any] | None:
-    """What the note of a complete entry says; None where there is none, or its ids are not all there."""
-    note = read_note(bin_path.with_suffix(".json"))
+    """Return what the note of a complete entry says; None where there is none, or its ids are not all there."""
+    note = read_json(bin_path.with_suffix(".json"))
     try:
         size = np.dtype(note["dtype"]).itemsize * note["num_tokens"] if note else -1
         return note if bin_path.stat().st_size == size else None
@@ -238,17 +247,12 @@ def _complete(bin_path: Path) -> dict[str, Any] | None:
 
 
 def _undamaged(bin_path: Path) -> dict[str, Any] | None:
-    """What the note of a complete entry says; None also where its ids are not those that were written."""
+    """Return what the note of a complete entry says; None also where its ids are not those that were written."""
     note = _complete(bin_path)
-    if note is None or note.get("sha256") in (None, _digest(bin_path)):  # an earlier version took none
+    if note is None or note.get("sha256") in (None, sha256_of(bin_path)):  # an earlier version took none
         return note
     log.warning("%s is damaged, so its text is tokenized again", bin_path)
     return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(output: IO[bytes]) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samout_train.data.batches import Rows, Source
 from samout_train.data.shards.index import digest_of, read_index
+from samout_train.data.source import Rows, Source
 from samout_train.data.text import jsonl, text
 from samout_train.data.text.files import Survey
-from samout_train.data.text.rows import TokenRows
+from samout_train.data.text.rows import PaddedRows, TokenRows
 from samout_train.data.text.token_cache import tokenize
 from samout_train.data.vocabulary.base import PAD_ID, SOS_ID, SPECIAL_TOKENS, Vocabulary
 from samout_train.data.vocabulary.choice import VocabularyChoice
@@ -55,16 +55,16 @@ class WholeData:
 
     @cached_property
     def rows(self) -> Rows:
-        """All of it in consecutive rows, as long as those of training; a shorter text is one shorter row."""
+        """Return all of it in consecutive rows, as long as those of training; a shorter text is one shorter row."""
         if self.packed:
             return TokenRows(self.tokens, seq_len=min(self.seq_len, len(self.tokens) - 1), seed=0)
         starts = np.flatnonzero(self.tokens == SOS_ID)
         documents = np.stack([starts, np.append(starts[1:], len(self.tokens))], axis=1)
-        return jsonl.PaddedRows(self.tokens, documents, seq_len=self.seq_len)
+        return PaddedRows(self.tokens, documents, seq_len=self.seq_len)
 
     @property
     def unknown_share(self) -> float:
-        """The share of the tokens that the vocabulary does not have."""
+        """Return the share of the tokens that the vocabulary does not have."""
         return self.unknown / len(self.tokens)
 
     @property

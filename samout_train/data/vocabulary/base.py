@@ -39,7 +39,7 @@ class Vocabulary(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; bytes that are no UTF-8 become the replacement character."""
+        """Return the text of ids; bytes that are no UTF-8 become the replacement character."""
         ...
 
     def token_bytes(self) -> NDArray[np.int64]:
@@ -47,7 +47,7 @@ class Vocabulary(Protocol):
         ...
 
     def state_dict(self) -> dict[str, object]:
-        """What `vocabulary_from` needs to build it again: text, numbers, lists and dictionaries."""
+        """Return what `vocabulary_from` needs to build it again: text, numbers, lists and dictionaries."""
         ...
 
 
@@ -88,7 +88,7 @@ class Characters:
 
     @classmethod
     def of_text(cls, texts: Iterable[str]) -> "Characters":
-        """The special tokens, then the characters of a text in code order.
+        """Return the special tokens, then the characters of a text in code order.
 
         Args:
             texts: The text in pieces.
@@ -127,7 +127,7 @@ class Characters:
         return self.decode(ids).encode()
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; what is spelled stays in its spelling."""
+        """Return the text of ids; what is spelled stays in its spelling."""
         return "".join(self.tokens[index] for index in ids)
 
     def token_bytes(self) -> NDArray[np.int64]:
@@ -138,7 +138,7 @@ class Characters:
         return np.array([0] * len(SPECIAL_TOKENS) + lengths[len(SPECIAL_TOKENS) :], dtype=np.int64)
 
     def state_dict(self) -> dict[str, object]:
-        """Tokens and spellings."""
+        """Return tokens and spellings."""
         return {"name": self.name, "tokens": self.tokens, "spellings": self.spellings}
 
 
@@ -155,7 +155,7 @@ class Bytes:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32) + len(SPECIAL_TOKENS)
 
     def to_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes themselves."""
+        """Return the bytes themselves."""
         pieces = [
             SPECIAL_TOKENS[index].encode() if index < len(SPECIAL_TOKENS) else bytes([index - len(SPECIAL_TOKENS)])
             for index in ids
@@ -163,7 +163,7 @@ class Bytes:
         return b"".join(pieces)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; bytes that are no UTF-8 become the replacement character."""
+        """Return the text of ids; bytes that are no UTF-8 become the replacement character."""
         return self.to_bytes(ids).decode("utf-8", errors="replace")
 
     def token_bytes(self) -> NDArray[np.int64]:
@@ -171,7 +171,7 @@ class Bytes:
         return np.array([0] * len(SPECIAL_TOKENS) + [1] * 256, dtype=np.int64)
 
     def state_dict(self) -> dict[str, object]:
-        """Name only: there is nothing to learn from a text."""
+        """Return the name only: there is nothing to learn from a text."""
         return {"name": self.name}
 
 

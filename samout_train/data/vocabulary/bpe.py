@@ -106,11 +106,11 @@ class BytePairs:
         return np.concatenate([np.zeros(0, dtype=np.int32), *(np.array(part.ids, dtype=np.int32) for part in found)])
 
     def to_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes that ids stand for."""
+        """Return the bytes that ids stand for."""
         return b"".join(self._bytes[index] for index in ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; bytes that are no UTF-8 become the replacement character."""
+        """Return the text of ids; bytes that are no UTF-8 become the replacement character."""
         return self.to_bytes(ids).decode("utf-8", errors="replace")
 
     def token_bytes(self) -> NDArray[np.int64]:
@@ -119,7 +119,7 @@ class BytePairs:
         return np.array([0] * len(SPECIAL_TOKENS) + lengths, dtype=np.int64)
 
     def state_dict(self) -> dict[str, object]:
-        """The tokenizer as JSON text."""
+        """Return the tokenizer as JSON text."""
         return {"name": self.name, "tokenizer": self.json}
 
 

@@ -32,7 +32,7 @@ class VocabularyChoice:
 
     @classmethod
     def of(cls, *, vocabulary: VocabularyName, vocab_size: int, vocabulary_path: str | None) -> "VocabularyChoice":
-        """From the keys of a data YAML.
+        """Return the choice that the keys of a data YAML describe.
 
         Raises:
             ValueError: if a file is given that cannot be used, or for another vocabulary than characters;
@@ -54,13 +54,13 @@ class VocabularyChoice:
         return cls(cast(VocabularyName, vocabulary.name), len(vocabulary), vocabulary)
 
     def key(self) -> str:
-        """What tells the tokens of one choice from those of another."""
+        """Return what tells the tokens of one choice from those of another."""
         if self.given is not None:
             return hashlib.sha256(json.dumps(self.given.state_dict(), sort_keys=True).encode()).hexdigest()
         return f"{self.name} {self.vocab_size}" if self.name == BytePairs.name else self.name
 
     def learn(self, texts: Callable[[], Iterable[str]], *, check_stop: Callable[[], None] = lambda: None) -> Vocabulary:
-        """The vocabulary for a text.
+        """Return the vocabulary for a text.
 
         Args:
             texts: Called where the text has to be read; gives it in pieces.
@@ -74,7 +74,7 @@ class VocabularyChoice:
 
 
 def vocabulary_from(state: Mapping[str, Any]) -> Vocabulary:
-    """Builds the vocabulary that a `state_dict` describes.
+    """Build the vocabulary that a `state_dict` describes.
 
     Raises:
         ValueError: if no vocabulary has that name.
@@ -89,7 +89,7 @@ def vocabulary_from(state: Mapping[str, Any]) -> Vocabulary:
 
 
 def read_vocabulary_file(path: str | Path) -> Vocabulary:
-    """Reads the `vocabulary.json` of an export.
+    """Read the `vocabulary.json` of an export.
 
     Raises:
         ValueError: if it is none.

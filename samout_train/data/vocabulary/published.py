@@ -27,7 +27,7 @@ CODE = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE"
 
 
 def read_published_vocabulary(path: str | Path) -> Characters:
-    """Reads a pickled character vocabulary; no code in it is run.
+    """Read a pickled character vocabulary; no code in it is run.
 
     Args:
         path: The file, such as `total_voc.pkl`.

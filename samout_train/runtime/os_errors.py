@@ -1,4 +1,4 @@
-"""Places that cannot be written to: where they are, what is missing, and what to do, in one line."""
+"""Errors of the operating system, such as a full disk, in one line: where, what is missing, and what to do."""
 
 import errno
 import shutil
@@ -98,7 +98,7 @@ def is_of_a_place(error: BaseException) -> bool:
 
 
 def _cause(error: BaseException) -> OSError | None:
-    """The error of the system itself; of the compiler's errors, the one that they were raised for."""
+    """Return the error of the system itself; of the compiler's errors, the one that they were raised for."""
     if isinstance(error, OSError):
         return error
     if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):

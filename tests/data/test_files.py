@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from samout_train.data import find
-from samout_train.data.text import folder
+from samout_train.data.text import files
 
 
 def made(root: Path, *names: str) -> None:
@@ -56,7 +56,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     (root / "deep" / "up").symlink_to(root / "deep")
     found = find(str(root), "**/*.txt")
     assert names(root) == ["a.txt", "deep/b.txt", "link/c.txt", "link/sub/d.txt", "one.txt"]
-    assert found.left_out == {folder.LOOP: ["deep/up", "link/back"]}
+    assert found.left_out == {files.LOOP: ["deep/up", "link/back"]}
 
 
 def test_links_to_each_other_end(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_file_is_found_once_under_its_own_first_name(tmp_path: Path) -> None:
     (tmp_path / "aa").symlink_to(tmp_path / "z")
     os.link(tmp_path / "b.txt", tmp_path / "d.txt")
     assert names(tmp_path) == ["b.txt", "z/c.txt"]
-    assert find(str(tmp_path), "**/*.txt").left_out == {folder.SAME: ["d.txt", "a.txt", "aa/c.txt"]}
+    assert find(str(tmp_path), "**/*.txt").left_out == {files.SAME: ["d.txt", "a.txt", "aa/c.txt"]}
     assert names(tmp_path, "aa/*.txt") == ["aa/c.txt"]  # the folder is followed where the pattern names the link
 
 
@@ -85,11 +85,11 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     found = find(str(tmp_path), "**/*.txt")
     assert names(tmp_path) == ["a.txt"]
     assert found.left_out == {
-        folder.HIDDEN: [".git", ".hidden.txt", ".ipynb_checkpoints"],
-        folder.OTHER_CASE: ["b.TXT"],
-        folder.COMPRESSED: ["c.txt.gz"],
-        folder.SPECIAL: ["g.txt"],
-        folder.DANGLING: ["e.txt", "f.txt"],
+        files.HIDDEN: [".git", ".hidden.txt", ".ipynb_checkpoints"],
+        files.OTHER_CASE: ["b.TXT"],
+        files.COMPRESSED: ["c.txt.gz"],
+        files.SPECIAL: ["g.txt"],
+        files.DANGLING: ["e.txt", "f.txt"],
     }
     words = found.left_out_in_words()
     assert words.startswith("hidden: 3 (.git, .hidden.txt, .ipynb_checkpoints); in other upper and lower case")
@@ -105,9 +105,9 @@ def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: py
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
-    monkeypatch.setattr(folder.os, "scandir", refusing)
+    monkeypatch.setattr(files.os, "scandir", refusing)
     found = find(str(tmp_path), "**/*.txt")
-    assert found.left_out == {folder.CLOSED: ["closed"]} and [path.name for path in found.files] == ["a.txt"]
+    assert found.left_out == {files.CLOSED: ["closed"]} and [path.name for path in found.files] == ["a.txt"]
 
 
 def test_where_nothing_matches_what_was_left_out_says_why(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_names_of_any_bytes_are_found_and_can_be_printed(tmp_path: Path) -> None
         os.link(tmp_path / os.fsdecode(name), tmp_path / os.fsdecode(name.replace(b".txt", b"z.txt")))
     found = find(str(tmp_path), "**/*.txt")
     assert {os.fsencode(path.name) for path in found.files} == set(strange)
-    assert found.left_out == {folder.SAME: ["new\\nlinez.txt", "中文 a=b,[c]'\"z.txt", "\\udcff\\udcfez.txt"]}
+    assert found.left_out == {files.SAME: ["new\\nlinez.txt", "中文 a=b,[c]'\"z.txt", "\\udcff\\udcfez.txt"]}
     found.left_out_in_words().encode()
 
 
@@ -142,6 +142,6 @@ def test_a_file_without_a_lasting_size_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "s.txt").symlink_to(status)
     found = find(str(tmp_path), "**/*.txt")
-    assert found.left_out == {folder.SPECIAL: ["s.txt"]} and len(found.files) == 2
+    assert found.left_out == {files.SPECIAL: ["s.txt"]} and len(found.files) == 2
     with pytest.raises(ValueError, match="status: is no regular file: copy its content to a file"):
         find(str(status), "**/*.txt")

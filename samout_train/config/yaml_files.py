@@ -1,4 +1,4 @@
-"""Where in YAML a key stands, so that a mistake that is in a file is told with the file and its line."""
+"""Read the YAML files that settings are composed of: on which line a key stands, and what Hydra would take wrongly."""
 
 import difflib
 import re
@@ -31,7 +31,7 @@ def with_places(
     config_name: str,
     folders: Sequence[Path],
 ) -> list[str]:
-    """Mistakes with `(FILE line N)` behind those that are in a file and not in what was typed.
+    """Return mistakes with `(FILE line N)` behind those that are in a file and not in what was typed.
 
     Args:
         mistakes: Texts that begin with a key.
@@ -75,14 +75,14 @@ def _is_typed(mistake: str, typed: Sequence[str]) -> bool:
 
 
 def line_of(path: Path, word: str) -> int | None:
-    """The first line of a file that has a word in it; None where none has."""
+    """Return the first line of a file that has a word in it; None where none has."""
     pattern = re.compile(rf"(?<![\w/]){re.escape(word)}(?![\w/])")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return next((number for number, line in enumerate(lines, 1) if pattern.search(line)), None)
 
 
 def short_path(path: str | Path) -> str:
-    """Relative to the working directory where it lies below it."""
+    """Return a path relative to the working directory where it lies below it."""
     path = Path(path)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
@@ -165,6 +165,16 @@ def has_strange_keys(config: Mapping[str, Any], groups: Collection[str] = ()) ->
     return False
 
 
+def options_of(group: str, folders: Sequence[Path]) -> list[str]:
+    """Return the options of a group, such as `v1` and `v8` of `model`, and `deep/mini` in a subfolder of it."""
+    files = [
+        (path, folder / group)
+        for folder in folders
+        for path in (folder / group).glob("*.yaml" if group == "." else "**/*.yaml")
+    ]
+    return sorted({path.relative_to(top).with_suffix("").as_posix() for path, top in files if path.is_file()})
+
+
 def is_empty(path: Path) -> bool:
     """Return whether a file has remarks at the most."""
     return _composed(path.read_text(encoding="utf-8", errors="replace")) is None
@@ -180,7 +190,7 @@ def _is_like_global(package: str) -> bool:
 
 
 def _key_problem(node: yaml.Node) -> tuple[int, str] | None:
-    """The line of the first key of a file that should be nested, or is null, and what is wrong with it."""
+    """Return the line of the first key of a file that should be nested, or is null, and what is wrong with it."""
     for name, value in _pairs(node):
         line = name.start_mark.line + 1
         if name.tag == "tag:yaml.org,2002:null":
@@ -195,7 +205,7 @@ def _key_problem(node: yaml.Node) -> tuple[int, str] | None:
 
 
 def _circle(group: str, path: Path, folders: Sequence[Path]) -> str | None:
-    """That a file names itself in its defaults, or one that names it."""
+    """Return that a file names itself in its defaults, or one that names it."""
     waiting, seen = [path], set[Path]()
     while waiting:
         file = waiting.pop()
@@ -213,7 +223,7 @@ def _circle(group: str, path: Path, folders: Sequence[Path]) -> str | None:
 
 
 def _files(chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """The root and the files that are chosen, there and in the experiment too, each with its group and its parents."""
+    """Yield the root and the files that are chosen, also in the experiment, each with its group and its parents."""
     root, experiment = _file("", config_name, folders), _file("experiment", chosen.get("experiment"), folders)
     choices = {**(_choices(root) if root else {}), **(_choices(experiment) if experiment else {}), **chosen}
     waiting, seen = [("", config_name), *((group, option) for group, option in choices.items() if option)], set[Path]()
@@ -229,7 +239,7 @@ def _files(chosen: Mapping[str, str | None], config_name: str, folders: Sequence
 def _containers(
     node: yaml.Node | None, outer: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], yaml.Node, yaml.Node]]:
-    """Yields the keys of a file whose values are lists or settings, from the outside in: their path, name and value."""
+    """Yield the keys of a file whose values are lists or settings, from the outside in: their path, name and value."""
     for name, value in _pairs(node) if node else ():
         is_hydras = not outer and name.value == "hydra"  # where one value is no setting either
         if (is_hydras or not isinstance(value, yaml.ScalarNode)) and name.value != "defaults":
@@ -238,7 +248,7 @@ def _containers(
 
 
 def _node_at(parts: Sequence[str], files: Sequence[Path], folders: Sequence[Path]) -> yaml.Node | None:
-    """The list or settings under a key in one of these files, or else in another option of its group."""
+    """Return the list or settings under a key in one of these files, or else in another option of its group."""
     options = [path for folder in folders for path in sorted((folder / parts[0]).glob("*.yaml"))]
     for path in (*files, *options):
         is_option = path.parent.name == parts[0]
@@ -261,7 +271,7 @@ def _file(group: str, option: str | None, folders: Sequence[Path]) -> Path | Non
 def _place_of_option(
     option: str, chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]
 ) -> tuple[Path, int] | None:
-    """Where the defaults of the experiment, or of the root, name an option that is not there."""
+    """Return where the defaults of the experiment, or of the root, name an option that is not there."""
     for path in (_file("experiment", chosen.get("experiment"), folders), _file("", config_name, folders)):
         if path and option in _choices(path).values() and (line := line_of(path, option)):
             return path, line
@@ -271,7 +281,7 @@ def _place_of_option(
 def _place(
     key: str, chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]
 ) -> tuple[Path, int] | None:
-    """`mine/model/own.yaml`, 3: what is composed last has the last word, so it is looked at first."""
+    """Return a place such as `mine/model/own.yaml`, 3; what is composed last has priority, so it is searched first."""
     own = "/".join(key.split(".")[:2]) if key.startswith("hydra.") else key.split(".")[0]
     for group in [name for name in ("experiment", own) if chosen.get(name)]:
         waiting, seen = [str(chosen[group])], set[str]()
@@ -322,12 +332,12 @@ def _defaults(path: Path) -> list[yaml.Node]:
 
 
 def _parents(path: Path) -> list[str]:
-    """Options of the same group that a file's defaults name."""
+    """Return options of the same group that a file's defaults name."""
     return [item.value for item in _defaults(path) if isinstance(item, yaml.ScalarNode)]
 
 
 def _choices(path: Path) -> dict[str, str | None]:
-    """Options of other groups that a file's defaults name: `own` for `override /model: own`."""
+    """Return options of other groups that a file's defaults name: `own` for `override /model: own`."""
     pairs = [pair for item in _defaults(path) if isinstance(item, yaml.MappingNode) for pair in item.value]
     return {str(name.value).removeprefix("override ").lstrip("/"): str(value.value) for name, value in pairs}
 

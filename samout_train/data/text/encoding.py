@@ -1,4 +1,4 @@
-"""Recognising kinds of files by their first bytes, and opening files of text."""
+"""Recognise files that are no UTF-8 text by their first bytes, and open those that are."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

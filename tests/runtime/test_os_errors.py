@@ -23,8 +23,8 @@ from samout_train.evaluation import draw_search, missing_charts
 from samout_train.runtime import (
     PlaceError,
     append,
-    compilation,
     compile_problem,
+    device,
     in_words,
     is_of_a_place,
     message_of,
@@ -228,7 +228,7 @@ def test_the_folder_of_torchs_compiler_is_named(tmp_path: Path, monkeypatch: pyt
     assert told.startswith("trainer.compile=true: needs a folder for what is compiled") and str(tmp_path) in told
     assert "set TORCHINDUCTOR_CACHE_DIR to another folder, or leave it out" in told
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    assert compilation._cache_problem() is None
+    assert device._cache_problem() is None
 
 
 def test_a_matplotlib_that_cannot_be_used_leaves_pictures_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def test_a_directory_that_cannot_be_is_refused_before_anything_is_read(
 def test_a_batch_whose_step_does_not_fit_is_refused_with_nothing_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("samout_train.runtime.device.total_memory_bytes", lambda device: 50_000_000)
+    monkeypatch.setattr("samout_train.runtime.memory.total_memory_bytes", lambda device: 50_000_000)
     words = [*RANDOM, "data.batch_size=4000", f"run_dir={tmp_path / 'run'}"]
     assert train_verb.main(words) == 2
     said = capsys.readouterr().err

@@ -1,0 +1,110 @@
+"""Read the settings that a run saved beside its checkpoints, with the names of earlier versions as they are today."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from samout_train.config.compose import ConfigError
+from samout_train.config.diagnostics import in_few_words
+from samout_train.config.moved import current_settings
+from samout_train.runtime import home_expanded, refuse_special
+
+
+def saved_node(path: Path, name: str = "model") -> dict[str, Any]:
+    """Return a node of a configuration that a run saved, as plain values; nothing that it names is imported.
+
+    Args:
+        path: Its `.hydra/config.yaml`.
+        name: Such as `model`, which says how the model was built.
+
+    Raises:
+        ConfigError: if there is no such file, or it cannot be read.
+    """
+    try:
+        refuse_special(path)
+        config = OmegaConf.load(path)
+        node = config.get(name) if isinstance(config, DictConfig) else None
+        if not isinstance(node, DictConfig):
+            raise ValueError(f"has no {name}")
+        content = OmegaConf.to_container(node, resolve=True)
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
+        reason = in_few_words(error, [])
+        raise ConfigError(
+            f"{path}: does not say how the {name} was built ({reason}): restore what the run wrote"
+        ) from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in current_settings(content).items()}
+
+
+def saved_config(path: Path) -> dict[str, Any]:
+    """Return a configuration that a run saved, as plain values, but for `run_dir`, which only Hydra could resolve.
+
+    Args:
+        path: Its `.hydra/config.yaml`.
+
+    Raises:
+        ConfigError: if there is no such file, or it cannot be read.
+    """
+    try:
+        config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig):
+            raise ValueError("is no configuration")
+        known = OmegaConf.masked_copy(config, [str(key) for key in config if key != "run_dir"])
+        content = OmegaConf.to_container(known, resolve=True)
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({in_few_words(error, [])})") from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in current_settings(content).items()}
+
+
+def saved_keys(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Return some top-level keys of a configuration that a run saved, as plain values.
+
+    Only these are resolved: others refer to what Hydra alone knows.
+
+    Args:
+        path: Its `.hydra/config.yaml`.
+        keys: Those wanted; one that is not there is left out.
+
+    Raises:
+        ValueError: if it cannot be read; the message is the reason in a few words.
+    """
+    try:
+        config = OmegaConf.load(path)
+        known = OmegaConf.masked_copy(config, [*keys]) if isinstance(config, DictConfig) else None
+        content = None if known is None else home_expanded(OmegaConf.to_container(known, resolve=True))
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+        raise ValueError(in_few_words(error, [])) from error
+    if not isinstance(content, dict):
+        raise ValueError("it is no dict")
+    return content
+
+
+def list_as_yaml(words: Sequence[str]) -> str:
+    """Return a list of texts as the YAML that Hydra writes into `overrides.yaml`."""
+    return OmegaConf.to_yaml(list(words))
+
+
+def saved_choice(run_dir: Path, group: str) -> str | None:
+    """Return the option of a group that a run chose, such as `v8` of `model`; None where Hydra left no word of it.
+
+    Args:
+        run_dir: Its directory.
+        group: Such as `model`.
+    """
+    try:
+        chosen = OmegaConf.select(OmegaConf.load(run_dir / ".hydra" / "hydra.yaml"), f"hydra.runtime.choices.{group}")
+    except (OSError, OmegaConfBaseException, YAMLError):
+        return None
+    return chosen if isinstance(chosen, str) else None
+
+
+def saved_seed(path: Path) -> int:
+    """Return the seed of a configuration that a run saved; 0 where it does not say."""
+    config = OmegaConf.load(path)
+    seed = config.get("seed") if isinstance(config, DictConfig) else None
+    return seed if isinstance(seed, int) else 0

@@ -1,0 +1,50 @@
+"""Read overrides with several values as Hydra's sweeps do."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from samout_train.config.compose import ConfigError
+from samout_train.config.hydra import BasicSweeper
+
+
+def is_swept(word: str) -> bool:
+    """Return whether an override gives several values, of which a sweep takes one after another."""
+    return bool(OverridesParser.create().parse_override(word).is_sweep_override())
+
+
+def key_or_group(word: str) -> str:
+    """Return the key or the group that an override sets, as Hydra names jobs by it."""
+    return str(OverridesParser.create().parse_override(word).key_or_group)
+
+
+def combinations(words: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of each job of a sweep: all combinations of the values of these.
+
+    Raises:
+        ConfigError: if that makes no sweep.
+    """
+    try:
+        batches = BasicSweeper.split_arguments(
+            OverridesParser.create().parse_overrides(list(words)), max_batch_size=None
+        )
+    except (HydraException, ValueError) as error:
+        raise ConfigError(f"these values make no sweep: {error}") from error
+    return [list(job) for batch in batches for job in batch]
+
+
+def register_text(name: str, text_of: Callable[[Any], str]) -> None:
+    """Let `${name:}` in a YAML stand for a text that is made of the whole configuration.
+
+    Args:
+        name: Without the dollar; one that is known already gets the new meaning.
+        text_of: Gets the root of the configuration.
+    """
+
+    def resolver(*, _root_: Any) -> str:
+        return text_of(_root_)
+
+    OmegaConf.register_new_resolver(name, resolver, replace=True)

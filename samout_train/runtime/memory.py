@@ -1,0 +1,96 @@
+"""Main memory and that of a device: how much there is, what is used, and its peak."""
+
+import ctypes
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+# Where a container reads its own limit, of cgroups 2 and 1: docs.kernel.org/admin-guide/cgroup-v2.html.
+MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def total_memory_bytes(device: torch.device) -> int | None:
+    """Return the memory of a device, or of the machine for its processor; None where the system does not say."""
+    try:
+        if device.type == "cuda":
+            return int(torch.cuda.get_device_properties(device).total_memory)
+        return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_memory_limits()])
+    except (AttributeError, OSError, ValueError, RuntimeError, AssertionError):  # not POSIX, or no such device
+        return None
+
+
+def _memory_limits() -> list[int]:
+    """Return the bytes that a container of cgroups, version 2 or 1, lets this process have; empty for no limit."""
+    limits = []
+    for path in MEMORY_LIMITS:
+        with suppress(OSError, ValueError):  # no such file; "max" for no limit
+            limits.append(int(path.read_text(encoding="ascii")))
+    return limits
+
+
+def too_large(needed: int, device: torch.device) -> str | None:
+    """Return that so many bytes do not fit into the memory of a device; None where they may."""
+    total = total_memory_bytes(device)
+    if total is None or needed <= total:
+        return None
+    return f"does not fit into memory: {needed:,} bytes are needed, and there are {total:,}"
+
+
+def current_memory_bytes() -> int:
+    """Return the resident memory of this process on Linux; 0 where the system does not say."""
+    return _status_bytes("VmRSS")
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Restart the measurement of peak memory, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    elif Path("/proc/self/clear_refs").exists():
+        try:
+            Path("/proc/self/clear_refs").write_bytes(b"5")
+        except OSError:  # not permitted in some containers: then the peak counts from the start of the process
+            return
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the peak since the reset; 0 where the system does not say.
+
+    It is what was allocated on a CUDA device; what torch holds of an Apple GPU, which only grows; and what was resident
+    in this process on a CPU, torch itself included.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int:
+    try:
+        status = Path("/proc/self/status").read_bytes()
+    except OSError:
+        return 0
+    start = status.find(field.encode() + b":")
+    return int(status[start + len(field) + 1 :].split(maxsplit=1)[0]) * 1024 if start >= 0 else 0
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep large blocks of main memory that it frees, where its C library is glibc.
+
+    By default, glibc hands them back to the system, which gives them again in pages of 4 KB, each filled with zeros at
+    the first write: at every step, for every large tensor. Settings of the environment (MALLOC_...) have priority.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
+        return
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, TypeError, OSError):  # another C library
+        return
+    set_option(M_MMAP_THRESHOLD, 2**31 - 1)
+    set_option(M_TRIM_THRESHOLD, 2**31 - 1)
+    set_option(M_TOP_PAD, 2**26)

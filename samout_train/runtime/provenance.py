@@ -1,0 +1,36 @@
+"""What a record of a run says of where it came from: the commit, the machine, and a digest of the weights."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout of this code, `-dirty` where files differ; None outside a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    if not (package.parent / ".git").exists():
+        return None
+    # `git describe --dirty` would lock the index, against what its user does there, and leave the lock where it dies.
+    git = ["git", "--no-optional-locks", "-C", str(package.parent)]
+    found = []
+    try:
+        for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+            done = subprocess.run([*git, *words], capture_output=True, encoding="utf-8", timeout=10, check=True)
+            found.append(done.stdout.strip())
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found[0] + ("-dirty" if found[1] else "")
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a person calls a device, such as `NVIDIA H200` or `AMD EPYC 9654 96-Core Processor`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,75 @@
+"""The random generators of Python, numpy, torch and a GPU: seeds, and states that a checkpoint can hold."""
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samout_train.runtime import distributed
+
+log = logging.getLogger(__name__)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """Return the state of every random generator that a run on this device uses, as a checkpoint can hold it."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": device_random_state(device) if device.type == "cuda" else None,
+    } | ({"mps": device_random_state(device)} if device.type == "mps" else {})
+
+
+def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
+    """Put every random generator where `random_states` found it; warns where the checkpoint is of another device."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    made_on = "mps" if "mps" in states else "cpu" if states["cuda"] is None else "cuda"
+    if made_on != device.type:
+        log.warning("the checkpoint is of another kind of device than %s: dropout will differ from there on", device)
+    elif device.type != "cpu":
+        set_device_random_state(states[device.type], device)
+
+
+def set_own_random_states(states: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+    """Put the random generators of this process where it left off.
+
+    Args:
+        states: Of each process that made a checkpoint. A process beyond them resumes from a seed made of the last
+            one's state.
+        device: Where it runs.
+    """
+    set_random_states(states[min(distributed.rank(), len(states) - 1)], device)
+    if distributed.rank() >= len(states):
+        seed_everything(int(torch.randint(2**31, ())) + distributed.rank())
+
+
+def device_random_state(device: torch.device) -> Tensor | None:
+    """Return the state of a GPU's own generator; None for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else None
+
+
+def set_device_random_state(state: Tensor, device: torch.device) -> None:
+    """Put a GPU's own generator where `device_random_state` found it."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.mps.set_rng_state(state)
