@@ -1,5 +1,6 @@
 """What all tests share: one thread, a cache of their own, and the data that lies beside a checkout."""
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -27,8 +28,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # Both ways that are not torch's, without a measurement.
     monkeypatch.setenv("SAMOUT_TRAIN_PRODUCTS", "onednn,numba")
+    handlers = list(logging.getLogger().handlers)
     yield
     # What a verb that was called in this process decided for all of it.
+    logging.getLogger().handlers = [handler for handler in logging.getLogger().handlers if handler in handlers]
     use_kernels("auto")
     use_products(None)
 

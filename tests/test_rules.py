@@ -67,6 +67,7 @@ def test_a_package_uses_those_above_it_alone(package: str) -> None:
     assert {other for other in used if row_of(other) >= row_of(package)} == set()
 
 
+@pytest.mark.slow
 def test_a_package_is_entered_through_its_init() -> None:
     for path in modules():
         for name in of_other_packages(path) - {"cli.main"}:
@@ -108,6 +109,7 @@ def test_files_functions_and_docstrings_keep_to_the_budget(path: Path) -> None:
 VERBS = list(main.VERBS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"]], ids=" ".join)
 @pytest.mark.parametrize(
     "verb", [[], *(pytest.param([verb], marks=pytest.mark.slow) for verb in VERBS)], ids=["none", *VERBS]
@@ -177,6 +179,7 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", mostly_nightly(GROUPS, set(GROUPS) - {"experiment"}))
 def test_every_yaml_composes_and_builds(group: str, small_text: Path, shared: Path) -> None:
     assert options(group)
@@ -188,6 +191,7 @@ def test_every_yaml_composes_and_builds(group: str, small_text: Path, shared: Pa
         assert trainer_from(composed.config).step().isfinite(), option
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     mostly_nightly(options("experiment"), {"hello_cell", "published_v8"}),

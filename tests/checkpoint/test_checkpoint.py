@@ -162,7 +162,7 @@ def test_what_reads_back_as_something_else_is_no_checkpoint(
 ) -> None:
     made = checkpoints(tmp_path)
     save(made, 1)
-    monkeypatch.setattr("samout_train.checkpoint.files._sha256", lambda path: "another")
+    monkeypatch.setattr("samout_train.checkpoint.files.sha256_of", lambda path: "another")
     made.save({"weight": torch.zeros(50)}, step=2, best_step=None)
     made.wait()
     assert made.last_step == 1 and "reads back as something else than was written" in caplog.text

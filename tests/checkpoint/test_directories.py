@@ -54,6 +54,7 @@ def test_a_new_directory_is_one_that_no_other_start_has(tmp_path: Path) -> None:
     assert {path.name for path in made} == {"a", *(f"a-{number}" for number in range(2, 9))}
 
 
+@pytest.mark.slow
 def test_two_runs_of_the_same_second_get_a_directory_each(tmp_path: Path) -> None:
     run_dir = "run_dir='runs/${now:%Y}'"  # a year stands for a second
     done = at_once(tmp_path, [*RUN, run_dir, "seed=1"], [*RUN, run_dir, "seed=2"])
@@ -86,6 +87,7 @@ def test_of_two_runs_in_one_given_directory_the_second_touches_nothing(tmp_path:
     assert samout(tmp_path, "inspect", "path=here").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_directory_that_is_held_but_empty_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "here" / ".hydra").mkdir(parents=True)
     with FileLock(tmp_path / "here" / ".hydra" / "lock"):
@@ -95,6 +97,7 @@ def test_a_directory_that_is_held_but_empty_is_refused_before_anything_is_writte
         assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
@@ -122,6 +125,7 @@ def test_directories_that_yaml_sets_behind_the_check_are_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.slow
 def test_a_root_yaml_that_gives_run_dir_is_checked_where_it_is_written(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "own.yaml").write_text("defaults: [config, _self_]\nrun_dir: there\n")
@@ -182,6 +186,7 @@ def test_of_a_key_that_is_given_twice_the_last_value_counts() -> None:
     assert last_of_each(["seed=1", "seed=1"]) == ["seed=1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     mostly_nightly(
@@ -250,6 +255,7 @@ def test_a_relative_path_of_a_job_is_that_of_the_directory_where_its_sweep_was_s
         write_sweep(tmp_path / "sw", command=[], flags=[], jobs=jobs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mark", "words", "message"),
     [
@@ -326,6 +332,7 @@ ON_TEXT = [
 ]
 
 
+@pytest.mark.slow
 def test_runs_of_one_directory_learn_from_the_same_data(tmp_path: Path) -> None:
     text = tmp_path / "t.txt"
     text.write_text("a text of one kind. " * 40, "utf-8")
@@ -395,6 +402,7 @@ def test_a_process_of_a_job_is_this_program_whatever_the_directory_holds(tmp_pat
     assert "the wrong one" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_goes_on_is_not_finished_before_it_has_ended_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def test_published_names_and_shapes_are_those_of_the_published_program(variant: 
     assert all(torch.equal(back[name], weights[name]) for name in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v1", "v8", "transformer", "random"])
 def test_safetensors_hold_the_weights_and_can_be_loaded(folder: Path, tmp_path: Path, name: str) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
@@ -80,6 +81,7 @@ def test_the_published_form_gives_the_same_logits_and_vocabulary(folder: Path, t
     assert content == {"voc": run.vocabulary.state_dict()["tokens"], "voc0": {}}
 
 
+@pytest.mark.slow
 def test_spelled_characters_stay_spelled(folder: Path, tmp_path: Path) -> None:
     voc = [*SPECIAL_TOKENS, *sorted({*"the hands of the clock, sands of time;"} - {"k"}), "<|pos_0_0|>", "<|pos_0_1|>"]
     (tmp_path / "voc.pkl").write_bytes(pickle.dumps({"voc": voc, "voc0": {"k": ["<|pos_0_1|>", "<|pos_0_0|>"]}}))

@@ -14,6 +14,7 @@ from samout_train.data import SPECIAL_TOKENS
 SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "device=cpu", "trainer=debug"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["characters", "bytes", "bpe"])
 def test_a_run_keeps_its_vocabulary(tmp_path: Path, small_text: Path, name: str) -> None:
     run_dir = tmp_path / "run"
@@ -37,6 +38,7 @@ def test_a_published_vocabulary_is_found_by_what_the_file_is(tmp_path: Path) -> 
     assert load_vocabulary(path).encode("a").tolist() == [5]
 
 
+@pytest.mark.slow
 def test_where_there_is_none_the_reason_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not there: give a run directory or a checkpoint"):
         load_vocabulary(tmp_path / "absent")

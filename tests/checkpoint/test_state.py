@@ -27,6 +27,7 @@ def test_the_list_is_short(count: int, last: str) -> None:
     assert len(lines) == 9 and lines[-1].strip().startswith(last)
 
 
+@pytest.mark.slow
 def test_another_shape_of_a_moment_is_refused_and_nothing_is_loaded() -> None:
     first, second = (step_of(model(), optimizer=lambda net: torch.optim.Adam(net.parameters())) for _ in range(2))
     first(PROGRESS)
@@ -40,6 +41,7 @@ def test_another_shape_of_a_moment_is_refused_and_nothing_is_loaded() -> None:
     assert not second.optimizer.state
 
 
+@pytest.mark.slow
 def test_another_number_of_groups_is_refused() -> None:
     first = step_of(model())
     second = step_of(model(), optimizer=lambda net: torch.optim.SGD([{"params": [p]} for p in net.parameters()], lr=1))

@@ -20,6 +20,7 @@ TINY = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_results_and_what_to_type_next(tmp_path: Path) -> None:
     done = samout(tmp_path, "train", "model=v1", *TINY, "trainer.max_steps=4")
     assert done.returncode == 0, done.stderr
@@ -67,6 +68,7 @@ def test_a_wrong_request_is_told_in_a_few_lines_with_exit_code_2(
     assert len(done.stderr.splitlines()) <= 8
 
 
+@pytest.mark.slow
 def test_a_directory_that_holds_a_run_is_refused_with_nothing_in_it_touched(tmp_path: Path) -> None:
     words = [*TINY, "trainer=debug", "run_dir=here"]
     assert samout(tmp_path, *words).returncode == 0
@@ -76,6 +78,7 @@ def test_a_directory_that_holds_a_run_is_refused_with_nothing_in_it_touched(tmp_
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "here").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_when_all_checkpoints_are_damaged_the_run_ends_with_exit_code_1(tmp_path: Path) -> None:
     words = [*TINY, "trainer.max_steps=4", "checkpoint.every_n_steps=2", "run_dir=here"]
     assert samout(tmp_path, *words).returncode == 0
@@ -115,6 +118,7 @@ def test_a_signal_ends_a_run_that_can_be_continued(tmp_path: Path, number: signa
     assert json.loads((tmp_path / "here" / "summary.json").read_text())["steps"] == stopped_at + 5
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_disturb_a_program_that_is_leaving() -> None:
     code = (
         "import atexit, os, signal, sys, time\n"
@@ -128,6 +132,7 @@ def test_a_second_ctrl_c_does_not_disturb_a_program_that_is_leaving() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+@pytest.mark.slow
 def test_a_sweep_makes_one_readable_directory_a_job(tmp_path: Path) -> None:
     done = samout(tmp_path, "-m", "model=v1,v8", "optimizer.lr=1e-3,3e-4", *TINY, "trainer.max_steps=2")
     assert done.returncode == 0, done.stderr
@@ -234,6 +239,7 @@ def test_a_prompt_that_cannot_be_encoded_is_refused_before_the_run(tmp_path: Pat
     assert samout(tmp_path, *words, "callbacks.sample.prompt=long").returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="completion is tried in bash")
 def test_a_shell_completes_verbs_options_and_keys(tmp_path: Path) -> None:
     script = """

@@ -288,6 +288,7 @@ def shadows(folder: Path) -> None:
         (folder / name).write_text(SHADOW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [PROGRAM, [str(Path(sys.executable).with_name("samout-train"))]], ids=len)
 def test_a_file_called_like_a_module_hides_none(tmp_path: Path, command: list[str]) -> None:
     shadows(tmp_path)
@@ -326,6 +327,7 @@ def test_a_file_on_pythonpath_that_hides_a_module_is_named(tmp_path: Path) -> No
     assert "Traceback" not in done.stderr and "rename it" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("plugin", "place"), [("x = 1\nraise RuntimeError(x)\n", 2), ("x = = 1\n", 1)])
 def test_a_plugin_of_hydra_that_cannot_be_imported_is_named(tmp_path: Path, plugin: str, place: int) -> None:
     file = tmp_path / "hydra_plugins" / "mine.py"
@@ -412,6 +414,7 @@ def test_a_program_of_ones_own_keeps_its_search_path(tmp_path: Path) -> None:
     assert done.stdout == "True\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["TQDM_MININTERVAL=abc", "TORCH_LOGS=nonsense"])
 @pytest.mark.parametrize("words", [["data=random", "trainer=debug"], ["generate", "run=r", "prompt=a"]], ids=len)
 def test_a_variable_that_a_library_refuses_is_named(tmp_path: Path, variable: str, words: list[str]) -> None:

@@ -59,6 +59,7 @@ def nats_in_rows(folder: Path, content: str) -> tuple[float, int]:
     return nats / count, count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["line 3 of it, 50 ЖЖ. " * 30, "line 3", TRAINED[:17]])
 def test_a_file_is_read_from_its_first_character_to_its_last(
     folder: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
@@ -77,6 +78,7 @@ def test_a_file_is_read_from_its_first_character_to_its_last(
     assert f"over {count} counted targets" in out and found["loss_nats"] and not found["is_training_text"]
 
 
+@pytest.mark.slow
 def test_results_lie_beside_each_other_and_the_same_file_replaces_its_own(folder: Path, tmp_path: Path) -> None:
     assert evaluated(folder) == 0
     own = results(folder)["text"]
@@ -90,6 +92,7 @@ def test_results_lie_beside_each_other_and_the_same_file_replaces_its_own(folder
     assert results(folder)["text"] == own, "that of the run's own data stays in its place"
 
 
+@pytest.mark.slow
 def test_documents_are_read_whole_in_either_layout_also_one_alone(folder: Path, tmp_path: Path) -> None:
     before = set(results(folder))
     path = text_at(tmp_path / "chat.jsonl", json.dumps({"text": "line 3 of it. " * 20}) + "\n")
@@ -99,6 +102,7 @@ def test_documents_are_read_whole_in_either_layout_also_one_alone(folder: Path, 
     assert sorted(counted) == [279, 280], "280 characters: behind their mark each is a target, without it all but one"
 
 
+@pytest.mark.slow
 def test_text_of_the_run_is_told_also_among_other_files(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +131,7 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_text_that_is_mostly_unknown_is_measured_by_what_is_known(folder: Path, tmp_path: Path) -> None:
     before = set(results(folder))
     path = text_at(tmp_path / "odd.txt", "l" + "Ж" * 50 + "ine")
@@ -135,6 +140,7 @@ def test_a_text_that_is_mostly_unknown_is_measured_by_what_is_known(folder: Path
     assert results(folder)[name]["counted_targets"] == 3 and math.isfinite(results(folder)[name]["whole_loss_nats"])
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_told_after_the_figures(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +153,7 @@ def test_a_folder_that_cannot_be_written_is_told_after_the_figures(
     assert "counted targets" in out and "Permission denied: make it writable, or copy the run" in error
 
 
+@pytest.mark.slow
 def test_lengths_that_rows_do_not_have_are_refused_before_anything_is_measured(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +168,7 @@ def test_lengths_that_rows_do_not_have_are_refused_before_anything_is_measured(
     assert list(results(folder)[name]["loss_nats"]) == [str(ROW)]
 
 
+@pytest.mark.slow
 def test_an_earlier_checkpoint_has_results_of_its_own(folder: Path) -> None:
     assert evaluated(folder) == 0
     plain = results(folder)["text"]

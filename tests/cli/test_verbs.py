@@ -31,6 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_text_goes_to_standard_output_prompt_first_and_all_else_to_standard_error(folder: Path) -> None:
     words = ["generate", "run=run", "prompt=the hands, ", "max_new_tokens=40", "temperature=0"]
     done = samout(folder, *words)
@@ -48,6 +49,7 @@ def test_text_goes_to_standard_output_prompt_first_and_all_else_to_standard_erro
     assert samout(folder, "generate", f"run={step}", *words[2:]).stdout == done.stdout
 
 
+@pytest.mark.slow
 def test_samples_differ_and_end_before_stop(folder: Path) -> None:
     words = ["generate", "run=run", "prompt=the ", "max_new_tokens=60", "num_samples=2", "top_p=0.9"]
     first, second = samout(folder, *words).stdout.splitlines()
@@ -124,6 +126,7 @@ def test_a_wrong_request_is_told_with_exit_code_2(
     assert message in error and len(error.splitlines()) <= 8 and not out
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_utf8_are_refused_wherever_they_come_from(folder: Path) -> None:
     for prompt, message in (
         (b"prompt=\xff", "cannot be read ('utf-8' codec can't"),
@@ -134,6 +137,7 @@ def test_bytes_that_are_no_utf8_are_refused_wherever_they_come_from(folder: Path
         assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["generate", "verify"])
 def test_help_lists_the_keys(folder: Path, verb: str) -> None:
     done = samout(folder, verb, "--help")
@@ -153,6 +157,7 @@ def test_the_configuration_is_shown_as_the_shell_gave_it(folder: Path, words: li
     assert done.returncode == 0 and line in done.stdout.splitlines() and not done.stderr
 
 
+@pytest.mark.slow
 def test_a_prompt_without_end_is_refused(folder: Path) -> None:
     words = [sys.executable, "-m", "samout_train", "generate", "run=run", "prompt=-"]
     with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:

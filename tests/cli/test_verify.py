@@ -34,6 +34,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_nightly(RUNS, {"short_cache"}))
 def test_a_run_that_trains_is_verified_to_the_end(name: str, tmp_path: Path, small_text: Path) -> None:
     path = [f"data.path={small_text}"] if "data=text" in RUNS[name] else []
@@ -61,6 +62,7 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ModelUnderTest, Mode
     return asked
 
 
+@pytest.mark.slow
 def test_sizes_are_those_that_were_typed_and_defaults_elsewhere(verified: Any, capsys: Any) -> None:
     for words, wanted in (
         ([], "hidden_size 48, num_layers 3, num_heads 4"),
@@ -88,6 +90,7 @@ def test_without_a_head_the_width_is_that_of_the_ids(verified: Any, capsys: Any)
     assert subject.build().head is None and tiny.build().head is not None
 
 
+@pytest.mark.slow
 def test_one_model_that_fails_does_not_keep_the_others_from_being_verified(
     verified: Any, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def test_other_numbers_that_cannot_be_meant(override: str, message: str) -> None
     assert found.endswith(message)
 
 
+@pytest.mark.slow
 def test_in_a_yaml_file_it_is_the_same(tmp_path: Any) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(

@@ -174,6 +174,7 @@ def test_what_it_does_not_take_is_answered_with_what_to_do(mine: Path, words: li
     assert len(found) == 1 and told in found[0], found
 
 
+@pytest.mark.slow
 def test_a_run_without_hydras_logging_trains_with_options_in_subfolders(mine: Path) -> None:
     words = ["experiment=sub/foo", "model=deep/mini", "--config-dir=mine", "hydra/job_logging=disabled", *TINY]
     done = samout(mine.parent, *words, "run_dir=quiet")
@@ -287,11 +288,13 @@ def test_each_quoted_value_of_a_file_is_told_with_its_line(mine: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_information_may_stand_last(mine: Path) -> None:
     done = samout(mine.parent, "data=random", "--info")
     assert done.returncode == 0 and "Config search path" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_roles_and_what_is_swept_may_have_dots(mine: Path) -> None:
     (mine / "experiment" / "roles.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /data: jsonl\ndata:\n  roles:\n    a.b: <|user|>\n"

@@ -34,6 +34,7 @@ def test_a_component_gets_what_was_composed() -> None:
     assert build(part, late=1) == {"inner": [], "late": 1}
 
 
+@pytest.mark.slow
 def test_a_run_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_text: Path) -> None:
     monkeypatch.chdir(tmp_path)
     Path(NAME).write_text(small_text.read_text("utf-8"), "utf-8")
@@ -53,6 +54,7 @@ def test_a_run_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_t
     assert told.returncode == 0, told.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_text: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a${x}.txt", "b.txt"):
@@ -73,6 +75,7 @@ def test_the_words_of_a_job_are_what_a_person_types() -> None:
     assert text_setting("run_dir", "a,b=c") == "run_dir=a,b=c"
 
 
+@pytest.mark.slow
 def test_who_means_the_text_is_told_how_to_write_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data=text", "data.path=a${x}.txt"]) == 2
     said = capsys.readouterr().err
@@ -81,6 +84,7 @@ def test_who_means_the_text_is_told_how_to_write_it(capsys: pytest.CaptureFixtur
     assert r"'\${y:...}'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_hydras_help_knows_the_directories(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "samout_train", "--cfg", "hydra"], capture_output=True, text=True, cwd=tmp_path

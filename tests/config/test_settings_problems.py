@@ -17,6 +17,7 @@ def found(*overrides: str) -> list[str]:
     return problems(compose_config(["device=cpu", *overrides]).config)
 
 
+@pytest.mark.slow
 def test_the_defaults_have_no_mistake() -> None:
     assert found() == []
     assert found("model=v1", "optimizer=adamw", "schedule=wsd", "optimizer.lr=1", "model.ffn_size=12") == []
@@ -83,6 +84,7 @@ def test_all_mistakes_come_at_once() -> None:
     assert len(got) == 4
 
 
+@pytest.mark.slow
 def test_cosine_without_a_number_of_steps_is_refused_in_favour_of_the_others() -> None:
     (got,) = found("schedule=cosine", "trainer.max_seconds=5")
     assert "schedule=constant or schedule=wsd" in got
@@ -108,12 +110,14 @@ def test_text_values_are_what_the_shell_gave(value: str) -> None:
     assert compose_config([f"+callbacks.sample.prompt={value}"]).config["callbacks"]["sample"]["prompt"] == value
 
 
+@pytest.mark.slow
 def test_text_that_is_quoted_or_null_is_left_to_hydra() -> None:
     assert compose_config(["resume=null"]).config["resume"] is None
     assert compose_config(["run_dir='a b'"]).config["run_dir"] == "a b"
     assert compose_config(["run_dir=outputs/${seed}"]).config["run_dir"] == "outputs/0"
 
 
+@pytest.mark.slow
 def test_python_functions_refuse_the_same_mistakes() -> None:
     with pytest.raises(ConfigError, match=r"did you mean model\.hidden_size"):
         build_model("v8", vocab_size=9, hiden_size=12)
@@ -123,6 +127,7 @@ def test_python_functions_refuse_the_same_mistakes() -> None:
         build_model("v9", vocab_size=9)
 
 
+@pytest.mark.slow
 def test_a_model_by_itself_is_not_judged_by_the_data_of_the_configuration(tmp_path: Path) -> None:
     assert build_model("gru", vocab_size=9, hidden_size=8, bidirectional=True).sees_future
     assert build_model("transformer", vocab_size=9, hidden_size=8, num_heads=2, max_seq_len=5).max_seq_len == 5
@@ -134,6 +139,7 @@ def test_a_model_by_itself_is_not_judged_by_the_data_of_the_configuration(tmp_pa
         model_node("short", config_dirs=[str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_what_settings_do_not_show_is_told_when_the_model_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ConfigError, match=r"model.max_seq_len \(4\): rows of this data, or of its tests, are longer: set it to 5"

@@ -78,6 +78,7 @@ def test_batches_are_the_same_however_many_are_drawn_together(monkeypatch: pytes
         assert torch.equal(together.on_host(step)[0], alone.on_host(step)[0])
 
 
+@pytest.mark.slow
 def test_a_batch_may_be_larger_than_an_epoch() -> None:
     rows = MatrixRows(torch.tensor([[10, 11], [12, 13]]))
     assert sorted(batches(rows, 5).on_host(0)[0][:, 0].tolist()) in ([10, 10, 10, 12, 12], [10, 10, 12, 12, 12])

@@ -103,6 +103,7 @@ def test_copied_documents_are_counted(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "2 of 5 documents to validate on are also learned from, word for word: remove the copies" in caplog.text
 
 
+@pytest.mark.slow
 def test_copied_documents_of_shards_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines = [f'{{"text": "document number {number:02d}"}}' for number in range(50)]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, lines[7], lines[8]]) + "\n")
@@ -113,6 +114,7 @@ def test_copied_documents_of_shards_are_counted(tmp_path: Path, caplog: pytest.L
     assert "2 of 5 documents to validate on are also learned from, word for word: remove" in caplog.text
 
 
+@pytest.mark.slow
 def test_files_that_nobody_can_remove_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     python_source(**SETTINGS, seq_len=64)
     assert "are also learned from" not in caplog.text

@@ -134,6 +134,7 @@ def test_a_vocabulary_of_an_earlier_version_encodes_as_it_did() -> None:
     assert BytePairs(earlier.to_str()).encode(text).tolist() == wanted
 
 
+@pytest.mark.slow
 def test_bases_are_learned_in_seconds_and_come_back() -> None:
     text = bases(300_000)
     started = time.monotonic()

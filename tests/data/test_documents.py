@@ -215,6 +215,7 @@ def test_what_is_printed_for_a_role_gives_it_a_token(tmp_path: Path, role: str) 
         assert joined(JsonlReader.of(roles), path) == "<|sos|><|user|>hi"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["tool", "tool call"])
 def test_tokenize_prints_what_gives_a_role_a_token_there(
     tmp_path: Path, role: str, capsys: pytest.CaptureFixture[str]

@@ -29,6 +29,7 @@ def test_no_letter_is_ignored(ignore_index: int) -> None:
         hello(ignore_index=ignore_index, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_nightly(NAMES, {"transformer", "maxplus"}))
 def test_every_model_that_can_tell_them_apart_learns_all_five_letters(name: str, tmp_path: Path) -> None:
     sizes = ["model.hidden_size=16", "model.num_layers=2", *(["model.num_heads=2"] if name in HEADS else [])]
@@ -57,6 +58,7 @@ def test_what_sees_the_whole_sequence_labels_and_is_refused_the_next_token(words
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hello_cell", "hello_rnn", "hello_embedding"])
 def test_published_programs_end_with_ohlol(name: str, tmp_path: Path) -> None:
     train([f"experiment={name}", "device=cpu", f"run_dir={tmp_path / 'run'}"])

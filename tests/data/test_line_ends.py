@@ -206,6 +206,7 @@ def test_names_are_printed_in_one_line_of_utf_8() -> None:
     assert printable("a\nb\udcff\x1b[31mä") == "a\\nb\\udcff\\x1b[31mä"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line_ends", [pytest.param("keep", marks=pytest.mark.nightly), "fold"])
 def test_prompts_and_given_text_are_read_as_the_run_reads_its_own(
     tmp_path: Path, line_ends: LineEnds, capsys: pytest.CaptureFixture[str]
@@ -245,6 +246,7 @@ def test_a_prompt_with_other_characters_says_what_to_do(prompt: str, told: str) 
     assert str(refused.value).startswith(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line_ends", ["keep", "fold"])
 def test_shards_are_cut_anywhere_and_keep_how_they_were_read(tmp_path: Path, line_ends: LineEnds) -> None:
     content = "".join(f"word{number}\r\n" + "two\tthree\r" * (number % 3) for number in range(200))

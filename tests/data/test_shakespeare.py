@@ -56,6 +56,7 @@ def test_a_copy_is_read_and_has_the_known_characters(shared: Path) -> None:
     assert got.vocab_size == 65 + 5 and got.description["tokens"] == 1_115_394
 
 
+@pytest.mark.slow
 def test_it_is_downloaded_once(
     shared: Path, server: HTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +70,7 @@ def test_it_is_downloaded_once(
     assert source().vocab_size == 70 and Serves.requests == 2
 
 
+@pytest.mark.slow
 def test_something_else_from_the_network_is_not_kept(server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Serves, "content", b"a login page")
     for _ in range(2):

@@ -129,6 +129,7 @@ def test_rows_of_documents_are_those_of_padded_rows(tmp_path: Path, seed: int, m
     )
 
 
+@pytest.mark.slow
 def test_documents_that_make_no_row_are_in_the_record(tmp_path: Path) -> None:
     lines = [json.dumps({"text": text}) for text in [*["some words"] * 40, "", "x", "", "yz"]]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, *lines[:40]]), "utf-8")
@@ -140,6 +141,7 @@ def test_documents_that_make_no_row_are_in_the_record(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_no_row_of_documents_goes_over_the_start_of_one(folders: Path) -> None:
     made = source(folders / "a", layout="documents")
     for rows in (made.train, made.validation):
@@ -329,6 +331,7 @@ def test_few_rows_are_read_before_a_run_and_a_recorded_id_that_is_none_is_told(
     assert row_problems(made) == ["data: id 261 in the training tokens is none: ids are from 0 to 260"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["packed", "documents"])
 def test_a_run_on_shards_trains_evaluates_generates_and_goes_on_exactly(
     folders: Path, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -65,6 +65,7 @@ def test_of_documents(tmp_path: Path, layout: str) -> None:
     assert jsonl(**settings | {"seq_len": fits}).validation.seq_len == fits
 
 
+@pytest.mark.slow
 def test_of_shards(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some words " * 50)
     out = tmp_path / "out"

@@ -50,12 +50,14 @@ def test_the_order_of_ten_things_is_the_recorded_one() -> None:
     assert [by_hand(place, 10, 0, 0) for place in range(10)] == RECORDED
 
 
+@pytest.mark.slow
 def test_every_place_has_another_one_at_every_size() -> None:
     for size in range(1, 301):
         for epoch in (0, 1):
             assert sorted(shuffled(np.arange(size), size, 3, epoch).tolist()) == list(range(size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1_000_003, 3 * 2**40 + 1, LARGEST_SIZE - 1])
 def test_a_million_places_of_a_large_range_are_all_different_and_inside(size: int) -> None:
     places = np.unique(np.random.default_rng(0).integers(0, size, 1_000_000))

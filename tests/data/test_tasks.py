@@ -227,6 +227,7 @@ def test_every_task_is_tested_here() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_follow_from_the_seed_and_are_other_ones_in_each_epoch_split_and_test(name: str) -> None:
     few = ["data.num_sequences=300", "data.num_test_sequences=300"]

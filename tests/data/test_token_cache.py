@@ -155,6 +155,7 @@ def test_a_file_that_is_changed_meanwhile_is_not_kept_under_its_old_content(tmp_
     assert tokenize(looked_at, choice("bytes")).tokens.tolist() == Bytes().encode("abc").tolist()
 
 
+@pytest.mark.slow
 def test_more_than_65536_ids_take_four_bytes_each(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     many = Characters.of_text(chr(code) for code in range(32, 70000) if not 0xD800 <= code <= 0xDFFF)
@@ -163,6 +164,7 @@ def test_more_than_65536_ids_take_four_bytes_each(tmp_path: Path) -> None:
     assert tokenized.tokens.dtype == np.uint32 and tokenized.tokens.tolist() == many.encode("ab" + chr(69999)).tolist()
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_tokenizes_and_the_other_waits(tmp_path: Path) -> None:
     looked_at = files(tmp_path)
     parts = ("tokens", token_cache.FORMAT, looked_at.reader, "bytes", len(looked_at.files), looked_at.sha256)

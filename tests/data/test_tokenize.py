@@ -64,6 +64,7 @@ def ids_by_reader(folder: Path, names: list[str], out: Path) -> list[int]:
     return ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["**/*.txt", "**/*.jsonl", "**/*.*"])
 @pytest.mark.parametrize("vocabulary", ["characters", "bytes", "bpe"])
 def test_shards_hold_the_ids_of_the_files_read_one_after_another(
@@ -123,12 +124,14 @@ def _may_be_cut(content: bytes, end: int, at_lines: bool) -> bool:
     return content[end : end + 1] in (b" ", b"\n") and not before[-1].isspace()
 
 
+@pytest.mark.slow
 def test_documents_without_text_are_counted(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(f"path={texts / 'f.jsonl'}", f"out={tmp_path / 'out'}", "part_bytes=300") == 0
     assert "left out    documents without text: 1\n" in capsys.readouterr().out
     assert read_index(tmp_path / "out").left_out == ["documents without text: 1"]
 
 
+@pytest.mark.slow
 def test_ids_that_need_more_than_two_bytes_get_four(tmp_path: Path) -> None:
     points = [chr(point) for point in range(0x20, 0x10FFFF) if not 0xD800 <= point < 0xE000][:66_000]
     text = tmp_path / "text.txt"
@@ -139,6 +142,7 @@ def test_ids_that_need_more_than_two_bytes_get_four(tmp_path: Path) -> None:
     assert ids_of(tmp_path / "out") == [SOS_ID, *range(5, 66_005)]
 
 
+@pytest.mark.slow
 def test_a_given_vocabulary_is_used_and_what_it_has_not_is_counted(
     texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +158,7 @@ def test_a_given_vocabulary_is_used_and_what_it_has_not_is_counted(
     assert "3 of 4 tokens of the text are not in it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bpe_is_learned_from_a_sample_of_every_part(texts: Path, tmp_path: Path) -> None:
     common = (f"path={texts}", "vocab_size=300", "part_bytes=400")
     assert run(*common, f"out={tmp_path / 'all'}") == 0
@@ -215,6 +220,7 @@ def _workers_end(out: Path) -> None:
     raise AssertionError("a process goes on")
 
 
+@pytest.mark.slow
 def test_what_is_damaged_is_found_and_made_anew(
     texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +243,7 @@ def test_what_is_damaged_is_found_and_made_anew(
     assert contents(out) == whole
 
 
+@pytest.mark.slow
 def test_other_settings_and_changed_files_are_refused(
     texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,6 +329,7 @@ def test_mistakes_are_messages(
     assert not (folder / "out" / INDEX).exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_same_command_goes_on(
     texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -344,6 +352,7 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(
     assert contents(out) == contents(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_told(texts: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(tokenizing, "PartWorker", Dying)
     assert run(f"path={texts}", f"out={tmp_path / 'out'}", "vocabulary=bytes") == 1
@@ -358,6 +367,7 @@ class Dying(tokenizing.PartWorker):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_two_at_one_folder_are_not_let(texts: Path, tmp_path: Path, capsys: Any) -> None:
     from filelock import FileLock
 

@@ -92,6 +92,7 @@ def test_losses_of_few_targets_are_those_of_all_logits() -> None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # float32, sums in another order
 
 
+@pytest.mark.slow
 def test_a_task_reports_its_accuracy_by_length_and_says_what_chance_is(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     words = [*TINY, "data.test_lengths=[5,9]", "data.num_test_sequences=200", "optimizer.lr=0.02", "data.batch_size=16"]
@@ -118,6 +119,7 @@ def test_a_task_reports_its_accuracy_by_length_and_says_what_chance_is(tmp_path:
     assert right == summary["accuracy"]["length_9"]["right"]
 
 
+@pytest.mark.slow
 def test_a_run_can_end_when_its_task_is_solved(tmp_path: Path) -> None:
     words = [*TINY, "data.test_lengths=[5]", "data.num_test_sequences=100", "optimizer.lr=0.02", "data.batch_size=32"]
     words += ["trainer.eval_every_n_steps=20", "schedule=constant", "callbacks.accuracy.solved_evaluations=2"]

@@ -69,6 +69,7 @@ def test_parts_of_a_state_that_change_places_are_not_mixed_up(monkeypatch: pytes
     assert made == [[3, 2, 1], [4, 3, 2], [5, 4, 3]]
 
 
+@pytest.mark.slow
 def test_what_no_graph_can_hold_is_decoded_without_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -88,6 +89,7 @@ def test_what_no_graph_can_hold_is_decoded_without_one(
     assert caplog.text.count("without a CUDA graph: operation not permitted") == 1
 
 
+@pytest.mark.slow
 def test_a_state_that_grows_is_known_without_calling_the_model() -> None:
     model = tiny("transformer")
     _, state = prefill(model, [5, 6, 7])

@@ -90,6 +90,7 @@ def test_samples_side_by_side_are_those_one_after_another(name: str) -> None:
     assert len({tuple(sample) for sample in apart}) == 3
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_prompt() -> None:
     class Watched(nn.Module):
         """Notes how much it is given at once."""
@@ -127,6 +128,7 @@ def test_a_temperature_near_0_is_greedy(temperature: float) -> None:
     assert draw(5, temperature=temperature) == draw(5)
 
 
+@pytest.mark.slow
 def test_the_largest_temperature_draws_all_alike() -> None:
     first = Counter(draw(1, temperature=1.7e308, seed=seed)[0] for seed in range(1000))
     assert set(first) == set(range(2, 12)) and all(60 < count < 140 for count in first.values())  # 100, deviation 9.5
@@ -147,6 +149,7 @@ def test_text_ends_before_stop_also_where_it_comes_in_pieces(stop: str, wanted: 
     assert "".join(pieces) == wanted
 
 
+@pytest.mark.slow
 def test_draws_follow_the_probabilities() -> None:
     first = Counter(draw(1, temperature=1.0, top_k=2, seed=seed)[0] for seed in range(2000))
     wanted = 2000 / (1 + torch.exp(torch.tensor(-1.0)))  # 2 against 1 in logits: 1462, standard deviation 20
@@ -161,6 +164,7 @@ def test_a_seed_repeats_and_leaves_other_random_numbers_alone() -> None:
     assert torch.equal(torch.rand(1), wanted)
 
 
+@pytest.mark.slow
 def test_text_from_carried_state_is_that_of_the_whole_prefix_each_time() -> None:
     vocabulary = Characters.of_text(["abcdefgh "])
     torch.manual_seed(0)

@@ -59,6 +59,7 @@ def test_losses_by_length_and_position_are_those_of_whole_windows(name: str) -> 
         assert nats == pytest.approx(windows[:, first - 1 : last].mean(), abs=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_norms_of_the_states_are_those_after_each_chunk_of_the_longest_windows() -> None:
     model = model_of("v8")
     found = reader_of(model, 5).text(TOKENS, [5, 20], most_tokens=80)
@@ -74,6 +75,7 @@ def test_norms_of_the_states_are_those_after_each_chunk_of_the_longest_windows()
     assert reader_of(model_of("transformer"), 5).text(TOKENS, [5, 20], most_tokens=80).state_norm == {}
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_follow_each_other_are_read_one_by_one_and_padding_is_left_out() -> None:
     model = model_of("lstm")
     ids = torch.from_numpy(TOKENS[:36].astype(np.int64)).view(4, 9)
@@ -94,6 +96,7 @@ def test_rows_that_do_not_follow_each_other_are_read_one_by_one_and_padding_is_l
     assert found.by_position[-1][2] == pytest.approx(sum(last) / len(last), abs=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_what_there_is_no_room_or_no_text_for_is_left_out_with_the_reason() -> None:
     found = reader_of(model_of("transformer"), 5).text(TOKENS, [5, 80, 400], most_tokens=50)
     assert set(found.loss_nats) == {5} and found.num_tokens == 50
@@ -134,6 +137,7 @@ def test_the_verdict_names_what_grows() -> None:
     assert perplexity(math.log(7)) == pytest.approx(7) and perplexity(1e6) == math.inf
 
 
+@pytest.mark.slow
 def test_pictures_are_png_files(tmp_path: Path) -> None:
     found = found_with(2.3, by_position=[(1, 1, 3.0), (2, 160, 2.0)], state_norm={"layer_1": [0.0, 1.0]})
     for picture, path in [
@@ -162,6 +166,7 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_on_text_ends_with_losses_by_length(text_run: Path) -> None:
     run = text_run / "run"
     summary = json.loads((run / "summary.json").read_text())
@@ -181,6 +186,7 @@ def test_a_run_on_text_ends_with_losses_by_length(text_run: Path) -> None:
     assert "xtrapolate" in log and "lengths.png" in log
 
 
+@pytest.mark.slow
 def test_evaluate_says_what_is_lost_at_each_length(text_run: Path) -> None:
     done = samout(text_run, "evaluate", "run=run", "lengths=[8,100,9999]", "most_tokens=1024", "device=cpu")
     assert done.returncode == 0, done.stderr
@@ -201,6 +207,7 @@ def test_evaluate_says_what_is_lost_at_each_length(text_run: Path) -> None:
     assert now == pytest.approx(own, abs=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_evaluate_reads_other_text_by_the_vocabulary_of_the_run(text_run: Path) -> None:
     (text_run / "other.txt").write_text("of it line 3 ZZZ. " * 60, "utf-8")  # too short for rows of 256
     done = samout(text_run, "evaluate", "run=run", "data=text", "data.path=other.txt", "lengths=[8,16]", "device=cpu")
@@ -228,6 +235,7 @@ def test_evaluate_says_what_is_wrong(text_run: Path, words: list[str], told: str
     assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_evaluate_counts_the_answers_of_a_task_at_other_lengths(tmp_path: Path) -> None:
     words = ["model=gru", "model.hidden_size=8", "model.num_layers=1", "device=cpu", "data=parity", "data.seq_len=4"]
     train([*words, "data.test_lengths=[4]", "trainer.max_steps=2", f"run_dir={tmp_path / 'run'}"])
@@ -239,6 +247,7 @@ def test_evaluate_counts_the_answers_of_a_task_at_other_lengths(tmp_path: Path) 
     assert set(figures["accuracy"]) == {"length_4", "length_12"} and figures["accuracy"]["length_4"] == kept["length_4"]
 
 
+@pytest.mark.slow
 def test_evaluate_reads_rows_that_have_no_longer_ones(tmp_path: Path) -> None:
     words = ["model=gru", "model.hidden_size=8", "model.num_layers=1", "device=cpu", "data=random", "data.seq_len=6"]
     train([*words, "trainer=debug", f"run_dir={tmp_path / 'run'}"])
@@ -248,6 +257,7 @@ def test_evaluate_reads_rows_that_have_no_longer_ones(tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "lengths=[12]: the rows of this data do not follow each other" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_is_continued_behind_its_reading_keeps_it(text_run: Path) -> None:
     before = json.loads((text_run / "run" / "summary.json").read_text())
     (text_run / "run" / "summary.json").unlink()

@@ -99,6 +99,7 @@ def test_positions_are_the_powers_of_two_and_the_last() -> None:
     assert positions_of(9) == [1, 2, 4, 8, 9]
 
 
+@pytest.mark.slow
 def test_channels_of_a_tiny_maximum_move_as_worked_out_by_hand() -> None:
     # Tokens 0 to 4 in order. Channel 0 rises at each token, 1 never, 2 at the third only, 3 ties, which is no move.
     table = [[1.0, 9.0, 0.0, 2.0], [2.0, 1.0, 0.0, 2.0], [3.0, 1.0, 7.0, 1.0], [4.0, 1.0, 7.0, 2.0], [5.0, 0, 0, 0]]
@@ -137,15 +138,18 @@ def test_figures_are_those_of_a_slow_loop(name: str) -> None:
             assert layer.never_moved_share == pytest.approx(float(never))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(STATE_GROWS))
 def test_a_state_that_grows_has_no_health(name: str) -> None:
     assert health_of(small(name), some_ids(2, 7)) == {}
 
 
+@pytest.mark.slow
 def test_a_row_of_one_token_has_no_health() -> None:
     assert health_of(small("v8"), some_ids(2, 1)) == {}
 
 
+@pytest.mark.slow
 def test_measuring_leaves_mode_and_random_states_alone() -> None:
     model = small("v8").train()
     before = torch.get_rng_state()
@@ -215,6 +219,7 @@ def first_against_second(weight_PD: Tensor) -> None:
     weight_PD[:8] = -weight_PD[8:16]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "branch", "edit"),
     [
@@ -236,6 +241,7 @@ def test_a_branch_is_worth_what_zeroing_it_in_the_weights_adds(
         assert found == pytest.approx(loss_nats() - whole, abs=TOLERANCE) and abs(found) > 10 * TOLERANCE
 
 
+@pytest.mark.slow
 def test_without_its_past_a_model_sees_one_token_at_a_time() -> None:
     for name in ("v1", "v8", "mingru", "gru"):
         model, ids = small(name).eval(), some_ids(2, 5)
@@ -297,6 +303,7 @@ def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_nightly(MODELS, {"v8", "maxplus", "transformer", "lstm"}))
 def test_every_model_runs_with_it(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
@@ -314,6 +321,7 @@ def test_every_model_runs_with_it(name: str, tmp_path: Path, caplog: pytest.LogC
     assert any("all layers without" in record.message for record in caplog.records)
 
 
+@pytest.mark.slow
 def test_tags_are_in_tensorboard_and_in_metrics_once_a_step(tmp_path: Path) -> None:
     summary = run(tmp_path, "model.num_heads=2", "trainer.max_steps=5", "trainer.eval_every_n_steps=2")
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
@@ -334,6 +342,7 @@ def test_tags_are_in_tensorboard_and_in_metrics_once_a_step(tmp_path: Path) -> N
     assert lines[-1]["val_added_nats/c/all_layers"] == summary["state_health"]["added_nats"]["all_layers"]["c"]
 
 
+@pytest.mark.slow
 def test_a_run_with_it_has_the_weights_of_a_run_without(tmp_path: Path) -> None:
     settings = ["model.num_heads=2", "model.dropout=0.1", "trainer.max_steps=4", "trainer.eval_every_n_steps=1"]
     with_it = run(tmp_path / "with", *settings, "callbacks.state_health.branches=each_layer")
@@ -350,6 +359,7 @@ class StopAtEvaluation(Callback):
         return "seen" if report.step == 2 else None
 
 
+@pytest.mark.slow
 def test_branches_are_measured_once_also_where_a_callback_ends_the_run_and_it_is_continued(tmp_path: Path) -> None:
     settings = ["model.num_heads=2", "trainer.max_steps=4", "trainer.eval_every_n_steps=2"]
     first = run(tmp_path, *settings, f"+callbacks.stop._target_={__name__}.StopAtEvaluation")
@@ -362,6 +372,7 @@ def test_branches_are_measured_once_also_where_a_callback_ends_the_run_and_it_is
     assert [line["step"] for line in metrics_of(tmp_path)] == [1, 2, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_the_warning_is_in_the_log_once_and_in_the_summary(tmp_path: Path) -> None:
     settings = ["model.num_heads=2", "trainer.max_steps=2", "trainer.eval_every_n_steps=1"]
     summary = run(tmp_path / "low", *settings, "callbacks.state_health.max_growth=0.5")
@@ -372,6 +383,7 @@ def test_the_warning_is_in_the_log_once_and_in_the_summary(tmp_path: Path) -> No
     assert "the norm of its state is" not in (tmp_path / "usual" / "samout_train.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_state_that_is_no_number_ends_in_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(*args: Any, **kwargs: Any) -> dict[str, LayerHealth]:
         model = Model(Maximum(), [[math.nan], [1.0]])

@@ -175,15 +175,18 @@ def rows(mixer: Callable[..., nn.Module], **given: Any) -> Iterator[CheckResult]
     return verify(subject(mixer, **{"most_tokens": 110} | given), tiny, device=CPU, compiles=False)
 
 
+@pytest.mark.slow
 def test_the_unbroken_mixer_passes_every_row() -> None:
     assert [row for row in rows(Broken) if not row.passed] == []
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_four_ids_without_padding_is_enough() -> None:
     failed = [row.name for row in rows(Broken, vocab_size=4, pad_id=None) if not row.passed]
     assert not [name for name in failed if not name.startswith("learns one batch")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most_tokens", mostly_nightly([4, 5, 9, 64], {5}))
 def test_short_sequences_are_enough_and_too_short_ones_are_refused(most_tokens: int) -> None:
     subject = ModelUnderTest(lambda: build_model("transformer", vocab_size=37, hidden_size=8, num_heads=2, num_layers=2,
@@ -196,6 +199,7 @@ def test_short_sequences_are_enough_and_too_short_ones_are_refused(most_tokens: 
         ModelUnderTest(Broken, 37, 3, most_tokens=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mixer", "caught_by"),
     [
@@ -230,6 +234,7 @@ def test_a_broken_mixer_is_caught_by_the_right_row(mixer: Callable[..., nn.Modul
         assert CAUSAL not in failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", mostly_nightly([64, 100, 256, 1024], {100}))
 def test_a_leak_at_the_borders_of_any_tile_is_caught(tile: int) -> None:
     for mixer, row in ((LeaksAtTileBorders, CAUSAL), (LeaksInTraining, f"{CAUSAL}, in training")):
@@ -244,6 +249,7 @@ def test_places_are_all_or_the_likeliest_borders_and_a_sample() -> None:
     assert sum(place % 2 for place in some) > 8
 
 
+@pytest.mark.slow
 def test_what_a_check_raises_is_its_result_and_the_others_have_their_turn() -> None:
     failed = {row.name: row.note for row in rows(CannotTakeOneToken) if not row.passed}
     assert failed["fp32: step by step, from a carried state, as the whole"] == "RuntimeError: tiles of one token"
@@ -279,6 +285,7 @@ def no_compiler() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_graphs_are_compared_and_the_row_says_so() -> None:
     measured, note = training.compiled(

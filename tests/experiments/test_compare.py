@@ -33,6 +33,7 @@ def states(folder: Path) -> dict[str, str]:
     return {path.name: outcome(path).state for path in sorted(folder.iterdir()) if path.is_dir() and "-lr" in path.name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -76,6 +77,7 @@ def test_a_wrong_request_is_told_with_exit_code_2_and_leaves_nothing(
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_speeds_are_measured_says_how_to_go_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +103,7 @@ def test_paths_keep_their_commas_and_equals_signs(folder: Path) -> None:
     assert quote_text(f"runs=[{','.join(many)}]").count("'") == 180
 
 
+@pytest.mark.slow
 def test_a_page_is_made_of_runs_that_are_there(folder: Path) -> None:
     for model in ("v8", "gru"):
         for seed in (1, 2):

@@ -87,6 +87,7 @@ def test_the_last_step_is_that_of_the_last_whole_line(tmp_path: Path) -> None:
     assert last_step(tmp_path) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_one_job_that_dies_stops_no_other_and_only_it_is_made_again(tmp_path: Path, at_once: int) -> None:
@@ -145,6 +146,7 @@ def test_a_job_that_another_process_took_in_the_meantime_is_waited_for(
     assert states(run_jobs([job], at_once=1)) == {"a": "done"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stand_in")
 def test_so_many_run_at_once_and_no_more(tmp_path: Path) -> None:
     jobs = [Job(tmp_path / "jobs" / str(number), ("slow",)) for number in range(4)]
@@ -153,6 +155,7 @@ def test_so_many_run_at_once_and_no_more(tmp_path: Path) -> None:
     assert max(seen) == 2 and set(states(found).values()) == {"done"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stand_in")
 def test_a_signal_reaches_the_jobs_and_is_told(tmp_path: Path) -> None:
     jobs = [Job(tmp_path / "jobs" / name, ("wait",)) for name in "ab"]
@@ -164,6 +167,7 @@ def test_a_signal_reaches_the_jobs_and_is_told(tmp_path: Path) -> None:
     assert [outcome(job.run_dir).state for job in jobs] == ["stopped", "waiting"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stand_in")
 def test_a_job_that_another_process_is_at_is_waited_for(tmp_path: Path) -> None:
     job = Job(tmp_path / "jobs" / "a", ("go",))

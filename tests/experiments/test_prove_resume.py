@@ -30,6 +30,7 @@ def test_a_run_that_is_killed_is_the_same_run(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "kept").iterdir() if path.is_dir()} == {"undisturbed", "killed"}
 
 
+@pytest.mark.slow
 def test_other_bits_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,6 +45,7 @@ def test_other_bits_are_noticed(
     assert not list(tmp_path.iterdir()), "without run_dir nothing is kept"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "message"),
     [

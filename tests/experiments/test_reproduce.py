@@ -41,6 +41,7 @@ def test_spans_are_compared_as_they_come_in_and_a_part_of_one_is_left_out(tmp_pa
         GoldenCurve.read("y", tmp_path)
 
 
+@pytest.mark.slow
 def test_every_preset_has_a_curve_as_long_as_its_run_or_of_its_first_steps() -> None:
     presets = {path.stem for path in (CONF / "experiment").glob("*.yaml")} - WITHOUT
     assert {path.stem for path in CURVES.glob("*.json")} == presets
@@ -49,6 +50,7 @@ def test_every_preset_has_a_curve_as_long_as_its_run_or_of_its_first_steps() -> 
         assert 10 <= curve.ends[-1] <= compose_config([f"experiment={name}"]).config["data"]["budget_steps"]
 
 
+@pytest.mark.slow
 def test_a_machine_is_on_the_curve_or_off_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ def test_what_is_no_space_is_told(given: object, message: str) -> None:
     assert message in str(told.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -107,6 +108,7 @@ def test_a_fractional_step_between_whole_numbers_is_drawn_as_it_is() -> None:
     assert all(isinstance(Interval(2, 8, False, 2).draw(study.ask(), "n"), int) for _ in range(3))
 
 
+@pytest.mark.slow
 def test_a_search_that_goes_on_draws_other_settings(tmp_path: Path) -> None:
     space = space_of({"optimizer.lr": {"low": 0.1, "high": 0.2}})
     drawn = []
@@ -126,6 +128,7 @@ def test_runs_that_are_of_no_trial_are_not_taken_for_one(tmp_path: Path) -> None
         Search(tmp_path / "what?", storage=None, space={}, shared=[], flags=[], seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("found", "state"),
     [
@@ -196,6 +199,7 @@ def test_a_search_that_is_killed_goes_on(folder: Path) -> None:
     assert len(list((folder / "s").glob("trial-*"))) == 3
 
 
+@pytest.mark.slow
 def test_two_searches_of_one_database_in_folders_of_one_name_are_two(folder: Path) -> None:
     shared, space = [*TINY, *TEXT], space_of({"optimizer.lr": [1e-3]})
     given = {"storage": f"sqlite:///{folder / 'all.db'}", "space": space, "flags": [], "seed": 0}
@@ -209,6 +213,7 @@ def test_two_searches_of_one_database_in_folders_of_one_name_are_two(folder: Pat
     assert len(Search(folder / "moved" / "search", shared=shared, **given).study.trials) == 1
 
 
+@pytest.mark.slow
 def test_a_search_of_yaml_that_was_changed_since_is_refused(folder: Path) -> None:
     (folder / "mine" / "experiment").mkdir(parents=True)
     yaml = folder / "mine" / "experiment" / "own.yaml"

@@ -18,6 +18,7 @@ def marked(row: Row) -> Any:
     return pytest.param(row, marks=[mark for mark, numbers in tiers if row.number in numbers])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row",
     [marked(row) for row in ROWS],

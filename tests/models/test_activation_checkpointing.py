@@ -40,6 +40,7 @@ def gradients(made: Trainer) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in made.model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["trainer.accumulate=2", "precision=bf16"]], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", mostly_nightly(["v8", "transformer", "v1", "mingru", "maxplus"], {"v8", "maxplus"}))
 def test_gradients_have_the_same_bits_and_less_is_kept(name: str, extra: list[str]) -> None:
@@ -69,6 +70,7 @@ def test_a_model_that_has_no_layers_and_does_not_say_so_is_refused_where_it_is_b
         checkpoint_activations(torch.nn.Linear(3, 3))
 
 
+@pytest.mark.slow
 def test_weights_keep_their_names_and_evaluation_and_generation_their_bits() -> None:
     plain, again = trainer("v8"), trainer("v8", ON)
     assert plain.model.state_dict().keys() == again.model.state_dict().keys()
@@ -97,6 +99,7 @@ def test_a_copy_of_the_model_computes_its_own_layers_again() -> None:
     assert not torch.equal(other(ids_BT)[0], first_BTV)
 
 
+@pytest.mark.slow
 def test_the_estimate_of_memory_knows_that_less_is_kept() -> None:
     sizes = ("model.num_layers=8", "model.hidden_size=64")
     plain, again = (

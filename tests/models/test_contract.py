@@ -49,6 +49,7 @@ def some_ids(rows: int, time: int) -> Tensor:
     return torch.randint(VOCAB_SIZE, (rows, time), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_nightly(NAMES, {"v8"}))
 def test_every_check_of_verify_holds(name: str) -> None:
     subject = ModelUnderTest(lambda: tiny(name), VOCAB_SIZE, 3, most_tokens=110)
@@ -111,6 +112,7 @@ def test_a_state_and_its_copy_on_a_device_go_on_by_themselves(name: str) -> None
     assert all(part.is_meta for part in tensors(state_to(state, "meta")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_a_state_of_inference_mode_goes_on_without_it(name: str) -> None:
     model, ids = tiny(name).eval(), some_ids(2, 12)
@@ -165,6 +167,7 @@ def test_flops_a_token_are_those_that_torch_counts(name: str) -> None:
     assert 2 * reported == pytest.approx(backward.get_total_flops() / ids.numel(), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_parts_hold_every_parameter_once(name: str) -> None:
     model = tiny(name)
@@ -173,6 +176,7 @@ def test_parts_hold_every_parameter_once(name: str) -> None:
     assert set(parts) == PARTS[name] if name in PARTS else set(parts) >= {"embedding", "mixer"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_state_bytes_are_those_that_count_of_a_state(name: str) -> None:
     model, ids = tiny(name).eval(), some_ids(1, 12)
@@ -187,6 +191,7 @@ def test_state_bytes_are_those_that_count_of_a_state(name: str) -> None:
     assert file.tell() < reported + 8192, "what is saved has no room behind it"
 
 
+@pytest.mark.slow
 def test_a_cache_that_goes_on_holds_its_room() -> None:
     model, ids = tiny("transformer", max_seq_len=64).eval(), some_ids(1, 12)
     with torch.inference_mode():
@@ -201,6 +206,7 @@ def test_published_v8_has_its_published_size() -> None:
     assert num_parameters(build_model("v8", vocab_size=128)) == 6_302_982
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v1", "v8"])
 def test_initialisations_differ_in_the_embedding_only(name: str) -> None:
     small, published = tiny(name, hidden_size=96, init="small"), tiny(name, hidden_size=96, init="published")
@@ -213,12 +219,14 @@ def test_initialisations_differ_in_the_embedding_only(name: str) -> None:
         assert float(projection.std()) == pytest.approx((3 * 96) ** -0.5, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "share"), [("v1", 0.5), ("v8", 1.0)])
 def test_inner_width_is_as_published_or_as_set(name: str, share: float) -> None:
     assert tiny(name).get_parameter("layers.0.feed_forward.up.weight").shape == (int(24 * share), 24)
     assert tiny(name, ffn_size=7).get_parameter("layers.0.feed_forward.up.weight").shape == (7, 24)
 
 
+@pytest.mark.slow
 def test_v1_ties_its_head_and_trains_the_padding_row_through_it() -> None:
     model = tiny("v1")
     model(some_ids(2, 9))[0].logsumexp(-1).sum().backward()
@@ -235,6 +243,7 @@ def test_a_width_that_heads_do_not_divide_is_refused_with_one_that_they_do() -> 
         build_model("v8", vocab_size=9, hidden_size=100, num_heads=6)
 
 
+@pytest.mark.slow
 def test_a_state_of_another_model_is_refused() -> None:
     model = tiny("v8")
     _, state = model(some_ids(2, 5))

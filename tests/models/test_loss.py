@@ -102,6 +102,7 @@ def test_every_model_learns_the_same_without_all_of_its_logits(name: str, monkey
     assert weight is None or largest.most == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("extra", [[], ["trainer.accumulate=2"], ["trainer.activation_checkpointing=true"]])
 def test_ten_steps_in_pieces_come_to_the_weights_of_ten_whole_ones(

@@ -36,6 +36,7 @@ def maxplus_with(mixer_settings: dict[str, Any], **settings: Any) -> nn.Module:
     return build_model("maxplus", mixer=node, **sizes(**settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", DECAYS)
 def test_without_decay_and_convolution_it_is_v8_to_the_bit(decay: str) -> None:
     torch.manual_seed(0)

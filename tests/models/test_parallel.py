@@ -80,6 +80,7 @@ def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
     torch.testing.assert_close(other["logits"], one["logits"], rtol=0, atol=100 * TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     mostly_nightly(
@@ -107,6 +108,7 @@ def configured(words: list[str], steps: int) -> list[float]:
         return [float(trainer.step()) for _ in range(steps)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("option", mostly_nightly(options("model"), {"v8"}))
 def test_every_model_can_be_shared_out(option: str, parallel: str, small_text: Path, shared: Path) -> None:
@@ -117,6 +119,7 @@ def test_every_model_can_be_shared_out(option: str, parallel: str, small_text: P
     torch.testing.assert_close(first, plain, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_fused_kernels_leave_shards_as_they_are() -> None:
     words = ["model=v8", "model.hidden_size=96", "model.num_layers=2", "model.dropout=0", "data=random", "device=cpu"]
     plain = configured(words, 2)
@@ -135,6 +138,7 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
     return summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", mostly_nightly(["ddp", "fsdp"], {"fsdp"}))
 def test_a_run_of_two_processes_leaves_one_run(parallel: str, tmp_path: Path) -> None:
     first, second = samout_together(tmp_path, 2, *RUN, f"trainer.parallel={parallel}")
@@ -150,6 +154,7 @@ def test_a_run_of_two_processes_leaves_one_run(parallel: str, tmp_path: Path) ->
     assert summary["tokens_seen"] == summary_of(tmp_path / "alone")["tokens_seen"]
 
 
+@pytest.mark.slow
 def test_processes_with_other_settings_do_not_begin(tmp_path: Path) -> None:
     both = together(2, with_own_settings, tmp_path)
     assert [code for code, _ in both] == [2, 2]
@@ -169,6 +174,7 @@ def with_own_settings(folder: Path) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -191,6 +197,7 @@ def test_what_several_processes_cannot_do_is_told_once(words: list[str], told: s
 STAGES = {"ddp": ["ddp"] * 3, "fsdp": ["fsdp"] * 3, "both": ["fsdp", "ddp", "fsdp"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", mostly_nightly(STAGES, {"both"}))
 def test_a_run_goes_on_in_another_number_of_processes(stages: str, tmp_path: Path) -> None:
     counts = [2, 1, 2]
@@ -206,6 +213,7 @@ def test_a_run_goes_on_in_another_number_of_processes(stages: str, tmp_path: Pat
         torch.testing.assert_close(tensor, weights[1][name], rtol=0, atol=10 * TOLERANCE, msg=name)
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_found_before_it_is_opened(tmp_path: Path) -> None:
     samout_together(tmp_path, 2, *RUN, "trainer.parallel=fsdp", "run_dir=run")
     (folder,) = (tmp_path / "run" / "checkpoints").glob("*.shards")

@@ -74,6 +74,7 @@ def test_what_is_clearly_faster_is_taken(
         choose_products(large, device=CPU, precision="fp32", decodes=True)
 
 
+@pytest.mark.slow
 def test_it_is_measured_for_real_in_some_tens_of_milliseconds() -> None:
     for found, names in (
         (measuring._many_rows(SHAPE), {"torch", "onednn"}),
@@ -150,6 +151,7 @@ def test_a_measurement_is_that_of_a_machine_with_its_threads_and_torch(monkeypat
         torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 def test_the_product_is_that_of_the_largest_matrices_of_a_model() -> None:
     sizes = {"hidden_size": 24, "num_heads": 2, "num_layers": 2, "ffn_size": 56}
     assert product_of(build_model("v8", vocab_size=900, **sizes), 77) == (77, 900, 24)  # the head
@@ -163,6 +165,7 @@ def manifest(run_dir: Path, step: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_what_it_was_begun_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -184,6 +187,7 @@ def test_a_run_goes_on_with_what_it_was_begun_with(
     assert "made with products onednn,numba, now torch,torch: the last bits of what follows will differ" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_is_not_possible_here_is_said_and_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -213,12 +217,14 @@ def test_programs_that_are_started_may_be_told_which(monkeypatch: pytest.MonkeyP
     assert "SAMOUT_TRAIN_PRODUCTS" not in os.environ
 
 
+@pytest.mark.slow
 def test_a_wrong_word_in_the_environment_is_told(tmp_path: Path) -> None:
     done = samout(tmp_path, *TINY, "trainer=debug", environment={"SAMOUT_TRAIN_PRODUCTS": "mkl"})
     assert done.returncode == 2 and "SAMOUT_TRAIN_PRODUCTS=mkl: must be torch or onednn" in done.stderr
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_model_that_is_loaded_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train([*TINY, "trainer.max_steps=1", f"run_dir={tmp_path / 'run'}"])
     asked: list[Any] = []

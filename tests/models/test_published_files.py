@@ -285,6 +285,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_parameter_that_is_missing_or_of_another_shape_is_named_as_in_the_file(
     state: State, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
@@ -389,6 +390,7 @@ def test_torch_script_is_called_that(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert inspect.main([f"path={tmp_path / 'net.pth'}"]) == 2 and told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("net.pth", "voc.pkl", "export.json", "vocabulary.json"):

@@ -117,6 +117,7 @@ def test_a_cache_that_goes_on_has_room_and_is_not_made_again() -> None:
     assert first[0]["keys_BHSK"].data_ptr() == second[0]["keys_BHSK"].data_ptr()
 
 
+@pytest.mark.slow
 def test_the_room_of_a_cache_doubles_up_to_the_end() -> None:
     transformer, rooms = model(max_seq_len=1000), []
     with torch.inference_mode():

@@ -69,6 +69,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "dtype", "has_decay"), MOST_USED + [pytest.param(*other, marks=pytest.mark.nightly) for other in OTHERS]
 )
@@ -79,6 +80,7 @@ def test_nothing_leaves_the_registers(form: str, dtype: str, has_decay: bool, tm
     assert_in_registers(assembly(backward_chunk, dtype, cuda.BACKWARD_OPTIONS, path, FORM=CODES[form], **sizes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [pytest.param(WIDTH, marks=pytest.mark.nightly), 100])
 def test_the_passes_over_chunks_stay_in_registers(width: int, tmp_path: Path) -> None:
     path, block = tmp_path / "kernel.cubin", {"D": width, "BLOCK": cuda.BLOCK}

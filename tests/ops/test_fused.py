@@ -124,6 +124,7 @@ def gradients(case: Case, implementation: str, dtype: torch.dtype | None = None)
     return list(outputs), list(torch.autograd.grad(outputs, inputs, given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_are_those_of_the_reference_and_gradients_those_in_float64(case: Case) -> None:
     outputs, grads = gradients(case, "fused")
@@ -228,6 +229,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
     assert all(torch.equal(one, other) for one, other in zip(want[0] + want[1], got[0] + got[1], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="the operator is the same")
 @pytest.mark.parametrize("has_decay", [False, True])
 def test_the_operator_keeps_to_the_rules_of_torch(has_decay: bool) -> None:

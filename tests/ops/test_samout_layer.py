@@ -32,6 +32,7 @@ def inputs(sizes: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, 
     return f.to(dtype).requires_grad_(), x.requires_grad_(), norm, torch.randn(sizes, generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_blended_and_its_gradients_are_those_in_float64(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -49,6 +50,7 @@ def test_blended_and_its_gradients_are_those_in_float64(sizes: tuple[int, ...], 
         assert near, tensor.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_gated_and_its_gradients_are_those_of_torch_to_the_bit(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -99,6 +101,7 @@ def test_dropout_follows_torchs_random_state_whatever_the_threads(dropout: float
         assert torch.isfinite(one).all() and torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_the_operators_pass_torchs_own_checks() -> None:
     f, x, norm, _ = inputs((2, 5, 6), torch.float32)
     seed = torch.tensor(7)
@@ -107,6 +110,7 @@ def test_the_operators_pass_torchs_own_checks() -> None:
     torch.library.opcheck(operator.gated, (f, x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_model_learns_the_same_with_and_without_the_kernels(precision: str) -> None:
     ids = torch.randint(0, 50, (4, 33), generator=torch.Generator().manual_seed(0))

@@ -123,6 +123,7 @@ class ReadOnly:
         _replace(1, os.open(os.devnull, os.O_RDONLY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["--cfg=job"], ["verify", "--help"]], ids=str)
 def test_what_is_only_printed_has_failed_where_it_is_lost(tmp_path: Path, words: list[str]) -> None:
     assert code_of(tmp_path, words, streams=Full(1)) == 1
@@ -134,6 +135,7 @@ QUICK = [Closed(0, 1, 2), Full(1, 2), Unread(1, 2)]
 ALL = [*QUICK, Closed(1), Closed(2), Full(2), Unread(1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "streams",
     [pytest.param(one, marks=[] if one in QUICK else pytest.mark.nightly) for one in ALL],
@@ -149,6 +151,7 @@ def test_a_run_comes_to_its_end_whatever_the_streams_are(tmp_path: Path, streams
     assert [path.name for path in printed] == ["samout_train.log"], "text went into a file"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "encoding", ["cp1252", "ascii", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("latin-1", "koi8-r"))]
 )
@@ -171,6 +174,7 @@ def test_samples_after_training_and_bars_are_printed_in_any_encoding(folder: Pat
     assert "100%" in (tmp_path / "printed.2").read_text("cp1252")
 
 
+@pytest.mark.slow
 def test_generate_stops_where_nobody_reads_and_reports_a_full_disk(folder: Path) -> None:
     words = ["generate", "run=run", "prompt=h", "kernels=reference"]
     started = time.monotonic()

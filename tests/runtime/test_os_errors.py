@@ -135,6 +135,7 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_full_cache_is_named_with_what_it_needs_and_what_to_set(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +194,7 @@ def _limited(words: list[str], folder: Path) -> None:
     main()
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_tokenizing_or_exporting_names_the_place(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +242,7 @@ def test_a_matplotlib_that_cannot_be_used_leaves_pictures_out(tmp_path: Path, mo
     assert draw_search([(0, "done", 1.0)], path=tmp_path / "x.png") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "said"),
     [
@@ -271,6 +274,7 @@ def test_a_directory_that_cannot_be_is_refused_before_anything_is_read(
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
 
 
+@pytest.mark.slow
 def test_a_batch_whose_step_does_not_fit_is_refused_with_nothing_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

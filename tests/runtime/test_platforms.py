@@ -60,6 +60,7 @@ def test_the_version_is_the_programs(tmp_path: Path, words: list[str]) -> None:
     assert done.returncode == 0 and done.stdout.startswith(f"samout_train {__version__}, torch {torch.__version__}, ")
 
 
+@pytest.mark.slow
 def test_nothing_behind_the_program_lists_the_verbs(tmp_path: Path) -> None:
     done = samout(tmp_path)
     assert done.returncode == 0 and not done.stderr and not list(tmp_path.iterdir())
@@ -84,6 +85,7 @@ def test_a_key_that_stands_deeper_is_named(word: str, hint: str) -> None:
     assert found.startswith(f"{word}: no such key; {hint}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [r"C:\Users\me\new text\a.txt", r"D:\runs\x", "C:\\end\\", r"\\server\share\t.txt", "C:/Users/a=b,c.txt"],
@@ -94,6 +96,7 @@ def test_paths_of_windows_arrive_as_typed(path: str) -> None:
     assert Request([f"run_dir={path}", "--cfg", "job"]).mistakes() == []
 
 
+@pytest.mark.slow
 def test_text_is_utf8_wherever_it_is_read_or_written() -> None:
     """The default of Windows before Python 3.15 is a code page."""
     found = []
@@ -123,6 +126,7 @@ def test_lists_of_paths_of_windows_arrive_as_typed(key: str) -> None:
         assert parser.parse_override(quote_text(word)).value() == paths
 
 
+@pytest.mark.slow
 def test_text_ends_its_lines_the_same_way_everywhere() -> None:
     """Python writes CRLF on Windows, where it is not told otherwise; what is compared or hashed would differ."""
     found = []

@@ -45,6 +45,7 @@ def test_threads_wait_shortly_unless_the_environment_says_how() -> None:
         assert environment == {name: "7"}
 
 
+@pytest.mark.slow
 def test_the_program_says_so_before_torch_is_there() -> None:
     code = (
         "import os, sys\n"
@@ -112,6 +113,7 @@ def test_cores_are_those_of_affinity_and_quota(monkeypatch: pytest.MonkeyPatch) 
     assert share_of_cores(9, {}) == {"OMP_NUM_THREADS": "1"} and share_of_cores(2, {"OMP_NUM_THREADS": "4"}) == {}
 
 
+@pytest.mark.slow
 def test_jobs_of_submitit_on_this_machine_are_given_their_share() -> None:
     alone, local = (compose_config(words, typed=False) for words in ([], ["hydra/launcher=submitit_local"]))
     some = compose_config(["hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=3"], typed=False)
@@ -142,6 +144,7 @@ def test_the_number_of_threads_is_that_of_the_run_alone(
     assert torch.get_num_threads() == 1, "what a container allows"
 
 
+@pytest.mark.slow
 def test_a_run_records_its_threads(one_thread_afterwards: None, tmp_path: Path) -> None:
     summary, _ = train([*TINY, "threads=2", f"run_dir={tmp_path / 'run'}"])
     manifest = json.loads((tmp_path / "run" / "checkpoints" / "step_00000002.json").read_text())
@@ -179,6 +182,7 @@ def test_busy_seconds_are_those_of_the_cores_that_are_asked_for(tmp_path: Path) 
     assert busy_seconds([0, 7], tmp_path / "stat") is None and busy_seconds([0], tmp_path / "none") is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system does not say")
 def test_what_another_program_keeps_busy_is_measured_and_not_what_this_one_does() -> None:
     others = Others()
@@ -210,6 +214,7 @@ def test_what_is_said_of_other_programs(busy: float, own: int, cores: int, told:
     assert found is None if told is None else re.search(told, str(found))
 
 
+@pytest.mark.slow
 def test_a_run_says_once_that_other_programs_have_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -34,6 +34,7 @@ def session(events: EventAccumulator, tag: str) -> Any:
     return plugin_data_pb2.HParamsPluginData.FromString(content)
 
 
+@pytest.mark.slow
 def test_tensorboard_has_every_tag_at_every_report(tmp_path: Path, small_text: Path) -> None:
     events = run(
         tmp_path, "data=text", f"data.path={small_text}", "trainer.max_steps=25", "trainer.eval_every_n_steps=20"
@@ -45,6 +46,7 @@ def test_tensorboard_has_every_tag_at_every_report(tmp_path: Path, small_text: P
         assert [event.step for event in events.Scalars(tag)] == [20, 25], tag
 
 
+@pytest.mark.slow
 def test_tensorboard_has_a_sample_at_every_evaluation(tmp_path: Path, small_text: Path) -> None:
     events = run(
         tmp_path, "data=text", f"data.path={small_text}", "trainer.max_steps=25", "trainer.eval_every_n_steps=20"
@@ -54,6 +56,7 @@ def test_tensorboard_has_a_sample_at_every_evaluation(tmp_path: Path, small_text
     assert all(len(sample.tensor_proto.string_val[0].decode()) > 100 for sample in samples)
 
 
+@pytest.mark.slow
 def test_samples_begin_with_the_tokens_of_a_row_and_not_with_its_padding(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -111,6 +114,7 @@ def test_tensorboard_has_the_results_and_the_weights_at_the_end(tmp_path: Path) 
         assert drawn.histogram_value.max <= parameter.max() and drawn.histogram_value.min >= parameter.min(), name
 
 
+@pytest.mark.slow
 def test_points_of_rolled_back_steps_are_gone_after_continuing(tmp_path: Path) -> None:
     settings = ["data=random", "checkpoint.every_n_steps=4", "checkpoint.keep_last=9"]
     run(tmp_path, *settings, "trainer.max_steps=9")
@@ -120,6 +124,7 @@ def test_points_of_rolled_back_steps_are_gone_after_continuing(tmp_path: Path) -
     assert [event.step for event in events.Scalars("train/loss_nats")] == list(range(1, 12))
 
 
+@pytest.mark.slow
 def test_points_are_not_doubled_where_a_run_starts_anew_without_a_checkpoint(tmp_path: Path) -> None:
     run(tmp_path, "data=random", "trainer.max_steps=3")
     for path in (tmp_path / "checkpoints").glob("*"):
@@ -128,6 +133,7 @@ def test_points_are_not_doubled_where_a_run_starts_anew_without_a_checkpoint(tmp
     assert [event.step for event in events.Scalars("train/loss_nats")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_run_on_text_ends_with_samples(tmp_path: Path, small_text: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     run(tmp_path, "data=text", f"data.path={small_text}", "trainer.max_steps=2")
@@ -177,6 +183,7 @@ def test_early_stopping_waits_for_its_patience_and_counts_evaluations_only() -> 
     assert answers[5] is not None and "below 2.0000 for 2 evaluations" in answers[5]
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_run_that_only_memorises(tmp_path: Path) -> None:
     settings = ["data=random", "callbacks=early_stopping", "callbacks.early_stopping.patience=2", "optimizer.lr=0.03"]
     every = "trainer.eval_every_n_steps=5"

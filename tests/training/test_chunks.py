@@ -21,6 +21,7 @@ def ids_of(rows: int, length: int) -> torch.Tensor:
     return torch.randint(4, 40, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_nightly(["v8", "maxplus", "mingru", "lstm", "transformer"], {"v8"}))
 @pytest.mark.parametrize("chunk_len", [1, 7, 49, 60])
 def test_a_chunked_step_is_the_hand_made_one(name: str, chunk_len: int) -> None:

@@ -70,6 +70,7 @@ def printed(err_or_out: str, name: str) -> list[str]:
     return shlex.split(line.partition(" -m samout_train ")[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limit",
     [
@@ -96,6 +97,7 @@ def test_the_printed_command_goes_on_and_goes_on_again(tmp_path: Path, limit: li
     assert steps[0] < steps[1] < steps[2]
 
 
+@pytest.mark.slow
 def test_a_limit_that_holds_already_is_named_and_the_advice_works(tmp_path: Path) -> None:
     words = [*WORDS, "trainer.max_epochs=1", "run_dir=run"]
     assert samout(tmp_path, *words).returncode == 0
@@ -106,6 +108,7 @@ def test_a_limit_that_holds_already_is_named_and_the_advice_works(tmp_path: Path
     assert further.returncode == 0 and json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 5
 
 
+@pytest.mark.slow
 def test_repeat_of_a_continued_run_makes_a_run_of_its_own(tmp_path: Path) -> None:
     samout(tmp_path, *WORDS, "trainer.max_steps=1", "run_dir=run")
     done = samout(tmp_path, *WORDS, "trainer.max_steps=1", "run_dir=run", "resume=auto", "trainer.max_steps=2")
@@ -115,6 +118,7 @@ def test_repeat_of_a_continued_run_makes_a_run_of_its_own(tmp_path: Path) -> Non
     assert again.returncode == 0 and json.loads((tmp_path / "again" / "summary.json").read_text())["steps"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
@@ -140,6 +144,7 @@ def test_a_run_in_unlike_parts_says_that_one_command_does_not_repeat_it(
         assert len(lines) == (number > 1 and said is not None) and all(str(said) in line for line in lines), lines
 
 
+@pytest.mark.slow
 def test_a_limit_below_the_steps_that_are_made_prints_no_command_to_repeat_them(tmp_path: Path) -> None:
     samout(tmp_path, *WORDS, "trainer.max_steps=2", "run_dir=run")
     again = samout(tmp_path, *WORDS, "trainer.max_steps=1", "run_dir=run", "resume=auto")
@@ -147,6 +152,7 @@ def test_a_limit_below_the_steps_that_are_made_prints_no_command_to_repeat_them(
     assert again.returncode == 0 and "trainer.max_steps=1: is reached at step 2" in told and "\nrepeat" not in told
 
 
+@pytest.mark.slow
 def test_auto_needs_the_directory_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"resume=auto: continues the run in run_dir, .*: give run_dir="):
@@ -182,6 +188,7 @@ def assert_goes_on(run_dir: str, *words: str) -> None:
     assert summary["steps"] == before + 1
 
 
+@pytest.mark.slow
 def test_the_same_text_is_continued_on_wherever_it_lies(texts: Path) -> None:
     (texts / "link.txt").symlink_to(texts / "one.txt")
     (texts / "elsewhere").symlink_to(texts / "texts")
@@ -193,6 +200,7 @@ def test_the_same_text_is_continued_on_wherever_it_lies(texts: Path) -> None:
     assert_goes_on("folder", "data.path=moved", "data.pattern=*.txt")
 
 
+@pytest.mark.slow
 def test_other_data_is_refused_in_every_form(texts: Path) -> None:
     shutil.copy("one.txt", "kept.txt")
     (texts / "one.txt").write_text("all the text of A. " * 20)
@@ -212,6 +220,7 @@ def test_other_data_is_refused_in_every_form(texts: Path) -> None:
         assert_goes_on("folder", "data.path=texts", "data.vocabulary=characters")
 
 
+@pytest.mark.slow
 def test_without_a_record_a_run_is_continued_by_path(texts: Path) -> None:
     for path in Path("file/checkpoints").glob("step_*.json"):
         manifest = json.loads(path.read_text())
@@ -236,6 +245,7 @@ def with_empty_steps(path: Path, number: int) -> None:
     write_checkpoint(path.parent, 4, serialised(content), {k: v for k, v in about.items() if k not in own})
 
 
+@pytest.mark.slow
 def test_a_run_from_anothers_checkpoint_has_a_record_of_its_own(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -266,6 +276,7 @@ def test_a_run_from_anothers_checkpoint_has_a_record_of_its_own(
     assert [word for word in repeated if word.startswith("resume=")] == [f"resume={path}"]
 
 
+@pytest.mark.slow
 def test_seconds_of_another_run_do_not_count(tmp_path: Path) -> None:
     train([*WORDS, "trainer.max_steps=2", f"run_dir={tmp_path / 'first'}"])
     limit = ["trainer.max_seconds=1000", "schedule=constant", "trainer.max_steps=3"]
@@ -279,6 +290,7 @@ def test_seconds_of_another_run_do_not_count(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_another_optimizer_is_refused_though_its_groups_agree(tmp_path: Path) -> None:
     train([*WORDS, "trainer=debug", f"run_dir={tmp_path / 'first'}"])
     other = [
@@ -331,6 +343,7 @@ def two(model: nn.Module, *, lr: float, betas: tuple[float, float], eps: float) 
     return Two(model, lr)
 
 
+@pytest.mark.slow
 def test_an_optimizer_made_of_two_is_continued_to_the_same_bits(tmp_path: Path) -> None:
     words = [*WORDS, f"optimizer._target_={__name__}.two"]
     whole, _ = train([*words, "trainer.max_steps=4", "schedule=constant", f"run_dir={tmp_path / 'whole'}"])

@@ -44,6 +44,7 @@ def equal(some: list[Tensor], others: list[Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
 
 
+@pytest.mark.slow
 def test_such_steps_are_as_if_they_had_not_been() -> None:
     whole, chosen = (build_trainer(HALF_EMPTY).training_step for _ in range(2))
     places = counted(chosen, 20)
@@ -70,6 +71,7 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_counts_them_tells_once_and_goes_on_to_the_same_bits(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -93,12 +95,14 @@ def test_a_run_counts_them_tells_once_and_goes_on_to_the_same_bits(
     ]
 
 
+@pytest.mark.slow
 def test_a_run_may_begin_with_them_and_have_nothing_else(tmp_path: Path) -> None:
     seed = seed_where(lambda trainer: not counted(trainer.training_step, 1))
     summary, _ = train([*HALF_EMPTY, f"seed={seed}", "trainer.max_steps=1", f"run_dir={tmp_path / 'run'}"])
     assert summary["empty_steps"] == 1 and summary["train_loss_nats"] is None and summary["tokens_seen"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checks_on_host", [True, False], ids=["at once", "later"])
 def test_going_back_to_a_poisoned_step_counts_them_once(checks_on_host: bool) -> None:
     def steps() -> TrainingStep:
@@ -119,6 +123,7 @@ def test_going_back_to_a_poisoned_step_counts_them_once(checks_on_host: bool) ->
     assert step.tokens_seen == 4 * 8 * 12 and equal(tensors(step), tensors(wanted))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("accumulate", "chunk_len"), [(4, None), (8, 5), (1, 3)])
 def test_a_part_of_a_batch_without_targets_adds_nothing(accumulate: int, chunk_len: int | None) -> None:
     ids = torch.randint(4, 31, (8, 13), generator=torch.Generator().manual_seed(2))
@@ -148,6 +153,7 @@ def of_two_processes(parallel: str) -> dict[str, Any]:
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", mostly_nightly(["ddp", "fsdp"], {"ddp"}))
 def test_processes_leave_out_what_is_empty_in_all_and_make_what_is_not_so_in_one(parallel: str) -> None:
     alone = build_trainer([*HALF_EMPTY, "data.batch_size=2", "model.dropout=0"]).training_step
@@ -178,6 +184,7 @@ def source(ids_RT: Tensor) -> Source:
     )
 
 
+@pytest.mark.slow
 def test_an_evaluation_passes_over_them() -> None:
     ids = torch.randint(4, 31, (8, 6), generator=torch.Generator().manual_seed(0))
     ids[2:6, 1:] = 3
@@ -201,6 +208,7 @@ def test_fixed_batches_are_such_that_have_targets() -> None:
     assert len(SpreadBatches(MatrixRows(torch.full((3, 3), 3)), 1, 2, ignore_index=3)) == 2
 
 
+@pytest.mark.slow
 def test_a_run_whose_first_validation_rows_are_empty_ends_with_a_loss(tmp_path: Path) -> None:
     seed = seed_where(lambda trainer: int(trainer.source.validation.windows(0, 1)[0, 1]) == 3)
     words = [*HALF_EMPTY, f"seed={seed}", "trainer.max_steps=2", "trainer.eval_batches=1"]
@@ -208,6 +216,7 @@ def test_a_run_whose_first_validation_rows_are_empty_ends_with_a_loss(tmp_path: 
     assert summary["val_loss_nats"] > 0 and summary["best_val_loss_nats"] > 0
 
 
+@pytest.mark.slow
 def test_where_all_that_is_read_again_is_empty_it_is_told_before_step_1() -> None:
     words = [*HALF_EMPTY, f"seed={seed_where(lambda trainer: counted(trainer.training_step, 2) == [1])}"]
     with pytest.raises(ValueError, match=r"trainer\.overfit_batches=1: every target .* is 3.* set it higher"):

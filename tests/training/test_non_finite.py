@@ -69,6 +69,7 @@ LOOKS = pytest.mark.parametrize("checks_on_host", [True, False], ids=["at once",
 POISONS = pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
 
 
+@pytest.mark.slow
 @LOOKS
 @POISONS
 @pytest.mark.parametrize("clip", [None, 1.0])
@@ -84,6 +85,7 @@ def test_stop_leaves_all_as_it_was_before_the_step(checks_on_host: bool, gradien
     assert equal(tensors(step), before)
 
 
+@pytest.mark.slow
 @LOOKS
 @POISONS
 def test_skip_goes_on_as_if_the_batch_had_not_been(checks_on_host: bool, gradient: bool) -> None:

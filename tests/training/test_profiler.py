@@ -31,6 +31,7 @@ def log_of(run_dir: Path) -> str:
     return (run_dir / "samout_train.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_profile_is_written_and_its_parts_add_up_to_the_step(tmp_path: Path) -> None:
     run(tmp_path, "trainer.profile=true", "trainer.max_steps=12", "trainer.accumulate=2")
     assert {path.name for path in (tmp_path / "profile").iterdir()} == {"steps.pt.trace.json", "table.txt"}
@@ -56,6 +57,7 @@ def test_a_profile_is_written_and_its_parts_add_up_to_the_step(tmp_path: Path) -
     assert all(line in log_of(tmp_path) for line in text.splitlines() if line)
 
 
+@pytest.mark.slow
 def test_a_profiled_run_ends_in_the_same_weights(tmp_path: Path) -> None:
     plain = run(tmp_path / "plain", "trainer.max_steps=12")
     profiled = run(tmp_path / "profiled", "trainer.max_steps=12", "trainer.profile=true")
@@ -63,6 +65,7 @@ def test_a_profiled_run_ends_in_the_same_weights(tmp_path: Path) -> None:
     assert not (tmp_path / "plain" / "profile").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "wanted"),
     [(5, "nothing was profiled: the run made 5 steps"), (7, "the mean of 2 (fewer steps than 5, since the run ended)")],
@@ -73,6 +76,7 @@ def test_a_shorter_run_says_what_was_profiled(tmp_path: Path, steps: int, wanted
     assert (tmp_path / "profile").exists() == (steps > 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", mostly_nightly([3, 7], {7}))
 def test_a_run_that_is_stopped_among_the_profiled_steps_goes_on_and_profiles_anew(
     tmp_path: Path, stop_after: int
@@ -89,6 +93,7 @@ def test_a_run_that_is_stopped_among_the_profiled_steps_goes_on_and_profiles_ane
     assert table_text.startswith(f"steps {stop_after + 6} to {stop_after + 10} on cpu")
 
 
+@pytest.mark.slow
 def test_a_profile_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
     (tmp_path / "profile").write_text("a file where the folder would be")
     assert run(tmp_path, "trainer.profile=true", "trainer.max_steps=10")["steps"] == 10

@@ -102,6 +102,7 @@ def test_settings_of_the_configuration_beat_those_of_a_checkpoint() -> None:
     assert second.step_count == 1 and len(second.optimizer.state_dict()["state"]) > 0
 
 
+@pytest.mark.slow
 def test_gradients_are_brought_down_to_the_norm() -> None:
     free, clipped = step_of(model()), step_of(model(), clip=0.01)
     free(PROGRESS), clipped(PROGRESS)
@@ -121,6 +122,7 @@ def test_learning_rates_follow_the_schedule_in_every_group() -> None:
         assert [group["lr"] for group in made.optimizer.param_groups] == [step / 10, step / 20]
 
 
+@pytest.mark.slow
 def test_bf16_computes_in_bf16_and_keeps_float32_weights() -> None:
     exact, rounded = step_of(model()), step_of(model(), precision="bf16")
     losses = float(exact(PROGRESS)), float(rounded(PROGRESS))
@@ -128,6 +130,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights() -> None:
     assert {p.dtype for p in rounded.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v1", "v8"])
 def test_a_trainer_steps_without_logging_and_the_loss_falls(name: str) -> None:
     sizes = ["model.hidden_size=24", "model.num_heads=4", "model.num_layers=2", "data.seq_len=9", "device=cpu"]

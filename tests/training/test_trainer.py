@@ -35,6 +35,7 @@ def steps_with(run_dir: Path, tag: str) -> list[int]:
     return [line["step"] for line in lines(run_dir) if tag in line]
 
 
+@pytest.mark.slow
 def test_a_run_directory_holds_what_it_should_and_nothing_else(tmp_path: Path) -> None:
     summary = run(tmp_path / "run")
     names = {path.name.split(".tfevents")[0] for path in (tmp_path / "run").iterdir()}
@@ -45,12 +46,14 @@ def test_a_run_directory_holds_what_it_should_and_nothing_else(tmp_path: Path) -
     assert summary["tokens_seen"] <= 10 * 8 * 9 and summary["best_val_step"] == 10
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
     first, again, other = run(tmp_path / "a"), run(tmp_path / "b"), run(tmp_path / "c", "seed=1")
     assert first["weights_sha256"] == again["weights_sha256"] != other["weights_sha256"]
     assert first["val_loss_nats"] == again["val_loss_nats"]
 
 
+@pytest.mark.slow
 def test_intervals_and_the_last_step_are_logged_and_evaluated(tmp_path: Path) -> None:
     run(tmp_path / "run", "trainer.max_steps=11", "trainer.log_every_n_steps=4", "trainer.eval_every_n_steps=3")
     assert steps_with(tmp_path / "run", "train/loss_nats") == [4, 8, 11]
@@ -67,11 +70,13 @@ def test_the_first_limit_ends_the_run(tmp_path: Path, limit: list[str], steps: i
     assert run(tmp_path / "run", *limit)["steps"] == steps  # two epochs of 20 rows in batches of 8: 5 steps
 
 
+@pytest.mark.slow
 def test_time_alone_can_limit_a_run(tmp_path: Path) -> None:
     summary = run(tmp_path / "run", "trainer.max_seconds=0.2")
     assert summary["train_seconds"] >= 0.2 and lines(tmp_path / "run")[-1]["step"] == summary["steps"]
 
 
+@pytest.mark.slow
 def test_the_final_loss_is_that_of_the_whole_validation_split(tmp_path: Path) -> None:
     overrides = [*TINY, "trainer.max_steps=2", "model.dropout=0"]
     summary, model = train([*overrides, f"run_dir={tmp_path / 'run'}"])
@@ -82,6 +87,7 @@ def test_the_final_loss_is_that_of_the_whole_validation_split(tmp_path: Path) ->
     assert summary["val_loss_nats"] == pytest.approx(float(wanted.detach()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_bits_per_byte_are_those_of_the_text(tmp_path: Path, small_text: Path) -> None:
     text = ["data=text", f"data.path={small_text}", "data.seq_len=16", "data.batch_size=4", "trainer.max_steps=3"]
     sizes = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "device=cpu"]
@@ -91,6 +97,7 @@ def test_bits_per_byte_are_those_of_the_text(tmp_path: Path, small_text: Path) -
     assert summary["bits_per_byte"] == pytest.approx(nats / 0.6931471806 / len(validation[1:].encode()))
 
 
+@pytest.mark.slow
 def test_overfitting_one_batch_drives_its_loss_down(tmp_path: Path) -> None:
     summary = run(
         tmp_path / "run", "trainer.overfit_batches=1", "trainer.max_steps=200", "optimizer.lr=0.01", "model.dropout=0"
@@ -98,6 +105,7 @@ def test_overfitting_one_batch_drives_its_loss_down(tmp_path: Path) -> None:
     assert summary["train_loss_nats"] < 1.0 < summary["floor_nats"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", mostly_nightly([1, 4, 7], {4}))
 @pytest.mark.parametrize(
     "extra",
@@ -123,6 +131,7 @@ def test_a_continued_run_ends_in_the_bits_of_an_undisturbed_one(
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_signal_during_evaluation_stops_it_and_it_is_made_up_for(tmp_path: Path) -> None:
     settings = ["trainer.max_steps=6", "trainer.eval_every_n_steps=3"]
     run(tmp_path / "whole", *settings)
@@ -134,6 +143,7 @@ def test_a_signal_during_evaluation_stops_it_and_it_is_made_up_for(tmp_path: Pat
     assert steps_with(tmp_path / "stopped", "val/loss_nats") == steps_with(tmp_path / "whole", "val/loss_nats")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_before_and_after_its_last_report_logs_it_once(tmp_path: Path) -> None:
     settings = ["trainer.max_steps=6", "trainer.log_every_n_steps=1"]
     with pytest.raises(StopRequestedError):
@@ -167,6 +177,7 @@ class SignalInEvaluation(Callback):
         context.model.train = train_mode
 
 
+@pytest.mark.slow
 def test_rolled_back_steps_leave_the_log(tmp_path: Path) -> None:
     run(tmp_path / "run", "trainer.max_steps=9", "checkpoint.every_n_steps=4", "checkpoint.keep_last=5")
     for path in (tmp_path / "run" / "checkpoints").glob("step_00000009.*"):
@@ -177,6 +188,7 @@ def test_rolled_back_steps_leave_the_log(tmp_path: Path) -> None:
     assert steps_with(tmp_path / "run", "train/loss_nats") == list(range(1, 10))
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_continued_further(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", "trainer.max_steps=12")
     run(tmp_path / "run", "trainer.max_steps=5")
@@ -185,6 +197,7 @@ def test_a_finished_run_can_be_continued_further(tmp_path: Path) -> None:
     assert again["weights_sha256"] == whole["weights_sha256"] and again["steps"] == 12
 
 
+@pytest.mark.slow
 def test_a_new_run_starts_from_another_ones_checkpoint_and_says_so(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", "trainer.max_steps=8")
     run(tmp_path / "first", "trainer.max_steps=5")
@@ -197,6 +210,7 @@ def test_a_new_run_starts_from_another_ones_checkpoint_and_says_so(tmp_path: Pat
     assert further["resumed_from"] == second["resumed_from"]
 
 
+@pytest.mark.slow
 def test_a_run_directory_is_never_overwritten(tmp_path: Path) -> None:
     run(tmp_path / "run", "trainer.max_steps=2")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
@@ -207,6 +221,7 @@ def test_a_run_directory_is_never_overwritten(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_resume_auto_starts_where_there_is_nothing_yet(tmp_path: Path) -> None:
     assert run(tmp_path / "run", "trainer.max_steps=2", "resume=auto")["steps"] == 2
 

@@ -36,6 +36,7 @@ def test_one_pair_tells_nothing_and_the_same_figures_are_within_noise() -> None:
         paired_difference([], [])
 
 
+@pytest.mark.slow
 def test_of_pairs_that_do_not_differ_one_in_twenty_is_called_more_than_noise() -> None:
     draw, trials = random.Random(0), 4000
     called = 0

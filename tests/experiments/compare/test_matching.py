@@ -59,6 +59,7 @@ def test_what_is_no_budget_is_told(text: str) -> None:
         Budget.of("seconds:5m")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("budget", ["parameters:800k", "flops:5M", "state_bytes:41k"])
 def test_every_model_meets_a_budget_within_two_percent(name: str, budget: str) -> None:
@@ -70,6 +71,7 @@ def test_every_model_meets_a_budget_within_two_percent(name: str, budget: str) -
         assert num_parameters(model) == found.cost
 
 
+@pytest.mark.slow
 def test_the_width_comes_first_and_the_feed_forward_only_where_no_width_fits() -> None:
     # Counted by hand: a Transformer of width D, 4 layers, ids V: V D + 4 (4 D D + 3 D + 8 D D + 5 D + 4 D) + 2 D + V D
     cost = {width: 2 * 70 * width + 4 * (12 * width**2 + 12 * width) + 2 * width for width in (120, 128, 136)}
@@ -80,6 +82,7 @@ def test_the_width_comes_first_and_the_feed_forward_only_where_no_width_fits() -
     assert found.settings["hidden_size"] in (120, 128) and found.settings["ffn_size"] % 8 == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_matched_is_refused_with_the_nearest_sizes() -> None:
     # a cache of 64 tokens, 4 layers, 4 heads of two: 2 x 4 x 64 x 4 x 8 bytes; no feed-forward changes it
     with pytest.raises(

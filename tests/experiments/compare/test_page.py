@@ -32,6 +32,7 @@ class Addresses(HTMLParser):
         self.found += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
 
 
+@pytest.mark.slow
 def test_a_page_of_42_runs_loads_nothing_and_is_small(tmp_path: Path) -> None:
     draw = random.Random(0)
     losses = {label: [draw.gauss(2, 0.1) for _ in range(3)] for label in SEVEN}
@@ -55,6 +56,7 @@ def test_a_page_of_42_runs_loads_nothing_and_is_small(tmp_path: Path) -> None:
     assert "](comparison.png)" in table and table.count("\n| ") == 8 and RECORD["command"] in table
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_on_the_page_with_its_error(tmp_path: Path) -> None:
     run_dirs = [make_run(tmp_path, "v8", 1e-3, seed, 1.0 + seed / 10) for seed in (1, 2)]
     run_dirs.append(make_run(tmp_path, "v8", 1e-3, 3, None, error="step 5: the loss is <NaN>"))
@@ -64,6 +66,7 @@ def test_a_failed_run_is_on_the_page_with_its_error(tmp_path: Path) -> None:
     assert '<td class="text FAILED">FAILED</td>' in text and "the loss is &lt;NaN&gt;" in text
 
 
+@pytest.mark.slow
 def test_tasks_are_a_heat_map_over_all_data(tmp_path: Path) -> None:
     run_dirs = [
         make_run(
@@ -89,6 +92,7 @@ def test_tasks_are_a_heat_map_over_all_data(tmp_path: Path) -> None:
     assert "### copy" in markdown(comparisons, {}, {}, {})
 
 
+@pytest.mark.slow
 def test_labels_and_errors_of_any_characters_are_shown(tmp_path: Path) -> None:
     comparison = make_comparison(tmp_path / "runs", {"cost $x_$ y": [1.0, 1.1], "_hid": [2.0, 2.2]})
     runs = [*comparison.runs, read_run(make_run(tmp_path, "a", 1e-3, 1, None, data="sub/one", error="<NaN> & |"))]
@@ -116,6 +120,7 @@ def axes_of(svg: bytes) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", svg.decode())
 
 
+@pytest.mark.slow
 def test_axes_say_numbers_as_people_write_them(tmp_path: Path) -> None:
     big = {"tokens_seen": 200_000_000, "training_flops_per_token": 6_000_000_000, "train_seconds": 5400.0}
     comparison = make_comparison(tmp_path / "runs", {"v8": [1.0, 1.1], "gru": [2.0, 2.2]}, **big)
@@ -155,6 +160,7 @@ def test_charts_of_one_point_are_left_out(tmp_path: Path) -> None:
     assert titles == ["Final loss"]  # the first run's curve has one point, which no line goes through
 
 
+@pytest.mark.slow
 def test_a_page_takes_no_place_of_another_comparison_and_each_start_has_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
