@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 from samout_train.config.compose import locate, options_with
@@ -59,31 +60,11 @@ def node_problems(
         also_known: Keys that it may have beside those of what it builds.
         own_checks: Whether what it builds checks it too (`ranges.checked_by`).
     """
-    if not isinstance(node, dict):
-        return [no_node(path, node)]
-    if not isinstance(node.get("_target_"), str):
-        rest = f", or choose an option: `- override /{path}: NAME` under `defaults:`" if "." not in path else ""
-        return [f"{path}: has no _target_: name the class or function that it builds{rest}"]
-    try:
-        target = locate(node["_target_"])
-    except (ImportError, AttributeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        if isinstance(error, ImportError) and sys.flags.safe_path:
-            reason += "; PYTHONSAFEPATH keeps the working directory out: set PYTHONPATH=."
-        return [f"{path}._target_={node['_target_']}: cannot be imported ({reason})"]
-    if not callable(target):
-        return [f"{path}._target_={node['_target_']}: is no class or function, so it builds nothing"]
-    if path == "schedule" and str(getattr(target, "__module__", "")).startswith("torch."):
-        return [f"{path}._target_={node['_target_']}: torch's schedulers are not taken: {WHAT_A_SCHEDULE_IS}"]
+    if wrong := _target_problem(path, node):
+        return [wrong]
+    target = locate(node["_target_"])
     given = {name_of(key): value for key, value in node.items() if not str(key).startswith("_")}
     late = LATE_ARGUMENTS.get(path, set())
-
-    def elsewhere(name: str) -> str | None:
-        # With a target of one's own, what the chosen YAML has for another one is left.
-        if not node["_target_"].startswith("samout_train.") and "." not in path and options_with(path, name):
-            return f"{node['_target_']} does not take it: leave it out, {shell_word(f'~{path}.{name}')}"
-        options = options_with(path, name) if "." not in path else []
-        return f"it is one of {', '.join(f'{path}={option}' for option in options)}" if options else None
 
     found = mistakes_in_call(
         path,
@@ -91,7 +72,7 @@ def node_problems(
         given,
         late=late,
         also_known=set(also_known),
-        elsewhere=elsewhere,
+        elsewhere=partial(_taken_elsewhere, path, node["_target_"]),
         called=CALLED.get(path, ""),
     )
     if path == "schedule" and not inspect.isclass(target) and any(": is missing" in mistake for mistake in found):
@@ -109,3 +90,34 @@ def node_problems(
             found += node_problems(f"{path}.{key}", value)
     own_check = getattr(target, "problems", None) if own_checks else None
     return found or (list(own_check(given, path)) if callable(own_check) else [])
+
+
+def _target_problem(path: str, node: Any) -> str | None:
+    """Return what keeps a node from naming a class or function that this path can have; None where nothing does."""
+    if not isinstance(node, dict):
+        return no_node(path, node)
+    if not isinstance(node.get("_target_"), str):
+        rest = f", or choose an option: `- override /{path}: NAME` under `defaults:`" if "." not in path else ""
+        return f"{path}: has no _target_: name the class or function that it builds{rest}"
+    try:
+        target = locate(node["_target_"])
+    except (ImportError, AttributeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, ImportError) and sys.flags.safe_path:
+            reason += "; PYTHONSAFEPATH keeps the working directory out: set PYTHONPATH=."
+        return f"{path}._target_={node['_target_']}: cannot be imported ({reason})"
+    if not callable(target):
+        return f"{path}._target_={node['_target_']}: is no class or function, so it builds nothing"
+    if path == "schedule" and str(getattr(target, "__module__", "")).startswith("torch."):
+        return f"{path}._target_={node['_target_']}: torch's schedulers are not taken: {WHAT_A_SCHEDULE_IS}"
+    return None
+
+
+def _taken_elsewhere(path: str, target: str, name: str) -> str | None:
+    """Return what to do about a key that a target does not take and others of its group do; None where none does."""
+    options = options_with(path, name) if "." not in path else []
+    if not options:
+        return None
+    if not target.startswith("samout_train."):  # of one's own: what the chosen YAML has for another one is left
+        return f"{target} does not take it: leave it out, {shell_word(f'~{path}.{name}')}"
+    return f"it is one of {', '.join(f'{path}={option}' for option in options)}"

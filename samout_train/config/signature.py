@@ -58,10 +58,8 @@ def mistakes_in_call(
     found = []
     for name, value in given.items():
         key = f"{path}.{name}" if path else str(name)
-        if name in late and name in SET_ELSEWHERE:
-            found.append(f"{key}={shown(value)}: is not set here: write {SET_ELSEWHERE[name]}={shown(value)}")
-        elif name in late:
-            found.append(f"{key}={shown(value)}: is not set in the configuration, the run gives it: leave it out")
+        if name in late:
+            found.append(f"{key}={shown(value)}: {_given_by_the_run(name, value)}")
         elif name not in known:
             if takes_any:
                 limit = beyond_numbers(value)
@@ -88,6 +86,12 @@ def mistakes_in_call(
             key = f"{path}.{name}" if path else name
             found.append(f"{key}: is missing: set {key}=...")
     return found
+
+
+def _given_by_the_run(name: str, value: Any) -> str:
+    if name in SET_ELSEWHERE:
+        return f"is not set here: write {SET_ELSEWHERE[name]}={shown(value)}"
+    return "is not set in the configuration, the run gives it: leave it out"
 
 
 def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
