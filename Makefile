@@ -20,10 +20,10 @@ test: lint
 
 # The longest first, beside which the others run.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not nightly" -n 2 --dist loadgroup --durations 25 tests/docs tests
+	$(BIN)/python -m pytest -m "slow and not nightly" -n 2 --dist loadfile --durations 25 tests/docs tests
 
 test-nightly: $(STAMP)
-	$(BIN)/python -m pytest -m nightly -n 2 --dist loadgroup --durations 25 tests/docs tests
+	$(BIN)/python -m pytest -m nightly -n 2 --dist loadfile --durations 25 tests/docs tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

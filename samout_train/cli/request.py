@@ -7,6 +7,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -32,6 +33,7 @@ from samout_train.config import (
     nearest,
     override_problems,
     quote_text,
+    swept_words,
     words_for_hydra,
 )
 from samout_train.experiments import (
@@ -220,6 +222,9 @@ def answered(words: list[str], verb: str, keys: Callable[..., None], act: Callab
         if request.asks_only:
             _inform(words, verb, keys)
             return 0
+        if swept := swept_words(request.overrides):
+            one = f"several values; {verb} takes one, and a list is written {swept[0].partition('=')[0]}=[...]"
+            raise ConfigError(f"{swept[0]}: {one}")
         return _done(words, act)
     except BrokenPipeError:  # nobody reads on
         return 0
@@ -367,11 +372,14 @@ def _paths_alone(words: Sequence[str], config_name: str) -> list[str]:
     known = {"hydra", *(path.name for path in CONF.iterdir() if path.is_dir()), *root}
     key = next((name for name in PATH_KEYS if name in root), None)
     found = []
-    for word in words:
+    for before, word in pairwise(["", *words]):
         if "=" in word or word[:1] in ("~", "+", "-") or word in known or not word:
             continue
         is_path = {"/", "."} <= set(word) or (re.search(r"[./]", word) and _top(word) not in known)
-        if is_path or is_there(word):
+        with_blank = f"{before} {word}"
+        if "=" in before and is_there(with_blank.partition("=")[2]):
+            found.append(f"{word}: is a part of a path with a blank: write {shell_word(with_blank)}")
+        elif is_path or is_there(word):
             found.append(f"{word}: is no setting: {_as_setting(word, key)}")
     return found
 

@@ -63,6 +63,7 @@ from .sweeps import (
     is_swept as is_swept,
     key_or_group as key_or_group,
     register_text as register_text,
+    swept_words as swept_words,
 )
 from .yaml_files import (
     is_empty as is_empty,

@@ -1,6 +1,7 @@
 """Read overrides with several values as Hydra's sweeps do."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -9,11 +10,21 @@ from omegaconf import OmegaConf
 
 from samout_train.config.compose import ConfigError
 from samout_train.config.hydra import BasicSweeper
+from samout_train.config.overrides import quote_text
 
 
 def is_swept(word: str) -> bool:
     """Return whether an override gives several values, of which a sweep takes one after another."""
     return bool(OverridesParser.create().parse_override(word).is_sweep_override())
+
+
+def swept_words(words: Sequence[str]) -> list[str]:
+    """Return those of some overrides, as a shell gave them, that give several values; unreadable ones are not."""
+    found = []
+    for word in words:
+        with suppress(HydraException):
+            found += [word] if is_swept(quote_text(word)) else []
+    return found
 
 
 def key_or_group(word: str) -> str:

@@ -365,13 +365,15 @@ def test_runs_of_one_directory_learn_from_the_same_data(tmp_path: Path) -> None:
     [
         (["-m", "seed=1,2", "hydra.sweep.dir=many"], ["-m", "seed=1,2,3", "hydra.sweep.dir=many"]),
         (["-m", "seed=1,2", "hydra.sweep.dir=many"], ["-m", "seed=4,5", "hydra.sweep.dir=many"]),
-        (
+        pytest.param(
             ["compare", "models=[v8]", "lr=[1e-3]", "seeds=1", "run_dir=many"],
             ["compare", "models=[v8]", "lr=[1e-3]", "seeds=2", "run_dir=many"],
+            marks=pytest.mark.nightly,
         ),
-        (
+        pytest.param(
             ["search", "space={optimizer.lr:[1e-3,1e-2]}", "trials=1", "run_dir=many"],
             ["search", "space={optimizer.lr:[1e-3,1e-2]}", "trials=2", "run_dir=many"],
+            marks=pytest.mark.nightly,
         ),
     ],
     ids=["sweep", "other jobs of a sweep", "comparison", "search"],

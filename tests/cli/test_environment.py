@@ -99,7 +99,7 @@ def test_a_folder_of_another_user_is_not_taken(tmp_path: Path, monkeypatch: pyte
         own_folder(str(tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_user_id_that_nobody_knows_trains_and_makes_no_folder_named_tilde(tmp_path: Path) -> None:
     code = (
         "import pwd, sys\n"

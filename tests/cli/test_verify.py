@@ -114,7 +114,7 @@ def test_a_table_is_printed_with_every_row(tmp_path: Path) -> None:
     assert " operations in 1 graph, " in done.stdout, "the LSTM is in it"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_exit_code_1_says_that_a_check_failed(tmp_path: Path) -> None:
     (tmp_path / "peeks.py").write_text(
         "from samout_train.models.samout import MaxStateSuper\n\n\n"

@@ -54,7 +54,7 @@ def test_a_run_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_t
     assert told.returncode == 0, told.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_text: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a${x}.txt", "b.txt"):

@@ -12,6 +12,7 @@ from samout_train.data import SPECIAL_TOKENS
 
 FILES = {
     "good.txt": "long enough to learn from " * 50,
+    "texts/my text.txt": "a text",
     "empty.txt": "",
     "short.txt": "short text",
     "bad.txt": b"abc" * 500 + b"\xff" + b"abc" * 500,
@@ -110,6 +111,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "settings in one pair of quotes": (
         ["model=v8 data=text"],
         ["model=v8 data=text: is several settings in one pair of quotes: write each without: model=v8 data=text"],
+    ),
+    "path without quotes": (
+        ["data=text", "data.path=texts/my", "text.txt"],
+        ["text.txt: is a part of a path with a blank: write 'data.path=texts/my text.txt'"],
     ),
     "several values": (["model=v1,v8"], ["model=v1,v8: several values need -m, which makes a sweep"]),
     "sweep with an unknown option": (["-m", "model=v1,v9"], ["model=v9: no such option; there are gru, lstm"]),

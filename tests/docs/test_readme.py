@@ -25,11 +25,14 @@ SWEEPS = (
     ".venv/bin/samout-train compare 'models={v1:{}",
 )
 NEVER = ("make test", "make torture", ".venv/bin/ruff check", "make dashboard", *SWEEPS)
-# What installs anew, and what compiles a model: at night.
-AT_NIGHT = ("python3 -m venv", ".venv/bin/python -m pip", ".venv/bin/samout-train verify")
+# What installs anew, compiles a model, or evaluates on a megabyte: at night.
+AT_NIGHT = (
+    *("python3 -m venv", ".venv/bin/python -m pip", ".venv/bin/samout-train verify"),
+    *(".venv/bin/python -m samout_train data=python_source", ".venv/bin/samout-train reproduce experiment=maxplus"),
+)
 FEW_STEPS = 20
 SHORTER = {
-    "steps=20 kills=5": "steps=4 kills=1",
+    "steps=20 kills=5": "steps=4 kills=1 model.hidden_size=48 data.batch_size=8",
     "trials=6": "trials=2",
     "lr=[1e-3,3e-3]": "lr=[1e-3]",
     "reproduce experiment=hello_cell": "reproduce experiment=hello_cell steps=20",
@@ -103,7 +106,7 @@ def test_each_block_says_what_it_is() -> None:
         (".venv/bin/samout-train data=a trainer.max_steps=7", ".venv/bin/samout-train data=a trainer.max_steps=7"),
         ("train(['trainer.max_steps=300'])", "train(['trainer.max_steps=20'])"),
         (".venv/bin/samout-train inspect path=a", ".venv/bin/samout-train inspect path=a"),
-        ("make train   # of some size", "make train ARGS='model=v8 data=random trainer=debug'"),
+        ("make train   # of some size", "make train ARGS='model=v8 data=random data.batch_size=8 trainer=debug'"),
     ],
 )
 def test_a_command_is_run_with_few_steps(line: str, wanted: str) -> None:
@@ -113,22 +116,22 @@ def test_a_command_is_run_with_few_steps(line: str, wanted: str) -> None:
 def shorter(line: str) -> str:
     """A line of bash or Python that takes few steps, and does the same otherwise."""
     if line.startswith("make train"):
-        return "make train ARGS='model=v8 data=random trainer=debug'"
+        return "make train ARGS='model=v8 data=random data.batch_size=8 trainer=debug'"
     for long, short in SHORTER.items():
         line = line.replace(long, short)
     line = re.sub(r"trainer\.max_steps=(\d+)", lambda found: f"trainer.max_steps={min(int(found[1]), FEW_STEPS)}", line)
     if TRAINS.match(line) and "trainer.max_steps" not in line and "trainer=debug" not in line:
         command, hash_sign, comment = line.partition("  #")
         line = f"{command.rstrip()} trainer=debug{hash_sign}{comment}"
-    if " -m model=" in line:
-        line += " data.batch_size=8"
+    if TRAINS.match(line) and ("model=v8 data=random" in line or " -m model=" in line):
+        line += " model.hidden_size=48 data.batch_size=8"  # the published sizes take seconds a step
     return line
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("readme")  # later sections use the runs of earlier ones
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_section_runs(section: str, short_checkout: Path) -> None:
+    """In the order of the README: later sections use the runs of earlier ones."""
     for block in SECTIONS[section]:
         if block.language == "bash":
             lines = [line for line in block.content.splitlines() if not line.startswith((*NEVER, *AT_NIGHT))]

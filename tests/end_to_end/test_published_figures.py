@@ -21,7 +21,7 @@ def test_v8_learns_tiny_shakespeare_in_two_thousand_small_steps(shared: Path, tm
     assert summary["parameters"] == 479_236
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("variant", "first", "last"), [("v8", 6.5, 0.084), ("v1", 2500, None)])
 def test_the_published_program_runs_as_published(
     tmp_path: Path, variant: str, first: float, last: float | None

@@ -228,6 +228,10 @@ def test_evaluate_reads_other_text_by_the_vocabulary_of_the_run(text_run: Path) 
         (["run=run", "data.path=text.txt"], "data.path=text.txt: no data is chosen: say data=NAME, too"),
         (["run=run", "data=text", "data.path=text.txt", "data.seq_len=4"], "data.seq_len=4: rows are as long as those"),
         (["run=run", "-m"], "evaluate makes no sweeps"),
+        (
+            ["run=run", "lengths=4,8"],
+            "lengths=4,8: several values; evaluate takes one, and a list is written lengths=[...]",
+        ),
     ],
 )
 def test_evaluate_says_what_is_wrong(text_run: Path, words: list[str], told: str) -> None:

@@ -27,7 +27,7 @@ print(estimate, peak_memory_bytes(trainer.device))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory of a process is read from /proc")
 @pytest.mark.parametrize(
     "overrides",

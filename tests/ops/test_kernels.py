@@ -75,7 +75,7 @@ def test_a_wrong_word_is_refused() -> None:
         use_kernels("quick")  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_threads_of_torch_stay_what_they_were() -> None:
     code = (
         "import torch; torch.set_num_threads(1); torch.get_num_threads()\n"

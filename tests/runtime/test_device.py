@@ -32,7 +32,7 @@ def page_faults(**settings: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
 def test_steps_use_the_memory_that_earlier_steps_freed_unless_the_environment_says_else() -> None:
     assert page_faults() < page_faults(MALLOC_ARENA_MAX="8") / 10
