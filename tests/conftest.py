@@ -31,7 +31,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     handlers = list(logging.getLogger().handlers)
     yield
     # What a verb that was called in this process decided for all of it.
-    logging.getLogger().handlers = [handler for handler in logging.getLogger().handlers if handler in handlers]
+    for handler in [handler for handler in logging.getLogger().handlers if handler not in handlers]:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
     use_kernels("auto")
     use_products(None)
 

@@ -74,7 +74,7 @@ def test_of_two_runs_in_one_given_directory_the_second_touches_nothing(tmp_path:
     words = [*long, "trainer.max_steps=100000", "data.batch_size=8"]
     command = [sys.executable, "-m", "samout_train", *words, "run_dir=here"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not (tmp_path / "here" / ".hydra" / "config.yaml").exists():
+        while not (tmp_path / "here" / "metrics.jsonl").exists():  # from then on signals are heard by the run
             assert process.poll() is None
             time.sleep(0.02)
         for more in ([], ["resume=auto"]):

@@ -28,6 +28,7 @@ NEVER = ("make test", "make torture", ".venv/bin/ruff check", "make dashboard", 
 # What installs anew, compiles a model, or evaluates on a megabyte: at night.
 AT_NIGHT = (
     *("python3 -m venv", ".venv/bin/python -m pip", ".venv/bin/samout-train verify"),
+    ".venv/bin/python -m samout_train experiment=shakespeare_small",
     *(".venv/bin/python -m samout_train data=python_source", ".venv/bin/samout-train reproduce experiment=maxplus"),
 )
 FEW_STEPS = 20
@@ -106,7 +107,7 @@ def test_each_block_says_what_it_is() -> None:
         (".venv/bin/samout-train data=a trainer.max_steps=7", ".venv/bin/samout-train data=a trainer.max_steps=7"),
         ("train(['trainer.max_steps=300'])", "train(['trainer.max_steps=20'])"),
         (".venv/bin/samout-train inspect path=a", ".venv/bin/samout-train inspect path=a"),
-        ("make train   # of some size", "make train ARGS='model=v8 data=random data.batch_size=8 trainer=debug'"),
+        ("make train   # of some size", "make train ARGS='model=v8 data=random model.hidden_size=48 trainer=debug'"),
     ],
 )
 def test_a_command_is_run_with_few_steps(line: str, wanted: str) -> None:
@@ -116,7 +117,7 @@ def test_a_command_is_run_with_few_steps(line: str, wanted: str) -> None:
 def shorter(line: str) -> str:
     """A line of bash or Python that takes few steps, and does the same otherwise."""
     if line.startswith("make train"):
-        return "make train ARGS='model=v8 data=random data.batch_size=8 trainer=debug'"
+        return "make train ARGS='model=v8 data=random model.hidden_size=48 trainer=debug'"
     for long, short in SHORTER.items():
         line = line.replace(long, short)
     line = re.sub(r"trainer\.max_steps=(\d+)", lambda found: f"trainer.max_steps={min(int(found[1]), FEW_STEPS)}", line)

@@ -159,7 +159,7 @@ def test_without_optuna_there_is_a_word_on_how_to_get_it(
     assert "pip install 'samout_train[search]'" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_of_four_trials_of_which_one_is_killed_three_are_done_and_the_same_command_makes_one(folder: Path) -> None:
     (folder / "deadly.py").write_text(DEADLY)
     (folder / "mine" / "experiment").mkdir(parents=True)

@@ -130,7 +130,7 @@ def test_a_wrong_request_is_told_with_exit_code_2(
     assert message in error and len(error.splitlines()) == 1 and not out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_that_dies_goes_on_with_what_is_missing(folder: Path) -> None:
     died = samout(folder, *WORDS, *deadly(folder, seed=2), "seed=1,2,3")
     assert died.returncode == -9
