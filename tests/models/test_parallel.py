@@ -266,8 +266,15 @@ def steps_with_a_poisoned_process(parallel: str, choice: str, what: str, steps: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize(
+    ("what", "parallel"),
+    [
+        ("loss", "ddp"),
+        ("gradient", "fsdp"),
+        pytest.param("loss", "fsdp", marks=pytest.mark.nightly),
+        pytest.param("gradient", "ddp", marks=pytest.mark.nightly),
+    ],
+)
 def test_what_is_not_finite_in_one_process_is_so_in_all(what: str, parallel: str) -> None:
     for choice, steps in (("stop", 3), ("skip", 8)):
         wanted = together(2, steps_with_a_poisoned_process, parallel, choice, "nothing", steps)[0]
