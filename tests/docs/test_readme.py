@@ -35,6 +35,7 @@ FEW_STEPS = 20
 SHORTER = {
     "steps=20 kills=5": "steps=4 kills=1 model.hidden_size=48 data.batch_size=8",
     "trials=6": "trials=2",
+    "data.seq_len=16384": "data.seq_len=2048",
     "lr=[1e-3,3e-3]": "lr=[1e-3]",
     "reproduce experiment=hello_cell": "reproduce experiment=hello_cell steps=20",
 }
@@ -103,8 +104,15 @@ def test_each_block_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        (".venv/bin/python -m samout_train data=a", ".venv/bin/python -m samout_train data=a trainer=debug"),
-        (".venv/bin/samout-train data=a trainer.max_steps=7", ".venv/bin/samout-train data=a trainer.max_steps=7"),
+        (
+            ".venv/bin/python -m samout_train data=a",
+            ".venv/bin/python -m samout_train data=a trainer=debug model.hidden_size=48 data.batch_size=8",
+        ),
+        (".venv/bin/samout-train experiment=a", ".venv/bin/samout-train experiment=a trainer=debug"),
+        (
+            ".venv/bin/samout-train data=a trainer.max_steps=77 model.hidden_size=8",
+            ".venv/bin/samout-train data=a trainer.max_steps=20 model.hidden_size=8",
+        ),
         ("train(['trainer.max_steps=300'])", "train(['trainer.max_steps=20'])"),
         (".venv/bin/samout-train inspect path=a", ".venv/bin/samout-train inspect path=a"),
         ("make train   # of some size", "make train ARGS='model=v8 data=random model.hidden_size=48 trainer=debug'"),
@@ -124,7 +132,7 @@ def shorter(line: str) -> str:
     if TRAINS.match(line) and "trainer.max_steps" not in line and "trainer=debug" not in line:
         command, hash_sign, comment = line.partition("  #")
         line = f"{command.rstrip()} trainer=debug{hash_sign}{comment}"
-    if TRAINS.match(line) and ("model=v8 data=random" in line or " -m model=" in line):
+    if TRAINS.match(line) and "model.hidden_size" not in line and "experiment=" not in line:
         line += " model.hidden_size=48 data.batch_size=8"  # the published sizes take seconds a step
     return line
 
