@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -93,8 +94,7 @@ def test_hydra_stays_above() -> None:
 
 
 def test_files_functions_and_docstrings_keep_to_the_budget() -> None:
-    for path in modules():
-        _keeps_to_the_budget(path)
+    assert [problem for path in modules() for problem in over_budget(path)] == []
 
 
 def test_docstrings_begin_with_a_verb() -> None:
@@ -105,21 +105,25 @@ def test_docstrings_begin_with_a_verb() -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
     ]
-    assert len([text for text in docstrings if text.startswith(("What ", "Whether ", "Where "))]) <= 109
+    assert len([text for text in docstrings if text.startswith(("What ", "Whether ", "Where "))]) <= 105
 
 
-def _keeps_to_the_budget(path: Path) -> None:
+def over_budget(path: Path) -> Iterator[str]:
+    """What a file has too much of, or lacks."""
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 600, path
+    if len(text.splitlines()) > 600:
+        yield f"{path}: is longer than 600 lines"
     tree = ast.parse(text)
-    assert ast.get_docstring(tree), f"{path}: has no docstring"
+    if not ast.get_docstring(tree):
+        yield f"{path}: has no docstring"
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name} is longer than 60 lines"
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60:
+            yield f"{path}: {node.name} is longer than 60 lines"
     bodies = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.ClassDef))]
     for node in (node for body in bodies for node in body):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"
+        is_public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        if is_public and not ast.get_docstring(node):
+            yield f"{path}: {node.name} has no docstring"
 
 
 VERBS = list(main.VERBS)

@@ -68,17 +68,17 @@ def write_checkpoint(directory: Path, step: int, content: memoryview, about: dic
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return where the checkpoint of a step lies."""
     return directory / f"step_{step:08d}.pt"
 
 
 def shards_folder(path: Path) -> Path:
-    """Where a checkpoint has the tensors of model and optimizer if they are not in it: beside it."""
+    """Return where a checkpoint has the tensors of model and optimizer if they are not in it: beside it."""
     return path.with_name(path.name.replace(".pt", ".shards"))
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a checkpoint is there, and can be believed."""
+    """Return whether a checkpoint is there, and can be believed."""
     return path.exists() and damage(path) is None
 
 
@@ -180,7 +180,7 @@ def write_manifest(path: Path, said: dict[str, Any]) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What is said of a checkpoint beside it.
+    """Return what is said of a checkpoint beside it.
 
     Raises:
         FileNotFoundError: if there is none.

@@ -32,7 +32,7 @@ from samout_train.checkpoint.files import (
 )
 from samout_train.checkpoint.shards import split_shards, write_shards
 from samout_train.config import Positive, current_settings, validated
-from samout_train.models import SharedModel, go_on_with
+from samout_train.models import ParallelModel, go_on_with
 from samout_train.ops import chosen_products
 from samout_train.runtime import PrecisionName, distributed
 
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 class Restorable(Protocol):
     """What a checkpoint is loaded into: a trainer, or its step alone."""
 
-    shared: SharedModel
+    shared: ParallelModel
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state that was saved."""

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from samout_train.checkpoint.shards import read_shards
 from samout_train.data import Vocabulary
-from samout_train.models import SharedModel, like
+from samout_train.models import ParallelModel, like
 
 MOST_LINES = 8
 # What optimizers keep in the shape of the parameter; what else they keep may have another.
@@ -23,7 +23,7 @@ LIKE_THE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffe
 State = dict[str, Any]
 
 
-def saved_weights(shared: SharedModel, optimizer: torch.optim.Optimizer) -> State:
+def saved_weights(shared: ParallelModel, optimizer: torch.optim.Optimizer) -> State:
     """Return what a checkpoint holds of a model and its optimizer.
 
     Returns:
@@ -44,7 +44,7 @@ def saved_weights(shared: SharedModel, optimizer: torch.optim.Optimizer) -> Stat
 
 
 def load_weights(
-    shared: SharedModel,
+    shared: ParallelModel,
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
     stateful: frozenset[str] = frozenset(),

@@ -22,7 +22,7 @@ from torch.profiler import record_function
 
 from samout_train.checkpoint import load_weights, saved_weights
 from samout_train.data import Batch, Batches, Vocabulary
-from samout_train.models import SharedModel, map_state, whole_tensor
+from samout_train.models import ParallelModel, map_state, whole_tensor
 from samout_train.runtime import PrecisionName, autocast, compile_problem, distributed, told_compilation
 from samout_train.training.non_finite import (
     NonFiniteMonitor,
@@ -77,7 +77,7 @@ class TrainingStep:
     def __init__(
         self,
         *,
-        shared: SharedModel,
+        shared: ParallelModel,
         optimizer: torch.optim.Optimizer,
         stateful: frozenset[str] = frozenset(),
         schedule: Schedule,

@@ -17,7 +17,7 @@ from samout_train.checkpoint import CheckpointError, Checkpoints, refuse_other_v
 from samout_train.config import NonNegative, Positive, not_divisible, validated
 from samout_train.data import Batches, Source, overfit_problem
 from samout_train.evaluation import Evaluation
-from samout_train.models import ParallelName, SharedModel, checkpoint_activations, parallel_problem
+from samout_train.models import ParallelModel, ParallelName, checkpoint_activations, parallel_problem
 from samout_train.runtime import (
     Clock,
     PrecisionName,
@@ -130,7 +130,7 @@ class Trainer:
             checkpoint_activations(model)
         self._set_limits(max_steps, max_epochs, max_seconds, budget_steps, batch_size)
         batches = self._batches(batch_size, seed, overfit_batches)
-        self.shared = SharedModel(model, parallel=parallel, device=device, compile=compile)
+        self.shared = ParallelModel(model, parallel=parallel, device=device, compile=compile)
         optimizer, stateful = checked_optimizer(build_optimizer, self.shared)
         self.training_step = TrainingStep(
             shared=self.shared,

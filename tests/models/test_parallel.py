@@ -13,7 +13,7 @@ from samout_train.checkpoint import CheckpointError, load_run
 from samout_train.checkpoint.shards import shapes_of_shards
 from samout_train.config import compose_config
 from samout_train.data import Batches, MatrixRows
-from samout_train.models import ParallelName, SharedModel, whole_tensor
+from samout_train.models import ParallelModel, ParallelName, whole_tensor
 from samout_train.runtime import distributed as processes
 from samout_train.training import NonFiniteError, trainer_from
 from samout_train.training.optimizers.adam import adam
@@ -42,7 +42,7 @@ def steps_made(parallel: ParallelName, accumulate: int, chunk_len: int | None, n
     torch.manual_seed(0)
     with processes.joined(CPU):
         net = build_model(name, vocab_size=40, hidden_size=24, num_layers=2, dropout=0.0)
-        shared = SharedModel(net, parallel=parallel, device=CPU, compile=False)
+        shared = ParallelModel(net, parallel=parallel, device=CPU, compile=False)
         step = TrainingStep(
             shared=shared,
             optimizer=adam(net, lr=1e-2, betas=(0.9, 0.99), eps=1e-3),

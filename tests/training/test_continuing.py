@@ -17,7 +17,7 @@ from torch import nn
 from samout_train import train
 from samout_train.checkpoint.run_directory import has_data_record
 from samout_train.config import ConfigError
-from samout_train.models import SharedModel
+from samout_train.models import ParallelModel
 from samout_train.training import StepReport
 from samout_train.training.callbacks.early_stopping import EarlyStopping
 from samout_train.training.limits import LimitSettings, Reached, once
@@ -411,10 +411,10 @@ def with_momentum(kind: type[torch.optim.SGD]) -> Callable[[nn.Module], torch.op
     return lambda model: kind(model.parameters(), lr=0.1, momentum=0.9)
 
 
-def network() -> SharedModel:
+def network() -> ParallelModel:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    return SharedModel(net, parallel="ddp", device=torch.device("cpu"), compile=False)
+    return ParallelModel(net, parallel="ddp", device=torch.device("cpu"), compile=False)
 
 
 @pytest.mark.parametrize("build", [Two, with_momentum(Averaging), with_momentum(torch.optim.SGD)])

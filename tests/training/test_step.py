@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from samout_train import build_model, build_trainer
 from samout_train.data import Batches, MatrixRows
-from samout_train.models import SharedModel, cross_entropy_sum
+from samout_train.models import ParallelModel, cross_entropy_sum
 from samout_train.runtime import PrecisionName
 from samout_train.training.non_finite import OnNonFinite
 from samout_train.training.schedules import Constant, Limits
@@ -47,7 +47,7 @@ def step_of(
     where = torch.device(device)
     batches = Batches(rows, batch_size=8, seed=0, ignore_index=3, device=where, overfit_batches=0)
     return TrainingStep(
-        shared=SharedModel(net, parallel="ddp", device=where, compile=False),
+        shared=ParallelModel(net, parallel="ddp", device=where, compile=False),
         optimizer=optimizer(net),
         schedule=Constant(),
         batches=batches,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from samout_train.checkpoint import is_usual, load_optimizer, serialised
-from samout_train.models import SharedModel
+from samout_train.models import ParallelModel
 from samout_train.runtime import read_tensor_file
 
 Build = Callable[[nn.Module], torch.optim.Optimizer]
@@ -24,7 +24,7 @@ SAME = 1e-3  # of a step: what rounding may make of it
 log = logging.getLogger(__name__)
 
 
-def checked_optimizer(build: Build, shared: SharedModel) -> tuple[torch.optim.Optimizer, frozenset[str]]:
+def checked_optimizer(build: Build, shared: ParallelModel) -> tuple[torch.optim.Optimizer, frozenset[str]]:
     """Build an optimizer and refuse one that cannot be continued.
 
     Args:
@@ -67,7 +67,7 @@ def _check_groups(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         )
 
 
-def _stateful_keys(build: Build, shared: SharedModel) -> frozenset[str]:
+def _stateful_keys(build: Build, shared: ParallelModel) -> frozenset[str]:
     """Tries an optimizer; returns the keys of groups that its step changes."""
     parameters = [parameter for parameter in shared.model.parameters() if parameter.requires_grad]
     with _put_back(parameters):
