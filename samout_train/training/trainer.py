@@ -24,6 +24,7 @@ from samout_train.runtime import (
     StopRequestedError,
     StopSignals,
     distributed,
+    is_out_of_memory,
     peak_memory_bytes,
     random_states,
     reset_peak_memory,
@@ -41,8 +42,6 @@ from samout_train.training.schedules import Schedule, first_limit
 from samout_train.training.step import TrainingStep, chunk_problem
 
 Callbacks = Mapping[str, Callback]
-# How an allocation that fails is told where it is no OutOfMemoryError: by the CPU, by CUDA and by its libraries.
-OUT_OF_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 log = logging.getLogger(__name__)
 
 
@@ -463,12 +462,6 @@ def saved_on_error(step: TrainingStep, save: Callable[[], None]) -> Iterator[Non
         first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         lines = [f"out of memory {what}: {first_line}", *_sizes(step, peak), saved]
         raise MemoryExhaustedError("\n".join(lines)) from None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed, on the device or in main memory."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _saved(step: TrainingStep, save: Callable[[], None]) -> str:
