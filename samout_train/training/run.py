@@ -176,6 +176,7 @@ def prepare(
         seed=config["seed"],
         model=trainer.model,
         source=trainer.source,
+        evaluator=trainer.evaluator,
         fixed_batches=trainer.reports.fixed_batches,
         run_dir=run_dir,
         device=trainer.device,

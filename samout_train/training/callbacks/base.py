@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samout_train.data import Source
+from samout_train.evaluation import Evaluator
 from samout_train.runtime import PrecisionName
 from samout_train.training.limits import Reached
 
@@ -23,6 +24,7 @@ class RunContext:
         seed: Of everything random.
         model: The model on its device.
         source: The data.
+        evaluator: Measures the model on the data as training reads it.
         fixed_batches: What evaluations during training see: (R, T + 1) ids each, in ordinary memory.
         run_dir: Where the run lies.
         device: Where it runs.
@@ -49,6 +51,7 @@ class RunContext:
     seed: int
     model: nn.Module
     source: Source
+    evaluator: Evaluator
     fixed_batches: Sequence[Tensor]
     run_dir: Path
     device: torch.device
