@@ -212,7 +212,7 @@ class Trainer:
         reset_peak_memory(self.device)
         try:
             with StopSignals(distributed.largest) as signals:
-                with self.shared.whole():
+                with self.shared.unsharded():
                     for callback in callbacks.values():
                         callback.on_start(context)
                     distributed.wait_for_all()
@@ -308,7 +308,7 @@ class Trainer:
         """Write summary.json, and call what callbacks do at the end."""
         summary = self.reports.summary(context, final)
         summary |= {} if self.resumed_from is None else {"resumed_from": self.resumed_from}
-        with self.shared.whole():
+        with self.shared.unsharded():
             for callback in callbacks.values():
                 summary |= callback.figures()
             if distributed.is_first():
