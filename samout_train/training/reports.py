@@ -85,7 +85,7 @@ class Reports:
             if evaluates:
                 metrics |= self._validation_metrics(step, signals)
             if evaluates or closes:
-                with self.training_step.shared.whole():
+                with self.training_step.shared.unsharded():
                     for callback in callbacks:
                         metrics |= callback.on_evaluate(step, is_last=closes, check_stop=check_stop)
                     distributed.wait_for_all()
@@ -201,7 +201,7 @@ class Reports:
         return {"val/loss_nats": found.loss_nats, **bits}
 
     def _evaluate(self, batches: Any, num_batches: int, signals: StopSignals) -> Evaluation:
-        with self.training_step.shared.whole():
+        with self.training_step.shared.unsharded():
             return evaluate(
                 self.training_step.model,
                 batches,

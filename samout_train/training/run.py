@@ -27,7 +27,7 @@ from samout_train.checkpoint import (
     scalars,
 )
 from samout_train.config import Composed, ConfigError, build, compose_config, key_of, list_as_yaml, model_problems
-from samout_train.data import Source, row_problems
+from samout_train.data import Source, as_source, row_problems
 from samout_train.models import choose_products, product_of, tokens_of
 from samout_train.ops import Products, use_kernels, use_products
 from samout_train.runtime import (
@@ -259,7 +259,7 @@ def source_from(config: Mapping[str, Any]) -> Source:
     node = dict(config["data"])
     for key in DATA_SETTINGS:
         node.pop(key, None)
-    source: Source = build(node, seed=config["seed"])
+    source = as_source(build(node, seed=config["seed"]))
     _refuse(row_problems(source))
     return source
 

@@ -201,9 +201,9 @@ class TrainingStep:
                 chunk_RT, chunk_targets_RT = inputs_RT[:, piece], targets_RT[:, piece]
                 is_last = number == len(shares) and start + length >= inputs_RT.shape[1]
                 most = min(batch.own_targets, chunk_targets_RT.numel())
-                with self.shared.summing(is_last):
+                with self.shared.gradient_sync(is_last):
                     with autocast(self.precision, self.batches.device):
-                        nats, state = self.shared.nats(
+                        nats, state = self.shared.loss_sum(
                             chunk_RT, chunk_targets_RT, self.batches.ignore_index, most, state
                         )
                     loss = nats / batch.num_targets

@@ -211,7 +211,7 @@ class Trainer:
         reset_peak_memory(self.device)
         try:
             with StopSignals(distributed.largest) as signals:
-                with self.shared.whole():
+                with self.shared.unsharded():
                     for callback in context.callbacks.values():
                         callback.on_start(context)
                     distributed.wait_for_all()
@@ -312,7 +312,7 @@ class Trainer:
         summary = self.reports.summary(context, final)
         if self.resumed_from is not None:
             summary["resumed_from"] = self.resumed_from
-        with self.shared.whole():
+        with self.shared.unsharded():
             for callback in context.callbacks.values():
                 summary |= callback.figures()
             if distributed.is_first():
