@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from samout_train.config import NonNegative, Positive, Range, TopShare, validated
 from samout_train.data import SPECIAL_TOKENS, Vocabulary
-from samout_train.models import repeat_state
+from samout_train.models import evaluating, repeat_state
 from samout_train.runtime import float64_place
 
 T = TypeVar("T")
@@ -358,9 +358,7 @@ def _drawn(
     device = next(model.parameters()).device
     place = float64_place(device)
     generators = [torch.Generator(place).manual_seed(seed) for seed in seeds]
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model, inference=False):  # not held while the caller has its turn
         logits_BV, state = prefill(model, prompt_ids)
         if len(seeds) > 1:
             logits_BV, state = logits_BV.expand(len(seeds), -1), repeat_state(state, len(seeds))
@@ -372,8 +370,6 @@ def _drawn(
             yield ids_B1[:, 0].tolist()
             if made < max_new_tokens:
                 logits_BV = decoder(ids_B1.to(device))
-    finally:
-        model.train(was_training)
 
 
 def _until(pieces: Iterator[str], stop: str | None) -> Iterator[str]:

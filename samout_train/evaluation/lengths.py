@@ -1,4 +1,4 @@
-"""Measuring a model past the length that it was trained at: by position, and in windows of several lengths.
+"""A model past the length that it was trained at: its loss by position, and in windows of several lengths.
 
 Text is read in chunks with the state carried on, as decoding would. The same text is read in windows of each length,
 each from a fresh state: so it is the same tokens whose losses are compared, and a whole window is never in memory.
@@ -8,12 +8,12 @@ each from a fresh state: so it is the same tokens whose losses are compared, and
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,10 @@ from samout_train.data import Rows, TokenRows
 from samout_train.evaluation.charts import draw_extrapolation
 from samout_train.evaluation.state_health import layer_states, shapes_of
 from samout_train.models import MOST_LOGITS
-from samout_train.runtime import PrecisionName, autocast, float64_place, to_device, write_figures
+from samout_train.runtime import float64_place, to_device, write_figures
+
+if TYPE_CHECKING:
+    from samout_train.evaluation.evaluator import Evaluator
 
 Stream = np.ndarray[Any, np.dtype[np.integer[Any]]]
 MOST_ROWS = 32  # windows side by side
@@ -121,37 +124,21 @@ class Extrapolation:
         return lines
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Reader:
-    """Reads text and rows with a model, dropout off; the model's mode is put back.
+    """Reads text and rows in pieces of at most a training row, for `Evaluator.by_length` and `Evaluator.by_position`.
 
     Args:
-        model: Called as `logits, state = model(ids, state)`, where no position sees later ones.
-        trained_length: Targets of a training row: what is read at a time.
-        chunk_len: Less is read at a time; None for no less.
-        ignore_index: Targets of this value are not counted.
-        device: Where the model is.
-        precision: Of the forward pass.
-        check_stop: Called before each chunk; what it raises ends the reading.
+        evaluator: Of a model in which no position sees later ones.
+        trained_length: Targets of a training row: what is read at a time, or less where the evaluator asks for less.
     """
 
-    model: Any
+    evaluator: "Evaluator"
     trained_length: int
-    ignore_index: int
-    device: torch.device
-    precision: PrecisionName
-    check_stop: Callable[[], None] = lambda: None
-    chunk_len: int | None = None
 
     def text(self, tokens: Stream, lengths: Sequence[int], most_tokens: int) -> Extrapolation:
-        """Reads the beginning of a text in windows of each length.
-
-        Args:
-            tokens: Of the text, each a target that counts.
-            lengths: Targets in a window, each above 0.
-            most_tokens: Of the text so many are read for each length, or as many as the longest window needs.
-        """
-        left_out = {length: why for length in lengths if (why := _no_room(self.model, length, len(tokens)))}
+        """Read the beginning of a text in windows of each length."""
+        left_out = {length: why for length in lengths if (why := _no_room(self.evaluator.model, length, len(tokens)))}
         done = sorted(set(lengths) - left_out.keys())
         found = Extrapolation(trained_length=self.trained_length, num_tokens=0, loss_nats={}, left_out=left_out)
         if not done:
@@ -172,7 +159,7 @@ class Reader:
         return replace(found, num_tokens=num_tokens, state_norm=state_norm)
 
     def rows(self, rows: Rows, most_tokens: int) -> Extrapolation:
-        """Reads rows that do not follow each other, of which there are no longer ones: the first so many tokens."""
+        """Read rows that do not follow each other: the first so many tokens."""
         inputs_BW, targets_BW = rows.split(rows.windows(0, max(1, most_tokens // rows.seq_len)))
         state_norm: dict[str, list[float]] = {}
         nats_W, count_W = self._by_position(inputs_BW, targets_BW, state_norm)
@@ -190,7 +177,7 @@ class Reader:
 
     @property
     def _read_length(self) -> int:
-        return min(self.trained_length, self.chunk_len or self.trained_length)
+        return min(self.trained_length, self.evaluator.chunk_len or self.trained_length)
 
     def _by_position(
         self, inputs_BW: Tensor, targets_BW: Tensor, state_norm: dict[str, list[float]]
@@ -198,41 +185,39 @@ class Reader:
         """Sum of the nats at each place and how many targets count there, (W,) float64; and the norms of states."""
         nats_W = torch.zeros(inputs_BW.shape[1], dtype=torch.float64)
         norms: dict[str, list[Tensor]] = {}
-        weight_VD = getattr(self.model, "head_weight", None)
-        vocab_size = 1 if weight_VD is None else len(weight_VD)
+        vocab_size = 1
+        weight_VD = getattr(self.evaluator.model, "head_weight", None)
+        if weight_VD is not None:
+            vocab_size = len(weight_VD)
         rows = max(1, min(MOST_ROWS, MOST_LOGITS // (self._read_length * vocab_size)))
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode(), autocast(self.precision, self.device):
-                for group in zip(inputs_BW.split(rows), targets_BW.split(rows), strict=True):
-                    nats_BW, norm_of = self._read(*group)
-                    nats_W += nats_BW.to(float64_place(self.device)).double().sum(0).cpu()
-                    for name, norm in norm_of.items():
-                        norms.setdefault(name, []).append(norm)
-        finally:
-            self.model.train(was_training)
+        place = float64_place(self.evaluator.device)
+        with self.evaluator.reading():
+            for group in zip(inputs_BW.split(rows), targets_BW.split(rows), strict=True):
+                nats_BW, norm_of = self._read(*group)
+                nats_W += nats_BW.to(place).double().sum(0).cpu()
+                for name, norm in norm_of.items():
+                    norms.setdefault(name, []).append(norm)
         for name, parts in norms.items():
             state_norm[name] = torch.stack(parts).sum(0).div(len(inputs_BW)).tolist()
-        return nats_W, (targets_BW != self.ignore_index).sum(0).double()
+        return nats_W, (targets_BW != self.evaluator.source.ignore_index).sum(0).double()
 
     def _read(self, inputs_BW: Tensor, targets_BW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        model, device, ignore_index = self.evaluator.model, self.evaluator.device, self.evaluator.source.ignore_index
         state: Any = None
         nats: list[Tensor] = []
         norms: dict[str, list[Tensor]] | None = None
         shapes: Mapping[str, torch.Size] = {}
         for start in range(0, inputs_BW.shape[1], self._read_length):
-            self.check_stop()
+            self.evaluator.check_stop()
             piece = slice(start, start + self._read_length)
-            ids_BT, targets_BT = (
-                to_device(part[:, piece].contiguous(), self.device) for part in (inputs_BW, targets_BW)
-            )
-            logits_BTV, state = self.model(ids_BT, state)
+            ids_BT = to_device(inputs_BW[:, piece].contiguous(), device)
+            targets_BT = to_device(targets_BW[:, piece].contiguous(), device)
+            logits_BTV, state = model(ids_BT, state)
             logits_BVT = logits_BTV.float().transpose(1, 2)
-            nats.append(F.cross_entropy(logits_BVT, targets_BT, ignore_index=self.ignore_index, reduction="none"))
+            nats.append(F.cross_entropy(logits_BVT, targets_BT, ignore_index=ignore_index, reduction="none"))
             if norms == {}:  # states that grow with the sequence
                 continue
-            layers = layer_states(self.model, state)
+            layers = layer_states(model, state)
             if norms is None:
                 norms, shapes = {name: [] for name in layers}, shapes_of(layers)
             if shapes != shapes_of(layers):

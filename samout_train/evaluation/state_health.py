@@ -1,4 +1,4 @@
-"""Measuring the state of a recurrent model along a row: how large it grows, and which channels of a maximum still move.
+"""The state of a recurrent model along a row: how large it grows, and which channels of a maximum still move.
 
 States are taken where decoding takes them: from the model, which is fed a row in pieces and carries its state. So this
 holds for every model whose state has a fixed size. One whose state grows with the sequence has none of this.
@@ -8,7 +8,6 @@ holds for every model whose state has a fixed size. One whose state grows with t
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from samout_train.data import Rows
-from samout_train.evaluation.ablation import mixed_by, said_by
-from samout_train.evaluation.evaluator import SpreadBatches
-from samout_train.models import map_state, sees_future
-from samout_train.runtime import PrecisionName, autocast
+from samout_train.evaluation.batches import SpreadBatches
+from samout_train.models import map_state
 
 MOST_TOKENS = 1 << 18
 ROWS_TO_CHOOSE_FROM = 16  # for each that is taken: the one with the least padding
@@ -73,55 +70,6 @@ def calm_rows(rows: Rows, num_rows: int, pad_id: int | None) -> Tensor:
     return torch.cat([rows.split(candidates[int(row)])[0] for row in chosen_R])
 
 
-def measure_state_health(
-    model: nn.Module,
-    ids_BT: Tensor,
-    *,
-    precision: PrecisionName,
-    device: torch.device,
-    chunk_len: int | None = None,
-) -> dict[str, LayerHealth]:
-    """Measure each layer's state at the positions of `positions_of`, without gradients and without dropout.
-
-    Args:
-        model: Called as `logits, state = model(ids, state)`; its mode is put back. Which part of the state is which
-            layer's, it may say with a method `state_by_layer(state)`; else that is the place in the list.
-        ids_BT: Rows of token ids, on the device.
-        precision: Of the forward pass.
-        device: Where the model is.
-        chunk_len: At most so many tokens are read at a time; None for no limit.
-
-    Returns:
-        By layer; empty where rows have a single token, the model cannot go on from a state, or its state grows.
-    """
-    length = ids_BT.shape[1]
-    if length < 2 or sees_future(model):
-        return {}
-    maxima = {name for name, layer in mixed_by(model).items() if said_by(layer.mixer, "state_is_maximum")}
-    positions = positions_of(length)
-    ends = sorted({*positions, *(position - 1 for position in positions[1:] if maxima)})
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), autocast(precision, device):
-            states: dict[int, dict[str, Tensor]] = {}
-            state = None
-            cuts = sorted({0, *ends, *range(0, length, chunk_len or length)})
-            for start, end in pairwise(cuts):
-                state = model(ids_BT[:, start:end], state)[1]
-                if end not in ends:
-                    continue
-                states[end] = layer_states(model, state)
-                if start and shapes_of(states[end]) != shapes_of(states[ends[0]]):
-                    return {}
-            return _health(states, positions, maxima)
-    finally:
-        model.train(was_training)
-
-
-state_health = measure_state_health  # its earlier name
-
-
 def growing_layers(health: Mapping[str, LayerHealth], max_growth: float) -> dict[str, str]:
     """Return the layers whose state's norm grows more than `max_growth` times along a row, each with a warning."""
     return {
@@ -166,10 +114,16 @@ def shapes_of(layers: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in layers.items()}
 
 
-def _health(
+def health_of(
     states: Mapping[int, Mapping[str, Tensor]], positions: Sequence[int], maxima: set[str]
 ) -> dict[str, LayerHealth]:
-    """All figures are computed where the states are, and asked for once."""
+    """Return the health of each layer; all figures are computed where the states are, and asked for once.
+
+    Args:
+        states: By the number of tokens read, the state of each layer: at the positions, and for maxima one before each.
+        positions: As `positions_of` returns them.
+        maxima: Layers whose state is a maximum.
+    """
     found = {}
     for name in states[1]:
         along = [states[position][name] for position in positions]

@@ -1,6 +1,7 @@
 """Log and evaluate when it is due, at multiples of what was asked for and at the last step; sum a run up at its end."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from samout_train.checkpoint import weights_sha256
 from samout_train.data import Source
-from samout_train.evaluation import Evaluation, SpreadBatches, evaluate, has_targets, in_order
+from samout_train.evaluation import Evaluation, Evaluator, SpreadBatches, has_targets, in_order
 from samout_train.models import TRAINING_TIMES, num_parameters
 from samout_train.runtime import Clock, StopSignals, distributed, peak_memory_bytes
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
@@ -28,6 +29,7 @@ class Reports:
         final_eval_batches: The final evaluation takes the first this many; None for the whole split.
 
     Attributes:
+        evaluator: Measures the model.
         best_val_loss_nats: The lowest loss on the fixed batches so far.
         best_val_step: After which step that was.
     """
@@ -53,6 +55,9 @@ class Reports:
         self.device, self.rows_per_batch = batches.device, batches.batch_size // training_step.accumulate
         self.fixed_batches = SpreadBatches(
             source.validation, self.rows_per_batch, eval_batches, ignore_index=source.ignore_index
+        )
+        self.evaluator = Evaluator(
+            training_step.model, source, batches.device, training_step.precision, training_step.chunk_len
         )
         self.best_val_loss_nats: float | None = None
         self.best_val_step: int | None = None
@@ -234,14 +239,4 @@ class Reports:
 
     def _evaluate(self, batches: Any, num_batches: int, signals: StopSignals) -> Evaluation:
         with self.training_step.shared.unsharded():
-            return evaluate(
-                self.training_step.model,
-                batches,
-                source=self.source,
-                device=self.device,
-                precision=self.training_step.precision,
-                num_batches=num_batches,
-                check_stop=signals.check,
-                chunk_len=self.training_step.chunk_len,
-                together=True,
-            )
+            return replace(self.evaluator, check_stop=signals.check).loss(batches, num_batches, together=True)

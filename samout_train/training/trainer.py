@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from samout_train.checkpoint import CheckpointError, Checkpoints, refuse_other_vocabulary
 from samout_train.config import NonNegative, Positive, not_divisible, validated
 from samout_train.data import Batches, Source, overfit_problem
-from samout_train.evaluation import Evaluation
+from samout_train.evaluation import Evaluation, Evaluator
 from samout_train.models import ParallelModel, ParallelName, checkpoint_activations, parallel_problem
 from samout_train.runtime import (
     Clock,
@@ -190,6 +190,11 @@ class Trainer:
             eval_batches=eval_batches,
             final_eval_batches=final_eval_batches,
         )
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """Return what measures the model as it is now."""
+        return self.reports.evaluator
 
     @property
     def step_count(self) -> int:

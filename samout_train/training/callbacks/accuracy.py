@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 from samout_train.config import Positive, validated
 from samout_train.data import Rows
-from samout_train.evaluation import Accuracy, accuracy_lines, measure_accuracy, rows_that_fit
+from samout_train.evaluation import Accuracy, accuracy_lines, rows_that_fit
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 
 log = logging.getLogger(__name__)
@@ -88,12 +89,5 @@ class TaskAccuracy(Callback):
 
     def _counted(self, rows: Rows, check_stop: Callable[[], None]) -> Accuracy:
         context = self._context
-        return measure_accuracy(
-            context.model,
-            rows,
-            ignore_index=context.source.ignore_index,
-            device=context.device,
-            precision=context.precision,
-            rows_per_batch=rows_that_fit(context.batch_size // context.accumulate, context.source.train, rows),
-            check_stop=check_stop,
-        )
+        rows_per_batch = rows_that_fit(context.batch_size // context.accumulate, context.source.train, rows)
+        return replace(context.evaluator, check_stop=check_stop).accuracy(rows, rows_per_batch)

@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 from samout_train.config import Positive, validated
-from samout_train.evaluation import PICTURE, Extrapolation, Reader, missing_charts, stream_of, write_extrapolation
+from samout_train.evaluation import PICTURE, Extrapolation, missing_charts, stream_of, write_extrapolation
 from samout_train.models import sees_future
 from samout_train.runtime import shown_path
 from samout_train.training.callbacks.base import Callback, RunContext
@@ -39,16 +40,9 @@ class Lengths(Callback):
         self._found = None  # of a checkpoint: the weights are other ones now
         if not is_last or not self.times or tokens is None or sees_future(context.model):
             return {}
-        reader = Reader(
-            model=context.model,
-            trained_length=rows.seq_len,
-            chunk_len=context.chunk_len,
-            ignore_index=context.source.ignore_index,
-            device=context.device,
-            precision=context.precision,
-            check_stop=check_stop,
-        )
-        self._found = reader.text(tokens, [rows.seq_len * times for times in self.times], self.most_tokens)
+        evaluator = replace(context.evaluator, check_stop=check_stop)
+        lengths = [rows.seq_len * times for times in self.times]
+        self._found = evaluator.by_length(tokens, lengths, self.most_tokens, trained_length=rows.seq_len)
         metrics = {}
         for length, nats in self._found.loss_nats.items():
             metrics[f"val_length/loss_nats/{length}_tokens"] = nats

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,9 +14,7 @@ from samout_train.evaluation import (
     LayerHealth,
     added_nats,
     calm_rows,
-    evaluate,
     growing_layers,
-    measure_state_health,
     positions_of,
 )
 from samout_train.runtime import to_device
@@ -109,10 +108,7 @@ class StateHealth(Callback):
         self._measured_step = state["measured_step"]
 
     def _measure(self, step: int) -> dict[str, float]:
-        context = self._context
-        health = measure_state_health(
-            context.model, self._ids_RT, precision=context.precision, device=context.device, chunk_len=context.chunk_len
-        )
+        health = self._context.evaluator.state_health(self._ids_RT)
         self._has_health = bool(health)
         if not health:
             return {}
@@ -148,22 +144,12 @@ class StateHealth(Callback):
         return metrics
 
     def _measure_branches(self, check_stop: Callable[[], None]) -> dict[str, float]:
-        context = self._context
+        evaluator, batches = replace(self._context.evaluator, check_stop=check_stop), self._context.fixed_batches
 
         def loss_nats() -> float:
-            found = evaluate(
-                context.model,
-                context.fixed_batches,
-                source=context.source,
-                device=context.device,
-                precision=context.precision,
-                num_batches=len(context.fixed_batches),
-                check_stop=check_stop,
-                chunk_len=context.chunk_len,
-            )
-            return found.loss_nats
+            return evaluator.loss(batches, len(batches)).loss_nats
 
-        worth = added_nats(context.model, loss_nats, each_layer=self.branches == "each_layer")
+        worth = added_nats(evaluator.model, loss_nats, each_layer=self.branches == "each_layer")
         self._figures = self._figures | {"added_nats": worth}
         metrics = {}
         for place, by_branch in worth.items():
