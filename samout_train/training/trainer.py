@@ -263,7 +263,7 @@ class Trainer:
         watching = list(callbacks.values())
         stop_reason = None
         if self.step_count:  # a run that was stopped between a step and its report makes up for the report first
-            stop_reason = self.reports.report(watching, signals, is_last=self.finished())
+            stop_reason = self.reports.log_and_evaluate(watching, signals, is_last=self.finished())
         if self.training_step.on_non_finite == "rollback":
             self._save(callbacks, checkpoints)  # so that there is something to go back to
         self.clock.start()
@@ -274,7 +274,7 @@ class Trainer:
                 callback.on_step(self.step_count)
             signals.check()
             best_step = self.reports.best_val_step
-            stop_reason = self.reports.report(watching, signals, is_last=self.finished())
+            stop_reason = self.reports.log_and_evaluate(watching, signals, is_last=self.finished())
             is_best = self.reports.best_val_step != best_step
             should_save = distributed.is_first() and checkpoints.due(self.step_count, is_best=is_best)
             if distributed.largest(should_save):
@@ -283,7 +283,7 @@ class Trainer:
         if stop_reason is not None:
             log.info("stopped after step %d: %s", self.step_count, stop_reason)
         # Also where time ran out, or a callback spoke, after the step had been asked whether it is the last.
-        self.reports.report(watching, signals, is_last=True)
+        self.reports.log_and_evaluate(watching, signals, is_last=True)
         self._save(callbacks, checkpoints)
 
     def _step_or_roll_back(self, checkpoints: Checkpoints, profiled: StepContext) -> bool:

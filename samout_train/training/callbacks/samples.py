@@ -1,4 +1,4 @@
-"""What a model says: text that it continues, at the end of a run, and the labels that it gives, as it learns."""
+"""Show what a model says: text that it continues, at the end of a run, and the labels that it gives, as it learns."""
 
 import logging
 from itertools import count
@@ -87,7 +87,8 @@ class Predictions(Callback):
         rows = context.source.validation
         if not self._labels:
             return
-        self._inputs_RT, wanted_RT = (part.to(context.device) for part in rows.split(rows.windows(0, 1)))
+        inputs_RT, wanted_RT = rows.split(rows.windows(0, 1))
+        self._inputs_RT = inputs_RT.to(context.device)
         self._wanted = self._word(wanted_RT)
 
     def on_report(self, report: StepReport) -> str | None:
@@ -95,10 +96,11 @@ class Predictions(Callback):
         if self._labels and "val/loss_nats" in report.metrics:
             with evaluating(self._model):
                 word = self._word(self._model(self._inputs_RT)[0].argmax(-1))
+            otherwise = ""
+            if word != self._wanted:
+                otherwise = f", not {self._wanted}"
             with tqdm.external_write_mode():
-                log.info(
-                    "step %-5d says %s%s", report.step, word, "" if word == self._wanted else f", not {self._wanted}"
-                )
+                log.info("step %-5d says %s%s", report.step, word, otherwise)
         return None
 
     def _word(self, ids_RT: torch.Tensor) -> str:
@@ -114,6 +116,9 @@ def prompts_from(rows: Rows, num_prompts: int, num_tokens: int) -> list[list[int
         num_prompts: How many.
         num_tokens: Length of each, where its row has so many tokens.
     """
-    starts = [index * rows.num_windows // num_prompts for index in range(num_prompts)]
-    windows = [rows.windows(start, start + 1)[0] for start in starts]
-    return [ids[ids != PAD_ID][:num_tokens].tolist() or [SOS_ID] for ids in windows]
+    prompts = []
+    for index in range(num_prompts):
+        start = index * rows.num_windows // num_prompts
+        ids_T = rows.windows(start, start + 1)[0]
+        prompts.append(ids_T[ids_T != PAD_ID][:num_tokens].tolist() or [SOS_ID])
+    return prompts

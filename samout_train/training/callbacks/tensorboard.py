@@ -1,4 +1,4 @@
-"""TensorBoard: scalars, the configuration as text, and hparams, all in the run's own event file."""
+"""Write for TensorBoard: scalars, the configuration as text, and hparams, all in the run's own event file."""
 
 import logging
 from itertools import count
@@ -60,9 +60,14 @@ class TensorBoard(Callback):
 
     def on_start(self, context: RunContext) -> None:
         """Open the event file; points that a continued run makes again are removed from view."""
-        written_before = any(context.run_dir.glob("events.out.tfevents.*"))
-        self._file = EventFile(context.run_dir, purge_step=context.reported_step + 1 if written_before else None)
-        values = {key: str(value) if isinstance(value, bool) else value for key, value in context.settings.items()}
+        purge_step = None
+        if any(context.run_dir.glob("events.out.tfevents.*")):
+            purge_step = context.reported_step + 1
+        self._file = EventFile(context.run_dir, purge_step=purge_step)
+        values = dict(context.settings)
+        for key, value in values.items():
+            if isinstance(value, bool):
+                values[key] = str(value)
         _, start, self._end = hparams(values, dict.fromkeys(METRICS, 0.0))
         self._evaluator, self._vocabulary = context.evaluator, context.source.vocabulary
         rows = context.source.validation
@@ -86,15 +91,21 @@ class TensorBoard(Callback):
     def on_end(self, summary: dict[str, Any]) -> None:
         """Write the results and the weights, and that the run is finished, for the hparams tab."""
         step = summary["steps"]
-        results = [(name, value) for name in RESULTS if (value := summary.get(name)) is not None]
-        values = [Summary.Value(tag=f"hparam/{name}", simple_value=float(value)) for name, value in results]
+        values = []
+        for name in RESULTS:
+            if summary.get(name) is not None:
+                values.append(Summary.Value(tag=f"hparam/{name}", simple_value=float(summary[name])))
         self._add(Summary(value=values), step)
-        for name, parameter in self._evaluator.model.named_parameters() if self.histogram_values else ():
+        if self.histogram_values:
+            self._add_weights(step)
+        self._add(self._end)
+
+    def _add_weights(self, step: int) -> None:
+        for name, parameter in self._evaluator.model.named_parameters():
             weights = parameter.detach().flatten()
             some = weights[:: max(1, weights.numel() // self.histogram_values)].float().cpu().clone()
             if some.isfinite().all():
                 self._add(histogram(f"weights/{name}", some.numpy(), BINS), step)
-        self._add(self._end)
 
     def on_close(self) -> None:
         """Close the event file."""
@@ -120,7 +131,8 @@ def _described(description: dict[str, object]) -> str:
     for key, value in description.items():
         if isinstance(value, list):
             lines.append(f"{key}: {len(value)}")
-            lines += ["  " + " ".join(str(part) for part in entry.values()) for entry in value]
+            for entry in value:
+                lines.append("  " + " ".join(map(str, entry.values())))
         else:
             lines.append(f"{key}: {value}")
     return _code("\n".join(lines))
