@@ -5,9 +5,11 @@ A mixer of one's own needs `Mixer`, a model of one's own `LanguageModel`: nothin
 
 # B batch, T time, D width, V vocabulary, P packed: the streams side by side
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 PARTS = {
@@ -92,6 +94,27 @@ def sees_future(model: nn.Module) -> bool:
     A model without the attribute of this name is held to be causal, which `verify` proves.
     """
     return bool(getattr(model, "sees_future", False))
+
+
+@contextmanager
+def evaluating(model: nn.Module, *, inference: bool = True) -> Iterator[None]:
+    """While this is open, a model is in evaluation mode: dropout is off. Its mode is put back afterwards.
+
+    Args:
+        model: The model.
+        inference: Whether in torch's inference mode, too, which is the thread's: a generator leaves it off, or what
+            asks it for values would be in it between them.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        if inference:
+            with torch.inference_mode():
+                yield
+        else:
+            yield
+    finally:
+        model.train(was_training)
 
 
 def part_of(name: str) -> str:
