@@ -7,7 +7,7 @@ from .config import (
     validated as validated,
 )
 from .data import MatrixRows as MatrixRows, Rows as Rows, Source as Source
-from .data.tasks import task as task
+from .data.tasks import Task as Task, task as task
 from .evaluation import generate_text as generate_text
 from .models import load_published as load_published
 from .training import (

@@ -8,7 +8,7 @@ from typing import Any
 
 from samout_train.checkpoint.load import LoadedRun
 from samout_train.config import ConfigError, build, compose_config, key_of, saved_node, saved_seed
-from samout_train.data import Source, WholeData, reads_whole, whole_data
+from samout_train.data import Source, WholeData, as_source, reads_whole, whole_data
 
 Node = dict[str, Any]
 Check = Callable[..., list[str]]
@@ -66,7 +66,7 @@ def evaluation_data(
         if found := data_problems(node):
             raise ConfigError("\n".join(found))
         settings: dict[str, Any] = {key: value for key, value in node.items() if key not in loop_keys}
-        source: Source = build(settings, seed=saved_seed(saved))
+        source = as_source(build(settings, seed=saved_seed(saved)))
     if source.vocab_size != loaded.vocab_size:
         raise ConfigError(
             f"data={name}: has {source.vocab_size} ids, the model {loaded.vocab_size}: give data of the kind that it "

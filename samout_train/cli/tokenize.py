@@ -75,9 +75,6 @@ def _tokenize(words: list[str]) -> int:
         place = None if error.filename else plan.out
         print(f"{in_words(error, place=place)}. The same command then goes on from there.", file=sys.stderr)
         return 1
-    except ValueError as error:
-        message = str(error).replace("+data.roles.", "+roles.").replace("+roles@data.roles=", "+roles=")
-        raise ValueError(message) from error
     return 0
 
 

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -145,11 +145,15 @@ def checked_by(problems: Callable[[Mapping[str, Any], str], list[str]]) -> Calla
 
 
 def validated(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function or constructor refuse numbers outside the ranges of its annotations.
+    """Make a function, a constructor or a dataclass refuse numbers outside the ranges of its annotations.
 
     Raises:
         ValueError: at the call, naming the argument, what it got and the range.
     """
+    if inspect.isclass(function):
+        dataclass_type: Any = function
+        dataclass_type.__init__ = validated(dataclass_type.__init__)
+        return cast(Callable[P, R], function)
     signature = inspect.signature(function)
 
     @functools.wraps(function)

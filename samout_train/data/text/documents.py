@@ -134,14 +134,18 @@ class JsonlReader:
         roles: The special token that stands before what a role says, such as `{"user": "<|user|>"}`, as pairs.
         line_ends: `fold` makes CRLF and CR in what the strings of JSON hold into LF.
         way: The number of this way of reading, which is another one where the same file gives other documents.
+        roles_key: The key that sets `roles`, for messages.
     """
 
     roles: tuple[tuple[str, str], ...]
     line_ends: LineEnds = "keep"
     way: int = field(default=2, init=False)
+    roles_key: str = field(default="data.roles", repr=False, compare=False)
 
     @classmethod
-    def of(cls, roles: Mapping[str, str], line_ends: LineEnds = "keep") -> "JsonlReader":
+    def of(
+        cls, roles: Mapping[str, str], line_ends: LineEnds = "keep", *, roles_key: str = "data.roles"
+    ) -> "JsonlReader":
         """Return the reader that a dictionary of roles describes.
 
         Raises:
@@ -150,7 +154,7 @@ class JsonlReader:
         for role, token in roles.items():
             if token not in ROLE_TOKENS:
                 raise ValueError(f"roles.{role}={token}: must be {' or '.join(ROLE_TOKENS)}")
-        return cls(tuple(sorted(roles.items())), line_ends)
+        return cls(tuple(sorted(roles.items())), line_ends, roles_key=roles_key)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """Whole lines; each document that is not empty stands behind `<|sos|>`."""
@@ -205,7 +209,8 @@ class JsonlReader:
         if token is None:
             known = ", ".join(role for role, _ in self.roles)
             raise ValueError(
-                f"role {turn['role']!r} has no token ({known} have one): {_setting_of(turn['role'])}, or another token"
+                f"role {turn['role']!r} has no token ({known} have one): "
+                f"{_setting_of(self.roles_key, turn['role'])}, or another token"
             )
         return [Special(token), turn["content"]]
 
@@ -222,14 +227,17 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _setting_of(role: str) -> str:
+def _setting_of(roles_key: str, role: str) -> str:
     """Say how a role gets a token: on the command line where Hydra takes its name for a key, else by a YAML."""
     if KEY.fullmatch(role):
-        return f"set {shell_word(f'+data.roles.{role}=<|user|>')}"
+        return f"set {shell_word(f'+{roles_key}.{role}=<|user|>')}"
+    option = "roles"
+    if roles_key != option:  # the group of options is put below another key
+        option = f"roles@{roles_key}"
     name = "".join(each if each.isprintable() and each not in '"\\' else f"\\U{ord(each):08x}" for each in role)
     return (
         f'a command line cannot name it, so write DIR/roles/more.yaml with the line `"{name}": <|user|>` and add '
-        "--config-dir=DIR +roles@data.roles=more"
+        f"--config-dir=DIR +{option}=more"
     )
 
 
