@@ -19,7 +19,7 @@ FINITE = "must be finite"
 )
 def test_a_number_that_is_not_finite_is_said_to_be_so(key: str, value: str) -> None:
     found = problems(compose_config([f"{key}={value}"]).config)
-    assert len(found) == 1 and found[0].startswith(f"{key}=") and found[0].endswith(FINITE)
+    assert len(found) == 1 and str(found[0]).startswith(f"{key}=") and str(found[0]).endswith(FINITE)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_number_that_is_not_finite_is_said_to_be_so(key: str, value: str) -> N
 )
 def test_other_numbers_that_cannot_be_meant(override: str, message: str) -> None:
     (found,) = problems(compose_config([override]).config)
-    assert found.endswith(message)
+    assert str(found).endswith(message)
 
 
 @pytest.mark.slow
