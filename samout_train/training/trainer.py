@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from samout_train.checkpoint import CheckpointError, Checkpoints, refuse_other_vocabulary
 from samout_train.config import NonNegative, Positive, not_divisible, validated
 from samout_train.data import Batches, Source, overfit_problem
-from samout_train.evaluation import Evaluation
+from samout_train.evaluation import Evaluation, Evaluator
 from samout_train.models import ParallelModel, ParallelName, checkpoint_activations, parallel_problem
 from samout_train.runtime import (
     Clock,
@@ -24,6 +24,7 @@ from samout_train.runtime import (
     StopRequestedError,
     StopSignals,
     distributed,
+    is_out_of_memory,
     peak_memory_bytes,
     random_states,
     reset_peak_memory,
@@ -41,8 +42,6 @@ from samout_train.training.schedules import Schedule, first_limit
 from samout_train.training.step import TrainingStep, chunk_problem
 
 Callbacks = Mapping[str, Callback]
-# How an allocation that fails is told where it is no OutOfMemoryError: by the CPU, by CUDA and by its libraries.
-OUT_OF_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 log = logging.getLogger(__name__)
 
 
@@ -192,6 +191,11 @@ class Trainer:
         )
 
     @property
+    def evaluator(self) -> Evaluator:
+        """Return what measures the model as it is now."""
+        return self.reports.evaluator
+
+    @property
     def step_count(self) -> int:
         """Return the optimizer steps made."""
         return self.training_step.step_count
@@ -258,7 +262,7 @@ class Trainer:
         watching = list(callbacks.values())
         stop_reason = None
         if self.step_count:  # a run that was stopped between a step and its report makes up for the report first
-            stop_reason = self.reports.report(watching, signals, is_last=self.finished())
+            stop_reason = self.reports.log_and_evaluate(watching, signals, is_last=self.finished())
         if self.training_step.on_non_finite == "rollback":
             self._save(callbacks, checkpoints)  # so that there is something to go back to
         self.clock.start()
@@ -269,7 +273,7 @@ class Trainer:
                 callback.on_step(self.step_count)
             signals.check()
             best_step = self.reports.best_val_step
-            stop_reason = self.reports.report(watching, signals, is_last=self.finished())
+            stop_reason = self.reports.log_and_evaluate(watching, signals, is_last=self.finished())
             is_best = self.reports.best_val_step != best_step
             should_save = distributed.is_first() and checkpoints.due(self.step_count, is_best=is_best)
             if distributed.largest(should_save):
@@ -278,7 +282,7 @@ class Trainer:
         if stop_reason is not None:
             log.info("stopped after step %d: %s", self.step_count, stop_reason)
         # Also where time ran out, or a callback spoke, after the step had been asked whether it is the last.
-        self.reports.report(watching, signals, is_last=True)
+        self.reports.log_and_evaluate(watching, signals, is_last=True)
         self._save(callbacks, checkpoints)
 
     def _step_or_roll_back(self, checkpoints: Checkpoints, profiled: StepContext) -> bool:
@@ -463,13 +467,6 @@ def saved_on_error(step: TrainingStep, save: Callable[[], None]) -> Iterator[Non
         peak = peak_memory_bytes(step.batches.device)
         traceback.clear_frames(error.__traceback__)  # they hold the activations
         raise MemoryExhaustedError(_out_of_memory_report(error, step, peak, save)) from None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed, on the device or in main memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _out_of_memory_report(error: Exception, step: TrainingStep, peak: int, save: Callable[[], None]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samout_train.data import Source
+from samout_train.evaluation import Evaluator
 from samout_train.runtime import PrecisionName, distributed
 from samout_train.training.limits import Reached
 
@@ -57,6 +58,11 @@ class RunContext:
     def source(self) -> Source:
         """Return the data."""
         return self.trainer.source
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """Return what measures the model as it is now."""
+        return self.trainer.evaluator
 
     @property
     def fixed_batches(self) -> Sequence[Tensor]:
