@@ -39,7 +39,8 @@ class SpreadBatches(Sequence[Tensor]):
         self.rows, self.rows_per_batch = rows, rows_per_batch
         self._starts = [starts[int(pick)] for pick in picks]
         if ignore_index is not None:
-            self._starts = sorted({self._next_counted(start, starts, ignore_index) for start in self._starts})
+            counted = {self._next_counted(start, starts, ignore_index) for start in self._starts}
+            self._starts = sorted(counted)
 
     def _next_counted(self, start: int, starts: Sequence[int], ignore_index: int) -> int:
         place = starts.index(start)

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from samout_train.runtime import replace_file
 
@@ -53,13 +55,19 @@ def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> byte
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     by_position, by_length, growth = figure.subplots(1, 3)
     for name, one in found.items():
-        middles = [(first * last) ** 0.5 for first, last, _ in one.by_position]
-        by_position.plot(middles, [nats for *_, nats in one.by_position], marker=".", label=name)
+        middles, losses = [], []
+        for first, last, nats in one.by_position:
+            middles.append((first * last) ** 0.5)
+            losses.append(nats)
+        by_position.plot(middles, losses, marker=".", label=name)
         by_length.plot(list(one.loss_nats), list(one.loss_nats.values()), marker="o", label=name)
         for layer, norms in one.state_norm.items():
             tokens = [one.trained_length * (index + 1) for index in range(len(norms))]
-            label = f"{name}, {layer}" if len(found) > 1 else layer
-            growth.plot(tokens, [norm / norms[0] for norm in norms] if norms[0] else norms, label=label)
+            if len(found) > 1:
+                layer = f"{name}, {layer}"
+            if norms[0]:
+                norms = [norm / norms[0] for norm in norms]
+            growth.plot(tokens, norms, label=layer)
         for axes in (by_position, by_length, growth):
             axes.axvline(one.trained_length, color="grey", linestyle=":", linewidth=1)
         by_length.axvline(FAR_TIMES * one.trained_length, color="grey", linestyle="--", linewidth=1)
@@ -135,13 +143,17 @@ def draw_search(trials: Sequence[tuple[int, str, float | None]], *, path: Path) 
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
+    numbers: dict[str, list[int]] = {"done": [], "pruned": []}
+    losses: dict[str, list[float]] = {"done": [], "pruned": []}
+    for number, state, loss in trials:
+        if state in numbers and loss is not None:
+            numbers[state].append(number)
+            losses[state].append(loss)
     for state, marker, colour in (("done", "o", "tab:blue"), ("pruned", "x", "tab:grey")):
-        points = [(number, loss) for number, of, loss in trials if of == state and loss is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker, color=colour, linestyle="none", label=state)
-    done = [(number, loss) for number, state, loss in trials if state == "done" and loss is not None]
-    lowest = list(accumulate((loss for _, loss in done), min))
-    axes.step([number for number, _ in done], lowest, where="post", color="tab:orange", label="best so far")
+        if numbers[state]:
+            axes.plot(numbers[state], losses[state], marker, color=colour, linestyle="none", label=state)
+    lowest = list(accumulate(losses["done"], min))
+    axes.step(numbers["done"], lowest, where="post", color="tab:orange", label="best so far")
     axes.set(title="validation loss by trial", xlabel="trial", ylabel="nats a token")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -184,12 +196,13 @@ def heat_map(
 
     figure = Figure(figsize=(2 + 0.62 * len(columns), 1.9 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    values: list[list[Any]] = [[float("nan") if share is None else share for share in row] for row in shares]
-    image = axes.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    image = axes.imshow(np.array(shares, dtype=float), vmin=0, vmax=1, cmap="Blues", aspect="auto")  # None is NaN
     for y, row in enumerate(shares):
         for x, share in enumerate(row):
-            colour = "white" if share is not None and share > DARK else "black"
-            axes.text(x, y, "" if share is None else f"{share:.2f}", ha="center", va="center", color=colour, fontsize=8)
+            if share is None:
+                continue
+            colour = "white" if share > DARK else "black"
+            axes.text(x, y, f"{share:.2f}", ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_title(title, fontsize=10)

@@ -188,7 +188,10 @@ class Evaluator:
         length = ids_BT.shape[1]
         if length < 2 or sees_future(self.model):
             return {}
-        maxima = {name for name, layer in mixed_by(self.model).items() if said_by(layer.mixer, "state_is_maximum")}
+        maxima = set()
+        for name, layer in mixed_by(self.model).items():
+            if said_by(layer.mixer, "state_is_maximum"):
+                maxima.add(name)
         positions = positions_of(length)
         ends = set(positions)
         if maxima:

@@ -95,7 +95,7 @@ def generate_samples(
         ValueError: if the prompt is empty, or the model has no room for it and the new tokens.
     """
     chosen = partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, banned_ids=list(banned_ids))
-    return _draw(model, prompt_ids, max_new_tokens, [seed + number for number in range(num_samples)], chosen)
+    return _draw(model, prompt_ids, max_new_tokens, [*range(seed, seed + num_samples)], chosen)
 
 
 def generate_text(
@@ -287,7 +287,8 @@ def has_fixed_size(model: nn.Module, ids_B1: Tensor, state: Any) -> bool:
     before = tree_leaves(state)
     if not all(isinstance(leaf, Tensor) for leaf in before):  # a cache counts what is written into it
         return False
-    return [leaf.shape for leaf in before] == [leaf.shape for leaf in tree_leaves(model(ids_B1, state)[1])]
+    after = tree_leaves(model(ids_B1, state)[1])
+    return [leaf.shape for leaf in before] == [leaf.shape for leaf in after]
 
 
 def captured(step: Callable[[], None], rehearse: Callable[[], object]) -> Callable[[], None]:
@@ -314,10 +315,14 @@ def captured(step: Callable[[], None], rehearse: Callable[[], object]) -> Callab
 
 def _no_room(max_seq_len: int | None, prompt_tokens: int, max_new_tokens: int) -> str | None:
     """What is wrong where a model with positions or a cache cannot make so many tokens."""
-    most = None if max_seq_len is None else max_seq_len - prompt_tokens + 1  # the last one is not given to the model
-    if most is None or max(max_new_tokens, 1) <= most:
+    if max_seq_len is None:
         return None
-    fewer = f"set max_new_tokens to {most} or less, or give" if most > 0 else "give"
+    most = max_seq_len - prompt_tokens + 1  # the last one is not given to the model
+    if max(max_new_tokens, 1) <= most:
+        return None
+    fewer = "give"
+    if most > 0:
+        fewer = f"set max_new_tokens to {most} or less, or give"
     return (
         f"a prompt of {prompt_tokens} tokens and max_new_tokens ({max_new_tokens}) are more than this model has room "
         f"for (max_seq_len {max_seq_len}): {fewer} a shorter prompt"
@@ -384,7 +389,9 @@ def _until(pieces: Iterator[str], stop: str | None) -> Iterator[str]:
             yield held.partition(stop)[0]
             return
         # What could be the beginning of `stop` waits for what comes next.
-        waits = next((n for n in range(min(len(stop) - 1, len(held)), 0, -1) if held.endswith(stop[:n])), 0)
+        waits = min(len(stop) - 1, len(held))
+        while not held.endswith(stop[:waits]):
+            waits -= 1
         if ready := held[: len(held) - waits]:
             yield ready
         held = held[len(held) - waits :]

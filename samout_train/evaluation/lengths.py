@@ -11,7 +11,6 @@ import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,33 +64,43 @@ class Extrapolation:
         """Return the loss at 16 times the training length over that at this length; None where one is not there."""
         near = self.loss_nats.get(self.trained_length)
         far = self.loss_nats.get(FAR_TIMES * self.trained_length)
-        return far / near if near and far is not None else None
+        if not near or far is None:
+            return None
+        return far / near
 
     @property
     def extrapolates(self) -> bool | None:
         """Return whether that growth is at most 1.10; None where it is not known."""
-        growth = self.far_growth
-        return None if growth is None else growth <= MOST_GROWTH
+        if self.far_growth is None:
+            return None
+        return self.far_growth <= MOST_GROWTH
 
     @property
     def state_growth(self) -> dict[str, float]:
         """By layer: the norm of its state at the end of the longest windows over that after a training row."""
-        return {
-            name: norms[-1] / norms[0] if norms[0] else math.inf if norms[-1] else 1.0
-            for name, norms in self.state_norm.items()
-        }
+        growth = {}
+        for name, norms in self.state_norm.items():
+            if norms[0]:
+                growth[name] = norms[-1] / norms[0]
+            else:
+                growth[name] = math.inf if norms[-1] else 1.0
+        return growth
 
     def figures(self) -> dict[str, Any]:
         """Return all of it as JSON can hold it."""
+        loss_nats, perplexities = {}, {}
+        for length, nats in self.loss_nats.items():
+            loss_nats[str(length)] = nats
+            perplexities[str(length)] = perplexity(nats)
         return {
             "trained_length": self.trained_length,
             "num_tokens": self.num_tokens,
-            "loss_nats": {str(length): nats for length, nats in self.loss_nats.items()},
-            "perplexity": {str(length): perplexity(nats) for length, nats in self.loss_nats.items()},
+            "loss_nats": loss_nats,
+            "perplexity": perplexities,
             "left_out": {str(length): reason for length, reason in self.left_out.items()},
             "far_growth": self.far_growth,
             "extrapolates": self.extrapolates,
-            "by_position": [list(part) for part in self.by_position],
+            "by_position": [*map(list, self.by_position)],
             "state_growth": self.state_growth,
         }
 
@@ -99,27 +108,32 @@ class Extrapolation:
         """Return what it means, a line each."""
         near, far, growth = self.trained_length, FAR_TIMES * self.trained_length, self.far_growth
         if growth is None:
-            missing = near if near not in self.loss_nats else far
+            missing = far
+            if near not in self.loss_nats:
+                missing = near
             reason = self.left_out.get(missing, f"there is no loss at {missing:,} tokens")
             return [f"whether it extrapolates is not known: {reason}"]
         if not math.isfinite(growth):
             return [f"does not extrapolate: the loss at {far:,} tokens, or at {near:,}, is not finite"]
         if self.extrapolates:
-            change = f"{abs(growth - 1):.1%} {'above' if growth >= 1 else 'below'}"
-            return [f"extrapolates: the loss at {far:,} tokens is {change} that at {near:,}"]
+            side = "above" if growth >= 1 else "below"
+            return [f"extrapolates: the loss at {far:,} tokens is {abs(growth - 1):.1%} {side} that at {near:,}"]
         lines = [
             f"does not extrapolate: the loss at {far:,} tokens, {FAR_TIMES} times the training length, is "
             f"{growth - 1:.0%} above that at {near:,}"
         ]
-        grown = {name: times for name, times in self.state_growth.items() if not times <= 1}
+        grown, by_layer = {}, []
+        for name, times in self.state_growth.items():
+            by_layer.append(f"{name} {times:.2f}")
+            if not times <= 1:
+                grown[name] = times
         if grown:
             most = max(grown, key=lambda name: grown[name])
-            by_layer = ", ".join(f"{name} {times:.2f}" for name, times in self.state_growth.items())
             lines.append(
                 f"{most}'s state grows the most past a training row; by layer, its norm at the end of the longest "
-                f"windows over that after a training row: {by_layer}"
+                f"windows over that after a training row: {', '.join(by_layer)}"
             )
-        elif self.state_growth:
+        elif by_layer:
             lines.append("no layer's state grows past a training row")
         return lines
 
@@ -138,7 +152,10 @@ class Reader:
 
     def text(self, tokens: Stream, lengths: Sequence[int], most_tokens: int) -> Extrapolation:
         """Read the beginning of a text in windows of each length."""
-        left_out = {length: why for length in lengths if (why := _no_room(self.evaluator.model, length, len(tokens)))}
+        left_out = {}
+        for length in lengths:
+            if reason := _no_room(self.evaluator.model, length, len(tokens)):
+                left_out[length] = reason
         done = sorted(set(lengths) - left_out.keys())
         found = Extrapolation(trained_length=self.trained_length, num_tokens=0, loss_nats={}, left_out=left_out)
         if not done:
@@ -166,11 +183,17 @@ class Reader:
         by_position: list[tuple[int, int, float]] = []
         _add_positions(by_position, nats_W, count_W)
         num_tokens = int(count_W.sum())
+        loss_nats: dict[int, float] = {}
+        left_out: dict[int, str] = {}
+        if num_tokens:
+            loss_nats[rows.seq_len] = float(nats_W.sum()) / num_tokens
+        else:
+            left_out[rows.seq_len] = NOTHING_COUNTED
         return Extrapolation(
             trained_length=self.trained_length,
             num_tokens=num_tokens,
-            loss_nats={rows.seq_len: float(nats_W.sum()) / num_tokens} if num_tokens else {},
-            left_out={} if num_tokens else {rows.seq_len: NOTHING_COUNTED},
+            loss_nats=loss_nats,
+            left_out=left_out,
             by_position=by_position,
             state_norm=state_norm,
         )
@@ -205,8 +228,9 @@ class Reader:
         model, device, ignore_index = self.evaluator.model, self.evaluator.device, self.evaluator.source.ignore_index
         state: Any = None
         nats: list[Tensor] = []
-        norms: dict[str, list[Tensor]] | None = None
-        shapes: Mapping[str, torch.Size] = {}
+        norms: dict[str, list[Tensor]] = {}
+        shapes: dict[str, torch.Size] | None = None
+        has_grown = False  # as a cache does: then there are no norms
         for start in range(0, inputs_BW.shape[1], self._read_length):
             self.evaluator.check_stop()
             piece = slice(start, start + self._read_length)
@@ -215,26 +239,31 @@ class Reader:
             logits_BTV, state = model(ids_BT, state)
             logits_BVT = logits_BTV.float().transpose(1, 2)
             nats.append(F.cross_entropy(logits_BVT, targets_BT, ignore_index=ignore_index, reduction="none"))
-            if norms == {}:  # states that grow with the sequence
+            if has_grown:
                 continue
             layers = layer_states(model, state)
-            if norms is None:
-                norms, shapes = {name: [] for name in layers}, shapes_of(layers)
-            if shapes != shapes_of(layers):
-                norms = {}
-            for name in norms:
-                norms[name].append(layers[name].norm(dim=1).sum())
-        return torch.cat(nats, 1), {name: torch.stack(parts) for name, parts in (norms or {}).items()}
+            if shapes is None:
+                shapes = shapes_of(layers)
+            has_grown = shapes != shapes_of(layers)
+            for name, state_BN in layers.items():
+                norms.setdefault(name, []).append(state_BN.norm(dim=1).sum())
+        if has_grown:
+            norms = {}
+        return torch.cat(nats, 1), {name: torch.stack(parts) for name, parts in norms.items()}
 
 
 def stream_of(rows: Rows) -> Stream | None:
     """Return the tokens of a split that is one long text; None where rows do not follow each other."""
-    return rows.tokens if isinstance(rows, TokenRows) else None
+    if isinstance(rows, TokenRows):
+        return rows.tokens
+    return None
 
 
 def perplexity(nats: float) -> float:
     """Return exp(loss); infinite where it overflows."""
-    return math.exp(nats) if nats < math.log(np.finfo(np.float64).max) else math.inf
+    if nats < math.log(np.finfo(np.float64).max):
+        return math.exp(nats)
+    return math.inf
 
 
 def extrapolation_table(found: Extrapolation) -> list[str]:
@@ -243,12 +272,17 @@ def extrapolation_table(found: Extrapolation) -> list[str]:
     lines = [f"{found.num_tokens:,} tokens, read {found.trained_length} at a time, the length of a training row"]
     lines.append(f"{'tokens in a window':>20} {'times':>7} {'nats a token':>13} {'perplexity':>11} {'over a row':>11}")
     for length, nats in sorted(found.loss_nats.items()):
-        over = "" if near is None else f"{nats / near:.3f}"
+        over = ""
+        if near is not None:
+            over = f"{nats / near:.3f}"
         times = f"{length / found.trained_length:g}"
         lines.append(f"{length:>20,} {times:>7} {nats:>13.4f} {perplexity(nats):>11.4g} {over:>11}")
-    lines += [f"{length:>20,} {'':>7} left out: {reason}" for length, reason in sorted(found.left_out.items())]
+    for length, reason in sorted(found.left_out.items()):
+        lines.append(f"{length:>20,} {'':>7} left out: {reason}")
     lines.append("loss by position: " + ", ".join(f"{last:,} {nats:.3f}" for _, last, nats in found.by_position))
-    return lines + (found.verdict() if len(found.loss_nats) + len(found.left_out) > 1 else [])
+    if len(found.loss_nats) + len(found.left_out) > 1:
+        lines += found.verdict()
+    return lines
 
 
 def write_extrapolation(
@@ -272,7 +306,9 @@ def write_extrapolation(
 
     folder.mkdir(parents=True, exist_ok=True)
     write_figures(folder / "evaluation.json", {"step": step, **(about or {}), **found.figures()})
-    picture = draw_extrapolation({name: found}, folder / PICTURE) if found.loss_nats else None
+    picture = None
+    if found.loss_nats:
+        picture = draw_extrapolation({name: found}, folder / PICTURE)
     for old in folder.glob("events.out.tfevents.*"):
         with suppress(OSError):  # open in TensorBoard, on Windows, or deleted by another evaluation
             old.unlink()
@@ -290,11 +326,15 @@ def write_extrapolation(
 
 def _add_positions(known: list[tuple[int, int, float]], nats_W: Tensor, count_W: Tensor) -> None:
     """Adds ranges of positions behind those that are known."""
-    last = known[-1][1] if known else 0
-    edges = [last, *(edge for edge in _edges(len(nats_W)) if edge > last)]
-    for start, stop in pairwise(edges):
+    start = 0
+    if known:
+        start = known[-1][1]
+    for stop in _edges(len(nats_W)):
+        if stop <= start:
+            continue
         if count := float(count_W[start:stop].sum()):
             known.append((start + 1, stop, float(nats_W[start:stop].sum()) / count))
+        start = stop
 
 
 def _no_room(model: nn.Module, length: int, num_tokens: int) -> str | None:
@@ -308,5 +348,7 @@ def _no_room(model: nn.Module, length: int, num_tokens: int) -> str | None:
 
 def _edges(length: int) -> list[int]:
     """Where ranges of positions end: 0, 1, 2, 3, 4, 6, 8, 11, 16 and so on, and the length."""
-    steps = range(math.ceil(STEPS_AN_OCTAVE * math.log2(length)) + 1)
-    return sorted({0, *(min(length, round(2 ** (step / STEPS_AN_OCTAVE))) for step in steps), length})
+    edges = {0, length}
+    for step in range(math.ceil(STEPS_AN_OCTAVE * math.log2(length)) + 1):
+        edges.add(min(length, round(2 ** (step / STEPS_AN_OCTAVE))))
+    return sorted(edges)

@@ -27,8 +27,9 @@ class Mixer(Protocol):
     """Mixes tokens along time, causally, and carries a state of fixed size.
 
     Calling it on a whole sequence, or on its chunks one after another with the state handed on, gives the same output.
-    A mixer whose state is a running maximum may say so with an attribute `state_is_maximum` that is true: then it is
-    reported which of its channels move.
+    A state may be a tensor, (B, ...), or a NamedTuple, tuple, list or dictionary of such. A mixer
+    whose state is a running maximum may say so with an attribute `state_is_maximum` that is true: then it is reported
+    which of its channels move.
     """
 
     def __call__(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -118,7 +119,10 @@ def evaluating(model: nn.Module, *, inference: bool = True) -> Iterator[None]:
 
 def part_of(name: str) -> str:
     """Return the part of the parameter of this name: that of the module which it lies in; elsewhere it is a norm's."""
-    return next((word for module, word in PARTS.items() if module in f".{name}"), "norm")
+    for module, word in PARTS.items():
+        if module in f".{name}":
+            return word
+    return "norm"
 
 
 def matrix_flops(model: nn.Module) -> int:
@@ -126,4 +130,8 @@ def matrix_flops(model: nn.Module) -> int:
 
     An embedding is looked up, which is no product; what a mixer does along time comes on top.
     """
-    return 2 * sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and part_of(name) != "embedding")
+    elements = 0
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and part_of(name) != "embedding":
+            elements += parameter.numel()
+    return 2 * elements

@@ -28,6 +28,7 @@ from samout_train.evaluation import (
 from samout_train.evaluation.ablation import branches_of, mixed_by, said_by, without
 from samout_train.models import cross_entropy_sum
 from samout_train.models.samout import MaxStateSuper
+from samout_train.models.state import LayerState
 from samout_train.ops.max_scan import max_scan
 from samout_train.training import Callback
 from tests.support.evaluation import evaluator_of
@@ -128,7 +129,7 @@ def test_figures_are_those_of_a_slow_loop(name: str) -> None:
         for index in range(ids.shape[1]):
             state = model(ids[:, index : index + 1], state)[1]
             parts = [part for both in state for part in both.unbind(1)] if isinstance(state, tuple) else state
-            parts = [part["mixer"] if isinstance(part, dict) else part for part in parts]
+            parts = [part.mixer if isinstance(part, LayerState) else part for part in parts]
             states.append([part.clone() for part in parts])
     assert len(found) == len(states[0])
     for index, layer in enumerate(found.values()):

@@ -21,7 +21,6 @@ from samout_train.evaluation.verify.subject import ModelUnderTest
 from samout_train.models import sees_future
 from samout_train.runtime import PrecisionName
 
-CHUNKS = (1, 7, 64)
 PARAMETERS_FOR_THREADS = 1_000_000
 Check = tuple[str, float, Callable[[], Measured]]
 
@@ -83,7 +82,7 @@ def _of_order(model: nn.Module, subject: ModelUnderTest, device: torch.device) -
         (f"{before}, in bf16", 0.0, partial(later, training=False, precision="bf16", share=0.1)),
         (at, 0.0, partial(causality.what_is_there_changes, *given)),
     ]
-    pieces = {size: "step by step" if size == 1 else f"in chunks of {size}" for size in CHUNKS}
+    pieces = {1: "step by step", 7: "in chunks of 7", 64: "in chunks of 64"}
     precisions: tuple[tuple[PrecisionName, float], ...] = (("fp32", FP32), ("bf16", BF16))
     for precision, bound in precisions:
         for size, how in pieces.items():
@@ -102,9 +101,8 @@ def _of_any_model(
 ) -> list[Check]:
     """The checks that hold for models which see the whole sequence, too."""
     given = (model, subject, device)
-    compiled = "compiled as eager, logits and gradients", FP32, partial(training.compiled, tiny, device)
     missing = partial(training.missing_gradients, *given)
-    return [
+    checks: list[Check] = [
         ("a row is the same in any batch", FP32, partial(sequence.in_any_batch, *given)),
         ("a row's gradients are the same in any batch", FP32, partial(sequence.gradients_in_any_batch, *given)),
         ("fp32: with gradients as without", FP32, partial(sequence.with_gradients, *given, precision="fp32")),
@@ -115,7 +113,11 @@ def _of_any_model(
             partial(training.finite_differences, tiny, device),
         ),
         ("gradient in float32 as in float64", FP32, partial(training.as_in_float64, tiny, device)),
-        *([compiled] if compiles else []),
+    ]
+    if compiles:
+        checks.append(("compiled as eager, logits and gradients", FP32, partial(training.compiled, tiny, device)))
+    return [
+        *checks,
         ("a finite gradient that is not zero for every parameter", 0.0, missing),
         ("the same twice", 0.0, partial(training.twice, *given)),
         ("saved and loaded: weights and state", 0.0, partial(training.saved_and_loaded, *given)),
