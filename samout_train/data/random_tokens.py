@@ -68,7 +68,9 @@ def random_tokens(
         ids_RT[padded_R, position_R[padded_R]] = pad_id
         return ids_RT
 
-    num_counted = vocab_size - 1 if 0 <= ignore_index < vocab_size else vocab_size
+    num_counted = vocab_size
+    if 0 <= ignore_index < vocab_size:
+        num_counted -= 1
     return Source(
         vocab_size=vocab_size,
         pad_id=pad_id,

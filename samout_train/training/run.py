@@ -286,7 +286,7 @@ def _measure_products(trainer: Trainer) -> None:
 
 def _record_of(trainer: Trainer, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the manifest of each checkpoint says of the data and of the settings that decide a run's course."""
-    settings = {key: config[key] for key in ("schedule", "trainer", "optimizer")}
+    settings = _only(config, ("schedule", "trainer", "optimizer"))
     for key in DATA_SETTINGS:
         settings[f"data.{key}"] = config["data"].get(key)
     return {"data": data_record(trainer.source), "settings": scalars(settings)}
