@@ -275,8 +275,8 @@ class Trainer:
             best_step = self.reports.best_val_step
             stop_reason = self.reports.log_and_evaluate(watching, signals, is_last=self.finished())
             is_best = self.reports.best_val_step != best_step
-            should_save = distributed.is_first() and checkpoints.due(self.step_count, is_best=is_best)
-            if distributed.largest(should_save):
+            should_checkpoint = distributed.is_first() and checkpoints.due(self.step_count, is_best=is_best)
+            if distributed.largest(should_checkpoint):
                 self._save(callbacks, checkpoints)
         self.clock.pause()
         if stop_reason is not None:
