@@ -85,7 +85,9 @@ is_fused._dynamo_marked_constant = True  # type: ignore[attr-defined]
 @cache
 def _chosen(device_type: str, dtype: torch.dtype) -> Choice:
     choice = _choose(_setting, device_type, dtype)
-    name, precision = "fused" if choice.is_fused else "reference", str(dtype).removeprefix("torch.")
+    name, precision = "reference", str(dtype).removeprefix("torch.")
+    if choice.is_fused:
+        name = "fused"
     log.info("kernels     %s for %s on %s: %s", name, precision, device_type, choice.reason)
     return choice
 

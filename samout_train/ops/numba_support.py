@@ -114,15 +114,19 @@ def call(kernel: Callable[..., None], threads: int, *arguments: Any) -> None:
         threads: At most num_threads().
         arguments: Tensors on the CPU, of which bfloat16 arrives as uint16, and numbers.
     """
-    arrays = [_array(argument) if isinstance(argument, Tensor) else argument for argument in arguments]
+    given = [_as_given(argument) for argument in arguments]
     with _one_at_a_time:
         numba.set_num_threads(threads)
-        kernel(*arrays)
+        kernel(*given)
 
 
-def _array(tensor: Tensor) -> Any:
-    bits = tensor.detach()
-    bits = bits.view(torch.uint16) if bits.dtype == torch.bfloat16 else bits
+def _as_given(argument: Any) -> Any:
+    """Return an argument as numba takes it: of a tensor, an array of its memory."""
+    if not isinstance(argument, Tensor):
+        return argument
+    bits = argument.detach()
+    if bits.dtype == torch.bfloat16:
+        bits = bits.view(torch.uint16)
     # A storage that `.numpy()` has looked at can no longer be freed by hand, as FSDP2 does; otherwise it is quicker.
     if torch.distributed.is_initialized() and (array := np.from_dlpack(bits)).flags.writeable:
         return array

@@ -148,11 +148,14 @@ class _Linear(torch.autograd.Function):
         x_MK, weight_NK = context.saved_tensors
         grad_MN = grad_MN.contiguous()
         for_x, for_weight, for_bias = context.needs_input_grad
-        return (
-            _product(grad_MN, weight_NK.t(), None) if for_x else None,
-            grad_MN.t() @ x_MK if for_weight else None,
-            grad_MN.sum(0) if for_bias else None,
-        )
+        grad_x_MK = grad_weight_NK = grad_bias_N = None
+        if for_x:
+            grad_x_MK = _product(grad_MN, weight_NK.t(), None)
+        if for_weight:
+            grad_weight_NK = grad_MN.t() @ x_MK
+        if for_bias:
+            grad_bias_N = grad_MN.sum(0)
+        return grad_x_MK, grad_weight_NK, grad_bias_N
 
 
 def _product(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:

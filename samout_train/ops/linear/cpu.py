@@ -26,9 +26,10 @@ def few_rows(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     outputs, inputs = weight_NK.shape
     x_RK = x.detach().reshape(-1, inputs).contiguous()
     y_RN = x_RK.new_empty(len(x_RK), outputs)
-    bias = x_RK.new_zeros(outputs) if bias_N is None else bias_N
+    if bias_N is None:
+        bias_N = x_RK.new_zeros(outputs)
     threads = min(num_threads(), max(1, weight_NK.numel() // WEIGHTS_A_THREAD))
-    call(_few_rows, threads, x_RK, weight_NK, bias, y_RN, threads)
+    call(_few_rows, threads, x_RK, weight_NK, bias_N, y_RN, threads)
     return y_RN.view(*x.shape[:-1], outputs)
 
 

@@ -59,7 +59,9 @@ def backward(
 ) -> None:
     """Fill the last three; grad_decay_BTD only where there is a decay."""
     given = (_as_type(form), packed_BTP, decay_BTD, carries_BND, grad_y_BTD, grad_last_BD)
-    filled = (grad_packed_BTP, grad_state_BD, None if decay_BTD is None else grad_decay_BTD)
+    filled: tuple[Tensor | None, ...] = (grad_packed_BTP, grad_state_BD, grad_decay_BTD)
+    if decay_BTD is None:
+        filled = (grad_packed_BTP, grad_state_BD, None)
     call(_backward, num_threads(), *given, *filled, _parts(grad_y_BTD))
 
 

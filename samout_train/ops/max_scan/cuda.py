@@ -46,8 +46,17 @@ def rows_a_chunk(batch: int, time: int, width: int, enough: int) -> int:
         width: Channels D.
         enough: With so many channels in all sequences together, time is not cut.
     """
-    chunks = 1 if batch * width >= enough else min(-(-ENOUGH_CHANNELS // (batch * width)), max(1, time // LEAST_ROWS))
+    chunks = 1
+    if batch * width < enough:
+        chunks = min(-(-ENOUGH_CHANNELS // (batch * width)), max(1, time // LEAST_ROWS))
     return max(1, triton.cdiv(time, chunks * ROWS)) * ROWS
+
+
+def _or_any(decay_BTD: Tensor | None, other: Tensor) -> Tensor:
+    """Return a tensor for the argument of a kernel, which does not read it where there is no decay."""
+    if decay_BTD is None:
+        return other
+    return decay_BTD
 
 
 def forward(
@@ -64,7 +73,7 @@ def forward(
     rows = rows_a_chunk(batch, time, width, ENOUGH_UNCUT)
     chunks, blocks = triton.cdiv(time, rows), triton.cdiv(width, BLOCK)
     sizes = {"D": width, "P": packed_BTP.shape[2], "BLOCK": BLOCK, "HAS_DECAY": decay_BTD is not None}
-    inputs = (packed_BTP, packed_BTP if decay_BTD is None else decay_BTD)
+    inputs = (packed_BTP, _or_any(decay_BTD, packed_BTP))
     starts_BCD = state_BD
     with torch.cuda.device_of(packed_BTP):
         if chunks > 1:
@@ -106,7 +115,7 @@ def backward(
     rows = rows_a_chunk(batch, time, width, ENOUGH_CHANNELS)
     chunks, blocks = triton.cdiv(time, rows), triton.cdiv(width, BLOCK)
     sizes = {"D": width, "P": packed_BTP.shape[2], "BLOCK": BLOCK, "HAS_DECAY": decay_BTD is not None}
-    inputs = (packed_BTP, packed_BTP if decay_BTD is None else decay_BTD, carries_BND, grad_y_BTD, grad_last_BD)
+    inputs = (packed_BTP, _or_any(decay_BTD, packed_BTP), carries_BND, grad_y_BTD, grad_last_BD)
     grads = (grad_packed_BTP, grad_decay_BTD)
     out_BCD, kept_BCD, later_BCD = (grad_last_BD.new_empty(batch, chunks, width) for _ in range(3))
     newest_BCD = torch.empty_like(out_BCD, dtype=torch.int32)

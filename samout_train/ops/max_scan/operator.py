@@ -84,8 +84,10 @@ def _gradients(
     grad_y_BTD: Tensor,
     grad_last_BD: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_decay = packed_BTP.new_empty(0) if decay_BTD is None else torch.empty_like(decay_BTD)
-    return torch.empty_like(packed_BTP), torch.empty_like(grad_last_BD), grad_decay
+    grad_packed_BTP, grad_state_BD = torch.empty_like(packed_BTP), torch.empty_like(grad_last_BD)
+    if decay_BTD is None:
+        return grad_packed_BTP, grad_state_BD, packed_BTP.new_empty(0)
+    return grad_packed_BTP, grad_state_BD, torch.empty_like(decay_BTD)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -100,12 +102,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad_y_BTD: Tensor | None, grad_last_BD: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     packed_BTP, decay_BTD, carries_BND = ctx.saved_tensors
     shape_BTD, shape_BD = ctx.shapes
-    grad_y_BTD = packed_BTP.new_zeros(shape_BTD) if grad_y_BTD is None else grad_y_BTD.contiguous()
-    grad_last_BD = carries_BND.new_zeros(shape_BD) if grad_last_BD is None else grad_last_BD.contiguous()
+    if grad_y_BTD is None:
+        grad_y_BTD = packed_BTP.new_zeros(shape_BTD)
+    if grad_last_BD is None:
+        grad_last_BD = carries_BND.new_zeros(shape_BD)
     grad_packed_BTP, grad_state_BD, grad_decay_BTD = _max_mix_backward(
-        packed_BTP, carries_BND, decay_BTD, ctx.form, grad_y_BTD, grad_last_BD
+        packed_BTP, carries_BND, decay_BTD, ctx.form, grad_y_BTD.contiguous(), grad_last_BD.contiguous()
     )
-    return grad_packed_BTP, grad_state_BD, None if decay_BTD is None else grad_decay_BTD, None
+    if decay_BTD is None:
+        grad_decay_BTD = None
+    return grad_packed_BTP, grad_state_BD, grad_decay_BTD, None
 
 
 _max_mix.register_autograd(_backward, setup_context=_setup_context)

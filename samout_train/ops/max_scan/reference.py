@@ -35,8 +35,9 @@ def max_mix(packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form
     """See samout_train.ops.max_scan.max_mix."""
     wide = torch.promote_types(packed_BTP.dtype, torch.float32)
     streams = packed_BTP.to(wide).chunk(num_streams(form), dim=-1)
-    decay_wide_BTD = None if decay_BTD is None else decay_BTD.to(wide)
-    m_BTD = _running_maximum(streams[-1], state_BD.to(wide), decay_wide_BTD)
+    if decay_BTD is not None:
+        decay_BTD = decay_BTD.to(wide)
+    m_BTD = _running_maximum(streams[-1], state_BD.to(wide), decay_BTD)
     if form == "scan":
         y_BTD = m_BTD
     elif form == "v8":

@@ -49,7 +49,9 @@ def blended(f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, norm: nn.LayerNorm, dro
         return blended_reference(f_BTD, x_BTD, alpha, norm.weight, norm.bias, norm.eps, dropout)
     from samout_train.ops.samout_layer import operator
 
-    seed = torch.randint(2**62, ()) if dropout else torch.tensor(0)
+    seed = torch.tensor(0)
+    if dropout:
+        seed = torch.randint(2**62, ())
     parameters = (alpha, norm.weight, norm.bias)
     return operator.blended(f_BTD.contiguous(), x_BTD.contiguous(), *parameters, norm.eps, dropout, seed)[0]
 

@@ -106,7 +106,9 @@ def blend_gradients(
 
 def _blending(alpha: Tensor, dropout: float, seed: Tensor) -> tuple[Any, ...]:
     """alpha, and of dropout: the factor on what is kept, below which of 2^32 one is dropped, two halves of the seed."""
-    kept = np.float32(1 / (1 - dropout)) if dropout < 1 else np.float32(0)
+    kept = np.float32(0)
+    if dropout < 1:
+        kept = np.float32(1 / (1 - dropout))
     threshold = np.uint32(min(round(dropout * 2**32), 2**32 - 1))
     high, low = divmod(int(seed), 2**32)
     return np.float32(float(alpha)), (kept, threshold, np.uint32(low), np.uint32(high))

@@ -56,8 +56,9 @@ def samout_step(
         norm.bias,
     )
     threads = min(num_threads(), max(1, projection_PD.numel() // WEIGHTS_A_THREAD))
-    numbers = (alpha.item(), norm.eps, -1.0 if scale is None else scale)
-    call(_step, threads, x_BD, state_BD, *weights, *numbers, output_BD, next_BD, threads)
+    if scale is None:
+        scale = -1.0
+    call(_step, threads, x_BD, state_BD, *weights, alpha.item(), norm.eps, scale, output_BD, next_BD, threads)
     return output_BD, next_BD
 
 
@@ -108,15 +109,20 @@ def _step(
             for i in range(batch):
                 a, b = _dot(projection[j], x[i]), _dot(projection[width + j], x[i])
                 c = _dot(projection[2 * width + j], x[i])
-                d = (a + b) * factor if is_v1 else _dot(projection[3 * width + j], x[i])
+                d = (a + b) * factor
+                if not is_v1:
+                    d = _dot(projection[3 * width + j], x[i])
                 m = d if (d >= state[i, j]) or (d != d) else state[i, j]
                 next_state[i, j] = m
-                mixed[i, j] = (m + c) * m + b if is_v1 else ((a + b) * m + c) * m
+                mixed[i, j] = ((a + b) * m + c) * m
+                if is_v1:
+                    mixed[i, j] = (m + c) * m + b
     for part in numba.prange(parts):
         for j in range(part * inner // parts, (part + 1) * inner // parts):
             for i in range(batch):
                 opened = _dot(gate[j], mixed[i]) + gate_bias[j]
-                opened = np.float32(0) if opened < 0 else opened
+                if opened < 0:
+                    opened = np.float32(0)
                 hidden[i, j] = (_dot(up[j], mixed[i]) + up_bias[j]) * opened
     for part in numba.prange(parts):
         for j in range(part * width // parts, (part + 1) * width // parts):
