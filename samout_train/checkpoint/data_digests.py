@@ -19,11 +19,15 @@ def data_record(source: "Source") -> dict[str, Any]:
     said = source.description
     if "sha256" not in said:
         return {}
-    record: dict[str, Any] = {name: said[name] for name in FACTS if name in said}
+    record: dict[str, Any] = {}
+    for name in FACTS:
+        if name in said:
+            record[name] = said[name]
     files = said.get("files")
     if isinstance(files, list):
         record |= {"num_files": len(files), "bytes": sum(int(file["bytes"]) for file in files)}
-        record |= {"files": files} if len(files) <= MOST_FILES else {}
+        if len(files) <= MOST_FILES:
+            record["files"] = files
     return record
 
 
@@ -47,18 +51,22 @@ def refuse_other_data(now: Mapping[str, Any], then: Mapping[str, Any] | None, da
 def _difference(now: Mapping[str, Any], then: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
     if all(now.get(name) == then.get(name) for name in FACTS):
         return None
-    key = next((key for key in ("path", "paths") if data.get(key) is not None), None)
-    where = "data" if key is None else f"data.{key}={data[key]}"
-    lines = _other_files(now, then)
-    told = "".join(f"\n  {line}" for line in lines) or f" {_said(now)}; the run has {_said(then)}"
-    return f"{where}: is other data than the run learns from:{told}"
+    where = "data"
+    for key in ("paths", "path"):
+        if data.get(key) is not None:
+            where = f"data.{key}={data[key]}"
+    message = f"{where}: is other data than the run learns from:"
+    if lines := _other_files(now, then):
+        return "\n  ".join([message, *lines])
+    return f"{message} {_said(now)}; the run has {_said(then)}"
 
 
 def recorded_data(run_dir: Path) -> dict[str, Any]:
     """Return what the newest checkpoint of a run records of its data; nothing where it records none."""
     manifests = sorted((run_dir / "checkpoints").glob("step_*.json"))
-    found: dict[str, Any] = (read_figures(manifests[-1]).get("data") or {}) if manifests else {}
-    return found
+    if not manifests:
+        return {}
+    return read_figures(manifests[-1]).get("data") or {}
 
 
 class DataNow:
@@ -87,7 +95,9 @@ class DataNow:
             difference = str(error)
         except OSError:  # what needs the data says so
             return None
-        return None if difference is None else f"{run_dir}: {difference}\ngive the data of the runs that are there"
+        if difference is None:
+            return None
+        return f"{run_dir}: {difference}\ngive the data of the runs that are there"
 
     def _record(self, config: Mapping[str, Any]) -> dict[str, Any]:
         key = json.dumps(config["data"])
@@ -98,21 +108,32 @@ class DataNow:
 
 def _other_files(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """The first files that differ, one text each."""
-    here, there = ({file["name"]: file for file in record.get("files", [])} for record in (now, then))
+    here = {file["name"]: file for file in now.get("files", [])}
+    there = {file["name"]: file for file in then.get("files", [])}
     if not here or not there or (len(here) == len(there) == 1):
         return []
-    names = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
-    lines = [f"{name}: {_file(here.get(name))}; the run has {_file(there.get(name))}" for name in names[:5]]
-    return [*lines, *([f"and {len(names) - 5} files more"] if len(names) > 5 else [])]
+    lines = []
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):
+            lines.append(f"{name}: {_file(here.get(name))}; the run has {_file(there.get(name))}")
+    if len(lines) > 5:
+        lines[5:] = [f"and {len(lines) - 5} files more"]
+    return lines
 
 
 def _file(file: Mapping[str, Any] | None) -> str:
-    return "no such file" if file is None else f"{file['bytes']:,} bytes, sha256 {str(file['sha256'])[:12]}..."
+    if file is None:
+        return "no such file"
+    return f"{file['bytes']:,} bytes, sha256 {str(file['sha256'])[:12]}..."
 
 
 def _said(record: Mapping[str, Any]) -> str:
     if not record:
         return "no digest"
-    parts = [f"{record['num_files']} files"] if record.get("num_files", 1) > 1 else []
-    parts += [f"{record[name]:,} {name}" for name in ("bytes", "documents", "tokens") if name in record]
+    parts = []
+    if record.get("num_files", 1) > 1:
+        parts.append(f"{record['num_files']} files")
+    for name in ("bytes", "documents", "tokens"):
+        if name in record:
+            parts.append(f"{record[name]:,} {name}")
     return ", ".join([*parts, f"sha256 {str(record['sha256'])[:12]}..."])

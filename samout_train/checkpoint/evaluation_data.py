@@ -66,7 +66,9 @@ def evaluation_data(
         if reads_whole(node):
             return _given(loaded, of_data, name, node, trained_length, data_problems)
     if lengths is not None:
-        node |= {key: lengths for key in ("test_lengths", "test_distances") if key in node}
+        for key in ("test_lengths", "test_distances"):
+            if key in node:
+                node[key] = lengths
     with tempfile.TemporaryDirectory() as folder:
         if loaded.vocabulary is not None and "vocabulary_path" in node:
             path = Path(folder, "vocabulary.json")

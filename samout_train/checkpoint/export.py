@@ -15,6 +15,7 @@ from typing import IO, Any, Literal
 import torch
 from torch import Tensor
 
+from samout_train.checkpoint.files import replace_json
 from samout_train.checkpoint.load import LoadedRun, load_run, model_of
 from samout_train.checkpoint.state import weights_sha256
 from samout_train.data import Characters, Vocabulary, read_published_vocabulary, vocabulary_from
@@ -75,11 +76,17 @@ def export_run(run: str | Path, *, format: Format, out: str | Path | None = None
     """
     if format == "safetensors":
         safetensors_library()  # says how to get it, before anything is read
-    given = None if out is None else _folder(out)
+    folder = None
+    if out is not None:
+        folder = _folder(out)
     loaded = load_run(run)
-    folder = given or loaded.checkpoint.parent.parent / f"export_{format}"
+    folder = folder or loaded.checkpoint.parent.parent / f"export_{format}"
     state = loaded.model.state_dict()
-    tensors, shared = (published_state(loaded.model), {}) if format == "published" else once(state)
+    shared: dict[str, str] = {}
+    if format == "published":
+        tensors = published_state(loaded.model)
+    else:
+        tensors, shared = once(state)
     tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     contents: dict[str, Callable[[IO[bytes]], Any]] = {
         WEIGHTS[format]: lambda file: write_weights(file, tensors, shared, format),
@@ -96,7 +103,7 @@ def export_run(run: str | Path, *, format: Format, out: str | Path | None = None
         note: dict[str, Any] = {"export": FORMAT, "format": format, "step": loaded.step, "torch": torch.__version__}
         note |= {"vocab_size": loaded.vocab_size, "pad_id": loaded.pad_id, "weights_sha256": sha256, "files": files}
         note |= {"parameters": num_parameters(loaded.model)}
-        replace_file(folder / MANIFEST, lambda file: file.write(json.dumps(note, indent=1).encode()))
+        replace_json(folder / MANIFEST, note)
     except BaseException as error:
         for name in contents:
             with suppress(OSError):  # the first error is the one to be told
@@ -159,8 +166,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         wanted = {"format", "step", "vocab_size", "pad_id", "torch", "weights_sha256", "parameters", "files"}
         if note["export"] != FORMAT or not wanted <= note.keys() or note["format"] not in WEIGHTS:
             raise ValueError("of another version")
-        if not all({"bytes", "sha256"} <= file.keys() for file in note["files"].values()):
-            raise ValueError("without sizes")
+        for file in note["files"].values():
+            if not {"bytes", "sha256"} <= file.keys():
+                raise ValueError("without sizes")
     except OSError as error:
         raise ValueError(f"{MANIFEST} is missing, so the export was not completed") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -179,7 +187,9 @@ def once(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} of the model's state is no tensor, and safetensors holds only those")
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
+        place: object = name
+        if tensor.numel():
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if place in first:
             shared[name] = first[place]
         else:
@@ -205,8 +215,11 @@ def read_weights(path: Path, format: str) -> dict[str, Tensor]:
         return rename_published(read_tensor_file(path))
     with safetensors_library().safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
-        shared = {name: kept for name, kept in (file.metadata() or {}).items() if kept in tensors}
-    return tensors | {name: tensors[kept] for name, kept in shared.items()}
+        shared = file.metadata() or {}
+    for name, kept in shared.items():
+        if kept in tensors:
+            tensors[name] = tensors[kept]
+    return tensors
 
 
 def vocabulary_files(vocabulary: Vocabulary | None, format: str) -> dict[str, Callable[[IO[bytes]], Any]]:
@@ -217,7 +230,9 @@ def vocabulary_files(vocabulary: Vocabulary | None, format: str) -> dict[str, Ca
         VOCABULARY: lambda file: file.write(json.dumps(vocabulary.state_dict(), indent=1).encode())
     }
     if format == "published" and isinstance(vocabulary, Characters):
-        spelled = {text: [vocabulary.tokens[index] for index in ids] for text, ids in vocabulary.spellings.items()}
+        spelled = {}
+        for text, ids in vocabulary.spellings.items():
+            spelled[text] = [vocabulary.tokens[index] for index in ids]
         files[PICKLED] = lambda file: pickle.dump({"voc": vocabulary.tokens, "voc0": spelled}, file, protocol=4)
     return files
 
@@ -225,7 +240,9 @@ def vocabulary_files(vocabulary: Vocabulary | None, format: str) -> dict[str, Ca
 def read_vocabulary(folder: Path) -> Vocabulary | None:
     """Read the vocabulary of an export; None where its ids are no text."""
     path = folder / VOCABULARY
-    return vocabulary_from(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return vocabulary_from(json.loads(path.read_text(encoding="utf-8")))
 
 
 def safetensors_library() -> Any:
@@ -277,10 +294,15 @@ def _compare(folder: Path, format: str, loaded: LoadedRun) -> None:
             logits = [model(ids_BT)[0].nan_to_num() for model in (published, loaded.model)]
         if not torch.equal(*logits):
             found.append(f"{path.name}, by its logits,")
-    wanted = loaded.vocabulary.state_dict() if loaded.vocabulary else None
     read = [read_vocabulary(folder)]
-    read += [read_published_vocabulary(folder / PICKLED)] if (folder / PICKLED).is_file() else []
-    if any((vocabulary and vocabulary.state_dict()) != wanted for vocabulary in read):
+    if (folder / PICKLED).is_file():
+        read.append(read_published_vocabulary(folder / PICKLED))
+    if loaded.vocabulary is None:
+        has_changed = any(read)
+    else:
+        wanted = loaded.vocabulary.state_dict()
+        has_changed = any(vocabulary is None or vocabulary.state_dict() != wanted for vocabulary in read)
+    if has_changed:
         found.append("the vocabulary")
     if found:
         raise ExportError(f"{folder}: {' and '.join(found)} read back is not what was written: nothing is left there")

@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,26 @@ CORRUPT = ".corrupt"
 log = logging.getLogger(__name__)
 
 
+# The reason, behind the path of a file.
+OTHER_FORMAT = f"is no checkpoint of format {FORMAT}: another program wrote it, or another version of this one"
+
+
 class CheckpointError(Exception):
-    """No checkpoint could be used or written; the message says which file, and why."""
+    """No checkpoint could be used or written; the message says which file, and why.
+
+    Args:
+        message: For a person.
+        reasons: Why each file cannot be used; empty where none was written.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[Path, str] | None = None) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons or {})
+
+    @classmethod
+    def of_file(cls, path: Path, reason: object) -> "CheckpointError":
+        """Return the error of one file that cannot be used."""
+        return cls(f"{path} cannot be used: {reason}", {path: str(reason)})
 
 
 def serialised(state: dict[str, Any]) -> memoryview:
@@ -111,25 +130,26 @@ def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
         CheckpointError: if it has some and each is damaged.
     """
     folder = run_dir / "checkpoints"
-    reasons = []
+    reasons: dict[Path, str] = {}
     for path in sorted(folder.glob("step_*.pt"), reverse=True):
         reason = damage(path)
         if reason is None:
             return path
-        reasons.append(f"{path.name}: {reason}")
+        reasons[path] = reason
         log.warning("%s cannot be used: %s", path, reason)
         if set_aside:
             for part in (path, _manifest(path), shards_folder(path)):
                 if part.exists():
                     with suppress(OSError):  # open elsewhere, on Windows; it is passed over all the same
                         part.replace(part.with_name(part.name + CORRUPT))
-    earlier = {
-        path for path in folder.glob(f"step_*.pt{CORRUPT}") if path.name.removesuffix(CORRUPT) not in str(reasons)
-    }
-    reasons += [f"{path.name}: {damage(path) or 'was set aside'}" for path in sorted(earlier)]
+    for path in sorted(folder.glob(f"step_*.pt{CORRUPT}")):
+        if path.with_name(path.name.removesuffix(CORRUPT)) not in reasons:  # set aside before now
+            reasons[path] = damage(path) or "was set aside"
     if reasons:
-        listing = "\n  ".join(reasons)
-        raise CheckpointError(f"no checkpoint in {folder} can be used:\n  {listing}")
+        message = f"no checkpoint in {folder} can be used:"
+        for path, reason in reasons.items():
+            message += f"\n  {path.name}: {reason}"
+        raise CheckpointError(message, reasons)
     return None
 
 
@@ -148,11 +168,14 @@ def find_checkpoint(path: str | Path) -> Path:
     if path.is_file():
         reason = damage(path)
         if reason:
-            raise CheckpointError(f"{path} cannot be used: {reason}")
+            raise CheckpointError.of_file(path, reason)
         return path
     if not path.exists():
         raise ValueError(f"{path} is not there: give a run directory or a checkpoint file")
-    found = newest_checkpoint(path.parent if path.name == "checkpoints" else path, set_aside=False)
+    run_dir = path
+    if path.name == "checkpoints":
+        run_dir = path.parent
+    found = newest_checkpoint(run_dir, set_aside=False)
     if found is None:
         raise ValueError(f"{path} holds no checkpoint: give a run directory that has checkpoints/step_*.pt")
     return found
@@ -189,7 +212,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     refuse_special(_manifest(path))
     text = _manifest(path).read_bytes()
     manifest = json.loads(text)
-    unsigned = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    unsigned = dict(manifest)
+    unsigned.pop("manifest_sha256", None)
     if _json(_signed(unsigned)) != text:
         raise ValueError(f"{_manifest(path)} is damaged")
     return unsigned
@@ -210,16 +234,14 @@ def read_checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
     try:
         content = read_tensor_file(path, is_verified=True)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be used: {error}") from error
+        raise CheckpointError.of_file(path, error) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is no checkpoint of format {FORMAT}: another program wrote it, or another version of this one"
-        )
+        raise ValueError(f"{path} {OTHER_FORMAT}")
     if "vectors" in content:
         try:
             join_shards(content, shards_folder(path), whole=whole)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} cannot be used: {error}") from error
+            raise CheckpointError.of_file(path, error) from error
     return content
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from samout_train.checkpoint import files as checkpoints
 from samout_train.checkpoint.export import CONFIG, MANIFEST, VOCABULARY, WEIGHTS, export_damage, read_manifest
-from samout_train.checkpoint.files import CORRUPT, FORMAT, CheckpointError, damage, read_checkpoint
+from samout_train.checkpoint.files import CORRUPT, FORMAT, OTHER_FORMAT, CheckpointError, damage, read_checkpoint
 from samout_train.config import ConfigError, saved_node
-from samout_train.data import Characters, read_published_vocabulary, vocabulary_from
+from samout_train.data import Characters, VocabularyFileError, read_published_vocabulary, vocabulary_from
 from samout_train.models import (
     DamagedError,
     is_published_v8,
@@ -84,7 +84,9 @@ def inspect_path(path: str | Path) -> Found:
     except ValueError as error:
         return _unknown(f"{path} {error}")
     if path.is_dir():
-        return _folder(path.parent if path.name == "checkpoints" and not (path / "checkpoints").exists() else path)
+        if path.name == "checkpoints" and not (path / "checkpoints").exists():
+            path = path.parent
+        return _folder(path)
     if CHECKPOINT.fullmatch(path.name) or (path.suffix == ".pt" and path.with_suffix(".json").is_file()):
         return _checkpoint(path)
     if path.name in (MANIFEST, CONFIG, VOCABULARY, WEIGHTS["safetensors"]) and (path.parent / MANIFEST).is_file():
@@ -105,21 +107,26 @@ def _folder(path: Path) -> Found:
 
 def _run(path: Path) -> Found:
     found, folder = Found("a run directory"), path / "checkpoints"
-    reasons = {file: damage(file) for file in sorted(folder.glob("step_*.pt"))}
-    whole = [file for file, reason in reasons.items() if reason is None]
-    set_aside = sorted(file.name for file in folder.glob(f"step_*.pt{CORRUPT}"))
-    for file, reason in reasons.items():
+    newest, has_any = None, False
+    for file in sorted(folder.glob("step_*.pt")):
+        reason, has_any = damage(file), True
+        if reason is None:
+            newest = file
         found.add("checkpoint", f"{file.name}: {reason or 'whole'}", damaged=bool(reason))
-    for name in set_aside:
-        found.add("set aside", name)
-    if whole:
-        found.add("resume=auto", f"takes {whole[-1].name}")
-    elif reasons or set_aside:
+    for file in sorted(folder.glob(f"step_*.pt{CORRUPT}")):
+        has_any = True
+        found.add("set aside", file.name)
+    if newest is not None:
+        found.add("resume=auto", f"takes {newest.name}")
+    elif has_any:
         found.add("resume=auto", "would stop: no checkpoint is whole", damaged=True)
     else:
         found.add("resume=auto", "starts at step 0: there is no checkpoint yet")
-    found.add("finished", "yes" if (path / "summary.json").is_file() else "no: there is no summary.json")
-    _needs(found, whole[-1] if whole else None, path, f"{shell_word(text_setting('run_dir', path))} resume=auto")
+    is_finished = "no: there is no summary.json"
+    if (path / "summary.json").is_file():
+        is_finished = "yes"
+    found.add("finished", is_finished)
+    _needs(found, newest, path, f"{shell_word(text_setting('run_dir', path))} resume=auto")
     found.damaged = found.damaged or not (path / SAVED_CONFIG).is_file()  # a row says so
     return found
 
@@ -128,20 +135,33 @@ def _checkpoint(path: Path) -> Found:
     found, reason = Found("a checkpoint"), damage(path)
     if path.name.endswith(CORRUPT):
         found.add("set aside", "yes: resume=auto found it damaged", damaged=True)
-    found.add("whole", f"no: {reason}" if reason else "yes, it agrees with its manifest", damaged=bool(reason))
+    _add_whole(found, reason, "it agrees with its manifest")
     if reason is None:
         _needs(found, path, path.parent.parent, f"{shell_word(text_setting('resume', path))} and a run_dir of its own")
     return found
 
 
+def _add_whole(found: Found, reason: str | None, agrees: str) -> None:
+    whole = f"yes, {agrees}"
+    if reason:
+        whole = f"no: {reason}"
+    found.add("whole", whole, damaged=bool(reason))
+
+
 def _needs(found: Found, checkpoint: Path | None, run_dir: Path, resume: str) -> None:
     """What a checkpoint holds, and what it takes to go on with it."""
-    try:
-        content = {} if checkpoint is None else read_checkpoint(checkpoint)
-    except (CheckpointError, ValueError) as error:
-        found.add("content", str(error).removeprefix(f"{checkpoint} "), damaged=True)
-        return
-    model, data = (_node(found, run_dir / SAVED_CONFIG, name) for name in ("model", "data"))
+    content = {}
+    if checkpoint is not None:
+        try:
+            content = read_checkpoint(checkpoint)
+        except CheckpointError as error:
+            found.add("content", f"cannot be used: {error.reasons[checkpoint]}", damaged=True)
+            return
+        except ValueError:
+            found.add("content", OTHER_FORMAT, damaged=True)
+            return
+    model = _node(found, run_dir / SAVED_CONFIG, "model")
+    data = _node(found, run_dir / SAVED_CONFIG, "data")
     found.add("model", _model(model, content.get("model")))
     found.add("data", _data(data))
     if checkpoint is None:
@@ -168,19 +188,27 @@ def _node(found: Found, config: Path, name: str) -> dict[str, Any]:
 
 
 def _model(node: dict[str, Any], weights: Any) -> str:
-    mixer = node.get("mixer")
-    parts = [_short(node) + (f" of {_short(mixer)}" if isinstance(mixer, dict) else "")] if node else []
+    mixer, parts = node.get("mixer"), []
+    if isinstance(mixer, dict):
+        parts.append(f"{_short(node)} of {_short(mixer)}")
+    elif node:
+        parts.append(_short(node))
     parts += [f"{key} {node[key]}" for key in SIZES if node.get(key) is not None]
-    parts += [f"{_count(weights):,} parameters"] if isinstance(weights, dict) else []
+    if isinstance(weights, dict):
+        parts.append(f"{_count(weights):,} parameters")
     return ", ".join(parts) or "not known"
 
 
 def _data(node: dict[str, Any]) -> str:
+    if not node:
+        return "not known"
     path = node.get("path")
     if not isinstance(path, str):
-        return _short(node) if node else "not known"
-    is_there = home_path(path).exists()
-    return f"{_short(node)}, {path}{'' if is_there else ' (which is not there, seen from this folder)'}"
+        return _short(node)
+    described = f"{_short(node)}, {path}"
+    if not home_path(path).exists():
+        described += " (which is not there, seen from this folder)"
+    return described
 
 
 def _add_vocabulary(found: Found, state: Any, vocab_size: Any) -> str | None:
@@ -194,19 +222,25 @@ def _add_vocabulary(found: Found, state: Any, vocab_size: Any) -> str | None:
         found.add("vocabulary", f"cannot be used ({error!r:.100})", damaged=True)
         return None
     found.add("vocabulary", f"{vocabulary.name}, {len(vocabulary)} ids")
-    characters = state["tokens"] if vocabulary.name == Characters.name else ["a"]
-    return next((token for token in characters if len(token) == 1 and token.isalnum()), "PROMPT")
+    if vocabulary.name != Characters.name:
+        return "a"
+    for token in state["tokens"]:
+        if len(token) == 1 and token.isalnum():
+            return str(token)
+    return "PROMPT"
 
 
 def _export(path: Path) -> Found:
     found, reason = Found("an export"), export_damage(path)
-    found.add("whole", f"no: {reason}" if reason else f"yes, each file agrees with {MANIFEST}", damaged=bool(reason))
+    _add_whole(found, reason, f"each file agrees with {MANIFEST}")
     if reason:
         return found
     note = read_manifest(path)
     found.add("files", ", ".join(note["files"]))
     found.add("model", f"{_model(_node(found, path / CONFIG, 'model'), None)}, {note['parameters']} parameters")
-    state = json.loads((path / VOCABULARY).read_text(encoding="utf-8")) if VOCABULARY in note["files"] else None
+    state = None
+    if VOCABULARY in note["files"]:
+        state = json.loads((path / VOCABULARY).read_text(encoding="utf-8"))
     _add_vocabulary(found, state, note["vocab_size"])
     found.add("format", f"{note['format']}, by torch {note['torch']} (here {torch.__version__}), step {note['step']}")
     return found
@@ -218,8 +252,8 @@ def _file(path: Path) -> Found:
         start = file.read(HEAD_BYTES)
     try:
         return _vocabulary(path)
-    except ValueError as error:
-        reason = str(error).rpartition("cannot be used: ")[2]
+    except VocabularyFileError as error:
+        reason = error.reason
     if is_safetensors(start):
         content = None
     elif problem := no_weights(start, path):
@@ -256,7 +290,10 @@ def _published(path: Path, weights: dict[str, Tensor]) -> Found:
         is_v8 = is_published_v8(weights)
     except ValueError as error:
         return _unknown(f"{path} holds tensors that are nothing of this program: {error}")
-    found = Found(f"weights of the published SamOut {'V8' if is_v8 else 'V1'}")
+    version, heads = "V1", ", num_heads=... (not in the file, and V1 scales by it)"
+    if is_v8:
+        version, heads = "V8", ""
+    found = Found(f"weights of the published SamOut {version}")
     try:
         model = load_published(weights, num_heads=1)
     except ValueError as error:
@@ -265,15 +302,17 @@ def _published(path: Path, weights: dict[str, Tensor]) -> Found:
     found.add("whole", "yes, names and shapes are complete")
     sizes = {"hidden_size": model.embedding.embedding_dim, "num_layers": len(model.layers)}
     found.add("model", f"{_model({'_target_': '.SamOut', **sizes}, weights)}, {model.embedding.num_embeddings} ids")
-    heads = "" if is_v8 else ", num_heads=... (not in the file, and V1 scales by it)"
     found.add("to use", f"load_published({str(path)!r}{heads}), and the vocabulary that belongs to it")
     return found
 
 
 def _count(weights: dict[str, Any]) -> int:
     """Elements, a shared tensor once."""
-    tensors = [tensor for tensor in weights.values() if isinstance(tensor, Tensor)]
-    return sum({(t.data_ptr() or number, t.shape): t.numel() for number, t in enumerate(tensors)}.values())
+    counts = {}
+    for name, tensor in weights.items():
+        if isinstance(tensor, Tensor):
+            counts[tensor.data_ptr() or name, tensor.shape] = tensor.numel()
+    return sum(counts.values())
 
 
 def _short(node: dict[str, Any]) -> str:

@@ -55,12 +55,12 @@ def load_run(path: str | Path) -> LoadedRun:
     checkpoint = find_checkpoint(path)
     content = read_checkpoint(checkpoint)
     try:
-        weights, step, vocab_size, pad_id, state = (
-            content[key] for key in ("model", "step", "vocab_size", "pad_id", "vocabulary")
-        )
-        vocabulary = None if state is None else vocabulary_from(state)
+        weights, step, vocab_size, pad_id = (content[key] for key in ("model", "step", "vocab_size", "pad_id"))
+        vocabulary = None
+        if content["vocabulary"] is not None:
+            vocabulary = vocabulary_from(content["vocabulary"])
     except (LookupError, AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint} cannot be used: it is no whole checkpoint ({error!r:.100})") from error
+        raise CheckpointError.of_file(checkpoint, f"it is no whole checkpoint ({error!r:.100})") from error
     saved = checkpoint.parent.parent / ".hydra" / "config.yaml"
     node, model = model_of(saved, checkpoint, weights, vocab_size=vocab_size, pad_id=pad_id)
     choose_once(model)

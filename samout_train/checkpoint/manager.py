@@ -185,7 +185,7 @@ class Checkpoints:
             else:
                 trainer.begin_from(content, str(path))
         except (LookupError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} cannot be used: it is no whole checkpoint ({error!r:.100})") from error
+            raise CheckpointError.of_file(path, f"it is no whole checkpoint ({error!r:.100})") from error
         if is_own:
             go_on_with(then.get("products"))
             self.last_step = trainer.step_count
@@ -228,12 +228,17 @@ class Checkpoints:
 
     def _newest(self) -> Path | None:
         """Return the newest complete checkpoint of the run, as the first process finds it."""
-        run_dir = self.directory.parent
-        return distributed.from_first(newest_checkpoint(run_dir, set_aside=True) if distributed.is_first() else None)
+        newest = None
+        if distributed.is_first():
+            newest = newest_checkpoint(self.directory.parent, set_aside=True)
+        return distributed.from_first(newest)
 
     def _path_to_resume(self, resume: str) -> Path | None:
         if resume != "auto":
-            return distributed.from_first(find_checkpoint(Path(resume)) if distributed.is_first() else None)
+            found = None
+            if distributed.is_first():
+                found = find_checkpoint(Path(resume))
+            return distributed.from_first(found)
         path = self._newest()
         if path is None:
             log.info("resume     no checkpoint in %s yet: starting at step 0", self.directory.parent)
@@ -242,17 +247,23 @@ class Checkpoints:
     def _log_restored(self, path: Path, then: Mapping[str, Any], trainer: Resumable, *, is_own: bool) -> None:
         """Log what was restored, and what has changed since."""
         made_now = made_with(trainer.device, trainer.precision)
-        other = [f"{key} {then[key]}, now {now}" for key, now in made_now.items() if then.get(key, now) != now]
+        other = []
+        for key, now in made_now.items():
+            if then.get(key, now) != now:
+                other.append(f"{key} {then[key]}, now {now}")
         if other:
             log.warning("resume     made with %s: the last bits of what follows will differ", "; ".join(other))
-        anew = ": a new run, with its weights, optimizer, steps and random states; the record begins anew"
-        log.info("resume     %s, after step %d%s", path, trainer.step_count, "" if is_own else anew)
+        anew = ""
+        if not is_own:
+            anew = ": a new run, with its weights, optimizer, steps and random states; the record begins anew"
+        log.info("resume     %s, after step %d%s", path, trainer.step_count, anew)
         before, settings = then["settings"], self.about["settings"]
-        changed = [
-            f"{key} {before.get(key, 'null')}, now {settings.get(key, 'null')}"
-            for key in sorted(before.keys() | settings.keys())
-            if before and before.get(key) != settings.get(key)
-        ]
+        if not before:
+            return
+        changed = []
+        for key in sorted(before.keys() | settings.keys()):
+            if before.get(key) != settings.get(key):
+                changed.append(f"{key} {before.get(key, 'null')}, now {settings.get(key, 'null')}")
         if changed:
             log.info("resume     changed: %s", "; ".join(changed))
 
@@ -291,7 +302,9 @@ class Checkpoints:
             log.warning("an old checkpoint in %s could not be deleted (%s); training goes on", self.directory, error)
 
     def _told(self, error: OSError, step: int, needed: int) -> str:
-        kept = "there is none before it" if self.last_step is None else f"that of step {self.last_step} is kept"
+        kept = "there is none before it"
+        if self.last_step is not None:
+            kept = f"that of step {self.last_step} is kept"
         try:
             free = f"{shutil.disk_usage(self.directory).free:,}"
         except OSError:
@@ -303,7 +316,9 @@ class Checkpoints:
 
     def _delete_old(self, step: int, best_step: int | None) -> None:
         steps = saved_steps(self.directory)
-        best = best_step if self.keep_best and best_step in steps else None
+        best = None
+        if self.keep_best and best_step in steps:
+            best = best_step
         replace_json(self.directory / "index.json", {"last": step, "best": best})
         for old in steps[: -self.keep_last]:
             if old not in (best, step):
@@ -312,9 +327,12 @@ class Checkpoints:
 
 def made_with(device: torch.device, precision: PrecisionName) -> dict[str, str | int]:
     """Return what a checkpoint is made with that decides about the last bits of what follows from it."""
+    name = device.type
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
     return {
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": name,
         "threads": torch.get_num_threads(),
         "processes": distributed.count(),
         "precision": precision,

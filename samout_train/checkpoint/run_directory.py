@@ -7,19 +7,20 @@ import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from samout_train.config import Composed, ConfigError, current_settings, saved_keys
+from samout_train.config import Composed, ConfigError, Problem, current_settings, saved_keys
 from samout_train.runtime import distributed, home_path, leftovers, place_problem, read_figures, replace_file
 
 SETTINGS = ".hydra"
 SECONDS_OF_A_LOOK = 0.5  # at most, that who only asks whether a run is under way holds its lock
 # What a continued run must have in common with what it continues; the rest may change.
 FIXED_KEYS = ("seed", "model", "data", "optimizer")
-FREE_DATA_KEYS = ("budget_steps", "log_every_n_steps", "eval_every_n_steps")
+FREE_DATA_KEYS = ("data.budget_steps", "data.log_every_n_steps", "data.eval_every_n_steps")
 KINDS = {
     "a run": ("metrics.jsonl", "checkpoints"),
     "a sweep": ("sweep.json",),
@@ -38,7 +39,7 @@ class TakenError(DirectoryRefusedError):
     """Another process is at a run in the directory."""
 
 
-def resume_problems(composed: Composed, directory: str = "run_dir") -> list[str]:
+def check_resume(composed: Composed, directory: str = "run_dir") -> list[Problem]:
     """Return the problems with starting from a checkpoint; nothing is written.
 
     Args:
@@ -47,30 +48,31 @@ def resume_problems(composed: Composed, directory: str = "run_dir") -> list[str]
     """
     resume = composed.config["resume"]
     if resume == "auto" and directory in composed.named_by_time:
-        return [
-            f"resume=auto: continues the run in {directory}, and that is a new directory here: give {directory}=... of "
-            "the run too, or leave resume out to begin a new one"
-        ]
+        text = f"continues the run in {directory}, and that is a new directory here"
+        fix = f"give {directory}=... of the run too, or leave resume out to begin a new one"
+        return [Problem("resume", "auto", text=text, fix=fix)]
     if resume in (None, "auto"):
         return []
     path = Path(str(resume))
     if not resume or not path.exists():
-        return [f"resume={resume}: is not there: give auto, a run directory or a checkpoint"]
-    if path.is_dir() and not any(path.rglob("step_*.pt")):
-        return [f"resume={resume}: holds no checkpoint: give a run directory that has checkpoints/step_*.pt"]
-    if path.is_file() and path.suffix != ".pt":
-        return [f"resume={resume}: is no checkpoint: give auto, a run directory or a checkpoint, step_*.pt"]
-    return []
+        text, fix = "is not there", "give auto, a run directory or a checkpoint"
+    elif path.is_dir() and not any(path.rglob("step_*.pt")):
+        text, fix = "holds no checkpoint", "give a run directory that has checkpoints/step_*.pt"
+    elif path.is_file() and path.suffix != ".pt":
+        text, fix = "is no checkpoint", "give auto, a run directory or a checkpoint, step_*.pt"
+    else:
+        return []
+    return [Problem("resume", str(resume), text=text, fix=fix)]
 
 
-def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
+def check_run_directory(config: Mapping[str, Any]) -> list[Problem]:
     """Return the problems with writing into run_dir; looks only, so that nothing in it is touched."""
     run_dir = Path(config["run_dir"])
     if problem := place_problem(run_dir):
-        return [f"run_dir={run_dir}: {problem}"]
+        return [_of_run_dir(run_dir, problem)]
     if is_taken(run_dir):
         return [_taken(run_dir)]
-    return content_problems(run_dir, config)
+    return check_content(run_dir, config)
 
 
 def other_kind(folder: Path, own: str) -> str | None:
@@ -80,38 +82,46 @@ def other_kind(folder: Path, own: str) -> str | None:
         folder: Any path.
         own: What it may hold, one of those in KINDS.
     """
-    return next(
-        (kind for kind, marks in KINDS.items() if kind != own and any((folder / m).exists() for m in marks)), None
-    )
+    for kind in KINDS:
+        if kind != own and _holds(folder, kind):
+            return kind
+    return None
 
 
-def content_problems(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
+def _holds(folder: Path, kind: str) -> bool:
+    return any((folder / mark).exists() for mark in KINDS[kind])
+
+
+def check_content(run_dir: Path, config: Mapping[str, Any]) -> list[Problem]:
     """Return why the run in a directory cannot be continued with a configuration; ask again under its lock."""
     if kind := other_kind(run_dir, "a run"):
-        return [f"run_dir={run_dir}: holds {kind}: give another run_dir"]
+        return [_of_run_dir(run_dir, f"holds {kind}", "give another run_dir")]
     if not holds_run(run_dir):
         return []
     if config["resume"] != "auto":
-        return [f"run_dir={run_dir}: holds a run already: set resume=auto to continue it, or another run_dir"]
-    free = tuple(f"data.{name}" for name in FREE_DATA_KEYS)
-    places = PLACE_KEYS if has_data_record(run_dir) else ()
-    return [
-        f"{difference}: continue it with the same, or give another run_dir"
-        for difference in other_settings(run_dir, config, FIXED_KEYS, free)
-        if difference.partition("=")[0] not in places
-    ]
+        return [_of_run_dir(run_dir, "holds a run already", "set resume=auto to continue it, or another run_dir")]
+    is_compared_by_content = has_data_record(run_dir)
+    problems = []
+    for difference in other_settings(run_dir, config, FIXED_KEYS, FREE_DATA_KEYS):
+        if not (is_compared_by_content and difference.key in PLACE_KEYS):
+            problems.append(replace(difference, fix="continue it with the same, or give another run_dir"))
+    return problems
+
+
+# The names of earlier versions.
+resume_problems, run_directory_problems, content_problems = check_resume, check_run_directory, check_content
 
 
 def has_data_record(run_dir: Path) -> bool:
     """Return whether the checkpoints of a run record its data, which is then compared in place of its path."""
-    manifests = [read_figures(path) for path in (run_dir / "checkpoints").glob("step_*.json")]
+    manifests = list((run_dir / "checkpoints").glob("step_*.json"))
     # The newest may be damaged, and then an earlier one is taken.
-    return bool(manifests) and all(manifest.get("data") for manifest in manifests)
+    return bool(manifests) and all(read_figures(path).get("data") for path in manifests)
 
 
 def holds_run(run_dir: Path) -> bool:
     """Return whether there is anything of a run in a directory."""
-    return any((run_dir / mark).exists() for mark in KINDS["a run"])
+    return _holds(run_dir, "a run")
 
 
 def is_taken(run_dir: Path) -> bool:
@@ -128,8 +138,8 @@ def is_taken(run_dir: Path) -> bool:
 
 def other_settings(
     run_dir: Path, config: Mapping[str, Any], keys: Sequence[str], free: tuple[str, ...] = ()
-) -> list[str]:
-    """Return where the run in a directory differs from a configuration, one text each; none where it does not say.
+) -> list[Problem]:
+    """Return where the run in a directory differs from a configuration, by key; nothing where it does not say.
 
     Args:
         run_dir: Of the run.
@@ -143,8 +153,11 @@ def other_settings(
     try:
         before = saved_keys(saved, keys)
     except ValueError as error:
-        return [f"run_dir={run_dir}: {saved} cannot be read ({error}): repair it"]
-    return [f"{key}={now}: the run in {run_dir} has {then}" for key, then, now in _pairs(before, config, keys, free)]
+        return [_of_run_dir(run_dir, f"{saved} cannot be read ({error}): repair it")]
+    problems = []
+    for key, then, now in _pairs(before, config, keys, free):
+        problems.append(Problem(key, str(now), text=f"the run in {run_dir} has {then}"))
+    return problems
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
@@ -161,16 +174,20 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[
 def _pairs(
     before: Mapping[str, Any], config: Mapping[str, Any], keys: Sequence[str], free: tuple[str, ...]
 ) -> list[tuple[str, Any, Any]]:
-    # A job that was continued has resume=auto; that says nothing of what it trains.
-    then, now = (
-        scalars({key: c.get(key) for key in keys if (key, c.get(key)) != ("resume", "auto")})
-        for c in map(current_settings, (before, config))
-    )
-    return [
-        (key, then.get(key, "null"), now.get(key, "null"))
-        for key in sorted(then.keys() | now.keys())
-        if not _same(key, then.get(key), now.get(key)) and not key.startswith(free)
-    ]
+    then, now = _compared(before, keys), _compared(config, keys)
+    pairs = []
+    for key in sorted(then.keys() | now.keys()):
+        if not key.startswith(free) and not _same(key, then.get(key), now.get(key)):
+            pairs.append((key, then.get(key, "null"), now.get(key, "null")))
+    return pairs
+
+
+def _compared(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, bool | int | float | str]:
+    config = current_settings(config)
+    compared = {key: config.get(key) for key in keys}
+    if compared.get("resume") == "auto":  # of a job that was continued; it says nothing of what it trains
+        del compared["resume"]
+    return scalars(compared)
 
 
 def new_directory(path: Path) -> Path:
@@ -182,7 +199,9 @@ def new_directory(path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
-            made = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            made = path
+            if number > 1:
+                made = path.with_name(f"{path.name}-{number}")
             with suppress(FileExistsError):
                 made.mkdir()
                 return made
@@ -195,16 +214,18 @@ def _same(key: str, then: Any, now: Any) -> bool:
     """Return whether two values are equal, or spell the same path."""
     if then == now or key not in ("data.path", "data.vocabulary_path"):
         return bool(then == now)
-    return all(isinstance(path, str) and path for path in (then, now)) and _place(then) == _place(now)
-
-
-def _place(path: str) -> Path:
-    return home_path(path).resolve()
+    if not (isinstance(then, str) and isinstance(now, str) and then and now):
+        return False
+    return home_path(then).resolve() == home_path(now).resolve()
 
 
 @contextmanager
 def claimed(
-    run_dir: Path, files: Mapping[str, str], *, refusals: Callable[[], list[str]], keeps_failed: bool = False
+    run_dir: Path,
+    files: Mapping[str, str],
+    *,
+    refusals: Callable[[], Sequence[Problem | str]],
+    keeps_failed: bool = False,
 ) -> Iterator[Callable[[], None]]:
     """Hold a run directory for one run, from the check of what lies in it to the end of the run.
 
@@ -237,7 +258,7 @@ def claimed(
         if distributed.is_first():
             held.enter_context(locked(run_dir))
             if found := refusals():
-                raise DirectoryRefusedError("\n".join(found))
+                raise DirectoryRefusedError(*found)
             if is_new := not holds_run(run_dir):
                 _write_settings(run_dir / SETTINGS, files)
         distributed.wait_for_all()
@@ -305,15 +326,24 @@ def _lock(run_dir: Path, timeout: float = 0.0) -> FileLock:
     return FileLock(run_dir / ".hydra" / "lock", timeout=timeout)
 
 
-def _taken(run_dir: Path) -> str:
-    return f"run_dir={run_dir}: another process is at a run in it: wait until it has ended, or give another run_dir"
+def _taken(run_dir: Path) -> Problem:
+    fix = "wait until it has ended, or give another run_dir"
+    return _of_run_dir(run_dir, "another process is at a run in it", fix)
+
+
+def _of_run_dir(run_dir: Path, text: str, fix: str = "") -> Problem:
+    return Problem("run_dir", str(run_dir), text=text, fix=fix)
 
 
 def scalars(node: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
     """Return values by dotted key; lists as text, nulls and `_partial_` left out."""
     if isinstance(node, Mapping):
-        nested = [scalars(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items()]
-        return {key: value for part in nested for key, value in part.items()}
+        values: dict[str, bool | int | float | str] = {}
+        for key, value in node.items():
+            values |= scalars(value, f"{prefix}.{key}".removeprefix("."))
+        return values
     if node is None or prefix.endswith("._partial_"):
         return {}
-    return {prefix: node if isinstance(node, bool | int | float | str) else str(node)}
+    if not isinstance(node, bool | int | float | str):
+        node = str(node)
+    return {prefix: node}

@@ -4,8 +4,7 @@ Names and shapes are compared with those of the model and the optimizer before a
 """
 
 import hashlib
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from samout_train.checkpoint.shards import read_shards
+from samout_train.checkpoint.shards import read_shards, split_shards
 from samout_train.data import Vocabulary
 from samout_train.models import ParallelModel, like
 
@@ -35,11 +34,16 @@ def saved_weights(shared: ParallelModel, optimizer: torch.optim.Optimizer) -> St
         return state
     parameters = dict(shared.model.named_parameters())
     scalars = {id(parameters[name]) for name in shared.scalars}
-    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    ordered: list[Tensor] = []
+    for group in optimizer.param_groups:
+        ordered += group["params"]
     vectors = [f"model.{name}" for name in sorted(shared.scalars)]
     for index, tensors in state["optimizer"]["state"].items():
-        if id(ordered[index]) in scalars:
-            vectors += [f"optimizer.{index}.{name}" for name, part in tensors.items() if isinstance(part, DTensor)]
+        if id(ordered[index]) not in scalars:
+            continue
+        for name, part in tensors.items():
+            if isinstance(part, DTensor):
+                vectors.append(f"optimizer.{index}.{name}")
     return state | {"vectors": vectors}
 
 
@@ -65,19 +69,14 @@ def load_weights(
     if is_usual(state["optimizer"]):
         refuse_other_optimizer(optimizer, state["optimizer"], shared.model)
     saved = state["optimizer"]
-    moments = _moments(optimizer, saved) if shared.is_sharded else {}
+    if shared.is_sharded:
+        saved = {**saved, "state": _moments(optimizer, saved)}
     if shared.is_sharded and (folder := state.get("shards")) is not None:
-        tensors = {f"model.{name}": tensor for name, tensor in shared.model.state_dict().items()}
-        tensors |= {
-            f"optimizer.{index}.{name}": part
-            for index, parts in moments.items()
-            for name, part in parts.items()
-            if isinstance(part, Tensor)
-        }
-        read_shards(Path(folder), tensors)
+        own = {"model": shared.model.state_dict(), "optimizer": saved}
+        read_shards(Path(folder), split_shards(own)[1])
     else:
         shared.load(state["model"])
-    load_optimizer(optimizer, {**saved, "state": moments} if shared.is_sharded else saved, stateful)
+    load_optimizer(optimizer, saved, stateful)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, stateful: frozenset[str]) -> None:
@@ -91,8 +90,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, stateful: froze
     Raises:
         ValueError: if it refuses the state.
     """
-    others = {"params", "lr"} | stateful
-    kept = [{k: v for k, v in group.items() if k not in others} for group in optimizer.param_groups]
+    kept = []
+    for group in optimizer.param_groups:
+        settings = dict(group)
+        for key in ("params", "lr", *stateful):
+            settings.pop(key, None)
+        kept.append(settings)
     try:
         optimizer.load_state_dict(saved)
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
@@ -125,7 +128,7 @@ def refuse_other_model(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]
     """
     found = []
     # What one of them has not at all comes first: it says more than widths do.
-    names = list(chain(wanted, (name for name in given if name not in wanted)))
+    names = {**wanted, **given}
     for name in sorted(names, key=lambda name: name in wanted and name in given):
         here, there = wanted.get(name), given.get(name)
         if here is None or there is None or here.shape != there.shape:
@@ -143,7 +146,10 @@ def refuse_other_vocabulary(wanted: Vocabulary | None, given: object) -> None:
     Raises:
         ValueError: if they differ.
     """
-    if given != (wanted.state_dict() if wanted else None):
+    own = None
+    if wanted is not None:
+        own = wanted.state_dict()
+    if given != own:
         raise ValueError("the checkpoint has another vocabulary than this data: continue with the data it was made on")
 
 
@@ -164,10 +170,8 @@ def refuse_other_optimizer(optimizer: torch.optim.Optimizer, given: Mapping[str,
     if here != there:
         _refuse(what, [f"parameters by group: {there} in the checkpoint, {here} in the optimizer"])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-    saved_keys = chain.from_iterable(group["params"] for group in given["param_groups"])
     found = []
-    for parameter, key in zip(parameters, saved_keys, strict=True):
+    for parameter, key in _keyed(optimizer, given):
         for name, tensor in given["state"].get(key, {}).items():
             if name not in LIKE_THE_PARAMETER or not isinstance(tensor, Tensor):
                 continue
@@ -190,30 +194,41 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
 
 def _moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[int, State]:
     """Return the optimizer's state, each tensor sharded as its parameter is where it has as many elements."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    keys = [key for group in saved["param_groups"] for key in group["params"]]
-    return {
-        key: {name: _as_own(parameter, name, part) for name, part in saved["state"][key].items()}
-        for key, parameter in zip(keys, parameters, strict=True)
-        if key in saved["state"]
-    }
+    moments = {}
+    for parameter, key in _keyed(optimizer, saved):
+        if key in saved["state"]:
+            moments[key] = {name: _as_own(parameter, name, part) for name, part in saved["state"][key].items()}
+    return moments
+
+
+def _keyed(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Iterator[tuple[Tensor, int]]:
+    """Yield each parameter of an optimizer, and the key of its state in what was saved of such a one."""
+    for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        yield from zip(group["params"], saved_group["params"], strict=True)
 
 
 def _as_own(parameter: Tensor, name: str, saved: Any) -> Any:
     if not isinstance(saved, Tensor):
         return saved
     is_moment = name != "step" and saved.numel() == parameter.numel()  # what counts steps is a scalar beside any other
+    if saved.is_meta and is_moment:
+        return torch.zeros_like(parameter.detach())
     if saved.is_meta:
-        return torch.zeros_like(parameter.detach()) if is_moment else torch.zeros(saved.shape, dtype=saved.dtype)
-    return like(parameter, saved) if is_moment else saved
+        return torch.zeros(saved.shape, dtype=saved.dtype)
+    if is_moment:
+        return like(parameter, saved)
+    return saved
 
 
 def _shape(tensor: Tensor | None) -> str:
-    return "missing" if tensor is None else "x".join(map(str, tensor.shape)) or "a number"
+    if tensor is None:
+        return "missing"
+    return "x".join(map(str, tensor.shape)) or "a number"
 
 
 def _refuse(what: str, found: list[str]) -> None:
+    if len(found) > MOST_LINES:
+        more = len(found) - MOST_LINES + 1
+        found = [*found[: MOST_LINES - 1], f"and {more} more"]
     if found:
-        shown = found if len(found) <= MOST_LINES else found[: MOST_LINES - 1]
-        more = [f"and {len(found) - len(shown)} more"] if len(found) > len(shown) else []
-        raise ValueError("\n  ".join([what, *shown, *more]))
+        raise ValueError("\n  ".join([what, *found]))

@@ -136,7 +136,7 @@ class Request:
         return []
 
     def _wrong_settings(self) -> list[Problem]:
-        from samout_train.checkpoint import resume_problems, run_directory_problems
+        from samout_train.checkpoint import check_resume, check_run_directory
         from samout_train.training import checked_config
 
         if self.in_sweep:
@@ -145,13 +145,13 @@ class Request:
         if composed is not None and not found:
             config, self.run_dir = composed.config, composed.config["run_dir"]
             self.gets_new_directory = "run_dir" in composed.named_by_time
-            found = as_problems(resume_problems(composed))
+            found = as_problems(check_resume(composed))
             if self.writes and not self.gets_new_directory:
-                found += as_problems(run_directory_problems(config))
+                found += as_problems(check_run_directory(config))
         return found
 
     def _wrong_sweep(self) -> list[Problem]:
-        from samout_train.checkpoint import resume_problems
+        from samout_train.checkpoint import check_resume
         from samout_train.training import checked_config, without_missing
 
         wrong = check_overrides(self.overrides, folders=self.folders, in_sweep=True)
@@ -175,7 +175,7 @@ class Request:
             )
             found += without_missing(mistakes, wrong)
             if composed is not None and not mistakes:
-                found += as_problems(resume_problems(composed, "hydra.sweep.dir"))
+                found += as_problems(check_resume(composed, "hydra.sweep.dir"))
                 found += as_problems(sweep_problems(composed, job, left_out))
                 self.run_dir, name = composed.sweep_dir, job_name(job, left_out)
                 earlier = self.configs.get(name, composed.config)

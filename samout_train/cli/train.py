@@ -7,17 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from samout_train.checkpoint import DirectoryRefusedError, TakenError, content_problems, locked
+from samout_train.checkpoint import DirectoryRefusedError, TakenError, check_content, locked
 from samout_train.cli.request import Request
 from samout_train.config import (
     CONF,
     Composed,
     ConfigError,
+    Problem,
     as_typed,
     compose_config,
     resolve,
@@ -204,7 +206,9 @@ def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failu
     run_dir = Path(unresolved(hydra_config, "runtime.output_dir"))
     composed = composed.lying_in(run_dir) if in_sweep else composed
     words = [*flags, *(map(as_typed, unresolved(hydra_config, "overrides.task")) if typed is None else typed)]
-    problems = job_problems if in_sweep else content_problems
+    problems: Callable[[Path, Mapping[str, Any]], Sequence[Problem | str]] = check_content
+    if in_sweep:
+        problems = job_problems
     has_begun = False
     try:
         with (

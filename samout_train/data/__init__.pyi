@@ -35,4 +35,7 @@ from .vocabulary.choice import (
     read_vocabulary_file as read_vocabulary_file,
     vocabulary_from as vocabulary_from,
 )
-from .vocabulary.published import read_published_vocabulary as read_published_vocabulary
+from .vocabulary.published import (
+    VocabularyFileError as VocabularyFileError,
+    read_published_vocabulary as read_published_vocabulary,
+)

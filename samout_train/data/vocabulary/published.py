@@ -26,6 +26,18 @@ ALLOWED = {
 CODE = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD", "EXT1", "EXT2", "EXT4")
 
 
+class VocabularyFileError(ValueError):
+    """A file cannot be read as a vocabulary; `reason` says why, without the path."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"vocabulary_path={self.path}: cannot be used: {self.reason}"
+
+
 def read_published_vocabulary(path: str | Path) -> Characters:
     """Read a pickled character vocabulary; no code in it is run.
 
@@ -33,7 +45,7 @@ def read_published_vocabulary(path: str | Path) -> Characters:
         path: The file, such as `total_voc.pkl`.
 
     Raises:
-        ValueError: if it holds anything but lists, dictionaries, texts and whole numbers, or is no vocabulary.
+        VocabularyFileError: if it holds anything but lists, dictionaries, texts and whole numbers, or is no vocabulary.
     """
     path = home_path(path)
     try:
@@ -48,7 +60,7 @@ def read_published_vocabulary(path: str | Path) -> Characters:
             spellings[text] = [place.get(token, -1) for token in parts]
         return Characters(tokens, spellings)
     except ValueError as error:
-        raise ValueError(f"vocabulary_path={path}: cannot be used: {error}") from error
+        raise VocabularyFileError(path, str(error)) from error
 
 
 def _unpickled(path: Path) -> Any:

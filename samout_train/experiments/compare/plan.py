@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.checkpoint import DataNow, holds_run, other_kind, other_settings
-from samout_train.config import TEXT_KEYS, ConfigError, compose_config, key_of, locate, shown
+from samout_train.config import TEXT_KEYS, ConfigError, Problem, compose_config, key_of, locate, shown
 from samout_train.experiments.compare.matching import Budget, Sizes, matched, model_cost, seconds_a_step, smallest_width
 from samout_train.experiments.jobs import Job
 from samout_train.runtime import RESERVED, is_out_of_memory, place_problem, quoted, read_figures, write_figures
@@ -213,7 +213,7 @@ class Plan:
             return [f"run_dir={self.folder}: {problem}"]
         if kind := other_kind(self.folder, "a comparison"):
             return [f"run_dir={self.folder}: holds {kind}: give a directory of its own"]
-        found: list[str] = []
+        found: list[Problem] = []
         others: list[str | None] = []
         there_now = DataNow(source_from)
         by_label = {one.label: one for one in self.candidates}
