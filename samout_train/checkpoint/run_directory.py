@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from samout_train.config import Composed, ConfigError, current_settings, saved_keys
-from samout_train.runtime import home_path, leftovers, place_problem, read_figures, replace_file
+from samout_train.runtime import distributed, home_path, leftovers, place_problem, read_figures, replace_file
 
 SETTINGS = ".hydra"
 SECONDS_OF_A_LOOK = 0.5  # at most, that who only asks whether a run is under way holds its lock
@@ -224,8 +224,6 @@ def claimed(
     Raises:
         DirectoryRefusedError: if another process holds the directory, or there are refusals.
     """
-    from samout_train.runtime import distributed  # imports torch, which questions about a directory do not need
-
     is_written = False
 
     def write() -> None:

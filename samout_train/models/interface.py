@@ -68,7 +68,7 @@ class BranchedMixer(Mixer, Protocol):
 
 
 class LanguageModel(Protocol):
-    """What reports ask of a model, beside being called.
+    """Declares what reports ask of a model, beside being called.
 
     One in which a position sees later tokens says so with an attribute `sees_future` that is true; see `sees_future`.
     One whose logits are a matrix (V, D) times what its body makes has that matrix as `head_weight`, and returns that,
@@ -98,7 +98,7 @@ def sees_future(model: nn.Module) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module, *, inference: bool = True) -> Iterator[None]:
-    """While this is open, a model is in evaluation mode: dropout is off. Its mode is put back afterwards.
+    """Hold a model in evaluation mode, in which dropout is off, and put its own mode back.
 
     Args:
         model: The model.

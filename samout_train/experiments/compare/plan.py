@@ -346,7 +346,7 @@ def _candidate(
     start = [] if budget is None else _smallest(words, config_dirs)
     composed, wrong = checked_config([*words, *start], config_dirs=config_dirs)
     if wrong or composed is None:
-        raise ConfigError("\n".join(wrong))
+        raise ConfigError(*wrong)
     config, sizes = composed.config, None
     if budget is not None:
         sizes = known(label, words) or matched(label, config["model"], budget, _cost(budget, config))
