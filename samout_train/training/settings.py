@@ -122,6 +122,9 @@ def checked_config(
         return None, [*wrong.values(), *placed([str(error)], choices={})]
     if (name := composed.choices.get("experiment")) and "experiment" in composed.config:
         return composed, [*wrong.values(), _below_experiment(name, config_name, folders)]
+    if name and "compare" in composed.config:
+        sentence = f"experiment={name}: is a comparison of models: write samout-train compare experiment={name}"
+        return composed, [*wrong.values(), sentence]
     if config_name != "config" and not {"run_dir", "trainer"} & composed.config.keys():
         root = f"--config-name {config_name}: is no root YAML: write `defaults: [/config, _self_]` at its beginning"
         return composed, [*wrong.values(), root]
