@@ -220,7 +220,7 @@ class Plan:
         for name, entry in self.entries().items():
             if holds_run(self.folder / name):
                 config = _with(by_label[entry.label].config, entry.rate, entry.seed)
-                found += other_settings(self.folder / name, config, DECISIVE_KEYS)
+                found += map(str, other_settings(self.folder / name, config, DECISIVE_KEYS))
                 others.append(there_now.other_than(self.folder / name, config))
         problems = [f"{difference}: give another run_dir" for difference in dict.fromkeys(found)]
         return problems or [f"{other}, or another run_dir" for other in others if other is not None][:1]
