@@ -112,10 +112,10 @@ def _plan(settings: Node, request: Request) -> "Plan":
 
     screening, found = screening_of(settings["screen_steps"], settings["finalists"], settings["always"])
     if found:
-        raise ConfigError("\n".join(found))
+        raise ConfigError(*found)
     shared = [word for word in request.overrides if key_of(word) not in OWN]
-    if found := decided_problems(shared):
-        raise ConfigError("\n".join(found))
+    if decided := decided_problems(shared):
+        raise ConfigError("\n".join(decided))
     match, folder = settings["match"], Path(settings["run_dir"])
     models = candidates(
         _models(settings),
@@ -131,11 +131,11 @@ def _plan(settings: Node, request: Request) -> "Plan":
     rates = sorted(set(map(float, rates)))
     if screening is not None:
         configs = {one.label: one.config for one in models}
-        if found := screening_problems(screening, configs, rates):
-            raise ConfigError("\n".join(found))
+        if wrong := screening_problems(screening, configs, rates):
+            raise ConfigError(*wrong)
     plan = Plan(folder, models, rates, settings["seed"], settings["seeds"], flags, screening)
-    if found := plan.problems():
-        raise ConfigError("\n".join(found))
+    if taken := plan.problems():
+        raise ConfigError("\n".join(taken))
     return plan
 
 

@@ -40,7 +40,7 @@ def _verify(words: list[str]) -> int:
     import torch
 
     from samout_train.checkpoint import load_run
-    from samout_train.config import model_problems, options_of
+    from samout_train.config import check_model, options_of, require_no_problems
     from samout_train.evaluation.verify import models_under_test, sized, trained_models_under_test
     from samout_train.ops import use_kernels
     from samout_train.runtime import choose_device, use_threads
@@ -66,8 +66,7 @@ def _verify(words: list[str]) -> int:
     if settings["model"] is not None:
         typed = {key_of(word).removeprefix("model.") for word in request.overrides}
         nodes = {str(composed.choices["model"]): sized(settings["model"], typed)}
-        if wrong := model_problems(*nodes.values()):
-            raise ConfigError("\n".join(wrong))
+        require_no_problems(check_model(*nodes.values()))
     else:
         names = options_of("model", request.folders)
         nodes = {name: sized(model_node(name, config_dirs=request.config_dirs)) for name in names}

@@ -34,7 +34,7 @@ def missing_charts() -> str | None:
 
 
 def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> bytes | None:
-    """Loss by position, loss by length, and how the states grow.
+    """Draw the loss by position, the loss by length, and how the states grow.
 
     Args:
         found: By the name to show.

@@ -77,7 +77,7 @@ class Extrapolation:
 
     @property
     def state_growth(self) -> dict[str, float]:
-        """By layer: the norm of its state at the end of the longest windows over that after a training row."""
+        """Return by layer the norm of its state at the end of the longest windows over that after a training row."""
         growth = {}
         for name, norms in self.state_norm.items():
             if norms[0]:
@@ -205,7 +205,7 @@ class Reader:
     def _by_position(
         self, inputs_BW: Tensor, targets_BW: Tensor, state_norm: dict[str, list[float]]
     ) -> tuple[Tensor, Tensor]:
-        """Sum of the nats at each place and how many targets count there, (W,) float64; and the norms of states."""
+        """Return the nats and the counted targets at each place, (W,) float64 each; the norms go into `state_norm`."""
         nats_W = torch.zeros(inputs_BW.shape[1], dtype=torch.float64)
         norms: dict[str, list[Tensor]] = {}
         vocab_size = 1
@@ -288,7 +288,7 @@ def extrapolation_table(found: Extrapolation) -> list[str]:
 def write_extrapolation(
     found: Extrapolation, name: str, folder: Path, *, step: int, about: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes `evaluation.json`, `lengths.png`, and an event file in which the losses by position are a chart.
+    """Write `evaluation.json`, `lengths.png`, and an event file in which the losses by position are a chart.
 
     Args:
         found: What to show.
@@ -325,7 +325,7 @@ def write_extrapolation(
 
 
 def _add_positions(known: list[tuple[int, int, float]], nats_W: Tensor, count_W: Tensor) -> None:
-    """Adds ranges of positions behind those that are known."""
+    """Add ranges of positions behind those that are known."""
     start = 0
     if known:
         start = known[-1][1]
@@ -347,7 +347,7 @@ def _no_room(model: nn.Module, length: int, num_tokens: int) -> str | None:
 
 
 def _edges(length: int) -> list[int]:
-    """Where ranges of positions end: 0, 1, 2, 3, 4, 6, 8, 11, 16 and so on, and the length."""
+    """Return where ranges of positions end: 0, 1, 2, 3, 4, 6, 8, 11, 16 and so on, and the length."""
     edges = {0, length}
     for step in range(math.ceil(STEPS_AN_OCTAVE * math.log2(length)) + 1):
         edges.add(min(length, round(2 ** (step / STEPS_AN_OCTAVE))))

@@ -267,7 +267,7 @@ class Plan:
                 config = _with(by_label[entry.label].config, entry.rate, entry.seed)
                 if self.screening is not None and entry.screening:
                     config = self.screening.shortened(config)
-                found += other_settings(self.folder / name, config, DECISIVE_KEYS)
+                found += map(str, other_settings(self.folder / name, config, DECISIVE_KEYS))
                 others.append(there_now.other_than(self.folder / name, config))
         problems = [f"{difference}: give another run_dir" for difference in dict.fromkeys(found)]
         return problems or [f"{other}, or another run_dir" for other in others if other is not None][:1]
@@ -433,7 +433,7 @@ def _candidate(
     start = [] if budget is None else _smallest(words, config_dirs)
     composed, wrong = checked_config([*words, *start], config_dirs=config_dirs)
     if wrong or composed is None:
-        raise ConfigError("\n".join(wrong))
+        raise ConfigError(*wrong)
     config, sizes = composed.config, None
     if budget is not None:
         sizes = known(label, words) or matched(label, config["model"], budget, _cost(budget, config))

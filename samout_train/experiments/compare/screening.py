@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from samout_train.config import nearest, shown
+from samout_train.config import Problem, nearest, shown
 
 Config = Mapping[str, Any]
 Losses = Mapping[str, Mapping[float, float | None]]  # by label and learning rate; None where a run came to no loss
@@ -90,19 +90,21 @@ def best_rate(by_rate: Mapping[float, float | None]) -> float | None:
 
 def screening_of(
     screen_steps: int | None, finalists: int | None, always: Sequence[str]
-) -> tuple[Screening | None, list[str]]:
+) -> tuple[Screening | None, list[Problem]]:
     """Return the screening that is asked for, None for none, and what is wrong between its settings."""
     found = []
     if screen_steps is None and finalists is not None:
-        found.append(f"finalists={finalists}: are chosen by a screening. Set screen_steps, such as screen_steps=500.")
+        fix = "set screen_steps, such as screen_steps=500"
+        found.append(Problem("finalists", shown(finalists), text="are chosen by a screening", fix=fix))
     if always and finalists is None:
-        found.append(f"always={shown(list(always))}: without finalists all models are trained in full. Set finalists.")
+        text = "without finalists all models are trained in full"
+        found.append(Problem("always", shown(list(always)), text=text, fix="set finalists, or leave it out"))
     if screen_steps is None or found:
         return None, found
     return Screening(screen_steps, finalists, tuple(always)), []
 
 
-def screening_problems(screening: Screening, configs: Mapping[str, Config], rates: Sequence[float]) -> list[str]:
+def screening_problems(screening: Screening, configs: Mapping[str, Config], rates: Sequence[float]) -> list[Problem]:
     """Return why models cannot be screened so.
 
     Args:
@@ -113,14 +115,15 @@ def screening_problems(screening: Screening, configs: Mapping[str, Config], rate
     found = []
     for label in screening.always:
         if label not in configs:
-            found.append(f"always={label}: no such model is compared; {nearest(label, configs)}")
+            found.append(Problem("always", label, text="no such model is compared", fix=nearest(label, configs)))
     if screening.finalists is None and len(rates) == 1:
         text = "one learning rate and no finalists leave nothing to choose"
-        found.append(f"screen_steps={screening.steps}: {text}. Give several rates, or finalists.")
+        found.append(Problem("screen_steps", shown(screening.steps), text=text, fix="give several rates, or finalists"))
     for config in configs.values():
         steps = _full_steps(config)
         if steps is not None and screening.steps >= steps:
-            found.append(f"screen_steps={screening.steps}: the full runs have {steps} steps. Give fewer than those.")
+            text = f"the full runs have {steps} steps"
+            found.append(Problem("screen_steps", shown(screening.steps), text=text, fix="give fewer than those"))
             break
     return found
 
