@@ -227,7 +227,7 @@ def write_sweep(
         before = read_sweep(folder)
         known = {name: [*flags, *words] for name, words in jobs.items()}
         if found := _other_jobs(folder, before, known, settings_of):
-            raise DirectoryRefusedError("\n".join(dict.fromkeys(found)))
+            raise DirectoryRefusedError(*dict.fromkeys(found))
         directories = before.get("directories", {}) | dict.fromkeys(known, str(Path.cwd()))
         record = {"command": list(command), "jobs": before.get("jobs", {}) | known, "directories": directories}
         write_figures(folder / RECORD, record)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.checkpoint import DataNow, holds_run, other_kind, other_settings
-from samout_train.config import TEXT_KEYS, ConfigError, compose_config, key_of, locate, shown
+from samout_train.config import TEXT_KEYS, ConfigError, as_problems, compose_config, key_of, locate, shown
 from samout_train.experiments.compare.matching import Budget, Sizes, matched, model_cost, seconds_a_step, smallest_width
 from samout_train.experiments.compare.screening import Screening, best_rate
 from samout_train.experiments.jobs import Job
@@ -90,19 +90,32 @@ def candidates(
             own = [word_of(key, value) for key, value in settings.items()]
         try:
             if wrong := _decided(own, budget) + ([] if found or mistakes else _decided_sizes(shared, budget)):
-                raise ConfigError("\n".join(wrong))
+                raise ConfigError(*wrong)
             found.append(_candidate(label, own, shared, budget, config_dirs, known, used))
         except ValueError as error:
-            lines = str(error).splitlines()
-            mistakes += [line if line.startswith(f"{label}:") else f"{label}: {line}" for line in lines]
+            mistakes += _about(label, error)
     unused = [word for word in shared if _of_model(word) and word not in used]
     mistakes += [f"{word}: no model of this comparison has it" for word in unused if not mistakes]
     if mistakes:
-        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+        raise ConfigError(*dict.fromkeys(mistakes))
     return found
 
 
 Contender, contenders = Candidate, candidates  # their earlier names
+
+
+def _about(label: str, error: ValueError) -> list[str]:
+    """Return the lines of an error, each with the label of the model that it is about in front."""
+    problems = as_problems(str(error).splitlines())
+    if isinstance(error, ConfigError):
+        problems = error.problems
+    lines = []
+    for problem in problems:
+        if problem.key == label:
+            lines.append(str(problem))
+        else:
+            lines.append(f"{label}: {problem}")
+    return lines
 
 
 def labelled(models: Models) -> dict[str, dict[str, Any] | list[str]]:
