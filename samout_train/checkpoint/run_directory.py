@@ -104,7 +104,10 @@ def check_content(run_dir: Path, config: Mapping[str, Any]) -> list[Problem]:
     problems = []
     for difference in other_settings(run_dir, config, FIXED_KEYS, FREE_DATA_KEYS):
         if not (is_compared_by_content and difference.key in PLACE_KEYS):
-            problems.append(replace(difference, fix="continue it with the same, or give another run_dir"))
+            fix = "continue it with the same, or give another run_dir"
+            if difference.fix:
+                fix = f"{difference.fix}: {fix}"
+            problems.append(replace(difference, fix=fix))
     return problems
 
 
@@ -153,7 +156,7 @@ def other_settings(
     try:
         before = saved_keys(saved, keys)
     except ValueError as error:
-        return [_of_run_dir(run_dir, f"{saved} cannot be read ({error}): repair it")]
+        return [_of_run_dir(run_dir, f"{saved} cannot be read ({error})", "repair it")]
     problems = []
     for key, then, now in _pairs(before, config, keys, free):
         problems.append(Problem(key, str(now), text=f"the run in {run_dir} has {then}"))
