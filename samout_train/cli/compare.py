@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from samout_train.cli.request import Request, answered, settings_of, with_train_keys
+from samout_train.cli.request import Request
+from samout_train.cli.verb import verb
 from samout_train.config import ConfigError, Positive, Seeds, key_of
 from samout_train.runtime import list_setting, place_problem, shell_word, text_setting, typed_line
 
@@ -19,8 +20,9 @@ OWN = ("models", "match", "lr", "seeds", "jobs", "runs", "run_dir", "seed")
 Node = dict[str, Any]
 
 
-@with_train_keys
-def keys(
+@verb
+def compare(
+    request: Request,
     *,
     models: Any,
     match: str | None,
@@ -28,25 +30,14 @@ def keys(
     seeds: Annotated[int, Seeds],
     jobs: Annotated[int, Positive],
     runs: list[str] | None,
-) -> None:
-    """The keys of compare.yaml; only its signature is used."""
-
-
-def main(words: list[str]) -> int:
-    """Compares.
-
-    Args:
-        words: The command line behind the verb.
+    **train: Any,
+) -> int:
+    """Says whether one model is better than another, and whether that is more than noise.
 
     Returns:
         The exit code: 0 done, 1 a run failed, 2 the request was wrong, 130 or 143 stopped by a signal.
     """
-    return answered(words, "compare", keys, _compare)
-
-
-def _compare(words: list[str]) -> int:
-    composed, request = settings_of(words, "compare", keys), Request(words, "compare")
-    settings, gets_new_directory = composed.config, "run_dir" in composed.named_by_time
+    settings, gets_new_directory = request.settings, request.is_named_by_time("run_dir")
     if (settings["models"] is None) == (settings["runs"] is None):
         raise ConfigError("say what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]")
     if not isinstance(settings["models"], str | list | dict | None):

@@ -14,7 +14,7 @@ from .compose import (
     unresolved as unresolved,
 )
 from .diagnostics import in_few_words as in_few_words, no_node as no_node
-from .hydra import get_args_parser as get_args_parser
+from .hydra import get_args_parser as get_args_parser, run_hydra as run_hydra
 from .moved import current_settings as current_settings, take_earlier_names as take_earlier_names
 from .nodes import (
     WHAT_A_SCHEDULE_IS as WHAT_A_SCHEDULE_IS,
@@ -49,6 +49,7 @@ from .ranges import (
     not_divisible as not_divisible,
     validated as validated,
 )
+from .root import root_keys as root_keys
 from .saved import (
     list_as_yaml as list_as_yaml,
     saved_choice as saved_choice,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from samout_train.cli.train import main
+from samout_train.cli.train import train as main
 from samout_train.data import SPECIAL_TOKENS
 
 FILES = {
