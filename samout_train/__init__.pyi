@@ -1,8 +1,10 @@
 from .checkpoint import load_exported as load_exported, load_run as load_run, load_vocabulary as load_vocabulary
 from .config import (
+    ConfigError as ConfigError,
     NonNegative as NonNegative,
     Positive as Positive,
     Probability as Probability,
+    Problem as Problem,
     Range as Range,
     validated as validated,
 )

@@ -16,13 +16,15 @@ from samout_train.config import (
     CONF,
     Composed,
     ConfigError,
+    Problem,
+    as_problems,
     as_typed,
+    check_overrides,
     compose_config,
     get_args_parser,
     is_there,
     key_of,
     nearest,
-    override_problems,
     quote_text,
 )
 from samout_train.experiments import (
@@ -111,18 +113,18 @@ class Request:
         found = self._wrong_settings() if not self.asks_only else self._wrong_composition()
         if not found and not self.asks_only and self.writes:
             found = self._wrong_directory()
-        found = ["\n".join(mistake.splitlines()[:LINES_OF_A_MISTAKE]) for mistake in dict.fromkeys(found)]
-        return found[:MOST_MISTAKES] + [f"and {len(found) - MOST_MISTAKES} more"] * (len(found) > MOST_MISTAKES)
+        told = ["\n".join(message.splitlines()[:LINES_OF_A_MISTAKE]) for message in dict.fromkeys(map(str, found))]
+        return told[:MOST_MISTAKES] + [f"and {len(told) - MOST_MISTAKES} more"] * (len(told) > MOST_MISTAKES)
 
-    def _wrong_composition(self) -> list[str]:
+    def _wrong_composition(self) -> list[Problem]:
         try:
             overrides = [] if self.in_sweep else self.overrides
             composed = compose_config(overrides, config_name=self.config_name, config_dirs=self.config_dirs)
             return self.package_problems(composed.config)
         except ConfigError as error:
-            return [str(error)]
+            return error.problems
 
-    def package_problems(self, config: dict[str, Any]) -> list[str]:
+    def package_problems(self, config: dict[str, Any]) -> list[Problem]:
         """Return what is wrong with the part of the settings that --package asks for.
 
         Args:
@@ -138,12 +140,12 @@ class Request:
         for name in package.split("."):
             known = [str(key) for key in node] if isinstance(node, dict | DictConfig) else []
             if name not in known:
-                return [f"--package {package}: no such key; {nearest(name, known, prefix=before)}"]
+                return [Problem(f"--package {package}", text=f"no such key; {nearest(name, known, prefix=before)}")]
             node = node[name] if isinstance(node, dict) else OmegaConf.select(node, name, default=None)
             before += f"{name}."
         return []
 
-    def _wrong_settings(self) -> list[str]:
+    def _wrong_settings(self) -> list[Problem]:
         from samout_train.checkpoint import resume_problems, run_directory_problems
         from samout_train.training import checked_config
 
@@ -154,40 +156,43 @@ class Request:
             self.composed = composed
             config, self.run_dir = composed.config, composed.config["run_dir"]
             self.gets_new_directory = "run_dir" in composed.named_by_time
-            looks = self.writes and not self.gets_new_directory
-            found = resume_problems(composed) + (run_directory_problems(config) if looks else [])
+            found = as_problems(resume_problems(composed))
+            if self.writes and not self.gets_new_directory:
+                found += as_problems(run_directory_problems(config))
         return found
 
-    def _wrong_sweep(self) -> list[str]:
+    def _wrong_sweep(self) -> list[Problem]:
         from samout_train.checkpoint import resume_problems
-        from samout_train.training import checked_config
+        from samout_train.training import checked_config, without_missing
 
-        wrong = override_problems(self.overrides, folders=self.folders, in_sweep=True)
+        wrong = check_overrides(self.overrides, folders=self.folders, in_sweep=True)
         words, found = [word for word in self.overrides if word not in wrong], list(wrong.values())
         if any(key_of(word) == "run_dir" for word in self.overrides):
-            found.append("run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that")
+            text = "run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that"
+            found.append(Problem(text=text))
         if any(key_of(word) == "hydra.sweep.dir" and word not in without_sweeps([word]) for word in words):
-            return [*found, "hydra.sweep.dir: must be one directory, for all jobs"]
+            return [*found, Problem("hydra.sweep.dir", text="must be one directory, for all jobs")]
         common = compose_config(
             without_sweeps(words), config_name=self.config_name, config_dirs=self.config_dirs, typed=False
         )
         self.swept = common.swept
         left_out = common_keys(words, self.swept)
         stages = common.stages
-        refused = tuple(f"{key_of(word)}: is missing" for word in wrong)
         jobs = jobs_of(words, self.swept) if stages is None else first_stage(words, stages)
         self.at_once = jobs_at_once(common, len(jobs))
         for job in Bar(jobs, desc="checking jobs", leave=False, disable=len(jobs) < JOBS_THAT_TAKE_A_WHILE):
             composed, mistakes = checked_config(
                 job, config_name=self.config_name, config_dirs=self.config_dirs, typed=False
             )
-            found += [mistake for mistake in mistakes if not mistake.startswith(refused)]
+            found += without_missing(mistakes, wrong)
             if composed is not None and not mistakes:
-                found += resume_problems(composed, "hydra.sweep.dir") + sweep_problems(composed, job, left_out)
+                found += as_problems(resume_problems(composed, "hydra.sweep.dir"))
+                found += as_problems(sweep_problems(composed, job, left_out))
                 self.run_dir, name = composed.sweep_dir, job_name(job, left_out)
                 earlier = self.configs.get(name, composed.config)
                 if {**earlier, "run_dir": ""} != {**composed.config, "run_dir": ""}:  # which has the time in it
-                    found.append(f"{' '.join(job)}: would lie in {name}, as another job does: give each value once")
+                    text = f"would lie in {name}, as another job does"
+                    found.append(Problem(" ".join(job), text=text, fix="give each value once"))
                 self.gets_new_directory = "hydra.sweep.dir" in composed.named_by_time
                 self.jobs[name] = [as_typed(word) for word in job if not key_of(word).startswith("hydra")]
                 self.configs[name] = composed.config
@@ -195,7 +200,7 @@ class Request:
             self.jobs = {}
         return found
 
-    def _wrong_directory(self) -> list[str]:
+    def _wrong_directory(self) -> list[Problem]:
         """Makes the directory and writes into it, so that what speaks against it is told like any other mistake."""
         from samout_train.checkpoint import new_directory
 
@@ -213,7 +218,8 @@ class Request:
             if is_full(error):
                 needed = in_words(error, place=directory, needed=BYTES_TO_BEGIN)
                 raise PlaceError(error.errno, f"{key}={needed}") from error
-            return [f"{key}={directory}: cannot be written to ({error.strerror}): give another directory"]
+            text = f"cannot be written to ({error.strerror})"
+            return [Problem(key, str(directory), text=text, fix="give another directory")]
         return []
 
 

@@ -265,10 +265,11 @@ def _settings_files(composed: Composed) -> dict[str, str]:
 
 def _tell_failure(error: Exception, exit_code: int, run_dir: Path, *, has_begun: bool) -> None:
     """Says why a run failed, and leaves a note of it in its directory unless that is another run's."""
+    from samout_train.runtime import is_out_of_memory
     from samout_train.training import NonFiniteError
 
     message = message_of(error)
-    if isinstance(error, MemoryError | RuntimeError) and not has_begun:
+    if is_out_of_memory(error) and not has_begun:
         reason = str(error).splitlines() or [type(error).__name__]
         message = f"this does not fit into memory, choose smaller sizes: {reason[0]}"
     if has_begun or not _is_first(Launch.of_environment()):  # a line of the log says which process it is of
@@ -289,7 +290,7 @@ def _record(run_dir: Path, error: str, why: Why = "error") -> None:
 def _exit_code(error: Exception, *, has_begun: bool) -> int | None:
     """Of what can go wrong with a run; None for what should not."""
     from samout_train.checkpoint import CheckpointError
-    from samout_train.runtime import LostProcessError
+    from samout_train.runtime import LostProcessError, is_out_of_memory
     from samout_train.training import MemoryExhaustedError, NonFiniteError
 
     if isinstance(error, LostProcessError):
@@ -299,7 +300,6 @@ def _exit_code(error: Exception, *, has_begun: bool) -> int | None:
         return 1 if isinstance(error, expected) or is_of_a_place(error) else None
     if isinstance(error, CheckpointError | OSError):
         return 1
-    if isinstance(error, ValueError | MemoryError):  # what is wrong with a request and only building it shows
+    if isinstance(error, ValueError) or is_out_of_memory(error):  # a request whose fault only building it shows
         return 2
-    is_memory = isinstance(error, RuntimeError) and any(word in str(error) for word in ("memory", "overflow"))
-    return 2 if is_memory else None
+    return None

@@ -23,10 +23,12 @@ from samout_train.config import (
     PLAIN_TEXT_KEYS,
     Composed,
     ConfigError,
+    Problem,
+    check_call,
     compose_config,
     key_of,
-    mistakes_in_call,
     nearest,
+    require_no_problems,
     root_keys,
     run_hydra,
     swept_words,
@@ -94,23 +96,21 @@ class Verb:
         for word in request.overrides:
             if "=" in word and top_key(word) not in (*known, "hydra"):
                 strange.append(word)
-                found.append(f"{word}: no such key; {nearest(top_key(word), known)}")
+                found.append(Problem.of_word(word, text=f"no such key; {nearest(top_key(word), known)}"))
             else:
                 overrides.append(word)
         composed = compose_config(overrides, config_name=self.name, config_dirs=request.config_dirs)
         for word in overrides:
             group = top_key(word)
             if key_of(word) != group and composed.choices.get(group, "") is None:
-                found.append(f"{word}: no {group} is chosen: say {group}=NAME, too")
+                found.append(Problem.of_word(word, text=f"no {group} is chosen", fix=f"say {group}=NAME, too"))
         # Text may say ??? itself, and who asks what the settings are need not have all of them.
         text = {top_key(word) for word in overrides} & set(PLAIN_TEXT_KEYS)
         given = dict(composed.config)
         for key, value in composed.config.items():
             if value == MISSING and (key in text or request.asks_only):
                 given[key] = ""
-        found += mistakes_in_call("", self.keys, given)
-        if found:
-            raise ConfigError("\n".join(found))
+        require_no_problems(found + check_call("", self.keys, given))
         return composed
 
     def _refuse(self, request: Request) -> None:
@@ -126,8 +126,7 @@ class Verb:
         settings = request.overrides
         if not request.arguments.shell_completion:
             composed = self.composed(request)
-            if found := request.package_problems(composed.config):
-                raise ConfigError("\n".join(found))
+            require_no_problems(request.package_problems(composed.config))
             settings = words_for_hydra(settings, folders=request.folders)
         run_hydra([*settings, *request.flags], lambda config: None, folder=CONF, config_name=self.name)
 

@@ -32,7 +32,7 @@ def verify(
     import torch
 
     from samout_train.checkpoint import load_run
-    from samout_train.config import model_problems, options_of
+    from samout_train.config import check_model, options_of, require_no_problems
     from samout_train.evaluation.verify import models_under_test, sized, trained_models_under_test
     from samout_train.ops import use_kernels
     from samout_train.runtime import choose_device, use_threads
@@ -56,8 +56,7 @@ def verify(
     if model is not None:
         typed = {key_of(word).removeprefix("model.") for word in request.overrides}
         nodes = {str(request.choice("model")): sized(model, typed)}
-        if wrong := model_problems(*nodes.values()):
-            raise ConfigError("\n".join(wrong))
+        require_no_problems(check_model(*nodes.values()))
     else:
         names = options_of("model", request.folders)
         nodes = {name: sized(model_node(name, config_dirs=request.config_dirs)) for name in names}

@@ -26,7 +26,8 @@ from yaml import YAMLError
 from samout_train.config.diagnostics import below_list, chosen_twice, in_few_words, is_of_kinds, wrong_kind
 from samout_train.config.hydra import Hydra, HydraRun, create_config_search_path, get_omega_conf_dumper
 from samout_train.config.moved import current
-from samout_train.config.overrides import override_problems, words_for_hydra
+from samout_train.config.overrides import check_overrides, words_for_hydra
+from samout_train.config.problem import ConfigError, Problem, require_no_problems, shown
 from samout_train.config.signature import name_of
 from samout_train.config.yaml_files import has_strange_keys, other_kind, yaml_problem
 from samout_train.runtime import home_expanded
@@ -43,10 +44,6 @@ HYDRAS_DIRECTORIES = {
     "hydra.mode": (None, "leave it out, and give -m on the command line"),
 }
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
-
-
-class ConfigError(ValueError):
-    """The request is wrong; the message lists every mistake."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class Composed:
     swept: dict[str, str]
     stages: dict[str, Any] | None
     named_by_time: frozenset[str] = frozenset()
-    misplaced: tuple[str, ...] = ()
+    misplaced: tuple[Problem, ...] = ()
     launcher: str | None = None
     most_at_once: int | None = None
     run: HydraRun | None = field(default=None, compare=False, repr=False)
@@ -100,8 +97,7 @@ def compose_config(
         ConfigError: if YAML or overrides cannot be composed.
     """
     folders = [CONF, *map(Path, config_dirs)]
-    if wrong := override_problems(overrides, folders=folders, typed=typed):
-        raise ConfigError("\n".join(wrong.values()))
+    require_no_problems(list(check_overrides(overrides, folders=folders, typed=typed).values()))
     searched = create_config_search_path(str(CONF))
     for folder in config_dirs:
         searched.prepend("command-line", f"file://{folder}", anchor="schema")
@@ -129,8 +125,7 @@ def compose_config(
             if not found and is_of_kinds(error):
                 other = other_kind(typed_choices, config_name=config_name, folders=places)
                 found = wrong_kind(*other) if other else None
-            found = found or below_list(error, overrides)
-            raise ConfigError(found or in_few_words(error, folders)) from error
+            raise ConfigError(found or below_list(error, overrides) or in_few_words(error, folders)) from error
 
 
 def options_with(group: str, key: str) -> list[str]:
@@ -204,21 +199,22 @@ def unresolved(config: Any, key: str) -> Any:
     return node
 
 
-def _misplaced(hydra: Any) -> list[str]:
+def _misplaced(hydra: Any) -> list[Problem]:
     found = []
     for key, (usual, instead) in HYDRAS_DIRECTORIES.items():
         value = unresolved(hydra, key.removeprefix("hydra."))
         value = getattr(value, "name", value)  # of the mode, an enumeration
         if value != usual and (key, value) not in (("hydra.mode", "RUN"), ("hydra.job.chdir", False)):
-            found.append(f"{key}={'null' if value is None else value}: has no meaning here: {instead}")
+            found.append(Problem(key, shown(value), text="has no meaning here", fix=instead, kind="value"))
     for name in ("launcher", "sweeper"):
         node, plugins = unresolved(hydra, name), Plugins.instance().class_name_to_class
         target = node.get("_target_") if isinstance(node, dict) else None
-        rest = f"name the class of a {name} of Hydra, in a module of hydra_plugins"
+        fix = f"name the class of a {name} of Hydra, in a module of hydra_plugins"
         if target is None:
-            found.append(f"hydra.{name}: has no _target_: {rest}")
+            found.append(Problem(f"hydra.{name}", text="has no _target_", fix=fix, kind="target"))
         elif target not in plugins:
-            found.append(f"hydra.{name}._target_={target}: must be a {name} that Hydra finds: {rest}")
+            text = f"must be a {name} that Hydra finds"
+            found.append(Problem(f"hydra.{name}._target_", target, text=text, fix=fix, kind="value"))
     return found
 
 

@@ -6,6 +6,7 @@ in each help text at once, which that object does not support.
 
 import argparse
 import importlib.metadata
+import logging
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import hydra
+import hydra._internal.hydra as hydra_module
 import hydra._internal.utils as hydra_utils
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper as BasicSweeper
@@ -118,6 +120,7 @@ class HydraRun:
         def run() -> None:
             if logs:
                 configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+                hydra_module.log = logging.getLogger(hydra_module.__name__)
                 hydra._print_debug_info(self.config_name, list(config.hydra.overrides.task), RunMode.RUN)
             callbacks = Callbacks(config)
             callbacks.on_run_start(config=config, config_name=self.config_name)

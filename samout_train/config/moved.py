@@ -199,7 +199,9 @@ def current(path: str) -> str:
         path: Such as the `_target_` samout_train.schedules.Cosine; what was not moved is given back.
     """
     module, _, name = path.removeprefix(PACKAGE).rpartition(".")
-    return f"{PACKAGE}{MOVED[module]}.{name}" if path.startswith(PACKAGE) and module in MOVED else path
+    if path.startswith(PACKAGE) and module in MOVED:
+        return f"{PACKAGE}{MOVED[module]}.{name}"
+    return path
 
 
 def current_settings(node: Any) -> Any:
@@ -208,12 +210,17 @@ def current_settings(node: Any) -> Any:
     Args:
         node: Dictionaries, lists and values; also those of a dotted key, such as {"schedule._target_": ...}.
     """
-    if isinstance(node, Mapping):
-        return {
-            key: current(value) if _is_target(key) and isinstance(value, str) else current_settings(value)
-            for key, value in node.items()
-        }
-    return [current_settings(value) for value in node] if isinstance(node, list) else node
+    if isinstance(node, list):
+        return [current_settings(value) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    settings = {}
+    for key, value in node.items():
+        if _is_target(key) and isinstance(value, str):
+            settings[key] = current(value)
+        else:
+            settings[key] = current_settings(value)
+    return settings
 
 
 def _is_target(key: Any) -> bool:
@@ -227,7 +234,9 @@ class _Moved(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Take the names of modules that are not there any more."""
-        return None if _today(fullname) is None else ModuleSpec(fullname, self)
+        if _today(fullname) is None:
+            return None
+        return ModuleSpec(fullname, self)
 
     def exec_module(self, module: ModuleType) -> None:
         """Put today's module in the place of the one that was asked for."""

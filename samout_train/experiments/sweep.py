@@ -28,12 +28,13 @@ from samout_train.checkpoint import (
 from samout_train.config import (
     Composed,
     ConfigError,
+    check_call,
     combinations,
     is_swept,
     key_of,
     key_or_group,
-    mistakes_in_call,
     register_text,
+    require_no_problems,
     unresolved,
 )
 from samout_train.experiments.jobs import LOOK_SECONDS, Job, outcome
@@ -88,8 +89,7 @@ def first_stage(words: Sequence[str], stages: Mapping[str, Any]) -> list[list[st
     """
     if several := [word for word in words if word not in without_sweeps(words)]:
         raise ConfigError(f"{several[0]}: this experiment sweeps over forms and rates by itself: give one value")
-    if found := mistakes_in_call("hydra.sweeper", Stages, stages):
-        raise ConfigError("\n".join(found))
+    require_no_problems(check_call("hydra.sweeper", Stages, stages))
     try:
         return [[*words, *job.overrides] for job in Stages(**stages).screening()]
     except ValueError as error:

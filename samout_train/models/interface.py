@@ -68,7 +68,7 @@ class BranchedMixer(Mixer, Protocol):
 
 
 class LanguageModel(Protocol):
-    """What reports ask of a model, beside being called.
+    """Declares what reports ask of a model, beside being called.
 
     One in which a position sees later tokens says so with an attribute `sees_future` that is true; see `sees_future`.
     One whose logits are a matrix (V, D) times what its body makes has that matrix as `head_weight`, and returns that,

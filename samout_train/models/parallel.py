@@ -34,7 +34,7 @@ ParallelName = Literal["ddp", "fsdp"]
 
 
 def parallel_problem(parallel: ParallelName, precision: str, compile: bool) -> str | None:
-    """Return what speaks against this way to share a model out; None where nothing does."""
+    """Return why a model cannot be shared out this way, and what to do; None where it can."""
     if parallel == "ddp":
         return None
     what = "trainer.parallel=fsdp:"
@@ -184,7 +184,7 @@ def like(own: Tensor, whole: Tensor) -> Tensor:
 
 
 def _scalars_as_vectors(model: nn.Module) -> set[str]:
-    """Makes each parameter that is a scalar a vector of one element; returns their names."""
+    """Make each parameter that is a scalar a vector of one element; return their names."""
     scalars = {name for name, parameter in model.named_parameters() if parameter.ndim == 0}
     for name in scalars:
         owner, _, own_name = name.rpartition(".")

@@ -128,7 +128,7 @@ def rotation_of(past: int, x_BTD: Tensor, head_width: int) -> Rotation:
 
 
 def _rotated(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
-    """Turns the pair (k, k + K / 2) of each head."""
+    """Turn the pair (k, k + K / 2) of each head."""
     cos_TP, sin_TP = rotation
     first_BHTP, second_BHTP = x_BHTK.to(cos_TP.dtype).chunk(2, dim=-1)
     turned = (first_BHTP * cos_TP - second_BHTP * sin_TP, first_BHTP * sin_TP + second_BHTP * cos_TP)
@@ -136,12 +136,12 @@ def _rotated(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
 
 
 def causal_mask(time: int, past: int, device: torch.device) -> Tensor:
-    """(T, S), True where a position may look: at itself and what came before."""
+    """Return (T, S), True where a position may look: at itself and what came before."""
     return torch.ones(time, past + time, dtype=torch.bool, device=device).tril(past)
 
 
 def _seen(time: int, past: int, padding_mask_BS: Tensor | None, causal: bool, device: torch.device) -> Tensor | None:
-    """(B, 1, T, S) or (T, S), True where a position may look; None where torch needs no mask for that."""
+    """Return (B, 1, T, S) or (T, S), True where a position may look; None where torch needs no mask for that."""
     if padding_mask_BS is None:
         if causal and past and time > 1:
             return causal_mask(time, past, device)

@@ -62,6 +62,7 @@ from .log import Bar as Bar, log_file as log_file
 from .memory import (
     MEMORY_LIMITS as MEMORY_LIMITS,
     current_memory_bytes as current_memory_bytes,
+    is_out_of_memory as is_out_of_memory,
     keep_freed_memory as keep_freed_memory,
     peak_memory_bytes as peak_memory_bytes,
     reset_peak_memory as reset_peak_memory,

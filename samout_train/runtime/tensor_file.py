@@ -11,6 +11,8 @@ from typing import IO, Any
 
 import torch
 
+from samout_train.runtime.memory import is_out_of_memory
+
 HEAD_BYTES = 64
 SMALLEST = 4  # bytes, of the mark that a file of torch.save begins with
 ZIP = b"PK\x03\x04"
@@ -70,7 +72,7 @@ def _given(path: Path | IO[bytes]) -> Iterator[Path | IO[bytes]]:
 
 def _reason(path: Path | IO[bytes], error: Exception) -> str:
     """Why torch.load could not read a file, by what the file begins with: its own words name no cause."""
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return "it asks for more memory than there is: it is damaged, or made to do so"
     start = _start(path)
     if not start:

@@ -26,7 +26,16 @@ from samout_train.checkpoint import (
     run_directory_problems,
     scalars,
 )
-from samout_train.config import Composed, ConfigError, build, compose_config, key_of, list_as_yaml, model_problems
+from samout_train.config import (
+    Composed,
+    ConfigError,
+    build,
+    check_model,
+    compose_config,
+    key_of,
+    list_as_yaml,
+    require_no_problems,
+)
 from samout_train.data import Source, as_source, row_problems
 from samout_train.models import choose_products, product_of, tokens_of
 from samout_train.ops import Products, use_kernels, use_products
@@ -69,7 +78,7 @@ def build_model(name: str, *, vocab_size: int, pad_id: int | None = 3, **setting
     """
     composed = compose_config([f"model={name}"])
     composed.config["model"].update(settings)
-    _refuse(model_problems(composed.config["model"]))
+    require_no_problems(check_model(composed.config["model"]))
     model: nn.Module = build(composed.config["model"], vocab_size=vocab_size, pad_id=pad_id)
     return model
 
@@ -99,12 +108,12 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
         ConfigError: if the configuration is wrong, or the run directory holds a run already.
     """
     composed, launch = _checked(overrides), Launch.of_environment()
-    _refuse(resume_problems(composed))
+    require_no_problems(resume_problems(composed))
     if "run_dir" in composed.named_by_time and (launch is None or launch.is_first):
         composed = composed.lying_in(new_directory(Path(composed.config["run_dir"])))
     with together(composed, Path(composed.config["run_dir"])) as run_dir:
         if distributed.is_first():
-            _refuse(run_directory_problems(composed.config))
+            require_no_problems(run_directory_problems(composed.config))
         files = {"config.yaml": composed.yaml, "overrides.yaml": list_as_yaml(overrides)}
         with claimed(run_dir, files, refusals=lambda: content_problems(run_dir, composed.config)) as write_settings:
             start = prepare(composed, run_dir, overrides)
@@ -132,8 +141,7 @@ def together(composed: Composed, run_dir: Path) -> Iterator[Path]:
     with distributed.joined(choose_device(config["device"])):
         shared = {key: value for key, value in config.items() if key not in ("run_dir", "resume")}
         code = {"torch": torch.__version__, "commit of samout_train": commit() or "unknown"}
-        if found := distributed.differences({**scalars(shared), **code}):
-            raise ConfigError("\n".join(found))
+        require_no_problems(distributed.differences({**scalars(shared), **code}))
         run_dir, config["resume"] = distributed.from_first((run_dir.resolve(), config["resume"]))
         launch = Launch.of_environment()
         if launch is not None and launch.is_first:
@@ -212,7 +220,7 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
             settings["batch_size"],
         )
     model = build(config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id).to(device)
-    _refuse(_misfits(model, source))
+    require_no_problems(_misfits(model, source))
     if distributed.rank():  # the same weights to begin with, other dropout
         seed_everything(config["seed"] + OTHER_SEED * distributed.rank())
     trainer: Trainer = build(
@@ -228,9 +236,9 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
         **settings,
     )
     if lacks := step_too_large(trainer.training_step, source.train.seq_len):
-        _refuse([lacks])
+        require_no_problems([lacks])
     if wrong := schedule_problem(trainer.training_step.schedule, trainer.limits.progress(1, 0.0)):
-        _refuse([wrong])
+        require_no_problems([wrong])
     _measure_products(trainer)
     return trainer
 
@@ -260,7 +268,7 @@ def source_from(config: Mapping[str, Any]) -> Source:
     for key in DATA_SETTINGS:
         node.pop(key, None)
     source = as_source(build(node, seed=config["seed"]))
-    _refuse(row_problems(source))
+    require_no_problems(row_problems(source))
     return source
 
 
@@ -278,7 +286,7 @@ def _measure_products(trainer: Trainer) -> None:
 
 def _record_of(trainer: Trainer, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the manifest of each checkpoint says of the data and of the settings that decide a run's course."""
-    settings = {key: config[key] for key in ("schedule", "trainer", "optimizer")}
+    settings = _only(config, ("schedule", "trainer", "optimizer"))
     for key in DATA_SETTINGS:
         settings[f"data.{key}"] = config["data"].get(key)
     return {"data": data_record(trainer.source), "settings": scalars(settings)}
@@ -358,12 +366,7 @@ def _hyperparameters(composed: Composed) -> dict[str, bool | int | float | str]:
 def _checked(overrides: Sequence[str]) -> Composed:
     if isinstance(overrides, str):
         raise ConfigError(f"overrides={overrides!r}: is one text: give a list of them, such as ['model=v8', 'seed=1']")
-    composed, mistakes = checked_config(overrides)
-    _refuse(mistakes)
+    composed, found = checked_config(overrides)
+    require_no_problems(found)
     assert composed is not None
     return composed
-
-
-def _refuse(mistakes: Sequence[str]) -> None:
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))

@@ -24,6 +24,7 @@ from samout_train.runtime import (
     StopRequestedError,
     StopSignals,
     distributed,
+    is_out_of_memory,
     peak_memory_bytes,
     random_states,
     reset_peak_memory,
@@ -41,8 +42,6 @@ from samout_train.training.schedules import Schedule, first_limit
 from samout_train.training.step import TrainingStep, chunk_problem
 
 Callbacks = Mapping[str, Callback]
-# How an allocation that fails is told where it is no OutOfMemoryError: by the CPU, by CUDA and by its libraries.
-OUT_OF_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 log = logging.getLogger(__name__)
 
 
@@ -276,8 +275,8 @@ class Trainer:
             best_step = self.reports.best_val_step
             stop_reason = self.reports.log_and_evaluate(watching, signals, is_last=self.finished())
             is_best = self.reports.best_val_step != best_step
-            should_save = distributed.is_first() and checkpoints.due(self.step_count, is_best=is_best)
-            if distributed.largest(should_save):
+            should_checkpoint = distributed.is_first() and checkpoints.due(self.step_count, is_best=is_best)
+            if distributed.largest(should_checkpoint):
                 self._save(callbacks, checkpoints)
         self.clock.pause()
         if stop_reason is not None:
@@ -468,13 +467,6 @@ def saved_on_error(step: TrainingStep, save: Callable[[], None]) -> Iterator[Non
         peak = peak_memory_bytes(step.batches.device)
         traceback.clear_frames(error.__traceback__)  # they hold the activations
         raise MemoryExhaustedError(_out_of_memory_report(error, step, peak, save)) from None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed, on the device or in main memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _out_of_memory_report(error: Exception, step: TrainingStep, peak: int, save: Callable[[], None]) -> str:

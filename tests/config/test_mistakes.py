@@ -9,6 +9,7 @@ import torch
 
 from samout_train.cli.train import train as main
 from samout_train.data import SPECIAL_TOKENS
+from tests.support.messages import assert_recorded
 
 FILES = {
     "good.txt": "long enough to learn from " * 50,
@@ -349,6 +350,7 @@ def test_a_mistake_is_answered(name: str, folder: Path, capsys: pytest.CaptureFi
     assert 1 <= len(error.splitlines()) <= 8 and max(map(len, error.splitlines())) <= 400, error
     for text in wanted:
         assert text in error, error
+    assert_recorded(f"mistakes: {name}", error)
     after = [path for path in sorted(folder.rglob("*")) if path.suffix != ".pyc" and path.name != "__pycache__"]
     assert after == before, "a refused request leaves nothing behind"
 

@@ -368,10 +368,10 @@ def test_the_fields_of_a_task_are_its_schema() -> None:
     assert list(inspect.signature(copy).parameters) == own_first
     words = ["data=copy", "device=cpu", f"data._target_={__name__}.First"]
     assert problems(compose_config(words).config) == []
-    assert problems(compose_config([*words, "data.num_symbols=1", "data.seq_len=a"]).config) == [
+    wrong = problems(compose_config([*words, "data.num_symbols=1", "data.seq_len=a"]).config)
+    assert list(map(str, wrong)) == [
         "data.num_symbols=1: must be at least 2",
         "data.seq_len=a: must be a whole number, above 0",
     ]
-    assert problems(compose_config([*words, "data.test_lengths=[8,8]"]).config) == [
-        "data.test_lengths=[8, 8]: has one of them twice: leave that out"
-    ]
+    wrong = problems(compose_config([*words, "data.test_lengths=[8,8]"]).config)
+    assert list(map(str, wrong)) == ["data.test_lengths=[8, 8]: has one of them twice: leave that out"]

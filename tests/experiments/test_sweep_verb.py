@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from samout_train.cli import sweep
-from samout_train.config import CONF, override_problems
+from samout_train.config import CONF, check_overrides
 from samout_train.experiments import outcome, read_sweep, record_failure, sweep_jobs, words_of_sweep, write_sweep
 from samout_train.runtime import dashboard_command, program, typed_line
 from tests.support.program import samout
@@ -146,15 +146,16 @@ def test_a_sweep_that_dies_goes_on_with_what_is_missing(folder: Path) -> None:
 def test_a_launcher_that_is_not_installed_says_how_to_get_it(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     word = f"hydra/launcher={launcher}"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    (told,) = override_problems([word], folders=[CONF], in_sweep=True).values()
+    (problem,) = check_overrides([word], folders=[CONF], in_sweep=True).values()
+    told = str(problem)
     assert told.startswith(f"{word}: hydra-") and told.endswith("is not installed: pip install 'samout_train[sweep]'")
-    assert not override_problems(["hydra/launcher=basic"], folders=[CONF], in_sweep=True)
+    assert not check_overrides(["hydra/launcher=basic"], folders=[CONF], in_sweep=True)
 
 
 def test_slurm_is_asked_for_where_it_is() -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="wants samout_train[sweep]")
-    (told,) = override_problems(["hydra/launcher=submitit_slurm"], folders=[CONF], in_sweep=True).values()
-    assert "there is no srun here" in told
+    (told,) = check_overrides(["hydra/launcher=submitit_slurm"], folders=[CONF], in_sweep=True).values()
+    assert "there is no srun here" in str(told)
 
 
 def test_a_job_of_training_has_more_than_the_hour_that_submitit_gives_it() -> None:

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from samout_train import train
-from samout_train.cli import compare, export, inspect, search, tokenize, train as train_verb
+from samout_train.cli import compare, export, search, tokenize, train as train_verb
 from samout_train.cli.main import main
-from samout_train.cli.request import answered
+from samout_train.cli.verb import Verb
 from samout_train.config import ConfigError
 from samout_train.data.text import token_cache
 from samout_train.evaluation import draw_search, missing_charts
@@ -212,14 +212,14 @@ def test_a_full_disk_while_tokenizing_or_exporting_names_the_place(
 def test_verbs_answer_with_1_where_there_is_no_room_and_with_2_where_the_place_is_wrong(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def raises(number: int) -> Callable[[list[str]], int]:
-        def act(words: list[str]) -> int:
+    def raises(number: int) -> Verb:
+        def inspect(*, path: str) -> int:
             raise OSError(number, os.strerror(number), "/some/place")
 
-        return act
+        return Verb(inspect)
 
     for number, code in ((errno.ENOSPC, 1), (errno.EDQUOT, 1), (errno.EROFS, 2), (errno.EACCES, 2)):
-        assert answered([], "inspect", inspect.keys, raises(number)) == code
+        assert raises(number)(["path=x"]) == code
         assert capsys.readouterr().err.startswith("/some/place: ")
 
 

@@ -82,7 +82,7 @@ def test_nothing_behind_the_program_lists_the_verbs(tmp_path: Path) -> None:
 )
 def test_a_key_that_stands_deeper_is_named(word: str, hint: str) -> None:
     (found,) = problems(compose_config([word]).config)
-    assert found.startswith(f"{word}: no such key; {hint}")
+    assert str(found).startswith(f"{word}: no such key; {hint}")
 
 
 @pytest.mark.slow

@@ -243,7 +243,8 @@ def _quotas(weights: Sequence[float], indices: Sequence[ShardIndex]) -> list[int
         raise ValueError(
             f"data.weights: the share of {folder} is less than one row in {BLOCK:,}: give it more, or leave it out"
         )
-    return [int(quota) for quota in quotas]
+    whole: list[int] = quotas.tolist()
+    return whole
 
 
 def _folders(paths: str | list[str]) -> list[Path]:

@@ -186,10 +186,13 @@ class DrawnRows:
     def _drawn(self, epoch: int) -> LabelledRows:
         if epoch not in self._epochs:
             # A batch may hold the end of one epoch and the start of the next.
-            self._epochs = {old: rows for old, rows in self._epochs.items() if old == epoch - 1}
-            parts = self.draw(np.random.default_rng((*self.seed, epoch)), self.num_rows, self.seq_len)
-            inputs_RT, labels_RT = (torch.from_numpy(part.astype(np.int32)) for part in parts)
-            self._epochs[epoch] = LabelledRows(inputs_RT, labels_RT)
+            for old in self._epochs.keys() - {epoch - 1}:
+                del self._epochs[old]
+            generator = np.random.default_rng((*self.seed, epoch))
+            inputs_RT, labels_RT = self.draw(generator, self.num_rows, self.seq_len)
+            self._epochs[epoch] = LabelledRows(
+                torch.from_numpy(inputs_RT.astype(np.int32)), torch.from_numpy(labels_RT.astype(np.int32))
+            )
         return self._epochs[epoch]
 
 
@@ -227,17 +230,13 @@ def length_problems(
         even: Whether it must be an even number.
     """
     given = [("seq_len", settings["seq_len"]), *(("test_lengths", length) for length in settings["test_lengths"])]
-    found = [
-        f"{name}.{key}={length}: a row needs {reason}: set it to {least} or more"
-        for key, length in given
-        if length < least
-    ]
-    if even:
-        found += [
-            f"{name}.{key}={length}: a row has two halves: set it to {length - 1} or {length + 1}"
-            for key, length in given
-            if length >= least and length % 2
-        ]
+    found = []
+    for key, length in given:
+        if length < least:
+            found.append(f"{name}.{key}={length}: a row needs {reason}: set it to {least} or more")
+    for key, length in given:
+        if even and length >= least and length % 2:
+            found.append(f"{name}.{key}={length}: a row has two halves: set it to {length - 1} or {length + 1}")
     if len(set(settings["test_lengths"])) < len(settings["test_lengths"]):
         found.append(f"{name}.test_lengths={settings['test_lengths']}: has one of them twice: leave that out")
     return found

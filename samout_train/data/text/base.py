@@ -164,7 +164,10 @@ def _warn_of_copies(looked_at: Survey, tokenized: TokenizedText, num_train: int)
     starts = starts_of(tokenized.tokens)
     if len(starts) < 2:
         return
-    names = [str(entry["name"]) for entry in looked_at.record if entry["bytes"]]
+    names = []
+    for entry in looked_at.record:
+        if entry["bytes"]:
+            names.append(str(entry["name"]))
     if len(names) != len(starts):
         names = []
     warn_of_copies(tokenized.tokens, starts, num_train, tokenized.vocabulary, what="files", names=names)
@@ -185,8 +188,11 @@ def vocabulary_of(settings: Mapping[str, Any]) -> VocabularyChoice:
     Raises:
         ValueError: if a vocabulary file is given that cannot be used.
     """
-    names = ("vocabulary", "vocab_size", "vocabulary_path")
-    return VocabularyChoice.of(**{name: settings[name] for name in names})
+    return VocabularyChoice.of(
+        vocabulary=settings["vocabulary"],
+        vocab_size=settings["vocab_size"],
+        vocabulary_path=settings["vocabulary_path"],
+    )
 
 
 def _too_short(looked_at: Survey, num_tokens: int, num_bytes: int, seq_len: int) -> str | None:
@@ -216,7 +222,9 @@ def too_short(where: str, *, seq_len: int, num_tokens: int, num_part: int, part:
     if num_part >= wanted:
         return None
     enough = max(1, -(-wanted * num_bytes // max(1, num_part)))
-    fits = f"set data.seq_len to {num_part - 1} or less, or give" if num_part > 1 else "give"
+    fits = "give"
+    if num_part > 1:
+        fits = f"set data.seq_len to {num_part - 1} or less, or give"
     return (
         f"data.seq_len={seq_len}: a row takes {wanted:,} tokens, and {where} has {num_tokens:,} ({num_bytes:,} bytes), "
         f"{num_part:,} of them {part}: {fits} a text of about {enough:,} bytes or more"
@@ -225,4 +233,6 @@ def too_short(where: str, *, seq_len: int, num_tokens: int, num_part: int, part:
 
 def place_of(root: Path, files: Sequence[Path]) -> str:
     """Return how a message calls the files of a text."""
-    return printable(files[0]) if len(files) == 1 else f"{len(files)} files in {printable(root)}"
+    if len(files) == 1:
+        return printable(files[0])
+    return f"{len(files)} files in {printable(root)}"

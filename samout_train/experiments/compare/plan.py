@@ -18,7 +18,7 @@ from samout_train.checkpoint import DataNow, holds_run, other_kind, other_settin
 from samout_train.config import TEXT_KEYS, ConfigError, compose_config, key_of, locate, shown
 from samout_train.experiments.compare.matching import Budget, Sizes, matched, model_cost, seconds_a_step, smallest_width
 from samout_train.experiments.jobs import Job
-from samout_train.runtime import RESERVED, place_problem, quoted, read_figures, write_figures
+from samout_train.runtime import RESERVED, is_out_of_memory, place_problem, quoted, read_figures, write_figures
 from samout_train.training import NonFiniteError, checked_config, source_from, trainer_from
 
 Config = Mapping[str, Any]
@@ -346,7 +346,7 @@ def _candidate(
     start = [] if budget is None else _smallest(words, config_dirs)
     composed, wrong = checked_config([*words, *start], config_dirs=config_dirs)
     if wrong or composed is None:
-        raise ConfigError("\n".join(wrong))
+        raise ConfigError(*wrong)
     config, sizes = composed.config, None
     if budget is not None:
         sizes = known(label, words) or matched(label, config["model"], budget, _cost(budget, config))
@@ -419,7 +419,9 @@ def _seconds(config: Config, budget: Budget) -> float:
         return seconds_a_step(trainer) * steps
     except NonFiniteError as error:
         raise ConfigError(f"match={budget}: its steps cannot be measured: {str(error).splitlines()[0]}") from error
-    except (MemoryError, RuntimeError):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         return math.inf
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from samout_train.checkpoint import is_usual, load_optimizer, serialised
 from samout_train.models import ParallelModel
-from samout_train.runtime import read_tensor_file
+from samout_train.runtime import is_out_of_memory, read_tensor_file
 
 Build = Callable[[nn.Module], torch.optim.Optimizer]
 MOST_NAMES = 8
@@ -195,7 +195,7 @@ def _told(what: str) -> Iterator[None]:
 
 
 def _let_pass(error: Exception) -> None:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         raise error
 
 
