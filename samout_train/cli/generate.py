@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from itertools import tee
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
@@ -44,7 +45,7 @@ def generate(
     """
     from samout_train.checkpoint import load_run
     from samout_train.data import SPECIAL_TOKENS
-    from samout_train.evaluation import Timed, generate_samples, text_of
+    from samout_train.evaluation import Timed, generate_samples
     from samout_train.ops import use_kernels
     from samout_train.runtime import choose_device, keep_freed_memory, use_threads
 
@@ -72,21 +73,34 @@ def generate(
         top_k=top_k,
         top_p=top_p,
     )
-    # Side by side: the first is written as it comes, the others have been made meanwhile.
-    for number, column in enumerate(tee(timed(rows), num_samples)):
+    if not _write(text, timed(rows), loaded.vocabulary, num_samples=num_samples, stop=stop):
+        return 0
+    print(f"{_speed(timed, len(prompt_ids), num_samples)}, on {on}", file=sys.stderr)
+    return 0
+
+
+def _write(
+    text: str, rows: Iterable[list[int]], vocabulary: "Vocabulary", *, num_samples: int, stop: str | None
+) -> bool:
+    """Write the prompt and each sample behind it, and return whether somebody read to the end.
+
+    They are made side by side: the first is written as it comes, the others have been made meanwhile.
+    """
+    from samout_train.evaluation import text_of
+
+    for number, column in enumerate(tee(rows, num_samples)):
         if num_samples > 1:
             print(f"sample {number + 1}", file=sys.stderr)
         sys.stdout.write(text)
         ids = (row[number] for row in column)
-        for piece in text_of(loaded.vocabulary, ids, stop=stop):
+        for piece in text_of(vocabulary, ids, stop=stop):
             sys.stdout.write(piece)
             sys.stdout.flush()
             if lost_output() is not None:  # nobody reads on
-                return 0
+                return False
         sys.stdout.write("\n")
         sys.stdout.flush()
-    print(f"{_speed(timed, len(prompt_ids), num_samples)}, on {on}", file=sys.stderr)
-    return 0
+    return True
 
 
 def _encoded(vocabulary: "Vocabulary", prompt: str, given: str) -> list[int]:

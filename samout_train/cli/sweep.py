@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @verb
 def sweep(*, action: Literal["status", "resume", "retry"], dir: str, jobs: Annotated[int, Positive]) -> int:
-    """Says what became of the all_jobs of a sweep, and makes those that are missing.
+    """Says what became of the jobs of a sweep, and makes those that are missing.
 
     Returns:
         The exit code: 0 all jobs are done, 1 some are not, 2 the request was wrong, 130 or 143 stopped by a signal.

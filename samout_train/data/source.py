@@ -5,7 +5,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samout_train.config import checked_by
+from samout_train.config import ConfigError, Problem, checked_by
 from samout_train.data.text.documents import LineEnds
 from samout_train.data.vocabulary.base import Vocabulary
 
@@ -66,7 +66,7 @@ class Source:
 class SourceSettings(Protocol):
     """The settings of a source, a dataclass with a field for each key of its YAML and for the `seed` of the run."""
 
-    def setting_problems(self, name: str) -> list[str]:
+    def setting_problems(self, name: str) -> list[Problem]:
         """Return what is wrong between settings that are right by themselves, before anything is built.
 
         Args:
@@ -86,7 +86,7 @@ def as_source(made: Source | SourceSettings) -> Source:
     return made
 
 
-def problems_of(dataclass_type: Callable[..., SourceSettings], settings: Mapping[str, Any], name: str) -> list[str]:
+def problems_of(dataclass_type: Callable[..., SourceSettings], settings: Mapping[str, Any], name: str) -> list[Problem]:
     """Return what is wrong between the settings of a data YAML, each right by itself.
 
     Args:
@@ -100,6 +100,13 @@ def problems_of(dataclass_type: Callable[..., SourceSettings], settings: Mapping
         if key in known:
             fields[key] = value
     return dataclass_type(**fields).setting_problems(name)
+
+
+def problems_below(name: str, error: ValueError) -> list[Problem]:
+    """Return what an error says of the settings that stand under a key, with that key in front."""
+    if not isinstance(error, ConfigError):
+        return [Problem(text=f"{name}.{error}")]
+    return [replace(problem, key=f"{name}.{problem.key}") for problem in error.problems]
 
 
 def source_function(dataclass_type: Callable[P, SourceSettings]) -> Callable[P, Source]:

@@ -47,7 +47,7 @@ class Without(nn.Module):
 
 
 def mixed_by(model: nn.Module) -> dict[str, Any]:
-    """Modules that hold a mixer, by layer: those of `layers`, or the model itself, each with its attribute `mixer`."""
+    """Return the modules with a mixer as their attribute `mixer`, by layer: those of `layers`, or the model itself."""
     layers: Any = getattr(model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         layers = [model]
@@ -59,7 +59,7 @@ def mixed_by(model: nn.Module) -> dict[str, Any]:
 
 
 def said_by(mixer: nn.Module, name: str) -> Any:
-    """What a mixer says about its `forward`; None where it says nothing, or says it of one that a subclass replaced."""
+    """Return what a mixer says about its `forward`; None for nothing, or where a subclass has another `forward`."""
     if name in vars(mixer):
         return getattr(mixer, name)
     for kind in type(mixer).__mro__:
@@ -77,7 +77,7 @@ def branches_of(mixer: nn.Module) -> list[str]:
 
 @contextmanager
 def without(layers: Mapping[str, Any], branch: str) -> Iterator[None]:
-    """While this is open, the mixers of these layers go without the branch.
+    """Let the mixers of these layers go without the branch.
 
     Args:
         layers: As `mixed_by` returns them, or some of them.

@@ -59,7 +59,7 @@ class SpreadBatches(Sequence[Tensor]):
     def __getitem__(self, index: slice) -> list[Tensor]: ...
 
     def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        """Rows of ids, (R, T + 1) int64, or several such."""
+        """Return rows of ids, (R, T + 1) int64, or several such."""
         starts = self._starts[index]
         if isinstance(starts, list):
             return [self.rows.windows(start, start + self.rows_per_batch) for start in starts]

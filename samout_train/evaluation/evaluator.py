@@ -56,7 +56,7 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits per UTF-8 byte; None where ids are no text."""
+        """Return the bits per UTF-8 byte; None where ids are no text."""
         if self.num_bytes == 0:
             return None
         return self.nats / math.log(2) / self.num_bytes
@@ -84,7 +84,7 @@ class Evaluator:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """While this is open, the model is in evaluation, without gradients, and computes in the precision."""
+        """Hold the model in evaluation, without gradients, computing in the precision."""
         with evaluating(self.model), autocast(self.precision, self.device):
             yield
 

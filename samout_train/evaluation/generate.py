@@ -163,7 +163,7 @@ class Timed:
         self.later_seconds: list[float] = []
 
     def __call__(self, ids: Iterator[T]) -> Iterator[T]:
-        """The same tokens, or rows of tokens; what is done with one before the next is asked for does not count."""
+        """Yield the same tokens, or rows of tokens; the time that is spent between two requests does not count."""
         started, seconds = time.perf_counter(), self.first_seconds
         for index in ids:
             seconds.append(time.perf_counter() - started)
@@ -240,7 +240,7 @@ class Decoder:
         self._is_static: bool | None = None
 
     def __call__(self, ids_B1: Tensor) -> Tensor:
-        """Takes one token of each sequence.
+        """Take one token of each sequence.
 
         Args:
             ids_B1: int64, on the model's device.
@@ -314,7 +314,7 @@ def captured(step: Callable[[], None], rehearse: Callable[[], object]) -> Callab
 
 
 def _no_room(max_seq_len: int | None, prompt_tokens: int, max_new_tokens: int) -> str | None:
-    """What is wrong where a model with positions or a cache cannot make so many tokens."""
+    """Return what is wrong where a model with positions or a cache cannot make so many tokens."""
     if max_seq_len is None:
         return None
     most = max_seq_len - prompt_tokens + 1  # the last one is not given to the model
@@ -345,7 +345,7 @@ def _draw(
     seeds: list[int],
     chosen: Callable[[Tensor, torch.Generator], Tensor],
 ) -> Iterator[list[int]]:
-    """Checks at once; tokens are made as they are asked for."""
+    """Check at once; tokens are made as they are asked for."""
     if not len(prompt_ids):
         raise ValueError("the prompt is empty: give at least one token to continue")
     if problem := _no_room(getattr(model, "max_seq_len", None), len(prompt_ids), max_new_tokens):
@@ -378,7 +378,7 @@ def _drawn(
 
 
 def _until(pieces: Iterator[str], stop: str | None) -> Iterator[str]:
-    """Text up to and without `stop`, which may come in pieces."""
+    """Yield text up to and without `stop`, which may come in pieces."""
     held = ""
     for piece in pieces:
         if not stop:

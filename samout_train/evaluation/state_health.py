@@ -41,7 +41,7 @@ class LayerHealth:
 
     @property
     def growth(self) -> float:
-        """How many times the norm of the first token the norm at the end is; infinite behind a first norm of zero."""
+        """Return the norm at the end over that of the first token; infinite behind a first norm of zero."""
         first, last = self.norm[0], self.norm[-1]
         if first:
             return last / first
@@ -91,7 +91,7 @@ def growing_layers(health: Mapping[str, LayerHealth], max_growth: float) -> dict
 
 
 def layer_states(model: nn.Module, state: Any) -> dict[str, Tensor]:
-    """(B, numbers) by layer: all that is no whole number of the layer's state, room behind a cache left out."""
+    """Return (B, numbers) by layer: all that is no whole number of its state, room behind a cache left out."""
     states = {}
     for name, part in _parts_by_layer(model, state):
         tensors = [tensor.flatten(1) for tensor in _tensors(part)]
@@ -126,7 +126,7 @@ def _tensors(part: Any) -> list[Tensor]:
 
 
 def shapes_of(layers: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """By layer; other ones after further tokens where a state grows with the sequence."""
+    """Return the shapes by layer; other ones after further tokens where a state grows with the sequence."""
     return {name: tensor.shape for name, tensor in layers.items()}
 
 
@@ -169,5 +169,5 @@ def health_of(
 
 
 def _moved(before_BD: Tensor, after_BD: Tensor) -> Tensor:
-    """The share of channels that changed. A maximum that is no number stays so, which is no move."""
+    """Return the share of channels that changed. A maximum that is no number stays so, which is no move."""
     return ((before_BD != after_BD) & ~before_BD.isnan()).to(after_BD.dtype).mean()

@@ -98,7 +98,7 @@ def sees_future(model: nn.Module) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module, *, inference: bool = True) -> Iterator[None]:
-    """While this is open, a model is in evaluation mode: dropout is off. Its mode is put back afterwards.
+    """Hold a model in evaluation mode, in which dropout is off, and put its own mode back.
 
     Args:
         model: The model.

@@ -26,7 +26,11 @@ from .device import (
     use_threads as use_threads,
     wait_for as wait_for,
 )
-from .distributed import LostProcessError as LostProcessError
+from .distributed import (
+    WITHOUT_DIRECTORY as WITHOUT_DIRECTORY,
+    Launch as Launch,
+    LostProcessError as LostProcessError,
+)
 from .event_file import EventFile as EventFile
 from .file_kind import (
     COMPRESSED_ENDINGS as COMPRESSED_ENDINGS,
@@ -57,7 +61,6 @@ from .home import (
     home_path as home_path,
     own_folder as own_folder,
 )
-from .launch import WITHOUT_DIRECTORY as WITHOUT_DIRECTORY, Launch as Launch
 from .log import Bar as Bar, log_file as log_file
 from .memory import (
     MEMORY_LIMITS as MEMORY_LIMITS,

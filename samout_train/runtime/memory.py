@@ -93,7 +93,9 @@ def _status_bytes(field: str) -> int:
     except OSError:
         return 0
     start = status.find(field.encode() + b":")
-    return int(status[start + len(field) + 1 :].split(maxsplit=1)[0]) * 1024 if start >= 0 else 0
+    if start < 0:
+        return 0
+    return int(status[start + len(field) + 1 :].split(maxsplit=1)[0]) * 1024
 
 
 def keep_freed_memory() -> None:

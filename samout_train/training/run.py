@@ -17,13 +17,13 @@ from torch import nn
 from samout_train.checkpoint import (
     Checkpoints,
     Restored,
+    check_content,
+    check_resume,
+    check_run_directory,
     claimed,
-    content_problems,
     data_record,
     made_with,
     new_directory,
-    resume_problems,
-    run_directory_problems,
     scalars,
 )
 from samout_train.config import (
@@ -108,14 +108,14 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
         ConfigError: if the configuration is wrong, or the run directory holds a run already.
     """
     composed, launch = _checked(overrides), Launch.of_environment()
-    require_no_problems(resume_problems(composed))
+    require_no_problems(check_resume(composed))
     if "run_dir" in composed.named_by_time and (launch is None or launch.is_first):
         composed = composed.lying_in(new_directory(Path(composed.config["run_dir"])))
     with together(composed, Path(composed.config["run_dir"])) as run_dir:
         if distributed.is_first():
-            require_no_problems(run_directory_problems(composed.config))
+            require_no_problems(check_run_directory(composed.config))
         files = {"config.yaml": composed.yaml, "overrides.yaml": list_as_yaml(overrides)}
-        with claimed(run_dir, files, refusals=lambda: content_problems(run_dir, composed.config)) as write_settings:
+        with claimed(run_dir, files, refusals=lambda: check_content(run_dir, composed.config)) as write_settings:
             start = prepare(composed, run_dir, overrides)
             write_settings()
             with log_file(run_dir / "samout_train.log") if distributed.is_first() else nullcontext():

@@ -86,9 +86,9 @@ def test_without_a_network_the_message_says_what_to_bring(tmp_path: Path, monkey
 
 
 def test_another_text_is_refused(small_text: Path, tmp_path: Path) -> None:
-    (problem,) = Shakespeare.problems(SETTINGS | {"path": str(small_text)}, "data")
+    (problem,) = map(str, Shakespeare.problems(SETTINGS | {"path": str(small_text)}, "data"))
     assert problem.startswith(f"data.path={small_text}: is not tiny Shakespeare") and "data=text" in problem
     with pytest.raises(ValueError, match="is not tiny Shakespeare"):
         source(small_text)
-    (absent,) = Shakespeare.problems(SETTINGS | {"path": str(tmp_path / "absent")}, "data")
+    (absent,) = map(str, Shakespeare.problems(SETTINGS | {"path": str(tmp_path / "absent")}, "data"))
     assert "is no file: give a copy" in absent

@@ -245,7 +245,7 @@ def test_quotas_add_up_to_a_block_and_too_small_a_share_is_refused(folders: Path
 
 def test_all_mistakes_are_told_at_once(folders: Path, tmp_path: Path) -> None:
     given = settings(folders / "a", folders / "other", tmp_path, tmp_path / "absent", weights=[1], ignore_index=0)
-    found = Shards.problems(given, "data")
+    found = list(map(str, Shards.problems(given, "data")))
     assert [problem.split(":")[0] for problem in found] == [
         "data.ignore_index=0",
         *["data.paths"] * 3,
@@ -262,9 +262,9 @@ def test_all_mistakes_are_told_at_once(folders: Path, tmp_path: Path) -> None:
         ({"seq_len": 1200, "validation_tokens": 100}, "data.validation_tokens=100: a row takes 1201 tokens"),
         ({"layout": "documents"}, "b has 1 document: take packed, or give two or more"),
     ):
-        (problem,) = Shards.problems(settings(folders / "a", folders / "b", **changes), "data")
+        (problem,) = map(str, Shards.problems(settings(folders / "a", folders / "b", **changes), "data"))
         assert message in problem
-    assert Shards.problems(settings(), "data") == ["data.paths: is empty: give folders of shards"]
+    assert list(map(str, Shards.problems(settings(), "data"))) == ["data.paths: is empty: give folders of shards"]
     assert Shards.problems(settings() | {"paths": str(folders / "a")}, "data") == []
 
 
@@ -275,7 +275,7 @@ def test_damaged_shards_are_told_with_file_and_sizes(folders: Path, tmp_path: Pa
         (copy / path.name).write_bytes(path.read_bytes())
 
     def problem() -> str:
-        (found,) = Shards.problems(settings(copy), "data")
+        (found,) = map(str, Shards.problems(settings(copy), "data"))
         assert found.startswith(f"data.paths: {copy}") and "\n" not in found
         return found
 

@@ -38,7 +38,7 @@ def test_of_text(tmp_path: Path, vocabulary: str, in_folder: bool) -> None:
     )
     assert numbers and int(numbers[2]) == (265 if in_folder else 190)
     if vocabulary != "bpe":
-        assert Text.problems(settings, "data") == [message]
+        assert list(map(str, Text.problems(settings, "data"))) == [message]
     fits = int(numbers[4])
     assert text(**settings | {"seq_len": fits}).validation.seq_len == fits
     refused(text, settings | {"seq_len": fits + 1})
@@ -73,12 +73,12 @@ def test_of_shards(tmp_path: Path) -> None:
     assert tokenize.tokenize([f"path={tmp_path / 'a.txt'}", f"out={out}", "vocabulary=bytes", "jobs=1"]) == 0
     settings: dict[str, Any] = {"paths": str(out), "weights": None, "layout": "packed", "ignore_index": 3, "seed": 0}
     settings |= {"seq_len": 100, "validation_tokens": 1000}
-    (message,) = Shards.problems(settings, "data")
+    (message,) = map(str, Shards.problems(settings, "data"))
     assert f"a row takes 101 tokens, and {out} has 551 (550 bytes), 55 of them to validate on" in message
     assert "set data.seq_len to 54 or less" in message
     assert refused(shards, settings) == message
     assert Shards.problems(settings | {"seq_len": 54}, "data") == []
-    (message,) = Shards.problems(settings | {"validation_tokens": 20, "seq_len": 54}, "data")
+    (message,) = map(str, Shards.problems(settings | {"validation_tokens": 20, "seq_len": 54}, "data"))
     assert message == (
         "data.validation_tokens=20: a row takes 55 tokens: set it to 55 or more, or data.seq_len to 19 or less"
     )

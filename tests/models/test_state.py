@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from samout_train import build_model
 from samout_train.models import held_bytes, map_state, repeat_state, state_bytes
+from samout_train.models.samout import SamOut
 from samout_train.models.state import KeyValueCache, LayerState, compact_state
 from tests.support.marks import mostly_nightly
 
@@ -85,6 +86,40 @@ def test_a_state_that_an_earlier_version_saved_goes_on_to_the_bit(name: str, set
             logits, state = model(IDS[:, start : start + 3], state)
             again, restored = model(IDS[:, start : start + 3], restored)
             assert torch.equal(logits, again)
+
+
+class Sums(nn.Module):
+    """Somebody's own mixer, whose state is a dictionary with the names of LayerState's fields."""
+
+    def __init__(self, *, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+
+    def forward(self, x_BTD: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
+        sums_BTD = x_BTD.cumsum(1)
+        if state is not None:
+            sums_BTD = sums_BTD + state["mixer"][:, None]
+        return sums_BTD, {"mixer": sums_BTD[:, -1], "tokens_BKD": x_BTD[:, -1:]}
+
+
+@pytest.mark.parametrize("convolution_size", [0, 3])
+def test_a_mixer_of_ones_own_may_name_its_state_as_it_likes(convolution_size: int) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "pad_id": 3, "hidden_size": 8, "num_heads": 2, "num_layers": 2, "ffn_size": 8}
+    model = SamOut(
+        **sizes,  # type: ignore[arg-type]
+        ffn_share=1.0,
+        dropout=0.0,
+        tied_head=False,
+        init="small",
+        mixer=Sums,
+        convolution_size=convolution_size,
+    ).eval()
+    whole, _ = model(IDS)
+    first, state = model(IDS[:, :7])
+    second, _ = model(IDS[:, 7:], map_state(Tensor.detach, state))
+    torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=0, atol=1e-5)  # float32, in chunks
+    mixers = [of_mixer.keys() for of_mixer in model.state_by_layer(state).values()]  # type: ignore[attr-defined]
+    assert mixers == [{"mixer", "tokens_BKD"}] * 2
 
 
 @pytest.mark.slow

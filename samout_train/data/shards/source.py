@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from samout_train.config import Positive, validated
+from samout_train.config import Positive, Problem, validated
 from samout_train.data.shards.index import VOCABULARY, Shard, ShardIndex, digest_of, read_index
 from samout_train.data.shards.reader import ShardReader
 from samout_train.data.shards.rows import BLOCK, DocumentLayout, Layout, LayoutName, PackedLayout, ShardRows, ShardSplit
@@ -75,35 +75,34 @@ class Shards:
         )
 
     @classmethod
-    def problems(cls, settings: Mapping[str, Any], name: str) -> list[str]:
+    def problems(cls, settings: Mapping[str, Any], name: str) -> list[Problem]:
         """Return what is wrong between the settings of a YAML (`problems_of`)."""
         return problems_of(cls, settings, name)
 
-    def setting_problems(self, name: str) -> list[str]:
+    def setting_problems(self, name: str) -> list[Problem]:
         """Return what prevents training on these shards."""
         found = []
         if self.ignore_index != PAD_ID:
-            found.append(
-                f"{name}.ignore_index={self.ignore_index}: must be {PAD_ID}, the padding id, or padding is learned"
-            )
+            text = f"must be {PAD_ID}, the padding id, or padding is learned"
+            found.append(Problem(f"{name}.ignore_index", str(self.ignore_index), text=text, kind="value"))
         folders = _folders(self.paths)
         indices: list[ShardIndex] = []
         for folder in folders:
             try:
                 indices.append(read_index(folder))
             except (ValueError, OSError) as error:
-                found.append(f"{name}.paths: {error}")
+                found.append(Problem(f"{name}.paths", text=str(error)))
         if not folders:
-            found.append(f"{name}.paths: is empty: give folders of shards")
+            found.append(Problem(f"{name}.paths", text="is empty", fix="give folders of shards"))
         for problem in _other_vocabularies(indices):
-            found.append(f"{name}.paths: {problem}")
+            found.append(Problem(f"{name}.paths", text=problem))
         for problem in _wrong_weights(self.weights, len(folders)):
-            found.append(f"{name}.weights={self.weights}: {problem}")
+            found.append(Problem(f"{name}.weights", str(self.weights), text=problem))
         if not found:
             try:
                 _Mixture(indices, self)
             except ValueError as error:
-                found.append(str(error))
+                found.append(Problem(text=str(error)))
         return found
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samout_train.config import Positive, Range
+from samout_train.config import Positive, Problem, Range
 from samout_train.data.source import LabelledRows, Source, problems_of
 
 Ids = NDArray[np.integer[Any]]
@@ -70,15 +70,15 @@ class Task(ABC):
         return value
 
     @classmethod
-    def problems(cls, settings: Mapping[str, Any], name: str) -> list[str]:
+    def problems(cls, settings: Mapping[str, Any], name: str) -> list[Problem]:
         """Return what is wrong between the settings of a YAML (`problems_of`)."""
         return problems_of(cls, settings, name)
 
-    def setting_problems(self, name: str) -> list[str]:
+    def setting_problems(self, name: str) -> list[Problem]:
         """Return what is wrong between settings that are right by themselves."""
         return self.length_problems(name, least=1, reason="a token")
 
-    def length_problems(self, name: str, *, least: int, reason: str, even: bool = False) -> list[str]:
+    def length_problems(self, name: str, *, least: int, reason: str, even: bool = False) -> list[Problem]:
         """Return what is wrong with the lengths of rows, as the function of that name does."""
         return length_problems(vars(self), name, least=least, reason=reason, even=even)
 
@@ -219,7 +219,7 @@ def last_answer_only(draw: Draw) -> Draw:
 
 def length_problems(
     settings: Mapping[str, Any], name: str, *, least: int, reason: str, even: bool = False
-) -> list[str]:
+) -> list[Problem]:
     """Return what is wrong with the lengths of a task's rows.
 
     Args:
@@ -233,10 +233,13 @@ def length_problems(
     found = []
     for key, length in given:
         if length < least:
-            found.append(f"{name}.{key}={length}: a row needs {reason}: set it to {least} or more")
+            fix = f"set it to {least} or more"
+            found.append(Problem(f"{name}.{key}", str(length), text=f"a row needs {reason}", fix=fix))
     for key, length in given:
         if even and length >= least and length % 2:
-            found.append(f"{name}.{key}={length}: a row has two halves: set it to {length - 1} or {length + 1}")
+            fix = f"set it to {length - 1} or {length + 1}"
+            found.append(Problem(f"{name}.{key}", str(length), text="a row has two halves", fix=fix))
     if len(set(settings["test_lengths"])) < len(settings["test_lengths"]):
-        found.append(f"{name}.test_lengths={settings['test_lengths']}: has one of them twice: leave that out")
+        given_twice = str(settings["test_lengths"])
+        found.append(Problem(f"{name}.test_lengths", given_twice, text="has one of them twice", fix="leave that out"))
     return found

@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from samout_train.config import Range, Size, validated
+from samout_train.config import Problem, Range, Size, validated
 from samout_train.data.source import source_function
 from samout_train.data.tasks.base import IGNORED, Ids, Task
 
@@ -43,7 +43,7 @@ class Copy(Task):
         """Return the share of one symbol."""
         return 1 / self.num_symbols
 
-    def setting_problems(self, name: str) -> list[str]:
+    def setting_problems(self, name: str) -> list[Problem]:
         """Return what is wrong with the lengths."""
         return self.length_problems(name, least=2, reason="a symbol and the separator", even=True)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import numpy as np
 
-from samout_train.config import Range, Size, validated
+from samout_train.config import Problem, Range, Size, validated
 from samout_train.data.source import source_function
 from samout_train.data.tasks.base import IGNORED, Ids, Task
 
@@ -38,7 +38,7 @@ class Induction(Task):
         """Return the share of one symbol."""
         return 1 / self.num_symbols
 
-    def setting_problems(self, name: str) -> list[str]:
+    def setting_problems(self, name: str) -> list[Problem]:
         """Return what is wrong with the lengths."""
         return self.length_problems(name, least=3, reason="the mark, a symbol and the mark again")
 

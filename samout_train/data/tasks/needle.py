@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from samout_train.config import Positive, Range, Size, validated
+from samout_train.config import Positive, Problem, Range, Size, validated
 from samout_train.data.source import source_function
 from samout_train.data.tasks.base import IGNORED, Ids, Task
 
@@ -61,19 +61,19 @@ class Needle(Task):
         """Return the length of rows that have room for a distance."""
         return max(self.seq_len, value + self.needle_words)
 
-    def setting_problems(self, name: str) -> list[str]:
+    def setting_problems(self, name: str) -> list[Problem]:
         """Return what is wrong with the length and the distances."""
         words, distances = self.needle_words, self.test_distances
         reason = f"the mark and the {words} words of {name}.needle_words, twice"
         found = self.length_problems(name, least=2 * words + 1, reason=reason)
         for distance in distances:
             if distance <= words:
-                found.append(
-                    f"{name}.test_distances={distance}: the mark comes again behind the {words} words of "
-                    f"{name}.needle_words: set it to {words + 1} or more"
-                )
+                text = f"the mark comes again behind the {words} words of {name}.needle_words"
+                fix = f"set it to {words + 1} or more"
+                found.append(Problem(f"{name}.test_distances", str(distance), text=text, fix=fix))
         if len(set(distances)) < len(distances):
-            found.append(f"{name}.test_distances={distances}: has one of them twice: leave that out")
+            text = "has one of them twice"
+            found.append(Problem(f"{name}.test_distances", str(distances), text=text, fix="leave that out"))
         return found
 
     def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:

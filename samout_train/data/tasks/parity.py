@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from samout_train.config import validated
+from samout_train.config import Problem, validated
 from samout_train.data.source import source_function
 from samout_train.data.tasks.base import Ids, Task, last_answer_only
 
@@ -25,7 +25,7 @@ class Parity(Task):
     num_ids: ClassVar[int] = 2
     chance: ClassVar[float] = 1 / 2
 
-    def setting_problems(self, name: str) -> list[str]:
+    def setting_problems(self, name: str) -> list[Problem]:
         """Return what is wrong with the lengths."""
         return self.length_problems(name, least=1, reason="a bit")
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from samout_train.config import Positive, Size, validated
+from samout_train.config import Positive, Problem, Size, validated
 from samout_train.data.source import source_function
 from samout_train.data.tasks.base import IGNORED, Ids, Task
 
@@ -47,16 +47,15 @@ class Recall(Task):
         """Return the share of one value."""
         return 1 / (self.vocab_size - self.vocab_size // 2)
 
-    def setting_problems(self, name: str) -> list[str]:
+    def setting_problems(self, name: str) -> list[Problem]:
         """Return what is wrong with the lengths and the number of pairs."""
         pairs, num_keys = self.num_pairs, self.vocab_size // 2 - 1
         reason = f"4 tokens for each of {name}.num_pairs ({pairs})"
         found = self.length_problems(name, least=4 * pairs, reason=reason, even=True)
         if pairs > num_keys:
-            found.append(
-                f"{name}.num_pairs={pairs}: {name}.vocab_size ({self.vocab_size}) has {max(0, num_keys)} keys: set it "
-                f"to {2 * pairs + 2} or more"
-            )
+            text = f"{name}.vocab_size ({self.vocab_size}) has {max(0, num_keys)} keys"
+            fix = f"set it to {2 * pairs + 2} or more"
+            found.append(Problem(f"{name}.num_pairs", str(pairs), text=text, fix=fix))
         return found
 
     def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:

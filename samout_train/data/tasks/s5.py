@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from samout_train.config import validated
+from samout_train.config import Problem, validated
 from samout_train.data.source import source_function
 from samout_train.data.tasks.base import Ids, Task, last_answer_only
 
@@ -46,7 +46,7 @@ class S5(Task):
         """Return the share of one permutation."""
         return 1 / self.num_ids
 
-    def setting_problems(self, name: str) -> list[str]:
+    def setting_problems(self, name: str) -> list[Problem]:
         """Return what is wrong with the lengths."""
         return self.length_problems(name, least=1, reason="a permutation")
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import numpy as np
 
-from samout_train.config import Positive, Range, Size, validated
+from samout_train.config import Positive, Problem, Range, Size, validated
 from samout_train.data.source import source_function
 from samout_train.data.tasks.base import IGNORED, Ids, Task
 
@@ -40,7 +40,7 @@ class SelectiveCopy(Task):
         """Return the share of one symbol."""
         return 1 / self.num_symbols
 
-    def setting_problems(self, name: str) -> list[str]:
+    def setting_problems(self, name: str) -> list[Problem]:
         """Return what is wrong with the lengths."""
         copied = self.num_copied
         return self.length_problems(name, least=2 * copied, reason=f"2 tokens for each of {name}.num_copied ({copied})")

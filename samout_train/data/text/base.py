@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from samout_train.config import Positive
-from samout_train.data.source import Rows, Source, problems_of
+from samout_train.config import Positive, Problem
+from samout_train.data.source import Rows, Source, problems_below, problems_of
 from samout_train.data.text.copies import starts_of, warn_of_copies
 from samout_train.data.text.documents import LineEnds
 from samout_train.data.text.encoding import printable
@@ -109,39 +109,40 @@ class TextSource(ABC):
         )
 
     @classmethod
-    def problems(cls, settings: Mapping[str, Any], name: str) -> list[str]:
+    def problems(cls, settings: Mapping[str, Any], name: str) -> list[Problem]:
         """Return what is wrong between the settings of a YAML (`problems_of`)."""
         return problems_of(cls, settings, name)
 
-    def setting_problems(self, name: str) -> list[str]:
+    def setting_problems(self, name: str) -> list[Problem]:
         """Return what prevents training on the files: seen by reading them once, before anything is built."""
-        found, choice = [], None
+        found: list[Problem] = []
+        choice = None
         try:
             choice = self.choice()
         except ValueError as error:
-            found.append(f"{name}.{error}")
+            found += problems_below(name, error)
         if self.ignore_index != PAD_ID:
-            found.append(
-                f"{name}.ignore_index={self.ignore_index}: must be {PAD_ID}, the padding id, or padding is learned"
-            )
+            text = f"must be {PAD_ID}, the padding id, or padding is learned"
+            found.append(Problem(f"{name}.ignore_index", str(self.ignore_index), text=text, kind="value"))
         try:
             looked_at = self.look_at()
         except ValueError as error:
-            return [*found, f"{name}.{error}"]
+            return found + problems_below(name, error)
         except OSError as error:
-            return [*found, f"{name}.path: {error}"]
+            return [*found, Problem(f"{name}.path", text=str(error))]
         try:
             counts = looked_at.count()
         except (ValueError, OSError) as error:
-            return [*found, f"{name}.path: {error}"]
+            return [*found, Problem(f"{name}.path", text=str(error))]
         if counts.num_bytes == 0:
             where = place_of(looked_at.root, looked_at.files)
-            return [*found, f"{name}.path: no text in {where}, {looked_at.num_bytes} bytes: give one that has some"]
+            text = f"no text in {where}, {looked_at.num_bytes} bytes"
+            return [*found, Problem(f"{name}.path", text=text, fix="give one that has some")]
         return found + self.content_problems(name, looked_at, counts, choice)
 
     def content_problems(
         self, name: str, looked_at: Survey, counts: Counts, choice: VocabularyChoice | None
-    ) -> list[str]:
+    ) -> list[Problem]:
         """Return what is wrong with how much text there is.
 
         Args:
@@ -157,7 +158,7 @@ class TextSource(ABC):
         problem = _too_short(looked_at, num_tokens, counts.num_bytes, self.seq_len)
         if problem is None:
             return []
-        return [problem]
+        return [Problem(text=problem)]
 
 
 def _warn_of_copies(looked_at: Survey, tokenized: TokenizedText, num_train: int) -> None:

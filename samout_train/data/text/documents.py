@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
+from samout_train.config import ConfigError, Problem
 from samout_train.data.text.cuts import folded, whole_parts
 from samout_train.data.text.encoding import BYTE_ORDER_MARK, opened, other_kind, printable, to_utf_8
 from samout_train.runtime import HEAD_BYTES, home_path, old_file_away, shell_word
@@ -155,11 +156,12 @@ class JsonlReader:
         """Return the reader that a dictionary of roles describes.
 
         Raises:
-            ValueError: if a role's token is none for roles.
+            ConfigError: if a role's token is none for roles.
         """
         for role, token in roles.items():
             if token not in ROLE_TOKENS:
-                raise ValueError(f"roles.{role}={token}: must be {' or '.join(ROLE_TOKENS)}")
+                text = f"must be {' or '.join(ROLE_TOKENS)}"
+                raise ConfigError(Problem(f"roles.{role}", token, text=text, kind="value"))
         return cls(tuple(sorted(roles.items())), line_ends, roles_key=roles_key)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from samout_train.config import validated
+from samout_train.config import Problem, validated
 from samout_train.data.source import Rows, Source, source_function
 from samout_train.data.text.base import TRAIN_SHARE, TextSource, counts_of, place_of, too_short
 from samout_train.data.text.copies import warn_of_copies
@@ -72,14 +72,13 @@ class Jsonl(TextSource):
 
     def content_problems(
         self, name: str, looked_at: Survey, counts: Counts, choice: VocabularyChoice | None
-    ) -> list[str]:
+    ) -> list[Problem]:
         """Return what is wrong with how many documents there are; how long they are is seen when they are tokens."""
         if counts.documents >= 2:
             return []
         where = place_of(looked_at.root, looked_at.files)
-        return [
-            f"{name}.path: {where} has {counts.documents} document: give two or more, so that one can be validated on"
-        ]
+        text = f"{where} has {counts.documents} document"
+        return [Problem(f"{name}.path", text=text, fix="give two or more, so that one can be validated on")]
 
     def _rows(self, tokens: NDArray[np.integer], documents: NDArray[np.int64]) -> Rows:
         if self.layout == "padded":

@@ -9,7 +9,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from samout_train.config import validated
+from samout_train.config import Problem, validated
 from samout_train.data.source import source_function
 from samout_train.data.text.base import TextSource
 from samout_train.data.text.documents import LineEnds, TextReader
@@ -44,7 +44,7 @@ class Shakespeare(TextSource):
             return _survey(_downloaded(), self.line_ends)
         return _survey(Path(self.path), self.line_ends)
 
-    def setting_problems(self, name: str) -> list[str]:
+    def setting_problems(self, name: str) -> list[Problem]:
         """Return what prevents training on it; nothing is downloaded yet."""
         if self.path is None:
             return []

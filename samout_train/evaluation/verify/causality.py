@@ -78,7 +78,7 @@ def _pairs(
     training: bool,
     precision: PrecisionName,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Places, with the logits of a sequence and of one whose tokens are others from there on.
+    """Yield places, with the logits of a sequence and of one whose tokens are others from there on.
 
     Equal bits can be asked for only where all shapes are equal, so that each batch has as many rows.
     """

@@ -57,7 +57,7 @@ def verify(
 
 @contextmanager
 def _threads_for(model: nn.Module) -> Iterator[None]:
-    """One thread for a small model, which gains little by more: beside other work, they wait for each other."""
+    """Use one thread for a small model, which gains little by more: beside other work, they wait for each other."""
     threads = torch.get_num_threads()
     if sum(p.numel() for p in model.parameters()) < PARAMETERS_FOR_THREADS:
         torch.set_num_threads(1)
@@ -72,7 +72,7 @@ def _rows(checks: list[Check]) -> Iterator[CheckResult]:
 
 
 def _of_order(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> list[Check]:
-    """The checks of what a sequence's order means: causality, states, padding."""
+    """Return the checks of what a sequence's order means: causality, states, padding."""
     given = (model, subject, device)
     before, at = "causality: a token changes nothing before it", "causality: a token changes what is at it"
     later = partial(causality.nothing_before_changes, *given)
@@ -99,7 +99,7 @@ def _of_order(model: nn.Module, subject: ModelUnderTest, device: torch.device) -
 def _of_any_model(
     model: nn.Module, subject: ModelUnderTest, tiny: ModelUnderTest, device: torch.device, compiles: bool
 ) -> list[Check]:
-    """The checks that hold for models which see the whole sequence, too."""
+    """Return the checks that hold for models which see the whole sequence, too."""
     given = (model, subject, device)
     missing = partial(training.missing_gradients, *given)
     checks: list[Check] = [

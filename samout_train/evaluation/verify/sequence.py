@@ -19,7 +19,7 @@ PADDING = 9
 def in_chunks(
     model: nn.Module, subject: ModelUnderTest, device: torch.device, *, size: int, precision: PrecisionName
 ) -> Measured:
-    """Logits in chunks behind a prefix, without gradients, against those of the whole."""
+    """Compare logits in chunks behind a prefix, without gradients, with those of the whole."""
     ids_BT = subject.ids(2, subject.tokens(), device)
     prefix = _prefix(ids_BT)
     with evaluating(model), autocast(precision, device):
@@ -29,7 +29,7 @@ def in_chunks(
 
 
 def gradients_in_chunks(model: nn.Module, subject: ModelUnderTest, device: torch.device, *, size: int) -> Measured:
-    """Gradients of a loss over chunks behind a prefix, through the states, against those of the whole."""
+    """Compare gradients of a loss over chunks behind a prefix, through the states, with those of the whole."""
     num_tokens = GRADIENT_TOKENS if size < PREFIX else NUM_TOKENS
     ids_BT = subject.ids(2, subject.tokens(num_tokens), device)
     model.train()
@@ -43,7 +43,7 @@ def gradients_in_chunks(model: nn.Module, subject: ModelUnderTest, device: torch
 
 
 def padded(model: nn.Module, subject: ModelUnderTest, device: torch.device, *, what: str) -> Measured:
-    """Logits, loss or gradients of a sequence with padding behind it against those without."""
+    """Compare logits, loss or gradients of a sequence with padding behind it with those without."""
     if subject.pad_id is None:
         raise NothingMeasuredError("there is no padding")
     time = subject.tokens(SHORT + PADDING)
@@ -65,7 +65,7 @@ def padded(model: nn.Module, subject: ModelUnderTest, device: torch.device, *, w
 
 
 def in_any_batch(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """Logits of rows together against those of each alone, without gradients."""
+    """Compare logits of rows together with those of each alone, without gradients."""
     ids_BT = subject.ids(3, subject.tokens(GRADIENT_TOKENS), device)
     with evaluating(model):
         alone_BTV = torch.cat([model(row_BT)[0] for row_BT in ids_BT.split(1)])
@@ -73,7 +73,7 @@ def in_any_batch(model: nn.Module, subject: ModelUnderTest, device: torch.device
 
 
 def gradients_in_any_batch(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """Gradients of the mean loss of rows together against the mean of those of each alone."""
+    """Compare gradients of the mean loss of rows together with the mean of those of each alone."""
     ids_BT = subject.ids(3, subject.tokens(GRADIENT_TOKENS), device)
     model.train()
     alone: dict[str, list[Tensor]] = {}
@@ -87,7 +87,7 @@ def gradients_in_any_batch(model: nn.Module, subject: ModelUnderTest, device: to
 def with_gradients(
     model: nn.Module, subject: ModelUnderTest, device: torch.device, *, precision: PrecisionName
 ) -> Measured:
-    """Logits with gradients against those without, in evaluation."""
+    """Compare logits with gradients with those without, in evaluation."""
     ids_BT = subject.ids(2, subject.tokens(GRADIENT_TOKENS), device)
     logits = []
     with evaluating(model, inference=False):

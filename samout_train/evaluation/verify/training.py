@@ -30,7 +30,7 @@ TINY = "of a tiny new model"
 
 
 def finite_differences(tiny: ModelUnderTest, device: torch.device) -> Measured:
-    """Each parameter's gradient along a random direction against two evaluations of the loss, in float64.
+    """Compare gradients along a random direction with two evaluations of the loss, in float64.
 
     The error is relative to the norm of the parameter's gradient: along a direction that it happens to be across, any
     gradient is small.
@@ -56,7 +56,7 @@ def finite_differences(tiny: ModelUnderTest, device: torch.device) -> Measured:
 
 
 def as_in_float64(tiny: ModelUnderTest, device: torch.device) -> Measured:
-    """Gradients in float32, which fast paths are made for, against those in float64, which differences prove."""
+    """Compare gradients in float32, which fast paths are made for, with those in float64, which differences prove."""
     ids_BT = tiny.ids(2, SHORT, device)
     found = []
     for dtype in (torch.float32, torch.float64):
@@ -67,7 +67,7 @@ def as_in_float64(tiny: ModelUnderTest, device: torch.device) -> Measured:
 
 
 def compiled(tiny: ModelUnderTest, device: torch.device) -> Measured:
-    """Gradients of the compiled model against those of the same one, and its logits."""
+    """Compare gradients and logits of the compiled model with those of the same one."""
     from torch._dynamo import config
     from torch._dynamo.backends.registry import lookup_backend
 
