@@ -65,7 +65,7 @@ def _compare(words: list[str]) -> int:
         plan = replace(plan, folder=new_directory(plan.folder))
     with locked(plan.folder):
         if found := plan.problems():  # another comparison may have ended in it since it was checked
-            raise ConfigError("\n".join(found))
+            raise ConfigError(*found)
         plan.write(_asked(settings, request))
         for line in plan.lines():
             print(line, flush=True)
@@ -97,7 +97,7 @@ def _plan(settings: Node, request: Request) -> "Plan":
 
     shared = [word for word in request.overrides if key_of(word) not in OWN]
     if found := decided_problems(shared):
-        raise ConfigError("\n".join(found))
+        raise ConfigError(*found)
     match, folder = settings["match"], Path(settings["run_dir"])
     models = candidates(
         settings["models"],
@@ -112,7 +112,7 @@ def _plan(settings: Node, request: Request) -> "Plan":
     flags = [f"--config-dir={folder}" for folder in request.config_dirs]
     plan = Plan(folder, models, sorted(set(map(float, rates))), settings["seed"], settings["seeds"], flags)
     if found := plan.problems():
-        raise ConfigError("\n".join(found))
+        raise ConfigError(*found)
     return plan
 
 
