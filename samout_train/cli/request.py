@@ -42,7 +42,6 @@ from samout_train.config import (
 )
 from samout_train.experiments import (
     common_keys,
-    first_stage,
     job_name,
     jobs_at_once,
     jobs_of,
@@ -166,8 +165,7 @@ class Request:
         )
         self.swept = common.swept
         left_out = common_keys(words, self.swept)
-        stages = common.stages
-        jobs = jobs_of(words, self.swept) if stages is None else first_stage(words, stages)
+        jobs = jobs_of(words, self.swept)
         self.at_once = jobs_at_once(common, len(jobs))
         for job in Bar(jobs, desc="checking jobs", leave=False, disable=len(jobs) < JOBS_THAT_TAKE_A_WHILE):
             composed, mistakes = checked_config(
@@ -185,8 +183,6 @@ class Request:
                 self.gets_new_directory = "hydra.sweep.dir" in composed.named_by_time
                 self.jobs[name] = [as_typed(word) for word in job if not key_of(word).startswith("hydra")]
                 self.configs[name] = composed.config
-        if stages is not None:  # of which the second is not known yet
-            self.jobs = {}
         return found
 
     def _wrong_directory(self) -> list[Problem]:

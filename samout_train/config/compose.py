@@ -56,7 +56,6 @@ class Composed:
         yaml: The same as text.
         sweep_dir: Where the jobs of a sweep lie.
         swept: What the configuration sweeps over by itself: values by key, such as {"model": "v1,v8"}.
-        stages: The arguments of samout_train.experiments.staged.Stages, where the sweeper is of that kind.
         named_by_time: Those of `run_dir` and `hydra.sweep.dir` that have `${now:...}` in them: each start gets its own.
         misplaced: What YAML sets although the directories of runs are the program's to make.
         launcher: What starts the jobs of a sweep.
@@ -68,7 +67,6 @@ class Composed:
     yaml: str
     sweep_dir: str
     swept: dict[str, str]
-    stages: dict[str, Any] | None
     named_by_time: frozenset[str] = frozenset()
     misplaced: tuple[Problem, ...] = ()
     launcher: str | None = None
@@ -148,7 +146,6 @@ def resolve(composed: DictConfig) -> Composed:
     sweeper = OmegaConf.to_container(HydraConfig.get().sweeper, resolve=True)
     assert isinstance(sweeper, dict)
     swept = {str(key): str(value) for key, value in (sweeper.get("params") or {}).items()}
-    stages = {str(key): value for key, value in sweeper.items() if key != "_target_"} if "forms" in sweeper else None
     hydra = HydraConfig.get()
     directories = {"run_dir": unresolved(composed, "run_dir"), "hydra.sweep.dir": unresolved(hydra, "sweep.dir")}
     return Composed(
@@ -157,7 +154,6 @@ def resolve(composed: DictConfig) -> Composed:
         text,
         sweep_dir,
         swept,
-        stages,
         frozenset(key for key, value in directories.items() if "${now:" in str(value)),
         tuple(_misplaced(HydraConfig.get())),
         choices.get("hydra/launcher"),

@@ -8,7 +8,6 @@ from .batches import SpreadBatches as SpreadBatches, has_targets as has_targets,
 from .charts import (
     DOTS_PER_INCH as DOTS_PER_INCH,
     draw_extrapolation as draw_extrapolation,
-    draw_heat_map as draw_heat_map,
     draw_search as draw_search,
     heat_map as heat_map,
     missing_charts as missing_charts,

@@ -85,45 +85,6 @@ def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> byte
     return _written(figure, path)
 
 
-def draw_forms(
-    screened: Mapping[str, Sequence[float]], final: Mapping[str, Sequence[float]], *, path: Path
-) -> bytes | None:
-    """Draw a line for each form: its losses in both stages of a sweep, and the mean of the second.
-
-    Args:
-        screened: By form, its losses with each learning rate.
-        final: The same of the second stage, with each seed.
-        path: Of the PNG file.
-
-    Returns:
-        The picture; None where it cannot be drawn.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    if missing_charts():
-        return None
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1.5 + 0.3 * len(screened)), layout="constrained")
-    axes = figure.subplots()
-    places = {form: -index for index, form in enumerate(screened)}
-    for form, losses in screened.items():
-        axes.plot(losses, [places[form]] * len(losses), "o", color="tab:blue", fillstyle="none", alpha=0.7)
-        axes.plot(min(losses), places[form], "o", color="tab:blue")
-    for form, losses in final.items():
-        axes.plot(losses, [places[form]] * len(losses), "o", color="tab:orange", fillstyle="none", alpha=0.7)
-        axes.plot(sum(losses) / len(losses), places[form], "|", color="tab:orange", markersize=16, markeredgewidth=2)
-    axes.plot([], [], "o", color="tab:blue", label="first stage: each rate, the best one filled")
-    if final:
-        axes.plot([], [], "o", color="tab:orange", fillstyle="none", label="second stage: each seed, and their mean")
-    axes.set_yticks(list(places.values()), list(places))
-    axes.set(title="validation loss", xlabel="nats a token")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    return _written(figure, path)
-
-
 def draw_search(trials: Sequence[tuple[int, str, float | None]], *, path: Path) -> bytes | None:
     """Draw the loss of each trial of a search, and the best one so far.
 
@@ -158,34 +119,6 @@ def draw_search(trials: Sequence[tuple[int, str, float | None]], *, path: Path) 
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return _written(figure, path)
-
-
-def draw_heat_map(
-    shares: Sequence[Sequence[float | None]],
-    *,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    title: str,
-    path: Path,
-) -> bytes | None:
-    """Draw a table of shares from 0 to 1, each in its colour; what is not there is left white.
-
-    Args:
-        shares: A list for each row, a share for each column.
-        rows: Their names.
-        columns: Their names.
-        title: Stands above it.
-        path: Of the PNG file.
-
-    Returns:
-        The picture; None where it cannot be drawn.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    if missing_charts():
-        return None
-    return _written(heat_map(shares, rows=rows, columns=columns, title=title), path)
 
 
 def heat_map(

@@ -126,6 +126,9 @@ def checked_config(
         return None, refused + placed(error.problems, choices={})
     if (name := composed.choices.get("experiment")) and "experiment" in composed.config:
         return composed, [*refused, _below_experiment(name, config_name, folders)]
+    if name and "compare" in composed.config:
+        fix = f"write samout-train compare experiment={name}"
+        return composed, [*refused, Problem("experiment", name, text="is a comparison of models", fix=fix)]
     if config_name != "config" and not {"run_dir", "trainer"} & composed.config.keys():
         fix = "write `defaults: [/config, _self_]` at its beginning"
         return composed, [*refused, Problem(f"--config-name {config_name}", text="is no root YAML", fix=fix)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from samout_train.evaluation import DOTS_PER_INCH, heat_map, missing_charts
 from samout_train.experiments.compare.results import CandidateResult, Comparison, interval_of_mean
+from samout_train.experiments.compare.screening import best_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,7 @@ Draw = Callable[["Axes", Comparison, Speeds], None]
 INCHES = (4.5, 3.4)
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 IN_OVERVIEW = 4
+POINTS_OF_LABELS = 160.0  # of height that the models of a chart have for their names
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,28 @@ def _final_losses(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     axes.set_ylim(0.6 - len(comparison.ranked), 0.6)
     axes.set_xlabel("validation loss, nats a token")
     axes.grid(alpha=0.3)
+
+
+def _screening(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
+    screened = [one for one in comparison.results if one.screening_losses]
+    for place, one in enumerate(screened):
+        colour = _look(comparison, one)["color"]
+        losses = [loss for loss in one.screening_losses.values() if loss is not None]
+        if losses:
+            axes.plot(losses, [-place] * len(losses), "o", color=colour, fillstyle="none", alpha=0.8)
+            axes.plot([min(losses)], [-place], "o", color=colour)
+        finals = list(one.losses.values())
+        axes.plot(finals, [-place] * len(finals), "|", color=colour, markersize=12)
+    labels = [shown(one) for one in screened]
+    size = min(9.0, POINTS_OF_LABELS / len(screened))
+    axes.set_yticks([-place for place in range(len(screened))], labels, fontsize=size)
+    axes.set_ylim(0.6 - len(screened), 0.6)
+    axes.set_xlabel("validation loss, nats a token")
+    axes.grid(alpha=0.3)
+
+
+def _has_screening(comparison: Comparison, speeds: Speeds) -> bool:
+    return any(best_rate(by_rate) is not None for by_rate in comparison.screening_losses.values())
 
 
 def _curves(
@@ -316,6 +340,12 @@ KINDS: Sequence[tuple[str, str, Draw, Callable[[Comparison, Speeds], bool]]] = (
         "Circles: a seed each. Stroke and line: mean, and its own 95 % interval; what is compared is differences.",
         _final_losses,
         lambda comparison, speeds: sum(len(one.losses) for one in comparison.ranked) > 1,
+    ),
+    (
+        "Screening",
+        "Circles: the short runs, one of each rate, the best one filled. Strokes: the seeds that count.",
+        _screening,
+        _has_screening,
     ),
     (
         "Loss against tokens",

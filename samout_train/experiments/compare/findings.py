@@ -6,6 +6,7 @@ from typing import Any
 from samout_train.checkpoint import scalars
 from samout_train.experiments.compare.matching import TOLERANCE, Budget
 from samout_train.experiments.compare.results import CONFIDENCE, CandidateResult, Comparison, Difference, difference
+from samout_train.experiments.compare.screening import Screening, screening_caveat
 
 FEW_SEEDS = 3
 MOST_NAMED = 6  # differing settings in one sentence
@@ -75,6 +76,7 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
     return [
         *_unfinished(comparison),
         *_off_budget(ran, asked.get("match")),
+        *_screened(comparison, asked),
         *_rates(ran),
         *_seeds(ran),
         *_unlike(ran),
@@ -144,6 +146,12 @@ def _unfinished(comparison: Comparison) -> Iterable[str]:
         places = [(run.rate, run.seed) for run in one.runs if run.loss is not None]
         if len(set(places)) < len(places):
             yield f"{one.label} has several runs of one rate and seed, of which one counts."
+
+
+def _screened(comparison: Comparison, asked: Asked) -> Iterable[str]:
+    screening = Screening.of_record(asked)
+    if screening is not None and comparison.screening_losses:
+        yield screening_caveat(screening, comparison.screening_losses)
 
 
 def _rates(ran: Sequence[CandidateResult]) -> Iterable[str]:

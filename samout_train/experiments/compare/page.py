@@ -5,7 +5,7 @@
 
 import base64
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -17,9 +17,10 @@ from samout_train.config import ConfigError, shown
 from samout_train.evaluation import missing_charts
 from samout_train.experiments.compare.charts import Chart, Speeds, charts, overview, tasks_chart
 from samout_train.experiments.compare.findings import caveats, in_words, interval, mean_and_spread, nats, verdict
-from samout_train.experiments.compare.plan import Plan, folder_name, read_record
+from samout_train.experiments.compare.plan import Plan, folder_name, read_record, record_screening
 from samout_train.experiments.compare.results import CandidateResult, Comparison, comparisons_of, difference
 from samout_train.experiments.compare.runs import read_run, run_dirs_below, told_apart
+from samout_train.experiments.compare.screening import Screening, screening_lines, screening_table
 from samout_train.experiments.compare.speed import measured_speeds, read_speeds
 from samout_train.experiments.jobs import Outcome, job_bar
 from samout_train.runtime import dashboard_command, replace_file
@@ -53,13 +54,21 @@ def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
         StopRequestedError: if a signal came; what ran has saved what it needs to go on.
     """
     choosing = plan.choosing()
-    with job_bar(len(choosing) + len(plan.candidates) * plan.num_seeds) as bar:
+    with job_bar(len(choosing) + plan.most_counting()) as bar:
         outcomes = bar.run(choosing, at_once=at_once)
         best = {one.label: plan.rates[0] for one in plan.candidates}
         if choosing:
             comparison = Comparison.of("", [read_run(job.run_dir) for job in choosing])
             best = {one.label: one.best_rate for one in comparison.results if one.best_rate is not None}
-        return outcomes | bar.run(plan.counting(best), at_once=at_once)
+            if plan.screening is not None:
+                losses = comparison.screening_losses
+                chosen = plan.screening.chosen(losses)
+                best = {label: best[label] for label in chosen}
+                record_screening(plan.folder, losses, chosen)
+                bar.say([f"screened: {', '.join(chosen) or 'no model'} to be trained in full"])
+        counting = plan.counting(best)
+        bar.expect(len(choosing) + len(counting))
+        return outcomes | bar.run(counting, at_once=at_once)
 
 
 def finish(plan: Plan) -> None:
@@ -145,7 +154,8 @@ def html(comparisons: Sequence[Comparison], record: Record, speeds: Speeds) -> s
             {
                 "data": comparison.data,
                 "verdict": verdict(comparison, record),
-                "table": loss_table(comparison, speeds),
+                "table": loss_table(comparison, speeds, _left_out(comparison, record)),
+                "screening": _screening(comparison, record),
                 "against": caveats(comparison, record),
                 "charts": [_embedded(chart) for chart in charts(comparison, speeds)],
                 "pairs": pair_table(comparison),
@@ -178,31 +188,43 @@ def markdown(comparisons: Sequence[Comparison], record: Record, speeds: Speeds, 
     for comparison in comparisons:
         lines += [f"### {comparison.data}", ""] if len(comparisons) > 1 else []
         lines += [" ".join(verdict(comparison, record)), ""]
-        table = loss_table(comparison, speeds)
+        table = loss_table(comparison, speeds, _left_out(comparison, record))
         lines += [_row(table["head"]), "|---" * len(table["head"]) + "|", *map(_row, table["rows"]), "", NOTE, ""]
         against = caveats(comparison, record)
         lines += ["What speaks against it:", "", *(f"- {_plain(one)}" for one in against), ""] if against else []
+        if (screened := _screening(comparison, record)) is not None:
+            lines += _screening_markdown(screened)
         if comparison.data in pictures:
             lines += [f"![Charts of {comparison.data}]({pictures[comparison.data]})", ""]
     return "\n".join([*lines, "```bash", str(record.get("command") or "not known"), "```", ""])
 
 
 def summary_lines(comparison: Comparison, record: Record) -> list[str]:
-    """For the terminal: the verdict, and what speaks against it."""
-    return [*verdict(comparison, record), *(f"  against it: {sentence}" for sentence in caveats(comparison, record))]
+    """For the terminal: the screening, the verdict, and what speaks against it."""
+    lines = []
+    screened = _screening(comparison, record)
+    if screened is not None:
+        lines += screening_lines(screened)
+    lines += verdict(comparison, record)
+    return [*lines, *(f"  against it: {sentence}" for sentence in caveats(comparison, record))]
 
 
-def loss_table(comparison: Comparison, speeds: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+def loss_table(
+    comparison: Comparison, speeds: Mapping[str, Mapping[int, float]], left_out: Collection[str] = ()
+) -> dict[str, Any]:
     """Return a row for each model, the best one first.
 
     Args:
         comparison: Models on the same data.
         speeds: Tokens a second by label and length.
+        left_out: Labels of models that were not trained in full.
     """
     head = ["model", "validation loss", "behind the best", "", "learning rate", "parameters"]
     head += ["tokens a second", "FLOPs a token", "state bytes"]
     rows = []
     for one in comparison.results:
+        if one.label in left_out:
+            continue
         each = ", ".join(nats(loss) for loss in one.losses.values())
         behind, word = _behind_best(comparison, one)
         rows.append(
@@ -306,6 +328,32 @@ def _asked(comparisons: Sequence[Comparison], record: Record) -> str:
     words += [f"seeds that count: {', '.join(map(str, counted)) or 'none'}"]
     words += [f"runs at a time: {record['jobs']}"] if record.get("jobs") else []
     return "; ".join(words) + "."
+
+
+def _screening(comparison: Comparison, record: Record) -> dict[str, Any] | None:
+    """The table of the screening; None where there was none."""
+    screening, losses = Screening.of_record(record), comparison.screening_losses
+    if screening is None or not losses:
+        return None
+    return screening_table(screening, losses)
+
+
+def _left_out(comparison: Comparison, record: Record) -> set[str]:
+    screening, losses = Screening.of_record(record), comparison.screening_losses
+    if screening is None:
+        return set()
+    return set(losses) - set(screening.chosen(losses))
+
+
+def _screening_markdown(table: Mapping[str, Any]) -> list[str]:
+    lines = [f"{table['title']}:", "", _row(table["head"]), "|---" * len(table["head"]) + "|"]
+    for row in table["rows"]:
+        cells = []
+        for cell in row["cells"]:
+            mark = "**" * cell["best"]
+            cells.append(f"{mark}{cell['text']}{mark}")
+        lines.append(_row([row["label"], *cells, row["rate"], row["fate"]]))
+    return [*lines, "", table["note"], ""]
 
 
 def _embedded(chart: Chart) -> dict[str, str]:

@@ -71,6 +71,11 @@ class CandidateResult:
         return sorted(best, key=lambda run: run.seed or 0)
 
     @property
+    def screening_losses(self) -> dict[float, float | None]:
+        """Return the loss of the short run with each rate; nothing where there was no screening."""
+        return {rate: run.loss for rate, run in self.rates.items() if run.screening}
+
+    @property
     def chosen_and_counted(self) -> bool:
         """Return whether the run that the rate was chosen by counts itself, which flatters it."""
         return len(self.rates) > 1 and any(run.seed == self.choosing_seed for run in self.counted)
@@ -157,6 +162,11 @@ class Comparison:
     def runs(self) -> list[Run]:
         """Of all."""
         return [run for one in self.results for run in one.runs]
+
+    @property
+    def screening_losses(self) -> dict[str, dict[float, float | None]]:
+        """Return the losses of the short runs by label and rate; nothing where there was no screening."""
+        return {one.label: one.screening_losses for one in self.results if one.screening_losses}
 
     @property
     def ranked(self) -> list[CandidateResult]:

@@ -27,6 +27,7 @@ class Run:
         rate: Its learning rate; None where it is not known.
         seed: Its seed; None where it is not known.
         counts: Whether it counts, or a rate is chosen by it; None for a run that is of no comparison.
+        screening: Whether it is a short run of a screening.
         config: As it was composed; empty where the run left none.
         outcome: What became of it.
     """
@@ -37,6 +38,7 @@ class Run:
     rate: float | None
     seed: int | None
     counts: bool | None
+    screening: bool = False
     config: Mapping[str, Any] = field(repr=False)
     outcome: Outcome
 
@@ -97,13 +99,13 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
     settings = [scalars({key: run.config.get(key) for key in SETTINGS}) for run in runs]
     for of_run in settings:
         of_run.pop("optimizer.lr", None)
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}  # a screening's runs have fewer steps
     for run, own in zip(runs, settings, strict=True):
         if own:  # of a run that left no configuration nothing is known
-            groups.setdefault((run.label, run.data), []).append(own)
+            groups.setdefault((run.label, run.data, run.screening), []).append(own)
     found = []
     for run, own in zip(runs, settings, strict=True):
-        others = groups.get((run.label, run.data), [])
+        others = groups.get((run.label, run.data, run.screening), [])
         differing = [key for key in own if any(of_run.get(key) != own[key] for of_run in others)]
         marks = [f"{key.removeprefix('model.')}={own[key]}" for key in differing]
         found.append(replace(run, label=" ".join([run.label, *marks])) if marks else run)
