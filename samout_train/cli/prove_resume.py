@@ -66,7 +66,7 @@ def _prove(words: list[str]) -> int:
         if there := [name for name in ("undisturbed", "killed") if (folder / name).exists()]:
             raise ConfigError(f"run_dir={folder}: {there[0]} is there already: give another directory")
         if mistakes := Request([*flags, *train, text_setting("run_dir", folder / "undisturbed")]).mistakes():
-            raise ConfigError("\n".join(mistakes))
+            raise ConfigError(*mistakes)
         found = {}
         for name, kills in (("undisturbed", 0), ("killed", settings["kills"])):
             print(f"{name}: {settings['steps']} steps", file=sys.stderr)

@@ -48,7 +48,7 @@ def _search(words: list[str]) -> int:
     shared = [word for word in request.overrides if key_of(word) not in OWN]
     space, folder = space_of(settings["space"]), Path(settings["run_dir"])
     if found := space_problems(space, shared, config_dirs=request.config_dirs, taken=lambda key: key in OWN):
-        raise ConfigError("\n".join(found))
+        raise ConfigError(*found)
     if problem := place_problem(folder):
         raise ConfigError(f"run_dir={folder}: {problem}")
 

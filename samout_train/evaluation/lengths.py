@@ -165,8 +165,7 @@ class Reader:
         state_norm: dict[str, list[float]] = {}
         for length in done:
             windows = ids[: num_tokens // length * length + 1].unfold(0, length + 1, length)
-            state_norm = {}
-            nats_W, count_W = self._by_position(windows[:, :-1], windows[:, 1:], state_norm)
+            nats_W, count_W, state_norm = self._by_position(windows[:, :-1], windows[:, 1:])
             if not count_W.sum():
                 left_out[length] = NOTHING_COUNTED
                 continue
@@ -178,8 +177,7 @@ class Reader:
     def rows(self, rows: Rows, most_tokens: int) -> Extrapolation:
         """Read rows that do not follow each other: the first so many tokens."""
         inputs_BW, targets_BW = rows.split(rows.windows(0, max(1, most_tokens // rows.seq_len)))
-        state_norm: dict[str, list[float]] = {}
-        nats_W, count_W = self._by_position(inputs_BW, targets_BW, state_norm)
+        nats_W, count_W, state_norm = self._by_position(inputs_BW, targets_BW)
         by_position: list[tuple[int, int, float]] = []
         _add_positions(by_position, nats_W, count_W)
         num_tokens = int(count_W.sum())
@@ -202,10 +200,8 @@ class Reader:
     def _read_length(self) -> int:
         return min(self.trained_length, self.evaluator.chunk_len or self.trained_length)
 
-    def _by_position(
-        self, inputs_BW: Tensor, targets_BW: Tensor, state_norm: dict[str, list[float]]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the nats and the counted targets at each place, (W,) float64 each; the norms go into `state_norm`."""
+    def _by_position(self, inputs_BW: Tensor, targets_BW: Tensor) -> tuple[Tensor, Tensor, dict[str, list[float]]]:
+        """Return the nats and the counted targets at each place, (W,) float64 each, and the norms of the states."""
         nats_W = torch.zeros(inputs_BW.shape[1], dtype=torch.float64)
         norms: dict[str, list[Tensor]] = {}
         vocab_size = 1
@@ -220,9 +216,11 @@ class Reader:
                 nats_W += nats_BW.to(place).double().sum(0).cpu()
                 for name, norm in norm_of.items():
                     norms.setdefault(name, []).append(norm)
+        state_norm = {}
         for name, parts in norms.items():
             state_norm[name] = torch.stack(parts).sum(0).div(len(inputs_BW)).tolist()
-        return nats_W, (targets_BW != self.evaluator.source.ignore_index).sum(0).double()
+        count_W = (targets_BW != self.evaluator.source.ignore_index).sum(0).double()
+        return nats_W, count_W, state_norm
 
     def _read(self, inputs_BW: Tensor, targets_BW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         model, device, ignore_index = self.evaluator.model, self.evaluator.device, self.evaluator.source.ignore_index

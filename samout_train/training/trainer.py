@@ -466,33 +466,31 @@ def saved_on_error(step: TrainingStep, save: Callable[[], None]) -> Iterator[Non
             raise
         peak = peak_memory_bytes(step.batches.device)
         traceback.clear_frames(error.__traceback__)  # they hold the activations
-        raise MemoryExhaustedError(_out_of_memory_report(error, step, peak, save)) from None
+        when = f"after step {step.step_count}"
+        if step.snapshot is not None:
+            when = f"in step {step.step_count + 1}"
+        if not step.revert():
+            saved = "  saved           nothing: it failed within the update"
+        elif distributed.count() > 1:
+            saved = f"  saved           nothing: it happened in {distributed.name()}, and the others wait in this step"
+        else:
+            saved = _saved(step, save)
+        what = f"out of memory {when}: {_first_line(error)[:200]}"
+        raise MemoryExhaustedError("\n".join([what, *_out_of_memory_report(step, peak), saved])) from None
 
 
-def _out_of_memory_report(error: Exception, step: TrainingStep, peak: int, save: Callable[[], None]) -> str:
-    """Return what happened, what the step held, what would need less, and what is saved now."""
-    when = f"after step {step.step_count}"
-    if step.snapshot:
-        when = f"in step {step.step_count + 1}"
-    if not step.revert():
-        saved = "  saved           nothing: it failed within the update"
-    elif distributed.count() > 1:
-        saved = f"  saved           nothing: it happened in {distributed.name()}, and the others wait in this step"
-    else:
-        saved = _saved(step, save)
+def _out_of_memory_report(step: TrainingStep, peak: int) -> list[str]:
+    """Return what the step held, and what would need less."""
     batches, parts = step.batches, step.accumulate
     rows, length = batches.batch_size, batches.rows.seq_len
     micro_steps = f"{parts} micro-steps"
     if parts == 1:
         micro_steps = "1 micro-step"
-    lines = [
-        f"out of memory {when}: {_first_line(error)[:200]}",
+    return [
         f"  peak so far     {peak / 1e9:.2f} GB, on {batches.device} in {step.precision}",
         f"  batch           {rows} rows x {length} targets, in {micro_steps} of {rows // parts} rows",
         f"  needs less      {'; or '.join(_smaller_settings(step)) or 'a smaller model'}",
-        saved,
     ]
-    return "\n".join(lines)
 
 
 def _smaller_settings(step: TrainingStep) -> list[str]:
