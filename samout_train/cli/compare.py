@@ -44,7 +44,7 @@ def compare(
     """
     settings, gets_new_directory = request.settings, request.is_named_by_time("run_dir")
     if found := _wrong_experiment(settings):
-        raise ConfigError("\n".join(found))
+        raise ConfigError(*found)
     if (settings["models"] is None) == (settings["runs"] is None):
         raise ConfigError("say what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]")
     if not isinstance(settings["models"], str | list | dict | None):
@@ -63,7 +63,7 @@ def compare(
         plan = replace(plan, folder=new_directory(plan.folder))
     with locked(plan.folder):
         if found := plan.problems():  # another comparison may have ended in it since it was checked
-            raise ConfigError("\n".join(found))
+            raise ConfigError(*found)
         plan.write(_asked(settings, request))
         for line in plan.lines():
             print(line, flush=True)
@@ -106,7 +106,7 @@ def _plan(settings: Node, request: Request) -> "Plan":
         raise ConfigError(*found)
     shared = [word for word in request.overrides if key_of(word) not in OWN]
     if decided := decided_problems(shared):
-        raise ConfigError("\n".join(decided))
+        raise ConfigError(*decided)
     match, folder = settings["match"], Path(settings["run_dir"])
     models = candidates(
         _models(settings),
@@ -126,7 +126,7 @@ def _plan(settings: Node, request: Request) -> "Plan":
             raise ConfigError(*wrong)
     plan = Plan(folder, models, rates, settings["seed"], settings["seeds"], flags, screening)
     if taken := plan.problems():
-        raise ConfigError("\n".join(taken))
+        raise ConfigError(*taken)
     return plan
 
 

@@ -104,11 +104,13 @@ def _write(
 
 
 def _encoded(vocabulary: "Vocabulary", prompt: str, given: str) -> list[int]:
+    from samout_train.data import UnknownCharacterError
+
     try:
         ids: list[int] = vocabulary.encode(prompt).tolist()
     except ValueError as error:
         fix = "leave it out, or write it with characters that the text of the run has"
-        if "'\\r'" in str(error):
+        if isinstance(error, UnknownCharacterError) and error.character == "\r":
             fix = "save the prompt with LF line ends, as the text of the run has"
         raise ValueError(f"prompt={given}: {error}: {fix}") from error
     return ids

@@ -56,7 +56,7 @@ def _prove(request: Request, steps: int, kills: int, settings: dict[str, Any]) -
         if there := [name for name in ("undisturbed", "killed") if (folder / name).exists()]:
             raise ConfigError(f"run_dir={folder}: {there[0]} is there already: give another directory")
         if mistakes := Request([*flags, *train, text_setting("run_dir", folder / "undisturbed")]).mistakes():
-            raise ConfigError("\n".join(mistakes))
+            raise ConfigError(*mistakes)
         found = {}
         for name, num_kills in (("undisturbed", 0), ("killed", kills)):
             print(f"{name}: {steps} steps", file=sys.stderr)

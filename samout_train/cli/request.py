@@ -26,6 +26,7 @@ from samout_train.config import (
     key_of,
     nearest,
     quote_text,
+    wrong_flag,
 )
 from samout_train.experiments import (
     common_keys,
@@ -39,7 +40,6 @@ from samout_train.runtime import Bar, PlaceError, home_path, in_words, is_full, 
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 PATH_KEYS = ("path", "run", "dir", "runs")  # of the verbs, by which they get what they are about
-INFO = "all, config, defaults, defaults-tree, plugins, searchpath"
 LINES_OF_A_MISTAKE = 8
 MOST_MISTAKES = 30
 JOBS_THAT_TAKE_A_WHILE = 20
@@ -62,7 +62,7 @@ class Request:
         self.words, self.writes = list(words), writes
         self.arguments = _parsed(words)
         if found := [] if self.arguments.shell_completion else _paths_alone(self.arguments.overrides, config_name):
-            raise ConfigError("\n".join(found))
+            raise ConfigError(*found)
         self.flags = _with_home([word for word in words if word not in self.arguments.overrides])
         self.overrides: list[str] = last_of_each(self.arguments.overrides)
         self.in_sweep = bool(self.arguments.multirun)
@@ -224,12 +224,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
 
     def refuse(message: str) -> NoReturn:
-        unknown = next((word for word in words if word.startswith("-") and f": {word}" in message), None)
-        if value := re.match(r"argument --info/-i: invalid choice: '(.+?)'", message):
-            raise ConfigError(f"--info {value[1]}: --info stands last, or has one of these behind it: {INFO}")
-        if unknown is None:
-            raise ConfigError(message)
-        raise ConfigError(f"{unknown}: no such option; {nearest(unknown, flags)}; settings have the form key=value")
+        raise ConfigError(wrong_flag(message, words, flags))
 
     parser.error = refuse  # type: ignore[method-assign]
     arguments = parser.parse_intermixed_args(list(words))

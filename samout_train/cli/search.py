@@ -36,7 +36,7 @@ def search(request: Request, *, space: Any, trials: Annotated[int, Positive], st
     shared = [word for word in request.overrides if key_of(word) not in OWN]
     tried, folder = space_of(space), Path(train["run_dir"])
     if found := space_problems(tried, shared, config_dirs=request.config_dirs, taken=lambda key: key in OWN):
-        raise ConfigError("\n".join(found))
+        raise ConfigError(*found)
     if problem := place_problem(folder):
         raise ConfigError(f"run_dir={folder}: {problem}")
 

@@ -12,7 +12,7 @@ from .compose import (
     resolve as resolve,
     unresolved as unresolved,
 )
-from .diagnostics import in_few_words as in_few_words, no_node as no_node
+from .diagnostics import in_few_words as in_few_words, no_node as no_node, wrong_flag as wrong_flag
 from .hydra import get_args_parser as get_args_parser, run_hydra as run_hydra
 from .moved import current_settings as current_settings, take_earlier_names as take_earlier_names
 from .nodes import (

@@ -128,10 +128,12 @@ def compose_config(
 
 def options_with(group: str, key: str) -> list[str]:
     """Return the options of a group in conf/ whose YAML sets a key, such as `text` and `jsonl` for `path` of `data`."""
-    contents = {
-        path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted((CONF / group).glob("*.yaml"))
-    }
-    return [option for option, content in contents.items() if isinstance(content, dict) and key in content]
+    options = []
+    for path in sorted((CONF / group).glob("*.yaml")):
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        if isinstance(content, dict) and key in content:
+            options.append(path.stem)
+    return options
 
 
 def resolve(composed: DictConfig) -> Composed:

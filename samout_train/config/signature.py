@@ -53,12 +53,8 @@ def check_call(
     except (TypeError, ValueError) as error:
         return [Problem(f"{path}._target_", text=f"cannot be called with settings ({error})")]
     hints = _hints(target)
-    named, takes_any = {}, False
-    for name, parameter in parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            takes_any = True
-        elif parameter.kind is not parameter.VAR_POSITIONAL:
-            named[name] = parameter
+    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     known = [name for name in named if name not in late] + sorted(set(also_known) - set(named))
     prefix = ""
     if path:
@@ -83,9 +79,7 @@ def check_call(
             found.append(problem)
     not_taken = sorted(set(late) - set(named))
     if not_taken and not takes_any:
-        for name in not_taken:
-            found.append(_not_taken(path, target, name, called))
-        return found
+        return found + [_not_taken(path, target, name, called) for name in not_taken]
     for name, parameter in named.items():
         if name not in late and parameter.default is parameter.empty and name not in given:
             found.append(missing(f"{prefix}{name}"))
