@@ -38,6 +38,9 @@ from .manager import Checkpoints as Checkpoints, Restored as Restored, made_with
 from .run_directory import (
     DirectoryRefusedError as DirectoryRefusedError,
     TakenError as TakenError,
+    check_content as check_content,
+    check_resume as check_resume,
+    check_run_directory as check_run_directory,
     claimed as claimed,
     content_problems as content_problems,
     differences as differences,

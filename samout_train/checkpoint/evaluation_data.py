@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.checkpoint.load import LoadedRun
-from samout_train.config import ConfigError, build, compose_config, key_of, saved_node, saved_seed
-from samout_train.data import Source, WholeData, reads_whole, whole_data
+from samout_train.config import (
+    ConfigError,
+    Problem,
+    build,
+    compose_config,
+    key_of,
+    require_no_problems,
+    saved_node,
+    saved_seed,
+)
+from samout_train.data import Source, WholeData, as_source, reads_whole, whole_data
 
 Node = dict[str, Any]
-Check = Callable[..., list[str]]
+Check = Callable[..., list[Problem]]
 
 
 def evaluation_data(
@@ -63,10 +72,9 @@ def evaluation_data(
             path = Path(folder, "vocabulary.json")
             path.write_bytes(json.dumps(loaded.vocabulary.state_dict()).encode())
             node |= {"vocabulary": loaded.vocabulary.name, "vocabulary_path": str(path)}
-        if found := data_problems(node):
-            raise ConfigError("\n".join(found))
+        require_no_problems(data_problems(node))
         settings: dict[str, Any] = {key: value for key, value in node.items() if key not in loop_keys}
-        source: Source = build(settings, seed=saved_seed(saved))
+        source = as_source(build(settings, seed=saved_seed(saved)))
     if source.vocab_size != loaded.vocab_size:
         raise ConfigError(
             f"data={name}: has {source.vocab_size} ids, the model {loaded.vocab_size}: give data of the kind that it "
@@ -86,8 +94,7 @@ def _given(
         )
     if refused := [word for word in of_data if word.lstrip("+").startswith("data.vocab")]:
         raise ConfigError(f"{refused[0]}: text is read by the vocabulary of the run: leave it out")
-    if found := data_problems(node, for_training=False):
-        raise ConfigError("\n".join(found))
+    require_no_problems(data_problems(node, for_training=False))
     whole = whole_data(node, loaded.vocabulary, seq_len=trained_length or int(node["seq_len"]))
     source = whole.source(loaded.vocabulary, ignore_index=node["ignore_index"], line_ends=node.get("line_ends", "keep"))
     return f"{name}-{whole.name}", source, whole

@@ -111,22 +111,22 @@ def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
         CheckpointError: if it has some and each is damaged.
     """
     folder = run_dir / "checkpoints"
-    reasons = []
+    reasons, names = [], set()
     for path in sorted(folder.glob("step_*.pt"), reverse=True):
         reason = damage(path)
         if reason is None:
             return path
         reasons.append(f"{path.name}: {reason}")
+        names.add(path.name)
         log.warning("%s cannot be used: %s", path, reason)
         if set_aside:
             for part in (path, _manifest(path), shards_folder(path)):
                 if part.exists():
                     with suppress(OSError):  # open elsewhere, on Windows; it is passed over all the same
                         part.replace(part.with_name(part.name + CORRUPT))
-    earlier = {
-        path for path in folder.glob(f"step_*.pt{CORRUPT}") if path.name.removesuffix(CORRUPT) not in str(reasons)
-    }
-    reasons += [f"{path.name}: {damage(path) or 'was set aside'}" for path in sorted(earlier)]
+    for path in sorted(folder.glob(f"step_*.pt{CORRUPT}")):
+        if path.name.removesuffix(CORRUPT) not in names:
+            reasons.append(f"{path.name}: {damage(path) or 'was set aside'}")
     if reasons:
         listing = "\n  ".join(reasons)
         raise CheckpointError(f"no checkpoint in {folder} can be used:\n  {listing}")

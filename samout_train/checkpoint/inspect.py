@@ -219,7 +219,7 @@ def _file(path: Path) -> Found:
     try:
         return _vocabulary(path)
     except ValueError as error:
-        reason = str(error).rpartition("cannot be used: ")[2]
+        reason = error.__cause__  # without the path
     if is_safetensors(start):
         content = None
     elif problem := no_weights(start, path):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from samout_train.checkpoint.files import CheckpointError, find_checkpoint, read_checkpoint
-from samout_train.config import ConfigError, build, model_problems, saved_node
+from samout_train.config import ConfigError, Problem, build, check_model, saved_node
 from samout_train.data import LineEnds, Vocabulary, read_published_vocabulary, read_vocabulary_file, vocabulary_from
 from samout_train.models import choose_once
 from samout_train.runtime import home_path
@@ -87,8 +87,8 @@ def model_of(
         ConfigError: if the configuration is not there, is wrong, or is that of another model.
     """
     node = saved_node(saved)
-    if found := model_problems(node):
-        raise ConfigError("\n".join(f"{saved}: {mistake}" for mistake in found))
+    if found := check_model(node):
+        raise ConfigError(*(Problem(str(saved), text=str(problem)) for problem in found))
     try:
         model: nn.Module = build(node, vocab_size=vocab_size, pad_id=pad_id)
         model.load_state_dict(weights)

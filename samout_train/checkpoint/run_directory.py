@@ -7,13 +7,14 @@ import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from samout_train.config import Composed, ConfigError, current_settings, saved_keys
-from samout_train.runtime import home_path, leftovers, place_problem, read_figures, replace_file
+from samout_train.config import Composed, ConfigError, Problem, current_settings, saved_keys
+from samout_train.runtime import distributed, home_path, leftovers, place_problem, read_figures, replace_file
 
 SETTINGS = ".hydra"
 SECONDS_OF_A_LOOK = 0.5  # at most, that who only asks whether a run is under way holds its lock
@@ -38,7 +39,7 @@ class TakenError(DirectoryRefusedError):
     """Another process is at a run in the directory."""
 
 
-def resume_problems(composed: Composed, directory: str = "run_dir") -> list[str]:
+def check_resume(composed: Composed, directory: str = "run_dir") -> list[Problem]:
     """Return the problems with starting from a checkpoint; nothing is written.
 
     Args:
@@ -47,30 +48,32 @@ def resume_problems(composed: Composed, directory: str = "run_dir") -> list[str]
     """
     resume = composed.config["resume"]
     if resume == "auto" and directory in composed.named_by_time:
-        return [
-            f"resume=auto: continues the run in {directory}, and that is a new directory here: give {directory}=... of "
-            "the run too, or leave resume out to begin a new one"
-        ]
+        text = f"continues the run in {directory}, and that is a new directory here"
+        fix = f"give {directory}=... of the run too, or leave resume out to begin a new one"
+        return [Problem("resume", "auto", text=text, fix=fix)]
     if resume in (None, "auto"):
         return []
     path = Path(str(resume))
     if not resume or not path.exists():
-        return [f"resume={resume}: is not there: give auto, a run directory or a checkpoint"]
+        fix = "give auto, a run directory or a checkpoint"
+        return [Problem("resume", str(resume), text="is not there", fix=fix)]
     if path.is_dir() and not any(path.rglob("step_*.pt")):
-        return [f"resume={resume}: holds no checkpoint: give a run directory that has checkpoints/step_*.pt"]
+        fix = "give a run directory that has checkpoints/step_*.pt"
+        return [Problem("resume", str(resume), text="holds no checkpoint", fix=fix)]
     if path.is_file() and path.suffix != ".pt":
-        return [f"resume={resume}: is no checkpoint: give auto, a run directory or a checkpoint, step_*.pt"]
+        fix = "give auto, a run directory or a checkpoint, step_*.pt"
+        return [Problem("resume", str(resume), text="is no checkpoint", fix=fix)]
     return []
 
 
-def run_directory_problems(config: Mapping[str, Any]) -> list[str]:
+def check_run_directory(config: Mapping[str, Any]) -> list[Problem]:
     """Return the problems with writing into run_dir; looks only, so that nothing in it is touched."""
     run_dir = Path(config["run_dir"])
     if problem := place_problem(run_dir):
-        return [f"run_dir={run_dir}: {problem}"]
+        return [Problem("run_dir", str(run_dir), text=problem)]
     if is_taken(run_dir):
         return [_taken(run_dir)]
-    return content_problems(run_dir, config)
+    return check_content(run_dir, config)
 
 
 def other_kind(folder: Path, own: str) -> str | None:
@@ -85,21 +88,27 @@ def other_kind(folder: Path, own: str) -> str | None:
     )
 
 
-def content_problems(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
+def check_content(run_dir: Path, config: Mapping[str, Any]) -> list[Problem]:
     """Return why the run in a directory cannot be continued with a configuration; ask again under its lock."""
     if kind := other_kind(run_dir, "a run"):
-        return [f"run_dir={run_dir}: holds {kind}: give another run_dir"]
+        return [Problem("run_dir", str(run_dir), text=f"holds {kind}", fix="give another run_dir")]
     if not holds_run(run_dir):
         return []
     if config["resume"] != "auto":
-        return [f"run_dir={run_dir}: holds a run already: set resume=auto to continue it, or another run_dir"]
+        fix = "set resume=auto to continue it, or another run_dir"
+        return [Problem("run_dir", str(run_dir), text="holds a run already", fix=fix)]
     free = tuple(f"data.{name}" for name in FREE_DATA_KEYS)
-    places = PLACE_KEYS if has_data_record(run_dir) else ()
-    return [
-        f"{difference}: continue it with the same, or give another run_dir"
-        for difference in other_settings(run_dir, config, FIXED_KEYS, free)
-        if difference.partition("=")[0] not in places
-    ]
+    places: tuple[str, ...] = ()
+    if has_data_record(run_dir):
+        places = PLACE_KEYS
+    found = []
+    for difference in other_settings(run_dir, config, FIXED_KEYS, free):
+        fix = "continue it with the same, or give another run_dir"
+        if difference.fix:
+            fix = f"{difference.fix}: {fix}"
+        if difference.key not in places:
+            found.append(replace(difference, fix=fix))
+    return found
 
 
 def has_data_record(run_dir: Path) -> bool:
@@ -128,8 +137,8 @@ def is_taken(run_dir: Path) -> bool:
 
 def other_settings(
     run_dir: Path, config: Mapping[str, Any], keys: Sequence[str], free: tuple[str, ...] = ()
-) -> list[str]:
-    """Return where the run in a directory differs from a configuration, one text each; none where it does not say.
+) -> list[Problem]:
+    """Return where the run in a directory differs from a configuration; none where it does not say.
 
     Args:
         run_dir: Of the run.
@@ -143,8 +152,11 @@ def other_settings(
     try:
         before = saved_keys(saved, keys)
     except ValueError as error:
-        return [f"run_dir={run_dir}: {saved} cannot be read ({error}): repair it"]
-    return [f"{key}={now}: the run in {run_dir} has {then}" for key, then, now in _pairs(before, config, keys, free)]
+        return [Problem("run_dir", str(run_dir), text=f"{saved} cannot be read ({error})", fix="repair it")]
+    found = []
+    for key, then, now in _pairs(before, config, keys, free):
+        found.append(Problem(key, str(now), text=f"the run in {run_dir} has {then}"))
+    return found
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
@@ -204,7 +216,11 @@ def _place(path: str) -> Path:
 
 @contextmanager
 def claimed(
-    run_dir: Path, files: Mapping[str, str], *, refusals: Callable[[], list[str]], keeps_failed: bool = False
+    run_dir: Path,
+    files: Mapping[str, str],
+    *,
+    refusals: Callable[[], Sequence[Problem | str]],
+    keeps_failed: bool = False,
 ) -> Iterator[Callable[[], None]]:
     """Hold a run directory for one run, from the check of what lies in it to the end of the run.
 
@@ -224,8 +240,6 @@ def claimed(
     Raises:
         DirectoryRefusedError: if another process holds the directory, or there are refusals.
     """
-    from samout_train.runtime import distributed  # imports torch, which questions about a directory do not need
-
     is_written = False
 
     def write() -> None:
@@ -239,7 +253,7 @@ def claimed(
         if distributed.is_first():
             held.enter_context(locked(run_dir))
             if found := refusals():
-                raise DirectoryRefusedError("\n".join(found))
+                raise DirectoryRefusedError(*found)
             if is_new := not holds_run(run_dir):
                 _write_settings(run_dir / SETTINGS, files)
         distributed.wait_for_all()
@@ -307,8 +321,9 @@ def _lock(run_dir: Path, timeout: float = 0.0) -> FileLock:
     return FileLock(run_dir / ".hydra" / "lock", timeout=timeout)
 
 
-def _taken(run_dir: Path) -> str:
-    return f"run_dir={run_dir}: another process is at a run in it: wait until it has ended, or give another run_dir"
+def _taken(run_dir: Path) -> Problem:
+    fix = "wait until it has ended, or give another run_dir"
+    return Problem("run_dir", str(run_dir), text="another process is at a run in it", fix=fix)
 
 
 def scalars(node: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
@@ -319,3 +334,7 @@ def scalars(node: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
     if node is None or prefix.endswith("._partial_"):
         return {}
     return {prefix: node if isinstance(node, bool | int | float | str) else str(node)}
+
+
+# Names of earlier versions.
+resume_problems, run_directory_problems, content_problems = check_resume, check_run_directory, check_content

@@ -8,45 +8,43 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from samout_train.cli.request import Request, answered, settings_of, with_train_keys
-from samout_train.config import ConfigError, Positive, Seeds, key_of
+from samout_train.cli.request import Request
+from samout_train.cli.verb import verb
+from samout_train.config import ConfigError, Positive, Seeds, key_of, nearest
 from samout_train.runtime import list_setting, place_problem, shell_word, text_setting, typed_line
 
 if TYPE_CHECKING:
     from samout_train.experiments import Plan
 
-OWN = ("models", "match", "lr", "seeds", "jobs", "runs", "run_dir", "seed")
+OWN = ("models", "match", "lr", "seeds", "screen_steps", "finalists", "always", "jobs", "runs", "run_dir", "seed")
+IN_EXPERIMENT = ("models", "lr", "seeds", "screen_steps", "finalists", "always")
 Node = dict[str, Any]
 
 
-@with_train_keys
-def keys(
+@verb
+def compare(
+    request: Request,
     *,
     models: Any,
     match: str | None,
     lr: Annotated[float, Positive] | list[Annotated[float, Positive]],
     seeds: Annotated[int, Seeds],
+    screen_steps: Annotated[int, Positive] | None,
+    finalists: Annotated[int, Positive] | None,
+    always: list[str],
     jobs: Annotated[int, Positive],
     runs: list[str] | None,
-) -> None:
-    """The keys of compare.yaml; only its signature is used."""
-
-
-def main(words: list[str]) -> int:
-    """Compares.
-
-    Args:
-        words: The command line behind the verb.
+    compare: Node | None = None,
+    **train: Any,
+) -> int:
+    """Says whether one model is better than another, and whether that is more than noise.
 
     Returns:
         The exit code: 0 done, 1 a run failed, 2 the request was wrong, 130 or 143 stopped by a signal.
     """
-    return answered(words, "compare", keys, _compare)
-
-
-def _compare(words: list[str]) -> int:
-    composed, request = settings_of(words, "compare", keys), Request(words, "compare")
-    settings, gets_new_directory = composed.config, "run_dir" in composed.named_by_time
+    settings, gets_new_directory = request.settings, request.is_named_by_time("run_dir")
+    if found := _wrong_experiment(settings):
+        raise ConfigError(*found)
     if (settings["models"] is None) == (settings["runs"] is None):
         raise ConfigError("say what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]")
     if not isinstance(settings["models"], str | list | dict | None):
@@ -65,7 +63,7 @@ def _compare(words: list[str]) -> int:
         plan = replace(plan, folder=new_directory(plan.folder))
     with locked(plan.folder):
         if found := plan.problems():  # another comparison may have ended in it since it was checked
-            raise ConfigError("\n".join(found))
+            raise ConfigError(*found)
         plan.write(_asked(settings, request))
         for line in plan.lines():
             print(line, flush=True)
@@ -93,14 +91,25 @@ def _show(settings: Node, request: Request, *, gets_new_directory: bool) -> int:
 
 
 def _plan(settings: Node, request: Request) -> "Plan":
-    from samout_train.experiments import Budget, Plan, candidates, decided_problems, known_sizes
+    from samout_train.experiments import (
+        Budget,
+        Plan,
+        candidates,
+        decided_problems,
+        known_sizes,
+        screening_of,
+        screening_problems,
+    )
 
+    screening, found = screening_of(settings["screen_steps"], settings["finalists"], settings["always"])
+    if found:
+        raise ConfigError(*found)
     shared = [word for word in request.overrides if key_of(word) not in OWN]
-    if found := decided_problems(shared):
-        raise ConfigError("\n".join(found))
+    if decided := decided_problems(shared):
+        raise ConfigError(*decided)
     match, folder = settings["match"], Path(settings["run_dir"])
     models = candidates(
-        settings["models"],
+        _models(settings),
         shared,
         None if match is None else Budget.of(match),
         config_dirs=request.config_dirs,
@@ -110,10 +119,39 @@ def _plan(settings: Node, request: Request) -> "Plan":
     if not rates:
         raise ConfigError("lr: is empty: give at least one learning rate, such as lr=[1e-3,3e-3]")
     flags = [f"--config-dir={folder}" for folder in request.config_dirs]
-    plan = Plan(folder, models, sorted(set(map(float, rates))), settings["seed"], settings["seeds"], flags)
-    if found := plan.problems():
-        raise ConfigError("\n".join(found))
+    rates = sorted(set(map(float, rates)))
+    if screening is not None:
+        configs = {one.label: one.config for one in models}
+        if wrong := screening_problems(screening, configs, rates):
+            raise ConfigError(*wrong)
+    plan = Plan(folder, models, rates, settings["seed"], settings["seeds"], flags, screening)
+    if taken := plan.problems():
+        raise ConfigError(*taken)
     return plan
+
+
+def _models(settings: Node) -> Any:
+    """Return what was typed, where names of models that an experiment makes stand for those."""
+    models, made = settings["models"], (settings.get("compare") or {}).get("models")
+    if isinstance(models, str):
+        models = [models]
+    if not isinstance(models, list) or not isinstance(made, dict):
+        return models
+    found = []
+    for entry in models:
+        if isinstance(entry, str) and entry in made:
+            entry = {entry: made[entry]}
+        found.append(entry)
+    return found
+
+
+def _wrong_experiment(settings: Node) -> list[str]:
+    """Return what `compare` of an experiment sets that is none of the keys which it may set."""
+    found = []
+    for key in settings.get("compare") or {}:
+        if key not in IN_EXPERIMENT:
+            found.append(f"compare.{key}: no such key; {nearest(key, IN_EXPERIMENT)}")
+    return found
 
 
 def _asked(settings: Node, request: Request) -> Node:

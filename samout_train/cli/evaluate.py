@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from samout_train.cli.request import Request, answered, settings_of
+from samout_train.cli.request import Request
+from samout_train.cli.verb import verb_with_own_words
 from samout_train.config import ConfigError, DeviceName, Positive, Threads
 from samout_train.runtime import in_words, is_full
 
 if TYPE_CHECKING:
-    import torch
-
-    from samout_train.checkpoint import LoadedRun
     from samout_train.data import Source, WholeData
+    from samout_train.evaluation import Evaluator
 
 ROWS_PER_BATCH = 64  # of a task, at the length that it was trained at
 TIMES = (1, 4, 16, 64)  # of the training length, where no lengths are given
@@ -24,7 +23,9 @@ MOST_TOKENS = 65536  # of the run's own validation split at each length, where m
 LONGEST_NAME = 60  # of the part of a folder's name that says how was measured
 
 
-def keys(
+@verb_with_own_words("data")
+def evaluate(
+    request: Request,
     *,
     run: str,
     lengths: list[Annotated[int, Positive]] | None,
@@ -33,58 +34,46 @@ def keys(
     device: DeviceName,
     kernels: Literal["auto", "reference", "fused"],
     threads: Annotated[int, Threads] | None,
-) -> None:
-    """The keys of evaluate.yaml; only its signature is used."""
-
-
-def main(words: list[str]) -> int:
-    """Evaluates.
-
-    Args:
-        words: The command line behind the verb.
+) -> int:
+    """Says what a model loses past the length that it was trained at.
 
     Returns:
         The exit code: 0 done, 1 a checkpoint is damaged, 2 the request was wrong, 130 interrupted.
     """
-    return answered(words, "evaluate", keys, _evaluate)
-
-
-def _evaluate(words: list[str]) -> int:
     from samout_train.checkpoint import evaluation_data, load_run
+    from samout_train.evaluation import Evaluator
     from samout_train.models import sees_future
     from samout_train.ops import use_kernels
     from samout_train.runtime import choose_device, keep_freed_memory, use_threads
     from samout_train.training import DATA_SETTINGS, data_problems
 
-    of_data = [word for word in words if word.lstrip("+").startswith(("data=", "data."))]
-    settings = settings_of([word for word in words if word not in of_data], "evaluate", keys).config
-    device = choose_device(settings["device"])
-    if device.type == "cpu":
+    of_data, on = request.own_words, choose_device(device)
+    if on.type == "cpu":
         keep_freed_memory()
-    use_kernels(settings["kernels"])
-    use_threads(settings["threads"])
-    loaded = load_run(settings["run"])
-    config_dirs = Request(words, "evaluate").config_dirs
+    use_kernels(kernels)
+    use_threads(threads)
+    loaded = load_run(run)
     name, source, whole = evaluation_data(
         loaded,
         of_data,
-        settings["lengths"],
+        lengths,
         data_problems=data_problems,
         loop_keys=DATA_SETTINGS,
-        config_dirs=config_dirs,
+        config_dirs=request.config_dirs,
     )
     if source.chance is None and sees_future(loaded.model):
         raise ConfigError("this model sees the whole sequence, so that it has no loss by position to go on with")
-    _refuse_lengths(source, settings["lengths"], source.train.seq_len if whole is None else whole.seq_len)
-    loaded.model.to(device)
-    folder = loaded.checkpoint.parent.parent / "evaluate" / _place(name, loaded.checkpoint, settings, of_data, whole)
-    print(f"{loaded.checkpoint}, after step {loaded.step}, on {name}, {device}", flush=True)
+    _refuse_lengths(source, lengths, source.train.seq_len if whole is None else whole.seq_len)
+    evaluator = Evaluator(loaded.model.to(on), source, on, "fp32")
+    run_dir = loaded.checkpoint.parent.parent
+    folder = run_dir / "evaluate" / _place(name, loaded.checkpoint, request.settings, of_data, whole)
+    print(f"{loaded.checkpoint}, after step {loaded.step}, on {name}, {on}", flush=True)
     try:
         if source.chance is not None:
-            _accuracies(loaded, source, device, folder)
+            _accuracies(evaluator, loaded.step, folder)
         else:
-            about = {} if whole is None else _measured_whole(loaded, source, whole, device)
-            _losses(loaded, source, settings, device, folder, about)
+            about = {} if whole is None else _measured_whole(evaluator, run_dir, whole)
+            _losses(evaluator, request.settings, about, step=loaded.step, folder=folder)
     except OSError as error:
         place = folder if error.filename is None or Path(error.filename).is_relative_to(folder) else None
         fix = "make it writable, or copy the run" if place and not is_full(error) else None
@@ -111,51 +100,41 @@ def _place(
     return "-".join(parts)
 
 
-def _accuracies(loaded: "LoadedRun", source: "Source", device: "torch.device", folder: Path) -> None:
-    from samout_train.evaluation import accuracy_lines, measure_accuracy, rows_that_fit
+def _accuracies(evaluator: "Evaluator", step: int, folder: Path) -> None:
+    from samout_train.evaluation import accuracy_lines, rows_that_fit
     from samout_train.runtime import write_figures
 
+    source = evaluator.source
     if not source.tests:
         raise ConfigError("there is nothing to test at: give lengths=[...]")
-    found, most = {}, getattr(loaded.model, "max_seq_len", None)
+    found, most = {}, getattr(evaluator.model, "max_seq_len", None)
     for name, rows in source.tests.items():
         if most is not None and rows.seq_len > most:
             print(f"  {name.replace('_', ' ')} is left out: the model has room for {most:,} tokens (model.max_seq_len)")
             continue
-        found[name] = measure_accuracy(
-            loaded.model,
-            rows,
-            ignore_index=source.ignore_index,
-            device=device,
-            precision="fp32",
-            rows_per_batch=rows_that_fit(ROWS_PER_BATCH, source.train, rows),
-        )
+        found[name] = evaluator.accuracy(rows, rows_that_fit(ROWS_PER_BATCH, source.train, rows))
     for line in accuracy_lines(found, source.chance):
         print(f"  {line}")
     folder.mkdir(parents=True, exist_ok=True)
     by_name = {name: one.figures() for name, one in found.items()}
-    write_figures(folder / "evaluation.json", {"step": loaded.step, "accuracy": by_name, "chance": source.chance})
+    write_figures(folder / "evaluation.json", {"step": step, "accuracy": by_name, "chance": source.chance})
 
 
-def _measured_whole(
-    loaded: "LoadedRun", source: "Source", whole: "WholeData", device: "torch.device"
-) -> dict[str, Any]:
+def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -> dict[str, Any]:
     """Measure data from end to end, each row from a fresh state as in training, and print what it is."""
     from samout_train.config import saved_node
     from samout_train.data import digests_of
-    from samout_train.evaluation import evaluate, in_order
+    from samout_train.evaluation import in_order
 
     rows = whole.rows
     print(f"  {whole.path}, sha256 {whole.sha256}")
-    trained = digests_of(saved_node(loaded.checkpoint.parent.parent / ".hydra" / "config.yaml", "data"))
+    trained = digests_of(saved_node(run_dir / ".hydra" / "config.yaml", "data"))
     is_training_text = bool(trained & whole.digests)
     if is_training_text:
         print(
             "  this is the text of the run, or contains a file of it: the loss does not say how it does on other text"
         )
-    batches = -(-rows.num_windows // ROWS_PER_BATCH)
-    batch = in_order(rows, ROWS_PER_BATCH)
-    found = evaluate(loaded.model, batch, source=source, device=device, precision="fp32", num_batches=batches)
+    found = evaluator.loss(in_order(rows, ROWS_PER_BATCH), -(-rows.num_windows // ROWS_PER_BATCH))
     bits = f", {found.bits_per_byte:.4f} bits per byte" if found.bits_per_byte is not None else ""
     print(f"  {found.loss_nats:.4f} nats a token{bits}, over {found.num_targets:,} counted targets: all of it")
     if whole.unknown:
@@ -191,40 +170,36 @@ def _refuse_lengths(source: "Source", given: list[int] | None, trained: int) -> 
 
 
 def _losses(
-    loaded: "LoadedRun",
-    source: "Source",
-    settings: dict[str, Any],
-    device: "torch.device",
-    folder: Path,
-    about: dict[str, Any],
+    evaluator: "Evaluator", settings: dict[str, Any], about: dict[str, Any], *, step: int, folder: Path
 ) -> None:
     from samout_train.evaluation import (
         FAR_TIMES,
         PICTURE,
-        Reader,
         extrapolation_table,
         missing_charts,
         stream_of,
         write_extrapolation,
     )
 
-    rows, given = source.validation, settings["lengths"]
-    trained = about.get("trained_length", source.train.seq_len)
-    reader = Reader(
-        model=loaded.model, trained_length=trained, ignore_index=source.ignore_index, device=device, precision="fp32"
-    )
+    rows, given = evaluator.source.validation, settings["lengths"]
+    trained = about.get("trained_length", evaluator.source.train.seq_len)
     tokens, most_tokens = stream_of(rows), settings["most_tokens"]
     if tokens is None:
-        found = reader.rows(rows, most_tokens or (rows.num_windows * trained if about else MOST_TOKENS))
+        default = MOST_TOKENS
+        if about:
+            default = rows.num_windows * trained
+        found = evaluator.by_position(rows, most_tokens or default, trained_length=trained)
     else:
         lengths = [trained * times for times in TIMES] if given is None else [*given, trained, FAR_TIMES * trained]
         lengths += [rows.seq_len] if rows.seq_len < trained else []
-        found = reader.text(tokens, lengths, most_tokens or about.get("tokens", MOST_TOKENS))
+        found = evaluator.by_length(
+            tokens, lengths, most_tokens or about.get("tokens", MOST_TOKENS), trained_length=trained
+        )
     if most_tokens is not None and found.num_tokens > most_tokens:
         print(
             f"  most_tokens={most_tokens}: the longest window takes {found.num_tokens:,} tokens, and so many are read"
         )
     for line in extrapolation_table(found):
         print(f"  {line}")
-    write_extrapolation(found, folder.parent.parent.name, folder, step=loaded.step, about=about)
+    write_extrapolation(found, folder.parent.parent.name, folder, step=step, about=about)
     print(f"  {missing_charts() or f'drawn in {folder / PICTURE}'}")

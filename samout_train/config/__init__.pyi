@@ -4,7 +4,6 @@ from .compose import (
     PACKAGE as PACKAGE,
     YAML_DUMPER as YAML_DUMPER,
     Composed as Composed,
-    ConfigError as ConfigError,
     build as build,
     compose_config as compose_config,
     escaped as escaped,
@@ -13,11 +12,13 @@ from .compose import (
     resolve as resolve,
     unresolved as unresolved,
 )
-from .diagnostics import in_few_words as in_few_words, no_node as no_node
-from .hydra import get_args_parser as get_args_parser
+from .diagnostics import in_few_words as in_few_words, no_node as no_node, wrong_flag as wrong_flag
+from .hydra import get_args_parser as get_args_parser, run_hydra as run_hydra
 from .moved import current_settings as current_settings, take_earlier_names as take_earlier_names
 from .nodes import (
     WHAT_A_SCHEDULE_IS as WHAT_A_SCHEDULE_IS,
+    check_model as check_model,
+    check_node as check_node,
     model_problems as model_problems,
     node_problems as node_problems,
 )
@@ -25,11 +26,21 @@ from .overrides import (
     PLAIN_TEXT_KEYS as PLAIN_TEXT_KEYS,
     TEXT_KEYS as TEXT_KEYS,
     as_typed as as_typed,
+    check_overrides as check_overrides,
     is_there as is_there,
     key_of as key_of,
     override_problems as override_problems,
     quote_text as quote_text,
     words_for_hydra as words_for_hydra,
+)
+from .problem import (
+    ConfigError as ConfigError,
+    Place as Place,
+    Problem as Problem,
+    as_problems as as_problems,
+    require_no_problems as require_no_problems,
+    short_path as short_path,
+    shown as shown,
 )
 from .ranges import (
     DeviceName as DeviceName,
@@ -49,6 +60,7 @@ from .ranges import (
     not_divisible as not_divisible,
     validated as validated,
 )
+from .root import root_keys as root_keys
 from .saved import (
     list_as_yaml as list_as_yaml,
     saved_choice as saved_choice,
@@ -57,7 +69,13 @@ from .saved import (
     saved_node as saved_node,
     saved_seed as saved_seed,
 )
-from .signature import MISSING as MISSING, mistakes_in_call as mistakes_in_call, nearest as nearest, shown as shown
+from .signature import (
+    MISSING as MISSING,
+    check_call as check_call,
+    missing as missing,
+    mistakes_in_call as mistakes_in_call,
+    nearest as nearest,
+)
 from .sweeps import (
     combinations as combinations,
     is_swept as is_swept,
@@ -68,7 +86,6 @@ from .sweeps import (
 from .yaml_files import (
     is_empty as is_empty,
     options_of as options_of,
-    short_path as short_path,
     with_places as with_places,
     yaml_problem as yaml_problem,
 )

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from samout_train.config.diagnostics import below_list, chosen_twice, in_few_words, is_of_kinds, wrong_kind
-from samout_train.config.hydra import Hydra, create_config_search_path, get_omega_conf_dumper
+from samout_train.config.hydra import Hydra, HydraRun, create_config_search_path, get_omega_conf_dumper
 from samout_train.config.moved import current
-from samout_train.config.overrides import override_problems, words_for_hydra
+from samout_train.config.overrides import check_overrides, words_for_hydra
+from samout_train.config.problem import ConfigError, Problem, require_no_problems, shown
 from samout_train.config.signature import name_of
 from samout_train.config.yaml_files import has_strange_keys, other_kind, yaml_problem
 from samout_train.runtime import home_expanded
@@ -45,10 +46,6 @@ HYDRAS_DIRECTORIES = {
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
 
 
-class ConfigError(ValueError):
-    """The request is wrong; the message lists every mistake."""
-
-
 @dataclass(frozen=True)
 class Composed:
     """A composed configuration.
@@ -59,11 +56,11 @@ class Composed:
         yaml: The same as text.
         sweep_dir: Where the jobs of a sweep lie.
         swept: What the configuration sweeps over by itself: values by key, such as {"model": "v1,v8"}.
-        stages: The arguments of samout_train.experiments.staged.Stages, where the sweeper is of that kind.
         named_by_time: Those of `run_dir` and `hydra.sweep.dir` that have `${now:...}` in them: each start gets its own.
         misplaced: What YAML sets although the directories of runs are the program's to make.
         launcher: What starts the jobs of a sweep.
         most_at_once: How many of them it starts together; None for all.
+        run: What starts the run, of a configuration that was composed here.
     """
 
     config: dict[str, Any]
@@ -71,11 +68,11 @@ class Composed:
     yaml: str
     sweep_dir: str
     swept: dict[str, str]
-    stages: dict[str, Any] | None
     named_by_time: frozenset[str] = frozenset()
-    misplaced: tuple[str, ...] = ()
+    misplaced: tuple[Problem, ...] = ()
     launcher: str | None = None
     most_at_once: int | None = None
+    run: HydraRun | None = field(default=None, compare=False, repr=False)
 
     def lying_in(self, run_dir: Path) -> "Composed":
         """Return the same configuration with another `run_dir`, in its text too."""
@@ -98,15 +95,14 @@ def compose_config(
         ConfigError: if YAML or overrides cannot be composed.
     """
     folders = [CONF, *map(Path, config_dirs)]
-    if wrong := override_problems(overrides, folders=folders, typed=typed):
-        raise ConfigError("\n".join(wrong.values()))
+    require_no_problems(list(check_overrides(overrides, folders=folders, typed=typed).values()))
     searched = create_config_search_path(str(CONF))
     for folder in config_dirs:
         searched.prepend("command-line", f"file://{folder}", anchor="schema")
     with _hydra_left_alone():
         try:
             version.setbase("1.3")
-            Hydra.create_main_hydra2(task_name="samout_train", config_search_path=searched)
+            hydra = Hydra.create_main_hydra2(task_name="samout_train", config_search_path=searched)
             words = words_for_hydra(overrides, folders=folders, typed=typed)
             composed = compose(config_name, words, return_hydra_config=True)
             HydraConfig.instance().set_config(composed)
@@ -115,7 +111,7 @@ def compose_config(
                 found := yaml_problem(resolved.choices, config_name=config_name, folders=folders[::-1])
             ):
                 raise ConfigError(found)
-            return resolved
+            return replace(resolved, run=HydraRun(hydra, composed, config_name))
         except ConfigError:
             raise
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError) as error:
@@ -127,16 +123,17 @@ def compose_config(
             if not found and is_of_kinds(error):
                 other = other_kind(typed_choices, config_name=config_name, folders=places)
                 found = wrong_kind(*other) if other else None
-            found = found or below_list(error, overrides)
-            raise ConfigError(found or in_few_words(error, folders)) from error
+            raise ConfigError(found or below_list(error, overrides) or in_few_words(error, folders)) from error
 
 
 def options_with(group: str, key: str) -> list[str]:
     """Return the options of a group in conf/ whose YAML sets a key, such as `text` and `jsonl` for `path` of `data`."""
-    contents = {
-        path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted((CONF / group).glob("*.yaml"))
-    }
-    return [option for option, content in contents.items() if isinstance(content, dict) and key in content]
+    options = []
+    for path in sorted((CONF / group).glob("*.yaml")):
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        if isinstance(content, dict) and key in content:
+            options.append(path.stem)
+    return options
 
 
 def resolve(composed: DictConfig) -> Composed:
@@ -151,7 +148,6 @@ def resolve(composed: DictConfig) -> Composed:
     sweeper = OmegaConf.to_container(HydraConfig.get().sweeper, resolve=True)
     assert isinstance(sweeper, dict)
     swept = {str(key): str(value) for key, value in (sweeper.get("params") or {}).items()}
-    stages = {str(key): value for key, value in sweeper.items() if key != "_target_"} if "forms" in sweeper else None
     hydra = HydraConfig.get()
     directories = {"run_dir": unresolved(composed, "run_dir"), "hydra.sweep.dir": unresolved(hydra, "sweep.dir")}
     return Composed(
@@ -160,7 +156,6 @@ def resolve(composed: DictConfig) -> Composed:
         text,
         sweep_dir,
         swept,
-        stages,
         frozenset(key for key, value in directories.items() if "${now:" in str(value)),
         tuple(_misplaced(HydraConfig.get())),
         choices.get("hydra/launcher"),
@@ -202,21 +197,22 @@ def unresolved(config: Any, key: str) -> Any:
     return node
 
 
-def _misplaced(hydra: Any) -> list[str]:
+def _misplaced(hydra: Any) -> list[Problem]:
     found = []
     for key, (usual, instead) in HYDRAS_DIRECTORIES.items():
         value = unresolved(hydra, key.removeprefix("hydra."))
         value = getattr(value, "name", value)  # of the mode, an enumeration
         if value != usual and (key, value) not in (("hydra.mode", "RUN"), ("hydra.job.chdir", False)):
-            found.append(f"{key}={'null' if value is None else value}: has no meaning here: {instead}")
+            found.append(Problem(key, shown(value), text="has no meaning here", fix=instead, kind="value"))
     for name in ("launcher", "sweeper"):
         node, plugins = unresolved(hydra, name), Plugins.instance().class_name_to_class
         target = node.get("_target_") if isinstance(node, dict) else None
-        rest = f"name the class of a {name} of Hydra, in a module of hydra_plugins"
+        fix = f"name the class of a {name} of Hydra, in a module of hydra_plugins"
         if target is None:
-            found.append(f"hydra.{name}: has no _target_: {rest}")
+            found.append(Problem(f"hydra.{name}", text="has no _target_", fix=fix, kind="target"))
         elif target not in plugins:
-            found.append(f"hydra.{name}._target_={target}: must be a {name} that Hydra finds: {rest}")
+            text = f"must be a {name} that Hydra finds"
+            found.append(Problem(f"hydra.{name}._target_", target, text=text, fix=fix, kind="value"))
     return found
 
 

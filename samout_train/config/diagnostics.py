@@ -1,4 +1,7 @@
-"""Turn errors of Hydra, OmegaConf and PyYAML into short messages that say what to do."""
+"""Turn errors of Hydra, OmegaConf and PyYAML into problems that say what to do.
+
+Of these libraries, which name no fields, and of them alone, words are read here.
+"""
 
 import dataclasses
 import re
@@ -6,58 +9,105 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from samout_train.config.signature import nearest, shown
-from samout_train.config.yaml_files import line_of, options_of, short_path
+from samout_train.config.problem import Place, Problem, shown
+from samout_train.config.signature import nearest
+from samout_train.config.yaml_files import line_of, options_of
 
 LONGEST_LINE = 300
+INFO = "all, config, defaults, defaults-tree, plugins, searchpath"
 TYPES = {"Integer": "a whole number", "Boolean": "true or false", "Float": "a number"}
 
 
-def in_few_words(error: Exception, folders: Sequence[Path]) -> str:
-    """Return one line for what went wrong while YAML and overrides were composed.
+def in_few_words(error: Exception, folders: Sequence[Path]) -> Problem:
+    """Return what went wrong while YAML and overrides were composed.
 
     Args:
         error: What was raised.
         folders: Where YAML is looked for.
     """
-    mark = getattr(error, "problem_mark", None)
-    if mark is not None:
-        return f"{short_path(mark.name)} line {mark.line + 1}, column {mark.column + 1}: {_yaml_problem(error)}"
-    if key := re.search(r"Key '(.+?)' not in '\w+'", str(error)):
-        return _unknown_key(error, key[1])
-    if wrong := re.search(r"Value (.+?) of type '.+?' could not be converted to (\w+)", str(error)):
-        return f"{_key_in(error)}={wrong[1]}: must be {TYPES.get(wrong[2], wrong[2])}"
-    if "Recursive interpolation detected" in str(error):
-        key_there = _key_in(error)
-        return f"{key_there}: its ${{...}} leads back to {key_there} itself: write a value in place of one of them"
-    if merged := re.search(r"Error merging override \+*(.+)", str(error)):
-        return f"{merged[1]}: cannot take the place of what is there, a list or settings: write the keys below it"
+    text = str(error)
+    if (mark := getattr(error, "problem_mark", None)) is not None:
+        place = Place(Path(mark.name), mark.line + 1, mark.column + 1)
+        return Problem(text=_yaml_problem(error), where=place)
     if isinstance(error, RecursionError):
-        return "YAML files name each other in their defaults without end: look at those that were added last"
+        recursion = "YAML files name each other in their defaults without end"
+        return Problem(text=recursion, fix="look at those that were added last")
     if isinstance(error, UnicodeDecodeError):
-        return _not_utf8(folders) or str(error)
+        return _not_utf8(folders) or Problem(text=text)
     if getattr(error, "missing_cfg_file", None):
         return _missing_file(error, folders)
+    return _of_key(error) or _of_interpolation(error) or Problem(_full_key(error), text=_shortened(error))
+
+
+def _of_key(error: Exception) -> Problem | None:
+    """Return what an error says of a key, if it is one of these."""
     text = str(error)
+    if key := re.search(r"Key '(.+?)' not in '\w+'", text):
+        return _unknown_key(error, key[1])
+    if wrong := re.search(r"Value (.+?) of type '.+?' could not be converted to (\w+)", text):
+        return Problem(_key_in(error), wrong[1], text=f"must be {TYPES.get(wrong[2], wrong[2])}", kind="value")
+    if "Recursive interpolation detected" in text:
+        name = _key_in(error)
+        what = f"its ${{...}} leads back to {name} itself"
+        return Problem(name, text=what, fix="write a value in place of one of them", kind="value")
+    if merged := re.search(r"Error merging override \+*(.+)", text):
+        what = "cannot take the place of what is there, a list or settings"
+        return Problem.of_word(merged[1], text=what, fix="write the keys below it")
     if deleted := re.search(r"Could not delete from config\. '(.+?)' does not exist", text):
-        return f"~{deleted[1]}: there is no such key to take out"
+        return Problem(f"~{deleted[1]}", text="there is no such key to take out")
     if repeated := re.search(r"Multiple values for (\S+)\. To override a value use 'override (\S+): (\S+)'", text):
-        return f"+{repeated[1]}={repeated[3]}: {repeated[1]} is chosen already: write {repeated[1]}={repeated[3]}"
-    if key := re.search(r"Interpolation key '(.+?)' not found", text):
-        return f"{_full_key(error)}${{{key[1]}}} names a key that is not there: {_literally(key[1])}"
+        group, _, option = repeated.groups()
+        return Problem(f"+{group}", option, text=f"{group} is chosen already", fix=f"write {group}={option}")
+    return None
+
+
+def _of_interpolation(error: Exception) -> Problem | None:
+    """Return what an error says of `${...}`, if it is one of these."""
+    text, key = str(error), _full_key(error)
+    if name := re.search(r"Interpolation key '(.+?)' not found", text):
+        what = f"${{{name[1]}}} names a key that is not there"
+        return Problem(key, text=what, fix=_literally(name[1]), kind="value")
     if environment := re.search(r"Environment variable '(.+?)' not found", text):
-        return f"{_full_key(error)}the environment variable {environment[1]} is not set"
+        return Problem(key, text=f"the environment variable {environment[1]} is not set", kind="value")
     if resolver := re.search(r"Unsupported interpolation type (\S+)", text):
         inner = f"{resolver[1]}:..."
-        return f"{_full_key(error)}${{{inner}}} is no interpolation that there is: {_literally(inner)}"
-    lines = [line.strip() for line in text.splitlines() if line.strip() and "https://hydra.cc" not in line]
-    return (_full_key(error) + "; ".join(lines))[:LONGEST_LINE] or type(error).__name__
+        what = f"${{{inner}}} is no interpolation that there is"
+        return Problem(key, text=what, fix=_literally(inner), kind="value")
+    return None
+
+
+def _shortened(error: Exception) -> str:
+    """Return what an error says that is none of those that are known, at no length."""
+    lines = []
+    for line in map(str.strip, str(error).splitlines()):
+        if line and "https://hydra.cc" not in line:
+            lines.append(line)
+    return "; ".join(lines)[:LONGEST_LINE] or type(error).__name__
+
+
+def wrong_flag(message: str, words: Sequence[str], flags: Sequence[str]) -> Problem:
+    """Return what argparse says of a command line.
+
+    Args:
+        message: Of argparse.
+        words: The command line behind the verb.
+        flags: Those that there are.
+    """
+    if value := re.match(r"argument --info/-i: invalid choice: '(.+?)'", message):
+        return Problem(f"--info {value[1]}", text="--info stands last, or has one of these behind it", fix=INFO)
+    for word in words:
+        if word.startswith("-") and f": {word}" in message:
+            text = f"no such option; {nearest(word, flags)}; settings have the form key=value"
+            return Problem(word, text=text)
+    return Problem(text=message)
 
 
 def chosen_twice(error: Exception) -> str | None:
     """Return the group that two YAML files choose an option of, where an error says so."""
     found = re.search(r"Multiple values for (\S+)\. To override|^(\S+) appears more than once in the", str(error))
-    return found[1] or found[2] if found else None
+    if found is None:
+        return None
+    return found[1] or found[2]
 
 
 def is_of_kinds(error: Exception) -> bool:
@@ -66,18 +116,20 @@ def is_of_kinds(error: Exception) -> bool:
     return says_nothing or re.search("Cannot merge|Merge error", str(error)) is not None
 
 
-def below_list(error: Exception, overrides: Sequence[str]) -> str | None:
+def below_list(error: Exception, overrides: Sequence[str]) -> Problem | None:
     """Return which override names a key below a list, where an error is of that; Hydra says what is no number only."""
     found = re.search(r"invalid literal for int\(\) with base 10: '(\w+)'", str(error))
-    for word in overrides if found else ():
-        outer, ends, _ = word.lstrip("+").partition("=")[0].partition(f".{found[1]}" if found else "")
+    if found is None:
+        return None
+    for word in overrides:
+        outer, ends, _ = word.partition("=")[0].lstrip("+").partition(f".{found[1]}")
         if ends:
-            return f"{word}: {outer} is a list: write all of it, {outer}=[...]"
+            return Problem.of_word(word, text=f"{outer} is a list", fix=f"write all of it, {outer}=[...]")
     return None
 
 
-def wrong_kind(key: str, value: Any, replaced: Any, place: str) -> str:
-    """Return the message that a file has a list where settings stand, or the other way round.
+def wrong_kind(key: str, value: Any, replaced: Any, place: Place) -> Problem:
+    """Return the problem that a file has a list where settings stand, or the other way round.
 
     Args:
         key: Of the value.
@@ -86,89 +138,112 @@ def wrong_kind(key: str, value: Any, replaced: Any, place: str) -> str:
         place: File and line.
     """
     if isinstance(replaced, list):
-        return f"{key}={shown(value)}: must be a list such as {shown(replaced)} ({place})"
-    if "." in key or key == "hydra":
-        return f"{key}={shown(value)}: must be settings, `key: value`, one a line below it ({place})"
-    return f"{no_node(key, value)} ({place})"
+        text = f"must be a list such as {shown(replaced)}"
+    elif "." in key or key == "hydra":
+        text = "must be settings, `key: value`, one a line below it"
+    else:
+        return dataclasses.replace(no_node(key, value), where=place)
+    return Problem(key, shown(value), text=text, where=place, kind="value")
 
 
 def _literally(inner: str) -> str:
     return rf"where the text itself is meant, write \${{{inner}}}, in quotes of Hydra's: '\${{{inner}}}'"
 
 
-def missing_option(group: str, option: str, options: Sequence[str]) -> str:
-    """Return the message that a group has no such option."""
-    if option.endswith((".yaml", ".yml")) and (name := Path(option).stem) in options:
-        return f"{group}={option}: no such option; leave the file's folder and ending out: {group}={name}"
-    return f"{group}={option}: no such option; {nearest(option, sorted(options), prefix=f'{group}=')}"
+def missing_option(group: str, option: str, options: Sequence[str]) -> Problem:
+    """Return the problem that a group has no such option."""
+    name = Path(option).stem
+    if option.endswith((".yaml", ".yml")) and name in options:
+        text = "no such option; leave the file's folder and ending out"
+        return Problem(group, option, text=text, fix=f"{group}={name}", kind="option")
+    hint = nearest(option, sorted(options), prefix=f"{group}=")
+    return Problem(group, option, text=f"no such option; {hint}", kind="option")
 
 
-def no_node(path: str, value: Any) -> str:
-    """Return the message that a key of a group, or a part of one, has a value in place of settings."""
+def no_node(path: str, value: Any) -> Problem:
+    """Return the problem that a key of a group, or a part of one, has a value in place of settings."""
     if "." in path:
-        return f"{path}={shown(value)}: must be settings with a _target_, one a line below it"
-    name = value if isinstance(value, str) and value else "NAME"
+        text = "must be settings with a _target_, one a line below it"
+        return Problem(path, shown(value), text=text, kind="value")
+    name = "NAME"
+    if isinstance(value, str) and value:
+        name = value
     choose = f"to choose an option, write `- override /{path}: {name}` under `defaults:`"
-    return f"{path}={shown(value)}: must be settings, one a line below it; {choose}"
+    text = f"must be settings, one a line below it; {choose}"
+    return Problem(path, shown(value), text=text, kind="value")
 
 
-def _missing_file(error: Any, folders: Sequence[Path]) -> str:
-    """Return the message about a YAML that another one, or the command line, names."""
+def _missing_file(error: Any, folders: Sequence[Path]) -> Problem:
+    """Return the problem that a YAML which another one, or the command line, names is not there."""
     missing = str(error.missing_cfg_file).removesuffix(".yaml")
     group, _, option = missing.rpartition("/")
     named_in = re.match(r"In '(.+?)':", str(error))
     top, _, below = missing.partition("/")
+    options = options_of(group, folders)
     if top != "hydra" and (own := options_of(top, folders)):
         group, option, options = top, below, own
-    else:
-        options = options_of(group, folders)
     if not below:
         option = missing
     if not group or not below:
-        return f"--config-name {option}: there is no {option}.yaml; {nearest(option, options_of('.', folders))}"
+        hint = nearest(option, options_of(".", folders))
+        return Problem(f"--config-name {option}", text=f"there is no {option}.yaml; {hint}")
     if named_in is None or named_in[1] in ("config", "hydra/config"):
         return missing_option(group, option, sorted({*options, *(error.options or ())}))
-    where = next((path for folder in folders if (path := folder / f"{named_in[1]}.yaml").is_file()), None)
-    line = line_of(where, option) if where else None
-    self_meant = "did you mean _self_?" if option.strip("_").lower() in ("self", "slef") else None
-    shown = f"{short_path(where or named_in[1])}{f' line {line}' if line else ''}"
-    return f"{shown}: its defaults name {missing}, which is not there; {self_meant or nearest(option, options)}"
+    place = Place(Path(named_in[1]))
+    for folder in folders:
+        path = folder / f"{named_in[1]}.yaml"
+        if path.is_file():
+            place = Place(path, line_of(path, option))
+            break
+    hint = nearest(option, options)
+    if option.strip("_").lower() in ("self", "slef"):
+        hint = "did you mean _self_?"
+    return Problem(text=f"its defaults name {missing}, which is not there; {hint}", where=place)
 
 
 def _yaml_problem(error: Any) -> str:
     words = str(error.problem)
     if "\\t" in words:
         words = "a tab, where YAML takes spaces only"
-    context = f" {error.context}" if error.context and "mapping" not in error.context else ""
-    return words + context
+    if error.context and "mapping" not in error.context:
+        words += f" {error.context}"
+    return words
 
 
-def _not_utf8(folders: Sequence[Path]) -> str | None:
-    for path in (path for folder in folders for path in sorted(folder.rglob("*.yaml"))):
-        content = path.read_bytes()
-        try:
-            content.decode()
-        except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            return f"{short_path(path)} line {line}: is no UTF-8 at byte {error.start} (0x{content[error.start]:02x})"
+def _not_utf8(folders: Sequence[Path]) -> Problem | None:
+    for folder in folders:
+        for path in sorted(folder.rglob("*.yaml")):
+            content = path.read_bytes()
+            try:
+                content.decode()
+            except UnicodeDecodeError as error:
+                place = Place(path, content.count(b"\n", 0, error.start) + 1)
+                text = f"is no UTF-8 at byte {error.start} (0x{content[error.start]:02x})"
+                return Problem(text=text, where=place)
     return None
 
 
-def _unknown_key(error: Exception, name: str) -> str:
-    """Return the message about a key below `hydra`, whose keys are those of dataclasses."""
+def _unknown_key(error: Exception, name: str) -> Problem:
+    """Return the problem of a key below `hydra`, whose keys are those of dataclasses."""
     kind = getattr(error.__cause__ or error.__context__ or error, "object_type", None)
     key = _key_in(error) or name
-    known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-    prefix = key[: -len(name)] if key.endswith(name) else ""
-    return f"{key}: no such key; {nearest(name, known, prefix=prefix)}"
+    known = []
+    if dataclasses.is_dataclass(kind):
+        known = [field.name for field in dataclasses.fields(kind)]
+    prefix = ""
+    if key.endswith(name):
+        prefix = key.removesuffix(name)
+    return Problem(key, text=f"no such key; {nearest(name, known, prefix=prefix)}", kind="value")
 
 
 def _key_in(error: Exception) -> str:
     """Return the key that an error is of; what Hydra raises has it in its text only."""
     found = re.search(r"full_key: (\S+)", str(error))
-    return str(getattr(error, "full_key", None) or (found[1] if found else ""))
+    key = _full_key(error)
+    if found and not key:
+        key = found[1]
+    return key
 
 
 def _full_key(error: Any) -> str:
-    key = getattr(error, "full_key", None)
-    return f"{key}: " if key else ""
+    return str(getattr(error, "full_key", None) or "")

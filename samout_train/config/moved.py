@@ -86,11 +86,11 @@ MOVED = {
     "data.shard_rows": "data.shards.rows",
     "data.shard_split": "data.shards.rows",
     "data.shards": "data.shards.source",
-    "data.short_text": "data.text.text",
+    "data.short_text": "data.text.base",
     "data.survey": "data.text.files",
     "data.task": "data.tasks.base",
     "data.text": "data.text.text",
-    "data.text_files": "data.text.text",
+    "data.text_files": "data.text.base",
     "data.text_kind": "data.text.encoding",
     "data.token_cache": "data.text.token_cache",
     "data.token_rows": "data.text.rows",
@@ -111,14 +111,13 @@ MOVED = {
     "generation": "evaluation.generate",
     "going_on": "training.limits",
     "golden_curve": "experiments.reproduce",
-    "heat_map": "experiments.heat_map",
     "home": "runtime.home",
     "hydra_messages": "config.diagnostics",
     "hydra_parser": "config.hydra",
     "inspection": "checkpoint.inspect",
     "job_bar": "experiments.jobs",
     "joining": "training.run",
-    "launch": "runtime.launch",
+    "launch": "runtime.distributed",
     "ledger": "experiments.jobs",
     "literal": "config.compose",
     "loading": "checkpoint.load",
@@ -164,6 +163,7 @@ MOVED = {
     "run": "training.run",
     "run_directory": "checkpoint.run_directory",
     "runtime": "runtime.device",
+    "runtime.launch": "runtime.distributed",
     "sampling": "evaluation.generate",
     "saving": "checkpoint.manager",
     "schedules": "training.schedules",
@@ -172,7 +172,6 @@ MOVED = {
     "shards": "checkpoint.shards",
     "shell_words": "runtime.shell",
     "signatures": "config.signature",
-    "staged": "experiments.staged",
     "state_health": "evaluation.state_health",
     "stopping": "runtime.signals",
     "streaming": "evaluation.lengths",
@@ -199,7 +198,9 @@ def current(path: str) -> str:
         path: Such as the `_target_` samout_train.schedules.Cosine; what was not moved is given back.
     """
     module, _, name = path.removeprefix(PACKAGE).rpartition(".")
-    return f"{PACKAGE}{MOVED[module]}.{name}" if path.startswith(PACKAGE) and module in MOVED else path
+    if path.startswith(PACKAGE) and module in MOVED:
+        return f"{PACKAGE}{MOVED[module]}.{name}"
+    return path
 
 
 def current_settings(node: Any) -> Any:
@@ -208,12 +209,17 @@ def current_settings(node: Any) -> Any:
     Args:
         node: Dictionaries, lists and values; also those of a dotted key, such as {"schedule._target_": ...}.
     """
-    if isinstance(node, Mapping):
-        return {
-            key: current(value) if _is_target(key) and isinstance(value, str) else current_settings(value)
-            for key, value in node.items()
-        }
-    return [current_settings(value) for value in node] if isinstance(node, list) else node
+    if isinstance(node, list):
+        return [current_settings(value) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    settings = {}
+    for key, value in node.items():
+        if _is_target(key) and isinstance(value, str):
+            settings[key] = current(value)
+        else:
+            settings[key] = current_settings(value)
+    return settings
 
 
 def _is_target(key: Any) -> bool:
@@ -227,7 +233,9 @@ class _Moved(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Take the names of modules that are not there any more."""
-        return None if _today(fullname) is None else ModuleSpec(fullname, self)
+        if _today(fullname) is None:
+            return None
+        return ModuleSpec(fullname, self)
 
     def exec_module(self, module: ModuleType) -> None:
         """Put today's module in the place of the one that was asked for."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from samout_train.config.compose import locate, options_with
 from samout_train.config.diagnostics import no_node
-from samout_train.config.signature import mistakes_in_call, name_of
+from samout_train.config.problem import Kind, Problem, as_problems
+from samout_train.config.signature import check_call, name_of
 from samout_train.runtime import shell_word
 
 # What a node gets from the run and not from YAML.
@@ -38,20 +39,20 @@ WHAT_A_SCHEDULE_IS = (
 )
 
 
-def model_problems(node: dict[str, Any]) -> list[str]:
+def check_model(node: dict[str, Any]) -> list[Problem]:
     """Return the problems of a model's settings."""
-    return node_problems("model", node)
+    return check_node("model", node)
 
 
-def node_problems(
+def check_node(
     path: str,
     node: Any,
     *,
     base: type | None = None,
     also_known: Collection[str] = (),
     own_checks: bool = True,
-) -> list[str]:
-    """Return the problems of a node with a `_target_` and of those in it, one text each.
+) -> list[Problem]:
+    """Return the problems of a node with a `_target_` and of those in it.
 
     Args:
         path: Its key, such as `model`.
@@ -63,10 +64,14 @@ def node_problems(
     if wrong := _target_problem(path, node):
         return [wrong]
     target = locate(node["_target_"])
-    given = {name_of(key): value for key, value in node.items() if not str(key).startswith("_")}
+    given, own = {}, {}
+    for key, value in node.items():
+        if str(key).startswith("_"):
+            own[key] = value
+        else:
+            given[name_of(key)] = value
     late = LATE_ARGUMENTS.get(path, set())
-
-    found = mistakes_in_call(
+    found = check_call(
         path,
         target,
         given,
@@ -75,49 +80,71 @@ def node_problems(
         elsewhere=partial(_taken_elsewhere, path, node["_target_"]),
         called=CALLED.get(path, ""),
     )
-    if path == "schedule" and not inspect.isclass(target) and any(": is missing" in mistake for mistake in found):
-        return [f"{path}._target_={node['_target_']}: lacks arguments when it is called: {WHAT_A_SCHEDULE_IS}"]
-    if late and node.get("_partial_") is not True:
-        found.append(f"{path}._partial_: must be true, since the run gives {', '.join(sorted(late))}")
-    strange = [key for key in node if str(key).startswith("_") and key not in ("_target_", "_partial_")]
-    found += [f"{path}.{key}: has no meaning here: leave it out" for key in strange]
-    if path.startswith("callbacks.") and node.get("_partial_"):
-        found.append(f"{path}._partial_: is not for callbacks: leave it out")
+    lacks_arguments = any(problem.kind == "missing" for problem in found)
+    if path == "schedule" and not inspect.isclass(target) and lacks_arguments:
+        return [_about_target(path, node, text="lacks arguments when it is called", fix=WHAT_A_SCHEDULE_IS)]
+    found += _check_own_keys(path, own, late)
     if base is not None and inspect.isclass(target) and base not in target.__mro__:
-        found.append(f"{path}._target_={node['_target_']}: must be a {base.__module__}.{base.__qualname__}")
+        text = f"must be a {base.__module__}.{base.__qualname__}"
+        found.append(_about_target(path, node, text=text, kind="value"))
     for key, value in given.items():
         if isinstance(value, dict) and "_target_" in value:
-            found += node_problems(f"{path}.{key}", value)
-    own_check = getattr(target, "problems", None) if own_checks else None
-    return found or (list(own_check(given, path)) if callable(own_check) else [])
+            found += check_node(f"{path}.{key}", value)
+    own_check = getattr(target, "problems", None)
+    if not found and own_checks and callable(own_check):
+        found = as_problems(own_check(given, path))
+    return found
 
 
-def _target_problem(path: str, node: Any) -> str | None:
+def _check_own_keys(path: str, own: dict[str, Any], late: set[str]) -> list[Problem]:
+    """Return the problems of `_partial_` and other keys that begin with an underscore."""
+    found = []
+    if late and own.get("_partial_") is not True:
+        text = f"must be true, since the run gives {', '.join(sorted(late))}"
+        found.append(Problem(f"{path}._partial_", text=text, kind="value"))
+    for key in own:
+        if key not in ("_target_", "_partial_"):
+            found.append(Problem(f"{path}.{key}", text="has no meaning here", fix="leave it out", kind="value"))
+    if path.startswith("callbacks.") and own.get("_partial_"):
+        found.append(Problem(f"{path}._partial_", text="is not for callbacks", fix="leave it out"))
+    return found
+
+
+def _about_target(path: str, node: dict[str, Any], *, text: str, fix: str = "", kind: Kind = "other") -> Problem:
+    return Problem(f"{path}._target_", str(node["_target_"]), text=text, fix=fix, kind=kind)
+
+
+def _target_problem(path: str, node: Any) -> Problem | None:
     """Return what keeps a node from naming a class or function that this path can have; None where nothing does."""
     if not isinstance(node, dict):
         return no_node(path, node)
     if not isinstance(node.get("_target_"), str):
-        rest = f", or choose an option: `- override /{path}: NAME` under `defaults:`" if "." not in path else ""
-        return f"{path}: has no _target_: name the class or function that it builds{rest}"
+        fix = "name the class or function that it builds"
+        if "." not in path:
+            fix += f", or choose an option: `- override /{path}: NAME` under `defaults:`"
+        return Problem(path, text="has no _target_", fix=fix, kind="target")
     try:
         target = locate(node["_target_"])
     except (ImportError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         if isinstance(error, ImportError) and sys.flags.safe_path:
             reason += "; PYTHONSAFEPATH keeps the working directory out: set PYTHONPATH=."
-        return f"{path}._target_={node['_target_']}: cannot be imported ({reason})"
+        return _about_target(path, node, text=f"cannot be imported ({reason})", kind="value")
     if not callable(target):
-        return f"{path}._target_={node['_target_']}: is no class or function, so it builds nothing"
+        return _about_target(path, node, text="is no class or function, so it builds nothing", kind="value")
     if path == "schedule" and str(getattr(target, "__module__", "")).startswith("torch."):
-        return f"{path}._target_={node['_target_']}: torch's schedulers are not taken: {WHAT_A_SCHEDULE_IS}"
+        return _about_target(path, node, text="torch's schedulers are not taken", fix=WHAT_A_SCHEDULE_IS)
     return None
 
 
 def _taken_elsewhere(path: str, target: str, name: str) -> str | None:
     """Return what to do about a key that a target does not take and others of its group do; None where none does."""
-    options = options_with(path, name) if "." not in path else []
-    if not options:
+    if "." in path or not (options := options_with(path, name)):
         return None
     if not target.startswith("samout_train."):  # of one's own: what the chosen YAML has for another one is left
         return f"{target} does not take it: leave it out, {shell_word(f'~{path}.{name}')}"
     return f"it is one of {', '.join(f'{path}={option}' for option in options)}"
+
+
+# Names of earlier versions.
+model_problems, node_problems = check_model, check_node

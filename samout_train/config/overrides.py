@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,6 +12,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
 from samout_train.config.diagnostics import missing_option
+from samout_train.config.problem import Problem
 from samout_train.config.yaml_files import options_of
 from samout_train.runtime import home_path, quoted, shell_word
 
@@ -47,13 +49,18 @@ def words_for_hydra(overrides: Sequence[str], *, folders: Sequence[Path], typed:
         folders: Where YAML is looked for.
         typed: Whether text values are as a shell gave them.
     """
-    return [_let_pass(quote_text(override) if typed else override, folders) for override in overrides]
+    words = []
+    for override in overrides:
+        if typed:
+            override = quote_text(override)
+        words.append(_let_pass(override, folders))
+    return words
 
 
-def override_problems(
+def check_overrides(
     overrides: Sequence[str], *, folders: Sequence[Path], typed: bool = True, in_sweep: bool = False
-) -> dict[str, str]:
-    """Return what is wrong with overrides one by one: how they are written, and options that a group has not.
+) -> dict[str, Problem]:
+    """Return the problems of overrides one by one: how they are written, and options that a group has not.
 
     Args:
         overrides: As typed.
@@ -64,66 +71,80 @@ def override_problems(
     Returns:
         By override, those that are wrong only.
     """
-    parser, found = OverridesParser.create(), {}
+    found = {}
     for word in overrides:
-        key = word.partition("=")[0]
-        try:
-            override = parser.parse_override(quote_text(word) if typed and not in_sweep else word)
-        except HydraException:
+        as_written = word
+        if typed and not in_sweep:
+            as_written = quote_text(word)
+        override = _parsed(as_written)
+        if override is None or not key_of(word):
             found[word] = _unreadable(word)
-            continue
-        if not key_of(word):
-            found[word] = _unreadable(word)
-            continue
-        if _is_hydras_own(override.key_or_group):
-            found[word] = (
-                f"{word}: is the program's to set; of Hydra's keys, hydra.sweep.dir, hydra.verbose, hydra/launcher and "
-                "hydra/sweeper with their settings are free. A run's directory is run_dir"
-            )
-        elif key == "hydra/launcher" and (missing := _missing_launcher(override.value())):
-            found[word] = f"{word}: {missing}"
-        elif override.is_sweep_override() and not in_sweep:
-            found[word] = f"{word}: several values need -m, which makes a sweep; a list is written {key}=[...]"
-        elif problem := _wrong_option(override, folders):
+        elif problem := _check_override(word, override, folders, in_sweep):
             found[word] = problem
     return found
 
 
-def _unreadable(word: str) -> str:
-    """Say what keeps Hydra from reading an override: its key, a comma at its end, or its value."""
+def _check_override(word: str, override: Override, folders: Sequence[Path], in_sweep: bool) -> Problem | None:
+    """Return what is wrong with an override that can be read."""
+    key = word.partition("=")[0]
+    if _is_hydras_own(override.key_or_group):
+        text = (
+            "is the program's to set; of Hydra's keys, hydra.sweep.dir, hydra.verbose, hydra/launcher and "
+            "hydra/sweeper with their settings are free. A run's directory is run_dir"
+        )
+        return Problem.of_word(word, text=text)
+    if key == "hydra/launcher" and (problem := _missing_launcher(word, override.value())):
+        return problem
+    if override.is_sweep_override() and not in_sweep:
+        text = f"several values need -m, which makes a sweep; a list is written {key}=[...]"
+        return Problem.of_word(word, text=text)
+    return _wrong_option(override, folders)
+
+
+def _unreadable(word: str) -> Problem:
+    """Return what keeps Hydra from reading an override: its key, a comma at its end, or its value."""
     key, equals, value = word.partition("=")
-    if not key_of(word) or not _is_readable(f"{key}=1"):
+    if not key:
+        return Problem(word, text="has no key", fix="write key=value")
+    if not key_of(word) or _parsed(f"{key}=1") is None:
         form = "letters, digits and _, with dots between the parts, such as model.hidden_size=64"
-        return f"{word}: {key!r} is no key: a key is of {form}" if key else f"{word}: has no key: write key=value"
+        return Problem.of_word(word, text=f"{key!r} is no key", fix=f"a key is of {form}")
     if not equals:
-        return f"{word}: has no value: write {word}=..."
-    if (shorter := value.rstrip(", ")) != value and _is_readable(f"{key}={shorter}"):
-        return f"{word}: cannot be read: it ends with a comma: write {shell_word(f'{key}={shorter}')}"
-    if value.startswith("=") and _is_readable(right := f"{key}={value.lstrip('=')}"):
-        return f"{word}: cannot be read: it has more than one =: write {shell_word(right)}"
+        return Problem.of_word(word, text="has no value", fix=f"write {word}=...")
+    right = f"{key}={value.rstrip(', ')}"
+    if right != word and _parsed(right):
+        return Problem.of_word(word, text="cannot be read: it ends with a comma", fix=f"write {shell_word(right)}")
+    right = f"{key}={value.lstrip('=')}"
+    if right != word and _parsed(right):
+        return Problem.of_word(word, text="cannot be read: it has more than one =", fix=f"write {shell_word(right)}")
     settings = word.split()
-    if len(settings) > 1 and all("=" in setting and _is_readable(setting) for setting in settings):
-        return f"{word}: is several settings in one pair of quotes: write each without: {' '.join(settings)}"
+    if len(settings) > 1 and all("=" in setting and _parsed(setting) for setting in settings):
+        fix = f"write each without: {' '.join(settings)}"
+        return Problem.of_word(word, text="is several settings in one pair of quotes", fix=fix)
+    right = f"{key}={quoted(value)}"
     as_it_stands = f"{key}='{value}'"  # in which ${...} keeps its meaning
-    is_nested = "${" in value and _is_readable(as_it_stands)
-    right = shell_word(as_it_stands if is_nested else f"{key}={quoted(value)}")
-    return f"{word}: cannot be read: put a value with special characters in quotes of its own: {right}"
+    if "${" in value and _parsed(as_it_stands):
+        right = as_it_stands
+    fix = f"put a value with special characters in quotes of its own: {shell_word(right)}"
+    return Problem.of_word(word, text="cannot be read", fix=fix)
 
 
-def _is_readable(word: str) -> bool:
+def _parsed(word: str) -> Override | None:
+    """Return an override as Hydra reads it; None where it cannot."""
     try:
-        OverridesParser.create().parse_override(word)
+        return OverridesParser.create().parse_override(word)
     except HydraException:
-        return False
-    return True
+        return None
 
 
-def _missing_launcher(name: object) -> str | None:
+def _missing_launcher(word: str, name: object) -> Problem | None:
     plugin = LAUNCHERS.get(str(name))
     if plugin is not None and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
-        return f"{plugin.replace('_', '-')} is not installed: pip install 'samout_train[sweep]'"
+        text = f"{plugin.replace('_', '-')} is not installed"
+        return Problem.of_word(word, text=text, fix="pip install 'samout_train[sweep]'")
     if name == "submitit_slurm" and shutil.which("srun") is None:
-        return "there is no srun here: start it where SLURM is, or use hydra/launcher=submitit_local"
+        fix = "start it where SLURM is, or use hydra/launcher=submitit_local"
+        return Problem.of_word(word, text="there is no srun here", fix=fix)
     return None
 
 
@@ -131,12 +152,15 @@ def _is_hydras_own(key: str) -> bool:
     return key.split(".")[0].split("/")[0] == "hydra" and not key.startswith(FREE_HYDRA_KEYS)
 
 
-def _wrong_option(override: Override, folders: Sequence[Path]) -> str | None:
+def _wrong_option(override: Override, folders: Sequence[Path]) -> Problem | None:
     group, options = override.key_or_group, options_of(override.key_or_group, folders)
+    about = partial(Problem.of_word, str(override.input_line))
     if override.is_delete():
         return None
     if group.startswith("hydra/"):  # Hydra has options of its own, and says itself which it lacks
-        return None if override.value() is not None else f"{override.input_line}: is no option: leave it out"
+        if override.value() is None:
+            return about(text="is no option", fix="leave it out")
+        return None
     if not options:
         return None
     if not override.is_sweep_override():
@@ -144,16 +168,23 @@ def _wrong_option(override: Override, folders: Sequence[Path]) -> str | None:
     elif isinstance(override.value(), ChoiceSweep):
         chosen = list(override.sweep_iterator())
     else:
-        return f"{override.input_line}: write the options one by one: {group}={','.join(options[:3])}"
-    chosen = chosen if isinstance(chosen, list) else [chosen]
-    if any(not isinstance(option, str) for option in chosen) and not (group in MAY_BE_NULL and chosen == [None]):
+        return about(text="write the options one by one", fix=f"{group}={','.join(options[:3])}")
+    if not isinstance(chosen, list):
+        chosen = [chosen]
+    if group in MAY_BE_NULL and chosen == [None]:
+        return None
+    if not all(isinstance(option, str) for option in chosen):
         if any(str(option) in options for option in chosen):
-            return f"{override.input_line}: is read as a number: rename the YAML so that its name begins with a letter"
-        return f"{override.input_line}: choose an option of {group}: {', '.join(options)}"
-    if any((folder / group / f"{option}.yml").is_file() for option in chosen for folder in folders):
-        return f"{override.input_line}: its file ends with .yml, which Hydra does not read: rename it to .yaml"
-    absent = [option for option in chosen if option is not None and option not in options]
-    return missing_option(group, absent[0], options) if absent else None
+            fix = "rename the YAML so that its name begins with a letter"
+            return about(text="is read as a number", fix=fix)
+        return about(text=f"choose an option of {group}", fix=", ".join(options))
+    for option in chosen:
+        if any((folder / group / f"{option}.yml").is_file() for folder in folders):
+            return about(text="its file ends with .yml, which Hydra does not read", fix="rename it to .yaml")
+    for option in chosen:
+        if option not in options:
+            return missing_option(group, option, options)
+    return None
 
 
 def quote_text(override: str, *, in_sweep: bool = False) -> str:
@@ -173,14 +204,18 @@ def quote_text(override: str, *, in_sweep: bool = False) -> str:
     is_hydras = value in ("", "null", "???") or "${" in value or (in_sweep and SWEEP_FUNCTION.fullmatch(value))
     if is_hydras or not (is_text or name in LIST_KEYS):
         return override
-    quote = _quoted_text if is_text else _quoted_list
+    quote = _quoted_list
+    if is_text:
+        quote = _quoted_text
     if not in_sweep or name == "hydra.sweep.dir":
         return f"{key}={quote(value)}"
     return f"{key}={','.join(map(quote, _parted(value)))}"
 
 
 def _quoted_text(value: str) -> str:
-    return value if value[:1] in ("'", '"', "") or value == "null" else quoted(value)
+    if value[:1] in ("'", '"', "") or value == "null":
+        return value
+    return quoted(value)
 
 
 def _quoted_list(value: str) -> str:
@@ -191,14 +226,16 @@ def _quoted_list(value: str) -> str:
 
 def _parted(value: str) -> list[str]:
     """Return what commas part: of texts without quotes, the longest that are paths have commas of their own."""
-    pieces = [piece.strip() for piece in _pieces(value)]
+    pieces = list(map(str.strip, _pieces(value)))
     parts, first = [], 0
     while first < len(pieces):
-        ends = range(min(len(pieces), first + MOST_COMMAS), first + 1, -1)
-        end = next((end for end in ends if is_there(",".join(pieces[first:end]))), first + 1)
-        parts.append(",".join(pieces[first:end]))
+        end = min(len(pieces), first + MOST_COMMAS)
+        while end > first + 1 and not is_there(",".join(pieces[first:end])):
+            end -= 1
+        if part := ",".join(pieces[first:end]):
+            parts.append(part)
         first = end
-    return [part for part in parts if part]
+    return parts
 
 
 def _pieces(value: str) -> list[str]:
@@ -247,4 +284,10 @@ def as_typed(override: str) -> str:
     if key not in TEXT_KEYS or not isinstance(value, str) or "${" in value:  # what is escaped in it stays so
         return override.removeprefix("++")
     plain = f"{key}={value}"
-    return plain if quote_text(plain) != plain else f"{key}={quoted(value)}"  # what Hydra would read again
+    if quote_text(plain) == plain:  # what Hydra would read again
+        return f"{key}={quoted(value)}"
+    return plain
+
+
+# The name of earlier versions.
+override_problems = check_overrides

@@ -9,9 +9,11 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar, cast
+
+from samout_train.config.problem import Problem
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,20 +37,27 @@ class Range:
     high_included: bool = True
 
     def __contains__(self, value: float) -> bool:
-        above = value >= self.low if self.low_included else value > self.low
-        below = value <= self.high if self.high_included else value < self.high
+        above = value > self.low or (self.low_included and value == self.low)
+        below = value < self.high or (self.high_included and value == self.high)
         return above and below and (isinstance(value, int) or math.isfinite(value))
 
     def __str__(self) -> str:
-        low = _number(self.low) if self.low_included else f"above {_number(self.low)}"
+        low, high = _number(self.low), _number(self.high)
+        if not self.low_included:
+            low = f"above {low}"
+        if math.isinf(self.high) and self.low_included:
+            return f"at least {low}"
         if math.isinf(self.high):
-            return f"at least {low}" if self.low_included else low
-        high = f"to {_number(self.high)}" if self.high_included else f"to below {_number(self.high)}"
-        return f"from {low} {high}"
+            return low
+        if not self.high_included:
+            high = f"below {high}"
+        return f"from {low} to {high}"
 
 
 def _number(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else f"{value:g}"
+    if float(value).is_integer():
+        return str(int(value))
+    return f"{value:g}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,9 @@ class Forms:
     def wanted(self, value: Any) -> str:
         """Return what a value that is no text must be."""
         is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        return self.forms + (f"; did you mean {self.of_number.format(value)}?" if self.of_number and is_number else "")
+        if self.of_number and is_number:
+            return f"{self.forms}; did you mean {self.of_number.format(value)}?"
+        return self.forms
 
 
 DEVICES = Forms("auto, cpu, cuda, cuda:N or mps", "cuda:{}")
@@ -111,13 +122,19 @@ def beyond_numbers(value: Any) -> str | None:
     Args:
         value: A number, or a list or mapping of settings; a node with `_target_` in it is left to its own check.
     """
+    if isinstance(value, dict):
+        if "_target_" in value:
+            return None
+        value = list(value.values())
     if isinstance(value, list | tuple):
         return next(filter(None, map(beyond_numbers, value)), None)
-    if isinstance(value, dict):
-        return None if "_target_" in value else next(filter(None, map(beyond_numbers, value.values())), None)
-    if isinstance(value, int) and abs(value) > LARGEST:
-        return f"at most {LARGEST}" if value > 0 else f"at least {-LARGEST}"
-    return "finite" if isinstance(value, float) and not math.isfinite(value) else None
+    if isinstance(value, int) and value > LARGEST:
+        return f"at most {LARGEST}"
+    if isinstance(value, int) and value < -LARGEST:
+        return f"at least {-LARGEST}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "finite"
+    return None
 
 
 def not_divisible(whole_name: str, whole: int, part_name: str, part: int) -> str | None:
@@ -125,16 +142,18 @@ def not_divisible(whole_name: str, whole: int, part_name: str, part: int) -> str
     if whole % part == 0:
         return None
     below, above = whole // part * part, (whole // part + 1) * part
-    choices = f"{below} or {above}" if below else f"{whole_name}={above}, or a smaller {part_name}"
+    choices = f"{below} or {above}"
+    if below == 0:
+        choices = f"{whole_name}={above}, or a smaller {part_name}"
     return f"{whole_name} ({whole}) must be divisible by {part_name} ({part}): try {choices}"
 
 
-def checked_by(problems: Callable[[Mapping[str, Any], str], list[str]]) -> Callable[[T], T]:
+def checked_by(problems: Callable[[Mapping[str, Any], str], Sequence[Problem | str]]) -> Callable[[T], T]:
     """Give a component a check of its own, which the check of the configuration calls before anything is built.
 
     Args:
         problems: From the component's settings, each right by itself, and the key that they stand under, to what is
-            wrong with them together or with what they name, one text each.
+            wrong with them together or with what they name: a `Problem` each, or its whole message.
     """
 
     def attach(component: T) -> T:
@@ -145,11 +164,15 @@ def checked_by(problems: Callable[[Mapping[str, Any], str], list[str]]) -> Calla
 
 
 def validated(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function or constructor refuse numbers outside the ranges of its annotations.
+    """Make a function, a constructor or a dataclass refuse numbers outside the ranges of its annotations.
 
     Raises:
         ValueError: at the call, naming the argument, what it got and the range.
     """
+    if inspect.isclass(function):
+        dataclass_type: Any = function
+        dataclass_type.__init__ = validated(dataclass_type.__init__)
+        return cast(Callable[P, R], function)
     signature = inspect.signature(function)
 
     @functools.wraps(function)

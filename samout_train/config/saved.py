@@ -8,9 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from samout_train.config.compose import ConfigError
 from samout_train.config.diagnostics import in_few_words
 from samout_train.config.moved import current_settings
+from samout_train.config.problem import ConfigError
 from samout_train.runtime import home_expanded, refuse_special
 
 
@@ -26,8 +26,9 @@ def saved_node(path: Path, name: str = "model") -> dict[str, Any]:
     """
     try:
         refuse_special(path)
-        config = OmegaConf.load(path)
-        node = config.get(name) if isinstance(config, DictConfig) else None
+        config, node = OmegaConf.load(path), None
+        if isinstance(config, DictConfig):
+            node = config.get(name)
         if not isinstance(node, DictConfig):
             raise ValueError(f"has no {name}")
         content = OmegaConf.to_container(node, resolve=True)
@@ -75,10 +76,12 @@ def saved_keys(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     """
     try:
         config = OmegaConf.load(path)
-        known = OmegaConf.masked_copy(config, [*keys]) if isinstance(config, DictConfig) else None
-        content = None if known is None else home_expanded(OmegaConf.to_container(known, resolve=True))
+        content = None
+        if isinstance(config, DictConfig):
+            known = OmegaConf.masked_copy(config, [*keys])
+            content = home_expanded(OmegaConf.to_container(known, resolve=True))
     except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
-        raise ValueError(in_few_words(error, [])) from error
+        raise ValueError(str(in_few_words(error, []))) from error
     if not isinstance(content, dict):
         raise ValueError("it is no dict")
     return content
@@ -100,11 +103,17 @@ def saved_choice(run_dir: Path, group: str) -> str | None:
         chosen = OmegaConf.select(OmegaConf.load(run_dir / ".hydra" / "hydra.yaml"), f"hydra.runtime.choices.{group}")
     except (OSError, OmegaConfBaseException, YAMLError):
         return None
-    return chosen if isinstance(chosen, str) else None
+    if isinstance(chosen, str):
+        return chosen
+    return None
 
 
 def saved_seed(path: Path) -> int:
     """Return the seed of a configuration that a run saved; 0 where it does not say."""
     config = OmegaConf.load(path)
-    seed = config.get("seed") if isinstance(config, DictConfig) else None
-    return seed if isinstance(seed, int) else 0
+    if not isinstance(config, DictConfig):
+        return 0
+    seed = config.get("seed")
+    if not isinstance(seed, int):
+        return 0
+    return seed

@@ -7,26 +7,27 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 import yaml
 
+from samout_train.config.problem import Problem, shown
 from samout_train.config.ranges import beyond_numbers, forms_of, range_of
 
 MISSING = "???"
 SEQUENCES = (list, tuple, Sequence)
 MAPPINGS = (dict, Mapping)
 LONGEST_LIST = 12
-LONGEST_VALUE = 200
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 EXAMPLES = {int: 1, float: 0.5, str: "text", bool: True}
+NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 # Of the arguments that a run gives: which keys they come from.
 SET_ELSEWHERE = {"device": "device", "precision": "precision", "seed": "seed", "batch_size": "data.batch_size"}
 
 
-def mistakes_in_call(
+def check_call(
     path: str,
     target: Callable[..., Any],
     given: Mapping[str, Any],
@@ -35,8 +36,8 @@ def mistakes_in_call(
     also_known: Collection[str] = (),
     elsewhere: Callable[[str], str | None] = lambda name: None,
     called: str = "",
-) -> list[str]:
-    """Return what is wrong with the arguments that a configuration gives to a class or function, one text each.
+) -> list[Problem]:
+    """Return the problems of the arguments that a configuration gives to a class or function.
 
     Args:
         path: The key of the node, such as `model`; empty at the top.
@@ -50,48 +51,61 @@ def mistakes_in_call(
     try:
         parameters = dict(inspect.signature(target).parameters)
     except (TypeError, ValueError) as error:
-        return [f"{path}._target_: cannot be called with settings ({error})"]
+        return [Problem(f"{path}._target_", text=f"cannot be called with settings ({error})")]
     hints = _hints(target)
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     known = [name for name in named if name not in late] + sorted(set(also_known) - set(named))
-    found = []
+    prefix = ""
+    if path:
+        prefix = f"{path}."
+    found: list[Problem] = []
     for name, value in given.items():
-        key = f"{path}.{name}" if path else str(name)
+        key = f"{prefix}{name}"
+        problem = None
         if name in late:
-            found.append(f"{key}={shown(value)}: {_given_by_the_run(name, value)}")
+            problem = _given_by_the_run(key, name, value)
+        elif name not in known and takes_any:
+            if limit := beyond_numbers(value):
+                problem = Problem(key, shown(value), text=f"must be {limit}", kind="value")
         elif name not in known:
-            if takes_any:
-                limit = beyond_numbers(value)
-                found += [f"{key}={shown(value)}: must be {limit}"] if limit else []
-            else:
-                hint = elsewhere(str(name)) or nearest(str(name), known, prefix=f"{path}." if path else "")
-                found.append(f"{key}={shown(value)}: no such key; {hint}")
+            hint = elsewhere(str(name)) or nearest(str(name), known, prefix=prefix)
+            problem = Problem(key, shown(value), text=f"no such key; {hint}", kind="value")
         elif value == MISSING:
-            found.append(f"{key}: is missing: set {key}=...")
+            problem = missing(key)
         elif name not in also_known:
-            annotation = hints.get(name, Any)
-            if wanted := _beyond(value, annotation) or _mismatch(value, annotation):
-                found.append(f"{key}={_is_text(value, annotation) or f'{shown(value)}: must be {wanted}'}")
-    not_taken = [] if takes_any else sorted(set(late) - set(named))
-    is_torchs = str(getattr(target, "__module__", "")).startswith("torch.")
-    for name in not_taken:
-        right = f"name {called or f'a function of your own that takes {name} and returns what is built'}"
-        found.append(
-            f"{path}._target_: {target.__qualname__} does not take the argument {name}, which the run gives: "
-            f"{right if is_torchs else f'add it, or {right}'}"
-        )
+            problem = _check_value(key, value, hints.get(name, Any))
+        if problem is not None:
+            found.append(problem)
+    not_taken = sorted(set(late) - set(named))
+    if not_taken and not takes_any:
+        return found + [_not_taken(path, target, name, called) for name in not_taken]
     for name, parameter in named.items():
-        if not not_taken and name not in late and parameter.default is parameter.empty and name not in given:
-            key = f"{path}.{name}" if path else name
-            found.append(f"{key}: is missing: set {key}=...")
+        if name not in late and parameter.default is parameter.empty and name not in given:
+            found.append(missing(f"{prefix}{name}"))
     return found
 
 
-def _given_by_the_run(name: str, value: Any) -> str:
+def missing(key: str) -> Problem:
+    """Return the problem that a key which has to be set is not."""
+    return Problem(key, text="is missing", fix=f"set {key}=...", kind="missing")
+
+
+def _given_by_the_run(key: str, name: str, value: Any) -> Problem:
     if name in SET_ELSEWHERE:
-        return f"is not set here: write {SET_ELSEWHERE[name]}={shown(value)}"
-    return "is not set in the configuration, the run gives it: leave it out"
+        fix = f"write {SET_ELSEWHERE[name]}={shown(value)}"
+        return Problem(key, shown(value), text="is not set here", fix=fix)
+    text = "is not set in the configuration, the run gives it"
+    return Problem(key, shown(value), text=text, fix="leave it out", kind="value")
+
+
+def _not_taken(path: str, target: Callable[..., Any], name: str, called: str) -> Problem:
+    """Return the problem that a class or function does not take an argument which the run gives."""
+    fix = f"name {called or f'a function of your own that takes {name} and returns what is built'}"
+    if not str(getattr(target, "__module__", "")).startswith("torch."):
+        fix = f"add it, or {fix}"
+    text = f"{target.__qualname__} does not take the argument {name}, which the run gives"
+    return Problem(f"{path}._target_", text=text, fix=fix)
 
 
 def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
@@ -105,86 +119,105 @@ def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     if close:
         return f"did you mean {prefix}{close[0]}?"
-    first = list(known)[:LONGEST_LIST]
-    rest = f" and {len(known) - len(first)} more" if len(known) > len(first) else ""
-    return f"there are {', '.join(first)}{rest}" if first else "there are none"
-
-
-def shown(value: Any) -> str:
-    """Return a value as a person would type it, not at any length."""
-    text = str(value)
-    if value is None or isinstance(value, bool):
-        text = {None: "null", True: "true", False: "false"}[value]
-    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
+    if not known:
+        return "there are none"
+    text = f"there are {', '.join(list(known)[:LONGEST_LIST])}"
+    if len(known) > LONGEST_LIST:
+        text += f" and {len(known) - LONGEST_LIST} more"
+    return text
 
 
 def name_of(key: Any) -> str:
     """Return a key of YAML as it is typed there, also one that is a number, true or null."""
-    return key if isinstance(key, str) else shown(key)
+    if isinstance(key, str):
+        return key
+    return shown(key)
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target
+    function = target
+    if inspect.isclass(target):
+        function = target.__init__
     try:
         return typing.get_type_hints(inspect.unwrap(function), include_extras=True)
     except (NameError, TypeError):  # names that exist for a type checker only
         return {}
 
 
+def _check_value(key: str, value: Any, annotation: Any) -> Problem | None:
+    """Return the problem of a value that has to fit an annotation; None where it fits."""
+    wanted = _beyond(value, annotation) or _mismatch(value, annotation)
+    if wanted is None:
+        return None
+    right = _without_quotes(value, annotation)
+    if right is None:
+        return Problem(key, shown(value), text=f"must be {wanted}", kind="value")
+    return Problem(key, f"'{shown(value)}'", text="is text", fix=f"write {right}", kind="text")
+
+
 def _beyond(value: Any, annotation: Any) -> str | None:
     """Return what is wanted where a number, or one in a list or mapping, is not finite or too large."""
-    if isinstance(value, float) and value.is_integer() and int in (options := _options(annotation)):
-        value = value if float in options else int(value)
-    limit, allowed, options = beyond_numbers(value), range_of(annotation), _options(annotation)
+    options = _options(annotation)
+    if isinstance(value, float) and value.is_integer() and int in options and float not in options:
+        value = int(value)
+    limit, allowed = beyond_numbers(value), range_of(annotation)
     if limit is None or not any(map(_takes_numbers, options)):
         return None
     if isinstance(value, int) and float in options and int not in options and abs(value) < sys.float_info.max:
         return f"{limit} where it is a whole number: write {float(value):g}"
-    return str(allowed) if allowed and isinstance(value, int) and math.isfinite(allowed.high) else limit
+    if allowed and isinstance(value, int) and math.isfinite(allowed.high):
+        return str(allowed)
+    return limit
 
 
-def _is_text(value: Any, annotation: Any) -> str | None:
+def _without_quotes(value: Any, annotation: Any) -> str | None:
     """Return what to write in place of a text that says what is wanted and is none, such as '32'; None for others."""
     if not isinstance(value, str) or not value:
         return None
-    is_plain = True
-    if NUMBER.fullmatch(value):
-        read: Any = float(value) if re.search(r"[.eE]", value) else int(value)
-    else:
-        try:
-            read = yaml.safe_load(value)
-        except yaml.YAMLError:
-            return None
-        is_plain = isinstance(read, list | dict) or shown(read) == value.lower()
-    if isinstance(read, str) or (is_plain is False and not isinstance(read, bool)) or _mismatch(read, annotation):
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
         return None
-    return f"'{shown(value)}': is text: write {f'{shown(value)} without quotes' if is_plain else shown(read)}"
+    is_plain = isinstance(read, list | dict) or shown(read) == value.lower()
+    if NUMBER.fullmatch(value):  # YAML takes 1e3 for text
+        is_plain = True
+        read = float(value)
+        if not re.search(r"[.eE]", value):
+            read = int(value)
+    if isinstance(read, str) or not (is_plain or isinstance(read, bool)) or _mismatch(read, annotation):
+        return None
+    if is_plain:
+        return f"{shown(value)} without quotes"
+    return shown(read)
 
 
 def _mismatch(value: Any, annotation: Any) -> str | None:
     """Return what is wanted where the value does not fit; None where it does."""
     options, allowed = _options(annotation), range_of(annotation)
     if any(_fits(value, option) for option in options):
-        if allowed and isinstance(value, int | float) and not isinstance(value, bool) and value not in allowed:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if allowed and is_number and value not in allowed:
             return str(allowed)
         return None
     if forms := forms_of(annotation):
         return forms.wanted(value)
-    words = [_described(option, value) for option in options]
-    whole = isinstance(value, float) and value.is_integer() and int in options
-    return (
-        " or ".join(dict.fromkeys(words))
-        + (f", {allowed}" if allowed else "")
-        + (f": write {int(value)}" if whole else "")
-    )
+    wanted = " or ".join(dict.fromkeys(_described(option, value) for option in options))
+    if allowed:
+        wanted += f", {allowed}"
+    if isinstance(value, float) and value.is_integer() and int in options:
+        wanted += f": write {int(value)}"
+    return wanted
 
 
 def _options(annotation: Any) -> list[Any]:
     if typing.get_origin(annotation) is Annotated:
         return _options(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) in (Union, types.UnionType):
-        return [option for part in typing.get_args(annotation) for option in _options(part)]
-    return [annotation]
+    if typing.get_origin(annotation) not in (Union, types.UnionType):
+        return [annotation]
+    options = []
+    for part in typing.get_args(annotation):
+        options += _options(part)
+    return options
 
 
 def _takes_numbers(option: Any) -> bool:
@@ -200,8 +233,10 @@ def _fits(value: Any, option: Any) -> bool:
         return value in inner
     if option is type(None):
         return value is None
-    if option in (int, float):
-        return isinstance(value, int | (float if option is float else int)) and not isinstance(value, bool)
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if option is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
     if option in (str, Path):
         return isinstance(value, str)
     if origin is bool:
@@ -209,41 +244,60 @@ def _fits(value: Any, option: Any) -> bool:
     if origin is tuple and inner and inner[-1] is not Ellipsis:
         return isinstance(value, list) and len(value) == len(inner) and not any(map(_mismatch, value, inner))
     if origin in SEQUENCES:
-        return isinstance(value, list) and (not inner or not any(_mismatch(item, inner[0]) for item in value))
+        return isinstance(value, list) and (not inner or _all_fit(value, inner[0]))
     if origin in MAPPINGS:
         if not isinstance(value, dict):
             return False
-        return not inner or not any(
-            _mismatch(key, inner[0]) or _mismatch(item, inner[1]) for key, item in value.items()
-        )
+        return not inner or (_all_fit(value, inner[0]) and _all_fit(value.values(), inner[1]))
     return isinstance(value, dict) and "_target_" in value
+
+
+def _all_fit(values: Iterable[Any], annotation: Any) -> bool:
+    return not any(_mismatch(value, annotation) for value in values)
 
 
 def _described(option: Any, value: Any = None) -> str:
     """Return what is wanted, in words; `value` is what was given, for an example of a list."""
     origin, inner = typing.get_origin(option) or option, typing.get_args(option)
     if origin is Literal:
-        return ", ".join(str(choice) for choice in inner)
+        return ", ".join(map(str, inner))
     if typing.get_origin(option) is Annotated:
         return " or ".join(map(_described, _options(option))) + f" {range_of(option) or ''}".rstrip()
     if origin in SEQUENCES:
         return _list_described(inner, value)
     if origin in MAPPINGS:
-        return "a mapping" + (f" from {_described(inner[0])} to {_described(inner[1])}" if inner else "")
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(origin, "a node with _target_")
+        if not inner:
+            return "a mapping"
+        return f"a mapping from {_described(inner[0])} to {_described(inner[1])}"
+    return NAMES.get(origin, "a node with _target_")
 
 
 def _list_described(inner: tuple[Any, ...], value: Any) -> str:
     """Return a list with an example that can be typed: what was given, where that is right by itself."""
     parts = [part for part in inner if part is not Ellipsis]
-    given = [item for item in (value if isinstance(value, list) else [value]) if item is not None]
-    examples = []
-    for part in parts:
-        wanted = next((EXAMPLES[option] for option in _options(part) if option in EXAMPLES), "...")
-        examples.append(next((item for item in given if not _mismatch(item, part)), wanted))
+    given = [value]
+    if isinstance(value, list):
+        given = value
+    text = f"a list such as [{', '.join(shown(_example(part, given)) for part in parts)}]"
     kinds = list(dict.fromkeys(map(_described, parts)))
-    count = f"{len(parts)} numbers, " if len(parts) > 1 and value is not None else ""
-    return f"a list such as [{', '.join(map(shown, examples))}]" + (
-        f" ({count}each {kinds[0]})" if kinds and kinds != ["text"] else ""
-    )
+    if not kinds or kinds == ["text"]:
+        return text
+    count = ""
+    if len(parts) > 1 and value is not None:
+        count = f"{len(parts)} numbers, "
+    return f"{text} ({count}each {kinds[0]})"
+
+
+def _example(part: Any, given: Sequence[Any]) -> Any:
+    """Return a value for a part of a list: what was given, where one is right, or one of its kind."""
+    for item in given:
+        if item is not None and not _mismatch(item, part):
+            return item
+    for option in _options(part):
+        if option in EXAMPLES:
+            return EXAMPLES[option]
+    return "..."
+
+
+# The name of earlier versions.
+mistakes_in_call = check_call

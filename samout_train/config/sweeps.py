@@ -8,9 +8,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from samout_train.config.compose import ConfigError
 from samout_train.config.hydra import BasicSweeper
 from samout_train.config.overrides import quote_text
+from samout_train.config.problem import ConfigError
 
 
 def is_swept(word: str) -> bool:
@@ -23,7 +23,8 @@ def swept_words(words: Sequence[str]) -> list[str]:
     found = []
     for word in words:
         with suppress(HydraException):
-            found += [word] if is_swept(quote_text(word)) else []
+            if is_swept(quote_text(word)):
+                found.append(word)
     return found
 
 

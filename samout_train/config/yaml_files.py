@@ -3,75 +3,92 @@
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-# A mistake of these kinds is one of the value itself, and not of what it meets elsewhere.
-OF_THE_VALUE = (
-    *(": no such key", ": must be", ": has no meaning", ": is not set in", ": cannot be imported", ": is no class"),
-    *(" names a key that is not there", " is no interpolation", "the environment variable", " leads back to"),
-    *(": is text", ": has no _target_", ": is missing: choose"),
-)
+from samout_train.config.problem import Place, Problem
+
+# Problems of these kinds are of what a file says, and not of what it meets elsewhere.
+OF_THE_VALUE = ("value", "text", "target", "unchosen")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
 FREE_BELOW = ("roles", "hydra", "defaults", "space")  # names below these may have dots
-KEY = re.compile(r"\w[\w.]*")
 GLOBAL_PACKAGE = re.compile(r"\A(\s*#.*\n)*\s*#\s*@package\s+_global_")
 PACKAGE = re.compile(r"\s*#\s*@package\s+(\S+)")
-PLACED = re.compile(r" \(.+ line \d+\)$")
 OF_ENVIRONMENT = re.compile(r"\$\{oc\.env:[^{}]*\}")
 
 
 def with_places(
-    mistakes: Sequence[str],
+    problems: Sequence[Problem],
     *,
     overrides: Sequence[str],
     choices: Mapping[str, str | None],
     config_name: str,
     folders: Sequence[Path],
-) -> list[str]:
-    """Return mistakes with `(FILE line N)` behind those that are in a file and not in what was typed.
+) -> list[Problem]:
+    """Return problems with the places of those that are in a file and not in what was typed.
 
     Args:
-        mistakes: Texts that begin with a key.
+        problems: Of composed settings, or of composing them.
         overrides: What was typed.
         choices: The chosen option of each group, as far as it is known.
         config_name: The root YAML.
         folders: Where YAML is looked for; an earlier one stands before a later one.
     """
-    typed = [word.lstrip("+~").partition("=")[0] for word in overrides]
-    chosen: dict[str, str | None] = {key: word.partition("=")[2] for key, word in zip(typed, overrides, strict=True)}
-    for path in (_file("experiment", chosen.get("experiment"), folders), _file("", config_name, folders)):
-        chosen = {**(_choices(path) if path else {}), **choices, **chosen}
+    typed: dict[str, str | None] = {}
+    for word in overrides:
+        key, _, value = word.partition("=")
+        typed[key.lstrip("+~")] = value
+    chosen = typed
+    for path in (_file("experiment", typed.get("experiment"), folders), _file("", config_name, folders)):
+        named: dict[str, str | None] = {}
+        if path:
+            named = _choices(path)
+        chosen = {**named, **choices, **chosen}
     found = []
-    for mistake in mistakes:
-        key = KEY.match(mistake)
-        place, raw = None, ""
-        if key and not _is_typed(mistake, typed) and not PLACED.search(mistake):
-            if any(words in mistake for words in OF_THE_VALUE):
-                place = _place(key[0].rstrip("."), chosen, config_name, folders)
-            elif ": no such option" in mistake:
-                place = _place_of_option(mistake.partition(":")[0].partition("=")[2], chosen, config_name, folders)
+    for problem in problems:
+        place = None
+        if problem.where is None and problem.key and not _is_typed(problem, typed):
+            place = _place_of(problem, chosen, config_name, folders)
+        if problem.kind == "text":
+            problem = replace(problem, fix=_decoded(problem, place, chosen) or problem.fix)
         if place:
-            raw = place[0].read_text(encoding="utf-8", errors="replace").splitlines()[place[1] - 1]
-        elif key:
-            raw = chosen.get(key[0], "") or ""
-        if ": is text: write " in mistake and (variable := OF_ENVIRONMENT.search(raw)):
-            decoded = f"${{oc.decode:{variable[0]}}}"
-            right = decoded if place else f"'{decoded}', with these quotes"
-            mistake = f"{mistake.partition(': write ')[0]}: write {right}"
-        found.append(f"{mistake} ({short_path(place[0])} line {place[1]})" if place else mistake)
+            problem = replace(problem, where=place)
+        found.append(problem)
     return found
 
 
-def _is_typed(mistake: str, typed: Sequence[str]) -> bool:
-    """Return whether a mistake is one of what was typed: in its key, not in what it proposes."""
-    key, ends, _ = mistake.partition(": has no _target_")
-    if ends:  # of the option, whether that was typed or not
-        return f"{key}._target_" in typed
-    head = mistake.partition(": ")[0]
-    return any(re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", head) for name in typed)
+def _place_of(
+    problem: Problem, chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]
+) -> Place | None:
+    """Return where a file sets what a problem is about; None for one that does not lie in a file."""
+    if problem.kind in OF_THE_VALUE:
+        return _place(problem.key, chosen, config_name, folders)
+    if problem.kind == "option" and problem.value is not None:
+        return _place_of_option(problem.value, chosen, config_name, folders)
+    return None
+
+
+def _decoded(problem: Problem, place: Place | None, chosen: Mapping[str, str | None]) -> str | None:
+    """Return what to write for text that comes out of an environment variable; None for other text."""
+    raw = chosen.get(problem.key) or ""
+    if place and place.line:
+        raw = place.path.read_text(encoding="utf-8", errors="replace").splitlines()[place.line - 1]
+    variable = OF_ENVIRONMENT.search(raw)
+    if variable is None:
+        return None
+    if place:
+        return f"write ${{oc.decode:{variable[0]}}}"
+    return f"write '${{oc.decode:{variable[0]}}}', with these quotes"
+
+
+def _is_typed(problem: Problem, typed: Collection[str]) -> bool:
+    """Return whether a problem is one of what was typed."""
+    if problem.kind == "target":  # of the option, whether that was typed or not
+        return f"{problem.key}._target_" in typed
+    return problem.key in typed
 
 
 def line_of(path: Path, word: str) -> int | None:
@@ -81,15 +98,9 @@ def line_of(path: Path, word: str) -> int | None:
     return next((number for number, line in enumerate(lines, 1) if pattern.search(line)), None)
 
 
-def short_path(path: str | Path) -> str:
-    """Return a path relative to the working directory where it lies below it."""
-    path = Path(path)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
 def yaml_problem(
     chosen: Mapping[str, str | None], *, config_name: str, folders: Sequence[Path], without_override: str | None = None
-) -> str | None:
+) -> Problem | None:
     """Return what is wrong with the YAML files that were chosen which Hydra takes otherwise, or says of nothing.
 
     Args:
@@ -102,27 +113,37 @@ def yaml_problem(
         text = path.read_text(encoding="utf-8", errors="replace")
         node = _composed(text)
         if node is not None and not isinstance(node, yaml.MappingNode):
-            kind = "a list" if isinstance(node, yaml.SequenceNode) else "one text"
-            return f"{short_path(path)}: is {kind} and no settings: write them as `key: value`, one a line"
-        for name, value in (pair for item in _defaults(path) for pair in _pairs(item)):
-            if str(name.value).lstrip("/") == without_override and path.parent != folders[-1]:
-                where = f"{short_path(path)} line {name.start_mark.line + 1}"
-                right = f"`- override /{without_override}: {value.value}`"
-                return f"{where}: its defaults choose {without_override}, which is chosen already: write {right}"
+            kind = "one text"
+            if isinstance(node, yaml.SequenceNode):
+                kind = "a list"
+            fix = "write them as `key: value`, one a line"
+            return Problem(text=f"is {kind} and no settings", fix=fix, where=Place(path))
+        if without_override and path.parent != folders[-1] and (found := _chosen_again(path, without_override)):
+            return found
         for number, line in enumerate(text.splitlines(), 1):
             if (package := PACKAGE.match(line)) and _is_like_global(package[1]):
-                return f"{short_path(path)} line {number}: there is no package {package[1]}: did you mean _global_?"
-        if node is not None and (problem := _key_problem(node)):
-            line_number, what = problem
-            return f"{short_path(path)} line {line_number}: {what}"
+                what = f"there is no package {package[1]}"
+                return Problem(text=what, fix="did you mean _global_?", where=Place(path, number))
+        if node is not None and (found := _key_problem(node, path)):
+            return found
         if found := _circle(group, path, folders):
             return found
     return None
 
 
+def _chosen_again(path: Path, group: str) -> Problem | None:
+    """Return that the defaults of a file choose a group that is chosen already; None where they do not."""
+    for name, value in _named_in_defaults(path):
+        if str(name.value).lstrip("/") == group:
+            text = f"its defaults choose {group}, which is chosen already"
+            fix = f"write `- override /{group}: {value.value}`"
+            return Problem(text=text, fix=fix, where=_place_of_node(path, name))
+    return None
+
+
 def other_kind(
     chosen: Mapping[str, str | None], *, config_name: str, folders: Sequence[Path]
-) -> tuple[str, Any, Any, str] | None:
+) -> tuple[str, Any, Any, Place] | None:
     """Return the first key of a file that is a list where settings stand in what it joins, or the other way round.
 
     Args:
@@ -138,15 +159,17 @@ def other_kind(
         if path.is_relative_to(folders[-1]):  # the program's own are right
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
-        outer = () if GLOBAL_PACKAGE.match(text) else tuple(filter(None, group.split("/")))
+        outer = tuple(filter(None, group.split("/")))
+        if GLOBAL_PACKAGE.match(text):
+            outer = ()
+        others = [file for _, file in files if file != path]
         for parts, name, value in _containers(_composed(text), outer):
-            others = [file for _, file in files if file != path]
             replaced = _node_at(parts, others, folders)
-            is_group = len(parts) == 1 and any((folder / parts[0]).is_dir() for folder in folders)
-            wanted = yaml.MappingNode if is_group else type(replaced)
+            wanted: type = type(replaced)
+            if len(parts) == 1 and any((folder / parts[0]).is_dir() for folder in folders):
+                wanted = yaml.MappingNode
             if wanted in (yaml.MappingNode, yaml.SequenceNode) and type(value) is not wanted:
-                where = f"{short_path(path)} line {name.start_mark.line + 1}"
-                return ".".join(parts), _plain(value), None if replaced is None else _plain(replaced), where
+                return ".".join(parts), _plain(value), _plain(replaced), _place_of_node(path, name)
     return None
 
 
@@ -167,12 +190,15 @@ def has_strange_keys(config: Mapping[str, Any], groups: Collection[str] = ()) ->
 
 def options_of(group: str, folders: Sequence[Path]) -> list[str]:
     """Return the options of a group, such as `v1` and `v8` of `model`, and `deep/mini` in a subfolder of it."""
-    files = [
-        (path, folder / group)
-        for folder in folders
-        for path in (folder / group).glob("*.yaml" if group == "." else "**/*.yaml")
-    ]
-    return sorted({path.relative_to(top).with_suffix("").as_posix() for path, top in files if path.is_file()})
+    pattern = "**/*.yaml"
+    if group == ".":
+        pattern = "*.yaml"
+    found = set()
+    for folder in folders:
+        for path in (folder / group).glob(pattern):
+            if path.is_file():
+                found.add(path.relative_to(folder / group).with_suffix("").as_posix())
+    return sorted(found)
 
 
 def is_empty(path: Path) -> bool:
@@ -180,8 +206,14 @@ def is_empty(path: Path) -> bool:
     return _composed(path.read_text(encoding="utf-8", errors="replace")) is None
 
 
-def _pairs(item: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
-    return list(item.value) if isinstance(item, yaml.MappingNode) else []
+def _pairs(item: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Node]]:
+    if isinstance(item, yaml.MappingNode):
+        return list(item.value)
+    return []
+
+
+def _place_of_node(path: Path, node: yaml.Node) -> Place:
+    return Place(path, node.start_mark.line + 1)
 
 
 def _is_like_global(package: str) -> bool:
@@ -189,22 +221,23 @@ def _is_like_global(package: str) -> bool:
     return package != "_global_" and bool(difflib.get_close_matches(package.strip("_").lower(), ["global"], cutoff=0.8))
 
 
-def _key_problem(node: yaml.Node) -> tuple[int, str] | None:
-    """Return the line of the first key of a file that should be nested, or is null, and what is wrong with it."""
+def _key_problem(node: yaml.Node, path: Path) -> Problem | None:
+    """Return what is wrong with the first key of a file that should be nested, or is null."""
     for name, value in _pairs(node):
-        line = name.start_mark.line + 1
+        place = _place_of_node(path, name)
         if name.tag == "tag:yaml.org,2002:null":
-            return line, f"{name.value or 'null'}: is no key: give it a name, or take the line out"
+            text = f"{name.value or 'null'}: is no key"
+            return Problem(text=text, fix="give it a name, or take the line out", where=place)
         if DOTTED.fullmatch(str(name.value)):
-            *outer, inner = name.value.split(".")
-            right = ", below it ".join(f"`{part}:`" for part in (*outer, inner))
-            return line, f"{name.value}: YAML takes a key with a dot for one name: nest it: write {right}"
-        if name.value not in FREE_BELOW and (found := _key_problem(value)) is not None:
+            right = ", below it ".join(f"`{part}:`" for part in name.value.split("."))
+            text = f"{name.value}: YAML takes a key with a dot for one name: nest it"
+            return Problem(text=text, fix=f"write {right}", where=place)
+        if name.value not in FREE_BELOW and (found := _key_problem(value, path)) is not None:
             return found
     return None
 
 
-def _circle(group: str, path: Path, folders: Sequence[Path]) -> str | None:
+def _circle(group: str, path: Path, folders: Sequence[Path]) -> Problem | None:
     """Return that a file names itself in its defaults, or one that names it."""
     waiting, seen = [path], set[Path]()
     while waiting:
@@ -212,10 +245,11 @@ def _circle(group: str, path: Path, folders: Sequence[Path]) -> str | None:
         for option in _parents(file):
             parent = _file(group, option, folders)
             if parent == path:
-                line = line_of(file, option)
-                where = f"{short_path(file)}{f' line {line}' if line else ''}"
-                instead = "write `_self_` for the file itself" if file == path else "take one of them out"
-                return f"{where}: YAML files name each other in their defaults without end, here {option}: {instead}"
+                text = f"YAML files name each other in their defaults without end, here {option}"
+                fix = "take one of them out"
+                if file == path:
+                    fix = "write `_self_` for the file itself"
+                return Problem(text=text, fix=fix, where=Place(file, line_of(file, option)))
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 waiting.append(parent)
@@ -224,23 +258,29 @@ def _circle(group: str, path: Path, folders: Sequence[Path]) -> str | None:
 
 def _files(chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """Yield the root and the files that are chosen, also in the experiment, each with its group and its parents."""
-    root, experiment = _file("", config_name, folders), _file("experiment", chosen.get("experiment"), folders)
-    choices = {**(_choices(root) if root else {}), **(_choices(experiment) if experiment else {}), **chosen}
-    waiting, seen = [("", config_name), *((group, option) for group, option in choices.items() if option)], set[Path]()
+    choices: dict[str, str | None] = {}
+    for path in (_file("", config_name, folders), _file("experiment", chosen.get("experiment"), folders)):
+        if path:
+            choices |= _choices(path)
+    waiting, seen = [("", config_name)], set[Path]()
+    for group, option in (choices | dict(chosen)).items():
+        if option:
+            waiting.append((group, option))
     while waiting:
         group, option = waiting.pop(0)
         path = _file(group, option, folders)
         if path is not None and path not in seen:
             seen.add(path)
             yield group, path
-            waiting += [(group, parent) for parent in _parents(path)]
+            for parent in _parents(path):
+                waiting.append((group, parent))
 
 
 def _containers(
     node: yaml.Node | None, outer: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], yaml.Node, yaml.Node]]:
     """Yield the keys of a file whose values are lists or settings, from the outside in: their path, name and value."""
-    for name, value in _pairs(node) if node else ():
+    for name, value in _pairs(node):
         is_hydras = not outer and name.value == "hydra"  # where one value is no setting either
         if (is_hydras or not isinstance(value, yaml.ScalarNode)) and name.value != "defaults":
             yield (*outer, str(name.value)), name, value
@@ -249,59 +289,89 @@ def _containers(
 
 def _node_at(parts: Sequence[str], files: Sequence[Path], folders: Sequence[Path]) -> yaml.Node | None:
     """Return the list or settings under a key in one of these files, or else in another option of its group."""
-    options = [path for folder in folders for path in sorted((folder / parts[0]).glob("*.yaml"))]
+    options = []
+    for folder in folders:
+        options += sorted((folder / parts[0]).glob("*.yaml"))
     for path in (*files, *options):
-        is_option = path.parent.name == parts[0]
+        inner = parts
+        if path.parent.name == parts[0]:
+            inner = parts[1:]
         node = _composed(path.read_text(encoding="utf-8", errors="replace"))
-        for part in parts[1:] if is_option else parts:
-            node = next((value for name, value in _pairs(node) if name.value == part), None) if node else None
+        for part in inner:
+            node = _entry(node, part)[1]
         if node is not None and not isinstance(node, yaml.ScalarNode):
             return node
     return None
 
 
-def _plain(node: yaml.Node) -> Any:
+def _entry(node: yaml.Node | None, key: str) -> tuple[yaml.Node, yaml.Node] | tuple[None, None]:
+    """Return the name and the value of a key of settings; None twice where it is not there."""
+    for name, value in _pairs(node):
+        if name.value == key:
+            return name, value
+    return None, None
+
+
+def _plain(node: yaml.Node | None) -> Any:
+    if node is None:
+        return None
     return yaml.SafeLoader("").construct_document(node)
 
 
 def _file(group: str, option: str | None, folders: Sequence[Path]) -> Path | None:
-    return next((file for folder in folders if option and (file := folder / group / f"{option}.yaml").is_file()), None)
+    if not option:
+        return None
+    for folder in folders:
+        path = folder / group / f"{option}.yaml"
+        if path.is_file():
+            return path
+    return None
 
 
 def _place_of_option(
     option: str, chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]
-) -> tuple[Path, int] | None:
+) -> Place | None:
     """Return where the defaults of the experiment, or of the root, name an option that is not there."""
     for path in (_file("experiment", chosen.get("experiment"), folders), _file("", config_name, folders)):
         if path and option in _choices(path).values() and (line := line_of(path, option)):
-            return path, line
+            return Place(path, line)
     return None
 
 
-def _place(
-    key: str, chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]
-) -> tuple[Path, int] | None:
+def _place(key: str, chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]) -> Place | None:
     """Return a place such as `mine/model/own.yaml`, 3; what is composed last has priority, so it is searched first."""
-    own = "/".join(key.split(".")[:2]) if key.startswith("hydra.") else key.split(".")[0]
-    for group in [name for name in ("experiment", own) if chosen.get(name)]:
-        waiting, seen = [str(chosen[group])], set[str]()
-        while waiting:
-            option = waiting.pop(0)
-            path = _file(group, option, folders)
-            if path is None or option in seen:
-                continue
-            seen.add(option)
-            if line := _line_of_key(path, key, group):
-                return path, line
-            waiting += _parents(path)
-    if key == own and chosen.get("experiment") and (path := _file("experiment", chosen["experiment"], folders)):
-        pairs = [pair for item in _defaults(path) for pair in _pairs(item)]
-        found = [name for name, _ in pairs if str(name.value).removeprefix("override ").lstrip("/") == key]
-        if found:
-            return path, found[0].start_mark.line + 1
+    own = key.split(".")[0]
+    if key.startswith("hydra."):
+        own = "/".join(key.split(".")[:2])
+    for group in ("experiment", own):
+        if place := _place_in_option(key, group, chosen.get(group), folders):
+            return place
+    experiment = _file("experiment", chosen.get("experiment"), folders)
+    if key == own and experiment:
+        for name, _ in _named_in_defaults(experiment):
+            if _group_of(name) == key:
+                return _place_of_node(experiment, name)
     root = _file("", config_name, folders)
-    line = _line_of_key(root, key, "") if root else None
-    return (root, line) if root and line else None
+    if root and (line := _line_of_key(root, key, "")):
+        return Place(root, line)
+    return None
+
+
+def _place_in_option(key: str, group: str, option: str | None, folders: Sequence[Path]) -> Place | None:
+    """Return where the file of an option, or one that its defaults name, sets a key."""
+    if not option:
+        return None
+    waiting, seen = [option], set[str]()
+    while waiting:
+        option = waiting.pop(0)
+        path = _file(group, option, folders)
+        if path is None or option in seen:
+            continue
+        seen.add(option)
+        if line := _line_of_key(path, key, group):
+            return Place(path, line)
+        waiting += _parents(path)
+    return None
 
 
 def _line_of_key(path: Path, key: str, group: str) -> int | None:
@@ -313,22 +383,24 @@ def _line_of_key(path: Path, key: str, group: str) -> int | None:
         if parts[: len(outer)] != outer:
             return None
         parts = parts[len(outer) :]
-        line = None if parts else 1
+        if not parts:
+            return 1
     node = _composed(text)
     for part in parts:
-        entries = node.value if isinstance(node, yaml.MappingNode) else []
-        found = next(((name, value) for name, value in entries if name.value == part), None)
-        if found is None:
+        name, node = _entry(node, part)
+        if name is None:
             return None
-        line, node = found[0].start_mark.line + 1, found[1]
+        line = name.start_mark.line + 1
     return line
 
 
 def _defaults(path: Path) -> list[yaml.Node]:
     node = _composed(path.read_text(encoding="utf-8", errors="replace"))
-    entries = node.value if isinstance(node, yaml.MappingNode) else []
-    lists = [value for name, value in entries if name.value == "defaults" and isinstance(value, yaml.SequenceNode)]
-    return [item for found in lists for item in found.value]
+    items = []
+    for name, value in _pairs(node):
+        if name.value == "defaults" and isinstance(value, yaml.SequenceNode):
+            items += value.value
+    return items
 
 
 def _parents(path: Path) -> list[str]:
@@ -336,10 +408,24 @@ def _parents(path: Path) -> list[str]:
     return [item.value for item in _defaults(path) if isinstance(item, yaml.ScalarNode)]
 
 
+def _named_in_defaults(path: Path) -> list[tuple[yaml.Node, yaml.Node]]:
+    """Return groups and options that a file's defaults name: `override /model` and `own`."""
+    pairs = []
+    for item in _defaults(path):
+        pairs += _pairs(item)
+    return pairs
+
+
 def _choices(path: Path) -> dict[str, str | None]:
     """Return options of other groups that a file's defaults name: `own` for `override /model: own`."""
-    pairs = [pair for item in _defaults(path) if isinstance(item, yaml.MappingNode) for pair in item.value]
-    return {str(name.value).removeprefix("override ").lstrip("/"): str(value.value) for name, value in pairs}
+    choices: dict[str, str | None] = {}
+    for name, value in _named_in_defaults(path):
+        choices[_group_of(name)] = str(value.value)
+    return choices
+
+
+def _group_of(name: yaml.Node) -> str:
+    return str(name.value).removeprefix("override ").lstrip("/")
 
 
 def _composed(text: str) -> yaml.Node | None:

@@ -10,11 +10,11 @@ from .shards.index import (
 from .shards.plan import ShardPlan as ShardPlan
 from .shards.workers import WorkerDiedError as WorkerDiedError
 from .shards.write import Tokenized as Tokenized, tokenize_files as tokenize_files
-from .source import MatrixRows as MatrixRows, Rows as Rows, Source as Source
+from .source import MatrixRows as MatrixRows, Rows as Rows, Source as Source, as_source as as_source
+from .text.base import vocabulary_of as vocabulary_of
 from .text.documents import JsonlReader as JsonlReader, LineEnds as LineEnds, text_of as text_of
 from .text.files import find as find
 from .text.rows import TokenRows as TokenRows
-from .text.text import vocabulary_of as vocabulary_of
 from .text.whole import (
     WholeData as WholeData,
     digests_of as digests_of,
@@ -27,6 +27,7 @@ from .vocabulary.base import (
     SPECIAL_TOKENS as SPECIAL_TOKENS,
     Bytes as Bytes,
     Characters as Characters,
+    UnknownCharacterError as UnknownCharacterError,
     Vocabulary as Vocabulary,
 )
 from .vocabulary.bpe import BytePairSize as BytePairSize

@@ -96,11 +96,17 @@ class Batches:
 
     def places(self, step: int) -> list[tuple[int, int]]:
         """Return epoch and index of each row of a step's batch."""
-        step = step % self.overfit_batches if self.overfit_batches else step
-        pieces = self._order.pieces(step * self.batch_size, self.batch_size)
-        return [(epoch, int(index)) for epoch, indices in pieces for index in indices]
+        if self.overfit_batches:
+            step %= self.overfit_batches
+        places: list[tuple[int, int]] = []
+        for epoch, indices in self._order.pieces(step * self.batch_size, self.batch_size):
+            for index in indices.tolist():
+                places.append((epoch, index))
+        return places
 
     def _rows_from(self, first: int, count: int) -> Tensor:
         """Return rows of the endless stream of epochs, from its row `first` on."""
         pieces = [self.rows.take(indices, epoch) for epoch, indices in self._order.pieces(first, count)]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if len(pieces) == 1:
+            return pieces[0]
+        return torch.cat(pieces)

@@ -13,11 +13,7 @@ IDS_TOGETHER = 1 << 18
 
 def row_problems(source: Source) -> list[str]:
     """Return the ids and labels of a source that are out of range, and the splits in which nothing is counted."""
-    return [
-        problem
-        for name, rows in (("training", source.train), ("validation", source.validation))
-        for problem in _problems(name, rows, source)
-    ]
+    return _problems("training", source.train, source) + _problems("validation", source.validation, source)
 
 
 def overfit_problem(batches: Batches, overfit_batches: int, ignore_index: int) -> str | None:
@@ -55,7 +51,8 @@ def _problems(name: str, rows: Rows, source: Source) -> list[str]:
             continue
         for what, ids_RT, asked_RT in (("id", inputs_RT, None), ("target", targets_RT, is_counted_RT)):
             wrong_RT = (ids_RT < 0) | (ids_RT >= source.vocab_size)
-            wrong_RT = wrong_RT if asked_RT is None else wrong_RT & asked_RT
+            if asked_RT is not None:
+                wrong_RT &= asked_RT
             if not found and wrong_RT.any():
                 row, place = wrong_RT.nonzero()[0].tolist()
                 found.append(
@@ -63,10 +60,13 @@ def _problems(name: str, rows: Rows, source: Source) -> list[str]:
                     f"are from 0 to {source.vocab_size - 1}; mend the rows, or the number of ids"
                 )
     if not counted:
+        purpose = {"training": "learn", "validation": "evaluate"}[name]
+        fix = "give rows with other targets"
+        if source.vocabulary:
+            fix += ", or a vocabulary that has the characters of this text"
         found.append(
             f"data: in {rows.num_windows} {name} rows every target is {source.ignore_index}, which is ignored "
-            f"(data.ignore_index): there is nothing to {'learn' if name == 'training' else 'evaluate'}; give rows with "
-            f"other targets{', or a vocabulary that has the characters of this text' if source.vocabulary else ''}"
+            f"(data.ignore_index): there is nothing to {purpose}; {fix}"
         )
     return found
 
@@ -77,8 +77,9 @@ def _largest_id(rows: Rows, source: Source) -> int | None:
     tokens = getattr(rows, "tokens", None)
     if recorded is not None or tokens is None:
         return recorded
-    # Ids of a vocabulary come from the token cache, which keeps their digest.
-    return -1 if source.vocabulary is not None else _largest(tokens)
+    if source.vocabulary is not None:  # its ids come from the token cache, which keeps their digest
+        return -1
+    return _largest(tokens)
 
 
 def _largest(tokens: NDArray[np.integer]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from samout_train.config import checked_by
+from samout_train.config import Problem, checked_by, require_no_problems
 from samout_train.data.source import LabelledRows, Source
 
 LETTERS = ("e", "h", "l", "o")
@@ -16,14 +16,13 @@ INPUTS = (1, 0, 2, 2, 3)
 LABELS = (3, 1, 2, 3, 2)
 
 
-def hello_problems(settings: Mapping[str, Any], name: str) -> list[str]:
+def hello_problems(settings: Mapping[str, Any], name: str) -> list[Problem]:
     """Return what is wrong with settings that are right by themselves."""
     ignored = settings["ignore_index"]
     if not 0 <= ignored < len(LETTERS):
         return []
-    return [
-        f"{name}.ignore_index={ignored}: is the letter {LETTERS[ignored]}, which would not be learned: set it to -100"
-    ]
+    text = f"is the letter {LETTERS[ignored]}, which would not be learned"
+    return [Problem(f"{name}.ignore_index", str(ignored), text=text, fix="set it to -100")]
 
 
 @checked_by(hello_problems)
@@ -37,8 +36,7 @@ def hello(*, ignore_index: int, seed: int) -> Source:
     Raises:
         ValueError: if a letter is ignored.
     """
-    if problems := hello_problems({"ignore_index": ignore_index}, "data"):
-        raise ValueError(problems[0])
+    require_no_problems(hello_problems({"ignore_index": ignore_index}, "data"))
     rows = LabelledRows(torch.tensor([INPUTS]), torch.tensor([LABELS]))
     return Source(
         vocab_size=len(LETTERS),

@@ -7,22 +7,20 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from samout_train.config import Positive, Share, Size, checked_by, validated
+from samout_train.config import Positive, Problem, Share, Size, checked_by, validated
 from samout_train.data.source import MatrixRows, Source
 
 
-def random_tokens_problems(settings: Mapping[str, Any], name: str) -> list[str]:
+def random_tokens_problems(settings: Mapping[str, Any], name: str) -> list[Problem]:
     """Return what is wrong between settings that are right by themselves."""
     found, pad_id, vocab_size = [], settings["pad_id"], settings["vocab_size"]
     if not 0 <= pad_id < vocab_size or vocab_size < 2:
-        found.append(
-            f"{name}.pad_id={pad_id}: must be an id, from 0 to {vocab_size - 1}: set {name}.vocab_size to "
-            f"{max(2, pad_id + 1)} or more, or another pad_id"
-        )
+        text = f"must be an id, from 0 to {vocab_size - 1}"
+        fix = f"set {name}.vocab_size to {max(2, pad_id + 1)} or more, or another pad_id"
+        found.append(Problem(f"{name}.pad_id", str(pad_id), text=text, fix=fix, kind="value"))
     if settings["ignore_index"] != pad_id:
-        found.append(
-            f"{name}.ignore_index={settings['ignore_index']}: must be {name}.pad_id ({pad_id}), or padding is learned"
-        )
+        text = f"must be {name}.pad_id ({pad_id}), or padding is learned"
+        found.append(Problem(f"{name}.ignore_index", str(settings["ignore_index"]), text=text, kind="value"))
     return found
 
 
@@ -70,7 +68,9 @@ def random_tokens(
         ids_RT[padded_R, position_R[padded_R]] = pad_id
         return ids_RT
 
-    num_counted = vocab_size - 1 if 0 <= ignore_index < vocab_size else vocab_size
+    num_counted = vocab_size
+    if 0 <= ignore_index < vocab_size:
+        num_counted -= 1
     return Source(
         vocab_size=vocab_size,
         pad_id=pad_id,

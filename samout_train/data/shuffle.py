@@ -95,7 +95,8 @@ def drawn(num_values: NDArray[np.int64], *key: Key) -> NDArray[np.int64]:
 def _feistel(values: Uint64s, keys: Uint64s, half_bits: int) -> Uint64s:
     bits, rest = np.uint64(half_bits), np.uint64(64 - half_bits)
     left, right = values >> bits, values & np.uint64((1 << half_bits) - 1)
-    for number in range(1, 1 + (ROUNDS if half_bits > SMALL_HALF_BITS else SMALL_ROUNDS)):
+    rounds = ROUNDS if half_bits > SMALL_HALF_BITS else SMALL_ROUNDS
+    for number in range(1, 1 + rounds):
         step = np.uint64(number * int(GOLDEN) % 2**64)
         left, right = right, left ^ (_mix(keys + step + right) >> rest)
     return left << bits | right

@@ -2,17 +2,22 @@
 
 # R rows, T time; a row of ids has T + 1: inputs are its first T, targets its last T
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ParamSpec, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samout_train.config import ConfigError, Problem, checked_by
 from samout_train.data.text.documents import LineEnds
 from samout_train.data.vocabulary.base import Vocabulary
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,69 @@ class Source:
             raise ValueError(
                 f"data.ignore_index ({self.ignore_index}) must be the padding id ({self.pad_id}), or padding is learned"
             )
+
+
+@runtime_checkable
+class SourceSettings(Protocol):
+    """The settings of a source, a dataclass with a field for each key of its YAML and for the `seed` of the run."""
+
+    def setting_problems(self, name: str) -> list[Problem]:
+        """Return what is wrong between settings that are right by themselves, before anything is built.
+
+        Args:
+            name: The key that they stand under, such as `data`.
+        """
+        ...
+
+    def source(self) -> Source:
+        """Return the source."""
+        ...
+
+
+def as_source(made: Source | SourceSettings) -> Source:
+    """Return the source that a `_target_` made, or made the settings of."""
+    if isinstance(made, SourceSettings):
+        return made.source()
+    return made
+
+
+def problems_of(dataclass_type: Callable[..., SourceSettings], settings: Mapping[str, Any], name: str) -> list[Problem]:
+    """Return what is wrong between the settings of a data YAML, each right by itself.
+
+    Args:
+        dataclass_type: Has a field for each of them; keys of the training loop, which stand beside them, are none.
+        settings: Without the seed, which the run gives and no check looks at.
+        name: The key that they stand under.
+    """
+    known = inspect.signature(dataclass_type).parameters
+    fields: dict[str, Any] = {"seed": 0}
+    for key, value in settings.items():
+        if key in known:
+            fields[key] = value
+    return dataclass_type(**fields).setting_problems(name)
+
+
+def problems_below(name: str, error: ValueError) -> list[Problem]:
+    """Return what an error says of the settings that stand under a key, with that key in front."""
+    if not isinstance(error, ConfigError):
+        return [Problem(text=f"{name}.{error}")]
+    return [replace(problem, key=f"{name}.{problem.key}") for problem in error.problems]
+
+
+def source_function(dataclass_type: Callable[P, SourceSettings]) -> Callable[P, Source]:
+    """Return a function from the fields of a dataclass to the source that they are the settings of."""
+
+    @checked_by(functools.partial(problems_of, dataclass_type))
+    @functools.wraps(dataclass_type, updated=())
+    def make_source(*args: P.args, **kwargs: P.kwargs) -> Source:
+        return dataclass_type(*args, **kwargs).source()
+
+    # Messages list the settings of its own first, then those that it shares.
+    parameters = inspect.signature(dataclass_type).parameters
+    names = dict.fromkeys([*inspect.get_annotations(dataclass_type), *parameters])
+    ordered = [parameters[name] for name in names if name in parameters]
+    make_source.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+    return make_source
 
 
 class Rows(Protocol):

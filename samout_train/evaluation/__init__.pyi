@@ -2,24 +2,17 @@ from .ablation import EVERYWHERE as EVERYWHERE, added_nats as added_nats
 from .accuracy import (
     Accuracy as Accuracy,
     accuracy_lines as accuracy_lines,
-    measure_accuracy as measure_accuracy,
     rows_that_fit as rows_that_fit,
 )
+from .batches import SpreadBatches as SpreadBatches, has_targets as has_targets, in_order as in_order
 from .charts import (
     DOTS_PER_INCH as DOTS_PER_INCH,
     draw_extrapolation as draw_extrapolation,
-    draw_heat_map as draw_heat_map,
     draw_search as draw_search,
     heat_map as heat_map,
     missing_charts as missing_charts,
 )
-from .evaluator import (
-    Evaluation as Evaluation,
-    SpreadBatches as SpreadBatches,
-    evaluate as evaluate,
-    has_targets as has_targets,
-    in_order as in_order,
-)
+from .evaluator import Evaluation as Evaluation, Evaluator as Evaluator
 from .generate import (
     Decoder as Decoder,
     Timed as Timed,
@@ -32,7 +25,6 @@ from .lengths import (
     FAR_TIMES as FAR_TIMES,
     PICTURE as PICTURE,
     Extrapolation as Extrapolation,
-    Reader as Reader,
     extrapolation_table as extrapolation_table,
     perplexity as perplexity,
     stream_of as stream_of,
@@ -42,6 +34,5 @@ from .state_health import (
     LayerHealth as LayerHealth,
     calm_rows as calm_rows,
     growing_layers as growing_layers,
-    measure_state_health as measure_state_health,
     positions_of as positions_of,
 )

@@ -47,20 +47,27 @@ class Without(nn.Module):
 
 
 def mixed_by(model: nn.Module) -> dict[str, Any]:
-    """Modules that hold a mixer, by layer: those of `layers`, or the model itself, each with its attribute `mixer`."""
-    layers = getattr(model, "layers", None)
-    named = enumerate(layers, start=1) if isinstance(layers, nn.ModuleList) else [(1, model)]
-    return {f"layer_{index}": layer for index, layer in named if isinstance(getattr(layer, "mixer", None), nn.Module)}
+    """Return the modules with a mixer as their attribute `mixer`, by layer: those of `layers`, or the model itself."""
+    layers: Any = getattr(model, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        layers = [model]
+    found = {}
+    for index, layer in enumerate(layers, start=1):
+        if isinstance(getattr(layer, "mixer", None), nn.Module):
+            found[f"layer_{index}"] = layer
+    return found
 
 
 def said_by(mixer: nn.Module, name: str) -> Any:
-    """What a mixer says about its `forward`; None where it says nothing, or says it of one that a subclass replaced."""
-    order = type(mixer).__mro__
-
-    def place(attribute: str) -> int:
-        return next((index for index, kind in enumerate(order) if attribute in vars(kind)), len(order))
-
-    return getattr(mixer, name, None) if place(name) <= place("forward") or name in vars(mixer) else None
+    """Return what a mixer says about its `forward`; None for nothing, or where a subclass has another `forward`."""
+    if name in vars(mixer):
+        return getattr(mixer, name)
+    for kind in type(mixer).__mro__:
+        if name in vars(kind):
+            return getattr(mixer, name)
+        if "forward" in vars(kind):
+            break
+    return None
 
 
 def branches_of(mixer: nn.Module) -> list[str]:
@@ -70,7 +77,7 @@ def branches_of(mixer: nn.Module) -> list[str]:
 
 @contextmanager
 def without(layers: Mapping[str, Any], branch: str) -> Iterator[None]:
-    """While this is open, the mixers of these layers go without the branch.
+    """Let the mixers of these layers go without the branch.
 
     Args:
         layers: As `mixed_by` returns them, or some of them.
@@ -100,12 +107,16 @@ def added_nats(model: nn.Module, loss_nats: Callable[[], float], *, each_layer: 
         return {}
     places = {EVERYWHERE: layers}
     if each_layer and len(layers) > 1:
-        places |= {name: {name: layer} for name, layer in layers.items()}
+        for name, layer in layers.items():
+            places[name] = {name: layer}
     whole_nats = loss_nats()
     found: dict[str, dict[str, float]] = {}
     for place, there in places.items():
         found[place] = {}
-        for branch in dict.fromkeys(name for layer in there.values() for name in branches_of(layer.mixer)):
+        branches: dict[str, None] = {}  # in their order, each once
+        for layer in there.values():
+            branches |= dict.fromkeys(branches_of(layer.mixer))
+        for branch in branches:
             with without(there, branch):
                 found[place][branch] = loss_nats() - whole_nats
     return found

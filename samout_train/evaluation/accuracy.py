@@ -1,9 +1,8 @@
 """The share of right answers, how far it can be trusted, and how it is written down."""
 
-# R rows, T time, N answers, D width, V vocabulary
+# R rows, T time, N places, D width, V vocabulary
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from samout_train.data import Rows
-from samout_train.evaluation.evaluator import in_order
 from samout_train.models import MOST_LOGITS
 from samout_train.ops.linear import linear
-from samout_train.runtime import PrecisionName, autocast, to_device
 
 LEAST_ANSWERS = 100
 NORMAL_QUANTILE = 1.959963984540054  # of 0.975, for 95 %
@@ -64,51 +61,6 @@ class Accuracy:
         return {"share": self.share, "low": low, "high": high, "right": self.right, "answers": self.answers}
 
 
-def measure_accuracy(
-    model: nn.Module,
-    rows: Rows,
-    *,
-    ignore_index: int,
-    device: torch.device,
-    precision: PrecisionName,
-    rows_per_batch: int,
-    check_stop: Callable[[], None] = lambda: None,
-) -> Accuracy:
-    """Count how often the most probable token is the target, of all counted targets; the model's mode is put back.
-
-    Args:
-        model: Called as `logits, state = model(ids)`.
-        rows: What it reads, each row from a fresh state.
-        ignore_index: Targets of this value are not counted.
-        device: Where the model is.
-        precision: Of the forward pass.
-        rows_per_batch: Rows at a time.
-        check_stop: Called before each batch; what it raises ends the count.
-
-    Raises:
-        ValueError: if there are too few answers.
-    """
-    right, answers = torch.zeros((), dtype=torch.int64, device=device), 0
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), autocast(precision, device):
-            for ids_RT in in_order(rows, rows_per_batch):
-                check_stop()
-                inputs_RT, targets_RT = rows.split(ids_RT)
-                place_N = (targets_RT.flatten() != ignore_index).nonzero().squeeze(1)
-                targets_N = targets_RT.flatten()[place_N]
-                answers += len(place_N)
-                said_N = _said(model, to_device(inputs_RT, device), to_device(place_N, device))
-                right += (said_N == to_device(targets_N, device)).sum()
-    finally:
-        model.train(was_training)
-    return Accuracy(int(right), answers)
-
-
-accuracy = measure_accuracy  # its earlier name
-
-
 def rows_that_fit(rows_per_batch: int, train: Rows, rows: Rows) -> int:
     """Return how many rows of another length are as many tokens as a batch to learn from."""
     return max(1, rows_per_batch * train.seq_len // rows.seq_len)
@@ -126,8 +78,8 @@ def accuracy_lines(found: dict[str, Accuracy], chance: float | None) -> list[str
     return lines
 
 
-def _said(model: Any, ids_RT: Tensor, place_N: Tensor) -> Tensor:
-    """The most probable token at some places of the flattened rows, (N,)."""
+def most_probable(model: nn.Module, ids_RT: Tensor, place_N: Tensor) -> Tensor:
+    """Return the most probable token at some places of the flattened rows, (N,), without the logits of all others."""
     weight_VD = getattr(model, "head_weight", None)
     if weight_VD is None:
         said_N: Tensor = model(ids_RT)[0].flatten(0, 1)[place_N].argmax(-1)

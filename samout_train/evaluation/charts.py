@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from samout_train.runtime import replace_file
 
@@ -32,7 +34,7 @@ def missing_charts() -> str | None:
 
 
 def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> bytes | None:
-    """Loss by position, loss by length, and how the states grow.
+    """Draw the loss by position, the loss by length, and how the states grow.
 
     Args:
         found: By the name to show.
@@ -53,13 +55,19 @@ def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> byte
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     by_position, by_length, growth = figure.subplots(1, 3)
     for name, one in found.items():
-        middles = [(first * last) ** 0.5 for first, last, _ in one.by_position]
-        by_position.plot(middles, [nats for *_, nats in one.by_position], marker=".", label=name)
+        middles, losses = [], []
+        for first, last, nats in one.by_position:
+            middles.append((first * last) ** 0.5)
+            losses.append(nats)
+        by_position.plot(middles, losses, marker=".", label=name)
         by_length.plot(list(one.loss_nats), list(one.loss_nats.values()), marker="o", label=name)
         for layer, norms in one.state_norm.items():
             tokens = [one.trained_length * (index + 1) for index in range(len(norms))]
-            label = f"{name}, {layer}" if len(found) > 1 else layer
-            growth.plot(tokens, [norm / norms[0] for norm in norms] if norms[0] else norms, label=label)
+            if len(found) > 1:
+                layer = f"{name}, {layer}"
+            if norms[0]:
+                norms = [norm / norms[0] for norm in norms]
+            growth.plot(tokens, norms, label=layer)
         for axes in (by_position, by_length, growth):
             axes.axvline(one.trained_length, color="grey", linestyle=":", linewidth=1)
         by_length.axvline(FAR_TIMES * one.trained_length, color="grey", linestyle="--", linewidth=1)
@@ -74,45 +82,6 @@ def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> byte
         else:
             axes.text(0.5, 0.5, "no state of a fixed size", ha="center", transform=axes.transAxes)
     figure.suptitle(f"dotted: training length; dashed: {FAR_TIMES} times that", fontsize=9, color="grey")
-    return _written(figure, path)
-
-
-def draw_forms(
-    screened: Mapping[str, Sequence[float]], final: Mapping[str, Sequence[float]], *, path: Path
-) -> bytes | None:
-    """Draw a line for each form: its losses in both stages of a sweep, and the mean of the second.
-
-    Args:
-        screened: By form, its losses with each learning rate.
-        final: The same of the second stage, with each seed.
-        path: Of the PNG file.
-
-    Returns:
-        The picture; None where it cannot be drawn.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    if missing_charts():
-        return None
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1.5 + 0.3 * len(screened)), layout="constrained")
-    axes = figure.subplots()
-    places = {form: -index for index, form in enumerate(screened)}
-    for form, losses in screened.items():
-        axes.plot(losses, [places[form]] * len(losses), "o", color="tab:blue", fillstyle="none", alpha=0.7)
-        axes.plot(min(losses), places[form], "o", color="tab:blue")
-    for form, losses in final.items():
-        axes.plot(losses, [places[form]] * len(losses), "o", color="tab:orange", fillstyle="none", alpha=0.7)
-        axes.plot(sum(losses) / len(losses), places[form], "|", color="tab:orange", markersize=16, markeredgewidth=2)
-    axes.plot([], [], "o", color="tab:blue", label="first stage: each rate, the best one filled")
-    if final:
-        axes.plot([], [], "o", color="tab:orange", fillstyle="none", label="second stage: each seed, and their mean")
-    axes.set_yticks(list(places.values()), list(places))
-    axes.set(title="validation loss", xlabel="nats a token")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return _written(figure, path)
 
 
@@ -135,45 +104,21 @@ def draw_search(trials: Sequence[tuple[int, str, float | None]], *, path: Path) 
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
+    numbers: dict[str, list[int]] = {"done": [], "pruned": []}
+    losses: dict[str, list[float]] = {"done": [], "pruned": []}
+    for number, state, loss in trials:
+        if state in numbers and loss is not None:
+            numbers[state].append(number)
+            losses[state].append(loss)
     for state, marker, colour in (("done", "o", "tab:blue"), ("pruned", "x", "tab:grey")):
-        points = [(number, loss) for number, of, loss in trials if of == state and loss is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker, color=colour, linestyle="none", label=state)
-    done = [(number, loss) for number, state, loss in trials if state == "done" and loss is not None]
-    lowest = list(accumulate((loss for _, loss in done), min))
-    axes.step([number for number, _ in done], lowest, where="post", color="tab:orange", label="best so far")
+        if numbers[state]:
+            axes.plot(numbers[state], losses[state], marker, color=colour, linestyle="none", label=state)
+    lowest = list(accumulate(losses["done"], min))
+    axes.step(numbers["done"], lowest, where="post", color="tab:orange", label="best so far")
     axes.set(title="validation loss by trial", xlabel="trial", ylabel="nats a token")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return _written(figure, path)
-
-
-def draw_heat_map(
-    shares: Sequence[Sequence[float | None]],
-    *,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    title: str,
-    path: Path,
-) -> bytes | None:
-    """Draw a table of shares from 0 to 1, each in its colour; what is not there is left white.
-
-    Args:
-        shares: A list for each row, a share for each column.
-        rows: Their names.
-        columns: Their names.
-        title: Stands above it.
-        path: Of the PNG file.
-
-    Returns:
-        The picture; None where it cannot be drawn.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    if missing_charts():
-        return None
-    return _written(heat_map(shares, rows=rows, columns=columns, title=title), path)
 
 
 def heat_map(
@@ -184,12 +129,13 @@ def heat_map(
 
     figure = Figure(figsize=(2 + 0.62 * len(columns), 1.9 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    values: list[list[Any]] = [[float("nan") if share is None else share for share in row] for row in shares]
-    image = axes.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    image = axes.imshow(np.array(shares, dtype=float), vmin=0, vmax=1, cmap="Blues", aspect="auto")  # None is NaN
     for y, row in enumerate(shares):
         for x, share in enumerate(row):
-            colour = "white" if share is not None and share > DARK else "black"
-            axes.text(x, y, "" if share is None else f"{share:.2f}", ha="center", va="center", color=colour, fontsize=8)
+            if share is None:
+                continue
+            colour = "white" if share > DARK else "black"
+            axes.text(x, y, f"{share:.2f}", ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_title(title, fontsize=10)

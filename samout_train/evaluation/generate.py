@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from samout_train.config import NonNegative, Positive, Range, TopShare, validated
 from samout_train.data import SPECIAL_TOKENS, Vocabulary
-from samout_train.models import repeat_state
+from samout_train.models import evaluating, repeat_state
 from samout_train.runtime import float64_place
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ def generate_samples(
         ValueError: if the prompt is empty, or the model has no room for it and the new tokens.
     """
     chosen = partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, banned_ids=list(banned_ids))
-    return _draw(model, prompt_ids, max_new_tokens, [seed + number for number in range(num_samples)], chosen)
+    return _draw(model, prompt_ids, max_new_tokens, [*range(seed, seed + num_samples)], chosen)
 
 
 def generate_text(
@@ -163,7 +163,7 @@ class Timed:
         self.later_seconds: list[float] = []
 
     def __call__(self, ids: Iterator[T]) -> Iterator[T]:
-        """The same tokens, or rows of tokens; what is done with one before the next is asked for does not count."""
+        """Yield the same tokens, or rows of tokens; the time that is spent between two requests does not count."""
         started, seconds = time.perf_counter(), self.first_seconds
         for index in ids:
             seconds.append(time.perf_counter() - started)
@@ -240,7 +240,7 @@ class Decoder:
         self._is_static: bool | None = None
 
     def __call__(self, ids_B1: Tensor) -> Tensor:
-        """Takes one token of each sequence.
+        """Take one token of each sequence.
 
         Args:
             ids_B1: int64, on the model's device.
@@ -287,7 +287,8 @@ def has_fixed_size(model: nn.Module, ids_B1: Tensor, state: Any) -> bool:
     before = tree_leaves(state)
     if not all(isinstance(leaf, Tensor) for leaf in before):  # a cache counts what is written into it
         return False
-    return [leaf.shape for leaf in before] == [leaf.shape for leaf in tree_leaves(model(ids_B1, state)[1])]
+    after = tree_leaves(model(ids_B1, state)[1])
+    return [leaf.shape for leaf in before] == [leaf.shape for leaf in after]
 
 
 def captured(step: Callable[[], None], rehearse: Callable[[], object]) -> Callable[[], None]:
@@ -313,11 +314,15 @@ def captured(step: Callable[[], None], rehearse: Callable[[], object]) -> Callab
 
 
 def _no_room(max_seq_len: int | None, prompt_tokens: int, max_new_tokens: int) -> str | None:
-    """What is wrong where a model with positions or a cache cannot make so many tokens."""
-    most = None if max_seq_len is None else max_seq_len - prompt_tokens + 1  # the last one is not given to the model
-    if most is None or max(max_new_tokens, 1) <= most:
+    """Return what is wrong where a model with positions or a cache cannot make so many tokens."""
+    if max_seq_len is None:
         return None
-    fewer = f"set max_new_tokens to {most} or less, or give" if most > 0 else "give"
+    most = max_seq_len - prompt_tokens + 1  # the last one is not given to the model
+    if max(max_new_tokens, 1) <= most:
+        return None
+    fewer = "give"
+    if most > 0:
+        fewer = f"set max_new_tokens to {most} or less, or give"
     return (
         f"a prompt of {prompt_tokens} tokens and max_new_tokens ({max_new_tokens}) are more than this model has room "
         f"for (max_seq_len {max_seq_len}): {fewer} a shorter prompt"
@@ -340,7 +345,7 @@ def _draw(
     seeds: list[int],
     chosen: Callable[[Tensor, torch.Generator], Tensor],
 ) -> Iterator[list[int]]:
-    """Checks at once; tokens are made as they are asked for."""
+    """Check at once; tokens are made as they are asked for."""
     if not len(prompt_ids):
         raise ValueError("the prompt is empty: give at least one token to continue")
     if problem := _no_room(getattr(model, "max_seq_len", None), len(prompt_ids), max_new_tokens):
@@ -358,9 +363,7 @@ def _drawn(
     device = next(model.parameters()).device
     place = float64_place(device)
     generators = [torch.Generator(place).manual_seed(seed) for seed in seeds]
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model, inference=False):  # not held while the caller has its turn
         logits_BV, state = prefill(model, prompt_ids)
         if len(seeds) > 1:
             logits_BV, state = logits_BV.expand(len(seeds), -1), repeat_state(state, len(seeds))
@@ -372,12 +375,10 @@ def _drawn(
             yield ids_B1[:, 0].tolist()
             if made < max_new_tokens:
                 logits_BV = decoder(ids_B1.to(device))
-    finally:
-        model.train(was_training)
 
 
 def _until(pieces: Iterator[str], stop: str | None) -> Iterator[str]:
-    """Text up to and without `stop`, which may come in pieces."""
+    """Yield text up to and without `stop`, which may come in pieces."""
     held = ""
     for piece in pieces:
         if not stop:
@@ -388,7 +389,9 @@ def _until(pieces: Iterator[str], stop: str | None) -> Iterator[str]:
             yield held.partition(stop)[0]
             return
         # What could be the beginning of `stop` waits for what comes next.
-        waits = next((n for n in range(min(len(stop) - 1, len(held)), 0, -1) if held.endswith(stop[:n])), 0)
+        waits = min(len(stop) - 1, len(held))
+        while not held.endswith(stop[:waits]):
+            waits -= 1
         if ready := held[: len(held) - waits]:
             yield ready
         held = held[len(held) - waits :]

@@ -1,4 +1,4 @@
-"""Measuring a model past the length that it was trained at: by position, and in windows of several lengths.
+"""A model past the length that it was trained at: its loss by position, and in windows of several lengths.
 
 Text is read in chunks with the state carried on, as decoding would. The same text is read in windows of each length,
 each from a fresh state: so it is the same tokens whose losses are compared, and a whole window is never in memory.
@@ -8,12 +8,11 @@ each from a fresh state: so it is the same tokens whose losses are compared, and
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +23,10 @@ from samout_train.data import Rows, TokenRows
 from samout_train.evaluation.charts import draw_extrapolation
 from samout_train.evaluation.state_health import layer_states, shapes_of
 from samout_train.models import MOST_LOGITS
-from samout_train.runtime import PrecisionName, autocast, float64_place, to_device, write_figures
+from samout_train.runtime import float64_place, to_device, write_figures
+
+if TYPE_CHECKING:
+    from samout_train.evaluation.evaluator import Evaluator
 
 Stream = np.ndarray[Any, np.dtype[np.integer[Any]]]
 MOST_ROWS = 32  # windows side by side
@@ -62,33 +64,43 @@ class Extrapolation:
         """Return the loss at 16 times the training length over that at this length; None where one is not there."""
         near = self.loss_nats.get(self.trained_length)
         far = self.loss_nats.get(FAR_TIMES * self.trained_length)
-        return far / near if near and far is not None else None
+        if not near or far is None:
+            return None
+        return far / near
 
     @property
     def extrapolates(self) -> bool | None:
         """Return whether that growth is at most 1.10; None where it is not known."""
-        growth = self.far_growth
-        return None if growth is None else growth <= MOST_GROWTH
+        if self.far_growth is None:
+            return None
+        return self.far_growth <= MOST_GROWTH
 
     @property
     def state_growth(self) -> dict[str, float]:
-        """By layer: the norm of its state at the end of the longest windows over that after a training row."""
-        return {
-            name: norms[-1] / norms[0] if norms[0] else math.inf if norms[-1] else 1.0
-            for name, norms in self.state_norm.items()
-        }
+        """Return by layer the norm of its state at the end of the longest windows over that after a training row."""
+        growth = {}
+        for name, norms in self.state_norm.items():
+            if norms[0]:
+                growth[name] = norms[-1] / norms[0]
+            else:
+                growth[name] = math.inf if norms[-1] else 1.0
+        return growth
 
     def figures(self) -> dict[str, Any]:
         """Return all of it as JSON can hold it."""
+        loss_nats, perplexities = {}, {}
+        for length, nats in self.loss_nats.items():
+            loss_nats[str(length)] = nats
+            perplexities[str(length)] = perplexity(nats)
         return {
             "trained_length": self.trained_length,
             "num_tokens": self.num_tokens,
-            "loss_nats": {str(length): nats for length, nats in self.loss_nats.items()},
-            "perplexity": {str(length): perplexity(nats) for length, nats in self.loss_nats.items()},
+            "loss_nats": loss_nats,
+            "perplexity": perplexities,
             "left_out": {str(length): reason for length, reason in self.left_out.items()},
             "far_growth": self.far_growth,
             "extrapolates": self.extrapolates,
-            "by_position": [list(part) for part in self.by_position],
+            "by_position": [*map(list, self.by_position)],
             "state_growth": self.state_growth,
         }
 
@@ -96,62 +108,54 @@ class Extrapolation:
         """Return what it means, a line each."""
         near, far, growth = self.trained_length, FAR_TIMES * self.trained_length, self.far_growth
         if growth is None:
-            missing = near if near not in self.loss_nats else far
+            missing = far
+            if near not in self.loss_nats:
+                missing = near
             reason = self.left_out.get(missing, f"there is no loss at {missing:,} tokens")
             return [f"whether it extrapolates is not known: {reason}"]
         if not math.isfinite(growth):
             return [f"does not extrapolate: the loss at {far:,} tokens, or at {near:,}, is not finite"]
         if self.extrapolates:
-            change = f"{abs(growth - 1):.1%} {'above' if growth >= 1 else 'below'}"
-            return [f"extrapolates: the loss at {far:,} tokens is {change} that at {near:,}"]
+            side = "above" if growth >= 1 else "below"
+            return [f"extrapolates: the loss at {far:,} tokens is {abs(growth - 1):.1%} {side} that at {near:,}"]
         lines = [
             f"does not extrapolate: the loss at {far:,} tokens, {FAR_TIMES} times the training length, is "
             f"{growth - 1:.0%} above that at {near:,}"
         ]
-        grown = {name: times for name, times in self.state_growth.items() if not times <= 1}
+        grown, by_layer = {}, []
+        for name, times in self.state_growth.items():
+            by_layer.append(f"{name} {times:.2f}")
+            if not times <= 1:
+                grown[name] = times
         if grown:
             most = max(grown, key=lambda name: grown[name])
-            by_layer = ", ".join(f"{name} {times:.2f}" for name, times in self.state_growth.items())
             lines.append(
                 f"{most}'s state grows the most past a training row; by layer, its norm at the end of the longest "
-                f"windows over that after a training row: {by_layer}"
+                f"windows over that after a training row: {', '.join(by_layer)}"
             )
-        elif self.state_growth:
+        elif by_layer:
             lines.append("no layer's state grows past a training row")
         return lines
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Reader:
-    """Reads text and rows with a model, dropout off; the model's mode is put back.
+    """Reads text and rows in pieces of at most a training row, for `Evaluator.by_length` and `Evaluator.by_position`.
 
     Args:
-        model: Called as `logits, state = model(ids, state)`, where no position sees later ones.
-        trained_length: Targets of a training row: what is read at a time.
-        chunk_len: Less is read at a time; None for no less.
-        ignore_index: Targets of this value are not counted.
-        device: Where the model is.
-        precision: Of the forward pass.
-        check_stop: Called before each chunk; what it raises ends the reading.
+        evaluator: Of a model in which no position sees later ones.
+        trained_length: Targets of a training row: what is read at a time, or less where the evaluator asks for less.
     """
 
-    model: Any
+    evaluator: "Evaluator"
     trained_length: int
-    ignore_index: int
-    device: torch.device
-    precision: PrecisionName
-    check_stop: Callable[[], None] = lambda: None
-    chunk_len: int | None = None
 
     def text(self, tokens: Stream, lengths: Sequence[int], most_tokens: int) -> Extrapolation:
-        """Reads the beginning of a text in windows of each length.
-
-        Args:
-            tokens: Of the text, each a target that counts.
-            lengths: Targets in a window, each above 0.
-            most_tokens: Of the text so many are read for each length, or as many as the longest window needs.
-        """
-        left_out = {length: why for length in lengths if (why := _no_room(self.model, length, len(tokens)))}
+        """Read the beginning of a text in windows of each length."""
+        left_out = {}
+        for length in lengths:
+            if reason := _no_room(self.evaluator.model, length, len(tokens)):
+                left_out[length] = reason
         done = sorted(set(lengths) - left_out.keys())
         found = Extrapolation(trained_length=self.trained_length, num_tokens=0, loss_nats={}, left_out=left_out)
         if not done:
@@ -161,8 +165,7 @@ class Reader:
         state_norm: dict[str, list[float]] = {}
         for length in done:
             windows = ids[: num_tokens // length * length + 1].unfold(0, length + 1, length)
-            state_norm = {}
-            nats_W, count_W = self._by_position(windows[:, :-1], windows[:, 1:], state_norm)
+            nats_W, count_W, state_norm = self._by_position(windows[:, :-1], windows[:, 1:])
             if not count_W.sum():
                 left_out[length] = NOTHING_COUNTED
                 continue
@@ -172,84 +175,93 @@ class Reader:
         return replace(found, num_tokens=num_tokens, state_norm=state_norm)
 
     def rows(self, rows: Rows, most_tokens: int) -> Extrapolation:
-        """Reads rows that do not follow each other, of which there are no longer ones: the first so many tokens."""
+        """Read rows that do not follow each other: the first so many tokens."""
         inputs_BW, targets_BW = rows.split(rows.windows(0, max(1, most_tokens // rows.seq_len)))
-        state_norm: dict[str, list[float]] = {}
-        nats_W, count_W = self._by_position(inputs_BW, targets_BW, state_norm)
+        nats_W, count_W, state_norm = self._by_position(inputs_BW, targets_BW)
         by_position: list[tuple[int, int, float]] = []
         _add_positions(by_position, nats_W, count_W)
         num_tokens = int(count_W.sum())
+        loss_nats: dict[int, float] = {}
+        left_out: dict[int, str] = {}
+        if num_tokens:
+            loss_nats[rows.seq_len] = float(nats_W.sum()) / num_tokens
+        else:
+            left_out[rows.seq_len] = NOTHING_COUNTED
         return Extrapolation(
             trained_length=self.trained_length,
             num_tokens=num_tokens,
-            loss_nats={rows.seq_len: float(nats_W.sum()) / num_tokens} if num_tokens else {},
-            left_out={} if num_tokens else {rows.seq_len: NOTHING_COUNTED},
+            loss_nats=loss_nats,
+            left_out=left_out,
             by_position=by_position,
             state_norm=state_norm,
         )
 
     @property
     def _read_length(self) -> int:
-        return min(self.trained_length, self.chunk_len or self.trained_length)
+        return min(self.trained_length, self.evaluator.chunk_len or self.trained_length)
 
-    def _by_position(
-        self, inputs_BW: Tensor, targets_BW: Tensor, state_norm: dict[str, list[float]]
-    ) -> tuple[Tensor, Tensor]:
-        """Sum of the nats at each place and how many targets count there, (W,) float64; and the norms of states."""
+    def _by_position(self, inputs_BW: Tensor, targets_BW: Tensor) -> tuple[Tensor, Tensor, dict[str, list[float]]]:
+        """Return the nats and the counted targets at each place, (W,) float64 each, and the norms of the states."""
         nats_W = torch.zeros(inputs_BW.shape[1], dtype=torch.float64)
         norms: dict[str, list[Tensor]] = {}
-        weight_VD = getattr(self.model, "head_weight", None)
-        vocab_size = 1 if weight_VD is None else len(weight_VD)
+        vocab_size = 1
+        weight_VD = getattr(self.evaluator.model, "head_weight", None)
+        if weight_VD is not None:
+            vocab_size = len(weight_VD)
         rows = max(1, min(MOST_ROWS, MOST_LOGITS // (self._read_length * vocab_size)))
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode(), autocast(self.precision, self.device):
-                for group in zip(inputs_BW.split(rows), targets_BW.split(rows), strict=True):
-                    nats_BW, norm_of = self._read(*group)
-                    nats_W += nats_BW.to(float64_place(self.device)).double().sum(0).cpu()
-                    for name, norm in norm_of.items():
-                        norms.setdefault(name, []).append(norm)
-        finally:
-            self.model.train(was_training)
+        place = float64_place(self.evaluator.device)
+        with self.evaluator.reading():
+            for group in zip(inputs_BW.split(rows), targets_BW.split(rows), strict=True):
+                nats_BW, norm_of = self._read(*group)
+                nats_W += nats_BW.to(place).double().sum(0).cpu()
+                for name, norm in norm_of.items():
+                    norms.setdefault(name, []).append(norm)
+        state_norm = {}
         for name, parts in norms.items():
             state_norm[name] = torch.stack(parts).sum(0).div(len(inputs_BW)).tolist()
-        return nats_W, (targets_BW != self.ignore_index).sum(0).double()
+        count_W = (targets_BW != self.evaluator.source.ignore_index).sum(0).double()
+        return nats_W, count_W, state_norm
 
     def _read(self, inputs_BW: Tensor, targets_BW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        model, device, ignore_index = self.evaluator.model, self.evaluator.device, self.evaluator.source.ignore_index
         state: Any = None
         nats: list[Tensor] = []
-        norms: dict[str, list[Tensor]] | None = None
-        shapes: Mapping[str, torch.Size] = {}
+        norms: dict[str, list[Tensor]] = {}
+        shapes: dict[str, torch.Size] | None = None
+        has_grown = False  # as a cache does: then there are no norms
         for start in range(0, inputs_BW.shape[1], self._read_length):
-            self.check_stop()
+            self.evaluator.check_stop()
             piece = slice(start, start + self._read_length)
-            ids_BT, targets_BT = (
-                to_device(part[:, piece].contiguous(), self.device) for part in (inputs_BW, targets_BW)
-            )
-            logits_BTV, state = self.model(ids_BT, state)
+            ids_BT = to_device(inputs_BW[:, piece].contiguous(), device)
+            targets_BT = to_device(targets_BW[:, piece].contiguous(), device)
+            logits_BTV, state = model(ids_BT, state)
             logits_BVT = logits_BTV.float().transpose(1, 2)
-            nats.append(F.cross_entropy(logits_BVT, targets_BT, ignore_index=self.ignore_index, reduction="none"))
-            if norms == {}:  # states that grow with the sequence
+            nats.append(F.cross_entropy(logits_BVT, targets_BT, ignore_index=ignore_index, reduction="none"))
+            if has_grown:
                 continue
-            layers = layer_states(self.model, state)
-            if norms is None:
-                norms, shapes = {name: [] for name in layers}, shapes_of(layers)
-            if shapes != shapes_of(layers):
-                norms = {}
-            for name in norms:
-                norms[name].append(layers[name].norm(dim=1).sum())
-        return torch.cat(nats, 1), {name: torch.stack(parts) for name, parts in (norms or {}).items()}
+            layers = layer_states(model, state)
+            if shapes is None:
+                shapes = shapes_of(layers)
+            has_grown = shapes != shapes_of(layers)
+            for name, state_BN in layers.items():
+                norms.setdefault(name, []).append(state_BN.norm(dim=1).sum())
+        if has_grown:
+            norms = {}
+        return torch.cat(nats, 1), {name: torch.stack(parts) for name, parts in norms.items()}
 
 
 def stream_of(rows: Rows) -> Stream | None:
     """Return the tokens of a split that is one long text; None where rows do not follow each other."""
-    return rows.tokens if isinstance(rows, TokenRows) else None
+    if isinstance(rows, TokenRows):
+        return rows.tokens
+    return None
 
 
 def perplexity(nats: float) -> float:
     """Return exp(loss); infinite where it overflows."""
-    return math.exp(nats) if nats < math.log(np.finfo(np.float64).max) else math.inf
+    if nats < math.log(np.finfo(np.float64).max):
+        return math.exp(nats)
+    return math.inf
 
 
 def extrapolation_table(found: Extrapolation) -> list[str]:
@@ -258,18 +270,23 @@ def extrapolation_table(found: Extrapolation) -> list[str]:
     lines = [f"{found.num_tokens:,} tokens, read {found.trained_length} at a time, the length of a training row"]
     lines.append(f"{'tokens in a window':>20} {'times':>7} {'nats a token':>13} {'perplexity':>11} {'over a row':>11}")
     for length, nats in sorted(found.loss_nats.items()):
-        over = "" if near is None else f"{nats / near:.3f}"
+        over = ""
+        if near is not None:
+            over = f"{nats / near:.3f}"
         times = f"{length / found.trained_length:g}"
         lines.append(f"{length:>20,} {times:>7} {nats:>13.4f} {perplexity(nats):>11.4g} {over:>11}")
-    lines += [f"{length:>20,} {'':>7} left out: {reason}" for length, reason in sorted(found.left_out.items())]
+    for length, reason in sorted(found.left_out.items()):
+        lines.append(f"{length:>20,} {'':>7} left out: {reason}")
     lines.append("loss by position: " + ", ".join(f"{last:,} {nats:.3f}" for _, last, nats in found.by_position))
-    return lines + (found.verdict() if len(found.loss_nats) + len(found.left_out) > 1 else [])
+    if len(found.loss_nats) + len(found.left_out) > 1:
+        lines += found.verdict()
+    return lines
 
 
 def write_extrapolation(
     found: Extrapolation, name: str, folder: Path, *, step: int, about: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes `evaluation.json`, `lengths.png`, and an event file in which the losses by position are a chart.
+    """Write `evaluation.json`, `lengths.png`, and an event file in which the losses by position are a chart.
 
     Args:
         found: What to show.
@@ -287,7 +304,9 @@ def write_extrapolation(
 
     folder.mkdir(parents=True, exist_ok=True)
     write_figures(folder / "evaluation.json", {"step": step, **(about or {}), **found.figures()})
-    picture = draw_extrapolation({name: found}, folder / PICTURE) if found.loss_nats else None
+    picture = None
+    if found.loss_nats:
+        picture = draw_extrapolation({name: found}, folder / PICTURE)
     for old in folder.glob("events.out.tfevents.*"):
         with suppress(OSError):  # open in TensorBoard, on Windows, or deleted by another evaluation
             old.unlink()
@@ -304,12 +323,16 @@ def write_extrapolation(
 
 
 def _add_positions(known: list[tuple[int, int, float]], nats_W: Tensor, count_W: Tensor) -> None:
-    """Adds ranges of positions behind those that are known."""
-    last = known[-1][1] if known else 0
-    edges = [last, *(edge for edge in _edges(len(nats_W)) if edge > last)]
-    for start, stop in pairwise(edges):
+    """Add ranges of positions behind those that are known."""
+    start = 0
+    if known:
+        start = known[-1][1]
+    for stop in _edges(len(nats_W)):
+        if stop <= start:
+            continue
         if count := float(count_W[start:stop].sum()):
             known.append((start + 1, stop, float(nats_W[start:stop].sum()) / count))
+        start = stop
 
 
 def _no_room(model: nn.Module, length: int, num_tokens: int) -> str | None:
@@ -322,6 +345,8 @@ def _no_room(model: nn.Module, length: int, num_tokens: int) -> str | None:
 
 
 def _edges(length: int) -> list[int]:
-    """Where ranges of positions end: 0, 1, 2, 3, 4, 6, 8, 11, 16 and so on, and the length."""
-    steps = range(math.ceil(STEPS_AN_OCTAVE * math.log2(length)) + 1)
-    return sorted({0, *(min(length, round(2 ** (step / STEPS_AN_OCTAVE))) for step in steps), length})
+    """Return where ranges of positions end: 0, 1, 2, 3, 4, 6, 8, 11, 16 and so on, and the length."""
+    edges = {0, length}
+    for step in range(math.ceil(STEPS_AN_OCTAVE * math.log2(length)) + 1):
+        edges.add(min(length, round(2 ** (step / STEPS_AN_OCTAVE))))
+    return sorted(edges)

@@ -1,4 +1,4 @@
-"""Measuring the state of a recurrent model along a row: how large it grows, and which channels of a maximum still move.
+"""The state of a recurrent model along a row: how large it grows, and which channels of a maximum still move.
 
 States are taken where decoding takes them: from the model, which is fed a row in pieces and carries its state. So this
 holds for every model whose state has a fixed size. One whose state grows with the sequence has none of this.
@@ -6,9 +6,8 @@ holds for every model whose state has a fixed size. One whose state grows with t
 
 # B batch, T time, D width
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from samout_train.data import Rows
-from samout_train.evaluation.ablation import mixed_by, said_by
-from samout_train.evaluation.evaluator import SpreadBatches
-from samout_train.models import map_state, sees_future
-from samout_train.runtime import PrecisionName, autocast
+from samout_train.evaluation.batches import SpreadBatches
+from samout_train.models import map_state
 
 MOST_TOKENS = 1 << 18
 ROWS_TO_CHOOSE_FROM = 16  # for each that is taken: the one with the least padding
@@ -44,15 +41,22 @@ class LayerHealth:
 
     @property
     def growth(self) -> float:
-        """How many times the norm of the first token the norm at the end is; infinite behind a first norm of zero."""
+        """Return the norm at the end over that of the first token; infinite behind a first norm of zero."""
         first, last = self.norm[0], self.norm[-1]
-        return last / first if first else float("inf") if last else 1.0
+        if first:
+            return last / first
+        if last:
+            return float("inf")
+        return 1.0
 
 
 def positions_of(length: int) -> list[int]:
     """Return after how many tokens a state of a row is looked at: 1, 2, 4 and so on, and the whole row."""
-    powers = [1 << power for power in range(length.bit_length()) if 1 << power < length]
-    return [*powers, length]
+    positions, power = [], 1
+    while power < length:
+        positions.append(power)
+        power *= 2
+    return [*positions, length]
 
 
 def calm_rows(rows: Rows, num_rows: int, pad_id: int | None) -> Tensor:
@@ -65,88 +69,48 @@ def calm_rows(rows: Rows, num_rows: int, pad_id: int | None) -> Tensor:
     """
     num_rows = max(1, min(num_rows, MOST_TOKENS // rows.seq_len))
     candidates = SpreadBatches(rows, 1, ROWS_TO_CHOOSE_FROM * num_rows)
-    absent = -1 if pad_id is None else pad_id
-    padding_R = torch.tensor([int((rows.split(ids_1T)[0] == absent).sum()) for ids_1T in candidates])
+    if pad_id is None:
+        pad_id = -1  # which no id is
+    padding_R = torch.tensor([int((rows.split(ids_1T)[0] == pad_id).sum()) for ids_1T in candidates])
     num_rows = min(num_rows, len(candidates))
     fullest_R = (padding_R <= padding_R.sort().values[num_rows - 1]).nonzero()[:, 0]
     chosen_R = fullest_R[torch.from_numpy(np.linspace(0, len(fullest_R) - 1, num_rows).round().astype(int))]
     return torch.cat([rows.split(candidates[int(row)])[0] for row in chosen_R])
 
 
-def measure_state_health(
-    model: nn.Module,
-    ids_BT: Tensor,
-    *,
-    precision: PrecisionName,
-    device: torch.device,
-    chunk_len: int | None = None,
-) -> dict[str, LayerHealth]:
-    """Measure each layer's state at the positions of `positions_of`, without gradients and without dropout.
-
-    Args:
-        model: Called as `logits, state = model(ids, state)`; its mode is put back. Which part of the state is which
-            layer's, it may say with a method `state_by_layer(state)`; else that is the place in the list.
-        ids_BT: Rows of token ids, on the device.
-        precision: Of the forward pass.
-        device: Where the model is.
-        chunk_len: At most so many tokens are read at a time; None for no limit.
-
-    Returns:
-        By layer; empty where rows have a single token, the model cannot go on from a state, or its state grows.
-    """
-    length = ids_BT.shape[1]
-    if length < 2 or sees_future(model):
-        return {}
-    maxima = {name for name, layer in mixed_by(model).items() if said_by(layer.mixer, "state_is_maximum")}
-    positions = positions_of(length)
-    ends = sorted({*positions, *(position - 1 for position in positions[1:] if maxima)})
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), autocast(precision, device):
-            states: dict[int, dict[str, Tensor]] = {}
-            state = None
-            cuts = sorted({0, *ends, *range(0, length, chunk_len or length)})
-            for start, end in pairwise(cuts):
-                state = model(ids_BT[:, start:end], state)[1]
-                if end not in ends:
-                    continue
-                states[end] = layer_states(model, state)
-                if start and shapes_of(states[end]) != shapes_of(states[ends[0]]):
-                    return {}
-            return _health(states, positions, maxima)
-    finally:
-        model.train(was_training)
-
-
-state_health = measure_state_health  # its earlier name
-
-
 def growing_layers(health: Mapping[str, LayerHealth], max_growth: float) -> dict[str, str]:
     """Return the layers whose state's norm grows more than `max_growth` times along a row, each with a warning."""
-    return {
-        name: f"{name}: the norm of its state is {layer.growth:.3g} times as large at the end of a row as at its "
-        "start: it does not extrapolate, so expect the model to go astray in text longer than a row"
-        for name, layer in health.items()
-        if layer.growth > max_growth
-    }
+    warnings = {}
+    for name, layer in health.items():
+        if layer.growth > max_growth:
+            warnings[name] = (
+                f"{name}: the norm of its state is {layer.growth:.3g} times as large at the end of a row as at its "
+                "start: it does not extrapolate, so expect the model to go astray in text longer than a row"
+            )
+    return warnings
 
 
 def layer_states(model: nn.Module, state: Any) -> dict[str, Tensor]:
-    """(B, numbers) by layer: all that is no whole number of the layer's state, room behind a cache left out."""
-    told = getattr(model, "state_by_layer", None)
-    if told is not None:
-        parts: Mapping[str, Any] = told(state)
-    else:
-        parts = {f"layer_{index}": part for index, part in enumerate(_entries(state), start=1)}
-    flat = {name: [part.flatten(1) for part in _tensors(part)] for name, part in parts.items()}
-    return {name: torch.cat(tensors, dim=1) for name, tensors in flat.items() if tensors}
+    """Return (B, numbers) by layer: all that is no whole number of its state, room behind a cache left out."""
+    states = {}
+    for name, part in _parts_by_layer(model, state):
+        tensors = [tensor.flatten(1) for tensor in _tensors(part)]
+        if tensors:
+            states[name] = torch.cat(tensors, dim=1)
+    return states
 
 
-def _entries(state: Any) -> Iterable[Any]:
+def _parts_by_layer(model: nn.Module, state: Any) -> Iterator[tuple[str, Any]]:
+    state_by_layer = getattr(model, "state_by_layer", None)
+    if state_by_layer is not None:
+        yield from state_by_layer(state).items()
+        return
     if isinstance(state, Mapping):
-        return state.values()
-    return state if isinstance(state, list | tuple) else [state]
+        state = state.values()
+    elif not isinstance(state, list | tuple):
+        state = [state]
+    for index, part in enumerate(state, start=1):
+        yield f"layer_{index}", part
 
 
 def _tensors(part: Any) -> list[Tensor]:
@@ -162,35 +126,48 @@ def _tensors(part: Any) -> list[Tensor]:
 
 
 def shapes_of(layers: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """By layer; other ones after further tokens where a state grows with the sequence."""
+    """Return the shapes by layer; other ones after further tokens where a state grows with the sequence."""
     return {name: tensor.shape for name, tensor in layers.items()}
 
 
-def _health(
+def health_of(
     states: Mapping[int, Mapping[str, Tensor]], positions: Sequence[int], maxima: set[str]
 ) -> dict[str, LayerHealth]:
-    """All figures are computed where the states are, and asked for once."""
+    """Return the health of each layer; all figures are computed where the states are, and asked for once.
+
+    Args:
+        states: By the number of tokens read, the state of each layer: at the positions, and for maxima one before each.
+        positions: As `positions_of` returns them.
+        maxima: Layers whose state is a maximum.
+    """
     found = {}
     for name in states[1]:
-        along = [states[position][name] for position in positions]
-        figures = [part.norm(dim=1).mean() for part in along] + [part.abs().max() for part in along]
+        norms, largest, moves = [], [], []
+        for position in positions:
+            state_BD = states[position][name]
+            norms.append(state_BD.norm(dim=1).mean())
+            largest.append(state_BD.abs().max())
         if name in maxima:
-            figures += [_moved(states[position - 1][name], states[position][name]) for position in positions[1:]]
-            figures.append(1 - _moved(along[0], along[-1]))
-        found[name] = torch.stack(figures)
+            for position in positions[1:]:
+                moves.append(_moved(states[position - 1][name], states[position][name]))
+            moves.append(1 - _moved(states[positions[0]][name], states[positions[-1]][name]))
+        found[name] = torch.stack([*norms, *largest, *moves])
     count = len(positions)
     health = {}
-    for name, values in found.items():
-        norm, largest, moves = (part.tolist() for part in values.tensor_split([count, 2 * count]))
+    for name, figures in found.items():
+        values = figures.tolist()
+        moved_share = never_moved_share = None
+        if name in maxima:
+            moved_share, never_moved_share = [1.0, *values[2 * count : -1]], values[-1]
         health[name] = LayerHealth(
-            norm=norm,
-            largest=largest,
-            moved_share=[1.0, *moves[:-1]] if moves else None,
-            never_moved_share=moves[-1] if moves else None,
+            norm=values[:count],
+            largest=values[count : 2 * count],
+            moved_share=moved_share,
+            never_moved_share=never_moved_share,
         )
     return health
 
 
 def _moved(before_BD: Tensor, after_BD: Tensor) -> Tensor:
-    """The share of channels that changed. A maximum that is no number stays so, which is no move."""
+    """Return the share of channels that changed. A maximum that is no number stays so, which is no move."""
     return ((before_BD != after_BD) & ~before_BD.isnan()).to(after_BD.dtype).mean()

@@ -8,6 +8,7 @@ from .compare.plan import (
     known_sizes as known_sizes,
     read_record as read_record,
 )
+from .compare.screening import screening_of as screening_of, screening_problems as screening_problems
 from .jobs import (
     FAILURE as FAILURE,
     Job as Job,
@@ -24,12 +25,10 @@ from .jobs import (
 from .prove_resume import TrainingFailedError as TrainingFailedError, digests as digests, run_killed as run_killed
 from .reproduce import HEADER as HEADER, GoldenCurve as GoldenCurve, losses_of as losses_of
 from .search import EXAMPLE as EXAMPLE, Search as Search, space_of as space_of, space_problems as space_problems
-from .staged import Stages as Stages
 from .sweep import (
     common_keys as common_keys,
     data_problems as data_problems,
     doubles as doubles,
-    first_stage as first_stage,
     job_name as job_name,
     job_problems as job_problems,
     jobs_at_once as jobs_at_once,

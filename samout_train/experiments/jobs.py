@@ -260,11 +260,21 @@ class JobBar:
         self._bar.update(there)
         return run_jobs(jobs, at_once=at_once, told=self._tell, watched=self._watch)
 
+    def expect(self, total: int) -> None:
+        """Set how many jobs there will be, once it is known."""
+        self._bar.total = total
+        self._bar.refresh()
+
+    def say(self, lines: Sequence[str]) -> None:
+        """Print lines above the bar."""
+        with suppress(BrokenPipeError):  # nobody reads on, and the runs go on
+            for line in lines:
+                self._bar.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
     def _tell(self, job: Job, found: Outcome) -> None:
         self._bar.update()
-        with suppress(BrokenPipeError):  # nobody reads on, and the runs go on
-            self._bar.write(f"  {described(job, found)}", file=sys.stdout)
-            sys.stdout.flush()
+        self.say([f"  {described(job, found)}"])
 
     def _watch(self, running: Sequence[Job]) -> None:
         if time.monotonic() - self._looked_at > self._interval:

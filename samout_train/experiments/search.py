@@ -102,7 +102,7 @@ def space_of(given: Any) -> Space:
         except ValueError as error:
             mistakes.append(f"space: {key}={shown(values)}: {error}")
     if mistakes:
-        raise ConfigError("\n".join(mistakes))
+        raise ConfigError(*mistakes)
     return found
 
 

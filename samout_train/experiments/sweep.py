@@ -27,17 +27,14 @@ from samout_train.checkpoint import (
 )
 from samout_train.config import (
     Composed,
-    ConfigError,
     combinations,
     is_swept,
     key_of,
     key_or_group,
-    mistakes_in_call,
     register_text,
     unresolved,
 )
 from samout_train.experiments.jobs import LOOK_SECONDS, Job, outcome
-from samout_train.experiments.staged import Stages
 from samout_train.runtime import RESERVED, place_problem, read_figures, write_figures
 
 LONGEST_NAME = 120  # bytes: file systems take 255, some encrypted ones 143
@@ -74,26 +71,6 @@ def jobs_of(words: Sequence[str], parameters: Mapping[str, Any]) -> list[list[st
         ConfigError: if that makes no sweep.
     """
     return combinations([*(f"{key}={value}" for key, value in parameters.items()), *words])
-
-
-def first_stage(words: Sequence[str], stages: Mapping[str, Any]) -> list[list[str]]:
-    """Return the overrides of each job in the first of two stages; those of the second differ in seed and steps.
-
-    Args:
-        words: As they were typed, without what is wrong.
-        stages: The arguments of `Stages`.
-
-    Raises:
-        ConfigError: if something is wrong with those, or several values were typed for a key.
-    """
-    if several := [word for word in words if word not in without_sweeps(words)]:
-        raise ConfigError(f"{several[0]}: this experiment sweeps over forms and rates by itself: give one value")
-    if found := mistakes_in_call("hydra.sweeper", Stages, stages):
-        raise ConfigError("\n".join(found))
-    try:
-        return [[*words, *job.overrides] for job in Stages(**stages).screening()]
-    except ValueError as error:
-        raise ConfigError(f"hydra.sweeper.{error}") from error
 
 
 def without_sweeps(words: Sequence[str]) -> list[str]:
@@ -250,7 +227,7 @@ def write_sweep(
         before = read_sweep(folder)
         known = {name: [*flags, *words] for name, words in jobs.items()}
         if found := _other_jobs(folder, before, known, settings_of):
-            raise DirectoryRefusedError("\n".join(dict.fromkeys(found)))
+            raise DirectoryRefusedError(*dict.fromkeys(found))
         directories = before.get("directories", {}) | dict.fromkeys(known, str(Path.cwd()))
         record = {"command": list(command), "jobs": before.get("jobs", {}) | known, "directories": directories}
         write_figures(folder / RECORD, record)

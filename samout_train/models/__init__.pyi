@@ -5,7 +5,7 @@ from .cost import (
     num_parameters as num_parameters,
     parameters_by_part as parameters_by_part,
 )
-from .interface import sees_future as sees_future
+from .interface import evaluating as evaluating, sees_future as sees_future
 from .loss import (
     MOST_LOGITS as MOST_LOGITS,
     cross_entropy_sum as cross_entropy_sum,

@@ -24,12 +24,12 @@ TRAINING_TIMES = 3  # a training step has so many times the matrix products of t
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Trainable elements, a shared matrix once."""
+    """Return the number of trainable elements, a shared matrix once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def parameters_by_part(model: Any) -> dict[str, int]:
-    """Trainable elements of each part, in the order in which the model names them."""
+    """Return the trainable elements of each part, in the order in which the model names them."""
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -47,7 +47,7 @@ def estimate_memory_bytes(
     device: torch.device,
     most_targets: int | None = None,
 ) -> int:
-    """Peak memory of a training step with Adam, by running it once on shapes alone.
+    """Return the peak memory of a training step with Adam, by running it once on shapes alone.
 
     Every tensor that the forward and backward pass of one micro-step make is followed from birth to death as a fake
     tensor, which computes nothing and holds nothing. Added are the weights and two moments for each of them; on a CPU

@@ -5,9 +5,11 @@ A mixer of one's own needs `Mixer`, a model of one's own `LanguageModel`: nothin
 
 # B batch, T time, D width, V vocabulary, P packed: the streams side by side
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 PARTS = {
@@ -25,8 +27,9 @@ class Mixer(Protocol):
     """Mixes tokens along time, causally, and carries a state of fixed size.
 
     Calling it on a whole sequence, or on its chunks one after another with the state handed on, gives the same output.
-    A mixer whose state is a running maximum may say so with an attribute `state_is_maximum` that is true: then it is
-    reported which of its channels move.
+    A state may be a tensor, (B, ...), or a NamedTuple, tuple, list or dictionary of such. A mixer
+    whose state is a running maximum may say so with an attribute `state_is_maximum` that is true: then it is reported
+    which of its channels move.
     """
 
     def __call__(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -65,7 +68,7 @@ class BranchedMixer(Mixer, Protocol):
 
 
 class LanguageModel(Protocol):
-    """What reports ask of a model, beside being called.
+    """Declares what reports ask of a model, beside being called.
 
     One in which a position sees later tokens says so with an attribute `sees_future` that is true; see `sees_future`.
     One whose logits are a matrix (V, D) times what its body makes has that matrix as `head_weight`, and returns that,
@@ -93,9 +96,33 @@ def sees_future(model: nn.Module) -> bool:
     return bool(getattr(model, "sees_future", False))
 
 
+@contextmanager
+def evaluating(model: nn.Module, *, inference: bool = True) -> Iterator[None]:
+    """Hold a model in evaluation mode, in which dropout is off, and put its own mode back.
+
+    Args:
+        model: The model.
+        inference: Whether in torch's inference mode, too, which is the thread's: a generator leaves it off, or what
+            asks it for values would be in it between them.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        if inference:
+            with torch.inference_mode():
+                yield
+        else:
+            yield
+    finally:
+        model.train(was_training)
+
+
 def part_of(name: str) -> str:
     """Return the part of the parameter of this name: that of the module which it lies in; elsewhere it is a norm's."""
-    return next((word for module, word in PARTS.items() if module in f".{name}"), "norm")
+    for module, word in PARTS.items():
+        if module in f".{name}":
+            return word
+    return "norm"
 
 
 def matrix_flops(model: nn.Module) -> int:
@@ -103,4 +130,8 @@ def matrix_flops(model: nn.Module) -> int:
 
     An embedding is looked up, which is no product; what a mixer does along time comes on top.
     """
-    return 2 * sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and part_of(name) != "embedding")
+    elements = 0
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and part_of(name) != "embedding":
+            elements += parameter.numel()
+    return 2 * elements

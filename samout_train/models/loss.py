@@ -24,7 +24,7 @@ MOST_LOGITS = 2**25
 def next_token_nats(
     model: Callable[..., Any], ids_BT: Tensor, targets_BT: Tensor, ignore_index: int, *, most_targets: int | None = None
 ) -> Tensor:
-    """The nats of `nats_and_state` for rows from a fresh state."""
+    """Return the nats of `nats_and_state` for rows from a fresh state."""
     return nats_and_state(model, ids_BT, targets_BT, ignore_index, most_targets)[0]
 
 
@@ -36,7 +36,9 @@ def nats_and_state(
     most_targets: int | None = None,
     state: Any = None,
 ) -> tuple[Tensor, Any]:
-    """Sum of the nats of all counted targets of a model; its logits are never all there where they are very many.
+    """Return the sum of the nats of all counted targets of a model.
+
+    Its logits are never all there where they are very many.
 
     Args:
         model: Called as `logits, state = model(ids, state)`. One with an attribute `head_weight` that is a (V, D)
@@ -53,12 +55,14 @@ def nats_and_state(
     """
     weight_VD = getattr(model, "head_weight", None)
     few = most_targets is not None and 2 * most_targets < targets_BT.numel()
-    carried = () if state is None else (state,)
+    carried = []
+    if state is not None:
+        carried = [state]
     if weight_VD is None or (not few and ids_BT.numel() * len(weight_VD) <= MOST_LOGITS):
         logits_BTV, state = model(ids_BT, *carried)
         return cross_entropy_sum(logits_BTV, targets_BT, ignore_index), state
     hidden_BTD, state = model(ids_BT, *carried, return_hidden=True)
-    # Asked for anew: a head that is sharded is whole from the forward to the backward pass only.
+    # Read again: a head that is sharded is whole from the forward to the backward pass only.
     weight_VD = model.head_weight  # type: ignore[attr-defined]
     hidden_RD, targets_R = hidden_BTD.flatten(0, 1), targets_BT.flatten()
     if few:
@@ -70,7 +74,7 @@ def nats_and_state(
 
 
 def _counted(hidden_RD: Tensor, targets_R: Tensor, ignore_index: int, count: int) -> tuple[Tensor, Tensor]:
-    """The first `count` rows whose targets are counted; where there are fewer, others whose targets are ignored.
+    """Return the first `count` rows whose targets are counted; where there are fewer, others whose targets are ignored.
 
     How many there are is not asked of the device, which would have to be waited for.
     """
@@ -80,7 +84,7 @@ def _counted(hidden_RD: Tensor, targets_R: Tensor, ignore_index: int, count: int
 
 
 def cross_entropy_sum(logits_BTV: Tensor, targets_BT: Tensor, ignore_index: int) -> Tensor:
-    """Sum of the nats of all counted targets, in float32.
+    """Return the sum of the nats of all counted targets, in float32.
 
     Args:
         logits_BTV: Unnormalised log-probabilities, any floating dtype; or those of rows, (R, V).
@@ -98,7 +102,7 @@ def cross_entropy_sum(logits_BTV: Tensor, targets_BT: Tensor, ignore_index: int)
 def linear_cross_entropy_sum(
     hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, ignore_index: int, most_logits: int
 ) -> Tensor:
-    """`cross_entropy_sum` of the logits hidden weight^T, of which at most `most_logits` are there at a time.
+    """Return `cross_entropy_sum` of the logits hidden weight^T, of which at most `most_logits` are there at a time.
 
     Products have autocast's dtype where it is on, all else is float32. There are no gradients of gradients.
 
@@ -113,7 +117,9 @@ def linear_cross_entropy_sum(
         A float32 scalar; 0 where no target is counted.
     """
     device = hidden_RD.device.type
-    products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
+    products = weight_VD.dtype
+    if torch.is_autocast_enabled(device):
+        products = torch.get_autocast_dtype(device)
     rows = max(1, most_logits // len(weight_VD))
     learns = torch.is_grad_enabled() and (hidden_RD.requires_grad or weight_VD.requires_grad)
     nats: Tensor = _LinearCrossEntropySum.apply(hidden_RD, weight_VD, targets_R, ignore_index, rows, products, learns)
@@ -134,11 +140,12 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         products: torch.dtype,
         learns: bool,
     ) -> Tensor:
-        """Sums the nats, and keeps the gradients to both inputs where something learns."""
+        """Sum the nats, and keep the gradients to both inputs where something learns."""
         head_VD = weight_VD.to(products)
         nats = torch.zeros((), device=hidden_RD.device)
-        to_hidden_RD = torch.empty_like(hidden_RD) if learns else None
-        to_weight_VD = torch.zeros_like(weight_VD) if learns else None
+        to_hidden_RD = to_weight_VD = None
+        if learns:
+            to_hidden_RD, to_weight_VD = torch.empty_like(hidden_RD), torch.zeros_like(weight_VD)
         with torch.autocast(hidden_RD.device.type, enabled=False):
             for start in range(0, len(targets_R), rows):
                 piece = slice(start, start + rows)
@@ -160,6 +167,6 @@ class _LinearCrossEntropySum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Any) -> Any:
-        """Scales what the forward pass kept."""
+        """Scale what the forward pass kept."""
         to_hidden_RD, to_weight_VD = ctx.saved_tensors
         return to_hidden_RD * upstream[0], to_weight_VD * upstream[0], None, None, None, None, None

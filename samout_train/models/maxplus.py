@@ -63,17 +63,18 @@ class MaxPlus(nn.Module):
             nn.init.constant_(self.decay_projection.bias, before_softplus)
 
     def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mixes (B, T, D); the state (B, D) is the maximum, as far as it has come down."""
+        """Mix (B, T, D); the state (B, D) is the maximum, as far as it has come down."""
         return max_mix(self._streams(x_BTD), state_BD, self._added(x_BTD), form="v8")
 
     def project(self, x_BTD: Tensor) -> Tensor:
-        """The streams a + b, c and d and the decay f, side by side; f is 0 where nothing is forgotten."""
-        added_BTD = self._added(x_BTD)
-        decay_BTD = torch.zeros_like(x_BTD) if added_BTD is None else -added_BTD
+        """Return the streams a + b, c and d and the decay f, side by side; f is 0 where nothing is forgotten."""
+        added_BTD, decay_BTD = self._added(x_BTD), torch.zeros_like(x_BTD)
+        if added_BTD is not None:
+            decay_BTD = -added_BTD
         return torch.cat([self._streams(x_BTD), decay_BTD], dim=-1)
 
     def mix(self, packed_BTP: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What becomes of the streams and the decay."""
+        """Return what becomes of the streams and the decay, and the next state."""
         width = packed_BTP.shape[-1] // 4
         return max_mix(packed_BTP[..., : 3 * width], state_BD, -packed_BTP[..., 3 * width :], form="v8")
 
@@ -81,7 +82,7 @@ class MaxPlus(nn.Module):
         return project_streams(x_BTD, self.projection.weight, 4, lambda a, b, c, d: (a + b, c, d))
 
     def _added(self, x_BTD: Tensor) -> Tensor | None:
-        """-f (B, T, D); None where nothing is forgotten."""
+        """Return -f (B, T, D); None where nothing is forgotten."""
         if self.decay == "none":
             return None
         if self.decay == "token":
@@ -89,9 +90,12 @@ class MaxPlus(nn.Module):
         return -F.softplus(self.decay_D).to(x_BTD.dtype).expand(x_BTD.shape)
 
     def forward_flops_per_token(self) -> int:
-        """Operations of the products for one of many tokens: three streams, and one for a decay of the token."""
-        return 2 * (4 if self.decay == "token" else 3) * self.projection.in_features**2
+        """Return the operations of the products for one of many tokens: of the streams, and of a decay of the token."""
+        products = 3
+        if self.decay == "token":
+            products += 1
+        return 2 * products * self.projection.in_features**2
 
     def state_bytes(self, length: int) -> int:
-        """One float32 per channel, whatever the length."""
+        """Return the bytes of a state: one float32 per channel, whatever the length."""
         return 4 * self.projection.in_features

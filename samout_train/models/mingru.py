@@ -10,6 +10,7 @@ wrong by 9e-5 in float32, with spans by 6e-7. Chunks of 64 tokens, each from the
 
 # B batch, T time, S time behind the first span, D width, V vocabulary
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -36,7 +37,7 @@ class MinGRUMixer(nn.Module):
         self.candidate = Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mixes (B, T, D); the state (B, D) is the last h, in float32 or float64."""
+        """Mix (B, T, D); the state (B, D) is the last h, in float32 or float64."""
         dtype = torch.promote_types(x_BTD.dtype, torch.float32)
         gate_BTD, candidate_BTD = self.gate(x_BTD).to(dtype), self.candidate(x_BTD).to(dtype)
         if x_BTD.shape[1] == 1:
@@ -53,12 +54,12 @@ class MinGRUMixer(nn.Module):
 
 
 def positive(x_BTD: Tensor) -> Tensor:
-    """g: continuous, increasing and positive, so that a sum of its values has a logarithm."""
+    """Return g(x): continuous, increasing and positive, so that a sum of its values has a logarithm."""
     return torch.where(x_BTD >= 0, x_BTD + 0.5, x_BTD.sigmoid())
 
 
 def log_space_scan(gate_BTD: Tensor, candidate_BTD: Tensor, state_BD: Tensor | None) -> Tensor:
-    """h of all positions at once.
+    """Return h of all positions at once.
 
     Args:
         gate_BTD: Wz x, before the sigmoid.
@@ -98,7 +99,7 @@ class MinGRULayer(nn.Module):
         self.feed_forward = FeedForward(hidden_size=hidden_size, ffn_size=ffn_size, dropout=dropout, activation="relu")
 
     def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns the layer's output (B, T, D) and the mixer's next state."""
+        """Return the layer's output (B, T, D) and the mixer's next state."""
         y_BTD, state_BD = self.mixer(self.mixer_norm(x_BTD), state_BD)
         x_BTD = x_BTD + y_BTD
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD)), state_BD
@@ -138,13 +139,13 @@ class MinGRU(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The matrix (V, D) that makes logits of what `return_hidden` returns."""
+        """Return the matrix (V, D) that makes logits of what `return_hidden` returns."""
         return self.head.weight
 
     def forward(
         self, ids_BT: Tensor, state: list[Tensor] | None = None, *, return_hidden: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """Logits for each position.
+        """Return the logits for each position.
 
         Args:
             ids_BT: Token ids, int64, T at least 1.
@@ -154,22 +155,27 @@ class MinGRU(nn.Module):
         Returns:
             (logits_BTV, state): The logits and one (B, D) state a layer.
         """
+        states: Sequence[Tensor | None] = [None] * len(self.layers)
+        if state is not None:
+            states = state
         x_BTD = self.embedding(ids_BT)
         next_state = []
-        for index, layer in enumerate(self.layers):
-            x_BTD, state_BD = layer(x_BTD, None if state is None else state[index])
-            next_state.append(state_BD)
-        h_BTD = self.norm(x_BTD)
-        return h_BTD if return_hidden else self.head(h_BTD), next_state
+        for layer, before_BD in zip(self.layers, states, strict=True):
+            x_BTD, after_BD = layer(x_BTD, before_BD)
+            next_state.append(after_BD)
+        out_BTV = self.norm(x_BTD)
+        if not return_hidden:
+            out_BTV = self.head(out_BTV)
+        return out_BTV, next_state
 
     def part_of(self, name: str) -> str:
-        """Which part of the model the parameter of this name belongs to, as reports show it."""
+        """Return which part of the model the parameter of this name belongs to, as reports show it."""
         return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:
-        """Operations of the matrix products for one token, whatever the length."""
+        """Return the operations of the matrix products for one token, whatever the length."""
         return matrix_flops(self)
 
     def state_bytes(self, length: int) -> int:
-        """Bytes of one sequence's state in float32, whatever the length."""
+        """Return the bytes of one sequence's state in float32, whatever the length."""
         return 4 * self.norm.normalized_shape[0] * len(self.layers)

@@ -34,7 +34,7 @@ ParallelName = Literal["ddp", "fsdp"]
 
 
 def parallel_problem(parallel: ParallelName, precision: str, compile: bool) -> str | None:
-    """Return what speaks against this way to share a model out; None where nothing does."""
+    """Return why a model cannot be shared out this way, and what to do; None where it can."""
     if parallel == "ddp":
         return None
     what = "trainer.parallel=fsdp:"
@@ -70,34 +70,41 @@ class ParallelModel:
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
             mesh = init_device_mesh(device.type, (distributed.count(),))
             layers = getattr(model, "layers", None)
-            for layer in layers if isinstance(layers, nn.ModuleList) else ():
-                fully_shard(layer, mesh=mesh)
+            if isinstance(layers, nn.ModuleList):
+                for layer in layers:
+                    fully_shard(layer, mesh=mesh)
             fully_shard(model, mesh=mesh)
-        self._nats: Callable[..., Any] = _Nats(compiled(model) if compile else model)
+        forward: Callable[..., Any] = model
+        if compile:
+            forward = compiled(model)
+        self._loss_sum: Callable[..., Any] = _LossSum(forward)
         if not self.is_sharded and distributed.count() > 1:
-            devices = None if device.type == "cpu" else [device]
-            self._nats = DistributedDataParallel(self._nats, device_ids=devices, gradient_as_bucket_view=True)
+            devices = None
+            if device.type != "cpu":
+                devices = [device]
+            self._loss_sum = DistributedDataParallel(self._loss_sum, device_ids=devices, gradient_as_bucket_view=True)
 
-    def nats(
+    def loss_sum(
         self, ids_BT: Tensor, targets_BT: Tensor, ignore_index: int, most_targets: int, state: Any
     ) -> tuple[Tensor, Any]:
         """Do as `samout_train.models.loss.nats_and_state`, of this process's rows."""
-        return self._nats(ids_BT, targets_BT, ignore_index, most_targets, state)
+        return self._loss_sum(ids_BT, targets_BT, ignore_index, most_targets, state)
 
-    def summing(self, sums: bool) -> AbstractContextManager[Any]:
+    def gradient_sync(self, syncs: bool) -> AbstractContextManager[Any]:
         """Return the context of a forward and backward pass.
 
         Args:
-            sums: Whether what has come together goes over the processes: true in a step's last backward pass.
+            syncs: Whether the gradients collected so far are averaged over the processes: true in a step's last
+                backward pass.
         """
-        if isinstance(self._nats, DistributedDataParallel):
-            return nullcontext() if sums else self._nats.no_sync()
+        if isinstance(self._loss_sum, DistributedDataParallel) and not syncs:
+            return self._loss_sum.no_sync()
         if isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(sums)
+            self.model.set_requires_gradient_sync(syncs)
         return nullcontext()
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def unsharded(self) -> Iterator[None]:
         """Hold all weights in each process, so that one alone can call the model; all enter and leave together."""
         if not self.is_sharded:
             yield
@@ -115,14 +122,17 @@ class ParallelModel:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the model's state, each tensor whole; all processes ask for it together."""
-        return {name: self._saved(name, whole_tensor(tensor)) for name, tensor in self.model.state_dict().items()}
+        weights = {}
+        for name, tensor in self.model.state_dict().items():
+            weights[name] = self._saved(name, whole_tensor(tensor))
+        return weights
 
     def shapes(self) -> dict[str, Tensor]:
         """Return the tensors of `weights`, without content."""
-        return {
-            name: self._saved(name, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
-            for name, tensor in self.model.state_dict().items()
-        }
+        shapes = {}
+        for name, tensor in self.model.state_dict().items():
+            shapes[name] = self._saved(name, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
+        return shapes
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Take whole tensors, as `weights` gave them."""
@@ -134,13 +144,15 @@ class ParallelModel:
             own[name].copy_(like(own[name], tensor))
 
     def _saved(self, name: str, tensor: Tensor) -> Tensor:
-        return tensor.reshape(()) if name in self.scalars else tensor
+        if name in self.scalars:
+            return tensor.reshape(())
+        return tensor
 
 
 SharedModel = ParallelModel  # its earlier name
 
 
-class _Nats(nn.Module):
+class _LossSum(nn.Module):
     """The loss inside the module that DDP wraps, so that each use of a weight is between its hooks."""
 
     def __init__(self, forward: Callable[..., Any]) -> None:
@@ -154,7 +166,9 @@ class _Nats(nn.Module):
 
 def whole_tensor(tensor: Tensor) -> Tensor:
     """Return a tensor that may be sharded, whole; all processes ask for it together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    return tensor
 
 
 def like(own: Tensor, whole: Tensor) -> Tensor:
@@ -170,7 +184,7 @@ def like(own: Tensor, whole: Tensor) -> Tensor:
 
 
 def _scalars_as_vectors(model: nn.Module) -> set[str]:
-    """Makes each parameter that is a scalar a vector of one element; returns their names."""
+    """Make each parameter that is a scalar a vector of one element; return their names."""
     scalars = {name for name, parameter in model.named_parameters() if parameter.ndim == 0}
     for name in scalars:
         owner, _, own_name = name.rpartition(".")

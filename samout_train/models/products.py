@@ -77,7 +77,9 @@ def choose_products(shape: Shape | None, *, device: torch.device, precision: str
             raise ValueError(f"{FIXED}={fixed}: {error}") from None
     if shape is None or device.type != "cpu" or precision != "fp32" or only_torch():
         return Products()
-    chosen = str(_measured_products(shape, decodes)) if distributed.is_first() else None
+    chosen = None
+    if distributed.is_first():
+        chosen = str(_measured_products(shape, decodes))
     return Products.of(distributed.from_first(chosen))
 
 
@@ -138,7 +140,9 @@ def _measured_products(shape: Shape, decodes: bool) -> Products:
 
 def _clearly_faster(seconds: Mapping[str, float]) -> str:
     (other,) = seconds.keys() - {"torch"}
-    return other if seconds[other] < CLEARLY_LESS * seconds["torch"] else "torch"
+    if seconds[other] < CLEARLY_LESS * seconds["torch"]:
+        return other
+    return "torch"
 
 
 def kept(what: str, shape: Shape, names: Collection[str], measure: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -167,10 +171,12 @@ def kept(what: str, shape: Shape, names: Collection[str], measure: Callable[[], 
 
 def machine() -> dict[str, object]:
     """Return all that decides how fast a product is, but for the product and what else the machine does."""
-    lines = []
+    said: dict[str, str] = {}
     if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
-    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        processors = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")
+        for line in processors[0].splitlines():
+            key, _, value = line.partition(":")
+            said[key.strip()] = value.strip()
     return {
         "cpu": [said.get(key) for key in ("vendor_id", "cpu family", "model", "model name", "CPU part")],
         "flags": sorted((said.get("flags") or said.get("Features") or "").split()),
@@ -185,7 +191,10 @@ def _seconds(note: Mapping[str, Any] | None, names: Collection[str]) -> dict[str
     found = (note or {}).get("seconds")
     if not isinstance(found, dict) or found.keys() != set(names):
         return None
-    return found if all(isinstance(value, float) and 0 < value < math.inf for value in found.values()) else None
+    for value in found.values():
+        if not isinstance(value, float) or not 0 < value < math.inf:
+            return None
+    return found
 
 
 def _keep_first(path: Path, content: Mapping[str, object], names: Collection[str]) -> None:
@@ -223,7 +232,7 @@ def _few_rows(outputs: int, inputs: int) -> dict[str, float]:
     from samout_train.ops import few_rows
 
     _, weight_NK, _ = _tensors((1, outputs, inputs))
-    some = [_tensors((rows, outputs, inputs))[0] for rows in (1, MOST_ROWS)]
+    some = [_tensors((1, outputs, inputs))[0], _tensors((MOST_ROWS, outputs, inputs))[0]]
 
     def calls(multiply: Callable[[Tensor], Tensor]) -> Callable[[], None]:
         def make() -> None:
@@ -261,8 +270,9 @@ def _tensors(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
     rows, outputs, inputs = shape
     rows = min(rows, max(1, int(MOST_FLOPS / (2 * outputs * inputs))))
     draw = torch.Generator().manual_seed(0)  # a measurement takes no number from the run
-    sizes = ((rows, inputs), (outputs, inputs), (rows, outputs))
-    x_MK, weight_NK, grad_MN = (torch.randn(size, generator=draw) for size in sizes)
+    x_MK = torch.randn(rows, inputs, generator=draw)
+    weight_NK = torch.randn(outputs, inputs, generator=draw)
+    grad_MN = torch.randn(rows, outputs, generator=draw)
     return x_MK, weight_NK, grad_MN
 
 

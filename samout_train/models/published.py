@@ -13,10 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from samout_train.models.published_files import published_tensors, read_published
+from samout_train.models.published_files import LAYERS, published_tensors, read_published
 from samout_train.models.samout import MaxState, MaxStateSuper, SamOut
 
 PAD_ID = 3
+V1_PROJECTIONS = ("self_attention.head0.weight", "self_attention.head1.weight", "self_attention.head2.weight")
+V8_PROJECTION = "self_attention.combined.weight"
 NAMES = {
     "em.weight": "embedding.weight",
     "head.weight": "head.weight",
@@ -25,7 +27,7 @@ NAMES = {
     "ffn.ffn1": "feed_forward.up",
     "ffn.gate": "feed_forward.gate",
     "ffn.ffn2": "feed_forward.down",
-    "self_attention.combined.weight": "mixer.projection.weight",
+    V8_PROJECTION: "mixer.projection.weight",
 }
 OUTSIDE = ("em.weight", "head.weight")  # of the layers
 NO_PARAMETER = (
@@ -35,7 +37,6 @@ NO_PARAMETER = (
 COPY_WHOLE = "Save or copy the whole state_dict again"
 NAMED = 3
 LONGEST_NAME = 100
-V1_PROJECTIONS = [f"self_attention.head{index}.weight" for index in range(3)]
 
 
 class _Sizes(NamedTuple):
@@ -46,7 +47,7 @@ class _Sizes(NamedTuple):
 
 
 def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives tensors their names here; works for weights and for their gradients.
+    """Give tensors their names here; works for weights and for their gradients.
 
     Args:
         tensors: By published name, such as `decoder_layers.0.self_attention.combined.weight`.
@@ -59,13 +60,18 @@ def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
+        prefix, inner = "", name
         layer = re.fullmatch(r"decoder_layers\.(\d+)\.(.+)", name)
-        prefix, inner = (f"layers.{layer[1]}.", layer[2]) if layer else ("", name)
+        if layer:
+            prefix, inner = f"layers.{layer[1]}.", layer[2]
         if inner in V1_PROJECTIONS:
-            parts = [tensors.get(f"decoder_layers.{layer[1]}.{part}") if layer else None for part in V1_PROJECTIONS]
-            if any(part is None for part in parts):
+            start, parts = name.removesuffix(inner), []
+            for projection in V1_PROJECTIONS:
+                if start + projection in tensors:
+                    parts.append(tensors[start + projection])
+            if not layer or len(parts) < len(V1_PROJECTIONS):
                 raise ValueError(f"{name} stands without its two sisters: a V1 layer has head0, head1 and head2")
-            renamed[f"{prefix}mixer.projection.weight"] = torch.cat([part for part in parts if part is not None])
+            renamed[f"{prefix}mixer.projection.weight"] = torch.cat(parts)
             continue
         stem, _, ending = inner.rpartition(".")
         if inner in NAMES:
@@ -78,7 +84,7 @@ def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_state(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model under the names of the published programs: what `rename_published` undoes.
+    """Return the weights of a model under the names of the published programs: what `rename_published` undoes.
 
     Args:
         model: A SamOut that is V1 or V8.
@@ -89,8 +95,8 @@ def published_state(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: if no published program has such a model.
     """
-    is_v1, is_v8 = (_is_published(model, *variant) for variant in ((MaxState, True), (MaxStateSuper, False)))
-    if not is_v1 and not is_v8:
+    is_v1 = _is_published(model, MaxState, tied_head=True)
+    if not is_v1 and not _is_published(model, MaxStateSuper, tied_head=False):
         raise ValueError(
             "only SamOut V1 (MaxState, tied head) and V8 (MaxStateSuper, a head of its own) were published, this is "
             f"{_described(model)}: take format=safetensors"
@@ -98,11 +104,14 @@ def published_state(model: nn.Module) -> dict[str, Tensor]:
     published_name = {name: published for published, name in NAMES.items()}
     published: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
+        prefix, inner = "", name
         layer = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
-        prefix, inner = (f"decoder_layers.{layer[1]}.", layer[2]) if layer else ("", name)
+        if layer:
+            prefix, inner = f"decoder_layers.{layer[1]}.", layer[2]
         stem, _, ending = inner.rpartition(".")
         if inner == "mixer.projection.weight" and is_v1:
-            published |= {f"{prefix}{part}": piece for part, piece in zip(V1_PROJECTIONS, tensor.chunk(3), strict=True)}
+            for projection, piece in zip(V1_PROJECTIONS, tensor.chunk(3), strict=True):
+                published[prefix + projection] = piece
         elif inner in published_name:
             published[prefix + published_name[inner]] = tensor
         else:
@@ -111,7 +120,7 @@ def published_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_published(path_or_state_dict: str | Path | Mapping[str, Tensor], *, num_heads: int | None = None) -> SamOut:
-    """Builds a model from a published checkpoint, with the same logits.
+    """Build a model from a published checkpoint, with the same logits.
 
     Args:
         path_or_state_dict: A file of torch.save or safetensors, read without running code, or its content. The weights
@@ -152,10 +161,9 @@ def is_published_v8(tensors: Mapping[str, Tensor]) -> bool:
         ValueError: if there is no projection, so that it is neither, or a tensor that neither has.
     """
     _refuse_unknown(tensors)
-    inner = {name.partition(".self_attention.")[2] for name in tensors if name.startswith("decoder_layers.")}
-    if "combined.weight" in inner:
+    if any(name.endswith(V8_PROJECTION) for name in tensors):
         return True
-    if inner & {name.partition(".")[2] for name in V1_PROJECTIONS}:
+    if any(name.endswith(V1_PROJECTIONS) for name in tensors):
         return False
     raise ValueError(
         "decoder_layers.0.self_attention.combined.weight (of V8) and decoder_layers.0.self_attention.head0.weight (of "
@@ -166,8 +174,10 @@ def is_published_v8(tensors: Mapping[str, Tensor]) -> bool:
 def _refuse_unknown(tensors: Mapping[str, Tensor]) -> None:
     """Refuse a name that no published program writes, and a tensor that cannot be a weight."""
     for name, tensor in tensors.items():
+        inner = name
         layer = re.fullmatch(r"decoder_layers\.(0|[1-9]\d{0,8})\.(.+)", name, re.ASCII)
-        inner = layer[2] if layer else name
+        if layer:
+            inner = layer[2]
         stem, _, ending = inner.rpartition(".")
         is_stem = stem in NAMES and ending in ("weight", "bias")
         if not (inner in NAMES or is_stem or inner in V1_PROJECTIONS) or bool(layer) is (inner in OUTSIDE):
@@ -175,12 +185,14 @@ def _refuse_unknown(tensors: Mapping[str, Tensor]) -> None:
         if tensor.is_meta:
             raise ValueError(f"{name} has no values (it is on the device meta). Save a model whose weights were loaded")
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
-            kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
+            kind: object = tensor.dtype
+            if tensor.layout != torch.strided:
+                kind = tensor.layout
             raise ValueError(f"{name} is {kind}: give weights as float32, float16, bfloat16 or float64")
 
 
 def _sizes(tensors: Mapping[str, Tensor]) -> _Sizes:
-    """What SamOut is to be built with, by the shapes of two tensors and the numbers of the layers."""
+    """Return what SamOut is to be built with, by the shapes of two tensors and the numbers of the layers."""
     shapes = {}
     for name, words in (("em.weight", "(ids, width)"), ("decoder_layers.0.ffn.ffn1.weight", "(ffn_size, width)")):
         if name not in tensors:
@@ -191,11 +203,14 @@ def _sizes(tensors: Mapping[str, Tensor]) -> _Sizes:
     (vocab_size, hidden_size), (ffn_size, _) = shapes.values()
     if vocab_size <= PAD_ID:
         raise ValueError(f"em.weight has {vocab_size} ids, must have more than {PAD_ID}, the id of padding")
-    numbers = {int(name.split(".")[1]) for name in tensors if name.startswith("decoder_layers.")}
-    absent = next(number for number in range(len(numbers) + 1) if number not in numbers)
-    if absent < len(numbers):
-        raise ValueError(f"decoder_layers.{absent} is missing, decoder_layers.{max(numbers)} is there. {COPY_WHOLE}")
-    return _Sizes(vocab_size, hidden_size, ffn_size, absent)
+    numbers = set()
+    for name in tensors:
+        if name.startswith(LAYERS):
+            numbers.add(int(name.split(".")[1]))
+    for number in range(len(numbers)):
+        if number not in numbers:
+            raise ValueError(f"{LAYERS}{number} is missing, {LAYERS}{max(numbers)} is there. {COPY_WHOLE}")
+    return _Sizes(vocab_size, hidden_size, ffn_size, len(numbers))
 
 
 def _refuse_others(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], variant: str) -> None:
@@ -210,23 +225,33 @@ def _refuse_others(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], 
 
 
 def _shown(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[:LONGEST_NAME]}..."
 
 
 def _missing(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more} {'are' if len(names) > 1 else 'is'} missing. {COPY_WHOLE}"
+    if len(names) == 1:
+        return f"{names[0]} is missing. {COPY_WHOLE}"
+    listed = ", ".join(names[:NAMED])
+    if len(names) > NAMED:
+        listed += f" and {len(names) - NAMED} more"
+    return f"{listed} are missing. {COPY_WHOLE}"
 
 
 def _model(sizes: _Sizes, num_heads: int, *, is_v8: bool) -> SamOut:
+    mixer: type[nn.Module] = MaxState
+    dropout = 0.0
+    if is_v8:
+        mixer, dropout = MaxStateSuper, 0.01
     return SamOut(
         pad_id=PAD_ID,
         num_heads=num_heads,
         ffn_share=1.0,
-        dropout=0.01 if is_v8 else 0.0,
+        dropout=dropout,
         tied_head=not is_v8,
         init="published",
-        mixer=MaxStateSuper if is_v8 else MaxState,
+        mixer=mixer,
         vocab_size=sizes.vocab_size,
         hidden_size=sizes.hidden_size,
         ffn_size=sizes.ffn_size,
@@ -244,7 +269,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _is_published(model: nn.Module, mixer: type[nn.Module], tied_head: bool) -> bool:
-    """By exact type: a class derived from one of these may compute something else."""
+    """Return whether a model is that variant, by exact type: a derived class may compute something else."""
     if type(model) is not SamOut or (model.head is None) is not tied_head:
         return False
     return all(type(layer.mixer) is mixer and layer.is_published for layer in model.layers)
@@ -254,6 +279,11 @@ def _described(model: nn.Module) -> str:
     if not isinstance(model, SamOut):
         return f"a {type(model).__name__}"
     mixers = sorted({type(layer.mixer).__name__ for layer in model.layers})
-    other = "" if all(layer.is_published for layer in model.layers) else ", with other layers around them"
-    head = "tied head" if model.head is None else "own head"
-    return f"a {type(model).__name__} of {', '.join(mixers)}, {head}{other}"
+    description = f"a {type(model).__name__} of {', '.join(mixers)}, "
+    if model.head is None:
+        description += "tied head"
+    else:
+        description += "own head"
+    if not all(layer.is_published for layer in model.layers):
+        description += ", with other layers around them"
+    return description

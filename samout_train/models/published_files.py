@@ -4,7 +4,7 @@ No code in a file is run: of a pickled module the classes are replaced by ones t
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,14 @@ class _State:
 
     @property
     def is_whole(self) -> bool:
-        """Whether there is a layer: an embedding alone is no model."""
+        """Return whether there is a layer: an embedding alone is no model."""
         return any(name.startswith(LAYERS) for name in self.tensors)
 
     def equals(self, other: "_State") -> bool:
-        """Whether both have the same names and values."""
-        return self.tensors.keys() == other.tensors.keys() and all(
-            _equal(tensor, other.tensors[name]) for name, tensor in self.tensors.items()
-        )
+        """Return whether both have the same names and values."""
+        if self.tensors.keys() != other.tensors.keys():
+            return False
+        return all(_equal(tensor, other.tensors[name]) for name, tensor in self.tensors.items())
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
@@ -97,7 +97,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file begins as one of safetensors does: with the length of a header of JSON, and the header."""
+    """Return whether a file begins as one of safetensors does: with the length of a header of JSON, and the header."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LARGEST_HEADER
 
 
@@ -113,7 +113,9 @@ def no_weights(head: bytes, path: Path) -> str | None:
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return "it is a page of the web and not the file itself: download it again, by the link to the file"
     problem = kept_otherwise(head, path, wanted="weights")
-    return f"it {problem}" if problem else None
+    if not problem:
+        return None
+    return f"it {problem}"
 
 
 def published_tensors(content: Any) -> dict[str, Tensor]:
@@ -131,28 +133,43 @@ def published_tensors(content: Any) -> dict[str, Tensor]:
         if not any(state.equals(other) for other in states):
             states.append(state)
     if len(states) > 1:
-        keys = ", ".join(state.key for state in states)
-        meant = min(
-            (state for state in states if state.expression != "loaded"), key=lambda state: len(state.expression)
-        )
-        raise ValueError(
-            f"it holds several state_dicts: {keys}. Save the one that is meant: torch.save({meant.expression}, path)"
-        )
-    if not states and isinstance(content, Mapping) and content and all(map(_is_tensor, content.items())):
-        return dict(content)  # of another model, or not whole: names will show it
-    if not states and (problem := _other_values(content)):
-        raise ValueError(problem)
+        raise ValueError(_several(states))
     if not states:
-        keys = ", ".join(map(str, content))[:200] if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(f"it holds no state_dict of a published SamOut ({keys or 'nothing'}): {HOW_TO_SAVE}")
+        return _without_embedding(content)
     state = states[0]
     if state.others:
-        more = f" and {len(state.others) - NAMED} more" if len(state.others) > NAMED else ""
+        listed = ", ".join(state.others[:NAMED])
+        if len(state.others) > NAMED:
+            listed += f" and {len(state.others) - NAMED} more"
         raise ValueError(
-            f"it holds {', '.join(state.others[:NAMED])}{more} beside {state.prefix}{EMBEDDING}, which are no "
-            "parameters of the published SamOut V1 or V8. Leave them out of the state_dict"
+            f"it holds {listed} beside {state.prefix}{EMBEDDING}, which are no parameters of the published SamOut V1 "
+            "or V8. Leave them out of the state_dict"
         )
     return state.tensors
+
+
+def _several(states: list[_State]) -> str:
+    """Return what is wrong with a file that holds several models, and how to save one of them."""
+    keys = ", ".join(state.key for state in states)
+    inside = [state.expression for state in states if state.expression != "loaded"]
+    shortest = min(inside, key=len)
+    return f"it holds several state_dicts: {keys}. Save the one that is meant: torch.save({shortest}, path)"
+
+
+def _without_embedding(content: Any) -> dict[str, Tensor]:
+    """Return the tensors of another model, or of one that is not whole: names will show it.
+
+    Raises:
+        ValueError: if there is anything but tensors.
+    """
+    if isinstance(content, Mapping) and content and all(map(_is_tensor, content.items())):
+        return dict(content)
+    if problem := _other_values(content):
+        raise ValueError(problem)
+    held = type(content).__name__
+    if isinstance(content, Mapping):
+        held = ", ".join(map(str, content))[:200] or "nothing"
+    raise ValueError(f"it holds no state_dict of a published SamOut ({held}): {HOW_TO_SAVE}")
 
 
 def _other_values(content: Any) -> str | None:
@@ -162,9 +179,10 @@ def _other_values(content: Any) -> str | None:
             f"it is a {type(content).__name__} of this program, not a published one: export its run with "
             "`export run=DIR format=published`"
         )
-    held = [content, *content.values()] if isinstance(content, Mapping) else []
-    for part in held:
-        for name, value in part.items() if isinstance(part, Mapping) else ():
+    if not isinstance(content, Mapping):
+        return None
+    for part in (content, *content.values()):
+        for name, value in _items(part):
             if isinstance(value, np.ndarray) or (isinstance(value, StandIn) and value.origin.startswith("numpy")):
                 return (
                     f"{name} is a NumPy array and no tensor: save tensors, with "
@@ -174,7 +192,7 @@ def _other_values(content: Any) -> str | None:
 
 
 def _states(content: Any) -> Iterator[_State]:
-    """Each state_dict with an embedding, those that lie highest first; each object is looked at once."""
+    """Yield each state_dict with an embedding, those that lie highest first; each object is looked at once."""
     waiting, seen = deque([("", "loaded", content)]), set()
     while waiting:
         key, expression, part = waiting.popleft()
@@ -184,42 +202,66 @@ def _states(content: Any) -> Iterator[_State]:
         if isinstance(part, StandIn):
             yield from _in_one(key, f"{expression}.state_dict()", _state_of(part))
             continue
+        children: Iterable[tuple[Any, Any]]
         if isinstance(part, Mapping):
             yield from _in_one(key, expression, part)
-        for name, child in part.items() if isinstance(part, Mapping) else enumerate(part):
-            waiting.append((f"{key}.{name}" if key else str(name), f"{expression}[{name!r}]", child))
+            children = part.items()
+        else:
+            children = enumerate(part)
+        for name, child in children:
+            place = str(name)
+            if key:
+                place = f"{key}.{name}"
+            waiting.append((place, f"{expression}[{name!r}]", child))
 
 
 def _in_one(key: str, expression: str, mapping: Mapping[Any, Any]) -> Iterator[_State]:
-    """Each state_dict among the names of one mapping: they differ by what stands before `em.weight`."""
-    raw = {name: _plain(name) for name, value in mapping.items() if _is_tensor((name, value))}
-    embeddings = {plain: name for name, plain in raw.items() if f".{plain}".endswith(f".{EMBEDDING}")}
-    prefixes = sorted((plain.removesuffix(EMBEDDING) for plain in embeddings), key=len, reverse=True)
-    prefix_of = {name: next((each for each in prefixes if raw[name].startswith(each)), None) for name in raw}
+    """Yield each state_dict among the names of one mapping: they differ by what stands before `em.weight`."""
+    plain_names: dict[str, str] = {}
+    starts: dict[str, str] = {}  # of the names as they are in the file, by the prefix without wrappers
+    for item in mapping.items():
+        if not _is_tensor(item):
+            continue
+        name = item[0]
+        plain = plain_names[name] = _plain(name)
+        if plain == EMBEDDING or plain.endswith(f".{EMBEDDING}"):
+            starts[plain.removesuffix(EMBEDDING)] = name.removesuffix(EMBEDDING)
+    prefixes = sorted(starts, key=len, reverse=True)
+    prefix_of = {name: _first(prefixes, plain) for name, plain in plain_names.items()}
     for prefix in reversed(prefixes):
         tensors: dict[str, Tensor] = {}
-        for name in (name for name in raw if prefix_of[name] == prefix):
-            wanted = raw[name].removeprefix(prefix)
+        others: list[str] = []
+        for name, plain in plain_names.items():
+            if prefix != prefix_of[name]:
+                others.append(name)
+                continue
+            wanted = plain.removeprefix(prefix)
             if wanted in tensors:
                 raise ValueError(f"it holds {wanted} twice, with wrappers and without: {HOW_TO_SAVE}")
             tensors[wanted] = mapping[name]
-        others = [name for name in raw if prefix_of[name] != prefix]
         if len(prefixes) == 1:
             yield _State(key or "the top", expression, prefix, tensors, others)
             continue
-        start = embeddings[prefix + EMBEDDING].removesuffix(EMBEDDING)
+        start = starts[prefix]
         own = f"{{n.removeprefix({start!r}): t for n, t in {expression}.items() if n.startswith({start!r})}}"
-        place = ".".join(each for each in (key, prefix.removesuffix(".")) if each)
-        yield _State(place or "the top", own, prefix, tensors, others)
+        place = prefix.removesuffix(".")
+        if key and place:
+            place = f"{key}.{place}"
+        yield _State(place or key or "the top", own, prefix, tensors, others)
+
+
+def _first(prefixes: list[str], name: str) -> str | None:
+    """Return the first of the prefixes that a name begins with."""
+    return next((prefix for prefix in prefixes if name.startswith(prefix)), None)
 
 
 def _is_tensor(item: tuple[Any, Any]) -> bool:
-    """Whether a name and what it stands for are those of a state_dict."""
+    """Return whether a name and what it stands for are those of a state_dict."""
     return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same values, of which NaN is one; of sparse ones, whether they are the same."""
+    """Return whether two tensors hold the same values, of which NaN is one; of sparse ones, if they are the same."""
     if one is other:
         return True
     if (
@@ -234,7 +276,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A name without the parts that wrappers add, wherever they stand."""
+    """Return a name without the parts that wrappers add, wherever they stand."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
@@ -253,12 +295,15 @@ def _state_of(module: StandIn) -> dict[str, Tensor]:
             for name, tensor in _items(part.held.get(group)):
                 if isinstance(tensor, Tensor) and name not in passing:
                     tensors[f"{prefix}{name}"] = tensor.detach()
-        waiting += [(f"{prefix}{name}.", child) for name, child in _items(part.held.get("_modules"))]
+        for name, child in _items(part.held.get("_modules")):
+            waiting.append((f"{prefix}{name}.", child))
     return tensors
 
 
 def _items(group: Any) -> list[tuple[Any, Any]]:
-    return list(group.items()) if isinstance(group, Mapping) else []
+    if isinstance(group, Mapping):
+        return list(group.items())
+    return []
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

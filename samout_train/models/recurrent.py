@@ -13,7 +13,7 @@ vectors as they are.
 
 # B batch, T time, S time of what is looked at, D width, L layers, V vocabulary
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,49 @@ from torch.nn import functional as F
 from samout_train.config import Layers, Positive, Probability, Size, validated
 from samout_train.models.interface import matrix_flops, part_of
 from samout_train.models.layers import EmbeddingName, Linear, token_embedding
-from samout_train.models.state import KeyValueCache, extended, refuse_past_the_end
+from samout_train.models.state import KeyValueCache, as_cache, extended, length_of, refuse_past_the_end
 from samout_train.models.transformer import causal_mask
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
-AttentionState = tuple[Tensor, Tensor, KeyValueCache]
+
+
+class HiddenState(NamedTuple):
+    """The state of an RNN or a GRU.
+
+    Args:
+        hidden_BLD: The hidden state of each layer, and of each direction.
+    """
+
+    hidden_BLD: Tensor
+
+
+class LSTMState(NamedTuple):
+    """The state of an LSTM.
+
+    Args:
+        hidden_BLD: The hidden state of each layer, and of each direction.
+        cell_BLD: Their cell states.
+    """
+
+    hidden_BLD: Tensor
+    cell_BLD: Tensor
+
+
+class AttentionState(NamedTuple):
+    """The state of an LSTM that looks back.
+
+    Args:
+        hidden_BLD: The hidden state of each layer.
+        cell_BLD: Their cell states.
+        cache: All hidden states of the last layer so far, as keys.
+    """
+
+    hidden_BLD: Tensor
+    cell_BLD: Tensor
+    cache: KeyValueCache
+
+
+torch.serialization.add_safe_globals([HiddenState, LSTMState, AttentionState])
 
 
 class Recurrent(nn.Module):
@@ -69,7 +107,9 @@ class Recurrent(nn.Module):
         super().__init__()
         directions = 2 if bidirectional else 1
         if head == "none" and directions * hidden_size != vocab_size:
-            width = "" if vocab_size % directions else f"model.hidden_size to {vocab_size // directions}, or "
+            width = ""
+            if vocab_size % directions == 0:
+                width = f"model.hidden_size to {vocab_size // directions}, or "
             raise ValueError(
                 f"model.head=none makes the hidden state the logits, and {directions} x {hidden_size} wide it does not "
                 f"fit {vocab_size} ids: set {width}model.head=linear"
@@ -85,17 +125,21 @@ class Recurrent(nn.Module):
             dropout=dropout_between(num_layers, dropout),
             bidirectional=bidirectional,
         )
-        self.head = Linear(directions * hidden_size, vocab_size, bias=False) if head == "linear" else None
+        self.head: Linear | None = None
+        if head == "linear":
+            self.head = Linear(directions * hidden_size, vocab_size, bias=False)
         self.is_lstm, self.hidden_size, self.num_states = cell == "lstm", hidden_size, directions * num_layers
 
     @property
     def head_weight(self) -> Tensor | None:
         """Return the matrix (V, D) that makes logits of what `return_hidden` returns; None without a head."""
-        return None if self.head is None else self.head.weight
+        if self.head is None:
+            return None
+        return self.head.weight
 
     def forward(
-        self, ids_BT: Tensor, state: tuple[Tensor, ...] | None = None, *, return_hidden: bool = False
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self, ids_BT: Tensor, state: HiddenState | LSTMState | None = None, *, return_hidden: bool = False
+    ) -> tuple[Tensor, HiddenState | LSTMState]:
         """Return the logits for each position.
 
         Args:
@@ -104,7 +148,7 @@ class Recurrent(nn.Module):
             return_hidden: Whether to return what the head reads, (B, T, D), in place of the logits.
 
         Returns:
-            (logits_BTV, state): The logits and the hidden state, (B, L, D); for an LSTM its cell state, too.
+            (logits_BTV, state): The logits and a HiddenState; an LSTMState for an LSTM.
 
         Raises:
             ValueError: if a bidirectional model is to go on from a state.
@@ -114,19 +158,23 @@ class Recurrent(nn.Module):
         x_BTD = self.embedding(ids_BT)
         given: Any = None
         if state is not None:
-            parts = tuple(part_BLD.transpose(0, 1).contiguous() for part_BLD in state)
-            given = parts if self.is_lstm else parts[0]
-        h_BTD, last = self.mixer(x_BTD, given)
-        parts = last if self.is_lstm else (last,)
-        out_BTV = h_BTD if return_hidden or self.head is None else self.head(h_BTD)
-        return out_BTV, tuple(part_LBD.transpose(0, 1) for part_LBD in parts)
+            given = _for_torch(*state)
+            if not self.is_lstm:
+                (given,) = given
+        out_BTV, last = self.mixer(x_BTD, given)
+        if self.head is not None and not return_hidden:
+            out_BTV = self.head(out_BTV)
+        if self.is_lstm:
+            hidden_LBD, cell_LBD = last
+            return out_BTV, LSTMState(hidden_LBD.transpose(0, 1), cell_LBD.transpose(0, 1))
+        return out_BTV, HiddenState(last.transpose(0, 1))
 
-    def state_by_layer(self, state: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def state_by_layer(self, state: HiddenState | LSTMState) -> dict[str, Tensor]:
         """Return the parts of a state, (B, D) each, by a name that says which layer's they are."""
-        hidden_BLD, *cells = state
-        named = {f"layer_{index}": part_BD for index, part_BD in enumerate(hidden_BLD.unbind(1), start=1)}
-        for cell_BLD in cells:
-            named |= {f"layer_{index}_cell": part_BD for index, part_BD in enumerate(cell_BLD.unbind(1), start=1)}
+        named = {}
+        for part_BLD, ending in zip(state, ("", "_cell"), strict=False):
+            for index, part_BD in enumerate(part_BLD.unbind(1), start=1):
+                named[f"layer_{index}{ending}"] = part_BD
         return named
 
     def part_of(self, name: str) -> str:
@@ -139,7 +187,10 @@ class Recurrent(nn.Module):
 
     def state_bytes(self, length: int) -> int:
         """Return the bytes of one sequence's state in float32, whatever the length."""
-        return 4 * self.num_states * self.hidden_size * (2 if self.is_lstm else 1)
+        hidden = 4 * self.num_states * self.hidden_size
+        if self.is_lstm:
+            return 2 * hidden
+        return hidden
 
 
 class LSTMAttention(nn.Module):
@@ -190,31 +241,39 @@ class LSTMAttention(nn.Module):
             return_hidden: Whether to return what the head reads, (B, T, 2 D), in place of the logits.
 
         Returns:
-            (logits_BTV, state): The logits, and the LSTM's two states, (B, L, D), with all hidden states so far.
+            (logits_BTV, state): The logits and an AttentionState.
 
         Raises:
             ValueError: past max_seq_len.
         """
-        past, time = (state[2]["length"] if state else 0), ids_BT.shape[1]
+        before = given = None
+        if state is not None:
+            hidden_BLD, cell_BLD, cache = state
+            before, given = as_cache(cache), _for_torch(hidden_BLD, cell_BLD)
+        past, time = length_of(before), ids_BT.shape[1]
         refuse_past_the_end(past, time, self.max_seq_len)
-        given = None if state is None else tuple(part_BLD.transpose(0, 1).contiguous() for part_BLD in state[:2])
         h_BTD, (last_LBD, cell_LBD) = self.mixer(self.embedding(ids_BT), given)
         keys_B1TD = h_BTD[:, None]
         # Keys are values here, so what a cache keeps as values is empty.
-        cache = extended(state[2] if state else None, keys_B1TD, keys_B1TD[..., :0], self.max_seq_len)
-        seen_B1SD = cache["keys_BHSK"][:, :, : past + time]
-        mask_TS = causal_mask(time, past, h_BTD.device) if past and time > 1 else None
+        cache = extended(before, keys_B1TD, keys_B1TD[..., :0], self.max_seq_len)
+        seen_B1SD = cache.keys_BHSK[:, :, : cache.length]
+        mask_TS, dropout = None, 0.0
+        if past and time > 1:
+            mask_TS = causal_mask(time, past, h_BTD.device)
+        if self.training:
+            dropout = self.dropout
         c_B1TD = F.scaled_dot_product_attention(
             keys_B1TD,
             seen_B1SD,
             seen_B1SD,
             attn_mask=mask_TS,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=dropout,
             is_causal=past == 0 and time > 1,
         )
-        both_BTP = torch.cat([h_BTD, c_B1TD[:, 0]], dim=-1)
-        out_BTV = both_BTP if return_hidden else self.head(both_BTP)
-        return out_BTV, (last_LBD.transpose(0, 1), cell_LBD.transpose(0, 1), cache)
+        out_BTV = torch.cat([h_BTD, c_B1TD[:, 0]], dim=-1)
+        if not return_hidden:
+            out_BTV = self.head(out_BTV)
+        return out_BTV, AttentionState(last_LBD.transpose(0, 1), cell_LBD.transpose(0, 1), cache)
 
     def part_of(self, name: str) -> str:
         """Return which part of the model the parameter of this name belongs to, as reports show it."""
@@ -234,4 +293,11 @@ class LSTMAttention(nn.Module):
 
 def dropout_between(num_layers: int, dropout: float) -> float:
     """Return the dropout to give torch's recurrent modules, which warn of one that is between no two layers."""
-    return dropout if num_layers > 1 else 0.0
+    if num_layers > 1:
+        return dropout
+    return 0.0
+
+
+def _for_torch(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Return (B, L, D) tensors as torch's modules take them, (L, B, D)."""
+    return tuple(part_BLD.transpose(0, 1).contiguous() for part_BLD in parts)

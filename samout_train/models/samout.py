@@ -32,13 +32,14 @@ from torch import Tensor, nn
 
 from samout_train.config import Layers, Probability, Range, Size, SizeOrNone, not_divisible, validated
 from samout_train.models.interface import Mixer, matrix_flops, part_of
-from samout_train.models.layers import CausalConvolution, ConvolvedState, Linear, draw_small, joined, parts_of
+from samout_train.models.layers import CausalConvolution, Linear, draw_small
+from samout_train.models.state import LayerState, as_layer_state
 from samout_train.ops.linear import linear
 from samout_train.ops.max_scan import max_mix
 from samout_train.ops.samout_layer import blended, gated, step, takes_step
 
 LayerNorms = Literal["published", "pre"]
-State = Sequence[Tensor | ConvolvedState]
+State = Sequence[Tensor | LayerState]
 
 FEW_TOKENS = 64  # with fewer, adding matrices costs more than a wider product
 
@@ -187,16 +188,21 @@ class SamOutLayer(nn.Module):
         self.feed_forward = GatedFeedForward(hidden_size=hidden_size, ffn_size=ffn_size)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(hidden_size)
-        published = norm == "published"
-        self.register_parameter("alpha", nn.Parameter(torch.tensor(0.5)) if published else None)
-        self.feed_forward_norm = None if published else nn.LayerNorm(hidden_size)
-        self.convolution = (
-            CausalConvolution(hidden_size=hidden_size, size=convolution_size) if convolution_size else None
-        )
+        self.feed_forward_norm: nn.LayerNorm | None = None
+        self.convolution: CausalConvolution | None = None
+        if norm == "published":
+            self.alpha = nn.Parameter(torch.tensor(0.5))
+        else:
+            self.register_parameter("alpha", None)
+            self.feed_forward_norm = nn.LayerNorm(hidden_size)
+        if convolution_size:
+            self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size)
 
     def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Return the layer's output (B, T, D) and its next state: the mixer's, or a ConvolvedState."""
-        dropout = self.dropout.p if self.training else 0.0
+        """Return the layer's output (B, T, D) and its next state: the mixer's, or a LayerState."""
+        dropout = 0.0
+        if self.training:
+            dropout = self.dropout.p
         if self._takes_step(x_BTD, dropout):
             return self._step(x_BTD, state)
         if self.feed_forward_norm is not None:
@@ -207,11 +213,13 @@ class SamOutLayer(nn.Module):
         return blended(self.feed_forward(u_BTD), x_BTD, self.alpha, self.norm, dropout), state
 
     def _mixed(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
-        mixer_state, tokens_BKD = parts_of(state)
-        if self.convolution is not None:
-            x_BTD, tokens_BKD = self.convolution(x_BTD, tokens_BKD)
+        if self.convolution is None:
+            u_BTD, state = self.mixer(x_BTD, state)
+            return u_BTD, state
+        mixer_state, tokens_BKD = as_layer_state(state)
+        x_BTD, tokens_BKD = self.convolution(x_BTD, tokens_BKD)
         u_BTD, mixer_state = self.mixer(x_BTD, mixer_state)
-        return u_BTD, joined(mixer_state, tokens_BKD)
+        return u_BTD, LayerState(mixer_state, tokens_BKD)
 
     @property
     def is_published(self) -> bool:
@@ -226,20 +234,27 @@ class SamOutLayer(nn.Module):
         mixer, inner, x_BD = cast(MaxState | MaxStateSuper, self.mixer), self.feed_forward, x_BTD[:, 0]
         if state_BD is None:
             state_BD = torch.full_like(x_BD, -torch.inf)
-        scale = mixer.scale if isinstance(mixer, MaxState) else None
+        scale = None
+        if isinstance(mixer, MaxState):
+            scale = mixer.scale
         weights = (mixer.projection.weight, scale, inner.up, inner.gate, inner.down, self.norm, self.alpha)
         y_BD, state_BD = step(x_BD, state_BD.to(x_BD.dtype), *weights)
         return y_BD.unsqueeze(1), state_BD
 
     def forward_flops_per_token(self) -> int:
         """Return the operations of the matrix products; a mixer that adds matrices first says its own."""
-        told = getattr(self.mixer, "forward_flops_per_token", None)
-        return (matrix_flops(self.mixer) if told is None else told()) + matrix_flops(self.feed_forward)
+        reported = getattr(self.mixer, "forward_flops_per_token", None)
+        if reported is None:
+            return matrix_flops(self.mixer) + matrix_flops(self.feed_forward)
+        of_mixer: int = reported()
+        return of_mixer + matrix_flops(self.feed_forward)
 
     def state_bytes(self, length: int) -> int:
         """Return the bytes of one sequence's state in float32 after `length` tokens."""
-        convolution = 0 if self.convolution is None else self.convolution.state_bytes()
-        return convolution + cast(Mixer, self.mixer).state_bytes(length)
+        of_mixer = cast(Mixer, self.mixer).state_bytes(length)
+        if self.convolution is None:
+            return of_mixer
+        return of_mixer + self.convolution.state_bytes()
 
 
 class SamOut(nn.Module):
@@ -270,7 +285,9 @@ class SamOut(nn.Module):
         """Return what is wrong between settings that are right by themselves; `name` is the key that they are under."""
         width, heads = settings["hidden_size"], settings["num_heads"]
         problem = not_divisible(f"{name}.hidden_size", width, f"{name}.num_heads", heads)
-        return [problem] if problem else []
+        if problem is None:
+            return []
+        return [problem]
 
     @validated
     def __init__(
@@ -307,15 +324,21 @@ class SamOut(nn.Module):
             )
             for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(hidden_size) if norm == "pre" else nn.Identity()
-        self.head = None if tied_head else Linear(hidden_size, vocab_size, bias=False)
+        self.norm: nn.Module = nn.Identity()
+        if norm == "pre":
+            self.norm = nn.LayerNorm(hidden_size)
+        self.head: Linear | None = None
+        if not tied_head:
+            self.head = Linear(hidden_size, vocab_size, bias=False)
         if init == "small":
             draw_small(self.embedding)
 
     @property
     def head_weight(self) -> Tensor:
         """Return the matrix (V, D) that makes logits of what `return_hidden` returns."""
-        return self.embedding.weight if self.head is None else self.head.weight
+        if self.head is None:
+            return self.embedding.weight
+        return self.head.weight
 
     def forward(
         self, ids_BT: Tensor, state: State | None = None, *, return_hidden: bool = False
@@ -328,24 +351,37 @@ class SamOut(nn.Module):
             return_hidden: Whether to return what the head reads, (B, T, D), in place of the logits.
 
         Returns:
-            (logits_BTV, state): The logits and each layer's state: (B, D), or a ConvolvedState.
+            (logits_BTV, state): The logits and each layer's state: (B, D), or a LayerState.
 
         Raises:
             ValueError: if the state has another number of layers or another batch.
         """
-        if state is not None and len(state) != len(self.layers):
-            raise ValueError(f"state has {len(state)} layers, the model {len(self.layers)}: give the state it returned")
+        states: Sequence[Any] = [None] * len(self.layers)
+        if state is not None:
+            states = state
+        if len(states) != len(self.layers):
+            raise ValueError(
+                f"state has {len(states)} layers, the model {len(self.layers)}: give the state it returned"
+            )
         x_BTD = self.embedding(ids_BT)
         next_state = []
-        for index, layer in enumerate(self.layers):
-            x_BTD, layer_state = layer(x_BTD, None if state is None else state[index])
-            next_state.append(layer_state)
+        for layer, before in zip(self.layers, states, strict=True):
+            x_BTD, after = layer(x_BTD, before)
+            next_state.append(after)
         x_BTD = self.norm(x_BTD)
-        return x_BTD if return_hidden else linear(x_BTD, self.head_weight), next_state
+        if not return_hidden:
+            x_BTD = linear(x_BTD, self.head_weight)
+        return x_BTD, next_state
 
     def state_by_layer(self, state: State) -> dict[str, Tensor]:
         """Return each mixer's state by layer: what may grow. A convolution's tokens are inputs as they were."""
-        return {f"layer_{index}": parts_of(part)[0] for index, part in enumerate(state, start=1)}
+        named = {}
+        for index, part in enumerate(state, start=1):
+            of_mixer: Any = part
+            if isinstance(part, LayerState):
+                of_mixer = part.mixer
+            named[f"layer_{index}"] = of_mixer
+        return named
 
     def part_of(self, name: str) -> str:
         """Return which part of the model the parameter of this name belongs to, as reports show it."""
@@ -353,7 +389,9 @@ class SamOut(nn.Module):
         if part == "embedding" and self.head is None:
             return "embedding (also head)"
         has_alpha = isinstance(self.norm, nn.Identity)  # published layers have one, and no norm before the head
-        return "norm and alpha" if part == "norm" and has_alpha else part
+        if part == "norm" and has_alpha:
+            return "norm and alpha"
+        return part
 
     def forward_flops_per_token(self, length: int) -> int:
         """Return the operations of the matrix products for one token: at any length, as no mixer has one over time."""

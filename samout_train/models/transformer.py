@@ -11,7 +11,7 @@ instead of (2k, 2k + 1), which is the same but for the order of its channels.
 
 # B batch, T time, S time of keys, D width, H heads, K width per head, P pairs of a head: K / 2, V vocabulary
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -22,19 +22,24 @@ from samout_train.config import Layers, Positive, Probability, Size, SizeOrNone,
 from samout_train.models.interface import matrix_flops, part_of
 from samout_train.models.layers import (
     CausalConvolution,
-    ConvolvedState,
     FeedForward,
     Linear,
     draw_small,
-    joined,
-    parts_of,
     token_embedding,
 )
-from samout_train.models.state import KeyValueCache, extended, refuse_past_the_end
+from samout_train.models.state import (
+    KeyValueCache,
+    LayerState,
+    as_cache,
+    as_layer_state,
+    extended,
+    length_of,
+    refuse_past_the_end,
+)
 
 ROTARY_BASE = 10_000.0
 Rotation = tuple[Tensor, Tensor]
-State = list[KeyValueCache | ConvolvedState]
+State = list[KeyValueCache | LayerState]
 
 
 class Attention(nn.Module):
@@ -77,16 +82,19 @@ class Attention(nn.Module):
         """
         batch, time, width = x_BTD.shape
         heads = (batch, time, self.num_heads, width // self.num_heads)
-        q_BHTK, k_BHTK, v_BHTK = (
-            project(x_BTD).view(heads).transpose(1, 2) for project in (self.query, self.key, self.value)
-        )
-        past = cache["length"] if cache else 0
+        q_BHTK = self.query(x_BTD).view(heads).transpose(1, 2)
+        k_BHTK = self.key(x_BTD).view(heads).transpose(1, 2)
+        v_BHTK = self.value(x_BTD).view(heads).transpose(1, 2)
+        past = length_of(cache)
         if rotation is not None:
             q_BHTK, k_BHTK = _rotated(q_BHTK, rotation), _rotated(k_BHTK, rotation)
         cache = extended(cache, k_BHTK, v_BHTK, capacity)
-        k_BHSK, v_BHSK = (cache[part][:, :, : past + time] for part in ("keys_BHSK", "values_BHSK"))
+        k_BHSK = cache.keys_BHSK[:, :, : cache.length]
+        v_BHSK = cache.values_BHSK[:, :, : cache.length]
         seen_BHTS = _seen(time, past, padding_mask_BS, self.causal, x_BTD.device)
-        dropout = self.dropout if self.training else 0.0
+        dropout = 0.0
+        if self.training:
+            dropout = self.dropout
         weights_BHTS = None
         if return_attention:
             scores_BHTS = q_BHTK @ k_BHSK.transpose(2, 3) * heads[-1] ** -0.5
@@ -120,7 +128,7 @@ def rotation_of(past: int, x_BTD: Tensor, head_width: int) -> Rotation:
 
 
 def _rotated(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
-    """Turns the pair (k, k + K / 2) of each head."""
+    """Turn the pair (k, k + K / 2) of each head."""
     cos_TP, sin_TP = rotation
     first_BHTP, second_BHTP = x_BHTK.to(cos_TP.dtype).chunk(2, dim=-1)
     turned = (first_BHTP * cos_TP - second_BHTP * sin_TP, first_BHTP * sin_TP + second_BHTP * cos_TP)
@@ -128,17 +136,21 @@ def _rotated(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
 
 
 def causal_mask(time: int, past: int, device: torch.device) -> Tensor:
-    """(T, S), True where a position may look: at itself and what came before."""
+    """Return (T, S), True where a position may look: at itself and what came before."""
     return torch.ones(time, past + time, dtype=torch.bool, device=device).tril(past)
 
 
 def _seen(time: int, past: int, padding_mask_BS: Tensor | None, causal: bool, device: torch.device) -> Tensor | None:
-    """(B, 1, T, S) or (T, S), True where a position may look; None where torch needs no mask for that."""
+    """Return (B, 1, T, S) or (T, S), True where a position may look; None where torch needs no mask for that."""
     if padding_mask_BS is None:
-        return causal_mask(time, past, device) if causal and past and time > 1 else None
+        if causal and past and time > 1:
+            return causal_mask(time, past, device)
+        return None
     itself_TS = torch.eye(past + time, dtype=torch.bool, device=device)[past:]
     seen_BTS = ~padding_mask_BS[:, None, :] | itself_TS  # a token that sees nothing would be NaN
-    return (seen_BTS & causal_mask(time, past, device) if causal else seen_BTS)[:, None]
+    if causal:
+        seen_BTS = seen_BTS & causal_mask(time, past, device)
+    return seen_BTS[:, None]
 
 
 class Block(nn.Module):
@@ -176,25 +188,32 @@ class Block(nn.Module):
         capacity: int,
         return_attention: bool,
     ) -> tuple[Tensor, Any, Tensor | None]:
-        """Do as Attention.forward; with a convolution, the state is a ConvolvedState around the cache."""
-        pre, (cache, tokens_BKD) = self.norm == "pre", parts_of(state)
-        inner_BTD = self.attention_norm(x_BTD) if pre else x_BTD
+        """Do as Attention.forward; with a convolution, the state is a LayerState around the cache."""
+        pre, inner_BTD, tokens_BKD = self.norm == "pre", x_BTD, None
+        if pre:
+            inner_BTD = self.attention_norm(x_BTD)
         if self.convolution is not None:
+            state, tokens_BKD = as_layer_state(state)
             if padding_mask_BS is not None:
                 inner_BTD = inner_BTD.masked_fill(padding_mask_BS[:, -inner_BTD.shape[1] :, None], 0.0)
             inner_BTD, tokens_BKD = self.convolution(inner_BTD, tokens_BKD)
         y_BTD, cache, weights_BHTS = self.attention(
             inner_BTD,
-            cache,
+            as_cache(state),
             padding_mask_BS,
             rotation=rotation,
             capacity=capacity,
             return_attention=return_attention,
         )
-        x_BTD = x_BTD + y_BTD if pre else self.attention_norm(x_BTD + y_BTD)
-        y_BTD = self.feed_forward(self.feed_forward_norm(x_BTD) if pre else x_BTD)
-        x_BTD = x_BTD + y_BTD if pre else self.feed_forward_norm(x_BTD + y_BTD)
-        return x_BTD, joined(cache, tokens_BKD), weights_BHTS
+        if pre:
+            x_BTD = x_BTD + y_BTD
+            x_BTD = x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+        else:
+            x_BTD = self.attention_norm(x_BTD + y_BTD)
+            x_BTD = self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
+        if self.convolution is None:
+            return x_BTD, cache, weights_BHTS
+        return x_BTD, LayerState(cache, tokens_BKD), weights_BHTS
 
 
 class Transformer(nn.Module):
@@ -229,7 +248,9 @@ class Transformer(nn.Module):
                 f"{name}.positions=rotary: turns pairs, and a head is {width // heads} wide: set {name}.hidden_size to "
                 f"{width + heads}, or {name}.positions=learned"
             )
-        return [problem] if problem else []
+        if problem is None:
+            return []
+        return [problem]
 
     @validated
     def __init__(
@@ -255,32 +276,34 @@ class Transformer(nn.Module):
             raise ValueError(found[0])
         self.max_seq_len, self.head_width, self.sees_future = max_seq_len, hidden_size // num_heads, not causal
         self.embedding = token_embedding("learned", vocab_size=vocab_size, size=hidden_size, pad_id=pad_id)
-        self.positions = nn.Embedding(max_seq_len, hidden_size) if positions == "learned" else None
-        if self.positions is not None:
+        self.positions: nn.Embedding | None = None
+        if positions == "learned":
+            self.positions = nn.Embedding(max_seq_len, hidden_size)
             draw_small(self.positions)
-        self.layers = nn.ModuleList(
-            Block(
+        self.layers = nn.ModuleList()
+        for _ in range(num_layers):
+            attention = Attention(hidden_size=hidden_size, num_heads=num_heads, dropout=dropout, causal=causal)
+            feed_forward = FeedForward(
                 hidden_size=hidden_size,
-                norm=norm,
-                attention=Attention(
-                    hidden_size=hidden_size,
-                    num_heads=num_heads,
-                    dropout=dropout,
-                    causal=causal,
-                ),
-                feed_forward=FeedForward(
-                    hidden_size=hidden_size,
-                    ffn_size=ffn_size or 4 * hidden_size,
-                    dropout=dropout,
-                    activation=activation,
-                ),
-                convolution=(
-                    CausalConvolution(hidden_size=hidden_size, size=convolution_size) if convolution_size else None
-                ),
+                ffn_size=ffn_size or 4 * hidden_size,
+                dropout=dropout,
+                activation=activation,
             )
-            for _ in range(num_layers)
-        )
-        self.norm = nn.LayerNorm(hidden_size) if norm == "pre" else nn.Identity()
+            convolution = None
+            if convolution_size:
+                convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size)
+            self.layers.append(
+                Block(
+                    hidden_size=hidden_size,
+                    norm=norm,
+                    attention=attention,
+                    feed_forward=feed_forward,
+                    convolution=convolution,
+                )
+            )
+        self.norm: nn.Module = nn.Identity()
+        if norm == "pre":
+            self.norm = nn.LayerNorm(hidden_size)
         self.head = Linear(hidden_size, vocab_size, bias=False)
 
     @property
@@ -312,29 +335,40 @@ class Transformer(nn.Module):
         Raises:
             ValueError: past max_seq_len, or where an encoder is to go on from a state.
         """
-        past, time = (parts_of(state[0])[0]["length"] if state else 0), ids_BT.shape[1]
+        states: Sequence[Any] = [None] * len(self.layers)
+        if state:
+            states = state
+        first = states[0]
+        if self.layers[0].convolution is not None:
+            first = as_layer_state(first).mixer
+        past, time = length_of(as_cache(first)), ids_BT.shape[1]
         refuse_past_the_end(past, time, self.max_seq_len)
         if past and self.sees_future:
             raise ValueError("a model that sees the whole sequence (causal=false) cannot go on from a state")
         x_BTD = self.embedding(ids_BT)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions.weight[past : past + time]
-        rotation = rotation_of(past, x_BTD, self.head_width) if self.positions is None else None
+        rotation = None
+        if self.positions is None:
+            rotation = rotation_of(past, x_BTD, self.head_width)
         next_state, weights = [], []
-        for index, layer in enumerate(self.layers):
-            x_BTD, layer_state, weights_BHTS = layer(
+        for layer, before in zip(self.layers, states, strict=True):
+            x_BTD, after, weights_BHTS = layer(
                 x_BTD,
-                None if state is None else state[index],
+                before,
                 padding_mask_BS,
                 rotation=rotation,
                 capacity=self.max_seq_len,
                 return_attention=return_attention,
             )
-            next_state.append(layer_state)
+            next_state.append(after)
             weights.append(weights_BHTS)
-        h_BTD = self.norm(x_BTD)
-        out_BTV = h_BTD if return_hidden else self.head(h_BTD)
-        return (out_BTV, next_state, weights) if return_attention else (out_BTV, next_state)
+        out_BTV = self.norm(x_BTD)
+        if not return_hidden:
+            out_BTV = self.head(out_BTV)
+        if return_attention:
+            return out_BTV, next_state, weights
+        return out_BTV, next_state
 
     def part_of(self, name: str) -> str:
         """Return which part of the model the parameter of this name belongs to, as reports show it."""
@@ -350,5 +384,8 @@ class Transformer(nn.Module):
         That is what counts of them: a state that goes on without gradients holds room for more.
         """
         blocks = cast(list[Block], self.layers)
-        tokens = sum(block.convolution.state_bytes() for block in blocks if block.convolution is not None)
-        return tokens + 2 * 4 * self.head.in_features * length * len(self.layers)
+        total = 2 * 4 * self.head.in_features * length * len(blocks)
+        for block in blocks:
+            if block.convolution is not None:
+                total += block.convolution.state_bytes()
+        return total

@@ -26,7 +26,11 @@ from .device import (
     use_threads as use_threads,
     wait_for as wait_for,
 )
-from .distributed import LostProcessError as LostProcessError
+from .distributed import (
+    WITHOUT_DIRECTORY as WITHOUT_DIRECTORY,
+    Launch as Launch,
+    LostProcessError as LostProcessError,
+)
 from .event_file import EventFile as EventFile
 from .file_kind import (
     COMPRESSED_ENDINGS as COMPRESSED_ENDINGS,
@@ -57,11 +61,11 @@ from .home import (
     home_path as home_path,
     own_folder as own_folder,
 )
-from .launch import WITHOUT_DIRECTORY as WITHOUT_DIRECTORY, Launch as Launch
 from .log import Bar as Bar, log_file as log_file
 from .memory import (
     MEMORY_LIMITS as MEMORY_LIMITS,
     current_memory_bytes as current_memory_bytes,
+    is_out_of_memory as is_out_of_memory,
     keep_freed_memory as keep_freed_memory,
     peak_memory_bytes as peak_memory_bytes,
     reset_peak_memory as reset_peak_memory,

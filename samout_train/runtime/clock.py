@@ -24,7 +24,9 @@ class Clock:
     @property
     def seconds(self) -> float:
         """Return the seconds counted so far; while it runs, the device may be behind."""
-        return self._counted + (time.perf_counter() - self._running_since if self._running_since is not None else 0.0)
+        if self._running_since is None:
+            return self._counted
+        return self._counted + (time.perf_counter() - self._running_since)
 
     def start(self) -> None:
         """Count from now on."""

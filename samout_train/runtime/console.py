@@ -49,7 +49,9 @@ def text_of_word(word: str) -> str:
     Raises:
         UnicodeError: if they are not.
     """
-    return os.fsencode(word).decode() if any("\udc80" <= character <= "\udcff" for character in word) else word
+    if any("\udc80" <= character <= "\udcff" for character in word):
+        return os.fsencode(word).decode()
+    return word
 
 
 def input_as_utf_8(content: bytes) -> bytes:
@@ -136,19 +138,23 @@ def _lasting(stream: Any, name: str) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper) or stream is not getattr(sys, f"__{name}__"):
         kept: TextIO = stream
         return kept
-    errors = ERRORS if stream.errors in ("strict", "surrogateescape") else stream.errors
+    errors = stream.errors or ERRORS
+    if errors in ("strict", "surrogateescape"):
+        errors = ERRORS
     raw = getattr(stream.buffer, "raw", stream.buffer)
     if not isinstance(raw, io.FileIO):  # a console of Windows, which takes all of Unicode
         stream.reconfigure(errors=errors)
         return stream
     with suppress(OSError):
         stream.flush()
-    file = _LastingFile(raw.fileno(), name)
+    file: Any = _LastingFile(raw.fileno(), name)
+    if not stream.write_through:
+        file = io.BufferedWriter(file)
     return io.TextIOWrapper(
-        file if stream.write_through else io.BufferedWriter(file),
+        file,
         encoding=stream.encoding,
         errors=errors,
-        newline="\r\n" if os.name == "nt" else "\n",
+        newline=os.linesep,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
@@ -159,4 +165,6 @@ def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     code = ord(error.object[error.start])
-    return bytes([code - 0xDC00]) if 0xDC80 <= code <= 0xDCFF else "?", error.start + 1
+    if 0xDC80 <= code <= 0xDCFF:
+        return bytes([code - 0xDC00]), error.start + 1
+    return "?", error.start + 1

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from samout_train.runtime.launch import Launch
+from samout_train.runtime.distributed import Launch
 from samout_train.runtime.os_errors import in_words
 from samout_train.runtime.threads import ABOUT_NUMBERS, available_cores
 
@@ -35,7 +35,9 @@ def choose_device(name: str) -> torch.device:
     """
     launch = Launch.of_environment()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cpu"
+        if torch.cuda.is_available():
+            name = "cuda"
     if launch is not None and name.startswith("cuda"):
         if name != "cuda":
             raise ValueError(f"device ({name}) is one device, and each process needs its own: use device=cuda")
@@ -52,12 +54,22 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"device ({name}) is for one process: start it without torchrun, or use device=cpu")
     if device.type == "mps" and not ((device.index or 0) == 0 and torch.backends.mps.is_available()):
         raise ValueError(f"device ({name}) is not there: torch sees no such GPU of Apple here; use device=cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        have = f"this machine has cuda:0 to cuda:{count - 1}" if count else "torch sees no CUDA device here"
-        instead = "use device=auto or device=cpu" if launch is None else "start fewer processes (--nproc-per-node)"
-        raise ValueError(f"device ({name}) is not there: {have}; {instead}")
+    if device.type == "cuda":
+        _require_cuda_device(device, name, launch)
     return device
+
+
+def _require_cuda_device(device: torch.device, name: str, launch: Launch | None) -> None:
+    count, have = 0, "torch sees no CUDA device here"
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        have = f"this machine has cuda:0 to cuda:{count - 1}"
+    if (device.index or 0) < count:
+        return
+    instead = "use device=auto or device=cpu"
+    if launch is not None:
+        instead = "start fewer processes (--nproc-per-node)"
+    raise ValueError(f"device ({name}) is not there: {have}; {instead}")
 
 
 def choose_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> PrecisionName:
@@ -73,8 +85,10 @@ def choose_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torc
     if device.type == "cuda":
         with torch.cuda.device(device):
             bf16_gpu = torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "auto" and bf16_gpu:
+        return "bf16"
     if name == "auto":
-        return "bf16" if bf16_gpu else "fp32"
+        return "fp32"
     if name == "fp16" and device.type != "cuda":
         raise ValueError(f"precision (fp16) needs a CUDA device: use bf16 or fp32 on {device.type}")
     if name == "bf16" and device.type == "cuda" and not bf16_gpu:
@@ -91,7 +105,9 @@ def autocast(precision: PrecisionName, device: torch.device) -> AbstractContextM
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy from ordinary memory; to CUDA from pinned memory, so that nobody waits for the copy."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def wait_for(device: torch.device) -> None:
@@ -104,7 +120,9 @@ def wait_for(device: torch.device) -> None:
 
 def float64_place(device: torch.device) -> torch.device:
     """Return where float64 sums of what this device computes are kept: on it, unless it is Apple's, which has none."""
-    return torch.device("cpu") if device.type == "mps" else device
+    if device.type == "mps":
+        return torch.device("cpu")
+    return device
 
 
 def use_threads(threads: int | None) -> None:
@@ -114,15 +132,17 @@ def use_threads(threads: int | None) -> None:
         threads: None for as many as torch has by itself, or cores where a container allows fewer.
     """
     global _threads_before
-    cores = available_cores()
+    cores, before = available_cores(), _threads_before
+    if before is None:
+        before = torch.get_num_threads()
     if threads is None:
-        number = torch.get_num_threads() if _threads_before is None else _threads_before
+        number = before
         if number > cores and not any(name in os.environ for name in ABOUT_NUMBERS):
             number = cores
         _threads_before = None
     else:
         number = threads
-        _threads_before = torch.get_num_threads() if _threads_before is None else _threads_before
+        _threads_before = before
         if threads > cores:
             log.warning("threads     %d are more than the %d cores here: steps take longer", threads, cores)
     if number != torch.get_num_threads():
@@ -140,7 +160,9 @@ def use_tf32(tf32: bool, device: torch.device) -> None:
     """
     if problem := tf32_problem(tf32, device):
         raise ValueError(problem)
-    precision = "tf32" if tf32 else "ieee"
+    precision = "ieee"
+    if tf32:
+        precision = "tf32"
     cuda, cudnn = cast(Any, torch.backends.cuda), cast(Any, torch.backends.cudnn)
     for operations in (cuda.matmul, cudnn.conv, cudnn.rnn):
         operations.fp32_precision = precision
@@ -178,7 +200,9 @@ def compile_problem(device: torch.device) -> str | None:
         missing = "a C++ compiler for the CPU, and torch finds none: install g++, or name one in CXX"
     elif not header.exists():
         missing = f"{header}, which is not there: install Python's headers"
-    return f"trainer.compile=true: needs {missing}, or leave it out" if missing else None
+    if missing is None:
+        return None
+    return f"trainer.compile=true: needs {missing}, or leave it out"
 
 
 def _cache_problem() -> str | None:

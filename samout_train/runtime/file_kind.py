@@ -38,22 +38,32 @@ def kept_otherwise(head: bytes, path: Path | None, *, wanted: str) -> str | None
         path: Where it lies; None if it has no name, as standard input.
         wanted: What should be in it, such as `text`.
     """
-    found = next((each for mark, each in COMPRESSED.items() if head.startswith(mark)), None)
-    if head.startswith(BZIP2) and head[4:10] == BZIP2_BLOCK:
-        found = ("bzip2", "bzip2 -dc")
-    if found:
+    if found := _compression(head):
         name, command = found
-        line = converting_line(command, path, "unpacked")
-        away = old_file_away(path) if wanted == TEXT else ""
+        line, away = converting_line(command, path, "unpacked"), ""
+        if wanted == TEXT:
+            away = old_file_away(path)
         return f"is compressed ({name}): decompress it first, for example with `{line}`, and give the {wanted}{away}"
     if head.startswith(GIT_LFS):
         return f"is a pointer of Git LFS and not the {wanted}: run `git lfs pull` where it lies"
     return None
 
 
+def _compression(head: bytes) -> tuple[str, str] | None:
+    """Return its name, and the command that undoes it; None where it is not known."""
+    if head.startswith(BZIP2) and head[4:10] == BZIP2_BLOCK:
+        return "bzip2", "bzip2 -dc"
+    for mark, found in COMPRESSED.items():
+        if head.startswith(mark):
+            return found
+    return None
+
+
 def old_file_away(path: Path | None) -> str:
     """Return what else is to be done with a file that was converted: its name still matches a pattern."""
-    return "" if path is None else "; of a folder that is read, move the old file out"
+    if path is None:
+        return ""
+    return "; of a folder that is read, move the old file out"
 
 
 def converting_line(command: str, path: Path | None, word: str) -> str:
@@ -66,7 +76,9 @@ def converting_line(command: str, path: Path | None, word: str) -> str:
     """
     if path is None:
         return command
-    plain = path.with_suffix("") if path.suffix.lower() in COMPRESSED_ENDINGS else path
+    plain = path
+    if path.suffix.lower() in COMPRESSED_ENDINGS:
+        plain = path.with_suffix("")
     new = plain.with_name(f"{plain.stem}.{word}{plain.suffix}")
     number = 2
     while new.exists():  # or the line would write over it
@@ -78,4 +90,6 @@ def converting_line(command: str, path: Path | None, word: str) -> str:
 def _word(path: Path) -> str:
     """Return a path as a shell takes it, and no program for an option."""
     name = str(path)
-    return shell_word(f"./{name}" if name.startswith("-") else name)
+    if name.startswith("-"):
+        name = f"./{name}"
+    return shell_word(name)

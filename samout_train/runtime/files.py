@@ -71,7 +71,9 @@ def take_place(new: Path, path: Path) -> None:
 
 def leftovers(folder: Path) -> Iterator[Path]:
     """Return what a death in `replace_file` left in a folder."""
-    return (path for path in folder.glob("*.tmp") if re.search(r"\.\d+\.tmp$", path.name))
+    for path in folder.glob("*.tmp"):
+        if re.search(r"\.\d+\.tmp$", path.name):
+            yield path
 
 
 def append(file: IO[bytes], record: bytes) -> None:
@@ -106,7 +108,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        return None
+    return content
 
 
 def write_json(path: Path, content: dict[str, Any], *, indent: int | None = None) -> None:
@@ -135,4 +139,6 @@ def _finite(value: Any) -> Any:
         return finite_or_null(value)
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -45,9 +45,10 @@ def home_expanded(node: Any, key: str = "") -> Any:
         return [home_expanded(value, key) for value in node]
     if not isinstance(node, str) or key not in PATH_KEYS:
         return node
-    scheme = SQLITE if node.startswith(SQLITE) else ""
-    path = node.removeprefix(scheme)
-    return scheme + str(home_path(path)) if path.startswith("~") else node
+    path = node.removeprefix(SQLITE)
+    if not path.startswith("~"):
+        return node
+    return node.removesuffix(path) + str(home_path(path))
 
 
 def cache_directory() -> Path:
@@ -128,7 +129,9 @@ def own_folder(parent: str) -> Path:
     Raises:
         OSError: if it cannot be made, or is not this user's.
     """
-    folder = Path(parent) / f"samout_train-{os.getuid()}" if hasattr(os, "getuid") else Path(parent) / "samout_train"
+    folder = Path(parent) / "samout_train"
+    if hasattr(os, "getuid"):
+        folder = Path(parent) / f"samout_train-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     if hasattr(os, "getuid"):

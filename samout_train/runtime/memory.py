@@ -10,6 +10,12 @@ import torch
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 # Where a container reads its own limit, of cgroups 2 and 1: docs.kernel.org/admin-guide/cgroup-v2.html.
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+# In a RuntimeError of torch for a failed allocation: of a CPU, on Linux and on Windows; of memory that processes
+# share; of CUDA, Apple's GPU and their libraries; of sizes whose bytes exceed 64 bits.
+NO_MEMORY = (
+    *("can't allocate memory", "DefaultCPUAllocator", "not enough memory", "Cannot allocate memory"),
+    *("out of memory", "ALLOC_FAILED", "size calculation overflowed", "multiplication overflow"),
+)
 
 
 def total_memory_bytes(device: torch.device) -> int | None:
@@ -37,6 +43,17 @@ def too_large(needed: int, device: torch.device) -> str | None:
     if total is None or needed <= total:
         return None
     return f"does not fit into memory: {needed:,} bytes are needed, and there are {total:,}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that an allocation failed, on a device or in main memory.
+
+    An access to memory that is not the program's, and a number that its type cannot hold, are other errors.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    message = str(error)
+    return isinstance(error, RuntimeError) and any(words in message for words in NO_MEMORY)
 
 
 def current_memory_bytes() -> int:
@@ -76,7 +93,9 @@ def _status_bytes(field: str) -> int:
     except OSError:
         return 0
     start = status.find(field.encode() + b":")
-    return int(status[start + len(field) + 1 :].split(maxsplit=1)[0]) * 1024 if start >= 0 else 0
+    if start < 0:
+        return 0
+    return int(status[start + len(field) + 1 :].split(maxsplit=1)[0]) * 1024
 
 
 def keep_freed_memory() -> None:

@@ -33,13 +33,17 @@ def place_problem(path: Path) -> str | None:
         path: Perhaps not there yet; it is looked at only.
     """
     for part in (path, *path.parents):
-        what = "" if part == path else f"{part} "
+        what = ""
+        if part != path:
+            what = f"{part} "
         try:
             if part.is_symlink() and not part.exists():
                 target = part.readlink()
                 return f"{what}is a link to {target}, which is not there: make that, or give another directory"
+            if part.is_dir():
+                return None
             if part.exists():
-                return None if part.is_dir() else f"{what}is a file: give a directory"
+                return f"{what}is a file: give a directory"
         except NotADirectoryError:  # of what is above
             continue
         except (OSError, ValueError):  # which is told where it is made
@@ -66,14 +70,17 @@ def in_words(error: OSError, *, place: Path | None = None, needed: int | None = 
         return error.strerror or str(error)
     if not is_full(error):
         fix = fix or FIXES.get(error.errno or 0)
-        return f"{where}: {error.strerror or error}" + (f": {fix}" if fix else "")
-    said = f"{where}: cannot be written ({error.strerror})" + (
-        "" if needed is None else f": {needed:,} bytes are needed"
-    )
+        message = f"{where}: {error.strerror or error}"
+        if fix:
+            message += f": {fix}"
+        return message
+    message, separator = f"{where}: cannot be written ({error.strerror})", ": "
+    if needed is not None:
+        message, separator = f"{message}: {needed:,} bytes are needed", ", "
     if error.errno == errno.EFBIG:
-        return f"{said}: {SIZE_LIMIT}"
+        return f"{message}: {SIZE_LIMIT}"
     fix = fix or "delete what is not needed, or choose another place"
-    return f"{said}{': ' if needed is None else ', '}{free_bytes(Path(where))} are free: {fix}"
+    return f"{message}{separator}{free_bytes(Path(where))} are free: {fix}"
 
 
 def free_bytes(path: Path) -> str:
@@ -89,7 +96,9 @@ def free_bytes(path: Path) -> str:
 def message_of(error: BaseException) -> str:
     """Return what an error says to a person."""
     system = _cause(error)
-    return in_words(system) if system is not None else str(error)
+    if system is None:
+        return str(error)
+    return in_words(system)
 
 
 def is_of_a_place(error: BaseException) -> bool:
@@ -104,4 +113,6 @@ def _cause(error: BaseException) -> OSError | None:
     if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
         return None
     inner = getattr(error, "inner_exception", None) or error.__cause__
-    return None if inner is None else _cause(inner)
+    if inner is None:
+        return None
+    return _cause(inner)

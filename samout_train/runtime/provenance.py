@@ -21,7 +21,10 @@ def commit() -> str | None:
             found.append(done.stdout.strip())
     except (OSError, subprocess.SubprocessError):
         return None
-    return found[0] + ("-dirty" if found[1] else "")
+    head, changes = found
+    if changes:
+        head += "-dirty"
+    return head
 
 
 def device_name(device: torch.device) -> str:
@@ -32,5 +35,7 @@ def device_name(device: torch.device) -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -25,12 +25,15 @@ def random_states(device: torch.device) -> dict[str, Any]:
     """Return the state of every random generator that a run on this device uses, as a checkpoint can hold it."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
+    states = {
         "python": [version, list(internal), gauss],
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": device_random_state(device) if device.type == "cuda" else None,
-    } | ({"mps": device_random_state(device)} if device.type == "mps" else {})
+        "cuda": None,
+    }
+    if device.type != "cpu":
+        states[device.type] = device_random_state(device)
+    return states
 
 
 def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
@@ -40,7 +43,11 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
-    made_on = "mps" if "mps" in states else "cpu" if states["cuda"] is None else "cuda"
+    made_on = "cpu"
+    if "mps" in states:
+        made_on = "mps"
+    elif states["cuda"] is not None:
+        made_on = "cuda"
     if made_on != device.type:
         log.warning("the checkpoint is of another kind of device than %s: dropout will differ from there on", device)
     elif device.type != "cpu":
@@ -64,7 +71,9 @@ def device_random_state(device: torch.device) -> Tensor | None:
     """Return the state of a GPU's own generator; None for a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_rng_state(device)
-    return torch.mps.get_rng_state() if device.type == "mps" else None
+    if device.type == "mps":
+        return torch.mps.get_rng_state()
+    return None
 
 
 def set_device_random_state(state: Tensor, device: torch.device) -> None:

@@ -48,10 +48,13 @@ def library_variables(error: BaseException) -> list[str]:
         name = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
         if name not in ("", "__main__", "samout_train", "importlib"):
             is_importing |= traceback.tb_frame.f_code.co_name == "<module>"
-            found |= {name} if is_importing else set()
+            if is_importing:
+                found.add(name)
         traceback = traceback.tb_next
-    begins = tuple(start for name in found for start in PREFIXES.get(name, (f"{name.upper()}_",)))
-    return sorted(name for name in os.environ if begins and name.startswith(begins))
+    prefixes: list[str] = []
+    for name in found:
+        prefixes += PREFIXES.get(name, (f"{name.upper()}_",))
+    return sorted(name for name in os.environ if name.startswith(tuple(prefixes)))
 
 
 def hiding_files() -> list[str]:
@@ -66,7 +69,8 @@ def hiding_files() -> list[str]:
         if "." in name or not file or name in ("__main__", "samout_train"):
             continue
         folder, base = os.path.split(os.path.abspath(file))
-        folder = os.path.dirname(folder) if base == "__init__.py" else folder
+        if base == "__init__.py":
+            folder = os.path.dirname(folder)
         if folder in own and (name in sys.stdlib_module_names or PathFinder.find_spec(name, others) is not None):
             found.append(file)
     return found

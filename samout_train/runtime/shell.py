@@ -29,7 +29,9 @@ def typed_line(words: Sequence[str], shell: Shell | None = None) -> str:
     """
     shell = shell or _shell_here()
     line = " ".join(shell_word(word, shell) for word in words)
-    return line if shell == "posix" or PLAIN[shell].fullmatch(words[0]) else f"& {line}"
+    if shell != "posix" and not PLAIN[shell].fullmatch(words[0]):
+        line = f"& {line}"
+    return line
 
 
 def shell_word(word: str, shell: Shell | None = None) -> str:
@@ -41,7 +43,8 @@ def shell_word(word: str, shell: Shell | None = None) -> str:
         return _posix(word)
     if shell == "powershell":  # it hands quotes on as they are, and the program reads them once more
         word = re.sub(r'(\\*)"', r'\1\1\\"', word)
-        word = re.sub(r"\\+\Z", lambda found: 2 * found[0], word) if re.search(r"\s", word) else word
+        if re.search(r"\s", word):
+            word = re.sub(r"\\+\Z", lambda found: 2 * found[0], word)
         word = word or '""'
     return "'" + re.sub(f"[{SINGLE_QUOTES}]", r"\g<0>\g<0>", word) + "'"
 
@@ -63,38 +66,49 @@ def list_setting(key: str, texts: Sequence[str]) -> str:
 def text_setting(key: str, text: object) -> str:
     """Return `key=text` as the program reads it: in quotes only where the text would say something to Hydra."""
     word = str(text)
-    return f"{key}={quoted(word) if '${' in word or word[:1] in QUOTES or word == 'null' else word}"
+    if "${" in word or word[:1] in QUOTES or word == "null":
+        word = quoted(word)
+    return f"{key}={word}"
 
 
 def shown_path(path: Path) -> str:
     """Return a path relative to the working directory where it lies below it, since that is what a person types."""
-    absolute = path if path.is_absolute() else Path.cwd() / path
-    shown = str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
-    return f"./{shown}" if shown.startswith("~") else shown  # a name that begins so, and no home
+    path = Path.cwd() / path  # the path itself where it is absolute
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    if str(path).startswith("~"):  # a name that begins so, and no home
+        return f"./{path}"
+    return str(path)
 
 
 def program_file() -> str:
     """Return Python as it is typed: with a folder in front, or the shell would look for it in PATH."""
-    shown = shown_path(Path(sys.executable))
-    return shown if re.search(r"[/\\]", shown) else f"./{shown}"
+    return _with_folder(Path(sys.executable))
 
 
 def program() -> list[str]:
     """Return the words that start this program, as it was started: its own command, or Python with its name."""
-    command = Path(sys.argv[0]) if sys.argv else Path()
+    command = Path(*sys.argv[:1])
     if command.name.startswith("samout-train") and command.is_file():
         found = shutil.which(command.name)
         if found is not None and Path(found).resolve() == command.resolve():
             return [command.name]
-        shown = shown_path(command)
-        return [shown if re.search(r"[/\\]", shown) else f"./{shown}"]
+        return [_with_folder(command)]
     return [program_file(), "-m", "samout_train"]
+
+
+def _with_folder(path: Path) -> str:
+    shown = shown_path(path)
+    if not re.search(r"[/\\]", shown):
+        shown = f"./{shown}"
+    return shown
 
 
 def dashboard_command(folder: Path) -> str:
     """Return the command that shows all runs of a folder in TensorBoard."""
-    shown = shown_path(folder)
-    logdir = f"./{shown}" if shown.startswith("-") else shown
+    logdir = shown_path(folder)
+    if logdir.startswith("-"):
+        logdir = f"./{logdir}"
     # With -P, no file of the working directory hides a module that TensorBoard needs.
     return typed_line([program_file(), "-P", "-m", "tensorboard.main", "--logdir", logdir])
 
@@ -103,8 +117,9 @@ def _shell_here() -> Shell:
     """Return the shell that a line is for; a POSIX shell on Windows, such as that of Git, says so by SHELL."""
     if sys.platform != "win32" or os.environ.get("SHELL"):
         return "posix"
-    is_core = re.search(r"powershell[\\/]7", os.environ.get("PSMODULEPATH", ""), re.IGNORECASE)
-    return "pwsh" if is_core else "powershell"
+    if re.search(r"powershell[\\/]7", os.environ.get("PSMODULEPATH", ""), re.IGNORECASE):
+        return "pwsh"
+    return "powershell"
 
 
 def _posix(word: str) -> str:

@@ -18,7 +18,9 @@ SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 def own_group() -> dict[str, Any]:
     """Return what `Popen` needs so that Ctrl-C in the terminal does not reach the process by itself."""
     new_group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", None)
-    return {"start_new_session": True} if new_group is None else {"creationflags": new_group}
+    if new_group is None:
+        return {"start_new_session": True}
+    return {"creationflags": new_group}
 
 
 def ask_to_stop(process: "subprocess.Popen[bytes]", number: int | None) -> None:
@@ -26,9 +28,7 @@ def ask_to_stop(process: "subprocess.Popen[bytes]", number: int | None) -> None:
 
     On Windows, SIGTERM and SIGINT cannot be sent to another process: SIGTERM would kill it before it could save.
     """
-    on_windows = getattr(signal, "CTRL_BREAK_EVENT", None)
-    elsewhere = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
-    process.send_signal(elsewhere if on_windows is None else on_windows)
+    process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", _interrupt_or_termination(number)))
 
 
 class StopRequestedError(Exception):
@@ -37,7 +37,13 @@ class StopRequestedError(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         # 130 or 143; whoever restarts stopped runs need not know the others.
-        self.exit_code = 128 + (signal.SIGINT if signal_number == signal.SIGINT else signal.SIGTERM)
+        self.exit_code = 128 + _interrupt_or_termination(signal_number)
+
+
+def _interrupt_or_termination(number: int | None) -> signal.Signals:
+    if number == signal.SIGINT:
+        return signal.SIGINT
+    return signal.SIGTERM
 
 
 def treat_hangup_as_termination() -> None:

@@ -11,6 +11,8 @@ from typing import IO, Any
 
 import torch
 
+from samout_train.runtime.memory import is_out_of_memory
+
 HEAD_BYTES = 64
 SMALLEST = 4  # bytes, of the mark that a file of torch.save begins with
 ZIP = b"PK\x03\x04"
@@ -70,7 +72,7 @@ def _given(path: Path | IO[bytes]) -> Iterator[Path | IO[bytes]]:
 
 def _reason(path: Path | IO[bytes], error: Exception) -> str:
     """Why torch.load could not read a file, by what the file begins with: its own words name no cause."""
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return "it asks for more memory than there is: it is damaged, or made to do so"
     start = _start(path)
     if not start:
@@ -93,7 +95,9 @@ def _changed_record(path: Path) -> str | None:
         records = [each for each in archive.infolist() if each.compress_type == zipfile.ZIP_STORED]
         changed = [each.filename for each in records if not _agrees(archive, each)]
     # torch.serialization.set_crc32_options(False) saves none, and then no record has the right one.
-    return changed[0] if changed and len(changed) < len(records) else None
+    if not changed or len(changed) == len(records):
+        return None
+    return changed[0]
 
 
 def _agrees(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
@@ -125,7 +129,9 @@ def _other_content(start: bytes) -> str:
         return "it is a pickle that torch.save did not write: load it where it was made, and save it with torch.save"
     text = start.decode("utf-8", errors="replace").rstrip("\ufffd")  # of a character that goes on behind them
     if all(each.isprintable() or each.isspace() for each in text):
-        kind = "JSON or other text" if text.lstrip().startswith(("{", "[")) else "text"
+        kind = "text"
+        if text.lstrip().startswith(("{", "[")):
+            kind = "JSON or other text"
         return f"it is {kind}, and no file of torch.save: give the file of the weights"
     return "it is no file of torch.save: give the file of the weights, or copy or download it again"
 
@@ -140,8 +146,11 @@ def _is_torch_script(path: Path | IO[bytes]) -> bool:
 
 def _asked_for(words: str) -> str:
     """Return what a pickle wanted, where torch says it."""
-    named = re.search(r"GLOBAL (\S+) ", words) or re.search(r"(Unsupported operand \d+)", words)
-    return f" ({named[1].lower() if named[1].startswith('Unsupported') else named[1]})" if named else ""
+    if named := re.search(r"GLOBAL (\S+) ", words):
+        return f" ({named[1]})"
+    if operand := re.search(r"Unsupported (operand \d+)", words):
+        return f" (unsupported {operand[1]})"
+    return ""
 
 
 class StandIn:
@@ -164,7 +173,9 @@ class StandIn:
         pass
 
     def __setstate__(self, state: Any) -> None:
-        self.held = state if isinstance(state, dict) else {}
+        self.held = {}
+        if isinstance(state, dict):
+            self.held = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.held[key] = value
@@ -192,4 +203,6 @@ def read_module_file(path: Path) -> StandIn | dict[Any, Any] | list[Any] | tuple
                 content = torch.load(given, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, *UNREADABLE, AssertionError, OSError):
         return None
-    return content if isinstance(content, StandIn | dict | list | tuple) else None
+    if not isinstance(content, StandIn | dict | list | tuple):
+        return None
+    return content

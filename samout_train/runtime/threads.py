@@ -33,8 +33,10 @@ def wait_shortly(environment: MutableMapping[str, str] = os.environ) -> None:
 
 def available_cores() -> int:
     """Return the number of cores that this process may use, by its affinity and by the quota of its container."""
-    quota = quota_of_cores()
-    return len(_own_cores()) if quota is None else max(1, min(len(_own_cores()), int(quota)))
+    cores, quota = len(_own_cores()), quota_of_cores()
+    if quota is None:
+        return cores
+    return max(1, min(cores, int(quota)))
 
 
 def share_of_cores(at_once: int, environment: MutableMapping[str, str] = os.environ) -> dict[str, str]:
@@ -65,7 +67,7 @@ def quota_of_cores(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) 
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        base = root / controllers if controllers else root
+        base = root / controllers  # the root itself in version 2, which names none
         below = base / path.strip("/")  # inside a container it may be the path outside, and is not there then
         for folder in (below, *below.parents):
             if folder.is_relative_to(base) and (cores := _quota(folder)) is not None:
@@ -78,10 +80,11 @@ def _quota(folder: Path) -> float | None:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
         else:
-            quota, period = (
-                (folder / f"cpu.cfs_{name}_us").read_text(encoding="utf-8").strip() for name in ("quota", "period")
-            )
-        return None if quota in ("max", "-1") else int(quota) / int(period)
+            quota = (folder / "cpu.cfs_quota_us").read_text(encoding="utf-8").strip()
+            period = (folder / "cpu.cfs_period_us").read_text(encoding="utf-8").strip()
+        if quota in ("max", "-1"):
+            return None
+        return int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return None
 
@@ -115,14 +118,22 @@ class Others:
 def busy_seconds(cores: list[int], path: Path = Path("/proc/stat")) -> float | None:
     """Return the seconds that these cores have been busy since the system began; None where it does not say."""
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").splitlines()
         ticks = os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, AttributeError):
         return None
     wanted = {f"cpu{core}" for core in cores}
-    # user nice system idle iowait irq softirq steal; a guest's time is in user
-    counts = [list(map(int, line[1:9])) for line in lines if line and line[0] in wanted]
-    return sum(sum(count[:3]) + sum(count[5:]) for count in counts) / ticks if len(counts) == len(wanted) else None
+    num_found = busy_ticks = 0
+    for line in lines:
+        name, *counts = line.split() or [""]
+        if name in wanted:
+            # user nice system idle iowait irq softirq steal; a guest's time is in user
+            user, nice, system, _, _, *others = map(int, counts[:8])
+            num_found += 1
+            busy_ticks += user + nice + system + sum(others)
+    if num_found < len(wanted):
+        return None
+    return busy_ticks / ticks
 
 
 def told_others(busy: float, threads: int, cores: int) -> str | None:

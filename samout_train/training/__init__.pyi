@@ -11,8 +11,10 @@ from .run import (
 )
 from .settings import (
     DATA_SETTINGS as DATA_SETTINGS,
+    check_data as check_data,
     checked_config as checked_config,
     data_problems as data_problems,
     model_node as model_node,
+    without_missing as without_missing,
 )
 from .trainer import MemoryExhaustedError as MemoryExhaustedError, Trainer as Trainer

@@ -1,4 +1,4 @@
-"""Continuing a run that has ended: the limits that hold, and settings with which they do not."""
+"""Continue a run that has ended: the limits that hold, and settings with which they do not."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ class LimitSettings:
         if self.max_seconds is not None and seconds >= self.max_seconds:
             further = 2 * max(self.max_seconds, math.ceil(10 * seconds) / 10)
             yield Reached("trainer.max_seconds", self.max_seconds, f"trainer.max_seconds={further:.12g}")
-        is_limited = any(limit is not None for limit in (self.max_steps, self.max_epochs, self.max_seconds))
+        is_limited = (self.max_steps, self.max_epochs, self.max_seconds) != (None, None, None)
         if not is_limited and step >= self.budget_steps:
             yield Reached("data.budget_steps", self.budget_steps, f"trainer.max_steps={2 * step}")
 
@@ -69,11 +69,23 @@ def once(words: Sequence[str]) -> list[str]:
     Args:
         words: Flags and overrides. A key that was added with `+` stays an added one.
     """
-    last = {_identity(word): place for place, word in enumerate(words)}
-    added = {_identity(word) for word in words if word.startswith("+")}
-    kept = [(word, _identity(word)) for place, word in enumerate(words) if last[_identity(word)] == place]
-    return [f"++{word}" if key in added and word[0] not in "+~-" else word for word, key in kept]
+    last: dict[str, str] = {}
+    added = set()
+    for word in words:
+        key = _identity(word)
+        last.pop(key, None)  # so that it stands where it stood last
+        last[key] = word
+        if word.startswith("+"):
+            added.add(key)
+    kept = []
+    for key, word in last.items():
+        if key in added and word[0] not in "+~-":
+            word = f"++{word}"
+        kept.append(word)
+    return kept
 
 
 def _identity(word: str) -> str:
-    return word if word[:1] in ("~", "-") else word.lstrip("+").partition("=")[0]
+    if word.startswith(("~", "-")):
+        return word
+    return word.lstrip("+").partition("=")[0]

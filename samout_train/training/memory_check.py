@@ -31,19 +31,22 @@ def model_too_large(node: Mapping[str, Any], device: torch.device) -> str | None
         return None
     sizes = {key: node[key] for key in SIZES if node.get(key)}
     layers = sizes["num_layers"]
-    widest = max(
-        sizes.get("ffn_share", 1) * sizes["hidden_size"], *(sizes[key] for key in sizes if key != "num_layers")
-    )
+    widest = sizes.get("ffn_share", 1) * sizes["hidden_size"]
+    for key, size in sizes.items():
+        if key != "num_layers":
+            widest = max(widest, size)
     if _lacks(int(layers * SQUARES * widest**2), device) is None:
         return None
     try:
-        one, two = (_elements({**node, "num_layers": number}) for number in (1, 2))
+        one = _elements({**node, "num_layers": 1})
+        two = _elements({**node, "num_layers": 2})
     except ValueError:  # of settings that do not go together, which is told where it is built
         return None
     lacks = _lacks(one + (layers - 1) * (two - one), device)
     if lacks is None:
         return None
-    return f"{', '.join(f'model.{key}={size}' for key, size in sizes.items())}: the model {lacks}: choose smaller ones"
+    settings = ", ".join(f"model.{key}={size}" for key, size in sizes.items())
+    return f"{settings}: the model {lacks}: choose smaller ones"
 
 
 def ids_too_large(data: Mapping[str, Any], device: torch.device) -> list[str]:
@@ -53,20 +56,30 @@ def ids_too_large(data: Mapping[str, Any], device: torch.device) -> list[str]:
         data: Its settings, each right by itself.
         device: Where the batch goes; the rows stay in the memory of the machine.
     """
-    cpu, found = torch.device("cpu"), []
+    cpu = torch.device("cpu")
+    found: list[str] = []
     of_tests = ("seq_len", "test_lengths", "test_distances")
-    for key, lengths, place in (
+    for key, length_keys, place in (
         ("batch_size", ("seq_len",), device),
         ("num_sequences", ("seq_len",), cpu),
         ("num_test_sequences", of_tests, cpu),
     ):
-        numbers = {name: max(_whole_numbers(data.get(name)), default=1) for name in lengths}
-        longest = max(numbers, key=lambda name: numbers[name])
+        longest, longest_key = 0, ""
+        for length_key in length_keys:
+            length = max(_whole_numbers(data.get(length_key)), default=1)
+            if length > longest:
+                longest, longest_key = length, length_key
         for rows in _whole_numbers(data.get(key)):
-            if lacks := too_large(rows * numbers[longest] * torch.int64.itemsize, place):
-                name = key if rows >= numbers[longest] else longest
-                found.append(f"data.{name}={data[name]}: {lacks}: choose a smaller one")
-    return list(dict.fromkeys(found))
+            lacks = too_large(rows * longest * torch.int64.itemsize, place)
+            if not lacks:
+                continue
+            name = key
+            if rows < longest:
+                name = longest_key
+            problem = f"data.{name}={data[name]}: {lacks}: choose a smaller one"
+            if problem not in found:
+                found.append(problem)
+    return found
 
 
 def step_too_large(step: "TrainingStep", seq_len: int) -> str | None:
@@ -76,7 +89,8 @@ def step_too_large(step: "TrainingStep", seq_len: int) -> str | None:
         step: As it was built.
         seq_len: Of the rows.
     """
-    batch, seq_len, device = step.batches.batch_size, min(seq_len, step.chunk_len or seq_len), step.batches.device
+    batch, device = step.batches.batch_size, step.batches.device
+    seq_len = min(seq_len, step.chunk_len or seq_len)
     rows = batch // step.accumulate // distributed.count()
     if step.shared.is_sharded or not too_large(rows * seq_len * MUCH_PER_TOKEN, device):
         return None
@@ -92,7 +106,9 @@ def step_too_large(step: "TrainingStep", seq_len: int) -> str | None:
     except (RuntimeError, NotImplementedError):  # a model of the user's may do what has no shape function
         return None
     lacks = too_large(needed, device)
-    return f"data.batch_size={batch}: {lacks}: choose a smaller one, or a larger trainer.accumulate" if lacks else None
+    if not lacks:
+        return None
+    return f"data.batch_size={batch}: {lacks}: choose a smaller one, or a larger trainer.accumulate"
 
 
 def _lacks(elements: int, device: torch.device) -> str | None:
@@ -116,4 +132,6 @@ def _targets(node: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _whole_numbers(value: Any) -> list[int]:
-    return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
+    if not isinstance(value, list):
+        value = [value]
+    return [each for each in value if isinstance(each, int)]

@@ -1,4 +1,4 @@
-"""A loss or a gradient that is NaN or infinite: noticed before the update, and told in full.
+"""A loss or a gradient that is NaN or infinite: found before the update, and reported in full.
 
 On a CPU the host looks at every step. On CUDA looking would make the host wait, so the device decides: a flag that
 stays raised holds back the fused update of the poisoned step and of all steps behind it (`found_inf`, as torch's
@@ -10,7 +10,7 @@ on. An optimizer that knows no `found_inf` is looked at in every step, on CUDA t
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -174,30 +174,50 @@ def describe_non_finite(
         model: With the gradients of the step, before clipping.
         vocabulary: Ids to text; None where ids are no text.
     """
+    what = f"its loss is {loss}"
+    if math.isfinite(loss):
+        what = "its gradient is not finite"
+    lines = [f"step {step} was not made: {what}", f"  loss            {loss:.4f} nats"]
+    lines += _row_lines(step, batches, vocabulary)
+    lines += _gradient_lines(model)
+    return "\n".join(lines)
+
+
+def _row_lines(step: int, batches: Batches, vocabulary: Vocabulary | None) -> list[str]:
+    """Return the indices of a step's rows, epoch by epoch, and their text; all processes ask for it together."""
     places = batches.places(step - 1)
     ids_RT, _ = batches.on_host(step - 1)
     inputs_RT = torch.cat(distributed.gathered(batches.rows.split(ids_RT)[0]))
-    what = "its gradient is not finite" if math.isfinite(loss) else f"its loss is {loss}"
-    lines = [f"step {step} was not made: {what}", f"  loss            {loss:.4f} nats"]
-    for epoch in dict.fromkeys(epoch for epoch, _ in places):
-        indices = " ".join(str(index) for its_epoch, index in places if its_epoch == epoch)
-        lines.append(f"  rows            of epoch {epoch}: {indices}")
-    if vocabulary is not None:
-        for (_, index), row_T in list(zip(places, inputs_RT.tolist(), strict=True))[:MOST_ROWS]:
-            lines.append(f"  row {index:<11} {vocabulary.decode(row_T)[:MOST_CHARACTERS]!r}")
-        lines += [f"  and {len(places) - MOST_ROWS} rows more"] if len(places) > MOST_ROWS else []
-    gradients = {name: whole_tensor(p.grad) for name, p in model.named_parameters() if p.grad is not None}
-    norms = {
-        name: float(gradient.to(float64_place(gradient.device)).double().norm()) for name, gradient in gradients.items()
-    }
-    # Those that are not finite come first, then from the largest down.
+    by_epoch: dict[int, list[str]] = {}
+    for epoch, index in places:
+        by_epoch.setdefault(epoch, []).append(str(index))
+    lines = []
+    for epoch, indices in by_epoch.items():
+        lines.append(f"  rows            of epoch {epoch}: {' '.join(indices)}")
+    if vocabulary is None:
+        return lines
+    for (_, index), row_T in list(zip(places, inputs_RT.tolist(), strict=True))[:MOST_ROWS]:
+        lines.append(f"  row {index:<11} {vocabulary.decode(row_T)[:MOST_CHARACTERS]!r}")
+    if len(places) > MOST_ROWS:
+        lines.append(f"  and {len(places) - MOST_ROWS} rows more")
+    return lines
+
+
+def _gradient_lines(model: nn.Module) -> list[str]:
+    """Return the norm of each gradient: those that are not finite first, then from the largest down."""
+    norms: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradient = whole_tensor(parameter.grad)
+            norms[name] = float(gradient.to(float64_place(gradient.device)).double().norm())
+    num_bad = sum(not math.isfinite(norm) for norm in norms.values())
+    lines = [f"  gradient norms  {num_bad} of {len(norms)} not finite"]
     ordered = sorted(norms, key=lambda name: (math.isfinite(norms[name]), -norms[name]))
-    lines.append(
-        f"  gradient norms  {sum(not math.isfinite(norm) for norm in norms.values())} of {len(norms)} not finite"
-    )
-    lines += [f"    {norms[name]:<13.4g} {name}" for name in ordered[:MOST_PARAMETERS]]
-    lines += [f"    and {len(norms) - MOST_PARAMETERS} more"] if len(norms) > MOST_PARAMETERS else []
-    return "\n".join(lines)
+    for name in ordered[:MOST_PARAMETERS]:
+        lines.append(f"    {norms[name]:<13.4g} {name}")
+    if len(norms) > MOST_PARAMETERS:
+        lines.append(f"    and {len(norms) - MOST_PARAMETERS} more")
+    return lines
 
 
 def skip_or_raise(choice: OnNonFinite, step: int, skipped_steps: set[int], message: str) -> None:
@@ -212,10 +232,10 @@ def skip_or_raise(choice: OnNonFinite, step: int, skipped_steps: set[int], messa
     Raises:
         NonFiniteError: if the run should not just go on with the next step: it stops or rolls back.
     """
-    in_a_row = all(step - back in skipped_steps for back in range(1, MOST_IN_A_ROW + 1))
-    if choice == "stop" or in_a_row:
-        ends = f"\n  stopped         the {MOST_IN_A_ROW} steps before it were left out, too" if in_a_row else ""
-        raise NonFiniteError(message + ends)
+    if all(step - back in skipped_steps for back in range(1, MOST_IN_A_ROW + 1)):
+        raise NonFiniteError(f"{message}\n  stopped         the {MOST_IN_A_ROW} steps before it were left out, too")
+    if choice == "stop":
+        raise NonFiniteError(message)
     skipped_steps.add(step)
     if choice == "rollback":
         raise NonFiniteError(message, goes_back=True)
@@ -236,23 +256,26 @@ def refuse_non_finite(state: Mapping[str, Any]) -> None:
     for tensor in tensors.values():
         by_device.setdefault(tensor.device, []).append(tensor)
     # The largest number of all is finite if and only if all are: one pass, and one look for each device.
-    largest = [nn.utils.get_total_norm(group, norm_type=math.inf) for group in by_device.values()]
-    if not distributed.largest(not all(math.isfinite(float(number)) for number in largest)):
+    largest = [float(nn.utils.get_total_norm(group, norm_type=math.inf)) for group in by_device.values()]
+    if not distributed.largest(not all(map(math.isfinite, largest))):
         return
     names = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    more = f" and {len(names) - MOST_ROWS} more" if len(names) > MOST_ROWS else ""
-    raise NonFiniteError(
-        f"after step {state['step']}, these are not finite, so they are not saved: {', '.join(names[:MOST_ROWS])}{more}"
-    )
+    listed = ", ".join(names[:MOST_ROWS])
+    if len(names) > MOST_ROWS:
+        listed += f" and {len(names) - MOST_ROWS} more"
+    raise NonFiniteError(f"after step {state['step']}, these are not finite, so they are not saved: {listed}")
 
 
 def _tensors(node: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(node, Tensor) and node.is_floating_point():
-        own = node.to_local() if isinstance(node, DTensor) else node
-        yield from [(name, own)] if own.numel() else []
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, DTensor):
+        node = node.to_local()
+    if isinstance(node, Tensor):
+        if node.is_floating_point() and node.numel():
+            yield name, node
     elif isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+        items = node.items()
     elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from _tensors(value, f"{name}.{index}")
+        items = enumerate(node)
+    for key, value in items:
+        yield from _tensors(value, f"{name}.{key}".lstrip("."))

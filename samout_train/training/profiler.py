@@ -8,14 +8,13 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 from tqdm import tqdm
 
@@ -41,6 +40,7 @@ KINDS = {
     OPTIMIZER: r"^aten::(_fused_adam|_foreach_|_amp_)",
     COMPILED: r"^Torch-Compiled|^CompiledFunction|CompiledFx|^triton_",
 }
+StepContext = Callable[[], AbstractContextManager[None]]
 log = logging.getLogger(__name__)
 
 
@@ -62,25 +62,22 @@ class Operation:
 
 
 @contextmanager
-def profiling(
-    step: Callable[[], Tensor], *, folder: Path | None, clock: Clock, steps_made: int
-) -> Iterator[Callable[[], Tensor]]:
-    """Gives what makes a step; where there is a folder, a few steps after the first are profiled.
+def profiling(*, folder: Path | None, clock: Clock, steps_made: int) -> Iterator[StepContext]:
+    """Give the context in which each step is made; where there is a folder, a few steps after the first are profiled.
 
     A run that ends before them says so in the log, and one that is stopped among them writes no profile.
 
     Args:
-        step: Makes a step.
         folder: Where trace and table go; None for no profile.
         clock: Stands still while these are made.
         steps_made: Before the first call, for the report.
     """
     if folder is None:
-        yield step
+        yield nullcontext
         return
-    profiled = _Profile(step, folder, clock, steps_made)
+    profiled = _Profile(folder, clock, steps_made)
     try:
-        yield profiled
+        yield profiled.step
     except BaseException:
         profiled.abandon()
         raise
@@ -88,30 +85,37 @@ def profiling(
 
 
 class _Profile:
-    """Makes steps, and profiles those that come after the warm-up."""
+    """Profiles the steps that come after the warm-up."""
 
-    def __init__(self, step: Callable[[], Tensor], folder: Path, clock: Clock, steps_made: int) -> None:
-        self.step, self.folder, self.clock, self.steps_made = step, folder, clock, steps_made
+    def __init__(self, folder: Path, clock: Clock, steps_made: int) -> None:
+        self.folder, self.clock, self.steps_made = folder, clock, steps_made
         self._calls = 0
         self._is_done = False
         self._profiler: Any = None
 
-    def __call__(self) -> Tensor:
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Count the step that is made inside, and profile it where it is its turn."""
         if self._is_done:
-            return self.step()
+            yield
+            return
         if self._calls == WARM_UP_STEPS - 1:
-            on_cuda = [ProfilerActivity.CUDA] if self.clock.device.type == "cuda" else []
-            self._profiler = profile(activities=[ProfilerActivity.CPU, *on_cuda])
+            activities = [ProfilerActivity.CPU]
+            if self.clock.device.type == "cuda":
+                activities.append(ProfilerActivity.CUDA)
+            self._profiler = profile(activities=activities)
             self._profiler.start()
-        with record_function(STEP if self._calls >= WARM_UP_STEPS else "warm-up"):
-            loss = self.step()
+        name = "warm-up"
+        if self._calls >= WARM_UP_STEPS:
+            name = STEP
+        with record_function(name):
+            yield
         self._calls += 1
         if self._calls == WARM_UP_STEPS + PROFILED_STEPS:
             self.finish()
-        return loss
 
     def finish(self) -> None:
-        """Writes what was profiled, or says that nothing was."""
+        """Write what was profiled, or say that nothing was."""
         if self._is_done:
             return
         self._is_done = True
@@ -129,7 +133,7 @@ class _Profile:
         self._profiler = None
 
     def abandon(self) -> None:
-        """Ends a profile that is not whole; nothing is written, so that the run can go on to its checkpoint."""
+        """End a profile that is not whole; nothing is written, so that the run can go on to its checkpoint."""
         if self._is_done:
             return
         self._is_done = True
@@ -158,7 +162,7 @@ class _Profile:
 
 
 def operations(events: Sequence[Any], device: torch.device) -> list[Operation]:
-    """The operations of the profiled steps, the longest first.
+    """Return the operations of the profiled steps, the longest first.
 
     Args:
         events: Of torch's profiler; the steps among them are ranges named `optimizer step`.
@@ -166,57 +170,70 @@ def operations(events: Sequence[Any], device: torch.device) -> list[Operation]:
     """
     on_host = [event for event in events if event.device_type.name == "CPU" and not event.is_async]
     steps = [event for event in on_host if event.name == STEP]
+    on_cuda = device.type == "cuda"
     microseconds: defaultdict[tuple[str, str], float] = defaultdict(float)
     calls: Counter[tuple[str, str]] = Counter()
     for event in on_host:
-        start = event.time_range.start
-        # On CUDA the backward pass has a thread of its own; on a CPU what other threads do is not a step's time.
-        in_step = any(
-            step.time_range.start <= start <= step.time_range.end
-            and (device.type == "cuda" or step.thread == event.thread)
-            for step in steps
-        )
-        if in_step:
-            key = event.name, _kind(event)
-            microseconds[key] += _device_time(event) if device.type == "cuda" else event.self_cpu_time_total
-            calls[key] += 1
+        if not any(_is_within(event, step, any_thread=on_cuda) for step in steps):
+            continue
+        key = event.name, _kind(event)
+        calls[key] += 1
+        if on_cuda:
+            microseconds[key] += _device_time(event)
+        else:
+            microseconds[key] += event.self_cpu_time_total
     found = [Operation(name, kind, microseconds[name, kind], calls[name, kind]) for name, kind in calls]
     return sorted(found, key=lambda operation: -operation.microseconds)
 
 
+def _is_within(event: Any, step: Any, *, any_thread: bool) -> bool:
+    """Return whether an event began in a step.
+
+    On CUDA the backward pass has a thread of its own; on a CPU what other threads do is not a step's time.
+    """
+    if event.thread != step.thread and not any_thread:
+        return False
+    return bool(step.time_range.start <= event.time_range.start <= step.time_range.end)
+
+
 def table(events: Sequence[Any], device: torch.device) -> list[str]:
-    """Lines that say where a step's time goes: by kind, then the longest operations.
+    """Return lines that say where a step's time goes: by kind, then the longest operations.
 
     Args:
         events: As of `operations`.
         device: Whose time counts.
     """
     found = operations(events, device)
-    steps = [e for e in events if e.name == STEP and e.device_type.name == "CPU"]
-    whole = sum(operation.microseconds for operation in found)
-
-    def columns(microseconds: float) -> str:
-        return f"{microseconds / 1000 / len(steps):12.3f} {microseconds / whole if whole else 0.0:9.2%}"
-
+    num_steps = sum(event.name == STEP and event.device_type.name == "CPU" for event in events)
     by_kind: defaultdict[str, float] = defaultdict(float)
     for operation in found:
         by_kind[operation.kind] += operation.microseconds
-    kinds = [*KINDS, OTHER]
-    on_device = " of work of the device" if device.type == "cuda" else ""
-    lines = [f"{whole / 1000 / len(steps):.3f} ms a step{on_device}, the mean of {len(steps)}"]
+    whole = sum(operation.microseconds for operation in found)
+
+    def columns(microseconds: float) -> str:
+        return f"{microseconds / 1000 / num_steps:12.3f} {microseconds / (whole or 1.0):9.2%}"
+
+    on_device = ""
+    if device.type == "cuda":
+        on_device = " of work of the device"
+    lines = [f"{whole / 1000 / num_steps:.3f} ms a step{on_device}, the mean of {num_steps}"]
     lines += ["", f"{'kind':<48} {'ms a step':>12} {'share':>9}"]
-    lines += [f"{kind:<48} {columns(by_kind[kind])}" for kind in kinds if kind != COMPILED or by_kind[kind]]
+    for kind in (*KINDS, OTHER):
+        if kind != COMPILED or by_kind[kind]:
+            lines.append(f"{kind:<48} {columns(by_kind[kind])}")
     lines += [f"{'whole':<48} {columns(whole)}"]
     lines += ["", f"{'operation':<48} {'ms a step':>12} {'share':>9} {'calls a step':>13}  kind"]
     for operation in found[:LONGEST_LIST]:
-        name = operation.name if operation.name != STEP else "(between operations)"
+        name = operation.name
+        if name == STEP:
+            name = "(between operations)"
         start = f"{name[:48]:<48} {columns(operation.microseconds)}"
-        lines.append(f"{start} {operation.calls / len(steps):13.1f}  {operation.kind}")
+        lines.append(f"{start} {operation.calls / num_steps:13.1f}  {operation.kind}")
     return lines
 
 
 def _device_time(event: Any) -> float:
-    """Microseconds of the kernels that this operation itself launched; a range's shadow on the device is none."""
+    """Return the microseconds of the kernels that this operation itself launched; a range's shadow is none of them."""
     return float(sum(kernel.duration for kernel in event.kernels if kernel.name != event.name))
 
 
@@ -226,5 +243,7 @@ def _kind(event: Any) -> str:
         if above.name.startswith(OPTIMIZER_RANGE):
             return OPTIMIZER
         above = above.cpu_parent
-    found = (kind for kind, pattern in KINDS.items() if re.search(pattern, event.name))
-    return next(found, OTHER)
+    for kind, pattern in KINDS.items():
+        if re.search(pattern, event.name):
+            return kind
+    return OTHER

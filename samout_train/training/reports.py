@@ -1,6 +1,7 @@
-"""What is logged and evaluated, and when (multiples of what was asked for, and the last step), and what it came to."""
+"""Log and evaluate when it is due, at multiples of what was asked for and at the last step; sum a run up at its end."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from samout_train.checkpoint import weights_sha256
 from samout_train.data import Source
-from samout_train.evaluation import Evaluation, SpreadBatches, evaluate, has_targets, in_order
+from samout_train.evaluation import Evaluation, Evaluator, SpreadBatches, has_targets, in_order
 from samout_train.models import TRAINING_TIMES, num_parameters
 from samout_train.runtime import Clock, StopSignals, distributed, peak_memory_bytes
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
@@ -16,7 +17,7 @@ from samout_train.training.step import TrainingStep
 
 
 class Reports:
-    """Makes reports and hands them to callbacks.
+    """Make reports and hand them to callbacks.
 
     Args:
         training_step: What is reported on.
@@ -28,6 +29,7 @@ class Reports:
         final_eval_batches: The final evaluation takes the first this many; None for the whole split.
 
     Attributes:
+        evaluator: Measures the model.
         best_val_loss_nats: The lowest loss on the fixed batches so far.
         best_val_step: After which step that was.
     """
@@ -43,13 +45,19 @@ class Reports:
         eval_batches: int,
         final_eval_batches: int | None,
     ) -> None:
-        self.training_step, self.source, self.clock = training_step, source, clock
-        self.log_every_n_steps, self.eval_every_n_steps = log_every_n_steps, eval_every_n_steps
+        self.training_step = training_step
+        self.source = source
+        self.clock = clock
+        self.log_every_n_steps = log_every_n_steps
+        self.eval_every_n_steps = eval_every_n_steps
         self.final_eval_batches = final_eval_batches
         batches = training_step.batches
         self.device, self.rows_per_batch = batches.device, batches.batch_size // training_step.accumulate
         self.fixed_batches = SpreadBatches(
             source.validation, self.rows_per_batch, eval_batches, ignore_index=source.ignore_index
+        )
+        self.evaluator = Evaluator(
+            training_step.model, source, batches.device, training_step.precision, training_step.chunk_len
         )
         self.best_val_loss_nats: float | None = None
         self.best_val_step: int | None = None
@@ -59,11 +67,11 @@ class Reports:
 
     @property
     def reported_step(self) -> int:
-        """The last step that was logged or evaluated."""
+        """Return the last step that was logged or evaluated."""
         return max(self._logged_step, self._evaluated_step)
 
-    def report(self, callbacks: Sequence[Callback], signals: StopSignals, *, is_last: bool) -> str | None:
-        """Logs and evaluates what is due after this step and was not done for it, also not before a rollback.
+    def log_and_evaluate(self, callbacks: Sequence[Callback], signals: StopSignals, *, is_last: bool) -> str | None:
+        """Log and evaluate what is due after this step and was not done for it, also not before a rollback.
 
         Args:
             callbacks: They get the report, if there is one; the first process alone has any.
@@ -73,31 +81,34 @@ class Reports:
         Returns:
             Why to stop, if a callback says so; else None.
         """
-        step, alone = self.training_step.step_count, distributed.count() == 1
-        check_stop = signals.check if alone else lambda: None  # which all processes have to ask together
-        logs = (is_last or step % self.log_every_n_steps == 0) and self._logged_step < step
-        evaluates = (is_last or step % self.eval_every_n_steps == 0) and self._evaluated_step < step
-        closes = is_last and self._closed_step < step
-        if not (logs or evaluates or closes) or not self.training_step.confirm_finite():
+        step = self.training_step.step_count
+        should_log = (is_last or step % self.log_every_n_steps == 0) and self._logged_step < step
+        should_evaluate = (is_last or step % self.eval_every_n_steps == 0) and self._evaluated_step < step
+        should_close = is_last and self._closed_step < step
+        if not (should_log or should_evaluate or should_close) or not self.training_step.confirm_finite():
             return None
+        metrics: dict[str, float] = {}
+        reasons: list[str | None] = []
         with self.clock.paused():
-            metrics = self._training_metrics() if logs else {}
-            if evaluates:
+            if should_log:
+                metrics |= self._training_metrics()
+            if should_evaluate:
                 metrics |= self._validation_metrics(step, signals)
-            if evaluates or closes:
-                with self.training_step.shared.whole():
-                    for callback in callbacks:
-                        metrics |= callback.on_evaluate(step, is_last=closes, check_stop=check_stop)
-                    distributed.wait_for_all()
-            self._closed_step = step if closes else self._closed_step
-            self._logged_step = step if logs else self._logged_step
-            self._evaluated_step = step if evaluates else self._evaluated_step
-            report = StepReport(step=step, metrics=metrics)
-            reasons = [callback.on_report(report) for callback in callbacks] if metrics else []
+            if should_evaluate or should_close:
+                metrics |= self._callback_metrics(callbacks, signals, is_last=should_close)
+            if should_close:
+                self._closed_step = step
+            if should_log:
+                self._logged_step = step
+            if should_evaluate:
+                self._evaluated_step = step
+            if metrics:
+                report = StepReport(step=step, metrics=metrics)
+                reasons = [callback.on_report(report) for callback in callbacks]
         return distributed.from_first(next((reason for reason in reasons if reason), None))
 
     def evaluate_whole(self, signals: StopSignals) -> Evaluation:
-        """The whole validation split, or the part of it that was asked for, in batches with a counted target."""
+        """Evaluate on the whole validation split, or the part that was asked for, in batches with counted targets."""
         rows = self.source.validation
         num_batches, batches = -(-rows.num_windows // self.rows_per_batch), in_order(rows, self.rows_per_batch)
         if self.final_eval_batches is not None:
@@ -107,7 +118,7 @@ class Reports:
         return self._evaluate(batches, num_batches, signals)
 
     def summary(self, context: RunContext, final: Evaluation) -> dict[str, Any]:
-        """The run's final figures, as `summary.json` holds them.
+        """Return the run's final figures, as `summary.json` holds them.
 
         Args:
             context: What the run was told at its start.
@@ -115,6 +126,9 @@ class Reports:
         """
         step, seq_len = self.training_step, self.source.train.seq_len
         model: Any = step.model
+        train_loss_nats = None
+        if step.loss is not None:
+            train_loss_nats = float(step.loss)
         summary = {
             "model": context.model_name,
             "data": context.data_name,
@@ -124,7 +138,7 @@ class Reports:
             "processes": distributed.count(),
             "steps": step.step_count,
             "tokens_seen": step.tokens_seen,
-            "train_loss_nats": None if step.loss is None else float(step.loss),
+            "train_loss_nats": train_loss_nats,
             "val_loss_nats": final.loss_nats,
             "best_val_loss_nats": self.best_val_loss_nats,
             "best_val_step": self.best_val_step,
@@ -146,10 +160,13 @@ class Reports:
             "empty_steps": step.empty_steps or None,
             "empty_validation_batches": final.empty_batches or None,
         }
-        return summary | {key: value for key, value in only_where_known.items() if value is not None}
+        for key, value in only_where_known.items():
+            if value is not None:
+                summary[key] = value
+        return summary
 
     def state_dict(self) -> dict[str, Any]:
-        """What a continued run needs to report as if it had not been stopped."""
+        """Return what a continued run needs to report as if it had not been stopped."""
         return {
             "best_val_loss_nats": self.best_val_loss_nats,
             "best_val_step": self.best_val_step,
@@ -160,21 +177,23 @@ class Reports:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up where `state_dict` left off."""
+        """Take up where `state_dict` left off."""
         self.best_val_loss_nats, self.best_val_step = state["best_val_loss_nats"], state["best_val_step"]
         self._logged_step, self._evaluated_step = state["logged_step"], state["evaluated_step"]
-        # Checkpoints of before did not have these.
+        # Older checkpoints do not have these.
         self._closed_step, self._tokens_before = state.get("closed_step", 0), state.get("tokens_before", 0)
         self._speed_from = (self.clock.seconds, self.training_step.tokens_seen)
 
     def begin(self) -> None:
-        """Begins the record of a run whose steps so far are another run's."""
+        """Begin the record of a run whose steps so far are another run's."""
         self._logged_step, self._tokens_before = self.training_step.step_count, self.training_step.tokens_seen
         self._speed_from = (self.clock.seconds, self._tokens_before)
 
     def _tokens_per_second(self) -> float:
-        tokens = self.training_step.tokens_seen - self._tokens_before
-        return tokens / self.clock.seconds if self.clock.seconds else 0.0
+        seconds = self.clock.seconds
+        if not seconds:
+            return 0.0
+        return (self.training_step.tokens_seen - self._tokens_before) / seconds
 
     def _training_metrics(self) -> dict[str, float]:
         step = self.training_step
@@ -188,7 +207,8 @@ class Reports:
             metrics["train/skipped_steps"] = float(len(step.skipped_steps))
         if step.empty_steps:
             metrics["train/empty_steps"] = float(step.empty_steps)
-        (seconds, tokens), self._speed_from = self._speed_from, (self.clock.seconds, step.tokens_seen)
+        seconds, tokens = self._speed_from
+        self._speed_from = (self.clock.seconds, step.tokens_seen)
         if step.tokens_seen > tokens and self.clock.seconds > seconds:
             metrics["time/tokens_per_second"] = (step.tokens_seen - tokens) / (self.clock.seconds - seconds)
         return metrics
@@ -197,19 +217,26 @@ class Reports:
         found = self._evaluate(self.fixed_batches, len(self.fixed_batches), signals)
         if self.best_val_loss_nats is None or found.loss_nats < self.best_val_loss_nats:
             self.best_val_loss_nats, self.best_val_step = found.loss_nats, step
-        bits = {} if found.bits_per_byte is None else {"val/bits_per_byte": found.bits_per_byte}
-        return {"val/loss_nats": found.loss_nats, **bits}
+        metrics = {"val/loss_nats": found.loss_nats}
+        if found.bits_per_byte is not None:
+            metrics["val/bits_per_byte"] = found.bits_per_byte
+        return metrics
+
+    def _callback_metrics(
+        self, callbacks: Sequence[Callback], signals: StopSignals, *, is_last: bool
+    ) -> dict[str, float]:
+        def check_stop() -> None:
+            if distributed.count() == 1:  # several processes would have to ask together
+                signals.check()
+
+        step = self.training_step.step_count
+        metrics: dict[str, float] = {}
+        with self.training_step.shared.unsharded():
+            for callback in callbacks:
+                metrics |= callback.on_evaluate(step, is_last=is_last, check_stop=check_stop)
+            distributed.wait_for_all()
+        return metrics
 
     def _evaluate(self, batches: Any, num_batches: int, signals: StopSignals) -> Evaluation:
-        with self.training_step.shared.whole():
-            return evaluate(
-                self.training_step.model,
-                batches,
-                source=self.source,
-                device=self.device,
-                precision=self.training_step.precision,
-                num_batches=num_batches,
-                check_stop=signals.check,
-                chunk_len=self.training_step.chunk_len,
-                together=True,
-            )
+        with self.training_step.shared.unsharded():
+            return replace(self.evaluator, check_stop=signals.check).loss(batches, num_batches, together=True)

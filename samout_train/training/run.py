@@ -6,7 +6,7 @@ Where torchrun started several processes, they become one run first: the same se
 import logging
 import math
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,31 @@ from torch import nn
 from samout_train.checkpoint import (
     Checkpoints,
     Restored,
+    check_content,
+    check_resume,
+    check_run_directory,
     claimed,
-    content_problems,
     data_record,
     made_with,
     new_directory,
-    resume_problems,
-    run_directory_problems,
     scalars,
 )
-from samout_train.config import Composed, ConfigError, build, compose_config, key_of, list_as_yaml, model_problems
-from samout_train.data import Source, row_problems
+from samout_train.config import (
+    Composed,
+    ConfigError,
+    build,
+    check_model,
+    compose_config,
+    key_of,
+    list_as_yaml,
+    require_no_problems,
+)
+from samout_train.data import Source, as_source, row_problems
 from samout_train.models import choose_products, product_of, tokens_of
 from samout_train.ops import Products, use_kernels, use_products
 from samout_train.runtime import (
     Launch,
+    PrecisionName,
     choose_device,
     choose_precision,
     commit,
@@ -44,7 +54,7 @@ from samout_train.runtime import (
     use_threads,
 )
 from samout_train.training.callbacks.base import Callback, RunContext
-from samout_train.training.limits import Reached, once
+from samout_train.training.limits import once
 from samout_train.training.memory_check import step_too_large
 from samout_train.training.schedules import schedule_problem
 from samout_train.training.settings import DATA_SETTINGS, checked_config, data_settings
@@ -68,7 +78,7 @@ def build_model(name: str, *, vocab_size: int, pad_id: int | None = 3, **setting
     """
     composed = compose_config([f"model={name}"])
     composed.config["model"].update(settings)
-    _refuse(model_problems(composed.config["model"]))
+    require_no_problems(check_model(composed.config["model"]))
     model: nn.Module = build(composed.config["model"], vocab_size=vocab_size, pad_id=pad_id)
     return model
 
@@ -98,14 +108,14 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
         ConfigError: if the configuration is wrong, or the run directory holds a run already.
     """
     composed, launch = _checked(overrides), Launch.of_environment()
-    _refuse(resume_problems(composed))
+    require_no_problems(check_resume(composed))
     if "run_dir" in composed.named_by_time and (launch is None or launch.is_first):
         composed = composed.lying_in(new_directory(Path(composed.config["run_dir"])))
     with together(composed, Path(composed.config["run_dir"])) as run_dir:
         if distributed.is_first():
-            _refuse(run_directory_problems(composed.config))
+            require_no_problems(check_run_directory(composed.config))
         files = {"config.yaml": composed.yaml, "overrides.yaml": list_as_yaml(overrides)}
-        with claimed(run_dir, files, refusals=lambda: content_problems(run_dir, composed.config)) as write_settings:
+        with claimed(run_dir, files, refusals=lambda: check_content(run_dir, composed.config)) as write_settings:
             start = prepare(composed, run_dir, overrides)
             write_settings()
             with log_file(run_dir / "samout_train.log") if distributed.is_first() else nullcontext():
@@ -131,8 +141,7 @@ def together(composed: Composed, run_dir: Path) -> Iterator[Path]:
     with distributed.joined(choose_device(config["device"])):
         shared = {key: value for key, value in config.items() if key not in ("run_dir", "resume")}
         code = {"torch": torch.__version__, "commit of samout_train": commit() or "unknown"}
-        if found := distributed.differences({**scalars(shared), **code}):
-            raise ConfigError("\n".join(found))
+        require_no_problems(distributed.differences({**scalars(shared), **code}))
         run_dir, config["resume"] = distributed.from_first((run_dir.resolve(), config["resume"]))
         launch = Launch.of_environment()
         if launch is not None and launch.is_first:
@@ -143,7 +152,7 @@ def together(composed: Composed, run_dir: Path) -> Iterator[Path]:
 def prepare(
     composed: Composed, run_dir: Path, overrides: Sequence[str]
 ) -> Callable[[], tuple[dict[str, Any], nn.Module]]:
-    """Build everything that a checked configuration names.
+    """Build everything that a checked configuration names: the trainer, checkpoints, callbacks.
 
     Args:
         composed: The configuration.
@@ -159,61 +168,137 @@ def prepare(
     """
     config = composed.config
     trainer = trainer_from(config)
+
     record = _record_of(trainer, config)
     checkpoints: Checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints", about=record)
     restored = checkpoints.restore(trainer, config["resume"], config["data"])
     if restored:
         _log_learning_rates(trainer)
-    parts = _changed_parts(trainer, restored, record["settings"]) if restored and restored.is_own else []
-    checkpoints.about = made_with(trainer.device, trainer.precision) | record | ({"parts": parts} if parts else {})
-    callbacks = {name: build(node) for name, node in config["callbacks"].items() if distributed.is_first()}
+    parts: list[str] = []
+    states: dict[str, Any] = {}
+    if restored and restored.is_own:
+        parts = _changed_parts(trainer, restored, record["settings"])
+        states = restored.content.get("callbacks", {})
+    checkpoints.about = made_with(trainer.device, trainer.precision) | record
+    if parts:
+        checkpoints.about["parts"] = parts
+
+    callbacks: dict[str, Callback] = {}
+    if distributed.is_first():
+        callbacks = {name: build(node) for name, node in config["callbacks"].items()}
     for name, callback in callbacks.items():
-        if restored and restored.is_own and (saved := restored.content.get("callbacks", {}).get(name)):
-            callback.load_state_dict(saved)
+        if states.get(name):
+            callback.load_state_dict(states[name])
     context = RunContext(
+        trainer=trainer,
+        callbacks=callbacks,
+        run_dir=run_dir,
         model_name=str(composed.choices["model"]),
         data_name=str(composed.choices["data"]),
-        seed=config["seed"],
-        model=trainer.model,
-        source=trainer.source,
-        fixed_batches=trainer.reports.fixed_batches,
-        run_dir=run_dir,
-        device=trainer.device,
-        precision=trainer.precision,
-        batch_size=trainer.training_step.batches.batch_size,
-        accumulate=trainer.training_step.accumulate,
-        chunk_len=trainer.training_step.chunk_len,
-        processes=distributed.count(),
-        first_step=trainer.step_count,
-        reported_step=trainer.reports.reported_step,
-        total_steps=trainer.limits.total_steps,
         config_text=composed.yaml,
         settings=_hyperparameters(composed),
-        max_seconds=trainer.limits.max_seconds,
-        limits_reached=lambda: [*trainer.limits_reached(), *_limits_of(callbacks)],
         command=shlex.join(_repeated(overrides, trainer.resumed_from)),
         parts=parts,
         commit=commit(),
-        steps_left_out=trainer.training_step.steps_left_out,
+        first_step=trainer.step_count,
+        reported_step=trainer.reports.reported_step,
     )
     for callback in callbacks.values():
         callback.check(context)
-    return lambda: (trainer.fit(context, callbacks, checkpoints), trainer.model)
+    return lambda: (trainer.fit(context, checkpoints), trainer.model)
+
+
+def trainer_from(config: Mapping[str, Any]) -> Trainer:
+    """Build data, model, optimizer, schedule and trainer of a checked configuration."""
+    device, precision = _set_up_process(config)
+    source = source_from(config)
+    settings = data_settings(**_only(config["data"], DATA_SETTINGS))
+    if source.train.num_rows < settings["batch_size"]:
+        log.warning(
+            "data        %d rows are fewer than data.batch_size (%d): a batch holds some more than once",
+            source.train.num_rows,
+            settings["batch_size"],
+        )
+    model = build(config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id).to(device)
+    require_no_problems(_misfits(model, source))
+    if distributed.rank():  # the same weights to begin with, other dropout
+        seed_everything(config["seed"] + OTHER_SEED * distributed.rank())
+    trainer: Trainer = build(
+        config["trainer"],
+        model=model,
+        source=source,
+        # Over the model's parameters, which may be shards by then.
+        build_optimizer=lambda model: build(config["optimizer"], model=model),
+        schedule=build(config["schedule"]),
+        device=device,
+        precision=precision,
+        seed=config["seed"],
+        **settings,
+    )
+    if lacks := step_too_large(trainer.training_step, source.train.seq_len):
+        require_no_problems([lacks])
+    if wrong := schedule_problem(trainer.training_step.schedule, trainer.limits.progress(1, 0.0)):
+        require_no_problems([wrong])
+    _measure_products(trainer)
+    return trainer
+
+
+def _set_up_process(config: Mapping[str, Any]) -> tuple[torch.device, PrecisionName]:
+    """Set what holds for the whole process: memory, seeds, kernels, threads; return where and in what to train."""
+    device = choose_device(config["device"])
+    precision = choose_precision(config["precision"], device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    ensure_home()
+    if device.type == "cpu":
+        keep_freed_memory()
+    seed_everything(config["seed"])
+    use_kernels(config["kernels"])
+    use_threads(config.get("threads"))  # a root of the user's may not have the key
+    return device, precision
+
+
+def source_from(config: Mapping[str, Any]) -> Source:
+    """Build the data of a checked configuration.
+
+    Raises:
+        ValueError: if it is not what was asked for.
+    """
+    node = dict(config["data"])
+    for key in DATA_SETTINGS:
+        node.pop(key, None)
+    source = as_source(build(node, seed=config["seed"]))
+    require_no_problems(row_problems(source))
+    return source
+
+
+def _measure_products(trainer: Trainer) -> None:
+    """Use the matrix products that are fastest on this machine for a model of this size."""
+    step = trainer.training_step
+    rows = step.batches.batch_size // step.accumulate // distributed.count()
+    shape = product_of(trainer.model, tokens_of(rows, trainer.source.train.seq_len, step.chunk_len))
+    decodes = trainer.source.vocabulary is not None
+    products = choose_products(shape, device=trainer.device, precision=trainer.precision, decodes=decodes)
+    use_products(products)
+    if products != Products():
+        log.info("products    %s for many rows, %s for few, as first measured here", products.many, products.few)
 
 
 def _record_of(trainer: Trainer, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the manifest of each checkpoint says of the data and of the settings that decide a run's course."""
-    data = {f"data.{key}": config["data"].get(key) for key in DATA_SETTINGS}
-    settings = scalars({key: config[key] for key in ("schedule", "trainer", "optimizer")} | data)
-    return {"data": data_record(trainer.source), "settings": settings}
+    settings = _only(config, ("schedule", "trainer", "optimizer"))
+    for key in DATA_SETTINGS:
+        settings[f"data.{key}"] = config["data"].get(key)
+    return {"data": data_record(trainer.source), "settings": scalars(settings)}
 
 
 def _log_learning_rates(trainer: Trainer) -> None:
     """Log the rate of the last step and that of the next one."""
-    if not trainer.finished():
-        step, last = trainer.step_count, _last_learning_rate(trainer)
-        rates = f"{last:.4g} at step {step}, {trainer.learning_rate(step + 1):.4g} at step {step + 1}"
-        log.info("resume     learning rate %s", rates)
+    if trainer.finished():
+        return
+    step, last = trainer.step_count, _last_learning_rate(trainer)
+    rates = f"{last:.4g} at step {step}, {trainer.learning_rate(step + 1):.4g} at step {step + 1}"
+    log.info("resume     learning rate %s", rates)
 
 
 def _last_learning_rate(trainer: Trainer) -> float:
@@ -226,84 +311,27 @@ def _changed_parts(trainer: Trainer, restored: Restored, settings: Mapping[str, 
     then = restored.manifest | restored.manifest["settings"]
     keys = [key for key in ("precision", "processes") if then.get(key, now[key]) != now[key]]
     if "schedule._target_" in then:  # an earlier version did not record its settings
-        decide = {key for key in now.keys() | then.keys() if key.startswith(("schedule.", "trainer."))}
-        keys += sorted(k for k in decide if not k.startswith("trainer.max_") and now.get(k) != then.get(k))
+        for key in sorted(now.keys() | then.keys()):
+            decides = key.startswith(("schedule.", "trainer.")) and not key.startswith("trainer.max_")
+            if decides and now.get(key) != then.get(key):
+                keys.append(key)
     step, last = trainer.step_count, _last_learning_rate(trainer)
     if not keys and step and not math.isclose(trainer.learning_rate(step), last, rel_tol=1e-9):
         keys = ["the learning rates"]
-    changed = [f"{', '.join(keys)} from step {step + 1} on"] if keys and not trainer.finished() else []
-    return [*restored.manifest.get("parts", []), *changed]
+    parts = list(restored.manifest.get("parts", []))
+    if keys and not trainer.finished():
+        parts.append(f"{', '.join(keys)} from step {step + 1} on")
+    return parts
 
 
-def _limits_of(callbacks: Mapping[str, Callback]) -> Iterator[Reached]:
-    for name, callback in callbacks.items():
-        if limit := callback.limit_reached():
-            place = f"callbacks.{name}."
-            yield Reached(place + limit.key, limit.value, place + limit.further)
-
-
-def trainer_from(config: Mapping[str, Any]) -> Trainer:
-    """Build data, model, optimizer, schedule and trainer of a checked configuration."""
-    device = choose_device(config["device"])
-    precision = choose_precision(config["precision"], device)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    ensure_home()
-    if device.type == "cpu":
-        keep_freed_memory()
-    seed_everything(config["seed"])
-    use_kernels(config["kernels"])
-    use_threads(config.get("threads"))  # a root of the user's may not have the key
-    settings = data_settings(**{key: value for key, value in config["data"].items() if key in DATA_SETTINGS})
-    source = source_from(config)
-    if source.train.num_rows < settings["batch_size"]:
-        few = (source.train.num_rows, settings["batch_size"])
-        log.warning("data        %d rows are fewer than data.batch_size (%d): a batch holds some more than once", *few)
-    model = build(config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id).to(device)
-    _refuse(_misfits(model, source))
-    if distributed.rank():  # the same weights to begin with, other dropout
-        seed_everything(config["seed"] + OTHER_SEED * distributed.rank())
-    trainer: Trainer = build(
-        config["trainer"],
-        model=model,
-        source=source,
-        build_optimizer=lambda model: build(config["optimizer"], model=model),
-        schedule=build(config["schedule"]),
-        device=device,
-        precision=precision,
-        seed=config["seed"],
-        **settings,
-    )
-    step = trainer.training_step
-    if lacks := step_too_large(step, source.train.seq_len):
-        _refuse([lacks])
-    if wrong := schedule_problem(step.schedule, trainer.limits.progress(1, 0.0)):
-        _refuse([wrong])
-    rows = step.batches.batch_size // step.accumulate // distributed.count()
-    shape = product_of(model, tokens_of(rows, source.train.seq_len, step.chunk_len))
-    decodes = source.vocabulary is not None
-    products = choose_products(shape, device=device, precision=precision, decodes=decodes)
-    use_products(products)
-    if products != Products():
-        log.info("products    %s for many rows, %s for few, as first measured here", products.many, products.few)
-    return trainer
-
-
-def source_from(config: Mapping[str, Any]) -> Source:
-    """Build the data of a checked configuration.
-
-    Raises:
-        ValueError: if it is not what was asked for.
-    """
-    node = {key: value for key, value in config["data"].items() if key not in DATA_SETTINGS}
-    source: Source = build(node, seed=config["seed"])
-    _refuse(row_problems(source))
-    return source
+def _only(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: settings[key] for key in keys if key in settings}
 
 
 def _misfits(model: nn.Module, source: Source) -> list[str]:
     """Return why a model is none for this data where the settings did not show it, as in `settings.problems`."""
-    found, max_seq_len = [], getattr(model, "max_seq_len", None)
+    found = []
+    max_seq_len = getattr(model, "max_seq_len", None)
     longest = max(rows.seq_len for rows in (source.train, source.validation, *source.tests.values()))
     if max_seq_len is not None and max_seq_len < longest:
         found.append(
@@ -320,26 +348,25 @@ def _misfits(model: nn.Module, source: Source) -> list[str]:
 def _repeated(overrides: Sequence[str], origin: str | None) -> list[str]:
     """Return the command that repeats the run in a new directory, from the checkpoint that it started from if any."""
     words = [word for word in overrides if key_of(word) not in ("run_dir", "resume")]
-    return once([*words, *([] if origin is None else [text_setting("resume", origin)])])
+    if origin is not None:
+        words.append(text_setting("resume", origin))
+    return once(words)
 
 
 def _hyperparameters(composed: Composed) -> dict[str, bool | int | float | str]:
     """Return what tells runs apart: the chosen parts by name, and their numbers."""
     groups = ("model", "data", "optimizer", "schedule")
-    names = {group: str(composed.choices[group]) for group in groups}
-    numbers = scalars({key: composed.config[key] for key in (*groups, "trainer", "seed", "precision")})
-    return names | {key: value for key, value in numbers.items() if not key.endswith("._target_")}
+    found: dict[str, bool | int | float | str] = {group: str(composed.choices[group]) for group in groups}
+    for key, value in scalars(_only(composed.config, (*groups, "trainer", "seed", "precision"))).items():
+        if not key.endswith("._target_"):
+            found[key] = value
+    return found
 
 
 def _checked(overrides: Sequence[str]) -> Composed:
     if isinstance(overrides, str):
         raise ConfigError(f"overrides={overrides!r}: is one text: give a list of them, such as ['model=v8', 'seed=1']")
-    composed, mistakes = checked_config(overrides)
-    _refuse(mistakes)
+    composed, found = checked_config(overrides)
+    require_no_problems(found)
     assert composed is not None
     return composed
-
-
-def _refuse(mistakes: Sequence[str]) -> None:
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))

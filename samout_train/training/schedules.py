@@ -1,4 +1,4 @@
-"""How long a run is, and its learning-rate schedule: the factor on the base rate, a pure function of progress."""
+"""Decide how long a run is, and its learning rates: a schedule gives the factor on the base rate at a progress."""
 
 import math
 from dataclasses import dataclass
@@ -37,16 +37,19 @@ class Limits:
     max_seconds: float | None
 
     def progress(self, step: int, seconds: float) -> Progress:
-        """How far a run is with this step and after this long."""
-        by_steps = step / self.total_steps if self.total_steps else 0.0
-        by_time = seconds / self.max_seconds if self.max_seconds else 0.0
+        """Return how far a run is with this step and after this long."""
+        by_steps = by_time = 0.0
+        if self.total_steps:
+            by_steps = step / self.total_steps
+        if self.max_seconds:
+            by_time = seconds / self.max_seconds
         return Progress(step, self.total_steps, min(1.0, max(by_steps, by_time)))
 
 
 def first_limit(
     max_steps: int | None, max_rows: float | None, max_seconds: float | None, *, batch_size: int, budget_steps: int
 ) -> Limits:
-    """The limits of a run from those that are set; where none is, `budget_steps` is the last step.
+    """Return the limits of a run from those that are set; where none is, `budget_steps` is the last step.
 
     Args:
         max_steps: The last step.
@@ -55,10 +58,13 @@ def first_limit(
         batch_size: Rows in a step.
         budget_steps: The last step where the three are None.
     """
-    by_rows = None if max_rows is None else math.ceil(max_rows / batch_size)
-    total_steps = min((limit for limit in (max_steps, by_rows) if limit is not None), default=None)
-    unlimited = total_steps is None and max_seconds is None
-    return Limits(budget_steps if unlimited else total_steps, max_seconds)
+    total_steps = max_steps
+    if max_rows is not None:
+        by_rows = math.ceil(max_rows / batch_size)
+        total_steps = min(by_rows, max_steps or by_rows)
+    if total_steps is None and max_seconds is None:
+        total_steps = budget_steps
+    return Limits(total_steps, max_seconds)
 
 
 class Schedule(Protocol):
@@ -67,7 +73,7 @@ class Schedule(Protocol):
     needs_total_steps: ClassVar[bool]
 
     def __call__(self, progress: Progress) -> float:
-        """The factor for the step about to be made, from 0 to 1."""
+        """Return the factor for the step about to be made, from 0 to 1."""
         ...
 
 
@@ -99,7 +105,7 @@ class Constant:
     needs_total_steps = False
 
     def __call__(self, progress: Progress) -> float:
-        """1."""
+        """Return 1."""
         return 1.0
 
 
@@ -118,7 +124,7 @@ class Cosine:
         self.warmup_steps, self.final_share = warmup_steps, final_share
 
     def __call__(self, progress: Progress) -> float:
-        """The factor for a step.
+        """Return the factor for a step.
 
         Raises:
             ValueError: if the number of steps is not known.
@@ -156,15 +162,18 @@ class WarmupStableDecay:
         self.warmup_steps, self.decay_share, self.final_share = warmup_steps, decay_share, final_share
 
     def __call__(self, progress: Progress) -> float:
-        """The factor for a step: the smaller of warm-up and decay."""
+        """Return the factor for a step: the smaller of warm-up and decay."""
         warmup = _warmup_steps(self.warmup_steps, progress.total_steps)
-        rising = min(1.0, progress.step / warmup) if warmup else 1.0
         left = max(0.0, 1 - progress.share)
-        falling = 1.0
+        rising = falling = 1.0
+        if warmup:
+            rising = min(1.0, progress.step / warmup)
         if left < self.decay_share:
             falling = self.final_share + (1 - self.final_share) * left / self.decay_share
         return min(rising, falling)
 
 
 def _warmup_steps(warmup_steps: int, total_steps: int | None) -> int:
-    return warmup_steps if total_steps is None else min(warmup_steps, total_steps // 10)
+    if total_steps is None:
+        return warmup_steps
+    return min(warmup_steps, total_steps // 10)

@@ -7,10 +7,11 @@ rules between nodes.
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 
@@ -19,27 +20,29 @@ from samout_train.config import (
     MISSING,
     Composed,
     ConfigError,
-    DeviceName,
+    Place,
     Positive,
-    Seed,
-    Threads,
+    Problem,
+    as_problems,
+    check_call,
+    check_model,
+    check_node,
+    check_overrides,
     compose_config,
     is_empty,
+    key_of,
     locate,
-    mistakes_in_call,
-    model_problems,
     nearest,
     no_node,
-    node_problems,
     not_divisible,
-    override_problems,
-    short_path,
+    require_no_problems,
+    root_keys,
     shown,
     with_places,
     yaml_problem,
 )
 from samout_train.models import no_layers
-from samout_train.ops import Kernels, fused_problem
+from samout_train.ops import fused_problem
 from samout_train.runtime import (
     DTYPES,
     choose_device,
@@ -62,26 +65,6 @@ GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "checkpoint", "ca
 Node = dict[str, Any]
 
 
-def top_level(
-    *,
-    seed: Annotated[int, Seed],
-    device: DeviceName,
-    precision: Literal["auto", "fp32", "bf16", "fp16"],
-    kernels: Kernels,
-    threads: Annotated[int, Threads] | None = None,
-    run_dir: str,
-    resume: str | None,
-    model: Any,
-    data: Any,
-    optimizer: Any,
-    schedule: Any,
-    trainer: Any,
-    checkpoint: Any,
-    callbacks: Any,
-) -> None:
-    """The keys of config.yaml; only its signature is used, and nodes are judged by themselves."""
-
-
 def data_settings(
     *,
     batch_size: Annotated[int, Positive],
@@ -98,8 +81,8 @@ DATA_SETTINGS = set(inspect.signature(data_settings).parameters)
 
 def checked_config(
     overrides: Sequence[str], *, config_name: str = "config", config_dirs: Sequence[str] = (), typed: bool = True
-) -> tuple[Composed | None, list[str]]:
-    """Composes a configuration and finds every mistake in it and in the overrides.
+) -> tuple[Composed | None, list[Problem]]:
+    """Composes a configuration and finds every problem of it and of the overrides.
 
     Args:
         overrides: Such as `model=v1` or `optimizer.lr=1e-3`.
@@ -108,38 +91,75 @@ def checked_config(
         typed: Whether text values are as a shell gave them.
 
     Returns:
-        The configuration, None where it cannot be composed; and all mistakes.
+        The configuration, None where it cannot be composed; and all problems.
     """
-    wrong = override_problems(overrides, folders=[CONF, *map(Path, config_dirs)], typed=typed)
-    # What stands below a group whose option is wrong cannot be judged.
-    below = tuple(f"{word.partition('=')[0]}." for word in wrong)
-    right = [word for word in overrides if word not in wrong and not word.lstrip("+~").startswith(below)]
+    wrong = check_overrides(overrides, folders=[CONF, *map(Path, config_dirs)], typed=typed)
+    refused = list(wrong.values())
     folders = [*map(Path, config_dirs), CONF]
     placed = partial(with_places, overrides=overrides, config_name=config_name, folders=folders)
+    right = without_refused(overrides, wrong)
     try:
         composed = compose_config(right, config_name=config_name, config_dirs=config_dirs, typed=typed)
     except ConfigError as error:
-        return None, [*wrong.values(), *placed([str(error)], choices={})]
+        return None, refused + placed(error.problems, choices={})
     if (name := composed.choices.get("experiment")) and "experiment" in composed.config:
-        return composed, [*wrong.values(), _below_experiment(name, config_name, folders)]
+        return composed, [*refused, _below_experiment(name, config_name, folders)]
+    if name and "compare" in composed.config:
+        fix = f"write samout-train compare experiment={name}"
+        return composed, [*refused, Problem("experiment", name, text="is a comparison of models", fix=fix)]
     if config_name != "config" and not {"run_dir", "trainer"} & composed.config.keys():
-        root = f"--config-name {config_name}: is no root YAML: write `defaults: [/config, _self_]` at its beginning"
-        return composed, [*wrong.values(), root]
-    refused = tuple(f"{word.partition('=')[0].lstrip('+~')}: is missing" for word in wrong)
-    found = [mistake for mistake in problems(composed.config) if not mistake.startswith(refused)]
-    found += composed.misplaced
-    return composed, [*wrong.values(), *placed(found, choices=composed.choices)]
+        fix = "write `defaults: [/config, _self_]` at its beginning"
+        return composed, [*refused, Problem(f"--config-name {config_name}", text="is no root YAML", fix=fix)]
+    found = without_missing(check_settings(composed.config), wrong)
+    return composed, refused + placed([*found, *composed.misplaced], choices=composed.choices)
 
 
-def _below_experiment(name: str, config_name: str, folders: Sequence[Path]) -> str:
-    """Say what an experiment lacks whose keys are no keys of the program."""
+def without_refused(overrides: Sequence[str], wrong: Collection[str]) -> list[str]:
+    """Return overrides without those that are wrong, and without what stands below a group whose option is wrong.
+
+    Args:
+        overrides: As typed.
+        wrong: Those that are wrong by themselves.
+    """
+    below = tuple(f"{word.partition('=')[0]}." for word in wrong)
+    right = []
+    for word in overrides:
+        if word not in wrong and not word.lstrip("+~").startswith(below):
+            right.append(word)
+    return right
+
+
+def without_missing(problems: Sequence[Problem], wrong: Collection[str]) -> list[Problem]:
+    """Return problems without those of keys that are missing only because an override of them is wrong.
+
+    Args:
+        problems: Of settings that were composed without the wrong overrides.
+        wrong: Those overrides.
+    """
+    refused = set(map(key_of, wrong))
+    kept = []
+    for problem in problems:
+        if problem.kind not in ("missing", "unchosen") or problem.key not in refused:
+            kept.append(problem)
+    return kept
+
+
+def _below_experiment(name: str, config_name: str, folders: Sequence[Path]) -> Problem:
+    """Return what an experiment lacks whose keys are no keys of the program."""
     if found := yaml_problem({"experiment": name}, config_name=config_name, folders=folders):
         return found
-    path = next((path for folder in folders if (path := folder / "experiment" / f"{name}.yaml").is_file()), None)
     first = "write `# @package _global_` on the first line, with no byte order mark before it"
-    if path and is_empty(path):
-        return f"experiment={name}: sets nothing ({short_path(path)}): {first}, and below it what the experiment sets"
-    return f"experiment={name}: its keys stand below `experiment` ({short_path(path or name)} line 1): {first}"
+    place = Place(Path(name), 1)
+    for folder in folders:
+        path = folder / "experiment" / f"{name}.yaml"
+        if not path.is_file():
+            continue
+        place = Place(path, 1)
+        if is_empty(path):
+            fix = f"{first}, and below it what the experiment sets"
+            return Problem("experiment", name, text=f"sets nothing ({Place(path)})", fix=fix)
+        break
+    return Problem("experiment", name, text=f"its keys stand below `experiment` ({place})", fix=first)
 
 
 def model_node(name: str, *, config_dirs: Sequence[str] = ()) -> dict[str, Any]:
@@ -153,88 +173,123 @@ def model_node(name: str, *, config_dirs: Sequence[str] = ()) -> dict[str, Any]:
         ConfigError: if the YAML is wrong.
     """
     node: dict[str, Any] = compose_config([f"model={name}"], config_dirs=config_dirs).config["model"]
-    if mistakes := model_problems(node):
-        raise ConfigError("\n".join(mistakes))
+    require_no_problems(check_model(node))
     return node
 
 
-def data_problems(node: Node, *, for_training: bool = True) -> list[str]:
-    """Return the mistakes in a data source's settings.
+def check_data(node: Node, *, for_training: bool = True) -> list[Problem]:
+    """Return the problems of a data source's settings.
 
     Args:
         node: The data YAML's content.
         for_training: Whether what they name must be enough to train on.
     """
-    settings = {key: value for key, value in node.items() if key in DATA_SETTINGS}
-    found = mistakes_in_call("data", data_settings, settings) if "batch_size" in settings else []
-    return found + node_problems("data", node, also_known=DATA_SETTINGS, own_checks=for_training)
+    settings, _ = _settings_and_source(node)
+    found = []
+    if "batch_size" in settings:
+        found = check_call("data", data_settings, settings)
+    return found + check_node("data", node, also_known=DATA_SETTINGS, own_checks=for_training)
 
 
-def problems(config: Mapping[str, Any]) -> list[str]:
-    """All mistakes, one text each; none for a configuration that can be built.
+def check_settings(config: Mapping[str, Any]) -> list[Problem]:
+    """Return all problems of a configuration; none where it can be built.
 
     Args:
         config: As plain dictionaries, resolved.
     """
-    top = mistakes_in_call("", top_level, config, elsewhere=partial(_key_below, config))
-    choose = "choose an option: {0}=NAME when you start, or `- override /{0}: NAME` under `defaults:`"
-    missing = {f"{group}: is missing: set {group}=...": group for group in GROUPS}
-    top = [f"{missing[text]}: is missing: {choose.format(missing[text])}" if text in missing else text for text in top]
-    data = _node(config, "data")
-    settings = {key: value for key, value in data.items() if key in DATA_SETTINGS}
-    is_node = isinstance(config.get("data"), dict)
-    by_group = {"": top, "data": mistakes_in_call("data", data_settings, settings) if is_node else []}
-    source = {key: value for key, value in data.items() if key not in DATA_SETTINGS} if is_node else config.get("data")
-    nodes = {**config, "data": source} if "data" in config else config
-    for group in GROUPS[:-1]:
-        if nodes.get(group, MISSING) != MISSING:
-            also_known = DATA_SETTINGS if group == "data" else ()
-            by_group.setdefault(group, []).extend(node_problems(group, nodes[group], also_known=also_known))
-    by_group["callbacks"] = _mistakes_in_callbacks(config.get("callbacks", {}))
-    sound = {group for group, mistakes in by_group.items() if not mistakes}
-    found = [mistake for mistakes in by_group.values() for mistake in mistakes]
-    return list(dict.fromkeys(found + _broken_rules(config, sound)))
+    by_group = {"": _check_top_level(config)}
+    for group in ("data", "model", "optimizer", "schedule", "trainer", "checkpoint"):
+        if config.get(group, MISSING) != MISSING:
+            by_group[group] = _check_group(group, config[group])
+    by_group["callbacks"] = _check_callbacks(config.get("callbacks", {}))
+    sound, found = set(), []
+    for group, problems in by_group.items():
+        found += problems
+        if not problems:
+            sound.add(group)
+    return list(dict.fromkeys(found + _check_rules(config, sound)))
+
+
+def _check_top_level(config: Mapping[str, Any]) -> list[Problem]:
+    found = []
+    for problem in check_call("", root_keys, config, elsewhere=partial(_key_below, config)):
+        if problem.kind == "missing" and problem.key in GROUPS:
+            group = problem.key
+            fix = f"choose an option: {group}=NAME when you start, or `- override /{group}: NAME` under `defaults:`"
+            problem = replace(problem, fix=fix, kind="unchosen")
+        found.append(problem)
+    return found
+
+
+def _check_group(group: str, node: Any) -> list[Problem]:
+    """Return the problems of a group by itself."""
+    if group != "data" or not isinstance(node, dict):
+        return check_node(group, node)
+    settings, source = _settings_and_source(node)
+    return check_call("data", data_settings, settings) + check_node("data", source, also_known=DATA_SETTINGS)
+
+
+def _settings_and_source(node: Node) -> tuple[Node, Node]:
+    """Return how data is trained on, and what is left, of its source."""
+    settings, source = {}, {}
+    for key, value in node.items():
+        if key in DATA_SETTINGS:
+            settings[key] = value
+        else:
+            source[key] = value
+    return settings, source
 
 
 def _node(config: Mapping[str, Any], name: str) -> Node:
     node = config.get(name)
-    return node if isinstance(node, dict) else {}
+    if isinstance(node, dict):
+        return node
+    return {}
 
 
 def _key_below(config: Mapping[str, Any], name: str) -> str | None:
     """Say which key of a node is meant by one that stands at the top: `optimizer.lr` by `lr`."""
-    below = {f"{group}.{key}": key for group in config for key in _node(config, group) if not key.startswith("_")}
+    below = {}
+    for group in config:
+        for key in _node(config, group):
+            if not key.startswith("_"):
+                below[f"{group}.{key}"] = key
     meant = [path for path, key in below.items() if key == name]
-    if not meant and not difflib.get_close_matches(name, inspect.signature(top_level).parameters):
+    if not meant and not difflib.get_close_matches(name, inspect.signature(root_keys).parameters):
         close = difflib.get_close_matches(name, set(below.values()), n=1, cutoff=0.75)
         meant = [path for path, key in below.items() if key in close]
-    return f"did you mean {' or '.join(meant)}?" if meant else None
+    if not meant:
+        return None
+    return f"did you mean {' or '.join(meant)}?"
 
 
-def _mistakes_in_callbacks(callbacks: Any) -> list[str]:
+def _check_callbacks(callbacks: Any) -> list[Problem]:
+    if callbacks == MISSING:
+        return []
     if not isinstance(callbacks, dict):
-        return [] if callbacks == MISSING else [no_node("callbacks", callbacks)]
+        return [no_node("callbacks", callbacks)]
     found = []
     known = {*callbacks, *(path.stem for path in (CONF / "callbacks").glob("*.yaml"))} - {"default"}
     for name, node in callbacks.items():
         key = f"callbacks.{name}"
+        others = sorted(map(str, known - {name}))
         if node is None:
-            found.append(
-                f"{key}=null: must be a callback: to switch it off, write {shell_word(f'~{key}')} when you start"
-            )
-        elif isinstance(node, dict) and "_target_" not in node and (known - {name}):
-            hint = nearest(str(name), sorted(map(str, known - {name})), prefix="callbacks.")
-            found.append(
-                f"{key}: no such key; {hint}{'' if hint.endswith('?') else '.'} One of your own has a _target_"
-            )
+            fix = f"to switch it off, write {shell_word(f'~{key}')} when you start"
+            found.append(Problem(key, "null", text="must be a callback", fix=fix, kind="value"))
+        elif isinstance(node, dict) and "_target_" not in node and others:
+            hint = nearest(str(name), others, prefix="callbacks.")
+            if not hint.endswith("?"):
+                hint += "."
+            text = f"no such key; {hint} One of your own has a _target_"
+            found.append(Problem(key, text=text, kind="value"))
         else:
-            found += node_problems(key, node, base=Callback)
+            found += check_node(key, node, base=Callback)
     return found
 
 
-def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
-    """The rules between nodes, as far as the nodes are right by themselves."""
-    found: list[str | None] = []
+def _check_rules(config: Mapping[str, Any], sound: set[str]) -> list[Problem]:
+    """Return the problems between nodes, as far as the nodes are right by themselves."""
+    found: list[Problem | str | None] = []
     data, trainer, schedule = (_node(config, name) for name in ("data", "trainer", "schedule"))
     if {"data", "trainer"} <= sound:
         found.append(not_divisible("data.batch_size", data["batch_size"], "trainer.accumulate", trainer["accumulate"]))
@@ -247,40 +302,54 @@ def _broken_rules(config: Mapping[str, Any], sound: set[str]) -> list[str]:
             )
     if {"model", "trainer"} <= sound and trainer["activation_checkpointing"]:
         model = locate(_node(config, "model")["_target_"])
-        found.append(no_layers(model.__name__) if getattr(model, "is_one_module", False) else None)
+        if getattr(model, "is_one_module", False):
+            found.append(no_layers(model.__name__))
     if {"model", "data"} <= sound:
-        found += _misfits(_node(config, "model"), data)
+        found += _check_model_for_data(_node(config, "model"), data)
     if "" in sound:
-        if not config["run_dir"]:
-            found.append("run_dir=: is empty: give a directory, or leave it out")
-        try:
-            device = choose_device(config["device"])
-            found += ids_too_large(data, device) if "data" in sound else []
-            found.append(model_too_large(_node(config, "model"), device) if "model" in sound else None)
-            if "trainer" in sound:
-                found.append(tf32_problem(trainer["tf32"], device))
-                found.append(compile_problem(device) if trainer["compile"] else None)
-            precision = choose_precision(config["precision"], device)
-            found.append(fused_problem(config["kernels"], device.type, DTYPES.get(precision, torch.float32)))
-        except ValueError as error:
-            found.append(str(error))
-    return [problem for problem in found if problem]
+        found += _check_machine(config, sound)
+    return as_problems(list(filter(None, found)))
 
 
-def _misfits(model: Node, data: Node) -> list[str]:
-    """What speaks against a model for this data, as far as their settings show it; the rest shows when it is built."""
+def _check_machine(config: Mapping[str, Any], sound: set[str]) -> list[Problem | str | None]:
+    """Return what the device, its memory and the place of the run are not enough for."""
+    found: list[Problem | str | None] = []
+    if not config["run_dir"]:
+        found.append(Problem("run_dir", "", text="is empty", fix="give a directory, or leave it out"))
+    try:
+        device = choose_device(config["device"])
+        if "data" in sound:
+            found += ids_too_large(_node(config, "data"), device)
+        if "model" in sound:
+            found.append(model_too_large(_node(config, "model"), device))
+        if "trainer" in sound:
+            trainer = _node(config, "trainer")
+            found.append(tf32_problem(trainer["tf32"], device))
+            if trainer["compile"]:
+                found.append(compile_problem(device))
+        precision = choose_precision(config["precision"], device)
+        found.append(fused_problem(config["kernels"], device.type, DTYPES.get(precision, torch.float32)))
+    except ValueError as error:
+        found.append(str(error))
+    return found
+
+
+def _check_model_for_data(model: Node, data: Node) -> list[Problem]:
+    """Return the problems of a model with this data, as far as settings show them; building shows the rest."""
     found = []
     seq_len, max_seq_len = data.get("seq_len"), model.get("max_seq_len")
     if seq_len is not None and max_seq_len is not None and seq_len > max_seq_len:
-        found.append(
-            f"data.seq_len={seq_len}: rows are longer than model.max_seq_len ({max_seq_len}): set model.max_seq_len to "
-            f"{seq_len} or more, or data.seq_len to {max_seq_len} or less"
-        )
-    if not getattr(locate(data["_target_"]), "labelling", False):
-        found += [
-            f"model.{key}={shown(value)}: this model {reason}: take that setting back, or train it to label, as "
-            "data=hello does"
-            for key, value, reason in FOR_LABELS_ONLY
-            if model.get(key) == value
-        ]
+        fix = f"set model.max_seq_len to {seq_len} or more, or data.seq_len to {max_seq_len} or less"
+        text = f"rows are longer than model.max_seq_len ({max_seq_len})"
+        found.append(Problem("data.seq_len", str(seq_len), text=text, fix=fix))
+    if getattr(locate(data["_target_"]), "labelling", False):
+        return found
+    for key, value, reason in FOR_LABELS_ONLY:
+        if model.get(key) == value:
+            fix = "take that setting back, or train it to label, as data=hello does"
+            found.append(Problem(f"model.{key}", shown(value), text=f"this model {reason}", fix=fix))
     return found
+
+
+# Names of earlier versions.
+problems, data_problems = check_settings, check_data

@@ -70,7 +70,7 @@ class TrainingStep:
         loss: Of the last step that was not left out, before its update, in nats per counted target.
         skipped_steps: Steps left out, counted from 1: they change nothing, not even a random state.
         empty_steps: How many steps had a batch without a counted target; they change nothing either.
-        before: What is returned to while a step is under way; None between steps.
+        snapshot: What is returned to while a step is under way; None between steps.
         checks_on_host: Whether the host looks at each step before its update.
     """
 
@@ -107,7 +107,8 @@ class TrainingStep:
         self.parameters = list(self.model.parameters())
         self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.scaler = GradScaler(batches.device.type, enabled=precision == "fp16")
-        self.step_count = self.tokens_seen = 0
+        self.step_count = 0
+        self.tokens_seen = 0
         self.loss: Tensor | None = None
         self._grad_norm: Tensor | None = None
         self.on_non_finite = on_non_finite
@@ -118,7 +119,7 @@ class TrainingStep:
         self.checks_on_host = batches.device.type == "cpu" or not holds_back
         self._monitor = NonFiniteMonitor()
         self._redo_step: int | None = None  # the step that is made again, looking
-        self.before: StepSnapshot | None = None
+        self.snapshot: StepSnapshot | None = None
 
     def __call__(self, progress: Progress) -> Tensor:
         """Make the next step, or leave it out.
@@ -138,38 +139,49 @@ class TrainingStep:
             self.empty_steps += 1
             return self._pass_over()
         if self._is_compiled:
-            return self._make(batch, progress)
+            return self._train_step(batch, progress)
         self._is_compiled = True
         with told_compilation():
-            return self._make(batch, progress)
+            return self._train_step(batch, progress)
 
-    def _make(self, batch: Batch, progress: Progress) -> Tensor:
+    def _train_step(self, batch: Batch, progress: Progress) -> Tensor:
         if not self.model.training:  # setting it anew on every module takes longer than asking the first
             self.model.train()
-        self.before = before = self._snapshot()
+        self.snapshot = snapshot = self._take_snapshot()
         factor = self.schedule(progress)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._forward_backward(batch)
         self.scaler.unscale_(self.optimizer)
-        looks = self.checks_on_host or self._redo_step == self.step_count
+        should_check = self.checks_on_host or self._redo_step == self.step_count
+        grad_norm: Tensor | None = None
+        # Finite if and only if the step is; an overflow of gradients in fp16 is the scaler's.
+        loss_and_norm = loss
         with record_function("Optimizer.clip_grad_norm"):  # so that a profile counts it to the optimizer
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            needed = self.clip_grad_norm is not None or not self.scaler.is_enabled()
-            norm = whole_tensor(nn.utils.get_total_norm(gradients)) if needed else None
-            figure = loss if norm is None or self.scaler.is_enabled() else loss + norm
-            if looks and not math.isfinite(figure):
-                return self._leave_out(float(loss))
-            if norm is not None and self.clip_grad_norm is not None:
-                nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
+            if self.clip_grad_norm is not None or not self.scaler.is_enabled():
+                gradients = [p.grad for p in self.parameters if p.grad is not None]
+                grad_norm = whole_tensor(nn.utils.get_total_norm(gradients))
+                if not self.scaler.is_enabled():
+                    loss_and_norm = loss + grad_norm
+            if should_check:
+                loss_is_finite = math.isfinite(loss_and_norm)
+                if not loss_is_finite:
+                    return self._leave_out(float(loss))
+            if grad_norm is not None and self.clip_grad_norm is not None:
+                nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, grad_norm)
+        held_back: Tensor | None = None
         self._is_updating = True
-        update(self.optimizer, self.scaler, None if looks else self._monitor.note(figure, before))
+        if not should_check:
+            held_back = self._monitor.note(loss_and_norm, snapshot)
+        update(self.optimizer, self.scaler, held_back)
         self._is_updating = False
         self.step_count += 1
         self.tokens_seen += batch.num_targets
         self.batches.prepare(self.step_count)
-        self.loss, self._grad_norm, self.before = loss, norm, None
+        self.loss = loss
+        self._grad_norm = grad_norm
+        self.snapshot = None
         return loss
 
     def _forward_backward(self, batch: Batch) -> Tensor:
@@ -189,17 +201,20 @@ class TrainingStep:
                 chunk_RT, chunk_targets_RT = inputs_RT[:, piece], targets_RT[:, piece]
                 is_last = number == len(shares) and start + length >= inputs_RT.shape[1]
                 most = min(batch.own_targets, chunk_targets_RT.numel())
-                with self.shared.summing(is_last):
+                with self.shared.gradient_sync(is_last):
                     with autocast(self.precision, self.batches.device):
-                        nats, state = self.shared.nats(
+                        nats, state = self.shared.loss_sum(
                             chunk_RT, chunk_targets_RT, self.batches.ignore_index, most, state
                         )
                     loss = nats / batch.num_targets
-                    # DDP averages over the processes; the loss is a sum over them.
-                    self.scaler.scale(loss * distributed.count() if distributed.count() > 1 else loss).backward()
-                losses.append(loss.detach())
+                    losses.append(loss.detach())
+                    if distributed.count() > 1:  # DDP averages over the processes; the loss is a sum over them
+                        loss = loss * distributed.count()
+                    self.scaler.scale(loss).backward()
                 state = map_state(Tensor.detach, state) if length < inputs_RT.shape[1] else None
-        return distributed.summed(losses[0] if len(losses) == 1 else torch.stack(losses).sum())
+        if len(losses) == 1:
+            return distributed.summed(losses[0])
+        return distributed.summed(torch.stack(losses).sum())
 
     def steps_left_out(self) -> int:
         """Return how many of the steps made changed nothing."""
@@ -219,10 +234,11 @@ class TrainingStep:
         Args:
             wait: For the device, so that all of them are known to be finite where none is found.
         """
-        if (before := self._monitor.first(wait=wait)) is None:
+        snapshot = self._monitor.first(wait=wait)
+        if snapshot is None:
             return True
-        self._restore(before)
-        self._redo_step = before.step_count
+        self._restore(snapshot)
+        self._redo_step = snapshot.step_count
         return False
 
     def revert(self) -> bool:
@@ -231,16 +247,18 @@ class TrainingStep:
         Returns:
             Whether all is as it was before that step; not so if it failed within the update.
         """
-        if self.before is not None:
-            self._restore(self.before)
+        if self.snapshot is not None:
+            self._restore(self.snapshot)
         return not self._is_updating
 
     def grad_norm(self) -> float:
         """Return the norm of all gradients of the last step together, before clipping; waits for the device."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if self._grad_norm is None and gradients:  # in fp16 without clipping
+        if self._grad_norm is None:  # before the first step, and in fp16 without clipping
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            if not gradients:
+                return math.nan
             self._grad_norm = whole_tensor(nn.utils.get_total_norm(gradients))
-        return math.nan if self._grad_norm is None else float(self._grad_norm)
+        return float(self._grad_norm)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next steps depend on, but for the random states; nothing that is not finite.
@@ -249,17 +267,19 @@ class TrainingStep:
             NonFiniteError: if weights or optimizer state are not.
         """
         self.confirm_finite()
-        norm = self.grad_norm()
+        grad_norm = self.grad_norm()
         state = {
             **saved_weights(self.shared, self.optimizer),
             "scaler": self.scaler.state_dict(),
             "step": self.step_count,
             "tokens_seen": self.tokens_seen,
             "loss": self.loss,
-            "grad_norm": norm if math.isfinite(norm) else None,
+            "grad_norm": grad_norm,
             "skipped_steps": sorted(self.skipped_steps),
             "empty_steps": self.empty_steps,
         }
+        if not math.isfinite(grad_norm):
+            state["grad_norm"] = None
         refuse_non_finite(state)
         return state
 
@@ -273,13 +293,17 @@ class TrainingStep:
         load_weights(self.shared, self.optimizer, state, self.stateful)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.step_count, self.tokens_seen = state["step"], state["tokens_seen"]
-        self.loss, norm = state["loss"], state["grad_norm"]
-        self._grad_norm = torch.tensor(math.nan if norm is None else norm)
+        self.step_count = state["step"]
+        self.tokens_seen = state["tokens_seen"]
+        self.loss = state["loss"]
+        self._grad_norm = torch.tensor(math.nan)
+        if state["grad_norm"] is not None:
+            self._grad_norm = torch.tensor(state["grad_norm"])
         self.skipped_steps = set(state.get("skipped_steps", ()))
         self.empty_steps = state.get("empty_steps", 0)  # checkpoints of before did not have it
         self._monitor.forget()
-        self._redo_step = self.before = None
+        self._redo_step = None
+        self.snapshot = None
         self.optimizer.zero_grad(set_to_none=True)
 
     def _leave_out(self, loss: float) -> Tensor:
@@ -292,7 +316,7 @@ class TrainingStep:
         self.step_count = step
         return torch.full((), loss, device=self.batches.device)
 
-    def _snapshot(self) -> StepSnapshot:
+    def _take_snapshot(self) -> StepSnapshot:
         return StepSnapshot(
             step_count=self.step_count,
             tokens_seen=self.tokens_seen,
@@ -303,11 +327,14 @@ class TrainingStep:
             random=generator_states(self.batches.device),
         )
 
-    def _restore(self, before: StepSnapshot) -> None:
-        self.step_count, self.tokens_seen = before.step_count, before.tokens_seen
-        self.empty_steps = before.empty_steps
-        self.loss, self._grad_norm, self.before = before.loss, before.grad_norm, None
-        before.restore(self.optimizer, self.batches.device)
+    def _restore(self, snapshot: StepSnapshot) -> None:
+        self.step_count = snapshot.step_count
+        self.tokens_seen = snapshot.tokens_seen
+        self.empty_steps = snapshot.empty_steps
+        self.loss = snapshot.loss
+        self._grad_norm = snapshot.grad_norm
+        self.snapshot = None
+        snapshot.restore(self.optimizer, self.batches.device)
         self._monitor.forget()
 
 

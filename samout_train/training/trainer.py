@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from samout_train.checkpoint import CheckpointError, Checkpoints, refuse_other_vocabulary
 from samout_train.config import NonNegative, Positive, not_divisible, validated
 from samout_train.data import Batches, Source, overfit_problem
-from samout_train.evaluation import Evaluation
+from samout_train.evaluation import Evaluation, Evaluator
 from samout_train.models import ParallelModel, ParallelName, checkpoint_activations, parallel_problem
 from samout_train.runtime import (
     Clock,
@@ -24,6 +24,7 @@ from samout_train.runtime import (
     StopRequestedError,
     StopSignals,
     distributed,
+    is_out_of_memory,
     peak_memory_bytes,
     random_states,
     reset_peak_memory,
@@ -35,14 +36,12 @@ from samout_train.training.callbacks.base import Callback, RunContext
 from samout_train.training.limits import LimitSettings, Reached
 from samout_train.training.non_finite import NonFiniteError, OnNonFinite
 from samout_train.training.optimizers.check import checked_optimizer
-from samout_train.training.profiler import profiling
+from samout_train.training.profiler import StepContext, profiling
 from samout_train.training.reports import Reports
 from samout_train.training.schedules import Schedule, first_limit
 from samout_train.training.step import TrainingStep, chunk_problem
 
 Callbacks = Mapping[str, Callback]
-# How an allocation that fails is told where it is no OutOfMemoryError: by the CPU, by CUDA and by its libraries.
-OUT_OF_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 log = logging.getLogger(__name__)
 
 
@@ -192,16 +191,20 @@ class Trainer:
         )
 
     @property
+    def evaluator(self) -> Evaluator:
+        """Return what measures the model as it is now."""
+        return self.reports.evaluator
+
+    @property
     def step_count(self) -> int:
         """Return the optimizer steps made."""
         return self.training_step.step_count
 
-    def fit(self, context: RunContext, callbacks: Callbacks, checkpoints: Checkpoints) -> dict[str, Any]:
+    def fit(self, context: RunContext, checkpoints: Checkpoints) -> dict[str, Any]:
         """Train to the first limit that is reached, or until a callback asks to stop; return the summary of the run.
 
         Args:
-            context: What callbacks are told at the start.
-            callbacks: By name, in the order in which they are called.
+            context: The run and its callbacks, which are called in their order.
             checkpoints: Where to save.
 
         Raises:
@@ -212,15 +215,15 @@ class Trainer:
         reset_peak_memory(self.device)
         try:
             with StopSignals(distributed.largest) as signals:
-                with self.shared.whole():
-                    for callback in callbacks.values():
+                with self.shared.unsharded():
+                    for callback in context.callbacks.values():
                         callback.on_start(context)
                     distributed.wait_for_all()
-                final = self._train_and_evaluate(context.run_dir, callbacks, checkpoints, signals)
-            return self._finish(context, callbacks, final)
+                final = self._train_and_evaluate(context, checkpoints, signals)
+            return self._finish(context, final)
         finally:
             checkpoints.wait()
-            for callback in callbacks.values():
+            for callback in context.callbacks.values():
                 callback.on_close()
 
     def step(self) -> Tensor:
@@ -232,16 +235,17 @@ class Trainer:
         self.training_step.confirm_finite(wait=False)
         return self.training_step(self.limits.progress(self.step_count + 1, self._seconds()))
 
-    def _train_and_evaluate(
-        self, run_dir: Path, callbacks: Callbacks, checkpoints: Checkpoints, signals: StopSignals
-    ) -> Evaluation:
+    def _train_and_evaluate(self, context: RunContext, checkpoints: Checkpoints, signals: StopSignals) -> Evaluation:
         """Make all steps, and evaluate on the whole validation split; save the state, also where one of both fails."""
-        folder = run_dir / "profile" if self.profile else None
+        callbacks = context.callbacks
+        folder = None
+        if self.profile:
+            folder = context.run_dir / "profile"
         try:
             with saved_on_error(self.training_step, lambda: self._save_last(callbacks, checkpoints)):
-                with profiling(self.step, folder=folder, clock=self.clock, steps_made=self.step_count) as step:
-                    self._set_summary_aside(run_dir)
-                    self._train(step, callbacks, checkpoints, signals)
+                with profiling(folder=folder, clock=self.clock, steps_made=self.step_count) as profiled:
+                    self._set_summary_aside(context.run_dir)
+                    self._train(callbacks, checkpoints, signals, profiled)
                 final = self.reports.evaluate_whole(signals)
                 self._save_last(callbacks, checkpoints)
         except StopRequestedError as stop:
@@ -252,34 +256,36 @@ class Trainer:
         return final
 
     def _train(
-        self, step: Callable[[], Tensor], callbacks: Callbacks, checkpoints: Checkpoints, signals: StopSignals
+        self, callbacks: Callbacks, checkpoints: Checkpoints, signals: StopSignals, profiled: StepContext
     ) -> None:
+        """Make steps until a limit is reached, a callback gives a reason to stop, or a signal comes."""
         watching = list(callbacks.values())
         stop_reason = None
         if self.step_count:  # a run that was stopped between a step and its report makes up for the report first
-            stop_reason = self.reports.report(watching, signals, is_last=self.finished())
+            stop_reason = self.reports.log_and_evaluate(watching, signals, is_last=self.finished())
         if self.training_step.on_non_finite == "rollback":
             self._save(callbacks, checkpoints)  # so that there is something to go back to
         self.clock.start()
         while stop_reason is None and not self.finished():
-            if not self._step_or_roll_back(step, checkpoints):
+            if not self._step_or_roll_back(checkpoints, profiled):
                 continue
             for callback in watching:
                 callback.on_step(self.step_count)
             signals.check()
-            best_before = self.reports.best_val_step
-            stop_reason = self.reports.report(watching, signals, is_last=self.finished())
-            is_best = self.reports.best_val_step != best_before
-            if distributed.largest(distributed.is_first() and checkpoints.due(self.step_count, is_best=is_best)):
+            best_step = self.reports.best_val_step
+            stop_reason = self.reports.log_and_evaluate(watching, signals, is_last=self.finished())
+            is_best = self.reports.best_val_step != best_step
+            should_checkpoint = distributed.is_first() and checkpoints.due(self.step_count, is_best=is_best)
+            if distributed.largest(should_checkpoint):
                 self._save(callbacks, checkpoints)
         self.clock.pause()
         if stop_reason is not None:
             log.info("stopped after step %d: %s", self.step_count, stop_reason)
         # Also where time ran out, or a callback spoke, after the step had been asked whether it is the last.
-        self.reports.report(watching, signals, is_last=True)
+        self.reports.log_and_evaluate(watching, signals, is_last=True)
         self._save(callbacks, checkpoints)
 
-    def _step_or_roll_back(self, step: Callable[[], object], checkpoints: Checkpoints) -> bool:
+    def _step_or_roll_back(self, checkpoints: Checkpoints, profiled: StepContext) -> bool:
         """Make a step, or go back to the newest checkpoint; return whether it made the step.
 
         Raises:
@@ -287,16 +293,17 @@ class Trainer:
             CheckpointError: if all are damaged.
         """
         try:
-            step()
+            with profiled():
+                self.step()
         except NonFiniteError as error:
             if not error.goes_back:
                 raise
             with self.clock.paused():
-                left_out = set(self.training_step.skipped_steps)
+                skipped_steps = set(self.training_step.skipped_steps)
                 content = checkpoints.roll_back(self.training_step)
                 if content is None:
                     raise
-                self.training_step.skipped_steps |= left_out
+                self.training_step.skipped_steps |= skipped_steps
                 self._set_random_states(content)
                 log.warning(
                     "%s\n  rolled back     to step %d; this batch is left out from now on", error, self.step_count
@@ -304,16 +311,17 @@ class Trainer:
             return False
         return True
 
-    def _finish(self, context: RunContext, callbacks: Callbacks, final: Evaluation) -> dict[str, Any]:
+    def _finish(self, context: RunContext, final: Evaluation) -> dict[str, Any]:
         """Write summary.json, and call what callbacks do at the end."""
         summary = self.reports.summary(context, final)
-        summary |= {} if self.resumed_from is None else {"resumed_from": self.resumed_from}
-        with self.shared.whole():
-            for callback in callbacks.values():
+        if self.resumed_from is not None:
+            summary["resumed_from"] = self.resumed_from
+        with self.shared.unsharded():
+            for callback in context.callbacks.values():
                 summary |= callback.figures()
             if distributed.is_first():
                 write_figures(context.run_dir / "summary.json", summary)
-            for callback in callbacks.values():
+            for callback in context.callbacks.values():
                 callback.on_end(summary)
             distributed.wait_for_all()
         return summary
@@ -329,7 +337,8 @@ class Trainer:
         if distributed.largest(distributed.is_first() and is_saved):
             return
         with self.clock.paused():
-            state = self.state_dict() | {"callbacks": {name: c.state_dict() for name, c in callbacks.items()}}
+            state = self.state_dict()
+            state["callbacks"] = {name: callback.state_dict() for name, callback in callbacks.items()}
             checkpoints.save(state, step=self.step_count, best_step=self.reports.best_val_step)
 
     def _save_last(self, callbacks: Callbacks, checkpoints: Checkpoints) -> None:
@@ -354,8 +363,9 @@ class Trainer:
 
     def _seconds(self) -> float:
         """Return the seconds of training so far; where they end the run, those of the first process."""
-        seconds = self.clock.seconds
-        return seconds if self.limits.max_seconds is None else distributed.number_of_first(seconds)
+        if self.limits.max_seconds is None:
+            return self.clock.seconds
+        return distributed.number_of_first(self.clock.seconds)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs to go on as if it had not been stopped; the step gives the order of rows.
@@ -363,6 +373,9 @@ class Trainer:
         All processes ask for it together.
         """
         first, *others = distributed.gathered(random_states(self.device))
+        vocabulary = None
+        if self.source.vocabulary:
+            vocabulary = self.source.vocabulary.state_dict()
         return {
             **self.training_step.state_dict(),
             "reports": self.reports.state_dict(),
@@ -373,7 +386,7 @@ class Trainer:
             "vocab_size": self.source.vocab_size,
             "pad_id": self.source.pad_id,
             "line_ends": self.source.line_ends,
-            "vocabulary": self.source.vocabulary.state_dict() if self.source.vocabulary else None,
+            "vocabulary": vocabulary,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -453,49 +466,59 @@ def saved_on_error(step: TrainingStep, save: Callable[[], None]) -> Iterator[Non
             raise
         peak = peak_memory_bytes(step.batches.device)
         traceback.clear_frames(error.__traceback__)  # they hold the activations
-        what = f"in step {step.step_count + 1}" if step.before else f"after step {step.step_count}"
+        when = f"after step {step.step_count}"
+        if step.snapshot is not None:
+            when = f"in step {step.step_count + 1}"
         if not step.revert():
             saved = "  saved           nothing: it failed within the update"
         elif distributed.count() > 1:
             saved = f"  saved           nothing: it happened in {distributed.name()}, and the others wait in this step"
         else:
             saved = _saved(step, save)
-        first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        lines = [f"out of memory {what}: {first_line}", *_sizes(step, peak), saved]
-        raise MemoryExhaustedError("\n".join(lines)) from None
+        what = f"out of memory {when}: {_first_line(error)[:200]}"
+        raise MemoryExhaustedError("\n".join([what, *_out_of_memory_report(step, peak), saved])) from None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed, on the device or in main memory."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or any(words in str(error) for words in OUT_OF_MEMORY)
-
-
-def _saved(step: TrainingStep, save: Callable[[], None]) -> str:
-    try:
-        save()
-    except (CheckpointError, NonFiniteError, OSError, MemoryError, RuntimeError) as error:
-        return f"  saved           nothing: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-    return f"  saved           the state after step {step.step_count}: resume=auto goes on from it"
-
-
-def _sizes(step: TrainingStep, peak: int) -> list[str]:
+def _out_of_memory_report(step: TrainingStep, peak: int) -> list[str]:
     """Return what the step held, and what would need less."""
     batches, parts = step.batches, step.accumulate
     rows, length = batches.batch_size, batches.rows.seq_len
-    micro_steps = f"{parts} micro-step{'s' if parts > 1 else ''} of {rows // parts} rows"
-    less = []
-    finer = next((count for count in range(2 * parts, rows + 1) if rows % count == 0), None)
-    if finer is not None:
-        less.append(f"trainer.accumulate={finer}, which keeps the batch of {rows} rows")
-    if rows > 1:
-        less.append(f"data.batch_size={rows // 2}")
-    if length > 1:
-        less.append(f"data.seq_len={length // 2}")
-    if isinstance(getattr(step.model, "layers", None), nn.ModuleList):
-        less.append("trainer.activation_checkpointing=true")
+    micro_steps = f"{parts} micro-steps"
+    if parts == 1:
+        micro_steps = "1 micro-step"
     return [
         f"  peak so far     {peak / 1e9:.2f} GB, on {batches.device} in {step.precision}",
-        f"  batch           {rows} rows x {length} targets, in {micro_steps}",
-        f"  needs less      {'; or '.join(less) or 'a smaller model'}",
+        f"  batch           {rows} rows x {length} targets, in {micro_steps} of {rows // parts} rows",
+        f"  needs less      {'; or '.join(_smaller_settings(step)) or 'a smaller model'}",
     ]
+
+
+def _smaller_settings(step: TrainingStep) -> list[str]:
+    """Return settings with which a step needs less memory."""
+    rows, length = step.batches.batch_size, step.batches.rows.seq_len
+    smaller = []
+    for accumulate in range(2 * step.accumulate, rows + 1):
+        if rows % accumulate == 0:
+            smaller.append(f"trainer.accumulate={accumulate}, which keeps the batch of {rows} rows")
+            break
+    if rows > 1:
+        smaller.append(f"data.batch_size={rows // 2}")
+    if length > 1:
+        smaller.append(f"data.seq_len={length // 2}")
+    if isinstance(getattr(step.model, "layers", None), nn.ModuleList):
+        smaller.append("trainer.activation_checkpointing=true")
+    return smaller
+
+
+def _saved(step: TrainingStep, save: Callable[[], None]) -> str:
+    """Save, and return the line of the report that says so, or why not."""
+    try:
+        save()
+    except (CheckpointError, NonFiniteError, OSError, MemoryError, RuntimeError) as error:
+        return f"  saved           nothing: {_first_line(error)}"
+    return f"  saved           the state after step {step.step_count}: resume=auto goes on from it"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0]

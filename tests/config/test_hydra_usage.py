@@ -6,6 +6,7 @@ import pytest
 
 from samout_train.cli.request import Request
 from samout_train.config import CONF, ConfigError
+from tests.support.messages import assert_recorded
 from tests.support.program import samout
 
 PACKAGE_LINE = "write `# @package _global_` on the first line, with no byte order mark before it"
@@ -171,7 +172,8 @@ def test_what_hydra_takes_is_taken(mine: Path, words: list[str]) -> None:
 )
 def test_what_it_does_not_take_is_answered_with_what_to_do(mine: Path, words: list[str], told: str) -> None:
     found = mistakes(*words)
-    assert len(found) == 1 and told in found[0], found
+    assert len(found) == 1 and told in str(found[0]), found
+    assert_recorded(f"hydra_usage: {' '.join(words)}", str(found[0]))
 
 
 @pytest.mark.slow
@@ -244,7 +246,8 @@ def test_what_is_wrong_with_a_file_is_told_with_the_file(
     mine: Path, words: list[str], told: str, flags: list[str]
 ) -> None:
     found = mistakes(*words, *flags)
-    assert found and found[0].startswith(told), found
+    assert found and str(found[0]).startswith(told), found
+    assert_recorded(f"hydra_usage: {' '.join([*words, *flags])}", "\n".join(map(str, found)))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +274,8 @@ def test_what_is_wrong_with_a_file_is_told_with_the_file(
 )
 def test_what_is_no_setting_is_told_what_is_one(mine: Path, words: list[str], told: str) -> None:
     found = mistakes(*words)
-    assert len(found) == 1 and told in found[0], found
+    assert len(found) == 1 and told in str(found[0]), found
+    assert_recorded(f"hydra_usage: {' '.join(words)}", str(found[0]))
 
 
 @pytest.mark.parametrize("words", [["--cfg", "job", "-p", "model.mixer"], ["--cfg", "all", "-p", "hydra.job"]])
@@ -281,7 +285,7 @@ def test_a_part_of_the_settings_that_is_there_is_shown(mine: Path, words: list[s
 
 def test_each_quoted_value_of_a_file_is_told_with_its_line(mine: Path) -> None:
     place = "mine/experiment/quoted.yaml line"
-    assert mistakes("experiment=quoted") == [
+    assert [str(mistake) for mistake in mistakes("experiment=quoted")] == [
         f"seed='1': is text: write 1 without quotes ({place} 5)",
         f"model.hidden_size='32': is text: write 32 without quotes ({place} 3)",
         f"model.tied_head='yes': is text: write true ({place} 4)",

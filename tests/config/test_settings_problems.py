@@ -11,10 +11,11 @@ from samout_train.config import ConfigError, Positive, Probability, Range, Share
 from samout_train.training import model_node
 from samout_train.training.schedules import Constant, Progress, schedule_problem
 from samout_train.training.settings import problems
+from tests.support.messages import assert_recorded
 
 
 def found(*overrides: str) -> list[str]:
-    return problems(compose_config(["device=cpu", *overrides]).config)
+    return [str(problem) for problem in problems(compose_config(["device=cpu", *overrides]).config)]
 
 
 @pytest.mark.slow
@@ -77,6 +78,7 @@ def test_the_defaults_have_no_mistake() -> None:
 def test_a_mistake_is_named(override: str, message: str) -> None:
     (got,) = found(override)
     assert message in got
+    assert_recorded(f"settings: {override}", got)
 
 
 def test_all_mistakes_come_at_once() -> None:

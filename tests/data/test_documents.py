@@ -193,21 +193,19 @@ STRANGE = [
 @pytest.mark.parametrize("role", NAMES + STRANGE)
 def test_what_is_printed_for_a_role_gives_it_a_token(tmp_path: Path, role: str) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"conversations": said("hi", role)})
-    with pytest.raises(ValueError, match="has no token") as caught:
-        list(JsonlReader.of(ROLES).read(path))
-    hint = str(caught.value).partition(" have one): ")[2]
-    assert "\n" not in hint and hint.endswith(", or another token")
-    for verb in ("config", "tokenize"):
+    for verb, roles_key in (("config", "data.roles"), ("tokenize", "roles")):
+        with pytest.raises(ValueError, match="has no token") as caught:
+            list(JsonlReader.of(ROLES, roles_key=roles_key).read(path))
+        hint = str(caught.value).partition(" have one): ")[2]
+        assert "\n" not in hint and hint.endswith(", or another token")
         words, folders = ["data=jsonl"] if verb == "config" else [], []
         if role in NAMES:
-            word = shlex.split(hint.removesuffix(", or another token"))[1]
-            words.append(word if verb == "config" else word.replace("+data.roles.", "+roles."))
+            words.append(shlex.split(hint.removesuffix(", or another token"))[1])
         else:
             file, line = re.findall(r"write DIR/(\S+) with the line `(.*)` and", hint)[0]
             (tmp_path / file).parent.mkdir(exist_ok=True)
             (tmp_path / file).write_text(line + "\n", "utf-8")
-            word = re.findall(r"--config-dir=DIR (\S+), or", hint)[0]
-            words.append(word if verb == "config" else word.replace("+roles@data.roles=", "+roles="))
+            words += re.findall(r"--config-dir=DIR (\S+), or", hint)
             folders.append(str(tmp_path))
         config = compose_config(words, config_name=verb, config_dirs=folders).config
         roles = config["data"]["roles"] if verb == "config" else config["roles"]
@@ -222,13 +220,13 @@ def test_tokenize_prints_what_gives_a_role_a_token_there(
 ) -> None:
     jsonl(tmp_path / "a.jsonl", {"conversations": said("hi", role)})
     words = [f"path={tmp_path}", f"out={tmp_path / 'out'}", "pattern=*.jsonl", "vocabulary=bytes", "jobs=1"]
-    assert tokenize.main(words) == 2
+    assert tokenize.tokenize(words) == 2
     told = capsys.readouterr().err
     assert {"tool": "set '+roles.tool=<|user|>', or", "tool call": "--config-dir=DIR +roles=more, or"}[role] in told
     (tmp_path / "conf/roles").mkdir(parents=True)
     (tmp_path / "conf/roles/more.yaml").write_text('"tool call": <|user|>\n', "utf-8")
     added = ["+roles.tool=<|user|>"] if role == "tool" else [f"--config-dir={tmp_path / 'conf'}", "+roles=more"]
-    assert tokenize.main([*words, *added, f"out={tmp_path / 'other'}"]) == 0
+    assert tokenize.tokenize([*words, *added, f"out={tmp_path / 'other'}"]) == 0
 
 
 def test_keys_that_hydra_takes_are_those_that_are_printed_as_such() -> None:

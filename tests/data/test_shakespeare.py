@@ -10,7 +10,7 @@ import pytest
 
 from samout_train.data import Source
 from samout_train.data.text import shakespeare as module
-from samout_train.data.text.shakespeare import shakespeare, shakespeare_problems
+from samout_train.data.text.shakespeare import Shakespeare, shakespeare
 
 SETTINGS: dict[str, Any] = {
     "vocabulary": "characters",
@@ -62,7 +62,7 @@ def test_it_is_downloaded_once(
 ) -> None:
     monkeypatch.setattr(Serves, "content", (shared / "data" / "tinyshakespeare.txt").read_bytes())
     monkeypatch.setattr(Serves, "requests", 0)
-    assert shakespeare_problems(SETTINGS | {"path": None}, "data") == []
+    assert Shakespeare.problems(SETTINGS | {"path": None}, "data") == []
     assert source().description["sha256"] == module.SHA256
     assert source().vocab_size == 70 and Serves.requests == 1
     (kept,) = (tmp_path / "cache").glob("*.txt")
@@ -86,9 +86,9 @@ def test_without_a_network_the_message_says_what_to_bring(tmp_path: Path, monkey
 
 
 def test_another_text_is_refused(small_text: Path, tmp_path: Path) -> None:
-    (problem,) = shakespeare_problems(SETTINGS | {"path": str(small_text)}, "data")
+    (problem,) = map(str, Shakespeare.problems(SETTINGS | {"path": str(small_text)}, "data"))
     assert problem.startswith(f"data.path={small_text}: is not tiny Shakespeare") and "data=text" in problem
     with pytest.raises(ValueError, match="is not tiny Shakespeare"):
         source(small_text)
-    (absent,) = shakespeare_problems(SETTINGS | {"path": str(tmp_path / "absent")}, "data")
+    (absent,) = map(str, Shakespeare.problems(SETTINGS | {"path": str(tmp_path / "absent")}, "data"))
     assert "is no file: give a copy" in absent

@@ -12,13 +12,13 @@ import torch
 from samout_train import generate_text, train
 from samout_train.checkpoint import load_run
 from samout_train.cli import evaluate
-from samout_train.cli.tokenize import main as tokenize
+from samout_train.cli.tokenize import tokenize
 from samout_train.data import INDEX, Batches, Source, TokenRows, row_problems
 from samout_train.data.shards import rows as shard_rows
 from samout_train.data.shards.index import PLAN, read_index
 from samout_train.data.shards.reader import Places, ShardReader
 from samout_train.data.shards.rows import BLOCK, DocumentLayout, PackedLayout, ShardRows
-from samout_train.data.shards.source import _quotas, shards, shards_problems
+from samout_train.data.shards.source import Shards, _quotas, shards
 from samout_train.data.text.rows import PaddedRows
 
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ def settings(*paths: Path, **changes: Any) -> dict[str, Any]:
 
 def source(*paths: Path, seed: int = 0, **changes: Any) -> Source:
     given = settings(*paths, **changes)
-    assert shards_problems(given, "data") == []
+    assert Shards.problems(given, "data") == []
     return shards(**given, seed=seed)
 
 
@@ -245,7 +245,7 @@ def test_quotas_add_up_to_a_block_and_too_small_a_share_is_refused(folders: Path
 
 def test_all_mistakes_are_told_at_once(folders: Path, tmp_path: Path) -> None:
     given = settings(folders / "a", folders / "other", tmp_path, tmp_path / "absent", weights=[1], ignore_index=0)
-    found = shards_problems(given, "data")
+    found = list(map(str, Shards.problems(given, "data")))
     assert [problem.split(":")[0] for problem in found] == [
         "data.ignore_index=0",
         *["data.paths"] * 3,
@@ -262,10 +262,10 @@ def test_all_mistakes_are_told_at_once(folders: Path, tmp_path: Path) -> None:
         ({"seq_len": 1200, "validation_tokens": 100}, "data.validation_tokens=100: a row takes 1201 tokens"),
         ({"layout": "documents"}, "b has 1 document: take packed, or give two or more"),
     ):
-        (problem,) = shards_problems(settings(folders / "a", folders / "b", **changes), "data")
+        (problem,) = map(str, Shards.problems(settings(folders / "a", folders / "b", **changes), "data"))
         assert message in problem
-    assert shards_problems(settings(), "data") == ["data.paths: is empty: give folders of shards"]
-    assert shards_problems(settings() | {"paths": str(folders / "a")}, "data") == []
+    assert list(map(str, Shards.problems(settings(), "data"))) == ["data.paths: is empty: give folders of shards"]
+    assert Shards.problems(settings() | {"paths": str(folders / "a")}, "data") == []
 
 
 def test_damaged_shards_are_told_with_file_and_sizes(folders: Path, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_damaged_shards_are_told_with_file_and_sizes(folders: Path, tmp_path: Pa
         (copy / path.name).write_bytes(path.read_bytes())
 
     def problem() -> str:
-        (found,) = shards_problems(settings(copy), "data")
+        (found,) = map(str, Shards.problems(settings(copy), "data"))
         assert found.startswith(f"data.paths: {copy}") and "\n" not in found
         return found
 
@@ -347,7 +347,7 @@ def test_a_run_on_shards_trains_evaluates_generates_and_goes_on_exactly(
     train([*words, "trainer.max_steps=3", f"run_dir={tmp_path / 'twice'}"])
     twice, _ = train([*words, "trainer.max_steps=6", f"run_dir={tmp_path / 'twice'}", "resume=auto"])
     assert once["weights_sha256"] == twice["weights_sha256"]
-    assert evaluate.main([f"run={tmp_path / 'once'}", "device=cpu"]) == 0
+    assert evaluate.evaluate([f"run={tmp_path / 'once'}", "device=cpu"]) == 0
     assert "nats" in capsys.readouterr().out
     run = load_run(tmp_path / "once")
     assert run.vocabulary is not None and len(run.vocabulary) == 261

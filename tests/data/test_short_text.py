@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from samout_train.cli import tokenize
-from samout_train.data.shards.source import shards, shards_problems
-from samout_train.data.text.jsonl import jsonl, jsonl_problems
-from samout_train.data.text.text import text, text_problems, too_short
+from samout_train.data.shards.source import Shards, shards
+from samout_train.data.text.base import too_short
+from samout_train.data.text.jsonl import Jsonl, jsonl
+from samout_train.data.text.text import Text, text
 
 COMMON = {"vocab_size": 300, "vocabulary_path": None, "ignore_index": 3, "seed": 0}
 
@@ -37,7 +38,7 @@ def test_of_text(tmp_path: Path, vocabulary: str, in_folder: bool) -> None:
     )
     assert numbers and int(numbers[2]) == (265 if in_folder else 190)
     if vocabulary != "bpe":
-        assert text_problems(settings, "data") == [message]
+        assert list(map(str, Text.problems(settings, "data"))) == [message]
     fits = int(numbers[4])
     assert text(**settings | {"seq_len": fits}).validation.seq_len == fits
     refused(text, settings | {"seq_len": fits + 1})
@@ -54,7 +55,7 @@ def test_of_documents(tmp_path: Path, layout: str) -> None:
     path.write_text("".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(20)))
     settings: dict[str, Any] = {"path": str(path), "pattern": "", "layout": layout, "roles": {}, "vocabulary": "bytes"}
     settings |= {"seq_len": 50, **COMMON}
-    assert jsonl_problems(settings, "data") == []
+    assert Jsonl.problems(settings, "data") == []
     if layout == "padded":
         assert jsonl(**settings).validation.seq_len == 50
         return
@@ -69,15 +70,15 @@ def test_of_documents(tmp_path: Path, layout: str) -> None:
 def test_of_shards(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some words " * 50)
     out = tmp_path / "out"
-    assert tokenize.main([f"path={tmp_path / 'a.txt'}", f"out={out}", "vocabulary=bytes", "jobs=1"]) == 0
+    assert tokenize.tokenize([f"path={tmp_path / 'a.txt'}", f"out={out}", "vocabulary=bytes", "jobs=1"]) == 0
     settings: dict[str, Any] = {"paths": str(out), "weights": None, "layout": "packed", "ignore_index": 3, "seed": 0}
     settings |= {"seq_len": 100, "validation_tokens": 1000}
-    (message,) = shards_problems(settings, "data")
+    (message,) = map(str, Shards.problems(settings, "data"))
     assert f"a row takes 101 tokens, and {out} has 551 (550 bytes), 55 of them to validate on" in message
     assert "set data.seq_len to 54 or less" in message
     assert refused(shards, settings) == message
-    assert shards_problems(settings | {"seq_len": 54}, "data") == []
-    (message,) = shards_problems(settings | {"validation_tokens": 20, "seq_len": 54}, "data")
+    assert Shards.problems(settings | {"seq_len": 54}, "data") == []
+    (message,) = map(str, Shards.problems(settings | {"validation_tokens": 20, "seq_len": 54}, "data"))
     assert message == (
         "data.validation_tokens=20: a row takes 55 tokens: set it to 55 or more, or data.seq_len to 19 or less"
     )

@@ -1,32 +1,40 @@
 """Tasks against slow, obvious generators: the same answers row by row, and as often what is left to chance."""
 
+import inspect
 import math
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
 import torch
 
+import samout_train
+from samout_train import Range, validated
 from samout_train.config import CONF, build, compose_config
+from samout_train.data import Source, as_source
 from samout_train.data.tasks.base import IGNORED
-from samout_train.data.tasks.copy import draw_copy
-from samout_train.data.tasks.has_seen import draw_has_seen
-from samout_train.data.tasks.induction import draw_induction
-from samout_train.data.tasks.needle import draw_needle
-from samout_train.data.tasks.parity import draw_parity
-from samout_train.data.tasks.recall import distinct, draw_recall
-from samout_train.data.tasks.s5 import draw_s5
-from samout_train.data.tasks.selective_copy import draw_selective_copy
+from samout_train.data.tasks.copy import Copy, copy
+from samout_train.data.tasks.has_seen import HasSeen
+from samout_train.data.tasks.induction import Induction
+from samout_train.data.tasks.needle import Needle
+from samout_train.data.tasks.parity import Parity
+from samout_train.data.tasks.recall import Recall, distinct
+from samout_train.data.tasks.s5 import S5
+from samout_train.data.tasks.selective_copy import SelectiveCopy
 from samout_train.training import DATA_SETTINGS
+from samout_train.training.settings import problems
 
 Row = tuple[list[int], list[int]]
 NONE = IGNORED
 ROWS = 3000
+SHARED: dict[str, Any] = {"seq_len": 8, "num_sequences": 1, "num_test_sequences": 100, "seed": 0}
+LENGTHS: dict[str, Any] = {**SHARED, "test_lengths": [8]}
 SIGMAS = 5  # of a difference between two counts of some hundred features
 
 
@@ -155,7 +163,7 @@ def places(row: list[int], answers: list[int]) -> list[Any]:
 
 TASKS = {
     "recall": Task(
-        partial(draw_recall, vocab_size=40, num_pairs=3, power=0.1),
+        Recall(vocab_size=40, num_pairs=3, power=0.1, **LENGTHS).draw,
         slow_recall,
         answers_recall,
         lambda row, answers: (
@@ -165,32 +173,36 @@ TASKS = {
         ),
         16,
     ),
-    "copy": Task(partial(draw_copy, num_symbols=5, shortest=1), slow_copy, answers_copy, places, 12),
+    "copy": Task(Copy(num_symbols=5, **LENGTHS).draw, slow_copy, answers_copy, places, 12),
     "selective_copy": Task(
-        partial(draw_selective_copy, num_symbols=4, num_copied=3),
+        SelectiveCopy(num_symbols=4, num_copied=3, **LENGTHS).draw,
         slow_selective_copy,
         answers_selective_copy,
         places,
         11,
     ),
     "induction": Task(
-        partial(draw_induction, num_symbols=6),
+        Induction(num_symbols=6, **LENGTHS).draw,
         slow_induction,
         lambda row: [NONE] * (len(row) - 1) + [row[row.index(0) + 1]],
         places,
         9,
     ),
-    "parity": Task(draw_parity, slow_parity, lambda row: [sum(row[: i + 1]) % 2 for i in range(len(row))], places, 7),
+    "parity": Task(
+        Parity(**LENGTHS).draw, slow_parity, lambda row: [sum(row[: i + 1]) % 2 for i in range(len(row))], places, 7
+    ),
     "s5, all": Task(
-        partial(draw_s5, moves="all"),
+        S5(moves="all", **LENGTHS).draw,
         partial(slow_s5, moves="all"),
         answers_s5,
         lambda row, answers: [(row[0] // 24, answers[-1] // 24)],
         5,
     ),
-    "s5, swaps": Task(partial(draw_s5, moves="swaps"), partial(slow_s5, moves="swaps"), answers_s5, places, 5),
-    "needle": Task(partial(draw_needle, num_words=6, needle_words=2), slow_needle, answers_needle, places, 12),
-    "has_seen": Task(partial(draw_has_seen, num_words=8), slow_has_seen, answers_has_seen, places, 10),
+    "s5, swaps": Task(S5(moves="swaps", **LENGTHS).draw, partial(slow_s5, moves="swaps"), answers_s5, places, 5),
+    "needle": Task(
+        Needle(num_words=6, needle_words=2, test_distances=[3], **SHARED).draw, slow_needle, answers_needle, places, 12
+    ),
+    "has_seen": Task(HasSeen(num_words=8, **LENGTHS).draw, slow_has_seen, answers_has_seen, places, 10),
 }
 
 
@@ -295,8 +307,71 @@ def test_gaps_of_recall_are_as_numpy_draws_them_without_replacement() -> None:
     weights = np.arange(1, gaps + 1) ** (power - 1.0)
     generator = np.random.default_rng(0)
     published = np.array([generator.choice(gaps, 4, replace=False, p=weights / weights.sum()) for _ in range(4000)])
-    inputs, labels = draw_recall(generator, 4000, 64, vocab_size=8192, num_pairs=pairs, power=power)
+    task = Recall(vocab_size=8192, num_pairs=pairs, power=power, **LENGTHS)
+    inputs, labels = task.draw(generator, 4000, 64)
     asked = (np.argwhere(labels != IGNORED)[:, 1] - 2 * pairs) // 2
     ours, theirs = (np.bincount(part.flatten(), minlength=gaps) for part in (asked, published))
     assert (np.abs(ours - theirs) <= 5 * np.sqrt(ours + theirs)).all()
     assert inputs[:, 0:8:2].max() < 4096 <= inputs[:, 1:8:2].min()
+
+
+@validated
+@dataclass(kw_only=True)
+class First(samout_train.Task):
+    """A row is symbols; the answer at its end is the first one."""
+
+    num_symbols: Annotated[int, Range(2)]
+
+    @property
+    def num_ids(self) -> int:
+        return self.num_symbols
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.num_symbols
+
+    def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Any, Any]:
+        return draw_first(self.num_symbols, generator, num_rows, seq_len)
+
+
+def draw_first(
+    num_symbols: int, generator: np.random.Generator, num_rows: int, seq_len: int
+) -> tuple[np.ndarray, np.ndarray]:
+    inputs = generator.integers(num_symbols, size=(num_rows, seq_len))
+    answers = np.full_like(inputs, IGNORED)
+    answers[:, -1] = inputs[:, 0]
+    return inputs, answers
+
+
+@validated
+def first_by_function(*, num_symbols: Annotated[int, Range(2)], seed: int, **shared: Any) -> Source:
+    draw = partial(draw_first, num_symbols)
+    return samout_train.task(draw, vocab_size=num_symbols, chance=1 / num_symbols, seed=seed, **shared)
+
+
+def test_a_task_of_ones_own_is_a_dataclass_or_a_function_that_calls_task() -> None:
+    settings = {**LENGTHS, "num_symbols": 5, "num_sequences": 30}
+    one, other = as_source(First(**settings)), as_source(first_by_function(**settings))
+    assert isinstance(one, Source) and one.description == other.description and list(one.tests) == ["length_8"]
+    rows = np.arange(30)
+    assert torch.equal(one.train.take(rows, 2), other.train.take(rows, 2))
+    assert torch.equal(one.tests["length_8"].windows(0, 100), other.tests["length_8"].windows(0, 100))
+
+
+def test_the_fields_of_a_task_are_its_schema() -> None:
+    for build_task in (Copy, copy, First):
+        with pytest.raises(ValueError, match=r"num_symbols \(1\) must be "):
+            build_task(num_symbols=1, **LENGTHS)
+        with pytest.raises(ValueError, match=r"seq_len \(0\) must be above 0"):
+            build_task(num_symbols=2, **LENGTHS | {"seq_len": 0})
+    own_first = ["num_symbols", "seq_len", "test_lengths", "num_sequences", "num_test_sequences", "seed"]
+    assert list(inspect.signature(copy).parameters) == own_first
+    words = ["data=copy", "device=cpu", f"data._target_={__name__}.First"]
+    assert problems(compose_config(words).config) == []
+    wrong = problems(compose_config([*words, "data.num_symbols=1", "data.seq_len=a"]).config)
+    assert list(map(str, wrong)) == [
+        "data.num_symbols=1: must be at least 2",
+        "data.seq_len=a: must be a whole number, above 0",
+    ]
+    wrong = problems(compose_config([*words, "data.test_lengths=[8,8]"]).config)
+    assert list(map(str, wrong)) == ["data.test_lengths=[8, 8]: has one of them twice: leave that out"]

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from samout_train import build_model, train
 from samout_train.data.source import LabelledRows
 from samout_train.data.tasks.base import IGNORED
-from samout_train.evaluation import Accuracy, measure_accuracy
+from samout_train.evaluation import Accuracy
 from samout_train.evaluation.accuracy import NORMAL_QUANTILE
 from samout_train.models import next_token_nats
+from tests.support.evaluation import evaluator_of
 
 CPU = torch.device("cpu")
 TINY = ["model=gru", "model.hidden_size=16", "model.num_layers=1", "device=cpu", "data=parity", "data.seq_len=5"]
@@ -69,9 +70,7 @@ def test_answers_are_counted_where_they_are_asked_for_only(with_head: bool, rows
             right, answers = right + (not wrong), answers + 1
     model = Says(5, with_head).train()
     rows = LabelledRows(inputs, labels)
-    found = measure_accuracy(
-        model, rows, ignore_index=IGNORED, device=CPU, precision="fp32", rows_per_batch=rows_per_batch
-    )
+    found = evaluator_of(model, rows, ignore_index=IGNORED).accuracy(rows, rows_per_batch)
     assert (found.right, found.answers) == (right, answers) and answers == 180
     assert model.training
 

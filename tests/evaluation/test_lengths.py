@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from samout_train import build_model, train
 from samout_train.data import MatrixRows, TokenRows
-from samout_train.evaluation import Extrapolation, Reader, draw_extrapolation, draw_heat_map, perplexity, stream_of
+from samout_train.evaluation import Evaluator, Extrapolation, draw_extrapolation, perplexity, stream_of
+from tests.support.evaluation import evaluator_of
 from tests.support.program import samout
 
-CPU = torch.device("cpu")
 TOKENS = np.random.default_rng(0).integers(4, 30, size=200).astype(np.uint16)
 TOLERANCE = 1e-5  # float32, in chunks
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -29,8 +29,8 @@ def model_of(name: str) -> nn.Module:
     return build_model(name, vocab_size=30, pad_id=3, hidden_size=8, num_layers=2, **heads, **room).eval()
 
 
-def reader_of(model: nn.Module, trained_length: int, ignore_index: int = 3) -> Reader:
-    return Reader(model=model, trained_length=trained_length, ignore_index=ignore_index, device=CPU, precision="fp32")
+def evaluator(model: nn.Module) -> Evaluator:
+    return evaluator_of(model, TokenRows(TOKENS, seq_len=5, seed=0))
 
 
 def nats_of(model: nn.Module, window: np.ndarray[Any, Any]) -> list[float]:
@@ -43,7 +43,7 @@ def nats_of(model: nn.Module, window: np.ndarray[Any, Any]) -> list[float]:
 @pytest.mark.parametrize("name", ["v8", "lstm", "transformer"])
 def test_losses_by_length_and_position_are_those_of_whole_windows(name: str) -> None:
     model, lengths = model_of(name), [5, 20, 60]
-    found = reader_of(model, 5).text(TOKENS, lengths, most_tokens=130)
+    found = evaluator(model).by_length(TOKENS, lengths, 130, trained_length=5)
     assert found.num_tokens == 120 and not found.left_out
     by_length = {
         length: [nats_of(model, TOKENS[start : start + length + 1]) for start in range(0, 120, length)]
@@ -62,7 +62,7 @@ def test_losses_by_length_and_position_are_those_of_whole_windows(name: str) -> 
 @pytest.mark.slow
 def test_norms_of_the_states_are_those_after_each_chunk_of_the_longest_windows() -> None:
     model = model_of("v8")
-    found = reader_of(model, 5).text(TOKENS, [5, 20], most_tokens=80)
+    found = evaluator(model).by_length(TOKENS, [5, 20], 80, trained_length=5)
     assert set(found.state_norm) == {"layer_1", "layer_2"}
     windows = torch.from_numpy(TOKENS[:80].astype(np.int64)).view(4, 20)
     for chunk in range(4):
@@ -72,7 +72,8 @@ def test_norms_of_the_states_are_those_after_each_chunk_of_the_longest_windows()
             assert found.state_norm[name][chunk] == pytest.approx(float(state.norm(dim=1).mean()), rel=TOLERANCE)
     growth = found.state_norm["layer_1"][-1] / found.state_norm["layer_1"][0]
     assert found.state_growth["layer_1"] == growth and growth > 1
-    assert reader_of(model_of("transformer"), 5).text(TOKENS, [5, 20], most_tokens=80).state_norm == {}
+    cached = evaluator(model_of("transformer")).by_length(TOKENS, [5, 20], 80, trained_length=5)
+    assert cached.state_norm == {}
 
 
 @pytest.mark.slow
@@ -82,7 +83,7 @@ def test_rows_that_do_not_follow_each_other_are_read_one_by_one_and_padding_is_l
     ids[1, 6:] = 3
     assert stream_of(MatrixRows(ids)) is None
     assert stream_of(TokenRows(TOKENS, seq_len=5, seed=0)) is not None
-    found = reader_of(model.train(), 8).rows(MatrixRows(torch.cat([ids, ids])), most_tokens=32)
+    found = evaluator(model.train()).by_position(MatrixRows(torch.cat([ids, ids])), 32, trained_length=8)
     assert model.training
     rows = [nats_of(model.eval(), row.numpy()) for row in ids]
     counted = [
@@ -98,10 +99,10 @@ def test_rows_that_do_not_follow_each_other_are_read_one_by_one_and_padding_is_l
 
 @pytest.mark.slow
 def test_what_there_is_no_room_or_no_text_for_is_left_out_with_the_reason() -> None:
-    found = reader_of(model_of("transformer"), 5).text(TOKENS, [5, 80, 400], most_tokens=50)
+    found = evaluator(model_of("transformer")).by_length(TOKENS, [5, 80, 400], 50, trained_length=5)
     assert set(found.loss_nats) == {5} and found.num_tokens == 50
     assert "room for 64 tokens" in found.left_out[80] and "room for 64 tokens" in found.left_out[400]
-    found = reader_of(model_of("gru"), 5).text(TOKENS, [400], most_tokens=50)
+    found = evaluator(model_of("gru")).by_length(TOKENS, [400], 50, trained_length=5)
     assert found.loss_nats == {} and "has 200 tokens" in found.left_out[400] and found.extrapolates is None
     assert "not known" in found.verdict()[0]
 
@@ -138,16 +139,11 @@ def test_the_verdict_names_what_grows() -> None:
 
 
 @pytest.mark.slow
-def test_pictures_are_png_files(tmp_path: Path) -> None:
+def test_a_picture_is_a_png_file(tmp_path: Path) -> None:
     found = found_with(2.3, by_position=[(1, 1, 3.0), (2, 160, 2.0)], state_norm={"layer_1": [0.0, 1.0]})
-    for picture, path in [
-        (draw_extrapolation({"one": found, "two": found_with(None)}, tmp_path / "a.png"), tmp_path / "a.png"),
-        (
-            draw_heat_map([[0.2, None]], rows=["x"], columns=["y", "z"], title="t", path=tmp_path / "b.png"),
-            tmp_path / "b.png",
-        ),
-    ]:
-        assert picture is not None and picture.startswith(PNG) and path.read_bytes() == picture
+    path = tmp_path / "a.png"
+    picture = draw_extrapolation({"one": found, "two": found_with(None)}, path)
+    assert picture is not None and picture.startswith(PNG) and path.read_bytes() == picture
 
 
 def words_for(folder: Path) -> list[str]:

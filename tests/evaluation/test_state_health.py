@@ -18,18 +18,20 @@ from samout_train.config import CONF
 from samout_train.data import MatrixRows
 from samout_train.evaluation import (
     EVERYWHERE,
+    Evaluator,
     LayerHealth,
     added_nats,
     calm_rows,
     growing_layers,
-    measure_state_health,
     positions_of,
 )
 from samout_train.evaluation.ablation import branches_of, mixed_by, said_by, without
 from samout_train.models import cross_entropy_sum
 from samout_train.models.samout import MaxStateSuper
+from samout_train.models.state import LayerState
 from samout_train.ops.max_scan import max_scan
 from samout_train.training import Callback
+from tests.support.evaluation import evaluator_of
 from tests.support.marks import mostly_nightly
 
 CPU = torch.device("cpu")
@@ -78,7 +80,8 @@ class Model(nn.Module):
 
 
 def health_of(model: nn.Module, ids: list[list[int]] | Tensor) -> dict[str, LayerHealth]:
-    return measure_state_health(model, torch.as_tensor(ids), precision="fp32", device=CPU)
+    ids_BT = torch.as_tensor(ids)
+    return evaluator_of(model, MatrixRows(ids_BT)).state_health(ids_BT)
 
 
 def small(name: str) -> nn.Module:
@@ -126,7 +129,7 @@ def test_figures_are_those_of_a_slow_loop(name: str) -> None:
         for index in range(ids.shape[1]):
             state = model(ids[:, index : index + 1], state)[1]
             parts = [part for both in state for part in both.unbind(1)] if isinstance(state, tuple) else state
-            parts = [part["mixer"] if isinstance(part, dict) else part for part in parts]
+            parts = [part.mixer if isinstance(part, LayerState) else part for part in parts]
             states.append([part.clone() for part in parts])
     assert len(found) == len(states[0])
     for index, layer in enumerate(found.values()):
@@ -385,11 +388,12 @@ def test_the_warning_is_in_the_log_once_and_in_the_summary(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_state_that_is_no_number_ends_in_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(*args: Any, **kwargs: Any) -> dict[str, LayerHealth]:
-        model = Model(Maximum(), [[math.nan], [1.0]])
-        return health_of(model, [[1, 0, 1]])
+    measured = health_of(Model(Maximum(), [[math.nan], [1.0]]), [[1, 0, 1]])
 
-    monkeypatch.setattr("samout_train.training.callbacks.state_health.measure_state_health", lost)
+    def lost(*args: Any, **kwargs: Any) -> dict[str, LayerHealth]:
+        return measured
+
+    monkeypatch.setattr(Evaluator, "state_health", lost)
     run(tmp_path, "model.num_heads=2", "trainer.max_steps=1", "data.seq_len=3")
     layer = json.loads((tmp_path / "summary.json").read_text())["state_health"]["layers"]["layer_1"]
     assert layer["norm"] == [1.0, None, None] and layer["growth"] is None

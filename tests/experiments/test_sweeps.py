@@ -1,16 +1,13 @@
-"""Sweeps: their jobs and directories, and the heat map of a sweep over tasks."""
+"""Sweeps: their jobs and directories."""
 
-import json
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from samout_train.config import CONF, ConfigError
 from samout_train.experiments import common_keys, finished, jobs_of, words_of_sweep
-from samout_train.experiments.heat_map import AccuracyTable
 from samout_train.experiments.sweep import _job_directory
 from tests.support.program import samout
 
@@ -112,41 +109,14 @@ def test_capabilities_are_every_model_and_every_task() -> None:
     assert set(swept.data.split(",")) == tasks - SMALLER
 
 
-def summary(model: str, data: str, **shares: float) -> dict[str, Any]:
-    found = {name: {"share": share, "low": share - 0.04, "high": share + 0.02} for name, share in shares.items()}
-    return {"model": model, "data": data, "chance": 0.5, "accuracy": found}
-
-
-def test_the_table_has_a_row_for_each_test_and_gaps_where_there_is_nothing() -> None:
-    table = AccuracyTable.of(
-        [
-            summary("v8", "parity", validation=0.9, length_40=0.5, length_256=0.25),
-            {"model": "v8", "data": "random"},
-            summary("lstm", "parity", validation=1.0, length_40=1.0) | {"val_loss_nats": 0.1},
-            summary("lstm", "parity", validation=1.0, length_40=0.9) | {"val_loss_nats": 0.2},
-            summary("lstm", "parity", validation=0.0, length_40=0.1) | {"val_loss_nats": None},
-        ]
-    )
-    assert table.tests == ["parity, length 40 (0.5)", "parity, length 256 (0.5)"] and table.models == ["lstm", "v8"]
-    assert table.shares() == [[1.0, 0.5], [None, 0.25]]
-    assert table.markdown().splitlines() == [
-        "| accuracy (chance) | lstm | v8 |",
-        "|---|---|---|",
-        "| parity, length 40 (0.5) | 1.000 ± 0.040 | 0.500 ± 0.040 |",
-        "| parity, length 256 (0.5) |  | 0.250 ± 0.040 |",
-    ]
-
-
 @pytest.mark.nightly
-def test_a_part_of_the_capabilities_ends_in_a_table_and_a_picture(tmp_path: Path) -> None:
+def test_a_part_of_the_capabilities_is_drawn_by_compare(tmp_path: Path) -> None:
     words = ["-m", "experiment=capabilities", "trainer=debug", "device=cpu", "data.num_test_sequences=100"]
     done = samout(tmp_path, *words, "model=gru,v1", "data=parity,copy", "optimizer.lr=1e-3")
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "outputs" / "sweeps" / "capabilities"
-    assert (folder / "heat_map.png").read_bytes().startswith(b"\x89PNG")
-    lines = (folder / "accuracy.md").read_text().splitlines()
-    assert lines[0] == "| accuracy (chance) | gru | v1 |" and len(lines) == 2 + 6
-    found = json.loads((folder / "data=copy,model=v1,optimizer.lr=0.001" / "summary.json").read_text())["accuracy"]
-    assert f"{found['length_16']['share']:.3f}" in lines[2]
+    folder = Path("outputs") / "sweeps" / "capabilities"
+    page = samout(tmp_path, "compare", f"runs={folder}", "run_dir=page")
+    assert page.returncode == 0, page.stderr
+    assert "<h2>Tasks</h2>" in (tmp_path / "page" / "comparison.html").read_text("utf-8")
     again = samout(tmp_path, *words, "model=gru,v1", "data=parity,copy", "optimizer.lr=1e-3")
     assert again.returncode == 0 and again.stdout.count("is finished: left as it is") == 4

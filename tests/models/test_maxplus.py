@@ -127,7 +127,7 @@ def test_the_state_by_layer_is_the_maximum_without_the_tokens() -> None:
     _, state = model(torch.zeros(3, 1, dtype=torch.int64))
     named = model.state_by_layer(state)
     assert list(named) == ["layer_1", "layer_2"]
-    assert all(torch.equal(part, of["mixer"]) for part, of in zip(named.values(), state, strict=True))
+    assert all(torch.equal(part, of.mixer) for part, of in zip(named.values(), state, strict=True))
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

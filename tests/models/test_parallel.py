@@ -61,7 +61,7 @@ def steps_made(parallel: ParallelName, accumulate: int, chunk_len: int | None, n
             name: whole_tensor(p.grad).reshape(-1).clone() for name, p in net.named_parameters() if p.grad is not None
         }
         weights = {name: tensor.clone() for name, tensor in shared.weights().items()}
-        with shared.whole():  # each process alone can use the model, and the first one does
+        with shared.unsharded():  # each process alone can use the model, and the first one does
             logits = net.eval()(ragged().ids_RT)[0].detach() if processes.is_first() else torch.zeros(())
         norm, tokens = step.grad_norm(), step.tokens_seen
         after = float(step(Limits(None, 9.0).progress(STEPS + 1, 0.0)))  # and training goes on behind it

@@ -113,8 +113,8 @@ def test_a_cache_that_goes_on_has_room_and_is_not_made_again() -> None:
         _, state = transformer(IDS)
         _, first = transformer(IDS[:, :1], state)
         _, second = transformer(IDS[:, :1], first)
-    assert first[0]["keys_BHSK"].shape[2] == 32
-    assert first[0]["keys_BHSK"].data_ptr() == second[0]["keys_BHSK"].data_ptr()
+    assert first[0].keys_BHSK.shape[2] == 32
+    assert first[0].keys_BHSK.data_ptr() == second[0].keys_BHSK.data_ptr()
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_the_room_of_a_cache_doubles_up_to_the_end() -> None:
         _, state = transformer(IDS[:1, :1])
         for _ in range(999):
             _, state = transformer(IDS[:1, :1], state)
-            rooms.append(state[0]["keys_BHSK"].shape[2])
+            rooms.append(state[0].keys_BHSK.shape[2])
     assert sorted(set(rooms)) == [256, 514, 1000]  # 2 x 257, and then not 2 x 515
 
 

@@ -156,7 +156,7 @@ def test_a_run_records_its_threads(one_thread_afterwards: None, tmp_path: Path) 
 @pytest.mark.parametrize("number", ["0", "1025", "-1", "1.5", "all"])
 def test_other_numbers_of_threads_are_refused(number: str) -> None:
     (told,) = problems(compose_config([f"threads={number}"]).config)
-    assert told.startswith(f"threads={number}: must be")
+    assert str(told).startswith(f"threads={number}: must be")
     assert problems(compose_config(["threads=1024"]).config) == []
 
 

@@ -12,9 +12,10 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from samout_train import train
 from samout_train.config import ConfigError
 from samout_train.data import SOS_ID, MatrixRows
-from samout_train.training import StepReport
+from samout_train.training import Callback, RunContext, StepReport
 from samout_train.training.callbacks.early_stopping import EarlyStopping
 from samout_train.training.callbacks.samples import prompts_from
+from samout_train.training.limits import Reached
 
 TINY = [
     *("model=v8", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"),
@@ -168,6 +169,45 @@ def test_bf16_is_pointed_out_once_where_it_was_measured_to_be_faster_to_who_left
     assert log.count("measured here, products of this model's size take") == hints
     assert log.count(f"take {share or 0:.2f} of the time in bf16: try precision=bf16") == hints
     assert len(asked) == (precision == "auto")
+
+
+class ReadsTheContext(Callback):
+    """Keeps the context, and what it says before the first step and after the last one."""
+
+    def on_start(self, context: RunContext) -> None:
+        self.context = SEEN["context"] = context
+        SEEN["at start"] = (context.first_step, context.reported_step)
+
+    def limit_reached(self) -> Reached:
+        return Reached("patience", 3, "patience=6")
+
+    def on_end(self, summary: dict[str, Any]) -> None:
+        SEEN["at end"] = (self.context.first_step, self.context.reported_step, self.context.steps_left_out())
+        SEEN["limits"] = [limit.further for limit in self.context.limits_reached()]
+
+
+SEEN: dict[str, Any] = {}
+
+
+def test_a_callback_reads_the_run_by_name(tmp_path: Path) -> None:
+    words = ["data.batch_size=8", "trainer.accumulate=2", "trainer.chunk_len=3", "trainer.max_seconds=1000", "seed=7"]
+    target = f"+callbacks.reads={{_target_: {__name__}.ReadsTheContext}}"
+    for steps, resume in ((2, "null"), (3, "auto")):
+        _, model = train(
+            [*TINY, *words, f"trainer.max_steps={steps}", f"resume={resume}", f"run_dir={tmp_path}", target]
+        )
+    context = SEEN["context"]
+    trainer = context.trainer
+    assert context.model is model is trainer.model and context.source is trainer.source
+    assert len(context.fixed_batches) == len(trainer.reports.fixed_batches) > 0
+    assert (context.run_dir.resolve(), context.model_name, context.data_name) == (tmp_path.resolve(), "v8", "random")
+    assert (context.device, context.precision, context.seed) == (torch.device("cpu"), "fp32", 7)
+    assert (context.batch_size, context.accumulate, context.chunk_len, context.processes) == (8, 2, 3, 1)
+    assert (context.total_steps, context.max_seconds, context.parts) == (3, 1000, [])
+    assert context.settings["trainer.accumulate"] == 2 and "accumulate: 2" in context.config_text
+    assert "trainer.max_steps=3" in context.command
+    assert SEEN["at start"] == (2, 2) and SEEN["at end"] == (2, 2, 0)
+    assert SEEN["limits"] == ["trainer.max_steps=6", "callbacks.reads.patience=6"]
 
 
 def test_early_stopping_waits_for_its_patience_and_counts_evaluations_only() -> None:

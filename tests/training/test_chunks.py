@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from samout_train import build_model, build_trainer
-from samout_train.data import MatrixRows, Source
-from samout_train.evaluation import evaluate, in_order, measure_state_health
+from samout_train.data import MatrixRows
+from samout_train.evaluation import in_order
 from samout_train.models import cross_entropy_sum
+from tests.support.evaluation import evaluator_of
 from tests.support.marks import mostly_nightly
 from tests.support.program import samout
 
@@ -58,21 +59,8 @@ def detached(state: object) -> object:
 def test_an_evaluation_in_chunks_is_one_of_whole_rows() -> None:
     rows = MatrixRows(ids_of(5, 30))
     rows.ids_RT[2:, 20:] = 3
-    source = Source(
-        vocab_size=40,
-        pad_id=3,
-        ignore_index=3,
-        train=rows,
-        validation=rows,
-        vocabulary=None,
-        floor_nats=None,
-        description={},
-    )
     model = build_model("maxplus", vocab_size=40, hidden_size=24, num_layers=2)
-    found = [
-        evaluate(model, in_order(rows, 2), source=source, device=CPU, precision="fp32", chunk_len=length)
-        for length in (None, 1, 8, 29, 100)
-    ]
+    found = [evaluator_of(model, rows, chunk_len=length).loss(in_order(rows, 2)) for length in (None, 1, 8, 29, 100)]
     for one in found[1:]:
         assert one.num_targets == found[0].num_targets
         assert one.loss_nats == pytest.approx(found[0].loss_nats, rel=1e-6)
@@ -80,10 +68,8 @@ def test_an_evaluation_in_chunks_is_one_of_whole_rows() -> None:
 
 def test_state_health_in_chunks_is_that_of_whole_rows() -> None:
     model = build_model("v8", vocab_size=40, hidden_size=24, num_heads=4, num_layers=2)
-    whole, chunked = (
-        measure_state_health(model, ids_of(9, 40), precision="fp32", device=CPU, chunk_len=length)
-        for length in (None, 6)
-    )
+    ids = ids_of(9, 40)
+    whole, chunked = (evaluator_of(model, MatrixRows(ids), chunk_len=length).state_health(ids) for length in (None, 6))
     for name, layer in whole.items():
         assert layer.norm == pytest.approx(chunked[name].norm) and layer.moved_share == chunked[name].moved_share
 

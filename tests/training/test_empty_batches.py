@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from samout_train import build_trainer, train
-from samout_train.data import MatrixRows, Source
-from samout_train.evaluation import Extrapolation, Reader, SpreadBatches, evaluate, in_order
+from samout_train.data import MatrixRows
+from samout_train.evaluation import Extrapolation, SpreadBatches, in_order
 from samout_train.evaluation.lengths import NOTHING_COUNTED
 from samout_train.runtime import distributed as processes
 from samout_train.training import Trainer
 from samout_train.training.step import TrainingStep
+from tests.support.evaluation import evaluator_of
 from tests.support.marks import mostly_nightly
 from tests.support.together import together
 from tests.training.test_non_finite import adam_step, make, poisoned, tensors
@@ -170,29 +171,15 @@ def test_processes_leave_out_what_is_empty_in_all_and_make_what_is_not_so_in_one
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
 
-def source(ids_RT: Tensor) -> Source:
-    rows = MatrixRows(ids_RT)
-    return Source(
-        vocab_size=31,
-        pad_id=3,
-        ignore_index=3,
-        train=rows,
-        validation=rows,
-        vocabulary=None,
-        floor_nats=None,
-        description={},
-    )
-
-
 @pytest.mark.slow
 def test_an_evaluation_passes_over_them() -> None:
     ids = torch.randint(4, 31, (8, 6), generator=torch.Generator().manual_seed(0))
     ids[2:6, 1:] = 3
     net, read = model(), []
     net.register_forward_pre_hook(lambda module, inputs: read.append(len(inputs[0])))
-    given = source(ids)
-    found = evaluate(net, in_order(given.validation, 2), source=given, device=CPU, precision="fp32")
-    whole = evaluate(net, in_order(given.validation, 8), source=given, device=CPU, precision="fp32")
+    rows = MatrixRows(ids)
+    found = evaluator_of(net, rows).loss(in_order(rows, 2))
+    whole = evaluator_of(net, rows).loss(in_order(rows, 8))
     assert found.empty_batches == 2 and read == [2, 2, 8] and whole.empty_batches == 0
     assert found.num_targets == whole.num_targets == 20
     assert found.loss_nats == pytest.approx(whole.loss_nats, rel=1e-6)
@@ -226,9 +213,10 @@ def test_where_all_that_is_read_again_is_empty_it_is_told_before_step_1() -> Non
 
 
 def test_lengths_without_a_counted_target_are_left_out() -> None:
-    reader = Reader(model=model().double(), trained_length=4, ignore_index=3, device=CPU, precision="fp32")
-    text: Extrapolation = reader.text(np.array([5, *[3] * 40]), [4, 8], 40)
+    ignored = MatrixRows(torch.full((2, 5), 3))
+    evaluator = evaluator_of(model().double(), ignored)
+    text: Extrapolation = evaluator.by_length(np.array([5, *[3] * 40]), [4, 8], 40, trained_length=4)
     assert text.loss_nats == {} and text.left_out == {4: NOTHING_COUNTED, 8: NOTHING_COUNTED}
-    rows = reader.rows(MatrixRows(torch.full((2, 5), 3)), 100)
+    rows = evaluator.by_position(ignored, 100, trained_length=4)
     assert rows.loss_nats == {} and rows.left_out == {4: NOTHING_COUNTED} and rows.num_tokens == 0
     assert NOTHING_COUNTED in rows.verdict()[0]

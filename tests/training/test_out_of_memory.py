@@ -8,18 +8,11 @@ import torch
 from torch import nn
 
 from samout_train.training import MemoryExhaustedError
-from samout_train.training.trainer import is_out_of_memory, saved_on_error
+from samout_train.training.trainer import saved_on_error
 from tests.faults.numbers import FIXED, happens
 from tests.faults.row import SMALL
 from tests.support.program import samout
 from tests.training.test_step import PROGRESS, model, step_of
-
-
-@pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("x"), RuntimeError("CUDA error: out of memory")]
-)
-def test_failed_allocations_are_known(error: Exception) -> None:
-    assert is_out_of_memory(error) and not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
 
 
 def test_the_allocation_that_a_cpu_refuses_is_told() -> None:

@@ -1,1 +1,1 @@
-from .source import MOST_LOOKED_AT as MOST_LOOKED_AT, shards as shards, shards_problems as shards_problems
+from .source import MOST_LOOKED_AT as MOST_LOOKED_AT, Shards as Shards, shards as shards

@@ -104,11 +104,13 @@ class ShardIndex:
 
     def to_json(self) -> dict[str, Any]:
         """Return what `index.json` holds."""
-        names = ("num_tokens", "num_documents", "text_bytes", "unknown")
+        totals = {}
+        for name in ("num_tokens", "num_documents", "text_bytes", "unknown"):
+            totals[name] = sum(getattr(shard, name) for shard in self.shards)
         return {
             "format": FORMAT,
             "dtype": self.dtype.name,
-            "totals": {name: sum(getattr(shard, name) for shard in self.shards) for name in names},
+            "totals": totals,
             "shards": [asdict(shard) for shard in self.shards],
             "files": self.files,
             "line_ends": self.line_ends,
@@ -160,19 +162,26 @@ def read_shard(folder: Path, name: str, dtype: "np.dtype[Any]") -> Shard | None:
     """Return what the note of a shard says; None where it is not made, or its files have other sizes."""
     try:
         shard = Shard(**(read_json(folder / f"{name}.json") or {}))
-        whole = all((folder / file).stat().st_size == size for file, size in shard.sizes(dtype).items())
+        for file, size in shard.sizes(dtype).items():
+            if (folder / file).stat().st_size != size:
+                return None
     except (OSError, TypeError):
         return None
-    return shard if whole and shard.name == name else None
+    if shard.name != name:
+        return None
+    return shard
 
 
 def _check(folder: Path, shard: Shard, dtype: "np.dtype[Any]", vocab_size: int) -> None:
     for name, wanted in shard.sizes(dtype).items():
         path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != wanted:
-            has = "is not there" if found is None else f"has {found:,} bytes"
-            raise ValueError(f"{path} {has}, and {INDEX} says {wanted:,} bytes: {AGAIN}")
+        has = "is not there"
+        if path.is_file():
+            found = path.stat().st_size
+            if found == wanted:
+                continue
+            has = f"has {found:,} bytes"
+        raise ValueError(f"{path} {has}, and {INDEX} says {wanted:,} bytes: {AGAIN}")
     if shard.largest_id >= vocab_size:
         raise ValueError(
             f"{folder / shard.name}.bin has the id {shard.largest_id}, and the vocabulary has {vocab_size} ids: {AGAIN}"

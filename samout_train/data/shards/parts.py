@@ -82,16 +82,20 @@ def parts_of(sizes: Sequence[int], part_bytes: int) -> list[Part]:
     room = part_bytes
     for file, size in enumerate(sizes):
         if size > room:
-            parts += [open_part] if open_part else []
+            if open_part:
+                parts.append(open_part)
             open_part, room = [], part_bytes
         if size > part_bytes:
             num_pieces = -(-size // part_bytes)
             places = [size * piece // num_pieces for piece in range(num_pieces + 1)]
-            parts += [[Span(file, start, stop)] for start, stop in pairwise(places)]
+            for start, stop in pairwise(places):
+                parts.append([Span(file, start, stop)])
         elif size:
             open_part.append(Span(file, 0, size))
             room -= size
-    return [*parts, open_part] if open_part else parts
+    if open_part:
+        parts.append(open_part)
+    return parts
 
 
 def place_to_cut(path: Path, place: int, size: int, *, at_lines: bool, fold: bool = False) -> int:
@@ -107,7 +111,10 @@ def place_to_cut(path: Path, place: int, size: int, *, at_lines: bool, fold: boo
     if place in (0, size):
         return place
     word_end = FOLDED_WORD_END if fold else WORD_END
-    start = place - 1 if at_lines else max(0, place - LONGEST_CHARACTER)
+    if at_lines:
+        start, overlap = place - 1, 0
+    else:
+        start, overlap = max(0, place - LONGEST_CHARACTER), LONGEST_CHARACTER
     with path.open("rb") as file:
         while True:
             file.seek(start)
@@ -117,7 +124,7 @@ def place_to_cut(path: Path, place: int, size: int, *, at_lines: bool, fold: boo
                 return start + found
             if start + len(chunk) >= size or not chunk:
                 return size
-            start += len(chunk) - (0 if at_lines else LONGEST_CHARACTER)
+            start += len(chunk) - overlap
 
 
 def _word_end(chunk: bytes, least: int, word_end: re.Pattern[bytes]) -> int:

@@ -47,20 +47,18 @@ class ShardPlan:
         """Return what shards depend on beside the files."""
         settings: dict[str, object] = {"vocabulary": self.choice.key(), "roles": self.roles}
         settings |= {"part_bytes": self.part_bytes, "line_ends": self.line_ends}
-        learned = self.choice.name == BytePairs.name and self.choice.given is None
-        return settings | ({"vocabulary_bytes": self.vocabulary_bytes} if learned else {})
+        if self.choice.name == BytePairs.name and self.choice.given is None:
+            settings["vocabulary_bytes"] = self.vocabulary_bytes
+        return settings
 
     def listing(self, files: Sequence[SourceFile]) -> list[dict[str, object]]:
         """Return name, bytes, time of modification and digest of the edges of each file."""
-        return [
-            {
-                "name": file.path.relative_to(self.root).as_posix(),
-                "bytes": file.num_bytes,
-                "modified_ns": file.modified_ns,
-                "edges_sha256": file.edges,
-            }
-            for file in files
-        ]
+        listed: list[dict[str, object]] = []
+        for file in files:
+            name = file.path.relative_to(self.root).as_posix()
+            entry = {"name": name, "bytes": file.num_bytes, "modified_ns": file.modified_ns, "edges_sha256": file.edges}
+            listed.append(entry)
+        return listed
 
     def read(self, files: Sequence[SourceFile]) -> dict[str, Any] | None:
         """Return the vocabulary of the plan that lies in `out`; None where there is none.
@@ -75,8 +73,12 @@ class ShardPlan:
         if plan is None or plan.get("format") != FORMAT:
             raise ValueError(f"{path} is damaged, or of another version: delete {self.out}, and start again")
         there, here = {"line_ends": "keep"} | plan["settings"], self.settings  # older plans do not name it
-        if other := [key for key in sorted(there | here) if there.get(key) != here.get(key)]:
-            words = ", ".join(f"{key} was {there.get(key)} and is {here.get(key)}" for key in other)
+        other = []
+        for key in sorted(there | here):
+            if there.get(key) != here.get(key):
+                other.append(f"{key} was {there.get(key)} and is {here.get(key)}")
+        if other:
+            words = ", ".join(other)
             raise ValueError(f"out={self.out}: holds shards of other settings ({words:.300}): give another folder")
         if changed := _changed(plan["files"], self.listing(files)):
             raise ValueError(
@@ -101,18 +103,16 @@ class ShardPlan:
         if not str(self.out).strip() or (self.out.exists() and not self.out.is_dir()):
             raise ValueError(f"out={self.out}: is no folder: give one that is not there yet")
         if self.out.is_dir() and not (self.out / PLAN).exists():
-            strange = {path.name for path in self.out.iterdir()} - {
-                LOCK,
-                VOCABULARY,
-                *(path.name for path in leftovers(self.out)),
-            }
+            known = {LOCK, VOCABULARY, *(path.name for path in leftovers(self.out))}
+            strange = {path.name for path in self.out.iterdir()} - known
             if strange:
                 raise ValueError(f"out={self.out}: has other files ({min(strange)}): give a folder of its own")
 
 
 def _changed(before: Sequence[dict[str, object]], now: Sequence[dict[str, object]]) -> str | None:
     """Return the first difference between two lists of files, in words."""
-    old, new = ({file["name"]: file for file in files} for files in (before, now))
+    old = {file["name"]: file for file in before}
+    new = {file["name"]: file for file in now}
     for name in [*old, *new]:
         if name not in new:
             return f"{printable(name)} is gone"

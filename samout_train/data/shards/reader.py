@@ -40,6 +40,11 @@ class Places:
     starts: NDArray[np.int64]
     counts: NDArray[np.int64]
 
+    @classmethod
+    def empty(cls, num_rows: int) -> "Places":
+        """Return places that are to be put in."""
+        return cls(np.empty(num_rows, np.int64), np.empty(num_rows, np.int64), np.empty(num_rows, np.int64))
+
     def __getitem__(self, rows: NDArray[np.int64]) -> "Places":
         """Some of them."""
         return Places(self.shards[rows], self.starts[rows], self.counts[rows])
@@ -73,9 +78,11 @@ class ShardReader:
         ids_RW = np.full((len(places.shards), width), PAD_ID, dtype=self.dtype)
         into = ids_RW.data.cast("B")
         begins = range(0, len(into), row_bytes)
-        each = (places.shards, places.starts * size, places.counts * size)
+        shards = places.shards.tolist()
+        offsets = (places.starts * size).tolist()
+        lengths = (places.counts * size).tolist()
         with self._lock:
-            for begin, shard, offset, length in zip(begins, *(part.tolist() for part in each), strict=True):
+            for begin, shard, offset, length in zip(begins, shards, offsets, lengths, strict=True):
                 file = self._open.get(shard)
                 if file is None:
                     file = self._opened(shard)

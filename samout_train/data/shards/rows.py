@@ -65,12 +65,16 @@ class ShardSplit:
     @cached_property
     def train_lengths(self) -> list[int]:
         """Return the tokens of each shard to learn from."""
-        return [int(length) for length in (self.cut - (self._ends - self._lengths)).clip(0, self._lengths)]
+        lengths: list[int] = (self.cut - (self._ends - self._lengths)).clip(0, self._lengths).tolist()
+        return lengths
 
     def train_documents(self) -> list[NDArray[np.uint32]]:
         """Return where documents to learn from begin in each shard."""
-        starts = [self.documents(shard) for shard in range(len(self._lengths))]
-        return [each[each < length] for each, length in zip(starts, self.train_lengths, strict=True)]
+        documents = []
+        for shard, length in enumerate(self.train_lengths):
+            starts = self.documents(shard)
+            documents.append(starts[starts < length])
+        return documents
 
     def hashes(self) -> tuple[Hashes, Hashes]:
         """Return a hash of each document to learn from and of each to validate on, as far as it lies in one shard."""
@@ -180,11 +184,15 @@ class DocumentLayout:
     def __init__(self, lengths: Sequence[int], documents: Sequence[NDArray[np.uint32]], *, seq_len: int) -> None:
         self.seq_len = seq_len
         # A document ends one before the next one begins; the last of a shard is followed by one that is none.
-        begins = [
-            np.concatenate([[0] if not len(starts) or starts[0] else [], starts + 1, [length + 1]]).astype(np.uint32)
-            for length, starts in zip(lengths, documents, strict=True)
-        ]
-        self._shard_ends = np.cumsum([len(each) for each in begins])
+        begins: list[NDArray[np.uint32]] = []
+        self.num_short = 0
+        for length, starts in zip(lengths, documents, strict=True):
+            pieces = [starts + 1, np.array([length + 1])]
+            if not len(starts) or starts[0]:
+                pieces.insert(0, np.array([0]))
+            begins.append(np.concatenate(pieces).astype(np.uint32))
+            self.num_short += int((np.diff(starts, append=np.uint32(length)) < MAKES_A_ROW).sum())
+        self._shard_ends = np.cumsum(list(map(len, begins)))
         self._begins = np.concatenate([*begins, np.zeros(GROUP + 1, dtype=np.uint32)])
         num_groups = -(-int(self._shard_ends[-1]) // GROUP)
         rows_of_group = np.zeros(num_groups, dtype=np.int64)
@@ -193,10 +201,6 @@ class DocumentLayout:
             targets = self._targets(np.arange(first, min(first + COUNTED_TOGETHER, num_groups * GROUP)))
             self.num_targets += int(targets.sum())
             rows_of_group[first // GROUP :][: len(targets) // GROUP] = self._rows(targets).reshape(-1, GROUP).sum(1)
-        self.num_short = sum(
-            int((np.diff(starts, append=np.uint32(length)) < MAKES_A_ROW).sum())
-            for length, starts in zip(lengths, documents, strict=True)
-        )
         self._group_ends = np.cumsum(rows_of_group)
         self.num_rows = self.num_windows = int(self._group_ends[-1])
 
@@ -255,8 +259,8 @@ class ShardRows:
         self.layouts, self.reader, self.first_shards = list(layouts), reader, list(first_shards)
         self.seq_len, self.seed, self.largest_id = seq_len, seed, largest_id
         self.num_rows = sum(layout.num_rows for layout in layouts)
-        self.num_windows = sum(layout.num_windows for layout in layouts)
         self._window_ends = np.cumsum([layout.num_windows for layout in layouts])
+        self.num_windows = int(self._window_ends[-1])
         self._quotas = np.array(quotas, dtype=np.int64)
         shares = np.concatenate([(np.arange(quota) + 0.5) / quota for quota in quotas])
         spread = np.argsort(shares, kind="stable")
@@ -268,7 +272,7 @@ class ShardRows:
         """Return rows of the endless stream: epoch * num_rows + index is the place of each there, (R, T + 1) int64."""
         stream = epoch * self.num_rows + indices
         chunks, within = np.divmod(stream, PLACED_TOGETHER)
-        places = Places(*(np.empty_like(stream) for _ in range(3)))
+        places = Places.empty(len(stream))
         for chunk in np.unique(chunks).tolist():
             rows = np.flatnonzero(chunks == chunk)
             places.put(rows, self._places(chunk)[within[rows]])
@@ -277,11 +281,11 @@ class ShardRows:
     def windows(self, start: int, stop: int) -> Tensor:
         """Return rows that cover each source once, one source after another, (R, T + 1) int64."""
         sources, in_source = _found(self._window_ends, np.arange(start, min(stop, self.num_windows)))
-        places = [
-            self._of_all(source, self.layouts[source].windows(in_source[sources == source]))
-            for source in np.unique(sources).tolist()
-        ]
-        return torch.from_numpy(np.concatenate([self.reader.read(each, self.seq_len + 1) for each in places]))
+        rows = []
+        for source in np.unique(sources).tolist():
+            places = self._of_all(source, self.layouts[source].windows(in_source[sources == source]))
+            rows.append(self.reader.read(places, self.seq_len + 1))
+        return torch.from_numpy(np.concatenate(rows))
 
     def sources_of(self, stream: Int64s) -> tuple[Int64s, Int64s]:
         """Return the source of each row of the endless stream, and how many rows of that source came before it."""
@@ -294,7 +298,7 @@ class ShardRows:
         if self._placed is None or self._placed[0] != chunk:
             stream = np.arange(chunk * PLACED_TOGETHER, (chunk + 1) * PLACED_TOGETHER)
             sources, earlier = self.sources_of(stream)
-            places = Places(*(np.empty_like(stream) for _ in range(3)))
+            places = Places.empty(len(stream))
             for source, layout in enumerate(self.layouts):
                 rows = np.flatnonzero(sources == source)
                 epochs, ordinals = np.divmod(earlier[rows], layout.num_rows)

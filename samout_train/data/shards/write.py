@@ -76,7 +76,7 @@ def tokenize_files(plan: ShardPlan, *, jobs: int) -> Tokenized:
             out=plan.out,
             files=files,
             parts=tuple(parts_of([file.num_bytes for file in files], plan.part_bytes)),
-            jsonl=JsonlReader.of(plan.roles, plan.line_ends),
+            jsonl=JsonlReader.of(plan.roles, plan.line_ends, roles_key="roles"),
             vocabulary_state=None,
             given=plan.choice.given is not None,
         )
@@ -102,13 +102,16 @@ class _Making:
             return choice.learn(lambda: (characters for _, characters in found))
         if choice.given is not None or choice.name == Bytes.name:
             return choice.learn(lambda: ())
-        all_bytes = self._text_bytes(self.numbers)
+        budget = self._text_bytes(self.numbers)
         enough = self.plan.vocabulary_bytes
-        budget = all_bytes if all_bytes <= enough else max(1, enough // len(self.numbers))
+        if budget > enough:
+            budget = max(1, enough // len(self.numbers))
         tasks = [(number, budget) for number in self.numbers]
         # Their order is that of the parts, not that in which they were read, or pairs could differ from run to run.
         samples = dict(self._results("learning the vocabulary", self.worker.sample, tasks))
-        texts = (text for task in tasks for text in samples[task])
+        texts: list[str] = []
+        for task in tasks:
+            texts += samples[task]
         return choice.learn(lambda: texts, check_stop=self.signals.check)
 
     def run(self) -> Tokenized:
@@ -116,14 +119,18 @@ class _Making:
         out, state = self.plan.out, self.worker.vocabulary_state
         assert state is not None
         dtype = dtype_for(len(vocabulary_from(state)))
-        there = ((number, read_shard(out, f"{number:05d}", dtype)) for number in self.numbers)
-        found = {number: shard for number, shard in there if shard is not None}
+        found: dict[int, Shard] = {}
+        for number in self.numbers:
+            shard = read_shard(out, f"{number:05d}", dtype)
+            if shard is not None:
+                found[number] = shard
         num_damaged = None
         if len(found) == len(self.numbers) and (out / INDEX).is_file():
-            looks = self._results("verifying", self.worker.is_whole, list(found.values()))
-            damaged = {shard.name for shard, is_whole in looks if not is_whole}
-            found = {number: shard for number, shard in found.items() if shard.name not in damaged}
-            num_damaged = len(damaged)
+            num_damaged = 0
+            for shard, is_whole in self._results("verifying", self.worker.is_whole, list(found.values())):
+                if not is_whole:
+                    del found[int(shard.name)]
+                    num_damaged += 1
         missing = [number for number in self.numbers if number not in found]
         started = time.monotonic()
         done = self._text_bytes(found)
@@ -208,8 +215,8 @@ class PartWorker:
             encoded = text.encode()
             if len(encoded) > left:
                 text = encoded[:left].decode(errors="ignore")
-                word_end = LAST_WORD_END.match(text)
-                text = word_end[0] if word_end else text
+                if word_end := LAST_WORD_END.match(text):
+                    text = word_end[0]
             texts.append(text)
             left -= len(encoded)
             if left <= 0:
@@ -241,7 +248,9 @@ class PartWorker:
 
     def _texts(self, number: int, progress: Progress) -> Iterator[str]:
         for piece in self._pieces(number, progress):
-            yield from (part for part in piece.parts if isinstance(part, str))
+            for part in piece.parts:
+                if isinstance(part, str):
+                    yield part
 
     def _pieces(self, number: int, progress: Progress) -> Iterator[Piece]:
         for span in self.parts[number]:
@@ -251,12 +260,15 @@ class PartWorker:
             self._refuse_changed(file)
 
     def _of_span(self, file: SourceFile, span: Span, progress: Progress) -> Iterator[Piece]:
-        start, stop = (
-            place_to_cut(file.path, place, file.num_bytes, at_lines=file.at_lines, fold=self.jsonl.line_ends == "fold")
-            for place in (span.start, span.stop)
-        )
-        reader: Reader = self.jsonl if file.at_lines else TextReader(sos=True, line_ends=self.jsonl.line_ends)
-        for piece in reader.read(file.path, start, stop) if start < stop else ():
+        fold = self.jsonl.line_ends == "fold"
+        start = place_to_cut(file.path, span.start, file.num_bytes, at_lines=file.at_lines, fold=fold)
+        stop = place_to_cut(file.path, span.stop, file.num_bytes, at_lines=file.at_lines, fold=fold)
+        if start >= stop:
+            return
+        reader: Reader = self.jsonl
+        if not file.at_lines:
+            reader = TextReader(sos=True, line_ends=self.jsonl.line_ends)
+        for piece in reader.read(file.path, start, stop):
             yield piece
             progress(piece.end - start)
             start = piece.end

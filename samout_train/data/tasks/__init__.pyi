@@ -1,1 +1,1 @@
-from .base import task as task
+from .base import Task as Task, task as task

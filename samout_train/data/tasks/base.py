@@ -2,22 +2,101 @@
 
 # R rows, T time
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samout_train.data.source import LabelledRows, Source
+from samout_train.config import Positive, Problem, Range
+from samout_train.data.source import LabelledRows, Source, problems_of
 
 Ids = NDArray[np.integer[Any]]
 # From a generator, a number of rows and their length to inputs and labels, (R, T) each.
 Draw = Callable[[np.random.Generator, int, int], tuple[Ids, Ids]]
 IGNORED = -100  # the label of what is no answer
 TRAIN, VALIDATION, TEST = range(3)
+
+
+@dataclass(kw_only=True)
+class Task(ABC):
+    """A task: the settings that all share, and what each says of its rows.
+
+    Args:
+        seq_len: Tokens in a row T, to learn from and to validate on.
+        test_lengths: Lengths of rows to test at.
+        num_sequences: Rows of an epoch; another epoch has other ones.
+        num_test_sequences: Rows to validate on, and of each test.
+        seed: Decides all rows.
+    """
+
+    test_by: ClassVar[str] = "length"  # what is tested at, in the name of each test
+
+    seq_len: Annotated[int, Positive]
+    test_lengths: list[Annotated[int, Positive]]
+    num_sequences: Annotated[int, Positive]
+    num_test_sequences: Annotated[int, Range(100)]
+    seed: int
+
+    @property
+    @abstractmethod
+    def num_ids(self) -> int:
+        """Return the number of token ids V."""
+
+    @property
+    @abstractmethod
+    def chance(self) -> float:
+        """Return the accuracy of guessing."""
+
+    @abstractmethod
+    def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
+        """Return rows to learn from and their answers, (R, T) each; what is no answer is IGNORED."""
+
+    def draw_test(self, generator: np.random.Generator, num_rows: int, value: int) -> tuple[Ids, Ids]:
+        """Return rows of the test at a value, such as a length, and their answers, (R, T) each."""
+        return self.draw(generator, num_rows, value)
+
+    def tested_at(self) -> Sequence[int]:
+        """Return what to test at, one test each."""
+        return self.test_lengths
+
+    def test_row(self, value: int) -> int:
+        """Return the length of the rows of the test at a value."""
+        return value
+
+    @classmethod
+    def problems(cls, settings: Mapping[str, Any], name: str) -> list[Problem]:
+        """Return what is wrong between the settings of a YAML (`problems_of`)."""
+        return problems_of(cls, settings, name)
+
+    def setting_problems(self, name: str) -> list[Problem]:
+        """Return what is wrong between settings that are right by themselves."""
+        return self.length_problems(name, least=1, reason="a token")
+
+    def length_problems(self, name: str, *, least: int, reason: str, even: bool = False) -> list[Problem]:
+        """Return what is wrong with the lengths of rows, as the function of that name does."""
+        return length_problems(vars(self), name, least=least, reason=reason, even=even)
+
+    def source(self) -> Source:
+        """Return the source, with a test for each of what to test at."""
+        return task(
+            self.draw,
+            draw_test=self.draw_test,
+            vocab_size=self.num_ids,
+            chance=self.chance,
+            seq_len=self.seq_len,
+            test_lengths=self.tested_at(),
+            test_by=self.test_by,
+            test_row=self.test_row,
+            num_sequences=self.num_sequences,
+            num_test_sequences=self.num_test_sequences,
+            seed=self.seed,
+        )
 
 
 def task(
@@ -107,10 +186,13 @@ class DrawnRows:
     def _drawn(self, epoch: int) -> LabelledRows:
         if epoch not in self._epochs:
             # A batch may hold the end of one epoch and the start of the next.
-            self._epochs = {old: rows for old, rows in self._epochs.items() if old == epoch - 1}
-            parts = self.draw(np.random.default_rng((*self.seed, epoch)), self.num_rows, self.seq_len)
-            inputs_RT, labels_RT = (torch.from_numpy(part.astype(np.int32)) for part in parts)
-            self._epochs[epoch] = LabelledRows(inputs_RT, labels_RT)
+            for old in self._epochs.keys() - {epoch - 1}:
+                del self._epochs[old]
+            generator = np.random.default_rng((*self.seed, epoch))
+            inputs_RT, labels_RT = self.draw(generator, self.num_rows, self.seq_len)
+            self._epochs[epoch] = LabelledRows(
+                torch.from_numpy(inputs_RT.astype(np.int32)), torch.from_numpy(labels_RT.astype(np.int32))
+            )
         return self._epochs[epoch]
 
 
@@ -137,7 +219,7 @@ def last_answer_only(draw: Draw) -> Draw:
 
 def length_problems(
     settings: Mapping[str, Any], name: str, *, least: int, reason: str, even: bool = False
-) -> list[str]:
+) -> list[Problem]:
     """Return what is wrong with the lengths of a task's rows.
 
     Args:
@@ -148,17 +230,16 @@ def length_problems(
         even: Whether it must be an even number.
     """
     given = [("seq_len", settings["seq_len"]), *(("test_lengths", length) for length in settings["test_lengths"])]
-    found = [
-        f"{name}.{key}={length}: a row needs {reason}: set it to {least} or more"
-        for key, length in given
-        if length < least
-    ]
-    if even:
-        found += [
-            f"{name}.{key}={length}: a row has two halves: set it to {length - 1} or {length + 1}"
-            for key, length in given
-            if length >= least and length % 2
-        ]
+    found = []
+    for key, length in given:
+        if length < least:
+            fix = f"set it to {least} or more"
+            found.append(Problem(f"{name}.{key}", str(length), text=f"a row needs {reason}", fix=fix))
+    for key, length in given:
+        if even and length >= least and length % 2:
+            fix = f"set it to {length - 1} or {length + 1}"
+            found.append(Problem(f"{name}.{key}", str(length), text="a row has two halves", fix=fix))
     if len(set(settings["test_lengths"])) < len(settings["test_lengths"]):
-        found.append(f"{name}.test_lengths={settings['test_lengths']}: has one of them twice: leave that out")
+        given_twice = str(settings["test_lengths"])
+        found.append(Problem(f"{name}.test_lengths", given_twice, text="has one of them twice", fix="leave that out"))
     return found

@@ -6,74 +6,68 @@ longest.
 
 # R rows, T time, N symbols of the longest string
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 
-from samout_train.config import Positive, Range, Size, checked_by, validated
-from samout_train.data.source import Source
-from samout_train.data.tasks.base import IGNORED, Ids, length_problems, task
+from samout_train.config import Problem, Range, Size, validated
+from samout_train.data.source import source_function
+from samout_train.data.tasks.base import IGNORED, Ids, Task
 
 BLANK, SEPARATOR, FIRST_SYMBOL = 0, 1, 2
 
 
-def copy_problems(settings: Mapping[str, Any], name: str) -> list[str]:
-    """What is wrong between settings that are right by themselves."""
-    return length_problems(settings, name, least=2, reason="a symbol and the separator", even=True)
-
-
-@checked_by(copy_problems)
 @validated
-def copy(
-    *,
-    num_symbols: Annotated[int, Range(2, Size.high)],
-    seq_len: Annotated[int, Positive],
-    test_lengths: list[Annotated[int, Positive]],
-    num_sequences: Annotated[int, Positive],
-    num_test_sequences: Annotated[int, Range(100)],
-    seed: int,
-) -> Source:
+@dataclass(kw_only=True)
+class Copy(Task):
     """A row is n symbols, the separator, and the first n - 1 again; blanks fill it.
 
-    The n answers begin at the separator. To learn from, n is any number from 1 to T / 2; in tests it is T / 2.
+    The n answers begin at the separator. To learn from, n is any number from 1 to T / 2; in tests it is T / 2. T is an
+    even number.
 
     Args:
         num_symbols: Different symbols; other ids are blank (0) and separator (1).
-        seq_len: Tokens in a row T, an even number.
-        test_lengths: Lengths of rows to test at.
-        num_sequences: Rows of an epoch.
-        num_test_sequences: Rows to validate on, and of each test.
-        seed: Decides all rows.
     """
-    return task(
-        partial(draw_copy, num_symbols=num_symbols, shortest=1),
-        draw_test=partial(draw_copy, num_symbols=num_symbols, shortest=None),
-        vocab_size=FIRST_SYMBOL + num_symbols,
-        chance=1 / num_symbols,
-        seq_len=seq_len,
-        test_lengths=test_lengths,
-        num_sequences=num_sequences,
-        num_test_sequences=num_test_sequences,
-        seed=seed,
-    )
+
+    num_symbols: Annotated[int, Range(2, Size.high)]
+
+    @property
+    def num_ids(self) -> int:
+        """Return the number of ids."""
+        return FIRST_SYMBOL + self.num_symbols
+
+    @property
+    def chance(self) -> float:
+        """Return the share of one symbol."""
+        return 1 / self.num_symbols
+
+    def setting_problems(self, name: str) -> list[Problem]:
+        """Return what is wrong with the lengths."""
+        return self.length_problems(name, least=2, reason="a symbol and the separator", even=True)
+
+    def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
+        """Return rows with strings of any length up to the longest."""
+        return self._copied(generator, generator.integers(1, seq_len // 2 + 1, size=(num_rows, 1)), seq_len)
+
+    def draw_test(self, generator: np.random.Generator, num_rows: int, value: int) -> tuple[Ids, Ids]:
+        """Return rows with the longest strings only."""
+        return self._copied(generator, np.full((num_rows, 1), value // 2), value)
+
+    def _copied(self, generator: np.random.Generator, lengths_R1: NDArray[np.int64], seq_len: int) -> tuple[Ids, Ids]:
+        longest = seq_len // 2
+        symbols_RN = FIRST_SYMBOL + generator.integers(self.num_symbols, size=(len(lengths_R1), longest))
+        place_T = np.arange(seq_len)
+        answer_RT = place_T - lengths_R1  # which symbol is the answer
+        is_answer_RT = (answer_RT >= 0) & (answer_RT < lengths_R1)
+        in_order_RT = np.take_along_axis(symbols_RN, np.clip(answer_RT, 0, longest - 1), axis=1)
+        inputs_RT = np.full((len(lengths_R1), seq_len), BLANK)
+        inputs_RT[:, :longest] = np.where(place_T[:longest] < lengths_R1, symbols_RN, BLANK)
+        inputs_RT[:, 1:][is_answer_RT[:, :-1]] = in_order_RT[:, :-1][is_answer_RT[:, :-1]]
+        inputs_RT[place_T == 2 * lengths_R1] = BLANK  # the last answer is not read
+        np.put_along_axis(inputs_RT, lengths_R1, SEPARATOR, axis=1)
+        return inputs_RT, np.where(is_answer_RT, in_order_RT, IGNORED)
 
 
-def draw_copy(
-    generator: np.random.Generator, num_rows: int, seq_len: int, *, num_symbols: int, shortest: int | None
-) -> tuple[Ids, Ids]:
-    """Rows and their answers, (R, T) each; strings of `shortest` symbols to T / 2, or all of T / 2 where it is None."""
-    longest = seq_len // 2
-    lengths_R1 = generator.integers(longest if shortest is None else shortest, longest + 1, size=(num_rows, 1))
-    symbols_RN = FIRST_SYMBOL + generator.integers(num_symbols, size=(num_rows, longest))
-    place_T = np.arange(seq_len)
-    answer_RT = place_T - lengths_R1  # which symbol is the answer
-    is_answer_RT = (answer_RT >= 0) & (answer_RT < lengths_R1)
-    in_order_RT = np.take_along_axis(symbols_RN, np.clip(answer_RT, 0, longest - 1), axis=1)
-    inputs_RT = np.full((num_rows, seq_len), BLANK)
-    inputs_RT[:, :longest] = np.where(place_T[:longest] < lengths_R1, symbols_RN, BLANK)
-    inputs_RT[:, 1:][is_answer_RT[:, :-1]] = in_order_RT[:, :-1][is_answer_RT[:, :-1]]
-    inputs_RT[place_T == 2 * lengths_R1] = BLANK  # the last answer is not read
-    np.put_along_axis(inputs_RT, lengths_R1, SEPARATOR, axis=1)
-    return inputs_RT, np.where(is_answer_RT, in_order_RT, IGNORED)
+copy = source_function(Copy)

@@ -6,50 +6,23 @@ at random in the place of text.
 
 # R rows, T time, N words of the needle
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from samout_train.config import Positive, Range, Size, checked_by, validated
-from samout_train.data.source import Source
-from samout_train.data.tasks.base import IGNORED, Ids, length_problems, task
+from samout_train.config import Positive, Problem, Range, Size, validated
+from samout_train.data.source import source_function
+from samout_train.data.tasks.base import IGNORED, Ids, Task
 
 MARK, FIRST_WORD = 0, 1
 
 
-def needle_problems(settings: Mapping[str, Any], name: str) -> list[str]:
-    """What is wrong between settings that are right by themselves."""
-    words = settings["needle_words"]
-    lengths = {"seq_len": settings["seq_len"], "test_lengths": []}
-    found = length_problems(
-        lengths, name, least=2 * words + 1, reason=f"the mark and the {words} words of {name}.needle_words, twice"
-    )
-    distances = settings["test_distances"]
-    found += [
-        f"{name}.test_distances={distance}: the mark comes again behind the {words} words of {name}.needle_words: set "
-        f"it to {words + 1} or more"
-        for distance in distances
-        if distance <= words
-    ]
-    if len(set(distances)) < len(distances):
-        found.append(f"{name}.test_distances={distances}: has one of them twice: leave that out")
-    return found
-
-
-@checked_by(needle_problems)
 @validated
-def needle(
-    *,
-    num_words: Annotated[int, Range(2, Size.high)],
-    needle_words: Annotated[int, Positive],
-    seq_len: Annotated[int, Positive],
-    test_distances: list[Annotated[int, Positive]],
-    num_sequences: Annotated[int, Positive],
-    num_test_sequences: Annotated[int, Range(100)],
-    seed: int,
-) -> Source:
+@dataclass(kw_only=True)
+class Needle(Task):
     """A row is any words, a mark with N words behind it, any words, and the mark with the first N - 1 of them again.
 
     The N answers begin at the second mark, which is N + 1 to T - N places behind the first.
@@ -60,52 +33,74 @@ def needle(
         seq_len: Tokens in a row T, from 2 N + 1.
         test_distances: Places from mark to mark to test at, from N + 1; where a row of T is too short for one, the rows
             of that test are as long as they must be.
-        num_sequences: Rows of an epoch.
-        num_test_sequences: Rows to validate on, and of each test.
-        seed: Decides all rows.
     """
 
-    def draw_test(generator: np.random.Generator, num_rows: int, distance: int) -> tuple[Ids, Ids]:
-        return draw_needle(generator, num_rows, test_row(distance), num_words, needle_words, distance)
+    test_by: ClassVar[str] = "distance"
 
-    def test_row(distance: int) -> int:
-        return max(seq_len, distance + needle_words)
+    num_words: Annotated[int, Range(2, Size.high)]
+    needle_words: Annotated[int, Positive]
+    seq_len: Annotated[int, Positive]
+    test_distances: list[Annotated[int, Positive]]
+    test_lengths: list[Annotated[int, Positive]] = field(init=False, default_factory=list)  # tests are at distances
 
-    return task(
-        partial(draw_needle, num_words=num_words, needle_words=needle_words),
-        draw_test=draw_test,
-        vocab_size=FIRST_WORD + num_words,
-        chance=1 / num_words,
-        seq_len=seq_len,
-        test_lengths=test_distances,
-        test_by="distance",
-        test_row=test_row,
-        num_sequences=num_sequences,
-        num_test_sequences=num_test_sequences,
-        seed=seed,
-    )
+    @property
+    def num_ids(self) -> int:
+        """Return the number of ids."""
+        return FIRST_WORD + self.num_words
+
+    @property
+    def chance(self) -> float:
+        """Return the share of one word."""
+        return 1 / self.num_words
+
+    def tested_at(self) -> Sequence[int]:
+        """Return the distances."""
+        return self.test_distances
+
+    def test_row(self, value: int) -> int:
+        """Return the length of rows that have room for a distance."""
+        return max(self.seq_len, value + self.needle_words)
+
+    def setting_problems(self, name: str) -> list[Problem]:
+        """Return what is wrong with the length and the distances."""
+        words, distances = self.needle_words, self.test_distances
+        reason = f"the mark and the {words} words of {name}.needle_words, twice"
+        found = self.length_problems(name, least=2 * words + 1, reason=reason)
+        for distance in distances:
+            if distance <= words:
+                text = f"the mark comes again behind the {words} words of {name}.needle_words"
+                fix = f"set it to {words + 1} or more"
+                found.append(Problem(f"{name}.test_distances", str(distance), text=text, fix=fix))
+        if len(set(distances)) < len(distances):
+            text = "has one of them twice"
+            found.append(Problem(f"{name}.test_distances", str(distances), text=text, fix="leave that out"))
+        return found
+
+    def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
+        """Return rows with any distance."""
+        words_RT = self._words(generator, num_rows, seq_len)
+        least, most = self.needle_words + 1, seq_len - self.needle_words
+        return self._marked(words_RT, generator.integers(least, most + 1, size=(num_rows, 1)))
+
+    def draw_test(self, generator: np.random.Generator, num_rows: int, value: int) -> tuple[Ids, Ids]:
+        """Return rows with one distance."""
+        words_RT = self._words(generator, num_rows, self.test_row(value))
+        return self._marked(words_RT, np.full((num_rows, 1), value))
+
+    def _words(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> NDArray[np.int64]:
+        return FIRST_WORD + generator.integers(self.num_words, size=(num_rows, seq_len))
+
+    def _marked(self, inputs_RT: NDArray[np.int64], distance_R1: NDArray[np.int64]) -> tuple[Ids, Ids]:
+        """Return rows with both marks and the needle put into them, and their answers."""
+        second = inputs_RT.shape[1] - self.needle_words
+        first_R1 = second - distance_R1
+        needle_RN = np.take_along_axis(inputs_RT, first_R1 + 1 + np.arange(self.needle_words), axis=1)
+        np.put_along_axis(inputs_RT, first_R1, MARK, axis=1)
+        inputs_RT[:, second] = MARK
+        inputs_RT[:, second + 1 :] = needle_RN[:, :-1]
+        answers_RT = np.full_like(inputs_RT, IGNORED)
+        answers_RT[:, second:] = needle_RN
+        return inputs_RT, answers_RT
 
 
-def draw_needle(
-    generator: np.random.Generator,
-    num_rows: int,
-    seq_len: int,
-    num_words: int,
-    needle_words: int,
-    distance: int | None = None,
-) -> tuple[Ids, Ids]:
-    """Rows and their answers, (R, T) each; `distance` from mark to mark is drawn, too, where it is None."""
-    inputs_RT = FIRST_WORD + generator.integers(num_words, size=(num_rows, seq_len))
-    if distance is None:
-        distance_R1 = generator.integers(needle_words + 1, seq_len - needle_words + 1, size=(num_rows, 1))
-    else:
-        distance_R1 = np.full((num_rows, 1), distance)
-    second = seq_len - needle_words
-    first_R1 = second - distance_R1
-    needle_RN = np.take_along_axis(inputs_RT, first_R1 + 1 + np.arange(needle_words), axis=1)
-    np.put_along_axis(inputs_RT, first_R1, MARK, axis=1)
-    inputs_RT[:, second] = MARK
-    inputs_RT[:, second + 1 :] = needle_RN[:, :-1]
-    answers_RT = np.full_like(inputs_RT, IGNORED)
-    answers_RT[:, second:] = needle_RN
-    return inputs_RT, answers_RT
+needle = source_function(Needle)

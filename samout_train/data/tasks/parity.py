@@ -7,54 +7,36 @@ its own.
 
 # R rows, T time
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from samout_train.config import Positive, Range, checked_by, validated
-from samout_train.data.source import Source
-from samout_train.data.tasks.base import Ids, last_answer_only, length_problems, task
+from samout_train.config import Problem, validated
+from samout_train.data.source import source_function
+from samout_train.data.tasks.base import Ids, Task, last_answer_only
 
 
-def parity_problems(settings: Mapping[str, Any], name: str) -> list[str]:
-    """What is wrong between settings that are right by themselves."""
-    return length_problems(settings, name, least=1, reason="a bit")
-
-
-@checked_by(parity_problems)
 @validated
-def parity(
-    *,
-    seq_len: Annotated[int, Positive],
-    test_lengths: list[Annotated[int, Positive]],
-    num_sequences: Annotated[int, Positive],
-    num_test_sequences: Annotated[int, Range(100)],
-    seed: int,
-) -> Source:
-    """A row is bits, 0 and 1; the answer at each is the parity of all up to it. A test asks for the last one only.
+@dataclass(kw_only=True)
+class Parity(Task):
+    """A row is bits, 0 and 1; the answer at each is the parity of all up to it. A test asks for the last one only."""
 
-    Args:
-        seq_len: Tokens in a row T.
-        test_lengths: Lengths of rows to test at.
-        num_sequences: Rows of an epoch.
-        num_test_sequences: Rows to validate on, and of each test.
-        seed: Decides all rows.
-    """
-    return task(
-        draw_parity,
-        draw_test=last_answer_only(draw_parity),
-        vocab_size=2,
-        chance=1 / 2,
-        seq_len=seq_len,
-        test_lengths=test_lengths,
-        num_sequences=num_sequences,
-        num_test_sequences=num_test_sequences,
-        seed=seed,
-    )
+    num_ids: ClassVar[int] = 2
+    chance: ClassVar[float] = 1 / 2
+
+    def setting_problems(self, name: str) -> list[Problem]:
+        """Return what is wrong with the lengths."""
+        return self.length_problems(name, least=1, reason="a bit")
+
+    def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
+        """Return rows and their answers, (R, T) each."""
+        bits_RT = generator.integers(2, size=(num_rows, seq_len))
+        return bits_RT, bits_RT.cumsum(axis=1) % 2
+
+    def draw_test(self, generator: np.random.Generator, num_rows: int, value: int) -> tuple[Ids, Ids]:
+        """Return rows with the last answer only."""
+        return last_answer_only(self.draw)(generator, num_rows, value)
 
 
-def draw_parity(generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
-    """Rows and their answers, (R, T) each."""
-    bits_RT = generator.integers(2, size=(num_rows, seq_len))
-    return bits_RT, bits_RT.cumsum(axis=1) % 2
+parity = source_function(Parity)

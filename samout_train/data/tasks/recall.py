@@ -7,89 +7,76 @@ of its own, where that program draws 100,000 once.
 
 # R rows, T time, P pairs, G gaps
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samout_train.config import Positive, Range, Size, checked_by, validated
-from samout_train.data.source import Source
-from samout_train.data.tasks.base import IGNORED, Ids, length_problems, task
+from samout_train.config import Positive, Problem, Size, validated
+from samout_train.data.source import source_function
+from samout_train.data.tasks.base import IGNORED, Ids, Task
 
 
-def recall_problems(settings: Mapping[str, Any], name: str) -> list[str]:
-    """What is wrong between settings that are right by themselves."""
-    pairs, num_keys = settings["num_pairs"], settings["vocab_size"] // 2 - 1
-    least, reason = 4 * pairs, f"4 tokens for each of {name}.num_pairs ({pairs})"
-    found = length_problems(settings, name, least=least, reason=reason, even=True)
-    if pairs > num_keys:
-        found.append(
-            f"{name}.num_pairs={pairs}: {name}.vocab_size ({settings['vocab_size']}) has {max(0, num_keys)} keys: set "
-            f"it to {2 * pairs + 2} or more"
-        )
-    return found
-
-
-@checked_by(recall_problems)
 @validated
-def recall(
-    *,
-    vocab_size: Annotated[int, Size],
-    num_pairs: Annotated[int, Size],
-    power: Annotated[float, Positive],
-    seq_len: Annotated[int, Positive],
-    test_lengths: list[Annotated[int, Positive]],
-    num_sequences: Annotated[int, Positive],
-    num_test_sequences: Annotated[int, Range(100)],
-    seed: int,
-) -> Source:
+@dataclass(kw_only=True)
+class Recall(Task):
     """A row is P pairs, and behind them each key once more; the answer there is its value.
 
     Keys are ids from 1 to V / 2 - 1, values from V / 2 on; within a row none occurs twice. What is no key again is any
     id. Behind the pairs every second place can hold a key: the gap of place 0, 1, 2 ... has a probability in proportion
-    to (gap + 1) ** (power - 1).
+    to (gap + 1) ** (power - 1). T is an even number from 4 P.
 
     Args:
         vocab_size: Number of ids V.
         num_pairs: Pairs P of a row.
         power: 1 for gaps that are all as probable; the nearer to 0, the more of them are short.
-        seq_len: Tokens in a row T, an even number from 4 P.
-        test_lengths: Lengths of rows to test at.
-        num_sequences: Rows of an epoch.
-        num_test_sequences: Rows to validate on, and of each test.
-        seed: Decides all rows.
     """
-    return task(
-        partial(draw_recall, vocab_size=vocab_size, num_pairs=num_pairs, power=power),
-        vocab_size=vocab_size,
-        chance=1 / (vocab_size - vocab_size // 2),
-        seq_len=seq_len,
-        test_lengths=test_lengths,
-        num_sequences=num_sequences,
-        num_test_sequences=num_test_sequences,
-        seed=seed,
-    )
+
+    vocab_size: Annotated[int, Size]
+    num_pairs: Annotated[int, Size]
+    power: Annotated[float, Positive]
+
+    @property
+    def num_ids(self) -> int:
+        """Return the number of ids."""
+        return self.vocab_size
+
+    @property
+    def chance(self) -> float:
+        """Return the share of one value."""
+        return 1 / (self.vocab_size - self.vocab_size // 2)
+
+    def setting_problems(self, name: str) -> list[Problem]:
+        """Return what is wrong with the lengths and the number of pairs."""
+        pairs, num_keys = self.num_pairs, self.vocab_size // 2 - 1
+        reason = f"4 tokens for each of {name}.num_pairs ({pairs})"
+        found = self.length_problems(name, least=4 * pairs, reason=reason, even=True)
+        if pairs > num_keys:
+            text = f"{name}.vocab_size ({self.vocab_size}) has {max(0, num_keys)} keys"
+            fix = f"set it to {2 * pairs + 2} or more"
+            found.append(Problem(f"{name}.num_pairs", str(pairs), text=text, fix=fix))
+        return found
+
+    def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
+        """Return rows and their answers, (R, T) each."""
+        vocab_size, num_pairs = self.vocab_size, self.num_pairs
+        first_value, context = vocab_size // 2, 2 * num_pairs
+        keys_RP = 1 + distinct(generator, num_rows, num_pairs, first_value - 1)
+        values_RP = first_value + distinct(generator, num_rows, num_pairs, vocab_size - first_value)
+        weights_G = np.arange(1, (seq_len - context) // 2 + 1) ** (self.power - 1)
+        # Drawing one gap after another, by weight, of those that are left: the largest of log weight plus Gumbel noise.
+        scores_RG = np.log(weights_G) + generator.gumbel(size=(num_rows, len(weights_G)))
+        gaps_RP = np.argsort(-scores_RG, axis=1)[:, :num_pairs]
+        inputs_RT = generator.integers(vocab_size, size=(num_rows, seq_len))
+        inputs_RT[:, 0:context:2], inputs_RT[:, 1:context:2] = keys_RP, values_RP
+        answers_RT = np.full_like(inputs_RT, IGNORED)
+        np.put_along_axis(inputs_RT, context + 2 * gaps_RP, keys_RP, axis=1)
+        np.put_along_axis(answers_RT, context + 2 * gaps_RP, values_RP, axis=1)
+        return inputs_RT, answers_RT
 
 
-def draw_recall(
-    generator: np.random.Generator, num_rows: int, seq_len: int, *, vocab_size: int, num_pairs: int, power: float
-) -> tuple[Ids, Ids]:
-    """Rows and their answers, (R, T) each."""
-    first_value, context = vocab_size // 2, 2 * num_pairs
-    keys_RP = 1 + distinct(generator, num_rows, num_pairs, first_value - 1)
-    values_RP = first_value + distinct(generator, num_rows, num_pairs, vocab_size - first_value)
-    weights_G = np.arange(1, (seq_len - context) // 2 + 1) ** (power - 1)
-    # Drawing one gap after another, by weight, of those that are left: the largest of log weight plus Gumbel noise.
-    scores_RG = np.log(weights_G) + generator.gumbel(size=(num_rows, len(weights_G)))
-    gaps_RP = np.argsort(-scores_RG, axis=1)[:, :num_pairs]
-    inputs_RT = generator.integers(vocab_size, size=(num_rows, seq_len))
-    inputs_RT[:, 0:context:2], inputs_RT[:, 1:context:2] = keys_RP, values_RP
-    answers_RT = np.full_like(inputs_RT, IGNORED)
-    np.put_along_axis(inputs_RT, context + 2 * gaps_RP, keys_RP, axis=1)
-    np.put_along_axis(answers_RT, context + 2 * gaps_RP, values_RP, axis=1)
-    return inputs_RT, answers_RT
+recall = source_function(Recall)
 
 
 def distinct(generator: np.random.Generator, num_rows: int, count: int, below: int) -> NDArray[np.int64]:

@@ -9,73 +9,66 @@ Siems et al., DeltaProduct (arXiv 2502.10297), section 5.1.
 
 # R rows, T time
 
-from collections.abc import Mapping
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samout_train.config import Positive, Range, checked_by, validated
-from samout_train.data.source import Source
-from samout_train.data.tasks.base import Ids, last_answer_only, length_problems, task
+from samout_train.config import Problem, validated
+from samout_train.data.source import source_function
+from samout_train.data.tasks.base import Ids, Task, last_answer_only
 
 Moves = Literal["all", "swaps"]
 THINGS = 5
 
 
-def s5_problems(settings: Mapping[str, Any], name: str) -> list[str]:
-    """What is wrong between settings that are right by themselves."""
-    return length_problems(settings, name, least=1, reason="a permutation")
-
-
-@checked_by(s5_problems)
 @validated
-def s5(
-    *,
-    moves: Moves,
-    seq_len: Annotated[int, Positive],
-    test_lengths: list[Annotated[int, Positive]],
-    num_sequences: Annotated[int, Positive],
-    num_test_sequences: Annotated[int, Range(100)],
-    seed: int,
-) -> Source:
+@dataclass(kw_only=True)
+class S5(Task):
     """A row is permutations; the answer at each is the product of all up to it. A test asks for the last one only.
 
     Args:
         moves: Which permutations a row is made of: `all` 120, or the 10 `swaps` of two things and the identity.
-        seq_len: Tokens in a row T.
-        test_lengths: Lengths of rows to test at.
-        num_sequences: Rows of an epoch.
-        num_test_sequences: Rows to validate on, and of each test.
-        seed: Decides all rows.
     """
-    elements = elements_of_s5()
-    draw = partial(draw_s5, moves=moves)
-    return task(
-        draw,
-        draw_test=last_answer_only(draw),
-        vocab_size=len(elements),
-        chance=1 / len(elements),
-        seq_len=seq_len,
-        test_lengths=test_lengths,
-        num_sequences=num_sequences,
-        num_test_sequences=num_test_sequences,
-        seed=seed,
-    )
+
+    moves: Moves
+
+    @property
+    def num_ids(self) -> int:
+        """Return the number of permutations."""
+        return len(elements_of_s5())
+
+    @property
+    def chance(self) -> float:
+        """Return the share of one permutation."""
+        return 1 / self.num_ids
+
+    def setting_problems(self, name: str) -> list[Problem]:
+        """Return what is wrong with the lengths."""
+        return self.length_problems(name, least=1, reason="a permutation")
+
+    def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
+        """Return rows and their answers, (R, T) each."""
+        elements, product = elements_of_s5(), products()
+        choices = np.arange(len(elements))
+        if self.moves == "swaps":
+            moved = (elements != elements[0]).sum(axis=1)  # by each of them; a swap moves two
+            choices = np.flatnonzero(moved <= 2)
+        inputs_RT = generator.choice(choices, size=(num_rows, seq_len))
+        answers_RT = inputs_RT.copy()
+        for step in range(1, seq_len):
+            answers_RT[:, step] = product[answers_RT[:, step - 1], inputs_RT[:, step]]
+        return inputs_RT, answers_RT
+
+    def draw_test(self, generator: np.random.Generator, num_rows: int, value: int) -> tuple[Ids, Ids]:
+        """Return rows with the last answer only."""
+        return last_answer_only(self.draw)(generator, num_rows, value)
 
 
-def draw_s5(generator: np.random.Generator, num_rows: int, seq_len: int, *, moves: Moves) -> tuple[Ids, Ids]:
-    """Rows and their answers, (R, T) each."""
-    elements, product = elements_of_s5(), products()
-    moved = (elements != elements[0]).sum(axis=1)  # by each of them; a swap moves two
-    choices = np.arange(len(elements)) if moves == "all" else np.flatnonzero(moved <= 2)
-    inputs_RT = generator.choice(choices, size=(num_rows, seq_len))
-    answers_RT = inputs_RT.copy()
-    for step in range(1, seq_len):
-        answers_RT[:, step] = product[answers_RT[:, step - 1], inputs_RT[:, step]]
-    return inputs_RT, answers_RT
+s5 = source_function(S5)
 
 
 @cache

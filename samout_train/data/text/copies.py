@@ -54,22 +54,31 @@ def warn_of_copies(
     """
     found = copies(tokens, starts, cut, Words.of(vocabulary))
     num_validated = len(starts) - int(np.searchsorted(starts, cut, side="right")) + 1
-    warn(len(found), num_validated, what, [names[index] for index in found[: NAMED + 1]] if names else [])
+    named: list[str] = []
+    if names:
+        named = [names[index] for index in found[: NAMED + 1]]
+    warn(len(found), num_validated, what, named)
     return len(found)
 
 
 def warn(num_copies: int, num_validated: int, what: str, names: Sequence[str] = ()) -> None:
     """Say in the log how many documents to validate on are copies of some to learn from, if any is."""
-    if num_copies:
-        first = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-        log.warning(
-            "data        %d of %d %s to validate on are also learned from, word for word%s: remove the copies, or the "
-            "validation loss is too low",
-            num_copies,
-            num_validated,
-            what,
-            f" ({first})" if names else "",
-        )
+    if not num_copies:
+        return
+    first = [*names[:NAMED]]
+    if len(names) > NAMED:
+        first.append("...")
+    in_brackets = ""
+    if first:
+        in_brackets = f" ({', '.join(first)})"
+    log.warning(
+        "data        %d of %d %s to validate on are also learned from, word for word%s: remove the copies, or the "
+        "validation loss is too low",
+        num_copies,
+        num_validated,
+        what,
+        in_brackets,
+    )
 
 
 def copies(tokens: NDArray[np.integer], starts: NDArray[np.int64], cut: int, words: "Words") -> NDArray[np.int64]:
@@ -111,7 +120,7 @@ class Words:
         """Return those of a vocabulary; `<|sos|>`, which each document begins with, adds nothing."""
         texts = [vocabulary.to_bytes([index]).translate(None, BLANKS) for index in range(len(vocabulary))]
         texts[SOS_ID] = b""
-        lengths = np.array([len(text) for text in texts], dtype=np.int64)
+        lengths = np.array(list(map(len, texts)), dtype=np.int64)
         ends = np.cumsum(lengths)
         places = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
         numbers = _mixed(np.frombuffer(b"".join(texts), dtype=np.uint8).astype(np.uint64)) * _powers(places)
@@ -132,7 +141,8 @@ def document_hashes(tokens: NDArray[np.integer], starts: NDArray[np.int64], word
         ends = np.cumsum(words.lengths[ids])
         places = ends - words.lengths[ids]
         zeros = places[begins]
-        zeros[0] -= read if starts[documents[0]] < first else 0
+        if starts[documents[0]] < first:
+            zeros[0] -= read
         places -= np.repeat(zeros, np.diff(np.append(begins, len(ids))))
         hashes[documents] += np.add.reduceat(words.sums[ids] * _powers(places), begins)
         read = int(ends[-1] - zeros[-1])

@@ -41,7 +41,9 @@ def whole_parts(text: str, *, fold: bool) -> int:
 
 def folded(text: str) -> str:
     """Return a text in which each line end is a line feed."""
-    return LINE_END.sub("\n", text) if "\r" in text else text
+    if "\r" not in text:
+        return text
+    return LINE_END.sub("\n", text)
 
 
 @cache

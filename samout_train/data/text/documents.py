@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
+from samout_train.config import ConfigError, Problem
 from samout_train.data.text.cuts import folded, whole_parts
 from samout_train.data.text.encoding import BYTE_ORDER_MARK, opened, other_kind, printable, to_utf_8
 from samout_train.runtime import HEAD_BYTES, home_path, old_file_away, shell_word
@@ -101,14 +102,18 @@ class TextReader:
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """Yield text that ends where it can be cut, so that no vocabulary sees half a word."""
-        parts: list[str | Special] = [Special(SOS)] if self.sos and start == 0 else []
+        parts: list[str | Special] = []
+        if self.sos and start == 0:
+            parts.append(Special(SOS))
         chunk_bytes, fold = CHUNK_BYTES, self.line_ends == "fold"
         with opened(path) as file:
             while start == file.tell() and file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK:
                 start = file.tell()
             while True:
                 file.seek(start)
-                wanted = chunk_bytes if stop is None else min(chunk_bytes, max(0, stop - start))
+                wanted = chunk_bytes
+                if stop is not None:
+                    wanted = min(chunk_bytes, max(0, stop - start))
                 chunk = file.read(wanted)
                 if not chunk:
                     return
@@ -122,7 +127,9 @@ class TextReader:
                     used -= len(text[whole:].encode())
                     text = text[:whole]
                 start += used
-                yield Piece([*parts, folded(text) if fold else text], start)
+                if fold:
+                    text = folded(text)
+                yield Piece([*parts, text], start)
                 parts, chunk_bytes = [], CHUNK_BYTES
 
 
@@ -134,23 +141,28 @@ class JsonlReader:
         roles: The special token that stands before what a role says, such as `{"user": "<|user|>"}`, as pairs.
         line_ends: `fold` makes CRLF and CR in what the strings of JSON hold into LF.
         way: The number of this way of reading, which is another one where the same file gives other documents.
+        roles_key: The key that sets `roles`, for messages.
     """
 
     roles: tuple[tuple[str, str], ...]
     line_ends: LineEnds = "keep"
     way: int = field(default=2, init=False)
+    roles_key: str = field(default="data.roles", repr=False, compare=False)
 
     @classmethod
-    def of(cls, roles: Mapping[str, str], line_ends: LineEnds = "keep") -> "JsonlReader":
+    def of(
+        cls, roles: Mapping[str, str], line_ends: LineEnds = "keep", *, roles_key: str = "data.roles"
+    ) -> "JsonlReader":
         """Return the reader that a dictionary of roles describes.
 
         Raises:
-            ValueError: if a role's token is none for roles.
+            ConfigError: if a role's token is none for roles.
         """
         for role, token in roles.items():
             if token not in ROLE_TOKENS:
-                raise ValueError(f"roles.{role}={token}: must be {' or '.join(ROLE_TOKENS)}")
-        return cls(tuple(sorted(roles.items())), line_ends)
+                text = f"must be {' or '.join(ROLE_TOKENS)}"
+                raise ConfigError(Problem(f"roles.{role}", token, text=text, kind="value"))
+        return cls(tuple(sorted(roles.items())), line_ends, roles_key=roles_key)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """Whole lines; each document that is not empty stands behind `<|sos|>`."""
@@ -179,24 +191,36 @@ class JsonlReader:
             raise
         except (ValueError, RecursionError) as error:
             raise ValueError(f"is no JSON ({error}): give one object a line") from error
-        text, turns = (document.get(key) if isinstance(document, dict) else None for key in ("text", "conversations"))
+        text = turns = None
+        if isinstance(document, dict):
+            text, turns = document.get("text"), document.get("conversations")
+        parts: list[str | Special] = []
         if isinstance(text, str) and (text or not isinstance(turns, list)):
-            parts: list[str | Special] = [text]
-            left_out.update(BESIDE_TEXT.format(key) for key in ("conversations", "messages") if document.get(key))
+            parts.append(text)
+            for key in ("conversations", "messages"):
+                if document.get(key):
+                    left_out[BESIDE_TEXT.format(key)] += 1
         elif isinstance(turns, list):
-            parts = [part for turn in turns for part in self._turn(turn)]
+            for turn in turns:
+                parts += self._turn(turn)
         else:
-            found = ", ".join(map(str, document)) if isinstance(document, dict) else type(document).__name__
+            found = type(document).__name__
+            if isinstance(document, dict):
+                found = ", ".join(map(str, document))
             raise ValueError(
                 f'has neither "text" with a text nor "conversations" with a list; it has: {found[:200] or "nothing"}'
             )
-        texts = [part for part in parts if isinstance(part, str)]
-        for text in texts:
-            _refuse_surrogates(text)
-        if self.line_ends == "fold":
-            parts = [folded(part) if isinstance(part, str) else part for part in parts]
-        left_out.update([] if any(texts) else [WITHOUT_TEXT])
-        return [Special(SOS), *parts] if any(texts) else []
+        has_text = False
+        for number, part in enumerate(parts):
+            if isinstance(part, str):
+                _refuse_surrogates(part)
+                has_text = has_text or part != ""
+                if self.line_ends == "fold":
+                    parts[number] = folded(part)
+        if not has_text:
+            left_out[WITHOUT_TEXT] += 1
+            return []
+        return [Special(SOS), *parts]
 
     def _turn(self, turn: Any) -> list[str | Special]:
         if not (isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
@@ -205,7 +229,8 @@ class JsonlReader:
         if token is None:
             known = ", ".join(role for role, _ in self.roles)
             raise ValueError(
-                f"role {turn['role']!r} has no token ({known} have one): {_setting_of(turn['role'])}, or another token"
+                f"role {turn['role']!r} has no token ({known} have one): "
+                f"{_setting_of(self.roles_key, turn['role'])}, or another token"
             )
         return [Special(token), turn["content"]]
 
@@ -222,14 +247,22 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _setting_of(role: str) -> str:
+def _setting_of(roles_key: str, role: str) -> str:
     """Say how a role gets a token: on the command line where Hydra takes its name for a key, else by a YAML."""
     if KEY.fullmatch(role):
-        return f"set {shell_word(f'+data.roles.{role}=<|user|>')}"
-    name = "".join(each if each.isprintable() and each not in '"\\' else f"\\U{ord(each):08x}" for each in role)
+        return f"set {shell_word(f'+{roles_key}.{role}=<|user|>')}"
+    option = "roles"
+    if roles_key != option:  # the group of options is put below another key
+        option = f"roles@{roles_key}"
+    name = ""
+    for character in role:
+        if character.isprintable() and character not in '"\\':
+            name += character
+        else:
+            name += f"\\U{ord(character):08x}"
     return (
         f'a command line cannot name it, so write DIR/roles/more.yaml with the line `"{name}": <|user|>` and add '
-        "--config-dir=DIR +roles@data.roles=more"
+        f"--config-dir=DIR +{option}=more"
     )
 
 
@@ -258,7 +291,9 @@ def text_of(name: str, content: bytes, line_ends: LineEnds) -> str:
         raise ValueError(f"{name} {problem}")
     text, _ = _decoded(name, content, 0, is_last=True)
     text = text.lstrip("\ufeff")
-    return folded(text) if line_ends == "fold" else text
+    if line_ends == "fold":
+        return folded(text)
+    return text
 
 
 def _decoded(name: Path | str, chunk: bytes, start: int, is_last: bool) -> tuple[str, int]:
@@ -291,22 +326,26 @@ def _lie_in(places: tuple[int, ...], others: tuple[int, ...], zeros: list[float]
 def _no_utf_8(name: Path | str, error: UnicodeDecodeError, start: int) -> str:
     chunk, at = error.object, f"at byte {start + error.start} (0x{error.object[error.start]:02x})"
     again = "copy or download it again, or leave it out"
-    if is_cut := error.reason == "unexpected end of data":
+    otherwise = LEAVE_OUT
+    if error.reason == "unexpected end of data":
         if not chunk[: error.start].isascii():
             return f"ends within a character {at}, so it is cut short: {again}"
         at += ", or ends within a character"
+        otherwise = again
     if chunk[error.start] == 0xED and chunk[error.start + 1 : error.start + 2] >= b"\xa0":
         return (
             f"has half a surrogate pair {at}, as CESU-8 has, which is no UTF-8: save it again as UTF-8, or {LEAVE_OUT}"
         )
     convert = f"convert it, for example with `{to_utf_8('WINDOWS-1252', _file_of(name))}` where it is Western European"
-    return f"is no UTF-8 {at}: {convert}, or {again if is_cut else LEAVE_OUT}{old_file_away(_file_of(name))}"
+    return f"is no UTF-8 {at}: {convert}, or {otherwise}{old_file_away(_file_of(name))}"
 
 
 def _file_of(name: Path | str) -> Path | None:
     """Return the file that a name is of; None for what is no file, as standard input."""
     path = home_path(name)
-    return path if path.is_file() else None
+    if path.is_file():
+        return path
+    return None
 
 
 def _refuse_surrogates(text: str) -> None:

@@ -20,7 +20,16 @@ PDF = b"%PDF-"
 
 def printable(name: object) -> str:
     """Return a file name with what cannot be printed, such as a line end or a byte that is no UTF-8, escaped."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(name))
+    text = str(name)
+    if text.isprintable():
+        return text
+    escaped = ""
+    for character in text:
+        if character.isprintable():
+            escaped += character
+        else:
+            escaped += character.encode("unicode_escape").decode()
+    return escaped
 
 
 @contextmanager
@@ -67,4 +76,6 @@ def to_utf_8(encoding: str, path: Path | None) -> str:
 
 
 def _of_pdf(path: Path | None) -> str:
-    return "pdftotext FILE" if path is None else converting_line("pdftotext", path, "text").replace(" > ", " ")
+    if path is None:
+        return "pdftotext FILE"
+    return converting_line("pdftotext", path, "text").replace(" > ", " ")

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from samout_train.data.text.documents import SOS, Reader, Special
+from samout_train.data.text.documents import SOS, Piece, Reader, Special
 from samout_train.data.text.encoding import printable
 from samout_train.runtime import COMPRESSED_ENDINGS, Bar, cache_path, home_path, read_json, sha256_of, write_json
 
@@ -68,7 +68,9 @@ def find(path: str, pattern: str) -> Found:
     search.run()
     found = Found(root, sorted(search.files), search.left_out)
     if not found.files:
-        others = f" ({left_out})" if (left_out := found.left_out_in_words()) else ""
+        others = ""
+        if left_out := found.left_out_in_words():
+            others = f" ({left_out})"
         raise ValueError(
             f"path={printable(path)}: has no file that matches pattern={pattern}{others}: set pattern to what is there"
         )
@@ -192,7 +194,9 @@ def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
 
 def _uncompressed(name: str) -> str:
     ending = Path(name).suffix
-    return name.removesuffix(ending) if ending.lower() in COMPRESSED_ENDINGS else name
+    if ending.lower() not in COMPRESSED_ENDINGS:
+        return name
+    return name.removesuffix(ending)
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -222,7 +226,10 @@ def _identity_of(path: Path) -> Identity:
 
 
 def _first(names: Sequence[str]) -> str:
-    return ", ".join(sorted(names)[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    first = sorted(names)[:NAMED]
+    if len(names) > NAMED:
+        first.append("...")
+    return ", ".join(first)
 
 
 @dataclass(frozen=True)
@@ -255,22 +262,26 @@ class Survey:
         """Return the sha256 of the content: of one file its own, of several that of the list of digests and names."""
         if len(self.files) == 1:
             return self.digests[0]
-        names = (path.relative_to(self.root).as_posix() for path in self.files)
-        listing = "\n".join(f"{digest} {name}" for digest, name in zip(self.digests, names, strict=True))
-        return hashlib.sha256(os.fsencode(listing)).hexdigest()
+        lines = []
+        for digest, path in zip(self.digests, self.files, strict=True):
+            lines.append(f"{digest} {path.relative_to(self.root).as_posix()}")
+        return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()
 
     @property
     def record(self) -> list[dict[str, object]]:
         """Return name, bytes and sha256 of each file."""
-        return [
-            {"name": printable(path.relative_to(self.root).as_posix()), "bytes": size, "sha256": digest}
-            for path, size, digest in zip(self.files, self.sizes, self.digests, strict=True)
-        ]
+        entries: list[dict[str, object]] = []
+        for path, size, digest in zip(self.files, self.sizes, self.digests, strict=True):
+            name = printable(path.relative_to(self.root).as_posix())
+            entries.append({"name": name, "bytes": size, "sha256": digest})
+        return entries
 
     def description(self) -> dict[str, object]:
         """Return what the record of a run says of the files."""
         facts: dict[str, object] = {"sha256": self.sha256, "files": self.record}
-        return facts | ({"left out": self.left_out} if self.left_out else {})
+        if self.left_out:
+            facts["left out"] = self.left_out
+        return facts
 
     def changed(self) -> bool:
         """Return whether a file is no longer what it was."""
@@ -293,13 +304,7 @@ class Survey:
                 for file in self.files:
                     start = 0
                     for piece in self.reader.read(file):
-                        texts = [part for part in piece.parts if isinstance(part, str)]
-                        counts.characters += sum(map(len, texts))
-                        counts.num_bytes += sum(len(text.encode()) for text in texts)
-                        counts.special_tokens += len(piece.parts) - len(texts)
-                        counts.documents += piece.parts.count(Special(SOS))
-                        for what, number in piece.left_out.items():
-                            counts.left_out[what] = counts.left_out.get(what, 0) + number
+                        counts.add(piece)
                         bar.update(piece.end - start)
                         start = piece.end
             note = asdict(counts)
@@ -326,6 +331,18 @@ class Counts:
     documents: int
     left_out: dict[str, int]
 
+    def add(self, piece: Piece) -> None:
+        """Count a piece of a file."""
+        for part in piece.parts:
+            if isinstance(part, str):
+                self.characters += len(part)
+                self.num_bytes += len(part.encode())
+            else:
+                self.special_tokens += 1
+        self.documents += piece.parts.count(Special(SOS))
+        for what, number in piece.left_out.items():
+            self.left_out[what] = self.left_out.get(what, 0) + number
+
 
 def survey(root: Path, files: Sequence[Path], reader: Reader, left_out: str = "") -> Survey:
     """Take the digests of files.
@@ -349,13 +366,13 @@ def survey(root: Path, files: Sequence[Path], reader: Reader, left_out: str = ""
 
 def _surveyed(root: Path, files: Sequence[Path], reader: Reader, left_out: str) -> Survey:
     status = [path.stat() for path in files]
-    total = sum(entry.st_size for entry in status)
+    sizes = tuple(entry.st_size for entry in status)
     digests = []
-    with Bar(total=total, unit="B", unit_scale=True, desc="sha256", delay=1, leave=False) as bar:
+    with Bar(total=sum(sizes), unit="B", unit_scale=True, desc="sha256", delay=1, leave=False) as bar:
         for path, entry in zip(files, status, strict=True):
             digests.append(_digest(path, entry.st_size, entry.st_mtime_ns, entry.st_ino))
             bar.update(entry.st_size)
-    return Survey(root, tuple(files), reader, tuple(entry.st_size for entry in status), tuple(digests), left_out)
+    return Survey(root, tuple(files), reader, sizes, tuple(digests), left_out)
 
 
 @lru_cache(maxsize=1 << 14)

@@ -6,17 +6,14 @@ Source: karpathy/char-rnn, data/tinyshakespeare/input.txt; 1,115,394 bytes, 65 c
 import hashlib
 import http.client
 import urllib.request
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
-from samout_train.config import Positive, checked_by, validated
-from samout_train.data.source import Source
+from samout_train.config import Problem, validated
+from samout_train.data.source import source_function
+from samout_train.data.text.base import TextSource
 from samout_train.data.text.documents import LineEnds, TextReader
 from samout_train.data.text.files import Survey, survey
-from samout_train.data.text.text import file_problems, stream_source
-from samout_train.data.vocabulary.bpe import BytePairSize
-from samout_train.data.vocabulary.choice import VocabularyChoice, VocabularyName
 from samout_train.runtime import cache_path, home_path, replace_file, sha256_of
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -25,46 +22,36 @@ SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TIMEOUT_SECONDS = 20
 
 
-def shakespeare_problems(settings: Mapping[str, Any], name: str) -> list[str]:
-    """Return what prevents training on it; nothing is downloaded yet."""
-    if settings["path"] is None:
-        return []
-    return file_problems(settings, name, lambda: _survey(Path(settings["path"]), settings.get("line_ends", "keep")))
-
-
-@checked_by(shakespeare_problems)
 @validated
-def shakespeare(
-    *,
-    path: str | None,
-    vocabulary: VocabularyName,
-    vocab_size: Annotated[int, BytePairSize],
-    vocabulary_path: str | None,
-    seq_len: Annotated[int, Positive],
-    ignore_index: int,
-    seed: int,
-    line_ends: LineEnds = "keep",
-) -> Source:
-    """Return a source from tiny Shakespeare, the first 90 % for training.
+@dataclass(kw_only=True)
+class Shakespeare(TextSource):
+    """Tiny Shakespeare.
 
     Args:
         path: A copy of it; None to download it once into the cache.
-        vocabulary: `characters`, `bytes` or `bpe`.
-        vocab_size: Ids of `bpe`, the special tokens and the 256 bytes included.
-        vocabulary_path: A pickled vocabulary of the published kind, or the `vocabulary.json` of an export; None to make
-            one from the text.
-        seq_len: Targets in a row.
-        ignore_index: Targets of this value are not counted.
-        seed: Decides where rows are cut in each epoch.
-        line_ends: `fold` makes CRLF and CR into LF.
-
-    Raises:
-        ValueError: if the file is another text.
-        ConnectionError: if it cannot be downloaded.
     """
-    choice = VocabularyChoice.of(vocabulary=vocabulary, vocab_size=vocab_size, vocabulary_path=vocabulary_path)
-    file = Path(path) if path is not None else _downloaded()
-    return stream_source(_survey(file, line_ends), choice, seq_len=seq_len, ignore_index=ignore_index, seed=seed)
+
+    path: str | None
+
+    def look_at(self) -> Survey:
+        """Find the file, and take its digest.
+
+        Raises:
+            ValueError: if the file is another text.
+            ConnectionError: if it cannot be downloaded.
+        """
+        if self.path is None:
+            return _survey(_downloaded(), self.line_ends)
+        return _survey(Path(self.path), self.line_ends)
+
+    def setting_problems(self, name: str) -> list[Problem]:
+        """Return what prevents training on it; nothing is downloaded yet."""
+        if self.path is None:
+            return []
+        return super().setting_problems(name)
+
+
+shakespeare = source_function(Shakespeare)
 
 
 def _survey(path: Path, line_ends: LineEnds) -> Survey:

@@ -146,16 +146,20 @@ class _Tokenizing:
         """Yield what is left; at the start of each file the journal is put there, within it the caller moves it on."""
         first = journal.file
         for index in range(first, len(self.survey.files)):
-            journal.file, journal.offset = index, journal.offset if index == first else 0
+            journal.file = index
+            if index != first:
+                journal.offset = 0
             yield from self.survey.reader.read(self.survey.files[index], journal.offset)
 
     def _begun(self) -> _Journal | None:
         try:
             journal = _Journal(**(read_json(self.journal_path) or {}))
             num_bytes = journal.num_tokens * _dtype(vocabulary_from(journal.vocabulary)).itemsize
-            return journal if self.part.stat().st_size >= num_bytes else None
+            if self.part.stat().st_size < num_bytes:
+                return None
         except (OSError, ValueError, TypeError, KeyError):
             return None
+        return journal
 
     def _new_journal(self) -> _Journal:
         journal = _Journal(self.choice.learn(self._texts, check_stop=self.signals.check).state_dict())
@@ -169,19 +173,21 @@ class _Tokenizing:
         with self._bar(journal, "learning the vocabulary") as bar:
             for piece in self._pieces(journal):
                 self.signals.check()
-                yield from (part for part in piece.parts if isinstance(part, str))
+                for part in piece.parts:
+                    if isinstance(part, str):
+                        yield part
                 bar.update(piece.end - journal.offset)
                 journal.offset = piece.end
 
     def _ids(self, piece: Piece, vocabulary: Vocabulary) -> NDArray[np.integer]:
         unknown_id = None if self.choice.given is None else PAD_ID
-        encoded = [
-            np.array([SPECIAL_TOKENS.index(part.token)], dtype=np.int32)
-            if isinstance(part, Special)
-            else vocabulary.encode(part, unknown_id=unknown_id)
-            for part in piece.parts
-        ]
-        return np.concatenate([np.zeros(0, dtype=np.int32), *encoded])
+        encoded: list[NDArray[np.integer]] = [np.zeros(0, dtype=np.int32)]
+        for part in piece.parts:
+            if isinstance(part, Special):
+                encoded.append(np.array([SPECIAL_TOKENS.index(part.token)], dtype=np.int32))
+            else:
+                encoded.append(vocabulary.encode(part, unknown_id=unknown_id))
+        return np.concatenate(encoded)
 
     def _check(self, journal: _Journal) -> None:
         """Refuse ids that do not stand for the content that they are kept under."""
@@ -239,11 +245,14 @@ def _dtype(vocabulary: Vocabulary) -> "np.dtype[np.integer]":
 def _complete(bin_path: Path) -> dict[str, Any] | None:
     """Return what the note of a complete entry says; None where there is none, or its ids are not all there."""
     note = read_json(bin_path.with_suffix(".json"))
+    if not note:
+        return None
     try:
-        size = np.dtype(note["dtype"]).itemsize * note["num_tokens"] if note else -1
-        return note if bin_path.stat().st_size == size else None
+        if bin_path.stat().st_size != np.dtype(note["dtype"]).itemsize * note["num_tokens"]:
+            return None
     except (OSError, TypeError, KeyError):
         return None
+    return note
 
 
 def _undamaged(bin_path: Path) -> dict[str, Any] | None:

@@ -23,9 +23,9 @@ from samout_train.data.vocabulary.base import PAD_ID, SOS_ID, SPECIAL_TOKENS, Vo
 from samout_train.data.vocabulary.choice import VocabularyChoice
 from samout_train.runtime import home_path
 
-TEXT, JSONL, SHARDS = (
-    f"samout_train.data.{name}" for name in ("text.text.text", "text.jsonl.jsonl", "shards.source.shards")
-)
+TEXT = "samout_train.data.text.text.text"
+JSONL = "samout_train.data.text.jsonl.jsonl"
+SHARDS = "samout_train.data.shards.source.shards"
 LONGEST_STEM = 40
 
 
@@ -106,7 +106,8 @@ def whole_data(node: Mapping[str, Any], vocabulary: Vocabulary, *, seq_len: int)
         ValueError: if there is no such data, it cannot be read, is too short, or has nothing that the vocabulary has.
         OSError: if a file cannot be read, or the token cache cannot be written.
     """
-    data = (_shards if node["_target_"] == SHARDS else _files)(node, vocabulary, seq_len)
+    read = _shards if node["_target_"] == SHARDS else _files
+    data = read(node, vocabulary, seq_len)
     if len(data.tokens) < 2:
         raise ValueError(f"{data.path}: has {len(data.tokens)} token, and a loss needs 2: give a longer text")
     if not np.any(data.tokens[1:] >= len(SPECIAL_TOKENS)):
@@ -157,7 +158,9 @@ def _files(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Who
 
 def _shards(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> WholeData:
     paths = node["paths"]
-    folders = [home_path(path) for path in ([paths] if isinstance(paths, str) else paths)]
+    if isinstance(paths, str):
+        paths = [paths]
+    folders = [home_path(path) for path in paths]
     tokens, digests, unknown = [], [], 0
     for folder in folders:
         index = read_index(folder)

@@ -13,6 +13,17 @@ SOS_ID = SPECIAL_TOKENS.index("<|sos|>")
 PAD_ID = SPECIAL_TOKENS.index("<|pad|>")
 
 
+class UnknownCharacterError(ValueError):
+    """A text has a character that a vocabulary lacks."""
+
+    def __init__(self, character: str, position: int) -> None:
+        super().__init__(character, position)
+        self.character, self.position = character, position
+
+    def __str__(self) -> str:
+        return f"character {self.character!r} at position {self.position} is not in the vocabulary of this data"
+
+
 class Vocabulary(Protocol):
     """Turns text into ids and ids into text."""
 
@@ -70,11 +81,14 @@ class Characters:
             raise ValueError(
                 f"a vocabulary begins with {' '.join(SPECIAL_TOKENS)}, this one with {self.tokens[:5]!r:.100}"
             )
-        if any(not 0 <= index < len(self.tokens) for ids in self.spellings.values() for index in ids):
-            raise ValueError(f"a spelling has an id that is not below {len(self.tokens)}")
+        for ids in self.spellings.values():
+            if ids and not 0 <= min(ids) <= max(ids) < len(self.tokens):
+                raise ValueError(f"a spelling has an id that is not below {len(self.tokens)}")
         for text, ids in self.spellings.items():
             if not ids or min(ids) < len(SPECIAL_TOKENS):
-                has = f"the special token {SPECIAL_TOKENS[min(ids)]}" if ids else "nothing"
+                has = "nothing"
+                if ids:
+                    has = f"the special token {SPECIAL_TOKENS[min(ids)]}"
                 raise ValueError(f"{text!r} is spelled with {has}: give tokens of the text, or leave it out")
         for index, token in enumerate(self.tokens):
             if not token.isascii() and SURROGATE.search(token):
@@ -82,8 +96,8 @@ class Characters:
                     f"token {index} ({token!r}) has half a surrogate pair, which is no character: replace it"
                 )
         characters = {token: index for index, token in enumerate(self.tokens) if len(token) == 1}
-        points = np.array([ord(character) for character in characters], dtype=np.int64)
-        self._id_of = np.full((points.max() if points.size else 0) + 1, -1, dtype=np.int32)
+        points = np.array(list(map(ord, characters)), dtype=np.int64)
+        self._id_of = np.full(points.max(initial=0) + 1, -1, dtype=np.int32)
         self._id_of[points] = list(characters.values())
 
     @classmethod
@@ -105,19 +119,21 @@ class Characters:
         """Ids of a text, (T,) int32."""
         points = _code_points(text)
         known = points < len(self._id_of)
-        ids = self._id_of[points if known.all() else np.where(known, points, 0)]
-        if not known.all():
+        if known.all():
+            ids = self._id_of[points]
+        else:
+            ids = self._id_of[np.where(known, points, 0)]
             ids[~known] = -1
         without_id = (ids < 0).nonzero()[0]
         if not without_id.size:
             return ids
         pieces, done = [], 0
         for position in without_id.tolist():
-            spelled = self.spellings.get(text[position], [unknown_id] if unknown_id is not None else None)
+            spelled = self.spellings.get(text[position])
+            if spelled is None and unknown_id is not None:
+                spelled = [unknown_id]
             if spelled is None:
-                raise ValueError(
-                    f"character {text[position]!r} at position {position} is not in the vocabulary of this data"
-                )
+                raise UnknownCharacterError(text[position], position)
             pieces += [ids[done:position], np.array(spelled, dtype=ids.dtype)]
             done = position + 1
         return np.concatenate([*pieces, ids[done:]])
@@ -156,10 +172,12 @@ class Bytes:
 
     def to_bytes(self, ids: Sequence[int]) -> bytes:
         """Return the bytes themselves."""
-        pieces = [
-            SPECIAL_TOKENS[index].encode() if index < len(SPECIAL_TOKENS) else bytes([index - len(SPECIAL_TOKENS)])
-            for index in ids
-        ]
+        pieces = []
+        for index in ids:
+            if index < len(SPECIAL_TOKENS):
+                pieces.append(SPECIAL_TOKENS[index].encode())
+            else:
+                pieces.append(bytes([index - len(SPECIAL_TOKENS)]))
         return b"".join(pieces)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -51,9 +51,10 @@ class BytePairs:
         self.json = tokenizer
         self._cuts_runs = (json.loads(tokenizer)["pre_tokenizer"] or {}).get("type") == "Sequence"
         byte_of = _byte_of_character()
-        tokens = [self._tokenizer.id_to_token(index) for index in range(self._tokenizer.get_vocab_size())]
-        learned = [bytes(byte_of[character] for character in token) for token in tokens[len(SPECIAL_TOKENS) :]]
-        self._bytes = [*(token.encode() for token in SPECIAL_TOKENS), *learned]
+        self._bytes = [token.encode() for token in SPECIAL_TOKENS]
+        for index in range(len(SPECIAL_TOKENS), self._tokenizer.get_vocab_size()):
+            token = self._tokenizer.id_to_token(index)
+            self._bytes.append(bytes(byte_of[character] for character in token))
 
     @classmethod
     def of_text(
@@ -165,5 +166,12 @@ def _library() -> Any:
 def _byte_of_character() -> dict[str, int]:
     """GPT-2's printable stand-ins for bytes, which byte-level tokenizers write into their vocabulary."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    byte_of: dict[str, int] = {}
+    num_others = 0
+    for byte in range(256):
+        if byte in printable:
+            byte_of[chr(byte)] = byte
+        else:
+            byte_of[chr(256 + num_others)] = byte
+            num_others += 1
+    return byte_of

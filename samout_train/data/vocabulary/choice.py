@@ -42,8 +42,11 @@ class VocabularyChoice:
             raise ValueError("vocabulary=bpe: needs the package tokenizers: pip install tokenizers")
         if vocabulary_path is None:
             return cls(vocabulary, vocab_size, None)
-        as_json = vocabulary_path.endswith(".json")
-        given = read_vocabulary_file(vocabulary_path) if as_json else read_published_vocabulary(vocabulary_path)
+        given: Vocabulary
+        if vocabulary_path.endswith(".json"):
+            given = read_vocabulary_file(vocabulary_path)
+        else:
+            given = read_published_vocabulary(vocabulary_path)
         if given.name != vocabulary:
             raise ValueError(f"vocabulary={vocabulary}: vocabulary_path is one of {given.name}: set vocabulary to that")
         return cls(vocabulary, vocab_size, given)
@@ -57,7 +60,9 @@ class VocabularyChoice:
         """Return what tells the tokens of one choice from those of another."""
         if self.given is not None:
             return hashlib.sha256(json.dumps(self.given.state_dict(), sort_keys=True).encode()).hexdigest()
-        return f"{self.name} {self.vocab_size}" if self.name == BytePairs.name else self.name
+        if self.name == BytePairs.name:
+            return f"{self.name} {self.vocab_size}"
+        return self.name
 
     def learn(self, texts: Callable[[], Iterable[str]], *, check_stop: Callable[[], None] = lambda: None) -> Vocabulary:
         """Return the vocabulary for a text.
@@ -70,7 +75,9 @@ class VocabularyChoice:
             return self.given
         if self.name == BytePairs.name:
             return BytePairs.of_text(texts(), self.vocab_size, check_stop=check_stop)
-        return Bytes() if self.name == Bytes.name else Characters.of_text(texts())
+        if self.name == Bytes.name:
+            return Bytes()
+        return Characters.of_text(texts())
 
 
 def vocabulary_from(state: Mapping[str, Any]) -> Vocabulary:
@@ -98,5 +105,7 @@ def read_vocabulary_file(path: str | Path) -> Vocabulary:
         refuse_special(home_path(path))
         return vocabulary_from(json.loads(home_path(path).read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        reason = f"{error!s:.200}" if isinstance(error, ValueError) else f"{error!r:.100}"
+        reason = f"{error!r:.100}"
+        if isinstance(error, ValueError):
+            reason = f"{error!s:.200}"
         raise ValueError(f"vocabulary_path={path}: is no vocabulary of an export ({reason})") from error

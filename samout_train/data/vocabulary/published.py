@@ -40,10 +40,12 @@ def read_published_vocabulary(path: str | Path) -> Characters:
         content = _unpickled(path)
         _refuse_other_types(content)
         tokens, spelled = _tokens(content)
-        place = {
-            token: index for index, token in reversed(list(enumerate(tokens)))
-        }  # the first, as list.index finds it
-        spellings = {text: [place.get(token, -1) for token in parts] for text, parts in spelled.items()}
+        place: dict[str, int] = {}
+        for index, token in enumerate(tokens):
+            place.setdefault(token, index)  # the first, as list.index finds it
+        spellings: dict[str, list[int]] = {}
+        for text, parts in spelled.items():
+            spellings[text] = [place.get(token, -1) for token in parts]
         return Characters(tokens, spellings)
     except ValueError as error:
         raise ValueError(f"vocabulary_path={path}: cannot be used: {error}") from error
@@ -99,16 +101,25 @@ def _refuse_other_types(content: Any) -> None:
             )
         if isinstance(part, list | dict) and id(part) not in seen:
             seen.add(id(part))
-            waiting += [*part.keys(), *part.values()] if isinstance(part, dict) else part
+            waiting += part
+            if isinstance(part, dict):
+                waiting += part.values()
 
 
 def _tokens(content: Any) -> tuple[list[str], dict[str, list[str]]]:
-    tokens, spelled = (content.get("voc"), content.get("voc0", {})) if isinstance(content, dict) else (content, {})
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+    tokens, spelled = content, {}
+    if isinstance(content, dict):
+        tokens, spelled = content.get("voc"), content.get("voc0", {})
+    if not _is_list_of_texts(tokens):
         raise ValueError('it is neither a list of texts nor a dictionary with such a list as "voc"')
-    if not isinstance(spelled, dict) or not all(
-        isinstance(text, str) and len(text) == 1 and isinstance(parts, list) and all(isinstance(p, str) for p in parts)
-        for text, parts in spelled.items()
-    ):
-        raise ValueError('its "voc0" is no dictionary from a character to a list of tokens')
+    problem = 'its "voc0" is no dictionary from a character to a list of tokens'
+    if not isinstance(spelled, dict):
+        raise ValueError(problem)
+    for text, parts in spelled.items():
+        if not (isinstance(text, str) and len(text) == 1 and _is_list_of_texts(parts)):
+            raise ValueError(problem)
     return tokens, spelled
+
+
+def _is_list_of_texts(content: Any) -> bool:
+    return isinstance(content, list) and all(isinstance(item, str) for item in content)

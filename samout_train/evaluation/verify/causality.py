@@ -3,12 +3,14 @@
 # B batch, T time, V vocabulary
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
 from samout_train.evaluation.verify.result import Measured
 from samout_train.evaluation.verify.subject import ModelUnderTest
+from samout_train.models import evaluating
 from samout_train.runtime import PrecisionName, autocast
 
 WORK = 4e11  # floating-point operations: every place of most models of width 48, 32 of one of 6 million parameters
@@ -36,7 +38,6 @@ def nothing_before_changes(
         precision: Of the forward pass.
         share: How many of the places that the model's size allows for, which are all for a small one.
     """
-    model.train(training)
     time = subject.tokens()
     affordable = share * WORK / (time * model.forward_flops_per_token(time))  # type: ignore[operator]
     places = chosen_places(time, max(FEWEST_PLACES, int(affordable)))
@@ -48,12 +49,13 @@ def nothing_before_changes(
         if not bool(largest <= worst):
             worst, where = largest, int(place_B[int(difference_BT.amax(1).argmax())])
     note = f"{len(places):,} of {time - 1:,} places"
-    return float(worst), f"{note}; the worst is {where}" if where else note
+    if where:
+        note = f"{note}; the worst is {where}"
+    return float(worst), note
 
 
 def what_is_there_changes(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
     """Return at how many places another token leaves the logits as they are."""
-    model.eval()
     places, unmoved = chosen_places(subject.tokens(), FEWEST_PLACES), 0
     for place_B, before_BTV, after_BTV in _pairs(model, subject, places, device, False, "fp32"):
         same_BT = (before_BTV == after_BTV).all(-1)
@@ -76,7 +78,7 @@ def _pairs(
     training: bool,
     precision: PrecisionName,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Places, with the logits of a sequence and of one whose tokens are others from there on.
+    """Yield places, with the logits of a sequence and of one whose tokens are others from there on.
 
     Equal bits can be asked for only where all shapes are equal, so that each batch has as many rows.
     """
@@ -86,7 +88,11 @@ def _pairs(
 
     def logits(ids_BT: Tensor) -> Tensor:
         torch.manual_seed(0)  # what a mixer draws in training, it draws again
-        with torch.inference_mode(not training), autocast(precision, device):
+        with ExitStack() as stack:
+            model.train()
+            if not training:
+                stack.enter_context(evaluating(model))
+            stack.enter_context(autocast(precision, device))
             logits_BTV, _ = model(ids_BT)
         return logits_BTV.detach().float()
 

@@ -21,7 +21,6 @@ from samout_train.evaluation.verify.subject import ModelUnderTest
 from samout_train.models import sees_future
 from samout_train.runtime import PrecisionName
 
-CHUNKS = (1, 7, 64)
 PARAMETERS_FOR_THREADS = 1_000_000
 Check = tuple[str, float, Callable[[], Measured]]
 
@@ -58,7 +57,7 @@ def verify(
 
 @contextmanager
 def _threads_for(model: nn.Module) -> Iterator[None]:
-    """One thread for a small model, which gains little by more: beside other work, they wait for each other."""
+    """Use one thread for a small model, which gains little by more: beside other work, they wait for each other."""
     threads = torch.get_num_threads()
     if sum(p.numel() for p in model.parameters()) < PARAMETERS_FOR_THREADS:
         torch.set_num_threads(1)
@@ -73,7 +72,7 @@ def _rows(checks: list[Check]) -> Iterator[CheckResult]:
 
 
 def _of_order(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> list[Check]:
-    """The checks of what a sequence's order means: causality, states, padding."""
+    """Return the checks of what a sequence's order means: causality, states, padding."""
     given = (model, subject, device)
     before, at = "causality: a token changes nothing before it", "causality: a token changes what is at it"
     later = partial(causality.nothing_before_changes, *given)
@@ -83,7 +82,7 @@ def _of_order(model: nn.Module, subject: ModelUnderTest, device: torch.device) -
         (f"{before}, in bf16", 0.0, partial(later, training=False, precision="bf16", share=0.1)),
         (at, 0.0, partial(causality.what_is_there_changes, *given)),
     ]
-    pieces = {size: "step by step" if size == 1 else f"in chunks of {size}" for size in CHUNKS}
+    pieces = {1: "step by step", 7: "in chunks of 7", 64: "in chunks of 64"}
     precisions: tuple[tuple[PrecisionName, float], ...] = (("fp32", FP32), ("bf16", BF16))
     for precision, bound in precisions:
         for size, how in pieces.items():
@@ -100,11 +99,10 @@ def _of_order(model: nn.Module, subject: ModelUnderTest, device: torch.device) -
 def _of_any_model(
     model: nn.Module, subject: ModelUnderTest, tiny: ModelUnderTest, device: torch.device, compiles: bool
 ) -> list[Check]:
-    """The checks that hold for models which see the whole sequence, too."""
+    """Return the checks that hold for models which see the whole sequence, too."""
     given = (model, subject, device)
-    compiled = "compiled as eager, logits and gradients", FP32, partial(training.compiled, tiny, device)
     missing = partial(training.missing_gradients, *given)
-    return [
+    checks: list[Check] = [
         ("a row is the same in any batch", FP32, partial(sequence.in_any_batch, *given)),
         ("a row's gradients are the same in any batch", FP32, partial(sequence.gradients_in_any_batch, *given)),
         ("fp32: with gradients as without", FP32, partial(sequence.with_gradients, *given, precision="fp32")),
@@ -115,7 +113,11 @@ def _of_any_model(
             partial(training.finite_differences, tiny, device),
         ),
         ("gradient in float32 as in float64", FP32, partial(training.as_in_float64, tiny, device)),
-        *([compiled] if compiles else []),
+    ]
+    if compiles:
+        checks.append(("compiled as eager, logits and gradients", FP32, partial(training.compiled, tiny, device)))
+    return [
+        *checks,
         ("a finite gradient that is not zero for every parameter", 0.0, missing),
         ("the same twice", 0.0, partial(training.twice, *given)),
         ("saved and loaded: weights and state", 0.0, partial(training.saved_and_loaded, *given)),

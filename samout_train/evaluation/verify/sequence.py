@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from samout_train.evaluation.verify.result import Measured, NothingMeasuredError, distance, worst_gradient
 from samout_train.evaluation.verify.subject import NUM_TOKENS, ModelUnderTest, gradients, mean_loss
-from samout_train.models import cross_entropy_sum, held_bytes, state_bytes
+from samout_train.models import cross_entropy_sum, evaluating, held_bytes, state_bytes
 from samout_train.runtime import PrecisionName, autocast
 
 PREFIX = 40
@@ -19,19 +19,19 @@ PADDING = 9
 def in_chunks(
     model: nn.Module, subject: ModelUnderTest, device: torch.device, *, size: int, precision: PrecisionName
 ) -> Measured:
-    """Logits in chunks behind a prefix, without gradients, against those of the whole."""
+    """Compare logits in chunks behind a prefix, without gradients, with those of the whole."""
     ids_BT = subject.ids(2, subject.tokens(), device)
     prefix = _prefix(ids_BT)
-    model.eval()
-    with torch.inference_mode(), autocast(precision, device):
+    with evaluating(model), autocast(precision, device):
         whole_BTV, _ = model(ids_BT)
         chunked_BTV = _chunked(model, ids_BT, prefix, size)
     return distance(chunked_BTV[:, prefix:].float(), whole_BTV[:, prefix:].float()), f"{ids_BT.shape[1]:,} tokens"
 
 
 def gradients_in_chunks(model: nn.Module, subject: ModelUnderTest, device: torch.device, *, size: int) -> Measured:
-    """Gradients of a loss over chunks behind a prefix, through the states, against those of the whole."""
-    ids_BT = subject.ids(2, subject.tokens(GRADIENT_TOKENS if size < PREFIX else NUM_TOKENS), device)
+    """Compare gradients of a loss over chunks behind a prefix, through the states, with those of the whole."""
+    num_tokens = GRADIENT_TOKENS if size < PREFIX else NUM_TOKENS
+    ids_BT = subject.ids(2, subject.tokens(num_tokens), device)
     model.train()
     targets = ids_BT[:, 1:].flatten()
     whole_BTV, _ = model(ids_BT[:, :-1])
@@ -43,7 +43,7 @@ def gradients_in_chunks(model: nn.Module, subject: ModelUnderTest, device: torch
 
 
 def padded(model: nn.Module, subject: ModelUnderTest, device: torch.device, *, what: str) -> Measured:
-    """Logits, loss or gradients of a sequence with padding behind it against those without."""
+    """Compare logits, loss or gradients of a sequence with padding behind it with those without."""
     if subject.pad_id is None:
         raise NothingMeasuredError("there is no padding")
     time = subject.tokens(SHORT + PADDING)
@@ -59,51 +59,56 @@ def padded(model: nn.Module, subject: ModelUnderTest, device: torch.device, *, w
         all_gradients.append(gradients(model, losses[-1]))
     if what == "gradients":
         return worst_gradient(*all_gradients)
-    return distance(*(logits if what == "logits" else losses)), ""
+    if what == "logits":
+        return distance(*logits), ""
+    return distance(*losses), ""
 
 
 def in_any_batch(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """Logits of rows together against those of each alone, without gradients."""
+    """Compare logits of rows together with those of each alone, without gradients."""
     ids_BT = subject.ids(3, subject.tokens(GRADIENT_TOKENS), device)
-    model.eval()
-    with torch.inference_mode():
+    with evaluating(model):
         alone_BTV = torch.cat([model(row_BT)[0] for row_BT in ids_BT.split(1)])
         return distance(model(ids_BT)[0], alone_BTV), ""
 
 
 def gradients_in_any_batch(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """Gradients of the mean loss of rows together against the mean of those of each alone."""
+    """Compare gradients of the mean loss of rows together with the mean of those of each alone."""
     ids_BT = subject.ids(3, subject.tokens(GRADIENT_TOKENS), device)
     model.train()
-    alone = [gradients(model, mean_loss(model, row_BT)) for row_BT in ids_BT.split(1)]
-    wanted = {name: torch.stack([row[name] for row in alone]).mean(0) for name in alone[0]}
+    alone: dict[str, list[Tensor]] = {}
+    for row_BT in ids_BT.split(1):
+        for name, gradient in gradients(model, mean_loss(model, row_BT)).items():
+            alone.setdefault(name, []).append(gradient)
+    wanted = {name: torch.stack(rows).mean(0) for name, rows in alone.items()}
     return worst_gradient(gradients(model, mean_loss(model, ids_BT)), wanted)
 
 
 def with_gradients(
     model: nn.Module, subject: ModelUnderTest, device: torch.device, *, precision: PrecisionName
 ) -> Measured:
-    """Logits with gradients against those without, in evaluation."""
+    """Compare logits with gradients with those without, in evaluation."""
     ids_BT = subject.ids(2, subject.tokens(GRADIENT_TOKENS), device)
-    model.eval()
     logits = []
-    for grad_enabled in (True, False):
-        with torch.set_grad_enabled(grad_enabled), autocast(precision, device):
-            logits.append(model(ids_BT)[0].detach().float())
+    with evaluating(model, inference=False):
+        for grad_enabled in (True, False):
+            with torch.set_grad_enabled(grad_enabled), autocast(precision, device):
+                logits.append(model(ids_BT)[0].detach().float())
     return distance(*logits), ""
 
 
 def bytes_of_state(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
     """Return what `state_bytes` says against what a state holds that has gone on, relative to it."""
     ids_BT = subject.ids(1, subject.tokens(GRADIENT_TOKENS), device)
-    model.eval()
-    with torch.inference_mode():
+    with evaluating(model):
         _, state = model(ids_BT[:, :-1])
         _, state = model(ids_BT[:, -1:], state)
     counted, held = state_bytes(state), held_bytes(state)
     reported: int = model.state_bytes(ids_BT.shape[1])  # type: ignore[operator]
-    room = f", {held:,} with the room to go on" if held != counted else ""
-    return abs(reported - counted) / max(counted, 1), f"{counted:,} bytes after {ids_BT.shape[1]} tokens{room}"
+    note = f"{counted:,} bytes after {ids_BT.shape[1]} tokens"
+    if held != counted:
+        note += f", {held:,} with the room to go on"
+    return abs(reported - counted) / max(counted, 1), note
 
 
 def _prefix(ids_BT: Tensor) -> int:

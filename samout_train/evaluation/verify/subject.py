@@ -89,7 +89,9 @@ class ModelUnderTest:
 
     def _usable(self) -> Tensor:
         ids_V = torch.arange(self.vocab_size)
-        return ids_V if self.pad_id is None else ids_V[ids_V != self.pad_id]
+        if self.pad_id is None:
+            return ids_V
+        return ids_V[ids_V != self.pad_id]
 
 
 Subject = ModelUnderTest  # its earlier name
@@ -102,7 +104,9 @@ def sized(node: Node, typed: Collection[str] = ()) -> Node:
         node: The `model` of a configuration.
         typed: The keys that a person has set: they stay.
     """
-    sizes = SIZES | ({"hidden_size": VOCAB_SIZE} if _is_without_head(node) else {})
+    sizes = dict(SIZES)
+    if _is_without_head(node):
+        sizes["hidden_size"] = VOCAB_SIZE
     return _with(node, {key: size for key, size in sizes.items() if key not in typed})
 
 
@@ -113,7 +117,10 @@ def models_under_test(node: Node) -> tuple[ModelUnderTest, ModelUnderTest]:
         node: The `model` of a configuration, at the sizes to verify it at.
     """
     # Without a head the logits are a hidden state, within -1 and 1, which learns no batch by heart.
-    tiny = _with(node, TINY | ({"head": "linear"} if _is_without_head(node) else {}))
+    changes: Node = dict(TINY)
+    if _is_without_head(node):
+        changes["head"] = "linear"
+    tiny = _with(node, changes)
     model = ModelUnderTest(lambda: _built(node, VOCAB_SIZE, PAD_ID), VOCAB_SIZE, PAD_ID, node.get("max_seq_len"))
     return model, ModelUnderTest(lambda: _built(tiny, VOCAB_SIZE, PAD_ID), VOCAB_SIZE, PAD_ID)
 

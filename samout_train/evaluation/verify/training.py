@@ -19,7 +19,7 @@ from samout_train.evaluation.verify.result import (
     worst_gradient,
 )
 from samout_train.evaluation.verify.subject import ModelUnderTest, gradients, mean_loss
-from samout_train.models import sees_future
+from samout_train.models import evaluating, sees_future
 from samout_train.runtime import has_cpp_compiler
 
 STEP = 1e-6
@@ -30,7 +30,7 @@ TINY = "of a tiny new model"
 
 
 def finite_differences(tiny: ModelUnderTest, device: torch.device) -> Measured:
-    """Each parameter's gradient along a random direction against two evaluations of the loss, in float64.
+    """Compare gradients along a random direction with two evaluations of the loss, in float64.
 
     The error is relative to the norm of the parameter's gradient: along a direction that it happens to be across, any
     gradient is small.
@@ -56,7 +56,7 @@ def finite_differences(tiny: ModelUnderTest, device: torch.device) -> Measured:
 
 
 def as_in_float64(tiny: ModelUnderTest, device: torch.device) -> Measured:
-    """Gradients in float32, which fast paths are made for, against those in float64, which differences prove."""
+    """Compare gradients in float32, which fast paths are made for, with those in float64, which differences prove."""
     ids_BT = tiny.ids(2, SHORT, device)
     found = []
     for dtype in (torch.float32, torch.float64):
@@ -67,13 +67,15 @@ def as_in_float64(tiny: ModelUnderTest, device: torch.device) -> Measured:
 
 
 def compiled(tiny: ModelUnderTest, device: torch.device) -> Measured:
-    """Gradients of the compiled model against those of the same one, and its logits."""
+    """Compare gradients and logits of the compiled model with those of the same one."""
     from torch._dynamo import config
     from torch._dynamo.backends.registry import lookup_backend
 
     model = tiny.model(device).train()
     ids_BT = tiny.ids(2, COMPILED_TOKENS, device)
-    backend = "inductor" if device.type != "cpu" or has_cpp_compiler() else "aot_eager"
+    backend, instead = "inductor", ""
+    if device.type == "cpu" and not has_cpp_compiler():
+        backend, instead = "aot_eager", ", for there is no C++ compiler here"
     compile_graph, sizes = lookup_backend(backend), []
 
     def counted(graph: Any, inputs: Any) -> Any:
@@ -92,8 +94,9 @@ def compiled(tiny: ModelUnderTest, device: torch.device) -> Measured:
         torch._dynamo.reset()
     if not sizes:
         raise NothingMeasuredError("torch compiled nothing of it")
-    graphs = f"{sum(sizes)} operations in {len(sizes)} graph{'s' if len(sizes) > 1 else ''}"
-    instead = "" if backend == "inductor" else ", for there is no C++ compiler here"
+    graphs = f"{sum(sizes)} operations in {len(sizes)} graph"
+    if len(sizes) > 1:
+        graphs += "s"
     note = f"{TINY}: {backend}{instead}, {graphs}, {time.monotonic() - started:.0f} s"
     if not (of_logits := distance(*logits)) <= FP32:
         return of_logits, f"{note}; the logits"
@@ -104,7 +107,10 @@ def compiled(tiny: ModelUnderTest, device: torch.device) -> Measured:
 def missing_gradients(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
     """Return how many parameters have no gradient, or one that is zero or not finite."""
     found = gradients(model.train(), mean_loss(model, subject.ids(3, subject.tokens(SHORT), device)))
-    bad = [name for name, gradient in found.items() if not gradient.isfinite().all() or not gradient.any()]
+    bad = []
+    for name, gradient in found.items():
+        if not gradient.isfinite().all() or not gradient.any():
+            bad.append(name)
     return len(bad), ", ".join(bad[:3])
 
 
@@ -115,7 +121,10 @@ def twice(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Me
     for _ in range(2):
         torch.manual_seed(0)  # what a mixer draws in training, it draws again
         loss = mean_loss(model.train(), ids_BT)
-        results.append(torch.cat([loss.detach()[None], *(g.flatten() for g in gradients(model, loss).values())]))
+        values = [loss.detach()[None]]
+        for gradient in gradients(model, loss).values():
+            values.append(gradient.flatten())
+        results.append(torch.cat(values))
     return float((results[0] - results[1]).abs().max()), ""
 
 
@@ -125,9 +134,9 @@ def saved_and_loaded(model: nn.Module, subject: ModelUnderTest, device: torch.de
     prefix = ids_BT.shape[1] // 2
     file = io.BytesIO()
     # Not in inference mode: with weights that are made there, some of torch's sums are in another order.
-    other = subject.model(device, seed=1).eval()
-    with torch.inference_mode():
-        whole_BTV, _ = model.eval()(ids_BT)
+    other = subject.model(device, seed=1)
+    with evaluating(model), evaluating(other):
+        whole_BTV, _ = model(ids_BT)
         _, state = model(ids_BT[:, :prefix])
         torch.save({"weights": model.state_dict(), "state": state}, file)
         file.seek(0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from samout_train.evaluation import DOTS_PER_INCH, heat_map, missing_charts
 from samout_train.experiments.compare.results import CandidateResult, Comparison, interval_of_mean
+from samout_train.experiments.compare.screening import best_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,7 @@ Draw = Callable[["Axes", Comparison, Speeds], None]
 INCHES = (4.5, 3.4)
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 IN_OVERVIEW = 4
+POINTS_OF_LABELS = 160.0  # of height that the models of a chart have for their names
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,11 @@ def charts(comparison: Comparison, speeds: Speeds) -> list[Chart]:
     """
     if missing_charts() or not comparison.ranked:
         return []
-    return [
-        Chart(title, note, _svg(draw, comparison, speeds))
-        for title, note, draw, has_figures in KINDS
-        if has_figures(comparison, speeds)
-    ]
+    found = []
+    for title, note, draw, has_figures in KINDS:
+        if has_figures(comparison, speeds):
+            found.append(Chart(title, note, _svg(draw, comparison, speeds)))
+    return found
 
 
 def overview(comparison: Comparison, speeds: Speeds) -> bytes | None:
@@ -92,7 +94,8 @@ def tasks_chart(comparisons: Sequence[Comparison]) -> Chart | None:
         for one in comparison.ranked:
             for test, share in one.accuracies.items():
                 shares.setdefault(f"{comparison.data}, {test}", {})[one.label] = share
-                labels += [] if one.label in labels else [one.label]
+                if one.label not in labels:
+                    labels.append(one.label)
     if missing_charts() or not shares:
         return None
     tests = sorted(shares, key=natural)
@@ -138,7 +141,9 @@ def _look(comparison: Comparison, one: CandidateResult) -> dict[str, Any]:
 def shown(one: CandidateResult) -> str:
     """A label as matplotlib takes it: a dollar begins a formula there, and what begins with a line is in no legend."""
     text = one.label.replace("$", r"\$")
-    return f"\N{THIN SPACE}{text}" if text.startswith("_") else text
+    if text.startswith("_"):
+        return f"\N{THIN SPACE}{text}"
+    return text
 
 
 def _final_losses(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
@@ -155,6 +160,28 @@ def _final_losses(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     axes.grid(alpha=0.3)
 
 
+def _screening(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
+    screened = [one for one in comparison.results if one.screening_losses]
+    for place, one in enumerate(screened):
+        colour = _look(comparison, one)["color"]
+        losses = [loss for loss in one.screening_losses.values() if loss is not None]
+        if losses:
+            axes.plot(losses, [-place] * len(losses), "o", color=colour, fillstyle="none", alpha=0.8)
+            axes.plot([min(losses)], [-place], "o", color=colour)
+        finals = list(one.losses.values())
+        axes.plot(finals, [-place] * len(finals), "|", color=colour, markersize=12)
+    labels = [shown(one) for one in screened]
+    size = min(9.0, POINTS_OF_LABELS / len(screened))
+    axes.set_yticks([-place for place in range(len(screened))], labels, fontsize=size)
+    axes.set_ylim(0.6 - len(screened), 0.6)
+    axes.set_xlabel("validation loss, nats a token")
+    axes.grid(alpha=0.3)
+
+
+def _has_screening(comparison: Comparison, speeds: Speeds) -> bool:
+    return any(best_rate(by_rate) is not None for by_rate in comparison.screening_losses.values())
+
+
 def _curves(
     of_step: Callable[[CandidateResult], float | None], unit_of: Callable[[float], tuple[str, float]] | None = None
 ) -> Draw:
@@ -164,7 +191,9 @@ def _curves(
         costs = {one.label: of_step(one) for one in comparison.ranked}
         curves = {one.label: _mean_curve(one) for one in comparison.ranked}
         ends = [cost * curves[label][-1][0] for label, cost in costs.items() if cost and curves[label]]
-        name, size = unit_of(max(ends)) if unit_of else ("tokens", 1.0)
+        name, size = "tokens", 1.0
+        if unit_of:
+            name, size = unit_of(max(ends))
         tops = []
         for one in comparison.ranked:
             factor, curve = costs[one.label], curves[one.label]
@@ -191,17 +220,23 @@ def _curves(
 
 def _tokens(one: CandidateResult) -> float | None:
     tokens, steps = one.figure("tokens_seen"), one.figure("steps")
-    return tokens / steps if tokens and steps else None
+    if not tokens or not steps:
+        return None
+    return tokens / steps
 
 
 def _seconds(one: CandidateResult) -> float | None:
     seconds, steps = one.figure("train_seconds"), one.figure("steps")
-    return seconds / steps if seconds and steps else None
+    if not seconds or not steps:
+        return None
+    return seconds / steps
 
 
 def _flops(one: CandidateResult) -> float | None:
     tokens, flops = _tokens(one), one.figure("training_flops_per_token")
-    return tokens * flops if tokens and flops else None
+    if not tokens or not flops:
+        return None
+    return tokens * flops
 
 
 def flop_unit(largest: float) -> tuple[str, float]:
@@ -316,6 +351,12 @@ KINDS: Sequence[tuple[str, str, Draw, Callable[[Comparison, Speeds], bool]]] = (
         "Circles: a seed each. Stroke and line: mean, and its own 95 % interval; what is compared is differences.",
         _final_losses,
         lambda comparison, speeds: sum(len(one.losses) for one in comparison.ranked) > 1,
+    ),
+    (
+        "Screening",
+        "Circles: the short runs, one of each rate, the best one filled. Strokes: the seeds that count.",
+        _screening,
+        _has_screening,
     ),
     (
         "Loss against tokens",

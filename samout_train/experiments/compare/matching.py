@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
-from samout_train.config import build, model_problems
+from samout_train.config import ConfigError, Problem, build, check_model
 from samout_train.models import TRAINING_TIMES, num_parameters
 
 Kind = Literal["parameters", "flops", "state_bytes", "seconds"]
@@ -86,13 +86,14 @@ def matched(label: str, node: Node, budget: Budget, cost_of: Callable[[Node], fl
         cost_of: What a node takes of it; must grow with the sizes.
 
     Raises:
-        ValueError: if no width does, nor a feed-forward's; the message names the nearest sizes.
+        ConfigError: if no width does, nor a feed-forward's; the message names the nearest sizes.
     """
     if "hidden_size" not in node:
-        raise ValueError(f"{label}: has no hidden_size, so that no size of it can be found for match={budget}")
+        text = f"has no hidden_size, so that no size of it can be found for match={budget}"
+        raise ConfigError(Problem(label, text=text))
     unit = smallest_width(node)
     if unit is None:
-        raise ValueError(f"{label}: no width of it is allowed: {model_problems(node)[0]}")
+        raise ConfigError(Problem(label, text="no width of it is allowed", fix=str(check_model(node)[0])))
     tried = _around(lambda size: {"hidden_size": size}, unit, node, budget, cost_of)
     nearest = sorted(tried, key=lambda sizes: _distance(sizes, budget))
     if _fits(nearest[0], budget):
@@ -109,16 +110,14 @@ def matched(label: str, node: Node, budget: Budget, cost_of: Callable[[Node], fl
         f"({sizes.cost / budget.amount - 1:+.1%})"
         for sizes in sorted(tried, key=lambda sizes: sizes.cost)
     )
-    raise ValueError(
-        f"{label}: no width, nor a feed-forward's, is within {TOLERANCE:.0%} of match={budget}; {near}: "
-        "take one of these budgets, or other layers or heads"
-    )
+    text = f"no width, nor a feed-forward's, is within {TOLERANCE:.0%} of match={budget}; {near}"
+    raise ConfigError(Problem(label, text=text, fix="take one of these budgets, or other layers or heads"))
 
 
 def smallest_width(node: Node) -> int | None:
     """The smallest width that a model can have with its heads, of which the others are multiples; None for none."""
     widths = range(1, LARGEST_UNIT) if "hidden_size" in node else range(0)
-    return next((width for width in widths if not model_problems(node | {"hidden_size": width})), None)
+    return next((width for width in widths if not check_model(node | {"hidden_size": width})), None)
 
 
 def model_cost(kind: Kind, node: Node, *, vocab_size: int, pad_id: int | None, seq_len: int) -> float:

@@ -1,7 +1,8 @@
 """The plan of a comparison: the models by label, each at its size, and the runs that they need.
 
 A candidate is a model with the words that make `train` train it. Each is tried with each learning rate on one seed, and
-then trained with its best rate on other seeds, which are those that count.
+then trained with its best rate on other seeds, which are those that count. With a screening, the first runs are short,
+and only some of the models are trained further.
 """
 
 import hashlib
@@ -11,14 +12,16 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from samout_train.checkpoint import DataNow, holds_run, other_kind, other_settings
-from samout_train.config import TEXT_KEYS, ConfigError, compose_config, key_of, locate, shown
+from samout_train.config import TEXT_KEYS, ConfigError, as_problems, compose_config, key_of, locate, shown
 from samout_train.experiments.compare.matching import Budget, Sizes, matched, model_cost, seconds_a_step, smallest_width
+from samout_train.experiments.compare.screening import Screening, best_rate
 from samout_train.experiments.jobs import Job
-from samout_train.runtime import RESERVED, place_problem, quoted, read_figures, write_figures
+from samout_train.runtime import RESERVED, is_out_of_memory, place_problem, quoted, read_figures, write_figures
 from samout_train.training import NonFiniteError, checked_config, source_from, trainer_from
 
 Config = Mapping[str, Any]
@@ -82,43 +85,62 @@ def candidates(
     mistakes: list[str] = []
     used: set[str] = set()
     for label, settings in labelled(models).items():
-        own = [word_of(key, value) for key, value in settings.items()]
+        own = list(settings)
+        if isinstance(settings, Mapping):
+            own = [word_of(key, value) for key, value in settings.items()]
         try:
             if wrong := _decided(own, budget) + ([] if found or mistakes else _decided_sizes(shared, budget)):
-                raise ConfigError("\n".join(wrong))
+                raise ConfigError(*wrong)
             found.append(_candidate(label, own, shared, budget, config_dirs, known, used))
         except ValueError as error:
-            lines = str(error).splitlines()
-            mistakes += [line if line.startswith(f"{label}:") else f"{label}: {line}" for line in lines]
+            mistakes += _about(label, error)
     unused = [word for word in shared if _of_model(word) and word not in used]
     mistakes += [f"{word}: no model of this comparison has it" for word in unused if not mistakes]
     if mistakes:
-        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+        raise ConfigError(*dict.fromkeys(mistakes))
     return found
 
 
 Contender, contenders = Candidate, candidates  # their earlier names
 
 
-def labelled(models: Models) -> dict[str, dict[str, Any]]:
+def _about(label: str, error: ValueError) -> list[str]:
+    """Return the lines of an error, each with the label of the model that it is about in front."""
+    problems = as_problems(str(error).splitlines())
+    if isinstance(error, ConfigError):
+        problems = error.problems
+    lines = []
+    for problem in problems:
+        if problem.key == label:
+            lines.append(str(problem))
+        else:
+            lines.append(f"{label}: {problem}")
+    return lines
+
+
+def labelled(models: Models) -> dict[str, dict[str, Any] | list[str]]:
     """By label, the settings that make a model.
 
     Args:
         models: A name or a list of names; in place of a name, or of the list, labels with settings:
-            `{small: {model: v8, model.num_layers: 2}}`. Without `model`, the label is the name.
+            `{small: {model: v8, model.num_layers: 2}}`, or with overrides: `{small: [model=v8, model.num_layers=2]}`.
+            Without `model`, the label is the name.
 
     Raises:
         ConfigError: if it says none, or a label twice.
     """
     if isinstance(models, Mapping):
         models = [{label: settings} for label, settings in models.items()]
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any] | list[str]] = {}
     for entry in [models] if isinstance(models, str) else models:
         if not isinstance(entry, str | Mapping):
             raise ConfigError(f"models: {shown(entry)}: must be a name, or a label with settings in braces")
         for label, settings in entry.items() if isinstance(entry, Mapping) else [(entry, {})]:
             if str(label) in found:
                 raise ConfigError(f"models: {label} is there twice: write one as {{another name: {{model: {label}}}}}")
+            if isinstance(settings, list | tuple):
+                found[str(label)] = _words_of_label(str(label), settings)
+                continue
             if not isinstance(settings, Mapping | None):
                 raise ConfigError(f"models: {label}: must be settings in braces, such as {{model.num_layers: 2}}")
             found[str(label)] = {"model": label, **(settings or {})}
@@ -131,6 +153,15 @@ def labelled(models: Models) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _words_of_label(label: str, words: Sequence[Any]) -> list[str]:
+    for word in words:
+        if not isinstance(word, str) or "=" not in word:
+            raise ConfigError(f"models: {label}: {shown(word)}: must be an override, such as model.num_layers=2")
+    if any(key_of(word) == "model" for word in words):
+        return list(words)
+    return [f"model={label}", *words]
+
+
 @dataclass(frozen=True)
 class Entry:
     """What a run of a comparison is.
@@ -141,6 +172,7 @@ class Entry:
         rate: Its learning rate.
         seed: Its seed.
         counts: Whether it counts; else the best rate is chosen by it.
+        screening: Whether it is a short run of a screening.
     """
 
     label: str
@@ -148,6 +180,7 @@ class Entry:
     rate: float
     seed: int
     counts: bool
+    screening: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +194,7 @@ class Plan:
         seed: That the best rate is chosen on; the seeds after it are those that count.
         num_seeds: How many these are.
         flags: What the command line of each run begins with.
+        screening: How models are screened; None where all are trained in full.
     """
 
     folder: Path
@@ -169,12 +203,16 @@ class Plan:
     seed: int
     num_seeds: int
     flags: Sequence[str] = ()
+    screening: Screening | None = None
 
     def choosing(self) -> list[Job]:
         """Return the runs that the best rates are chosen by; none where there is nothing to choose."""
-        if len(self.rates) == 1:
-            return []
-        return [self._job(one, rate, self.seed) for one in self.candidates for rate in self.rates]
+        jobs = []
+        if self._chooses():
+            for one in self.candidates:
+                for rate in self.rates:
+                    jobs.append(self._job(one, rate, self.seed, self.screening))
+        return jobs
 
     def counting(self, best_rates: Mapping[str, float]) -> list[Job]:
         """Return the runs that count, of the models for which there is a best rate.
@@ -190,10 +228,21 @@ class Plan:
         found = {}
         for one in self.candidates:
             for rate in self.rates:
-                for seed in [*([self.seed] if len(self.rates) > 1 else []), *self._seeds()]:
-                    entry = Entry(label=one.label, data=one.data, rate=rate, seed=seed, counts=seed != self.seed)
-                    found[self._job(one, rate, seed).name] = entry
+                of_rate = partial(Entry, label=one.label, data=one.data, rate=rate)
+                if self._chooses():
+                    short = self.screening is not None
+                    name = self._job(one, rate, self.seed, self.screening).name
+                    found[name] = of_rate(seed=self.seed, counts=False, screening=short)
+                for seed in self._seeds():
+                    found[self._job(one, rate, seed).name] = of_rate(seed=seed, counts=True)
         return found
+
+    def most_counting(self) -> int:
+        """Return how many runs there may be that count."""
+        models = len(self.candidates)
+        if self.screening is not None and self.screening.finalists is not None:
+            models = min(models, self.screening.finalists + len(self.screening.always))
+        return models * self.num_seeds
 
     def lines(self) -> list[str]:
         """For people: the models at their sizes, and how many runs there will be."""
@@ -202,10 +251,17 @@ class Plan:
             sizes = {} if one.sizes is None else one.sizes.settings
             cost = "as configured" if one.sizes is None else f"takes {one.sizes.cost:,.6g} of the budget"
             lines.append(f"  {one.label:<20} {', '.join(f'{key} {size}' for key, size in sizes.items()):<32} {cost}")
-        choosing, counting = len(self.choosing()), len(self.candidates) * self.num_seeds
-        seeds = f"seeds {self.seed + 1} to {self.seed + self.num_seeds}" if self.num_seeds > 1 else "one seed"
-        chosen = f"{choosing} to choose learning rates (seed {self.seed}), " if choosing else ""
-        return [*lines, f"{choosing + counting} runs in {self.folder}: {chosen}{counting} that count ({seeds})"]
+        choosing, counting = len(self.choosing()), self.most_counting()
+        seeds, chosen, at_most = "one seed", "", ""
+        if self.num_seeds > 1:
+            seeds = f"seeds {self.seed + 1} to {self.seed + self.num_seeds}"
+        if self.screening is not None:
+            chosen = f"{choosing} of {self.screening.steps:,} steps to screen (seed {self.seed}), "
+            at_most = "at most "
+        elif choosing:
+            chosen = f"{choosing} to choose learning rates (seed {self.seed}), "
+        total = f"{at_most}{choosing + counting} runs in {self.folder}"
+        return [*lines, f"{total}: {chosen}{at_most}{counting} that count ({seeds})"]
 
     def problems(self) -> list[str]:
         """Return why the directory cannot be taken, and runs in it that are not those asked for; looks only."""
@@ -213,6 +269,8 @@ class Plan:
             return [f"run_dir={self.folder}: {problem}"]
         if kind := other_kind(self.folder, "a comparison"):
             return [f"run_dir={self.folder}: holds {kind}: give a directory of its own"]
+        if changed := self._other_screening():
+            return changed
         found: list[str] = []
         others: list[str | None] = []
         there_now = DataNow(source_from)
@@ -220,7 +278,9 @@ class Plan:
         for name, entry in self.entries().items():
             if holds_run(self.folder / name):
                 config = _with(by_label[entry.label].config, entry.rate, entry.seed)
-                found += other_settings(self.folder / name, config, DECISIVE_KEYS)
+                if self.screening is not None and entry.screening:
+                    config = self.screening.shortened(config)
+                found += map(str, other_settings(self.folder / name, config, DECISIVE_KEYS))
                 others.append(there_now.other_than(self.folder / name, config))
         problems = [f"{difference}: give another run_dir" for difference in dict.fromkeys(found)]
         return problems or [f"{other}, or another run_dir" for other in others if other is not None][:1]
@@ -247,21 +307,61 @@ class Plan:
         }
         before = read_record(self.folder)
         entries = {name: vars(entry) for name, entry in self.entries().items()}
+        if self.screening is not None:
+            asked = {**asked, "screening": self.screening.recorded()}
         content = {**asked, "sizes": before.get("sizes", {}) | sizes, "runs": before.get("runs", {}) | entries}
         write_figures(self.folder / RECORD, content)
 
     def _seeds(self) -> range:
         return range(self.seed + 1, self.seed + 1 + self.num_seeds)
 
-    def _job(self, candidate: Candidate, rate: float, seed: int) -> Job:
-        name = f"{folder_name(candidate.label)}-lr{rate!r}-seed{seed}"
-        words = (*self.flags, *candidate.words, f"optimizer.lr={rate!r}", f"seed={seed}")
-        return Job(self.folder / name, words)
+    def _chooses(self) -> bool:
+        return len(self.rates) > 1 or self.screening is not None
+
+    def _other_screening(self) -> list[str]:
+        """Return how the screening differs from that which the comparison in the directory has."""
+        before = read_record(self.folder)
+        if "runs" not in before:
+            return []
+        none: dict[str, Any] = {"screen_steps": None, "finalists": None, "always": []}
+        now = none
+        if self.screening is not None:
+            now = self.screening.recorded()
+        found = []
+        for key, then in (before.get("screening") or none).items():
+            if now[key] != then:
+                has = f"the comparison in {self.folder} has {shown(then)}"
+                found.append(f"{key}={shown(now[key])}: {has}: give another run_dir")
+        return found
+
+    def _job(self, candidate: Candidate, rate: float, seed: int, screening: Screening | None = None) -> Job:
+        words = [*self.flags, *candidate.words]
+        stage = ""
+        if screening is not None:
+            words += screening.words(candidate.config)
+            stage = "screening-"
+        name = f"{folder_name(candidate.label)}-lr{rate!r}-{stage}seed{seed}"
+        return Job(self.folder / name, (*words, f"optimizer.lr={rate!r}", f"seed={seed}"))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Return what a comparison left in its directory; nothing where there is none."""
     return read_figures(folder / RECORD)
+
+
+def record_screening(folder: Path, losses: Mapping[str, Mapping[float, float | None]], chosen: Sequence[str]) -> None:
+    """Leaves in a comparison's record what its screening came to.
+
+    Args:
+        folder: Of the comparison.
+        losses: Of the short runs, by label and rate.
+        chosen: Labels of the models that are trained in full.
+    """
+    screened = {}
+    for label, by_rate in losses.items():
+        by_name = {f"{rate!r}": loss for rate, loss in by_rate.items()}
+        screened[label] = {"losses": by_name, "best_rate": best_rate(by_rate), "trained_in_full": label in chosen}
+    write_figures(folder / RECORD, {**read_record(folder), "screened": screened})
 
 
 def entry_of(run_dir: Path) -> Entry | None:
@@ -346,7 +446,7 @@ def _candidate(
     start = [] if budget is None else _smallest(words, config_dirs)
     composed, wrong = checked_config([*words, *start], config_dirs=config_dirs)
     if wrong or composed is None:
-        raise ConfigError("\n".join(wrong))
+        raise ConfigError(*wrong)
     config, sizes = composed.config, None
     if budget is not None:
         sizes = known(label, words) or matched(label, config["model"], budget, _cost(budget, config))
@@ -377,6 +477,8 @@ def _decided_sizes(words: Sequence[str], budget: Budget | None) -> list[str]:
 def _words_of(shared: Sequence[str], own: Sequence[str], config_dirs: Sequence[str], used: set[str]) -> list[str]:
     """The words of one model: those of all that it has, its own, and none of a preset's settings that it has not."""
     others = [word for word in shared if not _of_model(word)]
+    if "compare" in compose_config(others, config_dirs=config_dirs).config:  # which is for this verb alone
+        others.append("~compare")
     choice, *own = sorted(own, key=lambda word: key_of(word) != "model")
     alone = set(_paths(compose_config([choice], config_dirs=config_dirs).config["model"]))
     node = compose_config([*others, choice, *own], config_dirs=config_dirs).config["model"]
@@ -419,7 +521,9 @@ def _seconds(config: Config, budget: Budget) -> float:
         return seconds_a_step(trainer) * steps
     except NonFiniteError as error:
         raise ConfigError(f"match={budget}: its steps cannot be measured: {str(error).splitlines()[0]}") from error
-    except (MemoryError, RuntimeError):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         return math.inf
 
 

@@ -27,6 +27,7 @@ class Run:
         rate: Its learning rate; None where it is not known.
         seed: Its seed; None where it is not known.
         counts: Whether it counts, or a rate is chosen by it; None for a run that is of no comparison.
+        screening: Whether it is a short run of a screening.
         config: As it was composed; empty where the run left none.
         outcome: What became of it.
     """
@@ -37,6 +38,7 @@ class Run:
     rate: float | None
     seed: int | None
     counts: bool | None
+    screening: bool = False
     config: Mapping[str, Any] = field(repr=False)
     outcome: Outcome
 
@@ -48,8 +50,10 @@ class Run:
     @property
     def loss(self) -> float | None:
         """On the whole validation split, in nats; None where there is none that is a number."""
-        value = None if self.summary is None else self.summary.get("val_loss_nats")
-        return None if value is None else float(value)
+        value = (self.summary or {}).get("val_loss_nats")
+        if value is None:
+            return None
+        return float(value)
 
     @cached_property
     def curve(self) -> list[tuple[int, float]]:
@@ -77,12 +81,16 @@ def read_run(run_dir: Path) -> Run:
         str(summary.get(part) or saved_choice(run_dir, part) or _target(config, part)) for part in ("model", "data")
     )
     rate, seed = (config.get("optimizer") or {}).get("lr"), config.get("seed")
+    if rate is not None:
+        rate = float(rate)
+    if seed is not None:
+        seed = int(seed)
     return Run(
         label=label,
         data=data,
         run_dir=run_dir,
-        rate=None if rate is None else float(rate),
-        seed=None if seed is None else int(seed),
+        rate=rate,
+        seed=seed,
         counts=None,
         config=config,
         outcome=found,
@@ -97,16 +105,18 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
     settings = [scalars({key: run.config.get(key) for key in SETTINGS}) for run in runs]
     for of_run in settings:
         of_run.pop("optimizer.lr", None)
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}  # a screening's runs have fewer steps
     for run, own in zip(runs, settings, strict=True):
         if own:  # of a run that left no configuration nothing is known
-            groups.setdefault((run.label, run.data), []).append(own)
+            groups.setdefault((run.label, run.data, run.screening), []).append(own)
     found = []
     for run, own in zip(runs, settings, strict=True):
-        others = groups.get((run.label, run.data), [])
+        others = groups.get((run.label, run.data, run.screening), [])
         differing = [key for key in own if any(of_run.get(key) != own[key] for of_run in others)]
         marks = [f"{key.removeprefix('model.')}={own[key]}" for key in differing]
-        found.append(replace(run, label=" ".join([run.label, *marks])) if marks else run)
+        if marks:
+            run = replace(run, label=" ".join([run.label, *marks]))
+        found.append(run)
     return found
 
 

@@ -23,6 +23,7 @@ from samout_train.runtime import (
     autocast,
     choose_device,
     choose_precision,
+    is_out_of_memory,
     keep_freed_memory,
     read_figures,
     use_threads,
@@ -146,7 +147,7 @@ def _fits(run: Callable[[], None]) -> bool:
     try:
         run()
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return False
     return True

@@ -1,73 +1,132 @@
 """The hooks of a callback, and what it is told."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from samout_train.data import Source
-from samout_train.runtime import PrecisionName
+from samout_train.evaluation import Evaluator
+from samout_train.runtime import PrecisionName, distributed
 from samout_train.training.limits import Reached
+
+if TYPE_CHECKING:
+    from samout_train.training.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What is known before step 1.
+    """A run before its first step: the trainer, and what cannot be read from it.
 
     Args:
+        trainer: Built, and at the step from which the run is continued.
+        callbacks: All of the run, by name; only the first of several processes has any.
+        run_dir: Where the run lies.
         model_name: Of the YAML in conf/model.
         data_name: Of the YAML in conf/data.
-        seed: Of everything random.
-        model: The model on its device.
-        source: The data.
-        fixed_batches: What evaluations during training see: (R, T + 1) ids each, in ordinary memory.
-        run_dir: Where the run lies.
-        device: Where it runs.
-        precision: Of the forward pass.
-        batch_size: Rows in an optimizer step.
-        accumulate: Micro-steps in one.
-        chunk_len: Targets of a row that are learned at a time; None for all.
-        processes: How many make the run; the first alone has callbacks.
-        first_step: Steps already made: above 0 where a run is continued.
-        reported_step: The last of them that counts as reported; what was written of later ones is made again.
-        total_steps: The last step; None where only time limits the run.
         config_text: The composed configuration as YAML.
         settings: What tells runs apart: names of parts and scalar values by dotted key.
         command: The command line that repeats the run, without a run directory.
         parts: What a continued run has changed on its way, so that its command does not repeat it: one text a change.
         commit: Of the code; None where it is not known.
-        max_seconds: Of training; None where only steps limit the run.
-        steps_left_out: Says how many of the steps made so far changed nothing.
-        limits_reached: Gives the limits that hold when it is called.
+        first_step: Steps already made: above 0 where a run is continued.
+        reported_step: The last of them that counts as reported; what was written of later ones is made again.
     """
 
+    trainer: "Trainer"
+    callbacks: Mapping[str, "Callback"]
+    run_dir: Path
     model_name: str
     data_name: str
-    seed: int
-    model: nn.Module
-    source: Source
-    fixed_batches: Sequence[Tensor]
-    run_dir: Path
-    device: torch.device
-    precision: PrecisionName
-    batch_size: int
-    accumulate: int
-    chunk_len: int | None
-    processes: int
-    first_step: int
-    reported_step: int
-    total_steps: int | None
     config_text: str
     settings: dict[str, bool | int | float | str]
     command: str
     parts: Sequence[str]
     commit: str | None
-    max_seconds: float | None
-    steps_left_out: Callable[[], int]
-    limits_reached: Callable[[], Sequence[Reached]]
+    first_step: int
+    reported_step: int
+
+    @property
+    def model(self) -> nn.Module:
+        """Return the model on its device."""
+        return self.trainer.model
+
+    @property
+    def source(self) -> Source:
+        """Return the data."""
+        return self.trainer.source
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """Return what measures the model as it is now."""
+        return self.trainer.evaluator
+
+    @property
+    def fixed_batches(self) -> Sequence[Tensor]:
+        """Return what evaluations during training see: (R, T + 1) ids each, in ordinary memory."""
+        return self.trainer.reports.fixed_batches
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the model is."""
+        return self.trainer.device
+
+    @property
+    def precision(self) -> PrecisionName:
+        """Return the precision of the forward pass."""
+        return self.trainer.precision
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of everything random."""
+        return self.trainer.training_step.batches.seed
+
+    @property
+    def batch_size(self) -> int:
+        """Return the rows in an optimizer step."""
+        return self.trainer.training_step.batches.batch_size
+
+    @property
+    def accumulate(self) -> int:
+        """Return the micro-steps in an optimizer step."""
+        return self.trainer.training_step.accumulate
+
+    @property
+    def chunk_len(self) -> int | None:
+        """Return the targets of a row that are learned at a time; None for all."""
+        return self.trainer.training_step.chunk_len
+
+    @property
+    def processes(self) -> int:
+        """Return how many processes make the run."""
+        return distributed.count()
+
+    @property
+    def total_steps(self) -> int | None:
+        """Return the last step; None where only time limits the run."""
+        return self.trainer.limits.total_steps
+
+    @property
+    def max_seconds(self) -> float | None:
+        """Return the seconds of training; None where only steps limit the run."""
+        return self.trainer.limits.max_seconds
+
+    def steps_left_out(self) -> int:
+        """Return how many of the steps made so far changed nothing."""
+        return self.trainer.training_step.steps_left_out()
+
+    def limits_reached(self) -> list[Reached]:
+        """Return the limits that hold now: those of the trainer, and those of callbacks."""
+        reached = self.trainer.limits_reached()
+        for name, callback in self.callbacks.items():
+            limit = callback.limit_reached()
+            if limit is not None:
+                place = f"callbacks.{name}."
+                reached.append(Reached(place + limit.key, limit.value, place + limit.further))
+        return reached
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What a person reads: a bar as the run goes, and the log.
+"""Show a person the run: a bar as it goes, and the log.
 
 The log has the model's figures before step 1, the time it will take, and the results at the end.
 """
@@ -64,7 +64,9 @@ class Report(Callback):
         self._others: Others | None = None
         for line in _description(context):
             log.info(line)
-        for limit in context.limits_reached() if context.first_step else ():
+        if not context.first_step:
+            return
+        for limit in context.limits_reached():
             said = f"{limit.key}={limit.value:.12g}"
             log.info("%s: is reached at step %d: set %s to go on", said, context.first_step, limit.further)
 
@@ -84,7 +86,9 @@ class Report(Callback):
         # Of the others the faster one is the less disturbed.
         seconds_per_step = min(_seconds_between(*span) for span in self._spans)
         self._spans = []
-        left = [self._context.max_seconds] if self._context.max_seconds is not None else []
+        left = []
+        if self._context.max_seconds is not None:
+            left.append(self._context.max_seconds)
         if self._context.total_steps is not None:
             left.append((self._context.total_steps - step) * seconds_per_step)
         with tqdm.external_write_mode():
@@ -151,7 +155,9 @@ class ProgressBar(Callback):
     def on_step(self, step: int) -> None:
         """Move it on."""
         if self._bar is None:
-            interval = 0.1 if is_terminal(sys.stderr) else SECONDS_BETWEEN_LINES
+            interval = SECONDS_BETWEEN_LINES
+            if is_terminal(sys.stderr):
+                interval = 0.1
             self._bar = Bar(
                 total=self._total_steps,
                 initial=self._first_step,
@@ -185,38 +191,62 @@ class ProgressBar(Callback):
 
 def _description(context: RunContext) -> list[str]:
     model: Any = context.model
-    source, rows = context.source, context.batch_size // context.accumulate // context.processes
+    source = context.source
     parts = ", ".join(f"{part} {count:,}" for part, count in parameters_by_part(model).items())
     seq_len = source.train.seq_len
     flops = model.forward_flops_per_token(seq_len)
-    padding, num_targets = _padding_share(context), _num_targets(context)
-    facts = ", ".join(f"{k} {len(v) if isinstance(v, list) else v}" for k, v in source.description.items())
+    rows = context.batch_size // context.accumulate // context.processes
+    num_targets = _num_targets(context)
     lines = [
-        f"data        {facts}",
+        f"data        {_facts(source.description)}",
         f"parameters  {num_parameters(model):,}: {parts}",
         f"a token     {_count(flops)} FLOPs forward, {_count(TRAINING_TIMES * flops)} in training",
         f"a sequence  {model.state_bytes(seq_len):,} bytes of state after {seq_len} tokens",
-        f"a step      {context.batch_size * seq_len:,} tokens in {context.batch_size} rows of {seq_len}"
-        + (f", {context.accumulate} micro-steps" if context.accumulate > 1 else "")
-        + (f", {context.processes} processes" if context.processes > 1 else "")
-        + (
-            f"; {padding:.2%} of the first rows is padding"
-            if source.pad_id is not None
-            else f"; {num_targets:,} of the first ones are counted"
-        ),
+        f"a step      {_step_size(context, num_targets)}",
         f"memory      {_memory(context, rows, num_targets)} at the peak, on {context.device} in {context.precision}",
     ]
     if context.settings.get("precision") == "auto" and context.device.type == "cpu":
-        shape = product_of(model, tokens_of(rows, seq_len, context.chunk_len))
-        share = None if shape is None else bfloat16_share(shape)
-        if share is not None and share < WORTH_SAYING:
-            took = f"measured here, products of this model's size take {share:.2f} of the time in bf16"
-            lines.append(f"precision   fp32; {took}: try precision=bf16")
+        lines += _hint_at_bfloat16(model, tokens_of(rows, seq_len, context.chunk_len))
     if source.floor_nats is not None:
         lines.append(f"floor       {source.floor_nats:.4f} nats: on fresh sequences nothing can be lower")
     if context.first_step:
         lines.append(f"continuing  from step {context.first_step}")
     return lines
+
+
+def _facts(description: dict[str, object]) -> str:
+    facts = []
+    for key, value in description.items():
+        if isinstance(value, list):
+            value = len(value)
+        facts.append(f"{key} {value}")
+    return ", ".join(facts)
+
+
+def _step_size(context: RunContext, num_targets: int) -> str:
+    seq_len = context.source.train.seq_len
+    size = f"{context.batch_size * seq_len:,} tokens in {context.batch_size} rows of {seq_len}"
+    if context.accumulate > 1:
+        size += f", {context.accumulate} micro-steps"
+    if context.processes > 1:
+        size += f", {context.processes} processes"
+    if context.source.pad_id is None:
+        return f"{size}; {num_targets:,} of the first ones are counted"
+    ids_RT = context.source.train.windows(0, context.batch_size)
+    padding = float((ids_RT == context.source.pad_id).float().mean())
+    return f"{size}; {padding:.2%} of the first rows is padding"
+
+
+def _hint_at_bfloat16(model: Any, num_tokens: int) -> list[str]:
+    """Return a line that says so where this machine multiplies faster in bfloat16."""
+    shape = product_of(model, num_tokens)
+    if shape is None:
+        return []
+    share = bfloat16_share(shape)
+    if share is None or share >= WORTH_SAYING:
+        return []
+    took = f"measured here, products of this model's size take {share:.2f} of the time in bf16"
+    return [f"precision   fp32; {took}: try precision=bf16"]
 
 
 def _memory(context: RunContext, rows: int, num_targets: int) -> str:
@@ -238,11 +268,6 @@ def _memory(context: RunContext, rows: int, num_targets: int) -> str:
     except (RuntimeError, NotImplementedError) as error:  # a model of the user's may do what has no shape function
         return f"not known ({str(error).splitlines()[0]})"
     return f"about {needed}"
-
-
-def _padding_share(context: RunContext) -> float:
-    ids_RT = context.source.train.windows(0, context.batch_size)
-    return float((ids_RT == context.source.pad_id).float().mean()) if context.source.pad_id is not None else 0.0
 
 
 def _num_targets(context: RunContext) -> int:
@@ -286,11 +311,15 @@ def _reached(mark: Any) -> bool:
 
 
 def _seconds_between(first: Any, second: Any) -> float:
-    return float(second - first) if isinstance(first, float) else float(first.elapsed_time(second)) / 1000
+    if isinstance(first, float):
+        return float(second - first)
+    return float(first.elapsed_time(second)) / 1000
 
 
 def _nats(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f} nats"
+    if value is None:
+        return "none"
+    return f"{value:.4f} nats"
 
 
 def _duration(seconds: float) -> str:
@@ -298,7 +327,9 @@ def _duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+    if minutes:
+        return f"{minutes} min {rest} s"
+    return f"{seconds:.1f} s"
 
 
 def _count(number: float) -> str:
@@ -309,4 +340,6 @@ def _count(number: float) -> str:
 
 
 def _bytes(number: float) -> str:
-    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+    if number >= 1e9:
+        return f"{number / 1e9:.2f} GB"
+    return f"{number / 1e6:.0f} MB"

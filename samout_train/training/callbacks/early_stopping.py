@@ -1,4 +1,4 @@
-"""Ends a run whose validation loss no longer falls."""
+"""End a run whose validation loss no longer falls."""
 
 from typing import Annotated
 
@@ -24,7 +24,7 @@ class EarlyStopping(Callback):
         self.num_without_best = 0
 
     def on_report(self, report: StepReport) -> str | None:
-        """Counts evaluations."""
+        """Count evaluations."""
         loss_nats = report.metrics.get("val/loss_nats")
         if loss_nats is None:
             return None
@@ -43,9 +43,9 @@ class EarlyStopping(Callback):
         return Reached("patience", self.patience, f"patience={2 * self.num_without_best}")
 
     def state_dict(self) -> dict[str, float]:
-        """What a continued run needs."""
+        """Return what a continued run needs."""
         return {"best_nats": self.best_nats, "num_without_best": self.num_without_best}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Takes up the count where a checkpoint left it."""
+        """Take up the count where a checkpoint left it."""
         self.best_nats, self.num_without_best = state["best_nats"], int(state["num_without_best"])

@@ -1,11 +1,12 @@
-"""What a model does past the length that it was trained at, measured at the end of a run on text."""
+"""Measure what a model does past the length that it was trained at, at the end of a run on text."""
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 from samout_train.config import Positive, validated
-from samout_train.evaluation import PICTURE, Extrapolation, Reader, missing_charts, stream_of, write_extrapolation
+from samout_train.evaluation import PICTURE, Extrapolation, missing_charts, stream_of, write_extrapolation
 from samout_train.models import sees_future
 from samout_train.runtime import shown_path
 from samout_train.training.callbacks.base import Callback, RunContext
@@ -29,42 +30,44 @@ class Lengths(Callback):
         self._found: Extrapolation | None = None
 
     def on_start(self, context: RunContext) -> None:
-        """Keeps what is evaluated."""
+        """Keep what is evaluated."""
         self._context = context
 
     def on_evaluate(self, step: int, *, is_last: bool, check_stop: Callable[[], None]) -> dict[str, float]:
-        """Reads, at the end."""
+        """Read, at the end."""
         context, rows = self._context, self._context.source.validation
         tokens = stream_of(rows)
         self._found = None  # of a checkpoint: the weights are other ones now
         if not is_last or not self.times or tokens is None or sees_future(context.model):
             return {}
-        reader = Reader(
-            model=context.model,
-            trained_length=rows.seq_len,
-            chunk_len=context.chunk_len,
-            ignore_index=context.source.ignore_index,
-            device=context.device,
-            precision=context.precision,
-            check_stop=check_stop,
-        )
-        self._found = reader.text(tokens, [rows.seq_len * times for times in self.times], self.most_tokens)
-        return {f"val_length/loss_nats/{length}_tokens": nats for length, nats in self._found.loss_nats.items()}
+        evaluator = replace(context.evaluator, check_stop=check_stop)
+        lengths = [rows.seq_len * times for times in self.times]
+        self._found = evaluator.by_length(tokens, lengths, self.most_tokens, trained_length=rows.seq_len)
+        metrics = {}
+        for length, nats in self._found.loss_nats.items():
+            metrics[f"val_length/loss_nats/{length}_tokens"] = nats
+        return metrics
 
     def figures(self) -> dict[str, Any]:
-        """What was found, for `summary.json`."""
-        return {"lengths": self._found.figures()} if self._found is not None else {}
+        """Return what was found, for `summary.json`."""
+        if self._found is None:
+            return {}
+        return {"lengths": self._found.figures()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a continued run needs: the reading of a run that was stopped behind it."""
-        return {"found": None if self._found is None else vars(self._found)}
+        """Return what a continued run needs: the reading of a run that was stopped behind it."""
+        if self._found is None:
+            return {"found": None}
+        return {"found": vars(self._found)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what was read."""
-        self._found = None if state["found"] is None else Extrapolation(**state["found"])
+        """Take up what was read."""
+        self._found = None
+        if state["found"] is not None:
+            self._found = Extrapolation(**state["found"])
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """The verdict, the picture, and the losses by position as a chart of TensorBoard's."""
+        """Report the verdict, the picture, and the losses by position as a chart of TensorBoard's."""
         if self._found is None or not self._found.loss_nats:
             return
         losses = ", ".join(f"{nats:.3f} at {length:,}" for length, nats in self._found.loss_nats.items())

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a reported step, flushed as it is written."""
+"""Write metrics.jsonl: one JSON object a reported step, flushed as it is written."""
 
 import json
 import logging
@@ -23,15 +23,17 @@ class MetricsFile(Callback):
         self._has_warned = False
 
     def on_start(self, context: RunContext) -> None:
-        """Opens the file, keeping what was logged up to the last step that counts as reported."""
+        """Open the file, keeping what was logged up to the last step that counts as reported."""
         path = context.run_dir / "metrics.jsonl"
-        kept = _lines_up_to(path, context.reported_step) if path.exists() else []
+        kept: list[str] = []
+        if path.exists():
+            kept = _lines_up_to(path, context.reported_step)
         replace_file(path, lambda file: file.write("".join(kept).encode()))
         self._file = path.open("r+b", buffering=0)
         self._file.seek(0, os.SEEK_END)
 
     def on_report(self, report: StepReport) -> None:
-        """Writes a line."""
+        """Write a line."""
         assert self._file is not None
         line = json.dumps({"step": report.step, **finite_or_null(report.metrics)}, allow_nan=False) + "\n"
         try:
@@ -42,7 +44,7 @@ class MetricsFile(Callback):
             self._has_warned = True
 
     def on_close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 

@@ -1,7 +1,8 @@
-"""The health of a recurrent model's state on a few validation rows, and what its mixers' branches are worth."""
+"""Measure the health of a recurrent model's state on a few validation rows, and what its mixers' branches are worth."""
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,9 +14,7 @@ from samout_train.evaluation import (
     LayerHealth,
     added_nats,
     calm_rows,
-    evaluate,
     growing_layers,
-    measure_state_health,
     positions_of,
 )
 from samout_train.runtime import to_device
@@ -55,14 +54,14 @@ class StateHealth(Callback):
         self._has_health = True
 
     def on_start(self, context: RunContext) -> None:
-        """Keeps the rows."""
+        """Keep the rows."""
         self._context = context
         rows = calm_rows(context.source.validation, self.num_rows, context.source.pad_id)
         self._ids_RT = to_device(rows, context.device)
         self._positions = positions_of(rows.shape[1])
 
     def on_evaluate(self, step: int, *, is_last: bool, check_stop: Callable[[], None]) -> dict[str, float]:
-        """Measures the states, and at the end the branches."""
+        """Measure the states, and at the end the branches."""
         metrics: dict[str, float] = {}
         if self._has_health and self._measured_step != step:
             metrics = self._measure(step)
@@ -71,16 +70,18 @@ class StateHealth(Callback):
         return metrics
 
     def on_report(self, report: StepReport) -> None:
-        """Notes what is reported; a run that is stopped before measures again."""
+        """Note what is reported; a run that is stopped before measures again."""
         if any(tag.startswith("val_state/") for tag in report.metrics):
             self._measured_step = report.step
 
     def figures(self) -> dict[str, Any]:
-        """What was measured last, for `summary.json`."""
-        return {"state_health": self._figures} if self._figures else {}
+        """Return what was measured last, for `summary.json`."""
+        if not self._figures:
+            return {}
+        return {"state_health": self._figures}
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """The results in a few lines."""
+        """Log the results in a few lines."""
         if not self._figures:
             return
         log.info("state after the first token of a row and after the last, token %d", self._positions[-1])
@@ -92,26 +93,22 @@ class StateHealth(Callback):
             first, last = layer["norm"][0], layer["norm"][-1]
             log.info("  %-22s norm %.3g to %.3g, largest value %.3g%s", name, first, last, layer["largest"][-1], moves)
         for place, worth in self._figures.get("added_nats", {}).items():
-            log.info(
-                "  %-22s %s",
-                "all layers without" if place == EVERYWHERE else f"{place} without",
-                ", ".join(f"{branch} {nats:+.4f}" for branch, nats in worth.items()) + " nats",
-            )
+            if place == EVERYWHERE:
+                place = "all layers"
+            added = ", ".join(f"{branch} {nats:+.4f}" for branch, nats in worth.items())
+            log.info("  %-22s %s", f"{place} without", f"{added} nats")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a continued run needs."""
+        """Return what a continued run needs."""
         return {"figures": self._figures, "warned": self._warned, "measured_step": self._measured_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what was measured last."""
+        """Take up what was measured last."""
         self._figures, self._warned = state["figures"], list(state["warned"])
         self._measured_step = state["measured_step"]
 
     def _measure(self, step: int) -> dict[str, float]:
-        context = self._context
-        health = measure_state_health(
-            context.model, self._ids_RT, precision=context.precision, device=context.device, chunk_len=context.chunk_len
-        )
+        health = self._context.evaluator.state_health(self._ids_RT)
         self._has_health = bool(health)
         if not health:
             return {}
@@ -131,10 +128,12 @@ class StateHealth(Callback):
 
     def _by_tag(self, health: dict[str, LayerHealth]) -> dict[str, float]:
         last = len(self._positions) - 1
-        shown = np.unique(np.linspace(0, last, self.logged_positions).round().astype(int)) if last else [0]
+        shown = [0]
+        if last:
+            shown = np.unique(np.linspace(0, last, self.logged_positions).round().astype(int)).tolist()
         metrics = {}
         for name, layer in health.items():
-            for index in {*map(int, shown), last}:
+            for index in {*shown, last}:
                 place = f"{name}/token_{self._positions[index]}"
                 metrics[f"val_state/norm/{place}"] = layer.norm[index]
                 metrics[f"val_state/largest/{place}"] = layer.largest[index]
@@ -145,21 +144,15 @@ class StateHealth(Callback):
         return metrics
 
     def _measure_branches(self, check_stop: Callable[[], None]) -> dict[str, float]:
-        context = self._context
+        evaluator, batches = replace(self._context.evaluator, check_stop=check_stop), self._context.fixed_batches
 
         def loss_nats() -> float:
-            found = evaluate(
-                context.model,
-                context.fixed_batches,
-                source=context.source,
-                device=context.device,
-                precision=context.precision,
-                num_batches=len(context.fixed_batches),
-                check_stop=check_stop,
-                chunk_len=context.chunk_len,
-            )
-            return found.loss_nats
+            return evaluator.loss(batches, len(batches)).loss_nats
 
-        worth = added_nats(context.model, loss_nats, each_layer=self.branches == "each_layer")
+        worth = added_nats(evaluator.model, loss_nats, each_layer=self.branches == "each_layer")
         self._figures = self._figures | {"added_nats": worth}
-        return {f"val_added_nats/{branch}/{place}": n for place, found in worth.items() for branch, n in found.items()}
+        metrics = {}
+        for place, by_branch in worth.items():
+            for branch, nats in by_branch.items():
+                metrics[f"val_added_nats/{branch}/{place}"] = nats
+        return metrics

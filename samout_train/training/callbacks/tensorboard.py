@@ -1,7 +1,6 @@
-"""TensorBoard: scalars, the configuration as text, and hparams, all in the run's own event file."""
+"""Write for TensorBoard: scalars, the configuration as text, and hparams, all in the run's own event file."""
 
 import logging
-from functools import partial
 from itertools import count
 from typing import Annotated, Any
 
@@ -9,11 +8,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams, text
 
 from samout_train.config import NonNegative, Positive, validated
-from samout_train.data import SPECIAL_TOKENS
-from samout_train.evaluation import generate_tokens
 from samout_train.runtime import EventFile
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
-from samout_train.training.callbacks.samples import prompts_from, within_rows
+from samout_train.training.callbacks.samples import prompts_from
 
 log = logging.getLogger(__name__)
 LAYOUT = {
@@ -57,22 +54,24 @@ class TensorBoard(Callback):
         histogram_values: Annotated[int, NonNegative],
     ) -> None:
         self.sample_tokens, self.histogram_values = sample_tokens, histogram_values
-        self.generate = partial(
-            generate_tokens, temperature=temperature, top_k=top_k, banned_ids=range(len(SPECIAL_TOKENS))
-        )
+        self.temperature, self.top_k = temperature, top_k
         self._file: EventFile | None = None
         self._has_warned = False
 
     def on_start(self, context: RunContext) -> None:
         """Open the event file; points that a continued run makes again are removed from view."""
-        written_before = any(context.run_dir.glob("events.out.tfevents.*"))
-        self._file = EventFile(context.run_dir, purge_step=context.reported_step + 1 if written_before else None)
-        values = {key: str(value) if isinstance(value, bool) else value for key, value in context.settings.items()}
+        purge_step = None
+        if any(context.run_dir.glob("events.out.tfevents.*")):
+            purge_step = context.reported_step + 1
+        self._file = EventFile(context.run_dir, purge_step=purge_step)
+        values = dict(context.settings)
+        for key, value in values.items():
+            if isinstance(value, bool):
+                values[key] = str(value)
         _, start, self._end = hparams(values, dict.fromkeys(METRICS, 0.0))
-        self._model, self._vocabulary = context.model, context.source.vocabulary
+        self._evaluator, self._vocabulary = context.evaluator, context.source.vocabulary
         rows = context.source.validation
-        self._half_row = max(1, rows.seq_len // 2)
-        (self._prompt_ids,) = prompts_from(rows, 1, self._half_row)
+        (self._prompt_ids,) = prompts_from(rows, 1, max(1, rows.seq_len // 2))
         self._add(start)
         self._add(text("config", _code(context.config_text)), context.first_step)
         self._add(text("commit", context.commit or "not known"), context.first_step)
@@ -84,22 +83,29 @@ class TensorBoard(Callback):
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in report.metrics.items()]
         self._add(Summary(value=values), report.step)
         if self._vocabulary is not None and self.sample_tokens and "val/loss_nats" in report.metrics:
-            length, half_row = self.sample_tokens, self._half_row
-            ids = within_rows(self.generate, self._model, self._prompt_ids, length, half_row, count())
+            ids = self._evaluator.sample(
+                self._prompt_ids, self.sample_tokens, temperature=self.temperature, top_k=self.top_k, seeds=count()
+            )
             self._add(text("sample", _code(self._vocabulary.decode(ids))), report.step)
 
     def on_end(self, summary: dict[str, Any]) -> None:
         """Write the results and the weights, and that the run is finished, for the hparams tab."""
         step = summary["steps"]
-        results = [(name, value) for name in RESULTS if (value := summary.get(name)) is not None]
-        values = [Summary.Value(tag=f"hparam/{name}", simple_value=float(value)) for name, value in results]
+        values = []
+        for name in RESULTS:
+            if summary.get(name) is not None:
+                values.append(Summary.Value(tag=f"hparam/{name}", simple_value=float(summary[name])))
         self._add(Summary(value=values), step)
-        for name, parameter in self._model.named_parameters() if self.histogram_values else ():
+        if self.histogram_values:
+            self._add_weights(step)
+        self._add(self._end)
+
+    def _add_weights(self, step: int) -> None:
+        for name, parameter in self._evaluator.model.named_parameters():
             weights = parameter.detach().flatten()
             some = weights[:: max(1, weights.numel() // self.histogram_values)].float().cpu().clone()
             if some.isfinite().all():
                 self._add(histogram(f"weights/{name}", some.numpy(), BINS), step)
-        self._add(self._end)
 
     def on_close(self) -> None:
         """Close the event file."""
@@ -125,7 +131,8 @@ def _described(description: dict[str, object]) -> str:
     for key, value in description.items():
         if isinstance(value, list):
             lines.append(f"{key}: {len(value)}")
-            lines += ["  " + " ".join(str(part) for part in entry.values()) for entry in value]
+            for entry in value:
+                lines.append("  " + " ".join(map(str, entry.values())))
         else:
             lines.append(f"{key}: {value}")
     return _code("\n".join(lines))

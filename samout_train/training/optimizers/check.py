@@ -1,4 +1,4 @@
-"""An optimizer before step 1: whether it learns every parameter, and whether a checkpoint can hold its state.
+"""Check an optimizer before step 1: whether it learns every parameter, and whether a checkpoint can hold its state.
 
 Optimizers of torch are known to keep their state. Any other one is tried: two steps, with the state saved and loaded
 between them, must end where two steps without that end. The weights and the random states are put back.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from samout_train.checkpoint import is_usual, load_optimizer, serialised
 from samout_train.models import ParallelModel
-from samout_train.runtime import read_tensor_file
+from samout_train.runtime import is_out_of_memory, read_tensor_file
 
 Build = Callable[[nn.Module], torch.optim.Optimizer]
 MOST_NAMES = 8
@@ -45,21 +45,26 @@ def checked_optimizer(build: Build, shared: ParallelModel) -> tuple[torch.optim.
 
 
 def _check_groups(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    groups = getattr(optimizer, "param_groups", None)
-    is_list = isinstance(groups, list | tuple) and len(groups) > 0
-    if not is_list or not all(isinstance(group, dict) and {"params", "lr"} <= group.keys() for group in groups or ()):
+    if not _has_groups(optimizer):
         raise ValueError(
             f"optimizer: {type(optimizer).__name__} has no param_groups that are dictionaries with params and lr, by "
             "which the schedule sets its rates: give it these, those of all optimizers that it is made of"
         )
-    times = Counter(id(parameter) for group in groups or () for parameter in group["params"])
-    names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if twice := [name for name, parameter in names.items() if times[id(parameter)] > 1]:
+    times: Counter[int] = Counter()
+    for group in optimizer.param_groups:
+        times.update(map(id, group["params"]))
+    twice, left_out = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and times[id(parameter)] > 1:
+            twice.append(name)
+        if parameter.requires_grad and times[id(parameter)] == 0:
+            left_out.append(name)
+    if twice:
         raise ValueError(
             f"optimizer: these parameters are in more than one group, and would be updated twice a step: "
             f"{_listed(twice)}. Put each into one group"
         )
-    if left_out := [name for name, parameter in names.items() if not times[id(parameter)]]:
+    if left_out:
         log.warning(
             "optimizer   these parameters are in none of its groups, and are never learned: %s. Put them into a group, "
             "or freeze them with requires_grad_(False)",
@@ -67,8 +72,15 @@ def _check_groups(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         )
 
 
+def _has_groups(optimizer: Any) -> bool:
+    groups = getattr(optimizer, "param_groups", None)
+    if not isinstance(groups, list | tuple) or not groups:
+        return False
+    return all(isinstance(group, dict) and {"params", "lr"} <= group.keys() for group in groups)
+
+
 def _stateful_keys(build: Build, shared: ParallelModel) -> frozenset[str]:
-    """Tries an optimizer; returns the keys of groups that its step changes."""
+    """Try an optimizer; return the keys of groups that its step changes."""
     parameters = [parameter for parameter in shared.model.parameters() if parameter.requires_grad]
     with _put_back(parameters):
         with _told("a step"):
@@ -76,10 +88,7 @@ def _stateful_keys(build: Build, shared: ParallelModel) -> frozenset[str]:
             rates = [group["lr"] for group in first.param_groups]
             before = [_entries(group) for group in first.param_groups]
             _step(first, parameters, rates, 1.0)
-        after = [_entries(group) for group in first.param_groups]
-        keys = frozenset(
-            key for old, new in zip(before, after, strict=True) for key in new if not _equal(old.get(key), new[key])
-        )
+        keys = _changed_keys(before, first)
         with _told("state_dict()"):
             state = first.state_dict()
         if shared.is_sharded:
@@ -107,8 +116,18 @@ def _stateful_keys(build: Build, shared: ParallelModel) -> frozenset[str]:
     return keys
 
 
+def _changed_keys(before: Sequence[dict[str, Any]], optimizer: torch.optim.Optimizer) -> frozenset[str]:
+    """Return the keys that an optimizer's groups have now with another value than before."""
+    changed = set()
+    for old, group in zip(before, optimizer.param_groups, strict=True):
+        for key, value in _entries(group).items():
+            if not _equal(old.get(key), value):
+                changed.add(key)
+    return frozenset(changed)
+
+
 def _as_read(optimizer: torch.optim.Optimizer, state: Any) -> Any:
-    """A state as a checkpoint gives it back."""
+    """Return a state as a checkpoint gives it back."""
     try:
         return read_tensor_file(io.BytesIO(serialised({"optimizer": state})))["optimizer"]
     except Exception as error:
@@ -120,18 +139,27 @@ def _as_read(optimizer: torch.optim.Optimizer, state: Any) -> Any:
 
 
 def _refuse_unsharded(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """The shards of a state are told apart by the number of their parameter and a name."""
-    is_plain = is_usual(state) and all(
-        isinstance(index, int) and isinstance(parts, Mapping) and all(isinstance(name, str) for name in parts)
-        for index, parts in state["state"].items()
-    )
-    if not is_plain:
+    """Refuse a state whose shards cannot be told apart by the number of their parameter and a name."""
+    if not _has_numbers_and_names(state):
         raise ValueError(
             f"trainer.parallel=fsdp: the state_dict() of {type(optimizer).__name__} is not that of a torch optimizer, "
             "so its shards cannot be saved: take trainer.parallel=ddp"
         )
-    rest = {i: {k: v for k, v in parts.items() if not isinstance(v, Tensor)} for i, parts in state["state"].items()}
+    rest: dict[int, dict[str, Any]] = {}
+    for index, parts in state["state"].items():
+        rest[index] = {name: part for name, part in parts.items() if not isinstance(part, Tensor)}
     _as_read(optimizer, {**state, "state": rest})
+
+
+def _has_numbers_and_names(state: Any) -> bool:
+    if not is_usual(state):
+        return False
+    for index, parts in state["state"].items():
+        if not isinstance(index, int) or not isinstance(parts, Mapping):
+            return False
+        if not all(isinstance(name, str) for name in parts):
+            return False
+    return True
 
 
 def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], rates: list[Any], factor: float) -> None:
@@ -157,7 +185,7 @@ def _put_back(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Return the error of a user's own code in a sentence."""
+    """Report the error of a user's own code in a sentence."""
     try:
         yield
     except Exception as error:
@@ -167,7 +195,7 @@ def _told(what: str) -> Iterator[None]:
 
 
 def _let_pass(error: Exception) -> None:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         raise error
 
 
@@ -182,11 +210,15 @@ def _set(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def _entries(group: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value.clone() if isinstance(value, Tensor) else value
-        for key, value in group.items()
-        if key not in ("params", "lr")
-    }
+    """Return copies of what a group holds beside its parameters and its rate."""
+    entries = {}
+    for key, value in group.items():
+        if key in ("params", "lr"):
+            continue
+        if isinstance(value, Tensor):
+            value = value.clone()
+        entries[key] = value
+    return entries
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -196,5 +228,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
+    listed = ", ".join(names[:MOST_NAMES])
+    if len(names) > MOST_NAMES:
+        listed += f" and {len(names) - MOST_NAMES} more"
+    return listed

@@ -1,0 +1,199 @@
+"""Screening: which runs there are, which models are chosen, and what is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samout_train.cli import compare
+from samout_train.config import CONF, ConfigError, compose_config
+from samout_train.experiments import Plan, candidates, read_record, screening_of, screening_problems
+from samout_train.experiments.compare.page import html, markdown, summary_lines
+from samout_train.experiments.compare.plan import Candidate, labelled, record_screening
+from samout_train.experiments.compare.results import comparisons_of
+from samout_train.experiments.compare.runs import read_run, told_apart
+from samout_train.experiments.compare.screening import Screening, screening_table
+from samout_train.training import checked_config
+from tests.support.comparison import make_run
+
+CONFIG: dict[str, Any] = {
+    "optimizer": {"lr": 1.0},
+    "trainer": {"max_steps": 20, "max_epochs": None, "max_seconds": None},
+    "data": {"budget_steps": 2000},
+    "callbacks": {"lengths": {"times": [1, 4]}},
+}
+LOSSES: dict[str, dict[float, float | None]] = {
+    "a": {1e-3: 2.0, 3e-3: 1.5, 1e-2: 1.8},
+    "b": {1e-3: 1.6, 3e-3: None, 1e-2: 1.4},
+    "c": {1e-3: None, 3e-3: None, 1e-2: None},
+    "d": {1e-3: 2.5, 3e-3: 2.4, 1e-2: 2.6},
+}
+SHORT = ("trainer.max_steps=5", "callbacks.lengths.times=[]")
+
+
+def plan(folder: Path, screening: Screening | None, labels: str = "ab") -> Plan:
+    models = [Candidate(label, (f"model={label}", "trainer.max_steps=20"), None, CONFIG, "text") for label in labels]
+    return Plan(folder, models, [1e-3, 3e-3], seed=4, num_seeds=2, screening=screening)
+
+
+def test_the_runs_of_both_stages_are_these(tmp_path: Path) -> None:
+    asked = plan(tmp_path, Screening(5, 1))
+    assert [(job.name, job.words) for job in asked.choosing()] == [
+        ("a-lr0.001-screening-seed4", ("model=a", "trainer.max_steps=20", *SHORT, "optimizer.lr=0.001", "seed=4")),
+        ("a-lr0.003-screening-seed4", ("model=a", "trainer.max_steps=20", *SHORT, "optimizer.lr=0.003", "seed=4")),
+        ("b-lr0.001-screening-seed4", ("model=b", "trainer.max_steps=20", *SHORT, "optimizer.lr=0.001", "seed=4")),
+        ("b-lr0.003-screening-seed4", ("model=b", "trainer.max_steps=20", *SHORT, "optimizer.lr=0.003", "seed=4")),
+    ]
+    assert [(job.name, job.words) for job in asked.counting({"b": 3e-3})] == [
+        ("b-lr0.003-seed5", ("model=b", "trainer.max_steps=20", "optimizer.lr=0.003", "seed=5")),
+        ("b-lr0.003-seed6", ("model=b", "trainer.max_steps=20", "optimizer.lr=0.003", "seed=6")),
+    ]
+    assert asked.lines()[-1] == (
+        f"at most 6 runs in {tmp_path}: 4 of 5 steps to screen (seed 4), at most 2 that count (seeds 5 to 6)"
+    )
+    one_rate = Plan(tmp_path, asked.candidates, [1e-3], seed=4, num_seeds=2, screening=Screening(5, 1))
+    assert len(one_rate.choosing()) == 2
+
+
+def test_the_seed_of_the_screening_is_none_of_those_that_count(tmp_path: Path) -> None:
+    entries = plan(tmp_path, Screening(5, 1)).entries()
+    assert {entry.seed for entry in entries.values() if entry.screening} == {4}
+    assert {entry.seed for entry in entries.values() if entry.counts} == {5, 6}
+    assert len(entries) == 2 * 2 * 3 and not any(entry.counts for entry in entries.values() if entry.screening)
+
+
+@pytest.mark.parametrize(
+    ("finalists", "always", "chosen"),
+    [
+        (1, (), ["b"]),
+        (2, (), ["a", "b"]),
+        (1, ("d",), ["b", "d"]),
+        (1, ("b",), ["b"]),
+        (1, ("c",), ["b"]),  # no run of c came to a loss
+        (9, (), ["a", "b", "d"]),
+        (None, (), ["a", "b", "d"]),
+    ],
+)
+def test_the_models_with_the_lowest_loss_and_those_always_there_are_chosen(
+    finalists: int | None, always: tuple[str, ...], chosen: list[str]
+) -> None:
+    assert Screening(5, finalists, always).chosen(LOSSES) == chosen
+
+
+def test_the_table_marks_the_best_rate_the_edge_and_who_was_chosen() -> None:
+    table = screening_table(Screening(500, 1, ("d",)), LOSSES)
+    assert table["head"] == ["model", "lr 0.001", "lr 0.003", "lr 0.01", "best rate", "trained in full"]
+    rows = []
+    for row in table["rows"]:
+        cells = [cell["text"] + "*" * cell["best"] for cell in row["cells"]]
+        rows.append((row["label"], *cells, row["rate"], row["fate"]))
+    assert rows == [
+        ("b", "1.600", "failed", "1.400*", "0.01 (edge)", "yes"),
+        ("a", "2.000", "1.500*", "1.800", "0.003", "no"),
+        ("d", "2.500", "2.400*", "2.600", "0.003", "always"),
+        ("c", "failed", "failed", "failed", "", "no: no run came to a loss"),
+    ]
+    two_rates = screening_table(Screening(5), {"a": {1e-3: 1.0, 3e-3: 2.0}})
+    assert two_rates["rows"][0]["rate"] == "0.001"  # of two, one is always at the edge
+
+
+def screened(folder: Path) -> Plan:
+    """A comparison of a and b, of which the screening chose a."""
+    asked = plan(folder, Screening(5, 1))
+    asked.write({"match": None})
+    for name, entry in asked.entries().items():
+        if entry.screening or (entry.label == "a" and entry.rate == 3e-3):
+            loss = 2.0 + (entry.label == "b") - 100 * entry.rate - 0.5 * entry.counts
+            run_dir = make_run(folder / "made", entry.label, entry.rate, entry.seed, loss, data="text")
+            run_dir.rename(folder / name)
+    return asked
+
+
+@pytest.mark.slow
+def test_page_record_and_terminal_show_the_screening(tmp_path: Path) -> None:
+    asked = screened(tmp_path)
+    runs = [read_run(tmp_path / name) for name in asked.entries() if (tmp_path / name).exists()]
+    (comparison,) = comparisons_of(runs)
+    losses = comparison.screening_losses
+    assert {label: list(by_rate) for label, by_rate in losses.items()} == {"a": [1e-3, 3e-3], "b": [1e-3, 3e-3]}
+    record_screening(tmp_path, losses, ["a"])
+    record = read_record(tmp_path)
+    assert record["screened"]["a"]["trained_in_full"] is True and record["screened"]["b"]["trained_in_full"] is False
+    assert record["screened"]["a"]["best_rate"] == 3e-3 and list(record["screened"]["b"]["losses"]) == [
+        "0.001",
+        "0.003",
+    ]
+    assert [one.label for one in comparison.ranked] == ["a"] and comparison.ranked[0].counted[0].seed == 5
+    told = "\n".join(summary_lines(comparison, record))
+    assert "Screening: 5 steps" in told and "Not trained in full after them" in told and told.count("*") == 2
+    page = html([comparison], record, {})
+    assert "<h2>Screening: 5 steps</h2>" in page and "<strong>1.700</strong>" in page and "<h3>Screening</h3>" in page
+    text = markdown([comparison], record, {}, {})
+    assert "| a | 1.900 | **1.700** | 0.003 | yes |" in text and "| b | 2.900 | **2.700** | 0.003 | no |" in text
+    assert {run.label for run in told_apart(runs)} == {"a", "b"}
+
+
+def test_a_comparison_is_continued_with_the_same_screening_only(tmp_path: Path) -> None:
+    plan(tmp_path, Screening(5, 1, ("b",))).write({})
+    assert plan(tmp_path, Screening(5, 1, ("b",))).problems() == []
+    has = f"the comparison in {tmp_path} has"
+    assert plan(tmp_path, Screening(6, 2, ("b",))).problems() == [
+        f"screen_steps=6: {has} 5: give another run_dir",
+        f"finalists=2: {has} 1: give another run_dir",
+    ]
+    assert len(plan(tmp_path, None).problems()) == 3
+    plan(tmp_path / "without", None).write({})
+    assert plan(tmp_path / "without", None).problems() == []
+    assert "has null" in plan(tmp_path / "without", Screening(5)).problems()[0]
+
+
+def test_wrong_combinations_are_told_by_key() -> None:
+    assert screening_of(None, None, []) == (None, [])
+    assert screening_of(5, 2, ["a"]) == (Screening(5, 2, ("a",)), [])
+    for given, key in (((None, 2, []), "finalists=2:"), ((5, None, ["a"]), "always=")):
+        screening, found = screening_of(*given)
+        assert screening is None and len(found) == 1 and str(found[0]).startswith(key)
+    of = {"a": CONFIG, "b": CONFIG}
+    assert screening_problems(Screening(5, 1, ("b",)), of, [1e-3]) == []
+    assert screening_problems(Screening(5), of, [1e-3, 3e-3]) == []
+    (unknown,) = screening_problems(Screening(5, 1, ("e",)), of, [1e-3])
+    assert str(unknown).startswith("always=e: no such model") and "there are a, b" in str(unknown)
+    (nothing,) = screening_problems(Screening(5), of, [1e-3])
+    assert str(nothing).startswith("screen_steps=5: one learning rate and no finalists")
+    (long,) = screening_problems(Screening(20, 1), of, [1e-3])
+    assert str(long).startswith("screen_steps=20: the full runs have 20 steps")
+    by_time = CONFIG | {"trainer": {"max_steps": None, "max_epochs": None, "max_seconds": 60}}
+    assert screening_problems(Screening(9000, 1), {"a": by_time}, [1e-3]) == []
+
+
+def test_a_label_may_have_several_overrides() -> None:
+    assert labelled({"v8": [], "deep, wide": ["model=v8", "model.num_layers=12"]}) == {
+        "v8": ["model=v8"],
+        "deep, wide": ["model=v8", "model.num_layers=12"],
+    }
+    with pytest.raises(ConfigError, match="models: v8: 3: must be an override"):
+        labelled({"v8": [3]})
+
+
+def test_an_experiment_that_is_a_comparison_is_not_for_train(capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = checked_config(["experiment=maxplus_ablation"])
+    assert list(map(str, found)) == [
+        "experiment=maxplus_ablation: is a comparison of models: write samout-train compare experiment=maxplus_ablation"
+    ]
+    composed = compose_config(["experiment=maxplus_ablation"], config_name="compare")
+    settings = composed.config
+    assert (settings["screen_steps"], settings["finalists"], settings["seeds"]) == (500, 4, 3)
+    assert settings["lr"] == [1e-3, 3e-3, 8e-3] and len(settings["models"]) == 21 and "gru" in settings["always"]
+    assert compare.compare(["experiment=maxplus_ablation", "models=[maxplus,v9]"]) == 2
+    assert "v9: model=v9: no such option" in capsys.readouterr().err
+
+
+@pytest.mark.nightly
+def test_every_model_of_an_ablation_can_be_built(shared: Path) -> None:
+    text = f"data.path={shared / 'data' / 'tinyshakespeare.txt'}"
+    for path in (CONF / "experiment").glob("*.yaml"):
+        made = compose_config([f"experiment={path.stem}"]).config.get("compare")
+        if made is not None:
+            found = candidates(made["models"], [f"experiment={path.stem}", text], None)
+            assert [one.label for one in found] == list(made["models"])
+            assert all("compare" not in one.config for one in found)

@@ -1,0 +1,56 @@
+"""Out of memory is recognised by the errors that torch, numpy and Python raise."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from samout_train.runtime import is_out_of_memory
+
+ALLOCATIONS: dict[str, Callable[[], object]] = {
+    "torch's allocator": lambda: torch.empty(10**15),
+    "a layer": lambda: torch.nn.Linear(10**9, 10**9),
+    "a product": lambda: torch.ones(2**25, 1) @ torch.ones(1, 2**25),
+    "more bytes than 64 bits count": lambda: torch.empty(2**62),
+    "more elements than 64 bits count": lambda: torch.empty(2**40, 2**40),
+    "numpy's": lambda: np.empty(10**15),
+    "Python's": lambda: bytes(10**17),
+}
+OTHERS: dict[str, Callable[[], object]] = {
+    "shapes": lambda: torch.ones(2, 3) @ torch.ones(2, 3),
+    "a number that fp16 cannot hold": lambda: torch.zeros(1, dtype=torch.half).masked_fill(torch.tensor([True]), -1e9),
+    "a view of other strides": lambda: torch.ones(2, 3).t().view(6),
+    "a division": lambda: 1 // 0,
+}
+
+
+def raised_by(run: Callable[[], object]) -> Exception:
+    with pytest.raises(Exception) as caught:
+        run()
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ALLOCATIONS)
+def test_failed_allocations_are_recognised(name: str) -> None:
+    assert is_out_of_memory(raised_by(ALLOCATIONS[name]))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_errors_are_not(name: str) -> None:
+    assert not is_out_of_memory(raised_by(OTHERS[name]))
+
+
+def test_what_a_gpu_raises_is_recognised_by_type_or_words() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    for words in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "MPS backend out of memory (MPS allocated: 18.00 GB)",
+    ):
+        assert is_out_of_memory(RuntimeError(words))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_words_of_other_kinds_of_errors_do_not_count() -> None:
+    assert not is_out_of_memory(ValueError("the paper is named out of memory"))
