@@ -71,6 +71,7 @@ from .saved import (
 )
 from .signature import (
     MISSING as MISSING,
+    accepted_by as accepted_by,
     check_call as check_call,
     missing as missing,
     mistakes_in_call as mistakes_in_call,

@@ -108,6 +108,14 @@ def _not_taken(path: str, target: Callable[..., Any], name: str, called: str) ->
     return Problem(f"{path}._target_", text=text, fix=fix)
 
 
+def accepted_by(function: Callable[..., Any]) -> dict[str, str]:
+    """Return what each argument of a class or function accepts, in the words of messages; empty for anything."""
+    found = {}
+    for name, annotation in _hints(function).items():
+        found[name] = _mismatch(object(), annotation) or ""
+    return found
+
+
 def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
     """`did you mean ...?`, or a list of what there is.
 

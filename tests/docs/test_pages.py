@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from dataclasses import dataclass
@@ -99,6 +100,11 @@ def test_each_link_leads_somewhere(page: str) -> None:
         assert path.is_file(), target
         headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.M) if anchor else []
         assert not anchor or anchor in [re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in headings]
+
+
+def test_the_reference_of_the_configuration_is_up_to_date() -> None:
+    command = [sys.executable, "scripts/write_reference.py", "--check"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0, "run: python scripts/write_reference.py"
 
 
 def test_the_readme_is_short() -> None:
