@@ -32,7 +32,7 @@ HEAD = """\
 # Configuration
 
 Every key with its default, what it accepts, and its meaning. `scripts/write_reference.py` writes this page from `conf/`
-and from the signatures of what its files build. A key is set with `key=value`; an option of a group with `group=option`.
+and from the signatures of what its files build. A key is set with `key=value`, an option with `group=option`.
 """
 
 

@@ -38,6 +38,7 @@ AT_NIGHT = (
 SHORTER = {
     "steps=20 kills=5": "steps=4 kills=1 model.hidden_size=48 data.batch_size=8",
     "trials=6": "trials=2",
+    "screen_steps=20": "screen_steps=2",
     "data.seq_len=16384": "data.seq_len=2048",
     "lr=[1e-3,3e-3]": "lr=[1e-3]",
     "reproduce experiment=hello_cell": "reproduce experiment=hello_cell steps=20",
