@@ -1,6 +1,6 @@
 """Decoding V8 and a Transformer of equal size: time of a token by its place, and against running the prefix again.
 
-    python scripts/bench_decode.py [--device cpu] [--out docs/decode.png]
+    python scripts/bench_decode.py [--device cpu] [--out docs/img/decode.png]
 
 One process, the two models interleaved, medians. Prints tables, draws them, and writes the figures as JSON beside the
 picture.
@@ -147,7 +147,7 @@ def main() -> None:
     """Measures, prints, draws."""
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--device", default="cpu")
-    arguments.add_argument("--out", type=Path, default=Path("docs/decode.png"))
+    arguments.add_argument("--out", type=Path, default=Path("docs/img/decode.png"))
     given = arguments.parse_args()
     device = torch.device(given.device)
     keep_freed_memory()

@@ -1,6 +1,6 @@
 """The fused mixers against the published formulation, both from their packed projections and in the same precision.
 
-    python scripts/bench_scan.py [--device cpu] [--out docs/scan.png] [--rounds 7]
+    python scripts/bench_scan.py [--device cpu] [--out docs/img/scan.png] [--rounds 7]
 
 Checks that both compute the same, then times them in one process: blocks of a few calls take turns, so that each finds
 its own data in the caches, and medians are taken over all calls but the first of a block. The share of the machine's
@@ -178,7 +178,7 @@ def main() -> None:
     """Measures, prints, draws, writes."""
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--device", default="cpu")
-    arguments.add_argument("--out", type=Path, default=Path("docs/scan.png"))
+    arguments.add_argument("--out", type=Path, default=Path("docs/img/scan.png"))
     arguments.add_argument("--rounds", type=int, default=7)
     given = arguments.parse_args()
     device = torch.device(given.device)

@@ -1,6 +1,6 @@
 """Training: the project's step against the published program, and V8 against a Transformer of equal size by length.
 
-    python scripts/bench_train.py [--device cpu] [--out docs/train.png] [--rounds 3]
+    python scripts/bench_train.py [--device cpu] [--out docs/img/train.png] [--rounds 3]
 
 One process, interleaved, medians. The published program is an eager float32 loop over the published formulation of V8,
 written here in torch's operations, its heads included. Both begin with the same weights and batches, and their losses
@@ -264,7 +264,7 @@ def main() -> None:
     """Measures, prints, draws, writes."""
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--device", default="cpu")
-    arguments.add_argument("--out", type=Path, default=Path("docs/train.png"))
+    arguments.add_argument("--out", type=Path, default=Path("docs/img/train.png"))
     arguments.add_argument("--rounds", type=int, default=3, help="of the large vocabulary and of each length")
     given = arguments.parse_args()
     device = torch.device(given.device)

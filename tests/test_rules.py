@@ -175,7 +175,7 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
         lines = text.read_text("utf-8").splitlines()
         jsonl.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), "utf-8")
     if option == "shards" and not (folder := text.with_suffix(".shards")).exists():
-        assert tokenize.main([f"path={text}", f"out={folder}", "vocabulary=bytes", "jobs=1"]) == 0
+        assert tokenize.tokenize([f"path={text}", f"out={folder}", "vocabulary=bytes", "jobs=1"]) == 0
     files = {"text": text, "jsonl": jsonl, "shakespeare": shared / "data" / "tinyshakespeare.txt"}
     composed = compose_config([f"{group}={option}"])
     chosen = composed.config

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from samout_train.cli.request import Request, answered, settings_of, with_train_keys
+from samout_train.cli.request import Request
+from samout_train.cli.verb import verb
 from samout_train.config import ConfigError, Positive, Seeds, key_of, nearest
 from samout_train.runtime import list_setting, place_problem, shell_word, text_setting, typed_line
 
@@ -20,8 +21,9 @@ IN_EXPERIMENT = ("models", "lr", "seeds", "screen_steps", "finalists", "always")
 Node = dict[str, Any]
 
 
-@with_train_keys
-def keys(
+@verb
+def compare(
+    request: Request,
     *,
     models: Any,
     match: str | None,
@@ -33,27 +35,16 @@ def keys(
     jobs: Annotated[int, Positive],
     runs: list[str] | None,
     compare: Node | None = None,
-) -> None:
-    """The keys of compare.yaml; only its signature is used."""
-
-
-def main(words: list[str]) -> int:
-    """Compares.
-
-    Args:
-        words: The command line behind the verb.
+    **train: Any,
+) -> int:
+    """Says whether one model is better than another, and whether that is more than noise.
 
     Returns:
         The exit code: 0 done, 1 a run failed, 2 the request was wrong, 130 or 143 stopped by a signal.
     """
-    return answered(words, "compare", keys, _compare)
-
-
-def _compare(words: list[str]) -> int:
-    composed, request = settings_of(words, "compare", keys), Request(words, "compare")
-    settings, gets_new_directory = composed.config, "run_dir" in composed.named_by_time
+    settings, gets_new_directory = request.settings, request.is_named_by_time("run_dir")
     if found := _wrong_experiment(settings):
-        raise ConfigError("\n".join(found))
+        raise ConfigError(*found)
     if (settings["models"] is None) == (settings["runs"] is None):
         raise ConfigError("say what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]")
     if not isinstance(settings["models"], str | list | dict | None):
@@ -72,7 +63,7 @@ def _compare(words: list[str]) -> int:
         plan = replace(plan, folder=new_directory(plan.folder))
     with locked(plan.folder):
         if found := plan.problems():  # another comparison may have ended in it since it was checked
-            raise ConfigError("\n".join(found))
+            raise ConfigError(*found)
         plan.write(_asked(settings, request))
         for line in plan.lines():
             print(line, flush=True)
@@ -115,7 +106,7 @@ def _plan(settings: Node, request: Request) -> "Plan":
         raise ConfigError(*found)
     shared = [word for word in request.overrides if key_of(word) not in OWN]
     if decided := decided_problems(shared):
-        raise ConfigError("\n".join(decided))
+        raise ConfigError(*decided)
     match, folder = settings["match"], Path(settings["run_dir"])
     models = candidates(
         _models(settings),
@@ -135,7 +126,7 @@ def _plan(settings: Node, request: Request) -> "Plan":
             raise ConfigError(*wrong)
     plan = Plan(folder, models, rates, settings["seed"], settings["seeds"], flags, screening)
     if taken := plan.problems():
-        raise ConfigError("\n".join(taken))
+        raise ConfigError(*taken)
     return plan
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from samout_train.cli.request import Request, answered, settings_of
+from samout_train.cli.request import Request
+from samout_train.cli.verb import verb_with_own_words
 from samout_train.config import ConfigError, DeviceName, Positive, Threads
 from samout_train.runtime import in_words, is_full
 
@@ -22,7 +23,9 @@ MOST_TOKENS = 65536  # of the run's own validation split at each length, where m
 LONGEST_NAME = 60  # of the part of a folder's name that says how was measured
 
 
-def keys(
+@verb_with_own_words("data")
+def evaluate(
+    request: Request,
     *,
     run: str,
     lengths: list[Annotated[int, Positive]] | None,
@@ -31,23 +34,12 @@ def keys(
     device: DeviceName,
     kernels: Literal["auto", "reference", "fused"],
     threads: Annotated[int, Threads] | None,
-) -> None:
-    """The keys of evaluate.yaml; only its signature is used."""
-
-
-def main(words: list[str]) -> int:
-    """Evaluates.
-
-    Args:
-        words: The command line behind the verb.
+) -> int:
+    """Says what a model loses past the length that it was trained at.
 
     Returns:
         The exit code: 0 done, 1 a checkpoint is damaged, 2 the request was wrong, 130 interrupted.
     """
-    return answered(words, "evaluate", keys, _evaluate)
-
-
-def _evaluate(words: list[str]) -> int:
     from samout_train.checkpoint import evaluation_data, load_run
     from samout_train.evaluation import Evaluator
     from samout_train.models import sees_future
@@ -55,36 +47,33 @@ def _evaluate(words: list[str]) -> int:
     from samout_train.runtime import choose_device, keep_freed_memory, use_threads
     from samout_train.training import DATA_SETTINGS, data_problems
 
-    of_data = [word for word in words if word.lstrip("+").startswith(("data=", "data."))]
-    settings = settings_of([word for word in words if word not in of_data], "evaluate", keys).config
-    device = choose_device(settings["device"])
-    if device.type == "cpu":
+    of_data, on = request.own_words, choose_device(device)
+    if on.type == "cpu":
         keep_freed_memory()
-    use_kernels(settings["kernels"])
-    use_threads(settings["threads"])
-    loaded = load_run(settings["run"])
-    config_dirs = Request(words, "evaluate").config_dirs
+    use_kernels(kernels)
+    use_threads(threads)
+    loaded = load_run(run)
     name, source, whole = evaluation_data(
         loaded,
         of_data,
-        settings["lengths"],
+        lengths,
         data_problems=data_problems,
         loop_keys=DATA_SETTINGS,
-        config_dirs=config_dirs,
+        config_dirs=request.config_dirs,
     )
     if source.chance is None and sees_future(loaded.model):
         raise ConfigError("this model sees the whole sequence, so that it has no loss by position to go on with")
-    _refuse_lengths(source, settings["lengths"], source.train.seq_len if whole is None else whole.seq_len)
-    evaluator = Evaluator(loaded.model.to(device), source, device, "fp32")
+    _refuse_lengths(source, lengths, source.train.seq_len if whole is None else whole.seq_len)
+    evaluator = Evaluator(loaded.model.to(on), source, on, "fp32")
     run_dir = loaded.checkpoint.parent.parent
-    folder = run_dir / "evaluate" / _place(name, loaded.checkpoint, settings, of_data, whole)
-    print(f"{loaded.checkpoint}, after step {loaded.step}, on {name}, {device}", flush=True)
+    folder = run_dir / "evaluate" / _place(name, loaded.checkpoint, request.settings, of_data, whole)
+    print(f"{loaded.checkpoint}, after step {loaded.step}, on {name}, {on}", flush=True)
     try:
         if source.chance is not None:
             _accuracies(evaluator, loaded.step, folder)
         else:
             about = {} if whole is None else _measured_whole(evaluator, run_dir, whole)
-            _losses(evaluator, settings, about, step=loaded.step, folder=folder)
+            _losses(evaluator, request.settings, about, step=loaded.step, folder=folder)
     except OSError as error:
         place = folder if error.filename is None or Path(error.filename).is_relative_to(folder) else None
         fix = "make it writable, or copy the run" if place and not is_full(error) else None

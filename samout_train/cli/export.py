@@ -3,38 +3,27 @@
 import sys
 from typing import TYPE_CHECKING, Literal
 
-from samout_train.cli.request import answered, settings_of
+from samout_train.cli.verb import verb
 
 if TYPE_CHECKING:
     from samout_train.checkpoint import Exported
 
 
-def keys(*, run: str, format: Literal["safetensors", "published"], out: str | None) -> None:
-    """The keys of export.yaml; only its signature is used."""
-
-
-def main(words: list[str]) -> int:
-    """Exports.
-
-    Args:
-        words: The command line behind the verb.
+@verb
+def export(*, run: str, format: Literal["safetensors", "published"], out: str | None) -> int:
+    """Writes a run's weights for other programs, with configuration and vocabulary beside them.
 
     Returns:
         The exit code: 0 done, 1 a checkpoint is damaged or the disk did not take it, 2 the request was wrong.
     """
-    return answered(words, "export", keys, _export)
-
-
-def _export(words: list[str]) -> int:
     from samout_train.checkpoint import ExportError, export_run
 
-    settings = settings_of(words, "export", keys).config
     try:
-        exported = export_run(settings["run"], format=settings["format"], out=settings["out"])
+        exported = export_run(run, format=format, out=out)
     except ExportError as error:
         print(error, file=sys.stderr)
         return 1
-    _print(exported, settings["format"])
+    _print(exported, format)
     return 0
 
 

@@ -2,10 +2,11 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from itertools import tee
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
-from samout_train.cli.request import answered, settings_of
+from samout_train.cli.verb import verb
 from samout_train.config import DeviceName, NonNegative, Positive, Seed, Threads, TopShare
 from samout_train.runtime import home_path, input_as_utf_8, lost_output, text_of_word
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from samout_train.evaluation import Timed
 
 
-def keys(
+@verb
+def generate(
     *,
     run: str,
     prompt: str,
@@ -35,69 +37,80 @@ def keys(
     device: DeviceName,
     kernels: Literal["auto", "reference", "fused"],
     threads: Annotated[int, Threads] | None,
-) -> None:
-    """The keys of generate.yaml; only its signature is used."""
-
-
-def main(words: list[str]) -> int:
-    """Generates.
-
-    Args:
-        words: The command line behind the verb.
+) -> int:
+    """Continues a text with a trained model, token by token from its carried state.
 
     Returns:
         The exit code: 0 done, 1 a checkpoint is damaged, 2 the request was wrong, 130 interrupted.
     """
-    return answered(words, "generate", keys, _generate)
-
-
-def _generate(words: list[str]) -> int:
     from samout_train.checkpoint import load_run
     from samout_train.data import SPECIAL_TOKENS
-    from samout_train.evaluation import Timed, generate_samples, text_of
+    from samout_train.evaluation import Timed, generate_samples
     from samout_train.ops import use_kernels
     from samout_train.runtime import choose_device, keep_freed_memory, use_threads
 
-    settings = dict(settings_of(words, "generate", keys).config)
-    device = choose_device(settings.pop("device"))
-    if device.type == "cpu":
+    on = choose_device(device)
+    if on.type == "cpu":
         keep_freed_memory()
-    use_kernels(settings.pop("kernels"))
-    use_threads(settings.pop("threads"))
-    loaded = load_run(settings.pop("run"))
+    use_kernels(kernels)
+    use_threads(threads)
+    loaded = load_run(run)
     if loaded.vocabulary is None:
         raise ValueError(f"{loaded.checkpoint} was trained on ids that are no text: there is nothing to generate")
-    given, stop = settings.pop("prompt"), settings.pop("stop")
-    prompt = _read(given, loaded.line_ends)
+    text = _read(prompt, loaded.line_ends)
     stop = stop and text_of_word(stop)
-    num_samples, seed = settings.pop("num_samples"), settings.pop("seed")
-    prompt_ids, banned_ids = _encoded(loaded.vocabulary, prompt, given), range(len(SPECIAL_TOKENS))
-    _refuse_too_many(loaded, len(prompt_ids), num_samples, settings["max_new_tokens"], device)
-    model, timed = loaded.model.to(device), Timed()
-    rows = generate_samples(model, prompt_ids, num_samples=num_samples, seed=seed, banned_ids=banned_ids, **settings)
-    # Side by side: the first is written as it comes, the others have been made meanwhile.
-    for number, column in enumerate(tee(timed(rows), num_samples)):
-        if num_samples > 1:
-            print(f"sample {number + 1}", file=sys.stderr)
-        sys.stdout.write(prompt)
-        ids = (row[number] for row in column)
-        for piece in text_of(loaded.vocabulary, ids, stop=stop):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-            if lost_output() is not None:  # nobody reads on
-                return 0
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-    print(f"{_speed(timed, len(prompt_ids), num_samples)}, on {device}", file=sys.stderr)
+    prompt_ids = _encoded(loaded.vocabulary, text, prompt)
+    _refuse_too_many(loaded, len(prompt_ids), num_samples, max_new_tokens, on)
+    timed = Timed()
+    rows = generate_samples(
+        loaded.model.to(on),
+        prompt_ids,
+        num_samples=num_samples,
+        seed=seed,
+        banned_ids=range(len(SPECIAL_TOKENS)),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    if not _write(text, timed(rows), loaded.vocabulary, num_samples=num_samples, stop=stop):
+        return 0
+    print(f"{_speed(timed, len(prompt_ids), num_samples)}, on {on}", file=sys.stderr)
     return 0
 
 
+def _write(
+    text: str, rows: Iterable[list[int]], vocabulary: "Vocabulary", *, num_samples: int, stop: str | None
+) -> bool:
+    """Write the prompt and each sample behind it, and return whether somebody read to the end.
+
+    They are made side by side: the first is written as it comes, the others have been made meanwhile.
+    """
+    from samout_train.evaluation import text_of
+
+    for number, column in enumerate(tee(rows, num_samples)):
+        if num_samples > 1:
+            print(f"sample {number + 1}", file=sys.stderr)
+        sys.stdout.write(text)
+        ids = (row[number] for row in column)
+        for piece in text_of(vocabulary, ids, stop=stop):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            if lost_output() is not None:  # nobody reads on
+                return False
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    return True
+
+
 def _encoded(vocabulary: "Vocabulary", prompt: str, given: str) -> list[int]:
+    from samout_train.data import UnknownCharacterError
+
     try:
         ids: list[int] = vocabulary.encode(prompt).tolist()
     except ValueError as error:
         fix = "leave it out, or write it with characters that the text of the run has"
-        if "'\\r'" in str(error):
+        if isinstance(error, UnknownCharacterError) and error.character == "\r":
             fix = "save the prompt with LF line ends, as the text of the run has"
         raise ValueError(f"prompt={given}: {error}: {fix}") from error
     return ids

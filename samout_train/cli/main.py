@@ -24,10 +24,7 @@ from samout_train.runtime import (
     wait_shortly,
 )
 
-VERBS = (
-    *("compare", "evaluate", "export", "generate", "inspect", "prove_resume"),
-    *("reproduce", "search", "sweep", "tokenize", "train", "verify"),
-)
+VERBS = sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", "main", "request", "verb"})
 STOPPED_CODES = (130, 143)
 EXAMPLES = """\
 samout-train data=python_source              train on the files of Python's own library, about five minutes
@@ -65,7 +62,7 @@ def main() -> None:
         sys.exit(2)
     logging.raiseExceptions = False  # a log that cannot be written ends no run
     try:
-        code = importlib.import_module(f"samout_train.cli.{verb}").main(words)
+        code = getattr(importlib.import_module(f"samout_train.cli.{verb}"), verb)(words)
     except SystemExit as ended:  # of Hydra and argparse, after --help and its like
         code = 0 if ended.code is None else ended.code
     except KeyboardInterrupt:  # before there was anything to save

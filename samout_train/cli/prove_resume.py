@@ -4,39 +4,31 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
-from samout_train.cli.request import Request, answered, settings_of, with_train_keys
+from samout_train.cli.request import Request
+from samout_train.cli.verb import verb
 from samout_train.config import ConfigError, NonNegative, Positive, key_of
 from samout_train.runtime import text_setting
 
 OWN = ("steps", "kills", "run_dir")
 
 
-@with_train_keys
-def keys(*, steps: Annotated[int, Positive], kills: Annotated[int, NonNegative]) -> None:
-    """The keys of prove_resume.yaml; only its signature is used."""
-
-
-def main(words: list[str]) -> int:
-    """Proves.
-
-    Args:
-        words: The command line behind the verb.
+@verb
+def prove_resume(
+    request: Request, *, steps: Annotated[int, Positive], kills: Annotated[int, NonNegative], **train: Any
+) -> int:
+    """Trains twice, once left alone and once killed and continued, and compares every bit.
 
     Returns:
         The exit code: 0 both are the same, 1 they are not, 2 the request was wrong, 130 or 143 stopped
         by a signal.
     """
-    return answered(words, "prove_resume", keys, _until_stopped)
-
-
-def _until_stopped(words: list[str]) -> int:
     from samout_train.experiments import TrainingFailedError
     from samout_train.runtime import StopRequestedError
 
     try:
-        return _prove(words)
+        return _prove(request, steps, kills, train)
     except TrainingFailedError as error:
         print(error, file=sys.stderr)
         return 1
@@ -45,20 +37,18 @@ def _until_stopped(words: list[str]) -> int:
         return stop.exit_code
 
 
-def _prove(words: list[str]) -> int:
+def _prove(request: Request, steps: int, kills: int, settings: dict[str, Any]) -> int:
     from samout_train.checkpoint import find_checkpoint, locked, read_manifest
     from samout_train.experiments import digests, run_killed
     from samout_train.models import decided
     from samout_train.runtime import StopSignals, choose_device
 
-    composed, request = settings_of(words, "prove_resume", keys), Request(words, "prove_resume")
-    settings = composed.config
     if settings["resume"] is not None:
         raise ConfigError("resume: both runs start at step 0: leave it out")
     typed = {key_of(word) for word in request.overrides}
     flags = [f"--config-dir={request.arguments.config_dir}"] if request.arguments.config_dir else []
     train = [word for word in request.overrides if key_of(word) not in OWN]
-    train += [f"trainer.max_steps={settings['steps']}", "trainer.log_every_n_steps=1"]
+    train += [f"trainer.max_steps={steps}", "trainer.log_every_n_steps=1"]
     train += [f"checkpoint.every_n_steps={settings['checkpoint']['every_n_steps'] or 'null'}"]
     with ExitStack() as kept, StopSignals() as signals:
         folder = Path(settings["run_dir"] if "run_dir" in typed else kept.enter_context(TemporaryDirectory()))
@@ -66,14 +56,14 @@ def _prove(words: list[str]) -> int:
         if there := [name for name in ("undisturbed", "killed") if (folder / name).exists()]:
             raise ConfigError(f"run_dir={folder}: {there[0]} is there already: give another directory")
         if mistakes := Request([*flags, *train, text_setting("run_dir", folder / "undisturbed")]).mistakes():
-            raise ConfigError("\n".join(mistakes))
+            raise ConfigError(*mistakes)
         found = {}
-        for name, kills in (("undisturbed", 0), ("killed", settings["kills"])):
-            print(f"{name}: {settings['steps']} steps", file=sys.stderr)
+        for name, num_kills in (("undisturbed", 0), ("killed", kills)):
+            print(f"{name}: {steps} steps", file=sys.stderr)
             run_killed(
                 [*flags, *train],
                 folder / name,
-                kills=kills,
+                kills=num_kills,
                 seed=settings["seed"],
                 device=choose_device(settings["device"]),
                 told=lambda line: print(line, file=sys.stderr),

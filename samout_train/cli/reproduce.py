@@ -3,7 +3,8 @@
 import datetime
 from typing import Annotated, Any
 
-from samout_train.cli.request import Request, answered, settings_of, with_train_keys
+from samout_train.cli.request import Request
+from samout_train.cli.verb import verb
 from samout_train.config import ConfigError, Positive, key_of
 from samout_train.runtime import Bar
 
@@ -11,44 +12,32 @@ OWN = ("steps", "record")
 FREE = ("experiment", "device", "precision", "kernels", "data.path", *OWN)
 
 
-@with_train_keys
-def keys(*, steps: Annotated[int, Positive] | None, record: bool) -> None:
-    """The keys of reproduce.yaml; only its signature is used."""
-
-
-def main(words: list[str]) -> int:
-    """Trains and compares.
-
-    Args:
-        words: The command line behind the verb.
+@verb
+def reproduce(request: Request, *, steps: Annotated[int, Positive] | None, record: bool, **train: Any) -> int:
+    """Trains the first steps of a preset and says whether the losses are those that were recorded.
 
     Returns:
         The exit code: 0 on the curve, 1 off it, 2 the request was wrong, 130 interrupted.
     """
-    return answered(words, "reproduce", keys, _reproduce)
-
-
-def _reproduce(words: list[str]) -> int:
-    composed, request = settings_of(words, "reproduce", keys), Request(words, "reproduce")
-    settings, preset = composed.config, composed.choices.get("experiment")
+    preset = request.choice("experiment")
     if preset is None:
         raise ConfigError("say which preset: experiment=NAME, one of conf/experiment")
     if other := [word for word in request.overrides if key_of(word) not in FREE]:
         raise ConfigError(f"{other[0]}: a curve is that of the preset as it is: {', '.join(FREE)} are free")
     from samout_train.experiments import HEADER, GoldenCurve, losses_of
 
-    train = [word for word in request.overrides if key_of(word) not in OWN]
-    train += [] if any(word.startswith("precision=") for word in train) else [f"precision={settings['precision']}"]
-    if settings["record"]:
-        return _record(preset, train, settings["steps"])
+    words = [word for word in request.overrides if key_of(word) not in OWN]
+    words += [] if any(word.startswith("precision=") for word in words) else [f"precision={train['precision']}"]
+    if record:
+        return _record(preset, words, steps)
     curve = GoldenCurve.read(preset)
-    steps = min(settings["steps"] or curve.ends[-1], curve.ends[-1])
+    num_steps = min(steps or curve.ends[-1], curve.ends[-1])
     of = curve.recorded
     print(f"{preset}: recorded on {of['date']}, {of['device']}, torch {of['torch']}, {of['precision']}")
     print(HEADER, flush=True)
-    trainer = _trainer(train)
+    trainer = _trainer(words)
     spans = []
-    for span in curve.compared(losses_of(trainer.step, steps)):
+    for span in curve.compared(losses_of(trainer.step, num_steps)):
         print(span.line(), flush=True)
         spans.append(span)
     off = [span for span in spans if not span.is_on]

@@ -1,33 +1,24 @@
 """What a person typed behind the verb: flags and overrides, all that is wrong with them, and the settings they make."""
 
 import argparse
-import inspect
 import os
 import re
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
-import hydra
 from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from samout_train.config import (
     CONF,
-    MISSING,
-    PLAIN_TEXT_KEYS,
     Composed,
     ConfigError,
-    DeviceName,
     Problem,
-    Seed,
-    Threads,
     as_problems,
     as_typed,
-    check_call,
     check_overrides,
     compose_config,
     get_args_parser,
@@ -35,9 +26,7 @@ from samout_train.config import (
     key_of,
     nearest,
     quote_text,
-    require_no_problems,
-    swept_words,
-    words_for_hydra,
+    wrong_flag,
 )
 from samout_train.experiments import (
     common_keys,
@@ -47,15 +36,13 @@ from samout_train.experiments import (
     sweep_problems,
     without_sweeps,
 )
-from samout_train.runtime import Bar, PlaceError, home_path, in_words, is_full, library_variables, shell_word
+from samout_train.runtime import Bar, PlaceError, home_path, in_words, is_full, shell_word
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 PATH_KEYS = ("path", "run", "dir", "runs")  # of the verbs, by which they get what they are about
-INFO = "all, config, defaults, defaults-tree, plugins, searchpath"
 LINES_OF_A_MISTAKE = 8
 MOST_MISTAKES = 30
 JOBS_THAT_TAKE_A_WHILE = 20
-Node = dict[str, Any]
 BYTES_TO_BEGIN = 1 << 16  # settings and the log, before the first checkpoint
 
 
@@ -72,10 +59,10 @@ class Request:
     """
 
     def __init__(self, words: Sequence[str], config_name: str = "config", *, writes: bool = True) -> None:
-        self.writes = writes
+        self.words, self.writes = list(words), writes
         self.arguments = _parsed(words)
         if found := [] if self.arguments.shell_completion else _paths_alone(self.arguments.overrides, config_name):
-            raise ConfigError("\n".join(found))
+            raise ConfigError(*found)
         self.flags = _with_home([word for word in words if word not in self.arguments.overrides])
         self.overrides: list[str] = last_of_each(self.arguments.overrides)
         self.in_sweep = bool(self.arguments.multirun)
@@ -93,7 +80,30 @@ class Request:
         self.jobs: dict[str, list[str]] = {}  # of a sweep, by name, as a person would type them
         self.configs: dict[str, dict[str, Any]] = {}  # of those jobs
         self.gets_new_directory = False  # whether run_dir is made of the time, so that no other start may have it
+        self.composed: Composed | None = None  # once it is known to be right
+        self.own_words: list[str] = []  # overrides that a verb composes itself
         self.at_once = 1  # jobs of a sweep that share this machine's cores, where its launcher does not share them out
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings, of a request that is known to be right."""
+        assert self.composed is not None
+        return self.composed.config
+
+    def choice(self, group: str) -> str | None:
+        """Return the chosen option of a group."""
+        assert self.composed is not None
+        return self.composed.choices.get(group)
+
+    def is_named_by_time(self, key: str) -> bool:
+        """Return whether `${now:...}` is in the value of `run_dir` or `hydra.sweep.dir`."""
+        return self.composed is not None and key in self.composed.named_by_time
+
+    def take_out(self, keys: Sequence[str]) -> None:
+        """Take the overrides of some keys out of those that make the settings, into `own_words`."""
+        starts = tuple(f"{key}{end}" for key in keys for end in "=.")
+        self.own_words = [word for word in self.overrides if starts and word.lstrip("+").startswith(starts)]
+        self.overrides = [word for word in self.overrides if word not in self.own_words]
 
     def mistakes(self) -> list[str]:
         """Everything that is wrong with it, one text of a few lines each; none makes the run's directory."""
@@ -142,6 +152,7 @@ class Request:
             return self._wrong_sweep()
         composed, found = checked_config(self.overrides, config_name=self.config_name, config_dirs=self.config_dirs)
         if composed is not None and not found:
+            self.composed = composed
             config, self.run_dir = composed.config, composed.config["run_dir"]
             self.gets_new_directory = "run_dir" in composed.named_by_time
             found = as_problems(check_resume(composed))
@@ -208,131 +219,12 @@ class Request:
         return []
 
 
-def answered(words: list[str], verb: str, keys: Callable[..., None], act: Callable[[list[str]], int]) -> int:
-    """Runs a verb that makes no run directory: answers questions such as --help, and tells mistakes.
-
-    Args:
-        words: The command line behind the verb.
-        verb: Its name, and that of its root YAML.
-        keys: Has the root's keys as its signature.
-        act: Does what was asked for, and returns the exit code.
-    """
-    try:
-        if (request := Request(words, verb)).in_sweep:
-            raise ConfigError(f"-m: {verb} makes no sweeps: leave it out")
-        if request.arguments.config_name:
-            raise ConfigError(f"--config-name {request.config_name}: {verb} has its own, {verb}.yaml: leave it out")
-        if request.asks_only:
-            _inform(words, verb, keys)
-            return 0
-        if swept := swept_words(request.overrides):
-            one = f"several values; {verb} takes one, and a list is written {swept[0].partition('=')[0]}=[...]"
-            raise ConfigError(f"{swept[0]}: {one}")
-        return _done(words, act)
-    except BrokenPipeError:  # nobody reads on
-        return 0
-    except ValueError as error:
-        if library_variables(error):
-            raise
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(in_words(error), file=sys.stderr)
-        return 1 if is_full(error) or isinstance(error, PlaceError) else 2
-
-
-def settings_of(words: list[str], verb: str, keys: Callable[..., None]) -> Composed:
-    """Return the settings of a verb, checked against the signature of `keys`.
-
-    Raises:
-        ConfigError: if one is wrong.
-    """
-    request, known = Request(words, verb), inspect.signature(keys).parameters
-    strange = [word for word in request.overrides if "=" in word and _top(word) not in (*known, "hydra")]
-    overrides = [word for word in request.overrides if word not in strange]
-    composed = compose_config(overrides, config_name=verb, config_dirs=request.config_dirs)
-    found = [Problem.of_word(word, text=f"no such key; {nearest(_top(word), known)}") for word in strange]
-    for word in overrides:
-        top = _top(word)
-        if key_of(word) != top and composed.choices.get(top, "") is None:
-            found.append(Problem.of_word(word, text=f"no {top} is chosen", fix=f"say {top}=NAME, too"))
-    # Text may say ??? itself, and who asks what the settings are need not have all of them.
-    text = {_top(word) for word in overrides} & set(PLAIN_TEXT_KEYS)
-    right = [key for key, value in composed.config.items() if value == MISSING and (key in text or request.asks_only)]
-    require_no_problems(found + check_call("", keys, composed.config | dict.fromkeys(right, "")))
-    return composed
-
-
-def train_keys(
-    *,
-    seed: Annotated[int, Seed],
-    device: DeviceName,
-    precision: str,
-    kernels: str,
-    run_dir: str,
-    resume: str | None,
-    model: Node,
-    optimizer: Node,
-    schedule: Node,
-    data: Node,
-    trainer: Node,
-    checkpoint: Node,
-    callbacks: Node,
-    threads: Annotated[int, Threads] | None = None,
-    experiment: Node | None = None,
-) -> None:
-    """The keys of config.yaml as far as a verb looks at them itself; only its signature is used."""
-
-
-def with_train_keys(own: Callable[..., None]) -> Callable[..., None]:
-    """Return a function whose signature has the keys of `train`, too.
-
-    Args:
-        own: Has a verb's own keys as its signature, all of them to be given by name.
-    """
-    both = {**inspect.signature(own).parameters, **inspect.signature(train_keys).parameters}
-
-    def keys(**settings: Any) -> None:
-        """Only its signature is used."""
-
-    keys.__signature__ = inspect.Signature(list(both.values()))  # type: ignore[attr-defined]
-    keys.__annotations__ = {name: parameter.annotation for name, parameter in both.items()}
-    return keys
-
-
-def _inform(words: list[str], verb: str, keys: Callable[..., None]) -> None:
-    """Lets Hydra answer, once it is known to understand the settings."""
-    request = Request(words, verb)
-    settings = request.overrides
-    if not request.arguments.shell_completion:
-        composed = settings_of(words, verb, keys)
-        require_no_problems(request.package_problems(composed.config))
-        settings = words_for_hydra(settings, folders=request.folders)
-    sys.argv[1:] = [*settings, *request.flags]
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(lambda config: None)()
-
-
-def _done(words: list[str], act: Callable[[list[str]], int]) -> int:
-    from samout_train.checkpoint import CheckpointError
-
-    try:
-        return act(words)
-    except CheckpointError as error:
-        print(error, file=sys.stderr)
-        return 1
-
-
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = get_args_parser()
     flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
 
     def refuse(message: str) -> NoReturn:
-        unknown = next((word for word in words if word.startswith("-") and f": {word}" in message), None)
-        if value := re.match(r"argument --info/-i: invalid choice: '(.+?)'", message):
-            raise ConfigError(f"--info {value[1]}: --info stands last, or has one of these behind it: {INFO}")
-        if unknown is None:
-            raise ConfigError(message)
-        raise ConfigError(f"{unknown}: no such option; {nearest(unknown, flags)}; settings have the form key=value")
+        raise ConfigError(wrong_flag(message, words, flags))
 
     parser.error = refuse  # type: ignore[method-assign]
     arguments = parser.parse_intermixed_args(list(words))
@@ -374,7 +266,7 @@ def _paths_alone(words: Sequence[str], config_name: str) -> list[str]:
     for before, word in pairwise(["", *words]):
         if "=" in word or word[:1] in ("~", "+", "-") or word in known or not word:
             continue
-        is_path = {"/", "."} <= set(word) or (re.search(r"[./]", word) and _top(word) not in known)
+        is_path = {"/", "."} <= set(word) or (re.search(r"[./]", word) and top_key(word) not in known)
         with_blank = f"{before} {word}"
         if "=" in before and is_there(with_blank.partition("=")[2]):
             found.append(f"{word}: is a part of a path with a blank: write {shell_word(with_blank)}")
@@ -427,6 +319,6 @@ def _what_is_set(word: str) -> str:
     return word.partition("=")[0] if (CONF / key).is_dir() or "=" not in word or word[:1] == "~" else key
 
 
-def _top(override: str) -> str:
-    """`model` of `model.hidden_size=3` and of `model/part=x`."""
+def top_key(override: str) -> str:
+    """Return `model` of `model.hidden_size=3` and of `model/part=x`."""
     return re.split(r"[./]", key_of(override))[0]

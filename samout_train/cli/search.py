@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from samout_train.cli.request import Request, answered, settings_of, with_train_keys
+from samout_train.cli.request import Request
+from samout_train.cli.verb import verb
 from samout_train.config import ConfigError, Positive, key_of
 from samout_train.runtime import dashboard_command, place_problem, program, shell_word, text_setting, typed_line
 
@@ -17,38 +18,25 @@ OWN = ("space", "trials", "storage", "run_dir", "resume")
 PICTURE = "search.png"
 
 
-@with_train_keys
-def keys(*, space: Any, trials: Annotated[int, Positive], storage: str | None) -> None:
-    """The keys of search.yaml; only its signature is used."""
-
-
-def main(words: list[str]) -> int:
-    """Searches.
-
-    Args:
-        words: The command line behind the verb.
+@verb
+def search(request: Request, *, space: Any, trials: Annotated[int, Positive], storage: str | None, **train: Any) -> int:
+    """Looks for the settings with the lowest validation loss, one run after another.
 
     Returns:
         The exit code: 0 done, 1 a trial failed, 2 the request was wrong, 130 or 143 stopped by a signal.
     """
-    return answered(words, "search", keys, _search)
-
-
-def _search(words: list[str]) -> int:
     from samout_train.experiments import EXAMPLE, space_of, space_problems
 
-    composed, request = settings_of(words, "search", keys), Request(words, "search")
-    settings = composed.config
-    if settings["space"] is None:
+    if space is None:
         raise ConfigError(f"space: is missing: set {EXAMPLE}")
-    if settings["resume"] is not None:
+    if train["resume"] is not None:
         raise ConfigError("resume: a search goes on by itself: give it the same run_dir again")
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("search wants Optuna, which is not installed: pip install 'samout_train[search]'")
     shared = [word for word in request.overrides if key_of(word) not in OWN]
-    space, folder = space_of(settings["space"]), Path(settings["run_dir"])
-    if found := space_problems(space, shared, config_dirs=request.config_dirs, taken=lambda key: key in OWN):
-        raise ConfigError("\n".join(found))
+    tried, folder = space_of(space), Path(train["run_dir"])
+    if found := space_problems(tried, shared, config_dirs=request.config_dirs, taken=lambda key: key in OWN):
+        raise ConfigError(*found)
     if problem := place_problem(folder):
         raise ConfigError(f"run_dir={folder}: {problem}")
 
@@ -58,15 +46,13 @@ def _search(words: list[str]) -> int:
 
     if kind := other_kind(folder, "a search"):
         raise ConfigError(f"run_dir={folder}: holds {kind}: give a directory of its own")
-    if "run_dir" in composed.named_by_time:
+    if request.is_named_by_time("run_dir"):
         folder = new_directory(folder)
     flags = [f"--config-dir={config_dir}" for config_dir in request.config_dirs]
     with locked(folder):
-        search = Search(
-            folder, storage=settings["storage"], space=space, shared=shared, flags=flags, seed=settings["seed"]
-        )
+        search = Search(folder, storage=storage, space=tried, shared=shared, flags=flags, seed=train["seed"])
         try:
-            _with_bar(search, settings["trials"])
+            _with_bar(search, trials)
         except StopRequestedError as stop:
             again = shell_word(text_setting("run_dir", folder))
             print(f"{stop}: what ran is saved; the same command with {again} goes on", file=sys.stderr)

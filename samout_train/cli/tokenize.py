@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from samout_train.cli.request import answered, settings_of
+from samout_train.cli.request import Request
+from samout_train.cli.verb import verb
 from samout_train.config import Positive
 from samout_train.data import BytePairSize, LineEnds, VocabularyName
 from samout_train.runtime import (
@@ -27,7 +28,9 @@ SMALLEST_PART = 50  # or there is a shard for each few bytes
 LARGEST_PART = 1 << 30  # two tokens a byte at the most, whose places are numbers of 32 bits
 
 
-def keys(
+@verb
+def tokenize(
+    request: Request,
     *,
     path: str,
     out: str,
@@ -40,31 +43,19 @@ def keys(
     jobs: Annotated[int, Positive] | None,
     part_bytes: int | str,
     line_ends: LineEnds,
-) -> None:
-    """The keys of tokenize.yaml; only its signature is used."""
-
-
-def main(words: list[str]) -> int:
-    """Tokenizes.
-
-    Args:
-        words: The command line behind the verb.
+) -> int:
+    """Makes shards of ids from many files, for data=shards.
 
     Returns:
         The exit code: 0 done, 1 the disk did not take it or a process died, 2 the request or a file was wrong, 130 and
         143 stopped by a signal.
     """
-    return answered(words, "tokenize", keys, _tokenize)
-
-
-def _tokenize(words: list[str]) -> int:
     from samout_train.data import WorkerDiedError, tokenize_files
     from samout_train.runtime import StopRequestedError
 
-    settings = settings_of(words, "tokenize", keys).config
-    plan, jobs = _plan(settings), settings["jobs"] or available_cores()
+    plan, num_jobs = _plan(request.settings), jobs or available_cores()
     try:
-        _print(tokenize_files(plan, jobs=jobs), jobs, plan.left_out)
+        _print(tokenize_files(plan, jobs=num_jobs), num_jobs, plan.left_out)
     except StopRequestedError as stop:
         print(f"{stop}: the same command goes on from there", file=sys.stderr)
         return stop.exit_code

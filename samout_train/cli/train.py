@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from samout_train.checkpoint import DirectoryRefusedError, TakenError, check_content, locked
 from samout_train.cli.request import Request
+from samout_train.cli.verb import RunVerb
 from samout_train.config import (
     CONF,
     Composed,
@@ -22,7 +22,9 @@ from samout_train.config import (
     Problem,
     as_typed,
     compose_config,
+    escaped,
     resolve,
+    run_hydra,
     unresolved,
     words_for_hydra,
 )
@@ -46,10 +48,7 @@ from samout_train.experiments import (
     write_sweep,
 )
 from samout_train.runtime import (
-    WITHOUT_DIRECTORY,
     Launch,
-    PlaceError,
-    in_words,
     is_of_a_place,
     message_of,
     program,
@@ -58,87 +57,82 @@ from samout_train.runtime import (
     typed_line,
 )
 
-MANY_RUNS = "-m: makes many runs, and torchrun starts the processes of one: leave it out, or start it once for each run"
 log = logging.getLogger(__name__)
 
 
-def main(words: list[str]) -> int:
-    """Checks the request, then hands it to Hydra.
+@RunVerb
+def train(request: Request, **train: Any) -> int:
+    """Trains causal language models with and without attention, and compares them fairly.
 
-    Args:
-        words: The command line behind the verb.
+    With -m, it makes a sweep: several runs, one after another or as its launcher makes them.
 
     Returns:
         The exit code: 0 done, 1 something failed, 2 the request was wrong, 130 or 143 stopped by a signal.
     """
-    launch = Launch.of_environment()
-    words = words if launch is None else launch.words(words)
-    is_first = _is_first(launch)
-    try:
-        request = Request(words, writes=is_first)
-        mistakes = [MANY_RUNS] if launch is not None and request.in_sweep else request.mistakes()
-    except PlaceError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except ConfigError as error:
-        mistakes = [str(error)]
-    except OSError as error:
-        mistakes = [in_words(error)]
-    for mistake in mistakes if is_first else []:
-        print(mistake, file=sys.stderr)
-    if mistakes:
-        return 2
     register_job_directory()
     is_sweep = request.in_sweep and not request.asks_only
     os.environ.update(share_of_cores(request.at_once))  # which jobs in processes of their own get
     flags = [f"--config-dir={folder}" for folder in [request.arguments.config_dir] if folder]
     flags += [f"--config-name={name}" for name in [request.arguments.config_name] if name]
-    if is_sweep and request.run_dir is not None and (refusal := _recorded(request, words)):
-        print(refusal, file=sys.stderr)
-        return 2
-    # --info may have a value behind it, and so stands last.
-    sys.argv[1:] = [*_settings(request, is_sweep), *([] if is_first else WITHOUT_DIRECTORY), *request.flags]
+    if is_sweep:
+        return _sweep(request, flags)
+    if request.composed is None:  # a question, which Hydra answers
+        settings = request.overrides
+        if not request.arguments.shell_completion:
+            settings = words_for_hydra(settings, folders=request.folders)
+        run_hydra([*settings, *request.flags], lambda config: None, folder=CONF, config_name=request.config_name)
+        return 0
+    return _run(request, request.composed, flags)
+
+
+def _run(request: Request, composed: Composed, flags: list[str]) -> int:
+    """Make one run of the settings as they were checked."""
+    launch = Launch.of_environment()
+    is_first = _is_first(launch)
     if not is_first:
-        told = f"process {launch.rank if launch else 0}: %(message)s"
-        logging.basicConfig(level=logging.ERROR, format=told)
+        reported = f"process {launch.rank if launch else 0}: %(message)s"
+        logging.basicConfig(level=logging.ERROR, format=reported)
+    assert request.run_dir is not None and composed.run is not None
+    run, composed = composed.run, composed.lying_in(Path(request.run_dir))
+    words = [*flags, *request.overrides]
     failures: list[int] = []
-    typed = None if request.in_sweep else request.overrides
-    job = partial(_job, flags=flags, typed=typed, failures=failures)
-    run = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
-    if is_sweep and request.run_dir is not None:
-        return _swept(run, Path(request.run_dir), request.configs, failures)
     try:
-        run()
+        run.start(
+            lambda config: _train(composed, words, failures, in_sweep=False),
+            run_dir=escaped(request.run_dir),
+            words=[f"++run_dir={quoted(request.run_dir)}"],
+            logs=is_first,
+        )
     finally:  # where a signal came before anything was in it
-        if request.made_run_dir and request.run_dir is not None and not request.in_sweep:
+        if request.made_run_dir:
             with suppress(OSError):
                 Path(request.run_dir).rmdir()
-    if failures and request.made_run_dir and request.run_dir is not None and not request.in_sweep:
+    if failures and request.made_run_dir:
         _leave_nothing(Path(request.run_dir))
     return failures[0] if failures else 0
+
+
+def _sweep(request: Request, flags: list[str]) -> int:
+    """Make a sweep, as Hydra's launcher and sweeper make its jobs."""
+    assert request.run_dir is not None
+    if (refusal := _recorded(request)) is not None:
+        print(refusal, file=sys.stderr)
+        return 2
+    settings = words_for_hydra(request.overrides, folders=request.folders, typed=False)
+    settings = words_of_sweep(settings, request.overrides, request.swept)
+    # Hydra would write its files before the directory is known to be this run's.
+    settings += ["hydra.output_subdir=null", f"hydra.sweep.dir={quoted(request.run_dir)}"]
+    failures: list[int] = []
+    job = partial(_job, flags=flags, failures=failures)
+    run = partial(run_hydra, [*settings, *request.flags], job, folder=CONF)
+    return _swept(run, Path(request.run_dir), request.configs, failures)
 
 
 def _is_first(launch: Launch | None) -> bool:
     return launch is None or launch.is_first
 
 
-def _settings(request: Request, is_sweep: bool) -> list[str]:
-    """What Hydra gets; where the run or sweep lies is not composed a second time, a second later."""
-    settings = request.overrides
-    if not request.arguments.shell_completion:
-        settings = words_for_hydra(settings, folders=request.folders, typed=not request.in_sweep)
-    if is_sweep:
-        settings = words_of_sweep(settings, request.overrides, request.swept)
-    if request.run_dir is None:
-        return settings
-    # Hydra would write its files before the directory is known to be this run's.
-    settings = [*settings, "hydra.output_subdir=null"]
-    if not request.in_sweep:
-        return [*settings, f"++run_dir={quoted(request.run_dir)}"]
-    return [*settings, f"hydra.sweep.dir={quoted(request.run_dir)}"]
-
-
-def _recorded(request: Request, words: list[str]) -> str | None:
+def _recorded(request: Request) -> str | None:
     """Writes the record of a sweep, and says what it makes twice; why it cannot be written, else None."""
     folder = Path(str(request.run_dir))
     for line in doubles(request.configs):
@@ -155,7 +149,7 @@ def _recorded(request: Request, words: list[str]) -> str | None:
 
     flags = [f"--config-dir={folder}" for folder in request.config_dirs]
     try:
-        write_sweep(folder, command=words, flags=flags, jobs=request.jobs, settings_of=settings_of)
+        write_sweep(folder, command=request.words, flags=flags, jobs=request.jobs, settings_of=settings_of)
     except DirectoryRefusedError as error:
         return str(error)
     except OSError as error:
@@ -195,17 +189,29 @@ def _leave_nothing(run_dir: Path) -> None:
                 (run_dir / name).unlink(missing_ok=True)
 
 
-def _job(config: DictConfig, *, flags: list[str], typed: list[str] | None, failures: list[int]) -> None:
-    """Trains; `typed` are the overrides as the shell gave them, None in a sweep, where each job has its own."""
+def _job(config: DictConfig, *, flags: list[str], failures: list[int]) -> None:
+    """Make a job of a sweep, whose settings Hydra composed."""
+    hydra_config = HydraConfig.get()
+    run_dir = Path(unresolved(hydra_config, "runtime.output_dir"))
+    words = [*flags, *map(as_typed, unresolved(hydra_config, "overrides.task"))]
+    _train(resolve(config).lying_in(run_dir), words, failures, in_sweep=True)
+
+
+def _train(composed: Composed, words: list[str], failures: list[int], *, in_sweep: bool) -> None:
+    """Train, and append the exit code to `failures` where that fails in an expected way.
+
+    Args:
+        composed: The settings, of which `run_dir` says where the run lies.
+        words: What was typed, for the command that repeats the run.
+        failures: Exit codes.
+        in_sweep: Whether it is a job of a sweep.
+    """
     # torch is imported here at the latest, and not for --help.
     from samout_train.checkpoint import claimed
     from samout_train.runtime import StopRequestedError, ignore_interrupts
     from samout_train.training import prepare, together
 
-    hydra_config, composed, in_sweep = HydraConfig.get(), resolve(config), typed is None
-    run_dir = Path(unresolved(hydra_config, "runtime.output_dir"))
-    composed = composed.lying_in(run_dir) if in_sweep else composed
-    words = [*flags, *(map(as_typed, unresolved(hydra_config, "overrides.task")) if typed is None else typed)]
+    run_dir = Path(composed.config["run_dir"])
     problems: Callable[[Path, Mapping[str, Any]], Sequence[Problem | str]] = check_content
     if in_sweep:
         problems = job_problems

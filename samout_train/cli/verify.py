@@ -3,7 +3,8 @@
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from samout_train.cli.request import Request, answered, settings_of
+from samout_train.cli.request import Request
+from samout_train.cli.verb import verb
 from samout_train.config import ConfigError, DeviceName, Threads, key_of
 
 if TYPE_CHECKING:
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
 Node = dict[str, Any]
 
 
-def keys(
+@verb
+def verify(
+    request: Request,
     *,
     run: str | None,
     models: Literal["all"] | None,
@@ -20,23 +23,12 @@ def keys(
     kernels: Literal["auto", "reference"],
     threads: Annotated[int, Threads] | None,
     model: Node | None = None,
-) -> None:
-    """The keys of verify.yaml; only its signature is used."""
-
-
-def main(words: list[str]) -> int:
-    """Verifies.
-
-    Args:
-        words: The command line behind the verb.
+) -> int:
+    """Proves that a model is causal, that its state is real and its gradients are right.
 
     Returns:
         The exit code: 0 all checks held, 1 one did not, 2 the request was wrong, 130 interrupted.
     """
-    return answered(words, "verify", keys, _verify)
-
-
-def _verify(words: list[str]) -> int:
     import torch
 
     from samout_train.checkpoint import load_run
@@ -46,31 +38,29 @@ def _verify(words: list[str]) -> int:
     from samout_train.runtime import choose_device, use_threads
     from samout_train.training import model_node
 
-    composed, request = settings_of(words, "verify", keys), Request(words, "verify")
-    settings = {"model": None} | composed.config
-    device = choose_device(settings["device"])
-    if device.type == "mps":
+    of_device = choose_device(device)
+    if of_device.type == "mps":
         raise ValueError("device=mps: has no float64, which verify compares with: use device=cpu")
-    use_kernels(settings["kernels"])
-    use_threads(settings["threads"])
+    use_kernels(kernels)
+    use_threads(threads)
     torch.backends.cudnn.allow_tf32 = False  # torch's default: ten bits, which are too few for what is asked of fp32
-    if sum(settings[key] is not None for key in ("model", "run", "models")) != 1:
+    if [model, run, models].count(None) != 2:
         raise ConfigError("say what to verify, one of: model=NAME, run=RUN_DIR, models=all")
-    if settings["run"] is not None:
-        loaded = load_run(settings["run"])
+    if run is not None:
+        loaded = load_run(run)
         title = f"{loaded.checkpoint}, after step {loaded.step}"
         found = trained_models_under_test(
             loaded.model_node, loaded.model.state_dict(), vocab_size=loaded.vocab_size, pad_id=loaded.pad_id
         )
-        return int(not _table(title, loaded.model_node, *found, device))
-    if settings["model"] is not None:
+        return int(not _table(title, loaded.model_node, *found, of_device))
+    if model is not None:
         typed = {key_of(word).removeprefix("model.") for word in request.overrides}
-        nodes = {str(composed.choices["model"]): sized(settings["model"], typed)}
+        nodes = {str(request.choice("model")): sized(model, typed)}
         require_no_problems(check_model(*nodes.values()))
     else:
         names = options_of("model", request.folders)
         nodes = {name: sized(model_node(name, config_dirs=request.config_dirs)) for name in names}
-    held = [_table(name, node, *models_under_test(node), device) for name, node in nodes.items()]
+    held = [_table(name, node, *models_under_test(node), of_device) for name, node in nodes.items()]
     return int(not all(held))
 
 

@@ -12,8 +12,8 @@ from .compose import (
     resolve as resolve,
     unresolved as unresolved,
 )
-from .diagnostics import in_few_words as in_few_words, no_node as no_node
-from .hydra import get_args_parser as get_args_parser
+from .diagnostics import in_few_words as in_few_words, no_node as no_node, wrong_flag as wrong_flag
+from .hydra import get_args_parser as get_args_parser, run_hydra as run_hydra
 from .moved import current_settings as current_settings, take_earlier_names as take_earlier_names
 from .nodes import (
     WHAT_A_SCHEDULE_IS as WHAT_A_SCHEDULE_IS,
@@ -60,6 +60,7 @@ from .ranges import (
     not_divisible as not_divisible,
     validated as validated,
 )
+from .root import root_keys as root_keys
 from .saved import (
     list_as_yaml as list_as_yaml,
     saved_choice as saved_choice,
@@ -70,6 +71,7 @@ from .saved import (
 )
 from .signature import (
     MISSING as MISSING,
+    accepted_by as accepted_by,
     check_call as check_call,
     missing as missing,
     mistakes_in_call as mistakes_in_call,

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from samout_train.config.diagnostics import below_list, chosen_twice, in_few_words, is_of_kinds, wrong_kind
-from samout_train.config.hydra import Hydra, create_config_search_path, get_omega_conf_dumper
+from samout_train.config.hydra import Hydra, HydraRun, create_config_search_path, get_omega_conf_dumper
 from samout_train.config.moved import current
 from samout_train.config.overrides import check_overrides, words_for_hydra
 from samout_train.config.problem import ConfigError, Problem, require_no_problems, shown
@@ -60,6 +60,7 @@ class Composed:
         misplaced: What YAML sets although the directories of runs are the program's to make.
         launcher: What starts the jobs of a sweep.
         most_at_once: How many of them it starts together; None for all.
+        run: What starts the run, of a configuration that was composed here.
     """
 
     config: dict[str, Any]
@@ -71,6 +72,7 @@ class Composed:
     misplaced: tuple[Problem, ...] = ()
     launcher: str | None = None
     most_at_once: int | None = None
+    run: HydraRun | None = field(default=None, compare=False, repr=False)
 
     def lying_in(self, run_dir: Path) -> "Composed":
         """Return the same configuration with another `run_dir`, in its text too."""
@@ -100,7 +102,7 @@ def compose_config(
     with _hydra_left_alone():
         try:
             version.setbase("1.3")
-            Hydra.create_main_hydra2(task_name="samout_train", config_search_path=searched)
+            hydra = Hydra.create_main_hydra2(task_name="samout_train", config_search_path=searched)
             words = words_for_hydra(overrides, folders=folders, typed=typed)
             composed = compose(config_name, words, return_hydra_config=True)
             HydraConfig.instance().set_config(composed)
@@ -109,7 +111,7 @@ def compose_config(
                 found := yaml_problem(resolved.choices, config_name=config_name, folders=folders[::-1])
             ):
                 raise ConfigError(found)
-            return resolved
+            return replace(resolved, run=HydraRun(hydra, composed, config_name))
         except ConfigError:
             raise
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError) as error:
@@ -126,10 +128,12 @@ def compose_config(
 
 def options_with(group: str, key: str) -> list[str]:
     """Return the options of a group in conf/ whose YAML sets a key, such as `text` and `jsonl` for `path` of `data`."""
-    contents = {
-        path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted((CONF / group).glob("*.yaml"))
-    }
-    return [option for option, content in contents.items() if isinstance(content, dict) and key in content]
+    options = []
+    for path in sorted((CONF / group).glob("*.yaml")):
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        if isinstance(content, dict) and key in content:
+            options.append(path.stem)
+    return options
 
 
 def resolve(composed: DictConfig) -> Composed:

@@ -14,6 +14,7 @@ from samout_train.config.signature import nearest
 from samout_train.config.yaml_files import line_of, options_of
 
 LONGEST_LINE = 300
+INFO = "all, config, defaults, defaults-tree, plugins, searchpath"
 TYPES = {"Integer": "a whole number", "Boolean": "true or false", "Float": "a number"}
 
 
@@ -82,6 +83,23 @@ def _shortened(error: Exception) -> str:
         if line and "https://hydra.cc" not in line:
             lines.append(line)
     return "; ".join(lines)[:LONGEST_LINE] or type(error).__name__
+
+
+def wrong_flag(message: str, words: Sequence[str], flags: Sequence[str]) -> Problem:
+    """Return what argparse says of a command line.
+
+    Args:
+        message: Of argparse.
+        words: The command line behind the verb.
+        flags: Those that there are.
+    """
+    if value := re.match(r"argument --info/-i: invalid choice: '(.+?)'", message):
+        return Problem(f"--info {value[1]}", text="--info stands last, or has one of these behind it", fix=INFO)
+    for word in words:
+        if word.startswith("-") and f": {word}" in message:
+            text = f"no such option; {nearest(word, flags)}; settings have the form key=value"
+            return Problem(word, text=text)
+    return Problem(text=message)
 
 
 def chosen_twice(error: Exception) -> str | None:

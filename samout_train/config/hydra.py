@@ -1,4 +1,4 @@
-"""All that is imported from the private modules of Hydra and OmegaConf, and Hydra's parser of the command line.
+"""All that is imported from the private modules of Hydra and OmegaConf, and the ways into Hydra.
 
 Hydra 1.3 gives argparse a help text that is made only when it is shown. From Python 3.14 on, argparse looks for a `%`
 in each help text at once, which that object does not support.
@@ -6,15 +6,27 @@ in each help text at once, which that object does not support.
 
 import argparse
 import importlib.metadata
+import logging
 import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hydra
+import hydra._internal.hydra as hydra_module
 import hydra._internal.utils as hydra_utils
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper as BasicSweeper
 from hydra._internal.hydra import Hydra as Hydra
 from hydra._internal.utils import create_config_search_path as create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import configure_log, run_job
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, open_dict, read_write
 from omegaconf._utils import get_omega_conf_dumper as get_omega_conf_dumper
 
 import samout_train
@@ -48,3 +60,83 @@ def get_args_parser() -> argparse.ArgumentParser:
     # Hydra makes parsers later, too, each through this name of its module.
     hydra_utils.argparse = SimpleNamespace(**{**vars(argparse), "ArgumentParser": Parser})  # type: ignore[assignment, attr-defined]
     return hydra_utils.get_args_parser()
+
+
+def run_hydra(
+    words: Sequence[str], task: Callable[[DictConfig], None], *, folder: Path, config_name: str = "config"
+) -> None:
+    """Let Hydra parse words, and answer a question, make a run or a sweep: it reads them from `sys.argv` only.
+
+    Args:
+        words: The command line.
+        task: Called for each job with its configuration.
+        folder: Of the YAML files.
+        config_name: The root YAML.
+
+    Raises:
+        SystemExit: after an answer, and where a job raised.
+    """
+    sys.argv[1:] = words
+    hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(task)()
+
+
+@dataclass(frozen=True)
+class HydraRun:
+    """A configuration that Hydra composed, ready to be run as `hydra.main` would run it.
+
+    Args:
+        hydra: What composed it.
+        config: All of it, with the node `hydra`.
+        config_name: The root YAML.
+    """
+
+    hydra: Hydra
+    config: DictConfig
+    config_name: str
+
+    def start(self, task: Callable[[DictConfig], None], *, run_dir: str, words: Sequence[str], logs: bool) -> None:
+        """Configure the log, make the run's directory and call the task, once.
+
+        Args:
+            task: Called with the configuration, without the node `hydra`.
+            run_dir: Where the run lies, as OmegaConf reads it.
+            words: Overrides to record behind those that it was composed of.
+            logs: Whether the log is written as configured; another process of the same run writes none.
+
+        Raises:
+            SystemExit: where the task raised, after the traceback, with code 1.
+        """
+        config, hydra = self.config, self.hydra
+        with open_dict(config), read_write(config.hydra):
+            config.run_dir = run_dir
+            config.hydra.output_subdir = None  # its files are written once the directory is known to be this run's
+            config.hydra.mode = RunMode.RUN
+            config.hydra.overrides.hydra.append("hydra.output_subdir=null")
+            config.hydra.overrides.hydra.append("hydra.mode=RUN")
+            config.hydra.overrides.task.extend(words)
+            if not logs:
+                config.hydra.run.dir = "."
+
+        def run() -> None:
+            if logs:
+                configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+                hydra_module.log = logging.getLogger(hydra_module.__name__)
+                hydra._print_debug_info(self.config_name, list(config.hydra.overrides.task), RunMode.RUN)
+            callbacks = Callbacks(config)
+            callbacks.on_run_start(config=config, config_name=self.config_name)
+            done = run_job(
+                hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=callbacks),
+                task_function=task,
+                config=config,
+                job_dir_key="hydra.run.dir",
+                job_subdir_key=None,
+                configure_logging=logs,
+            )
+            callbacks.on_run_end(config=config, config_name=self.config_name, job_return=done)
+            done.return_value  # noqa: B018  # raises what the task raised
+
+        GlobalHydra.instance().hydra = hydra
+        try:
+            hydra_utils.run_and_report(run)
+        finally:
+            GlobalHydra.instance().clear()

@@ -53,12 +53,8 @@ def check_call(
     except (TypeError, ValueError) as error:
         return [Problem(f"{path}._target_", text=f"cannot be called with settings ({error})")]
     hints = _hints(target)
-    named, takes_any = {}, False
-    for name, parameter in parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            takes_any = True
-        elif parameter.kind is not parameter.VAR_POSITIONAL:
-            named[name] = parameter
+    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     known = [name for name in named if name not in late] + sorted(set(also_known) - set(named))
     prefix = ""
     if path:
@@ -83,9 +79,7 @@ def check_call(
             found.append(problem)
     not_taken = sorted(set(late) - set(named))
     if not_taken and not takes_any:
-        for name in not_taken:
-            found.append(_not_taken(path, target, name, called))
-        return found
+        return found + [_not_taken(path, target, name, called) for name in not_taken]
     for name, parameter in named.items():
         if name not in late and parameter.default is parameter.empty and name not in given:
             found.append(missing(f"{prefix}{name}"))
@@ -112,6 +106,14 @@ def _not_taken(path: str, target: Callable[..., Any], name: str, called: str) ->
         fix = f"add it, or {fix}"
     text = f"{target.__qualname__} does not take the argument {name}, which the run gives"
     return Problem(f"{path}._target_", text=text, fix=fix)
+
+
+def accepted_by(function: Callable[..., Any]) -> dict[str, str]:
+    """Return what each argument of a class or function accepts, in the words of messages; empty for anything."""
+    found = {}
+    for name, annotation in _hints(function).items():
+        found[name] = _mismatch(object(), annotation) or ""
+    return found
 
 
 def nearest(name: str, known: Collection[str], prefix: str = "") -> str:

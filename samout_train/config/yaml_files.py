@@ -418,7 +418,10 @@ def _named_in_defaults(path: Path) -> list[tuple[yaml.Node, yaml.Node]]:
 
 def _choices(path: Path) -> dict[str, str | None]:
     """Return options of other groups that a file's defaults name: `own` for `override /model: own`."""
-    return {_group_of(name): str(value.value) for name, value in _named_in_defaults(path)}
+    choices: dict[str, str | None] = {}
+    for name, value in _named_in_defaults(path):
+        choices[_group_of(name)] = str(value.value)
+    return choices
 
 
 def _group_of(name: yaml.Node) -> str:

@@ -27,6 +27,7 @@ from .vocabulary.base import (
     SPECIAL_TOKENS as SPECIAL_TOKENS,
     Bytes as Bytes,
     Characters as Characters,
+    UnknownCharacterError as UnknownCharacterError,
     Vocabulary as Vocabulary,
 )
 from .vocabulary.bpe import BytePairSize as BytePairSize

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 
@@ -20,12 +20,9 @@ from samout_train.config import (
     MISSING,
     Composed,
     ConfigError,
-    DeviceName,
     Place,
     Positive,
     Problem,
-    Seed,
-    Threads,
     as_problems,
     check_call,
     check_model,
@@ -39,12 +36,13 @@ from samout_train.config import (
     no_node,
     not_divisible,
     require_no_problems,
+    root_keys,
     shown,
     with_places,
     yaml_problem,
 )
 from samout_train.models import no_layers
-from samout_train.ops import Kernels, fused_problem
+from samout_train.ops import fused_problem
 from samout_train.runtime import (
     DTYPES,
     choose_device,
@@ -65,26 +63,6 @@ FOR_LABELS_ONLY = (
 )
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "checkpoint", "callbacks")
 Node = dict[str, Any]
-
-
-def top_level(
-    *,
-    seed: Annotated[int, Seed],
-    device: DeviceName,
-    precision: Literal["auto", "fp32", "bf16", "fp16"],
-    kernels: Kernels,
-    threads: Annotated[int, Threads] | None = None,
-    run_dir: str,
-    resume: str | None,
-    model: Any,
-    data: Any,
-    optimizer: Any,
-    schedule: Any,
-    trainer: Any,
-    checkpoint: Any,
-    callbacks: Any,
-) -> None:
-    """The keys of config.yaml; only its signature is used, and nodes are judged by themselves."""
 
 
 def data_settings(
@@ -234,7 +212,7 @@ def check_settings(config: Mapping[str, Any]) -> list[Problem]:
 
 def _check_top_level(config: Mapping[str, Any]) -> list[Problem]:
     found = []
-    for problem in check_call("", top_level, config, elsewhere=partial(_key_below, config)):
+    for problem in check_call("", root_keys, config, elsewhere=partial(_key_below, config)):
         if problem.kind == "missing" and problem.key in GROUPS:
             group = problem.key
             fix = f"choose an option: {group}=NAME when you start, or `- override /{group}: NAME` under `defaults:`"
@@ -277,7 +255,7 @@ def _key_below(config: Mapping[str, Any], name: str) -> str | None:
             if not key.startswith("_"):
                 below[f"{group}.{key}"] = key
     meant = [path for path, key in below.items() if key == name]
-    if not meant and not difflib.get_close_matches(name, inspect.signature(top_level).parameters):
+    if not meant and not difflib.get_close_matches(name, inspect.signature(root_keys).parameters):
         close = difflib.get_close_matches(name, set(below.values()), n=1, cutoff=0.75)
         meant = [path for path, key in below.items() if key in close]
     if not meant:

@@ -119,7 +119,7 @@ def test_directories_that_yaml_sets_behind_the_check_are_refused(
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "own.yaml").write_text(f"# @package _global_\nhydra:\n  {yaml}\n")
     for more in ([], ["-m", "seed=1,2"]):
-        assert train_command.main(["--config-dir", "mine", "experiment=own", *RUN, *more]) == 2
+        assert train_command.train(["--config-dir", "mine", "experiment=own", *RUN, *more]) == 2
         told = capsys.readouterr().err
         assert message in told and len(told.splitlines()) == 1, told
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
@@ -276,7 +276,7 @@ def test_a_directory_of_something_else_is_refused(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / mark).touch()
-    assert train_command.main([*RUN, *words]) == 2
+    assert train_command.train([*RUN, *words]) == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["there", mark]
 

@@ -69,7 +69,7 @@ def test_safetensors_hold_the_weights_and_can_be_loaded(folder: Path, tmp_path: 
 
 @pytest.mark.parametrize("name", ["v1", "v8"])
 def test_the_published_form_gives_the_same_logits_and_vocabulary(folder: Path, tmp_path: Path, name: str) -> None:
-    assert export.main([f"run={folder / name}", "format=published", f"out={tmp_path / 'out'}"]) == 0
+    assert export.export([f"run={folder / name}", "format=published", f"out={tmp_path / 'out'}"]) == 0
     run = load_run(folder / name)
     model = load_published(tmp_path / "out" / "model.pth", num_heads=2)
     ids = torch.arange(run.vocab_size)[None]
@@ -125,7 +125,7 @@ def test_a_wrong_request_is_told_with_exit_code_2(
 ) -> None:
     monkeypatch.chdir(folder)
     before = sorted(folder.rglob("*"))
-    assert export.main(words) == 2
+    assert export.export(words) == 2
     out, error = capsys.readouterr()
     assert message in error and len(error.splitlines()) <= 8 and not out
     assert sorted(folder.rglob("*")) == before, "a refused request leaves nothing behind"
@@ -137,11 +137,11 @@ def test_the_run_directory_is_where_it_goes_if_nothing_is_said(
     pytest.importorskip("safetensors")
     monkeypatch.chdir(folder)
     checkpoint = "random/checkpoints/step_00000001.pt"
-    assert export.main([f"run={checkpoint}", "out=null"]) == 0
+    assert export.export([f"run={checkpoint}", "out=null"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [f"of       {checkpoint}, after step 1", "to       random/export_safetensors"]
     assert lines[-1] == 'to load  load_exported("random/export_safetensors")' and "read back" in lines[-2]
-    assert export.main(["run=random"]) == 2
+    assert export.export(["run=random"]) == 2
     assert "is there already" in capsys.readouterr().err
 
 
@@ -156,7 +156,7 @@ def test_without_the_package_the_message_says_how_to_get_it(
         return real(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    assert export.main([f"run={folder / 'v8'}", f"out={folder / 'never'}"]) == 2
+    assert export.export([f"run={folder / 'v8'}", f"out={folder / 'never'}"]) == 2
     assert "pip install 'samout_train[export]'" in capsys.readouterr().err and not (folder / "never").exists()
 
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_written_or_is_not_read_back_leaves_nothing(
     words = [f"run={folder / 'v8'}", "format=published", f"out={tmp_path / 'out'}"]
     with monkeypatch.context() as patched:
         patched.setattr("samout_train.checkpoint.export.replace_file", full)
-        assert export.main(words) == 1
+        assert export.export(words) == 1
     error = capsys.readouterr().err
     assert "cannot be written (No space left on device)" in error and "nothing is left there" in error
     monkeypatch.setattr("samout_train.checkpoint.export.read_weights", lambda path, format: {"em": torch.zeros(3)})

@@ -58,7 +58,7 @@ def test_what_is_whole_is_told_with_exit_code_0(
     folder: Path, path: str, what: str, rows: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = content(folder)
-    assert inspect.main([f"path={path}"]) == 0
+    assert inspect.inspect([f"path={path}"]) == 0
     out, error = capsys.readouterr()
     assert out.splitlines()[0] == f"{path}: {what}" and not error
     for row in rows:
@@ -137,7 +137,7 @@ def test_what_is_damaged_is_told_with_exit_code_1(
 ) -> None:
     happens(folder)
     before = content(folder)
-    assert inspect.main([f"path={path}"]) == 1
+    assert inspect.inspect([f"path={path}"]) == 1
     out, error = capsys.readouterr()
     for row in rows:
         assert row in out, out
@@ -162,7 +162,7 @@ def test_what_is_not_ours_is_told_with_exit_code_2(
 ) -> None:
     torch.save({"wte": torch.zeros(3)}, "other.pth")
     Path("empty").mkdir()
-    assert inspect.main(words) == 2
+    assert inspect.inspect(words) == 2
     out, error = capsys.readouterr()
     assert message in error and len(error.splitlines()) <= 2 and not out
 

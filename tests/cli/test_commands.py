@@ -123,7 +123,7 @@ def test_a_second_ctrl_c_does_not_disturb_a_program_that_is_leaving() -> None:
     code = (
         "import atexit, os, signal, sys, time\n"
         "from samout_train.cli import inspect, main\n"
-        "inspect.main = lambda words: 130\n"
+        "inspect.inspect = lambda words: 130\n"
         "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.1)))\n"
         "sys.argv = ['samout-train', 'inspect']\n"
         "main.main()"

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(folder: Path, *words: str) -> int:
-    return evaluate.main([f"run={folder / 'run'}", "device=cpu", "kernels=reference", *words])
+    return evaluate.evaluate([f"run={folder / 'run'}", "device=cpu", "kernels=reference", *words])
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -173,8 +173,8 @@ def test_an_earlier_checkpoint_has_results_of_its_own(folder: Path) -> None:
     assert evaluated(folder) == 0
     plain = results(folder)["text"]
     first, *_, last = sorted((folder / "run" / "checkpoints").glob("step_*.pt"))
-    assert evaluate.main([f"run={first}", "device=cpu", "kernels=reference"]) == 0
-    assert evaluate.main([f"run={last}", "device=cpu", "kernels=reference"]) == 0
+    assert evaluate.evaluate([f"run={first}", "device=cpu", "kernels=reference"]) == 0
+    assert evaluate.evaluate([f"run={last}", "device=cpu", "kernels=reference"]) == 0
     found = results(folder)
     assert found["text"]["step"] == plain["step"] and found[f"text-{first.stem}"]["step"] < plain["step"]
 

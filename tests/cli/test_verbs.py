@@ -121,7 +121,7 @@ def test_a_wrong_request_is_told_with_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(folder)
-    assert importlib.import_module(f"samout_train.cli.{words[0]}").main(words[1:]) == 2
+    assert getattr(importlib.import_module(f"samout_train.cli.{words[0]}"), words[0])(words[1:]) == 2
     out, error = capsys.readouterr()
     assert message in error and len(error.splitlines()) <= 8 and not out
 

@@ -13,7 +13,7 @@ import torch
 
 from samout_train import train
 from samout_train.checkpoint import load_run
-from samout_train.cli.verify import main
+from samout_train.cli.verify import verify as main
 from samout_train.config import CONF
 from samout_train.evaluation.verify import CheckResult, ModelUnderTest, trained_models_under_test, verify
 from tests.support.marks import mostly_nightly

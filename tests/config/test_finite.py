@@ -4,7 +4,11 @@ from typing import Annotated, Any
 
 import pytest
 
-from samout_train.cli import compare, generate, search, tokenize, train
+from samout_train.cli.compare import compare
+from samout_train.cli.generate import generate
+from samout_train.cli.search import search
+from samout_train.cli.tokenize import tokenize
+from samout_train.cli.train import train
 from samout_train.config import Positive, check_call, compose_config, validated
 from samout_train.config.ranges import beyond_numbers
 from samout_train.training.settings import problems
@@ -67,7 +71,7 @@ def test_every_verb_says_so(
     verb: Any, words: list[str], message: str, tmp_path: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert verb.main(words) == 2
+    assert verb(words) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from samout_train.cli.train import main
+from samout_train.cli.train import train as main
 from samout_train.config import as_typed, build, compose_config, escaped, saved_config, saved_node
 from samout_train.runtime import text_setting
 from tests.support.program import samout

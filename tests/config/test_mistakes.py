@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from samout_train.cli.train import main
+from samout_train.cli.train import train as main
 from samout_train.data import SPECIAL_TOKENS
-from tests.support.messages import assert_recorded
+from tests.support.messages import MESSAGES, assert_recorded
 
 FILES = {
     "good.txt": "long enough to learn from " * 50,
@@ -353,6 +353,12 @@ def test_a_mistake_is_answered(name: str, folder: Path, capsys: pytest.CaptureFi
     assert_recorded(f"mistakes: {name}", error)
     after = [path for path in sorted(folder.rglob("*")) if path.suffix != ".pyc" and path.name != "__pycache__"]
     assert after == before, "a refused request leaves nothing behind"
+
+
+def test_no_message_is_recorded_of_what_is_no_mistake_any_more() -> None:
+    recorded = json.loads(MESSAGES.read_text("utf-8"))
+    names = {name.removeprefix("mistakes: ") for name in recorded if name.startswith("mistakes: ")}
+    assert names == set(MISTAKES)
 
 
 def test_there_are_thirty_and_more() -> None:

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from samout_train.cli.generate import keys
-from samout_train.cli.request import settings_of
+from samout_train.cli.generate import generate
+from samout_train.cli.request import Request
 from samout_train.config import PLAIN_TEXT_KEYS, compose_config
 
 NASTY = [
@@ -26,11 +26,11 @@ def drawn(count: int) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("texts", [NASTY, drawn(120)], ids=["by hand", "drawn"])
 def test_what_the_shell_gives_is_what_generate_receives(texts: list[str]) -> None:
-    names = [name for name in PLAIN_TEXT_KEYS if name in inspect.signature(keys).parameters]
+    names = [name for name in PLAIN_TEXT_KEYS if name in inspect.signature(generate.keys).parameters]
     for start in range(0, len(texts), len(names)):
         given = dict(zip(names, texts[start:], strict=False))
         words = [f"{key}={text}" for key, text in ({"run": "x", "prompt": "x"} | given).items()]
-        received = settings_of(words, "generate", keys).config
+        received = generate.composed(Request(words, "generate")).config
         assert {key: received[key] for key in given} == given
 
 

@@ -108,7 +108,7 @@ def test_copied_documents_of_shards_are_counted(tmp_path: Path, caplog: pytest.L
     lines = [f'{{"text": "document number {number:02d}"}}' for number in range(50)]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, lines[7], lines[8]]) + "\n")
     words = [f"path={tmp_path / 'a.jsonl'}", f"out={tmp_path / 'out'}", "vocabulary=bytes", "part_bytes=400", "jobs=1"]
-    assert tokenize.main(words) == 0
+    assert tokenize.tokenize(words) == 0
     settings = {"paths": str(tmp_path / "out"), "weights": None, "layout": "packed", "validation_tokens": 1000}
     shards(**settings, seq_len=8, ignore_index=3, seed=0)  # type: ignore[arg-type]
     assert "2 of 5 documents to validate on are also learned from, word for word: remove" in caplog.text

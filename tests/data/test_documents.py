@@ -220,13 +220,13 @@ def test_tokenize_prints_what_gives_a_role_a_token_there(
 ) -> None:
     jsonl(tmp_path / "a.jsonl", {"conversations": said("hi", role)})
     words = [f"path={tmp_path}", f"out={tmp_path / 'out'}", "pattern=*.jsonl", "vocabulary=bytes", "jobs=1"]
-    assert tokenize.main(words) == 2
+    assert tokenize.tokenize(words) == 2
     told = capsys.readouterr().err
     assert {"tool": "set '+roles.tool=<|user|>', or", "tool call": "--config-dir=DIR +roles=more, or"}[role] in told
     (tmp_path / "conf/roles").mkdir(parents=True)
     (tmp_path / "conf/roles/more.yaml").write_text('"tool call": <|user|>\n', "utf-8")
     added = ["+roles.tool=<|user|>"] if role == "tool" else [f"--config-dir={tmp_path / 'conf'}", "+roles=more"]
-    assert tokenize.main([*words, *added, f"out={tmp_path / 'other'}"]) == 0
+    assert tokenize.tokenize([*words, *added, f"out={tmp_path / 'other'}"]) == 0
 
 
 def test_keys_that_hydra_takes_are_those_that_are_printed_as_such() -> None:

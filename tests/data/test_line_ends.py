@@ -220,7 +220,7 @@ def test_prompts_and_given_text_are_read_as_the_run_reads_its_own(
     (tmp_path / "prompt.txt").write_bytes(MARK + b"one\r\n\r")
     words = [f"run={run}", f"prompt=@{tmp_path / 'prompt.txt'}", "max_new_tokens=1", "device=cpu", "kernels=reference"]
     capsys.readouterr()
-    assert generate.main(words) == 0
+    assert generate.generate(words) == 0
     out, error = capsys.readouterr()
     assert out.startswith({"keep": "one\r\n\r", "fold": "one\n\n"}[line_ends])
     assert f"prompt: {6 if line_ends == 'keep' else 5} tokens" in error
@@ -253,11 +253,11 @@ def test_shards_are_cut_anywhere_and_keep_how_they_were_read(tmp_path: Path, lin
     (tmp_path / "a.txt").write_bytes(MARK + content.encode())
     out = tmp_path / "out"
     words = [f"path={tmp_path}", f"out={out}", "part_bytes=300", "jobs=1", f"line_ends={line_ends}"]
-    assert tokenize.main([*words, "vocabulary=bytes"]) == 0
+    assert tokenize.tokenize([*words, "vocabulary=bytes"]) == 0
     index = read_index(out)
     ids = np.concatenate([np.fromfile(path, "<u2") for path in sorted(out.glob("*.bin"))])
     assert index.vocabulary.decode(ids.tolist()) == read(tmp_path / "a.txt", line_ends)
     assert index.line_ends == line_ends and len(index.shards) > 1
-    assert tokenize.main([*words, "vocabulary=bytes"]) == 0
+    assert tokenize.tokenize([*words, "vocabulary=bytes"]) == 0
     other = "fold" if line_ends == "keep" else "keep"
-    assert tokenize.main([*words[:-1], f"line_ends={other}", "vocabulary=bytes"]) == 2
+    assert tokenize.tokenize([*words[:-1], f"line_ends={other}", "vocabulary=bytes"]) == 2

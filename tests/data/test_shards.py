@@ -12,7 +12,7 @@ import torch
 from samout_train import generate_text, train
 from samout_train.checkpoint import load_run
 from samout_train.cli import evaluate
-from samout_train.cli.tokenize import main as tokenize
+from samout_train.cli.tokenize import tokenize
 from samout_train.data import INDEX, Batches, Source, TokenRows, row_problems
 from samout_train.data.shards import rows as shard_rows
 from samout_train.data.shards.index import PLAN, read_index
@@ -347,7 +347,7 @@ def test_a_run_on_shards_trains_evaluates_generates_and_goes_on_exactly(
     train([*words, "trainer.max_steps=3", f"run_dir={tmp_path / 'twice'}"])
     twice, _ = train([*words, "trainer.max_steps=6", f"run_dir={tmp_path / 'twice'}", "resume=auto"])
     assert once["weights_sha256"] == twice["weights_sha256"]
-    assert evaluate.main([f"run={tmp_path / 'once'}", "device=cpu"]) == 0
+    assert evaluate.evaluate([f"run={tmp_path / 'once'}", "device=cpu"]) == 0
     assert "nats" in capsys.readouterr().out
     run = load_run(tmp_path / "once")
     assert run.vocabulary is not None and len(run.vocabulary) == 261

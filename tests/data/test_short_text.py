@@ -70,7 +70,7 @@ def test_of_documents(tmp_path: Path, layout: str) -> None:
 def test_of_shards(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some words " * 50)
     out = tmp_path / "out"
-    assert tokenize.main([f"path={tmp_path / 'a.txt'}", f"out={out}", "vocabulary=bytes", "jobs=1"]) == 0
+    assert tokenize.tokenize([f"path={tmp_path / 'a.txt'}", f"out={out}", "vocabulary=bytes", "jobs=1"]) == 0
     settings: dict[str, Any] = {"paths": str(out), "weights": None, "layout": "packed", "ignore_index": 3, "seed": 0}
     settings |= {"seq_len": 100, "validation_tokens": 1000}
     (message,) = map(str, Shards.problems(settings, "data"))

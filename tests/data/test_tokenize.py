@@ -43,7 +43,7 @@ def texts(tmp_path: Path) -> Path:
 
 
 def run(*words: Any) -> int:
-    return tokenize.main([str(word) for word in words])
+    return tokenize.tokenize([str(word) for word in words])
 
 
 def ids_of(out: Path) -> list[int]:

@@ -71,7 +71,7 @@ def test_a_wrong_request_is_told_with_exit_code_2_and_leaves_nothing(
     before = sorted(folder.rglob("*"))
     text = [] if "runs" in str(words) or "data.path" in str(words) else TEXT
     text = [word for word in TEXT if word[:9] != "data.path"] if "data.path" in str(words) else text
-    assert compare.main([*text, *words]) == 2
+    assert compare.compare([*text, *words]) == 2
     out, error = capsys.readouterr()
     assert message in error and len(error.splitlines()) <= 8 and not out
     assert sorted(folder.rglob("*")) == before
@@ -86,7 +86,7 @@ def test_ctrl_c_while_speeds_are_measured_says_how_to_go_on(
 
     monkeypatch.setattr("samout_train.experiments.make_runs", lambda plan, at_once: {})
     monkeypatch.setattr("samout_train.experiments.compare.page.measured_speeds", interrupted)
-    assert compare.main(["models=[v8]", "run_dir=here", *TEXT, *TINY]) == 130
+    assert compare.compare(["models=[v8]", "run_dir=here", *TEXT, *TINY]) == 130
     error = capsys.readouterr().err
     assert error == "stopped by SIGINT: what ran is saved; the same command with run_dir=here goes on\n"
 

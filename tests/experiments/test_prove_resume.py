@@ -39,8 +39,8 @@ def test_other_bits_are_noticed(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(proof, "run_killed", other)
-    assert prove_resume.main([*TINY, "steps=2", "kills=0"]) == 0
-    assert prove_resume.main([*TINY, "steps=2", "kills=1"]) == 1
+    assert prove_resume.prove_resume([*TINY, "steps=2", "kills=0"]) == 0
+    assert prove_resume.prove_resume([*TINY, "steps=2", "kills=1"]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "NOT the same"
     assert not list(tmp_path.iterdir()), "without run_dir nothing is kept"
 
@@ -59,5 +59,5 @@ def test_a_wrong_request_is_told_with_exit_code_2(
     tmp_path: Path, word: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert prove_resume.main([*TINY, word]) == 2
+    assert prove_resume.prove_resume([*TINY, word]) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from samout_train.cli.reproduce import main
+from samout_train.cli.reproduce import reproduce as main
 from samout_train.config import CONF, compose_config
 from samout_train.experiments import GoldenCurve
 from samout_train.experiments.reproduce import CURVES, span_means, spans_of

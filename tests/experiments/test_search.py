@@ -93,7 +93,7 @@ def test_what_is_no_space_is_told(given: object, message: str) -> None:
 def test_a_wrong_request_is_told_with_exit_code_2(
     folder: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert search.main([*TINY, *TEXT, *words]) == 2
+    assert search.search([*TINY, *TEXT, *words]) == 2
     out, error = capsys.readouterr()
     assert message in error and len(error.splitlines()) <= 8 and not out
     assert not list(folder.rglob("trial-*"))
@@ -155,7 +155,7 @@ def test_without_optuna_there_is_a_word_on_how_to_get_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert search.main([*TINY, *TEXT, RATES]) == 2
+    assert search.search([*TINY, *TEXT, RATES]) == 2
     assert "pip install 'samout_train[search]'" in capsys.readouterr().err
 
 

@@ -73,7 +73,7 @@ def test_status_says_what_became_of_each(tmp_path: Path, capsys: pytest.CaptureF
     done = json.dumps({"weights_sha256": "0", "val_loss_nats": 1.5, "train_seconds": 2.0})
     (tmp_path / "seed=1" / "summary.json").write_text(done)
     record_failure(tmp_path / "seed=2", "the loss is NaN")
-    assert sweep.main([f"dir={tmp_path}"]) == 1
+    assert sweep.sweep([f"dir={tmp_path}"]) == 1
     assert capsys.readouterr().out.splitlines() == [
         "  done     seed=1  1.5000 nats, 2.0 s of training",
         "  FAILED   seed=2  the loss is NaN",
@@ -84,20 +84,20 @@ def test_status_says_what_became_of_each(tmp_path: Path, capsys: pytest.CaptureF
     for name in ("seed=2", "seed=3"):
         (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / "summary.json").write_text(done)
-    assert sweep.main([f"dir={tmp_path}", "action=status"]) == 0
+    assert sweep.sweep([f"dir={tmp_path}", "action=status"]) == 0
 
 
 def test_a_comparison_has_the_same_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = {f"v8-lr0.1-seed{seed}": {} for seed in (1, 2)}
     (tmp_path / "comparison.json").write_text(json.dumps({"command": "samout-train compare models=[v8]", "runs": runs}))
     record_failure(tmp_path / "v8-lr0.1-seed1", "the loss is NaN")
-    assert sweep.main([f"dir={tmp_path}"]) == 1
+    assert sweep.sweep([f"dir={tmp_path}"]) == 1
     assert capsys.readouterr().out.splitlines() == [
         "  FAILED   v8-lr0.1-seed1  the loss is NaN",
         f"1 jobs in {tmp_path}: 1 FAILED",
         f"dashboard  {dashboard_command(tmp_path)}",
     ]
-    assert sweep.main([f"dir={tmp_path}", "action=resume"]) == 2
+    assert sweep.sweep([f"dir={tmp_path}", "action=resume"]) == 2
     again = f"started again: {typed_line(program())} compare models=[v8] {typed_line([f'run_dir={tmp_path}'])}"
     assert again in capsys.readouterr().err
 
@@ -125,7 +125,7 @@ def test_a_wrong_request_is_told_with_exit_code_2(
     for name, file in (("damaged", "sweep.json"), ("lost", "multirun.yaml")):
         (folder / name).mkdir()
         (folder / name / file).write_text("{")
-    assert sweep.main(words) == 2
+    assert sweep.sweep(words) == 2
     out, error = capsys.readouterr()
     assert message in error and len(error.splitlines()) == 1 and not out
 

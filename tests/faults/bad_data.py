@@ -89,7 +89,7 @@ def bad_data(case: Case) -> str:
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, SAMOUT_TRAIN_CACHE=cache):
         for name, (words, wanted) in tried[: case.count]:
             pattern = ("data.pattern=**/*.md",) if "data.path=." in words else ()
-            code, said = told(train.main, [*words, *pattern, *BUILT], case.folder)
+            code, said = told(train.train, [*words, *pattern, *BUILT], case.folder)
             assert code == 2 and 1 <= len(said.splitlines()) <= 8 and "Traceback" not in said, f"{name}: {said}"
             assert all(part in said for part in wanted), f"{name}: {said}"
             assert sorted(case.folder.rglob("*")) == before, f"{name} left something behind"

@@ -84,7 +84,7 @@ def damaged_configurations(case: Case) -> str:
             assert old in right[part], name
             (mine / files[part]).write_text(right[part].replace(old, new, 1), "utf-8")
         before = sorted(case.folder.rglob("*"))
-        code, said = told(train.main, words if part else [*words, name], case.folder)
+        code, said = told(train.train, words if part else [*words, name], case.folder)
         assert code == 2 and 1 <= len(said.splitlines()) <= 8 and "Traceback" not in said, f"{name}: {said}"
         assert sorted(case.folder.rglob("*")) == before, f"{name} left something behind"
         if part:

@@ -84,14 +84,14 @@ def hostile_files(case: Case) -> str:
     text = ["data=text", "data.path=text.txt", "data.seq_len=8", "data.vocabulary_path=evil.pkl"]
     evil = case.folder / "evil"
     doors: dict[str, Callable[[], tuple[int, str]]] = {
-        "generate run=": lambda: told(generate.main, ["run=run", "prompt=a"], case.folder),
-        "verify run=": lambda: told(verify.main, [f"run=run/checkpoints/{CHECKPOINT}"], case.folder),
-        "export run=": lambda: told(export.main, ["run=run", "format=published"], case.folder),
-        "inspect a run": lambda: told(inspect.main, ["path=run"], case.folder),
-        "inspect a checkpoint": lambda: told(inspect.main, [f"path=run/checkpoints/{CHECKPOINT}"], case.folder),
-        "inspect a .pth": lambda: told(inspect.main, ["path=evil.pth"], case.folder),
-        "inspect a vocabulary": lambda: told(inspect.main, ["path=evil.pkl"], case.folder),
-        "data.vocabulary_path=": lambda: told(train.main, text, case.folder),
+        "generate run=": lambda: told(generate.generate, ["run=run", "prompt=a"], case.folder),
+        "verify run=": lambda: told(verify.verify, [f"run=run/checkpoints/{CHECKPOINT}"], case.folder),
+        "export run=": lambda: told(export.export, ["run=run", "format=published"], case.folder),
+        "inspect a run": lambda: told(inspect.inspect, ["path=run"], case.folder),
+        "inspect a checkpoint": lambda: told(inspect.inspect, [f"path=run/checkpoints/{CHECKPOINT}"], case.folder),
+        "inspect a .pth": lambda: told(inspect.inspect, ["path=evil.pth"], case.folder),
+        "inspect a vocabulary": lambda: told(inspect.inspect, ["path=evil.pkl"], case.folder),
+        "data.vocabulary_path=": lambda: told(train.train, text, case.folder),
         "resume=": lambda: (1, refused(lambda: train_in_process([*words, f"resume={run}", f"run_dir={run}2"]))),
         "resume=auto": lambda: (1, refused(lambda: train_in_process([*words, f"run_dir={run}", "resume=auto"]))),
         "load_vocabulary of a run": lambda: (1, refused(lambda: load_vocabulary(run))),

@@ -86,7 +86,7 @@ def _run(printed: Connection, overrides: tuple[str, ...], threads: int) -> None:
 
     torch.set_num_threads(threads)
     sys.argv = ["samout_train", *overrides]
-    from samout_train.cli.train import main
+    from samout_train.cli.train import train as main
 
     sys.exit(main(list(overrides)))
 

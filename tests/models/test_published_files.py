@@ -95,7 +95,7 @@ def test_weights_load_in_any_wrapping_and_inspect_calls_them_whole(
     path = tmp_path / "net.pth"
     torch.save(FORMS[form](state), path)
     assert same(path, state)
-    assert inspect.main([f"path={path}"]) == 0
+    assert inspect.inspect([f"path={path}"]) == 0
     out = capsys.readouterr().out
     assert "weights of the published SamOut V8" in out and "yes, names and shapes are complete" in out
 
@@ -116,7 +116,7 @@ def test_the_older_format_and_safetensors_load(state: State, tmp_path: Path) -> 
     library.save_file(prefixed(state, "_orig_mod."), tmp_path / "net.safetensors")
     assert same(tmp_path / "old.pth", state) and same(tmp_path / "net.safetensors", state)
     for name in ("old.pth", "net.safetensors"):
-        assert inspect.main([f"path={tmp_path / name}"]) == 0
+        assert inspect.inspect([f"path={tmp_path / name}"]) == 0
 
 
 class Touches:
@@ -134,7 +134,7 @@ def test_a_pickle_that_would_run_code_runs_none(state: State, tmp_path: Path, zi
     ran, path = tmp_path / "ran", tmp_path / "evil.pth"
     content = {"model": Net(state), "extra": Touches(ran), "command": Executes(f"touch {ran}")}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    for read in (load_published, lambda it: inspect.main([f"path={it}"])):
+    for read in (load_published, lambda it: inspect.inspect([f"path={it}"])):
         try:
             read(path)
         except ValueError as error:
@@ -205,7 +205,7 @@ def test_what_cannot_be_loaded_is_told_with_what_to_do(
     with pytest.raises(ValueError) as refused:
         load_published(tmp_path / "net.pth")
     assert told in str(refused.value)
-    assert inspect.main([f"path={tmp_path / 'net.pth'}"]) == 2 and told in capsys.readouterr().err
+    assert inspect.inspect([f"path={tmp_path / 'net.pth'}"]) == 2 and told in capsys.readouterr().err
 
 
 def test_an_old_pickled_module_is_refused_as_that_and_a_cut_file_as_damaged(
@@ -215,14 +215,14 @@ def test_an_old_pickled_module_is_refused_as_that_and_a_cut_file_as_damaged(
     torch.save(Net(state), old, _use_new_zipfile_serialization=False)
     with pytest.raises(ValueError, match=r"torch\.save\(net\.state_dict\(\), path\)"):
         load_published(old)
-    assert inspect.main([f"path={old}"]) == 2 and "torch.save(net.state_dict(), path)" in capsys.readouterr().err
+    assert inspect.inspect([f"path={old}"]) == 2 and "torch.save(net.state_dict(), path)" in capsys.readouterr().err
     torch.save(state, cut)
     cut.write_bytes(cut.read_bytes()[:-100])
     with pytest.raises(
         ValueError, match=r"cut\.pth cannot be used .*: it is cut short or damaged: copy or download it again"
     ):
         load_published(cut)
-    assert inspect.main([f"path={cut}"]) == 1
+    assert inspect.inspect([f"path={cut}"]) == 1
 
 
 def zeros(state: State) -> State:
@@ -256,7 +256,7 @@ def test_several_state_dicts_that_differ_are_refused_with_their_keys(
         load_published(path)
     told = f"it holds several state_dicts: {keys}. Save the one that is meant: torch.save({expression}"
     assert told in str(refused.value)
-    assert inspect.main([f"path={path}"]) == 2 and told in capsys.readouterr().err
+    assert inspect.inspect([f"path={path}"]) == 2 and told in capsys.readouterr().err
     # What is printed does what it says.
     line = str(refused.value).rpartition("torch.save(")[2].removesuffix(", path)")
     meant = eval(line, {"loaded": torch.load(path, weights_only=False)})
@@ -300,7 +300,7 @@ def test_a_parameter_that_is_missing_or_of_another_shape_is_named_as_in_the_file
             load_published(content)
         assert words in str(refused.value)
         torch.save(content, path)
-        code = inspect.main([f"path={path}"])
+        code = inspect.inspect([f"path={path}"])
         shown = "".join(capsys.readouterr())
         assert code in (1, 2) and words in shown and "Traceback" not in shown
 
@@ -322,7 +322,7 @@ def test_weights_that_are_not_finite_are_named(
     torch.save(state | {name: torch.full_like(state[name], value)}, tmp_path / "net.pth")
     with pytest.raises(ValueError, match=f"{name} holds NaN or infinite values"):
         load_published(tmp_path / "net.pth")
-    assert inspect.main([f"path={tmp_path / 'net.pth'}"]) == 1
+    assert inspect.inspect([f"path={tmp_path / 'net.pth'}"]) == 1
     assert f"no: {name} holds NaN or infinite values" in capsys.readouterr().out
 
 
@@ -330,9 +330,9 @@ def test_weights_that_are_not_finite_are_named(
 def test_safetensors_load_under_any_name(state: State, tmp_path: Path, name: str) -> None:
     library = pytest.importorskip("safetensors.torch")
     library.save_file(state, tmp_path / name)
-    assert same(tmp_path / name, state) and inspect.main([f"path={tmp_path / name}"]) == 0
+    assert same(tmp_path / name, state) and inspect.inspect([f"path={tmp_path / name}"]) == 0
     torch.save(state, tmp_path / "zip.safetensors")
-    assert same(tmp_path / "zip.safetensors", state) and inspect.main([f"path={tmp_path / 'zip.safetensors'}"]) == 0
+    assert same(tmp_path / "zip.safetensors", state) and inspect.inspect([f"path={tmp_path / 'zip.safetensors'}"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_what_is_kept_in_place_of_weights_is_named(
             load_published(tmp_path / name)
         few = "it has 3 bytes, too few for weights" if content else "it is empty"
         assert (told or f"{few}: copy or download it again") in str(refused.value)
-        assert inspect.main([f"path={tmp_path / name}"]) == code
+        assert inspect.inspect([f"path={tmp_path / name}"]) == code
         assert told in "".join(capsys.readouterr())
 
 
@@ -377,7 +377,7 @@ def test_what_is_no_file_of_weights_is_called_what_it_is(tmp_path: Path, content
     with pytest.raises(ValueError) as refused:
         load_published(tmp_path / "net.pth")
     assert told in str(refused.value) and "Where it holds more" not in str(refused.value)
-    assert inspect.main([f"path={tmp_path / 'net.pth'}"]) == 2
+    assert inspect.inspect([f"path={tmp_path / 'net.pth'}"]) == 2
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -387,7 +387,7 @@ def test_torch_script_is_called_that(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(ValueError) as refused:
         load_published(tmp_path / "net.pth")
     assert told in str(refused.value) and "torch.save(net.state_dict(), path)" in str(refused.value)
-    assert inspect.main([f"path={tmp_path / 'net.pth'}"]) == 2 and told in capsys.readouterr().err
+    assert inspect.inspect([f"path={tmp_path / 'net.pth'}"]) == 2 and told in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -396,15 +396,15 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, capsys: pytest.Cap
     for name in ("net.pth", "voc.pkl", "export.json", "vocabulary.json"):
         os.mkfifo(tmp_path / name)
         told = f"{name} is no regular file: copy its content to a file, and give that"
-        assert inspect.main([f"path={tmp_path / name}"]) == 2 and told in capsys.readouterr().err
+        assert inspect.inspect([f"path={tmp_path / name}"]) == 2 and told in capsys.readouterr().err
         with pytest.raises(ValueError, match="is no regular file: copy its content"):
             load_published(tmp_path / name)
     for read in (read_vocabulary_file, read_published_vocabulary):
         with pytest.raises(ValueError, match="is no regular file: copy its content"):
             read(tmp_path / "voc.pkl")
-    assert inspect.main([f"path={tmp_path}"]) == 2
+    assert inspect.inspect([f"path={tmp_path}"]) == 2
     (tmp_path / "net.pth").rename(tmp_path / "model.pth")
-    assert inspect.main([f"path={tmp_path}"]) == 2
+    assert inspect.inspect([f"path={tmp_path}"]) == 2
 
 
 @pytest.mark.parametrize("name", ["it's.pth", 'a"b.pth'])
@@ -427,7 +427,7 @@ def test_a_file_that_is_cut_anywhere_is_called_that(state: State, tmp_path: Path
         path.write_bytes(path.read_bytes()[:size])
         with pytest.raises(ValueError, match=r"cut short or damaged.*: copy or download it again"):
             load_published(path)
-        assert inspect.main([f"path={path}"]) == 1
+        assert inspect.inspect([f"path={path}"]) == 1
 
 
 def test_a_flipped_bit_is_damage(state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -439,7 +439,7 @@ def test_a_flipped_bit_is_damage(state: State, tmp_path: Path, capsys: pytest.Ca
     assert torch.load(path)["head.weight"].isfinite().all(), "torch does not see it"
     with pytest.raises(ValueError, match=r"its record .*/data/\d+ is not what was written: it is damaged"):
         load_published(str(path))
-    assert inspect.main([f"path={path}"]) == 1 and "it is damaged" in capsys.readouterr().out
+    assert inspect.inspect([f"path={path}"]) == 1 and "it is damaged" in capsys.readouterr().out
 
 
 def test_a_file_that_was_saved_without_digests_loads(state: State, tmp_path: Path) -> None:

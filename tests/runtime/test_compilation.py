@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from samout_train import build_trainer, train
-from samout_train.cli.train import main
+from samout_train.cli.train import train as main
 from samout_train.models import loss as losses
 from samout_train.runtime import compile_problem, has_cpp_compiler
 from samout_train.training import Trainer

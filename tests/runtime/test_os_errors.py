@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from samout_train import train
-from samout_train.cli import compare, export, inspect, search, tokenize, train as train_verb
+from samout_train.cli import compare, export, search, tokenize, train as train_verb
 from samout_train.cli.main import main
-from samout_train.cli.request import answered
+from samout_train.cli.verb import Verb
 from samout_train.config import ConfigError
 from samout_train.data.text import token_cache
 from samout_train.evaluation import draw_search, missing_charts
@@ -105,7 +105,7 @@ def test_a_full_disk_at_the_start_is_said_in_bytes_with_exit_code_1(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with files_of_at_most(1000):
-        assert train_verb.main([*RANDOM, "run_dir=run"]) == 1
+        assert train_verb.train([*RANDOM, "run_dir=run"]) == 1
     told = capsys.readouterr().err
     assert told.startswith("run_dir=run: cannot be written") and "65,536 bytes are needed" in told, told
     assert "(ulimit -f)" in told and len(told.splitlines()) == 1
@@ -124,7 +124,7 @@ def test_a_run_directory_that_cannot_be_made_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    assert train_verb.main([*RANDOM, f"run_dir={run_dir}"]) == 2
+    assert train_verb.train([*RANDOM, f"run_dir={run_dir}"]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -200,10 +200,10 @@ def test_a_full_disk_while_tokenizing_or_exporting_names_the_place(
 ) -> None:
     train([*RANDOM, f"run_dir={tmp_path / 'run'}"])
     with files_of_at_most(3000):
-        assert tokenize.main([f"path={text}", f"out={tmp_path / 'shards'}", "jobs=1", "vocabulary=bytes"]) == 1
+        assert tokenize.tokenize([f"path={text}", f"out={tmp_path / 'shards'}", "jobs=1", "vocabulary=bytes"]) == 1
         told = capsys.readouterr().err
         assert str(tmp_path / "shards") in told and "(ulimit -f)" in told and "goes on from there" in told, told
-        assert export.main([f"run={tmp_path / 'run'}", f"out={tmp_path / 'out'}"]) == 1
+        assert export.export([f"run={tmp_path / 'run'}", f"out={tmp_path / 'out'}"]) == 1
         told = capsys.readouterr().err
         assert told.startswith(f"{tmp_path / 'out'}: cannot be written") and "nothing is left there" in told
     assert not (tmp_path / "out").exists()
@@ -212,14 +212,14 @@ def test_a_full_disk_while_tokenizing_or_exporting_names_the_place(
 def test_verbs_answer_with_1_where_there_is_no_room_and_with_2_where_the_place_is_wrong(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def raises(number: int) -> Callable[[list[str]], int]:
-        def act(words: list[str]) -> int:
+    def raises(number: int) -> Verb:
+        def inspect(*, path: str) -> int:
             raise OSError(number, os.strerror(number), "/some/place")
 
-        return act
+        return Verb(inspect)
 
     for number, code in ((errno.ENOSPC, 1), (errno.EDQUOT, 1), (errno.EROFS, 2), (errno.EACCES, 2)):
-        assert answered([], "inspect", inspect.keys, raises(number)) == code
+        assert raises(number)(["path=x"]) == code
         assert capsys.readouterr().err.startswith("/some/place: ")
 
 
@@ -260,13 +260,13 @@ def test_a_directory_that_cannot_be_is_refused_before_anything_is_read(
     Path("link").symlink_to("gone/x")
     assert place_problem(Path(where)) == said and place_problem(Path("new/x")) is None
     requests: list[tuple[Callable[[list[str]], int], list[str], str]] = [
-        (tokenize.main, ["path=not there"], "out"),
-        (export.main, ["run=not there", "format=safetensors"], "out"),
-        (train_verb.main, RANDOM, "run_dir"),
-        (train_verb.main, ["-m", *RANDOM, "seed=1,2"], "hydra.sweep.dir"),
-        (compare.main, ["models=[v1,v8]", "data=random", "device=cpu"], "run_dir"),
-        (compare.main, ["runs=[not there]"], "run_dir"),
-        (search.main, [*RANDOM, "space={optimizer.lr:[1e-3,1e-2]}"], "run_dir"),
+        (tokenize.tokenize, ["path=not there"], "out"),
+        (export.export, ["run=not there", "format=safetensors"], "out"),
+        (train_verb.train, RANDOM, "run_dir"),
+        (train_verb.train, ["-m", *RANDOM, "seed=1,2"], "hydra.sweep.dir"),
+        (compare.compare, ["models=[v1,v8]", "data=random", "device=cpu"], "run_dir"),
+        (compare.compare, ["runs=[not there]"], "run_dir"),
+        (search.search, [*RANDOM, "space={optimizer.lr:[1e-3,1e-2]}"], "run_dir"),
     ]
     for verb, words, key in requests:
         assert verb([*words, f"{key}={where}"]) == 2
@@ -280,7 +280,7 @@ def test_a_batch_whose_step_does_not_fit_is_refused_with_nothing_left(
 ) -> None:
     monkeypatch.setattr("samout_train.runtime.memory.total_memory_bytes", lambda device: 50_000_000)
     words = [*RANDOM, "data.batch_size=4000", f"run_dir={tmp_path / 'run'}"]
-    assert train_verb.main(words) == 2
+    assert train_verb.train(words) == 2
     said = capsys.readouterr().err
     assert "data.batch_size=4000: does not fit into memory: " in said, said
     assert "bytes are needed, and there are 50,000,000: choose a smaller one, or a larger trainer.accumulate" in said

@@ -221,7 +221,7 @@ def test_mps_is_taken_where_torch_has_it(monkeypatch: pytest.MonkeyPatch, capsys
     assert float64_place(MPS).type == "cpu", "float64 is not there"
     assert "leave it out" in str(compile_problem(MPS))
     assert problems(compose_config(["device=mps"]).config) == []
-    assert verify.main(["model=v8", "device=mps"]) == 2 and "has no float64" in capsys.readouterr().err
+    assert verify.verify(["model=v8", "device=mps"]) == 2 and "has no float64" in capsys.readouterr().err
 
 
 def test_random_states_of_mps_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

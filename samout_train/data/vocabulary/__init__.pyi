@@ -5,5 +5,6 @@ from .base import (
     SURROGATE as SURROGATE,
     Bytes as Bytes,
     Characters as Characters,
+    UnknownCharacterError as UnknownCharacterError,
     Vocabulary as Vocabulary,
 )

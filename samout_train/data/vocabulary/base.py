@@ -13,6 +13,17 @@ SOS_ID = SPECIAL_TOKENS.index("<|sos|>")
 PAD_ID = SPECIAL_TOKENS.index("<|pad|>")
 
 
+class UnknownCharacterError(ValueError):
+    """A text has a character that a vocabulary lacks."""
+
+    def __init__(self, character: str, position: int) -> None:
+        super().__init__(character, position)
+        self.character, self.position = character, position
+
+    def __str__(self) -> str:
+        return f"character {self.character!r} at position {self.position} is not in the vocabulary of this data"
+
+
 class Vocabulary(Protocol):
     """Turns text into ids and ids into text."""
 
@@ -122,9 +133,7 @@ class Characters:
             if spelled is None and unknown_id is not None:
                 spelled = [unknown_id]
             if spelled is None:
-                raise ValueError(
-                    f"character {text[position]!r} at position {position} is not in the vocabulary of this data"
-                )
+                raise UnknownCharacterError(text[position], position)
             pieces += [ids[done:position], np.array(spelled, dtype=ids.dtype)]
             done = position + 1
         return np.concatenate([*pieces, ids[done:]])

@@ -56,11 +56,11 @@ def charts(comparison: Comparison, speeds: Speeds) -> list[Chart]:
     """
     if missing_charts() or not comparison.ranked:
         return []
-    return [
-        Chart(title, note, _svg(draw, comparison, speeds))
-        for title, note, draw, has_figures in KINDS
-        if has_figures(comparison, speeds)
-    ]
+    found = []
+    for title, note, draw, has_figures in KINDS:
+        if has_figures(comparison, speeds):
+            found.append(Chart(title, note, _svg(draw, comparison, speeds)))
+    return found
 
 
 def overview(comparison: Comparison, speeds: Speeds) -> bytes | None:
@@ -94,7 +94,8 @@ def tasks_chart(comparisons: Sequence[Comparison]) -> Chart | None:
         for one in comparison.ranked:
             for test, share in one.accuracies.items():
                 shares.setdefault(f"{comparison.data}, {test}", {})[one.label] = share
-                labels += [] if one.label in labels else [one.label]
+                if one.label not in labels:
+                    labels.append(one.label)
     if missing_charts() or not shares:
         return None
     tests = sorted(shares, key=natural)
@@ -140,7 +141,9 @@ def _look(comparison: Comparison, one: CandidateResult) -> dict[str, Any]:
 def shown(one: CandidateResult) -> str:
     """A label as matplotlib takes it: a dollar begins a formula there, and what begins with a line is in no legend."""
     text = one.label.replace("$", r"\$")
-    return f"\N{THIN SPACE}{text}" if text.startswith("_") else text
+    if text.startswith("_"):
+        return f"\N{THIN SPACE}{text}"
+    return text
 
 
 def _final_losses(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
@@ -188,7 +191,9 @@ def _curves(
         costs = {one.label: of_step(one) for one in comparison.ranked}
         curves = {one.label: _mean_curve(one) for one in comparison.ranked}
         ends = [cost * curves[label][-1][0] for label, cost in costs.items() if cost and curves[label]]
-        name, size = unit_of(max(ends)) if unit_of else ("tokens", 1.0)
+        name, size = "tokens", 1.0
+        if unit_of:
+            name, size = unit_of(max(ends))
         tops = []
         for one in comparison.ranked:
             factor, curve = costs[one.label], curves[one.label]
@@ -215,17 +220,23 @@ def _curves(
 
 def _tokens(one: CandidateResult) -> float | None:
     tokens, steps = one.figure("tokens_seen"), one.figure("steps")
-    return tokens / steps if tokens and steps else None
+    if not tokens or not steps:
+        return None
+    return tokens / steps
 
 
 def _seconds(one: CandidateResult) -> float | None:
     seconds, steps = one.figure("train_seconds"), one.figure("steps")
-    return seconds / steps if seconds and steps else None
+    if not seconds or not steps:
+        return None
+    return seconds / steps
 
 
 def _flops(one: CandidateResult) -> float | None:
     tokens, flops = _tokens(one), one.figure("training_flops_per_token")
-    return tokens * flops if tokens and flops else None
+    if not tokens or not flops:
+        return None
+    return tokens * flops
 
 
 def flop_unit(largest: float) -> tuple[str, float]:

@@ -29,26 +29,35 @@ def verdict(comparison: Comparison, asked: Asked) -> list[str]:
     if not comparison.ranked:
         return [f"Nothing is known of {comparison.data}: no run came to a loss."]
     best, *others = comparison.ranked
-    many = f"mean and standard deviation of {len(best.losses)} seeds" if len(best.losses) > 1 else "one seed"
+    many = "one seed"
+    if len(best.losses) > 1:
+        many = f"mean and standard deviation of {len(best.losses)} seeds"
     loss = f"{mean_and_spread(best)} nats a token ({many})"
     sentences = [f"{best.label} has the lowest validation loss on {comparison.data}: {loss}."]
+    last = _tokens(comparison)
     if others:
         sentences.append(_behind(best, others))
+        last += _sizes(comparison)
     against = caveats(comparison, asked)
-    known = f"; what speaks against it ({len(against)}) stands below" if against else ""
-    return [*sentences, f"{_tokens(comparison)}{_sizes(comparison) if others else ''}{known}."]
+    if against:
+        last += f"; what speaks against it ({len(against)}) stands below"
+    return [*sentences, f"{last}."]
 
 
 def nats(value: float) -> str:
     """With three decimals, or as many as a small one needs to be seen."""
-    return f"{value:.3f}" if value == 0 or abs(value) >= SMALLEST_SHOWN else f"{value:.1e}"
+    if value == 0 or abs(value) >= SMALLEST_SHOWN:
+        return f"{value:.3f}"
+    return f"{value:.1e}"
 
 
 def mean_and_spread(one: CandidateResult) -> str:
     """`1.612 ± 0.004`: the mean, and the standard deviation of a sample where there are two or more."""
     if one.mean is None:
         return ""
-    return nats(one.mean) + ("" if one.spread is None else f" ± {nats(one.spread)}")
+    if one.spread is None:
+        return nats(one.mean)
+    return f"{nats(one.mean)} ± {nats(one.spread)}"
 
 
 def in_words(found: Difference | None) -> str:
@@ -73,24 +82,29 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
         asked: What is known of the request.
     """
     ran = comparison.ranked
-    return [
+    found = [
         *_unfinished(comparison),
         *_off_budget(ran, asked.get("match")),
         *_screened(comparison, asked),
         *_rates(ran),
         *_seeds(ran),
         *_unlike(ran),
-        *([SHARED.format(asked["jobs"])] if (asked.get("jobs") or 1) > 1 else []),
     ]
+    if (asked.get("jobs") or 1) > 1:
+        found.append(SHARED.format(asked["jobs"]))
+    return found
 
 
 def _behind(best: CandidateResult, others: Sequence[CandidateResult]) -> str:
     by_word: dict[str, list[str]] = {}
     for other in others:
         found = difference(other, best)
-        shown = other.label if found is None else f"{other.label}, by {interval(found)}"
-        below = found is not None and found.within_noise is False and found.mean < 0
-        by_word.setdefault("below" if below else in_words(found), []).append(shown)
+        word, shown = in_words(found), other.label
+        if found is not None:
+            shown = f"{other.label}, by {interval(found)}"
+            if found.within_noise is False and found.mean < 0:
+                word = "below"
+        by_word.setdefault(word, []).append(shown)
     parts = []
     for word, text in (
         ("within noise", "within noise of it"),
@@ -110,7 +124,9 @@ def _behind(best: CandidateResult, others: Sequence[CandidateResult]) -> str:
 
 
 def _are(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"
+    if len(names) == 1:
+        return "is"
+    return "are"
 
 
 def _tokens(comparison: Comparison) -> str:
@@ -138,7 +154,9 @@ def _sizes(comparison: Comparison) -> str:
 def _unfinished(comparison: Comparison) -> Iterable[str]:
     for one in comparison.results:
         for run in one.missing:
-            error = f": {run.outcome.error}" if run.outcome.error else ""
+            error = ""
+            if run.outcome.error:
+                error = f": {run.outcome.error}"
             yield f"{run.run_dir.name} of {one.label} is {run.outcome.state}{error}."
         for run in one.runs:
             if run.outcome.state == "done" and run.loss is None:
@@ -157,7 +175,7 @@ def _screened(comparison: Comparison, asked: Asked) -> Iterable[str]:
 def _rates(ran: Sequence[CandidateResult]) -> Iterable[str]:
     for one in ran:
         if one.edge and one.best_rate is not None:
-            beyond = "larger" if one.edge == "largest" else "smaller"
+            beyond = {"largest": "larger", "smallest": "smaller"}[one.edge]
             yield (
                 f"{one.label} did best with the {one.edge} rate that was tried, {one.best_rate:g}: a {beyond} one may "
                 "be better still."
@@ -187,7 +205,9 @@ def _unlike(ran: Sequence[CandidateResult]) -> Iterable[str]:
         yield "The models were not trained on the same number of tokens."
     differing = _differing(ran)
     if differing:
-        more = f" and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
+        more = ""
+        if len(differing) > MOST_NAMED:
+            more = f" and {len(differing) - MOST_NAMED} more"
         yield f"Beside the models, their settings differ in {_list(differing[:MOST_NAMED])}{more}."
     summaries: list[Mapping[str, Any]] = [run.summary for one in ran for run in one.counted if run.summary is not None]
     for key in MACHINE:

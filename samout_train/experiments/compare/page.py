@@ -102,11 +102,15 @@ def show(paths: Sequence[str], command: str, folder: Path, *, is_new: bool = Fal
     if read_record(folder) and {path.resolve() for path in run_dirs} != {p.resolve() for p in run_dirs_below(folder)}:
         raise ConfigError(f"run_dir={folder}: holds a comparison of other runs: give another directory")
     parents = {run_dir.parent for run_dir in run_dirs}
-    asked, speeds = (read_record(*parents), read_speeds(*parents)) if len(parents) == 1 else ({}, {})
+    asked: dict[str, Any] = {}
+    speeds: dict[str, dict[int, float]] = {}
+    if len(parents) == 1:
+        asked, speeds = read_record(*parents), read_speeds(*parents)
     if any(set(run_dirs) != set(run_dirs_below(parent)) for parent in parents):  # a part of a comparison is not it
         asked.pop("command", None)
     runs = told_apart([read_run(run_dir) for run_dir in run_dirs])
-    folder = new_directory(folder) if is_new else folder
+    if is_new:
+        folder = new_directory(folder)
     _show(comparisons_of(runs), {"command": command, **asked}, speeds, folder)
 
 
@@ -130,7 +134,9 @@ def write_page(comparisons: Sequence[Comparison], record: Record, speeds: Speeds
     pictures: dict[str, str] = {}
     for comparison in comparisons:
         if (png := overview(comparison, speeds)) is not None:
-            name = "comparison.png" if len(comparisons) == 1 else f"comparison_{folder_name(comparison.data)}.png"
+            name = "comparison.png"
+            if len(comparisons) > 1:
+                name = f"comparison_{folder_name(comparison.data)}.png"
             replace_file(folder / name, partial(_write, png))
             pictures[comparison.data] = name
             written.append(folder / name)
@@ -186,12 +192,14 @@ def markdown(comparisons: Sequence[Comparison], record: Record, speeds: Speeds, 
     """
     lines = [f"## {_title(comparisons)}", "", _subtitle(comparisons, record), ""]
     for comparison in comparisons:
-        lines += [f"### {comparison.data}", ""] if len(comparisons) > 1 else []
+        if len(comparisons) > 1:
+            lines += [f"### {comparison.data}", ""]
         lines += [" ".join(verdict(comparison, record)), ""]
         table = loss_table(comparison, speeds, _left_out(comparison, record))
         lines += [_row(table["head"]), "|---" * len(table["head"]) + "|", *map(_row, table["rows"]), "", NOTE, ""]
         against = caveats(comparison, record)
-        lines += ["What speaks against it:", "", *(f"- {_plain(one)}" for one in against), ""] if against else []
+        if against:
+            lines += ["What speaks against it:", "", *(f"- {_plain(one)}" for one in against), ""]
         if (screened := _screening(comparison, record)) is not None:
             lines += _screening_markdown(screened)
         if comparison.data in pictures:
@@ -226,14 +234,20 @@ def loss_table(
         if one.label in left_out:
             continue
         each = ", ".join(nats(loss) for loss in one.losses.values())
+        loss = mean_and_spread(one)
+        if len(one.losses) > 1:
+            loss += f" ({each})"
+        rate = _short(one.best_rate)
+        if one.edge:
+            rate += " (edge)"
         behind, word = _behind_best(comparison, one)
         rows.append(
             [
                 one.label,
-                mean_and_spread(one) + (f" ({each})" if len(one.losses) > 1 else "") or "no run came to a loss",
+                loss or "no run came to a loss",
                 behind,
                 word,
-                "" if one.best_rate is None else f"{one.best_rate:g}{' (edge)' if one.edge else ''}",
+                rate,
                 _number(one.figure("parameters")),
                 _number(min(speeds.get(one.label, {}).items(), default=(0, None))[1]),
                 _number(one.figure("training_flops_per_token")),
@@ -250,29 +264,37 @@ def pair_table(comparison: Comparison) -> dict[str, Any]:
     for one in ranked:
         cells: list[dict[str, Any]] = [{"text": one.label, "beyond": False}]
         for other in ranked:
-            found = None if one is other else difference(one, other)
-            text = "" if found is None else interval(found)
-            cells.append({"text": text, "beyond": found is not None and found.within_noise is False})
+            found = difference(one, other)
+            if one is other or found is None:
+                cells.append({"text": "", "beyond": False})
+            else:
+                cells.append({"text": interval(found), "beyond": found.within_noise is False})
         rows.append(cells)
     return {"head": ["", *(one.label for one in ranked)], "rows": rows, "note": PAIRS_NOTE}
 
 
 def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Return a row for each run."""
-    return [
-        {
-            "label": run.label,
-            "rate": "" if run.rate is None else f"{run.rate:g}",
-            "seed": "" if run.seed is None else run.seed,
-            "state": run.outcome.state,
-            "loss": "" if run.loss is None else f"{run.loss:.4f}",
-            "steps": _number((run.summary or {}).get("steps")),
-            "seconds": _number((run.summary or {}).get("train_seconds")),
-            "where": run.outcome.error or str(run.run_dir),
-        }
-        for one in comparison.results
-        for run in sorted(one.runs, key=lambda run: (run.rate or 0.0, run.seed or 0))
-    ]
+    rows = []
+    for one in comparison.results:
+        for run in sorted(one.runs, key=lambda run: (run.rate or 0.0, run.seed or 0)):
+            loss, seed, summary = "", "", run.summary or {}
+            if run.seed is not None:
+                seed = str(run.seed)
+            if run.loss is not None:
+                loss = f"{run.loss:.4f}"
+            row = {
+                "label": run.label,
+                "rate": _short(run.rate),
+                "seed": seed,
+                "state": run.outcome.state,
+                "loss": loss,
+                "steps": _number(summary.get("steps")),
+                "seconds": _number(summary.get("train_seconds")),
+                "where": run.outcome.error or str(run.run_dir),
+            }
+            rows.append(row)
+    return rows
 
 
 def setting_tables(comparison: Comparison) -> dict[str, Any]:
@@ -308,13 +330,19 @@ def _title(comparisons: Sequence[Comparison]) -> str:
 
 def _subtitle(comparisons: Sequence[Comparison], record: Record) -> str:
     runs = sum(len(comparison.runs) for comparison in comparisons)
-    size = f"budget {record['match']}" if record.get("match") else "sizes as configured"
-    parts = [_count(runs), size]
-    return ", ".join([*parts, *(str(record[key]) for key in ("machine", "date") if record.get(key))])
+    parts = [_count(runs), "sizes as configured"]
+    if record.get("match"):
+        parts[1] = f"budget {record['match']}"
+    for key in ("machine", "date"):
+        if record.get(key):
+            parts.append(str(record[key]))
+    return ", ".join(parts)
 
 
 def _count(runs: int) -> str:
-    return f"{runs} run{'' if runs == 1 else 's'}"
+    if runs == 1:
+        return "1 run"
+    return f"{runs} runs"
 
 
 def _asked(comparisons: Sequence[Comparison], record: Record) -> str:
@@ -324,9 +352,11 @@ def _asked(comparisons: Sequence[Comparison], record: Record) -> str:
     counted = sorted({run.seed for one in ran for run in one.counted if run.seed is not None})
     chosen = sorted({one.choosing_seed for one in ran if len(one.rates) > 1 and one.choosing_seed is not None})
     words = [f"Learning rates: {', '.join(f'{rate:g}' for rate in rates) or 'none'}"]
-    words += [f"chosen on seed {', '.join(map(str, chosen))}"] if chosen else []
+    if chosen:
+        words.append(f"chosen on seed {', '.join(map(str, chosen))}")
     words += [f"seeds that count: {', '.join(map(str, counted)) or 'none'}"]
-    words += [f"runs at a time: {record['jobs']}"] if record.get("jobs") else []
+    if record.get("jobs"):
+        words.append(f"runs at a time: {record['jobs']}")
     return "; ".join(words) + "."
 
 
@@ -378,19 +408,34 @@ def _flat(node: Any, above: str = "") -> dict[str, str]:
     """Values as text by dotted key, nulls, too."""
     if not isinstance(node, Mapping):
         return {above: shown(node)}
-    nested = [_flat(value, f"{above}.{key}" if above else str(key)) for key, value in node.items()]
-    return {key: value for part in nested for key, value in part.items()}
+    found: dict[str, str] = {}
+    for key, value in node.items():
+        path = str(key)
+        if above:
+            path = f"{above}.{key}"
+        found |= _flat(value, path)
+    return found
 
 
 def _behind_best(comparison: Comparison, one: CandidateResult) -> tuple[str, str]:
-    best = comparison.ranked[0] if comparison.ranked else None
-    if best is None or one.mean is None:
+    if not comparison.ranked or one.mean is None:
         return "", ""
+    best = comparison.ranked[0]
     if one is best:
         return "", "best"
     found = difference(one, best)
-    return ("" if found is None else interval(found)), in_words(found)
+    if found is None:
+        return "", in_words(found)
+    return interval(found), in_words(found)
 
 
 def _number(number: float | None) -> str:
-    return "" if number is None else f"{number:,.0f}"
+    if number is None:
+        return ""
+    return f"{number:,.0f}"
+
+
+def _short(number: float | None) -> str:
+    if number is None:
+        return ""
+    return f"{number:g}"

@@ -38,7 +38,7 @@ class CandidateResult:
         for run in self.runs:
             if run.seed is not None and run.rate is not None:
                 rates.setdefault(run.seed, set()).add(run.rate)
-        return min(rates, key=lambda seed: (-len(rates[seed]), seed)) if rates else None
+        return min(rates, key=lambda seed: (-len(rates[seed]), seed), default=None)
 
     @cached_property
     def rates(self) -> dict[float, Run]:
@@ -54,7 +54,7 @@ class CandidateResult:
         losses = {rate: run.loss for rate, run in self.rates.items() if run.loss is not None}
         if not losses and len(self.rates) == 1:  # nothing was to be chosen: another seed may have come to its end
             return next(iter(self.rates))
-        return min(losses, key=lambda rate: losses[rate]) if losses else None
+        return min(losses, key=lambda rate: losses[rate], default=None)
 
     @cached_property
     def counted(self) -> list[Run]:
@@ -95,18 +95,24 @@ class CandidateResult:
     @property
     def mean(self) -> float | None:
         """Of these losses."""
-        return statistics.fmean(self.losses.values()) if self.losses else None
+        if not self.losses:
+            return None
+        return statistics.fmean(self.losses.values())
 
     @property
     def spread(self) -> float | None:
         """Return their standard deviation, as that of a sample; None for fewer than two."""
-        return statistics.stdev(self.losses.values()) if len(self.losses) > 1 else None
+        if len(self.losses) < 2:
+            return None
+        return statistics.stdev(self.losses.values())
 
     def figure(self, key: str) -> float | None:
         """Return the mean of a figure of `summary.json` over the runs that count; None where one has none."""
         values = [run.summary.get(key) for run in self.counted if run.summary is not None]
         numbers = [float(value) for value in values if isinstance(value, int | float)]
-        return statistics.fmean(numbers) if numbers and len(numbers) == len(values) else None
+        if not numbers or len(numbers) < len(values):
+            return None
+        return statistics.fmean(numbers)
 
     @property
     def loss_by_length(self) -> list[tuple[int, float]]:
@@ -120,14 +126,14 @@ class CandidateResult:
     def accuracies(self) -> dict[str, float]:
         """By test of a task, with chance in brackets: the mean share of right answers; nothing where it is no task."""
         summaries = [run.summary or {} for run in self.counted]
-        tests = summaries[0].get("accuracy", {}) if summaries else {}
-        return {
-            f"{name.replace('_', ' ')} ({summaries[0]['chance']:.2g})": statistics.fmean(
-                summary["accuracy"][name]["share"] for summary in summaries
-            )
-            for name in tests
-            if name != "validation" and all(name in summary.get("accuracy", {}) for summary in summaries)
-        }
+        found: dict[str, float] = {}
+        if not summaries:
+            return found
+        for name in summaries[0].get("accuracy", {}):
+            if name != "validation" and all(name in summary.get("accuracy", {}) for summary in summaries):
+                shares = [summary["accuracy"][name]["share"] for summary in summaries]
+                found[f"{name.replace('_', ' ')} ({summaries[0]['chance']:.2g})"] = statistics.fmean(shares)
+        return found
 
     @property
     def missing(self) -> list[Run]:
@@ -204,7 +210,9 @@ class Difference:
     @property
     def within_noise(self) -> bool | None:
         """Return whether the interval has 0 in it; None where there is no interval."""
-        return None if self.low is None or self.high is None else self.low <= 0 <= self.high
+        if self.low is None or self.high is None:
+            return None
+        return self.low <= 0 <= self.high
 
 
 def difference(one: CandidateResult, other: CandidateResult) -> Difference | None:
@@ -255,18 +263,25 @@ def student_t(confidence: float, degrees: int) -> float:
         high *= 2
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, degrees) < confidence else (low, middle)
+        if _within(middle, degrees) < confidence:
+            low = middle
+        else:
+            high = middle
     return (low + high) / 2
 
 
 def _common_seeds(results: Sequence[CandidateResult]) -> set[int]:
     seeds = [set(one.losses) for one in results if one.losses]
-    return set.intersection(*seeds) if seeds else set()
+    if not seeds:
+        return set()
+    return set.intersection(*seeds)
 
 
 def _mean_on(one: CandidateResult, seeds: set[int]) -> float:
     losses = [loss for seed, loss in one.losses.items() if seed in seeds] or list(one.losses.values())
-    return statistics.fmean(losses) if losses else math.inf
+    if not losses:
+        return math.inf
+    return statistics.fmean(losses)
 
 
 def _within(t: float, degrees: int) -> float:

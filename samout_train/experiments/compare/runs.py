@@ -50,8 +50,10 @@ class Run:
     @property
     def loss(self) -> float | None:
         """On the whole validation split, in nats; None where there is none that is a number."""
-        value = None if self.summary is None else self.summary.get("val_loss_nats")
-        return None if value is None else float(value)
+        value = (self.summary or {}).get("val_loss_nats")
+        if value is None:
+            return None
+        return float(value)
 
     @cached_property
     def curve(self) -> list[tuple[int, float]]:
@@ -79,12 +81,16 @@ def read_run(run_dir: Path) -> Run:
         str(summary.get(part) or saved_choice(run_dir, part) or _target(config, part)) for part in ("model", "data")
     )
     rate, seed = (config.get("optimizer") or {}).get("lr"), config.get("seed")
+    if rate is not None:
+        rate = float(rate)
+    if seed is not None:
+        seed = int(seed)
     return Run(
         label=label,
         data=data,
         run_dir=run_dir,
-        rate=None if rate is None else float(rate),
-        seed=None if seed is None else int(seed),
+        rate=rate,
+        seed=seed,
         counts=None,
         config=config,
         outcome=found,
@@ -108,7 +114,9 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
         others = groups.get((run.label, run.data, run.screening), [])
         differing = [key for key in own if any(of_run.get(key) != own[key] for of_run in others)]
         marks = [f"{key.removeprefix('model.')}={own[key]}" for key in differing]
-        found.append(replace(run, label=" ".join([run.label, *marks])) if marks else run)
+        if marks:
+            run = replace(run, label=" ".join([run.label, *marks]))
+        found.append(run)
     return found
 
 

@@ -185,7 +185,10 @@ def screening_caveat(screening: Screening, losses: Losses) -> str:
     """Return what a reader has to know of the screening, in one sentence or two."""
     chosen = screening.chosen(losses)
     text = f"Rates were chosen by short runs of {screening.steps:,} steps, where a full run may be best with another."
-    others = [label for label in losses if label not in chosen]
+    others = []
+    for label, by_rate in losses.items():
+        if label not in chosen and best_rate(by_rate) is not None:
+            others.append(label)
     if others:
         text += f" Not trained in full after them, though more steps might have changed that: {', '.join(others)}."
     return text

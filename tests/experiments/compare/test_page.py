@@ -169,8 +169,8 @@ def test_a_page_takes_no_place_of_another_comparison_and_each_start_has_its_own(
         make_run(tmp_path / name, "v8", 1e-3, 1, 1.5)
     (tmp_path / "mine" / "comparison.json").write_text('{"command": "samout-train compare models=[v8]", "runs": {}}')
     for runs, code in (("others", 2), ("mine", 0)):
-        assert compare.main([f"runs={runs}", "run_dir=mine"]) == code
+        assert compare.compare([f"runs={runs}", "run_dir=mine"]) == code
     made = ["run_dir=pages/${now:%Y}", "runs=others"]
-    assert [compare.main(made), compare.main(made)] == [0, 0]
+    assert [compare.compare(made), compare.compare(made)] == [0, 0]
     first, second = sorted((tmp_path / "pages").iterdir())
     assert second.name == f"{first.name}-2" and (first / "comparison.html").exists()

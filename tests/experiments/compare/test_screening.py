@@ -184,7 +184,7 @@ def test_an_experiment_that_is_a_comparison_is_not_for_train(capsys: pytest.Capt
     settings = composed.config
     assert (settings["screen_steps"], settings["finalists"], settings["seeds"]) == (500, 4, 3)
     assert settings["lr"] == [1e-3, 3e-3, 8e-3] and len(settings["models"]) == 21 and "gru" in settings["always"]
-    assert compare.main(["experiment=maxplus_ablation", "models=[maxplus,v9]"]) == 2
+    assert compare.compare(["experiment=maxplus_ablation", "models=[maxplus,v9]"]) == 2
     assert "v9: model=v9: no such option" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""Every command, every Python and every YAML of the README: by section with few steps, and at night as written."""
+"""Commands, Python and YAML of README and docs: page by page with few steps, and at night as written."""
 
 import json
 import os
@@ -6,17 +6,20 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADING_OR_BLOCK = re.compile(r"^## (?P<heading>[^\n]+)$|^```(?P<language>\w+)\n(?P<content>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"^```(?P<language>\w+)\n(?P<content>.*?)^```$", re.M | re.S)
+PAGES = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")))
+CONTINUED = re.compile(r" \\\n\s*")
+LINK = re.compile(r"\]\((?!https?://)([^)\s]+)\)")
+GENERATED = ("docs/reference/configuration.md",)
 FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
 # The checks are what runs this test; the dashboard does not end by itself.
 # Half an hour, two hours and one; a small part of each is tested elsewhere.
@@ -32,10 +35,10 @@ AT_NIGHT = (
     ".venv/bin/python -m samout_train experiment=shakespeare_small",
     *(".venv/bin/python -m samout_train data=python_source", ".venv/bin/samout-train reproduce experiment=maxplus"),
 )
-FEW_STEPS = 20
 SHORTER = {
     "steps=20 kills=5": "steps=4 kills=1 model.hidden_size=48 data.batch_size=8",
     "trials=6": "trials=2",
+    "screen_steps=20": "screen_steps=2",
     "data.seq_len=16384": "data.seq_len=2048",
     "lr=[1e-3,3e-3]": "lr=[1e-3]",
     "reproduce experiment=hello_cell": "reproduce experiment=hello_cell steps=20",
@@ -46,38 +49,26 @@ TRAINS = re.compile(rf"^{PROGRAM} (-m )?[\w-]+=")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block, and the section that it stands in."""
+    """A fenced block of a page."""
 
-    section: str
     language: str
     content: str
 
 
-def blocks() -> Iterator[Block]:
-    section = ""
-    for match in HEADING_OR_BLOCK.finditer((ROOT / "README.md").read_text("utf-8")):
-        if match["heading"]:
-            section = match["heading"]
-        else:
-            yield Block(section, match["language"], match["content"])
+def blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text("utf-8")
+    found = BLOCK.finditer(text)
+    return [Block(match["language"], CONTINUED.sub(" ", match["content"])) for match in found]
 
 
-SECTIONS = {name: list(found) for name, found in groupby(blocks(), key=lambda block: block.section)}
+WITH_BLOCKS = [page for page in PAGES if any(block.language != "text" for block in blocks(page))]
 
 
-@pytest.fixture(scope="module")
-def short_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout that shares the virtual environment of the tests."""
-    folder = make_checkout(tmp_path_factory.mktemp("readme"))
-    (folder / ".venv").symlink_to(ROOT / ".venv")
-    return folder
-
-
-def make_checkout(parent: Path) -> Path:
-    """What git would clone of the working tree, and the files that a reader has."""
+def make_checkout(parent: Path, *, characters: int) -> Path:
+    """Return what git would clone of the working tree, with the files that a reader has."""
     shared = Path(os.environ.get("SAMOUT_TRAIN_SHARED", ROOT.parent / "shared"))
     if not shared.is_dir():
-        pytest.skip(f"{shared} is not there: the text that the README trains on lies outside the repository")
+        pytest.skip(f"{shared} is not there: the text that the pages train on lies outside the repository")
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     folder = parent / "checkout"
@@ -87,7 +78,7 @@ def make_checkout(parent: Path) -> Path:
             shutil.copy2(ROOT / name, folder / name)
     text = (shared / "data" / "tinyshakespeare.txt").read_text("utf-8")
     (folder / "tinyshakespeare.txt").write_text(text, "utf-8")
-    (folder / "my.txt").write_text(text[:500_000], "utf-8")
+    (folder / "my.txt").write_text(text[:characters], "utf-8")
     (folder / "my_folder").mkdir()
     (folder / "my_folder" / "notes.md").write_text(text[:50_000], "utf-8")
     documents = text[:50_000].split("\n\n")
@@ -95,11 +86,36 @@ def make_checkout(parent: Path) -> Path:
     return folder
 
 
-def test_each_block_says_what_it_is() -> None:
-    fences = [line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if line.startswith("```")]
-    assert len(fences) == 2 * len(list(blocks()))
-    assert {block.language for block in blocks()} == {"bash", "console", "python", "yaml", "text", "powershell"}
-    assert len(SECTIONS) == len({block.section for block in blocks()})
+@pytest.mark.parametrize("page", PAGES)
+def test_each_block_says_what_it_is(page: str) -> None:
+    fences = [line for line in (ROOT / page).read_text("utf-8").splitlines() if line.startswith("```")]
+    assert len(fences) == 2 * len(blocks(page))
+    assert {block.language for block in blocks(page)} <= {"bash", "console", "python", "yaml", "text", "powershell"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_link_leads_somewhere(page: str) -> None:
+    for target in LINK.findall((ROOT / page).read_text("utf-8")):
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.is_file(), target
+        headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.M) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in headings]
+
+
+def test_the_reference_of_the_configuration_is_up_to_date() -> None:
+    command = [sys.executable, "scripts/write_reference.py", "--check"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0, "run: python scripts/write_reference.py"
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 220 and len(text.split()) <= 1700
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ("README.md", *GENERATED)])
+def test_a_page_has_a_length_that_is_read(page: str) -> None:
+    assert len((ROOT / page).read_text("utf-8").splitlines()) <= 250
 
 
 @pytest.mark.parametrize(
@@ -112,9 +128,9 @@ def test_each_block_says_what_it_is() -> None:
         (".venv/bin/samout-train experiment=a", ".venv/bin/samout-train experiment=a trainer=debug"),
         (
             ".venv/bin/samout-train data=a trainer.max_steps=77 model.hidden_size=8",
-            ".venv/bin/samout-train data=a trainer.max_steps=20 model.hidden_size=8",
+            ".venv/bin/samout-train data=a trainer.max_steps=7 model.hidden_size=8",
         ),
-        ("train(['trainer.max_steps=300'])", "train(['trainer.max_steps=20'])"),
+        ("train(['trainer.max_steps=300'])", "train(['trainer.max_steps=30'])"),
         (".venv/bin/samout-train inspect path=a", ".venv/bin/samout-train inspect path=a"),
         ("make train   # of some size", "make train ARGS='model=v8 data=random model.hidden_size=48 trainer=debug'"),
     ],
@@ -129,7 +145,7 @@ def shorter(line: str) -> str:
         return "make train ARGS='model=v8 data=random model.hidden_size=48 trainer=debug'"
     for long, short in SHORTER.items():
         line = line.replace(long, short)
-    line = re.sub(r"trainer\.max_steps=(\d+)", lambda found: f"trainer.max_steps={min(int(found[1]), FEW_STEPS)}", line)
+    line = re.sub(r"trainer\.max_steps=(\d+)", lambda found: f"trainer.max_steps={max(int(found[1]) // 10, 2)}", line)
     if TRAINS.match(line) and "trainer.max_steps" not in line and "trainer=debug" not in line:
         command, hash_sign, comment = line.partition("  #")
         line = f"{command.rstrip()} trainer=debug{hash_sign}{comment}"
@@ -139,30 +155,35 @@ def shorter(line: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("section", SECTIONS)
-def test_a_section_runs(section: str, short_checkout: Path) -> None:
-    """In the order of the README: later sections use the runs of earlier ones."""
-    for block in SECTIONS[section]:
+@pytest.mark.parametrize("page", WITH_BLOCKS)
+def test_a_page_runs(page: str, tmp_path: Path) -> None:
+    checkout = make_checkout(tmp_path, characters=60_000)
+    (checkout / ".venv").symlink_to(ROOT / ".venv")
+    for block in blocks(page):
+        content = block.content
         if block.language == "bash":
-            lines = [line for line in block.content.splitlines() if not line.startswith((*NEVER, *AT_NIGHT))]
-            lines = [line if "callbacks=stop_when_learned" in line else shorter(line) for line in lines]
-            content = "\n".join(lines)
-        else:
-            content = shorter(block.content) if block.language == "python" else block.content
-        assert runs(short_checkout, block, content) is None
-    if section == "Parts of your own":
-        _worked_together(short_checkout)
+            lines = [line for line in content.splitlines() if not line.startswith((*NEVER, *AT_NIGHT))]
+            content = "\n".join(line if "callbacks=stop_when_learned" in line else shorter(line) for line in lines)
+        elif block.language == "python":
+            content = shorter(content)
+        assert runs(checkout, block, content) is None
+    if page == "docs/extending.md":
+        _worked_together(checkout)
 
 
 @pytest.mark.nightly
-def test_everything_runs_as_written(tmp_path: Path) -> None:
-    checkout = make_checkout(tmp_path)
-    for block in blocks():
+@pytest.mark.parametrize("page", WITH_BLOCKS)
+def test_a_page_runs_as_written(page: str, tmp_path: Path) -> None:
+    checkout = make_checkout(tmp_path, characters=500_000)
+    if "python3 -m venv" not in (ROOT / page).read_text("utf-8"):
+        (checkout / ".venv").symlink_to(ROOT / ".venv")
+    for block in blocks(page):
         lines = [line for line in block.content.splitlines(keepends=True) if not line.startswith(NEVER)]
         assert runs(checkout, block, "".join(lines) if block.language == "bash" else block.content) is None
         if block.language == "bash" and "make dashboard" in block.content:
             _dashboard_answers(checkout)
-    _worked_together(checkout)
+    if page == "docs/extending.md":
+        _worked_together(checkout)
 
 
 def runs(folder: Path, block: Block, content: str) -> str | None:

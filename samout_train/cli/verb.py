@@ -1,0 +1,208 @@
+"""Verbs: typed functions whose signature is the schema of their settings, and whose docstring is their help.
+
+A verb is one function in a file of its name here, and one root YAML of its name in conf/:
+
+    @verb
+    def inspect(*, path: str) -> int:
+        '''Says what lies at a path.'''
+
+Its keys are its keyword-only arguments, and all of `train` where it ends with `**train`. A first argument `request`
+gets the command line as it was parsed. It returns the exit code.
+"""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from samout_train.cli.request import Request, top_key
+from samout_train.config import (
+    CONF,
+    MISSING,
+    PLAIN_TEXT_KEYS,
+    Composed,
+    ConfigError,
+    Problem,
+    check_call,
+    compose_config,
+    key_of,
+    nearest,
+    require_no_problems,
+    root_keys,
+    run_hydra,
+    swept_words,
+    words_for_hydra,
+)
+from samout_train.runtime import Launch, PlaceError, in_words, is_full, library_variables
+
+MANY_RUNS = "-m: makes many runs, and torchrun starts the processes of one: leave it out, or start it once for each run"
+
+
+class Verb:
+    """A verb that makes no run directory by itself.
+
+    Args:
+        function: What it does.
+        own_words: Keys whose overrides the function composes itself: they are in `request.own_words`.
+    """
+
+    def __init__(self, function: Callable[..., int], *, own_words: Sequence[str] = ()) -> None:
+        self.name = function.__name__
+        self.function, self.own_words = function, tuple(own_words)
+        self.keys = keys_of(function)
+        functools.update_wrapper(self, function)
+
+    def __call__(self, words: Sequence[str]) -> int:
+        """Parse a command line, answer its questions or do what it asks for, and report its mistakes.
+
+        Args:
+            words: What stands behind the verb.
+
+        Returns:
+            The exit code: 0 done, 1 something failed or did not hold, 2 the request was wrong, 130 or 143 stopped by a
+            signal.
+        """
+        try:
+            request = Request(words, self.name)
+            self._refuse(request)
+            if request.asks_only:
+                self._inform(request)
+                return 0
+            if swept := swept_words(request.overrides):
+                one = f"several values; {self.name} takes one, and a list is written {swept[0].partition('=')[0]}=[...]"
+                raise ConfigError(f"{swept[0]}: {one}")
+            request.take_out(self.own_words)
+            return self._done(request)
+        except BrokenPipeError:  # nobody reads on
+            return 0
+        except ValueError as error:
+            if library_variables(error):
+                raise
+            print(error, file=sys.stderr)
+            return 2
+        except OSError as error:
+            print(in_words(error), file=sys.stderr)
+            return 1 if is_full(error) or isinstance(error, PlaceError) else 2
+
+    def composed(self, request: Request) -> Composed:
+        """Return the settings that a request makes of the verb's YAML.
+
+        Raises:
+            ConfigError: if one is wrong.
+        """
+        known = inspect.signature(self.keys).parameters
+        strange, overrides, found = [], [], []
+        for word in request.overrides:
+            if "=" in word and top_key(word) not in (*known, "hydra"):
+                strange.append(word)
+                found.append(Problem.of_word(word, text=f"no such key; {nearest(top_key(word), known)}"))
+            else:
+                overrides.append(word)
+        composed = compose_config(overrides, config_name=self.name, config_dirs=request.config_dirs)
+        for word in overrides:
+            group = top_key(word)
+            if key_of(word) != group and composed.choices.get(group, "") is None:
+                found.append(Problem.of_word(word, text=f"no {group} is chosen", fix=f"say {group}=NAME, too"))
+        # Text may say ??? itself, and who asks what the settings are need not have all of them.
+        text = {top_key(word) for word in overrides} & set(PLAIN_TEXT_KEYS)
+        given = dict(composed.config)
+        for key, value in composed.config.items():
+            if value == MISSING and (key in text or request.asks_only):
+                given[key] = ""
+        require_no_problems(found + check_call("", self.keys, given))
+        return composed
+
+    def _refuse(self, request: Request) -> None:
+        if request.in_sweep:
+            raise ConfigError(f"-m: {self.name} makes no sweeps: leave it out")
+        if request.arguments.config_name:
+            raise ConfigError(
+                f"--config-name {request.config_name}: {self.name} has its own, {self.name}.yaml: leave it out"
+            )
+
+    def _inform(self, request: Request) -> None:
+        """Let Hydra answer, once it is known to understand the settings."""
+        settings = request.overrides
+        if not request.arguments.shell_completion:
+            composed = self.composed(request)
+            require_no_problems(request.package_problems(composed.config))
+            settings = words_for_hydra(settings, folders=request.folders)
+        run_hydra([*settings, *request.flags], lambda config: None, folder=CONF, config_name=self.name)
+
+    def _done(self, request: Request) -> int:
+        from samout_train.checkpoint import CheckpointError
+
+        request.composed = self.composed(request)
+        own = () if not takes_request(self.function) else (request,)
+        try:
+            return self.function(*own, **request.composed.config)
+        except CheckpointError as error:
+            print(error, file=sys.stderr)
+            return 1
+
+
+class RunVerb(Verb):
+    """A verb that makes runs or sweeps: all mistakes in what they would be are reported at once."""
+
+    def __call__(self, words: Sequence[str]) -> int:
+        """Parse and check a command line, and do what it asks for; see `Verb`."""
+        launch = Launch.of_environment()
+        words = words if launch is None else launch.words(list(words))
+        is_first = launch is None or launch.is_first
+        try:
+            request = Request(words, writes=is_first)
+            mistakes = [MANY_RUNS] if launch is not None and request.in_sweep else request.mistakes()
+        except PlaceError as error:
+            print(error, file=sys.stderr)
+            return 1
+        except ConfigError as error:
+            mistakes = [str(error)]
+        except OSError as error:
+            mistakes = [in_words(error)]
+        if not mistakes:
+            return self.function(request)
+        if is_first:
+            print("\n".join(map(str, mistakes)), file=sys.stderr)
+        return 2
+
+
+def verb(function: Callable[..., int]) -> Verb:
+    """Make a verb of a function whose keyword-only arguments are its keys."""
+    return Verb(function)
+
+
+def verb_with_own_words(*keys: str) -> Callable[[Callable[..., int]], Verb]:
+    """Make a verb that composes the overrides of some keys itself.
+
+    Args:
+        keys: Such as `data`, of which the function gets `data=...` and `data.x=...` in `request.own_words`.
+    """
+
+    def decorate(function: Callable[..., int]) -> Verb:
+        return Verb(function, own_words=keys)
+
+    return decorate
+
+
+def keys_of(function: Callable[..., Any]) -> Callable[..., None]:
+    """Return a function whose signature has a verb's keys: its keyword-only arguments, and `train`'s for `**train`."""
+    found: dict[str, inspect.Parameter] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            found[name] = parameter
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            found |= inspect.signature(root_keys).parameters
+            found["experiment"] = inspect.Parameter("experiment", parameter.KEYWORD_ONLY, default=None, annotation=Any)
+
+    def keys(**settings: Any) -> None:
+        """Only its signature is used."""
+
+    keys.__signature__ = inspect.Signature(list(found.values()))  # type: ignore[attr-defined]
+    keys.__annotations__ = {name: parameter.annotation for name, parameter in found.items()}
+    return keys
+
+
+def takes_request(function: Callable[..., Any]) -> bool:
+    """Return whether a verb's function asks for the request itself."""
+    return "request" in inspect.signature(function).parameters

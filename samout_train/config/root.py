@@ -1,0 +1,25 @@
+"""The keys of conf/config.yaml: the schema of a training run's settings, and of every verb that takes all of them."""
+
+from typing import Annotated, Any, Literal
+
+from samout_train.config.ranges import DeviceName, Seed, Threads
+
+
+def root_keys(
+    *,
+    seed: Annotated[int, Seed],
+    device: DeviceName,
+    precision: Literal["auto", "fp32", "bf16", "fp16"],
+    kernels: Literal["auto", "reference", "fused"],
+    threads: Annotated[int, Threads] | None = None,
+    run_dir: str,
+    resume: str | None,
+    model: Any,
+    data: Any,
+    optimizer: Any,
+    schedule: Any,
+    trainer: Any,
+    checkpoint: Any,
+    callbacks: Any,
+) -> None:
+    """Have the root's keys as a signature; the nodes of groups are checked against what they build."""

@@ -1,0 +1,64 @@
+"""A verb: its signature is the schema of its YAML, its docstring the help, and its words are composed once."""
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from samout_train.cli import verb as verbs
+from samout_train.cli.main import VERBS
+from samout_train.cli.request import Request
+from samout_train.cli.train import train
+from samout_train.cli.verb import Verb
+from samout_train.config import CONF, compose, compose_config
+
+SMALL = ["model=v1", "model.hidden_size=16", "model.num_heads=2", "model.num_layers=1", "data.batch_size=4"]
+
+
+def verb_of(name: str) -> Verb:
+    found = getattr(importlib.import_module(f"samout_train.cli.{name}"), name)
+    assert isinstance(found, Verb)
+    return found
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_its_keys_are_those_of_its_yaml(name: str) -> None:
+    root = {"train": "config"}.get(name, name)
+    keys = set(compose_config([], config_name=root).config)
+    signature = inspect.signature(verb_of(name).keys).parameters
+    required = {key for key, parameter in signature.items() if parameter.default is parameter.empty}
+    assert required <= keys <= set(signature)
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_its_docstring_is_its_help(name: str) -> None:
+    root = OmegaConf.load(CONF / f"{({'train': 'config'}).get(name, name)}.yaml")
+    header = str(OmegaConf.select(root, "hydra.help.header")).splitlines()[0]
+    does = header.removeprefix("samout_train ").removeprefix(f"{name} ")
+    first = str(verb_of(name).__doc__).splitlines()[0]
+    assert first == does[0].upper() + does[1:]
+
+
+@pytest.mark.parametrize("words", [SMALL, [*SMALL, "optimizer.lr=1e-2", "seed=3"]])
+def test_a_run_is_parsed_once_and_composed_once(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"composed": 0, "parsed": 0}
+    composes, parses = compose.compose, Request.__init__
+
+    def counted(*args: Any, **settings: Any) -> Any:
+        counts["composed"] += 1
+        return composes(*args, **settings)
+
+    def parsed(self: Request, *args: Any, **settings: Any) -> None:
+        counts["parsed"] += 1
+        parses(self, *args, **settings)
+
+    monkeypatch.setattr(compose, "compose", counted)
+    monkeypatch.setattr(verbs.Request, "__init__", parsed)
+    assert train([*words, "data=random", "trainer=debug", "device=cpu", f"run_dir={tmp_path / 'run'}"]) == 0
+    assert counts == {"composed": 1, "parsed": 1}
+    assert (tmp_path / "run" / "summary.json").is_file()
