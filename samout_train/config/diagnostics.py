@@ -1,6 +1,6 @@
 """Turn errors of Hydra, OmegaConf and PyYAML into problems that say what to do.
 
-Of these libraries, which name no fields, and of them alone, words are read here.
+The text of messages is parsed here only, and only that of these libraries, whose errors have no fields to read.
 """
 
 import dataclasses
