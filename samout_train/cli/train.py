@@ -93,12 +93,12 @@ def _run(request: Request, composed: Composed, flags: list[str]) -> int:
         reported = f"process {launch.rank if launch else 0}: %(message)s"
         logging.basicConfig(level=logging.ERROR, format=reported)
     assert request.run_dir is not None and composed.run is not None
-    run, composed = composed.run, composed.lying_in(Path(request.run_dir))
     words = [*flags, *request.overrides]
     failures: list[int] = []
     try:
-        run.start(
-            lambda config: _train(composed, words, failures, in_sweep=False),
+        composed.run.start(
+            # Resolved again: the directory may be another one than was composed, and settings may refer to it.
+            lambda config: _train(resolve(config), words, failures, in_sweep=False),
             run_dir=escaped(request.run_dir),
             words=[f"++run_dir={quoted(request.run_dir)}"],
             logs=is_first,
@@ -201,7 +201,7 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
     """Train, and append the exit code to `failures` where that fails in an expected way.
 
     Args:
-        composed: The settings, of which `run_dir` says where the run lies.
+        composed: The settings, as resolved.
         words: What was typed, for the command that repeats the run.
         failures: Exit codes.
         in_sweep: Whether it is a job of a sweep.
@@ -211,7 +211,7 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
     from samout_train.runtime import StopRequestedError, ignore_interrupts
     from samout_train.training import prepare, together
 
-    run_dir = Path(composed.config["run_dir"])
+    run_dir = Path(unresolved(HydraConfig.get(), "runtime.output_dir"))
     problems: Callable[[Path, Mapping[str, Any]], Sequence[Problem | str]] = check_content
     if in_sweep:
         problems = job_problems

@@ -20,10 +20,12 @@ import hydra
 import hydra._internal.hydra as hydra_module
 import hydra._internal.utils as hydra_utils
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper as BasicSweeper
 from hydra._internal.hydra import Hydra as Hydra
 from hydra._internal.utils import create_config_search_path as create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import configure_log, run_job
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, open_dict, read_write
@@ -114,6 +116,13 @@ class HydraRun:
             config.hydra.overrides.hydra.append("hydra.output_subdir=null")
             config.hydra.overrides.hydra.append("hydra.mode=RUN")
             config.hydra.overrides.task.extend(words)
+            naming = config.hydra.job.config.override_dirname
+            config.hydra.job.override_dirname = get_overrides_dirname(
+                overrides=OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)),
+                exclude_keys=naming.exclude_keys,
+                item_sep=naming.item_sep,
+                kv_sep=naming.kv_sep,
+            )
             if not logs:
                 config.hydra.run.dir = "."
 

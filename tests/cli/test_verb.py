@@ -2,10 +2,12 @@
 
 import importlib
 import inspect
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from samout_train.cli import verb as verbs
@@ -13,7 +15,7 @@ from samout_train.cli.main import VERBS
 from samout_train.cli.request import Request
 from samout_train.cli.train import train
 from samout_train.cli.verb import Verb
-from samout_train.config import CONF, compose, compose_config
+from samout_train.config import CONF, Composed, compose, compose_config
 
 SMALL = ["model=v1", "model.hidden_size=16", "model.num_heads=2", "model.num_layers=1", "data.batch_size=4"]
 
@@ -62,3 +64,25 @@ def test_a_run_is_parsed_once_and_composed_once(
     assert train([*words, "data=random", "trainer=debug", "device=cpu", f"run_dir={tmp_path / 'run'}"]) == 0
     assert counts == {"composed": 1, "parsed": 1}
     assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_settings_that_refer_to_the_directory_follow_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory named by the time is taken already, so the run gets another one than was composed."""
+    sample = textwrap.indent((CONF / "callbacks" / "sample.yaml").read_text(), "  ")
+    sample = sample.replace("prompt: null", "prompt: ${run_dir}/p")
+    root = f"defaults: [/config, _self_]\nrun_dir: {tmp_path}/run_${{now:%%}}\n"
+    (tmp_path / "mine.yaml").write_text(f"{root}callbacks:\n{sample}")
+    (tmp_path / "run_%").mkdir()
+    seen: list[tuple[Composed, str]] = []
+
+    def trained(composed: Composed, *args: Any, **settings: Any) -> None:
+        seen.append((composed, HydraConfig.get().job.override_dirname))
+
+    monkeypatch.setattr("samout_train.cli.train._train", trained)
+    assert train([*SMALL, "data=random", f"--config-dir={tmp_path}", "--config-name=mine"]) == 0
+    [(composed, override_dirname)] = seen
+    directory = f"{tmp_path}/run_%-2"
+    assert composed.config["run_dir"] == directory
+    assert composed.config["callbacks"]["sample"]["prompt"] == f"{directory}/p"
+    assert f"prompt: {directory}/p" in composed.yaml
+    assert f"++run_dir='{directory}'" in override_dirname.split(",")
