@@ -132,7 +132,10 @@ def test_a_page_has_a_length_that_is_read(page: str) -> None:
         ),
         ("train(['trainer.max_steps=300'])", "train(['trainer.max_steps=30'])"),
         (".venv/bin/samout-train inspect path=a", ".venv/bin/samout-train inspect path=a"),
-        ("make train   # of some size", "make -o .venv/.installed train ARGS='model=v8 data=random model.hidden_size=48 trainer=debug'"),
+        (
+            "make train   # of some size",
+            "make -o .venv/.installed train ARGS='model=v8 data=random model.hidden_size=48 trainer=debug'",
+        ),
     ],
 )
 def test_a_command_is_run_with_few_steps(line: str, wanted: str) -> None:
