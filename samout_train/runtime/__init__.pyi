@@ -27,7 +27,6 @@ from .device import (
     wait_for as wait_for,
 )
 from .distributed import (
-    WITHOUT_DIRECTORY as WITHOUT_DIRECTORY,
     Launch as Launch,
     LostProcessError as LostProcessError,
 )

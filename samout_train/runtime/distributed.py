@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 SAID = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 RUN_DIR, HERE, GROUP = "samout_train/run_dir", "samout_train/here", "samout_train/group"
 SECONDS_BETWEEN_LOOKS = 0.02
-# Hydra would make a run directory and a log for each process.
-WITHOUT_DIRECTORY = [
-    "hydra.run.dir=.",
-    "hydra.output_subdir=null",
-    "hydra/job_logging=none",
-    "hydra/hydra_logging=none",
-]
 SECONDS_TO_WAIT = 1800  # for another process: as long as tokenizing or a whole evaluation of one of them may take
 MOST_DIFFERENCES = 8
 
