@@ -1,7 +1,7 @@
 """The kernels on CUDA in Triton's language: rows, the forward pass, the backward pass.
 
 Forward, a program walks row by row in one warp, in chunks of time that run side by side. Backward, it takes tiles from
-the last to the first, each computed again from the maximum before it. How they are called is in cuda.py; tests/ops/test_fused.py
+the last to the first, each computed again from the maximum before it. cuda.py calls them, and tests/ops/test_fused.py
 compares them with reference.py.
 """
 
