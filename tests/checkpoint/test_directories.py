@@ -108,7 +108,7 @@ def test_a_directory_that_is_held_but_empty_is_refused_before_anything_is_writte
         ("run: {dir: 'x/${now:%Y}'}", "hydra.run.dir=x/${now:%Y}: has no meaning here: set run_dir"),
         ("sweep: {subdir: '${hydra:job.num}'}", "hydra.sweep.subdir=${hydra:job.num}: has no meaning here"),
         ("output_subdir: null", "hydra.output_subdir=null: has no meaning here: leave it out"),
-        ("job: {chdir: true}", "hydra.job.chdir=True: has no meaning here: leave it out: paths are relative"),
+        ("job: {chdir: true}", "hydra.job.chdir=true: has no meaning here: leave it out: paths are relative"),
         ("mode: MULTIRUN", "hydra.mode=MULTIRUN: has no meaning here: leave it out, and give -m"),
     ],
 )
