@@ -39,7 +39,7 @@ COMPARED_IDS = 64
 
 
 class ExportError(Exception):
-    """What was asked for is right, and yet nothing whole could be written."""
+    """An export that could not be written whole, though what was asked for is right."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What lies at a path, whether it is whole, and what it needs; looks only: nothing is renamed, and no code is run.
+"""Report what lies at a path, whether it is whole, and what it needs, without renaming anything or running its code.
 
 The Python that configurations name is not even imported.
 """
@@ -48,7 +48,7 @@ WHAT_IS_KNOWN = "give a run directory, a checkpoint, an export, a published .pth
 
 @dataclass
 class Found:
-    """What was found.
+    """The findings of an inspection.
 
     Args:
         what: In a few words.
@@ -149,7 +149,7 @@ def _add_whole(found: Found, reason: str | None, agrees: str) -> None:
 
 
 def _needs(found: Found, checkpoint: Path | None, run_dir: Path, resume: str) -> None:
-    """What a checkpoint holds, and what it takes to go on with it."""
+    """Add rows for what a checkpoint holds and what resuming from it needs."""
     content = {}
     if checkpoint is not None:
         try:

@@ -1,4 +1,4 @@
-"""What a run, or the published scripts, left behind."""
+"""Load the models and vocabularies that runs and the published scripts saved."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class Restorable(Protocol):
-    """What a checkpoint is loaded into: a trainer, or its step alone."""
+    """Something that a checkpoint is loaded into: a trainer, or its step alone."""
 
     shared: ParallelModel
 
@@ -50,7 +50,7 @@ class Restorable(Protocol):
 
 
 class Resumable(Restorable, Protocol):
-    """What a run resumes with: a trainer."""
+    """Something that a run resumes with: a trainer."""
 
     device: torch.device
     precision: PrecisionName

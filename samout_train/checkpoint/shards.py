@@ -126,7 +126,7 @@ def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def split_shards(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What of a sharded state lies in the checkpoint itself, and the tensors that lie beside it, by name.
+    """Return the part of a sharded state that lies in the checkpoint itself, and the tensors beside it by name.
 
     Args:
         state: With `vectors`: see `samout_train.checkpoint.state.saved_weights`.
@@ -175,7 +175,7 @@ class _Reader(FileSystemReader):
     """torch's, but for what `.metadata` may name."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """What is in the folder, and where."""
+        """Return what is in the folder, and where."""
         with (Path(self.path) / METADATA).open("rb") as file:
             metadata = _Unpickler(file).load()
         if not isinstance(metadata, Metadata):
@@ -197,7 +197,7 @@ class _Unpickler(pickle.Unpickler):
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """What a damaged or hostile folder raises, as ValueError."""
+    """Raise the errors of a damaged or hostile folder as ValueError."""
     try:
         yield
     except (CheckpointException, pickle.UnpicklingError, OSError) as error:

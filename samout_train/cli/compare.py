@@ -155,7 +155,7 @@ def _wrong_experiment(settings: Node) -> list[str]:
 
 
 def _asked(settings: Node, request: Request) -> Node:
-    """What the page should say of the request."""
+    """Return what the page says about the request."""
     import torch
 
     from samout_train.runtime import choose_device, device_name
@@ -171,6 +171,6 @@ def _asked(settings: Node, request: Request) -> Node:
 
 
 def _command(request: Request) -> str:
-    """What repeats it, elsewhere."""
+    """Return the command that repeats the comparison elsewhere."""
     words = [word for word in (*request.flags, *request.overrides) if key_of(word) != "run_dir"]
     return typed_line(["samout-train", "compare", *words])

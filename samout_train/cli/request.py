@@ -1,4 +1,4 @@
-"""What a person typed behind the verb: flags and overrides, all that is wrong with them, and the settings they make."""
+"""Parse the words behind a verb: flags and overrides, their problems, and the settings that they make."""
 
 import argparse
 import os
@@ -258,7 +258,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _paths_alone(words: Sequence[str], config_name: str) -> list[str]:
-    """What to write in place of words that are paths and no settings."""
+    """Return problems with words that are paths instead of settings."""
     root = list(map(str, OmegaConf.load(CONF / f"{config_name}.yaml")))  # also keys that are missing
     known = {"hydra", *(path.name for path in CONF.iterdir() if path.is_dir()), *root}
     key = next((name for name in PATH_KEYS if name in root), None)

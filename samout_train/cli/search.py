@@ -78,7 +78,7 @@ def _with_bar(search: "Search", num_trials: int) -> None:
 
 
 def _tell(search: "Search") -> None:
-    """What came of it: the best trial and its command, what mattered, and the picture."""
+    """Print the best trial and its command, the importance of each key, and the picture."""
     from samout_train.evaluation import draw_search, missing_charts
 
     best, trials = search.best(), search.trials()

@@ -1,4 +1,4 @@
-"""Where conf/ is, and how overrides become a configuration that is known to be right.
+"""Find conf/, and compose YAML and overrides into a configuration.
 
 `conf/` lies beside the package in a checkout and inside it in a wheel; whichever exists is used by its absolute path.
 """

@@ -1,4 +1,4 @@
-"""What is wrong with a node that names by `_target_` what it builds, seen before it is built."""
+"""Check nodes with a `_target_` before anything is built from them."""
 
 import inspect
 import sys

@@ -19,7 +19,7 @@ TARGETS_DRAWN_TOGETHER = 1 << 16
 
 @dataclass(frozen=True)
 class Batch:
-    """What one optimizer step learns from.
+    """The data of one optimizer step.
 
     Args:
         ids_RT: (R, T + 1) int64, on the device: the rows of this process.

@@ -1,4 +1,4 @@
-"""What is done with a model without changing it."""
+"""Everything that is done with a model without changing it."""
 
 import lazy_loader
 

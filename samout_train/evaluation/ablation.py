@@ -1,4 +1,4 @@
-"""What the branches of a mixer are worth: the loss that leaving one out adds.
+"""Measure what the branches of a mixer contribute: the loss that leaving one out adds.
 
 A branch is left out by putting something in the mixer's place that calls it. What can be left out, the mixer says
 itself (`models/interface.py`): no formula is repeated here, and no weight is changed.

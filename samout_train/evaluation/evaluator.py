@@ -35,7 +35,7 @@ from samout_train.runtime import Bar, PrecisionName, autocast, distributed, floa
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Args:
         nats: Sum over all counted targets.

@@ -62,7 +62,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """The outcome of a job.
 
     Args:
         state: `done`; `running`; `FAILED`; `stopped` by a signal, or killed with all that could have told of it; or

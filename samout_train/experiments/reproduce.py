@@ -23,7 +23,7 @@ LEAST_TOLERANCE_NATS = 1e-4
 
 @dataclass(frozen=True)
 class GoldenCurve:
-    """What was recorded of one preset.
+    """The recorded curve of one preset.
 
     Args:
         preset: Its name, that of a YAML in conf/experiment.

@@ -1,4 +1,4 @@
-"""What is known about a model before it trains: parameters by part, operations a token, bytes of memory."""
+"""Compute the cost of a model before it trains: parameters by part, operations a token, bytes of memory."""
 
 # B batch, T time
 

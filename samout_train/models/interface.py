@@ -1,4 +1,4 @@
-"""What a token mixer is, what a language model is, and how a model's parameters are named in reports.
+"""The interfaces of token mixers and language models, and the names of a model's parts in reports.
 
 A mixer of one's own needs `Mixer`, a model of one's own `LanguageModel`: nothing is derived from them.
 """

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether fused kernels run, and why."""
+    """The choice between fused kernels and torch's operations, with its reason."""
 
     is_fused: bool
     reason: str
@@ -62,12 +62,12 @@ def fused_problem(kernels: Kernels, device_type: str, dtype: torch.dtype) -> str
 
 
 def only_torch() -> bool:
-    """Whether torch's own operations are to be taken everywhere: kernels=reference."""
+    """Return whether torch's own operations run everywhere: kernels=reference."""
     return _setting == "reference"
 
 
 def is_fused(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether a fused kernel is to take a tensor of this device and dtype; the reason is logged once.
+    """Return whether a fused kernel takes a tensor of this device and dtype, and log the reason once.
 
     Raises:
         ValueError: if kernels=fused and none takes it.

@@ -1,4 +1,4 @@
-"""What the kernels of numba share: compiling with a cache on disk, calls on torch tensors, bfloat16 as its bits.
+"""Support for numba kernels: compiling with a cache on disk, calls on torch tensors, bfloat16 as its bits.
 
 The cache may be read-only, full, damaged, or have no place at all. Calls have as many threads as torch has.
 """

@@ -1,4 +1,4 @@
-"""What a run tells while it is under way: samout_train.log in its directory, and progress bars on standard error."""
+"""Write the progress of a run: samout_train.log in its directory, and progress bars on standard error."""
 
 import logging
 import sys

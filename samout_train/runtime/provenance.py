@@ -1,4 +1,4 @@
-"""What a record of a run says of where it came from: the commit, the machine, and a digest of the weights."""
+"""Describe where a run came from: the commit, the machine, and a digest of the weights."""
 
 import platform
 import subprocess

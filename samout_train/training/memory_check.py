@@ -1,4 +1,4 @@
-"""What does not fit into memory, found before it is built: a model, the ids of its data, a step."""
+"""Find what does not fit into memory before it is built: a model, the ids of its data, a step."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any

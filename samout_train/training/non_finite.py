@@ -46,7 +46,7 @@ class NonFiniteError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class StepSnapshot:
-    """What a step changes beside weights and optimizer state, as it was before.
+    """The state before a step that it changes beside weights and optimizer state.
 
     Args:
         step_count: Steps made.

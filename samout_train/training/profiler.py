@@ -1,4 +1,4 @@
-"""Where the time of an optimizer step goes: a few steady steps under torch's profiler, as a trace and as a table.
+"""Profile a few steady optimizer steps with torch's profiler, as a trace and as a table of where time goes.
 
 On a CPU a step is what its thread does from beginning to end; on CUDA it is what its operations do on the device. Each
 operation is counted without those that it calls, so that the parts add up to the whole.

@@ -26,7 +26,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Limits:
-    """What ends a run: the first that is reached.
+    """The limits of a run: the first that is reached ends it.
 
     Args:
         total_steps: The last step; None for no such limit.

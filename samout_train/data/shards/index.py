@@ -33,7 +33,7 @@ AGAIN = "run the `samout-train tokenize` that made it again, which makes what is
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """What is known of one shard.
+    """The record of one shard.
 
     Args:
         name: Of its files, without ending.

@@ -1,4 +1,4 @@
-"""What shards are made from: settings, files and vocabulary, written down before the first is made."""
+"""The plan of a folder of shards: settings, files and vocabulary, recorded before the first shard is made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ LOCK = ".lock"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """What is to be made.
+    """The shards to be made.
 
     Args:
         root: What names are relative to.

@@ -28,7 +28,7 @@ MOST_OPEN = 256  # of 1,024 that a process may have on many systems
 
 @dataclass(frozen=True)
 class Places:
-    """Where rows lie.
+    """The places of rows.
 
     Args:
         shards: (R,) the number of each one's shard.

@@ -30,7 +30,7 @@ LayoutName = Literal["packed", "documents"]
 
 @dataclass(frozen=True)
 class ShardSplit:
-    """Where a folder is cut: where a document begins, if it can be.
+    """Return where a folder is cut: where a document begins, if possible.
 
     Args:
         index: The folder.
@@ -125,7 +125,7 @@ class ShardSplit:
 
 
 class Layout(Protocol):
-    """Where the rows of one source lie."""
+    """The places of the rows of one source."""
 
     num_rows: int
     num_windows: int

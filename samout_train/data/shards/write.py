@@ -39,7 +39,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Tokenized:
-    """What was made.
+    """The shards that were made.
 
     Args:
         index: All shards.
@@ -282,7 +282,7 @@ class PartWorker:
 
 
 class _Writing:
-    """What is counted while the ids of a shard are written."""
+    """Counts kept while the ids of a shard are written."""
 
     def __init__(self, vocabulary: Vocabulary, unknown_id: int | None) -> None:
         self.vocabulary, self.unknown_id = vocabulary, unknown_id

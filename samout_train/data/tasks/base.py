@@ -1,4 +1,4 @@
-"""What the tasks share: sources whose rows are drawn from a seed, of which the answers alone are counted."""
+"""The base of tasks: sources whose rows are drawn from a seed, and whose answers alone are counted."""
 
 # R rows, T time
 

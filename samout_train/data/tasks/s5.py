@@ -73,7 +73,7 @@ s5 = source_function(S5)
 
 @cache
 def elements_of_s5() -> NDArray[np.int64]:
-    """Where each of five things goes, for each permutation in the order of their names: (120, 5); the first is none."""
+    """Return where each of five things goes, (120, 5), by permutation in lexical order; the first is the identity."""
     return np.array(list(permutations(range(THINGS))))
 
 

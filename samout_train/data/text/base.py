@@ -1,4 +1,4 @@
-"""What the sources of text share: settings, one stream of tokens split by position, and messages.
+"""The base of sources of text: settings, one stream of tokens split by position, and messages.
 
 Files are looked at before a run, tokenized into one stream, and split by position.
 """

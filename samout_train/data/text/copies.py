@@ -105,7 +105,7 @@ def copies(tokens: NDArray[np.integer], starts: NDArray[np.int64], cut: int, wor
 
 @dataclass(frozen=True)
 class Words:
-    """What each id adds to the hash of a document, the sum of a number for each byte times a power by its place.
+    """Return what each id adds to the hash of a document, the sum of a number for each byte times a power by its place.
 
     Args:
         lengths: (V,) bytes of each id that are no blanks and no line ends.

@@ -315,7 +315,7 @@ class Survey:
 
 @dataclass
 class Counts:
-    """What was read.
+    """The content of a file that was read.
 
     Args:
         characters: Of text.

@@ -18,7 +18,7 @@ VocabularyName = Literal["characters", "bytes", "bpe"]
 
 @dataclass(frozen=True)
 class VocabularyChoice:
-    """What YAML says about the vocabulary.
+    """The settings of a vocabulary.
 
     Args:
         name: `characters` (those that occur), `bytes` or `bpe`.

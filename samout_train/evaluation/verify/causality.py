@@ -1,4 +1,4 @@
-"""Whether a token changes anything before it, at every place where a kernel could look too far."""
+"""Check that a token changes nothing before it, at every place where a kernel could look too far."""
 
 # B batch, T time, V vocabulary
 

@@ -17,7 +17,7 @@ Measured = tuple[float, str]  # how far it is from holding, and what else a read
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What one check came to.
+    """The result of one check.
 
     Args:
         name: What must hold.

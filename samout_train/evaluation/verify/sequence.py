@@ -1,4 +1,4 @@
-"""Whether a sequence gives the same in pieces, with padding behind it, in any batch, with gradients and without."""
+"""Check that a sequence gives the same in pieces, with padding behind it, in any batch, with gradients and without."""
 
 # B batch, T time, V vocabulary
 

@@ -1,4 +1,4 @@
-"""Whether a model trains as it should: gradients, compilation, repetition, files, and one batch learned by heart."""
+"""Check that a model trains as it should: gradients, compilation, repetition, files, and one memorised batch."""
 
 # B batch, T time, V vocabulary
 

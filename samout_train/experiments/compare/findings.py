@@ -1,4 +1,4 @@
-"""What a comparison found, in words: who is better, whether that is more than noise, and the caveats."""
+"""Put the findings of a comparison into words: which model is better, whether that is more than noise, and caveats."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

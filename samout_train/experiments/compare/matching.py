@@ -27,7 +27,7 @@ WARM_UP_STEPS, BLOCKS, STEPS_IN_A_BLOCK = 2, 4, 3
 
 @dataclass(frozen=True)
 class Budget:
-    """What all models get the same amount of.
+    """A budget that all models get the same amount of.
 
     Args:
         kind: `parameters`: trainable elements. `flops`: operations of the matrix products for a token in training, in

@@ -346,7 +346,7 @@ def _count(runs: int) -> str:
 
 
 def _asked(comparisons: Sequence[Comparison], record: Record) -> str:
-    """What was asked, as far as the record says it; else what the runs say."""
+    """Return the request as recorded, or else as the runs show it."""
     ran = [one for comparison in comparisons for one in comparison.results]
     rates = sorted({rate for one in ran for rate in one.rates})
     counted = sorted({run.seed for one in ran for run in one.counted if run.seed is not None})

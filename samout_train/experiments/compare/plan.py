@@ -164,7 +164,7 @@ def _words_of_label(label: str, words: Sequence[Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a run of a comparison is.
+    """The identity of a run of a comparison.
 
     Args:
         label: Of its model.
@@ -185,7 +185,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of a comparison.
+    """The plan of a comparison.
 
     Args:
         folder: Where its runs lie.
@@ -461,7 +461,7 @@ def _smallest(words: Sequence[str], config_dirs: Sequence[str]) -> list[str]:
 
 
 def _decided(own: Sequence[str], budget: Budget | None) -> list[str]:
-    """What a label sets although it is not its own to set."""
+    """Return problems with keys that a label may not set."""
     found = decided_problems([word for word in own if key_of(word) != "model"])
     for word in own:
         if re.split(r"[./]", key_of(word))[0] in FOR_ALL:
@@ -490,7 +490,7 @@ def _words_of(shared: Sequence[str], own: Sequence[str], config_dirs: Sequence[s
 
 
 def _cost(budget: Budget, config: Config) -> Callable[[dict[str, Any]], float]:
-    """What a node of this configuration takes of a budget; a size that was asked for is not measured again."""
+    """Return what a node of this configuration takes of a budget; a known size is not measured again."""
     measured: dict[str, float] = {}
     source = source_from(config)
 
@@ -512,7 +512,7 @@ def _cost(budget: Budget, config: Config) -> Callable[[dict[str, Any]], float]:
 
 
 def _seconds(config: Config, budget: Budget) -> float:
-    """What the steps of a run take; infinite where they do not fit into memory."""
+    """Return the seconds that the steps of a run take; infinite where they do not fit into memory."""
     try:
         trainer = trainer_from(config)
         steps = trainer.limits.total_steps

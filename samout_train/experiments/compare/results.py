@@ -1,4 +1,4 @@
-"""What the runs of a comparison came to: each model's best rate, the runs that count, and how far these differ.
+"""Collect the results of a comparison: each model's best rate, the scored runs, and their differences.
 
 Whether a difference is more than noise is Student's t for paired differences: seeds that two models have in common.
 """

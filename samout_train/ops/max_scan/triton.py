@@ -62,7 +62,7 @@ def chunk_totals(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What a chunk makes of the maximum before it: max(m + decays, maxima)."""
+    """Combine a chunk with the maximum before it: max(m + decays, maxima)."""
     channels, inside = _channels_of(D, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     start = chunk * rows
@@ -291,7 +291,7 @@ def backward_chunk(
 
 @triton.jit
 def chunk_gradients(outs, news, laters, grad_state, chunks, D: tl.constexpr, BLOCK: tl.constexpr):
-    """What later chunks add to the gradient of the maximum after each chunk, from the last to the first."""
+    """Return what later chunks add to the gradient of the maximum after each chunk, from the last to the first."""
     channels, inside = _channels_of(D, BLOCK)
     b = tl.program_id(1)
     later = tl.zeros((BLOCK,), tl.float32)

@@ -1,4 +1,4 @@
-"""What a SamOut layer does beside matrix products and its mixer, each input read once and each result written once.
+"""Fused operations of a SamOut layer beside products and mixer, each input read once and each result written once.
 
     gate(up, gate) = up * relu(gate)
     blend(f, x)    = LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x

@@ -124,7 +124,7 @@ def _mixed(bits: Any) -> Any:
 
 @compiled()
 def _factors(dropping: Any, n: int, factors: Any) -> None:
-    """What dropout multiplies the elements of position n by: 0, or what the others are made larger by."""
+    """Return the factors of dropout at position n: 0, or the scale of the kept elements."""
     kept, threshold, seed_low, seed_high = dropping
     first, stride = np.uint32(n * len(factors)), np.uint32(seed_high | np.uint32(1))
     for j in range(len(factors)):

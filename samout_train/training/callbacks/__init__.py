@@ -1,1 +1,1 @@
-"""What watches a run."""
+"""Callbacks: parts that watch a run."""

@@ -131,7 +131,7 @@ class RunContext:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What a step has to say.
+    """The report of a step.
 
     Args:
         step: Steps made.
@@ -199,7 +199,7 @@ class Callback(Protocol):
         """Always, also after an error: close what is open."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a continued run needs: numbers, text, lists and tensors."""
+        """Return the state that a resumed run needs: numbers, text, lists and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
