@@ -92,10 +92,9 @@ class Verb:
             ConfigError: if one is wrong.
         """
         known = inspect.signature(self.keys).parameters
-        strange, overrides, found = [], [], []
+        overrides, found = [], []
         for word in request.overrides:
             if "=" in word and top_key(word) not in (*known, "hydra"):
-                strange.append(word)
                 found.append(Problem.of_word(word, text=f"no such key; {nearest(top_key(word), known)}"))
             else:
                 overrides.append(word)
