@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.support.program import samout
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(?P<language>\w+)\n(?P<content>.*?)^```$", re.M | re.S)
@@ -45,6 +48,8 @@ SHORTER = {
 }
 PROGRAM = r"\.venv/bin/(samout-train|python (-m torch\S* --nproc-per-node 2 )?-m samout_train)"
 TRAINS = re.compile(rf"^{PROGRAM} (-m )?[\w-]+=")
+OURS = re.compile(r"\.venv/bin/(?:samout-train|python -m samout_train)(?: (.*))?$")
+SHELL_SYNTAX = re.compile(r"[|<>;&`$*?{}]")
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,22 @@ def shorter(line: str) -> str:
     return line
 
 
+@pytest.mark.parametrize(
+    ("script", "calls"),
+    [
+        (".venv/bin/samout-train a='b c' 'd={e:[1,2]}'  # why", [["a=b c", "d={e:[1,2]}"]]),
+        (".venv/bin/python -m samout_train -m a=1\n\n.venv/bin/samout-train", [["-m", "a=1"], []]),
+        (".venv/bin/samout-train a=1\necho a", None),
+        (".venv/bin/samout-train a={1,2}", None),
+        (".venv/bin/samout-train a=$HOME", None),
+        (".venv/bin/samout-train a=1 > b", None),
+        (".venv/bin/python -m samout_train_other", None),
+    ],
+)
+def test_a_script_that_only_calls_the_program(script: str, calls: list[list[str]] | None) -> None:
+    assert calls_of_the_program(script) == calls
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_BLOCKS)
 def test_a_page_runs(page: str, tmp_path: Path) -> None:
@@ -204,9 +225,26 @@ def runs(folder: Path, block: Block, content: str) -> str | None:
         printed = _shell(folder, command).stdout
         return None if printed == wanted else f"{command} printed {printed}"
     elif block.language == "bash":
-        done = _shell(folder, content)
-        return content + done.stdout if done.returncode else None
+        calls = calls_of_the_program(content)
+        if calls is None:
+            done = _shell(folder, content)
+            return content + done.stdout if done.returncode else None
+        for words in calls:
+            called = samout(folder, *words, timeout=1200)
+            if called.returncode:
+                return f"{words}\n{called.stdout}{called.stderr}"
     return None
+
+
+def calls_of_the_program(script: str) -> list[list[str]] | None:
+    """The words of each line where a script only calls the program, None where it needs a shell."""
+    calls = []
+    for line in filter(str.strip, script.splitlines()):
+        ours = OURS.match(line)
+        if ours is None or SHELL_SYNTAX.search(re.sub(r"'[^']*'", "", line)):
+            return None
+        calls.append(shlex.split(ours[1] or "", comments=True))
+    return calls
 
 
 def _shell(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
