@@ -30,6 +30,14 @@ NAMES = {
     V8_PROJECTION: "mixer.projection.weight",
 }
 OUTSIDE = ("em.weight", "head.weight")  # of the layers
+# Of the V1 of the public repository, beside those of V1 here.
+POSITIONED = re.compile(r"pos\.weight|down\.\d+\.weight", re.ASCII)
+OTHER_V1 = (
+    "these are weights of the V1 of the public repository, which is another program than V1 here: it concatenates a "
+    "learned position (pos.weight) to the input of every layer and projects both to the width (down.N.weight), its "
+    "feed-forward is 2 D wide instead of D / 2, and its head is not tied to the embedding. Run it with the program "
+    "that wrote it, or train model=v1 or model=v8 here"
+)
 NO_PARAMETER = (
     "is no parameter of the published SamOut V1 or V8. Leave it out of the state_dict where it is only a buffer, such "
     "as positions; else this is another model's file"
@@ -37,6 +45,13 @@ NO_PARAMETER = (
 COPY_WHOLE = "Save or copy the whole state_dict again"
 NAMED = 3
 LONGEST_NAME = 100
+
+
+class OtherV1Error(ValueError):
+    """The weights are of the V1 of the public repository, which this program does not compute."""
+
+    def __init__(self) -> None:
+        super().__init__(OTHER_V1)
 
 
 class _Sizes(NamedTuple):
@@ -56,8 +71,10 @@ def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         By the names of SamOut.state_dict(); V1's three projections become one (3D, D) matrix.
 
     Raises:
+        OtherV1Error: if they are of the V1 of the public repository.
         ValueError: for a name that no published program writes, or a V1 projection without its two sisters.
     """
+    _refuse_other_v1(tensors)
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         prefix, inner = "", name
@@ -158,8 +175,10 @@ def is_published_v8(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether tensors are those of V8, and not of V1, by the published names of their projections.
 
     Raises:
+        OtherV1Error: if they are of the V1 of the public repository.
         ValueError: if there is no projection, so that it is neither, or a tensor that neither has.
     """
+    _refuse_other_v1(tensors)
     _refuse_unknown(tensors)
     if any(name.endswith(V8_PROJECTION) for name in tensors):
         return True
@@ -169,6 +188,11 @@ def is_published_v8(tensors: Mapping[str, Tensor]) -> bool:
         "decoder_layers.0.self_attention.combined.weight (of V8) and decoder_layers.0.self_attention.head0.weight (of "
         "V1) are missing: a published SamOut checkpoint has em.weight and one of them"
     )
+
+
+def _refuse_other_v1(tensors: Mapping[str, Tensor]) -> None:
+    if any(map(POSITIONED.fullmatch, tensors)) and any(name.endswith(V1_PROJECTIONS) for name in tensors):
+        raise OtherV1Error
 
 
 def _refuse_unknown(tensors: Mapping[str, Tensor]) -> None:

@@ -77,6 +77,19 @@ def read_published(path: Path) -> dict[str, Tensor]:
         ValueError: if it is damaged, or holds no such tensors; with what to do, without the path.
         OSError: if it cannot be opened.
     """
+    return published_tensors(read_content(path))
+
+
+def read_content(path: Path) -> Any:
+    """Return what a file of weights holds; a pickled module is a `StandIn`.
+
+    Args:
+        path: A file of torch.save in any of its formats, or a safetensors file; its name does not matter.
+
+    Raises:
+        ValueError: if it is damaged, or no such file; with what to do, without the path.
+        OSError: if it cannot be opened.
+    """
     try:
         refuse_special(path)
     except ValueError as error:
@@ -84,16 +97,45 @@ def read_published(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if is_safetensors(head):
-        return published_tensors(_safetensors(path))
+        return _safetensors(path)
     if problem := no_weights(head, path):
         raise ValueError(problem)
     try:
-        content = read_tensor_file(path)
+        return read_tensor_file(path)
     except MoreThanTensorsError as error:
         content = read_module_file(path)
         if content is None:
             raise ValueError(f"{error}. Where it holds more than weights, {HOW_TO_SAVE}") from error
-    return published_tensors(content)
+        return content
+
+
+def tensors_by_place(content: Any) -> dict[str, dict[str, Tensor]]:
+    """Return every group of named tensors in what a file holds, by where it lies; names are without wrappers.
+
+    Args:
+        content: As `read_content` returns it: state_dicts, alone or below keys, wrapped or not, and modules.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    waiting, seen = deque([("", content)]), set()
+    while waiting:
+        place, part = waiting.popleft()
+        if not isinstance(part, StandIn | Mapping | list | tuple) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        children: Iterable[tuple[Any, Any]] = []
+        tensors: dict[str, Tensor] = {}
+        if isinstance(part, StandIn):
+            tensors = _state_of(part)
+        elif isinstance(part, Mapping):
+            children = part.items()
+            tensors = dict(filter(_is_tensor, children))
+        else:
+            children = enumerate(part)
+        if tensors:
+            found[place or "the top"] = {_plain(name): tensor for name, tensor in tensors.items()}
+        for name, child in children:
+            waiting.append((f"{place}.{name}".removeprefix("."), child))
+    return found
 
 
 def is_safetensors(head: bytes) -> bool:
