@@ -258,7 +258,7 @@ def _export(path: Path) -> Found:
 
 def _file(path: Path) -> Found:
     """A file that its name does not tell, but for JSON Lines."""
-    if path.suffix == ".jsonl":
+    if ".jsonl" in path.suffixes:
         try:
             return Found("JSON Lines", rows=rows_of_jsonl(path))
         except ValueError as error:
