@@ -135,8 +135,16 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
             "  this is the text of the run, or contains a file of it: the loss does not say how it does on other text"
         )
     found = evaluator.loss(in_order(rows, ROWS_PER_BATCH), -(-rows.num_windows // ROWS_PER_BATCH))
-    bits = f", {found.bits_per_byte:.4f} bits per byte" if found.bits_per_byte is not None else ""
+    if whole.published is not None:
+        print(f"  the published split: {whole.published}")
+    bits = ""
+    if found.bits_per_byte is not None and found.bits_per_character is not None:
+        bits = f", {found.bits_per_byte:.4f} bits per byte, {found.bits_per_character:.4f} bits per character"
     print(f"  {found.loss_nats:.4f} nats a token{bits}, over {found.num_targets:,} counted targets: all of it")
+    word_perplexity = None
+    if whole.words is not None and not whole.unknown:
+        word_perplexity = found.word_perplexity(whole.words)
+        print(f"  {word_perplexity:.4g} perplexity per word, of {whole.words:,} words and line ends")
     if whole.unknown:
         print(
             f"  {whole.unknown:,} of {len(whole.tokens):,} tokens ({whole.unknown_share:.2%}) are characters that the "
@@ -155,6 +163,8 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
         "trained_length": whole.seq_len,
         "whole_loss_nats": found.loss_nats,
         "bits_per_byte": found.bits_per_byte,
+        "bits_per_character": found.bits_per_character,
+        "word_perplexity": word_perplexity,
     }
 
 
