@@ -16,9 +16,16 @@ from samout_train.checkpoint import files as checkpoints
 from samout_train.checkpoint.export import CONFIG, MANIFEST, VOCABULARY, WEIGHTS, export_damage, read_manifest
 from samout_train.checkpoint.files import CORRUPT, FORMAT, OTHER_FORMAT, CheckpointError, damage, read_checkpoint
 from samout_train.config import ConfigError, saved_node
-from samout_train.data import Characters, VocabularyFileError, read_published_vocabulary, vocabulary_from
+from samout_train.data import (
+    Characters,
+    VocabularyFileError,
+    read_published_vocabulary,
+    rows_of_jsonl,
+    vocabulary_from,
+)
 from samout_train.models import (
     DamagedError,
+    OtherV1Error,
     is_published_v8,
     is_safetensors,
     load_published,
@@ -43,7 +50,7 @@ from samout_train.runtime import (
 SIZES = ("hidden_size", "num_layers", "num_heads", "ffn_size", "max_seq_len")
 CHECKPOINT = re.compile(rf"step_\d{{8}}\.pt({re.escape(CORRUPT)})?")
 SAVED_CONFIG = Path(".hydra", "config.yaml")
-WHAT_IS_KNOWN = "give a run directory, a checkpoint, an export, a published .pth or a pickled vocabulary"
+WHAT_IS_KNOWN = "give a run directory, a checkpoint, an export, a published .pth, a pickled vocabulary or a .jsonl"
 
 
 @dataclass
@@ -167,6 +174,9 @@ def _needs(found: Found, checkpoint: Path | None, run_dir: Path, resume: str) ->
     if checkpoint is None:
         return
     prompt = _add_vocabulary(found, content.get("vocabulary"), content.get("vocab_size"))
+    begun = content.get("init_from")
+    if isinstance(begun, dict) and begun:
+        found.add("begun with", f"the weights of {begun.get('path')} (sha256 {str(begun.get('sha256'))[:16]}...)")
     written = f"{FORMAT}, by torch {checkpoints.read_manifest(checkpoint).get('torch')} (here {torch.__version__})"
     found.add("format", f"{written}, step {content.get('step')}")
     if model and data:
@@ -247,7 +257,12 @@ def _export(path: Path) -> Found:
 
 
 def _file(path: Path) -> Found:
-    """A file that its name does not tell."""
+    """A file that its name does not tell, but for JSON Lines."""
+    if ".jsonl" in path.suffixes:
+        try:
+            return Found("JSON Lines", rows=rows_of_jsonl(path))
+        except ValueError as error:
+            return Found("JSON Lines", damaged=True, rows=[("whole", f"no: {error}")])
     with path.open("rb") as file:
         start = file.read(HEAD_BYTES)
     try:
@@ -288,6 +303,9 @@ def _vocabulary(path: Path) -> Found:
 def _published(path: Path, weights: dict[str, Tensor]) -> Found:
     try:
         is_v8 = is_published_v8(weights)
+    except OtherV1Error as error:
+        rows = [("whole", "not known: this program cannot compute it"), ("to use", str(error))]
+        return Found("weights of the V1 of the public repository", rows=rows)
     except ValueError as error:
         return _unknown(f"{path} holds tensors that are nothing of this program: {error}")
     version, heads = "V1", ", num_heads=... (not in the file, and V1 scales by it)"

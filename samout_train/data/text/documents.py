@@ -11,11 +11,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from samout_train.config import ConfigError, Problem
+from samout_train.data.text.conversations import FORMS, LISTS, ExtraFields, turns_of
 from samout_train.data.text.cuts import folded, whole_parts
-from samout_train.data.text.encoding import BYTE_ORDER_MARK, opened, other_kind, printable, to_utf_8
+from samout_train.data.text.encoding import (
+    BYTE_ORDER_MARK,
+    TextFile,
+    encoding_of_zeros,
+    opened,
+    other_kind,
+    printable,
+    to_utf_8,
+)
+from samout_train.data.text.tables import TableRow, table_kind, table_rows
 from samout_train.runtime import HEAD_BYTES, home_path, old_file_away, shell_word
 
 CHUNK_BYTES = 1 << 21  # which a slow tokenizer takes two seconds for, so that signals are answered
@@ -24,17 +34,11 @@ WITHOUT_TEXT = "documents without text"
 BESIDE_TEXT = '"{}" beside a "text", which is read'
 LineEnds = Literal["keep", "fold"]
 KEY = re.compile(r"[A-Za-z_][\w$-]*|0|[1-9]\d*", re.ASCII)  # what Hydra takes as a part of a key
-KEYS = ("text", "conversations", "role", "content")
+TEXT_COLUMN = "text"
+COLUMNS = (TEXT_COLUMN, *LISTS, "instruction", "input", "output", "history", "system", "tools")
+KEYS = ("text", *LISTS, "role", "content", "from", "value", "instruction", "input", "output")
 LEAVE_OUT = "leave it out"
 SAMPLE_BYTES = 1 << 16
-SOME_ZEROS, FEW_ZEROS = 0.05, 0.01
-# Of each four bytes, those that are often zero, and those that are not.
-ZEROS = {
-    "UTF-32LE": ((2, 3), (0,)),
-    "UTF-32BE": ((0, 1), (3,)),
-    "UTF-16LE": ((1, 3), (0, 2)),
-    "UTF-16BE": ((0, 2), (1, 3)),
-}
 ROLE_TOKENS = ("<|user|>", "<|agent|>", "<|history|>")
 
 
@@ -55,13 +59,22 @@ class Piece:
 
     Args:
         parts: Text and special tokens, in order.
-        end: Bytes of the file up to its end.
+        end: The place in the file at its end: bytes of its text, or rows of a table.
         left_out: How much that is there is not in it, by what it is.
+        read_bytes: Bytes of the file, as it lies, that were read up to its end; None where `end` is that number.
     """
 
     parts: list[str | Special]
     end: int
     left_out: dict[str, int] = field(default_factory=dict)
+    read_bytes: int | None = None
+
+    @property
+    def bytes_done(self) -> int:
+        """Return the bytes of the file, as it lies, that were read up to its end."""
+        if self.read_bytes is None:
+            return self.end
+        return self.read_bytes
 
 
 class Reader(Protocol):
@@ -94,27 +107,36 @@ class TextReader:
         sos: Whether each file begins with `<|sos|>`.
         line_ends: `fold` makes CRLF and CR into LF.
         way: The number of this way of reading, which is another one where the same file gives another text.
+        member: Of a zip archive, which file in it is read (`encoding.opened`); who sets it tells the texts apart.
     """
 
     sos: bool
     line_ends: LineEnds = "keep"
     way: int = field(default=2, init=False)
+    member: str = field(default="", repr=False)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """Yield text that ends where it can be cut, so that no vocabulary sees half a word."""
+        if table_kind(path):
+            yield from self._table(path, start, stop)
+            return
         parts: list[str | Special] = []
         if self.sos and start == 0:
             parts.append(Special(SOS))
         chunk_bytes, fold = CHUNK_BYTES, self.line_ends == "fold"
-        with opened(path) as file:
-            while start == file.tell() and file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK:
-                start = file.tell()
+        rest = b""
+        with opened(path, self.member) as file:
+            if start > 0:
+                file.skip_to(start)
+            else:
+                while (rest := file.read(len(BYTE_ORDER_MARK))) == BYTE_ORDER_MARK:
+                    start += len(rest)
             while True:
-                file.seek(start)
                 wanted = chunk_bytes
                 if stop is not None:
                     wanted = min(chunk_bytes, max(0, stop - start))
-                chunk = file.read(wanted)
+                rest += file.read(max(0, wanted - len(rest)))
+                chunk = rest[:wanted]
                 if not chunk:
                     return
                 is_last = len(chunk) < wanted or start + len(chunk) == stop
@@ -129,29 +151,56 @@ class TextReader:
                 start += used
                 if fold:
                     text = folded(text)
-                yield Piece([*parts, text], start)
-                parts, chunk_bytes = [], CHUNK_BYTES
+                yield Piece([*parts, text], start, read_bytes=file.compressed_bytes())
+                parts, chunk_bytes, rest = [], CHUNK_BYTES, rest[used:]
+
+    def _table(self, path: Path, start: int, stop: int | None) -> Iterator[Piece]:
+        """Yield the rows of a table, each text behind `<|sos|>`."""
+        for rows in _together(table_rows(path, [TEXT_COLUMN], start, stop)):
+            parts: list[str | Special] = []
+            left_out: Counter[str] = Counter()
+            for row in rows:
+                text = row.values.get(TEXT_COLUMN, "")
+                if not isinstance(text, str):
+                    raise ValueError(f'{printable(path)} row {row.end}: "{TEXT_COLUMN}" is no text: rename the column')
+                if self.line_ends == "fold":
+                    text = folded(text)
+                if text:
+                    parts += [Special(SOS), text]
+                else:
+                    left_out[WITHOUT_TEXT] += 1
+            yield Piece(parts, rows[-1].end, dict(left_out), rows[-1].bytes_done)
 
 
 @dataclass(frozen=True)
 class JsonlReader:
-    """JSON Lines, a document a line: `{"text": ...}` or `{"conversations": [{"role": ..., "content": ...}, ...]}`.
+    """JSON Lines, a document a line: `{"text": ...}`, or a conversation in one of the forms of `conversations`.
 
     Args:
         roles: The special token that stands before what a role says, such as `{"user": "<|user|>"}`, as pairs.
         line_ends: `fold` makes CRLF and CR in what the strings of JSON hold into LF.
         way: The number of this way of reading, which is another one where the same file gives other documents.
+        extra_fields: Whether the fields of conversations beside what is said are counted or written into the text.
+        closes: Whether `<|user|>` stands behind the last turn where that is the agent's, so that its end is learned.
         roles_key: The key that sets `roles`, for messages.
     """
 
     roles: tuple[tuple[str, str], ...]
     line_ends: LineEnds = "keep"
-    way: int = field(default=2, init=False)
+    way: int = field(default=3, init=False)
+    extra_fields: ExtraFields = "count"
+    closes: bool = False
     roles_key: str = field(default="data.roles", repr=False, compare=False)
 
     @classmethod
     def of(
-        cls, roles: Mapping[str, str], line_ends: LineEnds = "keep", *, roles_key: str = "data.roles"
+        cls,
+        roles: Mapping[str, str],
+        line_ends: LineEnds = "keep",
+        *,
+        extra_fields: ExtraFields = "count",
+        closes: bool = False,
+        roles_key: str = "data.roles",
     ) -> "JsonlReader":
         """Return the reader that a dictionary of roles describes.
 
@@ -162,12 +211,16 @@ class JsonlReader:
             if token not in ROLE_TOKENS:
                 text = f"must be {' or '.join(ROLE_TOKENS)}"
                 raise ConfigError(Problem(f"roles.{role}", token, text=text, kind="value"))
-        return cls(tuple(sorted(roles.items())), line_ends, roles_key=roles_key)
+        pairs = tuple(sorted(roles.items()))
+        return cls(pairs, line_ends, extra_fields=extra_fields, closes=closes, roles_key=roles_key)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
-        """Whole lines; each document that is not empty stands behind `<|sos|>`."""
+        """Yield whole lines, or rows of a table; each document that is not empty stands behind `<|sos|>`."""
+        if table_kind(path):
+            yield from self._table(path, start, stop)
+            return
         with opened(path) as file:
-            file.seek(start)
+            file.skip_to(start)
             while lines := _lines(file, start, stop):
                 parts: list[str | Special] = []
                 left_out: Counter[str] = Counter()
@@ -178,7 +231,18 @@ class JsonlReader:
                     except ValueError as error:
                         raise ValueError(f"{printable(path)} line {_line_number(path, start)}: {error}") from error
                     start += len(line)
-                yield Piece(parts, start, dict(left_out))
+                yield Piece(parts, start, dict(left_out), file.compressed_bytes())
+
+    def _table(self, path: Path, start: int, stop: int | None) -> Iterator[Piece]:
+        for rows in _together(table_rows(path, COLUMNS, start, stop)):
+            parts: list[str | Special] = []
+            left_out: Counter[str] = Counter()
+            for row in rows:
+                try:
+                    parts += self._of_object(row.values, left_out)
+                except ValueError as error:
+                    raise ValueError(f"{printable(path)} row {row.end}: {error}") from error
+            yield Piece(parts, rows[-1].end, dict(left_out), rows[-1].bytes_done)
 
     def _document(self, line: str, left_out: Counter[str]) -> list[str | Special]:
         if not line.strip():
@@ -191,25 +255,11 @@ class JsonlReader:
             raise
         except (ValueError, RecursionError) as error:
             raise ValueError(f"is no JSON ({error}): give one object a line") from error
-        text = turns = None
-        if isinstance(document, dict):
-            text, turns = document.get("text"), document.get("conversations")
-        parts: list[str | Special] = []
-        if isinstance(text, str) and (text or not isinstance(turns, list)):
-            parts.append(text)
-            for key in ("conversations", "messages"):
-                if document.get(key):
-                    left_out[BESIDE_TEXT.format(key)] += 1
-        elif isinstance(turns, list):
-            for turn in turns:
-                parts += self._turn(turn)
-        else:
-            found = type(document).__name__
-            if isinstance(document, dict):
-                found = ", ".join(map(str, document))
-            raise ValueError(
-                f'has neither "text" with a text nor "conversations" with a list; it has: {found[:200] or "nothing"}'
-            )
+        return self._of_object(document, left_out)
+
+    def _of_object(self, document: Any, left_out: Counter[str]) -> list[str | Special]:
+        """Return the parts of a document, of which a table or JSON has made an object."""
+        parts = self._parts(document, left_out)
         has_text = False
         for number, part in enumerate(parts):
             if isinstance(part, str):
@@ -222,17 +272,38 @@ class JsonlReader:
             return []
         return [Special(SOS), *parts]
 
-    def _turn(self, turn: Any) -> list[str | Special]:
-        if not (isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
-            raise ValueError('a turn of "conversations" must be {"role": a text, "content": a text}')
-        token = dict(self.roles).get(turn["role"])
+    def _parts(self, document: Any, left_out: Counter[str]) -> list[str | Special]:
+        """Return what a document says, behind the tokens of its roles."""
+        found = type(document).__name__
+        if isinstance(document, dict):
+            found = ", ".join(map(str, document))
+            text = document.get("text")
+            if isinstance(text, str) and (text or not any(isinstance(document.get(key), list) for key in LISTS)):
+                for key in LISTS:
+                    if document.get(key):
+                        left_out[BESIDE_TEXT.format(key)] += 1
+                return [text]
+            turns = turns_of(document, left_out, self.extra_fields)
+            if turns is not None:
+                parts: list[str | Special] = []
+                for turn in turns:
+                    parts += [Special(self._token_of(turn.role)), turn.content]
+                if self.closes and turns and parts[-2] == Special("<|agent|>"):
+                    parts.append(Special("<|user|>"))
+                return parts
+        raise ValueError(
+            f'has neither "text" with a text nor "conversations" with a list; it has: {found[:200] or "nothing"}; '
+            f"{FORMS}"
+        )
+
+    def _token_of(self, role: str) -> str:
+        token = dict(self.roles).get(role)
         if token is None:
             known = ", ".join(role for role, _ in self.roles)
             raise ValueError(
-                f"role {turn['role']!r} has no token ({known} have one): "
-                f"{_setting_of(self.roles_key, turn['role'])}, or another token"
+                f"role {role!r} has no token ({known} have one): {_setting_of(self.roles_key, role)}, or another token"
             )
-        return [Special(token), turn["content"]]
+        return token
 
 
 class KeyTwiceError(ValueError):
@@ -266,7 +337,21 @@ def _setting_of(roles_key: str, role: str) -> str:
     )
 
 
-def _lines(file: IO[bytes], start: int, stop: int | None) -> list[bytes]:
+def _together(rows: Iterator[TableRow]) -> Iterator[list[TableRow]]:
+    """Yield rows, as many at a time as have a chunk of text, so that signals are answered."""
+    taken: list[TableRow] = []
+    size = 0
+    for row in rows:
+        taken.append(row)
+        size += len(str(row.values))
+        if size > CHUNK_BYTES:
+            yield taken
+            taken, size = [], 0
+    if taken:
+        yield taken
+
+
+def _lines(file: TextFile, start: int, stop: int | None) -> list[bytes]:
     """Yield lines from a place where one begins, up to `stop` or a little more than a chunk."""
     lines: list[bytes] = []
     size = 0
@@ -307,20 +392,14 @@ def _decoded(name: Path | str, chunk: bytes, start: int, is_last: bool) -> tuple
 
 def _zeros(name: Path | str, chunk: bytes, start: int) -> str:
     """Return what text with zero bytes may be, by where they lie, and what to do."""
-    chunk = chunk[:SAMPLE_BYTES]
-    zeros = [chunk[(place - start) % 4 :: 4].count(0) * 4 / len(chunk) for place in range(4)]  # shares of their places
-    encoding = next((each for each, places in ZEROS.items() if _lie_in(*places, zeros)), None)
-    if encoding is None or chunk.count(0) < 2:
+    first = -start % 4
+    encoding = encoding_of_zeros(chunk[first : first + SAMPLE_BYTES])
+    if encoding is None:
         return "so it is no text: leave it out, or give the text that it was made of"
     line, away = to_utf_8(encoding, _file_of(name)), old_file_away(_file_of(name))
     return (
         f"so it is no UTF-8 text but {encoding}, it seems: convert it, for example with `{line}`, or {LEAVE_OUT}{away}"
     )
-
-
-def _lie_in(places: tuple[int, ...], others: tuple[int, ...], zeros: list[float]) -> bool:
-    """Return whether zeros lie in some of four places, many in each, and nearly none in others."""
-    return min(zeros[place] for place in places) >= SOME_ZEROS and max(zeros[place] for place in others) < FEW_ZEROS
 
 
 def _no_utf_8(name: Path | str, error: UnicodeDecodeError, start: int) -> str:
@@ -358,7 +437,7 @@ def _refuse_surrogates(text: str) -> None:
 def _line_number(path: Path, start: int) -> int:
     """Return the line that begins at a byte."""
     lines = 1
-    with path.open("rb") as file:
+    with opened(path) as file:
         while start > 0 and (chunk := file.read(min(start, CHUNK_BYTES))):
             lines += chunk.count(b"\n")
             start -= len(chunk)
