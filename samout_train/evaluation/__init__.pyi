@@ -12,6 +12,10 @@ from .charts import (
     heat_map as heat_map,
     missing_charts as missing_charts,
 )
+from .choices import (
+    ChoicesFound as ChoicesFound,
+    measure_choices as measure_choices,
+)
 from .evaluator import Evaluation as Evaluation, Evaluator as Evaluator
 from .generate import (
     Decoder as Decoder,
