@@ -213,7 +213,7 @@ def test_tokenizing_that_is_stopped_goes_on_with_the_same_command(tmp_path: Path
     started.send_signal(signal.SIGINT)
     out, error = started.communicate(timeout=60)
     assert started.returncode == 130 and "Traceback" not in error, error
-    assert "tokenizing stopped at" in out and "the same command goes on from there" in out
+    assert "tokenizing stopped at" in out and "run the same command to resume" in out
     (part,) = tmp_path.glob("cache/*.part")
     assert 0 < part.stat().st_size < 2 * 55_000_000
     again = subprocess.run(

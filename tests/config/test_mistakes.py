@@ -138,7 +138,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "text shorter than a block": (
         ["data=text", "data.path=short.txt"],
         [
-            "data.seq_len=256: a row takes 257 tokens, and short.txt has 10 (10 bytes), 1 of them to validate on: give "
+            "data.seq_len=256: a row takes 257 tokens, and short.txt has 10 (10 bytes), 1 of them for validation: use "
             "a text of about 2,570 bytes or more"
         ],
     ),
@@ -146,7 +146,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         [*TEXT, "data.seq_len=500"],
         ["data.seq_len=500", "data.seq_len to 129 or less"],
     ),
-    "bad UTF-8": (["data=text", "data.path=bad.txt"], ["data.path: bad.txt is no UTF-8 at byte 1500 (0xff)", "iconv"]),
+    "bad UTF-8": (["data=text", "data.path=bad.txt"], ["data.path: bad.txt is not UTF-8 at byte 1500 (0xff)", "iconv"]),
     "a line that is no document": (
         ["data=jsonl", "data.path=notes.jsonl"],
         ["data.path: notes.jsonl line 2: has neither", "it has: txt"],
@@ -161,7 +161,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a pickle with code": (
         [*TEXT, "data.vocabulary_path=voc.pkl"],
-        ["voc.pkl: cannot be used: ", "it asks for code"],
+        ["voc.pkl: cannot be used: ", "it would run code"],
     ),
     "a vocabulary that is not there": (
         [*TEXT, "data.vocabulary_path=no.pkl"],
@@ -258,7 +258,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a decay beyond 1": (["optimizer.betas=[2,0.9]"], ["optimizer.betas=[2, 0.9]: must be a list"]),
     "a seed too large": (["seed=99999999999999999999"], ["seed=99999999999999999999: must be from 0"]),
     "a sample's seed too large": ([f"callbacks.sample.seed={10**23}"], ["callbacks.sample.seed=1", "must be from 0"]),
-    "one document": (["data=jsonl", "data.path=one.jsonl"], ["data.path: one.jsonl has 1 document: give two or more"]),
+    "one document": (["data=jsonl", "data.path=one.jsonl"], ["data.path: one.jsonl has 1 document: use two or more"]),
     "a mapping with a number": (
         ["data=jsonl", "data.path=two.jsonl", "data.roles.user=5"],
         ["data.roles.user=5: must be"],
@@ -377,7 +377,7 @@ def test_all_mistakes_come_at_once(folder: Path, capsys: pytest.CaptureFixture[s
     ]
     assert main(words) == 2
     lines = capsys.readouterr().err.splitlines()
-    starts = ["optimizer=adamm:", "trainer.max_steps:", "schedul=wsd:", "seed=x:", "data.path: bad.txt is no UTF-8"]
+    starts = ["optimizer=adamm:", "trainer.max_steps:", "schedul=wsd:", "seed=x:", "data.path: bad.txt is not UTF-8"]
     starts += ["model.hidden_size (384)", "trainer.accumulate=0:"]
     for start in starts:
         assert any(line.startswith(start) for line in lines), (start, lines)
