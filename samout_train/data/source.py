@@ -37,6 +37,7 @@ class Source:
         tests: Further rows to evaluate on, by name, such as a task's at other lengths.
         chance: The accuracy of guessing, of a task; None otherwise.
         line_ends: Treatment of line ends in text and prompts: `keep` or `fold`.
+        words: Words of the validation text, the divisor of a perplexity per word; None if that is not its figure.
 
     Raises:
         ValueError: if padding would be learned.
@@ -54,6 +55,7 @@ class Source:
     tests: Mapping[str, "Rows"] = field(default_factory=dict)
     chance: float | None = None
     line_ends: LineEnds = "keep"
+    words: int | None = None
 
     def __post_init__(self) -> None:
         if self.pad_id is not None and self.pad_id != self.ignore_index:

@@ -110,8 +110,8 @@ def _received(pipe: Connection, process: BaseProcess, signals: StopSignals) -> t
         process.join()
         signals.check()
         raise WorkerDiedError(
-            f"a process ended with code {process.exitcode} before its part was done (killed, or out of memory?): run "
-            "the same command to resume; jobs=1 needs the least memory"
+            f"a process ended with code {process.exitcode} before its part was done (killed, or out of memory?): "
+            "repeat the same command to resume; jobs=1 needs the least memory"
         ) from None
     return kind, content
 

@@ -102,11 +102,13 @@ class TextReader:
         sos: Whether each file begins with `<|sos|>`.
         line_ends: `fold` turns CRLF and CR into LF.
         way: Version of this reader; it changes whenever the same file would give another text.
+        member: The file to read in a zip archive (`encoding.opened`); its caller has to tell the texts apart.
     """
 
     sos: bool
     line_ends: LineEnds = "keep"
     way: int = field(default=2, init=False)
+    member: str = field(default="", repr=False)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """Yield text that ends at a place to cut, so that no vocabulary gets half a word."""
@@ -118,7 +120,7 @@ class TextReader:
             parts.append(Special(SOS))
         chunk_bytes, fold = CHUNK_BYTES, self.line_ends == "fold"
         rest = b""
-        with opened(path) as file:
+        with opened(path, self.member) as file:
             if start > 0:
                 file.skip_to(start)
             else:

@@ -151,7 +151,7 @@ class _Tokenizing:
                     saved_at = time.monotonic()
                 if stopped:
                     share = bar.n / self.survey.num_bytes
-                    log.warning("tokenizing stopped at %.0f %%: run the same command to resume", 100 * share)
+                    log.warning("tokenizing stopped at %.0f %%: repeat the same command to resume", 100 * share)
                     self.signals.check()
             _flush(output)
         self._check(journal)
