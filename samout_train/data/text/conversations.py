@@ -97,7 +97,8 @@ def _turn(turn: Any, key: str, left_out: Counter[str], extra_fields: ExtraFields
             content = _text_of_parts(content, left_out)
     if not isinstance(turn, Mapping) or not isinstance(role, str) or not isinstance(content, str):
         raise ValueError(
-            f'a turn of "{key}" must be {{"role": a string, "content": a string}} or {{"from": a string, "value": a string}}'
+            f'a turn of "{key}" must be {{"role": a string, "content": a string}} '
+            f'or {{"from": a string, "value": a string}}'
         )
     taken = {*names}
     if extra_fields == "write":
