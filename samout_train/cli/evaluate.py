@@ -155,7 +155,7 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
     bits = ""
     if found.bits_per_byte is not None:
         bits = f", {found.bits_per_byte:.4f} bits per byte"
-    print(f"  {found.loss_nats:.4f} nats a token{bits}, over all {found.num_targets:,} counted targets")
+    print(f"  {found.loss_nats:.4f} nats a token{bits}, over {found.num_targets:,} counted targets, the whole text")
     if whole.unknown:
         print(
             f"  {whole.unknown:,} of {len(whole.tokens):,} tokens ({whole.unknown_share:.2%}) are characters outside "
