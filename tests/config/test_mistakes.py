@@ -312,8 +312,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a schedule of torch": (
         ["schedule._target_=torch.optim.lr_scheduler.StepLR", "+schedule._partial_=true"],
         [
-            "schedule._target_=torch.optim.lr_scheduler.StepLR: torch's schedulers are not supported: name a class whose "
-            "objects are called with a Progress (step, total_steps, share) and return the factor on the rate"
+            "schedule._target_=torch.optim.lr_scheduler.StepLR: torch's schedulers are not supported: name a class "
+            "whose objects are called with a Progress (step, total_steps, share) and return the factor on the rate"
         ],
     ),
     "a schedule that is called too early": (
