@@ -220,7 +220,7 @@ def test_a_run_trains_with_each_logging_of_hydra(mine: Path, name: str) -> None:
         (["experiment=hydra_number"], "hydra=1: must be settings, `key: value`, one a line below it (mine/exper"),
         (["experiment=hydra_key"], "hydra.jb: no such key; did you mean hydra.job?"),
         (["experiment=hydra_value"], "hydra.job.num='x': must be a whole number"),
-        (["experiment=self"], "mine/experiment/self.yaml line 3: YAML files name each other in their defaults"),
+        (["experiment=self"], "mine/experiment/self.yaml line 3: YAML files include each other in a circle"),
         (["--config-name=roots/selfless"], "mine/roots/selfless.yaml line 3: its defaults name roots/self, which is"),
         (["experiment=refers"], "seed: its ${...} leads back to seed itself: write a value in place of one of them"),
         (
