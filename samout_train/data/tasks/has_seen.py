@@ -25,6 +25,11 @@ class HasSeen(Task):
     The words of a row come from a random half of all words, so that some never occur however long the row is. Half of
     the answers are expected to be yes. T is even.
 
+    Such as W = 8, words 2 to 9 and the questions after them 10 to 17:
+
+        row      2  5  2 13 14 10
+        answers  -  -  -  1  0  1
+
     Args:
         num_words: Different words W; each has one id as a word and another as a question.
     """

@@ -20,7 +20,13 @@ from samout_train.data.tasks.base import Ids, Task, last_answer_only
 @validated
 @dataclass(kw_only=True)
 class Parity(Task):
-    """A row is bits; the answer at each is the parity of the bits up to it. A test counts the last answer only."""
+    """A row is bits; the answer at each is the parity of the bits up to it. A test counts the last answer only.
+
+    For example:
+
+        row      1  0  1  1
+        answers  1  1  0  1
+    """
 
     num_ids: ClassVar[int] = 2
     chance: ClassVar[float] = 1 / 2

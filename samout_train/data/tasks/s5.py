@@ -30,6 +30,11 @@ THINGS = 5
 class S5(Task):
     """A row is permutations; the answer at each is the product up to it. A test counts the last answer only.
 
+    Permutations count in lexical order: 0 is the identity, 1 swaps the last two things, 2 the two before. Such as:
+
+        row      1  1  2  0  2
+        answers  1  0  2  2  0
+
     Args:
         moves: The permutations in a row: `all` 120, or the 10 `swaps` of two things and the identity.
     """
