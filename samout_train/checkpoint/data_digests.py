@@ -31,7 +31,7 @@ def data_record(source: "Source") -> dict[str, Any]:
     return record
 
 
-def refuse_other_data(now: Mapping[str, Any], then: Mapping[str, Any] | None, data: Mapping[str, Any]) -> None:
+def require_same_data(now: Mapping[str, Any], then: Mapping[str, Any] | None, data: Mapping[str, Any]) -> None:
     """Compare the data of a run with the data it is continued on.
 
     Args:

@@ -29,6 +29,7 @@ KINDS = {
 }
 # Where checkpoints record the content of the data, these say only where it lies.
 PLACE_KEYS = ("data.path", "data.paths", "data.pattern", "data.vocabulary_path")
+PRINTING_KEYS = ("callbacks.report.verbose",)  # decide nothing but what is printed; older runs lack them
 
 
 class DirectoryRefusedError(ConfigError):
@@ -190,7 +191,10 @@ def _compared(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, bool 
     compared = {key: config.get(key) for key in keys}
     if compared.get("resume") == "auto":  # of a job that was continued; it says nothing of what it trains
         del compared["resume"]
-    return scalars(compared)
+    flat = scalars(compared)
+    for key in PRINTING_KEYS:
+        flat.pop(key, None)
+    return flat
 
 
 def new_directory(path: Path) -> Path:

@@ -177,7 +177,7 @@ def _swept(
         print(f"  {described(job, found)}", file=sys.stderr)
     if left:
         action = "retry" if any(found.state == "FAILED" for _, found in left) else "resume"
-        print(f"continue   {typed_line([*program(), 'sweep', f'action={action}', f'dir={folder}'])}", file=sys.stderr)
+        print(f"resume     {typed_line([*program(), 'sweep', f'action={action}', f'dir={folder}'])}", file=sys.stderr)
     return code or (failures[0] if failures else int(bool(left)))
 
 
@@ -227,7 +227,7 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
             ) as write_settings,
         ):
             if in_sweep and finished(run_dir):
-                log.info("run        %s is finished: left as it is", run_dir)
+                log.info("run         %s is finished: left as it is", run_dir)
                 return
             if in_sweep and has_checkpoint(run_dir):
                 composed.config["resume"] = "auto"
@@ -246,7 +246,7 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
         if in_sweep and isinstance(error, TakenError):
             other = problems_where_taken(run_dir, composed.config)
             if not other:
-                log.info("run        %s: another process is at it: left to that one", run_dir)
+                log.info("run         %s: another process is at it: left to that one", run_dir)
                 return
             error = DirectoryRefusedError("\n".join(other))
         exit_code = _exit_code(error, has_begun=has_begun)
