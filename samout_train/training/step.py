@@ -38,7 +38,7 @@ from samout_train.training.schedules import Progress, Schedule
 
 log = logging.getLogger(__name__)
 EMPTY = (
-    "step %d was skipped: its batch has no counted target, since each is %d (data.ignore_index). Such steps are counted: "
+    "step %d was skipped: its batch has no counted target, since each is %d (data.ignore_index). They are counted: "
     "train/empty_steps in the metrics, empty_steps in summary.json"
 )
 

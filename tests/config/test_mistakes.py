@@ -220,6 +220,11 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "fp16 on the CPU": (["device=cpu", "precision=fp16"], ["precision (fp16) needs a CUDA device", "bf16 or fp32"]),
     "TF32 on the CPU": (["device=cpu", "trainer.tf32=true"], ["trainer.tf32=true: is for CUDA", "on cpu: leave it"]),
     "a precision that is none": (["precision=fp8"], ["precision=fp8: must be auto, fp32, bf16, fp16"]),
+    "weights that are not there": (["init_from=absent"], ["init_from=absent: is not there"]),
+    "weights beside a run to start from": (
+        ["init_from=good.txt", "resume=mine"],
+        ["init_from=good.txt: resume=mine has weights, too"],
+    ),
     "a run to continue that is not there": (["resume=absent"], ["resume=absent: is not there"]),
     "nothing to continue": (["resume="], ["resume=: is not there: give auto, a run directory or a checkpoint"]),
     "a run directory that is a file": (["run_dir=good.txt"], ["run_dir=good.txt: is a file"]),
