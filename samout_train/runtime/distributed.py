@@ -293,8 +293,8 @@ def _reduced(number: int, operation: Any) -> int:
 def _has_closed_connection() -> bool:
     """Return whether the connection to another process is closed, without waiting for any of them.
 
-    gloo raises a plain RuntimeError where it loses a connection, as any operation of torch may. A message that is asked
-    for on a closed connection fails at once; on an open one it stays pending, and this process ends.
+    gloo raises a plain RuntimeError where it loses a connection, as any operation of torch may. A receive on a closed
+    connection fails at once; on an open one it stays pending until this process ends.
     """
     import torch
     import torch.distributed as dist

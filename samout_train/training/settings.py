@@ -346,7 +346,7 @@ def _check_model_for_data(model: Node, data: Node) -> list[Problem]:
         return found
     for key, value, reason in FOR_LABELS_ONLY:
         if model.get(key) == value:
-            fix = "take that setting back, or train it to label, as data=hello does"
+            fix = "remove this setting, or train the model to label, as data=hello does"
             found.append(Problem(f"model.{key}", shown(value), text=f"this model {reason}", fix=fix))
     return found
 

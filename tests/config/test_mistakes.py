@@ -193,7 +193,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "no head for the next token": (
         [*TEXT, "model=rnn", "model.head=none"],
-        ["model.head=none: this model has an output for each hidden unit, not for each token: take that setting back"],
+        ["model.head=none: this model has an output for each hidden unit, not for each token: remove this setting"],
     ),
     "a letter that is ignored": (
         ["data=hello", "model=rnn", "data.ignore_index=3"],

@@ -115,7 +115,7 @@ def test_on_cuda_it_is_the_same(gradient: bool) -> None:
 def test_too_many_in_a_row_end_the_run(choice: OnNonFinite) -> None:
     step = adam_step(choice, checks_on_host=True)
     step.model.register_forward_hook(lambda net, args, output: (output[0] * float("nan"), output[1]))
-    with pytest.raises(NonFiniteError, match=f"the {MOST_IN_A_ROW} steps before it were left out") as caught:
+    with pytest.raises(NonFiniteError, match=f"the {MOST_IN_A_ROW} steps before it were skipped") as caught:
         for _ in range(20):
             try:
                 step(PROGRESS)

@@ -70,8 +70,9 @@ class Lengths(Callback):
         """Log the losses and the verdict; write the picture, and the losses by position for TensorBoard."""
         if self._found is None or not self._found.loss_nats:
             return
-        losses = ", ".join(f"{nats:.3f} at {length:,}" for length, nats in self._found.loss_nats.items())
-        log.info("lengths     val loss in windows of these many tokens: %s", losses)
+        losses = [f"{nats:.3f} at {length:,}" for length, nats in self._found.loss_nats.items()]
+        losses[0] += " tokens"
+        log.info("lengths     %s", ", ".join(losses))
         verdict = self._found.verdict()
         if not self._context.verbose:
             verdict = verdict[:1]
