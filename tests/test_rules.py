@@ -177,6 +177,12 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
     if option == "shards" and not (folder := text.with_suffix(".shards")).exists():
         assert tokenize.tokenize([f"path={text}", f"out={folder}", "vocabulary=bytes", "jobs=1"]) == 0
     files = {"text": text, "jsonl": jsonl, "shakespeare": shared / "data" / "tinyshakespeare.txt"}
+    splits = text.parent / "splits"
+    files |= {"enwik8": text, "text8": text, "wikitext103": splits, "tinystories": splits}
+    if files.get(option) == splits:
+        splits.mkdir(exist_ok=True)
+        for name in ("wiki.train.tokens", "wiki.valid.tokens", "TinyStories-train.txt", "TinyStories-valid.txt"):
+            (splits / name).write_bytes(text.read_bytes())
     composed = compose_config([f"{group}={option}"])
     chosen = composed.config
     tiny = ["device=cpu"]

@@ -405,7 +405,7 @@ def _misfits(model: nn.Module, source: Source) -> list[str]:
         )
     if getattr(model, "sees_future", False) and source.labels is None:
         found.append(
-            "this model sees the whole sequence, and so the token that it is asked to predict: choose another, or train "
+            "this model sees the whole sequence, and so the token that it is asked to predict: choose another or train "
             "it to label, as data=hello does"
         )
     return found

@@ -106,11 +106,13 @@ class TextReader:
         sos: Whether each file begins with `<|sos|>`.
         line_ends: `fold` makes CRLF and CR into LF.
         way: The number of this way of reading, which is another one where the same file gives another text.
+        member: Of a zip archive, which file in it is read (`encoding.opened`); who sets it tells the texts apart.
     """
 
     sos: bool
     line_ends: LineEnds = "keep"
     way: int = field(default=2, init=False)
+    member: str = field(default="", repr=False)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """Yield text that ends where it can be cut, so that no vocabulary sees half a word."""
@@ -122,7 +124,7 @@ class TextReader:
             parts.append(Special(SOS))
         chunk_bytes, fold = CHUNK_BYTES, self.line_ends == "fold"
         rest = b""
-        with opened(path) as file:
+        with opened(path, self.member) as file:
             if start > 0:
                 file.skip_to(start)
             else:
