@@ -32,6 +32,7 @@ TEXT_KEYS = (
     *("run_dir", "resume", "init_from", "out", "pattern", "vocabulary_path", "storage", "hydra.sweep.dir"),
     *("data.path", "data.pattern", "data.vocabulary_path", "callbacks.sample.prompt"),
 )
+ADDED_ROLE = "+data.roles."
 TEXT_BELOW = ("data.roles.", "roles.")
 LIST_KEYS = ("runs", "data.paths")  # of text; one text is taken for a list of one
 MOST_COMMAS = 32  # in one path of a list
@@ -53,6 +54,8 @@ def words_for_hydra(overrides: Sequence[str], *, folders: Sequence[Path], typed:
     for override in overrides:
         if typed:
             override = quote_text(override)
+        if override.startswith(ADDED_ROLE):  # a role that got its token this way may have one in the YAML by now
+            override = f"+{override}"
         words.append(_let_pass(override, folders))
     return words
 

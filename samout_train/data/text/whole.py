@@ -18,6 +18,7 @@ from samout_train.data.source import Rows, Source
 from samout_train.data.text import jsonl, text
 from samout_train.data.text.files import Survey
 from samout_train.data.text.hundred_megabytes import Enwik8, Text8
+from samout_train.data.text.learned import LearnedRows, learned_tokens
 from samout_train.data.text.rows import PaddedRows, TokenRows
 from samout_train.data.text.split_files import TinyStories, WikiText103
 from samout_train.data.text.standard import StandardCorpus
@@ -51,6 +52,8 @@ class WholeData:
         sha256: Of the content.
         digests: sha256 of each file.
         way: How it is read, as far as results depend on it.
+        agent_alone: Whether only what the agent of conversations says is counted.
+        ignore_index: Targets of this value are not counted.
         words: What a perplexity per word divides by; None where that is not the figure of this text.
         published: Of a corpus with standard splits, whether it is the published one, in words.
     """
@@ -63,17 +66,25 @@ class WholeData:
     sha256: str
     digests: frozenset[str]
     way: str
+    agent_alone: bool = False
+    ignore_index: int = PAD_ID
     words: int | None = None
     published: str | None = None
 
     @cached_property
     def rows(self) -> Rows:
         """Return all of it in consecutive rows, as long as those of training; a shorter text is one shorter row."""
+        rows = self._rows_of(self.tokens)
+        if not self.agent_alone:
+            return rows
+        return LearnedRows(rows, self._rows_of(learned_tokens(self.tokens)), ignore_index=self.ignore_index)
+
+    def _rows_of(self, stream: NDArray[np.integer]) -> TokenRows | PaddedRows:
         if self.packed:
-            return TokenRows(self.tokens, seq_len=min(self.seq_len, len(self.tokens) - 1), seed=0)
+            return TokenRows(stream, seq_len=min(self.seq_len, len(self.tokens) - 1), seed=0)
         starts = np.flatnonzero(self.tokens == SOS_ID)
         documents = np.stack([starts, np.append(starts[1:], len(self.tokens))], axis=1)
-        return PaddedRows(self.tokens, documents, seq_len=self.seq_len)
+        return PaddedRows(stream, documents, seq_len=self.seq_len)
 
     @property
     def unknown_share(self) -> float:
@@ -155,7 +166,14 @@ def _look(node: Mapping[str, Any]) -> Survey:
     line_ends = node.get("line_ends", "keep")
     if node["_target_"] == TEXT:
         return text.look_at(node["path"], node["pattern"], line_ends)
-    return jsonl.look_at(node["path"], node["pattern"], node["roles"], line_ends)
+    return jsonl.look_at(
+        node["path"],
+        node["pattern"],
+        node["roles"],
+        line_ends,
+        extra_fields=node.get("extra_fields", "count"),
+        learn=node.get("learn", "all"),
+    )
 
 
 def _corpus(node: Mapping[str, Any]) -> StandardCorpus:
@@ -208,6 +226,8 @@ def _files(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Who
         sha256=looked_at.sha256,
         digests=frozenset(looked_at.digests),
         way=f"{looked_at.reader} {layout}",
+        agent_alone=node.get("learn") == "agent",
+        ignore_index=node.get("ignore_index", PAD_ID),
     )
 
 
