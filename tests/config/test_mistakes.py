@@ -45,7 +45,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown key at the top": (["sed=1"], ["sed=1: no such key; did you mean seed?"]),
     "key of another option": (
         ["data.path=good.txt"],
-        ["data.path=good.txt: no such key; it is one of data=jsonl, data="],
+        ["data.path=good.txt: no such key; it is one of data=enwik8, data=jsonl, data="],
     ),
     "unknown group": (["modle=v1"], ["modle=v1: no such key; did you mean model?"]),
     "unknown option": (["optimizer=adamm"], ["optimizer=adamm: no such option; did you mean optimizer=adam?"]),
@@ -189,7 +189,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a Transformer that sees the future": (
         ["model=transformer", "model.causal=false"],
-        ["model.causal=false: this model sees the whole sequence", "train it to label, as data=hello does"],
+        ["model.causal=false: this model sees the whole sequence", "train the model to label, as data=hello does"],
     ),
     "no head for the next token": (
         [*TEXT, "model=rnn", "model.head=none"],
