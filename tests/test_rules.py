@@ -192,6 +192,8 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
         "model": {"hidden_size": 12, "num_layers": 1, "num_heads": 2},
         "data": {"seq_len": 16, "batch_size": 4},
     }
+    if chosen["data"].get("num_pairs", 0) > 4:
+        del sizes["data"]["seq_len"]  # a row has four tokens for each pair
     for part, settings in sizes.items():
         tiny += [f"{part}.{key}={size}" for key, size in settings.items() if key in chosen[part]]
     needed = composed.choices["data"]

@@ -16,17 +16,17 @@ from samout_train.runtime import home_path
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model; `model, vocabulary = load_run(path)` takes the two that most need.
+    """A trained model. `model, vocabulary = load_run(path)` unpacks the two most needed fields.
 
     Args:
-        checkpoint: Where it was read from.
-        step: After how many steps.
-        model: In evaluation mode, on the CPU.
-        vocabulary: None where it was trained on ids that are no text.
+        checkpoint: The file that it was read from.
+        step: Steps that it was trained.
+        model: The model in evaluation mode, on the CPU.
+        vocabulary: Its vocabulary; None if it was trained on ids that are not text.
         vocab_size: Number of ids V.
-        pad_id: Id of the padding; None where there is none.
+        pad_id: Id of the padding; None for no padding.
         model_node: The `model` of its configuration.
-        line_ends: How those of its text were read, and those of prompts are.
+        line_ends: Treatment of line ends in its text and in prompts.
     """
 
     checkpoint: Path
@@ -43,14 +43,14 @@ class LoadedRun:
 
 
 def load_run(path: str | Path) -> LoadedRun:
-    """Loads the model of a run's last checkpoint, or of a checkpoint.
+    """Load the model of a run's last checkpoint, or of a given one.
 
     Args:
         path: A run directory, or a checkpoint in one.
 
     Raises:
-        ValueError: if there is none, or the run's configuration is not beside it, cannot be built or does not fit.
-        CheckpointError: if what is there is damaged.
+        ValueError: if there is no checkpoint, or the run's configuration is missing, cannot be built or does not fit.
+        CheckpointError: if the checkpoints are damaged.
     """
     checkpoint = find_checkpoint(path)
     content = read_checkpoint(checkpoint)
@@ -71,20 +71,20 @@ def load_run(path: str | Path) -> LoadedRun:
 def model_of(
     saved: Path, file: Path, weights: Mapping[str, Tensor], *, vocab_size: int, pad_id: int | None
 ) -> tuple[dict[str, Any], nn.Module]:
-    """Builds the model that a saved configuration describes, and gives it its weights.
+    """Build the model of a saved configuration and load its weights.
 
     Args:
-        saved: The configuration.
-        file: Where the weights were read from.
-        weights: By the names of the model's state_dict.
+        saved: The configuration's file.
+        file: The file of the weights, for messages.
+        weights: Weights by the names of the model's state_dict.
         vocab_size: Number of ids V.
-        pad_id: Id of the padding; None where there is none.
+        pad_id: Id of the padding; None for no padding.
 
     Returns:
         The `model` of the configuration, and the model in evaluation mode.
 
     Raises:
-        ConfigError: if the configuration is not there, is wrong, or is that of another model.
+        ConfigError: if the configuration is missing, invalid, or belongs to another model.
     """
     node = saved_node(saved)
     if found := check_model(node):
@@ -101,14 +101,13 @@ def model_of(
 
 
 def load_vocabulary(path: str | Path) -> Vocabulary:
-    """The vocabulary that a run was trained with, or a pickled one of the published kind.
+    """Load the vocabulary of a run or an export, or a pickled one of the published kind, without running code.
 
     Args:
-        path: A run directory, a checkpoint (`.pt`), a pickled vocabulary, or the `vocabulary.json` of an export; no
-            code in it is run.
+        path: A run directory, a checkpoint (`.pt`), a pickled vocabulary, or the `vocabulary.json` of an export.
 
     Raises:
-        ValueError: if there is none at the path, or the run was trained on ids that are no text.
+        ValueError: if there is none at the path, or the run was trained on ids that are not text.
         CheckpointError: if the run's checkpoints are damaged.
     """
     if (file := home_path(path)).is_file() and file.suffix == ".json":
@@ -117,5 +116,5 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
         return read_published_vocabulary(file)
     state = read_checkpoint(find_checkpoint(path)).get("vocabulary")
     if state is None:
-        raise ValueError(f"{path} was trained on ids that are no text, so it has no vocabulary")
+        raise ValueError(f"{path} was trained on ids that are not text, so it has no vocabulary")
     return vocabulary_from(state)

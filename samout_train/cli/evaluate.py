@@ -157,7 +157,7 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
     bits = ""
     if found.bits_per_byte is not None and found.bits_per_character is not None:
         bits = f", {found.bits_per_byte:.4f} bits per byte, {found.bits_per_character:.4f} bits per character"
-    print(f"  {found.loss_nats:.4f} nats a token{bits}, over all {found.num_targets:,} counted targets")
+    print(f"  {found.loss_nats:.4f} nats a token{bits}, over {found.num_targets:,} counted targets, the whole text")
     word_perplexity = None
     if whole.words is not None and not whole.unknown:
         word_perplexity = found.word_perplexity(whole.words)

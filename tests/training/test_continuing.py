@@ -269,7 +269,7 @@ def test_a_run_from_anothers_checkpoint_has_a_record_of_its_own(
         second["tokens_seen"] - content["reports"]["tokens_before"]
     )
     said = caplog.text
-    assert "a new run, with its weights, optimizer, steps and random states; the record begins anew" in said
+    assert "a new run, with its weights, optimizer, steps and random states, and a new record" in said
     assert re.search(r"changed: .*optimizer.lr 0.0\d+, now 0.01", said)
     assert re.search(r"learning rate \S+ at step 4, \S+ at step 5", said)
     repeated = shlex.split(re.findall(r"repeat +(.*)", said)[-1])
