@@ -208,7 +208,7 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
     bits = ""
     if found.bits_per_byte is not None and found.bits_per_character is not None:
         bits = f", {found.bits_per_byte:.4f} bits per byte, {found.bits_per_character:.4f} bits per character"
-    print(f"  {found.loss_nats:.4f} nats a token{bits}, over all {found.num_targets:,} counted targets")
+    print(f"  {found.loss_nats:.4f} nats a token{bits}, over {found.num_targets:,} counted targets, the whole text")
     word_perplexity = None
     if whole.words is not None and not whole.unknown:
         word_perplexity = found.word_perplexity(whole.words)
@@ -239,10 +239,10 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
 def _refuse_lengths(source: "Source", given: list[int] | None, whole: "WholeData | None") -> None:
     """Refuse lengths for data whose rows do not follow each other: it has rows of the training length only."""
     from samout_train.evaluation import stream_of
+
     trained = source.train.seq_len
     if whole is not None:
         trained = whole.seq_len
-
     if source.chance is None and given and set(given) != {trained} and stream_of(source.validation) is None:
         raise ConfigError(
             f"lengths={given}: the rows of this data do not follow each other, so they have no other length than "

@@ -16,6 +16,16 @@ from .choices import (
     ChoicesFound as ChoicesFound,
     measure_choices as measure_choices,
 )
+from .conversation import (
+    NEVER_DRAWN as NEVER_DRAWN,
+    Conversation as Conversation,
+    Penalty as Penalty,
+    Sampling as Sampling,
+    as_json as as_json,
+    begins_with_sos as begins_with_sos,
+    ids_of as ids_of,
+    turns_of_json as turns_of_json,
+)
 from .evaluator import Evaluation as Evaluation, Evaluator as Evaluator
 from .generate import (
     Decoder as Decoder,
