@@ -81,7 +81,7 @@ def test_every_curve_is_that_of_the_program_as_it_is(preset: str, shared: Path) 
     [
         ([], "say which preset: experiment=NAME"),
         (["experiment=capabilities"], "experiment=capabilities: has no recorded curve; there are hello_cell"),
-        (["experiment=hello_cell", "optimizer.lr=1"], "optimizer.lr=1: a curve is that of the preset as it is"),
+        (["experiment=hello_cell", "optimizer.lr=1"], "optimizer.lr=1: changes the recorded preset"),
         (["experiment=hello_cell", "steps=0"], "steps=0: must be"),
     ],
     ids=str,

@@ -290,6 +290,33 @@ def _state(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     _finish(axes, "bytes of state after a training row", "validation loss, nats a token")
 
 
+def accuracy_by_state(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
+    """Return bytes of state and the share of right answers for the widths of each model, by its label without them."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for one in comparison.ranked:
+        if place := _place(one):
+            lines.setdefault(re.sub(r" ?\bhidden_size=\d+", "", one.label), []).append(place)
+    return {label: sorted(lines[label]) for label in sorted(lines)}
+
+
+def _recall(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
+    for number, (label, places) in enumerate(accuracy_by_state(comparison).items()):
+        look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        axes.plot(*zip(*places, strict=True), label=label.replace("$", r"\$"), markersize=4, linewidth=1.3, **look)
+    axes.set_xscale("log")
+    axes.set_ylim(-0.03, 1.03)
+    _with_units(axes)
+    _finish(axes, "bytes of state after a training row", "share of right answers")
+
+
+def _place(one: CandidateResult) -> tuple[float, float] | None:
+    """Return bytes of state and the share of right answers in the first test of a task; None where it is no task."""
+    size, shares = one.figure("state_bytes"), [*one.accuracies.values()]
+    if size is None or not shares:
+        return None
+    return size, shares[0]
+
+
 def _rates(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     for one in comparison.ranked:
         _line(axes, comparison, one, [(rate, run.loss) for rate, run in one.rates.items() if run.loss is not None])
@@ -375,6 +402,12 @@ KINDS: Sequence[tuple[str, str, Draw, Callable[[Comparison, Speeds], bool]]] = (
         "Of one sequence, float32. A cache grows with the sequence, a recurrent state does not.",
         _state,
         lambda comparison, speeds: sum(one.figure("state_bytes") is not None for one in comparison.ranked) > 1,
+    ),
+    (
+        "Accuracy against bytes of state",
+        "Of a task, in its first test. A line joins the widths of one model.",
+        _recall,
+        lambda comparison, speeds: sum(_place(one) is not None for one in comparison.ranked) > 1,
     ),
     (
         "Loss against time",
