@@ -62,7 +62,7 @@ def compare(
     if gets_new_directory:
         plan = replace(plan, folder=new_directory(plan.folder))
     with locked(plan.folder):
-        if found := plan.problems():  # another comparison may have ended in it since it was checked
+        if found := plan.check():  # another comparison may have ended in it since it was checked
             raise ConfigError(*found)
         plan.write(_asked(settings, request))
         for line in plan.lines():
@@ -95,17 +95,17 @@ def _plan(settings: Node, request: Request) -> "Plan":
         Budget,
         Plan,
         candidates,
-        decided_problems,
+        check_decided,
         known_sizes,
         screening_of,
-        screening_problems,
+        check_screening,
     )
 
     screening, found = screening_of(settings["screen_steps"], settings["finalists"], settings["always"])
     if found:
         raise ConfigError(*found)
     shared = [word for word in request.overrides if key_of(word) not in OWN]
-    if decided := decided_problems(shared):
+    if decided := check_decided(shared):
         raise ConfigError(*decided)
     match, folder = settings["match"], Path(settings["run_dir"])
     models = candidates(
@@ -122,10 +122,10 @@ def _plan(settings: Node, request: Request) -> "Plan":
     rates = sorted(set(map(float, rates)))
     if screening is not None:
         configs = {one.label: one.config for one in models}
-        if wrong := screening_problems(screening, configs, rates):
+        if wrong := check_screening(screening, configs, rates):
             raise ConfigError(*wrong)
     plan = Plan(folder, models, rates, settings["seed"], settings["seeds"], flags, screening)
-    if taken := plan.problems():
+    if taken := plan.check():
         raise ConfigError(*taken)
     return plan
 

@@ -33,7 +33,7 @@ from samout_train.experiments import (
     job_name,
     jobs_at_once,
     jobs_of,
-    sweep_problems,
+    check_sweep,
     without_sweeps,
 )
 from samout_train.runtime import Bar, PlaceError, home_path, in_words, is_full, shell_word
@@ -185,7 +185,7 @@ class Request:
             found += without_missing(mistakes, wrong)
             if composed is not None and not mistakes:
                 found += as_problems(check_resume(composed, "hydra.sweep.dir"))
-                found += as_problems(sweep_problems(composed, job, left_out))
+                found += as_problems(check_sweep(composed, job, left_out))
                 self.run_dir, name = composed.sweep_dir, job_name(job, left_out)
                 earlier = self.configs.get(name, composed.config)
                 if {**earlier, "run_dir": ""} != {**composed.config, "run_dir": ""}:  # which has the time in it
