@@ -179,7 +179,9 @@ class Trial:
         loss = ""
         if self.loss is not None:
             loss = f"{self.loss:.4f} nats"
-        return f"{self.state:<8} trial {self.number:<3}  {loss:>12}  {' '.join(self.words)}  {self.error or ''}".rstrip()
+        return (
+            f"{self.state:<8} trial {self.number:<3}  {loss:>12}  {' '.join(self.words)}  {self.error or ''}".rstrip()
+        )
 
 
 class Search:
@@ -209,7 +211,8 @@ class Search:
             raise ConfigError(Problem("run_dir", str(folder), text=text, fix="give another directory"))
         url = storage or f"sqlite:///{folder / 'search.db'}"
         spelled = {key: vars(dimension) for key, dimension in space.items()}
-        asked = {"asked": json.dumps([spelled, self.shared]), "settings": self._settings(self.shared)}
+        settings = self._settings(self.shared)
+        asked: dict[str, Any] = {"asked": json.dumps([spelled, self.shared]), "settings": settings}
         name, record = "search", None
         if storage is not None:
             name, record = _study_name(folder), folder / RECORD
@@ -223,11 +226,11 @@ class Search:
             text = "holds another search (space or settings)"
             raise ConfigError(Problem("run_dir", str(folder), text=text, fix=fix))
         # The words may be the same, and the YAML has changed since.
-        found = differences(before["settings"], asked["settings"], DECISIVE_KEYS)
+        found = differences(before["settings"], settings, DECISIVE_KEYS)
         if found:
             text = f"holds a search of other settings ({found[0]})"
             raise ConfigError(Problem("run_dir", str(folder), text=text, fix=fix))
-        self._require_same_data(asked["settings"])
+        self._require_same_data(settings)
 
     def _settings(self, words: Sequence[str]) -> dict[str, Any]:
         """Return the decisive settings of a trial with these words."""
@@ -263,20 +266,23 @@ class Search:
         Raises:
             StopRequestedError: on a signal; the running trial has saved what it needs to resume.
         """
-        import optuna
-
         unfinished = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
         self._repeat_failed()
         counted = sum(trial.state in ("done", "pruned") for trial in self.trials())
         with StopSignals() as signals:
             for _ in range(num_trials - counted):
-                if unfinished:
-                    trial = optuna.Trial(self.study, unfinished.pop(0)._trial_id)
-                else:
-                    trial = self.study.ask()
+                trial = self._next(unfinished)
                 self._run_one(trial, signals)
                 signals.check()
                 told(self._described(self.study.trials[trial.number]))
+
+    def _next(self, unfinished: list[Any]) -> Any:
+        """Return the next trial: one that is unfinished, or a new one."""
+        import optuna
+
+        if unfinished:
+            return optuna.Trial(self.study, unfinished.pop(0)._trial_id)
+        return self.study.ask()
 
     def _repeat_failed(self) -> None:
         """Enqueue the failed trials, except those that are enqueued or running already."""

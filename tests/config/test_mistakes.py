@@ -244,7 +244,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a sweep that starts from nothing": (["-m", "seed=1,2", "resume=absent"], ["resume=absent: is not there"]),
     "a folder without checkpoints": (["resume=mine"], ["resume=mine: holds no checkpoint"]),
     "a file that is no checkpoint": (["resume=good.txt"], ["resume=good.txt: is no checkpoint"]),
-    "a pickle to run again": (["--experimental-rerun", "voc.pkl"], ["would run code out of a file"]),
+    "a pickle to run again": (["--experimental-rerun", "voc.pkl"], ["would run code from a file"]),
     "two questions": (["--cfg", "job", "--info"], ["choose one of them"]),
     "completion for nobody": (["-sc", "install=foo"], ["write -sc install=bash"]),
     "a root that is none": (["--config-name", "model/v8"], ["is no root YAML: write `defaults: [/config, _self_]` at"]),

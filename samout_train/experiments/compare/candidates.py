@@ -25,7 +25,7 @@ from samout_train.config import (
 )
 from samout_train.experiments.compare.matching import Budget, Sizes, matched, model_cost, seconds_a_step, smallest_width
 from samout_train.runtime import RESERVED, is_out_of_memory, quoted
-from samout_train.training import NonFiniteError, checked_config, source_from
+from samout_train.training import NonFiniteError, checked_config, source_from, trainer_from
 
 Config = Mapping[str, Any]
 # The keys that a comparison sets itself, and what to do instead.
@@ -118,11 +118,9 @@ def labelled(models: Models) -> dict[str, dict[str, Any] | list[str]]:
     Raises:
         ConfigError: if there is no model, or two have the same label or directory.
     """
-    entries: Sequence[Any]
+    entries: Any = models
     if isinstance(models, str | Mapping):
         entries = [models]
-    else:
-        entries = models
     found: dict[str, dict[str, Any] | list[str]] = {}
     for entry in entries:
         if isinstance(entry, Mapping):
@@ -313,7 +311,9 @@ def _seconds(config: Config, budget: Budget) -> float:
         trainer = trainer_from(config)
         steps = trainer.limits.total_steps
         if steps is None:
-            raise ConfigError(Problem("match", str(budget), text="needs a number of steps", fix="set trainer.max_steps"))
+            raise ConfigError(
+                Problem("match", str(budget), text="needs a number of steps", fix="set trainer.max_steps")
+            )
         return seconds_a_step(trainer) * steps
     except NonFiniteError as error:
         text = f"its steps cannot be measured: {str(error).splitlines()[0]}"

@@ -154,7 +154,7 @@ def _look(comparison: Comparison, one: CandidateResult) -> dict[str, Any]:
 
 
 def shown(one: CandidateResult) -> str:
-    """Return a label for matplotlib, which reads a dollar as a formula and leaves a leading underscore out of legends."""
+    """Return a label for matplotlib, which reads a dollar as a formula and hides a leading underscore in legends."""
     text = one.label.replace("$", r"\$")
     if text.startswith("_"):
         return f"\N{THIN SPACE}{text}"

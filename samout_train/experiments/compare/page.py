@@ -15,9 +15,9 @@ from jinja2 import Environment, StrictUndefined
 from samout_train.checkpoint import new_directory
 from samout_train.config import ConfigError, Problem, shown
 from samout_train.evaluation import missing_charts
+from samout_train.experiments.compare.candidates import folder_name
 from samout_train.experiments.compare.charts import Chart, Speeds, charts, colour_of, overview, tasks_chart
 from samout_train.experiments.compare.findings import caveats, in_words, interval, mean_and_spread, nats, verdict
-from samout_train.experiments.compare.candidates import folder_name
 from samout_train.experiments.compare.plan import Plan, read_record, record_screening
 from samout_train.experiments.compare.results import CandidateResult, Comparison, comparisons_of, difference
 from samout_train.experiments.compare.runs import read_run, run_dirs_below, told_apart
@@ -30,9 +30,9 @@ HTML, MARKDOWN = "comparison.html", "comparison.md"
 TEMPLATE = Path(__file__).with_name("page.html")
 Record = Mapping[str, Any]
 NOTE = (
-    "Loss: nats per token on the whole validation split, mean and standard deviation over the scored seeds, each seed in "
-    "brackets. Behind the best: mean of the differences seed by seed, with its 95 % interval. Tokens per second: forward "
-    "and backward pass in rows of the training length. State: of one sequence after such a row."
+    "Loss: nats per token on the whole validation split, mean and standard deviation over the scored seeds, each seed "
+    "in brackets. Behind the best: mean of the differences seed by seed, with its 95 % interval. Tokens per second: "
+    "forward and backward pass in rows of the training length. State: of one sequence after such a row."
 )
 PAIRS_NOTE = (
     "Row minus column: mean of the differences seed by seed, with its 95 % interval; marked where that is more than "

@@ -1,7 +1,7 @@
 """The runs of a comparison: which there are, where each lies, and the record of it in the directory.
 
-Each model is tried with each learning rate on one seed, and then trained with its best rate on the seeds after it, which
-are scored. With a screening, the first runs are short, and only some of the models are trained in full.
+Each model is tried with each learning rate on one seed, and then trained with its best rate on the seeds after it,
+which are scored. With a screening, the first runs are short, and only some of the models are trained in full.
 """
 
 from collections.abc import Mapping, Sequence

@@ -189,9 +189,7 @@ def screening_lines(table: Mapping[str, Any]) -> list[str]:
 def screening_caveat(screening: Screening, losses: Losses) -> str:
     """Return what a reader needs to know about the screening, in one or two sentences."""
     chosen = screening.chosen(losses)
-    text = (
-        f"Learning rates were chosen by short runs of {screening.steps:,} steps; a full run may be best with another one."
-    )
+    text = f"Learning rates were chosen by short runs of {screening.steps:,} steps; full runs may prefer others."
     others = []
     for label, by_rate in losses.items():
         if label not in chosen and best_rate(by_rate) is not None:
