@@ -275,6 +275,7 @@ class JobBar:
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
         self._looked_at = 0.0
+        self._width = 0  # of the column of names
         self._interval = SECONDS_A_LINE
         if is_terminal(sys.stderr):
             self._interval = SECONDS_A_LOOK
@@ -286,6 +287,7 @@ class JobBar:
             jobs: All of them.
             at_once: Jobs at a time.
         """
+        self._width = max((len(job.name) for job in jobs), default=0)
         there = sum(outcome(job.run_dir).state == "done" for job in jobs)
         self._bar.initial += there  # the time that is left must not be estimated from them
         self._bar.update(there)
@@ -305,7 +307,7 @@ class JobBar:
 
     def _tell(self, job: Job, found: Outcome) -> None:
         self._bar.update()
-        self.say([f"  {described(job, found)}"])
+        self.say([f"  {described(job, found, self._width)}"])
 
     def _watch(self, running: Sequence[Job]) -> None:
         if time.monotonic() - self._looked_at > self._interval:

@@ -145,8 +145,9 @@ def _dimension(values: Any) -> Interval | Choice:
     if not isinstance(values, Mapping) or not {"low", "high"} <= set(values) <= {"low", "high", "log", "step"}:
         raise ValueError("must be a list, or low and high, with log and step as needed")
     low, high, log, step = values["low"], values["high"], values.get("log", False), values.get("step")
-    if any(not isinstance(number, int | float) or isinstance(number, bool) for number in (low, high, step or 1)):
-        raise ValueError("low, high and step must be numbers")
+    for number in (low, high, step or 1):
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            raise ValueError("low, high and step must be numbers")
     if not isinstance(log, bool):
         raise ValueError("log must be true or false")
     if not low < high or (step is not None and not 0 < step <= high - low):
@@ -318,7 +319,11 @@ class Search:
             found = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
         except (ValueError, RuntimeError):
             return {}
-        return {key: share for key, share in found.items() if math.isfinite(share)}
+        shares = {}
+        for key, share in found.items():
+            if math.isfinite(share):
+                shares[key] = share
+        return shares
 
     def _run_one(self, trial: Any, signals: StopSignals) -> None:
         from optuna.trial import TrialState

@@ -82,8 +82,10 @@ def jobs_of(words: Sequence[str], parameters: Mapping[str, Any]) -> list[list[st
     Raises:
         ConfigError: if they do not make a sweep.
     """
-    configured = [f"{key}={value}" for key, value in parameters.items()]
-    return combinations([*configured, *words])
+    swept = []
+    for key, value in parameters.items():
+        swept.append(f"{key}={value}")
+    return combinations([*swept, *words])
 
 
 def without_sweeps(words: Sequence[str]) -> list[str]:
@@ -100,8 +102,12 @@ def common_keys(words: Sequence[str], swept: Mapping[str, Any]) -> list[str]:
         words: As they were typed.
         swept: `hydra.sweeper.params` of the configuration.
     """
-    keys = [key_or_group(word) for word in without_sweeps(words)]
-    return [key for key in dict.fromkeys(keys) if key not in swept]
+    keys = []
+    for word in without_sweeps(words):
+        key = key_or_group(word)
+        if key not in swept and key not in keys:
+            keys.append(key)
+    return keys
 
 
 def jobs_at_once(common: Composed, num_jobs: int) -> int:
@@ -222,7 +228,8 @@ def doubles(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     first: dict[frozenset[tuple[str, Any]], str] = {}
     found = []
     for name, config in configs.items():
-        decisive = {key: value for key, value in config.items() if key != "run_dir"}
+        decisive = dict(config)
+        decisive.pop("run_dir", None)
         same = first.setdefault(frozenset(scalars(decisive).items()), name)
         if same != name:
             found.append(f"{name}: has the same settings as {same}: both are trained; leave one of the values out")
@@ -284,9 +291,9 @@ def _other_jobs(
     for name, words in known.items():
         then = before.get("jobs", {}).get(name, words)
         directory = before.get("directories", {}).get(name, here)
-        relative = [word for word in words if RELATIVE.match(word)]
-        if directory != here and relative:
-            text = f"{relative[0]}: is relative, and this sweep was started in {directory}"
+        relative = next(filter(RELATIVE.match, words), None)
+        if directory != here and relative is not None:
+            text = f"{relative}: is relative, and this sweep was started in {directory}"
             fix = "start it there, or give another directory"
             problems.append(Problem("hydra.sweep.dir", str(folder), text=text, fix=fix))
         if list(then) == list(words):

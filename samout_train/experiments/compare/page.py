@@ -59,7 +59,8 @@ def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
         outcomes = bar.run(choosing, at_once=at_once)
         best = {one.label: plan.rates[0] for one in plan.candidates}
         if choosing:
-            comparison = Comparison.of("", [read_run(job.run_dir) for job in choosing])
+            runs = [read_run(job.run_dir) for job in choosing]
+            comparison = Comparison.of("", runs)
             best = {}
             for one in comparison.results:
                 if one.best_rate is not None:
@@ -67,7 +68,8 @@ def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
             if plan.screening is not None:
                 losses = comparison.screening_losses
                 chosen = plan.screening.chosen(losses)
-                best = {label: best[label] for label in chosen}
+                for label in set(best) - set(chosen):
+                    del best[label]
                 record_screening(plan.folder, losses, chosen)
                 bar.say([f"screened   {', '.join(chosen) or 'no model'} to be trained in full"])
         counting = plan.counting(best)
@@ -103,8 +105,8 @@ def show(paths: Sequence[str], command: str, folder: Path, *, is_new: bool = Fal
     """
     run_dirs = _run_dirs(paths)
     if read_record(folder):
-        there = {path.resolve() for path in run_dirs_below(folder)}
-        if there != {path.resolve() for path in run_dirs}:
+        there = set(map(Path.resolve, run_dirs_below(folder)))
+        if there != set(map(Path.resolve, run_dirs)):
             text = "holds a comparison of other runs"
             raise ConfigError(Problem("run_dir", str(folder), text=text, fix="give another directory"))
     parents = {run_dir.parent for run_dir in run_dirs}
@@ -112,8 +114,9 @@ def show(paths: Sequence[str], command: str, folder: Path, *, is_new: bool = Fal
     speeds: dict[str, dict[int, float]] = {}
     if len(parents) == 1:
         asked, speeds = read_record(*parents), read_speeds(*parents)
-    if any(set(run_dirs) != set(run_dirs_below(parent)) for parent in parents):  # only a part of a comparison
-        asked.pop("command", None)
+    for parent in parents:
+        if set(run_dirs) != set(run_dirs_below(parent)):  # only a part of the comparison is shown
+            asked.pop("command", None)
     runs = told_apart([read_run(run_dir) for run_dir in run_dirs])
     if is_new:
         folder = new_directory(folder)
@@ -407,7 +410,7 @@ def _asked(comparisons: Sequence[Comparison], record: Record) -> str:
     for comparison in comparisons:
         for one in comparison.results:
             rates.update(one.rates)
-            scored.update(run.seed for run in one.counted if run.seed is not None)
+            scored.update(one.losses)
             if len(one.rates) > 1 and one.choosing_seed is not None:
                 choosing.add(one.choosing_seed)
     words = [f"Learning rates: {', '.join(f'{rate:g}' for rate in sorted(rates)) or 'none'}"]
