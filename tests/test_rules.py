@@ -177,6 +177,12 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
     if option == "shards" and not (folder := text.with_suffix(".shards")).exists():
         assert tokenize.tokenize([f"path={text}", f"out={folder}", "vocabulary=bytes", "jobs=1"]) == 0
     files = {"text": text, "jsonl": jsonl, "shakespeare": shared / "data" / "tinyshakespeare.txt"}
+    splits = text.parent / "splits"
+    files |= {"enwik8": text, "text8": text, "wikitext103": splits, "tinystories": splits}
+    if files.get(option) == splits:
+        splits.mkdir(exist_ok=True)
+        for name in ("wiki.train.tokens", "wiki.valid.tokens", "TinyStories-train.txt", "TinyStories-valid.txt"):
+            (splits / name).write_bytes(text.read_bytes())
     composed = compose_config([f"{group}={option}"])
     chosen = composed.config
     tiny = ["device=cpu"]
@@ -186,6 +192,8 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
         "model": {"hidden_size": 12, "num_layers": 1, "num_heads": 2},
         "data": {"seq_len": 16, "batch_size": 4},
     }
+    if chosen["data"].get("num_pairs", 0) > 4:
+        del sizes["data"]["seq_len"]  # a row has four tokens for each pair
     for part, settings in sizes.items():
         tiny += [f"{part}.{key}={size}" for key, size in settings.items() if key in chosen[part]]
     needed = composed.choices["data"]

@@ -16,7 +16,13 @@ from samout_train.checkpoint import files as checkpoints
 from samout_train.checkpoint.export import CONFIG, MANIFEST, VOCABULARY, WEIGHTS, export_damage, read_manifest
 from samout_train.checkpoint.files import CORRUPT, FORMAT, OTHER_FORMAT, CheckpointError, damage, read_checkpoint
 from samout_train.config import ConfigError, saved_node
-from samout_train.data import Characters, VocabularyFileError, read_published_vocabulary, vocabulary_from
+from samout_train.data import (
+    Characters,
+    VocabularyFileError,
+    read_published_vocabulary,
+    rows_of_jsonl,
+    vocabulary_from,
+)
 from samout_train.models import (
     DamagedError,
     OtherV1Error,
@@ -44,7 +50,7 @@ from samout_train.runtime import (
 SIZES = ("hidden_size", "num_layers", "num_heads", "ffn_size", "max_seq_len")
 CHECKPOINT = re.compile(rf"step_\d{{8}}\.pt({re.escape(CORRUPT)})?")
 SAVED_CONFIG = Path(".hydra", "config.yaml")
-WHAT_IS_KNOWN = "give a run directory, a checkpoint, an export, a published .pth or a pickled vocabulary"
+WHAT_IS_KNOWN = "give a run directory, a checkpoint, an export, a published .pth, a pickled vocabulary or a .jsonl"
 
 
 @dataclass
@@ -251,7 +257,12 @@ def _export(path: Path) -> Found:
 
 
 def _file(path: Path) -> Found:
-    """A file that its name does not tell."""
+    """A file that its name does not tell, but for JSON Lines."""
+    if ".jsonl" in path.suffixes:
+        try:
+            return Found("JSON Lines", rows=rows_of_jsonl(path))
+        except ValueError as error:
+            return Found("JSON Lines", damaged=True, rows=[("whole", f"no: {error}")])
     with path.open("rb") as file:
         start = file.read(HEAD_BYTES)
     try:

@@ -152,10 +152,16 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
     if is_training_text:
         print("  the run was trained on this text or a part of it: expect a higher loss on other text")
     found = evaluator.loss(in_order(rows, ROWS_PER_BATCH), -(-rows.num_windows // ROWS_PER_BATCH))
+    if whole.published is not None:
+        print(f"  the published split: {whole.published}")
     bits = ""
-    if found.bits_per_byte is not None:
-        bits = f", {found.bits_per_byte:.4f} bits per byte"
-    print(f"  {found.loss_nats:.4f} nats a token{bits}, over all {found.num_targets:,} counted targets")
+    if found.bits_per_byte is not None and found.bits_per_character is not None:
+        bits = f", {found.bits_per_byte:.4f} bits per byte, {found.bits_per_character:.4f} bits per character"
+    print(f"  {found.loss_nats:.4f} nats a token{bits}, over {found.num_targets:,} counted targets, the whole text")
+    word_perplexity = None
+    if whole.words is not None and not whole.unknown:
+        word_perplexity = found.word_perplexity(whole.words)
+        print(f"  {word_perplexity:.4g} perplexity per word, of {whole.words:,} words and line ends")
     if whole.unknown:
         print(
             f"  {whole.unknown:,} of {len(whole.tokens):,} tokens ({whole.unknown_share:.2%}) are characters outside "
@@ -174,6 +180,8 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
         "trained_length": whole.seq_len,
         "whole_loss_nats": found.loss_nats,
         "bits_per_byte": found.bits_per_byte,
+        "bits_per_character": found.bits_per_character,
+        "word_perplexity": word_perplexity,
     }
 
 

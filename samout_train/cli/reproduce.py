@@ -25,7 +25,7 @@ def reproduce(request: Request, *, steps: Annotated[int, Positive] | None, recor
     words = []
     for word in request.overrides:
         if key_of(word) not in FREE:
-            raise ConfigError(f"{word}: changes the recorded preset: leave it out; {', '.join(FREE)} are free")
+            raise ConfigError(f"{word}: changes the recorded preset: leave it out. Only {', '.join(FREE)} can be set")
         if key_of(word) not in OWN:
             words.append(word)
     if not any(word.startswith("precision=") for word in words):

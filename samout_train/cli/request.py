@@ -320,7 +320,7 @@ def _bare_paths(words: Sequence[str], config_name: str) -> list[str]:
         if "=" in before and is_there(with_blank.partition("=")[2]):
             found.append(f"{word}: is a part of a path with a blank: write {shell_word(with_blank)}")
         elif is_path or is_there(word):
-            found.append(f"{word}: is no setting: {_as_setting(word, key)}")
+            found.append(f"{word}: is not a setting: {_as_setting(word, key)}")
     return found
 
 

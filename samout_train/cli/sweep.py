@@ -82,7 +82,7 @@ def _without_jobs(folder: Path, record: dict[str, Any]) -> str:
         return "its sweep.json is damaged: the command that began the sweep writes it again"
     if (folder / "multirun.yaml").is_file():
         return "lacks its sweep.json: the command that began the sweep writes it again"
-    return "holds no sweep: give what hydra.sweep.dir was, or a comparison"
+    return "holds no sweep: give the hydra.sweep.dir of a sweep, or the run_dir of a comparison"
 
 
 def _jobs_to_run(folder: Path, jobs: Sequence["Job"], *, retries: bool) -> list["Job"]:

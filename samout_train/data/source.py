@@ -37,6 +37,7 @@ class Source:
         tests: Further rows to judge by, by name: those of a task, at other lengths than it is learned at.
         chance: Of a task, the accuracy of guessing; None elsewhere.
         line_ends: How line ends were read, and how those of prompts are: `keep` or `fold`.
+        words: Of the validation text, what a perplexity per word divides by; None where that is not its figure.
 
     Raises:
         ValueError: if there is padding and it would be learned.
@@ -54,6 +55,7 @@ class Source:
     tests: Mapping[str, "Rows"] = field(default_factory=dict)
     chance: float | None = None
     line_ends: LineEnds = "keep"
+    words: int | None = None
 
     def __post_init__(self) -> None:
         if self.pad_id is not None and self.pad_id != self.ignore_index:

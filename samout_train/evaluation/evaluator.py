@@ -11,8 +11,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,12 +43,14 @@ class Evaluation:
         nats: Sum over all counted targets.
         num_targets: How many these are.
         num_bytes: UTF-8 bytes that they stand for; 0 where ids are no text.
+        num_characters: Characters that begin in them; 0 where ids are no text.
         empty_batches: Batches without a counted target, which were left out.
     """
 
     nats: float
     num_targets: int
     num_bytes: int
+    num_characters: int = 0
     empty_batches: int = 0
 
     @property
@@ -60,6 +64,21 @@ class Evaluation:
         if self.num_bytes == 0:
             return None
         return self.nats / math.log(2) / self.num_bytes
+
+    @property
+    def bits_per_character(self) -> float | None:
+        """Return the bits per character (Unicode code point); None where ids are no text."""
+        if self.num_characters == 0:
+            return None
+        return self.nats / math.log(2) / self.num_characters
+
+    def word_perplexity(self, words: int) -> float:
+        """Return the perplexity per word of the text, whatever its tokens are: exp of the sum of all nats by words.
+
+        Args:
+            words: Of the whole text, all of which was read and counted.
+        """
+        return math.exp(self.nats / words)
 
 
 @dataclass(frozen=True)
@@ -82,6 +101,14 @@ class Evaluator:
     chunk_len: int | None = None
     check_stop: Callable[[], None] = lambda: None
 
+    @cached_property
+    def _token_sizes(self) -> Tensor | None:
+        """Return UTF-8 bytes and characters of each id, (V, 2); None where ids are no text."""
+        vocabulary = self.source.vocabulary
+        if vocabulary is None:
+            return None
+        return torch.from_numpy(np.stack([vocabulary.token_bytes(), vocabulary.token_characters()], axis=1))
+
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Hold the model in evaluation, without gradients, computing in the precision."""
@@ -101,10 +128,7 @@ class Evaluator:
         """
         rows, ignore_index = self.source.validation, self.source.ignore_index
         nats = torch.zeros((), dtype=torch.float64, device=float64_place(self.device))
-        num_targets = num_bytes = empty_batches = 0
-        token_bytes = None
-        if self.source.vocabulary is not None:
-            token_bytes = torch.from_numpy(self.source.vocabulary.token_bytes())
+        num_targets = num_bytes = num_characters = empty_batches = 0
         interval = 0.1 if is_terminal(sys.stderr) else 10.0
         bar = Bar(batches, desc="evaluating", total=num_batches, delay=2, leave=False, mininterval=interval)
         with self.reading(), bar:
@@ -118,10 +142,11 @@ class Evaluator:
                 targets_RT = rows.split(ids_RT)[1]
                 counted = targets_RT[targets_RT != ignore_index]
                 num_targets += counted.numel()
-                if token_bytes is not None:
-                    num_bytes += int(token_bytes[counted].sum())
+                if self._token_sizes is not None:
+                    of_text = self._token_sizes[counted].sum(0)
+                    num_bytes, num_characters = num_bytes + int(of_text[0]), num_characters + int(of_text[1])
                 nats += self._nats(*rows.split(to_device(ids_RT, self.device)), counted.numel())
-        found = Evaluation(float(nats), num_targets, num_bytes, empty_batches)
+        found = Evaluation(float(nats), num_targets, num_bytes, num_characters, empty_batches)
         if together and distributed.count() > 1:
             found = _of_all_processes(found)
         if found.num_targets == 0:
@@ -258,6 +283,6 @@ class Evaluator:
 
 def _of_all_processes(own: Evaluation) -> Evaluation:
     """Return the sums over the shares of all processes; each has seen the same empty batches."""
-    sums = torch.tensor([own.nats, own.num_targets, own.num_bytes], dtype=torch.float64)
-    nats, num_targets, num_bytes = distributed.summed(sums)
-    return Evaluation(float(nats), int(num_targets), int(num_bytes), own.empty_batches)
+    sums = torch.tensor([own.nats, own.num_targets, own.num_bytes, own.num_characters], dtype=torch.float64)
+    nats, num_targets, num_bytes, num_characters = distributed.summed(sums)
+    return Evaluation(float(nats), int(num_targets), int(num_bytes), int(num_characters), own.empty_batches)

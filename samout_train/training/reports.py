@@ -156,6 +156,8 @@ class Reports:
         only_where_known = {
             "floor_nats": self.source.floor_nats,
             "bits_per_byte": final.bits_per_byte,
+            "bits_per_character": final.bits_per_character,
+            "word_perplexity": self._word_perplexity(final),
             "skipped_steps": sorted(step.skipped_steps) or None,
             "empty_steps": step.empty_steps or None,
             "empty_validation_batches": final.empty_batches or None,
@@ -164,6 +166,12 @@ class Reports:
             if value is not None:
                 summary[key] = value
         return summary
+
+    def _word_perplexity(self, final: Evaluation) -> float | None:
+        """Return it where it is a figure of this text, and all of the text was evaluated."""
+        if self.source.words is None or self.final_eval_batches is not None:
+            return None
+        return final.word_perplexity(self.source.words)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a continued run needs to report as if it had not been stopped."""

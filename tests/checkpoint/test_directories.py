@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
 
 from samout_train import __version__, build_trainer, train
-from samout_train.checkpoint import DirectoryRefusedError, new_directory
+from samout_train.checkpoint import DirectoryRefusedError, new_directory, other_settings
 from samout_train.cli import train as train_command
 from samout_train.cli.request import last_of_each
 from samout_train.config import ConfigError, compose_config
@@ -426,3 +427,14 @@ def test_a_finished_run_that_goes_on_is_not_finished_before_it_has_ended_again(
     assert kept["weights_sha256"] == json.loads(before)["weights_sha256"]
     train([*words, "resume=auto", "trainer.max_steps=4"])
     assert outcome(tmp_path / "run").state == "done" and trained(tmp_path / "run", "steps") == 4
+
+
+def test_a_run_of_before_the_keys_of_conversations_is_continued_with_their_defaults(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("data: {roles: {user: <|user|>}}\n", "utf-8")
+    now: dict[str, Any] = {"data": {"roles": {"user": "<|user|>", "tool": "<|history|>"}, "learn": "all"}}
+    assert other_settings(tmp_path, now, ["data"]) == []
+    now["data"]["learn"] = "agent"
+    assert [problem.key for problem in other_settings(tmp_path, now, ["data"])] == ["data.learn"]
+    now["data"] = {"roles": {"user": "<|agent|>"}}
+    assert [problem.key for problem in other_settings(tmp_path, now, ["data"])] == ["data.roles.user"]

@@ -53,7 +53,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "option far from any": (["model=zzz"], ["model=zzz: no such option; there are gru, lstm"]),
     "no option": (["model=null"], ["model=null: choose an option of model: gru, lstm"]),
     "group that is chosen already": (["+data=text"], ["+data=text: data is chosen already: write data=text"]),
-    "key to delete": (["~modle"], ["~modle: there is no such key to take out"]),
+    "key to delete": (["~modle"], ["~modle: there is no such key to delete"]),
     "key deleted": (["~optimizer.lr"], ["optimizer.lr: is missing: set optimizer.lr=..."]),
     "text for a number": (["model.hidden_size=big"], ["model.hidden_size=big: must be a whole number, from 1"]),
     "fraction for a whole number": (["data.batch_size=1.5"], ["data.batch_size=1.5: must be a whole number"]),
@@ -236,7 +236,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "Hydra's own run directory": (["hydra.run.dir=here"], ["A run's directory is run_dir"]),
     "Hydra's own run directory, otherwise": (["hydra.run={dir: here}"], ["A run's directory is run_dir"]),
     "Hydra's own unknown key": (["hydra.foo=1"], ["hydra.foo"]),
-    "Hydra's own mode": (["hydra.mode=MULTIRUN"], ["hydra.mode=MULTIRUN: is the program's to set"]),
+    "Hydra's own mode": (["hydra.mode=MULTIRUN"], ["hydra.mode=MULTIRUN: is set by the program"]),
     "a run directory that cannot be written": (["run_dir=/proc"], ["run_dir=/proc: cannot be written to"]),
     "a name too long": ([f"run_dir={'x' * 300}"], ["File name too long"]),
     "a sweep that is no sweep": (["-m", "seed=range(0,3,0)"], ["these values make no sweep"]),
@@ -249,7 +249,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "completion for nobody": (["-sc", "install=foo"], ["write -sc install=bash"]),
     "a root that is none": (["--config-name", "model/v8"], ["is no root YAML: write `defaults: [/config, _self_]` at"]),
     "number as a key": ([*MINE, "model=number"], ["model.5=6: no such key"]),
-    "defaults in a circle": ([*MINE, "model=circle"], ["name each other in their defaults without end"]),
+    "defaults in a circle": ([*MINE, "model=circle"], ["include each other in a circle"]),
     "a key with no meaning": (["+model._args_=[1]"], ["model._args_: has no meaning here"]),
     "no callback": (
         ["+callbacks.x._target_=pathlib.Path"],
@@ -306,14 +306,14 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
             "optimizer.betas=[0.9, 0.999]: no such key; torch.optim.SGD does not take it: leave it out, "
             "'~optimizer.betas'",
             "optimizer._target_: SGD does not take the argument model, which the run gives: name a function "
-            "(model, *, lr, ...) for a torch optimizer, as samout_train/training/optimizers/adam.py has one",
+            "(model, *, lr, ...) for a torch optimizer, like samout_train/training/optimizers/adam.py",
         ],
     ),
     "a schedule of torch": (
         ["schedule._target_=torch.optim.lr_scheduler.StepLR", "+schedule._partial_=true"],
         [
-            "schedule._target_=torch.optim.lr_scheduler.StepLR: torch's schedulers are not taken: name a class whose "
-            "objects are called with a Progress (step, total_steps, share) and return the factor on the rate"
+            "schedule._target_=torch.optim.lr_scheduler.StepLR: torch's schedulers are not supported: name a class "
+            "whose objects are called with a Progress (step, total_steps, share) and return the factor on the rate"
         ],
     ),
     "a schedule that is called too early": (
@@ -326,7 +326,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "what is no class": (
         ["optimizer._target_=samout_train.training.optimizers.adam.__doc__"],
-        ["is no class or function"],
+        ["is not a class or function"],
     ),
     "what the run gives": (["+model.vocab_size=9"], ["model.vocab_size=9: is not set in the configuration"]),
     "a part that is not partial": (["model._partial_=false"], ["model._partial_: must be true"]),

@@ -85,6 +85,22 @@ def test_without_a_network_the_message_says_what_to_bring(tmp_path: Path, monkey
         source()
 
 
+@pytest.mark.parametrize("name", module.NAMES)
+def test_a_copy_in_the_cache_is_found_by_its_name_and_content(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(cache))
+    monkeypatch.setattr(module, "URL", "http://127.0.0.1:9/input.txt")
+    (cache / name).write_bytes(b"another text")
+    with pytest.raises(ConnectionError, match=rf"or put it at .*cache.{module.NAMES[0]}"):
+        source()
+    (cache / name).write_bytes((shared / "data" / "tinyshakespeare.txt").read_bytes())
+    looked_at = Shakespeare(**SETTINGS, path=None, seed=0).look_at()
+    assert looked_at.files == (cache / name,)
+
+
 def test_another_text_is_refused(small_text: Path, tmp_path: Path) -> None:
     (problem,) = map(str, Shakespeare.problems(SETTINGS | {"path": str(small_text)}, "data"))
     assert problem.startswith(f"data.path={small_text}: is not tiny Shakespeare") and "data=text" in problem

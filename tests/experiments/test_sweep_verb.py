@@ -110,7 +110,10 @@ def test_a_comparison_has_the_same_ledger(tmp_path: Path, capsys: pytest.Capture
         ([], "dir: is missing: set dir=..."),
         (["dir=damaged"], "dir=damaged: its sweep.json is damaged: the command that began the sweep writes it again"),
         (["dir=lost"], "dir=lost: lacks its sweep.json: the command that began the sweep writes it again"),
-        (["dir=absent"], "dir=absent: holds no sweep: give what hydra.sweep.dir was, or a comparison"),
+        (
+            ["dir=absent"],
+            "dir=absent: holds no sweep: give the hydra.sweep.dir of a sweep, or the run_dir of a comparison",
+        ),
         (
             ["dir=staged"],
             "-m samout_train -m experiment=x",

@@ -25,6 +25,11 @@ class HasSeen(Task):
     The words of a row are drawn from half of all words, another half in each row, so that some were never there however
     long it is. Half of the answers are yes. T is an even number.
 
+    Such as W = 8, words 2 to 9 and the questions after them 10 to 17:
+
+        row      2  5  2 13 14 10
+        answers  -  -  -  1  0  1
+
     Args:
         num_words: Different words W; each has an id for being there, and another for being asked about.
     """

@@ -22,6 +22,11 @@ MARK, FIRST_SYMBOL = 0, 1
 class Induction(Task):
     """A row is any symbols, with the mark at one place and at the end; the answer there is what followed it.
 
+    Such as:
+
+        row      3  0  5  2  0
+        answers  -  -  -  -  5
+
     Args:
         num_symbols: Different symbols, beside the mark (0).
     """

@@ -27,6 +27,11 @@ class Needle(Task):
 
     The N answers begin at the second mark, which is N + 1 to T - N places behind the first.
 
+    Such as N = 2 and a distance of 4:
+
+        row      4  0  3  6  1  0  3
+        answers  -  -  -  -  -  3  6
+
     Args:
         num_words: Different words, beside the mark (0).
         needle_words: Words N of the needle.

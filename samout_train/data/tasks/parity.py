@@ -20,7 +20,13 @@ from samout_train.data.tasks.base import Ids, Task, last_answer_only
 @validated
 @dataclass(kw_only=True)
 class Parity(Task):
-    """A row is bits, 0 and 1; the answer at each is the parity of all up to it. A test asks for the last one only."""
+    """A row is bits, 0 and 1; the answer at each is the parity of all up to it. A test asks for the last one only.
+
+    Such as:
+
+        row      1  0  1  1
+        answers  1  1  0  1
+    """
 
     num_ids: ClassVar[int] = 2
     chance: ClassVar[float] = 1 / 2

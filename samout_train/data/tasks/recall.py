@@ -8,7 +8,7 @@ of its own, where that program draws 100,000 once.
 # R rows, T time, P pairs, G gaps
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,25 +17,34 @@ from samout_train.config import Positive, Problem, Size, validated
 from samout_train.data.source import source_function
 from samout_train.data.tasks.base import IGNORED, Ids, Task
 
+BLANK = 0
+
 
 @validated
 @dataclass(kw_only=True)
 class Recall(Task):
     """A row is P pairs, and behind them each key once more; the answer there is its value.
 
-    Keys are ids from 1 to V / 2 - 1, values from V / 2 on; within a row none occurs twice. What is no key again is any
-    id. Behind the pairs every second place can hold a key: the gap of place 0, 1, 2 ... has a probability in proportion
+    Keys are ids from 1 to V / 2 - 1, values from V / 2 on; within a row none occurs twice. What is no key again is
+    any id, or a blank (0). Such as V = 8, P = 2 and blanks in a row of 12:
+
+        row      3  5  1  7  1  0  0  0  3  0  0  0
+        answers  -  -  -  -  7  -  -  -  5  -  -  -
+
+    Behind the pairs every second place can hold a key: the gap of place 0, 1, 2 ... has a probability in proportion
     to (gap + 1) ** (power - 1). T is an even number from 4 P.
 
     Args:
         vocab_size: Number of ids V.
         num_pairs: Pairs P of a row.
         power: 1 for gaps that are all as probable; the nearer to 0, the more of them are short.
+        filler: What stands where no key does, behind the pairs: `any` id, or `blank` as in the published figure 2.
     """
 
     vocab_size: Annotated[int, Size]
     num_pairs: Annotated[int, Size]
     power: Annotated[float, Positive]
+    filler: Literal["any", "blank"] = "any"
 
     @property
     def num_ids(self) -> int:
@@ -69,6 +78,8 @@ class Recall(Task):
         scores_RG = np.log(weights_G) + generator.gumbel(size=(num_rows, len(weights_G)))
         gaps_RP = np.argsort(-scores_RG, axis=1)[:, :num_pairs]
         inputs_RT = generator.integers(vocab_size, size=(num_rows, seq_len))
+        if self.filler == "blank":
+            inputs_RT[:] = BLANK
         inputs_RT[:, 0:context:2], inputs_RT[:, 1:context:2] = keys_RP, values_RP
         answers_RT = np.full_like(inputs_RT, IGNORED)
         np.put_along_axis(inputs_RT, context + 2 * gaps_RP, keys_RP, axis=1)

@@ -30,6 +30,11 @@ THINGS = 5
 class S5(Task):
     """A row is permutations; the answer at each is the product of all up to it. A test asks for the last one only.
 
+    Permutations count in lexical order: 0 is the identity, 1 swaps the last two things, 2 the two before. Such as:
+
+        row      1  1  2  0  2
+        answers  1  0  2  2  0
+
     Args:
         moves: Which permutations a row is made of: `all` 120, or the 10 `swaps` of two things and the identity.
     """

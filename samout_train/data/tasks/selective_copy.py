@@ -22,6 +22,11 @@ BLANK, MARKER, FIRST_SYMBOL = 0, 1, 2
 class SelectiveCopy(Task):
     """A row is N symbols at any places among blanks, then N markers; the answers there are the symbols in their order.
 
+    Such as N = 2:
+
+        row      0  4  0  0  3  1  1
+        answers  -  -  -  -  -  4  3
+
     Args:
         num_symbols: Different symbols; other ids are blank (0) and marker (1).
         num_copied: Symbols N in a row, at most T / 2.

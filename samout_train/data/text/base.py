@@ -93,7 +93,13 @@ class TextSource(ABC):
         )
 
     def source_of(
-        self, tokenized: TokenizedText, *, train: Rows, validation: Rows, description: dict[str, object]
+        self,
+        tokenized: TokenizedText,
+        *,
+        train: Rows,
+        validation: Rows,
+        description: dict[str, object],
+        words: int | None = None,
     ) -> Source:
         """Return the source of a text and its rows."""
         return Source(
@@ -106,6 +112,7 @@ class TextSource(ABC):
             floor_nats=None,
             line_ends=self.line_ends,
             description=description,
+            words=words,
         )
 
     @classmethod

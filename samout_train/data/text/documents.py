@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from samout_train.config import ConfigError, Problem
+from samout_train.data.text.conversations import FORMS, LISTS, ExtraFields, turns_of
 from samout_train.data.text.cuts import folded, whole_parts
 from samout_train.data.text.encoding import (
     BYTE_ORDER_MARK,
@@ -34,8 +35,8 @@ BESIDE_TEXT = '"{}" beside a "text", which is read'
 LineEnds = Literal["keep", "fold"]
 KEY = re.compile(r"[A-Za-z_][\w$-]*|0|[1-9]\d*", re.ASCII)  # what Hydra takes as a part of a key
 TEXT_COLUMN = "text"
-COLUMNS = (TEXT_COLUMN, "messages", "conversations")
-KEYS = ("text", "conversations", "role", "content")
+COLUMNS = (TEXT_COLUMN, *LISTS, "instruction", "input", "output", "history", "system", "tools")
+KEYS = ("text", *LISTS, "role", "content", "from", "value", "instruction", "input", "output")
 LEAVE_OUT = "leave it out"
 SAMPLE_BYTES = 1 << 16
 ROLE_TOKENS = ("<|user|>", "<|agent|>", "<|history|>")
@@ -106,11 +107,13 @@ class TextReader:
         sos: Whether each file begins with `<|sos|>`.
         line_ends: `fold` makes CRLF and CR into LF.
         way: The number of this way of reading, which is another one where the same file gives another text.
+        member: Of a zip archive, which file in it is read (`encoding.opened`); who sets it tells the texts apart.
     """
 
     sos: bool
     line_ends: LineEnds = "keep"
     way: int = field(default=2, init=False)
+    member: str = field(default="", repr=False)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """Yield text that ends where it can be cut, so that no vocabulary sees half a word."""
@@ -122,7 +125,7 @@ class TextReader:
             parts.append(Special(SOS))
         chunk_bytes, fold = CHUNK_BYTES, self.line_ends == "fold"
         rest = b""
-        with opened(path) as file:
+        with opened(path, self.member) as file:
             if start > 0:
                 file.skip_to(start)
             else:
@@ -171,23 +174,33 @@ class TextReader:
 
 @dataclass(frozen=True)
 class JsonlReader:
-    """JSON Lines, a document a line: `{"text": ...}` or `{"conversations": [{"role": ..., "content": ...}, ...]}`.
+    """JSON Lines, a document a line: `{"text": ...}`, or a conversation in one of the forms of `conversations`.
 
     Args:
         roles: The special token that stands before what a role says, such as `{"user": "<|user|>"}`, as pairs.
         line_ends: `fold` makes CRLF and CR in what the strings of JSON hold into LF.
         way: The number of this way of reading, which is another one where the same file gives other documents.
+        extra_fields: Whether the fields of conversations beside what is said are counted or written into the text.
+        closes: Whether `<|user|>` stands behind the last turn where that is the agent's, so that its end is learned.
         roles_key: The key that sets `roles`, for messages.
     """
 
     roles: tuple[tuple[str, str], ...]
     line_ends: LineEnds = "keep"
-    way: int = field(default=2, init=False)
+    way: int = field(default=3, init=False)
+    extra_fields: ExtraFields = "count"
+    closes: bool = False
     roles_key: str = field(default="data.roles", repr=False, compare=False)
 
     @classmethod
     def of(
-        cls, roles: Mapping[str, str], line_ends: LineEnds = "keep", *, roles_key: str = "data.roles"
+        cls,
+        roles: Mapping[str, str],
+        line_ends: LineEnds = "keep",
+        *,
+        extra_fields: ExtraFields = "count",
+        closes: bool = False,
+        roles_key: str = "data.roles",
     ) -> "JsonlReader":
         """Return the reader that a dictionary of roles describes.
 
@@ -198,7 +211,8 @@ class JsonlReader:
             if token not in ROLE_TOKENS:
                 text = f"must be {' or '.join(ROLE_TOKENS)}"
                 raise ConfigError(Problem(f"roles.{role}", token, text=text, kind="value"))
-        return cls(tuple(sorted(roles.items())), line_ends, roles_key=roles_key)
+        pairs = tuple(sorted(roles.items()))
+        return cls(pairs, line_ends, extra_fields=extra_fields, closes=closes, roles_key=roles_key)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """Yield whole lines, or rows of a table; each document that is not empty stands behind `<|sos|>`."""
@@ -245,25 +259,7 @@ class JsonlReader:
 
     def _of_object(self, document: Any, left_out: Counter[str]) -> list[str | Special]:
         """Return the parts of a document, of which a table or JSON has made an object."""
-        text = turns = None
-        if isinstance(document, dict):
-            text, turns = document.get("text"), document.get("conversations")
-        parts: list[str | Special] = []
-        if isinstance(text, str) and (text or not isinstance(turns, list)):
-            parts.append(text)
-            for key in ("conversations", "messages"):
-                if document.get(key):
-                    left_out[BESIDE_TEXT.format(key)] += 1
-        elif isinstance(turns, list):
-            for turn in turns:
-                parts += self._turn(turn)
-        else:
-            found = type(document).__name__
-            if isinstance(document, dict):
-                found = ", ".join(map(str, document))
-            raise ValueError(
-                f'has neither "text" with a text nor "conversations" with a list; it has: {found[:200] or "nothing"}'
-            )
+        parts = self._parts(document, left_out)
         has_text = False
         for number, part in enumerate(parts):
             if isinstance(part, str):
@@ -276,17 +272,38 @@ class JsonlReader:
             return []
         return [Special(SOS), *parts]
 
-    def _turn(self, turn: Any) -> list[str | Special]:
-        if not (isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
-            raise ValueError('a turn of "conversations" must be {"role": a text, "content": a text}')
-        token = dict(self.roles).get(turn["role"])
+    def _parts(self, document: Any, left_out: Counter[str]) -> list[str | Special]:
+        """Return what a document says, behind the tokens of its roles."""
+        found = type(document).__name__
+        if isinstance(document, dict):
+            found = ", ".join(map(str, document))
+            text = document.get("text")
+            if isinstance(text, str) and (text or not any(isinstance(document.get(key), list) for key in LISTS)):
+                for key in LISTS:
+                    if document.get(key):
+                        left_out[BESIDE_TEXT.format(key)] += 1
+                return [text]
+            turns = turns_of(document, left_out, self.extra_fields)
+            if turns is not None:
+                parts: list[str | Special] = []
+                for turn in turns:
+                    parts += [Special(self._token_of(turn.role)), turn.content]
+                if self.closes and turns and parts[-2] == Special("<|agent|>"):
+                    parts.append(Special("<|user|>"))
+                return parts
+        raise ValueError(
+            f'has neither "text" with a text nor "conversations" with a list; it has: {found[:200] or "nothing"}; '
+            f"{FORMS}"
+        )
+
+    def _token_of(self, role: str) -> str:
+        token = dict(self.roles).get(role)
         if token is None:
             known = ", ".join(role for role, _ in self.roles)
             raise ValueError(
-                f"role {turn['role']!r} has no token ({known} have one): "
-                f"{_setting_of(self.roles_key, turn['role'])}, or another token"
+                f"role {role!r} has no token ({known} have one): {_setting_of(self.roles_key, role)}, or another token"
             )
-        return [Special(token), turn["content"]]
+        return token
 
 
 class KeyTwiceError(ValueError):

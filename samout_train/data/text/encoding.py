@@ -76,8 +76,13 @@ class TextFile:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[TextFile]:
+def opened(path: Path, member: str = "") -> Iterator[TextFile]:
     """Open a file of text, compressed or not.
+
+    Args:
+        path: The file.
+        member: Of a zip archive, how the name of the file in it ends, `*` for the only one; an archive is refused
+            without.
 
     Raises:
         ValueError: if it cannot be opened, or if its first bytes are those of something else than UTF-8 text.
@@ -89,18 +94,18 @@ def opened(path: Path) -> Iterator[TextFile]:
             f"{printable(path)} cannot be read ({error.strerror}): make it readable, or leave it out"
         ) from error
     with lying:
-        kind = readable_compression(lying.read(HEAD_BYTES))
-        head = _from_its_start(path, lying, kind).read(HEAD_BYTES)
+        kind = readable_compression(lying.read(HEAD_BYTES), archives=bool(member))
+        head = _from_its_start(path, lying, kind, member).read(HEAD_BYTES)
         if problem := other_kind(head, path if kind is None else None):  # lines that convert a file name it as it lies
             raise ValueError(f"{printable(path)} {problem}")
-        yield TextFile(lying, _from_its_start(path, lying, kind))
+        yield TextFile(lying, _from_its_start(path, lying, kind, member))
 
 
-def _from_its_start(path: Path, lying: IO[bytes], kind: str | None) -> IO[bytes]:
+def _from_its_start(path: Path, lying: IO[bytes], kind: str | None, member: str = "") -> IO[bytes]:
     lying.seek(0)
     if kind is None:
         return lying
-    return decompressed(printable(path), lying, kind)
+    return decompressed(printable(path), lying, kind, member)
 
 
 def no_text(path: Path) -> str | None:

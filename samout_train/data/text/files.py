@@ -15,7 +15,7 @@ from samout_train.data.text.documents import SOS, Piece, Reader, Special
 from samout_train.data.text.encoding import COMPRESSED, no_text, printable
 from samout_train.runtime import COMPRESSED_ENDINGS, Bar, cache_path, home_path, read_json, sha256_of, write_json
 
-FORMAT = 4
+FORMAT = 5
 NAMED = 3
 HIDDEN = "hidden"
 DANGLING = "links to nothing"
@@ -310,7 +310,7 @@ class Survey:
         path = cache_path("survey", FORMAT, self.reader, len(self.files), self.sha256, ending=".survey.json")
         note = read_json(path) or {}
         if note.keys() != {field.name for field in fields(Counts)}:
-            counts = Counts(characters=0, num_bytes=0, special_tokens=0, documents=0, left_out={})
+            counts = Counts(characters=0, num_bytes=0, words=0, lines=0, special_tokens=0, documents=0, left_out={})
             with Bar(total=self.num_bytes, unit="B", unit_scale=True, desc="reading", delay=1, leave=False) as bar:
                 for file in self.files:
                     start = 0
@@ -331,6 +331,8 @@ class Counts:
     Args:
         characters: Of text.
         num_bytes: UTF-8 bytes of text.
+        words: What blanks and line ends divide.
+        lines: Line ends.
         special_tokens: All of them.
         documents: Those that are `<|sos|>`.
         left_out: How much was passed over, by what it is.
@@ -338,6 +340,8 @@ class Counts:
 
     characters: int
     num_bytes: int
+    words: int
+    lines: int
     special_tokens: int
     documents: int
     left_out: dict[str, int]
@@ -348,6 +352,8 @@ class Counts:
             if isinstance(part, str):
                 self.characters += len(part)
                 self.num_bytes += len(part.encode())
+                self.words += len(part.split())
+                self.lines += part.count("\n")
             else:
                 self.special_tokens += 1
         self.documents += piece.parts.count(Special(SOS))

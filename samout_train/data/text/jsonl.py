@@ -10,13 +10,17 @@ from numpy.typing import NDArray
 from samout_train.config import Problem, validated
 from samout_train.data.source import Rows, Source, source_function
 from samout_train.data.text.base import TRAIN_SHARE, TextSource, counts_of, place_of, too_short
+from samout_train.data.text.conversations import ExtraFields
 from samout_train.data.text.copies import warn_of_copies
 from samout_train.data.text.documents import JsonlReader, LineEnds
 from samout_train.data.text.files import Counts, Survey, find, survey
+from samout_train.data.text.learned import LearnedRows, learned_tokens
 from samout_train.data.text.rows import PaddedRows, TokenRows, targets_and_rows
 from samout_train.data.text.token_cache import TokenizedText, tokenize
 from samout_train.data.vocabulary.base import PAD_ID, SOS_ID
 from samout_train.data.vocabulary.choice import VocabularyChoice
+
+Learn = Literal["all", "agent"]
 
 
 @validated
@@ -30,16 +34,29 @@ class Jsonl(TextSource):
         layout: `padded`: a document begins a row, goes on in further rows where it is longer, and the last one is
             filled with padding. `packed`: documents one after another, each behind `<|sos|>`, in rows without padding.
         roles: The special token that stands before what a role says.
+        learn: `agent`: only what the agent says is learned, and the token that ends its turn: the next role's, or
+            `<|user|>` behind the last turn.
+        extra_fields: `write`: reasoning, tools and tool calls are put into the text. `count`: they are left out, and
+            counted.
     """
 
     path: str
     pattern: str
     layout: Literal["padded", "packed"]
     roles: dict[str, str]
+    learn: Learn = "all"
+    extra_fields: ExtraFields = "count"
 
     def look_at(self) -> Survey:
         """Find the files, and take their digests."""
-        return look_at(self.path, self.pattern, self.roles, self.line_ends)
+        return look_at(
+            self.path,
+            self.pattern,
+            self.roles,
+            self.line_ends,
+            extra_fields=self.extra_fields,
+            learn=self.learn,
+        )
 
     def source(self) -> Source:
         """Return the source, split between two documents.
@@ -55,18 +72,22 @@ class Jsonl(TextSource):
         if self.layout == "packed":
             self._refuse_short(looked_at, len(tokenized.tokens), cut)
         documents = np.concatenate([learned, validated])
+        marks = None
+        if self.learn == "agent":
+            marks = self._marks(tokenized.tokens)
         warn_of_copies(tokenized.tokens, documents[:, 0], cut, tokenized.vocabulary, what="documents")
         return self.source_of(
             tokenized,
-            train=self._rows(tokenized.tokens, learned),
-            validation=self._rows(tokenized.tokens, validated),
+            train=rows_of(tokenized.tokens, learned, self, marks),
+            validation=rows_of(tokenized.tokens, validated, self, marks),
             description={
                 "documents": len(documents),
                 **counts_of(tokenized),
                 "layout": self.layout,
                 **self._waste(tokenized, learned, cut),
+                **self._learned(marks),
                 **looked_at.description(),
-                **self._left_out(looked_at, documents),
+                **self._left_out(looked_at, documents, marks),
             },
         )
 
@@ -80,10 +101,20 @@ class Jsonl(TextSource):
         text = f"{where} has {counts.documents} document"
         return [Problem(f"{name}.path", text=text, fix="give two or more, so that one can be validated on")]
 
-    def _rows(self, tokens: NDArray[np.integer], documents: NDArray[np.int64]) -> Rows:
-        if self.layout == "padded":
-            return PaddedRows(tokens, documents, seq_len=self.seq_len)
-        return TokenRows(tokens[documents[0, 0] : documents[-1, 1]], seq_len=self.seq_len, seed=self.seed)
+    def _marks(self, tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
+        marks = learned_tokens(tokens)
+        if not marks.any():
+            raise ValueError(
+                f"data.learn=agent: no role in data.path={self.path} is the agent's, so there is nothing to learn: "
+                "set data.learn=all, or data.roles to the roles that are there"
+            )
+        return marks
+
+    def _learned(self, marks: NDArray[np.uint8] | None) -> dict[str, str]:
+        if marks is None:
+            return {}
+        count = int(marks.sum())
+        return {"learned": f"{count} tokens, what the agent says ({count / len(marks):.2%})"}
 
     def _refuse_short(self, looked_at: Survey, num_tokens: int, cut: int) -> None:
         """Refuse documents that are too short for a row; in padded rows, any length will do."""
@@ -110,7 +141,9 @@ class Jsonl(TextSource):
             padded = f"{1 - (int(targets.sum()) - unknown) / num_places:.2%}"
         return {"waste padded": padded, "waste packed": f"{unknown / cut:.2%}"}
 
-    def _left_out(self, looked_at: Survey, documents: NDArray[np.int64]) -> dict[str, str]:
+    def _left_out(
+        self, looked_at: Survey, documents: NDArray[np.int64], marks: NDArray[np.uint8] | None
+    ) -> dict[str, str]:
         """Return what is not learned from: files, and documents by what they lack."""
         parts = []
         if looked_at.left_out:
@@ -121,6 +154,11 @@ class Jsonl(TextSource):
             num_targets, _ = targets_and_rows(documents, self.seq_len)
             if num_short := int((num_targets == 0).sum()):
                 parts.append(f"documents of one token, which have no target and make no row: {num_short}")
+        if marks is not None:
+            learned_up_to = np.concatenate([[0], np.cumsum(marks, dtype=np.int64)])
+            in_each = learned_up_to[documents[:, 1]] - learned_up_to[documents[:, 0]]
+            if num_silent := int((in_each == 0).sum()):
+                parts.append(f"documents in which no agent speaks: {num_silent}")
         if not parts:
             return {}
         return {"left out": "; ".join(parts)}
@@ -129,10 +167,41 @@ class Jsonl(TextSource):
 jsonl = source_function(Jsonl)
 
 
-def look_at(path: str, pattern: str, roles: Mapping[str, str], line_ends: LineEnds) -> Survey:
+def look_at(
+    path: str,
+    pattern: str,
+    roles: Mapping[str, str],
+    line_ends: LineEnds,
+    *,
+    extra_fields: ExtraFields = "count",
+    learn: Learn = "all",
+) -> Survey:
     """Find the files of documents, and take their digests."""
     found = find(path, pattern)
-    return survey(found.root, found.files, JsonlReader.of(roles, line_ends), found.left_out_in_words())
+    reader = JsonlReader.of(roles, line_ends, extra_fields=extra_fields, closes=learn == "agent")
+    return survey(found.root, found.files, reader, found.left_out_in_words())
+
+
+def rows_of(
+    tokens: NDArray[np.integer], documents: NDArray[np.int64], settings: Jsonl, marks: NDArray[np.uint8] | None
+) -> Rows:
+    """Return the rows of some documents.
+
+    Args:
+        tokens: (N,) ids of all documents.
+        documents: (documents, 2): where each begins and ends.
+        settings: Layout, length and seed.
+        marks: (N,) of `learned_tokens`; None where all targets are learned.
+    """
+
+    def rows(stream: NDArray[np.integer]) -> TokenRows | PaddedRows:
+        if settings.layout == "padded":
+            return PaddedRows(stream, documents, seq_len=settings.seq_len)
+        return TokenRows(stream[documents[0, 0] : documents[-1, 1]], seq_len=settings.seq_len, seed=settings.seed)
+
+    if marks is None:
+        return rows(tokens)
+    return LearnedRows(rows(tokens), rows(marks), ignore_index=settings.ignore_index)
 
 
 def _documents(tokens: NDArray[np.integer], path: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

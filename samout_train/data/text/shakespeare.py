@@ -19,6 +19,7 @@ from samout_train.runtime import cache_path, home_path, replace_file, sha256_of
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 NUM_BYTES = 1_115_394
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+NAMES = ("tinyshakespeare.txt", "shakespeare.txt", "input.txt")  # of a copy that a person put into the cache
 TIMEOUT_SECONDS = 20
 
 
@@ -28,7 +29,7 @@ class Shakespeare(TextSource):
     """Tiny Shakespeare.
 
     Args:
-        path: A copy of it; None to download it once into the cache.
+        path: A copy of it; None for one in the cache, such as tinyshakespeare.txt there, which is else downloaded once.
     """
 
     path: str | None
@@ -68,8 +69,9 @@ def _survey(path: Path, line_ends: LineEnds) -> Survey:
 
 def _downloaded() -> Path:
     path = cache_path("shakespeare", SHA256, ending=".txt")
-    if path.is_file() and sha256_of(path) == SHA256:
-        return path
+    for copy in (path, *(path.with_name(name) for name in NAMES)):
+        if copy.is_file() and sha256_of(copy) == SHA256:
+            return copy
     try:
         with urllib.request.urlopen(URL, timeout=TIMEOUT_SECONDS) as answer:
             content = answer.read(NUM_BYTES + 1)
@@ -77,7 +79,8 @@ def _downloaded() -> Path:
         reason = getattr(error, "reason", error)
         raise ConnectionError(
             f"data=shakespeare could not be downloaded from {URL} ({reason}): bring a copy "
-            f"({NUM_BYTES:,} bytes, sha256 {SHA256[:8]}...) and give data.path=FILE"
+            f"({NUM_BYTES:,} bytes, sha256 {SHA256[:8]}...) and give data.path=FILE, or put it at "
+            f"{path.with_name(NAMES[0])}"
         ) from error
     if hashlib.sha256(content).hexdigest() != SHA256:
         raise ConnectionError(

@@ -57,6 +57,10 @@ class Vocabulary(Protocol):
         """UTF-8 bytes that each id stands for, (V,); 0 for special tokens, and for all where it is not known."""
         ...
 
+    def token_characters(self) -> NDArray[np.int64]:
+        """Return the characters that begin in each id, (V,), so that those of a text add up; 0 as in `token_bytes`."""
+        ...
+
     def state_dict(self) -> dict[str, object]:
         """Return what `vocabulary_from` needs to build it again: text, numbers, lists and dictionaries."""
         ...
@@ -158,6 +162,13 @@ class Characters:
         lengths = [len(token.encode("utf-8", "surrogatepass")) for token in self.tokens]
         return np.array([0] * len(SPECIAL_TOKENS) + lengths[len(SPECIAL_TOKENS) :], dtype=np.int64)
 
+    def token_characters(self) -> NDArray[np.int64]:
+        """Return the length of each id, (V,); all 0 where characters are spelled."""
+        if self.spellings:
+            return np.zeros(len(self.tokens), dtype=np.int64)
+        lengths = [len(token) for token in self.tokens]
+        return np.array([0] * len(SPECIAL_TOKENS) + lengths[len(SPECIAL_TOKENS) :], dtype=np.int64)
+
     def state_dict(self) -> dict[str, object]:
         """Return tokens and spellings."""
         return {"name": self.name, "tokens": self.tokens, "spellings": self.spellings}
@@ -193,9 +204,20 @@ class Bytes:
         """One byte for each id but the special ones, (V,)."""
         return np.array([0] * len(SPECIAL_TOKENS) + [1] * 256, dtype=np.int64)
 
+    def token_characters(self) -> NDArray[np.int64]:
+        """Return 1 for the bytes that a character begins with, (V,), and 0 for those that continue one."""
+        return np.array(
+            [0] * len(SPECIAL_TOKENS) + [characters_in(bytes([byte])) for byte in range(256)], dtype=np.int64
+        )
+
     def state_dict(self) -> dict[str, object]:
         """Return the name only: there is nothing to learn from a text."""
         return {"name": self.name}
+
+
+def characters_in(encoded: bytes) -> int:
+    """Return how many characters begin in a part of a text in UTF-8."""
+    return sum(byte & 0xC0 != 0x80 for byte in encoded)
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from samout_train.config import Range, Size
 from samout_train.data.text.cuts import parts_of_text
-from samout_train.data.vocabulary.base import SPECIAL_TOKENS
+from samout_train.data.vocabulary.base import SPECIAL_TOKENS, characters_in
 from samout_train.runtime import Bar
 
 BytePairSize = Range(len(SPECIAL_TOKENS) + 256, Size.high)  # the library aborts where it has no room for so many
@@ -118,6 +118,11 @@ class BytePairs:
         """Bytes of each id, (V,)."""
         lengths = [len(token) for token in self._bytes[len(SPECIAL_TOKENS) :]]
         return np.array([0] * len(SPECIAL_TOKENS) + lengths, dtype=np.int64)
+
+    def token_characters(self) -> NDArray[np.int64]:
+        """Return the characters that begin in each id, (V,)."""
+        numbers = [characters_in(token) for token in self._bytes[len(SPECIAL_TOKENS) :]]
+        return np.array([0] * len(SPECIAL_TOKENS) + numbers, dtype=np.int64)
 
     def state_dict(self) -> dict[str, object]:
         """Return the tokenizer as JSON text."""

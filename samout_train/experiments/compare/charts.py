@@ -137,17 +137,17 @@ def _as_svg(drawn: "Callable[[], Figure]") -> bytes:
 
 def colour_of(comparison: Comparison, label: str) -> str:
     """Return the colour of a model, the same in every chart and table of a page."""
-    return COLOURS[_place(comparison, label) % len(COLOURS)]
+    return COLOURS[_index_of(comparison, label) % len(COLOURS)]
 
 
-def _place(comparison: Comparison, label: str) -> int:
+def _index_of(comparison: Comparison, label: str) -> int:
     labels = comparison.labels or sorted(one.label for one in comparison.results)
     return labels.index(label)
 
 
 def _look(comparison: Comparison, one: CandidateResult) -> dict[str, Any]:
     """Return the colour and the marker of a model, the same in each chart."""
-    place = _place(comparison, one.label)
+    place = _index_of(comparison, one.label)
     # Where the colours begin again, the markers are others.
     marker = MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
     return {"color": colour_of(comparison, one.label), "marker": marker}
@@ -327,6 +327,34 @@ def _state(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     axes.set_xscale("log")
     _with_units(axes)
     _finish(axes, "state after a training row, bytes", "validation loss, nats per token")
+    axes.legend(fontsize=7.5, ncols=2)  # in a box, because its markers could be read as points of the chart
+
+
+def accuracy_by_state(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
+    """Return bytes of state and the share of right answers for the widths of each model, by its label without them."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for one in comparison.ranked:
+        if place := _place(one):
+            lines.setdefault(re.sub(r" ?\bhidden_size=\d+", "", one.label), []).append(place)
+    return {label: sorted(lines[label]) for label in sorted(lines)}
+
+
+def _recall(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
+    for number, (label, places) in enumerate(accuracy_by_state(comparison).items()):
+        look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        axes.plot(*zip(*places, strict=True), label=label.replace("$", r"\$"), markersize=4, linewidth=1.3, **look)
+    axes.set_xscale("log")
+    axes.set_ylim(-0.03, 1.03)
+    _with_units(axes)
+    _finish(axes, "bytes of state after a training row", "share of right answers")
+
+
+def _place(one: CandidateResult) -> tuple[float, float] | None:
+    """Return bytes of state and the share of right answers in the first test of a task; None where it is no task."""
+    size, shares = one.figure("state_bytes"), [*one.accuracies.values()]
+    if size is None or not shares:
+        return None
+    return size, shares[0]
 
 
 def _rates(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
@@ -455,6 +483,12 @@ KINDS: Sequence[tuple[str, str, Draw, Callable[[Comparison, Speeds], bool]]] = (
         "State of one sequence in float32. A cache grows with the sequence, a recurrent state does not.",
         _state,
         _has_states,
+    ),
+    (
+        "Accuracy against bytes of state",
+        "Of a task, in its first test. A line joins the widths of one model.",
+        _recall,
+        lambda comparison, speeds: sum(_place(one) is not None for one in comparison.ranked) > 1,
     ),
     (
         "Loss against time",

@@ -291,6 +291,10 @@ def _results(summary: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("floor", f"{_nats(summary['floor_nats'])}: a training loss below it is memorised, not learned"))
     if "bits_per_byte" in summary:
         rows.append(("bits per byte", f"{summary['bits_per_byte']:.4f}"))
+    if summary.get("bits_per_character") not in (None, summary.get("bits_per_byte")):
+        rows.append(("bits per character", f"{summary['bits_per_character']:.4f}"))
+    if "word_perplexity" in summary:
+        rows.append(("perplexity per word", f"{summary['word_perplexity']:.4g}"))
     rows += [
         ("speed", f"{summary['tokens_per_second']:,.0f} tokens/s, {_duration(summary['train_seconds'])}"),
         ("peak memory", _bytes(summary["peak_memory_bytes"])),
