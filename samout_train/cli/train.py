@@ -219,7 +219,7 @@ def _swept(
         action = "resume"
         if "FAILED" in unfinished:
             action = "retry"
-        print(f"continue   {typed_line([*program(), 'sweep', f'action={action}', f'dir={folder}'])}", file=sys.stderr)
+        print(f"resume     {typed_line([*program(), 'sweep', f'action={action}', f'dir={folder}'])}", file=sys.stderr)
     if code == 0 and failures:
         return failures[0]
     return code or int(bool(unfinished))
@@ -271,7 +271,7 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
             ) as write_settings,
         ):
             if in_sweep and finished(run_dir):
-                log.info("run        %s is finished: skipped", run_dir)
+                log.info("run         %s is finished: skipped", run_dir)
                 return
             if in_sweep and has_checkpoint(run_dir):
                 composed.config["resume"] = "auto"
@@ -290,7 +290,7 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
         if in_sweep and isinstance(error, TakenError):
             other = check_taken_job(run_dir, composed.config)
             if not other:
-                log.info("run        %s: another process is training it: skipped", run_dir)
+                log.info("run         %s: another process is training it: skipped", run_dir)
                 return
             error = DirectoryRefusedError(*other)
         exit_code = _exit_code(error, has_begun=has_begun)

@@ -85,7 +85,7 @@ def test_samples_differ_and_end_before_stop(folder: Path) -> None:
         (["generate", "run=run", "prompt=a", "device=1"], "device=1: must be auto, cpu, cuda, cuda:N or mps; did you"),
         (
             ["generate", "run=run", "prompt=@bad.txt"],
-            "prompt=@bad.txt: bad.txt is no UTF-8 at byte",
+            "prompt=@bad.txt: bad.txt is not UTF-8 at byte",
         ),
         (["generate", "run=run", "prompt=a", f"seed={10**23}"], "must be from 0 to 9223372036854775807"),
         (["generate", "run=room", "prompt=the", "max_new_tokens=63"], "set max_new_tokens to 62 or less"),
@@ -130,7 +130,7 @@ def test_a_wrong_request_is_told_with_exit_code_2(
 def test_bytes_that_are_no_utf8_are_refused_wherever_they_come_from(folder: Path) -> None:
     for prompt, message in (
         (b"prompt=\xff", "cannot be read ('utf-8' codec can't"),
-        (b"prompt=-", "prompt=-: standard input is no UTF-8 at byte 10 (0xff)"),
+        (b"prompt=-", "prompt=-: standard input is not UTF-8 at byte 10 (0xff)"),
     ):
         done = samout(folder, "generate", "run=run", prompt, text="no UTF-8: \udcff")
         assert done.returncode == 2 and message in done.stderr and not done.stdout

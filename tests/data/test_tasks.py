@@ -543,4 +543,4 @@ def test_the_fields_of_a_task_are_its_schema() -> None:
         "data.seq_len=a: must be a whole number, above 0",
     ]
     wrong = problems(compose_config([*words, "data.test_lengths=[8,8]"]).config)
-    assert list(map(str, wrong)) == ["data.test_lengths=[8, 8]: has one of them twice: leave that out"]
+    assert list(map(str, wrong)) == ["data.test_lengths=[8, 8]: has a value twice: remove one"]
