@@ -32,6 +32,11 @@ from .files import (
     write_checkpoint as write_checkpoint,
     write_manifest as write_manifest,
 )
+from .initial_weights import (
+    InitialWeights as InitialWeights,
+    load_initial_weights as load_initial_weights,
+    read_initial_weights as read_initial_weights,
+)
 from .inspect import inspect_path as inspect_path
 from .load import LoadedRun as LoadedRun, load_run as load_run, load_vocabulary as load_vocabulary
 from .manager import Checkpoints as Checkpoints, Restored as Restored, made_with as made_with

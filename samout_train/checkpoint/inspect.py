@@ -19,6 +19,7 @@ from samout_train.config import ConfigError, saved_node
 from samout_train.data import Characters, VocabularyFileError, read_published_vocabulary, vocabulary_from
 from samout_train.models import (
     DamagedError,
+    OtherV1Error,
     is_published_v8,
     is_safetensors,
     load_published,
@@ -167,6 +168,9 @@ def _needs(found: Found, checkpoint: Path | None, run_dir: Path, resume: str) ->
     if checkpoint is None:
         return
     prompt = _add_vocabulary(found, content.get("vocabulary"), content.get("vocab_size"))
+    begun = content.get("init_from")
+    if isinstance(begun, dict) and begun:
+        found.add("begun with", f"the weights of {begun.get('path')} (sha256 {str(begun.get('sha256'))[:16]}...)")
     written = f"{FORMAT}, by torch {checkpoints.read_manifest(checkpoint).get('torch')} (here {torch.__version__})"
     found.add("format", f"{written}, step {content.get('step')}")
     if model and data:
@@ -288,6 +292,9 @@ def _vocabulary(path: Path) -> Found:
 def _published(path: Path, weights: dict[str, Tensor]) -> Found:
     try:
         is_v8 = is_published_v8(weights)
+    except OtherV1Error as error:
+        rows = [("whole", "not known: this program cannot compute it"), ("to use", str(error))]
+        return Found("weights of the V1 of the public repository", rows=rows)
     except ValueError as error:
         return _unknown(f"{path} holds tensors that are nothing of this program: {error}")
     version, heads = "V1", ", num_heads=... (not in the file, and V1 scales by it)"

@@ -19,7 +19,7 @@ from samout_train.runtime import distributed, home_path, leftovers, place_proble
 SETTINGS = ".hydra"
 SECONDS_OF_A_LOOK = 0.5  # at most, that who only asks whether a run is under way holds its lock
 # What a continued run must have in common with what it continues; the rest may change.
-FIXED_KEYS = ("seed", "model", "data", "optimizer")
+FIXED_KEYS = ("seed", "model", "data", "optimizer", "init_from")
 FREE_DATA_KEYS = ("data.budget_steps", "data.log_every_n_steps", "data.eval_every_n_steps")
 KINDS = {
     "a run": ("metrics.jsonl", "checkpoints"),
@@ -46,7 +46,12 @@ def check_resume(composed: Composed, directory: str = "run_dir") -> list[Problem
         composed: The configuration.
         directory: The key that says where the run, or the sweep that it is a job of, lies.
     """
-    resume = composed.config["resume"]
+    resume, init_from = composed.config["resume"], composed.config.get("init_from")
+    if init_from is not None and not (init_from and home_path(init_from).exists()) and resume != "auto":
+        fix = "give a run directory, a checkpoint, an export or a file of weights"
+        return [Problem("init_from", init_from, text="is not there", fix=fix)]
+    if init_from is not None and resume not in (None, "auto"):
+        return [Problem("init_from", init_from, text=f"resume={resume} has weights, too", fix="set one of the two")]
     if resume == "auto" and directory in composed.named_by_time:
         text = f"continues the run in {directory}, and that is a new directory here"
         fix = f"give {directory}=... of the run too, or leave resume out to begin a new one"
@@ -215,7 +220,7 @@ def new_directory(path: Path) -> Path:
 
 def _same(key: str, then: Any, now: Any) -> bool:
     """Return whether two values are equal, or spell the same path."""
-    if then == now or key not in ("data.path", "data.vocabulary_path"):
+    if then == now or key not in ("data.path", "data.vocabulary_path", "init_from"):
         return bool(then == now)
     if not (isinstance(then, str) and isinstance(now, str) and then and now):
         return False

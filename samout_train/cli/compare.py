@@ -1,4 +1,4 @@
-"""`python -m samout_train compare models=[...] match=parameters:800k`: what is better, and is that more than noise?"""
+"""`python -m samout_train compare models=[...] match=parameters:800k`: which model is better, beyond noise."""
 
 import datetime
 import signal
@@ -37,7 +37,7 @@ def compare(
     compare: Node | None = None,
     **train: Any,
 ) -> int:
-    """Says whether one model is better than another, and whether that is more than noise.
+    """Compares models, and reports whether the difference exceeds the noise between seeds.
 
     Returns:
         The exit code: 0 done, 1 a run failed, 2 the request was wrong, 130 or 143 stopped by a signal.
@@ -46,7 +46,7 @@ def compare(
     if found := _wrong_experiment(settings):
         raise ConfigError(*found)
     if (settings["models"] is None) == (settings["runs"] is None):
-        raise ConfigError("say what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]")
+        raise ConfigError("choose what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]")
     if not isinstance(settings["models"], str | list | dict | None):
         raise ConfigError(f"models={settings['models']}: must be names, such as models=[v8,transformer]")
     if problem := place_problem(Path(settings["run_dir"])):
@@ -62,7 +62,7 @@ def compare(
     if gets_new_directory:
         plan = replace(plan, folder=new_directory(plan.folder))
     with locked(plan.folder):
-        if found := plan.problems():  # another comparison may have ended in it since it was checked
+        if found := plan.problems():  # another comparison may have used the directory since the first check
             raise ConfigError(*found)
         plan.write(_asked(settings, request))
         for line in plan.lines():
@@ -70,10 +70,12 @@ def compare(
         try:
             outcomes = make_runs(plan, settings["jobs"])
             finish(plan)
-        except (StopRequestedError, KeyboardInterrupt) as error:  # the latter while speeds are measured
-            stop = error if isinstance(error, StopRequestedError) else StopRequestedError(signal.SIGINT)
+        except (StopRequestedError, KeyboardInterrupt) as error:
+            stop = StopRequestedError(signal.SIGINT)  # KeyboardInterrupt, while speeds are measured
+            if isinstance(error, StopRequestedError):
+                stop = error
             again = shell_word(text_setting("run_dir", plan.folder))
-            print(f"{stop}: what ran is saved; the same command with {again} goes on", file=sys.stderr)
+            print(f"{stop}: finished runs are kept; to resume, repeat the command with {again}", file=sys.stderr)
             return stop.exit_code
     return int(any(outcome.state != "done" for outcome in outcomes.values()))
 
@@ -81,8 +83,9 @@ def compare(
 def _show(settings: Node, request: Request, *, gets_new_directory: bool) -> int:
     from samout_train.experiments import show
 
-    if typed := [word for word in request.overrides if key_of(word) not in ("runs", "run_dir")]:
-        raise ConfigError(f"{typed[0]}: a page of runs that are there takes runs and run_dir only: leave it out")
+    for word in request.overrides:
+        if key_of(word) not in ("runs", "run_dir"):
+            raise ConfigError(f"{word}: a page of existing runs takes runs and run_dir only: leave it out")
     if not settings["runs"]:
         raise ConfigError("runs: is empty: give run directories, or a folder of them")
     command = typed_line(["samout-train", "compare", list_setting("runs", settings["runs"])])
@@ -108,30 +111,36 @@ def _plan(settings: Node, request: Request) -> "Plan":
     if decided := decided_problems(shared):
         raise ConfigError(*decided)
     match, folder = settings["match"], Path(settings["run_dir"])
+    budget = None
+    if match is not None:
+        budget = Budget.of(match)
     models = candidates(
         _models(settings),
         shared,
-        None if match is None else Budget.of(match),
+        budget,
         config_dirs=request.config_dirs,
         known=partial(known_sizes, folder, match),
     )
-    rates = settings["lr"] if isinstance(settings["lr"], list) else [settings["lr"]]
+    rates = settings["lr"]
+    if not isinstance(rates, list):
+        rates = [rates]
     if not rates:
         raise ConfigError("lr: is empty: give at least one learning rate, such as lr=[1e-3,3e-3]")
-    flags = [f"--config-dir={folder}" for folder in request.config_dirs]
     rates = sorted(set(map(float, rates)))
     if screening is not None:
-        configs = {one.label: one.config for one in models}
+        configs = {}
+        for one in models:
+            configs[one.label] = one.config
         if wrong := screening_problems(screening, configs, rates):
             raise ConfigError(*wrong)
-    plan = Plan(folder, models, rates, settings["seed"], settings["seeds"], flags, screening)
+    plan = Plan(folder, models, rates, settings["seed"], settings["seeds"], request.folder_flags, screening)
     if taken := plan.problems():
         raise ConfigError(*taken)
     return plan
 
 
 def _models(settings: Node) -> Any:
-    """Return what was typed, where names of models that an experiment makes stand for those."""
+    """Return the models as typed, with the names of an experiment's models replaced by their settings."""
     models, made = settings["models"], (settings.get("compare") or {}).get("models")
     if isinstance(models, str):
         models = [models]
@@ -146,7 +155,7 @@ def _models(settings: Node) -> Any:
 
 
 def _wrong_experiment(settings: Node) -> list[str]:
-    """Return what `compare` of an experiment sets that is none of the keys which it may set."""
+    """Return problems with keys under `compare` that an experiment must not set."""
     found = []
     for key in settings.get("compare") or {}:
         if key not in IN_EXPERIMENT:
@@ -155,7 +164,7 @@ def _wrong_experiment(settings: Node) -> list[str]:
 
 
 def _asked(settings: Node, request: Request) -> Node:
-    """Return what the page says about the request."""
+    """Return the description of the request for the page."""
     import torch
 
     from samout_train.runtime import choose_device, device_name
@@ -171,6 +180,6 @@ def _asked(settings: Node, request: Request) -> Node:
 
 
 def _command(request: Request) -> str:
-    """Return the command that repeats the comparison elsewhere."""
+    """Return the command that repeats the comparison in another directory."""
     words = [word for word in (*request.flags, *request.overrides) if key_of(word) != "run_dir"]
     return typed_line(["samout-train", "compare", *words])

@@ -1,4 +1,4 @@
-"""`python -m samout_train evaluate run=DIR`: loss by length and by position, or the accuracy of a task by length."""
+"""`python -m samout_train evaluate run=DIR`: loss by length and position, or the accuracy of a task by length."""
 
 import hashlib
 import re
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from samout_train.data import Source, WholeData
     from samout_train.evaluation import Evaluator
 
-ROWS_PER_BATCH = 64  # of a task, at the length that it was trained at
-TIMES = (1, 4, 16, 64)  # of the training length, where no lengths are given
-MOST_TOKENS = 65536  # of the run's own validation split at each length, where most_tokens is not given
-
-LONGEST_NAME = 60  # of the part of a folder's name that says how was measured
+ROWS_PER_BATCH = 64  # of a task, at its training length
+TIMES = (1, 4, 16, 64)  # the default lengths, in training lengths
+MOST_TOKENS = 65536  # default of most_tokens for the run's own validation split
+LONGEST_NAME = 60  # characters of settings in a folder's name; longer ones are hashed
 
 
 @verb_with_own_words("data")
@@ -35,7 +34,7 @@ def evaluate(
     kernels: Literal["auto", "reference", "fused"],
     threads: Annotated[int, Threads] | None,
 ) -> int:
-    """Says what a model loses past the length that it was trained at.
+    """Measures the loss beyond the training length, or the accuracy of a task by length.
 
     Returns:
         The exit code: 0 done, 1 a checkpoint is damaged, 2 the request was wrong, 130 interrupted.
@@ -62,8 +61,11 @@ def evaluate(
         config_dirs=request.config_dirs,
     )
     if source.chance is None and sees_future(loaded.model):
-        raise ConfigError("this model sees the whole sequence, so that it has no loss by position to go on with")
-    _refuse_lengths(source, lengths, source.train.seq_len if whole is None else whole.seq_len)
+        raise ConfigError("this model sees the whole sequence, so its loss by position is undefined")
+    trained_length = source.train.seq_len
+    if whole is not None:
+        trained_length = whole.seq_len
+    _refuse_lengths(source, lengths, trained_length)
     evaluator = Evaluator(loaded.model.to(on), source, on, "fp32")
     run_dir = loaded.checkpoint.parent.parent
     folder = run_dir / "evaluate" / _place(name, loaded.checkpoint, request.settings, of_data, whole)
@@ -72,31 +74,47 @@ def evaluate(
         if source.chance is not None:
             _accuracies(evaluator, loaded.step, folder)
         else:
-            about = {} if whole is None else _measured_whole(evaluator, run_dir, whole)
+            about = {}
+            if whole is not None:
+                about = _measured_whole(evaluator, run_dir, whole)
             _losses(evaluator, request.settings, about, step=loaded.step, folder=folder)
     except OSError as error:
-        place = folder if error.filename is None or Path(error.filename).is_relative_to(folder) else None
-        fix = "make it writable, or copy the run" if place and not is_full(error) else None
-        print(in_words(error, place=place, fix=fix), file=sys.stderr)
+        print(_unwritten(error, folder), file=sys.stderr)
         return 1
     return 0
+
+
+def _unwritten(error: OSError, folder: Path) -> str:
+    """Return the message for results that cannot be written."""
+    place = fix = None
+    if error.filename is None or Path(error.filename).is_relative_to(folder):
+        place = folder
+        if not is_full(error):
+            fix = "make it writable, or copy the run"
+    return in_words(error, place=place, fix=fix)
 
 
 def _place(
     name: str, checkpoint: Path, settings: dict[str, Any], of_data: Sequence[str], whole: "WholeData | None"
 ) -> str:
-    """Name the folder of results: by the data alone for the newest checkpoint and default settings, else by these."""
+    """Name the folder of results by the data, and by a checkpoint and settings that are not the default."""
     parts = [name]
     if checkpoint.name != max(path.name for path in checkpoint.parent.glob("step_*.pt")):
         parts.append(checkpoint.stem)
-    lengths, most_tokens = settings["lengths"], settings["most_tokens"]
-    said = [] if lengths is None else ["lengths", *map(str, lengths)]
-    said += [] if most_tokens is None else ["most_tokens", str(most_tokens)]
-    said += sorted(word for word in of_data if whole is None and not word.startswith("data="))
-    if said:
-        readable = "_".join(said)
-        is_short = len(readable) <= LONGEST_NAME and re.fullmatch(r"\w+", readable, re.ASCII)
-        parts.append(readable if is_short else hashlib.sha256("\n".join(said).encode(errors="replace")).hexdigest()[:8])
+    changed = []
+    if settings["lengths"] is not None:
+        changed += ["lengths", *map(str, settings["lengths"])]
+    if settings["most_tokens"] is not None:
+        changed += ["most_tokens", str(settings["most_tokens"])]
+    if whole is None:
+        for word in sorted(of_data):
+            if not word.startswith("data="):
+                changed.append(word)
+    if changed:
+        part = "_".join(changed)
+        if len(part) > LONGEST_NAME or not re.fullmatch(r"\w+", part, re.ASCII):
+            part = hashlib.sha256("\n".join(changed).encode(errors="replace")).hexdigest()[:8]
+        parts.append(part)
     return "-".join(parts)
 
 
@@ -106,22 +124,23 @@ def _accuracies(evaluator: "Evaluator", step: int, folder: Path) -> None:
 
     source = evaluator.source
     if not source.tests:
-        raise ConfigError("there is nothing to test at: give lengths=[...]")
-    found, most = {}, getattr(evaluator.model, "max_seq_len", None)
+        raise ConfigError("this task has no test lengths: give lengths=[...]")
+    found, figures = {}, {}
+    most = getattr(evaluator.model, "max_seq_len", None)
     for name, rows in source.tests.items():
         if most is not None and rows.seq_len > most:
             print(f"  {name.replace('_', ' ')} is left out: the model has room for {most:,} tokens (model.max_seq_len)")
             continue
         found[name] = evaluator.accuracy(rows, rows_that_fit(ROWS_PER_BATCH, source.train, rows))
+        figures[name] = found[name].figures()
     for line in accuracy_lines(found, source.chance):
         print(f"  {line}")
     folder.mkdir(parents=True, exist_ok=True)
-    by_name = {name: one.figures() for name, one in found.items()}
-    write_figures(folder / "evaluation.json", {"step": step, "accuracy": by_name, "chance": source.chance})
+    write_figures(folder / "evaluation.json", {"step": step, "accuracy": figures, "chance": source.chance})
 
 
 def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -> dict[str, Any]:
-    """Measure data from end to end, each row from a fresh state as in training, and print what it is."""
+    """Measure the loss on all of the data, each row from a fresh state as in training, and print it."""
     from samout_train.config import saved_node
     from samout_train.data import digests_of
     from samout_train.evaluation import in_order
@@ -131,19 +150,19 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
     trained = digests_of(saved_node(run_dir / ".hydra" / "config.yaml", "data"))
     is_training_text = bool(trained & whole.digests)
     if is_training_text:
-        print(
-            "  this is the text of the run, or contains a file of it: the loss does not say how it does on other text"
-        )
+        print("  the run was trained on this text or a part of it: expect a higher loss on other text")
     found = evaluator.loss(in_order(rows, ROWS_PER_BATCH), -(-rows.num_windows // ROWS_PER_BATCH))
-    bits = f", {found.bits_per_byte:.4f} bits per byte" if found.bits_per_byte is not None else ""
-    print(f"  {found.loss_nats:.4f} nats a token{bits}, over {found.num_targets:,} counted targets: all of it")
+    bits = ""
+    if found.bits_per_byte is not None:
+        bits = f", {found.bits_per_byte:.4f} bits per byte"
+    print(f"  {found.loss_nats:.4f} nats a token{bits}, over all {found.num_targets:,} counted targets")
     if whole.unknown:
         print(
-            f"  {whole.unknown:,} of {len(whole.tokens):,} tokens ({whole.unknown_share:.2%}) are characters that the "
-            "vocabulary of the run does not have; they are not counted"
+            f"  {whole.unknown:,} of {len(whole.tokens):,} tokens ({whole.unknown_share:.2%}) are characters outside "
+            "the vocabulary of the run; they are not counted"
         )
-    if rows.seq_len < (trained_length := whole.seq_len):
-        print(f"  it is shorter than a training row of {trained_length:,}: read as one row of {rows.seq_len:,}")
+    if rows.seq_len < whole.seq_len:
+        print(f"  it is shorter than a training row of {whole.seq_len:,}: read as one row of {rows.seq_len:,}")
     return {
         "path": whole.path,
         "sha256": whole.sha256,
@@ -159,13 +178,13 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
 
 
 def _refuse_lengths(source: "Source", given: list[int] | None, trained: int) -> None:
-    """Refuse lengths of rows that do not follow each other: these have the one that the model was trained at."""
+    """Refuse lengths for data whose rows do not follow each other: it has rows of the training length only."""
     from samout_train.evaluation import stream_of
 
     if source.chance is None and given and set(given) != {trained} and stream_of(source.validation) is None:
         raise ConfigError(
-            f"lengths={given}: the rows of this data do not follow each other, so there are none of other lengths "
-            f"than {trained}: leave it out"
+            f"lengths={given}: the rows of this data do not follow each other, so they have no other length than "
+            f"{trained}: leave it out"
         )
 
 
@@ -190,15 +209,15 @@ def _losses(
             default = rows.num_windows * trained
         found = evaluator.by_position(rows, most_tokens or default, trained_length=trained)
     else:
-        lengths = [trained * times for times in TIMES] if given is None else [*given, trained, FAR_TIMES * trained]
-        lengths += [rows.seq_len] if rows.seq_len < trained else []
-        found = evaluator.by_length(
-            tokens, lengths, most_tokens or about.get("tokens", MOST_TOKENS), trained_length=trained
-        )
+        lengths = [trained * times for times in TIMES]
+        if given is not None:
+            lengths = [*given, trained, FAR_TIMES * trained]
+        if rows.seq_len < trained:
+            lengths.append(rows.seq_len)
+        most = most_tokens or about.get("tokens", MOST_TOKENS)
+        found = evaluator.by_length(tokens, lengths, most, trained_length=trained)
     if most_tokens is not None and found.num_tokens > most_tokens:
-        print(
-            f"  most_tokens={most_tokens}: the longest window takes {found.num_tokens:,} tokens, and so many are read"
-        )
+        print(f"  most_tokens={most_tokens}: raised to {found.num_tokens:,}, which the longest window needs")
     for line in extrapolation_table(found):
         print(f"  {line}")
     write_extrapolation(found, folder.parent.parent.name, folder, step=step, about=about)

@@ -1,4 +1,4 @@
-"""`python -m samout_train export run=DIR format=safetensors|published out=DIR`: weights for other programs."""
+"""`python -m samout_train export run=DIR format=safetensors|published out=DIR`: write weights for other programs."""
 
 import sys
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +14,7 @@ def export(*, run: str, format: Literal["safetensors", "published"], out: str | 
     """Writes a run's weights for other programs, with configuration and vocabulary beside them.
 
     Returns:
-        The exit code: 0 done, 1 a checkpoint is damaged or the disk did not take it, 2 the request was wrong.
+        The exit code: 0 done, 1 a checkpoint is damaged or the export cannot be written, 2 the request was wrong.
     """
     from samout_train.checkpoint import ExportError, export_run
 
@@ -40,10 +40,10 @@ def _print(exported: "Exported", format: str) -> None:
     for name, size in exported.files.items():
         print(f"  {name:<18} {size:>13,} bytes  {notes.get(name, '')}".rstrip())
     if run.vocabulary is None:
-        print("  no vocabulary: it was trained on ids that are no text")
-    equal = "weights and logits" if format == "published" else "weights"
-    print(f"checked  read back, {equal} equal; sha256 of the weights {exported.sha256[:16]}...")
-    load = f'load_exported("{folder}")'
+        print("  no vocabulary: the run was not trained on text")
+    equal, load = "weights", f'load_exported("{folder}")'
     if format == "published":
+        equal = "weights and logits"
         load = f'load_published("{folder / WEIGHTS[format]}", num_heads={run.model_node["num_heads"]})'
+    print(f"checked  read back, {equal} equal; sha256 of the weights {exported.sha256[:16]}...")
     print(f"to load  {load}")

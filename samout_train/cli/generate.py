@@ -1,4 +1,4 @@
-"""`python -m samout_train generate run=DIR prompt=TEXT`: text on standard output, all else on standard error."""
+"""`python -m samout_train generate run=DIR prompt=TEXT`: write text to standard output, all else to standard error."""
 
 import os
 import sys
@@ -11,8 +11,8 @@ from samout_train.config import DeviceName, NonNegative, Positive, Seed, Threads
 from samout_train.runtime import home_path, input_as_utf_8, lost_output, text_of_word
 
 LARGEST_PROMPT, PIECE = 1 << 26, 1 << 20  # bytes
-SAMPLE_BYTES = 5_000  # the state of a random generator, in Python and in torch
-TOKEN_BYTES = 8  # of a token that a later sample still has to be written with
+SAMPLE_BYTES = 5_000  # of a sample's random generator, in Python and in torch
+TOKEN_BYTES = 8  # of a token that waits to be written
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def generate(
     use_threads(threads)
     loaded = load_run(run)
     if loaded.vocabulary is None:
-        raise ValueError(f"{loaded.checkpoint} was trained on ids that are no text: there is nothing to generate")
+        raise ValueError(f"{loaded.checkpoint} was not trained on text: choose a run that was")
     text = _read(prompt, loaded.line_ends)
     stop = stop and text_of_word(stop)
     prompt_ids = _encoded(loaded.vocabulary, text, prompt)
@@ -82,9 +82,9 @@ def generate(
 def _write(
     text: str, rows: Iterable[list[int]], vocabulary: "Vocabulary", *, num_samples: int, stop: str | None
 ) -> bool:
-    """Write the prompt and each sample behind it, and return whether somebody read to the end.
+    """Write the prompt and each sample after it, and return whether standard output took all of it.
 
-    They are made side by side: the first is written as it comes, the others have been made meanwhile.
+    Samples are generated side by side: the first is written as it is generated, the others afterwards.
     """
     from samout_train.evaluation import text_of
 
@@ -96,7 +96,7 @@ def _write(
         for piece in text_of(vocabulary, ids, stop=stop):
             sys.stdout.write(piece)
             sys.stdout.flush()
-            if lost_output() is not None:  # nobody reads on
+            if lost_output() is not None:  # the reader has closed the pipe
                 return False
         sys.stdout.write("\n")
         sys.stdout.flush()
@@ -119,12 +119,18 @@ def _encoded(vocabulary: "Vocabulary", prompt: str, given: str) -> list[int]:
 def _speed(timed: "Timed", prompt_tokens: int, num_samples: int) -> str:
     later = timed.later_seconds
     num_tokens = num_samples * (len(timed.first_seconds) + len(later))
-    rate = f", {num_samples * len(later) / sum(later):,.0f} tokens/s" if later else ""
-    return f"prompt: {prompt_tokens} tokens in {sum(timed.first_seconds):.3f} s; text: {num_tokens} tokens{rate}"
+    line = f"prompt: {prompt_tokens} tokens in {sum(timed.first_seconds):.3f} s; text: {num_tokens} tokens"
+    if later:
+        line += f", {num_samples * len(later) / sum(later):,.0f} tokens/s"
+    return line
 
 
 def _content(file: IO[bytes]) -> bytes:
-    """Return all of a file that ends soon enough."""
+    """Return the content of a file, which may be a pipe that never ends.
+
+    Raises:
+        ValueError: if it exceeds LARGEST_PROMPT.
+    """
     content = bytearray()
     while piece := file.read(PIECE):
         content += piece
@@ -136,7 +142,7 @@ def _content(file: IO[bytes]) -> bytes:
 def _refuse_too_many(
     loaded: "LoadedRun", prompt_tokens: int, num_samples: int, max_new_tokens: int, device: "torch.device"
 ) -> None:
-    """Refuse counts for which there is no memory; of each sample that is its state, its logits and its tokens."""
+    """Refuse counts that do not fit into memory: each sample has a state, logits and tokens."""
     import torch
 
     from samout_train.runtime import too_large
@@ -150,12 +156,7 @@ def _refuse_too_many(
 
 
 def _read(prompt: str, line_ends: "LineEnds") -> str:
-    """Return the prompt itself, or the text that it names, read as the run's own text was.
-
-    Args:
-        prompt: As given; `@FILE` names a file, `-` standard input.
-        line_ends: How those of a file or of standard input are read.
-    """
+    """Return the prompt; `@FILE` is read from a file, `-` from standard input, with the run's line ends."""
     from samout_train.data import text_of
 
     try:
@@ -166,7 +167,7 @@ def _read(prompt: str, line_ends: "LineEnds") -> str:
             with home_path(prompt[1:]).open("rb") as file:
                 return text_of(prompt[1:], _content(file), line_ends)
         return text_of_word(prompt)
-    except (OSError, UnicodeError, RuntimeError) as error:  # the last one for the home of somebody who is not there
+    except (OSError, UnicodeError, RuntimeError) as error:  # RuntimeError: ~USER has no home directory
         raise ValueError(f"prompt={prompt}: cannot be read ({error}): give UTF-8 text") from error
     except ValueError as error:
         raise ValueError(f"prompt={prompt}: {error}") from error

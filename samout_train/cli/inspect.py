@@ -1,4 +1,4 @@
-"""`python -m samout_train inspect path=PATH`: what lies there, whether it is whole, and what it needs."""
+"""`python -m samout_train inspect path=PATH`: describe what is there, whether it is intact, and what it needs."""
 
 import sys
 
@@ -7,10 +7,11 @@ from samout_train.cli.verb import verb
 
 @verb
 def inspect(*, path: str) -> int:
-    """Says what lies at a path, whether it is whole, and what it needs. It only looks.
+    """Describes a run, checkpoint, export or vocabulary: what it is, whether it is intact, and what it needs.
 
     Returns:
-        The exit code: 0 whole, 1 something in it is damaged, 2 it is nothing of ours, or the request was wrong.
+        The exit code: 0 intact, 1 something in it is damaged, 2 it is not a file of this program, or the request was
+        wrong.
     """
     from samout_train.checkpoint import inspect_path
 

@@ -1,4 +1,4 @@
-"""`python -m samout_train [VERB] key=value ...`: hands over to the function of the verb, or names the verbs."""
+"""`python -m samout_train [VERB] key=value ...`: call the function of the verb, or list the verbs."""
 
 import difflib
 import importlib
@@ -26,13 +26,14 @@ from samout_train.runtime import (
 
 VERBS = sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", "main", "request", "verb"})
 STOPPED_CODES = (130, 143)
+QUESTIONS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i")
 EXAMPLES = """\
-samout-train data=python_source              train on the files of Python's own library, about five minutes
-samout-train generate run=RUN_DIR prompt=def continue a text with what was trained"""
+  samout-train data=python_source              train on the source of Python's standard library, about five minutes
+  samout-train generate run=RUN_DIR prompt=def continue a text with the trained model"""
 
 
 def main() -> None:
-    """Runs the verb, `train` where there are settings only, and exits with its code."""
+    """Run the verb, `train` if the first word is a setting, and exit with its code."""
     use_lasting_streams()
     treat_hangup_as_termination()
     wait_shortly()
@@ -40,7 +41,7 @@ def main() -> None:
     try:
         Path.cwd()
     except OSError:
-        print("the working directory is gone: change to one that is there", file=sys.stderr)
+        print("the working directory no longer exists: change to another one", file=sys.stderr)
         sys.exit(2)
     working_directory_last()
     words = sys.argv[1:]
@@ -53,27 +54,30 @@ def main() -> None:
         verb = _verb_being_completed(verbs) or verb
     if verb not in verbs:
         close = difflib.get_close_matches(verb, verbs, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(verbs)}."
+        hint = f"there are: {', '.join(verbs)}."
+        if close:
+            hint = f"did you mean {close[0]}?"
         print(f"{verb}: no such verb; {hint} Settings have the form key=value.", file=sys.stderr)
         sys.exit(2)
     if verb != "train" and (launch := Launch.of_environment()) is not None:
         if launch.is_first:
-            print(f"{verb}: makes no run of several processes: start it without torchrun", file=sys.stderr)
+            print(f"{verb}: does not run distributed: start it without torchrun", file=sys.stderr)
         sys.exit(2)
-    logging.raiseExceptions = False  # a log that cannot be written ends no run
+    logging.raiseExceptions = False  # a run continues if its log cannot be written
     try:
         code = getattr(importlib.import_module(f"samout_train.cli.{verb}"), verb)(words)
-    except SystemExit as ended:  # of Hydra and argparse, after --help and its like
-        code = 0 if ended.code is None else ended.code
+    except SystemExit as ended:  # raised by Hydra and argparse, for example after --help
+        code = 0
+        if ended.code is not None:
+            code = ended.code
     except KeyboardInterrupt:  # before there was anything to save
         code = 130
     except Exception as error:
         code = _of_the_environment(error)
-    if code in STOPPED_CODES:  # the last words are printed
+    if code in STOPPED_CODES:  # another interrupt would cut off the last messages
         ignore_interrupts()
-    # The other verbs leave what they found in files too, or in their exit code.
-    asks = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
-    is_all = verb == "generate" or not asks.isdisjoint(word.partition("=")[0] for word in words)
+    # The other verbs also write their results to files, or report them in the exit code.
+    is_all = verb == "generate" or any(word.partition("=")[0] in QUESTIONS for word in words)
     code = _of_the_output(code, is_all=is_all)
     if any(getattr(thread, "cannot_end", False) for thread in threading.enumerate()):
         logging.shutdown()
@@ -83,57 +87,58 @@ def main() -> None:
 
 
 def overview(verbs: Sequence[str]) -> str:
-    """Return the verbs with what each does, and example commands.
-
-    Args:
-        verbs: Their names.
-    """
-    rows = [f"  {verb:<14} {_does(verb)}" for verb in sorted(verbs, key=lambda verb: (verb != "train", verb))]
-    return "\n".join(
-        [
-            f"samout_train {__version__}: samout-train [VERB] key=value ...",
-            "",
-            "Verbs; without one, settings are those of train:",
-            *rows,
-            "",
-            "Examples:",
-            *(f"  {line}" for line in EXAMPLES.splitlines()),
-            "",
-            "The settings of a verb: samout-train VERB --help    The version: samout-train --version",
-        ]
-    )
+    """Return the list of verbs, with a line about each, and example commands."""
+    lines = [
+        f"samout_train {__version__}: samout-train [VERB] key=value ...",
+        "",
+        "Verbs; without one, settings are those of train:",
+    ]
+    for verb in sorted(verbs, key=lambda verb: (verb != "train", verb)):
+        lines.append(f"  {verb:<14} {_does(verb)}")
+    lines += [
+        "",
+        "Examples:",
+        EXAMPLES,
+        "",
+        "The settings of a verb: samout-train VERB --help    The version: samout-train --version",
+    ]
+    return "\n".join(lines)
 
 
 def _of_the_output(code: int | str, *, is_all: bool) -> int | str:
-    """Return the exit code, after saying where standard output lost text that somebody was to read.
+    """Return the exit code, and report standard output that could not be written.
 
     Args:
-        code: What it is otherwise.
-        is_all: Whether that text is all that was asked for.
+        code: The exit code of the verb.
+        is_all: Whether standard output is the only result, so that losing it is a failure.
     """
     sys.stdout.flush()
     lost = lost_output()
     if lost is None or lost.errno not in UNWRITABLE:
         return code
-    print(f"standard output: is incomplete ({lost.strerror}): send it to another place", file=sys.stderr)
+    print(f"standard output: is incomplete ({lost.strerror}): redirect it elsewhere", file=sys.stderr)
     return code or int(is_all)
 
 
 def _of_the_environment(error: Exception) -> int:
-    """Say what in the environment keeps a module from being imported; what has no such reason is raised again."""
-    hiding = hiding_files() if isinstance(error, ImportError | AttributeError) else []
+    """Report what in the environment keeps a module from being imported.
+
+    Raises:
+        Exception: the error itself, if the environment does not explain it.
+    """
+    hiding = []
+    if isinstance(error, ImportError | AttributeError):
+        hiding = hiding_files()
     variables, plugin = library_variables(error), plugin_place(error)
     if not hiding and not variables and plugin is None:
         raise error
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     print(f"{type(error).__name__}: {first}", file=sys.stderr)
     if plugin is not None:
-        print(
-            f"{plugin}: a plugin of Hydra cannot be imported: mend it, or take it out of that folder", file=sys.stderr
-        )
+        print(f"{plugin}: this Hydra plugin cannot be imported: fix it, or move it out of that folder", file=sys.stderr)
         return 2
     for file in hiding:
-        print(f"{file}: hides a module of that name that the program needs: rename it", file=sys.stderr)
+        print(f"{file}: hides a module of the same name that the program needs: rename it", file=sys.stderr)
     if variables and not hiding:
         shown = ", ".join(f"{name}={os.environ[name]}" for name in variables)
         print(f"{shown}: a library that reads this cannot be imported with it: unset it", file=sys.stderr)
@@ -141,14 +146,16 @@ def _of_the_environment(error: Exception) -> int:
 
 
 def _verb_being_completed(verbs: list[str]) -> str | None:
-    """Answers a shell that asks to complete a verb, and hides a complete one from Hydra, which knows settings only."""
+    """Complete a verb for the shell; return a complete one, and hide it from Hydra, which completes settings only."""
     program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
     first, space, behind = rest.lstrip().partition(" ")
     if space and first in verbs:
         os.environ["COMP_LINE"] = f"{program} {behind}"
         return first
     if program and not space:
-        print("\n".join(verb for verb in verbs if verb.startswith(first)))
+        for verb in verbs:
+            if verb.startswith(first):
+                print(verb)
     return None
 
 
@@ -158,6 +165,7 @@ def _does(verb: str) -> str:
 
     from samout_train.config import CONF
 
-    root = OmegaConf.load(CONF / f"{'config' if verb == 'train' else verb}.yaml")
+    name = "config" if verb == "train" else verb
+    root = OmegaConf.load(CONF / f"{name}.yaml")
     header = str(OmegaConf.select(root, "hydra.help.header")).splitlines()[0]
     return header.removeprefix("samout_train ").removeprefix(f"{verb} ")

@@ -1,4 +1,4 @@
-"""`python -m samout_train prove_resume model=v8 data=random steps=20 kills=5`: killed and continued is the same run."""
+"""`python -m samout_train prove_resume steps=20 kills=5`: prove that a killed and resumed run has the same bits."""
 
 import sys
 from contextlib import ExitStack
@@ -18,11 +18,10 @@ OWN = ("steps", "kills", "run_dir")
 def prove_resume(
     request: Request, *, steps: Annotated[int, Positive], kills: Annotated[int, NonNegative], **train: Any
 ) -> int:
-    """Trains twice, once left alone and once killed and continued, and compares every bit.
+    """Trains twice, once undisturbed and once killed and resumed, and compares every bit.
 
     Returns:
-        The exit code: 0 both are the same, 1 they are not, 2 the request was wrong, 130 or 143 stopped
-        by a signal.
+        The exit code: 0 both are the same, 1 they are not, 2 the request was wrong, 130 or 143 stopped by a signal.
     """
     from samout_train.experiments import TrainingFailedError
     from samout_train.runtime import StopRequestedError
@@ -33,7 +32,7 @@ def prove_resume(
         print(error, file=sys.stderr)
         return 1
     except StopRequestedError as stop:
-        print(f"{stop}: nothing is proved: start it again", file=sys.stderr)
+        print(f"{stop}: nothing is proved: repeat the command", file=sys.stderr)
         return stop.exit_code
 
 
@@ -45,23 +44,28 @@ def _prove(request: Request, steps: int, kills: int, settings: dict[str, Any]) -
 
     if settings["resume"] is not None:
         raise ConfigError("resume: both runs start at step 0: leave it out")
-    typed = {key_of(word) for word in request.overrides}
-    flags = [f"--config-dir={request.arguments.config_dir}"] if request.arguments.config_dir else []
-    train = [word for word in request.overrides if key_of(word) not in OWN]
+    train = []
+    if request.arguments.config_dir:
+        train.append(f"--config-dir={request.arguments.config_dir}")
+    train += [word for word in request.overrides if key_of(word) not in OWN]
     train += [f"trainer.max_steps={steps}", "trainer.log_every_n_steps=1"]
-    train += [f"checkpoint.every_n_steps={settings['checkpoint']['every_n_steps'] or 'null'}"]
+    train.append(f"checkpoint.every_n_steps={settings['checkpoint']['every_n_steps'] or 'null'}")
     with ExitStack() as kept, StopSignals() as signals:
-        folder = Path(settings["run_dir"] if "run_dir" in typed else kept.enter_context(TemporaryDirectory()))
+        if "run_dir" in map(key_of, request.overrides):
+            folder = Path(settings["run_dir"])
+        else:
+            folder = Path(kept.enter_context(TemporaryDirectory()))
         kept.enter_context(locked(folder))
-        if there := [name for name in ("undisturbed", "killed") if (folder / name).exists()]:
-            raise ConfigError(f"run_dir={folder}: {there[0]} is there already: give another directory")
-        if mistakes := Request([*flags, *train, text_setting("run_dir", folder / "undisturbed")]).mistakes():
+        for name in ("undisturbed", "killed"):
+            if (folder / name).exists():
+                raise ConfigError(f"run_dir={folder}: {name} already exists: give another directory")
+        if mistakes := Request([*train, text_setting("run_dir", folder / "undisturbed")]).mistakes():
             raise ConfigError(*mistakes)
         found = {}
         for name, num_kills in (("undisturbed", 0), ("killed", kills)):
             print(f"{name}: {steps} steps", file=sys.stderr)
             run_killed(
-                [*flags, *train],
+                train,
                 folder / name,
                 kills=num_kills,
                 seed=settings["seed"],
@@ -70,12 +74,14 @@ def _prove(request: Request, steps: int, kills: int, settings: dict[str, Any]) -
                 signals=signals,
             )
             found[name] = digests(folder / name)
-            # The second one multiplies as the first one, also where there is no place to keep what was measured.
+            # The second run uses the matrix products that the first chose, even if no cache can be written.
             products = read_manifest(find_checkpoint(folder / name)).get("products")
             kept.enter_context(decided(products))
     for name, digest_of in found.items():
         for what, digest in digest_of.items():
             print(f"{name:12} {what:10} {digest}")
-    same = found["undisturbed"] == found["killed"]
-    print("the same, bit for bit" if same else "NOT the same")
-    return int(not same)
+    if found["undisturbed"] != found["killed"]:
+        print("NOT the same")
+        return 1
+    print("the same, bit for bit")
+    return 0

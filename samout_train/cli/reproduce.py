@@ -1,4 +1,4 @@
-"""`python -m samout_train reproduce experiment=NAME`: whether this machine trains a preset as it was recorded."""
+"""`python -m samout_train reproduce experiment=NAME`: compare a preset's losses on this machine with recorded ones."""
 
 import datetime
 from typing import Annotated, Any
@@ -14,20 +14,24 @@ FREE = ("experiment", "device", "precision", "kernels", "data.path", *OWN)
 
 @verb
 def reproduce(request: Request, *, steps: Annotated[int, Positive] | None, record: bool, **train: Any) -> int:
-    """Trains the first steps of a preset and says whether the losses are those that were recorded.
+    """Trains the first steps of a preset and compares the losses with the recorded curve.
 
     Returns:
         The exit code: 0 on the curve, 1 off it, 2 the request was wrong, 130 interrupted.
     """
     preset = request.choice("experiment")
     if preset is None:
-        raise ConfigError("say which preset: experiment=NAME, one of conf/experiment")
-    if other := [word for word in request.overrides if key_of(word) not in FREE]:
-        raise ConfigError(f"{other[0]}: a curve is that of the preset as it is: {', '.join(FREE)} are free")
+        raise ConfigError("experiment: is missing: set experiment=NAME, one of conf/experiment")
+    words = []
+    for word in request.overrides:
+        if key_of(word) not in FREE:
+            raise ConfigError(f"{word}: changes the recorded preset: leave it out; {', '.join(FREE)} are free")
+        if key_of(word) not in OWN:
+            words.append(word)
+    if not any(word.startswith("precision=") for word in words):
+        words.append(f"precision={train['precision']}")
     from samout_train.experiments import HEADER, GoldenCurve, losses_of
 
-    words = [word for word in request.overrides if key_of(word) not in OWN]
-    words += [] if any(word.startswith("precision=") for word in words) else [f"precision={train['precision']}"]
     if record:
         return _record(preset, words, steps)
     curve = GoldenCurve.read(preset)
@@ -36,16 +40,16 @@ def reproduce(request: Request, *, steps: Annotated[int, Positive] | None, recor
     print(f"{preset}: recorded on {of['date']}, {of['device']}, torch {of['torch']}, {of['precision']}")
     print(HEADER, flush=True)
     trainer = _trainer(words)
-    spans = []
+    first_off = None
     for span in curve.compared(losses_of(trainer.step, num_steps)):
         print(span.line(), flush=True)
-        spans.append(span)
-    off = [span for span in spans if not span.is_on]
-    if off:
-        print(f"OFF the curve from step {off[0].first} on")
-    else:
-        print(f"on the curve, as far as step {spans[-1].last}")
-    return int(bool(off))
+        if first_off is None and not span.is_on:
+            first_off = span.first
+    if first_off is not None:
+        print(f"OFF the curve from step {first_off} on")
+        return 1
+    print(f"on the curve, as far as step {span.last}")
+    return 0
 
 
 def _trainer(words: list[str]) -> Any:
@@ -55,7 +59,7 @@ def _trainer(words: list[str]) -> Any:
 
 
 def _record(preset: str, words: list[str], most_steps: int | None) -> int:
-    """Replicas: as it is, on one thread, and by torch's own operations."""
+    """Record a curve from three replicas: all threads, one thread, and torch's own operations."""
     import torch
 
     from samout_train.experiments import GoldenCurve, losses_of
@@ -70,7 +74,9 @@ def _record(preset: str, words: list[str], most_steps: int | None) -> int:
         ):
             torch.set_num_threads(num_threads)
             trainer = _trainer([*words, *more])
-            steps = trainer.limits.total_steps if most_steps is None else min(most_steps, trainer.limits.total_steps)
+            steps = trainer.limits.total_steps
+            if most_steps is not None:
+                steps = min(most_steps, steps)
             losses = losses_of(trainer.step, steps)
             replicas.append(list(Bar(losses, desc=name, total=steps)))
             names.append(name)

@@ -1,4 +1,4 @@
-"""Parse the words behind a verb: flags and overrides, their problems, and the settings that they make."""
+"""Parse the command line after the verb: flags and overrides, their problems, and the settings that they make."""
 
 import argparse
 import os
@@ -39,7 +39,7 @@ from samout_train.experiments import (
 from samout_train.runtime import Bar, PlaceError, home_path, in_words, is_full, shell_word
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
-PATH_KEYS = ("path", "run", "dir", "runs")  # of the verbs, by which they get what they are about
+PATH_KEYS = ("path", "run", "dir", "runs")  # of the verbs: a bare path is meant for one of these
 LINES_OF_A_MISTAKE = 8
 MOST_MISTAKES = 30
 JOBS_THAT_TAKE_A_WHILE = 20
@@ -47,21 +47,21 @@ BYTES_TO_BEGIN = 1 << 16  # settings and the log, before the first checkpoint
 
 
 class Request:
-    """One command line, with its flags and overrides told apart.
+    """A command line, separated into flags and overrides.
 
     Args:
-        words: The command line behind the verb.
-        config_name: The root YAML where none is given.
-        writes: Whether it is for this process to look at the run's directory and to make it.
+        words: The command line after the verb.
+        config_name: The root YAML, unless the command line names another one.
+        writes: Whether this process checks and makes the run directory.
 
     Raises:
-        ConfigError: if a flag is wrong, or a word is a path and no setting.
+        ConfigError: if a flag is wrong, or a word is a path instead of a setting.
     """
 
     def __init__(self, words: Sequence[str], config_name: str = "config", *, writes: bool = True) -> None:
         self.words, self.writes = list(words), writes
         self.arguments = _parsed(words)
-        if found := [] if self.arguments.shell_completion else _paths_alone(self.arguments.overrides, config_name):
+        if not self.arguments.shell_completion and (found := _bare_paths(self.arguments.overrides, config_name)):
             raise ConfigError(*found)
         self.flags = _with_home([word for word in words if word not in self.arguments.overrides])
         self.overrides: list[str] = last_of_each(self.arguments.overrides)
@@ -69,24 +69,28 @@ class Request:
         if self.in_sweep:
             self.overrides = [quote_text(word, in_sweep=True) for word in self.overrides]
         self.config_name: str = self.arguments.config_name or config_name
+        self.config_dirs: list[str] = []  # absolute
+        self.folder_flags: list[str] = []  # the same as flags, for other processes
         if self.arguments.config_dir:
             self.arguments.config_dir = str(home_path(self.arguments.config_dir))
-        self.config_dirs = [str(Path(self.arguments.config_dir).resolve())] if self.arguments.config_dir else []
+            folder = str(Path(self.arguments.config_dir).resolve())
+            self.config_dirs.append(folder)
+            self.folder_flags.append(f"--config-dir={folder}")
         self.folders = [CONF, *map(Path, self.config_dirs)]
         self.asks_only = any(getattr(self.arguments, name) for name in INFORMATION)
-        self.run_dir: str | None = None  # where the run will lie, known once there is no mistake
-        self.made_run_dir = False  # whether it was not there before
-        self.swept: dict[str, str] = {}  # what the configuration of a sweep sweeps over by itself
-        self.jobs: dict[str, list[str]] = {}  # of a sweep, by name, as a person would type them
-        self.configs: dict[str, dict[str, Any]] = {}  # of those jobs
-        self.gets_new_directory = False  # whether run_dir is made of the time, so that no other start may have it
-        self.composed: Composed | None = None  # once it is known to be right
+        self.run_dir: str | None = None  # set once there are no mistakes
+        self.made_run_dir = False  # whether this process made it
+        self.swept: dict[str, str] = {}  # values by key, of the configuration's own sweep
+        self.jobs: dict[str, list[str]] = {}  # the overrides of each job of a sweep by its name, as typed
+        self.configs: dict[str, dict[str, Any]] = {}  # the settings of each job of a sweep by its name
+        self.gets_new_directory = False  # whether run_dir contains the time, and so must not be shared
+        self.composed: Composed | None = None  # set once there are no mistakes
         self.own_words: list[str] = []  # overrides that a verb composes itself
-        self.at_once = 1  # jobs of a sweep that share this machine's cores, where its launcher does not share them out
+        self.at_once = 1  # jobs of a sweep that share the cores of this machine
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings, of a request that is known to be right."""
+        """The settings of a request without mistakes."""
         assert self.composed is not None
         return self.composed.config
 
@@ -100,44 +104,60 @@ class Request:
         return self.composed is not None and key in self.composed.named_by_time
 
     def take_out(self, keys: Sequence[str]) -> None:
-        """Take the overrides of some keys out of those that make the settings, into `own_words`."""
-        starts = tuple(f"{key}{end}" for key in keys for end in "=.")
-        self.own_words = [word for word in self.overrides if starts and word.lstrip("+").startswith(starts)]
-        self.overrides = [word for word in self.overrides if word not in self.own_words]
+        """Move the overrides of some keys from `overrides` to `own_words`."""
+        for key in keys:
+            for word in list(self.overrides):
+                if word.lstrip("+").startswith((f"{key}=", f"{key}.")):
+                    self.own_words.append(word)
+                    self.overrides.remove(word)
 
     def mistakes(self) -> list[str]:
-        """Everything that is wrong with it, one text of a few lines each; none makes the run's directory."""
+        """Return all mistakes, each a text of a few lines; without one, make the run directory."""
         if self.arguments.shell_completion:
             return []
-        found = self._wrong_settings() if not self.asks_only else self._wrong_composition()
-        if not found and not self.asks_only and self.writes:
-            found = self._wrong_directory()
-        told = ["\n".join(message.splitlines()[:LINES_OF_A_MISTAKE]) for message in dict.fromkeys(map(str, found))]
-        return told[:MOST_MISTAKES] + [f"and {len(told) - MOST_MISTAKES} more"] * (len(told) > MOST_MISTAKES)
+        if self.asks_only:
+            found = self._wrong_composition()
+        else:
+            found = self._wrong_settings()
+            if not found and self.writes:
+                found = self._wrong_directory()
+        messages = []
+        for message in dict.fromkeys(map(str, found)):
+            messages.append("\n".join(message.splitlines()[:LINES_OF_A_MISTAKE]))
+        if len(messages) > MOST_MISTAKES:
+            messages[MOST_MISTAKES:] = [f"and {len(messages) - MOST_MISTAKES} more"]
+        return messages
 
     def _wrong_composition(self) -> list[Problem]:
+        overrides = self.overrides
+        if self.in_sweep:
+            overrides = []
         try:
-            overrides = [] if self.in_sweep else self.overrides
             composed = compose_config(overrides, config_name=self.config_name, config_dirs=self.config_dirs)
             return self.package_problems(composed.config)
         except ConfigError as error:
             return error.problems
 
     def package_problems(self, config: dict[str, Any]) -> list[Problem]:
-        """Return what is wrong with the part of the settings that --package asks for.
+        """Return the problem of a --package that the settings lack.
 
         Args:
-            config: All of them but Hydra's own.
+            config: All settings but Hydra's own.
         """
         package = self.arguments.package
         if not package or package == "_global_":
             return []
-        node: Any = config if self.arguments.cfg == "job" else OmegaConf.create({**config, "hydra": HydraConf})
-        if self.arguments.cfg == "hydra":
+        if self.arguments.cfg == "job":
+            node: Any = config
+        elif self.arguments.cfg == "hydra":
             node = OmegaConf.create({"hydra": HydraConf})
+        else:
+            node = OmegaConf.create({**config, "hydra": HydraConf})
         before = ""
         for name in package.split("."):
-            known = [str(key) for key in node] if isinstance(node, dict | DictConfig) else []
+            known: list[str] = []
+            if isinstance(node, dict | DictConfig):
+                known += map(str, node)
             if name not in known:
                 return [Problem(f"--package {package}", text=f"no such key; {nearest(name, known, prefix=before)}")]
             node = node[name] if isinstance(node, dict) else OmegaConf.select(node, name, default=None)
@@ -165,15 +185,18 @@ class Request:
         from samout_train.training import checked_config, without_missing
 
         wrong = check_overrides(self.overrides, folders=self.folders, in_sweep=True)
-        words, found = [word for word in self.overrides if word not in wrong], list(wrong.values())
-        if any(key_of(word) == "run_dir" for word in self.overrides):
-            text = "run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that"
-            found.append(Problem(text=text))
-        if any(key_of(word) == "hydra.sweep.dir" and word not in without_sweeps([word]) for word in words):
-            return [*found, Problem("hydra.sweep.dir", text="must be one directory, for all jobs")]
-        common = compose_config(
-            without_sweeps(words), config_name=self.config_name, config_dirs=self.config_dirs, typed=False
-        )
+        found = list(wrong.values())
+        words = [word for word in self.overrides if word not in wrong]
+        same_for_all = without_sweeps(words)
+        for word in self.overrides:
+            if key_of(word) == "run_dir":
+                text = "run_dir is not for sweeps: each job gets its own directory below hydra.sweep.dir; set that"
+                found.append(Problem(text=text))
+                break
+        for word in words:
+            if key_of(word) == "hydra.sweep.dir" and word not in same_for_all:
+                return [*found, Problem("hydra.sweep.dir", text="must be one directory, for all jobs")]
+        common = compose_config(same_for_all, config_name=self.config_name, config_dirs=self.config_dirs, typed=False)
         self.swept = common.swept
         left_out = common_keys(words, self.swept)
         jobs = jobs_of(words, self.swept)
@@ -186,27 +209,38 @@ class Request:
             if composed is not None and not mistakes:
                 found += as_problems(check_resume(composed, "hydra.sweep.dir"))
                 found += as_problems(sweep_problems(composed, job, left_out))
-                self.run_dir, name = composed.sweep_dir, job_name(job, left_out)
-                earlier = self.configs.get(name, composed.config)
-                if {**earlier, "run_dir": ""} != {**composed.config, "run_dir": ""}:  # which has the time in it
-                    text = f"would lie in {name}, as another job does"
-                    found.append(Problem(" ".join(job), text=text, fix="give each value once"))
-                self.gets_new_directory = "hydra.sweep.dir" in composed.named_by_time
-                self.jobs[name] = [as_typed(word) for word in job if not key_of(word).startswith("hydra")]
-                self.configs[name] = composed.config
+                found += self._add_job(composed, job, job_name(job, left_out))
+        return found
+
+    def _add_job(self, composed: Composed, job: list[str], name: str) -> list[Problem]:
+        """Add a job of a sweep; return the problem of one whose directory another job has."""
+        self.run_dir = composed.sweep_dir
+        self.gets_new_directory = "hydra.sweep.dir" in composed.named_by_time
+        found = []
+        earlier = self.configs.get(name, composed.config)
+        if {**earlier, "run_dir": ""} != {**composed.config, "run_dir": ""}:  # run_dir contains the time
+            text = f"would lie in {name}, as another job does"
+            found.append(Problem(" ".join(job), text=text, fix="give each value once"))
+        self.jobs[name] = []
+        for word in job:
+            if not key_of(word).startswith("hydra"):
+                self.jobs[name].append(as_typed(word))
+        self.configs[name] = composed.config
         return found
 
     def _wrong_directory(self) -> list[Problem]:
-        """Makes the directory and writes into it, so that what speaks against it is told like any other mistake."""
+        """Make the directory, and write into it to find out whether that is possible."""
         from samout_train.checkpoint import new_directory
 
         if self.run_dir is None:
             return []
-        key, directory = "hydra.sweep.dir" if self.in_sweep else "run_dir", Path(self.run_dir)
+        directory = Path(self.run_dir)
+        key = "hydra.sweep.dir" if self.in_sweep else "run_dir"
         try:
             self.made_run_dir = self.gets_new_directory or not directory.exists()
             if self.gets_new_directory:
-                self.run_dir = str(directory := new_directory(directory))
+                directory = new_directory(directory)
+                self.run_dir = str(directory)
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=directory) as file:
                 file.write(bytes(BYTES_TO_BEGIN))
@@ -221,27 +255,18 @@ class Request:
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = get_args_parser()
-    flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    flags = []
+    for action in parser._actions:
+        for flag in action.option_strings:
+            if flag.startswith("--"):
+                flags.append(flag)
 
     def refuse(message: str) -> NoReturn:
         raise ConfigError(wrong_flag(message, words, flags))
 
     parser.error = refuse  # type: ignore[method-assign]
     arguments = parser.parse_intermixed_args(list(words))
-    asked = [f"--{name.replace('_', '-')}" for name in INFORMATION if getattr(arguments, name)]
-    if arguments.multirun and asked and asked[0] not in ("--help", "--hydra-help"):
-        raise ConfigError(f"-m: {asked[0]} is for one run: leave -m out")
-    if len(asked) > 1:
-        raise ConfigError(f"{' '.join(asked)}: choose one of them")
-    for name, instead in (
-        ("config_path", "the program has its own: add yours with --config-dir"),
-        ("experimental_rerun", "would run code out of a file: give the run's directory as resume=..."),
-        ("run", "a run is what happens without it: leave it out"),
-    ):
-        if getattr(arguments, name):
-            raise ConfigError(f"--{name.replace('_', '-')}: {instead}")
-    if not arguments.cfg and (arguments.resolve or arguments.package):
-        raise ConfigError("--resolve and --package are for --cfg job: add that, or leave them out")
+    _refuse_combinations(arguments)
     if arguments.config_dir is not None and not (arguments.config_dir and home_path(arguments.config_dir).is_dir()):
         raise ConfigError(
             f"--config-dir {arguments.config_dir}: is not there: give a folder of YAML files such as conf/"
@@ -257,10 +282,34 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _paths_alone(words: Sequence[str], config_name: str) -> list[str]:
+def _refuse_combinations(arguments: argparse.Namespace) -> None:
+    """Refuse flags that exclude each other, and those of Hydra's that this program does not support."""
+    asked = []
+    for name in INFORMATION:
+        if getattr(arguments, name):
+            asked.append(f"--{name.replace('_', '-')}")
+    if arguments.multirun and asked and asked[0] not in ("--help", "--hydra-help"):
+        raise ConfigError(f"-m: {asked[0]} is for one run: leave -m out")
+    if len(asked) > 1:
+        raise ConfigError(f"{' '.join(asked)}: choose one of them")
+    for name, instead in (
+        ("config_path", "the program has its own: add yours with --config-dir"),
+        ("experimental_rerun", "would run code from a file: give the run's directory as resume=..."),
+        ("run", "is the default: leave it out"),
+    ):
+        if getattr(arguments, name):
+            raise ConfigError(f"--{name.replace('_', '-')}: {instead}")
+    if not arguments.cfg and (arguments.resolve or arguments.package):
+        raise ConfigError("--resolve and --package are for --cfg job: add that, or leave them out")
+
+
+def _bare_paths(words: Sequence[str], config_name: str) -> list[str]:
     """Return problems with words that are paths instead of settings."""
-    root = list(map(str, OmegaConf.load(CONF / f"{config_name}.yaml")))  # also keys that are missing
-    known = {"hydra", *(path.name for path in CONF.iterdir() if path.is_dir()), *root}
+    root = list(map(str, OmegaConf.load(CONF / f"{config_name}.yaml")))  # with keys whose value is ???
+    known = {"hydra", *root}
+    for path in CONF.iterdir():
+        if path.is_dir():
+            known.add(path.name)
     key = next((name for name in PATH_KEYS if name in root), None)
     found = []
     for before, word in pairwise(["", *words]):
@@ -281,12 +330,15 @@ def _as_setting(path: str, key: str | None) -> str:
     if path.endswith((".yaml", ".yml")):
         return "a YAML is chosen by its group and name, such as experiment=NAME, and found with --config-dir FOLDER"
     if path.endswith(".pt") or (home_path(path) / ".hydra").is_dir():
-        return f"write {shell_word(f'resume={path}')} to go on from it"
-    return f"write data={'jsonl' if path.endswith('.jsonl') else 'text'} {shell_word(f'data.path={path}')}"
+        return f"write {shell_word(f'resume={path}')} to start from it"
+    source = "text"
+    if path.endswith(".jsonl"):
+        source = "jsonl"
+    return f"write data={source} {shell_word(f'data.path={path}')}"
 
 
 def _with_home(flags: Sequence[str]) -> list[str]:
-    """Return flags with `~` expanded in the folder of --config-dir, as one word or two."""
+    """Return flags with `~` expanded in the folder of --config-dir, which may be one word or two."""
     found: list[str] = []
     for flag in flags:
         name, equals, value = flag.partition("=")
@@ -300,7 +352,9 @@ def _with_home(flags: Sequence[str]) -> list[str]:
 
 
 def _is_completion(words: Sequence[str]) -> bool:
-    action, _, shell = words[0].partition("=") if len(words) == 1 else ("", "", "")
+    if len(words) != 1:
+        return False
+    action, _, shell = words[0].partition("=")
     known = action in ("install", "uninstall") or (action == "query" and "COMP_LINE" in os.environ)
     return known and shell in ("bash", "zsh", "fish")
 
@@ -308,15 +362,24 @@ def _is_completion(words: Sequence[str]) -> bool:
 def last_of_each(overrides: Sequence[str]) -> list[str]:
     """Return overrides without those whose key gets another value later: Hydra would take both in a sweep.
 
-    What takes a key out stays, and so do options that are added to a group.
+    Deletions (`~key`) and options added to a group (`+group=`) stay.
     """
-    last = {_what_is_set(word): index for index, word in enumerate(overrides)}
-    return [word for index, word in enumerate(overrides) if word[:1] == "~" or last[_what_is_set(word)] == index]
+    last = {}
+    for index, word in enumerate(overrides):
+        last[_what_is_set(word)] = index
+    kept = []
+    for index, word in enumerate(overrides):
+        if word.startswith("~") or last[_what_is_set(word)] == index:
+            kept.append(word)
+    return kept
 
 
 def _what_is_set(word: str) -> str:
+    """Return the key of an override; `+group` and `~key` count as keys of their own."""
     key = key_of(word)
-    return word.partition("=")[0] if (CONF / key).is_dir() or "=" not in word or word[:1] == "~" else key
+    if (CONF / key).is_dir() or "=" not in word or word.startswith("~"):
+        return word.partition("=")[0]
+    return key
 
 
 def top_key(override: str) -> str:

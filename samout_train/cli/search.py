@@ -1,7 +1,8 @@
-"""`python -m samout_train search space={...} trials=20`: the settings with the lowest validation loss."""
+"""`python -m samout_train search space={...} trials=20`: find the settings with the lowest validation loss."""
 
 import importlib.util
 import sys
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,7 @@ PICTURE = "search.png"
 
 @verb
 def search(request: Request, *, space: Any, trials: Annotated[int, Positive], storage: str | None, **train: Any) -> int:
-    """Looks for the settings with the lowest validation loss, one run after another.
+    """Searches for the settings with the lowest validation loss, one run after another.
 
     Returns:
         The exit code: 0 done, 1 a trial failed, 2 the request was wrong, 130 or 143 stopped by a signal.
@@ -30,9 +31,9 @@ def search(request: Request, *, space: Any, trials: Annotated[int, Positive], st
     if space is None:
         raise ConfigError(f"space: is missing: set {EXAMPLE}")
     if train["resume"] is not None:
-        raise ConfigError("resume: a search goes on by itself: give it the same run_dir again")
+        raise ConfigError("resume: a search resumes when it gets the same run_dir again: leave it out")
     if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("search wants Optuna, which is not installed: pip install 'samout_train[search]'")
+        raise ConfigError("search needs Optuna, which is not installed: pip install 'samout_train[search]'")
     shared = [word for word in request.overrides if key_of(word) not in OWN]
     tried, folder = space_of(space), Path(train["run_dir"])
     if found := space_problems(tried, shared, config_dirs=request.config_dirs, taken=lambda key: key in OWN):
@@ -48,16 +49,16 @@ def search(request: Request, *, space: Any, trials: Annotated[int, Positive], st
         raise ConfigError(f"run_dir={folder}: holds {kind}: give a directory of its own")
     if request.is_named_by_time("run_dir"):
         folder = new_directory(folder)
-    flags = [f"--config-dir={config_dir}" for config_dir in request.config_dirs]
+    flags, seed = request.folder_flags, train["seed"]
     with locked(folder):
-        search = Search(folder, storage=storage, space=tried, shared=shared, flags=flags, seed=train["seed"])
+        search = Search(folder, storage=storage, space=tried, shared=shared, flags=flags, seed=seed)
         try:
             _with_bar(search, trials)
         except StopRequestedError as stop:
             again = shell_word(text_setting("run_dir", folder))
-            print(f"{stop}: what ran is saved; the same command with {again} goes on", file=sys.stderr)
+            print(f"{stop}: finished trials are kept; to resume, repeat the command with {again}", file=sys.stderr)
             return stop.exit_code
-        _tell(search)
+        _print_result(search)
     return int(any(trial.state == "FAILED" for trial in search.trials()))
 
 
@@ -68,28 +69,31 @@ def _with_bar(search: "Search", num_trials: int) -> None:
     with Bar(desc="trials", total=num_trials, unit="trial", dynamic_ncols=True, smoothing=0) as bar:
         bar.initial = bar.n = sum(trial.state in ("done", "pruned") for trial in search.trials())
 
-        def told(trial: Any) -> None:
+        def show(trial: Any) -> None:
             bar.update()
-            with suppress(BrokenPipeError):  # nobody reads on, and the search goes on
+            with suppress(BrokenPipeError):  # the search continues without a reader
                 bar.write(f"  {trial.line()}", file=sys.stdout)
                 sys.stdout.flush()
 
-        search.run(num_trials, told)
+        search.run(num_trials, show)
 
 
-def _tell(search: "Search") -> None:
-    """Print the best trial and its command, the importance of each key, and the picture."""
+def _print_result(search: "Search") -> None:
+    """Print the best trial and its command, the importance of each key, and the path of the picture."""
     from samout_train.evaluation import draw_search, missing_charts
 
     best, trials = search.best(), search.trials()
-    states = [trial.state for trial in trials]
-    print(f"{len(trials)} trials: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
+    counts, points = Counter[str](), []
+    for trial in trials:
+        counts[trial.state] += 1
+        points.append((trial.number, trial.state, trial.loss))
+    print(f"{len(trials)} trials: {', '.join(f'{count} {state}' for state, count in counts.items())}")
     if best is None:
-        print("no trial came to a loss")
+        print("no trial has a loss")
         return
     for key, share in search.importances().items():
         print(f"  {share:6.1%}  of the differences is explained by {key}")
-    if draw_search([(one.number, one.state, one.loss) for one in trials], path=search.folder / PICTURE) is not None:
+    if draw_search(points, path=search.folder / PICTURE) is not None:
         print(f"drawn in   {search.folder / PICTURE}")
     else:
         print(missing_charts())

@@ -1,4 +1,4 @@
-"""`python -m samout_train tokenize path=FOLDER out=FOLDER pattern='**/*.txt'`: many files to shards of token ids."""
+"""`python -m samout_train tokenize path=FOLDER out=FOLDER pattern='**/*.txt'`: turn files into shards of token ids."""
 
 import re
 import sys
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-SMALLEST_PART = 50  # or there is a shard for each few bytes
-LARGEST_PART = 1 << 30  # two tokens a byte at the most, whose places are numbers of 32 bits
+SMALLEST_PART = 50  # keeps a mistyped part_bytes from making a shard of every few bytes
+LARGEST_PART = 1 << 30  # at most two tokens a byte, whose positions are 32-bit numbers
 
 
 @verb
@@ -44,10 +44,10 @@ def tokenize(
     part_bytes: int | str,
     line_ends: LineEnds,
 ) -> int:
-    """Makes shards of ids from many files, for data=shards.
+    """Tokenizes many files into shards of ids, for data=shards.
 
     Returns:
-        The exit code: 0 done, 1 the disk did not take it or a process died, 2 the request or a file was wrong, 130 and
+        The exit code: 0 done, 1 shards cannot be written or a process died, 2 the request or a file was wrong, 130 and
         143 stopped by a signal.
     """
     from samout_train.data import WorkerDiedError, tokenize_files
@@ -57,14 +57,16 @@ def tokenize(
     try:
         _print(tokenize_files(plan, jobs=num_jobs), num_jobs, plan.left_out)
     except StopRequestedError as stop:
-        print(f"{stop}: the same command goes on from there", file=sys.stderr)
+        print(f"{stop}: repeat the same command to resume", file=sys.stderr)
         return stop.exit_code
     except WorkerDiedError as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
-        place = None if error.filename else plan.out
-        print(f"{in_words(error, place=place)}. The same command then goes on from there.", file=sys.stderr)
+        place = None
+        if not error.filename:
+            place = plan.out
+        print(f"{in_words(error, place=place)}. Then repeat the same command to resume.", file=sys.stderr)
         return 1
     return 0
 
@@ -105,7 +107,9 @@ def _attempt(found: list[str], make: Callable[[], T]) -> T | None:
 
 def _bytes(name: str, given: int | str, least: int, most: int) -> int:
     match = re.fullmatch(r"(\d+) ?(B|[KMG]iB|)", str(given))
-    num_bytes = int(match[1]) * UNITS[match[2]] if match else 0
+    num_bytes = 0
+    if match:
+        num_bytes = int(match[1]) * UNITS[match[2]]
     if not least <= num_bytes <= most:
         raise ValueError(f"{name}={given}: must be bytes from {least} to {most}, such as 1000000 or 64MiB")
     return num_bytes
@@ -113,18 +117,26 @@ def _bytes(name: str, given: int | str, least: int, most: int) -> int:
 
 def _print(done: "Tokenized", jobs: int, left_out: str) -> None:
     index = done.index
-    num_tokens, num_documents = index.total(lambda shard: shard.num_tokens), index.total(lambda s: s.num_documents)
-    text_bytes, unknown = index.total(lambda shard: shard.text_bytes), index.total(lambda shard: shard.unknown)
+    num_tokens = index.total(lambda shard: shard.num_tokens)
+    num_documents = index.total(lambda shard: shard.num_documents)
+    text_bytes = index.total(lambda shard: shard.text_bytes)
+    unknown = index.total(lambda shard: shard.unknown)
     if done.num_damaged is not None:
-        whole = f"{len(index.shards) - done.num_damaged} of {len(index.shards)} shards agree with their sha256"
-        print(f"verified    {whole}" + ("; the others were damaged and are made anew" if done.num_damaged else ""))
-    print(f"files       {len(index.files):,}, {sum(int(str(file['bytes'])) for file in index.files) / 1e6:,.1f} MB")
-    if parts := [*filter(None, [left_out]), *index.left_out]:
+        verified = f"{len(index.shards) - done.num_damaged} of {len(index.shards)} shards match their sha256"
+        if done.num_damaged:
+            verified += "; the others were damaged and are written again"
+        print(f"verified    {verified}")
+    file_bytes = sum(int(str(file["bytes"])) for file in index.files)
+    print(f"files       {len(index.files):,}, {file_bytes / 1e6:,.1f} MB")
+    parts = list(index.left_out)
+    if left_out:
+        parts.insert(0, left_out)
+    if parts:
         print(f"left out    {'; '.join(parts)}")
     print(f"vocabulary  {index.vocabulary.name}, {len(index.vocabulary):,} ids")
     print(f"tokens      {num_tokens:,} in {num_documents:,} documents, {text_bytes / num_tokens:.3f} bytes a token")
     if unknown:
-        print(f"unknown     {unknown:,} ({unknown / num_tokens:.2%}) are not in the vocabulary, and so padding")
+        print(f"unknown     {unknown:,} ({unknown / num_tokens:.2%}) are not in the vocabulary and become padding")
     size = num_tokens * index.dtype.itemsize / 1e6
     print(f"shards      {len(index.shards)} of {index.dtype.name} in {index.folder}, {size:,.1f} MB")
     if done.num_made:

@@ -1,13 +1,13 @@
-"""Verbs: typed functions whose signature is the schema of their settings, and whose docstring is their help.
+"""Make verbs of typed functions, whose signature is the schema of their settings and whose docstring is their help.
 
 A verb is one function in a file of its name here, and one root YAML of its name in conf/:
 
     @verb
     def inspect(*, path: str) -> int:
-        '''Says what lies at a path.'''
+        '''Describes a path.'''
 
-Its keys are its keyword-only arguments, and all of `train` where it ends with `**train`. A first argument `request`
-gets the command line as it was parsed. It returns the exit code.
+Its keys are its keyword-only arguments, and all of `train` if it ends with `**train`. A first argument `request` gets
+the parsed command line. The function returns the exit code.
 """
 
 import functools
@@ -34,17 +34,15 @@ from samout_train.config import (
     swept_words,
     words_for_hydra,
 )
-from samout_train.runtime import Launch, PlaceError, in_words, is_full, library_variables
-
-MANY_RUNS = "-m: makes many runs, and torchrun starts the processes of one: leave it out, or start it once for each run"
+from samout_train.runtime import PlaceError, in_words, is_full, library_variables
 
 
 class Verb:
     """A verb that makes no run directory by itself.
 
     Args:
-        function: What it does.
-        own_words: Keys whose overrides the function composes itself: they are in `request.own_words`.
+        function: Called with the settings; returns the exit code.
+        own_words: Keys whose overrides the function composes itself, from `request.own_words`.
     """
 
     def __init__(self, function: Callable[..., int], *, own_words: Sequence[str] = ()) -> None:
@@ -54,10 +52,10 @@ class Verb:
         functools.update_wrapper(self, function)
 
     def __call__(self, words: Sequence[str]) -> int:
-        """Parse a command line, answer its questions or do what it asks for, and report its mistakes.
+        """Parse a command line, answer or execute it, and report its mistakes.
 
         Args:
-            words: What stands behind the verb.
+            words: The command line after the verb.
 
         Returns:
             The exit code: 0 done, 1 something failed or did not hold, 2 the request was wrong, 130 or 143 stopped by a
@@ -74,7 +72,7 @@ class Verb:
                 raise ConfigError(f"{swept[0]}: {one}")
             request.take_out(self.own_words)
             return self._done(request)
-        except BrokenPipeError:  # nobody reads on
+        except BrokenPipeError:  # the reader has closed the pipe
             return 0
         except ValueError as error:
             if library_variables(error):
@@ -83,10 +81,12 @@ class Verb:
             return 2
         except OSError as error:
             print(in_words(error), file=sys.stderr)
-            return 1 if is_full(error) or isinstance(error, PlaceError) else 2
+            if is_full(error) or isinstance(error, PlaceError):
+                return 1
+            return 2
 
     def composed(self, request: Request) -> Composed:
-        """Return the settings that a request makes of the verb's YAML.
+        """Return the settings: the verb's YAML with the overrides of a request.
 
         Raises:
             ConfigError: if one is wrong.
@@ -102,9 +102,9 @@ class Verb:
         for word in overrides:
             group = top_key(word)
             if key_of(word) != group and composed.choices.get(group, "") is None:
-                found.append(Problem.of_word(word, text=f"no {group} is chosen", fix=f"say {group}=NAME, too"))
-        # Text may say ??? itself, and who asks what the settings are need not have all of them.
-        text = {top_key(word) for word in overrides} & set(PLAIN_TEXT_KEYS)
+                found.append(Problem.of_word(word, text=f"no {group} is chosen", fix=f"add {group}=NAME"))
+        # ??? may be the text itself, and --cfg or --help need no required key.
+        text = set(map(top_key, overrides)) & set(PLAIN_TEXT_KEYS)
         given = dict(composed.config)
         for key, value in composed.config.items():
             if value == MISSING and (key in text or request.asks_only):
@@ -121,7 +121,7 @@ class Verb:
             )
 
     def _inform(self, request: Request) -> None:
-        """Let Hydra answer, once it is known to understand the settings."""
+        """Let Hydra answer a question, once the settings are checked."""
         settings = request.overrides
         if not request.arguments.shell_completion:
             composed = self.composed(request)
@@ -133,37 +133,14 @@ class Verb:
         from samout_train.checkpoint import CheckpointError
 
         request.composed = self.composed(request)
-        own = () if not takes_request(self.function) else (request,)
+        settings = request.composed.config
         try:
-            return self.function(*own, **request.composed.config)
+            if takes_request(self.function):
+                return self.function(request, **settings)
+            return self.function(**settings)
         except CheckpointError as error:
             print(error, file=sys.stderr)
             return 1
-
-
-class RunVerb(Verb):
-    """A verb that makes runs or sweeps: all mistakes in what they would be are reported at once."""
-
-    def __call__(self, words: Sequence[str]) -> int:
-        """Parse and check a command line, and do what it asks for; see `Verb`."""
-        launch = Launch.of_environment()
-        words = words if launch is None else launch.words(list(words))
-        is_first = launch is None or launch.is_first
-        try:
-            request = Request(words, writes=is_first)
-            mistakes = [MANY_RUNS] if launch is not None and request.in_sweep else request.mistakes()
-        except PlaceError as error:
-            print(error, file=sys.stderr)
-            return 1
-        except ConfigError as error:
-            mistakes = [str(error)]
-        except OSError as error:
-            mistakes = [in_words(error)]
-        if not mistakes:
-            return self.function(request)
-        if is_first:
-            print("\n".join(map(str, mistakes)), file=sys.stderr)
-        return 2
 
 
 def verb(function: Callable[..., int]) -> Verb:
@@ -175,7 +152,7 @@ def verb_with_own_words(*keys: str) -> Callable[[Callable[..., int]], Verb]:
     """Make a verb that composes the overrides of some keys itself.
 
     Args:
-        keys: Such as `data`, of which the function gets `data=...` and `data.x=...` in `request.own_words`.
+        keys: For `data`, the function gets `data=...` and `data.x=...` in `request.own_words`.
     """
 
     def decorate(function: Callable[..., int]) -> Verb:
@@ -185,7 +162,7 @@ def verb_with_own_words(*keys: str) -> Callable[[Callable[..., int]], Verb]:
 
 
 def keys_of(function: Callable[..., Any]) -> Callable[..., None]:
-    """Return a function whose signature has a verb's keys: its keyword-only arguments, and `train`'s for `**train`."""
+    """Return a function whose signature has a verb's keys: its keyword-only arguments, and train's for `**train`."""
     found: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
@@ -203,5 +180,5 @@ def keys_of(function: Callable[..., Any]) -> Callable[..., None]:
 
 
 def takes_request(function: Callable[..., Any]) -> bool:
-    """Return whether a verb's function asks for the request itself."""
+    """Return whether a verb's function takes the parsed command line."""
     return "request" in inspect.signature(function).parameters

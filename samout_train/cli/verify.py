@@ -1,4 +1,4 @@
-"""`python -m samout_train verify model=NAME`: a table of checks, PASS or FAIL, with figures and bounds."""
+"""`python -m samout_train verify model=NAME`: run the checks of a model, and print PASS or FAIL, figure and bound."""
 
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,7 +24,7 @@ def verify(
     threads: Annotated[int, Threads] | None,
     model: Node | None = None,
 ) -> int:
-    """Proves that a model is causal, that its state is real and its gradients are right.
+    """Checks that a model is causal, that its recurrent form is exact, and that its gradients are right.
 
     Returns:
         The exit code: 0 all checks held, 1 one did not, 2 the request was wrong, 130 interrupted.
@@ -43,9 +43,9 @@ def verify(
         raise ValueError("device=mps: has no float64, which verify compares with: use device=cpu")
     use_kernels(kernels)
     use_threads(threads)
-    torch.backends.cudnn.allow_tf32 = False  # torch's default: ten bits, which are too few for what is asked of fp32
+    torch.backends.cudnn.allow_tf32 = False  # TF32, torch's default, is less exact than the bounds of fp32
     if [model, run, models].count(None) != 2:
-        raise ConfigError("say what to verify, one of: model=NAME, run=RUN_DIR, models=all")
+        raise ConfigError("choose what to verify, one of: model=NAME, run=RUN_DIR, models=all")
     if run is not None:
         loaded = load_run(run)
         title = f"{loaded.checkpoint}, after step {loaded.step}"
@@ -58,10 +58,13 @@ def verify(
         nodes = {str(request.choice("model")): sized(model, typed)}
         require_no_problems(check_model(*nodes.values()))
     else:
-        names = options_of("model", request.folders)
-        nodes = {name: sized(model_node(name, config_dirs=request.config_dirs)) for name in names}
-    held = [_table(name, node, *models_under_test(node), of_device) for name, node in nodes.items()]
-    return int(not all(held))
+        nodes = {}
+        for name in options_of("model", request.folders):
+            nodes[name] = sized(model_node(name, config_dirs=request.config_dirs))
+    all_held = True
+    for name, node in nodes.items():
+        all_held = _table(name, node, *models_under_test(node), of_device) and all_held
+    return int(not all_held)
 
 
 def _table(title: str, node: Node, model: "ModelUnderTest", tiny: "ModelUnderTest", device: Any) -> bool:
@@ -72,7 +75,11 @@ def _table(title: str, node: Node, model: "ModelUnderTest", tiny: "ModelUnderTes
     print(f"{title}: {sizes}, {model.vocab_size} ids, dropout 0, on {device}")
     for row in verify(model, tiny, device=device):
         held = held and row.passed
-        word = "SKIP" if row.skipped else "PASS" if row.passed else "FAIL"
+        word = "FAIL"
+        if row.skipped:
+            word = "SKIP"
+        elif row.passed:
+            word = "PASS"
         print(f"  {word}  {row.name:<62} {row.measured:9.2e}  bound {row.bound:5.0e}  {row.note}".rstrip(), flush=True)
     print(f"  {'all held' if held else 'NOT ALL HELD'}, {time.monotonic() - started:.0f} s", flush=True)
     return held

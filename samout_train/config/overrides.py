@@ -29,7 +29,7 @@ FREE_HYDRA_KEYS = (
 # Keys whose values are text: commas, equals signs, brackets and digits in them mean nothing to Hydra. Values
 # in quotes, null and ${...} are Hydra's.
 TEXT_KEYS = (
-    *("run_dir", "resume", "out", "pattern", "vocabulary_path", "storage", "hydra.sweep.dir"),
+    *("run_dir", "resume", "init_from", "out", "pattern", "vocabulary_path", "storage", "hydra.sweep.dir"),
     *("data.path", "data.pattern", "data.vocabulary_path", "callbacks.sample.prompt"),
 )
 TEXT_BELOW = ("data.roles.", "roles.")

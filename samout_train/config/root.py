@@ -14,6 +14,7 @@ def root_keys(
     threads: Annotated[int, Threads] | None = None,
     run_dir: str,
     resume: str | None,
+    init_from: str | None = None,
     model: Any,
     data: Any,
     optimizer: Any,

@@ -33,6 +33,7 @@ from .vocabulary.base import (
 from .vocabulary.bpe import BytePairSize as BytePairSize
 from .vocabulary.choice import (
     VocabularyName as VocabularyName,
+    extending as extending,
     read_vocabulary_file as read_vocabulary_file,
     vocabulary_from as vocabulary_from,
 )

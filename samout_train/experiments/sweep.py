@@ -40,13 +40,24 @@ from samout_train.runtime import RESERVED, place_problem, read_figures, write_fi
 LONGEST_NAME = 120  # bytes: file systems take 255, some encrypted ones 143
 # Of a job's words, the paths that mean another file in another working directory.
 RELATIVE = re.compile(
-    r"\+*(?:data\.(?:path|paths|vocabulary_path)|resume)=(?!auto$|null$|$)[\['\"]*(?![\['\"/~\\$]|\w:)"
+    r"\+*(?:data\.(?:path|paths|vocabulary_path)|resume|init_from)=(?!auto$|null$|$)[\['\"]*(?![\['\"/~\\$]|\w:)"
 )
 RECORD, LOCK = "sweep.json", ".lock"
 # Of a job, by launcher: submitit ends one after an hour by itself.
 MINUTES = {"hydra/launcher=submitit_local": 7 * 24 * 60, "hydra/launcher=submitit_slurm": 24 * 60}
 # Of a job that is there already, these must be as they are asked for; callbacks may end a run.
-DECISIVE_KEYS = ("seed", "precision", "model", "data", "optimizer", "schedule", "trainer", "callbacks", "resume")
+DECISIVE_KEYS = (
+    "seed",
+    "precision",
+    "model",
+    "data",
+    "optimizer",
+    "schedule",
+    "trainer",
+    "callbacks",
+    "resume",
+    "init_from",
+)
 SECONDS_TO_SAY = 5.0  # what a process makes, after it took a directory: it is the first thing it writes
 log = logging.getLogger(__name__)
 

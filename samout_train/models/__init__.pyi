@@ -33,6 +33,7 @@ from .products import (
     tokens_of as tokens_of,
 )
 from .published import (
+    OtherV1Error as OtherV1Error,
     is_published_v8 as is_published_v8,
     load_published as load_published,
     published_state as published_state,
@@ -42,7 +43,10 @@ from .published_files import (
     DamagedError as DamagedError,
     is_safetensors as is_safetensors,
     no_weights as no_weights,
+    published_tensors as published_tensors,
+    read_content as read_content,
     read_published as read_published,
+    tensors_by_place as tensors_by_place,
 )
 from .samout import SamOut as SamOut
 from .state import (

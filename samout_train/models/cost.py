@@ -1,4 +1,4 @@
-"""Compute the cost of a model before it trains: parameters by part, operations a token, bytes of memory."""
+"""Compute the cost of a model before it trains: parameters by part, peak memory of a training step."""
 
 # B batch, T time
 
@@ -13,23 +13,23 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from samout_train.models.interface import LanguageModel as LanguageModel, sees_future as sees_future  # earlier: here
+from samout_train.models.interface import LanguageModel as LanguageModel, sees_future as sees_future  # old imports
 from samout_train.models.loss import next_token_nats
 from samout_train.runtime import PrecisionName, autocast, current_memory_bytes
 
-# With every tensor mapped by itself (MALLOC_MMAP_THRESHOLD_=32768) the count of live bytes agrees with the measured
-# peak within 3 %. glibc's heap, by default, keeps freed blocks between the live ones: 1.2 to 1.4 times as much.
+# With one mapping per tensor (MALLOC_MMAP_THRESHOLD_=32768), the counted live bytes match the measured peak within
+# 3 %. By default, glibc's heap keeps freed blocks between the live ones and needs 1.2 to 1.4 times as much.
 HEAP_SLACK = 1.25
-TRAINING_TIMES = 3  # a training step has so many times the matrix products of the forward pass: backward, two for each
+TRAINING_TIMES = 3  # matrix products of a training step per product of its forward pass: the backward pass has two
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Return the number of trainable elements, a shared matrix once."""
+    """Return the number of trainable elements. A shared matrix counts once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def parameters_by_part(model: Any) -> dict[str, int]:
-    """Return the trainable elements of each part, in the order in which the model names them."""
+    """Return the number of trainable elements of each part, in the order of the model's parameters."""
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -47,24 +47,20 @@ def estimate_memory_bytes(
     device: torch.device,
     most_targets: int | None = None,
 ) -> int:
-    """Return the peak memory of a training step with Adam, by running it once on shapes alone.
+    """Return the estimated peak memory, in bytes, of a training step with Adam.
 
-    Every tensor that the forward and backward pass of one micro-step make is followed from birth to death as a fake
-    tensor, which computes nothing and holds nothing. Added are the weights and two moments for each of them; on a CPU
-    also what the process holds already (torch itself, mostly), because resident memory is what is measured, and the
-    slack of the heap.
+    The step runs once on fake tensors, which have shapes but no data. The forward and backward pass of a micro-step
+    create tensors and drop them; the estimate is the largest total of live bytes, plus the weights and two moments per
+    weight. On a CPU it adds the heap's slack and the memory that the process already holds (mostly torch itself),
+    because the measured quantity is resident memory. Memory inside kernels is not counted.
 
     Args:
-        model: The model, where it is.
         rows: Rows in a micro-step.
         seq_len: Targets in a row.
-        accumulate: Micro-steps in a step; with more than one, gradients live on while the next one runs.
-        precision: Of the forward pass.
-        device: Where it will run.
-        most_targets: Counted targets of a step, where not all are.
-
-    Returns:
-        Bytes. What kernels use inside themselves is not counted.
+        accumulate: Micro-steps in a step. With more than one, gradients stay alive while the next one runs.
+        precision: Precision of the forward pass.
+        device: The device that the step will run on.
+        most_targets: The most counted targets in a step; None if every target counts.
     """
     weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     with FakeTensorMode(), _LiveBytes() as live:
@@ -72,7 +68,7 @@ def estimate_memory_bytes(
         held = {name: torch.empty(b.shape, dtype=b.dtype, device=device) for name, b in model.named_buffers()}
         for name, p in model.named_parameters():
             held[name] = torch.empty(p.shape, dtype=p.dtype, device=device, requires_grad=p.requires_grad)
-        with _reparametrize_module(model, held):  # in the backward pass, too, which may compute layers again
+        with _reparametrize_module(model, held):  # around the backward pass too: it may recompute layers
             for _ in range(min(accumulate, 2)):
                 with autocast(precision, device):
                     nats = next_token_nats(model, ids_BT, ids_BT, -100, most_targets=most_targets)
@@ -85,7 +81,7 @@ def estimate_memory_bytes(
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Follows the storages that operations make, each until it dies."""
+    """Count the bytes of the storages that operations create, each until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()

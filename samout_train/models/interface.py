@@ -1,6 +1,7 @@
 """The interfaces of token mixers and language models, and the names of a model's parts in reports.
 
-A mixer of one's own needs `Mixer`, a model of one's own `LanguageModel`: nothing is derived from them.
+Both interfaces are protocols: a custom mixer has the methods of `Mixer`, a custom model those of `LanguageModel`, and
+neither needs a base class.
 """
 
 # B batch, T time, D width, V vocabulary, P packed: the streams side by side
@@ -26,10 +27,9 @@ PARTS = {
 class Mixer(Protocol):
     """Mixes tokens along time, causally, and carries a state of fixed size.
 
-    Calling it on a whole sequence, or on its chunks one after another with the state handed on, gives the same output.
-    A state may be a tensor, (B, ...), or a NamedTuple, tuple, list or dictionary of such. A mixer
-    whose state is a running maximum may say so with an attribute `state_is_maximum` that is true: then it is reported
-    which of its channels move.
+    A call on a whole sequence and calls on its chunks, each with the state of the call before, give the same output.
+    A state is a tensor (B, ...), or a NamedTuple, tuple, list or dictionary of tensors. A mixer whose state is a
+    running maximum may set the attribute `state_is_maximum` to True: reports then show which channels still change.
     """
 
     def __call__(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ class Mixer(Protocol):
 
         Args:
             x_BTD: Layer input, T at least 1.
-            state_BD: What the call before returned; None at the start of a sequence.
+            state_BD: State returned by the previous call; None at the start of a sequence.
 
         Returns:
             (u_BTD, state_BD): The mixed sequence and the state after its last token.
@@ -50,29 +50,29 @@ class Mixer(Protocol):
 
 
 class BranchedMixer(Mixer, Protocol):
-    """A mixer whose `forward` is `mix(project(x), state)`, so that a stream between the two can be left out.
+    """A mixer whose `forward` is `mix(project(x), state)`, so that an ablation can set a stream to zero in between.
 
     Attributes:
-        branches: The streams that are worth leaving out: by name, which of those side by side it is, from 0.
+        branches: The streams worth an ablation: by name, the index among the streams side by side, from 0.
     """
 
     branches: ClassVar[Mapping[str, int]]
 
     def project(self, x_BTD: Tensor) -> Tensor:
-        """Return the streams, D wide each, side by side: (B, T, P)."""
+        """Return the streams side by side, (B, T, P); each is D wide."""
         ...
 
     def mix(self, packed_BTP: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the mixed sequence and the next state, of the streams."""
+        """Return the mixed sequence and the next state, computed from the streams."""
         ...
 
 
 class LanguageModel(Protocol):
-    """Declares what reports ask of a model, beside being called.
+    """Declares what reports need from a model beside the forward pass.
 
-    One in which a position sees later tokens says so with an attribute `sees_future` that is true; see `sees_future`.
-    One whose logits are a matrix (V, D) times what its body makes has that matrix as `head_weight`, and returns that,
-    (B, T, D), where it is called with `return_hidden=True`: its loss then needs no logits where they are very many.
+    Two attributes are optional. A model in which a position sees later tokens sets `sees_future` to True. A model whose
+    logits are the product of hidden states (B, T, D) and a matrix (V, D) has the matrix as `head_weight` and returns
+    the hidden states when called with `return_hidden=True`. The loss then never holds all logits of a large batch.
     """
 
     def part_of(self, name: str) -> str:
@@ -80,30 +80,29 @@ class LanguageModel(Protocol):
         ...
 
     def forward_flops_per_token(self, length: int) -> int:
-        """Return the operations of the matrix products for one token in a sequence of this length."""
+        """Return the floating-point operations of the matrix products for one token in a sequence of this length."""
         ...
 
     def state_bytes(self, length: int) -> int:
-        """Return the bytes of one sequence's state after so many tokens: without a cache's room to go on."""
+        """Return the bytes of one sequence's state after `length` tokens, without a cache's spare room."""
         ...
 
 
 def sees_future(model: nn.Module) -> bool:
-    """Return whether positions of a model see later tokens: it is for labelling then, and has no state to go on from.
+    """Return whether positions of a model see later tokens. Such a model is for labelling and cannot generate.
 
-    A model without the attribute of this name is held to be causal, which `verify` proves.
+    A model without an attribute of this name counts as causal; `verify` proves it.
     """
     return bool(getattr(model, "sees_future", False))
 
 
 @contextmanager
 def evaluating(model: nn.Module, *, inference: bool = True) -> Iterator[None]:
-    """Hold a model in evaluation mode, in which dropout is off, and put its own mode back.
+    """Put a model into evaluation mode, in which dropout is off, and restore its mode afterwards.
 
     Args:
-        model: The model.
-        inference: Whether in torch's inference mode, too, which is the thread's: a generator leaves it off, or what
-            asks it for values would be in it between them.
+        inference: Whether to enter torch's inference mode too. A generator leaves it off: the mode belongs to the
+            thread, so the consumer of its values would run in inference mode between them.
     """
     was_training = model.training
     model.eval()
@@ -118,7 +117,7 @@ def evaluating(model: nn.Module, *, inference: bool = True) -> Iterator[None]:
 
 
 def part_of(name: str) -> str:
-    """Return the part of the parameter of this name: that of the module which it lies in; elsewhere it is a norm's."""
+    """Return the part of a parameter by the module that holds it; parameters of no listed module belong to norms."""
     for module, word in PARTS.items():
         if module in f".{name}":
             return word
@@ -126,9 +125,9 @@ def part_of(name: str) -> str:
 
 
 def matrix_flops(model: nn.Module) -> int:
-    """Return the floating-point operations of the matrix products for one token: two for each element of a matrix.
+    """Return the floating-point operations of the matrix products for one token: two per element of a matrix.
 
-    An embedding is looked up, which is no product; what a mixer does along time comes on top.
+    Embeddings do not count, since a lookup is not a product. A mixer's operations along time come on top.
     """
     elements = 0
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Layers that several models are built of: linear, embedding, feed-forward, short causal convolution."""
+"""Layers that several models share: linear, embedding, feed-forward, short causal convolution."""
 
 # B batch, T time, D width, K tokens back, V vocabulary
 
@@ -17,7 +17,7 @@ STD = 0.02
 
 
 class Linear(nn.Linear):
-    """x W^T + b; parameters, names and initialisation are torch's."""
+    """x W^T + b, with torch's parameters, names and initialisation."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
@@ -25,16 +25,12 @@ class Linear(nn.Linear):
 
 
 class OneHot(nn.Module):
-    """The identity: id n becomes the n-th unit vector; nothing to train.
-
-    Args:
-        vocab_size: Number of ids V, and the width of the vectors.
-    """
+    """An embedding without parameters: id n becomes the n-th unit vector of width V."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
         self.embedding_dim = vocab_size
-        # A buffer follows the model's dtype and device; it is no weight, so no checkpoint holds it.
+        # A buffer follows the model's dtype and device. It is not a weight, so checkpoints leave it out.
         self.register_buffer("identity_VV", torch.eye(vocab_size), persistent=False)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
@@ -43,13 +39,13 @@ class OneHot(nn.Module):
 
 
 def token_embedding(name: EmbeddingName, *, vocab_size: int, size: int, pad_id: int | None) -> nn.Embedding | OneHot:
-    """Return an embedding; it has its width as `embedding_dim`.
+    """Return an embedding; `embedding_dim` is its width.
 
     Args:
-        name: `learned`: normal of standard deviation 0.02, the padding's row zero and kept there. `one_hot`.
+        name: `learned` starts from N(0, 0.02^2), with a padding row that stays zero; `one_hot` has no parameters.
         vocab_size: Number of ids V.
-        size: Width of a learned one; `one_hot` is V wide.
-        pad_id: Id of the padding; None where there is none.
+        size: Width of a learned embedding; `one_hot` is V wide.
+        pad_id: Id of the padding token; None for no padding.
     """
     if name == "one_hot":
         return OneHot(vocab_size)
@@ -59,7 +55,7 @@ def token_embedding(name: EmbeddingName, *, vocab_size: int, size: int, pad_id: 
 
 
 def draw_small(embedding: nn.Embedding) -> None:
-    """Draw the weights again, normal of standard deviation 0.02; the padding's row is zero."""
+    """Redraw the weights from N(0, 0.02^2); the padding row is zero."""
     nn.init.normal_(embedding.weight, std=STD)
     if embedding.padding_idx is not None:
         nn.init.zeros_(embedding.weight[embedding.padding_idx])
@@ -71,7 +67,7 @@ class FeedForward(nn.Module):
     Args:
         hidden_size: Width D.
         ffn_size: Inner width.
-        dropout: Dropout between the two.
+        dropout: Dropout between the two matrices.
         activation: `relu` or `gelu`.
     """
 
@@ -90,11 +86,11 @@ class FeedForward(nn.Module):
 
 
 class CausalConvolution(nn.Conv1d):
-    """A depthwise convolution of a token with those before it, and SiLU.
+    """A depthwise convolution over a token and the tokens before it, followed by SiLU.
 
     Args:
         hidden_size: Width D.
-        size: Tokens that it takes together, the token itself and `size - 1` before it.
+        size: Width of the kernel: the token itself and the `size - 1` tokens before it.
     """
 
     @validated
@@ -102,17 +98,17 @@ class CausalConvolution(nn.Conv1d):
         super().__init__(hidden_size, hidden_size, size, groups=hidden_size)
 
     def forward(self, x_BTD: Tensor, tokens_BKD: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Map each token, seeing itself and those before it.
+        """Map each token, given itself and the tokens before it.
 
         Args:
             x_BTD: Input, T at least 1.
-            tokens_BKD: The inputs before it, as the call before returned them; None for zeros.
+            tokens_BKD: The last inputs, as returned by the previous call; None for zeros.
 
         Returns:
             (y_BTD, tokens_BKD): The output, and the last inputs.
 
         Raises:
-            ValueError: if there are tokens of another shape.
+            ValueError: if tokens_BKD does not fit the input.
         """
         batch, time, width = x_BTD.shape
         wanted = (batch, self.kernel_size[0] - 1, width)
@@ -121,8 +117,8 @@ class CausalConvolution(nn.Conv1d):
         elif tokens_BKD.shape != wanted:
             raise ValueError(f"tokens_BKD {tuple(tokens_BKD.shape)} must be {wanted} for an input {tuple(x_BTD.shape)}")
         whole_BSD = torch.cat([tokens_BKD.to(x_BTD.dtype), x_BTD], dim=1)
-        # Elementwise, so that the length chooses no algorithm, and about as fast as conv1d: 12 x 64 tokens of width 144
-        # on two CPU cores, both passes, 1.4 to 2.7 ms against 1.5 to 1.6.
+        # Elementwise, so that no library chooses an algorithm by the length. The speed is similar: 12 x 64 tokens of
+        # width 144 on two CPU cores, both passes, took 1.4 to 2.7 ms; conv1d took 1.5 to 1.6 ms.
         y_BTD = x_BTD.new_zeros(())
         if self.bias is not None:
             y_BTD = self.bias
@@ -131,5 +127,5 @@ class CausalConvolution(nn.Conv1d):
         return F.silu(y_BTD), whole_BSD[:, time:]
 
     def state_bytes(self) -> int:
-        """Return the bytes of a state: one float32 per channel and token that it looks back at."""
+        """Return the bytes of a state: one float32 per channel and earlier token."""
         return 4 * (self.kernel_size[0] - 1) * self.in_channels

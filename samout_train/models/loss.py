@@ -1,8 +1,8 @@
-"""Next-token cross-entropy, as a sum: whoever adds up parts of a batch divides once, by all counted targets.
+"""Next-token cross-entropy as a sum. The caller adds the parts of a batch and divides once by all counted targets.
 
-Where there would be very many logits, they are made some rows at a time, and each row's gradient with its loss, so that
-no pass is made twice. torch's own `linear_cross_entropy` does the same in float32, but its sum is bfloat16 where its
-inputs are, and torch has it from 2.13 on only.
+If the logits would not fit comfortably into memory, the loss computes them a block of rows at a time, and each block's
+gradient along with its loss, so that nothing is computed twice. torch's own `linear_cross_entropy` does the same in
+float32, but sums in bfloat16 for bfloat16 inputs, and exists only from torch 2.13.
 """
 
 # B batch, T time, R rows: B T, D width, V vocabulary
@@ -17,14 +17,14 @@ from torch.nn import functional as F
 
 from samout_train.ops.linear import linear
 
-# 128 MB in float32. Below it, on two cores of an AMD EPYC, logits in one piece took 0.8 to 1.0 of the time.
+# 128 MB in float32. Below it, on two cores of an AMD EPYC, logits in one block took 0.8 to 1.0 times as long.
 MOST_LOGITS = 2**25
 
 
 def next_token_nats(
     model: Callable[..., Any], ids_BT: Tensor, targets_BT: Tensor, ignore_index: int, *, most_targets: int | None = None
 ) -> Tensor:
-    """Return the nats of `nats_and_state` for rows from a fresh state."""
+    """Return the nats of `nats_and_state` for rows that start without a state."""
     return nats_and_state(model, ids_BT, targets_BT, ignore_index, most_targets)[0]
 
 
@@ -36,22 +36,19 @@ def nats_and_state(
     most_targets: int | None = None,
     state: Any = None,
 ) -> tuple[Tensor, Any]:
-    """Return the sum of the nats of all counted targets of a model.
-
-    Its logits are never all there where they are very many.
+    """Return the sum of the nats of all counted targets, and the model's next state.
 
     Args:
-        model: Called as `logits, state = model(ids, state)`. One with an attribute `head_weight` that is a (V, D)
-            matrix is called with `return_hidden=True` where there would be more than MOST_LOGITS, or where most are not
-            counted.
+        model: Called as `logits, state = model(ids, state)`. A model with a (V, D) matrix `head_weight` is called with
+            `return_hidden=True` if there would be more than MOST_LOGITS logits or if few targets count.
         ids_BT: Token ids, int64.
         targets_BT: Token ids, int64.
-        ignore_index: Targets of this value add nothing and take no gradient.
-        most_targets: Counted targets are at most so many. Where that is less than half of all, no others get logits.
-        state: What the model returned for the tokens before; None at the start of rows.
+        ignore_index: Targets of this value add neither loss nor gradient.
+        most_targets: An upper bound on the counted targets. Below half of all targets, only counted ones get logits.
+        state: State that the model returned for the previous tokens; None at the start of the rows.
 
     Returns:
-        A float32 scalar, 0 where no target is counted; and the state behind these tokens.
+        (nats, state): A float32 scalar, 0 without a counted target, and the state after these tokens.
     """
     weight_VD = getattr(model, "head_weight", None)
     few = most_targets is not None and 2 * most_targets < targets_BT.numel()
@@ -62,7 +59,7 @@ def nats_and_state(
         logits_BTV, state = model(ids_BT, *carried)
         return cross_entropy_sum(logits_BTV, targets_BT, ignore_index), state
     hidden_BTD, state = model(ids_BT, *carried, return_hidden=True)
-    # Read again: a head that is sharded is whole from the forward to the backward pass only.
+    # Read again: a sharded head is whole only between the forward and the backward pass.
     weight_VD = model.head_weight  # type: ignore[attr-defined]
     hidden_RD, targets_R = hidden_BTD.flatten(0, 1), targets_BT.flatten()
     if few:
@@ -74,9 +71,9 @@ def nats_and_state(
 
 
 def _counted(hidden_RD: Tensor, targets_R: Tensor, ignore_index: int, count: int) -> tuple[Tensor, Tensor]:
-    """Return the first `count` rows whose targets are counted; where there are fewer, others whose targets are ignored.
+    """Return the first `count` rows with a counted target, padded with rows whose targets are ignored.
 
-    How many there are is not asked of the device, which would have to be waited for.
+    The size is fixed by the caller: reading the number of counted targets would wait for the device.
     """
     place_R = (targets_R != ignore_index).nonzero_static(size=count, fill_value=-1).squeeze(1)
     targets_R = targets_R[place_R].masked_fill(place_R < 0, ignore_index)
@@ -87,12 +84,12 @@ def cross_entropy_sum(logits_BTV: Tensor, targets_BT: Tensor, ignore_index: int)
     """Return the sum of the nats of all counted targets, in float32.
 
     Args:
-        logits_BTV: Unnormalised log-probabilities, any floating dtype; or those of rows, (R, V).
-        targets_BT: Token ids, int64; or (R,).
-        ignore_index: Targets of this value add nothing and take no gradient.
+        logits_BTV: Logits of any floating dtype, (B, T, V) or (R, V).
+        targets_BT: Token ids, int64, (B, T) or (R,).
+        ignore_index: Targets of this value add neither loss nor gradient.
 
     Returns:
-        A scalar; 0 where no target is counted.
+        A scalar; 0 without a counted target.
     """
     return F.cross_entropy(
         logits_BTV.flatten(0, -2).float(), targets_BT.flatten(), ignore_index=ignore_index, reduction="sum"
@@ -102,19 +99,19 @@ def cross_entropy_sum(logits_BTV: Tensor, targets_BT: Tensor, ignore_index: int)
 def linear_cross_entropy_sum(
     hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, ignore_index: int, most_logits: int
 ) -> Tensor:
-    """Return `cross_entropy_sum` of the logits hidden weight^T, of which at most `most_logits` are there at a time.
+    """Return `cross_entropy_sum` of the logits hidden weight^T, holding about `most_logits` logits at a time.
 
-    Products have autocast's dtype where it is on, all else is float32. There are no gradients of gradients.
+    Matrix products use autocast's dtype if autocast is on; everything else is float32. There is no second derivative.
 
     Args:
-        hidden_RD: What the head reads.
-        weight_VD: The head.
+        hidden_RD: Hidden states, the head's input.
+        weight_VD: The head's matrix.
         targets_R: Token ids, int64.
-        ignore_index: Targets of this value add nothing and take no gradient.
-        most_logits: Each piece has at least one row, however many these are.
+        ignore_index: Targets of this value add neither loss nor gradient.
+        most_logits: Logits in memory at once. A block has at least one row, even if that is more.
 
     Returns:
-        A float32 scalar; 0 where no target is counted.
+        A float32 scalar; 0 without a counted target.
     """
     device = hidden_RD.device.type
     products = weight_VD.dtype
@@ -127,7 +124,10 @@ def linear_cross_entropy_sum(
 
 
 class _LinearCrossEntropySum(torch.autograd.Function):
-    """The gradient of a sum of nats to its logits is softmax less one-hot, whatever comes after but for a factor."""
+    """Loss and gradient in one pass: with respect to the logits, the gradient of a sum of nats is softmax - one-hot.
+
+    The gradient of what follows the sum enters only as a factor, in the backward pass.
+    """
 
     @staticmethod
     def forward(
@@ -140,7 +140,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         products: torch.dtype,
         learns: bool,
     ) -> Tensor:
-        """Sum the nats, and keep the gradients to both inputs where something learns."""
+        """Sum the nats, and save the gradients of both inputs if one of them needs a gradient."""
         head_VD = weight_VD.to(products)
         nats = torch.zeros((), device=hidden_RD.device)
         to_hidden_RD = to_weight_VD = None
@@ -151,7 +151,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
                 piece = slice(start, start + rows)
                 inputs_RD, column_R1 = hidden_RD[piece].to(products), targets_R[piece, None]
                 counted_R1 = column_R1 != ignored
-                column_R1 = column_R1.where(counted_R1, 0)  # an ignored target may be no id at all
+                column_R1 = column_R1.where(counted_R1, 0)  # an ignored target need not be a valid id
                 logits_RV = linear(inputs_RD, head_VD).float()
                 log_total_R1 = logits_RV.logsumexp(1, keepdim=True)
                 nats += (log_total_R1 - logits_RV.gather(1, column_R1)).where(counted_R1, 0).sum()
@@ -167,6 +167,6 @@ class _LinearCrossEntropySum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Any) -> Any:
-        """Scale what the forward pass kept."""
+        """Scale the gradients that the forward pass saved."""
         to_hidden_RD, to_weight_VD = ctx.saved_tensors
         return to_hidden_RD * upstream[0], to_weight_VD * upstream[0], None, None, None, None, None

@@ -1,14 +1,14 @@
-"""minGRU: a gated recurrence whose gates see the input only, so that training scans it in parallel.
+"""minGRU: a gated recurrence whose gates depend on the input only, so that training scans it in parallel.
 
 z = sigmoid(Wz x); h~ = g(Wh x), g(v) = v + 0.5 for v >= 0, else sigmoid(v); h_t = (1 - z_t) h_{t-1} + z_t h~_t.
 
-Source: Feng et al., Were RNNs All We Needed? (arXiv 2410.01201), appendix B. What differs here: the scan in log space
-joins neighbouring spans, of 1, 2, 4 tokens and so on (Hillis and Steele 1986), where the paper subtracts sums of
-log(1 - z) from the sequence's start. Those grow with the sequence: over 64 tokens alone, gradients of the gates were
-wrong by 9e-5 in float32, with spans by 6e-7. Chunks of 64 tokens, each from the state of the one before, save rounds.
+Source: Feng et al., Were RNNs All We Needed? (arXiv 2410.01201), appendix B. Departure from the paper: the scan in log
+space joins neighbouring spans of 1, 2, 4, ... tokens (Hillis and Steele 1986). The paper subtracts sums of log(1 - z)
+from the start of the sequence, which grow with it: over 64 tokens in float32, the error of the gates' gradients was
+9e-5, against 6e-7 with spans. Chunks of 64 tokens, each from the state of the one before, need fewer rounds.
 """
 
-# B batch, T time, S time behind the first span, D width, V vocabulary
+# B batch, T time, C time of a chunk, S time after the first span, D width, V vocabulary
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -25,11 +25,7 @@ CHUNK = 64
 
 
 class MinGRUMixer(nn.Module):
-    """The recurrence over a sequence.
-
-    Args:
-        hidden_size: Width D.
-    """
+    """The recurrence over a sequence of width D = `hidden_size`."""
 
     def __init__(self, *, hidden_size: int) -> None:
         super().__init__()
@@ -59,7 +55,7 @@ def positive(x_BTD: Tensor) -> Tensor:
 
 
 def log_space_scan(gate_BTD: Tensor, candidate_BTD: Tensor, state_BD: Tensor | None) -> Tensor:
-    """Return h of all positions at once.
+    """Return h (B, T, D) of all positions at once.
 
     Args:
         gate_BTD: Wz x, before the sigmoid.
@@ -139,7 +135,7 @@ class MinGRU(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """Return the matrix (V, D) that makes logits of what `return_hidden` returns."""
+        """Return the head's matrix (V, D)."""
         return self.head.weight
 
     def forward(
@@ -149,11 +145,11 @@ class MinGRU(nn.Module):
 
         Args:
             ids_BT: Token ids, int64, T at least 1.
-            state: What the call before returned; None at the start of a sequence.
-            return_hidden: Whether to return what the head reads, (B, T, D), in place of the logits.
+            state: State returned by the previous call; None at the start of a sequence.
+            return_hidden: Whether to return the head's input (B, T, D) in place of the logits.
 
         Returns:
-            (logits_BTV, state): The logits and one (B, D) state a layer.
+            (logits_BTV, state): The logits and one (B, D) state per layer.
         """
         states: Sequence[Tensor | None] = [None] * len(self.layers)
         if state is not None:
@@ -169,13 +165,13 @@ class MinGRU(nn.Module):
         return out_BTV, next_state
 
     def part_of(self, name: str) -> str:
-        """Return which part of the model the parameter of this name belongs to, as reports show it."""
+        """Return the part of the model, as reports name it, that this parameter belongs to."""
         return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:
-        """Return the operations of the matrix products for one token, whatever the length."""
+        """Return the operations of the matrix products for one token, the same at any length."""
         return matrix_flops(self)
 
     def state_bytes(self, length: int) -> int:
-        """Return the bytes of one sequence's state in float32, whatever the length."""
+        """Return the bytes of one sequence's state in float32, the same at any length."""
         return 4 * self.norm.normalized_shape[0] * len(self.layers)

@@ -1,14 +1,13 @@
-"""A model whose gradients are those of several processes: copies of it (DDP) or shards of it (FSDP2).
+"""Train one model in several processes, as copies (DDP) or shards (FSDP2); recompute activations to save memory.
 
-Each process makes the nats of its own rows, and torch averages gradients over processes: so the loss is multiplied by
-their number, and what is divided by is the number of counted targets of all of them. FSDP2 knows no parameter that is a
-scalar: such ones are vectors of one element here, and scalars again in everything that is saved.
+Each process computes the nats of its own rows, and torch averages gradients over the processes. The caller therefore
+multiplies the loss by their number and divides by the counted targets of all of them. FSDP2 does not support scalar
+parameters: they become vectors of one element here, and scalars again in everything that is saved.
 
-Here, too, since it is another way to fit a model into memory: activations of a layer computed again in the backward
-pass, so that only its input is kept until then.
+Activation checkpointing keeps only a layer's input and recomputes its activations in the backward pass.
 
-Source: Zhao et al., PyTorch FSDP (arXiv 2304.11277); fully_shard is its second form, one shard a parameter. Chen et
-al., Training Deep Nets with Sublinear Memory Cost (arXiv 1604.06174).
+Source: Zhao et al., PyTorch FSDP (arXiv 2304.11277), of which fully_shard is the second form, with one shard per
+parameter; Chen et al., Training Deep Nets with Sublinear Memory Cost (arXiv 1604.06174).
 """
 
 # B batch, T time
@@ -34,30 +33,27 @@ ParallelName = Literal["ddp", "fsdp"]
 
 
 def parallel_problem(parallel: ParallelName, precision: str, compile: bool) -> str | None:
-    """Return why a model cannot be shared out this way, and what to do; None where it can."""
+    """Return why these settings exclude each other, and what to do; None if they do not."""
     if parallel == "ddp":
         return None
     what = "trainer.parallel=fsdp:"
     if Launch.of_environment() is None:
-        return f"{what} shards the model over processes, and there is one: start them with torchrun, or leave it out"
+        return f"{what} shards the model over processes, and there is one: start with torchrun, or leave it out"
     if precision == "fp16":
-        return f"{what} does not work with precision=fp16: take bf16 or fp32"
+        return f"{what} does not work with precision=fp16: set bf16 or fp32"
     if compile:
         return f"{what} does not work with trainer.compile=true: leave one of them out"
     return None
 
 
 class ParallelModel:
-    """A model, and how its gradients come from all processes.
+    """A model whose gradients are averaged over all processes.
 
     Args:
-        model: On its device; with `fsdp`, its parameters become shards: its optimizer is to be built after that.
-        parallel: `ddp` or `fsdp`; in one process `ddp` is the model itself.
-        device: Where it is.
+        model: A model on its device. With `fsdp` its parameters become shards, so build the optimizer afterwards.
+        parallel: `ddp` or `fsdp`. In one process, `ddp` is the model itself.
+        device: The model's device.
         compile: Whether torch compiles it.
-
-    Raises:
-        ValueError: if it cannot be shared out that way.
     """
 
     def __init__(self, model: nn.Module, *, parallel: ParallelName, device: torch.device, compile: bool) -> None:
@@ -66,7 +62,7 @@ class ParallelModel:
         self.scalars: set[str] = set()  # names of parameters that are vectors of one element here
         if self.is_sharded:
             self.scalars = _scalars_as_vectors(model)
-            # A model may return a state that is a view; nothing here writes into one.
+            # A model may return a state that is a view; no caller writes into one.
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
             mesh = init_device_mesh(device.type, (distributed.count(),))
             layers = getattr(model, "layers", None)
@@ -87,15 +83,15 @@ class ParallelModel:
     def loss_sum(
         self, ids_BT: Tensor, targets_BT: Tensor, ignore_index: int, most_targets: int, state: Any
     ) -> tuple[Tensor, Any]:
-        """Do as `samout_train.models.loss.nats_and_state`, of this process's rows."""
+        """Return `samout_train.models.loss.nats_and_state` of this process's rows."""
         return self._loss_sum(ids_BT, targets_BT, ignore_index, most_targets, state)
 
     def gradient_sync(self, syncs: bool) -> AbstractContextManager[Any]:
         """Return the context of a forward and backward pass.
 
         Args:
-            syncs: Whether the gradients collected so far are averaged over the processes: true in a step's last
-                backward pass.
+            syncs: Whether to average the accumulated gradients over the processes; true in a step's last backward
+                pass.
         """
         if isinstance(self._loss_sum, DistributedDataParallel) and not syncs:
             return self._loss_sum.no_sync()
@@ -105,7 +101,7 @@ class ParallelModel:
 
     @contextmanager
     def unsharded(self) -> Iterator[None]:
-        """Hold all weights in each process, so that one alone can call the model; all enter and leave together."""
+        """Gather all weights in each process, so that one process can call the model alone. A collective call."""
         if not self.is_sharded:
             yield
             return
@@ -121,21 +117,21 @@ class ParallelModel:
                 part.reshard()
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the model's state, each tensor whole; all processes ask for it together."""
+        """Return the model's state dict with whole tensors. A collective call."""
         weights = {}
         for name, tensor in self.model.state_dict().items():
             weights[name] = self._saved(name, whole_tensor(tensor))
         return weights
 
     def shapes(self) -> dict[str, Tensor]:
-        """Return the tensors of `weights`, without content."""
+        """Return the tensors of `weights` on the meta device, without data."""
         shapes = {}
         for name, tensor in self.model.state_dict().items():
             shapes[name] = self._saved(name, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
         return shapes
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Take whole tensors, as `weights` gave them."""
+        """Load whole tensors, as returned by `weights`."""
         if not self.is_sharded:
             self.model.load_state_dict(weights)
             return
@@ -153,30 +149,29 @@ SharedModel = ParallelModel  # its earlier name
 
 
 class _LossSum(nn.Module):
-    """The loss inside the module that DDP wraps, so that each use of a weight is between its hooks."""
+    """The loss inside the module that DDP wraps, so that every use of a weight falls between its hooks."""
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         super().__init__()
         self.model = forward
 
     def forward(self, *arguments: Any) -> tuple[Tensor, Any]:
-        """Do as `nats_and_state`."""
+        """Return `nats_and_state` of the wrapped model."""
         return nats_and_state(self.model, *arguments)
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be sharded, whole; all processes ask for it together."""
+    """Return a tensor whole, even if it is sharded. A collective call."""
     if isinstance(tensor, DTensor):
         return tensor.full_tensor()
     return tensor
 
 
 def like(own: Tensor, whole: Tensor) -> Tensor:
-    """Return a whole tensor that every process has, sharded as another one is.
+    """Return a tensor that every process holds whole, sharded like `own` if that is sharded.
 
     Args:
-        own: Perhaps a shard.
-        whole: Of the same elements.
+        whole: A tensor with as many elements as `own`.
     """
     if not isinstance(own, DTensor):
         return whole
@@ -184,7 +179,7 @@ def like(own: Tensor, whole: Tensor) -> Tensor:
 
 
 def _scalars_as_vectors(model: nn.Module) -> set[str]:
-    """Make each parameter that is a scalar a vector of one element; return their names."""
+    """Turn each scalar parameter into a vector of one element; return their names."""
     scalars = {name for name, parameter in model.named_parameters() if parameter.ndim == 0}
     for name in scalars:
         owner, _, own_name = name.rpartition(".")
@@ -194,29 +189,26 @@ def _scalars_as_vectors(model: nn.Module) -> set[str]:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Make each of a model's layers compute its activations again, wherever it trains with gradients.
+    """Make each layer of the ModuleList `model.layers` recompute its activations in the backward pass.
 
-    Names of weights stay, and so does every bit: the second time, dropout draws what it drew the first time.
-
-    Args:
-        model: Its layers are the ModuleList `layers`.
+    Names and results stay the same, bit for bit: recomputation draws the same dropout masks.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: if the model has no such ModuleList.
     """
     layers = getattr(model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise ValueError(no_layers(type(model).__name__))
     for layer in layers:
-        # A method of this one layer, so that a copy of the model has its own.
+        # Bound to this layer alone, so that a copy of the model has its own method.
         layer.forward = MethodType(_forward, layer)
 
 
 def no_layers(name: str) -> str:
-    """Return what to say where the model of this name has nothing to compute again."""
+    """Return the problem of a model class without a ModuleList of layers."""
     return (
         f"trainer.activation_checkpointing=true: works layer by layer, and {name} has no ModuleList named layers: "
-        "leave it out, or take model=v1, v8, maxplus, mingru or transformer"
+        "leave it out, or set model=v1, v8, maxplus, mingru or transformer"
     )
 
 

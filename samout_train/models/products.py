@@ -1,7 +1,7 @@
-"""Measuring what is faster on this machine: once, on a product of the model's own size, kept in the cache.
+"""Choose the library for matrix products by measurement: once per machine and shape, with the result in the cache.
 
-A measurement depends on what else the machine does, and other products have other last bits. So the first one that is
-kept counts for all runs after it, and a run goes on with what its checkpoint says.
+Measurements vary with the load of the machine, and libraries differ in the last bits. The first cached measurement
+therefore holds for all later runs, and a resumed run keeps the choice in its checkpoint.
 """
 
 import json
@@ -23,23 +23,24 @@ from samout_train.ops import Products, has_onednn, is_decided, is_fused, many_ro
 from samout_train.ops.linear import LEAST_PRODUCTS, LEAST_WEIGHTS, MOST_ROWS
 from samout_train.runtime import cache_path, distributed, read_json
 
-FIXED = "SAMOUT_TRAIN_PRODUCTS"  # of the environment: what is taken without a measurement
-MOST_FLOPS = 5e8  # of a product that is measured: some milliseconds
-PROMPT_TOKENS = 512  # read together, where a model is loaded and it is not known what for
+FIXED = "SAMOUT_TRAIN_PRODUCTS"  # environment variable that sets the choice without a measurement
+MOST_FLOPS = 5e8  # of a measured product: some milliseconds
+PROMPT_TOKENS = 512  # tokens in a pass, assumed for a loaded model of unknown use
 ROUNDS, MOST_SECONDS = 5, 0.3
 FEW_CALLS = 20
-CLEARLY_LESS = 0.85  # of the time: below it another way is taken
+CLEARLY_LESS = 0.85  # share of torch's time below which another library is chosen
 WORTH_SAYING = 0.8
-# What these say changes how fast products are.
+# Variables that change the speed of products.
 OF_THE_LIBRARIES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
 Shape = tuple[int, int, int]
 
 
 def product_of(model: nn.Module, rows: int) -> Shape | None:
-    """Return the product that a pass through a model mostly is: its rows, outputs and inputs; None where it has none.
+    """Return the rows, outputs and inputs of the product that dominates a pass; None for a model without matrices.
+
+    The matrix shape with the most elements in total counts; embeddings do not.
 
     Args:
-        model: Its largest matrices count, embeddings left out.
         rows: Tokens in a pass.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -54,21 +55,21 @@ def product_of(model: nn.Module, rows: int) -> Shape | None:
 
 
 def tokens_of(batch_rows: int, seq_len: int, chunk_len: int | None) -> int:
-    """Return the tokens that a pass of training reads together."""
+    """Return the number of tokens in one training pass."""
     return batch_rows * min(seq_len, chunk_len or seq_len)
 
 
 def choose_products(shape: Shape | None, *, device: torch.device, precision: str, decodes: bool) -> Products:
-    """Return what multiplies fastest here; of several processes, what the first one says.
+    """Return the fastest libraries on this machine; the first of several processes decides.
 
     Args:
-        shape: Of the product that counts; None for none.
-        device: Where the model is.
-        precision: Of its passes; only those in fp32 have a choice.
-        decodes: Whether it reads a few rows at a time, too.
+        shape: Shape of the dominant product; None if the model has none.
+        device: The model's device.
+        precision: Precision of its passes; only fp32 has a choice.
+        decodes: Whether the model also decodes, a few rows at a time.
 
     Raises:
-        ValueError: if the environment says what is no choice.
+        ValueError: if the environment variable has an unknown value.
     """
     if fixed := os.environ.get(FIXED):
         try:
@@ -84,8 +85,8 @@ def choose_products(shape: Shape | None, *, device: torch.device, precision: str
 
 
 def go_on_with(recorded: object) -> None:
-    """Take the products that a run was begun with, where they are possible here and the environment says no others."""
-    if not isinstance(recorded, str) or os.environ.get(FIXED):  # checkpoints of before did not have it
+    """Use the libraries recorded in a checkpoint, if they exist here and the environment does not set others."""
+    if not isinstance(recorded, str) or os.environ.get(FIXED):  # earlier checkpoints lack the record
         return
     try:
         products = Products.of(recorded)
@@ -96,7 +97,7 @@ def go_on_with(recorded: object) -> None:
 
 
 def choose_once(model: nn.Module) -> None:
-    """Decide what multiplies for a model that was loaded, unless it was decided in this process before."""
+    """Choose the libraries for a loaded model, unless this process has chosen already."""
     if not is_decided():
         shape = product_of(model, PROMPT_TOKENS)
         use_products(choose_products(shape, device=torch.device("cpu"), precision="fp32", decodes=True))
@@ -104,10 +105,10 @@ def choose_once(model: nn.Module) -> None:
 
 @contextmanager
 def decided(products: str | None) -> Iterator[None]:
-    """Let programs that are started inside multiply in this way, unless the environment says how already.
+    """Set the choice for programs started inside, unless the environment sets it already.
 
     Args:
-        products: As a checkpoint has it; None for nothing.
+        products: The record of a checkpoint; None to set nothing.
     """
     if products is None or FIXED in os.environ:
         yield
@@ -120,7 +121,7 @@ def decided(products: str | None) -> Iterator[None]:
 
 
 def bfloat16_share(shape: Shape) -> float | None:
-    """Return the time of a product in bfloat16 over that in float32, both passes; None where products are small."""
+    """Return the time of both passes in bfloat16 over that in float32; None for small products."""
     if shape[0] * shape[1] * shape[2] < LEAST_PRODUCTS:
         return None
     found = kept("bfloat16", shape, ("fp32", "bf16"), lambda: _both_passes(shape))
@@ -146,17 +147,17 @@ def _clearly_faster(seconds: Mapping[str, float]) -> str:
 
 
 def kept(what: str, shape: Shape, names: Collection[str], measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Return seconds by name, as they were first measured on this machine; measured again where none can be kept.
+    """Return the seconds by name of the first measurement on this machine; without a cache, measure now.
 
     Args:
-        what: Was measured.
-        shape: Of the product.
-        names: Of the ways that are measured; a file that has others is damaged.
-        measure: Measures.
+        what: Name of the measurement, part of the cache key.
+        shape: Shape of the product.
+        names: Names of the libraries or types; a file with other names counts as damaged.
+        measure: Runs the measurement.
     """
     try:
         path = cache_path("measured", what, shape, machine(), ending=".measured.json")
-    except (ValueError, OSError, RuntimeError):  # no place for a cache
+    except (ValueError, OSError, RuntimeError):  # there is no folder for a cache
         return measure()
     found = _seconds(read_json(path), names)
     if found is not None:
@@ -170,7 +171,7 @@ def kept(what: str, shape: Shape, names: Collection[str], measure: Callable[[], 
 
 
 def machine() -> dict[str, object]:
-    """Return all that decides how fast a product is, but for the product and what else the machine does."""
+    """Return everything that affects the speed of a product, except its shape and the machine's load."""
     said: dict[str, str] = {}
     if Path("/proc/cpuinfo").exists():
         processors = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")
@@ -198,14 +199,14 @@ def _seconds(note: Mapping[str, Any] | None, names: Collection[str]) -> dict[str
 
 
 def _keep_first(path: Path, content: Mapping[str, object], names: Collection[str]) -> None:
-    """Write a file, whole, unless another process did so first."""
+    """Write a file atomically, unless another process wrote a readable one first."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(json.dumps(content).encode())
         try:
             os.link(temporary, path)
         except FileExistsError:
-            if _seconds(read_json(path), names) is None:  # what cannot be read counts for nobody
+            if _seconds(read_json(path), names) is None:  # damaged
                 temporary.replace(path)
         except OSError:  # a file system without links
             temporary.replace(path)
@@ -266,10 +267,10 @@ def _both_passes(shape: Shape) -> dict[str, float]:
 
 
 def _tensors(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-    """Return inputs, weights and a gradient of what comes out, of fewer rows where the product would take long."""
+    """Return inputs, weights and a gradient of the output, with fewer rows if the product would take long."""
     rows, outputs, inputs = shape
     rows = min(rows, max(1, int(MOST_FLOPS / (2 * outputs * inputs))))
-    draw = torch.Generator().manual_seed(0)  # a measurement takes no number from the run
+    draw = torch.Generator().manual_seed(0)  # leaves the run's random state alone
     x_MK = torch.randn(rows, inputs, generator=draw)
     weight_NK = torch.randn(outputs, inputs, generator=draw)
     grad_MN = torch.randn(rows, outputs, generator=draw)
@@ -277,7 +278,7 @@ def _tensors(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fastest(ways: Mapping[str, Callable[[], None]]) -> dict[str, float]:
-    """Return the least seconds of each, in turns, so that a disturbance meets all of them."""
+    """Return the least seconds of each, measured in turns, so that a disturbance affects all of them."""
     least = dict.fromkeys(ways, float("inf"))
     for way in ways.values():
         way()

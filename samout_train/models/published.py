@@ -1,6 +1,6 @@
-"""Checkpoints that the published SamOut scripts saved with `torch.save(net.state_dict(), ...)`.
+"""Load and write checkpoints of the published SamOut scripts, saved by `torch.save(net.state_dict(), ...)`.
 
-The variant and all sizes are found from the tensors; only V1's number of heads leaves no trace in them.
+The tensors determine the variant and all sizes except V1's number of heads.
 """
 
 # D width, V vocabulary
@@ -29,14 +29,29 @@ NAMES = {
     "ffn.ffn2": "feed_forward.down",
     V8_PROJECTION: "mixer.projection.weight",
 }
-OUTSIDE = ("em.weight", "head.weight")  # of the layers
+OUTSIDE = ("em.weight", "head.weight")  # parameters outside the layers
+# Tensors of the V1 of the public repository that V1 here lacks.
+POSITIONED = re.compile(r"pos\.weight|down\.\d+\.weight", re.ASCII)
+OTHER_V1 = (
+    "these are weights of the V1 of the public repository, which is another program than V1 here: it concatenates a "
+    "learned position (pos.weight) to the input of every layer and projects both to the width (down.N.weight), its "
+    "feed-forward is 2 D wide instead of D / 2, and its head is not tied to the embedding. Run it with the program "
+    "that wrote it, or train model=v1 or model=v8 here"
+)
 NO_PARAMETER = (
-    "is no parameter of the published SamOut V1 or V8. Leave it out of the state_dict where it is only a buffer, such "
-    "as positions; else this is another model's file"
+    "is no parameter of the published SamOut V1 or V8. Leave it out of the state_dict if it is only a buffer, such as "
+    "positions; otherwise the file belongs to another model"
 )
 COPY_WHOLE = "Save or copy the whole state_dict again"
 NAMED = 3
 LONGEST_NAME = 100
+
+
+class OtherV1Error(ValueError):
+    """The weights are of the V1 of the public repository, which this program does not compute."""
+
+    def __init__(self) -> None:
+        super().__init__(OTHER_V1)
 
 
 class _Sizes(NamedTuple):
@@ -47,7 +62,7 @@ class _Sizes(NamedTuple):
 
 
 def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give tensors their names here; works for weights and for their gradients.
+    """Rename published tensors to the names of SamOut.state_dict(); works for weights and for their gradients.
 
     Args:
         tensors: By published name, such as `decoder_layers.0.self_attention.combined.weight`.
@@ -56,8 +71,10 @@ def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         By the names of SamOut.state_dict(); V1's three projections become one (3D, D) matrix.
 
     Raises:
-        ValueError: for a name that no published program writes, or a V1 projection without its two sisters.
+        OtherV1Error: if they are weights of the V1 of the public repository.
+        ValueError: for a name that no published program writes, or a V1 layer without all three projections.
     """
+    _refuse_other_v1(tensors)
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         prefix, inner = "", name
@@ -70,7 +87,7 @@ def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 if start + projection in tensors:
                     parts.append(tensors[start + projection])
             if not layer or len(parts) < len(V1_PROJECTIONS):
-                raise ValueError(f"{name} stands without its two sisters: a V1 layer has head0, head1 and head2")
+                raise ValueError(f"{name} is not complete: a V1 layer has head0, head1 and head2")
             renamed[f"{prefix}mixer.projection.weight"] = torch.cat(parts)
             continue
         stem, _, ending = inner.rpartition(".")
@@ -84,22 +101,22 @@ def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a model under the names of the published programs: what `rename_published` undoes.
+    """Return a model's weights under the names of the published programs, the inverse of `rename_published`.
 
     Args:
         model: A SamOut that is V1 or V8.
 
     Returns:
-        By published name, in the order of the model's own; V1's projection is three (D, D) matrices.
+        By published name, in the order of the model's state_dict; V1's projection is three (D, D) matrices.
 
     Raises:
-        ValueError: if no published program has such a model.
+        ValueError: if the model is neither.
     """
     is_v1 = _is_published(model, MaxState, tied_head=True)
     if not is_v1 and not _is_published(model, MaxStateSuper, tied_head=False):
         raise ValueError(
-            "only SamOut V1 (MaxState, tied head) and V8 (MaxStateSuper, a head of its own) were published, this is "
-            f"{_described(model)}: take format=safetensors"
+            "only SamOut V1 (MaxState, tied head) and V8 (MaxStateSuper, own head) were published, and this is "
+            f"{_described(model)}: set format=safetensors"
         )
     published_name = {name: published for published, name in NAMES.items()}
     published: dict[str, Tensor] = {}
@@ -120,18 +137,18 @@ def published_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_published(path_or_state_dict: str | Path | Mapping[str, Tensor], *, num_heads: int | None = None) -> SamOut:
-    """Build a model from a published checkpoint, with the same logits.
+    """Build a model with the same logits from a published checkpoint.
 
     Args:
         path_or_state_dict: A file of torch.save or safetensors, read without running code, or its content. The weights
-            may lie below a key or be those of a wrapped, compiled or pickled model, in any floating-point type.
-        num_heads: Heads H. Required for V1, whose maximum is scaled by 1 / sqrt(D / H); V8 does without.
+            may lie below a key or belong to a wrapped, compiled or pickled model, in any floating-point type.
+        num_heads: Heads H. Required for V1, whose maximum is scaled by 1 / sqrt(D / H); ignored for V8.
 
     Returns:
         The model, in evaluation mode. Its dropout is that of the published program: V1 0, V8 0.01.
 
     Raises:
-        ValueError: if the file is no such checkpoint, or num_heads is missing for V1.
+        ValueError: if the file is not such a checkpoint, or num_heads is missing for V1.
     """
     if isinstance(path_or_state_dict, Mapping):
         tensors = published_tensors(path_or_state_dict)
@@ -141,7 +158,7 @@ def load_published(path_or_state_dict: str | Path | Mapping[str, Tensor], *, num
         raise ValueError(f"num_heads ({num_heads}) must be a whole number of 1 or more")
     is_v8 = is_published_v8(tensors)
     if num_heads is None and not is_v8:
-        raise ValueError("num_heads is missing: V1 scales by it, and the file does not say it (published: 16 at D 256)")
+        raise ValueError("num_heads is missing: V1 scales by it, and the file lacks it (published: 16 at D 256)")
     sizes = _sizes(tensors)
     with torch.device("meta"):
         wanted = published_state(_model(sizes, 1, is_v8=is_v8))
@@ -155,11 +172,13 @@ def load_published(path_or_state_dict: str | Path | Mapping[str, Tensor], *, num
 
 
 def is_published_v8(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether tensors are those of V8, and not of V1, by the published names of their projections.
+    """Return whether tensors belong to V8 rather than V1, by the published names of their projections.
 
     Raises:
-        ValueError: if there is no projection, so that it is neither, or a tensor that neither has.
+        OtherV1Error: if they are weights of the V1 of the public repository.
+        ValueError: if there is no projection, or a tensor that neither variant has.
     """
+    _refuse_other_v1(tensors)
     _refuse_unknown(tensors)
     if any(name.endswith(V8_PROJECTION) for name in tensors):
         return True
@@ -171,8 +190,13 @@ def is_published_v8(tensors: Mapping[str, Tensor]) -> bool:
     )
 
 
+def _refuse_other_v1(tensors: Mapping[str, Tensor]) -> None:
+    if any(map(POSITIONED.fullmatch, tensors)) and any(name.endswith(V1_PROJECTIONS) for name in tensors):
+        raise OtherV1Error
+
+
 def _refuse_unknown(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a name that no published program writes, and a tensor that cannot be a weight."""
+    """Raise ValueError for a name that no published program writes or a tensor that cannot be a weight."""
     for name, tensor in tensors.items():
         inner = name
         layer = re.fullmatch(r"decoder_layers\.(0|[1-9]\d{0,8})\.(.+)", name, re.ASCII)
@@ -188,11 +212,11 @@ def _refuse_unknown(tensors: Mapping[str, Tensor]) -> None:
             kind: object = tensor.dtype
             if tensor.layout != torch.strided:
                 kind = tensor.layout
-            raise ValueError(f"{name} is {kind}: give weights as float32, float16, bfloat16 or float64")
+            raise ValueError(f"{name} is {kind}: save weights as float32, float16, bfloat16 or float64")
 
 
 def _sizes(tensors: Mapping[str, Tensor]) -> _Sizes:
-    """Return what SamOut is to be built with, by the shapes of two tensors and the numbers of the layers."""
+    """Return the arguments of SamOut that follow from the shapes of two tensors and the numbers of the layers."""
     shapes = {}
     for name, words in (("em.weight", "(ids, width)"), ("decoder_layers.0.ffn.ffn1.weight", "(ffn_size, width)")):
         if name not in tensors:
@@ -214,7 +238,7 @@ def _sizes(tensors: Mapping[str, Tensor]) -> _Sizes:
 
 
 def _refuse_others(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], variant: str) -> None:
-    """Refuse tensors that are not those that are wanted, by name and shape."""
+    """Raise ValueError unless the names and shapes are those of `wanted`."""
     if absent := [name for name in wanted if name not in tensors]:
         raise ValueError(f"not a whole SamOut {variant} checkpoint: {_missing(absent)}")
     if extra := [name for name in tensors if name not in wanted]:
@@ -269,7 +293,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _is_published(model: nn.Module, mixer: type[nn.Module], tied_head: bool) -> bool:
-    """Return whether a model is that variant, by exact type: a derived class may compute something else."""
+    """Return whether a model is this variant, by exact type: a derived class may compute something else."""
     if type(model) is not SamOut or (model.head is None) is not tied_head:
         return False
     return all(type(layer.mixer) is mixer and layer.is_published for layer in model.layers)

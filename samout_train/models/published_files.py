@@ -1,6 +1,6 @@
-"""Published weights as people keep them: wrapped, below a key, beside an optimizer, or as a pickled module.
+"""Find published weights in files as people keep them: wrapped, below a key, with an optimizer, or as a pickled module.
 
-No code in a file is run: of a pickled module the classes are replaced by ones that only hold what they are given.
+No code from a file runs: the classes of a pickled module are replaced by stand-ins that only hold their state.
 """
 
 from collections import deque
@@ -29,12 +29,12 @@ EMBEDDING = "em.weight"
 LAYERS = "decoder_layers."
 WRAPPERS = ("module", "_orig_mod")  # of DistributedDataParallel and DataParallel, and of torch.compile
 HOW_TO_SAVE = "save them with torch.save(net.state_dict(), path)"
-LARGEST_HEADER = 100_000_000  # of a safetensors file, by its library
+LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 NAMED = 3
 
 
 class DamagedError(ValueError):
-    """A safetensors file is not whole."""
+    """A safetensors file is cut short or damaged."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class _State:
     """The tensors of one model.
 
     Args:
-        key: Where it lies, such as `ema.model`.
-        expression: What Python gets it by, from `loaded`, the content of the file.
-        prefix: What stands before its names.
+        key: Its place in the file, such as `ema.model`.
+        expression: The Python expression for it, where `loaded` is the content of the file.
+        prefix: The prefix that its names share.
         tensors: By name, without wrappers and prefix.
-        others: Names beside them that do not have the prefix.
+        others: Names in the same mapping without the prefix.
     """
 
     key: str
@@ -57,7 +57,7 @@ class _State:
 
     @property
     def is_whole(self) -> bool:
-        """Return whether there is a layer: an embedding alone is no model."""
+        """Return whether there is a layer; an embedding alone is not a model."""
         return any(name.startswith(LAYERS) for name in self.tensors)
 
     def equals(self, other: "_State") -> bool:
@@ -71,10 +71,23 @@ def read_published(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a published file by their published names.
 
     Args:
-        path: A file of torch.save in any of its formats, or a safetensors file; its name does not matter.
+        path: A file of torch.save in any of its formats, or a safetensors file, under any name.
 
     Raises:
-        ValueError: if it is damaged, or holds no such tensors; with what to do, without the path.
+        ValueError: if it is damaged or holds no such tensors. The message has a remedy but not the path.
+        OSError: if it cannot be opened.
+    """
+    return published_tensors(read_content(path))
+
+
+def read_content(path: Path) -> Any:
+    """Return the content of a file of weights; a pickled module becomes a `StandIn`.
+
+    Args:
+        path: A file of torch.save in any of its formats, or a safetensors file, under any name.
+
+    Raises:
+        ValueError: if it is damaged or another kind of file. The message has a remedy but not the path.
         OSError: if it cannot be opened.
     """
     try:
@@ -84,34 +97,62 @@ def read_published(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if is_safetensors(head):
-        return published_tensors(_safetensors(path))
+        return _safetensors(path)
     if problem := no_weights(head, path):
         raise ValueError(problem)
     try:
-        content = read_tensor_file(path)
+        return read_tensor_file(path)
     except MoreThanTensorsError as error:
         content = read_module_file(path)
         if content is None:
-            raise ValueError(f"{error}. Where it holds more than weights, {HOW_TO_SAVE}") from error
-    return published_tensors(content)
+            raise ValueError(f"{error}. If it holds more than weights, {HOW_TO_SAVE}") from error
+        return content
+
+
+def tensors_by_place(content: Any) -> dict[str, dict[str, Tensor]]:
+    """Return every group of named tensors in a file by its place, with names without wrappers.
+
+    Args:
+        content: The result of `read_content`: state_dicts, alone or below keys, wrapped or not, and modules.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    waiting, seen = deque([("", content)]), set()
+    while waiting:
+        place, part = waiting.popleft()
+        if not isinstance(part, StandIn | Mapping | list | tuple) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        children: Iterable[tuple[Any, Any]] = []
+        tensors: dict[str, Tensor] = {}
+        if isinstance(part, StandIn):
+            tensors = _state_of(part)
+        elif isinstance(part, Mapping):
+            children = part.items()
+            tensors = dict(filter(_is_tensor, children))
+        else:
+            children = enumerate(part)
+        if tensors:
+            found[place or "the top"] = {_plain(name): tensor for name, tensor in tensors.items()}
+        for name, child in children:
+            waiting.append((f"{place}.{name}".removeprefix("."), child))
+    return found
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Return whether a file begins as one of safetensors does: with the length of a header of JSON, and the header."""
+    """Return whether a file begins as safetensors files do, with the length of a JSON header and the header."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LARGEST_HEADER
 
 
 def no_weights(head: bytes, path: Path) -> str | None:
-    """Return what a file is and what to do, if its first bytes are those of something that is kept in place of weights.
+    """Return what a file is and what to do, if its first bytes show that it is not a file of weights.
 
     Args:
         head: Its first `HEAD_BYTES` bytes.
-        path: Where it lies.
     """
     if head.startswith((ZIP, LEGACY)):
         return None
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a page of the web and not the file itself: download it again, by the link to the file"
+        return "it is a web page and not the file itself: download it again, by the link to the file"
     problem = kept_otherwise(head, path, wanted="weights")
     if not problem:
         return None
@@ -119,13 +160,13 @@ def no_weights(head: bytes, path: Path) -> str | None:
 
 
 def published_tensors(content: Any) -> dict[str, Tensor]:
-    """Find the published weights in what a file holds, and give them the names without wrappers.
+    """Find the published weights in the content of a file, and return them by their names without wrappers.
 
     Args:
         content: A state_dict, alone or below a key, wrapped or not; or a module of stand-ins.
 
     Raises:
-        ValueError: if there are none, or several that differ.
+        ValueError: if there are no such weights, or several different ones.
     """
     found = list(_states(content))
     states: list[_State] = []
@@ -143,24 +184,24 @@ def published_tensors(content: Any) -> dict[str, Tensor]:
             listed += f" and {len(state.others) - NAMED} more"
         raise ValueError(
             f"it holds {listed} beside {state.prefix}{EMBEDDING}, which are no parameters of the published SamOut V1 "
-            "or V8. Leave them out of the state_dict"
+            "or V8. Remove them from the state_dict"
         )
     return state.tensors
 
 
 def _several(states: list[_State]) -> str:
-    """Return what is wrong with a file that holds several models, and how to save one of them."""
+    """Return the message for a file with several models: their keys, and how to save one of them."""
     keys = ", ".join(state.key for state in states)
     inside = [state.expression for state in states if state.expression != "loaded"]
     shortest = min(inside, key=len)
-    return f"it holds several state_dicts: {keys}. Save the one that is meant: torch.save({shortest}, path)"
+    return f"it holds several state_dicts: {keys}. Save one of them, such as torch.save({shortest}, path)"
 
 
 def _without_embedding(content: Any) -> dict[str, Tensor]:
-    """Return the tensors of another model, or of one that is not whole: names will show it.
+    """Return the tensors of another or an incomplete model; the check of their names will report them.
 
     Raises:
-        ValueError: if there is anything but tensors.
+        ValueError: if the content is not a mapping of tensors.
     """
     if isinstance(content, Mapping) and content and all(map(_is_tensor, content.items())):
         return dict(content)
@@ -173,7 +214,7 @@ def _without_embedding(content: Any) -> dict[str, Tensor]:
 
 
 def _other_values(content: Any) -> str | None:
-    """Return what stands where weights should, and what to do, if it is known."""
+    """Return the problem and the remedy for known content other than weights; None for anything else."""
     if isinstance(content, StandIn) and content.origin.startswith("samout_train."):
         return (
             f"it is a {type(content).__name__} of this program, not a published one: export its run with "
@@ -185,14 +226,14 @@ def _other_values(content: Any) -> str | None:
         for name, value in _items(part):
             if isinstance(value, np.ndarray) or (isinstance(value, StandIn) and value.origin.startswith("numpy")):
                 return (
-                    f"{name} is a NumPy array and no tensor: save tensors, with "
+                    f"{name} is a NumPy array, not a tensor: save tensors, with "
                     "torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)"
                 )
     return None
 
 
 def _states(content: Any) -> Iterator[_State]:
-    """Yield each state_dict with an embedding, those that lie highest first; each object is looked at once."""
+    """Yield each state_dict with an embedding, breadth first; each object is visited once."""
     waiting, seen = deque([("", "loaded", content)]), set()
     while waiting:
         key, expression, part = waiting.popleft()
@@ -216,9 +257,9 @@ def _states(content: Any) -> Iterator[_State]:
 
 
 def _in_one(key: str, expression: str, mapping: Mapping[Any, Any]) -> Iterator[_State]:
-    """Yield each state_dict among the names of one mapping: they differ by what stands before `em.weight`."""
+    """Yield each state_dict in one mapping; they differ by the prefix of `em.weight`."""
     plain_names: dict[str, str] = {}
-    starts: dict[str, str] = {}  # of the names as they are in the file, by the prefix without wrappers
+    starts: dict[str, str] = {}  # prefix in the file, by the prefix without wrappers
     for item in mapping.items():
         if not _is_tensor(item):
             continue
@@ -237,7 +278,7 @@ def _in_one(key: str, expression: str, mapping: Mapping[Any, Any]) -> Iterator[_
                 continue
             wanted = plain.removeprefix(prefix)
             if wanted in tensors:
-                raise ValueError(f"it holds {wanted} twice, with wrappers and without: {HOW_TO_SAVE}")
+                raise ValueError(f"it holds {wanted} twice, with and without a wrapper's prefix: {HOW_TO_SAVE}")
             tensors[wanted] = mapping[name]
         if len(prefixes) == 1:
             yield _State(key or "the top", expression, prefix, tensors, others)
@@ -251,17 +292,17 @@ def _in_one(key: str, expression: str, mapping: Mapping[Any, Any]) -> Iterator[_
 
 
 def _first(prefixes: list[str], name: str) -> str | None:
-    """Return the first of the prefixes that a name begins with."""
+    """Return the first prefix that a name begins with, or None."""
     return next((prefix for prefix in prefixes if name.startswith(prefix)), None)
 
 
 def _is_tensor(item: tuple[Any, Any]) -> bool:
-    """Return whether a name and what it stands for are those of a state_dict."""
+    """Return whether a name and its value could be an entry of a state_dict."""
     return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors hold the same values, of which NaN is one; of sparse ones, if they are the same."""
+    """Return whether two tensors hold the same values; NaN equals NaN. Sparse tensors are equal only to themselves."""
     if one is other:
         return True
     if (
@@ -276,12 +317,12 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _plain(name: str) -> str:
-    """Return a name without the parts that wrappers add, wherever they stand."""
+    """Return a name without the parts that wrappers add, at any place in it."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _state_of(module: StandIn) -> dict[str, Tensor]:
-    """Collect the tensors that `state_dict()` of a module would give, without running its code."""
+    """Return the tensors that `state_dict()` of a module would return, without running its code."""
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", module)]
@@ -313,7 +354,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError("it needs the package safetensors: pip install 'samout_train[export]'") from error
     try:
         return dict(load_file(path))
-    except Exception as error:  # the library raises classes of its own
+    except Exception as error:  # the library has its own exception classes
         raise DamagedError(
             f"it is a safetensors file that is cut short or damaged ({str(error)[:200]}): copy or download it again"
         ) from error

@@ -1,17 +1,17 @@
-"""RNN, LSTM and GRU: torch's fused modules over an embedding; and an LSTM that looks back.
+"""RNN, LSTM and GRU as torch's fused modules over an embedding, and an LSTM with attention over its past.
 
-The last one attends from each hidden state to all hidden states so far:
+The LSTM with attention attends from each hidden state to all hidden states so far:
 
     h = LSTM(x); c_t = sum over s <= t of softmax_s(h_t . h_s / sqrt(D)) h_s; logits = W [h_t ; c_t]
 
 Source: Elman 1990; Hochreiter and Schmidhuber 1997; Cho et al. 2014 (arXiv 1406.1078), as torch.nn has them. The
 attention: Luong et al., Effective Approaches to Attention-based Neural Machine Translation (arXiv 1508.04025), section
 3.1, the score "dot"; over a language model's own past: Daniluk et al., Frustratingly Short Attention Spans (arXiv
-1702.04521). What differs here: scores are scaled by 1 / sqrt(D), a position sees itself too, and the head takes both
-vectors as they are.
+1702.04521). Departures: scores are scaled by 1 / sqrt(D), a position attends to itself too, and the head reads the
+concatenation of both vectors.
 """
 
-# B batch, T time, S time of what is looked at, D width, L layers, V vocabulary
+# B batch, T time, S time of the keys, D width, L layers, V vocabulary
 
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -32,7 +32,7 @@ class HiddenState(NamedTuple):
     """The state of an RNN or a GRU.
 
     Args:
-        hidden_BLD: The hidden state of each layer, and of each direction.
+        hidden_BLD: The hidden state of each layer and direction.
     """
 
     hidden_BLD: Tensor
@@ -42,7 +42,7 @@ class LSTMState(NamedTuple):
     """The state of an LSTM.
 
     Args:
-        hidden_BLD: The hidden state of each layer, and of each direction.
+        hidden_BLD: The hidden state of each layer and direction.
         cell_BLD: Their cell states.
     """
 
@@ -51,7 +51,7 @@ class LSTMState(NamedTuple):
 
 
 class AttentionState(NamedTuple):
-    """The state of an LSTM that looks back.
+    """The state of an LSTM with attention.
 
     Args:
         hidden_BLD: The hidden state of each layer.
@@ -68,7 +68,7 @@ torch.serialization.add_safe_globals([HiddenState, LSTMState, AttentionState])
 
 
 class Recurrent(nn.Module):
-    """A language model of one recurrent module; with `bidirectional=True` for labelling only.
+    """A language model of one recurrent module. With `bidirectional=True` it is for labelling only.
 
     Args:
         vocab_size: Number of token ids V.
@@ -80,14 +80,14 @@ class Recurrent(nn.Module):
         embedding: `learned`, or `one_hot`: the identity, not trained.
         embedding_size: Width of a learned embedding; None for D.
         bidirectional: Whether a second direction reads the sequence from its end.
-        head: `linear`, without bias, or `none`: the hidden state itself is the logits, so D must be V, and in two
-            directions, which lie one behind the other, V / 2.
+        head: `linear`, without bias; or `none`: the hidden states are the logits, which requires D = V, or D = V / 2
+            if bidirectional.
 
     Raises:
-        ValueError: if there is no head and D is not that.
+        ValueError: if there is no head and D does not fit V.
     """
 
-    is_one_module = True  # of torch's, whose layers cannot be taken one by one
+    is_one_module = True  # torch's module hides its layers
 
     @validated
     def __init__(
@@ -111,8 +111,8 @@ class Recurrent(nn.Module):
             if vocab_size % directions == 0:
                 width = f"model.hidden_size to {vocab_size // directions}, or "
             raise ValueError(
-                f"model.head=none makes the hidden state the logits, and {directions} x {hidden_size} wide it does not "
-                f"fit {vocab_size} ids: set {width}model.head=linear"
+                f"model.head=none makes the hidden state the logits, and its width {directions} x {hidden_size} does "
+                f"not fit {vocab_size} ids: set {width}model.head=linear"
             )
         self.sees_future = bidirectional
         size = embedding_size or hidden_size
@@ -132,7 +132,7 @@ class Recurrent(nn.Module):
 
     @property
     def head_weight(self) -> Tensor | None:
-        """Return the matrix (V, D) that makes logits of what `return_hidden` returns; None without a head."""
+        """Return the head's matrix (V, D), or (V, 2 D) if bidirectional; None without a head."""
         if self.head is None:
             return None
         return self.head.weight
@@ -144,17 +144,17 @@ class Recurrent(nn.Module):
 
         Args:
             ids_BT: Token ids, int64, T at least 1.
-            state: What the call before returned; None at the start of a sequence.
-            return_hidden: Whether to return what the head reads, (B, T, D), in place of the logits.
+            state: State returned by the previous call; None at the start of a sequence.
+            return_hidden: Whether to return the head's input (B, T, D) in place of the logits.
 
         Returns:
             (logits_BTV, state): The logits and a HiddenState; an LSTMState for an LSTM.
 
         Raises:
-            ValueError: if a bidirectional model is to go on from a state.
+            ValueError: if a bidirectional model gets a state.
         """
         if state is not None and self.sees_future:
-            raise ValueError("a model that sees the whole sequence (bidirectional=true) cannot go on from a state")
+            raise ValueError("a model that sees the whole sequence (bidirectional=true) cannot continue from a state")
         x_BTD = self.embedding(ids_BT)
         given: Any = None
         if state is not None:
@@ -170,7 +170,7 @@ class Recurrent(nn.Module):
         return out_BTV, HiddenState(last.transpose(0, 1))
 
     def state_by_layer(self, state: HiddenState | LSTMState) -> dict[str, Tensor]:
-        """Return the parts of a state, (B, D) each, by a name that says which layer's they are."""
+        """Return the parts of a state, (B, D) each, by the name of their layer."""
         named = {}
         for part_BLD, ending in zip(state, ("", "_cell"), strict=False):
             for index, part_BD in enumerate(part_BLD.unbind(1), start=1):
@@ -178,15 +178,15 @@ class Recurrent(nn.Module):
         return named
 
     def part_of(self, name: str) -> str:
-        """Return which part of the model the parameter of this name belongs to, as reports show it."""
+        """Return the part of the model, as reports name it, that this parameter belongs to."""
         return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:
-        """Return the operations of the matrix products for one token, whatever the length."""
+        """Return the operations of the matrix products for one token, the same at any length."""
         return matrix_flops(self)
 
     def state_bytes(self, length: int) -> int:
-        """Return the bytes of one sequence's state in float32, whatever the length."""
+        """Return the bytes of one sequence's state in float32, the same at any length."""
         hidden = 4 * self.num_states * self.hidden_size
         if self.is_lstm:
             return 2 * hidden
@@ -201,11 +201,11 @@ class LSTMAttention(nn.Module):
         pad_id: The id whose embedding starts at zero and takes no gradient; None for no padding.
         hidden_size: Width D.
         num_layers: Layers L of the LSTM.
-        max_seq_len: Tokens that a state has room for.
+        max_seq_len: The most tokens of a sequence, all calls together.
         dropout: Dropout between the LSTM's layers and of the attention weights.
     """
 
-    is_one_module = True  # of torch's, whose layers cannot be taken one by one
+    is_one_module = True  # torch's module hides its layers
 
     @validated
     def __init__(
@@ -227,7 +227,7 @@ class LSTMAttention(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """Return the matrix (V, 2 D) that makes logits of what `return_hidden` returns."""
+        """Return the head's matrix (V, 2 D)."""
         return self.head.weight
 
     def forward(
@@ -237,14 +237,14 @@ class LSTMAttention(nn.Module):
 
         Args:
             ids_BT: Token ids, int64, T at least 1.
-            state: What the call before returned; None at the start of a sequence.
-            return_hidden: Whether to return what the head reads, (B, T, 2 D), in place of the logits.
+            state: State returned by the previous call; None at the start of a sequence.
+            return_hidden: Whether to return the head's input (B, T, 2 D) in place of the logits.
 
         Returns:
             (logits_BTV, state): The logits and an AttentionState.
 
         Raises:
-            ValueError: past max_seq_len.
+            ValueError: if the sequence exceeds max_seq_len.
         """
         before = given = None
         if state is not None:
@@ -254,7 +254,7 @@ class LSTMAttention(nn.Module):
         refuse_past_the_end(past, time, self.max_seq_len)
         h_BTD, (last_LBD, cell_LBD) = self.mixer(self.embedding(ids_BT), given)
         keys_B1TD = h_BTD[:, None]
-        # Keys are values here, so what a cache keeps as values is empty.
+        # The keys are the values, so the cache's values stay empty.
         cache = extended(before, keys_B1TD, keys_B1TD[..., :0], self.max_seq_len)
         seen_B1SD = cache.keys_BHSK[:, :, : cache.length]
         mask_TS, dropout = None, 0.0
@@ -276,28 +276,25 @@ class LSTMAttention(nn.Module):
         return out_BTV, AttentionState(last_LBD.transpose(0, 1), cell_LBD.transpose(0, 1), cache)
 
     def part_of(self, name: str) -> str:
-        """Return which part of the model the parameter of this name belongs to, as reports show it."""
+        """Return the part of the model, as reports name it, that this parameter belongs to."""
         return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:
-        """Return the operations of the products for one token in a sequence of `length`: attention is linear in it."""
+        """Return the operations of the matrix products for one token of a sequence of `length`."""
         return matrix_flops(self) + 4 * self.mixer.hidden_size * length
 
     def state_bytes(self, length: int) -> int:
-        """Return the bytes of one sequence's state in float32 after `length` tokens.
-
-        That is what counts of it: a state that goes on without gradients holds room for more.
-        """
+        """Return the bytes of one sequence's state in float32 after `length` tokens, without the cache's spare room."""
         return 4 * self.mixer.hidden_size * (2 * self.mixer.num_layers + length)
 
 
 def dropout_between(num_layers: int, dropout: float) -> float:
-    """Return the dropout to give torch's recurrent modules, which warn of one that is between no two layers."""
+    """Return the dropout for torch's recurrent modules, which warn about dropout with a single layer."""
     if num_layers > 1:
         return dropout
     return 0.0
 
 
 def _for_torch(*parts: Tensor) -> tuple[Tensor, ...]:
-    """Return (B, L, D) tensors as torch's modules take them, (L, B, D)."""
+    """Return (B, L, D) tensors in the layout of torch's modules, (L, B, D)."""
     return tuple(part_BLD.transpose(0, 1).contiguous() for part_BLD in parts)

@@ -1,4 +1,4 @@
-"""SamOut V1 and V8, the published models, whole: mixers, feed-forward, layer, model.
+"""SamOut V1 and V8, the published models, in one file: mixers, feed-forward, layer, model.
 
     V1:         a, b, c = W x;     m_t = max over s <= t of (a_s + b_s) / sqrt(K);  u = (m + c) * m + b
     V8:         a, b, c, d = W x;  m_t = max over s <= t of d_s;                    u = ((a + b) * m + c) * m
@@ -6,18 +6,18 @@
     published:  u = mixer(x); y = LayerNorm(alpha * ffn(u) + (1 - alpha) * x); x = y + x
     pre:        x = x + mixer(norm(x)); x = x + ffn(norm(x))
 
-The model is an embedding, layers and a head; its mixer is given, and may be any of the Mixer protocol. There is no
-positional embedding: order enters only through the causal mixer, and the convolution where there is one, whose output
-the mixer then reads.
+The model is an embedding, layers and a head. The mixer is an argument and can be any implementation of the Mixer
+protocol. There is no positional embedding: order enters only through the causal mixer and the optional convolution
+before it.
 
 Source: the published SamOut V1 and V8 programs; pre-norm: Xiong et al., On Layer Normalization in the Transformer
-Architecture (arXiv 2002.04745). What differs from the published programs:
+Architecture (arXiv 2002.04745). Departures from the published programs:
 
-- Tensors are never permuted to heads: everything but the scan is elementwise per channel. Of the heads, V1 keeps the
-  scale of its maximum, and V8 nothing.
-- The state, which the published code threads through and ignores, is real.
-- All projections of a mixer lie in one matrix. A sum of them, such as a + b, is one projection by the sum of their
-  matrices, and V1's scale is applied to matrices, too, which changes no more than rounding.
+- Tensors are never permuted to heads, because everything but the scan is elementwise per channel. The heads only set
+  the scale of V1's maximum and have no effect in V8.
+- The state works; the published code passes it through and ignores it.
+- All projections of a mixer share one matrix. A sum of projections, such as a + b, is one projection by the sum of
+  their matrices, and V1's scale is applied to matrices too. Both change results by rounding only.
 """
 
 # B batch, T time, D width, F inner width, H heads, K width per head (of a convolution: tokens back), V vocabulary,
@@ -41,7 +41,7 @@ from samout_train.ops.samout_layer import blended, gated, step, takes_step
 LayerNorms = Literal["published", "pre"]
 State = Sequence[Tensor | LayerState]
 
-FEW_TOKENS = 64  # with fewer, adding matrices costs more than a wider product
+FEW_TOKENS = 64  # below it, adding matrices costs more than a wider product
 
 
 class MaxState(nn.Module):
@@ -53,7 +53,7 @@ class MaxState(nn.Module):
     """
 
     state_is_maximum = True
-    branches: ClassVar[Mapping[str, int]] = {"b": 0, "c": 1, "m": 2}  # b as it is added, not in the maximum
+    branches: ClassVar[Mapping[str, int]] = {"b": 0, "c": 1, "m": 2}  # b is the added term, not the one in the maximum
 
     def __init__(self, *, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -65,18 +65,18 @@ class MaxState(nn.Module):
         return self.mix(self.project(x_BTD), state_BD)
 
     def project(self, x_BTD: Tensor) -> Tensor:
-        """Return the streams b, c and what the maximum is taken of, side by side."""
+        """Return the streams b, c and (a + b) / sqrt(K), the input of the maximum, side by side."""
         return project_streams(x_BTD, self.projection.weight, 3, self._streams)
 
     def mix(self, packed_BTP: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return what becomes of the streams, and the next state."""
+        """Return the mixed sequence and the next state, computed from the streams."""
         return max_mix(packed_BTP, state_BD, form="v1")
 
     def _streams(self, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         return b, c, (a + b) * self.scale
 
     def state_bytes(self, length: int) -> int:
-        """Return the bytes of a state: one float32 per channel, whatever the length."""
+        """Return the bytes of a state: one float32 per channel at any length."""
         return 4 * self.projection.in_features
 
 
@@ -85,7 +85,7 @@ class MaxStateSuper(nn.Module):
 
     Args:
         hidden_size: Width D.
-        num_heads: Accepted because it was published; changes nothing.
+        num_heads: Accepted as in the published program; has no effect.
     """
 
     state_is_maximum = True
@@ -104,34 +104,34 @@ class MaxStateSuper(nn.Module):
         return project_streams(x_BTD, self.projection.weight, 4, lambda a, b, c, d: (a + b, c, d))
 
     def mix(self, packed_BTP: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return what becomes of the streams, and the next state."""
+        """Return the mixed sequence and the next state, computed from the streams."""
         return max_mix(packed_BTP, state_BD, form="v8")
 
     def forward_flops_per_token(self) -> int:
-        """Return the operations of the product for one of many tokens: three streams."""
+        """Return the operations of the matrix product for one of many tokens: three streams."""
         return 2 * 3 * self.projection.in_features**2
 
     def state_bytes(self, length: int) -> int:
-        """Return the bytes of a state: one float32 per channel, whatever the length."""
+        """Return the bytes of a state: one float32 per channel at any length."""
         return 4 * self.projection.in_features
 
 
 def project_streams(
     x_BTD: Tensor, weight_PD: Tensor, num_projections: int, streams_of: Callable[..., tuple[Tensor, ...]]
 ) -> Tensor:
-    """Return the streams of x, side by side.
+    """Return the streams of x side by side.
 
-    A sum of projections is one projection by the sum of their matrices: with fewer streams than projections the product
-    is a smaller one, and autograd gives each matrix its own gradient.
+    A sum of projections is one projection by the sum of their matrices. With fewer streams than projections the product
+    is therefore smaller, and autograd still gives each matrix its own gradient.
 
     Args:
-        x_BTD: What is projected.
-        weight_PD: The matrices of all projections, one below the other.
-        num_projections: How many.
-        streams_of: Makes the streams from the projections, linearly, and so from their matrices, too.
+        x_BTD: The input.
+        weight_PD: The matrices of all projections, stacked.
+        num_projections: The number of these matrices.
+        streams_of: A linear map from projections to streams, which is applied to their matrices.
 
     Returns:
-        (B, T, P): as many times D as there are streams.
+        (B, T, P), where P is the number of streams times D.
     """
     batch, time, _ = x_BTD.shape
     if batch * time < FEW_TOKENS and not torch.is_grad_enabled():
@@ -159,7 +159,7 @@ class GatedFeedForward(nn.Module):
 
 
 class SamOutLayer(nn.Module):
-    """One layer: mix, feed forward, and the two or one residual connections around them.
+    """One layer: mixer, feed-forward, and one (`published`) or two (`pre`) residual connections.
 
     Args:
         mixer: The token mixer.
@@ -167,8 +167,8 @@ class SamOutLayer(nn.Module):
         ffn_size: Inner width of the feed-forward.
         dropout: Dropout of the feed-forward's output.
         norm: `published`: the feed-forward's output is blended with the input by the learnable scalar alpha, normalised
-            and added. `pre`: mixer and feed-forward each read a norm of what they are added to.
-        convolution_size: Tokens that a convolution before the mixer takes together; 0 for none.
+            and added to the input. `pre`: mixer and feed-forward each read the norm of their residual stream.
+        convolution_size: Kernel width, in tokens, of a convolution before the mixer; 0 for none.
     """
 
     alpha: Tensor
@@ -223,11 +223,11 @@ class SamOutLayer(nn.Module):
 
     @property
     def is_published(self) -> bool:
-        """Return whether the published programs have such a layer around their mixers."""
+        """Return whether the layer has the form of the published programs."""
         return self.feed_forward_norm is None and self.convolution is None
 
     def _takes_step(self, x_BTD: Tensor, dropout: float) -> bool:
-        # By exact type: a mixer derived from these two may do something else.
+        # By exact type: a class derived from these two may compute something else.
         return self.is_published and type(self.mixer) in (MaxState, MaxStateSuper) and not dropout and takes_step(x_BTD)
 
     def _step(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -242,7 +242,7 @@ class SamOutLayer(nn.Module):
         return y_BD.unsqueeze(1), state_BD
 
     def forward_flops_per_token(self) -> int:
-        """Return the operations of the matrix products; a mixer that adds matrices first says its own."""
+        """Return the operations of the matrix products; a mixer that adds matrices first reports its own."""
         reported = getattr(self.mixer, "forward_flops_per_token", None)
         if reported is None:
             return matrix_flops(self.mixer) + matrix_flops(self.feed_forward)
@@ -264,17 +264,18 @@ class SamOut(nn.Module):
         vocab_size: Number of token ids V.
         pad_id: The id whose embedding starts at zero and takes no gradient through the lookup; None for no padding.
         hidden_size: Width D.
-        num_heads: Heads H; must divide D. Handed to the mixer.
+        num_heads: Heads H; must divide D. Passed to the mixer.
         num_layers: Layers L.
-        ffn_size: Inner width of the feed-forward; None for `ffn_share` of D.
+        ffn_size: Inner width of the feed-forward; None for `ffn_share` times D.
         ffn_share: Published inner width of the feed-forward as a share of D: V1 0.5, V8 1.
         dropout: Dropout of each feed-forward's output.
         tied_head: Whether the logits use the embedding matrix (then the padding row takes gradient through them).
         init: `published` is torch's defaults, with an embedding of N(0, 1); `small` draws the embedding with standard
-            deviation 0.02, which trains better (tiny Shakespeare: V1 2.22 for 2.54 nats, V8 2.09 for 2.16).
+            deviation 0.02, which trains better (tiny Shakespeare: V1 2.22 instead of 2.54 nats, V8 2.09 instead of
+            2.16).
         mixer: Builds one layer's mixer from `hidden_size` and `num_heads`.
-        norm: Where norms and residual connections sit: `published`, or `pre`, with a last norm before the head.
-        convolution_size: Tokens that a causal convolution before each mixer takes together; 0 for none.
+        norm: Places of norms and residual connections: `published`, or `pre`, with a last norm before the head.
+        convolution_size: Kernel width, in tokens, of a causal convolution before each mixer; 0 for none.
 
     Raises:
         ValueError: if num_heads does not divide hidden_size, or pad_id is not below vocab_size.
@@ -282,7 +283,7 @@ class SamOut(nn.Module):
 
     @staticmethod
     def problems(settings: Mapping[str, Any], name: str) -> list[str]:
-        """Return what is wrong between settings that are right by themselves; `name` is the key that they are under."""
+        """Return the problems of settings that are valid one by one; `name` is the key of this group of settings."""
         width, heads = settings["hidden_size"], settings["num_heads"]
         problem = not_divisible(f"{name}.hidden_size", width, f"{name}.num_heads", heads)
         if problem is None:
@@ -335,7 +336,7 @@ class SamOut(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """Return the matrix (V, D) that makes logits of what `return_hidden` returns."""
+        """Return the head's matrix (V, D)."""
         if self.head is None:
             return self.embedding.weight
         return self.head.weight
@@ -347,8 +348,8 @@ class SamOut(nn.Module):
 
         Args:
             ids_BT: Token ids, int64, T at least 1.
-            state: What the call before returned; None at the start of a sequence.
-            return_hidden: Whether to return what the head reads, (B, T, D), in place of the logits.
+            state: State returned by the previous call; None at the start of a sequence.
+            return_hidden: Whether to return the head's input (B, T, D) in place of the logits.
 
         Returns:
             (logits_BTV, state): The logits and each layer's state: (B, D), or a LayerState.
@@ -361,7 +362,7 @@ class SamOut(nn.Module):
             states = state
         if len(states) != len(self.layers):
             raise ValueError(
-                f"state has {len(states)} layers, the model {len(self.layers)}: give the state it returned"
+                f"state has {len(states)} layers, the model {len(self.layers)}: pass the state that it returned"
             )
         x_BTD = self.embedding(ids_BT)
         next_state = []
@@ -374,7 +375,7 @@ class SamOut(nn.Module):
         return x_BTD, next_state
 
     def state_by_layer(self, state: State) -> dict[str, Tensor]:
-        """Return each mixer's state by layer: what may grow. A convolution's tokens are inputs as they were."""
+        """Return each mixer's state by layer, for reports of its growth. A convolution's tokens are left out."""
         named = {}
         for index, part in enumerate(state, start=1):
             of_mixer: Any = part
@@ -384,17 +385,17 @@ class SamOut(nn.Module):
         return named
 
     def part_of(self, name: str) -> str:
-        """Return which part of the model the parameter of this name belongs to, as reports show it."""
+        """Return the part of the model, as reports name it, that this parameter belongs to."""
         part = part_of(name)
         if part == "embedding" and self.head is None:
             return "embedding (also head)"
-        has_alpha = isinstance(self.norm, nn.Identity)  # published layers have one, and no norm before the head
+        has_alpha = isinstance(self.norm, nn.Identity)  # published layers have alpha, and no norm before the head
         if part == "norm" and has_alpha:
             return "norm and alpha"
         return part
 
     def forward_flops_per_token(self, length: int) -> int:
-        """Return the operations of the matrix products for one token: at any length, as no mixer has one over time."""
+        """Return the operations of the matrix products for one token, the same at any length."""
         layers = sum(layer.forward_flops_per_token() for layer in cast(list[SamOutLayer], self.layers))
         return layers + 2 * self.head_weight.numel()
 

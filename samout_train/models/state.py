@@ -1,18 +1,17 @@
 """States of any model: tensors (batch first) and numbers in NamedTuples, tuples, lists and dictionaries.
 
-The models here return NamedTuples where a state has parts, and recognise them by their type. Mixers and models of one's
-own may return any of these containers.
+The models of this package return NamedTuples for states with parts and recognise them by type. Custom mixers and models
+may return any of these containers.
 
-`torch.save` writes a state, and `torch.load(weights_only=True)` reads it; for that, a NamedTuple of one's own is
-registered as those here are. `compact_state` first: a state may be a view of something larger, as a maximum is the last
-of a sequence's, and a key-value cache that goes on has room for more. Earlier versions saved dictionaries with the
-fields of `LayerState` and `KeyValueCache`; models go on from those, too.
+`torch.save` writes a state, and `torch.load(weights_only=True)` reads it if its NamedTuples are registered, as those
+below are. Call `compact_state` before saving: a state may be a view of a larger tensor (a maximum is the last of its
+sequence), and a key-value cache may have spare room. Earlier versions saved dictionaries with the fields of
+`LayerState` and `KeyValueCache`; models accept those too.
 
-The cache is what attention keeps, and the one state here that grows with the sequence.
+The key-value cache of attention is the only state here that grows with the sequence.
 """
 
-# B batch, D width, H heads, K width per head (of a convolution: tokens back), T time of what is new, S time of what
-# there is room for
+# B batch, D width, H heads, K width per head (of a convolution: tokens back), T time of new tokens, S time with room
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,8 +26,8 @@ class LayerState(NamedTuple):
     """The state of a layer that has a convolution.
 
     Args:
-        mixer: Its mixer's; None at the start of a sequence.
-        tokens_BKD: Its convolution's: the last inputs; None at the start of a sequence.
+        mixer: The mixer's state; None at the start of a sequence.
+        tokens_BKD: The convolution's state, its last inputs; None at the start of a sequence.
     """
 
     mixer: Any
@@ -39,10 +38,10 @@ class KeyValueCache(NamedTuple):
     """One layer's keys and values.
 
     Args:
-        keys_BHSK: Keys; behind `length` there may be room, which the call that goes on writes into.
+        keys_BHSK: Keys; there may be room after `length`, which the next call writes into.
         values_BHSK: Values.
-        length: How many of them count.
-        written: 0-d int64 on the CPU, shared by all states that share the room: how many are written there.
+        length: The number of valid tokens.
+        written: The number of tokens written, 0-d int64 on the CPU, shared by all states that share the room.
     """
 
     keys_BHSK: Tensor
@@ -55,7 +54,7 @@ torch.serialization.add_safe_globals([LayerState, KeyValueCache])
 
 
 def as_layer_state(state: Any) -> LayerState:
-    """Return the state of a layer that has a convolution: as it is, of an earlier version, or of the mixer alone."""
+    """Return a LayerState from one, from the dictionary of an earlier version, or from a mixer's state alone."""
     if isinstance(state, LayerState):
         return state
     if isinstance(state, dict):
@@ -64,7 +63,7 @@ def as_layer_state(state: Any) -> LayerState:
 
 
 def as_cache(state: Any) -> KeyValueCache | None:
-    """Return the state of an attention: as it is, of an earlier version, or None at the start of a sequence."""
+    """Return a cache from one, from the dictionary of an earlier version, or None at the start of a sequence."""
     if isinstance(state, dict):
         return KeyValueCache(**state)
     cache: KeyValueCache | None = state
@@ -72,19 +71,19 @@ def as_cache(state: Any) -> KeyValueCache | None:
 
 
 def length_of(cache: KeyValueCache | None) -> int:
-    """Return the tokens that a cache counts; 0 at the start of a sequence."""
+    """Return the number of valid tokens in a cache; 0 at the start of a sequence."""
     if cache is None:
         return 0
     return cache.length
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: Any, *, with_room: bool = False) -> Any:
-    """Return the same state with a function applied to each tensor that has a batch.
+    """Return the state with a function applied to each tensor that has a batch dimension.
 
     Args:
-        function: From (B, ...) to a tensor.
-        state: As a model returned it. Its 0-d tensors, which belong to no sequence, are copied.
-        with_room: Whether the function sees the room behind a cache, too; else it is left out.
+        function: Maps (B, ...) to a tensor.
+        state: State as a model returned it. Its 0-d tensors belong to no sequence and are copied.
+        with_room: Whether the function gets a cache with its spare room; otherwise the room is cut off.
     """
     if isinstance(state, Tensor):
         if state.ndim:
@@ -97,28 +96,28 @@ def map_state(function: Callable[[Tensor], Tensor], state: Any, *, with_room: bo
     if not isinstance(state, list | tuple):
         return state
     parts = [map_state(function, part, with_room=with_room) for part in state]
-    if hasattr(state, "_fields"):  # a NamedTuple takes its fields one by one
+    if hasattr(state, "_fields"):  # the constructor of a NamedTuple has one argument per field
         return type(state)(*parts)
     return type(state)(parts)
 
 
 def repeat_state(state: Any, times: int) -> Any:
-    """Return the state of each sequence `times` over, one copy behind the other: (B, ...) becomes (times B, ...)."""
+    """Return a state with each sequence `times` times, copies next to each other: (B, ...) to (times B, ...)."""
     return map_state(lambda part: part.repeat_interleave(times, dim=0), state)
 
 
 def state_to(state: Any, device: torch.device | str) -> Any:
-    """Return a copy of the state on a device, which may be the same one: neither knows what the other goes on with."""
+    """Return a copy of the state on a device, even the same one; the two share no memory."""
     return map_state(lambda part: part.to(device, copy=True), state)
 
 
 def compact_state(state: Any) -> Any:
-    """Return a copy that holds what the state needs and no more: what to save."""
+    """Return a copy without spare room and views of larger tensors, to save it."""
     return map_state(lambda part: part.clone(), state)
 
 
 def state_bytes(state: Any) -> int:
-    """Return the bytes of what counts, in tensors that have a batch: what grows with the sequence, if anything."""
+    """Return the bytes of the valid part of all tensors with a batch dimension."""
     total = 0
 
     def count(part: Tensor) -> Tensor:
@@ -131,7 +130,7 @@ def state_bytes(state: Any) -> int:
 
 
 def held_bytes(state: Any) -> int:
-    """Return the bytes that a state keeps from being freed: with a cache's room, and what it is a view of."""
+    """Return the bytes that a state keeps alive, with a cache's spare room and the tensors that it is a view of."""
     storages: dict[int, int] = {}
 
     def hold(part: Tensor) -> Tensor:
@@ -144,35 +143,24 @@ def held_bytes(state: Any) -> int:
 
 
 def refuse_past_the_end(past: int, time: int, max_seq_len: int) -> None:
-    """Refuse it where a sequence grows beyond what a cache may hold.
-
-    Args:
-        past: Tokens before the call.
-        time: Tokens of the call.
-        max_seq_len: The most that there may be.
-
-    Raises:
-        ValueError: if there are more.
-    """
+    """Raise ValueError if the `time` tokens of a call, after `past` tokens, exceed `max_seq_len`."""
     if past + time > max_seq_len:
         raise ValueError(
             f"{past + time} tokens are more than max_seq_len ({max_seq_len}): set model.max_seq_len to "
-            f"{past + time} or more, or give a shorter sequence"
+            f"{past + time} or more, or use a shorter sequence"
         )
 
 
 def extended(cache: KeyValueCache | None, keys_BHTK: Tensor, values_BHTK: Tensor, capacity: int) -> KeyValueCache:
-    """Return a cache with further keys and values behind it.
+    """Return a cache with new keys and values appended.
 
-    A new sequence's are kept as they are. The first call that goes on makes room for twice as many tokens, later ones
-    write into it until it is full; where another call has gone on from the same cache already, gradients are wanted, or
-    the room was made in inference mode and must not be written to outside of it, they copy.
+    The first call of a sequence keeps its tensors as they are. The next call allocates room for twice as many tokens,
+    and later ones write into it until it is full. A call copies instead if another call has already continued from
+    the same cache, if gradients are on, or if the room was allocated in inference mode and the call is outside it.
 
     Args:
-        cache: What came before; None for a new sequence.
-        keys_BHTK: The new keys.
-        values_BHTK: The new values.
-        capacity: The most that there will be.
+        cache: The cache so far; None for a new sequence.
+        capacity: The most tokens that the sequence can reach.
     """
     time = keys_BHTK.shape[2]
     if cache is None:
@@ -194,7 +182,7 @@ def extended(cache: KeyValueCache | None, keys_BHTK: Tensor, values_BHTK: Tensor
 
 
 def without_room(cache: KeyValueCache) -> KeyValueCache:
-    """Return what counts of a cache. It shares memory with it, but has no room, so that nobody writes there."""
+    """Return the valid part of a cache. It shares memory with the cache but has no room, so no call writes into it."""
     length = cache.length
     return _cache(cache.keys_BHSK[:, :, :length], cache.values_BHSK[:, :, :length], length)
 

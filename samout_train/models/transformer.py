@@ -1,12 +1,13 @@
-"""The Transformer that every other system here is compared with.
+"""The Transformer, the baseline of every comparison.
 
-Multi-head attention through torch's scaled_dot_product_attention, pre-norm or post-norm blocks, rotary or learned
-positions, a key-value cache as its state. The key projection has no bias: softmax does not see it, so its gradient is
-zero. A published listing projects keys and values with the query's matrix, a slip; each has its own here.
+It has multi-head attention through torch's scaled_dot_product_attention, pre-norm or post-norm blocks, rotary or
+learned positions, and a key-value cache as its state. The key projection has no bias: softmax cancels it, so its
+gradient would be zero. Queries, keys and values have their own matrices; a published listing uses the query's matrix
+for all three by mistake.
 
 Source: Vaswani et al., Attention Is All You Need (arXiv 1706.03762), attention in section 3.2; rotary positions: Su et
-al., RoFormer (arXiv 2104.09864), section 3.2.2. What differs here: positions turn the pair (k, k + K / 2) of a head
-instead of (2k, 2k + 1), which is the same but for the order of its channels.
+al., RoFormer (arXiv 2104.09864), section 3.2.2. Departure: positions rotate the pair (k, k + K / 2) of a head instead
+of (2k, 2k + 1), which is equivalent up to the order of channels.
 """
 
 # B batch, T time, S time of keys, D width, H heads, K width per head, P pairs of a head: K / 2, V vocabulary
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         hidden_size: Width D.
         num_heads: Heads H; must divide D.
         dropout: Dropout of the attention weights.
-        causal: Whether a position sees itself and earlier ones only.
+        causal: Whether a position attends to itself and earlier ones only.
     """
 
     def __init__(self, *, hidden_size: int, num_heads: int, dropout: float, causal: bool) -> None:
@@ -73,12 +74,14 @@ class Attention(nn.Module):
         """Mix (B, T, D).
 
         Args:
-            x_BTD: Layer input.
-            cache: Keys and values of what came before.
-            padding_mask_BS: True where a token, before or in the input, is padding: it is not attended to.
-            rotation: What queries and keys are turned by, of `rotation_of`; None to leave them.
-            capacity: Tokens that a cache has room for, once it goes on.
-            return_attention: Whether to give the weights (B, H, T, S), from an unfused path.
+            cache: Keys and values of earlier tokens.
+            padding_mask_BS: True where a token, earlier or in the input, is padding; other tokens do not attend to it.
+            rotation: Rotation of queries and keys, from `rotation_of`; None for none.
+            capacity: The most tokens that the cache can reach.
+            return_attention: Whether to return the weights (B, H, T, S) too, from an unfused path.
+
+        Returns:
+            (y_BTD, cache, weights_BHTS): The output, the next cache, and the weights or None.
         """
         batch, time, width = x_BTD.shape
         heads = (batch, time, self.num_heads, width // self.num_heads)
@@ -113,11 +116,11 @@ class Attention(nn.Module):
 
 
 def rotation_of(past: int, x_BTD: Tensor, head_width: int) -> Rotation:
-    """Return cosine and sine, (T, P), of the angles of rotary positions: the position times base ** (-p / P).
+    """Return cosine and sine, (T, P), of the rotary angles, position times base ** (-p / P), in at least float32.
 
     Args:
         past: The position of the first token.
-        x_BTD: Says how many tokens follow, where they are and in which precision: at least float32.
+        x_BTD: Sets T, the device and the dtype.
         head_width: K.
     """
     half, dtype = head_width // 2, torch.promote_types(x_BTD.dtype, torch.float32)
@@ -128,7 +131,7 @@ def rotation_of(past: int, x_BTD: Tensor, head_width: int) -> Rotation:
 
 
 def _rotated(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the pair (k, k + K / 2) of each head."""
+    """Rotate the pairs (k, k + K / 2) of each head."""
     cos_TP, sin_TP = rotation
     first_BHTP, second_BHTP = x_BHTK.to(cos_TP.dtype).chunk(2, dim=-1)
     turned = (first_BHTP * cos_TP - second_BHTP * sin_TP, first_BHTP * sin_TP + second_BHTP * cos_TP)
@@ -136,18 +139,18 @@ def _rotated(x_BHTK: Tensor, rotation: Rotation) -> Tensor:
 
 
 def causal_mask(time: int, past: int, device: torch.device) -> Tensor:
-    """Return (T, S), True where a position may look: at itself and what came before."""
+    """Return (T, S), True where a position attends: to itself and earlier ones."""
     return torch.ones(time, past + time, dtype=torch.bool, device=device).tril(past)
 
 
 def _seen(time: int, past: int, padding_mask_BS: Tensor | None, causal: bool, device: torch.device) -> Tensor | None:
-    """Return (B, 1, T, S) or (T, S), True where a position may look; None where torch needs no mask for that."""
+    """Return (B, 1, T, S) or (T, S), True where a position attends; None if torch needs no mask."""
     if padding_mask_BS is None:
         if causal and past and time > 1:
             return causal_mask(time, past, device)
         return None
     itself_TS = torch.eye(past + time, dtype=torch.bool, device=device)[past:]
-    seen_BTS = ~padding_mask_BS[:, None, :] | itself_TS  # a token that sees nothing would be NaN
+    seen_BTS = ~padding_mask_BS[:, None, :] | itself_TS  # a token that attends to nothing would be NaN
     if causal:
         seen_BTS = seen_BTS & causal_mask(time, past, device)
     return seen_BTS[:, None]
@@ -157,11 +160,8 @@ class Block(nn.Module):
     """Attention, then feed-forward, each in a residual connection with its norm before or after.
 
     Args:
-        hidden_size: Width D.
         norm: `pre`: x + f(norm(x)); `post`: norm(x + f(x)).
-        attention: The mixer.
-        feed_forward: What follows it.
-        convolution: What stands before the mixer; None for nothing.
+        convolution: A convolution before the attention; None for none.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class Block(nn.Module):
         capacity: int,
         return_attention: bool,
     ) -> tuple[Tensor, Any, Tensor | None]:
-        """Do as Attention.forward; with a convolution, the state is a LayerState around the cache."""
+        """Return the results of Attention.forward; with a convolution, the state is a LayerState around the cache."""
         pre, inner_BTD, tokens_BKD = self.norm == "pre", x_BTD, None
         if pre:
             inner_BTD = self.attention_norm(x_BTD)
@@ -217,36 +217,36 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A language model of attention blocks; with `causal=False` an encoder, for labelling.
+    """A language model of attention blocks. With `causal=False` it is an encoder, for labelling.
 
     Args:
         vocab_size: Number of token ids V.
         pad_id: The id whose embedding starts at zero and takes no gradient; None for no padding.
         hidden_size: Width D.
-        num_heads: Heads H; must divide D, and with rotary positions give each head an even width.
+        num_heads: Heads H; must divide D, and D / H must be even for rotary positions.
         num_layers: Blocks L.
-        max_seq_len: Tokens that a state has room for, and positions that `learned` has.
+        max_seq_len: The most tokens of a sequence, all calls together, and the number of `learned` positions.
         ffn_size: Inner width of the feed-forward; None for 4 D.
         dropout: Dropout of the attention weights and inside the feed-forward.
         norm: `pre`, with a last norm before the head, or `post`.
         positions: `rotary` (base 10,000) or `learned`.
-        activation: `relu` or `gelu`, of the feed-forward.
-        causal: False lets each position see the whole sequence.
-        convolution_size: Tokens that a causal convolution before each attention takes together; 0 for none.
+        activation: Activation of the feed-forward, `relu` or `gelu`.
+        causal: False lets each position attend to the whole sequence.
+        convolution_size: Kernel width, in tokens, of a causal convolution before each attention; 0 for none.
 
     Raises:
-        ValueError: if num_heads does not divide hidden_size.
+        ValueError: if num_heads does not divide hidden_size, or gives an odd width to heads with rotary positions.
     """
 
     @staticmethod
     def problems(settings: Mapping[str, Any], name: str) -> list[str]:
-        """Return what is wrong between settings that are right by themselves; `name` is the key that they are under."""
+        """Return the problems of settings that are valid one by one; `name` is the key of this group of settings."""
         width, heads = settings["hidden_size"], settings["num_heads"]
         problem = not_divisible(f"{name}.hidden_size", width, f"{name}.num_heads", heads)
         if problem is None and settings["positions"] == "rotary" and (width // heads) % 2:
             problem = (
-                f"{name}.positions=rotary: turns pairs, and a head is {width // heads} wide: set {name}.hidden_size to "
-                f"{width + heads}, or {name}.positions=learned"
+                f"{name}.positions=rotary: rotates pairs, and a head is {width // heads} wide: set {name}.hidden_size "
+                f"to {width + heads}, or {name}.positions=learned"
             )
         if problem is None:
             return []
@@ -308,7 +308,7 @@ class Transformer(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """Return the matrix (V, D) that makes logits of what `return_hidden` returns."""
+        """Return the head's matrix (V, D)."""
         return self.head.weight
 
     def forward(
@@ -324,16 +324,16 @@ class Transformer(nn.Module):
 
         Args:
             ids_BT: Token ids, int64, T at least 1.
-            state: What the call before returned; None at the start of a sequence.
-            padding_mask_BS: True where a token, before or in `ids_BT`, is padding, which no other token attends to.
+            state: State returned by the previous call; None at the start of a sequence.
+            padding_mask_BS: True where a token, earlier or in `ids_BT`, is padding; other tokens do not attend to it.
             return_attention: Whether to return the weights of each layer, (B, H, T, S), too.
-            return_hidden: Whether to return what the head reads, (B, T, D), in place of the logits.
+            return_hidden: Whether to return the head's input (B, T, D) in place of the logits.
 
         Returns:
-            (logits_BTV, state), and the weights where they are asked for.
+            (logits_BTV, state), or (logits_BTV, state, weights) with `return_attention`.
 
         Raises:
-            ValueError: past max_seq_len, or where an encoder is to go on from a state.
+            ValueError: if the sequence exceeds max_seq_len, or an encoder gets a state.
         """
         states: Sequence[Any] = [None] * len(self.layers)
         if state:
@@ -344,7 +344,7 @@ class Transformer(nn.Module):
         past, time = length_of(as_cache(first)), ids_BT.shape[1]
         refuse_past_the_end(past, time, self.max_seq_len)
         if past and self.sees_future:
-            raise ValueError("a model that sees the whole sequence (causal=false) cannot go on from a state")
+            raise ValueError("a model that sees the whole sequence (causal=false) cannot continue from a state")
         x_BTD = self.embedding(ids_BT)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions.weight[past : past + time]
@@ -371,17 +371,17 @@ class Transformer(nn.Module):
         return out_BTV, next_state
 
     def part_of(self, name: str) -> str:
-        """Return which part of the model the parameter of this name belongs to, as reports show it."""
+        """Return the part of the model, as reports name it, that this parameter belongs to."""
         return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:
-        """Return the operations of the products for one token in a sequence of `length`: attention is linear in it."""
+        """Return the operations of the matrix products for one token of a sequence of `length`."""
         return matrix_flops(self) + 4 * self.head.in_features * length * len(self.layers)
 
     def state_bytes(self, length: int) -> int:
-        """Return the bytes in float32 of one sequence's keys, values and convolution's tokens after `length` tokens.
+        """Return the bytes in float32 of one sequence's keys, values and convolution tokens after `length` tokens.
 
-        That is what counts of them: a state that goes on without gradients holds room for more.
+        A cache's spare room does not count.
         """
         blocks = cast(list[Block], self.layers)
         total = 2 * 4 * self.head.in_features * length * len(blocks)

@@ -1,7 +1,7 @@
-"""Which implementation of an operation runs: torch's own operations, or a fused kernel.
+"""Choose between torch's own operations and fused kernels.
 
-`auto` takes a fused kernel wherever there is one for the device and the precision, and says once which it is or what is
-missing. `reference` takes none. `fused` refuses what no kernel takes.
+`auto` uses a fused kernel if there is one for the device and the precision, and logs the choice and its reason once.
+`reference` uses torch's operations only. `fused` raises an error if no kernel fits.
 """
 
 import importlib
@@ -18,7 +18,7 @@ import torch
 
 Kernels = Literal["auto", "reference", "fused"]
 
-# Where a kernel comes from, how to get it, and what it takes.
+# The library of each device's kernels, its installation, and the precisions that they support.
 LIBRARIES = {
     "cpu": ("numba", "pip install 'samout_train[fast]'", (torch.float32, torch.bfloat16)),
     "cuda": ("triton", "pip install triton", (torch.float32, torch.bfloat16, torch.float16)),
@@ -39,13 +39,10 @@ _setting: Kernels = "auto"
 
 
 def use_kernels(kernels: Kernels) -> None:
-    """Decides for the whole process.
-
-    Args:
-        kernels: `auto`, `reference` or `fused`.
+    """Set the choice for the whole process.
 
     Raises:
-        ValueError: for any other word.
+        ValueError: for a word other than `auto`, `reference` and `fused`.
     """
     if kernels not in get_args(Kernels):
         raise ValueError(f"kernels ({kernels}) must be one of {', '.join(get_args(Kernels))}")
@@ -55,10 +52,10 @@ def use_kernels(kernels: Kernels) -> None:
 
 
 def fused_problem(kernels: Kernels, device_type: str, dtype: torch.dtype) -> str | None:
-    """Return why kernels=fused cannot be done; None where it can, or is not asked for."""
+    """Return why kernels=fused is impossible here; None if it is possible or another choice is set."""
     if kernels != "fused" or (choice := _choose(kernels, device_type, dtype)).is_fused:
         return None
-    return f"kernels=fused cannot be done: {choice.reason}. Say kernels=auto to do without"
+    return f"kernels=fused is not possible: {choice.reason}. Set kernels=auto to run without"
 
 
 def only_torch() -> bool:
@@ -67,10 +64,10 @@ def only_torch() -> bool:
 
 
 def is_fused(device_type: str, dtype: torch.dtype) -> bool:
-    """Return whether a fused kernel takes a tensor of this device and dtype, and log the reason once.
+    """Return whether a fused kernel runs for this device and dtype, and log the reason once.
 
     Raises:
-        ValueError: if kernels=fused and none takes it.
+        ValueError: if kernels=fused and no kernel supports them.
     """
     choice = _chosen(device_type, dtype)
     if problem := fused_problem(_setting, device_type, dtype):
@@ -78,7 +75,7 @@ def is_fused(device_type: str, dtype: torch.dtype) -> bool:
     return choice.is_fused
 
 
-# What torch.compiler.assume_constant_result sets, without its second of importing the compiler.
+# The attribute that torch.compiler.assume_constant_result sets, without the second that importing the compiler takes.
 is_fused._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -110,16 +107,16 @@ def _choose(kernels: Kernels, device_type: str, dtype: torch.dtype) -> Choice:
 
 @cache
 def _unusable(library: str) -> str | None:
-    """Return why an installed library compiles nothing here; None where it does."""
+    """Return why an installed library cannot compile here; None if it can."""
     try:
         module = importlib.import_module(library)
         if library == "numba":
             if module.config.DISABLE_JIT:
                 return "NUMBA_DISABLE_JIT is set: unset it"
             importlib.import_module("samout_train.ops.numba_support")  # starts its threads
-    except Exception as error:  # a library that does not fit to others raises anything
+    except Exception as error:  # a library that does not fit its dependencies can raise anything
         reason = (str(error).strip().splitlines() or [""])[0][:200]
-        return f"{type(error).__name__}: {reason}: correct that, or install it again"
+        return f"{type(error).__name__}: {reason}: fix this, or install it again"
     if library == "triton" and not (os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))):
         return "it finds no C compiler: install gcc, or name one in CC"
     return None

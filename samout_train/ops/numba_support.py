@@ -1,6 +1,6 @@
-"""Support for numba kernels: compiling with a cache on disk, calls on torch tensors, bfloat16 as its bits.
+"""Support for numba kernels: compilation with a cache on disk, calls on torch tensors, bfloat16 as its bits.
 
-The cache may be read-only, full, damaged, or have no place at all. Calls have as many threads as torch has.
+A cache that is read-only, full, damaged or missing costs time but never fails a call. Calls use torch's thread count.
 """
 
 import logging
@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that compiles a function as `numba.njit` does, and keeps the result on disk where it can.
+    """Return a decorator that compiles a function like `numba.njit` and caches the result on disk if possible.
 
-    `cache=True` of numba instead raises where it finds no folder that can be written to, or no room in it.
+    numba's own `cache=True` raises if there is no writable folder or the disk is full.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -42,10 +42,10 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 class _Cache(FunctionCache):
-    """numba's cache of one function; a kernel that it cannot read or write is compiled in each process."""
+    """numba's cache of one function. A kernel that cannot be read or written is compiled in each process."""
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
-        """Return what is kept; None where it is not there or cannot be read."""
+        """Return the cached kernel; None if it is missing or cannot be read."""
         try:
             return super().load_overload(signature, target_context)
         except Exception:  # a damaged file can raise anything
@@ -54,7 +54,7 @@ class _Cache(FunctionCache):
             return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Keep it where there is room."""
+        """Save the kernel; log a warning if that fails."""
         try:
             super().save_overload(signature, compiled)
         except OSError as error:
@@ -62,10 +62,10 @@ class _Cache(FunctionCache):
 
 
 def _cache_of(function: Callable[..., Any]) -> _Cache | None:
-    """The cache beside the file of a function, else where numba has it for a user, else in a folder of our own."""
+    """Return the cache beside the function's file, else in numba's folder of the user, else in a folder of our own."""
     try:
         return _Cache(function)
-    except RuntimeError:  # numba finds no folder
+    except RuntimeError:  # numba finds no writable folder
         pass
     try:
         numba.config.CACHE_DIR = str(_own_folder())
@@ -80,17 +80,17 @@ def _own_folder() -> Path:
     if chosen := os.environ.get("SAMOUT_TRAIN_CACHE"):
         return Path(chosen).expanduser() / "kernels"
     folder = own_folder(tempfile.gettempdir()) / "kernels"
-    log.info("kernels     compiled ones are kept in %s, as numba finds no other place: set NUMBA_CACHE_DIR", folder)
+    log.info("kernels     cached in %s, as numba finds no other writable folder: set NUMBA_CACHE_DIR", folder)
     return folder
 
 
 @cache
 def _report(reason: str) -> None:
-    log.warning("kernels     compiled in each process, as %s: set NUMBA_CACHE_DIR to a folder that can be", reason)
+    log.warning("kernels     compiled in each process, as %s: set NUMBA_CACHE_DIR to a writable folder", reason)
 
 
 def _launched_threads() -> int:
-    """Numba's threads; starting them can change the number that OpenMP, and so torch, uses."""
+    """Start numba's threads, restore torch's count, which that can change through OpenMP, and return numba's count."""
     before = torch.get_num_threads()
     launched = numba.get_num_threads()
     torch.set_num_threads(before)
@@ -98,21 +98,21 @@ def _launched_threads() -> int:
 
 
 MOST_THREADS = _launched_threads()
-_one_at_a_time = threading.Lock()  # numba's simplest threading layer ends the process otherwise
+_one_at_a_time = threading.Lock()  # numba's simplest threading layer aborts the process on concurrent calls
 
 
 def num_threads() -> int:
-    """Return how many threads a kernel has."""
+    """Return the number of threads of a kernel."""
     return min(torch.get_num_threads(), MOST_THREADS)
 
 
 def call(kernel: Callable[..., None], threads: int, *arguments: Any) -> None:
-    """Run a kernel in this many threads.
+    """Run a kernel.
 
     Args:
-        kernel: Compiled by numba.
-        threads: At most num_threads().
-        arguments: Tensors on the CPU, of which bfloat16 arrives as uint16, and numbers.
+        kernel: A function compiled by numba.
+        threads: Threads to use, at most num_threads().
+        arguments: Numbers and tensors on the CPU; a bfloat16 tensor arrives as uint16.
     """
     given = [_as_given(argument) for argument in arguments]
     with _one_at_a_time:
@@ -121,13 +121,13 @@ def call(kernel: Callable[..., None], threads: int, *arguments: Any) -> None:
 
 
 def _as_given(argument: Any) -> Any:
-    """Return an argument as numba takes it: of a tensor, an array of its memory."""
+    """Return an argument for numba: for a tensor, an array that shares its memory."""
     if not isinstance(argument, Tensor):
         return argument
     bits = argument.detach()
     if bits.dtype == torch.bfloat16:
         bits = bits.view(torch.uint16)
-    # A storage that `.numpy()` has looked at can no longer be freed by hand, as FSDP2 does; otherwise it is quicker.
+    # `.numpy()` is faster, but its storage can no longer be freed by hand, which FSDP2 does.
     if torch.distributed.is_initialized() and (array := np.from_dlpack(bits)).flags.writeable:
         return array
     return bits.numpy()
@@ -150,7 +150,7 @@ def _bits_of_float(typing_context: Any, value: Any) -> Any:
 
 
 def widen(value: Any) -> Any:
-    """Return a value of an array in float32."""
+    """Return an array's value as float32."""
 
 
 @overload(widen)
@@ -169,7 +169,7 @@ def _widen_compiled(value: Any) -> Any:
 
 
 def narrow(value: Any, array: Any) -> Any:
-    """Return a float32 as `array` holds it: to bfloat16 the nearest, of two the even one."""
+    """Return a float32 in the dtype of `array`; to bfloat16 it rounds to nearest, ties to even."""
 
 
 @overload(narrow)

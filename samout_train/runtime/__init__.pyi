@@ -35,6 +35,7 @@ from .file_kind import (
     COMPRESSED_ENDINGS as COMPRESSED_ENDINGS,
     HEAD_BYTES as HEAD_BYTES,
     TEXT as TEXT,
+    compression_of as compression_of,
     converting_line as converting_line,
     kept_otherwise as kept_otherwise,
     old_file_away as old_file_away,

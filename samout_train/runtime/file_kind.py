@@ -38,7 +38,7 @@ def kept_otherwise(head: bytes, path: Path | None, *, wanted: str) -> str | None
         path: Where it lies; None if it has no name, as standard input.
         wanted: What should be in it, such as `text`.
     """
-    if found := _compression(head):
+    if found := compression_of(head):
         name, command = found
         line, away = converting_line(command, path, "unpacked"), ""
         if wanted == TEXT:
@@ -49,8 +49,8 @@ def kept_otherwise(head: bytes, path: Path | None, *, wanted: str) -> str | None
     return None
 
 
-def _compression(head: bytes) -> tuple[str, str] | None:
-    """Return its name, and the command that undoes it; None where it is not known."""
+def compression_of(head: bytes) -> tuple[str, str] | None:
+    """Return the name of a compression by the first bytes of a file, and the command that undoes it; None for none."""
     if head.startswith(BZIP2) and head[4:10] == BZIP2_BLOCK:
         return "bzip2", "bzip2 -dc"
     for mark, found in COMPRESSED.items():

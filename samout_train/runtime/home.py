@@ -16,7 +16,20 @@ from samout_train.runtime.os_errors import in_words
 
 # Keys whose values are paths, or lists of paths, wherever they stand.
 PATH_KEYS = (
-    *("run_dir", "resume", "run", "runs", "path", "paths", "out", "dir", "directory", "vocabulary_path", "storage"),
+    *(
+        "run_dir",
+        "resume",
+        "init_from",
+        "run",
+        "runs",
+        "path",
+        "paths",
+        "out",
+        "dir",
+        "directory",
+        "vocabulary_path",
+        "storage",
+    ),
     "from_path",
 )
 SQLITE = "sqlite:///"

@@ -16,19 +16,26 @@ from torch import nn
 
 from samout_train.checkpoint import (
     Checkpoints,
+    InitialWeights,
     Restored,
     check_content,
     check_resume,
     check_run_directory,
     claimed,
     data_record,
+    find_checkpoint,
+    load_initial_weights,
     made_with,
     new_directory,
+    read_checkpoint,
+    read_initial_weights,
+    saved_steps,
     scalars,
 )
 from samout_train.config import (
     Composed,
     ConfigError,
+    Problem,
     build,
     check_model,
     compose_config,
@@ -36,7 +43,7 @@ from samout_train.config import (
     list_as_yaml,
     require_no_problems,
 )
-from samout_train.data import Source, as_source, row_problems
+from samout_train.data import Source, Vocabulary, as_source, extending, row_problems, vocabulary_from
 from samout_train.models import choose_products, product_of, tokens_of
 from samout_train.ops import Products, use_kernels, use_products
 from samout_train.runtime import (
@@ -47,6 +54,7 @@ from samout_train.runtime import (
     commit,
     distributed,
     ensure_home,
+    home_path,
     keep_freed_memory,
     log_file,
     seed_everything,
@@ -167,7 +175,7 @@ def prepare(
         CheckpointError: if the run has checkpoints and all are damaged.
     """
     config = composed.config
-    trainer = trainer_from(config)
+    trainer = trainer_from(config, run_dir=run_dir)
 
     record = _record_of(trainer, config)
     checkpoints: Checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints", about=record)
@@ -180,6 +188,8 @@ def prepare(
         parts = _changed_parts(trainer, restored, record["settings"])
         states = restored.content.get("callbacks", {})
     checkpoints.about = made_with(trainer.device, trainer.precision) | record
+    if trainer.init_from:
+        checkpoints.about["init_from"] = trainer.init_from
     if parts:
         checkpoints.about["parts"] = parts
 
@@ -208,10 +218,19 @@ def prepare(
     return lambda: (trainer.fit(context, checkpoints), trainer.model)
 
 
-def trainer_from(config: Mapping[str, Any]) -> Trainer:
-    """Build data, model, optimizer, schedule and trainer of a checked configuration."""
+def trainer_from(config: Mapping[str, Any], *, run_dir: Path | None = None) -> Trainer:
+    """Build data, model, optimizer, schedule and trainer of a checked configuration.
+
+    Args:
+        config: The configuration.
+        run_dir: Where the run lies; of one that is resumed there, the weights come from its checkpoint alone.
+    """
     device, precision = _set_up_process(config)
-    source = source_from(config)
+    weights = _initial_weights(config, run_dir)
+    extends = None
+    if weights is not None:
+        extends = weights.vocabulary
+    source = source_from(config, extends=extends)
     settings = data_settings(**_only(config["data"], DATA_SETTINGS))
     if source.train.num_rows < settings["batch_size"]:
         log.warning(
@@ -221,6 +240,7 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
         )
     model = build(config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id).to(device)
     require_no_problems(_misfits(model, source))
+    init_from = _begin_with(weights, model, source, config["model"])
     if distributed.rank():  # the same weights to begin with, other dropout
         seed_everything(config["seed"] + OTHER_SEED * distributed.rank())
     trainer: Trainer = build(
@@ -235,6 +255,7 @@ def trainer_from(config: Mapping[str, Any]) -> Trainer:
         seed=config["seed"],
         **settings,
     )
+    trainer.init_from = init_from
     if lacks := step_too_large(trainer.training_step, source.train.seq_len):
         require_no_problems([lacks])
     if wrong := schedule_problem(trainer.training_step.schedule, trainer.limits.progress(1, 0.0)):
@@ -258,8 +279,48 @@ def _set_up_process(config: Mapping[str, Any]) -> tuple[torch.device, PrecisionN
     return device, precision
 
 
-def source_from(config: Mapping[str, Any]) -> Source:
+def _initial_weights(config: Mapping[str, Any], run_dir: Path | None) -> InitialWeights | None:
+    """Read what a run begins with; of one that is resumed, only the vocabulary, which its data was read by."""
+    path = config.get("init_from")  # a root of the user's may not have the key
+    if path is None:
+        return None
+    resumes = config["resume"] == "auto" and run_dir is not None and bool(saved_steps(run_dir / "checkpoints"))
+    if not resumes:
+        return read_initial_weights(path)
+    assert run_dir is not None
+    state = read_checkpoint(find_checkpoint(run_dir))["vocabulary"]
+    vocabulary = None
+    if state is not None:
+        vocabulary = vocabulary_from(state)
+    return InitialWeights(path, {}, vocabulary)
+
+
+def _begin_with(
+    weights: InitialWeights | None, model: nn.Module, source: Source, model_node: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Load the weights that a run begins with; return what its record says of them."""
+    if weights is None or not weights.by_place:
+        return {}
+    loaded = load_initial_weights(model, weights, vocabulary=source.vocabulary, model_node=model_node)
+    log.info("init_from   %s: %s", weights.path, loaded)
+    if weights.vocabulary is None and source.vocabulary is not None:
+        log.warning("init_from   the file has no vocabulary: its ids must be those of data.vocabulary_path")
+    return {
+        "path": str(home_path(weights.path).resolve()),
+        "sha256": loaded.sha256,
+        "loaded": len(loaded.loaded),
+        "new": loaded.new,
+        "unused": loaded.unused,
+        "new_tokens": loaded.new_tokens,
+    }
+
+
+def source_from(config: Mapping[str, Any], *, extends: Vocabulary | None = None) -> Source:
     """Build the data of a checked configuration.
+
+    Args:
+        config: The configuration.
+        extends: The vocabulary of the weights that the run begins with, which text takes if it names no other.
 
     Raises:
         ValueError: if it is not what was asked for.
@@ -267,7 +328,12 @@ def source_from(config: Mapping[str, Any]) -> Source:
     node = dict(config["data"])
     for key in DATA_SETTINGS:
         node.pop(key, None)
-    source = as_source(build(node, seed=config["seed"]))
+    name = node.get("vocabulary")
+    if extends is not None and name not in (None, extends.name) and node.get("vocabulary_path") is None:
+        text = f"the weights of init_from were trained with {extends.name}"
+        raise ConfigError(Problem("data.vocabulary", name, text=text, fix=f"set data.vocabulary={extends.name}"))
+    with extending(extends):
+        source = as_source(build(node, seed=config["seed"]))
     require_no_problems(row_problems(source))
     return source
 

@@ -124,6 +124,7 @@ class Trainer:
         self.precision = precision
         self.profile = profile
         self.resumed_from: str | None = None  # the other run's checkpoint that this one started from
+        self.init_from: dict[str, Any] = {}  # what the weights were that it began with, if not those of a new model
         use_tf32(tf32, device)
         if activation_checkpointing:
             checkpoint_activations(model)
@@ -316,6 +317,8 @@ class Trainer:
         summary = self.reports.summary(context, final)
         if self.resumed_from is not None:
             summary["resumed_from"] = self.resumed_from
+        if self.init_from:
+            summary["init_from"] = self.init_from
         with self.shared.unsharded():
             for callback in context.callbacks.values():
                 summary |= callback.figures()
@@ -376,7 +379,11 @@ class Trainer:
         vocabulary = None
         if self.source.vocabulary:
             vocabulary = self.source.vocabulary.state_dict()
+        begun = {}
+        if self.init_from:
+            begun["init_from"] = self.init_from
         return {
+            **begun,
             **self.training_step.state_dict(),
             "reports": self.reports.state_dict(),
             "random": first,
@@ -399,6 +406,7 @@ class Trainer:
         self.clock.set(state["train_seconds"])
         self.reports.load_state_dict(state["reports"])
         self.resumed_from = state["resumed_from"]
+        self.init_from = state.get("init_from", {})  # checkpoints of before do not have it
 
     def begin_from(self, state: dict[str, Any], origin: str) -> None:
         """Begin a run with weights, optimizer, steps and random states of another, and nothing of its record.

@@ -158,7 +158,7 @@ def test_two_sweeps_in_one_given_directory_make_each_job_once_or_the_other_is_re
     assert [one.returncode for one in same] == [0, 0], [one.stderr for one in same]
     printed = "".join(one.stdout for one in same)
     assert printed.count("validation loss") == 2 or printed.count("dashboard") == 2, printed
-    left = sum(printed.count(words) for words in ("is finished: left as it is", "left to that one"))
+    left = sum(printed.count(words) for words in ("is finished: skipped", "another process is training it"))
     assert left == 2
     before = contents(tmp_path / "sw")
     other = samout(tmp_path, *sweep, "model.dropout=0.3")
@@ -291,7 +291,7 @@ def test_a_finished_job_is_not_written_over_and_not_counted_for_other_settings(t
     assert other.returncode == 2 and "data.batch_size=2: the run in sw/seed=1 has 4" in other.stderr
     assert contents(tmp_path / "sw") == before
     again = samout(tmp_path, *sweep, "seed=1,2")
-    assert again.returncode == 0 and again.stdout.count("is finished: left as it is") == 2
+    assert again.returncode == 0 and again.stdout.count("is finished: skipped") == 2
     after = contents(tmp_path / "sw")
     assert {name: after[name] for name in before if ".hydra" in name} == {
         name: content for name, content in before.items() if ".hydra" in name

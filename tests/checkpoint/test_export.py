@@ -116,7 +116,7 @@ def test_a_tied_matrix_is_stored_once(tmp_path: Path) -> None:
         (["run=v8", "out=v1"], "out=v1: is there already, and nothing is overwritten: give another folder"),
         (["run=v8", "out="], "out=: is empty"),
         (["run=v8", "out=text.txt/below"], "out=text.txt/below: text.txt is a file: give a directory"),
-        (["run=transformer", "format=published"], "were published, this is a Transformer: take format=safetensors"),
+        (["run=transformer", "format=published"], "were published, and this is a Transformer: set format=safetensors"),
         (["-m", "run=v8"], "export makes no sweeps"),
     ],
 )

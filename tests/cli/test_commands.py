@@ -166,7 +166,7 @@ def test_a_sweep_that_is_started_again_does_what_is_left(tmp_path: Path) -> None
     checkpoints = {name: (sweep / name / "checkpoints/index.json").stat().st_mtime_ns for name in ("seed=1", "seed=2")}
     again = samout(tmp_path, "-m", "seed=1,2,3,4", *words)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("is finished: left as it is") == 2 and "after step 3" in again.stdout
+    assert again.stdout.count("is finished: skipped") == 2 and "after step 3" in again.stdout
     assert (sweep / "seed=4" / "summary.json").exists()
     mended = json.loads((sweep / "seed=2" / "summary.json").read_text())
     assert mended["weights_sha256"] == json.loads(whole[sweep / "seed=2/summary.json"])["weights_sha256"]
@@ -213,7 +213,7 @@ def test_tokenizing_that_is_stopped_goes_on_with_the_same_command(tmp_path: Path
     started.send_signal(signal.SIGINT)
     out, error = started.communicate(timeout=60)
     assert started.returncode == 130 and "Traceback" not in error, error
-    assert "tokenizing stopped at" in out and "the same command goes on from there" in out
+    assert "tokenizing stopped at" in out and "repeat the same command to resume" in out
     (part,) = tmp_path.glob("cache/*.part")
     assert 0 < part.stat().st_size < 2 * 55_000_000
     again = subprocess.run(

@@ -245,7 +245,7 @@ def test_numba_that_compiles_nothing_is_done_without_and_refused_where_it_is_ask
     caplog.set_level(logging.INFO)
     assert not is_fused("cpu", torch.float32) and "NUMBA_DISABLE_JIT is set: unset it" in caplog.text
     use_kernels("fused")
-    with pytest.raises(ValueError, match=r"kernels=fused cannot be done: .*NUMBA_DISABLE_JIT"):
+    with pytest.raises(ValueError, match=r"kernels=fused is not possible: .*NUMBA_DISABLE_JIT"):
         is_fused("cpu", torch.float32)
 
 

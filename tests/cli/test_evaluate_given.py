@@ -108,10 +108,10 @@ def test_text_of_the_run_is_told_also_among_other_files(
 ) -> None:
     text_at(tmp_path / "more" / "new.txt", "line 1 of it. " * 5)
     assert evaluated(folder, "data=text", f"data.path={tmp_path / 'more'}") == 0
-    assert "is the text of the run" not in capsys.readouterr().out
+    assert "the run was trained on this text" not in capsys.readouterr().out
     text_at(tmp_path / "more" / "copy.txt", TRAINED)
     assert evaluated(folder, "data=text", f"data.path={tmp_path / 'more'}") == 0
-    assert "this is the text of the run, or contains a file of it" in capsys.readouterr().out
+    assert "the run was trained on this text or a part of it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

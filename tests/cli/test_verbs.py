@@ -105,7 +105,7 @@ def test_samples_differ_and_end_before_stop(folder: Path) -> None:
         (["generate", "--cfg", "job", "-p", "devic"], "--package devic: no such key; did you mean device?"),
         (["generate", "--help", "top_p=2"], "top_p=2: must be"),
         (["verify", "--cfg", "job", "model=v9"], "model=v9: no such option; there are"),
-        (["verify", "model.hidden_size=3"], "model.hidden_size=3: no model is chosen: say model=NAME, too"),
+        (["verify", "model.hidden_size=3"], "model.hidden_size=3: no model is chosen: add model=NAME"),
         (["verify", "--config-name", "nope", "model=v8"], "--config-name nope: verify has its own"),
         (["verify"], "one of: model=NAME, run=RUN_DIR, models=all"),
         (["verify", "model=v9"], "model=v9: no such option; there are"),

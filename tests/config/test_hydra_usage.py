@@ -262,7 +262,7 @@ def test_what_is_wrong_with_a_file_is_told_with_the_file(
         (["my.txt"], "my.txt: is no setting: write data=text data.path=my.txt"),
         (["data/my.jsonl"], "data/my.jsonl: is no setting: write data=jsonl data.path=data/my.jsonl"),
         (["texts/my.jsonl"], "texts/my.jsonl: is no setting: write data=jsonl data.path=texts/my.jsonl"),
-        (["step_1.pt"], "step_1.pt: is no setting: write resume=step_1.pt to go on from it"),
+        (["step_1.pt"], "step_1.pt: is no setting: write resume=step_1.pt to start from it"),
         (["mine"], "mine: is no setting: write data=text data.path=mine"),
         (["mine/experiment/one.yaml"], "a YAML is chosen by its group and name, such as experiment=NAME"),
         (["--info", "data=random"], "--info data=random: --info stands last, or has one of these behind it: all"),

@@ -1,5 +1,7 @@
 """Files of a folder: each is found once, under any name, and what is left out is named."""
 
+import gzip
+import lzma
 import os
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 from samout_train.data import find
 from samout_train.data.text import files
+from samout_train.data.text.encoding import NO_TEXT
 
 
 def made(root: Path, *names: str) -> None:
@@ -79,6 +82,7 @@ def test_a_file_is_found_once_under_its_own_first_name(tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     made(tmp_path, "a.txt", ".hidden.txt", ".git/x.txt", ".ipynb_checkpoints/x.txt", "b.TXT", "c.txt.gz", "d.md")
+    made(tmp_path, "h.txt.7z")
     (tmp_path / "e.txt").symlink_to(tmp_path / "absent")
     (tmp_path / "f.txt").symlink_to("f.txt")
     os.mkfifo(tmp_path / "g.txt")
@@ -87,7 +91,8 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     assert found.left_out == {
         files.HIDDEN: [".git", ".hidden.txt", ".ipynb_checkpoints"],
         files.OTHER_CASE: ["b.TXT"],
-        files.COMPRESSED: ["c.txt.gz"],
+        files.NOT_NAMED: ["c.txt.gz"],
+        files.COMPRESSED: ["h.txt.7z"],
         files.SPECIAL: ["g.txt"],
         files.DANGLING: ["e.txt", "f.txt"],
     }
@@ -111,9 +116,10 @@ def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: py
 
 
 def test_where_nothing_matches_what_was_left_out_says_why(tmp_path: Path) -> None:
-    made(tmp_path, "a.txt.gz", "B.TXT")
-    with pytest.raises(ValueError, match=r"no file that matches .*to be decompressed first: 1 .a.txt.gz") as caught:
+    made(tmp_path, "a.txt.gz", "a.txt.xz", "B.TXT")
+    with pytest.raises(ValueError, match=r"no file that matches .*to be decompressed first: 1 .a.txt.xz") as caught:
         find(str(tmp_path), "**/*.txt")
+    assert "compressed, and not named by the pattern, as **/*.txt.gz does: 1 (a.txt.gz)" in str(caught.value)
     assert "in other upper and lower case than the pattern: 1 (B.TXT)" in str(caught.value)
 
 
@@ -145,3 +151,41 @@ def test_a_file_without_a_lasting_size_is_no_file(tmp_path: Path) -> None:
     assert found.left_out == {files.SPECIAL: ["s.txt"]} and len(found.files) == 2
     with pytest.raises(ValueError, match="status: is no regular file: copy its content to a file"):
         find(str(status), "**/*.txt")
+
+
+def test_compressed_files_are_found_where_the_pattern_names_them(tmp_path: Path) -> None:
+    for name in ("a.txt.gz", "b.txt.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"text"))
+    made(tmp_path, "b.txt")
+    assert names(tmp_path, "**/*.txt*") == ["a.txt.gz", "b.txt"]
+    assert find(str(tmp_path), "**/*.txt*").left_out == {files.TWICE: ["b.txt.gz"]}
+    assert names(tmp_path, "**/*.gz") == ["a.txt.gz", "b.txt.gz"], "the other file is not read"
+
+
+BINARY = {
+    "picture.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    "late": b"a" * 7999 + b"\0",
+    "paper": b"%PDF-1.7\n",
+    "packed": gzip.compress(b"\0\1\2\3\4\5\6\7"),
+}
+PACKED = {"a.xz": lzma.compress(b"text"), "b.zip": b"PK\x03\x04"}
+KEPT = {
+    "later": b"a" * 8000 + b"\0",
+    "latin": "naïve".encode("latin-1"),
+    "utf_16": "text of some length".encode("utf-16-le"),
+    "utf_32": "text".encode("utf-32"),
+    "damaged": gzip.compress(b"text")[:-4],
+    "empty": b"",
+}
+
+
+def test_files_that_are_no_text_are_passed_over_by_name(tmp_path: Path) -> None:
+    """Those in another encoding are kept, and refused with the command that converts them when they are read."""
+    for name, content in (BINARY | PACKED | KEPT).items():
+        (tmp_path / name).write_bytes(content)
+    found = find(str(tmp_path), "**/*")
+    assert found.left_out == {files.COMPRESSED: sorted(PACKED), NO_TEXT: sorted(BINARY)}
+    assert [path.name for path in found.files] == sorted(KEPT)
+    assert "no text (a PDF, or a zero byte among the first 8,000): 4 (late, packed, paper, ...)" in (
+        found.left_out_in_words()
+    )

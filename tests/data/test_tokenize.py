@@ -151,7 +151,7 @@ def test_a_given_vocabulary_is_used_and_what_it_has_not_is_counted(
     (tmp_path / "other.txt").write_text("word word abc ", "utf-8")
     given = f"vocabulary_path={first / VOCABULARY}"
     assert run(f"path={tmp_path / 'other.txt'}", f"out={second}", "vocabulary=characters", given) == 0
-    assert "unknown     1 (6.67%) are not in the vocabulary, and so padding" in capsys.readouterr().out
+    assert "unknown     1 (6.67%) are not in the vocabulary and become padding" in capsys.readouterr().out
     assert read_index(second).vocabulary_state == read_index(first).vocabulary_state
     (tmp_path / "other.txt").write_text("XYZ", "utf-8")
     assert run(f"path={tmp_path / 'other.txt'}", f"out={tmp_path / 'third'}", "vocabulary=characters", given) == 2
@@ -197,7 +197,7 @@ def test_whatever_ends_it_the_same_command_makes_only_what_is_missing(tmp_path: 
         _, error = process.communicate(timeout=30)
         if number != "SIGKILL" and least:
             assert process.returncode == {"SIGTERM": 143, "SIGINT": 130}[number]
-            assert "the same command goes on from there" in error and "Traceback" not in error
+            assert "repeat the same command to resume" in error and "Traceback" not in error
         assert not (out / INDEX).exists()
     _workers_end(out)
     there = {path.name: path.stat().st_mtime_ns for path in out.glob("*.json")}
@@ -230,12 +230,12 @@ def test_what_is_damaged_is_found_and_made_anew(
     whole = contents(out)
     assert run(*words) == 0
     num = len(read_index(out).shards)
-    assert f"verified    {num} of {num} shards agree with their sha256\n" in capsys.readouterr().out
+    assert f"verified    {num} of {num} shards match their sha256\n" in capsys.readouterr().out
     flipped = bytearray(whole["00001.bin"])
     flipped[10] ^= 1
     (out / "00001.bin").write_bytes(flipped)
     assert run(*words) == 0
-    assert f"verified    {num - 1} of {num} shards agree with their sha256; the others" in capsys.readouterr().out
+    assert f"verified    {num - 1} of {num} shards match their sha256; the others" in capsys.readouterr().out
     assert contents(out) == whole
     (out / "00002.bin").write_bytes(b"")
     (out / "00000.documents").unlink()
@@ -346,7 +346,7 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     error = capsys.readouterr().err
-    assert "cannot be written (File too large)" in error and "The same command then goes on from there" in error
+    assert "cannot be written (File too large)" in error and "Then repeat the same command to resume" in error
     assert not list(out.glob("*.tmp")) and not (out / INDEX).exists()
     assert run(*words) == 0 and run(*words[:1], f"out={tmp_path / 'other'}", *words[2:]) == 0
     assert contents(out) == contents(tmp_path / "other")

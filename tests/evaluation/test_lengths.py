@@ -193,7 +193,7 @@ def test_evaluate_says_what_is_lost_at_each_length(text_run: Path) -> None:
     assert list(figures["loss_nats"]) == ["8", "100", "128"] and figures["step"] == 20
     assert (folder / "lengths.png").exists() and len(list(folder.glob("events.out.tfevents.*"))) == 1
     again = samout(text_run, "evaluate", "run=run", "most_tokens=1", "device=cpu")
-    assert "most_tokens=1: the longest window takes 512 tokens, and so many are read" in again.stdout
+    assert "most_tokens=1: raised to 512, which the longest window needs" in again.stdout
     assert (text_run / "run/evaluate/text/evaluation.json").read_bytes() == plain, "that of the run stays"
     again = samout(text_run, "evaluate", "run=run", "most_tokens=1024", "device=cpu")
     folder = folder.with_name("text-most_tokens_1024")
@@ -221,7 +221,7 @@ def test_evaluate_reads_other_text_by_the_vocabulary_of_the_run(text_run: Path) 
         (["run=run", "data=texd"], "data=texd: no such option; did you mean data=text?"),
         (["run=run", "data=random"], "data=random: has 128 ids, the model"),
         (["run=run", "data=text", "data.path=gone.txt"], "data.path=gone.txt: is not there"),
-        (["run=run", "data.path=text.txt"], "data.path=text.txt: no data is chosen: say data=NAME, too"),
+        (["run=run", "data.path=text.txt"], "data.path=text.txt: no data is chosen: add data=NAME"),
         (["run=run", "data=text", "data.path=text.txt", "data.seq_len=4"], "data.seq_len=4: rows are as long as those"),
         (["run=run", "-m"], "evaluate makes no sweeps"),
         (

@@ -37,8 +37,8 @@ def states(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "say what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]"),
-        (["models=[v8]", "runs=[a]"], "say what to compare, one of"),
+        ([], "choose what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]"),
+        (["models=[v8]", "runs=[a]"], "choose what to compare, one of"),
         (["models=0"], "models=0: must be names, such as models=[v8,transformer]"),
         (["models=[v8,v9]"], "v9: model=v9: no such option"),
         (["modles=[v8]"], "modles=[v8]: no such key; did you mean models?"),
@@ -55,7 +55,7 @@ def states(folder: Path) -> dict[str, str]:
         (["models={v8:3}"], "v8: must be settings in braces"),
         (["runs=[absent]"], "runs=absent: is not there: give run directories, or a folder of them"),
         (["runs=empty"], "runs=empty: holds no run"),
-        (["runs=empty", "data=text"], "data=text: a page of runs that are there takes runs and run_dir only"),
+        (["runs=empty", "data=text"], "data=text: a page of existing runs takes runs and run_dir only"),
         (["runs=[]"], "runs: is empty: give run directories"),
         (["models=[v8]", "run_dir=small.txt"], "run_dir=small.txt: is a file: give a directory"),
         (["models=[[v8,gru]]"], "must be a name, or a label with settings in braces"),
@@ -88,7 +88,7 @@ def test_ctrl_c_while_speeds_are_measured_says_how_to_go_on(
     monkeypatch.setattr("samout_train.experiments.compare.page.measured_speeds", interrupted)
     assert compare.compare(["models=[v8]", "run_dir=here", *TEXT, *TINY]) == 130
     error = capsys.readouterr().err
-    assert error == "stopped by SIGINT: what ran is saved; the same command with run_dir=here goes on\n"
+    assert error == "stopped by SIGINT: finished runs are kept; to resume, repeat the command with run_dir=here\n"
 
 
 def test_paths_keep_their_commas_and_equals_signs(folder: Path) -> None:

@@ -84,7 +84,7 @@ def test_what_is_no_space_is_told(given: object, message: str) -> None:
         (["space={run_dir:[a]}"], "space: run_dir: is the search's own to set: leave it out"),
         (["space={model:[v8,v9]}"], "space: model=v9: no such option"),
         ([RATES, "trials=0"], "trials=0: must be above 0"),
-        ([RATES, "resume=auto"], "resume: a search goes on by itself"),
+        ([RATES, "resume=auto"], "resume: a search resumes when it gets the same run_dir again"),
         ([RATES, "run_dir=small.txt"], "run_dir=small.txt: is a file: give a directory"),
         ([RATES, "storage=nowhere://x"], "storage=nowhere://x: cannot be used: "),
         ([RATES, "-m"], "-m: search makes no sweeps"),

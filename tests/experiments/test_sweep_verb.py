@@ -98,7 +98,9 @@ def test_a_comparison_has_the_same_ledger(tmp_path: Path, capsys: pytest.Capture
         f"dashboard  {dashboard_command(tmp_path)}",
     ]
     assert sweep.sweep([f"dir={tmp_path}", "action=resume"]) == 2
-    again = f"started again: {typed_line(program())} compare models=[v8] {typed_line([f'run_dir={tmp_path}'])}"
+    again = (
+        f"resumed by its own command: {typed_line(program())} compare models=[v8] {typed_line([f'run_dir={tmp_path}'])}"
+    )
     assert again in capsys.readouterr().err
 
 

@@ -85,7 +85,7 @@ def test_a_part_of_what_a_configuration_sweeps_over_lies_where_the_whole_would(t
     jobs = sorted(path.name for path in folder.iterdir() if path.is_dir())
     assert jobs == ["data=parity,model=gru,optimizer.lr=0.001"]
     again = samout(tmp_path, *words, "data=parity,s5", "optimizer.lr=1e-3")
-    assert again.returncode == 0 and again.stdout.count("is finished: left as it is") == 1, again.stderr
+    assert again.returncode == 0 and again.stdout.count("is finished: skipped") == 1, again.stderr
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 2
     other = samout(tmp_path, *words, "data=s5", "optimizer.lr=1e-3", "model.dropout=0.5")
     assert other.returncode == 2 and "model.dropout=0.5: the run in " in other.stderr
@@ -119,4 +119,4 @@ def test_a_part_of_the_capabilities_is_drawn_by_compare(tmp_path: Path) -> None:
     assert page.returncode == 0, page.stderr
     assert "<h2>Tasks</h2>" in (tmp_path / "page" / "comparison.html").read_text("utf-8")
     again = samout(tmp_path, *words, "model=gru,v1", "data=parity,copy", "optimizer.lr=1e-3")
-    assert again.returncode == 0 and again.stdout.count("is finished: left as it is") == 4
+    assert again.returncode == 0 and again.stdout.count("is finished: skipped") == 4

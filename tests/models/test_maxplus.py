@@ -207,5 +207,5 @@ def test_the_published_mixer_is_not_taken_for_published_behind_a_convolution() -
 
     model = built("v8")
     assert isinstance(model, SamOut) and type(model.layers[0].mixer) is MaxStateSuper
-    with pytest.raises(ValueError, match="were published, this is a SamOut of MaxStateSuper, own head, with other"):
+    with pytest.raises(ValueError, match="were published, and this is a SamOut of MaxStateSuper, own head, with other"):
         published_state(model)

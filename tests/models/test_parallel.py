@@ -179,7 +179,7 @@ def with_own_settings(folder: Path) -> tuple[int, str]:
     ("words", "told"),
     [
         (["-m", "model=v1,v8"], "start it once for each run"),
-        (["verify", "model=v8"], "verify: makes no run of several processes"),
+        (["verify", "model=v8"], "verify: does not run distributed"),
         (
             ["data=random", "data.batch_size=7"],
             "data.batch_size (7) must be divisible by accumulate times processes (2)",

@@ -165,7 +165,7 @@ class Executes:
             "no state_dict of a published SamOut (b'em.weight', b'decoder",
         ),
         (lambda s: [1, 2], "holds no state_dict of a published SamOut (list): save them with torch.save(net.state_d"),
-        (lambda s: s | {"module.em.weight": s["em.weight"]}, "holds em.weight twice, with wrappers and without"),
+        (lambda s: s | {"module.em.weight": s["em.weight"]}, "holds em.weight twice, with and without a wrapper"),
         (
             lambda s: prefixed(s, "net.") | {"head.weight": s["head.weight"], "n.em.weight": s["em.weight"]},
             "it holds head.weight, n.em.weight beside net.em.weight, which are no parameters of the published SamOut",
@@ -174,15 +174,15 @@ class Executes:
             lambda s: {"item.weight": torch.zeros(2), **s},
             "item.weight is no parameter of the published SamOut V1 or V8",
         ),
-        (lambda s: s | {"em.weight": s["em.weight"].to(torch.int8)}, "em.weight is torch.int8: give weights as float"),
+        (lambda s: s | {"em.weight": s["em.weight"].to(torch.int8)}, "em.weight is torch.int8: save weights as float"),
         (lambda s: {n: t.to("meta") for n, t in s.items()}, "em.weight has no values (it is on the device meta). Save"),
         (lambda s: s | {"head.weight": s["head.weight"].to("meta")}, "head.weight has no values (it is on the device"),
         (lambda s: {key: {n: t.to("meta") for n, t in s.items()} for key in "ab"}, "several state_dicts: a, b. Save"),
         (
             lambda s: {n: t.numpy() for n, t in s.items()},
-            "em.weight is a NumPy array and no tensor: save tensors, with",
+            "em.weight is a NumPy array, not a tensor: save tensors, with",
         ),
-        (lambda s: {"net": {n: t.numpy() for n, t in s.items()}}, "em.weight is a NumPy array and no tensor: save"),
+        (lambda s: {"net": {n: t.numpy() for n, t in s.items()}}, "em.weight is a NumPy array, not a tensor: save"),
         (
             lambda s: build_model("v8", vocab_size=9, hidden_size=8, num_heads=2, num_layers=1),
             "it is a SamOut of this program, not a published one: export its run with `export run=DIR",
@@ -254,7 +254,7 @@ def test_several_state_dicts_that_differ_are_refused_with_their_keys(
     torch.save(content(state, zeros(state)), path)
     with pytest.raises(ValueError) as refused:
         load_published(path)
-    told = f"it holds several state_dicts: {keys}. Save the one that is meant: torch.save({expression}"
+    told = f"it holds several state_dicts: {keys}. Save one of them, such as torch.save({expression}"
     assert told in str(refused.value)
     assert inspect.inspect([f"path={path}"]) == 2 and told in capsys.readouterr().err
     # What is printed does what it says.
@@ -338,7 +338,7 @@ def test_safetensors_load_under_any_name(state: State, tmp_path: Path, name: str
 @pytest.mark.parametrize(
     ("content", "code", "told"),
     [
-        (b"\n<!DOCTYPE html><html>", 2, "it is a page of the web and not the file itself: download it again"),
+        (b"\n<!DOCTYPE html><html>", 2, "it is a web page and not the file itself: download it again"),
         (b"version https://git-lfs.github.com/spec/v1\noid", 2, "it is a pointer of Git LFS and not the weights: run"),
         (
             gzip.compress(b"weights", mtime=0),

@@ -61,7 +61,7 @@ def test_two_directions_see_the_future_and_keep_no_state() -> None:
     changed[:, -1] = 4 + (changed[:, -1] - 3) % 15
     logits, state = model(IDS)
     assert not torch.equal(logits[:, 0], model(changed)[0][:, 0]) and model.sees_future
-    with pytest.raises(ValueError, match="cannot go on from a state"):
+    with pytest.raises(ValueError, match="cannot continue from a state"):
         model(IDS, state)
 
 
@@ -77,8 +77,11 @@ def test_one_hot_inputs_are_the_identity_and_are_not_trained() -> None:
     ("changes", "advice"),
     [
         ({}, "set model.hidden_size to 19, or model.head=linear"),
-        ({"bidirectional": True, "vocab_size": 20}, "2 x 8 wide .* 20 ids: set model.hidden_size to 10, or model.head"),
-        ({"bidirectional": True}, "2 x 8 wide it does not fit 19 ids: set model.head=linear$"),
+        (
+            {"bidirectional": True, "vocab_size": 20},
+            "width 2 x 8 .* 20 ids: set model.hidden_size to 10, or model.head",
+        ),
+        ({"bidirectional": True}, "width 2 x 8 does not fit 19 ids: set model.head=linear$"),
     ],
 )
 def test_without_a_head_the_hidden_state_must_be_as_wide_as_there_are_ids(changes: dict[str, Any], advice: str) -> None:

@@ -102,7 +102,7 @@ def test_past_its_end_it_says_so() -> None:
     _, state = transformer(IDS)
     with pytest.raises(ValueError, match=r"15 tokens are more than max_seq_len \(14\): set model.max_seq_len to 15"):
         transformer(IDS[:, :3], state)
-    with pytest.raises(ValueError, match="cannot go on from a state"):
+    with pytest.raises(ValueError, match="cannot continue from a state"):
         encoder = model(causal=False)
         encoder(IDS, encoder(IDS)[1])
 

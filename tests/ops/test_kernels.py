@@ -48,7 +48,7 @@ def test_without_numba_everything_runs_and_a_line_says_how_to_get_it(
         "kernels     reference for float32 on cpu: numba is not installed (pip install 'samout_train[fast]')"
     )
     use_kernels("fused")
-    with pytest.raises(ValueError, match=r"kernels=fused cannot be done: numba is not installed .* Say kernels=auto"):
+    with pytest.raises(ValueError, match=r"kernels=fused is not possible: numba is not installed .* Set kernels=auto"):
         max_mix(packed_BTP, form="v8")
 
 

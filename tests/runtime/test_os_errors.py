@@ -202,7 +202,9 @@ def test_a_full_disk_while_tokenizing_or_exporting_names_the_place(
     with files_of_at_most(3000):
         assert tokenize.tokenize([f"path={text}", f"out={tmp_path / 'shards'}", "jobs=1", "vocabulary=bytes"]) == 1
         told = capsys.readouterr().err
-        assert str(tmp_path / "shards") in told and "(ulimit -f)" in told and "goes on from there" in told, told
+        assert (
+            str(tmp_path / "shards") in told and "(ulimit -f)" in told and "repeat the same command to resume" in told
+        ), told
         assert export.export([f"run={tmp_path / 'run'}", f"out={tmp_path / 'out'}"]) == 1
         told = capsys.readouterr().err
         assert told.startswith(f"{tmp_path / 'out'}: cannot be written") and "nothing is left there" in told

@@ -7,10 +7,15 @@ both of its ends on to the next place where nothing is torn: a line of JSON, or 
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+
+from samout_train.data.text.compressed import readable_compression, without_ending
+from samout_train.data.text.tables import table_kind
+from samout_train.runtime import HEAD_BYTES
 
 JSONL = ".jsonl"
 EDGE = 1 << 16  # bytes
@@ -49,7 +54,23 @@ class SourceFile:
     @property
     def at_lines(self) -> bool:
         """Return whether it is JSON Lines, which is cut between lines."""
-        return self.path.suffix.lower() == JSONL
+        return without_ending(self.path).suffix.lower() == JSONL
+
+    @cached_property
+    def table(self) -> str | None:
+        """Return which kind of table it is: a Parquet table is cut between groups of rows, an Arrow table is not."""
+        return table_kind(self.path)
+
+    @cached_property
+    def is_compressed(self) -> bool:
+        """Return whether it is compressed text, which is not cut: each part would read all of it."""
+        with self.path.open("rb") as file:
+            return readable_compression(file.read(HEAD_BYTES)) is not None
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether it is read as a whole, however large it is."""
+        return self.is_compressed or self.table == "Arrow"
 
 
 @dataclass(frozen=True)
@@ -70,12 +91,13 @@ class Span:
 Part = list[Span]
 
 
-def parts_of(sizes: Sequence[int], part_bytes: int) -> list[Part]:
+def parts_of(sizes: Sequence[int], part_bytes: int, whole: Collection[int] = ()) -> list[Part]:
     """Cut files larger than a part, and put together smaller ones that follow each other.
 
     Args:
         sizes: Bytes of the files, in their order.
         part_bytes: What a part has at the most, but for what its ends are moved by.
+        whole: The numbers of files that are not cut; a larger one is a part of its own.
     """
     parts: list[Part] = []
     open_part: Part = []
@@ -86,7 +108,9 @@ def parts_of(sizes: Sequence[int], part_bytes: int) -> list[Part]:
                 parts.append(open_part)
             open_part, room = [], part_bytes
         if size > part_bytes:
-            num_pieces = -(-size // part_bytes)
+            num_pieces = 1
+            if file not in whole:
+                num_pieces = -(-size // part_bytes)
             places = [size * piece // num_pieces for piece in range(num_pieces + 1)]
             for start, stop in pairwise(places):
                 parts.append([Span(file, start, stop)])

@@ -28,6 +28,7 @@ from samout_train.data.shards.workers import results
 from samout_train.data.text.cuts import LAST_WORD_END
 from samout_train.data.text.documents import JsonlReader, Piece, Reader, Special, TextReader
 from samout_train.data.text.encoding import printable
+from samout_train.data.text.tables import row_to_cut
 from samout_train.data.vocabulary.base import PAD_ID, SOS_ID, SPECIAL_TOKENS, Bytes, Characters, Vocabulary
 from samout_train.data.vocabulary.choice import vocabulary_from
 from samout_train.runtime import Bar, StopSignals, is_full, leftovers, replace_file, sha256_of, write_json
@@ -72,10 +73,11 @@ def tokenize_files(plan: ShardPlan, *, jobs: int) -> Tokenized:
     plan.refuse_strangers()
     with _alone(plan), StopSignals() as signals:
         files = tuple(map(SourceFile.of, plan.paths))
+        whole = {number for number, file in enumerate(files) if file.is_whole}
         worker = PartWorker(
             out=plan.out,
             files=files,
-            parts=tuple(parts_of([file.num_bytes for file in files], plan.part_bytes)),
+            parts=tuple(parts_of([file.num_bytes for file in files], plan.part_bytes, whole)),
             jsonl=JsonlReader.of(plan.roles, plan.line_ends, roles_key="roles"),
             vocabulary_state=None,
             given=plan.choice.given is not None,
@@ -260,18 +262,28 @@ class PartWorker:
             self._refuse_changed(file)
 
     def _of_span(self, file: SourceFile, span: Span, progress: Progress) -> Iterator[Piece]:
+        start, stop = self._ends(file, span)
+        if stop is not None and start >= stop:
+            return
+        reader: Reader = self.jsonl
+        if not file.at_lines and not file.table:
+            reader = TextReader(sos=True, line_ends=self.jsonl.line_ends)
+        done = span.start
+        for piece in reader.read(file.path, start, stop):
+            yield piece
+            progress(piece.bytes_done - done)
+            done = piece.bytes_done
+
+    def _ends(self, file: SourceFile, span: Span) -> tuple[int, int | None]:
+        """Return the places where a span begins and ends; None for the end of a file that is read as a whole."""
+        if file.is_compressed:
+            return 0, None
+        if file.table:
+            return row_to_cut(file.path, span.start, file.num_bytes), row_to_cut(file.path, span.stop, file.num_bytes)
         fold = self.jsonl.line_ends == "fold"
         start = place_to_cut(file.path, span.start, file.num_bytes, at_lines=file.at_lines, fold=fold)
         stop = place_to_cut(file.path, span.stop, file.num_bytes, at_lines=file.at_lines, fold=fold)
-        if start >= stop:
-            return
-        reader: Reader = self.jsonl
-        if not file.at_lines:
-            reader = TextReader(sos=True, line_ends=self.jsonl.line_ends)
-        for piece in reader.read(file.path, start, stop):
-            yield piece
-            progress(piece.end - start)
-            start = piece.end
+        return start, stop
 
     def _refuse_changed(self, file: SourceFile) -> None:
         if SourceFile.of(file.path) != file:

@@ -11,11 +11,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from samout_train.config import ConfigError, Problem
 from samout_train.data.text.cuts import folded, whole_parts
-from samout_train.data.text.encoding import BYTE_ORDER_MARK, opened, other_kind, printable, to_utf_8
+from samout_train.data.text.encoding import (
+    BYTE_ORDER_MARK,
+    TextFile,
+    encoding_of_zeros,
+    opened,
+    other_kind,
+    printable,
+    to_utf_8,
+)
+from samout_train.data.text.tables import TableRow, table_kind, table_rows
 from samout_train.runtime import HEAD_BYTES, home_path, old_file_away, shell_word
 
 CHUNK_BYTES = 1 << 21  # which a slow tokenizer takes two seconds for, so that signals are answered
@@ -24,17 +33,11 @@ WITHOUT_TEXT = "documents without text"
 BESIDE_TEXT = '"{}" beside a "text", which is read'
 LineEnds = Literal["keep", "fold"]
 KEY = re.compile(r"[A-Za-z_][\w$-]*|0|[1-9]\d*", re.ASCII)  # what Hydra takes as a part of a key
+TEXT_COLUMN = "text"
+COLUMNS = (TEXT_COLUMN, "messages", "conversations")
 KEYS = ("text", "conversations", "role", "content")
 LEAVE_OUT = "leave it out"
 SAMPLE_BYTES = 1 << 16
-SOME_ZEROS, FEW_ZEROS = 0.05, 0.01
-# Of each four bytes, those that are often zero, and those that are not.
-ZEROS = {
-    "UTF-32LE": ((2, 3), (0,)),
-    "UTF-32BE": ((0, 1), (3,)),
-    "UTF-16LE": ((1, 3), (0, 2)),
-    "UTF-16BE": ((0, 2), (1, 3)),
-}
 ROLE_TOKENS = ("<|user|>", "<|agent|>", "<|history|>")
 
 
@@ -55,13 +58,22 @@ class Piece:
 
     Args:
         parts: Text and special tokens, in order.
-        end: Bytes of the file up to its end.
+        end: The place in the file at its end: bytes of its text, or rows of a table.
         left_out: How much that is there is not in it, by what it is.
+        read_bytes: Bytes of the file, as it lies, that were read up to its end; None where `end` is that number.
     """
 
     parts: list[str | Special]
     end: int
     left_out: dict[str, int] = field(default_factory=dict)
+    read_bytes: int | None = None
+
+    @property
+    def bytes_done(self) -> int:
+        """Return the bytes of the file, as it lies, that were read up to its end."""
+        if self.read_bytes is None:
+            return self.end
+        return self.read_bytes
 
 
 class Reader(Protocol):
@@ -102,19 +114,26 @@ class TextReader:
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """Yield text that ends where it can be cut, so that no vocabulary sees half a word."""
+        if table_kind(path):
+            yield from self._table(path, start, stop)
+            return
         parts: list[str | Special] = []
         if self.sos and start == 0:
             parts.append(Special(SOS))
         chunk_bytes, fold = CHUNK_BYTES, self.line_ends == "fold"
+        rest = b""
         with opened(path) as file:
-            while start == file.tell() and file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK:
-                start = file.tell()
+            if start > 0:
+                file.skip_to(start)
+            else:
+                while (rest := file.read(len(BYTE_ORDER_MARK))) == BYTE_ORDER_MARK:
+                    start += len(rest)
             while True:
-                file.seek(start)
                 wanted = chunk_bytes
                 if stop is not None:
                     wanted = min(chunk_bytes, max(0, stop - start))
-                chunk = file.read(wanted)
+                rest += file.read(max(0, wanted - len(rest)))
+                chunk = rest[:wanted]
                 if not chunk:
                     return
                 is_last = len(chunk) < wanted or start + len(chunk) == stop
@@ -129,8 +148,25 @@ class TextReader:
                 start += used
                 if fold:
                     text = folded(text)
-                yield Piece([*parts, text], start)
-                parts, chunk_bytes = [], CHUNK_BYTES
+                yield Piece([*parts, text], start, read_bytes=file.compressed_bytes())
+                parts, chunk_bytes, rest = [], CHUNK_BYTES, rest[used:]
+
+    def _table(self, path: Path, start: int, stop: int | None) -> Iterator[Piece]:
+        """Yield the rows of a table, each text behind `<|sos|>`."""
+        for rows in _together(table_rows(path, [TEXT_COLUMN], start, stop)):
+            parts: list[str | Special] = []
+            left_out: Counter[str] = Counter()
+            for row in rows:
+                text = row.values.get(TEXT_COLUMN, "")
+                if not isinstance(text, str):
+                    raise ValueError(f'{printable(path)} row {row.end}: "{TEXT_COLUMN}" is no text: rename the column')
+                if self.line_ends == "fold":
+                    text = folded(text)
+                if text:
+                    parts += [Special(SOS), text]
+                else:
+                    left_out[WITHOUT_TEXT] += 1
+            yield Piece(parts, rows[-1].end, dict(left_out), rows[-1].bytes_done)
 
 
 @dataclass(frozen=True)
@@ -165,9 +201,12 @@ class JsonlReader:
         return cls(tuple(sorted(roles.items())), line_ends, roles_key=roles_key)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
-        """Whole lines; each document that is not empty stands behind `<|sos|>`."""
+        """Yield whole lines, or rows of a table; each document that is not empty stands behind `<|sos|>`."""
+        if table_kind(path):
+            yield from self._table(path, start, stop)
+            return
         with opened(path) as file:
-            file.seek(start)
+            file.skip_to(start)
             while lines := _lines(file, start, stop):
                 parts: list[str | Special] = []
                 left_out: Counter[str] = Counter()
@@ -178,7 +217,18 @@ class JsonlReader:
                     except ValueError as error:
                         raise ValueError(f"{printable(path)} line {_line_number(path, start)}: {error}") from error
                     start += len(line)
-                yield Piece(parts, start, dict(left_out))
+                yield Piece(parts, start, dict(left_out), file.compressed_bytes())
+
+    def _table(self, path: Path, start: int, stop: int | None) -> Iterator[Piece]:
+        for rows in _together(table_rows(path, COLUMNS, start, stop)):
+            parts: list[str | Special] = []
+            left_out: Counter[str] = Counter()
+            for row in rows:
+                try:
+                    parts += self._of_object(row.values, left_out)
+                except ValueError as error:
+                    raise ValueError(f"{printable(path)} row {row.end}: {error}") from error
+            yield Piece(parts, rows[-1].end, dict(left_out), rows[-1].bytes_done)
 
     def _document(self, line: str, left_out: Counter[str]) -> list[str | Special]:
         if not line.strip():
@@ -191,6 +241,10 @@ class JsonlReader:
             raise
         except (ValueError, RecursionError) as error:
             raise ValueError(f"is no JSON ({error}): give one object a line") from error
+        return self._of_object(document, left_out)
+
+    def _of_object(self, document: Any, left_out: Counter[str]) -> list[str | Special]:
+        """Return the parts of a document, of which a table or JSON has made an object."""
         text = turns = None
         if isinstance(document, dict):
             text, turns = document.get("text"), document.get("conversations")
@@ -266,7 +320,21 @@ def _setting_of(roles_key: str, role: str) -> str:
     )
 
 
-def _lines(file: IO[bytes], start: int, stop: int | None) -> list[bytes]:
+def _together(rows: Iterator[TableRow]) -> Iterator[list[TableRow]]:
+    """Yield rows, as many at a time as have a chunk of text, so that signals are answered."""
+    taken: list[TableRow] = []
+    size = 0
+    for row in rows:
+        taken.append(row)
+        size += len(str(row.values))
+        if size > CHUNK_BYTES:
+            yield taken
+            taken, size = [], 0
+    if taken:
+        yield taken
+
+
+def _lines(file: TextFile, start: int, stop: int | None) -> list[bytes]:
     """Yield lines from a place where one begins, up to `stop` or a little more than a chunk."""
     lines: list[bytes] = []
     size = 0
@@ -307,20 +375,14 @@ def _decoded(name: Path | str, chunk: bytes, start: int, is_last: bool) -> tuple
 
 def _zeros(name: Path | str, chunk: bytes, start: int) -> str:
     """Return what text with zero bytes may be, by where they lie, and what to do."""
-    chunk = chunk[:SAMPLE_BYTES]
-    zeros = [chunk[(place - start) % 4 :: 4].count(0) * 4 / len(chunk) for place in range(4)]  # shares of their places
-    encoding = next((each for each, places in ZEROS.items() if _lie_in(*places, zeros)), None)
-    if encoding is None or chunk.count(0) < 2:
+    first = -start % 4
+    encoding = encoding_of_zeros(chunk[first : first + SAMPLE_BYTES])
+    if encoding is None:
         return "so it is no text: leave it out, or give the text that it was made of"
     line, away = to_utf_8(encoding, _file_of(name)), old_file_away(_file_of(name))
     return (
         f"so it is no UTF-8 text but {encoding}, it seems: convert it, for example with `{line}`, or {LEAVE_OUT}{away}"
     )
-
-
-def _lie_in(places: tuple[int, ...], others: tuple[int, ...], zeros: list[float]) -> bool:
-    """Return whether zeros lie in some of four places, many in each, and nearly none in others."""
-    return min(zeros[place] for place in places) >= SOME_ZEROS and max(zeros[place] for place in others) < FEW_ZEROS
 
 
 def _no_utf_8(name: Path | str, error: UnicodeDecodeError, start: int) -> str:
@@ -358,7 +420,7 @@ def _refuse_surrogates(text: str) -> None:
 def _line_number(path: Path, start: int) -> int:
     """Return the line that begins at a byte."""
     lines = 1
-    with path.open("rb") as file:
+    with opened(path) as file:
         while start > 0 and (chunk := file.read(min(start, CHUNK_BYTES))):
             lines += chunk.count(b"\n")
             start -= len(chunk)

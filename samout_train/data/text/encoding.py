@@ -1,12 +1,15 @@
-"""Recognise files that are no UTF-8 text by their first bytes, and open those that are."""
+"""Recognise files that are no UTF-8 text by their first bytes, and open those that are, compressed or not."""
 
+import codecs
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from samout_train.runtime import HEAD_BYTES, TEXT, converting_line, kept_otherwise, old_file_away
+from samout_train.data.text.compressed import decompressed, readable_compression
+from samout_train.runtime import HEAD_BYTES, TEXT, compression_of, converting_line, kept_otherwise, old_file_away
 
+SKIPPED_TOGETHER = 1 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UNICODE = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -15,7 +18,19 @@ UNICODE = {
     b"\xfe\xff": "UTF-16",
 }
 PARQUET = b"PAR1\x15"
+ARROW, ARROW_STREAM = b"ARROW1\x00\x00", b"\xff\xff\xff\xff"
 PDF = b"%PDF-"
+SOME_ZEROS, FEW_ZEROS = 0.05, 0.01
+# Of each four bytes, those that are often zero, and those that are not.
+ZEROS = {
+    "UTF-32LE": ((2, 3), (0,)),
+    "UTF-32BE": ((0, 1), (3,)),
+    "UTF-16LE": ((1, 3), (0, 2)),
+    "UTF-16BE": ((0, 2), (1, 3)),
+}
+BINARY_BYTES = 8000  # as Git has it
+NO_TEXT = f"no text (a PDF, or a zero byte among the first {BINARY_BYTES:,})"
+COMPRESSED = "compressed, to be decompressed first"
 
 
 def printable(name: object) -> str:
@@ -32,24 +47,113 @@ def printable(name: object) -> str:
     return escaped
 
 
+class TextFile:
+    """A file of text, opened at its first byte; a compressed one gives the bytes that were compressed.
+
+    Args:
+        lying: The file as it lies.
+        text: What is read; the same where it is not compressed.
+    """
+
+    def __init__(self, lying: IO[bytes], text: IO[bytes]) -> None:
+        self.text = text
+        self.read, self.readline = text.read, text.readline
+        self._lying = lying
+
+    def skip_to(self, place: int) -> None:
+        """Go to a byte of the text; called before anything else is read."""
+        if self.text is self._lying:
+            self.text.seek(place)
+            return
+        while place > 0 and (skipped := len(self.text.read(min(place, SKIPPED_TOGETHER)))):
+            place -= skipped
+
+    def compressed_bytes(self) -> int | None:
+        """Return how many bytes of a compressed file, as it lies, were read so far; None where it is not compressed."""
+        if self.text is self._lying:
+            return None
+        return self._lying.tell()
+
+
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file of text.
+def opened(path: Path) -> Iterator[TextFile]:
+    """Open a file of text, compressed or not.
 
     Raises:
         ValueError: if it cannot be opened, or if its first bytes are those of something else than UTF-8 text.
     """
     try:
-        file = path.open("rb")
+        lying = path.open("rb")
     except OSError as error:
         raise ValueError(
             f"{printable(path)} cannot be read ({error.strerror}): make it readable, or leave it out"
         ) from error
-    with file:
-        if problem := other_kind(file.read(HEAD_BYTES), path):
+    with lying:
+        kind = readable_compression(lying.read(HEAD_BYTES))
+        head = _from_its_start(path, lying, kind).read(HEAD_BYTES)
+        if problem := other_kind(head, path if kind is None else None):  # lines that convert a file name it as it lies
             raise ValueError(f"{printable(path)} {problem}")
-        file.seek(0)
-        yield file
+        yield TextFile(lying, _from_its_start(path, lying, kind))
+
+
+def _from_its_start(path: Path, lying: IO[bytes], kind: str | None) -> IO[bytes]:
+    lying.seek(0)
+    if kind is None:
+        return lying
+    return decompressed(printable(path), lying, kind)
+
+
+def no_text(path: Path) -> str | None:
+    """Return why a file of a folder is passed over: it is no text, in no encoding; None where it may be text.
+
+    The rule: a zero byte among the first `BINARY_BYTES`, after decompression, that is not one of UTF-16 or UTF-32; or
+    the first bytes of a PDF or of a compression that cannot be undone here. Tables are read.
+    """
+    try:
+        with path.open("rb") as lying:
+            head = lying.read(HEAD_BYTES)
+            if head.startswith((PARQUET, ARROW, ARROW_STREAM)):
+                return None
+            kind = readable_compression(head)
+            if kind is None and compression_of(head):
+                return COMPRESSED
+            head = _from_its_start(path, lying, kind).read(BINARY_BYTES)
+    except (OSError, ValueError):  # which is reported where it is read
+        return None
+    if head.startswith(PDF) or (0 in head and not _is_unicode(head)):
+        return NO_TEXT
+    return None
+
+
+def _is_unicode(head: bytes) -> bool:
+    """Return whether the beginning of a file with zero bytes may be text in UTF-16 or UTF-32."""
+    if head.startswith(tuple(UNICODE)):
+        return True
+    encoding = encoding_of_zeros(head)
+    if encoding is None:
+        return False
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def encoding_of_zeros(content: bytes) -> str | None:
+    """Return the encoding that text with zero bytes is in, by where they lie; None where it is no text.
+
+    Args:
+        content: Any part of a file that begins at a multiple of four bytes.
+    """
+    if content.count(0) < 2:
+        return None
+    zeros = [content[place::4].count(0) * 4 / len(content) for place in range(4)]  # shares of their places
+    return next((encoding for encoding, places in ZEROS.items() if _lie_in(*places, zeros)), None)
+
+
+def _lie_in(places: tuple[int, ...], others: tuple[int, ...], zeros: list[float]) -> bool:
+    """Return whether zeros lie in some of four places, many in each, and nearly none in others."""
+    return min(zeros[place] for place in places) >= SOME_ZEROS and max(zeros[place] for place in others) < FEW_ZEROS
 
 
 def other_kind(head: bytes, path: Path | None = None) -> str | None:
@@ -64,6 +168,8 @@ def other_kind(head: bytes, path: Path | None = None) -> str | None:
             return f"is {name}: save it as UTF-8, for example with `{to_utf_8(name, path)}`{old_file_away(path)}"
     if head.startswith(PARQUET):
         return "is a Parquet table: write its text column to a .txt or .jsonl file, and give that"
+    if head.startswith((ARROW, ARROW_STREAM)):
+        return "is an Arrow table: write its text column to a .txt or .jsonl file, and give that"
     if head.startswith(PDF):
         line, away = _of_pdf(path), old_file_away(path)
         return f"is a PDF: extract its text first, for example with `{line}`, and give the text{away}"

@@ -10,8 +10,9 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from samout_train.data.text.compressed import without_ending
 from samout_train.data.text.documents import SOS, Piece, Reader, Special
-from samout_train.data.text.encoding import printable
+from samout_train.data.text.encoding import COMPRESSED, no_text, printable
 from samout_train.runtime import COMPRESSED_ENDINGS, Bar, cache_path, home_path, read_json, sha256_of, write_json
 
 FORMAT = 4
@@ -22,7 +23,8 @@ LOOP = "links to a folder above them"
 SAME = "the same file under another name"
 SPECIAL = "no regular files"
 CLOSED = "folders that cannot be opened"
-COMPRESSED = "compressed, to be decompressed first"
+NOT_NAMED = "compressed, and not named by the pattern, as **/*.txt.gz does"
+TWICE = "compressed, beside the file that they were made of"
 OTHER_CASE = "in other upper and lower case than the pattern"
 ANY_DEPTH = "**"
 Identity = tuple[int, int]
@@ -151,8 +153,10 @@ class _Search:
     def _take(self, path: Path) -> None:
         """Note a file that matches, or why it is left out."""
         names = path.relative_to(self.root).parts
-        if not _matches(names, self.pattern):
-            if _matches((*names[:-1], _uncompressed(names[-1])), self.pattern):
+        if not self._names(path):
+            if _matches((*names[:-1], without_ending(path).name), self.pattern):
+                self._leave_out(NOT_NAMED, path)
+            elif _matches((*names[:-1], _uncompressed(names[-1])), self.pattern):
                 self._leave_out(COMPRESSED, path)
             elif _matches([name.lower() for name in names], [part.lower() for part in self.pattern]):
                 self._leave_out(OTHER_CASE, path)
@@ -164,8 +168,15 @@ class _Search:
             self._leave_out(DANGLING, path)
         elif _is_special(path, status):
             self._leave_out(SPECIAL, path)
+        elif (plain := without_ending(path)) != path and plain.is_file() and self._names(plain):
+            self._leave_out(TWICE, path)
+        elif reason := no_text(path):
+            self._leave_out(reason, path)
         else:
             self._matching.append((path, _identity(status)))
+
+    def _names(self, path: Path) -> bool:
+        return _matches(path.relative_to(self.root).parts, self.pattern)
 
     def _keep(self) -> None:
         """Keep each file once, under the first of its names."""
@@ -305,8 +316,8 @@ class Survey:
                     start = 0
                     for piece in self.reader.read(file):
                         counts.add(piece)
-                        bar.update(piece.end - start)
-                        start = piece.end
+                        bar.update(piece.bytes_done - start)
+                        start = piece.bytes_done
             note = asdict(counts)
             with suppress(OSError):  # it only saves time
                 write_json(path, note)

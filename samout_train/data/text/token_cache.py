@@ -56,13 +56,36 @@ class TokenizedText:
 
 @dataclass
 class _Journal:
-    """How far an unfinished tokenizing is."""
+    """How far an unfinished tokenizing is.
+
+    Args:
+        vocabulary: What the vocabulary can be built from.
+        file: The number of the file.
+        offset: The place in it where the last piece ended.
+        num_tokens: Written so far.
+        unknown: How many of them stand for what the vocabulary lacks.
+        read_bytes: Bytes of the file, as it lies, that were read; None where `offset` is that number.
+    """
 
     vocabulary: dict[str, object]
     file: int = 0
     offset: int = 0
     num_tokens: int = 0
     unknown: int = 0
+    read_bytes: int | None = None
+
+    @property
+    def bytes_done(self) -> int:
+        """Return the bytes of the file, as it lies, that were read."""
+        if self.read_bytes is None:
+            return self.offset
+        return self.read_bytes
+
+    def move_behind(self, piece: Piece) -> int:
+        """Move to the end of a piece; return how many more bytes of the file were read for it."""
+        before = self.bytes_done
+        self.offset, self.read_bytes = piece.end, piece.read_bytes
+        return self.bytes_done - before
 
 
 def tokenize(survey: Survey, choice: VocabularyChoice, *, most_unknown: float = MOST_UNKNOWN) -> TokenizedText:
@@ -121,8 +144,7 @@ class _Tokenizing:
                 output.write(ids.astype(dtype).tobytes())
                 journal.num_tokens += len(ids)
                 journal.unknown += int((ids == PAD_ID).sum())
-                bar.update(piece.end - journal.offset)
-                journal.offset = piece.end
+                bar.update(journal.move_behind(piece))
                 stopped = self.signals.received is not None
                 if stopped or time.monotonic() - saved_at > SECONDS_BETWEEN_JOURNALS:
                     self._save(output, journal)
@@ -148,7 +170,7 @@ class _Tokenizing:
         for index in range(first, len(self.survey.files)):
             journal.file = index
             if index != first:
-                journal.offset = 0
+                journal.offset, journal.read_bytes = 0, None
             yield from self.survey.reader.read(self.survey.files[index], journal.offset)
 
     def _begun(self) -> _Journal | None:
@@ -176,8 +198,7 @@ class _Tokenizing:
                 for part in piece.parts:
                     if isinstance(part, str):
                         yield part
-                bar.update(piece.end - journal.offset)
-                journal.offset = piece.end
+                bar.update(journal.move_behind(piece))
 
     def _ids(self, piece: Piece, vocabulary: Vocabulary) -> NDArray[np.integer]:
         unknown_id = None if self.choice.given is None else PAD_ID
@@ -196,7 +217,7 @@ class _Tokenizing:
             raise ValueError(f"files in {self.survey.root} were changed while they were tokenized: start again")
 
     def _bar(self, journal: _Journal, name: str) -> Bar:
-        done = sum(self.survey.sizes[: journal.file]) + journal.offset
+        done = sum(self.survey.sizes[: journal.file]) + journal.bytes_done
         total = self.survey.num_bytes
         return Bar(total=total, initial=done, unit="B", unit_scale=True, desc=name, delay=1, leave=False)
 

@@ -112,6 +112,11 @@ class Characters:
             seen[_code_points(text)] = True
         return cls([*SPECIAL_TOKENS, *map(chr, seen.nonzero()[0])])
 
+    def extended(self, tokens: Sequence[str]) -> "Characters":
+        """Return a vocabulary that has ids for further tokens, behind its own; those that it knows are left out."""
+        known = {*self.tokens, *self.spellings}
+        return Characters([*self.tokens, *(token for token in tokens if token not in known)], self.spellings)
+
     def __len__(self) -> int:
         return len(self.tokens)
 

@@ -3,7 +3,9 @@
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,6 +15,7 @@ from samout_train.data.vocabulary.bpe import BytePairs
 from samout_train.data.vocabulary.published import read_published_vocabulary
 from samout_train.runtime import home_path, refuse_special
 
+_extended: ContextVar[Vocabulary | None] = ContextVar("the vocabulary that is extended", default=None)
 VocabularyName = Literal["characters", "bytes", "bpe"]
 
 
@@ -24,11 +27,13 @@ class VocabularyChoice:
         name: `characters` (those that occur), `bytes` or `bpe`.
         vocab_size: Ids of `bpe`; the others have as many as they need.
         given: A vocabulary that is used as it is; None to learn one.
+        before: Of `characters`, one that those of the text are appended to; None for none.
     """
 
     name: VocabularyName
     vocab_size: int
     given: Vocabulary | None
+    before: Characters | None = None
 
     @classmethod
     def of(cls, *, vocabulary: VocabularyName, vocab_size: int, vocabulary_path: str | None) -> "VocabularyChoice":
@@ -41,7 +46,12 @@ class VocabularyChoice:
         if vocabulary == BytePairs.name and importlib.util.find_spec("tokenizers") is None:
             raise ValueError("vocabulary=bpe: needs the package tokenizers: pip install tokenizers")
         if vocabulary_path is None:
-            return cls(vocabulary, vocab_size, None)
+            before = _extended.get()
+            if before is None or before.name != vocabulary:
+                return cls(vocabulary, vocab_size, None)
+            if isinstance(before, Characters):
+                return cls(vocabulary, vocab_size, None, before)
+            return cls(vocabulary, vocab_size, before)
         given: Vocabulary
         if vocabulary_path.endswith(".json"):
             given = read_vocabulary_file(vocabulary_path)
@@ -60,6 +70,9 @@ class VocabularyChoice:
         """Return what tells the tokens of one choice from those of another."""
         if self.given is not None:
             return hashlib.sha256(json.dumps(self.given.state_dict(), sort_keys=True).encode()).hexdigest()
+        if self.before is not None:
+            digest = hashlib.sha256(json.dumps(self.before.state_dict(), sort_keys=True).encode()).hexdigest()
+            return f"{self.name} behind {digest}"
         if self.name == BytePairs.name:
             return f"{self.name} {self.vocab_size}"
         return self.name
@@ -77,7 +90,26 @@ class VocabularyChoice:
             return BytePairs.of_text(texts(), self.vocab_size, check_stop=check_stop)
         if self.name == Bytes.name:
             return Bytes()
-        return Characters.of_text(texts())
+        learned = Characters.of_text(texts())
+        if self.before is None:
+            return learned
+        return self.before.extended(learned.tokens)
+
+
+@contextmanager
+def extending(vocabulary: Vocabulary | None) -> Iterator[None]:
+    """Let texts that name no vocabulary file take this one, with ids for the characters that it lacks behind its own.
+
+    Byte pairs and bytes can encode any text, and are taken as they are.
+
+    Args:
+        vocabulary: What weights were trained with that a run begins with; None for none.
+    """
+    token = _extended.set(vocabulary)
+    try:
+        yield
+    finally:
+        _extended.reset(token)
 
 
 def vocabulary_from(state: Mapping[str, Any]) -> Vocabulary:

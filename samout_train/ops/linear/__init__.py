@@ -1,9 +1,9 @@
-"""A linear layer: torch's, except where a CPU reads or multiplies float32 matrices faster in another way.
+"""Linear layers: torch's own, or a library that handles float32 matrices faster on this CPU.
 
-Which products are not torch's own is decided for the whole process; torch is everywhere at first. A few rows are
-numba's (cpu.py), many rows oneDNN's. On two cores of an AMD EPYC (Zen 4), products of 4,900 rows with 384 x 384 to
-1,152 x 384 matrices ran at 133 to 138 GFLOP/s in MKL and 189 to 203 in oneDNN; those of the gradient of the weights at
-163 to 166 and 141 to 147.
+The choice holds for the whole process and starts as torch everywhere. numba (cpu.py) is the alternative for a few rows,
+oneDNN for many. On two cores of an AMD EPYC (Zen 4), products of 4,900 rows with matrices of 384 x 384 to 1,152 x 384
+ran at 133 to 138 GFLOP/s in MKL and 189 to 203 in oneDNN; products for the gradient of the weights ran at 163 to 166 in
+MKL and 141 to 147 in oneDNN.
 """
 
 # M rows, N outputs, K inputs
@@ -19,28 +19,26 @@ from torch.nn import functional as F
 from samout_train.ops.kernels import is_fused, only_torch
 
 MANY, FEW = ("torch", "onednn"), ("torch", "numba")
-# On two cores of an AMD EPYC, torch.nn.functional.linear (MKL) took 2 to 10 times as long as numba from 256 x 256
-# weights on and up to 8 rows, and less with smaller weights or more rows; on an Intel Xeon it took 0.2 to 0.8 times as
-# long. So it is measured (samout_train.models.products).
+# For 256 x 256 weights or larger and up to 8 rows, torch.nn.functional.linear (MKL) took 2 to 10 times as long as numba
+# on two cores of an AMD EPYC, and less for smaller weights or more rows; on an Intel Xeon it took 0.2 to 0.8 times as
+# long. The choice therefore needs a measurement (samout_train.models.products).
 MOST_ROWS = 8
 LEAST_WEIGHTS = 65_536
-# Multiplications from which on oneDNN's products pay for the way to them: 2,048 x 240 by 240 x 240 did (4 % of a step),
-# 768 x 128 by 128 x 128 did not.
+# Multiplications above which oneDNN's gain exceeds the overhead of the call: it did for 2,048 x 240 by 240 x 240 (4 %
+# of a step), not for 768 x 128 by 128 x 128.
 LEAST_PRODUCTS = 2**26
 
 
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """Return x W^T + b, as torch.nn.functional.linear; sums may be in another order.
+    """Return x W^T + b like torch.nn.functional.linear; the order of a sum may differ.
 
-    Of large products on some CPUs, there are no gradients of gradients.
+    Large products in oneDNN have no second derivative.
 
     Args:
-        x: Input of any shape (..., K).
-        weight_NK: The matrix.
-        bias_N: What is added; None for nothing.
+        x: Input of shape (..., K).
 
     Returns:
-        (..., N), in the dtype that torch gives.
+        (..., N), in the dtype of torch.nn.functional.linear.
     """
     if not _is_plain_float32_on_cpu(x, weight_NK):
         return F.linear(x, weight_NK, bias_N)
@@ -78,11 +76,11 @@ def _is_a_matter_of_reading(x: Tensor, weight_NK: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Products:
-    """The libraries that multiply.
+    """The libraries for matrix products.
 
     Args:
-        many: Large products of many rows: `torch` (MKL, mostly) or `onednn`.
-        few: Products of a few rows with large matrices, without gradients: `torch` or `numba`.
+        many: For large products of many rows: `torch` (mostly MKL) or `onednn`.
+        few: For products of a few rows with large matrices, without gradients: `torch` or `numba`.
     """
 
     many: str = "torch"
@@ -90,10 +88,10 @@ class Products:
 
     @classmethod
     def of(cls, text: str) -> "Products":
-        """Return what `str` made text of.
+        """Parse the text that `str` returns.
 
         Raises:
-            ValueError: if it is something else.
+            ValueError: for any other text.
         """
         many, _, few = text.partition(",")
         if many not in MANY or few not in FEW:
@@ -108,28 +106,28 @@ _chosen: Products | None = None
 
 
 def use_products(products: Products | None) -> None:
-    """Decide for the whole process; None to take that back."""
+    """Set the choice for the whole process; None unsets it."""
     global _chosen
     _chosen = products
 
 
 def chosen_products() -> Products:
-    """Return what was decided; torch's own where nothing was."""
+    """Return the choice of the process; torch for both if none is set."""
     return _chosen or Products()
 
 
 def is_decided() -> bool:
-    """Return whether something was decided."""
+    """Return whether a choice is set."""
     return _chosen is not None
 
 
 def has_onednn() -> bool:
-    """Return whether torch has oneDNN, and would multiply by something else."""
+    """Return whether torch has oneDNN and would use MKL instead."""
     return bool(torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available())
 
 
 def many_rows(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
-    """Return x W^T + b for x of any shape (..., K), float32, with a gradient of first order."""
+    """Return x W^T + b in oneDNN for float32 x of shape (..., K), with a first derivative only."""
     y_MN: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight_NK, bias_N)
     return y_MN.view(*x.shape[:-1], -1)
 
@@ -137,14 +135,14 @@ def many_rows(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
-        """x W^T + b."""
+        """Return x W^T + b."""
         context.save_for_backward(x_MK, weight_NK)
         return _product(x_MK, weight_NK, bias_N)
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, grad_MN: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, W and b."""
+        """Return the gradients of x, W and b."""
         x_MK, weight_NK = context.saved_tensors
         grad_MN = grad_MN.contiguous()
         for_x, for_weight, for_bias = context.needs_input_grad

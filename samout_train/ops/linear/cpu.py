@@ -1,4 +1,4 @@
-"""x W^T + b for a few rows on the CPU: each weight is read once, by all cores. Needs numba."""
+"""x W^T + b for a few rows on the CPU: the cores share the weights and read each once. Needs numba."""
 
 # R rows, N outputs, K inputs
 
@@ -9,19 +9,18 @@ from torch import Tensor
 
 from samout_train.ops.numba_support import call, compiled, num_threads
 
-WEIGHTS_A_THREAD = 32_768  # waking a thread costs as much as reading about so many
+WEIGHTS_A_THREAD = 32_768  # waking a thread costs about as much as reading this many weights
 
 
 def few_rows(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
-    """x W^T + b.
+    """Return x W^T + b.
 
     Args:
         x: (..., K), float32 on the CPU.
         weight_NK: float32 on the CPU, contiguous.
-        bias_N: None for nothing.
 
     Returns:
-        (..., N). The same input gives the same bits, with any number of threads.
+        (..., N). The same input gives the same bits with any number of threads.
     """
     outputs, inputs = weight_NK.shape
     x_RK = x.detach().reshape(-1, inputs).contiguous()
@@ -33,7 +32,7 @@ def few_rows(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     return y_RN.view(*x.shape[:-1], outputs)
 
 
-# Reassociation lets the sum over k run in vectors; nothing is assumed about NaN or infinity.
+# Reassociation lets the sum over k run in vectors. NaN and infinity keep their meaning.
 @compiled(parallel=True, fastmath={"reassoc", "contract"})
 def _few_rows(x_RK: Any, weight_NK: Any, bias_N: Any, y_RN: Any, parts: int) -> None:
     rows, inputs = x_RK.shape

@@ -1,8 +1,8 @@
-"""The running maximum, the one operation that every SamOut mixer is built on, alone and fused with what is made of it.
+"""The running maximum that every SamOut mixer is built on, alone and fused with the output formulas of V1 and V8.
 
     m_t = max(m_{t-1} + a_t, d_t)
 
-a_t is the decay, at most 0; without it this is the plain running maximum of V1 and V8.
+The decay a_t is at most 0. Without it this is the plain running maximum of V1 and V8.
 """
 
 # B batch, T time, D width, P packed: the streams side by side
@@ -18,19 +18,19 @@ __all__ = ["Form", "max_mix", "max_scan"]
 
 
 def max_scan(x_BTD: Tensor, state_BD: Tensor | None = None, decay_BTD: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Running maximum along time, with carried state.
+    """Return the running maximum along time, and the next state.
 
     Args:
         x_BTD: Input, float32, bfloat16, float16 or float64, T at least 1. NaN propagates.
         state_BD: Maximum so far; None means minus infinity.
-        decay_BTD: What is added to the maximum before each step, at most 0; None for nothing.
+        decay_BTD: Added to the maximum before each step, at most 0; None for no decay.
 
     Returns:
         (y_BTD, state_BD): y at t is the maximum over 0..t and the state, in the dtype of x. The state is at
             least float32.
 
     Raises:
-        ValueError: if T is 0, or shapes disagree.
+        ValueError: if T is 0, shapes disagree, or kernels=fused and no fused kernel supports the input.
     """
     return max_mix(x_BTD, state_BD, decay_BTD, form="scan")
 
@@ -38,20 +38,20 @@ def max_scan(x_BTD: Tensor, state_BD: Tensor | None = None, decay_BTD: Tensor | 
 def max_mix(
     packed_BTP: Tensor, state_BD: Tensor | None = None, decay_BTD: Tensor | None = None, *, form: Form
 ) -> tuple[Tensor, Tensor]:
-    """A running maximum and what a mixer makes of it, each input read once.
+    """Return a mixer's output from the running maximum of its streams, and the next state.
 
     Args:
         packed_BTP: The streams of `form` side by side, P their number times D; T at least 1. `v8`: e, c, d with
             y = (e m + c) m. `v1`: b, c, d with y = (m + c) m + b. `scan`: d alone, y = m.
         state_BD: Maximum so far; None means minus infinity.
-        decay_BTD: What is added to the maximum before each step, at most 0; None for nothing.
-        form: What is made of the maximum.
+        decay_BTD: Added to the maximum before each step, at most 0; None for no decay.
+        form: The output formula.
 
     Returns:
         (y_BTD, state_BD): y in the dtype of packed_BTP; the state, the last maximum, is at least float32.
 
     Raises:
-        ValueError: if T is 0, shapes disagree, or kernels=fused and no fused kernel takes this.
+        ValueError: if T is 0, shapes disagree, or kernels=fused and no fused kernel supports the input.
     """
     batch, time, packed_width = packed_BTP.shape
     width, rest = divmod(packed_width, num_streams(form))

@@ -1,11 +1,11 @@
 """The fused running maximum on the CPU, in float32 and bfloat16. Needs numba.
 
 A task is one sequence and a share of its channels; it walks through time with the maxima in the first-level cache. The
-backward pass takes blocks of rows from the last to the first and computes the maxima of a block again from the carry
-before it. A form, with or without decay, is compiled when it is first needed and kept on disk by numba.
+backward pass takes blocks of rows from the last to the first and recomputes the maxima of a block from the carry before
+it. numba compiles a form, with or without decay, on first use and caches it on disk.
 
-What works on one row has some channels of it as arguments: the streams of the form, the decay `a` or None, the maximum
-`m`, y. Its loops over channels run in vectors. "Is a new maximum" is the local test d_t == m_t or d_t is NaN.
+Functions of one row get a share of its channels: the streams of the form, the decay `a` or None, the maximum `m`, y.
+Their loops over channels are vectorised. "Is a new maximum" is the local test d_t == m_t or d_t is NaN.
 """
 
 # B batch, T time, D width, P packed: the streams side by side, N blocks of rows
@@ -25,11 +25,12 @@ from samout_train.ops.max_scan.operator import ROWS_A_CARRY
 from samout_train.ops.max_scan.reference import CODES
 from samout_train.ops.numba_support import call, compiled, narrow, num_threads, widen
 
-SCAN, V8 = CODES["scan"], CODES["v8"]  # as lengths of a tuple, which are known when a kernel is compiled
+SCAN, V8 = CODES["scan"], CODES["v8"]  # lengths of a tuple: its type tells numba the form at compile time
 ROWS = ROWS_A_CARRY["cpu"]
-AHEAD = 2  # rows: far enough for memory, near enough to be still in the first-level cache
+AHEAD = 2  # rows to prefetch: far enough to hide the latency, near enough to stay in the first-level cache
 LINE = 64  # bytes of a cache line
-LEAST_CHANNELS, MOST_CHANNELS = 16, 512  # of a task: a vector, and what the second-level cache holds with ROWS rows
+# Channels of a task: one vector, and the most whose ROWS rows fit the second-level cache.
+LEAST_CHANNELS, MOST_CHANNELS = 16, 512
 
 
 def forward(
@@ -57,7 +58,7 @@ def backward(
     grad_state_BD: Tensor,
     grad_decay_BTD: Tensor,
 ) -> None:
-    """Fill the last three; grad_decay_BTD only where there is a decay."""
+    """Fill the last three; grad_decay_BTD only if there is a decay."""
     given = (_as_type(form), packed_BTP, decay_BTD, carries_BND, grad_y_BTD, grad_last_BD)
     filled: tuple[Tensor | None, ...] = (grad_packed_BTP, grad_state_BD, grad_decay_BTD)
     if decay_BTD is None:
@@ -70,7 +71,7 @@ def _as_type(form: str) -> tuple[int, ...]:
 
 
 def _parts(y_BTD: Tensor) -> int:
-    """Into how many tasks the channels of a sequence are cut, so that all threads have the same number of tasks."""
+    """Return the number of tasks per sequence that gives all threads the same number of tasks."""
     batch, _, width = y_BTD.shape
     even = num_threads() // math.gcd(batch, num_threads())
     return max(1, min(even, width // LEAST_CHANNELS), -(-width // MOST_CHANNELS))
@@ -78,7 +79,7 @@ def _parts(y_BTD: Tensor) -> int:
 
 @compiled()
 def _share(parts: int, task: int, width: int) -> tuple[int, int, int]:
-    """The sequence of a task, its first channel, and the one after its last."""
+    """Return the sequence of a task, its first channel, and the channel after its last."""
     part = task % parts
     return task // parts, part * width // parts, (part + 1) * width // parts
 
@@ -149,7 +150,7 @@ def _backward_share(
     b: int,
     low: int,
 ) -> None:
-    """Of each ROWS rows first the maxima, then the gradients from the last row to the first."""
+    """For each block of ROWS rows, compute the maxima, then the gradients from the last row to the first."""
     time, width, from_d = grad_y.shape[1], grad_y.shape[2], packed.shape[2] - grad_y.shape[2]
     channels, high = len(carry), low + len(carry)
     maxima = np.empty((ROWS + 1, channels), np.float32)
@@ -186,21 +187,21 @@ def _maximum(before: Any, d: Any, a: Any, j: int) -> Any:
 
 @compiled(error_model="numpy")
 def _advance(before: Any, d: Any, a: Any, m: Any) -> None:
-    """One step of the recurrence, from `before` to `m`."""
+    """Make one step of the recurrence, from `before` to `m`."""
     for j in range(len(m)):
         m[j] = _maximum(before[j], d, a, j)
 
 
 @compiled(error_model="numpy")
 def _write(values: Any, out: Any) -> None:
-    """Float32 values in the precision of `out`."""
+    """Write float32 values in the precision of `out`."""
     for j in range(len(out)):
         out[j] = narrow(values[j], out)
 
 
 @compiled(error_model="numpy")
 def _scan(d: Any, a: Any, m: Any, y: Any) -> None:
-    """One step of the recurrence, in `m`, and y."""
+    """Make one step of the recurrence, in place of `m`, and write y."""
     for j in range(len(m)):
         now = _maximum(m[j], d, a, j)
         m[j] = now
@@ -209,7 +210,7 @@ def _scan(d: Any, a: Any, m: Any, y: Any) -> None:
 
 @compiled(error_model="numpy")
 def _v8(e: Any, c: Any, d: Any, a: Any, m: Any, y: Any) -> None:
-    """One step of the recurrence, in `m`, and y."""
+    """Make one step of the recurrence, in place of `m`, and write y."""
     for j in range(len(m)):
         now = _maximum(m[j], d, a, j)
         m[j] = now
@@ -218,7 +219,7 @@ def _v8(e: Any, c: Any, d: Any, a: Any, m: Any, y: Any) -> None:
 
 @compiled(error_model="numpy")
 def _v1(b: Any, c: Any, d: Any, a: Any, m: Any, y: Any) -> None:
-    """One step of the recurrence, in `m`, and y."""
+    """Make one step of the recurrence, in place of `m`, and write y."""
     for j in range(len(m)):
         now = _maximum(m[j], d, a, j)
         m[j] = now
@@ -227,7 +228,7 @@ def _v1(b: Any, c: Any, d: Any, a: Any, m: Any, y: Any) -> None:
 
 @compiled(error_model="numpy")
 def _scan_gradients(d: Any, m: Any, g: Any, carry: Any, grad_d: Any) -> None:
-    """Gradients from that of y, `g`, and that of the maximum from later rows, `carry`, which goes on in place."""
+    """Write the gradients, from `g`, that of y, and `carry`, that of the maximum from later rows; update `carry`."""
     for j in range(len(m)):
         x, r = widen(d[j]), carry[j] + widen(g[j])
         is_new = (x == m[j]) or (x != x)
@@ -237,7 +238,7 @@ def _scan_gradients(d: Any, m: Any, g: Any, carry: Any, grad_d: Any) -> None:
 
 @compiled(error_model="numpy")
 def _v8_gradients(e: Any, c: Any, d: Any, m: Any, g: Any, carry: Any, grad_e: Any, grad_c: Any, grad_d: Any) -> None:
-    """As `_scan_gradients`."""
+    """Write the gradients; see `_scan_gradients`."""
     for j in range(len(m)):
         x, grad = widen(d[j]), widen(g[j]) * m[j]
         r = carry[j] + (np.float32(2) * grad * widen(e[j]) + widen(g[j]) * widen(c[j]))
@@ -250,7 +251,7 @@ def _v8_gradients(e: Any, c: Any, d: Any, m: Any, g: Any, carry: Any, grad_e: An
 
 @compiled(error_model="numpy")
 def _v1_gradients(c: Any, d: Any, m: Any, g: Any, carry: Any, grad_b: Any, grad_c: Any, grad_d: Any) -> None:
-    """As `_scan_gradients`."""
+    """Write the gradients; see `_scan_gradients`."""
     for j in range(len(m)):
         x, r = widen(d[j]), carry[j] + widen(g[j]) * (np.float32(2) * m[j] + widen(c[j]))
         is_new = (x == m[j]) or (x != x)
@@ -262,7 +263,7 @@ def _v1_gradients(c: Any, d: Any, m: Any, g: Any, carry: Any, grad_b: Any, grad_
 
 @intrinsic
 def _prefetch_line(typing_context: Any, address: Any) -> Any:
-    """Asks for the cache line at an address; one that is not there is no error."""
+    """Prefetch the cache line at an address. An invalid address is not an error."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -277,7 +278,7 @@ def _prefetch_line(typing_context: Any, address: Any) -> Any:
 
 @compiled(error_model="numpy")
 def _prefetch_row(rows: Any, b: int, t: int, start: int, stop: int, width: int, channels: int) -> None:
-    """`channels` of every `width` values from `start` to `stop` of one row, where there is such a row."""
+    """Prefetch `channels` of every `width` values from `start` to `stop` of row t, if that row exists."""
     if 0 <= t < rows.shape[1]:
         row = rows[b, t].ctypes.data
         for stream in range(start, stop, width):

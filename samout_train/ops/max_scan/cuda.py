@@ -1,14 +1,14 @@
 """The fused running maximum on CUDA, in float32, bfloat16 and float16. Needs triton.
 
-Row by row: a warp owns BLOCK channels of one sequence and walks through time with the maxima and ROWS rows of each
-stream in registers; no associative scan, no shared memory. Saved is the maximum before every ROWS rows, from which
-the backward pass computes a tile again and walks it from its last row to its first. "Is a new maximum" is the local
-test d_t == m_t or d_t is NaN, so no index is stored.
+A warp owns BLOCK channels of one sequence and walks through time row by row, with the maxima and ROWS rows of each
+stream in registers. There is no associative scan and no shared memory. The forward pass saves the maximum before every
+ROWS rows; from it the backward pass recomputes a tile and walks it from its last row to its first. "Is a new maximum"
+is the local test d_t == m_t or d_t is NaN, so no index is stored.
 
-Where batch times width is too small to fill the device, time is cut into chunks that run side by side. Forward they
-need the maximum before each, from a pass over d alone: exact, but with a decay the sum of a chunk's decays rounds
-otherwise than adding them one by one. Backward nothing is read twice: what later chunks add to the gradient of a
-chunk's maximum ends up in the row of its last new maximum, which is rewritten.
+If batch times width is too small to fill the device, time is cut into chunks that run in parallel. The forward pass
+needs the maximum before each chunk, from an extra pass over d. It is exact; with a decay, however, the sum of a chunk's
+decays rounds differently from adding them one by one. The backward pass reads nothing twice: the gradient that later
+chunks add to a chunk's maximum belongs to the row of its last new maximum, which is rewritten.
 """
 
 # B batch, T time, D width, P packed: the streams side by side, N tiles of rows, C chunks
@@ -29,22 +29,22 @@ from samout_train.ops.max_scan.triton import (
 )
 
 ROWS, BLOCK = ROWS_A_CARRY["cuda"], 64
-# One warp a program. No fused multiply-add, so that the result has the bits of the reference.
+# One warp per program. No fused multiply-add, so that results have the reference's bits.
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}
-BACKWARD_OPTIONS = OPTIONS | {"maxnreg": 224}  # left to itself, ptxas spills to have a few warps more
-ENOUGH_CHANNELS = 100_000  # warps for all multiprocessors of a large device, from the latency of its memory
-ENOUGH_UNCUT = 24_000  # from here on a forward pass in one chunk reads fast enough, and d once only
-LEAST_ROWS = 128  # of a chunk
+BACKWARD_OPTIONS = OPTIONS | {"maxnreg": 224}  # without a limit, ptxas spills to fit a few more warps
+ENOUGH_CHANNELS = 100_000  # enough warps to hide the memory latency of a large device
+ENOUGH_UNCUT = 24_000  # from here on a forward pass in one chunk is fast enough, and reads d only once
+LEAST_ROWS = 128  # rows of a chunk
 
 
 def rows_a_chunk(batch: int, time: int, width: int, enough: int) -> int:
-    """How many rows of time, a multiple of ROWS, a program walks through.
+    """Return the number of rows, a multiple of ROWS, in a chunk of time.
 
     Args:
-        batch: Sequences B.
+        batch: B.
         time: T.
-        width: Channels D.
-        enough: With so many channels in all sequences together, time is not cut.
+        width: D.
+        enough: With this many channels in all sequences together, time is not cut.
     """
     chunks = 1
     if batch * width < enough:
@@ -53,7 +53,7 @@ def rows_a_chunk(batch: int, time: int, width: int, enough: int) -> int:
 
 
 def _or_any(decay_BTD: Tensor | None, other: Tensor) -> Tensor:
-    """Return a tensor for the argument of a kernel, which does not read it where there is no decay."""
+    """Return the decay, or for its argument any tensor, which a kernel without decay does not read."""
     if decay_BTD is None:
         return other
     return decay_BTD
@@ -68,7 +68,7 @@ def forward(
     last_BD: Tensor,
     carries_BND: Tensor,
 ) -> None:
-    """Fills y_BTD, last_BD and carries_BND, the maximum before every ROWS rows."""
+    """Fill y_BTD, last_BD and carries_BND, the maximum before every ROWS rows."""
     batch, time, width = y_BTD.shape
     rows = rows_a_chunk(batch, time, width, ENOUGH_UNCUT)
     chunks, blocks = triton.cdiv(time, rows), triton.cdiv(width, BLOCK)
@@ -110,7 +110,7 @@ def backward(
     grad_state_BD: Tensor,
     grad_decay_BTD: Tensor,
 ) -> None:
-    """Fills the last three; grad_decay_BTD only where there is a decay."""
+    """Fill the last three; grad_decay_BTD only if there is a decay."""
     batch, time, width = grad_y_BTD.shape
     rows = rows_a_chunk(batch, time, width, ENOUGH_CHANNELS)
     chunks, blocks = triton.cdiv(time, rows), triton.cdiv(width, BLOCK)

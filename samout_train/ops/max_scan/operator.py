@@ -1,7 +1,7 @@
-"""The fused kernels as torch operators, so that autograd and torch.compile know them.
+"""Register the fused kernels as torch operators for autograd and torch.compile.
 
-Saved for the backward pass are the inputs and the maximum before every few rows: the rest is computed again. There is
-no second derivative.
+The backward pass saves the inputs and the maximum before every few rows, and recomputes the rest. There is no second
+derivative.
 """
 
 # B batch, T time, D width, P packed: the streams side by side, N blocks of rows
@@ -19,11 +19,11 @@ ROWS_A_CARRY = {"cpu": 64, "cuda": 16}
 
 
 def fused_max_mix(packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: Form) -> tuple[Tensor, Tensor]:
-    """See samout_train.ops.max_scan.max_mix; the state is float32."""
+    """Return samout_train.ops.max_scan.max_mix by a fused kernel; the state is float32."""
     if decay_BTD is not None:
         decay_BTD = decay_BTD.to(packed_BTP.dtype).contiguous()
     given = (packed_BTP.contiguous(), state_BD.contiguous(), decay_BTD, form)
-    # Where nobody asks for gradients the kernel is called as it is: an operator makes torch import its compiler.
+    # Without gradients, call the kernel directly: a torch operator makes torch import its compiler.
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         y_BTD, last_BD, _ = _max_mix(*given)
         return y_BTD, last_BD
@@ -42,7 +42,7 @@ def _forward(
 def _max_mix(
     packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (B, T, D), the last maximum (B, D), and the maximum before every few rows (B, N, D)."""
+    """Return y (B, T, D), the last maximum (B, D), and the maximum before every few rows (B, N, D)."""
     return _forward(packed_BTP, state_BD, decay_BTD, form)
 
 
@@ -69,7 +69,7 @@ def _max_mix_backward(
     grad_y_BTD: Tensor,
     grad_last_BD: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the packed streams, the first state and the decay, which is empty where there is none."""
+    """Return the gradients of the packed streams, the first state and the decay (empty without a decay)."""
     grads = _gradients(packed_BTP, carries_BND, decay_BTD, form, grad_y_BTD, grad_last_BD)
     _kernels(packed_BTP).backward(packed_BTP, carries_BND, decay_BTD, form, grad_y_BTD, grad_last_BD, *grads)
     return grads

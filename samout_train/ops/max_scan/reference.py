@@ -1,11 +1,11 @@
-"""The running maximum, and what V8 and V1 make of it, in plain torch: the definition of truth.
+"""The running maximum and the output formulas of V8 and V1 in plain torch, the reference for all kernels.
 
     m_t = max(m_{t-1} + a_t, d_t)
     v8:  y = (e m + c) m          v1:  y = (m + c) m + b
 
-In float64 or float32; input of less is widened first, and y is rounded once. Ties and gradients follow torch.cummax:
-among equal values the latest one is the maximum, and it alone takes the gradient. A state that ties with an input
-therefore gives its gradient away to the input. NaN stays from where it enters.
+Computation is in float64 or float32; narrower input is widened first, and y is rounded once. Ties and gradients follow
+torch.cummax: among equal values the latest one is the maximum, and it alone gets the gradient. A state that ties with
+an input therefore gets none. NaN persists from where it enters.
 """
 
 # B batch, T time, S the state and then time, D width, P packed: the streams side by side
@@ -17,7 +17,7 @@ from torch import Tensor
 
 Form = Literal["scan", "v8", "v1"]
 
-# The streams that a form is made from, side by side; the scanned one, d, is the last.
+# The streams of a form, side by side. The scanned stream, d, is the last.
 STREAMS = {
     "scan": ("d",),  # y = m
     "v8": ("e", "c", "d"),  # y = (e m + c) m
@@ -27,12 +27,12 @@ CODES = {form: code for code, form in enumerate(STREAMS)}
 
 
 def num_streams(form: str) -> int:
-    """Return how many streams a form is made from."""
+    """Return the number of streams of a form."""
     return len(STREAMS[form])
 
 
 def max_mix(packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: Form) -> tuple[Tensor, Tensor]:
-    """See samout_train.ops.max_scan.max_mix."""
+    """Return samout_train.ops.max_scan.max_mix by torch's operations."""
     wide = torch.promote_types(packed_BTP.dtype, torch.float32)
     streams = packed_BTP.to(wide).chunk(num_streams(form), dim=-1)
     if decay_BTD is not None:
@@ -49,7 +49,7 @@ def max_mix(packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form
 
 def _running_maximum(d_BTD: Tensor, state_BD: Tensor, decay_BTD: Tensor | None) -> Tensor:
     if decay_BTD is None:
-        if d_BTD.shape[1] == 1 and not torch.is_grad_enabled():  # one token; with a gradient, ties would share it
+        if d_BTD.shape[1] == 1 and not torch.is_grad_enabled():  # torch.maximum would share the gradient of a tie
             return torch.maximum(d_BTD, state_BD.unsqueeze(1))
         with_state_BSD = torch.cat([state_BD.unsqueeze(1), d_BTD], dim=1)
         return with_state_BSD.cummax(dim=1).values[:, 1:]

@@ -1,8 +1,8 @@
-"""The kernels on CUDA in Triton's language: rows, the forward pass, the backward pass.
+"""The CUDA kernels in Triton's language: rows, the forward pass, the backward pass.
 
-Forward, a program walks row by row in one warp, in chunks of time that run side by side. Backward, it takes tiles from
-the last to the first, each computed again from the maximum before it. cuda.py calls them, and tests/ops/test_fused.py
-compares them with reference.py.
+A program of the forward pass walks row by row in one warp, in chunks of time that run in parallel. A program of the
+backward pass takes tiles from the last to the first and recomputes each from the maximum before it. cuda.py calls the
+kernels, and tests/ops/test_fused.py compares them with reference.py.
 """
 
 # D width, P packed: the streams side by side
@@ -17,14 +17,14 @@ SCAN, V8 = tl.constexpr(CODES["scan"]), tl.constexpr(CODES["v8"])
 
 @triton.jit
 def _channels_of(D: tl.constexpr, BLOCK: tl.constexpr):
-    """The channels of a program and which of them there are."""
+    """Return the channels of a program and a mask of those that exist."""
     channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     return channels, channels < D
 
 
 @triton.jit
 def _load_rows(rows, step: tl.constexpr, left, other: tl.constexpr, ROWS: tl.constexpr, WHOLE: tl.constexpr):
-    """ROWS rows in float32 from the pointers `rows` on, `other` where fewer are `left`. All loads go before stores."""
+    """Return ROWS rows in float32 from the pointers `rows`, with `other` past `left`. All loads precede the stores."""
     loaded = ()
     for j in tl.static_range(ROWS):
         row = tl.load(rows + j * step) if WHOLE else tl.load(rows + j * step, mask=j < left, other=other)
@@ -34,7 +34,7 @@ def _load_rows(rows, step: tl.constexpr, left, other: tl.constexpr, ROWS: tl.con
 
 @triton.jit
 def _store_row(row_pointers, row, j: tl.constexpr, left, WHOLE: tl.constexpr):
-    """Row j of a tile in the dtype of its pointers, unless fewer rows are `left`."""
+    """Store row j of a tile in the dtype of its pointers, if at least j + 1 rows are `left`."""
     row = row.to(row_pointers.dtype.element_ty)
     if WHOLE:
         tl.store(row_pointers, row)
@@ -44,7 +44,7 @@ def _store_row(row_pointers, row, j: tl.constexpr, left, WHOLE: tl.constexpr):
 
 @triton.jit
 def _later_of(before, d):
-    """The maximum of what was before and d, as torch.cummax: of equal values the later, NaN for good."""
+    """Return the maximum of `before` and `d` as torch.cummax does: the later of equal values, and NaN persists."""
     return tl.where((d >= before) | (d != d), d, before)
 
 
@@ -62,7 +62,7 @@ def chunk_totals(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Combine a chunk with the maximum before it: max(m + decays, maxima)."""
+    """Store a chunk's `maxima` and `decays`: after the chunk, the maximum m before it is max(m + decays, maxima)."""
     channels, inside = _channels_of(D, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     start = chunk * rows
@@ -83,7 +83,7 @@ def chunk_totals(
 
 @triton.jit
 def chunk_starts(state, maxima, decays, starts, chunks, D: tl.constexpr, BLOCK: tl.constexpr):
-    """The maximum before each chunk, from the first to the last."""
+    """Store the maximum before each chunk, from the first to the last."""
     channels, inside = _channels_of(D, BLOCK)
     b = tl.program_id(1)
     m = tl.load(state + b * D + channels, mask=inside)
@@ -112,7 +112,7 @@ def _forward_tile(
     ROWS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """ROWS rows of y; returns the maximum after them."""
+    """Store ROWS rows of y; return the maximum after them."""
     at = (b * time + t) * P + channels
     d_rows = _load_rows(packed + at + P - D, P, left, float("-inf"), ROWS, WHOLE)
     if HAS_DECAY:
@@ -151,7 +151,7 @@ def forward_chunk(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One chunk of one sequence, BLOCK channels."""
+    """Run the forward pass of one chunk of one sequence, BLOCK channels."""
     channels, inside = _channels_of(D, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     m = tl.load(starts + (b * tl.num_programs(1) + chunk) * D + channels, mask=inside, other=0.0)
@@ -176,7 +176,7 @@ def forward_chunk(
 def _mix_gradients(
     pointers, m, g, first, c, j: tl.constexpr, left, FORM: tl.constexpr, D: tl.constexpr, WHOLE: tl.constexpr
 ):
-    """Stores the gradients of a row's first two streams; returns that of its maximum."""
+    """Store the gradients of a row's first two streams; return that of its maximum."""
     grad_c = g * m
     if FORM == V8:
         _store_row(pointers, grad_c * m, j, left, WHOLE)
@@ -206,8 +206,8 @@ def _backward_tile(
     ROWS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Gradients of ROWS rows, from `r`, the gradient of the maximum after them; returns that of the maximum before
-    them, and the last row that held a new maximum with what it was given."""
+    """Store the gradients of ROWS rows, from `r`, the gradient of the maximum after them; return that of the maximum
+    before them, the gradient of the last new maximum, and its row."""
     packed, decay, carries, grad_y, grad_packed, grad_decay = pointers
     at, at_y = (b * time + t) * P + channels, (b * time + t) * D + channels
     d_rows = _load_rows(packed + at + P - D, P, left, float("-inf"), ROWS, WHOLE)
@@ -230,7 +230,7 @@ def _backward_tile(
         if FORM != SCAN:
             grad = _mix_gradients(grad_packed + at + j * P, m, g, first_rows[j], c_rows[j], j, left, FORM, D, WHOLE)
         is_new = (d == m) | (d != d)
-        if not WHOLE:  # a row that is not there adds nothing, whatever infinity times zero is
+        if not WHOLE:  # a row past the end adds nothing; infinity times zero would be NaN
             grad, is_new = tl.where(j < left, grad, 0.0), is_new & (j < left)
         r = r + grad
         kept, newest = tl.where(is_new & (newest < 0), r, kept), tl.where(is_new & (newest < 0), t + j, newest)
@@ -262,7 +262,7 @@ def backward_chunk(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One chunk of one sequence, BLOCK channels, as if nothing came after it but the end."""
+    """Run the backward pass of one chunk of one sequence, BLOCK channels, without the gradients of later chunks."""
     channels, inside = _channels_of(D, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     start = chunk * rows
@@ -291,7 +291,7 @@ def backward_chunk(
 
 @triton.jit
 def chunk_gradients(outs, news, laters, grad_state, chunks, D: tl.constexpr, BLOCK: tl.constexpr):
-    """Return what later chunks add to the gradient of the maximum after each chunk, from the last to the first."""
+    """Store what later chunks add to the gradient of the maximum after each chunk, from the last to the first."""
     channels, inside = _channels_of(D, BLOCK)
     b = tl.program_id(1)
     later = tl.zeros((BLOCK,), tl.float32)
@@ -317,7 +317,7 @@ def add_later(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Adds it where it ends up: in the row of the last new maximum, and to the decays behind that row."""
+    """Add the gradient of later chunks to the row of a chunk's last new maximum and to the decays after that row."""
     channels, inside = _channels_of(D, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     place = (b * (tl.num_programs(1) + 1) + chunk) * D + channels

@@ -1,9 +1,9 @@
-"""Fused operations of a SamOut layer beside products and mixer, each input read once and each result written once.
+"""Fused elementwise operations of a SamOut layer, which read each input once and write each result once.
 
     gate(up, gate) = up * relu(gate)
     blend(f, x)    = LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x
 
-And one token through a whole layer in one kernel, `step`, where nothing but the weights is worth reading.
+`step` runs one token through a whole layer in one kernel, whose time is that of reading the weights.
 """
 
 # B batch, T time, D width, F inner width
@@ -16,18 +16,13 @@ from torch.nn import functional as F
 
 from samout_train.ops.kernels import is_fused
 
-# Measured on two cores: with fewer elements the operators themselves take longer than what they save.
+# Measured on two cores: with fewer elements, the overhead of an operator exceeds its gain.
 LEAST_ELEMENTS = 2**17
-MOST_ROWS = 8  # of a step: with more, matrix products are the better way
+MOST_ROWS = 8  # rows of a step; with more, matrix products are faster
 
 
 def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
-    """Return up * relu(gate).
-
-    Args:
-        up_BTF: What is gated.
-        gate_BTF: The gate, of the same shape and dtype.
-    """
+    """Return up * relu(gate)."""
     if not _takes(up_BTF, gate_BTF):
         return gated_reference(up_BTF, gate_BTF)
     from samout_train.ops.samout_layer import operator
@@ -39,11 +34,11 @@ def blended(f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, norm: nn.LayerNorm, dro
     """Return LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x.
 
     Args:
-        f_BTD: The feed-forward's output, in the precision of the products.
+        f_BTD: The feed-forward's output, in the precision of the matrix products.
         x_BTD: The layer's input.
         alpha: A scalar.
-        norm: Over the last dimension, with weight and bias.
-        dropout: The share of f that is dropped; 0 outside training. Which elements, torch's random state decides.
+        norm: A norm over the last dimension, with weight and bias.
+        dropout: Probability of dropping an element of f, by torch's random state; 0 outside training.
     """
     if not (_takes(f_BTD) and x_BTD.dtype == torch.float32):
         return blended_reference(f_BTD, x_BTD, alpha, norm.weight, norm.bias, norm.eps, dropout)
@@ -57,20 +52,20 @@ def blended(f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, norm: nn.LayerNorm, dro
 
 
 def gated_reference(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
-    """Return what `gated` must compute, by torch's own operations."""
+    """Return `gated` by torch's own operations."""
     return up_BTF * F.relu(gate_BTF)
 
 
 def blended_reference(
     f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, dropout: float
 ) -> Tensor:
-    """Return what `blended` must compute, by torch's own operations."""
+    """Return `blended` by torch's own operations."""
     z_BTD = alpha * F.dropout(f_BTD, dropout) + (1 - alpha) * x_BTD
     return F.layer_norm(z_BTD, weight_D.shape, weight_D, bias_D, eps) + x_BTD
 
 
 def takes_step(x_BTD: Tensor) -> bool:
-    """Return whether `step` is to take this input: one token of a few sequences, in float32 on a CPU, no gradients."""
+    """Return whether `step` supports this input: one token of a few sequences, float32 on a CPU, no gradients."""
     return (
         not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()
@@ -84,7 +79,7 @@ def takes_step(x_BTD: Tensor) -> bool:
 
 
 def step(x_BD: Tensor, state_BD: Tensor, *of_layer: Any) -> tuple[Tensor, Tensor]:
-    """Return the layer's output and its next state, as `samout_step` does, which needs numba."""
+    """Return the layer's output and its next state; see `samout_step`. Needs numba."""
     from samout_train.ops.samout_layer.cpu_step import samout_step
 
     return samout_step(x_BD, state_BD, *of_layer)

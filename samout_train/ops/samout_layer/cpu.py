@@ -3,8 +3,8 @@
     gate(up, gate) = up * relu(gate)                                              in float32 or bfloat16
     blend(f, x)    = LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x          f in float32 or bfloat16
 
-All is computed with in float32. Which elements dropout keeps follows from a seed and an element's place, whatever the
-threads: it is computed again in the backward pass instead of being kept.
+All computation is in float32. The dropout mask follows from a seed and an element's position, for any number of
+threads; the backward pass recomputes it instead of loading it.
 """
 
 # B batch, T time, D width, F inner width, N positions, of which ROWS make a task
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from samout_train.ops.numba_support import call, compiled, narrow, num_threads, widen
 
-ELEMENTS = 2**14  # of a task of the gate
-ROWS = 64  # of a task of the blend
+ELEMENTS = 2**14  # elements in a task of the gate
+ROWS = 64  # rows in a task of the blend
 
 
 def gate(up_BTF: Tensor, gate_BTF: Tensor, y_BTF: Tensor) -> None:
@@ -29,7 +29,7 @@ def gate(up_BTF: Tensor, gate_BTF: Tensor, y_BTF: Tensor) -> None:
 def gate_gradients(
     up_BTF: Tensor, gate_BTF: Tensor, grad_BTF: Tensor, grad_up_BTF: Tensor, grad_gate_BTF: Tensor
 ) -> None:
-    """Fill the last two."""
+    """Fill the last two with the gradients of `up` and `gate`."""
     tensors = (up_BTF, gate_BTF, grad_BTF, grad_up_BTF, grad_gate_BTF)
     call(_gate_gradients, num_threads(), *(tensor.view(-1) for tensor in tensors))
 
@@ -45,7 +45,7 @@ def _gate(up: Any, gate: Any, y: Any) -> None:
 def _gate_share(up: Any, gate: Any, y: Any) -> None:
     for j in range(len(y)):
         opened = widen(gate[j])
-        # A gate of NaN must not be taken for a closed one.
+        # The comparison is false for NaN, so that a NaN gate is not taken for a closed one.
         y[j] = narrow(widen(up[j]) * (np.float32(0) if opened <= np.float32(0) else opened), y)
 
 
@@ -77,7 +77,7 @@ def blend(
     y_BTD: Tensor,
     statistics: Tensor,
 ) -> None:
-    """Fill y_BTD with LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, and mean and inverse deviation (2, N)."""
+    """Fill y_BTD with LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, and statistics (2, N): mean, 1 / std."""
     f_ND, x_ND, y_ND = (tensor.view(-1, weight_D.numel()) for tensor in (f_BTD, x_BTD, y_BTD))
     call(_blend, num_threads(), f_ND, x_ND, *_blending(alpha, dropout, seed), weight_D, bias_D, eps, y_ND, statistics)
 
@@ -95,7 +95,7 @@ def blend_gradients(
     grad_x_BTD: Tensor,
     grad_others: Tensor,
 ) -> None:
-    """Fill the last three: the gradients of weight, bias and alpha lie behind one another."""
+    """Fill the last three; grad_others holds the gradients of weight, bias and alpha, (2 D + 1)."""
     tensors = (f_BTD, x_BTD, grad_BTD, grad_f_BTD, grad_x_BTD)
     f_ND, x_ND, grad_ND, grad_f_ND, grad_x_ND = (tensor.view(-1, weight_D.numel()) for tensor in tensors)
     partial = grad_others.new_zeros(-(-len(x_ND) // ROWS), grad_others.numel())
@@ -105,7 +105,7 @@ def blend_gradients(
 
 
 def _blending(alpha: Tensor, dropout: float, seed: Tensor) -> tuple[Any, ...]:
-    """alpha, and of dropout: the factor on what is kept, below which of 2^32 one is dropped, two halves of the seed."""
+    """Return alpha, and of dropout: the scale of kept elements, the threshold of 2^32, both halves of the seed."""
     kept = np.float32(0)
     if dropout < 1:
         kept = np.float32(1 / (1 - dropout))
@@ -116,7 +116,7 @@ def _blending(alpha: Tensor, dropout: float, seed: Tensor) -> tuple[Any, ...]:
 
 @compiled()
 def _mixed(bits: Any) -> Any:
-    """A mixing function of 32 bits (Wellons, "lowbias32")."""
+    """Return 32 mixed bits (Wellons, "lowbias32")."""
     bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))
     bits = np.uint32((bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B))
     return np.uint32(bits ^ (bits >> np.uint32(16)))
@@ -124,7 +124,7 @@ def _mixed(bits: Any) -> Any:
 
 @compiled()
 def _factors(dropping: Any, n: int, factors: Any) -> None:
-    """Return the factors of dropout at position n: 0, or the scale of the kept elements."""
+    """Fill the factors of dropout at position n: 0, or the scale of the kept elements."""
     kept, threshold, seed_low, seed_high = dropping
     first, stride = np.uint32(n * len(factors)), np.uint32(seed_high | np.uint32(1))
     for j in range(len(factors)):
@@ -185,7 +185,7 @@ def _blend_rows(
 
 @compiled(fastmath={"reassoc"})
 def _through_norm(z: Any, mean: Any, inverse: Any, weight: Any, grad: Any, grad_weight: Any, grad_bias: Any) -> Any:
-    """Normalises `z` in place; adds to the gradients of weight and bias; returns the two means that the rest needs."""
+    """Normalise `z` in place, add to the gradients of weight and bias, and return two means for `_through_blend`."""
     sum_g, sum_gz = np.float32(0), np.float32(0)
     for j in range(len(z)):
         unit = (z[j] - mean) * inverse
@@ -212,7 +212,7 @@ def _through_blend(
     grad_f: Any,
     grad_x: Any,
 ) -> Any:
-    """The gradients of one row of f and x; returns its part of that of alpha."""
+    """Fill the gradients of one row of f and x; return its part of that of alpha."""
     for_alpha = np.float32(0)
     for j in range(len(z)):
         g = inverse * (grad[j] * weight[j] - means[0] - z[j] * means[1])

@@ -1,8 +1,8 @@
-"""One token through a SamOut layer on the CPU: each weight is read once, by all cores. Needs numba.
+"""One token through a SamOut layer on the CPU: the cores share the weights and read each once. Needs numba.
 
     u = mixer(x);  y = LayerNorm(alpha * (down (up u * relu(gate u))) + (1 - alpha) * x);  x + y
 
-The three products follow each other, so all threads meet three times a layer.
+The three products depend on each other, so the threads synchronise three times a layer.
 """
 
 # B batch, D width, F inner width of the feed-forward, P width of the projections
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from samout_train.ops.numba_support import call, compiled, num_threads
 
-WEIGHTS_A_THREAD = 32_768  # waking a thread costs as much as reading about so many
+WEIGHTS_A_THREAD = 32_768  # waking a thread costs about as much as reading this many weights
 
 
 def samout_step(
@@ -34,13 +34,10 @@ def samout_step(
     Args:
         x_BD: Input, float32 on the CPU.
         state_BD: Maximum so far, float32.
-        projection_PD: The projections a, b, c, d of V8, or a, b, c of V1, one below the other.
-        scale: Of V1's maximum; None for V8.
-        up: First factor of the feed-forward.
-        gate: The one behind the relu.
-        down: The way back to D.
-        norm: The layer's norm.
-        alpha: Share of the feed-forward, a scalar.
+        projection_PD: The projections a, b, c, d of V8, or a, b, c of V1, stacked.
+        scale: Scale of V1's maximum; None for V8.
+        up: The feed-forward's matrix D to F, as are gate (under the relu) and, from F to D, down.
+        alpha: Share of the feed-forward's output, a scalar.
     """
     x_BD, state_BD = x_BD.contiguous(), state_BD.contiguous()
     output_BD, next_BD = x_BD.new_empty(x_BD.shape), x_BD.new_empty(x_BD.shape)
@@ -62,7 +59,7 @@ def samout_step(
     return output_BD, next_BD
 
 
-# Reassociation lets sums run in vectors; nothing is assumed about NaN or infinity.
+# Reassociation lets sums run in vectors. NaN and infinity keep their meaning.
 @compiled(fastmath={"reassoc", "contract"}, error_model="numpy")
 def _dot(row: Any, x: Any) -> Any:
     total = np.float32(0)
@@ -73,7 +70,7 @@ def _dot(row: Any, x: Any) -> Any:
 
 @compiled(error_model="numpy")
 def _normalise(y: Any, x: Any, norm: Any, bias: Any, eps: float) -> None:
-    """x + LayerNorm(y), in place of y; a function of its own, or numba would cut its sums over threads."""
+    """Replace y by x + LayerNorm(y). Inlined, numba would split its sums over threads."""
     centred = y - y.mean()
     factor = np.float32(1 / np.sqrt((centred * centred).mean() + eps))
     for j in range(len(y)):

@@ -1,4 +1,4 @@
-"""The fused parts of a SamOut layer as torch operators. There is no second derivative."""
+"""Register the fused parts of a SamOut layer as torch operators. There is no second derivative."""
 
 # B batch, T time, D width, F inner width
 
@@ -12,7 +12,7 @@ from samout_train.ops.samout_layer import cpu
 
 @torch.library.custom_op("samout_train::gated", mutates_args=())
 def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
-    """See samout_train.ops.samout_layer; contiguous."""
+    """Return samout_train.ops.samout_layer.gated of contiguous tensors."""
     y_BTF = torch.empty_like(up_BTF)
     cpu.gate(up_BTF, gate_BTF, y_BTF)
     return y_BTF
@@ -58,7 +58,7 @@ def blended(
     dropout: float,
     seed: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """y (B, T, D) and, for the backward pass, the mean and the inverse deviation of each position (2, B T)."""
+    """Return y (B, T, D) and, for the backward pass, mean and inverse standard deviation of each position (2, B T)."""
     y_BTD, statistics = torch.empty_like(x_BTD), x_BTD.new_empty(2, x_BTD.numel() // x_BTD.shape[-1])
     cpu.blend(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed, y_BTD, statistics)
     return y_BTD, statistics
@@ -89,7 +89,7 @@ def _blended_backward(
     seed: Tensor,
     grad_BTD: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of f, of x, and of weight, bias and, in one element, alpha: (2 D + 1)."""
+    """Return the gradients of f, of x, and of weight, bias and alpha in one tensor (2 D + 1)."""
     grads = _blended_gradients(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD)
     cpu.blend_gradients(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD, *grads)
     return grads

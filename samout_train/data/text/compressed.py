@@ -1,0 +1,120 @@
+"""Read compressed files as streams of the bytes that were compressed: gzip, bzip2 and zstd, known by their first bytes.
+
+A stream only goes forward. Its memory does not depend on the size of the file.
+"""
+
+import bz2
+import gzip
+import importlib.util
+import io
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from samout_train.runtime import compression_of
+
+ENDINGS = (".gz", ".bz2", ".zst")
+KINDS = ("gzip", "bzip2", "zstd")
+# Four bytes of zstd may stand for 128 KiB, and forty of bzip2 for 900 kB: so many become 128 MiB at the most.
+READ_TOGETHER = 4096
+BUFFER_BYTES = 1 << 16
+
+
+def readable_compression(head: bytes) -> str | None:
+    """Return the kind of compression that can be undone here, by the first bytes of a file; None for any other file."""
+    found = compression_of(head)
+    if found is None or found[0] not in KINDS:
+        return None
+    return found[0]
+
+
+def without_ending(path: Path) -> Path:
+    """Return the path of the file that a compressed one was made of; other paths as they are."""
+    if path.suffix.lower() in ENDINGS:
+        return path.with_suffix("")
+    return path
+
+
+def decompressed(name: str, file: IO[bytes], kind: str) -> IO[bytes]:
+    """Return a stream of the content of a compressed file.
+
+    Args:
+        name: What messages call it.
+        file: Opened at its first byte.
+        kind: One of `KINDS`.
+
+    Raises:
+        ValueError: if zstd is not installed. Reading raises it where the file is damaged or cut short.
+    """
+    damage: tuple[type[Exception], ...] = (OSError, zlib.error)
+    if kind == "gzip":
+        source: Any = gzip.GzipFile(fileobj=file)
+    elif kind == "bzip2":
+        source = _Frames(file, bz2.BZ2Decompressor)
+    else:
+        if importlib.util.find_spec("zstandard") is None:
+            need = "reading it needs zstandard: pip install 'samout_train[zst]'"
+            raise ValueError(f"{name} is compressed (zstd): {need}")
+        import zstandard
+
+        # Of any window, which the file says and which is held in memory: 8 MiB, or what --long was given.
+        source = _Frames(file, zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj)
+        damage = (OSError, zstandard.ZstdError)
+    return io.BufferedReader(_Checked(name, kind, source, damage), BUFFER_BYTES)
+
+
+class _Checked(io.RawIOBase):
+    """A stream of decompressed bytes whose errors name the file."""
+
+    def __init__(self, name: str, kind: str, source: Any, damage: tuple[type[Exception], ...]) -> None:
+        self.name, self.kind = f"{name} is", kind
+        self.source, self.damage = source, damage
+
+    def readable(self) -> bool:
+        """Return that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as one reading goes; 0 at the end."""
+        try:
+            content = self.source.read(len(buffer))
+        except EOFError as error:
+            raise ValueError(f"{self.name} cut short ({self.kind}): copy or download it again") from error
+        except self.damage as error:
+            raise ValueError(f"{self.name} damaged ({self.kind}, {error}): copy or download it again") from error
+        buffer[: len(content)] = content
+        return len(content)
+
+
+class _Frames:
+    """Compressed streams, one after another as in files that were joined; each has to be whole.
+
+    Args:
+        file: At the first of them.
+        new: Makes a decompressor for the next one.
+    """
+
+    def __init__(self, file: IO[bytes], new: Callable[[], Any]) -> None:
+        self._file, self._new = file, new
+        self._frame = new()
+        self._has_begun = False
+        self._compressed = self._text = b""
+
+    def read(self, size: int) -> bytes:
+        """Return at most so many bytes; none at the end."""
+        while not self._text:
+            if not self._compressed:
+                self._compressed = self._file.read(READ_TOGETHER)
+            if not self._compressed:
+                if self._has_begun:
+                    raise EOFError
+                return b""
+            self._text = self._frame.decompress(self._compressed)
+            self._has_begun = not self._frame.eof
+            self._compressed = b""
+            if self._frame.eof:
+                self._compressed = self._frame.unused_data
+                self._frame = self._new()
+        taken, self._text = self._text[:size], self._text[size:]
+        return taken
