@@ -23,7 +23,8 @@ Source: the recurrence itself, in ops/block_scan; max-plus matrices: Baccelli et
 (1992); a temperature on tropical networks is that of the log semiring.
 """
 
-# B batch, T time, D width of the input, C channels = N G, N entries a block, G blocks, P packed: the streams side by side
+# B batch, T time, D width of the input, C channels = N G, N entries a block, G blocks, P packed: the streams side by
+# side
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
@@ -34,6 +35,8 @@ from torch import Tensor, nn
 from samout_train.config import NonNegative, Range, Share, validated
 from samout_train.models.layers import Linear
 from samout_train.ops.block_scan import block_mix
+
+Entries = Range(2, 64)
 
 
 class CountingMaximum(nn.Module):
@@ -53,6 +56,7 @@ class CountingMaximum(nn.Module):
     """
 
     branches: ClassVar[Mapping[str, int]] = {"e": 0, "c": 1}
+    temperature: Tensor
 
     @validated
     def __init__(
@@ -60,7 +64,7 @@ class CountingMaximum(nn.Module):
         *,
         hidden_size: int,
         num_heads: int,
-        entries: Annotated[int, Range(2, 64)] = 2,
+        entries: Annotated[int, Entries] = 2,
         temperature: Annotated[float, NonNegative] = 1.0,
         temperature_held: Annotated[float, Share] = 0.5,
         temperature_zero: Annotated[float, Share] = 0.9,
@@ -76,8 +80,8 @@ class CountingMaximum(nn.Module):
             )
         self.entries = entries
         self.schedule = temperature, temperature_held, temperature_zero
-        # Not a buffer: it stays on the CPU and follows from the step, so that no checkpoint needs it.
-        self.temperature = torch.tensor(temperature, dtype=torch.float64)
+        # A tensor, so that a compiled graph holds no number that changes. The step decides it: no checkpoint has it.
+        self.register_buffer("temperature", torch.tensor(temperature, dtype=torch.float32), persistent=False)
         self.projection = Linear(hidden_size, (2 + entries) * self.channels)
         self.start_C = nn.Parameter(torch.randn(self.channels))
         nn.init.zeros_(self.projection.bias)
@@ -108,7 +112,8 @@ class CountingMaximum(nn.Module):
     def mix(self, packed_BTP: Tensor, state_BC: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return what becomes of the streams, and the next state."""
         if state_BC is None:
-            state_BC = self.start_C.float().expand(len(packed_BTP), -1)
+            start_C = self.start_C.to(torch.promote_types(self.start_C.dtype, torch.float32))
+            state_BC = start_C.expand(len(packed_BTP), -1)
         temperature = None
         if self.training:
             temperature = self.temperature

@@ -195,9 +195,9 @@ def vector_exp(x: Any) -> Any:
 
     Without a call, so that a loop of it runs in vectors: 2^k by the exponent's bits, 2^r of the rest by its series.
     """
-    scaled = max(x, np.float32(-87)) * np.float32(1.4426950408889634)
-    whole = np.floor(scaled + np.float32(0.5))
-    r = (scaled - whole) * np.float32(0.6931471805599453)
+    x = max(x, np.float32(-87))
+    whole = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    r = (x - whole * np.float32(0.693359375)) + whole * np.float32(2.12194440e-4)  # ln 2 in two parts, the first exact
     series = np.float32(1 / 720) + r * np.float32(1 / 5040)
     series = np.float32(1 / 120) + r * series
     series = np.float32(1 / 24) + r * series
@@ -212,7 +212,8 @@ def vector_exp(x: Any) -> Any:
 def vector_log(x: Any) -> Any:
     """Return the natural logarithm of a float32 above 0, within 2e-7 of the larger of it and 1.
 
-    As `vector_exp`, without a call: the exponent's bits, and 2 artanh((y - 1) / (y + 1)) of y from sqrt(1/2) to sqrt(2).
+    As `vector_exp`, without a call: the exponent's bits, and 2 artanh((y - 1) / (y + 1)) of y from sqrt(1/2) to
+    sqrt(2).
     """
     bits = _bits_of_float(x) - np.uint32(0x3F3504F3)  # sqrt(1/2), from where y begins
     exponent = np.float32(np.int32(bits) >> np.int32(23))

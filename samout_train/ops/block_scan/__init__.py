@@ -20,7 +20,7 @@ def block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None 
         packed_BTP: The streams e, c (D each) and L side by side, P = (2 + N) D; T at least 1. Entry i of block g is
             channel i G + g, and L[i, j] of it lies at (i N + j) G + g.
         state_BNG: The state so far.
-        temperature: 0-d, on the CPU; None for 0, the hard maximum. A tensor, so that a compiled graph holds no number
+        temperature: 0-d; None for 0, the hard maximum. A tensor, so that a compiled graph holds no number
             that changes.
 
     Returns:
@@ -45,5 +45,5 @@ def block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None 
     from samout_train.ops.block_scan.operator import fused_block_mix
 
     if temperature is None:
-        temperature = torch.zeros((), dtype=torch.float64)
+        temperature = torch.zeros(())
     return fused_block_mix(packed_BTP, state_BNG.to(torch.float32), temperature)
