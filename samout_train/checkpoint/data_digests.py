@@ -31,7 +31,7 @@ def data_record(source: "Source") -> dict[str, Any]:
     return record
 
 
-def refuse_other_data(now: Mapping[str, Any], then: Mapping[str, Any] | None, data: Mapping[str, Any]) -> None:
+def require_same_data(now: Mapping[str, Any], then: Mapping[str, Any] | None, data: Mapping[str, Any]) -> None:
     """Raise ValueError if a run would resume on other data.
 
     Args:

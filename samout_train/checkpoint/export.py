@@ -25,8 +25,8 @@ from samout_train.runtime import (
     in_words,
     place_problem,
     read_tensor_file,
-    refuse_special,
     replace_file,
+    require_regular_file,
     sha256_of,
 )
 
@@ -93,7 +93,7 @@ def export_run(run: str | Path, *, format: Format, out: str | Path | None = None
         CONFIG: lambda file: file.write((loaded.checkpoint.parent.parent / ".hydra" / "config.yaml").read_bytes()),
         **vocabulary_files(loaded.vocabulary, format),
     }
-    was_there = _refuse_what_is_there(folder)
+    was_there = _make_empty_folder(folder)
     try:
         for name, write in contents.items():
             replace_file(folder / name, write)
@@ -161,7 +161,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ValueError: if it is missing, damaged or of another version.
     """
     try:
-        refuse_special(folder / MANIFEST)
+        require_regular_file(folder / MANIFEST)
         note = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         wanted = {"format", "step", "vocab_size", "pad_id", "torch", "weights_sha256", "parameters", "files"}
         if note["export"] != FORMAT or not wanted <= note.keys() or note["format"] not in WEIGHTS:
@@ -269,7 +269,7 @@ def _folder(out: str | Path) -> Path:
     return home_path(out)
 
 
-def _refuse_what_is_there(folder: Path) -> bool:
+def _make_empty_folder(folder: Path) -> bool:
     """Make the folder, and return whether it existed, empty.
 
     Raises:

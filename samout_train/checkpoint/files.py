@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from samout_train.checkpoint.shards import damaged_shards, join_shards
-from samout_train.runtime import home_path, read_tensor_file, refuse_special, replace_file, sha256_of, write_json
+from samout_train.runtime import home_path, read_tensor_file, replace_file, require_regular_file, sha256_of, write_json
 
 FORMAT = 3
 CORRUPT = ".corrupt"
@@ -207,7 +207,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is none.
         ValueError: if any byte differs from what was written.
     """
-    refuse_special(_manifest(path))
+    require_regular_file(_manifest(path))
     text = _manifest(path).read_bytes()
     manifest = json.loads(text)
     unsigned = dict(manifest)

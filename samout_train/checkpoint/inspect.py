@@ -40,7 +40,7 @@ from samout_train.runtime import (
     home_path,
     program,
     read_tensor_file,
-    refuse_special,
+    require_regular_file,
     shell_word,
     shown_path,
     text_setting,
@@ -87,7 +87,7 @@ def inspect_path(path: str | Path) -> Found:
     if not path.exists():
         return _unknown(f"{path} is not there: {WHAT_IS_KNOWN}")
     try:
-        refuse_special(path)
+        require_regular_file(path)
     except ValueError as error:
         return _unknown(f"{path} {error}")
     if path.is_dir():

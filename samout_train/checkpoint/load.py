@@ -1,7 +1,7 @@
 """Load the models and vocabularies that runs and the published scripts saved."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class LoadedRun:
         pad_id: Id of the padding; None for no padding.
         model_node: The `model` of its configuration.
         line_ends: Treatment of line ends in its text and in prompts.
+        data_node: The `data` of its configuration; empty where that is not known.
     """
 
     checkpoint: Path
@@ -37,6 +38,7 @@ class LoadedRun:
     pad_id: int | None
     model_node: dict[str, Any]
     line_ends: LineEnds = "keep"
+    data_node: dict[str, Any] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[nn.Module | Vocabulary | None]:
         yield from (self.model, self.vocabulary)
@@ -65,7 +67,15 @@ def load_run(path: str | Path) -> LoadedRun:
     node, model = model_of(saved, checkpoint, weights, vocab_size=vocab_size, pad_id=pad_id)
     choose_once(model)
     line_ends = content.get("line_ends", "keep")
-    return LoadedRun(checkpoint, step, model, vocabulary, vocab_size, pad_id, node, line_ends)
+    return LoadedRun(checkpoint, step, model, vocabulary, vocab_size, pad_id, node, line_ends, data_of(saved))
+
+
+def data_of(saved: Path) -> dict[str, Any]:
+    """Return the `data` of a saved configuration; nothing where it does not say it."""
+    try:
+        return saved_node(saved, "data")
+    except ConfigError:
+        return {}
 
 
 def model_of(

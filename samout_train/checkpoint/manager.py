@@ -11,7 +11,7 @@ from typing import Annotated, Any, Protocol
 
 import torch
 
-from samout_train.checkpoint.data_digests import refuse_other_data
+from samout_train.checkpoint.data_digests import require_same_data
 from samout_train.checkpoint.files import (
     CheckpointError,
     checkpoint_path,
@@ -173,7 +173,7 @@ class Checkpoints:
         then["settings"] = current_settings(then.get("settings", {}))
         optimizer, before = self.about["settings"][OPTIMIZER], then["settings"].get(OPTIMIZER)
         if is_own:
-            refuse_other_data(self.about["data"], then.get("data"), data)
+            require_same_data(self.about["data"], then.get("data"), data)
         elif before not in (None, optimizer):
             raise ValueError(f"{OPTIMIZER}={optimizer}: {path} was made with {before}: choose that optimizer")
         try:
@@ -238,7 +238,7 @@ class Checkpoints:
             return distributed.from_first(found)
         path = self._newest()
         if path is None:
-            log.info("resume     no checkpoint in %s yet: starting at step 0", self.directory.parent)
+            log.info("resume       no checkpoint in %s yet: starting at step 0", self.directory.parent)
         return path
 
     def _log_restored(self, path: Path, then: Mapping[str, Any], trainer: Resumable, *, is_own: bool) -> None:
@@ -249,11 +249,11 @@ class Checkpoints:
             if then.get(key, now) != now:
                 other.append(f"{key} {then[key]}, now {now}")
         if other:
-            log.warning("resume     made with %s: the last bits of what follows will differ", "; ".join(other))
+            log.warning("resume      made with %s: the last bits of what follows will differ", "; ".join(other))
         new_run = ""
         if not is_own:
             new_run = ": a new run, with its weights, optimizer, steps and random states, and a new record"
-        log.info("resume     %s, after step %d%s", path, trainer.step_count, new_run)
+        log.info("resume      %s, after step %d%s", path, trainer.step_count, new_run)
         before, settings = then["settings"], self.about["settings"]
         if not before:
             return
@@ -262,7 +262,7 @@ class Checkpoints:
             if before.get(key) != settings.get(key):
                 changed.append(f"{key} {before.get(key, 'null')}, now {settings.get(key, 'null')}")
         if changed:
-            log.info("resume     changed: %s", "; ".join(changed))
+            log.info("resume       changed: %s", "; ".join(changed))
 
     def _write_shards(self, state: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, str] | None]:
         """Return the state without its shards, and their digests; None if they are complete or could not be written."""

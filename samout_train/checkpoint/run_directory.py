@@ -31,6 +31,7 @@ KINDS = {
 EARLIER = {"data.learn": "all", "data.extra_fields": "count"}
 # Paths of the data; they may change if checkpoints record its content.
 PLACE_KEYS = ("data.path", "data.paths", "data.pattern", "data.vocabulary_path")
+PRINTING_KEYS = ("callbacks.report.verbose",)  # decide nothing but what is printed; older runs lack them
 
 
 class DirectoryRefusedError(ConfigError):
@@ -199,7 +200,10 @@ def _compared(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, bool 
     compared = {key: config.get(key) for key in keys}
     if compared.get("resume") == "auto":  # a resumed job; it does not affect what is trained
         del compared["resume"]
-    return scalars(compared)
+    flat = scalars(compared)
+    for key in PRINTING_KEYS:
+        flat.pop(key, None)
+    return flat
 
 
 def new_directory(path: Path) -> Path:

@@ -65,9 +65,9 @@ def load_weights(
         ValueError: if the tensors belong to another model or optimizer, with the names and shapes that differ; nothing
             is loaded then.
     """
-    refuse_other_model(shared.shapes(), state["model"])
+    require_same_model(shared.shapes(), state["model"])
     if is_usual(state["optimizer"]):
-        refuse_other_optimizer(optimizer, state["optimizer"], shared.model)
+        require_same_optimizer(optimizer, state["optimizer"], shared.model)
     saved = state["optimizer"]
     if shared.is_sharded:
         saved = {**saved, "state": _moments(optimizer, saved)}
@@ -116,7 +116,7 @@ def is_usual(state: Any) -> bool:
     return isinstance(groups, list) and all(isinstance(group, Mapping) and "params" in group for group in groups)
 
 
-def refuse_other_model(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+def require_same_model(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     """Raise ValueError if a checkpoint's names and shapes are not those of a model.
 
     The message lists missing, unexpected and differing tensors.
@@ -132,10 +132,10 @@ def refuse_other_model(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]
         here, there = wanted.get(name), given.get(name)
         if here is None or there is None or here.shape != there.shape:
             found.append(f"{name}: {_shape(there)} in the checkpoint, {_shape(here)} in the model")
-    _refuse("the checkpoint is of another model: choose the model that it was made with", found)
+    _require_no_differences("the checkpoint is of another model: choose the model that it was made with", found)
 
 
-def refuse_other_vocabulary(wanted: Vocabulary | None, given: object) -> None:
+def require_same_vocabulary(wanted: Vocabulary | None, given: object) -> None:
     """Raise ValueError if the vocabulary of the data differs from that of a checkpoint.
 
     Args:
@@ -149,7 +149,7 @@ def refuse_other_vocabulary(wanted: Vocabulary | None, given: object) -> None:
         raise ValueError("the checkpoint has another vocabulary than this data: continue with the data it was made on")
 
 
-def refuse_other_optimizer(optimizer: torch.optim.Optimizer, given: Mapping[str, Any], model: nn.Module) -> None:
+def require_same_optimizer(optimizer: torch.optim.Optimizer, given: Mapping[str, Any], model: nn.Module) -> None:
     """Raise ValueError if a checkpoint belongs to another optimizer, by its groups and shapes.
 
     torch loads shapes unchecked. The message names what differs.
@@ -163,7 +163,7 @@ def refuse_other_optimizer(optimizer: torch.optim.Optimizer, given: Mapping[str,
     here = [len(group["params"]) for group in optimizer.param_groups]
     there = [len(group["params"]) for group in given["param_groups"]]
     if here != there:
-        _refuse(what, [f"parameters by group: {there} in the checkpoint, {here} in the optimizer"])
+        _require_no_differences(what, [f"parameters by group: {there} in the checkpoint, {here} in the optimizer"])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = []
     for parameter, key in _keyed(optimizer, given):
@@ -174,7 +174,7 @@ def refuse_other_optimizer(optimizer: torch.optim.Optimizer, given: Mapping[str,
             if tensor.shape != parameter.shape and not is_scalar:
                 of = names.get(id(parameter), f"parameter {key}")
                 found.append(f"{name} of {of}: {_shape(tensor)} in the checkpoint, {_shape(parameter)} in the model")
-    _refuse(what, found)
+    _require_no_differences(what, found)
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
@@ -221,7 +221,7 @@ def _shape(tensor: Tensor | None) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"
 
 
-def _refuse(what: str, found: list[str]) -> None:
+def _require_no_differences(what: str, found: list[str]) -> None:
     if len(found) > MOST_LINES:
         more = len(found) - MOST_LINES + 1
         found = [*found[: MOST_LINES - 1], f"and {more} more"]

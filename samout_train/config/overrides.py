@@ -39,7 +39,7 @@ MOST_COMMAS = 32  # in one path of a list
 QUOTED = re.compile(r"""\s*(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
 SWEEP_FUNCTION = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag|extend_list|str)\(.*\)\s*", re.DOTALL)
 # Keys of the other verbs whose value is always text, so that a prompt can be any text.
-PLAIN_TEXT_KEYS = ("run", "path", "prompt", "stop", "dir")
+PLAIN_TEXT_KEYS = ("run", "path", "prompt", "stop", "dir", "system")
 
 
 def words_for_hydra(overrides: Sequence[str], *, folders: Sequence[Path], typed: bool = True) -> list[str]:

@@ -11,7 +11,7 @@ from yaml import YAMLError
 from samout_train.config.diagnostics import in_few_words
 from samout_train.config.moved import current_settings
 from samout_train.config.problem import ConfigError
-from samout_train.runtime import home_expanded, refuse_special
+from samout_train.runtime import home_expanded, require_regular_file
 
 
 def saved_node(path: Path, name: str = "model") -> dict[str, Any]:
@@ -25,7 +25,7 @@ def saved_node(path: Path, name: str = "model") -> dict[str, Any]:
         ConfigError: if the file is missing or cannot be read.
     """
     try:
-        refuse_special(path)
+        require_regular_file(path)
         config, node = OmegaConf.load(path), None
         if isinstance(config, DictConfig):
             node = config.get(name)

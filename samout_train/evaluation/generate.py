@@ -202,18 +202,18 @@ def choose(
     return torch.multinomial(probabilities_V, 1, generator=generator)
 
 
-def prefill(model: nn.Module, prompt_ids: list[int]) -> tuple[Tensor, Any]:
+def prefill(model: nn.Module, prompt_ids: list[int], state: Any = None) -> tuple[Tensor, Any]:
     """Read a prompt in pieces, so that memory does not grow with its length.
 
     Args:
         model: Called as `logits, state = model(ids, state)`.
         prompt_ids: At least one id.
+        state: State returned for the tokens before; None at the start of a sequence.
 
     Returns:
         (logits_BV, state): The logits for the next token and the state after the prompt, for a batch of one.
     """
     device = next(model.parameters()).device
-    state: Any = None
     for start in range(0, len(prompt_ids), PREFILL_TOKENS):
         with torch.inference_mode():
             ids_BT = torch.tensor([prompt_ids[start : start + PREFILL_TOKENS]], device=device)
@@ -233,6 +233,13 @@ class Decoder:
         self._model, self._state = model, state
         self._replay: Callable[[], None] | None = None
         self._is_static: bool | None = None
+
+    @property
+    def state(self) -> Any:
+        """Return the state behind the tokens so far; the next call leaves it as it is."""
+        if self._replay is None:
+            return self._state
+        return tree_map_only(Tensor, torch.clone, self._state)
 
     def __call__(self, ids_B1: Tensor) -> Tensor:
         """Read one token of each sequence.

@@ -192,11 +192,11 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a Transformer that sees the future": (
         ["model=transformer", "model.causal=false"],
-        ["model.causal=false: this model sees the whole sequence", "train it to label, as data=hello does"],
+        ["model.causal=false: this model sees the whole sequence", "train the model to label, as data=hello does"],
     ),
     "no head for the next token": (
         [*TEXT, "model=rnn", "model.head=none"],
-        ["model.head=none: this model has an output for each hidden unit, not for each token: take that setting back"],
+        ["model.head=none: this model has an output for each hidden unit, not for each token: remove this setting"],
     ),
     "a letter that is ignored": (
         ["data=hello", "model=rnn", "data.ignore_index=3"],

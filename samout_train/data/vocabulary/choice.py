@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from samout_train.data.vocabulary.base import Bytes, Characters, Vocabulary
 from samout_train.data.vocabulary.bpe import BytePairs
 from samout_train.data.vocabulary.published import read_published_vocabulary
-from samout_train.runtime import home_path, refuse_special
+from samout_train.runtime import home_path, require_regular_file
 
 _extended: ContextVar[Vocabulary | None] = ContextVar("the vocabulary that is extended", default=None)
 VocabularyName = Literal["characters", "bytes", "bpe"]
@@ -134,7 +134,7 @@ def read_vocabulary_file(path: str | Path) -> Vocabulary:
         ValueError: if it is not such a file.
     """
     try:
-        refuse_special(home_path(path))
+        require_regular_file(home_path(path))
         return vocabulary_from(json.loads(home_path(path).read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         reason = f"{error!r:.100}"

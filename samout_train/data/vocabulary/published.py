@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.data.vocabulary.base import Characters
-from samout_train.runtime import home_path, refuse_special
+from samout_train.runtime import home_path, require_regular_file
 
 LARGEST_BYTES = 64 << 20
 MEMO = ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET")
@@ -65,7 +65,7 @@ def read_published_vocabulary(path: str | Path) -> Characters:
 
 def _unpickled(path: Path) -> Any:
     try:
-        refuse_special(path)
+        require_regular_file(path)
         size = path.stat().st_size
         if size > LARGEST_BYTES:
             raise ValueError(f"it has more than {LARGEST_BYTES >> 20} MB")
