@@ -13,12 +13,16 @@ from samout_train.config import ConfigError, DeviceName, Positive, Threads
 from samout_train.runtime import in_words, is_full
 
 if TYPE_CHECKING:
+    import torch
+
+    from samout_train.checkpoint import LoadedRun
     from samout_train.data import Source, WholeData
     from samout_train.evaluation import Evaluator
 
 ROWS_PER_BATCH = 64  # of a task, at its training length
 TIMES = (1, 4, 16, 64)  # the default lengths, in training lengths
 MOST_TOKENS = 65536  # default of most_tokens for the run's own validation split
+CHOICES = "data=choices"
 LONGEST_NAME = 60  # characters of settings in a folder's name; longer ones are hashed
 
 
@@ -52,6 +56,8 @@ def evaluate(
     use_kernels(kernels)
     use_threads(threads)
     loaded = load_run(run)
+    if CHOICES in of_data:
+        return _choices(loaded, request, on)
     name, source, whole = evaluation_data(
         loaded,
         of_data,
@@ -62,10 +68,7 @@ def evaluate(
     )
     if source.chance is None and sees_future(loaded.model):
         raise ConfigError("this model sees the whole sequence, so its loss by position is undefined")
-    trained_length = source.train.seq_len
-    if whole is not None:
-        trained_length = whole.seq_len
-    _refuse_lengths(source, lengths, trained_length)
+    _refuse_lengths(source, lengths, whole)
     evaluator = Evaluator(loaded.model.to(on), source, on, "fp32")
     run_dir = loaded.checkpoint.parent.parent
     folder = run_dir / "evaluate" / _place(name, loaded.checkpoint, request.settings, of_data, whole)
@@ -139,6 +142,54 @@ def _accuracies(evaluator: "Evaluator", step: int, folder: Path) -> None:
     write_figures(folder / "evaluation.json", {"step": step, "accuracy": figures, "chance": source.chance})
 
 
+def _choices(loaded: "LoadedRun", request: Request, device: "torch.device") -> int:
+    """Measure the accuracy on questions with choices, print it and write it down; return the exit code."""
+    from samout_train.checkpoint import reads_documents
+    from samout_train.config import compose_config, require_no_problems
+    from samout_train.data import Choices
+    from samout_train.evaluation import measure_choices
+    from samout_train.models import sees_future
+    from samout_train.runtime import write_figures
+    from samout_train.training import data_problems
+
+    node: dict[str, Any] = compose_config(request.own_words, config_dirs=request.config_dirs).config["data"]
+    require_no_problems(data_problems(node, for_training=False))
+    if loaded.vocabulary is None:
+        raise ConfigError(f"{CHOICES}: the run was trained on ids that are no text: give a run on text")
+    if sees_future(loaded.model):
+        raise ConfigError(f"{CHOICES}: this model sees the whole sequence, and so each choice: give another run")
+    if given := [key for key in ("lengths", "most_tokens") if request.settings[key] is not None]:
+        raise ConfigError(f"{given[0]}={request.settings[given[0]]}: questions are read whole: leave it out")
+    asked = Choices(path=node["path"], separator=node["separator"], documents=node["documents"], seed=0)
+    questions, sha256 = asked.questions()
+    documents = asked.documents
+    if documents is None:
+        documents = reads_documents(loaded)
+    stem = re.sub(r"[^\w.-]+", "_", Path(asked.path).name)[:LONGEST_NAME]
+    name = f"choices-{stem}-{sha256[:8]}"
+    folder = loaded.checkpoint.parent.parent / "evaluate" / _place(name, loaded.checkpoint, request.settings, [], None)
+    print(f"{loaded.checkpoint}, after step {loaded.step}, on {name}, {device}", flush=True)
+    found = measure_choices(
+        loaded.model.to(device),
+        loaded.vocabulary,
+        questions,
+        separator=asked.separator,
+        documents=documents,
+        device=device,
+        most_rows=node["batch_size"],
+    )
+    for line in found.lines():
+        print(f"  {line}")
+    figures = {"path": asked.path, "sha256": sha256, "separator": asked.separator, "documents": documents}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_figures(folder / "evaluation.json", {"step": loaded.step, **figures, **found.figures()})
+    except OSError as error:
+        print(_unwritten(error, folder), file=sys.stderr)
+        return 1
+    return 0
+
+
 def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -> dict[str, Any]:
     """Measure the loss on all of the data, each row from a fresh state as in training, and print it."""
     from samout_train.config import saved_node
@@ -157,7 +208,7 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
     bits = ""
     if found.bits_per_byte is not None and found.bits_per_character is not None:
         bits = f", {found.bits_per_byte:.4f} bits per byte, {found.bits_per_character:.4f} bits per character"
-    print(f"  {found.loss_nats:.4f} nats a token{bits}, over all {found.num_targets:,} counted targets")
+    print(f"  {found.loss_nats:.4f} nats a token{bits}, over {found.num_targets:,} counted targets, the whole text")
     word_perplexity = None
     if whole.words is not None and not whole.unknown:
         word_perplexity = found.word_perplexity(whole.words)
@@ -185,10 +236,13 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
     }
 
 
-def _refuse_lengths(source: "Source", given: list[int] | None, trained: int) -> None:
+def _refuse_lengths(source: "Source", given: list[int] | None, whole: "WholeData | None") -> None:
     """Refuse lengths for data whose rows do not follow each other: it has rows of the training length only."""
     from samout_train.evaluation import stream_of
 
+    trained = source.train.seq_len
+    if whole is not None:
+        trained = whole.seq_len
     if source.chance is None and given and set(given) != {trained} and stream_of(source.validation) is None:
         raise ConfigError(
             f"lengths={given}: the rows of this data do not follow each other, so they have no other length than "

@@ -91,11 +91,14 @@ class CausalConvolution(nn.Conv1d):
     Args:
         hidden_size: Width D.
         size: Width of the kernel: the token itself and the `size - 1` tokens before it.
+        bias: Whether a bias is added for each channel.
+        silu: Whether SiLU follows.
     """
 
     @validated
-    def __init__(self, *, hidden_size: int, size: Annotated[int, Size]) -> None:
-        super().__init__(hidden_size, hidden_size, size, groups=hidden_size)
+    def __init__(self, *, hidden_size: int, size: Annotated[int, Size], bias: bool = True, silu: bool = True) -> None:
+        super().__init__(hidden_size, hidden_size, size, groups=hidden_size, bias=bias)
+        self.silu = silu
 
     def forward(self, x_BTD: Tensor, tokens_BKD: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Map each token, given itself and the tokens before it.
@@ -124,7 +127,9 @@ class CausalConvolution(nn.Conv1d):
             y_BTD = self.bias
         for index, weight_D in enumerate(self.weight[:, 0].unbind(1)):
             y_BTD = y_BTD + whole_BSD[:, index : index + time] * weight_D
-        return F.silu(y_BTD), whole_BSD[:, time:]
+        if self.silu:
+            y_BTD = F.silu(y_BTD)
+        return y_BTD, whole_BSD[:, time:]
 
     def state_bytes(self) -> int:
         """Return the bytes of a state: one float32 per channel and earlier token."""

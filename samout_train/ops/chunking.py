@@ -5,7 +5,8 @@ cancels, only numbers of at most 1 come out of the exponential, and a term may b
 reset where its log-decay is minus infinity, exactly, with gradients that are exactly 0 across that token.
 """
 
-# B batch, H heads, T time, N chunks, C tokens of a chunk, I and J tokens of the same chunk
+# B batch, H heads, T time, N chunks, C tokens of a chunk, I, J and M tokens of the same chunk, K width of a key,
+# V width of a value
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,18 @@ def chunked(x_BHT: Tensor, size: int) -> Tensor:
     return x_BHT.reshape(batch, heads, -1, size, *x_BHT.shape[3:])
 
 
+def with_what_came_before(o_BHNCV: Tensor, q_BHNCK: Tensor, before: list[Tensor | None]) -> Tensor:
+    """Add what queries read of the states before their chunks; a sequence may begin with none."""
+    begun = [state_BHKV for state_BHKV in before if state_BHKV is not None]
+    if not begun:
+        return o_BHNCV
+    first = len(before) - len(begun)
+    read_BHNCV = q_BHNCK[:, :, first:] @ torch.stack(begun, dim=2)
+    if first == 0:
+        return o_BHNCV + read_BHNCV
+    return torch.cat([o_BHNCV[:, :, :first], o_BHNCV[:, :, first:] + read_BHNCV], dim=2)
+
+
 def span_decays(log_decay_BHNC: Tensor) -> Tensor:
     """Return (B, H, N, I, J): the decay over the tokens after j up to i, where j <= i, 1 on the diagonal; 0 elsewhere.
 
@@ -64,9 +77,10 @@ class _SpanDecays(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BHNIJ: Tensor) -> Tensor:
-        """Add up over the ends of spans by a product with ones, then over their beginnings."""
+        """Add up over the spans that begin before a token, then over those of them that end at it or later."""
         (decays_BHNIJ,) = ctx.saved_tensors
+        begun_BHNIM = (grad_BHNIJ * decays_BHNIJ).cumsum_(-1)[..., :-1]  # of the token after j
         size = decays_BHNIJ.shape[-1]
-        ones_IJ = decays_BHNIJ.new_ones(size, size)
-        ended_BHNMJ = ones_IJ.triu() @ (grad_BHNIJ * decays_BHNIJ)
-        return (ended_BHNMJ * ones_IJ.tril(-1)).sum(-1)
+        ones_IM = torch.ones(size, size - 1, dtype=torch.bool, device=decays_BHNIJ.device)
+        of_later_tokens = begun_BHNIM.masked_fill_(~ones_IM.tril(-1), 0).sum(-2)
+        return F.pad(of_later_tokens, [1, 0])

@@ -119,7 +119,7 @@ def test_text_of_the_run_is_told_also_among_other_files(
     [
         ("ЖЯ" * 200, [], "none of its 400 tokens can be counted"),
         ("l", [], "has 1 token, and a loss needs 2"),
-        ("", [], "has no text: give a file that has some"),
+        ("", [], "has no text: set a file with text"),
         ("line 1 of it", ["data.vocabulary=bytes"], "data.vocabulary=bytes: text is read by the vocabulary of the run"),
         ("line 1 of it", ["data.seq_len=4"], "data.seq_len=4: rows are as long as those"),
     ],

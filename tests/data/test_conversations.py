@@ -88,11 +88,11 @@ def test_or_written_by_the_template_of_hermes_and_qwen(tmp_path: Path) -> None:
     [
         ({"messages": [{"from": "human"}]}, 'a turn of "messages" must be'),
         ({"messages": [{"role": "user", "content": {"a": 1}}]}, 'a turn of "messages" must be'),
-        ({"instruction": "a", "output": "b", "input": 3}, '"input" must be a text'),
+        ({"instruction": "a", "output": "b", "input": 3}, '"input" must be a string'),
         ({"instruction": "a", "output": "b", "history": [["c"]]}, '"history" must be a list of pairs'),
         (
             {"instruction": "a"},
-            'has neither "text" with a text nor "conversations" with a list; it has: instruction; a',
+            'has neither a string "text" nor a list "conversations"; it has: instruction; a',
         ),
     ],
 )

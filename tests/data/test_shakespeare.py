@@ -81,7 +81,7 @@ def test_something_else_from_the_network_is_not_kept(server: HTTPServer, monkeyp
 def test_without_a_network_the_message_says_what_to_bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "URL", "http://127.0.0.1:9/input.txt")
-    with pytest.raises(ConnectionError, match=r"could not be downloaded .*refused.* give data\.path=FILE"):
+    with pytest.raises(ConnectionError, match=r"could not be downloaded .*refused.* set data\.path=FILE"):
         source()
 
 
@@ -107,4 +107,4 @@ def test_another_text_is_refused(small_text: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not tiny Shakespeare"):
         source(small_text)
     (absent,) = map(str, Shakespeare.problems(SETTINGS | {"path": str(tmp_path / "absent")}, "data"))
-    assert "is no file: give a copy" in absent
+    assert "is not a file: set it to a copy" in absent

@@ -97,7 +97,8 @@ def _turn(turn: Any, key: str, left_out: Counter[str], extra_fields: ExtraFields
             content = _text_of_parts(content, left_out)
     if not isinstance(turn, Mapping) or not isinstance(role, str) or not isinstance(content, str):
         raise ValueError(
-            f'a turn of "{key}" must be {{"role": a text, "content": a text}} or {{"from": a text, "value": a text}}'
+            f'a turn of "{key}" must be {{"role": a string, "content": a string}} '
+            f'or {{"from": a string, "value": a string}}'
         )
     taken = {*names}
     if extra_fields == "write":
@@ -122,11 +123,11 @@ def _alpaca(document: Mapping[str, Any]) -> list[Turn]:
     turns = []
     for pair in document.get("history") or []:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise ValueError('"history" must be a list of pairs of texts, [[question, answer], ...]')
+            raise ValueError('"history" must be a list of pairs of strings, [[question, answer], ...]')
         turns += [Turn("user", pair[0]), Turn("assistant", pair[1])]
     asked, given = document["instruction"], document.get("input")
     if given is not None and not isinstance(given, str):
-        raise ValueError('"input" must be a text')
+        raise ValueError('"input" must be a string')
     if given:
         asked = f"{asked}\n{given}"
     return [*turns, Turn("user", asked), Turn("assistant", document["output"])]

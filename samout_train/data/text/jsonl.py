@@ -26,18 +26,17 @@ Learn = Literal["all", "agent"]
 @validated
 @dataclass(kw_only=True)
 class Jsonl(TextSource):
-    """JSON Lines; the documents of the last tenth of the tokens are for validation.
+    """JSON Lines. The documents in the last tenth of the tokens are for validation.
 
     Args:
-        path: A file, or a folder: all files in it that match `pattern`, in the order of their names.
-        pattern: Which files of a folder, such as `**/*.jsonl`.
-        layout: `padded`: a document begins a row, goes on in further rows where it is longer, and the last one is
-            filled with padding. `packed`: documents one after another, each behind `<|sos|>`, in rows without padding.
-        roles: The special token that stands before what a role says.
-        learn: `agent`: only what the agent says is learned, and the token that ends its turn: the next role's, or
-            `<|user|>` behind the last turn.
-        extra_fields: `write`: reasoning, tools and tool calls are put into the text. `count`: they are left out, and
-            counted.
+        path: A file, or a folder with files that match `pattern`, in the order of their names.
+        pattern: The files of a folder, such as `**/*.jsonl`.
+        layout: `padded`: a document begins a row and continues in further rows, the last filled with padding. `packed`:
+            documents follow each other, each after `<|sos|>`, in rows without padding.
+        roles: The special token before a role's messages, by role.
+        learn: `agent`: only the agent's messages are counted targets, and the token that ends each: the next role's, or
+            `<|user|>` after the last turn.
+        extra_fields: `write`: reasoning, tools and tool calls become text. `count`: they are skipped and counted.
     """
 
     path: str
@@ -48,7 +47,7 @@ class Jsonl(TextSource):
     extra_fields: ExtraFields = "count"
 
     def look_at(self) -> Survey:
-        """Find the files, and take their digests."""
+        """Find the files and compute their digests."""
         return look_at(
             self.path,
             self.pattern,
@@ -62,7 +61,7 @@ class Jsonl(TextSource):
         """Return the source, split between two documents.
 
         Raises:
-            ValueError: if a line cannot be read, or there is too little in the files.
+            ValueError: if a line cannot be read, or the text is too short.
         """
         choice = self.choice()
         looked_at = self.look_at()
@@ -94,12 +93,12 @@ class Jsonl(TextSource):
     def content_problems(
         self, name: str, looked_at: Survey, counts: Counts, choice: VocabularyChoice | None
     ) -> list[Problem]:
-        """Return what is wrong with how many documents there are; how long they are is seen when they are tokens."""
+        """Return the problem of fewer than two documents. Their lengths are checked after tokenizing."""
         if counts.documents >= 2:
             return []
         where = place_of(looked_at.root, looked_at.files)
         text = f"{where} has {counts.documents} document"
-        return [Problem(f"{name}.path", text=text, fix="give two or more, so that one can be validated on")]
+        return [Problem(f"{name}.path", text=text, fix="use two or more, so that one is left for validation")]
 
     def _marks(self, tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
         marks = learned_tokens(tokens)
@@ -117,8 +116,8 @@ class Jsonl(TextSource):
         return {"learned": f"{count} tokens, what the agent says ({count / len(marks):.2%})"}
 
     def _refuse_short(self, looked_at: Survey, num_tokens: int, cut: int) -> None:
-        """Refuse documents that are too short for a row; in padded rows, any length will do."""
-        for part, num_part in (("to learn from", cut), ("to validate on", num_tokens - cut)):
+        """Raise ValueError if a split is shorter than a packed row; padded rows accept any length."""
+        for part, num_part in (("for training", cut), ("for validation", num_tokens - cut)):
             problem = too_short(
                 place_of(looked_at.root, looked_at.files),
                 seq_len=self.seq_len,
@@ -131,7 +130,7 @@ class Jsonl(TextSource):
                 raise ValueError(f"{problem}, or set data.layout to padded")
 
     def _waste(self, tokenized: TokenizedText, learned: NDArray[np.int64], cut: int) -> dict[str, str]:
-        """Return the share of targets that are not counted, in each layout: padding, and what the vocabulary lacks."""
+        """Return the share of uncounted targets, padding and unknown characters, in each layout."""
         unknown = 0
         if tokenized.unknown:
             unknown = int((tokenized.tokens[:cut] == PAD_ID).sum())
@@ -144,7 +143,7 @@ class Jsonl(TextSource):
     def _left_out(
         self, looked_at: Survey, documents: NDArray[np.int64], marks: NDArray[np.uint8] | None
     ) -> dict[str, str]:
-        """Return what is not learned from: files, and documents by what they lack."""
+        """Return the skipped files and documents, by reason."""
         parts = []
         if looked_at.left_out:
             parts.append(looked_at.left_out)
@@ -176,7 +175,7 @@ def look_at(
     extra_fields: ExtraFields = "count",
     learn: Learn = "all",
 ) -> Survey:
-    """Find the files of documents, and take their digests."""
+    """Find the files of documents and compute their digests."""
     found = find(path, pattern)
     reader = JsonlReader.of(roles, line_ends, extra_fields=extra_fields, closes=learn == "agent")
     return survey(found.root, found.files, reader, found.left_out_in_words())
@@ -205,11 +204,11 @@ def rows_of(
 
 
 def _documents(tokens: NDArray[np.integer], path: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where each document of the two parts begins, at its `<|sos|>`, and ends: (documents, 2)."""
+    """Return start, at its `<|sos|>`, and end of each document, (documents, 2), for training and validation."""
     starts = np.flatnonzero(tokens == SOS_ID)
     if len(starts) < 2:
         raise ValueError(
-            f"data.path={path}: has {len(starts)} document: give two or more, so that one can be validated on"
+            f"data.path={path}: has {len(starts)} document: use two or more, so that one is left for validation"
         )
     documents = np.stack([starts, np.append(starts[1:], len(tokens))], axis=1)
     first_validation = int(np.searchsorted(starts, TRAIN_SHARE * len(tokens)).clip(1, len(starts) - 1))

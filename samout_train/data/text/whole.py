@@ -1,4 +1,4 @@
-"""Data that is given to be measured on: read from its first token to its last, by a vocabulary that a run has."""
+"""Data to evaluate a run on, read from the first token to the last with the run's vocabulary."""
 
 # T time of a row
 
@@ -41,21 +41,21 @@ LONGEST_STEM = 40
 
 @dataclass(frozen=True, kw_only=True)
 class WholeData:
-    """Data to measure on.
+    """Data to evaluate on.
 
     Args:
-        tokens: Of all of it, (N,).
-        seq_len: Targets in a row of training T.
-        packed: Whether rows follow each other; if not, each document begins a row.
-        unknown: How many tokens stand for what the vocabulary does not have; they are not counted.
-        path: Of the file or folder, absolute.
-        sha256: Of the content.
+        tokens: All tokens, (N,).
+        seq_len: Targets T in a training row.
+        packed: Whether rows follow each other; otherwise each document begins a row.
+        unknown: Number of tokens for characters that the vocabulary lacks, which are not counted.
+        path: Absolute path of the file or folder.
+        sha256: Digest of the content.
         digests: sha256 of each file.
-        way: How it is read, as far as results depend on it.
-        agent_alone: Whether only what the agent of conversations says is counted.
+        way: Way of reading, as far as results depend on it.
+        agent_alone: Whether only the agent's messages in conversations are counted.
         ignore_index: Targets of this value are not counted.
-        words: What a perplexity per word divides by; None where that is not the figure of this text.
-        published: Of a corpus with standard splits, whether it is the published one, in words.
+        words: The divisor of a perplexity per word; None if that is not the figure of this text.
+        published: For a corpus with standard splits, a description of whether it is the published one.
     """
 
     tokens: NDArray[np.integer]
@@ -73,7 +73,7 @@ class WholeData:
 
     @cached_property
     def rows(self) -> Rows:
-        """Return all of it in consecutive rows, as long as those of training; a shorter text is one shorter row."""
+        """Return all data in consecutive rows of the training length; a shorter text is one shorter row."""
         rows = self._rows_of(self.tokens)
         if not self.agent_alone:
             return rows
@@ -88,18 +88,18 @@ class WholeData:
 
     @property
     def unknown_share(self) -> float:
-        """Return the share of the tokens that the vocabulary does not have."""
+        """Return the share of tokens that the vocabulary lacks."""
         return self.unknown / len(self.tokens)
 
     @property
     def name(self) -> str:
-        """Return a name for a folder: readable, and another one for another file, content or way of reading."""
+        """Return a readable folder name, unique for the file, its content and the way of reading."""
         stem = re.sub(r"[^\w.-]+", "_", Path(self.path).stem).strip("._")[:LONGEST_STEM] or "data"
         key = f"{self.path}\n{self.sha256}\n{self.way}".encode(errors="surrogateescape")
         return f"{stem}-{hashlib.sha256(key).hexdigest()[:8]}"
 
     def source(self, vocabulary: Vocabulary, *, ignore_index: int, line_ends: Any) -> Source:
-        """Return the data as a source of which each split is all of it."""
+        """Return a source with all of the data as each of its splits."""
         return Source(
             vocab_size=len(vocabulary),
             pad_id=PAD_ID,
@@ -115,7 +115,7 @@ class WholeData:
 
 
 def reads_whole(node: Mapping[str, Any]) -> bool:
-    """Return whether data of this kind is a file, or files, of the user's."""
+    """Return whether data of this kind comes from the user's files."""
     return node["_target_"] in (TEXT, JSONL, SHARDS, *STANDARD)
 
 
@@ -123,12 +123,12 @@ def whole_data(node: Mapping[str, Any], vocabulary: Vocabulary, *, seq_len: int)
     """Read data from end to end.
 
     Args:
-        node: The data YAML's content.
-        vocabulary: Of the run.
-        seq_len: Targets in a row of training.
+        node: The content of a data YAML.
+        vocabulary: The run's vocabulary.
+        seq_len: Targets in a training row.
 
     Raises:
-        ValueError: if there is no such data, it cannot be read, is too short, or has nothing that the vocabulary has.
+        ValueError: if the data does not exist, cannot be read, is too short, or has no character of the vocabulary.
         OSError: if a file cannot be read, or the token cache cannot be written.
     """
     if node["_target_"] == SHARDS:
@@ -138,19 +138,19 @@ def whole_data(node: Mapping[str, Any], vocabulary: Vocabulary, *, seq_len: int)
     else:
         data = _files(node, vocabulary, seq_len)
     if len(data.tokens) < 2:
-        raise ValueError(f"{data.path}: has {len(data.tokens)} token, and a loss needs 2: give a longer text")
+        raise ValueError(f"{data.path}: has {len(data.tokens)} token, and a loss needs 2: use a longer text")
     if not np.any(data.tokens[1:] >= len(SPECIAL_TOKENS)):
         raise ValueError(
             f"{data.path}: none of its {len(data.tokens):,} tokens can be counted, since the run's vocabulary has none "
-            "of its characters: give text in the script of the training text"
+            "of its characters: use text in the script of the training text"
         )
     return data
 
 
 def digests_of(node: Mapping[str, Any]) -> frozenset[str]:
-    """Return the sha256 of each file that a data YAML learns from; nothing where they are not there or are no files.
+    """Return the sha256 of each file that a data YAML trains on; empty if they do not exist or the data has no files.
 
-    Of a corpus with standard splits, the way in which a split is read stands behind: splits may share a file.
+    For a corpus with standard splits, the way of reading a split follows the digest: splits may share a file.
     """
     try:
         if node["_target_"] in STANDARD:
@@ -214,7 +214,7 @@ def _files(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Who
     except ValueError as error:
         raise ValueError(f"data.{error}") from error
     if not looked_at.count().num_bytes:
-        raise ValueError(f"data.path={node['path']}: has no text: give a file that has some")
+        raise ValueError(f"data.path={node['path']}: has no text: set a file with text")
     layout = node.get("layout", "packed")
     tokenized = tokenize(looked_at, VocabularyChoice.of_run(vocabulary), most_unknown=1.0)
     return WholeData(
@@ -241,15 +241,15 @@ def _shards(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Wh
         index = read_index(folder)
         if index.vocabulary.state_dict() != vocabulary.state_dict():
             raise ValueError(
-                f"data.paths: {folder} has another vocabulary than the run: tokenize the text with the run's, or give "
-                "it as data=text"
+                f"data.paths: {folder} has another vocabulary than the run: tokenize the text with the run's, or read "
+                "it by data=text"
             )
         unknown += index.total(lambda shard: shard.unknown)
         for shard in index.shards:
             digests.append(shard.sha256)
             tokens.append(np.memmap(folder / f"{shard.name}.bin", dtype=index.dtype, mode="r"))
     if not tokens:
-        raise ValueError("data.paths: is empty: give folders of shards")
+        raise ValueError("data.paths: is empty: set folders of shards")
     return WholeData(
         tokens=tokens[0] if len(tokens) == 1 else np.concatenate(tokens),
         seq_len=seq_len,

@@ -15,7 +15,7 @@ Delta Networks (arXiv 2412.06464), section 3.3. What differs here: the triangula
 import torch
 from torch import Tensor
 
-from samout_train.ops.chunking import chunked, span_decays
+from samout_train.ops.chunking import chunked, span_decays, with_what_came_before
 
 CHUNK = 64
 
@@ -42,15 +42,16 @@ def by_chunks(
     solved_BHNCP = torch.linalg.solve_triangular(lower_BHNCC, known_BHNCP, upper=False, unitriangular=True)
     u_BHNCV, w_BHNCK = solved_BHNCP.split([v_BHNCV.shape[-1], width], dim=-1)
     kept_BHNKC = (k_BHNCK * between_BHNCC[..., -1, :, None]).transpose(-1, -2)
-    if state_BHKV is None:
-        state_BHKV = q_BHTK.new_zeros(*q_BHTK.shape[:2], width, v_BHNCV.shape[-1])
     before, written = [], []
     streams = (u_BHNCV, w_BHNCK, kept_BHNKC, since_BHNC1[..., -1:, :])
     for u_BHCV, w_BHCK, kept_BHKC, over_BH11 in zip(*(stream.unbind(2) for stream in streams), strict=True):
-        new_BHCV = u_BHCV - w_BHCK @ state_BHKV
+        new_BHCV = u_BHCV if state_BHKV is None else u_BHCV - w_BHCK @ state_BHKV
+        added_BHKV = kept_BHKC @ new_BHCV
         before.append(state_BHKV)
         written.append(new_BHCV)
-        state_BHKV = over_BH11 * state_BHKV + kept_BHKC @ new_BHCV
+        state_BHKV = added_BHKV if state_BHKV is None else over_BH11 * state_BHKV + added_BHKV
+    assert state_BHKV is not None
     scores_BHNCC = q_BHNCK @ k_BHNCK.transpose(-1, -2) * between_BHNCC
-    o_BHNCV = (q_BHNCK * since_BHNC1) @ torch.stack(before, dim=2) + scores_BHNCC @ torch.stack(written, dim=2)
+    o_BHNCV = scores_BHNCC @ torch.stack(written, dim=2)
+    o_BHNCV = with_what_came_before(o_BHNCV, q_BHNCK * since_BHNC1, before)
     return o_BHNCV.flatten(2, 3)[:, :, :time], state_BHKV

@@ -20,7 +20,7 @@ halves is the divide and conquer of a prefix sum.
 import torch
 from torch import Tensor
 
-from samout_train.ops.chunking import chunked, span_decays
+from samout_train.ops.chunking import chunked, span_decays, with_what_came_before
 
 CHUNK = 64
 
@@ -51,20 +51,8 @@ def by_chunks(
         state_BHKV = added_BHKV if state_BHKV is None else over_BHK1 * state_BHKV + added_BHKV
         before.append(state_BHKV)
     assert state_BHKV is not None
-    o_BHNCV = _with_what_came_before(o_BHNCV, q_BHNCK, since, before[:-1])
+    o_BHNCV = with_what_came_before(o_BHNCV, q_BHNCK * since, before[:-1])
     return o_BHNCV.flatten(2, 3)[:, :, :time], state_BHKV
-
-
-def _with_what_came_before(o_BHNCV: Tensor, q_BHNCK: Tensor, since: Tensor, before: list[Tensor | None]) -> Tensor:
-    """Add what the states before the chunks give; a sequence may begin with none."""
-    begun = [state_BHKV for state_BHKV in before if state_BHKV is not None]
-    if not begun:
-        return o_BHNCV
-    first = len(before) - len(begun)
-    read_BHNCV = (q_BHNCK[:, :, first:] * since[:, :, first:]) @ torch.stack(begun, dim=2)
-    if first == 0:
-        return o_BHNCV + read_BHNCV
-    return torch.cat([o_BHNCV[:, :, :first], o_BHNCV[:, :, first:] + read_BHNCV], dim=2)
 
 
 def _by_halves(
