@@ -4,7 +4,7 @@ from .data_digests import (
     recorded_data as recorded_data,
     require_same_data as require_same_data,
 )
-from .evaluation_data import evaluation_data as evaluation_data
+from .evaluation_data import evaluation_data as evaluation_data, reads_documents as reads_documents
 from .export import (
     VOCABULARY as VOCABULARY,
     WEIGHTS as WEIGHTS,

@@ -18,8 +18,11 @@ from samout_train.config import (
     saved_seed,
 )
 from samout_train.data import Source, WholeData, as_source, reads_whole, whole_data
+from samout_train.runtime import home_path
 
 Node = dict[str, Any]
+OF_DOCUMENTS = ("jsonl", "shards", "python_source", "tinystories")
+ROWS_OF_ONE_DOCUMENT = ("padded", "documents")
 Check = Callable[..., list[Problem]]
 
 
@@ -83,6 +86,15 @@ def evaluation_data(
             "was trained on"
         )
     return name, source, None
+
+
+def reads_documents(loaded: LoadedRun) -> bool:
+    """Return whether the documents of a run's text stood behind `<|sos|>`, which rows of one document leave out."""
+    node = saved_node(loaded.checkpoint.parent.parent / ".hydra" / "config.yaml", "data")
+    if node.get("layout") in ROWS_OF_ONE_DOCUMENT:
+        return False
+    source = str(node["_target_"]).rpartition(".")[2]
+    return source in OF_DOCUMENTS or (source == "text" and home_path(node["path"]).is_dir())
 
 
 def _given(

@@ -40,13 +40,14 @@ def sweep(*, action: Literal["status", "resume", "retry"], dir: str, jobs: Annot
             print(f"{stop}: finished runs are kept; repeat the same command to resume", file=sys.stderr)
             return stop.exit_code
     counts = Counter[str]()
+    width = max((len(job.name) for job in all_jobs), default=0)
     for job in all_jobs:
         found = outcome(job.run_dir)
         counts[found.state] += 1
         if action == "status":
-            print(f"  {described(job, found)}")
+            print(f"  {described(job, found, width)}")
         elif job not in asked:
-            print(f"  {described(job, found)}: action=retry runs it again")
+            print(f"  {described(job, found, width)}: action=retry runs it again")
     print(f"{len(all_jobs)} jobs in {folder}: {', '.join(f'{count} {state}' for state, count in counts.items())}")
     print(f"dashboard  {dashboard_command(folder)}")
     return int(any(state != "done" for state in counts))

@@ -12,6 +12,7 @@ from .shards.workers import WorkerDiedError as WorkerDiedError
 from .shards.write import Tokenized as Tokenized, tokenize_files as tokenize_files
 from .source import MatrixRows as MatrixRows, Rows as Rows, Source as Source, as_source as as_source
 from .text.base import vocabulary_of as vocabulary_of
+from .text.choices import Choices as Choices, Question as Question
 from .text.conversations import ROLES as ROLES, Turn as Turn, turns_of as turns_of
 from .text.documents import JsonlReader as JsonlReader, LineEnds as LineEnds, text_of as text_of
 from .text.files import find as find

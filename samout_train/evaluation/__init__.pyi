@@ -12,6 +12,10 @@ from .charts import (
     heat_map as heat_map,
     missing_charts as missing_charts,
 )
+from .choices import (
+    ChoicesFound as ChoicesFound,
+    measure_choices as measure_choices,
+)
 from .conversation import (
     NEVER_DRAWN as NEVER_DRAWN,
     Conversation as Conversation,

@@ -77,7 +77,7 @@ def test_status_says_what_became_of_each(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.splitlines() == [
         "  done     seed=1  1.5000 nats, 2.0 s of training",
         "  FAILED   seed=2  the loss is NaN",
-        "  waiting  seed=3  goes on when it is started again",
+        "  waiting  seed=3  resumes when it is started again",
         f"3 jobs in {tmp_path}: 1 done, 1 FAILED, 1 waiting",
         f"dashboard  {dashboard_command(tmp_path)}",
     ]
