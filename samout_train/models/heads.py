@@ -149,7 +149,9 @@ def chunk_flops(length: int, chunk: int, *, keys: int, values: int, way: Literal
     else:
         inside = 2 * size * (keys + values)  # Q K^T, and its product with V
     chunks = -(-length // size)
-    total = chunks * inside + (2 * chunks - 1) * between  # Q S but in the first chunk, and K^T V
+    total = chunks * inside + chunks * between  # K^T V
+    if chunks > 1:
+        total += chunks * between  # Q S
     if way == "delta":
         total += chunks * 2 * size * (2 * keys + values)  # K K^T, and the triangular system
         total += (chunks - 1) * between  # W S
