@@ -2,9 +2,9 @@ from .data_digests import (
     DataNow as DataNow,
     data_record as data_record,
     recorded_data as recorded_data,
-    refuse_other_data as refuse_other_data,
+    require_same_data as require_same_data,
 )
-from .evaluation_data import evaluation_data as evaluation_data
+from .evaluation_data import evaluation_data as evaluation_data, reads_documents as reads_documents
 from .export import (
     VOCABULARY as VOCABULARY,
     WEIGHTS as WEIGHTS,
@@ -63,7 +63,7 @@ from .state import (
     is_usual as is_usual,
     load_optimizer as load_optimizer,
     load_weights as load_weights,
-    refuse_other_vocabulary as refuse_other_vocabulary,
+    require_same_vocabulary as require_same_vocabulary,
     saved_weights as saved_weights,
     weights_sha256 as weights_sha256,
 )

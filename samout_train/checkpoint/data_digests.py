@@ -1,4 +1,4 @@
-"""The record of a run's data in its checkpoints: a run is continued by content and not by path."""
+"""The record of a run's data in its checkpoints: on resume, data is compared by content, not by path."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ FACTS = ("sha256", "tokens", "documents")
 
 
 def data_record(source: "Source") -> dict[str, Any]:
-    """Return what identifies the content of a source; nothing where it takes no digest of what it reads."""
+    """Return the record that identifies the content of a source; empty for a source without a digest."""
     said = source.description
     if "sha256" not in said:
         return {}
@@ -31,12 +31,12 @@ def data_record(source: "Source") -> dict[str, Any]:
     return record
 
 
-def refuse_other_data(now: Mapping[str, Any], then: Mapping[str, Any] | None, data: Mapping[str, Any]) -> None:
-    """Compare the data of a run with the data it is continued on.
+def require_same_data(now: Mapping[str, Any], then: Mapping[str, Any] | None, data: Mapping[str, Any]) -> None:
+    """Raise ValueError if a run would resume on other data.
 
     Args:
-        now: The record of the data that is there.
-        then: The record in the checkpoint; None where an earlier version wrote it.
+        now: The record of the current data.
+        then: The record in the checkpoint; None from an earlier version.
         data: The node of the configuration, for the message.
 
     Raises:
@@ -44,7 +44,7 @@ def refuse_other_data(now: Mapping[str, Any], then: Mapping[str, Any] | None, da
     """
     if then is not None and (difference := _difference(now, then, data)):
         raise ValueError(
-            f"{difference}\ngive the data that the run was begun with, or begin another run with a run_dir of its own"
+            f"{difference}\nuse the data that the run was begun with, or begin another run with its own run_dir"
         )
 
 
@@ -62,7 +62,7 @@ def _difference(now: Mapping[str, Any], then: Mapping[str, Any], data: Mapping[s
 
 
 def recorded_data(run_dir: Path) -> dict[str, Any]:
-    """Return what the newest checkpoint of a run records of its data; nothing where it records none."""
+    """Return the record of the data in a run's newest checkpoint; empty if there is none."""
     manifests = sorted((run_dir / "checkpoints").glob("step_*.json"))
     if not manifests:
         return {}
@@ -70,7 +70,7 @@ def recorded_data(run_dir: Path) -> dict[str, Any]:
 
 
 class DataNow:
-    """The data that is there now, against what runs learned from; each source is read once.
+    """Compares the current data with that of runs, and reads each source once.
 
     Args:
         read: Returns the data source of a configuration.
@@ -81,11 +81,11 @@ class DataNow:
         self._records: dict[str, dict[str, Any]] = {}
 
     def other_than(self, run_dir: Path, config: Mapping[str, Any]) -> str | None:
-        """Return how it differs from the data of a run; None where it does not, or the run does not say.
+        """Return how the current data differs from a run's; None if it does not, or the run has no record.
 
         Args:
-            run_dir: Of the run; its settings of data are those of the configuration.
-            config: As plain dictionaries, resolved and checked.
+            run_dir: The directory of the run, whose settings of data equal those of the configuration.
+            config: The configuration as plain dictionaries, resolved and checked.
         """
         if not (then := recorded_data(run_dir)):
             return None
@@ -93,11 +93,11 @@ class DataNow:
             difference = _difference(self._record(config), then, config["data"])
         except ValueError as error:
             difference = str(error)
-        except OSError:  # what needs the data says so
+        except OSError:  # reported when the data is needed
             return None
         if difference is None:
             return None
-        return f"{run_dir}: {difference}\ngive the data of the runs that are there"
+        return f"{run_dir}: {difference}\nuse the data of the existing runs"
 
     def _record(self, config: Mapping[str, Any]) -> dict[str, Any]:
         key = json.dumps(config["data"])
@@ -107,7 +107,7 @@ class DataNow:
 
 
 def _other_files(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """The first files that differ, one text each."""
+    """Return a line for each of the first files that differ."""
     here = {file["name"]: file for file in now.get("files", [])}
     there = {file["name"]: file for file in then.get("files", [])}
     if not here or not there or (len(here) == len(there) == 1):

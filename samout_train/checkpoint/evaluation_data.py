@@ -1,4 +1,4 @@
-"""The data that a run is evaluated on: its own, or other data read by its vocabulary in rows of its training length."""
+"""The data to evaluate a run on: its own, or other data read with its vocabulary in rows of its training length."""
 
 import json
 import tempfile
@@ -18,8 +18,11 @@ from samout_train.config import (
     saved_seed,
 )
 from samout_train.data import Source, WholeData, as_source, reads_whole, whole_data
+from samout_train.runtime import home_path
 
 Node = dict[str, Any]
+OF_DOCUMENTS = ("jsonl", "shards", "python_source", "tinystories")
+ROWS_OF_ONE_DOCUMENT = ("padded", "documents")
 Check = Callable[..., list[Problem]]
 
 
@@ -32,21 +35,21 @@ def evaluation_data(
     loop_keys: Collection[str],
     config_dirs: Sequence[str] = (),
 ) -> tuple[str, Source, WholeData | None]:
-    """Return the data to evaluate on, by the run's vocabulary and in rows of its training length.
+    """Return the data to evaluate on, with the run's vocabulary and in rows of its training length.
 
     Args:
         loaded: The run.
-        of_data: What was said about the data; nothing for what it was trained on.
-        lengths: Of the rows of a task; None for those of its configuration.
-        data_problems: Checks the settings of data, as `samout_train.training.data_problems` does.
-        loop_keys: The settings of data that are no arguments of its source, such as `batch_size`.
-        config_dirs: Further folders to look for YAML in, absolute.
+        of_data: Overrides of `data`; empty for the data of the run.
+        lengths: Lengths of the tests of a task; None for those of its configuration.
+        data_problems: Checks the settings of data, such as `samout_train.training.data_problems`.
+        loop_keys: Settings of data that are not arguments of its source, such as `batch_size`.
+        config_dirs: Further absolute folders with YAML files.
 
     Returns:
-        Its name, the source, and where files were given what they are, each split of the source being all of it.
+        (name, source, whole): For given files, `whole` is their content, which is every split of the source.
 
     Raises:
-        ConfigError: if the data is not what was asked for, or not for this model.
+        ConfigError: if the overrides are wrong, or the data does not fit the model.
     """
     saved = loaded.checkpoint.parent.parent / ".hydra" / "config.yaml"
     node = saved_node(saved, "data")
@@ -56,7 +59,7 @@ def evaluation_data(
         if refused := [word for word in of_data if word.startswith("data.seq_len=")]:
             raise ConfigError(f"{refused[0]}: rows are as long as those that the model was trained on: leave it out")
         if not any(word.startswith("data=") for word in of_data):
-            raise ConfigError(f"{of_data[0]}: no data is chosen: say data=NAME, too")
+            raise ConfigError(f"{of_data[0]}: no data is chosen: set data=NAME, too")
         composed = compose_config(of_data, config_dirs=config_dirs)
         name, node = str(composed.choices["data"]), composed.config["data"]
         if trained_length is not None and "seq_len" in node:
@@ -79,23 +82,32 @@ def evaluation_data(
         source = as_source(build(settings, seed=saved_seed(saved)))
     if source.vocab_size != loaded.vocab_size:
         raise ConfigError(
-            f"data={name}: has {source.vocab_size} ids, the model {loaded.vocab_size}: give data of the kind that it "
+            f"data={name}: has {source.vocab_size} ids, the model {loaded.vocab_size}: set data of the kind that it "
             "was trained on"
         )
     return name, source, None
 
 
+def reads_documents(loaded: LoadedRun) -> bool:
+    """Return whether the documents of a run's text stood behind `<|sos|>`, which rows of one document leave out."""
+    node = saved_node(loaded.checkpoint.parent.parent / ".hydra" / "config.yaml", "data")
+    if node.get("layout") in ROWS_OF_ONE_DOCUMENT:
+        return False
+    source = str(node["_target_"]).rpartition(".")[2]
+    return source in OF_DOCUMENTS or (source == "text" and home_path(node["path"]).is_dir())
+
+
 def _given(
     loaded: LoadedRun, of_data: Sequence[str], name: str, node: Node, trained_length: int | None, data_problems: Check
 ) -> tuple[str, Source, WholeData]:
-    """Read files that were given from end to end, by the vocabulary of the run."""
+    """Read given files from end to end with the run's vocabulary."""
     if loaded.vocabulary is None:
         raise ConfigError(
-            f"data={name}: the run was trained on {loaded.vocab_size} ids that are no text: leave data= out, or give "
+            f"data={name}: the run was trained on {loaded.vocab_size} ids that are not text: leave data= out, or set "
             "data of the kind that it was trained on"
         )
     if refused := [word for word in of_data if word.lstrip("+").startswith("data.vocab")]:
-        raise ConfigError(f"{refused[0]}: text is read by the vocabulary of the run: leave it out")
+        raise ConfigError(f"{refused[0]}: text is read with the vocabulary of the run: leave it out")
     require_no_problems(data_problems(node, for_training=False))
     whole = whole_data(node, loaded.vocabulary, seq_len=trained_length or int(node["seq_len"]))
     source = whole.source(loaded.vocabulary, ignore_index=node["ignore_index"], line_ends=node.get("line_ends", "keep"))

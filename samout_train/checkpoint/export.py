@@ -1,7 +1,7 @@
-"""A run's weights for other programs: as safetensors, or as the file that the published scripts load.
+"""Export a run's weights for other programs: as safetensors, or as a file for the published scripts.
 
-An export is a folder: the weights, the configuration and the vocabulary that belong to them, and `export.json`, which
-is written last and says that the folder is complete, with the size and sha256 of each file.
+An export is a folder with the weights, their configuration and vocabulary, and `export.json`. The last is written at
+the end and marks the folder as complete; it has the size and sha256 of each file.
 """
 
 import json
@@ -25,8 +25,8 @@ from samout_train.runtime import (
     in_words,
     place_problem,
     read_tensor_file,
-    refuse_special,
     replace_file,
+    require_regular_file,
     sha256_of,
 )
 
@@ -39,19 +39,19 @@ COMPARED_IDS = 64
 
 
 class ExportError(Exception):
-    """An export that could not be written whole, though what was asked for is right."""
+    """An export could not be written completely, although the request is valid."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The files of an export, and what they were made of.
+    """The result of an export.
 
     Args:
-        folder: Where.
-        run: What it was made of.
-        files: Bytes of each file.
-        tensors: How many the file of weights holds; a shared one once.
-        sha256: Of the weights, over sorted names, shapes, dtypes and bytes.
+        folder: Its folder.
+        run: The exported run.
+        files: Size of each file in bytes.
+        tensors: Number of tensors in the file of weights; a shared one counts once.
+        sha256: Digest of the weights, over sorted names, shapes, dtypes and bytes.
     """
 
     folder: Path
@@ -62,20 +62,20 @@ class Exported:
 
 
 def export_run(run: str | Path, *, format: Format, out: str | Path | None = None) -> Exported:
-    """Write the weights of a run's last checkpoint, or of a checkpoint, and reads them back.
+    """Write the weights of a run's last checkpoint, or of a given one, and verify them by reading them back.
 
     Args:
         run: A run directory, or a checkpoint in one.
         format: `safetensors`, or `published` for V1 and V8.
-        out: A folder that is not there yet, or is empty; None for `export_<format>` in the run directory.
+        out: A new or empty folder; None for `export_<format>` in the run directory.
 
     Raises:
-        ValueError: if there is no such run, it has no such form, or something is at `out` already.
+        ValueError: if there is no such run, it cannot have this format, or `out` is not empty.
         CheckpointError: if the run's checkpoints are damaged.
-        ExportError: if the disk did not take it, or what was read back is something else; nothing is left behind then.
+        ExportError: if writing failed, or the files read back differ; nothing is left behind then.
     """
     if format == "safetensors":
-        safetensors_library()  # says how to get it, before anything is read
+        safetensors_library()  # raises before anything is read if the package is missing
     folder = None
     if out is not None:
         folder = _folder(out)
@@ -93,7 +93,7 @@ def export_run(run: str | Path, *, format: Format, out: str | Path | None = None
         CONFIG: lambda file: file.write((loaded.checkpoint.parent.parent / ".hydra" / "config.yaml").read_bytes()),
         **vocabulary_files(loaded.vocabulary, format),
     }
-    was_there = _refuse_what_is_there(folder)
+    was_there = _make_empty_folder(folder)
     try:
         for name, write in contents.items():
             replace_file(folder / name, write)
@@ -106,7 +106,7 @@ def export_run(run: str | Path, *, format: Format, out: str | Path | None = None
         replace_json(folder / MANIFEST, note)
     except BaseException as error:
         for name in contents:
-            with suppress(OSError):  # the first error is the one to be told
+            with suppress(OSError):  # the first error is the one to report
                 (folder / name).unlink(missing_ok=True)
         if not was_there:
             with suppress(OSError):
@@ -118,13 +118,13 @@ def export_run(run: str | Path, *, format: Format, out: str | Path | None = None
 
 
 def load_exported(folder: str | Path) -> LoadedRun:
-    """Load the model and the vocabulary of an export, of either format; no code in its files is run.
+    """Load the model and the vocabulary of an export of either format, without running code from its files.
 
     Args:
-        folder: What `export_run` wrote.
+        folder: A folder written by `export_run`.
 
     Raises:
-        ValueError: if it is no export, or is damaged.
+        ValueError: if it is not an export, or is damaged.
     """
     folder = home_path(folder)
     if reason := export_damage(folder):
@@ -138,7 +138,7 @@ def load_exported(folder: str | Path) -> LoadedRun:
 
 
 def export_damage(folder: Path) -> str | None:
-    """Return why an export cannot be believed; None where each file agrees with `export.json`."""
+    """Return why an export is damaged; None if each file matches `export.json`."""
     try:
         note = read_manifest(folder)
     except ValueError as error:
@@ -155,13 +155,13 @@ def export_damage(folder: Path) -> str | None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read what `export.json` of an export says.
+    """Return the content of an export's `export.json`.
 
     Raises:
-        ValueError: if it is not there, or says something else.
+        ValueError: if it is missing, damaged or of another version.
     """
     try:
-        refuse_special(folder / MANIFEST)
+        require_regular_file(folder / MANIFEST)
         note = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         wanted = {"format", "step", "vocab_size", "pad_id", "torch", "weights_sha256", "parameters", "files"}
         if note["export"] != FORMAT or not wanted <= note.keys() or note["format"] not in WEIGHTS:
@@ -177,16 +177,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def once(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return each tensor of a state once, and for the names that share one the name that it is under.
+    """Return each tensor of a state once, and for further names of a shared tensor its first name.
 
     Raises:
-        ValueError: if something in the state is no tensor.
+        ValueError: if a value in the state is not a tensor.
     """
     first: dict[object, str] = {}
     tensors, shared = {}, {}
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} of the model's state is no tensor, and safetensors holds only those")
+            raise ValueError(f"{name} of the model's state is not a tensor, and safetensors holds only tensors")
         place: object = name
         if tensor.numel():
             place = (tensor.data_ptr(), tensor.shape, tensor.stride())
@@ -201,12 +201,12 @@ def write_weights(file: IO[bytes], tensors: dict[str, Tensor], shared: dict[str,
     """Write the weights into an open file."""
     if format == "published":
         torch.save(tensors, file)
-    else:  # which name stands for which is said as the library's own save_model says it
+    else:  # the metadata maps shared names as the library's own save_model does
         file.write(safetensors_library().torch.save(tensors, metadata={"format": "pt", **shared}))
 
 
 def read_weights(path: Path, format: str) -> dict[str, Tensor]:
-    """Read the weights in a file of a format, by the names that they have here; no code in it is run.
+    """Read the weights of a file, by the names of the model's state_dict, without running code from it.
 
     Raises:
         ValueError: if it cannot be read.
@@ -214,7 +214,7 @@ def read_weights(path: Path, format: str) -> dict[str, Tensor]:
     if format == "published":
         return rename_published(read_tensor_file(path))
     with safetensors_library().safe_open(str(path), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dictionary
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
         shared = file.metadata() or {}
     for name, kept in shared.items():
         if kept in tensors:
@@ -223,7 +223,7 @@ def read_weights(path: Path, format: str) -> dict[str, Tensor]:
 
 
 def vocabulary_files(vocabulary: Vocabulary | None, format: str) -> dict[str, Callable[[IO[bytes]], Any]]:
-    """Return what writes each file that a vocabulary is kept in, by name."""
+    """Return a function that writes each of a vocabulary's files, by file name."""
     if vocabulary is None:
         return {}
     files: dict[str, Callable[[IO[bytes]], Any]] = {
@@ -238,7 +238,7 @@ def vocabulary_files(vocabulary: Vocabulary | None, format: str) -> dict[str, Ca
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """Read the vocabulary of an export; None where its ids are no text."""
+    """Read the vocabulary of an export; None if its ids are not text."""
     path = folder / VOCABULARY
     if not path.is_file():
         return None
@@ -249,7 +249,7 @@ def safetensors_library() -> Any:
     """Import the package, which is optional.
 
     Raises:
-        ValueError: if it is not there, with how to get it.
+        ValueError: if it is not installed; the message has the command.
     """
     try:
         import safetensors
@@ -263,26 +263,30 @@ def safetensors_library() -> Any:
 
 def _folder(out: str | Path) -> Path:
     if not str(out):
-        raise ValueError("out=: is empty: give a folder that is not there yet")
+        raise ValueError("out=: is empty: set a new folder")
     if problem := place_problem(home_path(out)):
         raise ValueError(f"out={out}: {problem}")
     return home_path(out)
 
 
-def _refuse_what_is_there(folder: Path) -> bool:
-    """Make the folder; return whether it was there already, empty."""
+def _make_empty_folder(folder: Path) -> bool:
+    """Make the folder, and return whether it existed, empty.
+
+    Raises:
+        ValueError: if it is not empty, not a folder, or cannot be made.
+    """
     was_there = folder.is_dir()
     if folder.exists() and (not was_there or any(folder.iterdir())):
-        raise ValueError(f"out={folder}: is there already, and nothing is overwritten: give another folder as out=...")
+        raise ValueError(f"out={folder}: exists already, and nothing is overwritten: set another folder as out=...")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"out={folder}: cannot be made ({error.strerror}): give another folder as out=...") from error
+        raise ValueError(f"out={folder}: cannot be made ({error.strerror}): set another folder as out=...") from error
     return was_there
 
 
 def _compare(folder: Path, format: str, loaded: LoadedRun) -> None:
-    """Read back what was written, and raise where it is something else."""
+    """Read the export back, and raise ExportError if it differs from the run."""
     found = []
     path, state = folder / WEIGHTS[format], loaded.model.state_dict()
     if weights_sha256(read_weights(path, format)) != weights_sha256(state):

@@ -1,10 +1,11 @@
-"""Checkpoint files: written so that a death at any moment leaves the old or the new, verified before they are believed.
+"""Checkpoint files: written so that a crash at any moment leaves the old or the new one, and verified before loading.
 
-Nothing else knows the format. `step_<8 digits>.pt` holds tensors, numbers, text and lists, so that
-`torch.load(weights_only=True)` reads it. `step_<8 digits>.json`, its manifest, has its size and sha256, and what it was
-made with; it is written once the tensors lie on disk and read back as they were meant, and only then do these get their
-name. So a file of that name without its manifest, or that disagrees with it, is damaged. Where a model is sharded over
-processes, the tensors of model and optimizer lie in `step_<8 digits>.shards/`, and the manifest has their digests.
+Only this module knows the format. `step_<8 digits>.pt` holds tensors, numbers, text and lists, so that
+`torch.load(weights_only=True)` reads it. Its manifest, `step_<8 digits>.json`, has its size and sha256 and the versions
+that made it. A temporary file is written, flushed to disk and read back; then the manifest is written; then the file
+gets its name. A file of that name that lacks its manifest or does not match it is therefore damaged. If a model is
+sharded over processes, the tensors of model and optimizer lie in `step_<8 digits>.shards/`, and the manifest has their
+digests.
 """
 
 import hashlib
@@ -20,23 +21,23 @@ from typing import Any
 import torch
 
 from samout_train.checkpoint.shards import damaged_shards, join_shards
-from samout_train.runtime import home_path, read_tensor_file, refuse_special, replace_file, sha256_of, write_json
+from samout_train.runtime import home_path, read_tensor_file, replace_file, require_regular_file, sha256_of, write_json
 
 FORMAT = 3
 CORRUPT = ".corrupt"
 log = logging.getLogger(__name__)
 
 
-# The reason, behind the path of a file.
+# Follows the path of a file in a message.
 OTHER_FORMAT = f"is no checkpoint of format {FORMAT}: another program wrote it, or another version of this one"
 
 
 class CheckpointError(Exception):
-    """No checkpoint could be used or written; the message says which file, and why.
+    """No checkpoint could be used or written; the message names the files and the reasons.
 
     Args:
-        message: For a person.
-        reasons: Why each file cannot be used; empty where none was written.
+        message: The message.
+        reasons: The reason for each unusable file; empty if writing failed.
     """
 
     def __init__(self, message: str, reasons: Mapping[Path, str] | None = None) -> None:
@@ -45,12 +46,12 @@ class CheckpointError(Exception):
 
     @classmethod
     def of_file(cls, path: Path, reason: object) -> "CheckpointError":
-        """Return the error of one file that cannot be used."""
+        """Return the error of one unusable file."""
         return cls(f"{path} cannot be used: {reason}", {path: str(reason)})
 
 
 def serialised(state: dict[str, Any]) -> memoryview:
-    """The bytes of a checkpoint: a copy, so that training can go on while they are written.
+    """Return the bytes of a checkpoint, a copy that is written while training continues.
 
     Args:
         state: Tensors, numbers, text, lists and dictionaries.
@@ -61,16 +62,16 @@ def serialised(state: dict[str, Any]) -> memoryview:
 
 
 def write_checkpoint(directory: Path, step: int, content: memoryview, about: dict[str, Any]) -> Path:
-    """Writes one checkpoint, unless it is there already.
+    """Write a checkpoint, unless it is complete already, and return its path.
 
     Args:
-        directory: A run's `checkpoints/`, which is there.
+        directory: A run's existing `checkpoints/`.
         step: Steps made so far.
-        content: What `serialised` gave.
-        about: What else the manifest says: text and numbers.
+        content: The bytes from `serialised`.
+        about: Further entries of the manifest, text and numbers.
 
     Raises:
-        OSError: if it cannot be written; what is left of it then is no checkpoint.
+        OSError: if it cannot be written; its remains do not count as a checkpoint.
     """
     path = checkpoint_path(directory, step)
     if is_complete(path):
@@ -79,7 +80,7 @@ def write_checkpoint(directory: Path, step: int, content: memoryview, about: dic
 
     def confirm(temporary: Path) -> None:
         if sha256_of(temporary) != digest:
-            raise OSError(f"{path.name} reads back as something else than was written")
+            raise OSError(f"{path.name} read back differs from what was written")
         write_manifest(path, {"step": step, "bytes": len(content), "sha256": digest, **about})
 
     replace_file(path, lambda file: file.write(content), confirm)
@@ -87,22 +88,22 @@ def write_checkpoint(directory: Path, step: int, content: memoryview, about: dic
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
-    """Return where the checkpoint of a step lies."""
+    """Return the path of the checkpoint of a step."""
     return directory / f"step_{step:08d}.pt"
 
 
 def shards_folder(path: Path) -> Path:
-    """Return where a checkpoint has the tensors of model and optimizer if they are not in it: beside it."""
+    """Return the folder, beside a checkpoint, of the tensors of a sharded model and its optimizer."""
     return path.with_name(path.name.replace(".pt", ".shards"))
 
 
 def is_complete(path: Path) -> bool:
-    """Return whether a checkpoint is there, and can be believed."""
+    """Return whether a checkpoint exists and matches its manifest."""
     return path.exists() and damage(path) is None
 
 
 def delete_checkpoint(directory: Path, step: int) -> None:
-    """Deletes one, its tensors first, so that at no moment it looks like a damaged one."""
+    """Delete a checkpoint, its tensors first, so that it never looks damaged."""
     path = checkpoint_path(directory, step)
     for part in (path, _manifest(path)):
         part.unlink(missing_ok=True)
@@ -111,23 +112,20 @@ def delete_checkpoint(directory: Path, step: int) -> None:
 
 
 def saved_steps(directory: Path) -> list[int]:
-    """The steps of which there are files, complete or not, in order."""
+    """Return the steps with a checkpoint file, complete or not, in order."""
     return sorted(int(path.stem.removeprefix("step_")) for path in directory.glob("step_*.pt"))
 
 
 def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
-    """The newest complete checkpoint of a run; damaged ones are passed over with a warning.
+    """Return the newest complete checkpoint of a run; None if it has none. Logs a warning for damaged ones.
 
     Args:
         run_dir: The run directory.
-        set_aside: Whether damaged ones are renamed to `.corrupt`: only in a run of one's own, since elsewhere a
-            checkpoint that looks incomplete may just be being written.
-
-    Returns:
-        Its path; None where the run has no checkpoint at all.
+        set_aside: Whether to rename damaged ones to `.corrupt`. Use it for the own run only: elsewhere, a checkpoint
+            that looks incomplete may still be in writing.
 
     Raises:
-        CheckpointError: if it has some and each is damaged.
+        CheckpointError: if every checkpoint is damaged.
     """
     folder = run_dir / "checkpoints"
     reasons: dict[Path, str] = {}
@@ -140,10 +138,10 @@ def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
         if set_aside:
             for part in (path, _manifest(path), shards_folder(path)):
                 if part.exists():
-                    with suppress(OSError):  # open elsewhere, on Windows; it is passed over all the same
+                    with suppress(OSError):  # open elsewhere on Windows; it is skipped all the same
                         part.replace(part.with_name(part.name + CORRUPT))
     for path in sorted(folder.glob(f"step_*.pt{CORRUPT}")):
-        if path.with_name(path.name.removesuffix(CORRUPT)) not in reasons:  # set aside before now
+        if path.with_name(path.name.removesuffix(CORRUPT)) not in reasons:  # set aside earlier
             reasons[path] = damage(path) or "was set aside"
     if reasons:
         message = f"no checkpoint in {folder} can be used:"
@@ -154,11 +152,11 @@ def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a user means by a run directory, its `checkpoints/`, or a file.
+    """Return the checkpoint for a path that is a run directory, its `checkpoints/`, or a file.
 
     Raises:
-        ValueError: if there is nothing of the kind at the path.
-        CheckpointError: if all that is there is damaged.
+        ValueError: if there is no checkpoint at the path.
+        CheckpointError: if every checkpoint there is damaged.
     """
     if not str(path):
         raise ValueError("the path of a run is empty: give a run directory or a checkpoint file")
@@ -182,7 +180,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def damage(path: Path) -> str | None:
-    """Why a checkpoint file cannot be believed; None where it agrees with its manifest."""
+    """Return why a checkpoint file is damaged; None if it matches its manifest."""
     manifest_path = _manifest(path)
     try:
         manifest = read_manifest(path)
@@ -198,18 +196,18 @@ def damage(path: Path) -> str | None:
 
 
 def write_manifest(path: Path, said: dict[str, Any]) -> None:
-    """Writes what is said of a checkpoint beside it, with a digest of its own."""
+    """Write the manifest of a checkpoint, with its own digest."""
     replace_json(_manifest(path), _signed(said))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Return what is said of a checkpoint beside it.
+    """Return the manifest of a checkpoint.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is not, byte for byte, what was written.
+        ValueError: if any byte differs from what was written.
     """
-    refuse_special(_manifest(path))
+    require_regular_file(_manifest(path))
     text = _manifest(path).read_bytes()
     manifest = json.loads(text)
     unsigned = dict(manifest)
@@ -220,16 +218,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
-    """The content of a verified checkpoint, on the CPU; no code in it is run.
+    """Return the content of a verified checkpoint, on the CPU, without running code from it.
 
     Args:
-        path: Of the file.
-        whole: Whether to read what lies in shards beside it; else such tensors are without content (on the device
-            `meta`), and `shards` is where `samout_train.checkpoint.shards.read_shards` finds it.
+        path: The file.
+        whole: Whether to read the tensors of shards too. Otherwise they are on the device `meta`, without data, and
+            `shards` is their folder for `samout_train.checkpoint.shards.read_shards`.
 
     Raises:
-        ValueError: if it is of another format.
-        CheckpointError: if it agrees with its manifest and yet cannot be read, or asks for code.
+        ValueError: if it has another format.
+        CheckpointError: if it matches its manifest but cannot be read, or would run code.
     """
     try:
         content = read_tensor_file(path, is_verified=True)
@@ -246,12 +244,12 @@ def read_checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
 
 
 def replace_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a small JSON file, whole or not at all."""
+    """Write a small JSON file atomically."""
     write_json(path, content, indent=1)
 
 
 def _manifest(path: Path) -> Path:
-    """`step_00000001.json` for `step_00000001.pt`; both may be set aside."""
+    """Return `step_00000001.json` for `step_00000001.pt`; both may be set aside."""
     return path.with_name(path.name.replace(".pt", ".json"))
 
 

@@ -1,7 +1,7 @@
-"""Weights that a new run begins with: of a run, a checkpoint, an export, or a file of another program (`init_from`).
+"""Initial weights of a new run (`init_from`), from a run, a checkpoint, an export, or a file of another program.
 
-Only weights are taken over: optimizer, schedule, step and random states are those of a new run. A vocabulary is equal,
-or has ids appended to it, and then embedding and head have new rows behind those that are loaded.
+Only weights are loaded; optimizer, schedule, step and random states are new. The vocabulary must be equal or extended
+by appended ids; embedding and head then get new rows after the loaded ones.
 """
 
 # V vocabulary
@@ -40,10 +40,10 @@ class InitialWeights:
     """Weights to begin a run with.
 
     Args:
-        path: As it was given.
-        by_place: Tensors by name, and these by where they lie in the file: a file may hold more than one model.
-        vocabulary: Of what they were trained on; None where the file does not say it, or ids are no text.
-        model_node: The `model` of their configuration; empty where it is not known.
+        path: The path as given.
+        by_place: Tensors by name, for each place in the file: a file may hold more than one model.
+        vocabulary: The vocabulary that they were trained with; None if unknown, or if ids are not text.
+        model_node: The `model` of their configuration; empty if unknown.
     """
 
     path: str
@@ -54,15 +54,15 @@ class InitialWeights:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Count what became of the tensors of initial weights.
+    """The result of loading initial weights.
 
     Args:
-        loaded: Names of the model's tensors that were loaded, in whole or in part.
-        new: Names of those that the file does not have.
-        unused: Names in the file that the model does not have.
-        grown: Of those in `loaded`, the ones that have new rows behind the loaded ones.
-        new_tokens: What the new rows stand for.
-        sha256: Of the tensors that were loaded from, as `weights_sha256` takes it.
+        loaded: Names of the model's tensors that were loaded, fully or partly.
+        new: Names of the model's tensors that the file lacks.
+        unused: Names in the file that the model lacks.
+        grown: Names in `loaded` with new rows after the loaded ones.
+        new_tokens: The tokens of the new rows.
+        sha256: Digest of the file's tensors, as by `weights_sha256`.
     """
 
     loaded: list[str]
@@ -73,7 +73,7 @@ class Loaded:
     sha256: str
 
     def __str__(self) -> str:
-        """Return the counts, and what is behind those that are not 0."""
+        """Return the counts, and the names behind those that are not 0."""
         total = len(self.loaded) + len(self.new)
         text = f"loaded {len(self.loaded)} of {total} tensors, {len(self.new)} new, {len(self.unused)} unused"
         if self.new:
@@ -86,11 +86,11 @@ class Loaded:
 
 
 def read_initial_weights(path: str | Path) -> InitialWeights:
-    """Read the weights of a run, a checkpoint, an export, or a file of torch.save or safetensors; no code is run.
+    """Read the weights of a run, a checkpoint, an export, or a file of torch.save or safetensors, without running code.
 
     Raises:
-        ConfigError: if there is no such thing, or it cannot be read.
-        CheckpointError: if it is a run or a checkpoint, and damaged.
+        ConfigError: if the path does not exist or cannot be read.
+        CheckpointError: if it is a run or a checkpoint and damaged.
     """
     place = home_path(path)
     if not str(path) or not place.exists():
@@ -139,7 +139,7 @@ def _of_file(path: str | Path, file: Path) -> InitialWeights:
     if any(name.endswith(EMBEDDINGS[0]) for tensors in by_place.values() for name in tensors):
         by_place = {"the top": rename_published(published_tensors(content))}
     vocabulary = None
-    if isinstance(content, Mapping) and isinstance(content.get("vocabulary"), Mapping):  # a checkpoint on its own
+    if isinstance(content, Mapping) and isinstance(content.get("vocabulary"), Mapping):  # a checkpoint without a run
         vocabulary = _vocabulary(content["vocabulary"])
     return InitialWeights(str(path), by_place, vocabulary)
 
@@ -153,19 +153,19 @@ def _vocabulary(state: Any) -> Vocabulary | None:
 def _model_node(config: Path) -> dict[str, Any]:
     try:
         return saved_node(config)
-    except ConfigError:  # it says how the model was built, which a message is better with
+    except ConfigError:  # the node only improves a message
         return {}
 
 
 def added_tokens(weights: InitialWeights, vocabulary: Vocabulary | None) -> list[str]:
-    """Return the tokens that the vocabulary of the data has behind those of the weights.
+    """Return the tokens that the data's vocabulary has after those of the weights' vocabulary.
 
     Args:
-        weights: What the run begins with.
-        vocabulary: Of the data; None where its ids are no text.
+        weights: The initial weights.
+        vocabulary: The data's vocabulary; None if its ids are not text.
 
     Raises:
-        ConfigError: if it is neither equal to that of the weights, nor has ids appended to it.
+        ConfigError: if the vocabulary neither equals nor extends that of the weights.
     """
     before = weights.vocabulary
     if before is None or vocabulary is None:
@@ -186,17 +186,17 @@ def added_tokens(weights: InitialWeights, vocabulary: Vocabulary | None) -> list
 def load_initial_weights(
     model: nn.Module, weights: InitialWeights, *, vocabulary: Vocabulary | None, model_node: Mapping[str, Any]
 ) -> Loaded:
-    """Give a model the weights; tensors that they do not have keep the values that the model was built with.
+    """Load initial weights into a model; tensors that they lack keep their values.
 
     Args:
-        model: As it was built for the data.
-        weights: What the run begins with.
-        vocabulary: Of the data.
+        model: The model, built for the data.
+        weights: The initial weights.
+        vocabulary: The data's vocabulary.
         model_node: The `model` of the run's configuration, for a message.
 
     Raises:
-        ConfigError: if a shape differs, a value is not finite, nothing matches, or the vocabulary is another one;
-            nothing is loaded then.
+        ConfigError: if a shape differs, a value is not finite, no name matches, or the vocabulary does not fit; nothing
+            is loaded then.
     """
     new_tokens = added_tokens(weights, vocabulary)
     own = model.state_dict()
@@ -236,7 +236,7 @@ def load_initial_weights(
 
 
 def _best(weights: InitialWeights, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names match the model's best."""
+    """Return the group of tensors with the most names of the model."""
     matches = {}
     for place, tensors in weights.by_place.items():
         matches[place] = len(own.keys() & tensors.keys())
@@ -260,7 +260,7 @@ def _best(weights: InitialWeights, own: Mapping[str, Tensor]) -> dict[str, Tenso
 def _same_model(
     weights: InitialWeights, node: Mapping[str, Any], own: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> str:
-    """Return what to set for the model of the weights."""
+    """Return the settings that would give the model of the weights."""
     there, here = scalars(weights.model_node), scalars(node)
     words = []
     for key, value in there.items():

@@ -1,6 +1,6 @@
-"""Report what lies at a path, whether it is whole, and what it needs, without renaming anything or running its code.
+"""Report what a path holds, whether it is whole, and what it needs, without changing it or running its code.
 
-The Python that configurations name is not even imported.
+The Python modules named in configurations are not imported either.
 """
 
 import json
@@ -16,7 +16,13 @@ from samout_train.checkpoint import files as checkpoints
 from samout_train.checkpoint.export import CONFIG, MANIFEST, VOCABULARY, WEIGHTS, export_damage, read_manifest
 from samout_train.checkpoint.files import CORRUPT, FORMAT, OTHER_FORMAT, CheckpointError, damage, read_checkpoint
 from samout_train.config import ConfigError, saved_node
-from samout_train.data import Characters, VocabularyFileError, read_published_vocabulary, vocabulary_from
+from samout_train.data import (
+    Characters,
+    VocabularyFileError,
+    read_published_vocabulary,
+    rows_of_jsonl,
+    vocabulary_from,
+)
 from samout_train.models import (
     DamagedError,
     OtherV1Error,
@@ -34,7 +40,7 @@ from samout_train.runtime import (
     home_path,
     program,
     read_tensor_file,
-    refuse_special,
+    require_regular_file,
     shell_word,
     shown_path,
     text_setting,
@@ -44,7 +50,7 @@ from samout_train.runtime import (
 SIZES = ("hidden_size", "num_layers", "num_heads", "ffn_size", "max_seq_len")
 CHECKPOINT = re.compile(rf"step_\d{{8}}\.pt({re.escape(CORRUPT)})?")
 SAVED_CONFIG = Path(".hydra", "config.yaml")
-WHAT_IS_KNOWN = "give a run directory, a checkpoint, an export, a published .pth or a pickled vocabulary"
+WHAT_IS_KNOWN = "give a run directory, a checkpoint, an export, a published .pth, a pickled vocabulary or a .jsonl"
 
 
 @dataclass
@@ -52,9 +58,9 @@ class Found:
     """The findings of an inspection.
 
     Args:
-        what: In a few words.
-        known: Whether this program, or a published script, writes such things.
-        damaged: Whether something in it is not whole.
+        what: A short description.
+        known: Whether this program or a published script writes such files.
+        damaged: Whether a part of it is damaged.
         rows: Names and values to show.
     """
 
@@ -64,13 +70,13 @@ class Found:
     rows: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, name: str, value: str, *, damaged: bool = False) -> None:
-        """Adds a row; `damaged` says that it tells of damage."""
+        """Add a row; `damaged` marks a row about damage."""
         self.rows.append((name, value))
         self.damaged = self.damaged or damaged
 
 
 def inspect_path(path: str | Path) -> Found:
-    """Says what lies at a path.
+    """Return what a path holds.
 
     Raises:
         OSError: if it cannot be read.
@@ -81,7 +87,7 @@ def inspect_path(path: str | Path) -> Found:
     if not path.exists():
         return _unknown(f"{path} is not there: {WHAT_IS_KNOWN}")
     try:
-        refuse_special(path)
+        require_regular_file(path)
     except ValueError as error:
         return _unknown(f"{path} {error}")
     if path.is_dir():
@@ -128,7 +134,7 @@ def _run(path: Path) -> Found:
         is_finished = "yes"
     found.add("finished", is_finished)
     _needs(found, newest, path, f"{shell_word(text_setting('run_dir', path))} resume=auto")
-    found.damaged = found.damaged or not (path / SAVED_CONFIG).is_file()  # a row says so
+    found.damaged = found.damaged or not (path / SAVED_CONFIG).is_file()  # a row reports it
     return found
 
 
@@ -176,14 +182,14 @@ def _needs(found: Found, checkpoint: Path | None, run_dir: Path, resume: str) ->
     if model and data:
         found.add("to continue", f"the same command and data, with {resume}")
         if prompt is None:
-            found.add("to generate", "not possible: its ids are no text")
+            found.add("to generate", "not possible: its ids are not text")
         else:
             run = text_setting("run", shown_path(checkpoint))
             found.add("to generate", typed_line([*program(), "generate", run, f"prompt={prompt}"]))
 
 
 def _node(found: Found, config: Path, name: str) -> dict[str, Any]:
-    """A node of a saved configuration; what speaks against it becomes a row."""
+    """Return a node of a saved configuration; a problem with it becomes a row."""
     try:
         return saved_node(config, name)
     except ConfigError as error:
@@ -211,14 +217,14 @@ def _data(node: dict[str, Any]) -> str:
         return _short(node)
     described = f"{_short(node)}, {path}"
     if not home_path(path).exists():
-        described += " (which is not there, seen from this folder)"
+        described += " (not found from this folder)"
     return described
 
 
 def _add_vocabulary(found: Found, state: Any, vocab_size: Any) -> str | None:
-    """Add its row; return a prompt that it has, or None if ids are not text."""
+    """Add the vocabulary's row; return a prompt that it can encode, or None if ids are not text."""
     if state is None:
-        found.add("vocabulary", f"none: {vocab_size} ids that are no text")
+        found.add("vocabulary", f"none: {vocab_size} ids that are not text")
         return None
     try:
         vocabulary = vocabulary_from(state)
@@ -251,7 +257,12 @@ def _export(path: Path) -> Found:
 
 
 def _file(path: Path) -> Found:
-    """A file that its name does not tell."""
+    """Inspect a file whose name does not show its kind, or JSON Lines."""
+    if ".jsonl" in path.suffixes:
+        try:
+            return Found("JSON Lines", rows=rows_of_jsonl(path))
+        except ValueError as error:
+            return Found("JSON Lines", damaged=True, rows=[("whole", f"no: {error}")])
     with path.open("rb") as file:
         start = file.read(HEAD_BYTES)
     try:
@@ -272,7 +283,7 @@ def _file(path: Path) -> Found:
             if not isinstance(error, MoreThanTensorsError):
                 return Found("a file of torch.save, or another zip", damaged=True, rows=[("whole", f"no: {error}")])
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        manifest = ("whole", "not known: its manifest, step_*.json, is not beside it")
+        manifest = ("whole", "unknown: its manifest, step_*.json, is not beside it")
         return Found("a checkpoint under another name", damaged=True, rows=[manifest])
     try:
         return _published(path, read_published(path))
@@ -293,7 +304,7 @@ def _published(path: Path, weights: dict[str, Tensor]) -> Found:
     try:
         is_v8 = is_published_v8(weights)
     except OtherV1Error as error:
-        rows = [("whole", "not known: this program cannot compute it"), ("to use", str(error))]
+        rows = [("whole", "unknown: this program cannot compute it"), ("to use", str(error))]
         return Found("weights of the V1 of the public repository", rows=rows)
     except ValueError as error:
         return _unknown(f"{path} holds tensors that are nothing of this program: {error}")
@@ -314,7 +325,7 @@ def _published(path: Path, weights: dict[str, Tensor]) -> Found:
 
 
 def _count(weights: dict[str, Any]) -> int:
-    """Elements, a shared tensor once."""
+    """Return the number of elements; a shared tensor counts once."""
     counts = {}
     for name, tensor in weights.items():
         if isinstance(tensor, Tensor):
@@ -323,7 +334,7 @@ def _count(weights: dict[str, Any]) -> int:
 
 
 def _short(node: dict[str, Any]) -> str:
-    """`SamOut` of its `_target_`."""
+    """Return the last part of the `_target_`, such as `SamOut`."""
     return str(node.get("_target_")).rpartition(".")[2]
 
 

@@ -1,7 +1,7 @@
 """Load the models and vocabularies that runs and the published scripts saved."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,18 @@ from samout_train.runtime import home_path
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model; `model, vocabulary = load_run(path)` takes the two that most need.
+    """A trained model. `model, vocabulary = load_run(path)` unpacks the two most needed fields.
 
     Args:
-        checkpoint: Where it was read from.
-        step: After how many steps.
-        model: In evaluation mode, on the CPU.
-        vocabulary: None where it was trained on ids that are no text.
+        checkpoint: The file that it was read from.
+        step: Steps that it was trained.
+        model: The model in evaluation mode, on the CPU.
+        vocabulary: Its vocabulary; None if it was trained on ids that are not text.
         vocab_size: Number of ids V.
-        pad_id: Id of the padding; None where there is none.
+        pad_id: Id of the padding; None for no padding.
         model_node: The `model` of its configuration.
-        line_ends: How those of its text were read, and those of prompts are.
+        line_ends: Treatment of line ends in its text and in prompts.
+        data_node: The `data` of its configuration; empty where that is not known.
     """
 
     checkpoint: Path
@@ -37,20 +38,21 @@ class LoadedRun:
     pad_id: int | None
     model_node: dict[str, Any]
     line_ends: LineEnds = "keep"
+    data_node: dict[str, Any] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[nn.Module | Vocabulary | None]:
         yield from (self.model, self.vocabulary)
 
 
 def load_run(path: str | Path) -> LoadedRun:
-    """Loads the model of a run's last checkpoint, or of a checkpoint.
+    """Load the model of a run's last checkpoint, or of a given one.
 
     Args:
         path: A run directory, or a checkpoint in one.
 
     Raises:
-        ValueError: if there is none, or the run's configuration is not beside it, cannot be built or does not fit.
-        CheckpointError: if what is there is damaged.
+        ValueError: if there is no checkpoint, or the run's configuration is missing, cannot be built or does not fit.
+        CheckpointError: if the checkpoints are damaged.
     """
     checkpoint = find_checkpoint(path)
     content = read_checkpoint(checkpoint)
@@ -65,26 +67,34 @@ def load_run(path: str | Path) -> LoadedRun:
     node, model = model_of(saved, checkpoint, weights, vocab_size=vocab_size, pad_id=pad_id)
     choose_once(model)
     line_ends = content.get("line_ends", "keep")
-    return LoadedRun(checkpoint, step, model, vocabulary, vocab_size, pad_id, node, line_ends)
+    return LoadedRun(checkpoint, step, model, vocabulary, vocab_size, pad_id, node, line_ends, data_of(saved))
+
+
+def data_of(saved: Path) -> dict[str, Any]:
+    """Return the `data` of a saved configuration; nothing where it does not say it."""
+    try:
+        return saved_node(saved, "data")
+    except ConfigError:
+        return {}
 
 
 def model_of(
     saved: Path, file: Path, weights: Mapping[str, Tensor], *, vocab_size: int, pad_id: int | None
 ) -> tuple[dict[str, Any], nn.Module]:
-    """Builds the model that a saved configuration describes, and gives it its weights.
+    """Build the model of a saved configuration and load its weights.
 
     Args:
-        saved: The configuration.
-        file: Where the weights were read from.
-        weights: By the names of the model's state_dict.
+        saved: The configuration's file.
+        file: The file of the weights, for messages.
+        weights: Weights by the names of the model's state_dict.
         vocab_size: Number of ids V.
-        pad_id: Id of the padding; None where there is none.
+        pad_id: Id of the padding; None for no padding.
 
     Returns:
         The `model` of the configuration, and the model in evaluation mode.
 
     Raises:
-        ConfigError: if the configuration is not there, is wrong, or is that of another model.
+        ConfigError: if the configuration is missing, invalid, or belongs to another model.
     """
     node = saved_node(saved)
     if found := check_model(node):
@@ -101,14 +111,13 @@ def model_of(
 
 
 def load_vocabulary(path: str | Path) -> Vocabulary:
-    """The vocabulary that a run was trained with, or a pickled one of the published kind.
+    """Load the vocabulary of a run or an export, or a pickled one of the published kind, without running code.
 
     Args:
-        path: A run directory, a checkpoint (`.pt`), a pickled vocabulary, or the `vocabulary.json` of an export; no
-            code in it is run.
+        path: A run directory, a checkpoint (`.pt`), a pickled vocabulary, or the `vocabulary.json` of an export.
 
     Raises:
-        ValueError: if there is none at the path, or the run was trained on ids that are no text.
+        ValueError: if there is none at the path, or the run was trained on ids that are not text.
         CheckpointError: if the run's checkpoints are damaged.
     """
     if (file := home_path(path)).is_file() and file.suffix == ".json":
@@ -117,5 +126,5 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
         return read_published_vocabulary(file)
     state = read_checkpoint(find_checkpoint(path)).get("vocabulary")
     if state is None:
-        raise ValueError(f"{path} was trained on ids that are no text, so it has no vocabulary")
+        raise ValueError(f"{path} was trained on ids that are not text, so it has no vocabulary")
     return vocabulary_from(state)

@@ -1,7 +1,4 @@
-"""The checkpoints of a run: when it is saved and what is kept, restoring it when it resumes, and rolling it back.
-
-A thread writes while training goes on.
-"""
+"""Manage the checkpoints of a run: save in a thread while training continues, delete old ones, restore, roll back."""
 
 import logging
 import shutil
@@ -14,7 +11,7 @@ from typing import Annotated, Any, Protocol
 
 import torch
 
-from samout_train.checkpoint.data_digests import refuse_other_data
+from samout_train.checkpoint.data_digests import require_same_data
 from samout_train.checkpoint.files import (
     CheckpointError,
     checkpoint_path,
@@ -46,7 +43,7 @@ class Restorable(Protocol):
     shared: ParallelModel
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state that was saved."""
+        """Restore a saved state."""
 
 
 class Resumable(Restorable, Protocol):
@@ -57,10 +54,10 @@ class Resumable(Restorable, Protocol):
 
     @property
     def step_count(self) -> int:
-        """Steps made."""
+        """Return the number of steps made."""
 
     def begin_from(self, state: dict[str, Any], origin: str) -> None:
-        """Begin a new run with the state of another, which lies at `origin`."""
+        """Begin a new run with the state of another run's checkpoint at `origin`."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,9 @@ class Restored:
     """The checkpoint that a run resumes from.
 
     Args:
-        content: What was saved.
-        manifest: What is recorded beside it, each `_target_` in its settings called as today.
-        is_own: Whether the run itself wrote it; else it begins with the state of another run.
+        content: The saved state.
+        manifest: Its manifest, with the current name of each `_target_` in the settings.
+        is_own: Whether this run wrote it; otherwise a new run begins with another run's state.
     """
 
     content: dict[str, Any]
@@ -79,23 +76,23 @@ class Restored:
 
 
 class Checkpoints:
-    """Saves a run, restores it, and rolls it back; deletes old checkpoints.
+    """Saves a run, restores it, rolls it back, and deletes old checkpoints.
 
-    A checkpoint that cannot be written is a warning, and training goes on; an old one is deleted only when a new one is
-    complete and read back.
+    If a checkpoint cannot be written, training continues with a warning. An old checkpoint is deleted only after a new
+    one is complete and read back.
 
     Args:
-        directory: The run's `checkpoints/`; made when the first one is written.
+        directory: The run's `checkpoints/`; made with the first checkpoint.
         every_n_steps: Save at multiples of this; None for no such saves.
-        every_n_seconds: Save when this long has passed since the last one; None for no such saves.
-        keep_last: How many of the newest to keep.
-        keep_best: Whether the one with the best validation loss is saved when it is found, and kept.
-        about: What each manifest says beside size and sha256: text and numbers. With `data` and `settings` in it, a
-            checkpoint that is restored is compared with them.
+        every_n_seconds: Save if this many seconds have passed since the last save; None for no such saves.
+        keep_last: Number of newest checkpoints to keep.
+        keep_best: Whether to save a new best validation loss at once, and to keep its checkpoint.
+        about: Entries of each manifest besides size and sha256, text and numbers. Restoring compares its `data` and
+            `settings` with those of the checkpoint.
 
     Attributes:
-        last_step: Of the newest that is complete; None where there is none yet.
-        begun_step: Of the one that was begun last, unless it failed.
+        last_step: Step of the newest complete checkpoint; None before the first.
+        begun_step: Step of the last save that was begun; None if it failed.
     """
 
     @validated
@@ -130,13 +127,13 @@ class Checkpoints:
         return by_steps or by_time or (is_best and self.keep_best)
 
     def save(self, state: dict[str, Any], *, step: int, best_step: int | None) -> None:
-        """Copy a state, and write the copy while the caller goes on; wait for the write before this one.
+        """Copy a state, and write the copy in a thread; waits for the previous write first.
 
-        All processes of a run call it: the first one writes, and where the model is sharded each its shards, before the
-        caller goes on.
+        A collective call: the first process writes the file. If the model is sharded, each process writes its shards
+        before the call returns.
 
         Args:
-            state: What to save: tensors, numbers, text, lists and dictionaries.
+            state: Tensors, numbers, text, lists and dictionaries.
             step: Steps made so far.
             best_step: The step with the best validation loss so far.
         """
@@ -154,19 +151,19 @@ class Checkpoints:
             self._thread.start()
 
     def restore(self, trainer: Resumable, resume: str | None, data: Mapping[str, Any]) -> Restored | None:
-        """Put a trainer where the checkpoint that `resume` names left off.
+        """Restore a trainer from the checkpoint that `resume` names.
 
         Args:
-            trainer: As it was built.
+            trainer: A newly built trainer.
             resume: `auto` for the newest checkpoint of this run, or the path of another run or checkpoint.
             data: The `data` of the configuration, for a message.
 
         Returns:
-            What was restored; None where the run starts at step 0.
+            The restored checkpoint; None if the run starts at step 0.
 
         Raises:
-            ValueError: if there is no such checkpoint, or it is of another model, optimizer or, in one run, other data.
-            CheckpointError: if what is there is damaged.
+            ValueError: if there is no such checkpoint, or it has another model, optimizer or, in the same run, data.
+            CheckpointError: if the checkpoints are damaged.
         """
         is_own = resume == "auto"
         if resume is None or (path := self._path_to_resume(resume)) is None:
@@ -176,7 +173,7 @@ class Checkpoints:
         then["settings"] = current_settings(then.get("settings", {}))
         optimizer, before = self.about["settings"][OPTIMIZER], then["settings"].get(OPTIMIZER)
         if is_own:
-            refuse_other_data(self.about["data"], then.get("data"), data)
+            require_same_data(self.about["data"], then.get("data"), data)
         elif before not in (None, optimizer):
             raise ValueError(f"{OPTIMIZER}={optimizer}: {path} was made with {before}: choose that optimizer")
         try:
@@ -194,13 +191,13 @@ class Checkpoints:
         return Restored(content, then, is_own)
 
     def roll_back(self, step: Restorable) -> dict[str, Any] | None:
-        """Load the newest checkpoint of the run, once nothing is being written.
+        """Load the newest checkpoint of the run, after a pending write.
 
         Returns:
-            Its content; None where there is none, and nothing is loaded.
+            Its content; None, with nothing loaded, if there is no checkpoint.
 
         Raises:
-            CheckpointError: if all are damaged.
+            CheckpointError: if every checkpoint is damaged.
         """
         self.wait()
         path = self._newest()
@@ -211,23 +208,23 @@ class Checkpoints:
         return content
 
     def wait(self) -> None:
-        """Wait until nothing is being written."""
+        """Wait for a pending write."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def finish(self, step: int) -> None:
-        """Wait, and make sure that this step is saved.
+        """Wait for a pending write, and check that this step is saved.
 
         Raises:
-            CheckpointError: if it is not; the message says why.
+            CheckpointError: if it is not; the message has the reason.
         """
         self.wait()
         if self.last_step != step:
             raise CheckpointError(self._problem or f"the checkpoint of step {step} was not written")
 
     def _newest(self) -> Path | None:
-        """Return the newest complete checkpoint of the run, as the first process finds it."""
+        """Return the newest complete checkpoint of the run, found by the first process."""
         newest = None
         if distributed.is_first():
             newest = newest_checkpoint(self.directory.parent, set_aside=True)
@@ -241,22 +238,22 @@ class Checkpoints:
             return distributed.from_first(found)
         path = self._newest()
         if path is None:
-            log.info("resume     no checkpoint in %s yet: starting at step 0", self.directory.parent)
+            log.info("resume       no checkpoint in %s yet: starting at step 0", self.directory.parent)
         return path
 
     def _log_restored(self, path: Path, then: Mapping[str, Any], trainer: Resumable, *, is_own: bool) -> None:
-        """Log what was restored, and what has changed since."""
+        """Log the restored checkpoint, and what has changed since."""
         made_now = made_with(trainer.device, trainer.precision)
         other = []
         for key, now in made_now.items():
             if then.get(key, now) != now:
                 other.append(f"{key} {then[key]}, now {now}")
         if other:
-            log.warning("resume     made with %s: the last bits of what follows will differ", "; ".join(other))
-        anew = ""
+            log.warning("resume      made with %s: the last bits of what follows will differ", "; ".join(other))
+        new_run = ""
         if not is_own:
-            anew = ": a new run, with its weights, optimizer, steps and random states; the record begins anew"
-        log.info("resume     %s, after step %d%s", path, trainer.step_count, anew)
+            new_run = ": a new run, with its weights, optimizer, steps and random states, and a new record"
+        log.info("resume      %s, after step %d%s", path, trainer.step_count, new_run)
         before, settings = then["settings"], self.about["settings"]
         if not before:
             return
@@ -265,10 +262,10 @@ class Checkpoints:
             if before.get(key) != settings.get(key):
                 changed.append(f"{key} {before.get(key, 'null')}, now {settings.get(key, 'null')}")
         if changed:
-            log.info("resume     changed: %s", "; ".join(changed))
+            log.info("resume       changed: %s", "; ".join(changed))
 
     def _write_shards(self, state: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, str] | None]:
-        """Return the state without its shards, and their digests; None where none are there, or need be written."""
+        """Return the state without its shards, and their digests; None if they are complete or could not be written."""
         path = checkpoint_path(self.directory, step)
         state, tensors = split_shards(state)
         if distributed.from_first(distributed.is_first() and is_complete(path)):
@@ -299,12 +296,12 @@ class Checkpoints:
         try:
             self._delete_old(step, best_step)
         except OSError as error:
-            log.warning("an old checkpoint in %s could not be deleted (%s); training goes on", self.directory, error)
+            log.warning("an old checkpoint in %s could not be deleted (%s); training continues", self.directory, error)
 
     def _told(self, error: OSError, step: int, needed: int) -> str:
-        kept = "there is none before it"
+        kept = "there is no earlier checkpoint"
         if self.last_step is not None:
-            kept = f"that of step {self.last_step} is kept"
+            kept = f"the checkpoint of step {self.last_step} is kept"
         try:
             free = f"{shutil.disk_usage(self.directory).free:,}"
         except OSError:
@@ -326,7 +323,7 @@ class Checkpoints:
 
 
 def made_with(device: torch.device, precision: PrecisionName) -> dict[str, str | int]:
-    """Return what a checkpoint is made with that decides about the last bits of what follows from it."""
+    """Return the properties of this process that affect the last bits of training results."""
     name = device.type
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)

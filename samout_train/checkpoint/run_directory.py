@@ -1,6 +1,6 @@
-"""Run directories: what keeps a run from one, or from a checkpoint to start from; its lock; and its settings on disk.
+"""Run directories: the checks before a run uses one or resumes, its lock, and its settings on disk.
 
-Nothing is written, and nothing is deleted, before a directory is checked under its lock.
+Nothing is written or deleted before the directory is checked under its lock.
 """
 
 import itertools
@@ -17,8 +17,8 @@ from samout_train.config import Composed, ConfigError, Problem, current_settings
 from samout_train.runtime import distributed, home_path, leftovers, place_problem, read_figures, replace_file
 
 SETTINGS = ".hydra"
-SECONDS_OF_A_LOOK = 0.5  # at most, that who only asks whether a run is under way holds its lock
-# What a continued run must have in common with what it continues; the rest may change.
+SECONDS_OF_A_LOOK = 0.5  # the longest time that a check for a running process holds the lock
+# Settings that must not change on resume; the others may.
 FIXED_KEYS = ("seed", "model", "data", "optimizer", "init_from")
 FREE_DATA_KEYS = ("data.budget_steps", "data.log_every_n_steps", "data.eval_every_n_steps")
 KINDS = {
@@ -27,24 +27,27 @@ KINDS = {
     "a comparison": ("comparison.json",),
     "a search": ("search.json", "search.db"),
 }
-# Where checkpoints record the content of the data, these say only where it lies.
+# Values, in earlier versions, of settings that those did not have.
+EARLIER = {"data.learn": "all", "data.extra_fields": "count"}
+# Paths of the data; they may change if checkpoints record its content.
 PLACE_KEYS = ("data.path", "data.paths", "data.pattern", "data.vocabulary_path")
+PRINTING_KEYS = ("callbacks.report.verbose",)  # decide nothing but what is printed; older runs lack them
 
 
 class DirectoryRefusedError(ConfigError):
-    """A directory that cannot be taken: what lies in it is another run's, and nothing in it was touched."""
+    """A directory belongs to another run and cannot be used; nothing in it was touched."""
 
 
 class TakenError(DirectoryRefusedError):
-    """Another process is at a run in the directory."""
+    """Another process holds the directory's lock."""
 
 
 def check_resume(composed: Composed, directory: str = "run_dir") -> list[Problem]:
-    """Return the problems with starting from a checkpoint; nothing is written.
+    """Return the problems of `resume` and `init_from`; writes nothing.
 
     Args:
         composed: The configuration.
-        directory: The key that says where the run, or the sweep that it is a job of, lies.
+        directory: The key that sets the directory of the run, or of the sweep that it is a job of.
     """
     resume, init_from = composed.config["resume"], composed.config.get("init_from")
     if init_from is not None and not (init_from and home_path(init_from).exists()) and resume != "auto":
@@ -71,7 +74,7 @@ def check_resume(composed: Composed, directory: str = "run_dir") -> list[Problem
 
 
 def check_run_directory(config: Mapping[str, Any]) -> list[Problem]:
-    """Return the problems with writing into run_dir; looks only, so that nothing in it is touched."""
+    """Return the problems of using run_dir, without touching anything in it."""
     run_dir = Path(config["run_dir"])
     if problem := place_problem(run_dir):
         return [_of_run_dir(run_dir, problem)]
@@ -81,11 +84,11 @@ def check_run_directory(config: Mapping[str, Any]) -> list[Problem]:
 
 
 def other_kind(folder: Path, own: str) -> str | None:
-    """Return what else a folder holds than what is asked for, such as `a sweep`; None where it may be used.
+    """Return another kind that a folder holds, such as `a sweep`; None if it holds only its own kind or nothing.
 
     Args:
         folder: Any path.
-        own: What it may hold, one of those in KINDS.
+        own: The allowed kind, one of KINDS.
     """
     for kind in KINDS:
         if kind != own and _holds(folder, kind):
@@ -98,7 +101,7 @@ def _holds(folder: Path, kind: str) -> bool:
 
 
 def check_content(run_dir: Path, config: Mapping[str, Any]) -> list[Problem]:
-    """Return why the run in a directory cannot be continued with a configuration; ask again under its lock."""
+    """Return why the run in a directory cannot resume with a configuration. Repeat the check under the lock."""
     if kind := other_kind(run_dir, "a run"):
         return [_of_run_dir(run_dir, f"holds {kind}", "give another run_dir")]
     if not holds_run(run_dir):
@@ -121,19 +124,19 @@ resume_problems, run_directory_problems, content_problems = check_resume, check_
 
 
 def has_data_record(run_dir: Path) -> bool:
-    """Return whether the checkpoints of a run record its data, which is then compared in place of its path."""
+    """Return whether the checkpoints of a run record its data, which is then compared instead of its path."""
     manifests = list((run_dir / "checkpoints").glob("step_*.json"))
-    # The newest may be damaged, and then an earlier one is taken.
+    # All of them, since an earlier one is used if the newest is damaged.
     return bool(manifests) and all(read_figures(path).get("data") for path in manifests)
 
 
 def holds_run(run_dir: Path) -> bool:
-    """Return whether there is anything of a run in a directory."""
+    """Return whether a directory holds anything of a run."""
     return _holds(run_dir, "a run")
 
 
 def is_taken(run_dir: Path) -> bool:
-    """Return whether a process is at a run in a directory."""
+    """Return whether another process holds a directory's lock."""
     lock = _lock(run_dir)
     if not Path(lock.lock_file).exists():
         return False
@@ -147,13 +150,13 @@ def is_taken(run_dir: Path) -> bool:
 def other_settings(
     run_dir: Path, config: Mapping[str, Any], keys: Sequence[str], free: tuple[str, ...] = ()
 ) -> list[Problem]:
-    """Return where the run in a directory differs from a configuration, by key; nothing where it does not say.
+    """Return the settings of the run in a directory that differ from a configuration; empty without saved settings.
 
     Args:
-        run_dir: Of the run.
-        config: As plain dictionaries, resolved.
-        keys: At its top, that are compared.
-        free: What begins like one of these may differ.
+        run_dir: The directory of the run.
+        config: The configuration as plain dictionaries, resolved.
+        keys: Top-level keys to compare.
+        free: Prefixes of keys that may differ.
     """
     saved = run_dir / ".hydra" / "config.yaml"
     if not saved.exists():
@@ -169,12 +172,12 @@ def other_settings(
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    """Return the differences between two configurations, one text each.
+    """Describe each difference between two configurations.
 
     Args:
-        then: As plain dictionaries, resolved.
-        now: Likewise.
-        keys: At their top, that are compared.
+        then: The earlier configuration as plain dictionaries, resolved.
+        now: The current configuration in the same form.
+        keys: Top-level keys to compare.
     """
     return [f"{key}={new}: it was {old}" for key, old, new in _pairs(then, now, keys, ())]
 
@@ -185,6 +188,8 @@ def _pairs(
     then, now = _compared(before, keys), _compared(config, keys)
     pairs = []
     for key in sorted(then.keys() | now.keys()):
+        if key not in then and (now[key] == EARLIER.get(key) or key.startswith("data.roles.")):
+            continue  # text of a role without a token was refused, so a further role changes nothing
         if not key.startswith(free) and not _same(key, then.get(key), now.get(key)):
             pairs.append((key, then.get(key, "null"), now.get(key, "null")))
     return pairs
@@ -193,13 +198,16 @@ def _pairs(
 def _compared(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, bool | int | float | str]:
     config = current_settings(config)
     compared = {key: config.get(key) for key in keys}
-    if compared.get("resume") == "auto":  # of a job that was continued; it says nothing of what it trains
+    if compared.get("resume") == "auto":  # a resumed job; it does not affect what is trained
         del compared["resume"]
-    return scalars(compared)
+    flat = scalars(compared)
+    for key in PRINTING_KEYS:
+        flat.pop(key, None)
+    return flat
 
 
 def new_directory(path: Path) -> Path:
-    """Make a directory that no other process has, with `-2`, `-3`, ... at its name where that exists already.
+    """Make a new directory, with `-2`, `-3`, ... appended to its name if that exists, and return it.
 
     Raises:
         OSError: if it cannot be made.
@@ -235,17 +243,17 @@ def claimed(
     refusals: Callable[[], Sequence[Problem | str]],
     keeps_failed: bool = False,
 ) -> Iterator[Callable[[], None]]:
-    """Hold a run directory for one run, from the check of what lies in it to the end of the run.
+    """Hold a run directory for one run, from the check of its content to the end of the run.
 
     Nothing is written before the lock is held and the check has passed. The settings of a new run are written at once,
-    so that whoever finds the directory taken can compare them. Those of a continued run replace the earlier ones only
-    when the caller says that the run can go on.
+    so that another process that finds the directory locked can compare them. Those of a resumed run replace the
+    earlier ones only when the caller calls the yielded function.
 
     Args:
-        run_dir: The directory; the first process alone holds it.
-        files: What `.hydra/` will hold, by name.
-        refusals: Called under the lock; returns why the directory cannot be taken.
-        keeps_failed: Whether the settings of a new run stay where it is refused later, as in a sweep.
+        run_dir: The directory; only the first process holds its lock.
+        files: Contents of the files of `.hydra/`, by name.
+        refusals: Called under the lock; returns why the directory cannot be used.
+        keeps_failed: Whether the settings of a new run stay if it is refused later, as in a sweep.
 
     Yields:
         A function that writes the settings; call it when nothing can refuse the run any more.
@@ -280,10 +288,10 @@ def claimed(
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Keep other runs out of a run directory, and clear away what a run that was killed had half written there.
+    """Lock a run directory against other processes, and delete half-written files of killed runs.
 
-    The lock is the operating system's, so that a killed run leaves none. A directory that is empty but for it is
-    removed again.
+    The lock is the operating system's, so a killed run leaves none. A directory that holds nothing but the lock is
+    removed at the end.
 
     Raises:
         TakenError: if another process holds it.
@@ -291,13 +299,13 @@ def locked(run_dir: Path) -> Iterator[None]:
     lock = _lock(run_dir, timeout=SECONDS_OF_A_LOOK)
     try:
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # nobody typed the folder within
+    except OSError as error:  # name the setting, not the folder inside
         raise type(error)(error.errno, error.strerror, f"run_dir={run_dir}") from error
     try:
         with lock:
             for folder in (run_dir, run_dir / ".hydra", run_dir / "checkpoints"):
                 for leftover in leftovers(folder):
-                    with suppress(OSError):  # open elsewhere, on Windows
+                    with suppress(OSError):  # open elsewhere on Windows
                         leftover.unlink()
             for shards in (run_dir / "checkpoints").glob("step_*.shards"):
                 if not shards.with_suffix(".pt").exists():
@@ -311,7 +319,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             if not lock.is_locked and [path.name for path in folder.iterdir()] == ["lock"]:
                 Path(lock.lock_file).unlink()
                 folder.rmdir()
-        with suppress(OSError):  # also where nothing could be made in it; what is not empty stays
+        with suppress(OSError):  # a directory that is not empty stays
             run_dir.rmdir()
 
 
@@ -323,7 +331,7 @@ def _write_settings(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _take_back(run_dir: Path, files: Mapping[str, str]) -> None:
-    """Remove the settings of a run that never began, from a directory that holds nothing else."""
+    """Delete the settings of a run that never began, if the directory holds nothing else."""
     if {path.name for path in run_dir.iterdir()} <= {SETTINGS, "samout_train.log"}:
         for path in (run_dir / "samout_train.log", *(run_dir / SETTINGS / name for name in files)):
             with suppress(OSError):
@@ -344,7 +352,7 @@ def _of_run_dir(run_dir: Path, text: str, fix: str = "") -> Problem:
 
 
 def scalars(node: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Return values by dotted key; lists as text, nulls and `_partial_` left out."""
+    """Return values by dotted key, with lists as text and without nulls and `_partial_`."""
     if isinstance(node, Mapping):
         values: dict[str, bool | int | float | str] = {}
         for key, value in node.items():

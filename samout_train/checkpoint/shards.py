@@ -1,8 +1,8 @@
-"""The sharded part of a checkpoint: tensors in a folder, in torch's distributed format, written by all processes.
+"""The sharded part of a checkpoint: a folder of tensors in torch's distributed format, written by all processes.
 
-torch reads the folder's `.metadata` with pickle and believes what it finds. Here digests of all files stand in the
-manifest of the checkpoint and are compared before any of them is opened, and `.metadata` may name nothing but the few
-classes that it is made of; the tensors themselves are read with `weights_only=True`, as torch does.
+torch reads the folder's `.metadata` with an unrestricted pickle. Here the manifest of the checkpoint has the digests of
+all files, which are compared before any file is opened, and `.metadata` may name only the few classes that it consists
+of. The tensors themselves are read with `weights_only=True`, as torch does.
 """
 
 import logging
@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from samout_train.runtime import distributed, sha256_of
 
 METADATA = ".metadata"
-# What `.metadata` may name, by module.
+# Names that `.metadata` may use, by module.
 OF_METADATA = {
     "torch": ("Size", "bool", "float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8"),
     "torch.serialization": ("_get_layout",),
@@ -40,14 +40,14 @@ OF_METADATA = {
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Writes tensors into a new folder, each process its shards; all do so together.
+    """Write tensors into a new folder, each process its shards. A collective call.
 
     Args:
-        folder: Is made anew.
-        tensors: By name; the same names in all processes.
+        folder: The folder, replaced if it exists.
+        tensors: Tensors by name, the same names in all processes.
 
     Returns:
-        The sha256 of each file, as it reads back, by name.
+        The sha256 of each file as read back, by name.
 
     Raises:
         OSError: in all processes if one of them cannot write.
@@ -84,26 +84,26 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def damaged_shards(folder: Path, digests: Mapping[str, str]) -> str | None:
-    """Why a folder cannot be believed; None where it holds what was written.
+    """Return why a folder is damaged; None if its files match their digests.
 
     Args:
-        folder: Of `write_shards`.
-        digests: What it returned.
+        folder: A folder written by `write_shards`.
+        digests: The digests that it returned.
     """
     for name, digest in digests.items():
         path = folder / name
         if not path.is_file():
             return f"its shard {folder.name}/{name} is missing"
         if sha256_of(path) != digest:
-            return f"its shard {folder.name}/{name} is damaged: the sha256 is another one"
+            return f"its shard {folder.name}/{name} is damaged: its sha256 differs from the manifest's"
     return None
 
 
 def shapes_of_shards(folder: Path) -> dict[str, Tensor]:
-    """The tensors in a folder by name, whole, without their content (on the device `meta`).
+    """Return the tensors in a folder by name, whole and without data, on the device `meta`.
 
     Raises:
-        ValueError: if it holds anything else.
+        ValueError: if it holds anything but tensors.
     """
     with _readable():
         entries = _Reader(folder).read_metadata().state_dict_metadata
@@ -116,20 +116,20 @@ def shapes_of_shards(folder: Path) -> dict[str, Tensor]:
 
 
 def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Fills tensors, whole ones or the shards of this process, with what a folder holds under their names.
+    """Fill tensors, whole or shards of this process, from a folder by name.
 
     Raises:
-        ValueError: if it holds something else.
+        ValueError: if the folder cannot be read or holds other tensors.
     """
     with _readable(), _quiet():
         load(tensors, storage_reader=_Reader(folder), no_dist=True)
 
 
 def split_shards(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the part of a sharded state that lies in the checkpoint itself, and the tensors beside it by name.
+    """Return the part of a sharded state for the checkpoint file, and the tensors for the folder by name.
 
     Args:
-        state: With `vectors`: see `samout_train.checkpoint.state.saved_weights`.
+        state: A state with `vectors`, from `samout_train.checkpoint.state.saved_weights`.
     """
     tensors = {f"model.{name}": tensor for name, tensor in state["model"].items()}
     rest: dict[int, dict[str, Any]] = {}
@@ -144,15 +144,15 @@ def split_shards(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tenso
 
 
 def join_shards(content: dict[str, Any], folder: Path, *, whole: bool) -> None:
-    """Puts what `split_shards` took out of a state back into it.
+    """Put the tensors that `split_shards` took out of a state back into it.
 
     Args:
-        content: The state; `shards` is added where the tensors are not read.
-        folder: Of `write_shards`.
-        whole: Whether to read the tensors; else they are without content (on the device `meta`).
+        content: The state; gets a key `shards` if the tensors are not read.
+        folder: A folder written by `write_shards`.
+        whole: Whether to read the tensors; otherwise they are on the device `meta`, without data.
 
     Raises:
-        ValueError: if the folder does not hold them.
+        ValueError: if the folder lacks tensors or cannot be read.
     """
     tensors = shapes_of_shards(folder)
     if whole:
@@ -172,24 +172,24 @@ def join_shards(content: dict[str, Any], folder: Path, *, whole: bool) -> None:
 
 
 class _Reader(FileSystemReader):
-    """torch's, but for what `.metadata` may name."""
+    """torch's reader with a restricted unpickler for `.metadata`."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Return what is in the folder, and where."""
+        """Return the description of the folder's tensors."""
         with (Path(self.path) / METADATA).open("rb") as file:
             metadata = _Unpickler(file).load()
         if not isinstance(metadata, Metadata):
-            raise ValueError("it is no description of shards")
+            raise ValueError("it is not a description of shards")
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the classes of a description of shards, and no others."""
+    """An unpickler that allows only the classes of a description of shards."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The class, if it is one of them."""
+        """Return an allowed class; raise ValueError for any other name."""
         if name not in OF_METADATA.get(module, ()):
             raise ValueError(f"it asks for {module}.{name}: code in a file is never run")
         return super().find_class(module, name)
@@ -208,7 +208,7 @@ def _readable() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch warns that one process saves or loads for itself, which is what is wanted."""
+    """Silence torch's warnings that one process saves or loads by itself, which is intended."""
     logger = logging.getLogger("torch.distributed")
     before, logger.disabled = logger.disabled, True
     try:

@@ -1,6 +1,6 @@
-"""Model and optimizer as a checkpoint holds them: whole tensors, or the shards of each process in a folder.
+"""The state of model and optimizer in a checkpoint: whole tensors, or the shards of each process in a folder.
 
-Names and shapes are compared with those of the model and the optimizer before any tensor is loaded.
+Names and shapes are compared with those of model and optimizer before any tensor is loaded.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from samout_train.data import Vocabulary
 from samout_train.models import ParallelModel, like
 
 MOST_LINES = 8
-# What optimizers keep in the shape of the parameter; what else they keep may have another.
+# Entries of an optimizer's state with the shape of the parameter; others may have another shape.
 LIKE_THE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 State = dict[str, Any]
 
 
 def saved_weights(shared: ParallelModel, optimizer: torch.optim.Optimizer) -> State:
-    """Return what a checkpoint holds of a model and its optimizer.
+    """Return the state of a model and its optimizer for a checkpoint.
 
     Returns:
-        `model` and `optimizer`; where the model is sharded also `vectors`, those of its tensors, named as in
-        `samout_train.checkpoint.files`, that are vectors of one element in place of scalars.
+        `model` and `optimizer`. For a sharded model also `vectors`, the names, as in `samout_train.checkpoint.shards`,
+        of tensors that are vectors of one element in place of scalars.
     """
     state: State = {"model": shared.model.state_dict(), "optimizer": optimizer.state_dict()}
     if not shared.is_sharded:
@@ -53,21 +53,21 @@ def load_weights(
     state: Mapping[str, Any],
     stateful: frozenset[str] = frozenset(),
 ) -> None:
-    """Load what `saved_weights` returned, in any number of processes.
+    """Load a state from `saved_weights`, in any number of processes.
 
     Args:
         shared: The model.
-        optimizer: Over its parameters; what the configuration says of it beats the checkpoint.
-        state: As `samout_train.checkpoint.files.read_checkpoint` gives it.
-        stateful: Keys of the optimizer's groups that its steps change: the checkpoint's values count.
+        optimizer: Its optimizer, whose settings in the configuration take precedence over the checkpoint's.
+        state: The state from `samout_train.checkpoint.files.read_checkpoint`.
+        stateful: Keys of the optimizer's groups that its steps change; for them the checkpoint takes precedence.
 
     Raises:
-        ValueError: if the tensors are of another model or optimizer, with the names and shapes that differ; nothing is
-            loaded then.
+        ValueError: if the tensors belong to another model or optimizer, with the names and shapes that differ; nothing
+            is loaded then.
     """
-    refuse_other_model(shared.shapes(), state["model"])
+    require_same_model(shared.shapes(), state["model"])
     if is_usual(state["optimizer"]):
-        refuse_other_optimizer(optimizer, state["optimizer"], shared.model)
+        require_same_optimizer(optimizer, state["optimizer"], shared.model)
     saved = state["optimizer"]
     if shared.is_sharded:
         saved = {**saved, "state": _moments(optimizer, saved)}
@@ -80,15 +80,15 @@ def load_weights(
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, stateful: frozenset[str]) -> None:
-    """Load the state of an optimizer; what the configuration says of it beats what was saved.
+    """Load the state of an optimizer; its settings in the configuration take precedence over saved ones.
 
     Args:
-        optimizer: As it was built.
-        saved: What its `state_dict` gave.
-        stateful: Keys of its groups that its steps change: what was saved counts.
+        optimizer: A newly built optimizer.
+        saved: Its saved `state_dict`.
+        stateful: Keys of its groups that its steps change; for them the saved values take precedence.
 
     Raises:
-        ValueError: if it refuses the state.
+        ValueError: if its `load_state_dict` rejects the state.
     """
     kept = []
     for group in optimizer.param_groups:
@@ -103,48 +103,44 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, stateful: froze
             f"load_state_dict of {type(optimizer).__name__} refuses the state in the checkpoint "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): choose the optimizer it was made with"
         ) from error
-    # The rate of the checkpoint's last step is for the report; all else is as the configuration says.
+    # Keep the checkpoint's last learning rate, for the report; all other settings come from the configuration.
     for group, settings in zip(optimizer.param_groups, kept, strict=True):
         group.update(settings)
 
 
 def is_usual(state: Any) -> bool:
-    """Return whether the state of an optimizer has the form that torch's optimizers give it."""
+    """Return whether the state of an optimizer has the form of torch's optimizers."""
     if not isinstance(state, Mapping) or not isinstance(state.get("state"), Mapping):
         return False
     groups = state.get("param_groups")
     return isinstance(groups, list) and all(isinstance(group, Mapping) and "params" in group for group in groups)
 
 
-def refuse_other_model(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Compare the names and shapes of a model with those of a checkpoint.
+def require_same_model(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a checkpoint's names and shapes are not those of a model.
+
+    The message lists missing, unexpected and differing tensors.
 
     Args:
-        wanted: The model's own tensors.
-        given: Those of the checkpoint.
-
-    Raises:
-        ValueError: if they are not those of the model, naming missing, unexpected and differing ones.
+        wanted: The model's tensors.
+        given: The checkpoint's tensors.
     """
     found = []
-    # What one of them has not at all comes first: it says more than widths do.
+    # Missing and unexpected tensors come first: they tell more than widths.
     names = {**wanted, **given}
     for name in sorted(names, key=lambda name: name in wanted and name in given):
         here, there = wanted.get(name), given.get(name)
         if here is None or there is None or here.shape != there.shape:
             found.append(f"{name}: {_shape(there)} in the checkpoint, {_shape(here)} in the model")
-    _refuse("the checkpoint is of another model: choose the model that it was made with", found)
+    _require_no_differences("the checkpoint is of another model: choose the model that it was made with", found)
 
 
-def refuse_other_vocabulary(wanted: Vocabulary | None, given: object) -> None:
-    """Compare the vocabulary of the data with that of a checkpoint.
+def require_same_vocabulary(wanted: Vocabulary | None, given: object) -> None:
+    """Raise ValueError if the vocabulary of the data differs from that of a checkpoint.
 
     Args:
-        wanted: That of the data; None where ids are no text.
-        given: The state of the checkpoint's; None likewise.
-
-    Raises:
-        ValueError: if they differ.
+        wanted: The data's vocabulary; None if its ids are not text.
+        given: The state of the checkpoint's vocabulary, or None.
     """
     own = None
     if wanted is not None:
@@ -153,33 +149,32 @@ def refuse_other_vocabulary(wanted: Vocabulary | None, given: object) -> None:
         raise ValueError("the checkpoint has another vocabulary than this data: continue with the data it was made on")
 
 
-def refuse_other_optimizer(optimizer: torch.optim.Optimizer, given: Mapping[str, Any], model: nn.Module) -> None:
-    """Compare the groups of an optimizer, and the shapes that torch loads unchecked.
+def require_same_optimizer(optimizer: torch.optim.Optimizer, given: Mapping[str, Any], model: nn.Module) -> None:
+    """Raise ValueError if a checkpoint belongs to another optimizer, by its groups and shapes.
+
+    torch loads shapes unchecked. The message names what differs.
 
     Args:
-        optimizer: Over the parameters of `model`, which names them.
-        given: The state of the checkpoint.
-        model: The model.
-
-    Raises:
-        ValueError: if it is that of another optimizer, naming what differs.
+        optimizer: The optimizer of the model's parameters.
+        given: The optimizer's state in the checkpoint.
+        model: The model, which names the parameters.
     """
     what = "the checkpoint is of another optimizer: choose the optimizer that it was made with"
     here = [len(group["params"]) for group in optimizer.param_groups]
     there = [len(group["params"]) for group in given["param_groups"]]
     if here != there:
-        _refuse(what, [f"parameters by group: {there} in the checkpoint, {here} in the optimizer"])
+        _require_no_differences(what, [f"parameters by group: {there} in the checkpoint, {here} in the optimizer"])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = []
     for parameter, key in _keyed(optimizer, given):
         for name, tensor in given["state"].get(key, {}).items():
             if name not in LIKE_THE_PARAMETER or not isinstance(tensor, Tensor):
                 continue
-            is_scalar = tensor.numel() == parameter.numel() == 1  # which a sharded model has as a vector
+            is_scalar = tensor.numel() == parameter.numel() == 1  # a vector of one element in a sharded model
             if tensor.shape != parameter.shape and not is_scalar:
                 of = names.get(id(parameter), f"parameter {key}")
                 found.append(f"{name} of {of}: {_shape(tensor)} in the checkpoint, {_shape(parameter)} in the model")
-    _refuse(what, found)
+    _require_no_differences(what, found)
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
@@ -193,7 +188,7 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
 
 
 def _moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[int, State]:
-    """Return the optimizer's state, each tensor sharded as its parameter is where it has as many elements."""
+    """Return the optimizer's state, with each tensor of a parameter's size sharded like the parameter."""
     moments = {}
     for parameter, key in _keyed(optimizer, saved):
         if key in saved["state"]:
@@ -202,7 +197,7 @@ def _moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict
 
 
 def _keyed(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Iterator[tuple[Tensor, int]]:
-    """Yield each parameter of an optimizer, and the key of its state in what was saved of such a one."""
+    """Yield each parameter of an optimizer with the key of its saved state."""
     for group, saved_group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         yield from zip(group["params"], saved_group["params"], strict=True)
 
@@ -210,7 +205,7 @@ def _keyed(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Iterat
 def _as_own(parameter: Tensor, name: str, saved: Any) -> Any:
     if not isinstance(saved, Tensor):
         return saved
-    is_moment = name != "step" and saved.numel() == parameter.numel()  # what counts steps is a scalar beside any other
+    is_moment = name != "step" and saved.numel() == parameter.numel()  # `step` is a scalar for any parameter
     if saved.is_meta and is_moment:
         return torch.zeros_like(parameter.detach())
     if saved.is_meta:
@@ -226,7 +221,7 @@ def _shape(tensor: Tensor | None) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"
 
 
-def _refuse(what: str, found: list[str]) -> None:
+def _require_no_differences(what: str, found: list[str]) -> None:
     if len(found) > MOST_LINES:
         more = len(found) - MOST_LINES + 1
         found = [*found[: MOST_LINES - 1], f"and {more} more"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from samout_train.cli.request import Request
 from samout_train.cli.verb import verb
-from samout_train.config import ConfigError, Positive, Seeds, key_of, nearest
+from samout_train.config import ConfigError, Positive, Problem, Seeds, key_of, nearest
 from samout_train.runtime import list_setting, place_problem, shell_word, text_setting, typed_line
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def compare(
         The exit code: 0 done, 1 a run failed, 2 the request was wrong, 130 or 143 stopped by a signal.
     """
     settings, gets_new_directory = request.settings, request.is_named_by_time("run_dir")
-    if found := _wrong_experiment(settings):
+    if found := _check_experiment(settings):
         raise ConfigError(*found)
     if (settings["models"] is None) == (settings["runs"] is None):
         raise ConfigError("choose what to compare, one of: models=[NAME,NAME], runs=[RUN_DIR,RUN_DIR]")
@@ -62,7 +62,7 @@ def compare(
     if gets_new_directory:
         plan = replace(plan, folder=new_directory(plan.folder))
     with locked(plan.folder):
-        if found := plan.problems():  # another comparison may have used the directory since the first check
+        if found := plan.check():  # another comparison may have used the directory since the first check
             raise ConfigError(*found)
         plan.write(_asked(settings, request))
         for line in plan.lines():
@@ -98,17 +98,17 @@ def _plan(settings: Node, request: Request) -> "Plan":
         Budget,
         Plan,
         candidates,
-        decided_problems,
+        check_decided,
+        check_screening,
         known_sizes,
         screening_of,
-        screening_problems,
     )
 
     screening, found = screening_of(settings["screen_steps"], settings["finalists"], settings["always"])
     if found:
         raise ConfigError(*found)
     shared = [word for word in request.overrides if key_of(word) not in OWN]
-    if decided := decided_problems(shared):
+    if decided := check_decided(shared):
         raise ConfigError(*decided)
     match, folder = settings["match"], Path(settings["run_dir"])
     budget = None
@@ -131,10 +131,10 @@ def _plan(settings: Node, request: Request) -> "Plan":
         configs = {}
         for one in models:
             configs[one.label] = one.config
-        if wrong := screening_problems(screening, configs, rates):
+        if wrong := check_screening(screening, configs, rates):
             raise ConfigError(*wrong)
     plan = Plan(folder, models, rates, settings["seed"], settings["seeds"], request.folder_flags, screening)
-    if taken := plan.problems():
+    if taken := plan.check():
         raise ConfigError(*taken)
     return plan
 
@@ -154,12 +154,12 @@ def _models(settings: Node) -> Any:
     return found
 
 
-def _wrong_experiment(settings: Node) -> list[str]:
+def _check_experiment(settings: Node) -> list[Problem]:
     """Return problems with keys under `compare` that an experiment must not set."""
     found = []
     for key in settings.get("compare") or {}:
         if key not in IN_EXPERIMENT:
-            found.append(f"compare.{key}: no such key; {nearest(key, IN_EXPERIMENT)}")
+            found.append(Problem(f"compare.{key}", text=f"no such key; {nearest(key, IN_EXPERIMENT)}"))
     return found
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,12 +14,16 @@ from samout_train.config import ConfigError, DeviceName, Positive, Threads
 from samout_train.runtime import in_words, is_full
 
 if TYPE_CHECKING:
+    import torch
+
+    from samout_train.checkpoint import LoadedRun
     from samout_train.data import Source, WholeData
     from samout_train.evaluation import Evaluator
 
 ROWS_PER_BATCH = 64  # of a task, at its training length
 TIMES = (1, 4, 16, 64)  # the default lengths, in training lengths
 MOST_TOKENS = 65536  # default of most_tokens for the run's own validation split
+CHOICES = "data=choices"
 LONGEST_NAME = 60  # characters of settings in a folder's name; longer ones are hashed
 
 
@@ -52,6 +57,8 @@ def evaluate(
     use_kernels(kernels)
     use_threads(threads)
     loaded = load_run(run)
+    if CHOICES in of_data:
+        return _choices(loaded, request, on)
     name, source, whole = evaluation_data(
         loaded,
         of_data,
@@ -62,10 +69,7 @@ def evaluate(
     )
     if source.chance is None and sees_future(loaded.model):
         raise ConfigError("this model sees the whole sequence, so its loss by position is undefined")
-    trained_length = source.train.seq_len
-    if whole is not None:
-        trained_length = whole.seq_len
-    _refuse_lengths(source, lengths, trained_length)
+    _refuse_lengths(source, lengths, whole)
     evaluator = Evaluator(loaded.model.to(on), source, on, "fp32")
     run_dir = loaded.checkpoint.parent.parent
     folder = run_dir / "evaluate" / _place(name, loaded.checkpoint, request.settings, of_data, whole)
@@ -126,17 +130,68 @@ def _accuracies(evaluator: "Evaluator", step: int, folder: Path) -> None:
     if not source.tests:
         raise ConfigError("this task has no test lengths: give lengths=[...]")
     found, figures = {}, {}
+    measured, started = [], time.perf_counter()
     most = getattr(evaluator.model, "max_seq_len", None)
     for name, rows in source.tests.items():
         if most is not None and rows.seq_len > most:
             print(f"  {name.replace('_', ' ')} is left out: the model has room for {most:,} tokens (model.max_seq_len)")
             continue
+        measured.append(rows)
         found[name] = evaluator.accuracy(rows, rows_that_fit(ROWS_PER_BATCH, source.train, rows))
         figures[name] = found[name].figures()
+    _print_speed(evaluator, started, [(rows.seq_len, rows.num_windows * rows.seq_len) for rows in measured])
     for line in accuracy_lines(found, source.chance):
         print(f"  {line}")
     folder.mkdir(parents=True, exist_ok=True)
     write_figures(folder / "evaluation.json", {"step": step, "accuracy": figures, "chance": source.chance})
+
+
+def _choices(loaded: "LoadedRun", request: Request, device: "torch.device") -> int:
+    """Measure the accuracy on questions with choices, print it and write it down; return the exit code."""
+    from samout_train.checkpoint import reads_documents
+    from samout_train.config import compose_config, require_no_problems
+    from samout_train.data import Choices
+    from samout_train.evaluation import measure_choices
+    from samout_train.models import sees_future
+    from samout_train.runtime import write_figures
+    from samout_train.training import data_problems
+
+    node: dict[str, Any] = compose_config(request.own_words, config_dirs=request.config_dirs).config["data"]
+    require_no_problems(data_problems(node, for_training=False))
+    if loaded.vocabulary is None:
+        raise ConfigError(f"{CHOICES}: the run was trained on ids that are no text: give a run on text")
+    if sees_future(loaded.model):
+        raise ConfigError(f"{CHOICES}: this model sees the whole sequence, and so each choice: give another run")
+    if given := [key for key in ("lengths", "most_tokens") if request.settings[key] is not None]:
+        raise ConfigError(f"{given[0]}={request.settings[given[0]]}: questions are read whole: leave it out")
+    asked = Choices(path=node["path"], separator=node["separator"], documents=node["documents"], seed=0)
+    questions, sha256 = asked.questions()
+    documents = asked.documents
+    if documents is None:
+        documents = reads_documents(loaded)
+    stem = re.sub(r"[^\w.-]+", "_", Path(asked.path).name)[:LONGEST_NAME]
+    name = f"choices-{stem}-{sha256[:8]}"
+    folder = loaded.checkpoint.parent.parent / "evaluate" / _place(name, loaded.checkpoint, request.settings, [], None)
+    print(f"{loaded.checkpoint}, after step {loaded.step}, on {name}, {device}", flush=True)
+    found = measure_choices(
+        loaded.model.to(device),
+        loaded.vocabulary,
+        questions,
+        separator=asked.separator,
+        documents=documents,
+        device=device,
+        most_rows=node["batch_size"],
+    )
+    for line in found.lines():
+        print(f"  {line}")
+    figures = {"path": asked.path, "sha256": sha256, "separator": asked.separator, "documents": documents}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_figures(folder / "evaluation.json", {"step": loaded.step, **figures, **found.figures()})
+    except OSError as error:
+        print(_unwritten(error, folder), file=sys.stderr)
+        return 1
+    return 0
 
 
 def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -> dict[str, Any]:
@@ -151,11 +206,19 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
     is_training_text = bool(trained & whole.digests)
     if is_training_text:
         print("  the run was trained on this text or a part of it: expect a higher loss on other text")
+    started = time.perf_counter()
     found = evaluator.loss(in_order(rows, ROWS_PER_BATCH), -(-rows.num_windows // ROWS_PER_BATCH))
+    _print_speed(evaluator, started, [(rows.seq_len, rows.num_windows * rows.seq_len)])
+    if whole.published is not None:
+        print(f"  the published split: {whole.published}")
     bits = ""
-    if found.bits_per_byte is not None:
-        bits = f", {found.bits_per_byte:.4f} bits per byte"
-    print(f"  {found.loss_nats:.4f} nats a token{bits}, over all {found.num_targets:,} counted targets")
+    if found.bits_per_byte is not None and found.bits_per_character is not None:
+        bits = f", {found.bits_per_byte:.4f} bits per byte, {found.bits_per_character:.4f} bits per character"
+    print(f"  {found.loss_nats:.4f} nats a token{bits}, over {found.num_targets:,} counted targets, the whole text")
+    word_perplexity = None
+    if whole.words is not None and not whole.unknown:
+        word_perplexity = found.word_perplexity(whole.words)
+        print(f"  {word_perplexity:.4g} perplexity per word, of {whole.words:,} words and line ends")
     if whole.unknown:
         print(
             f"  {whole.unknown:,} of {len(whole.tokens):,} tokens ({whole.unknown_share:.2%}) are characters outside "
@@ -174,18 +237,44 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
         "trained_length": whole.seq_len,
         "whole_loss_nats": found.loss_nats,
         "bits_per_byte": found.bits_per_byte,
+        "bits_per_character": found.bits_per_character,
+        "word_perplexity": word_perplexity,
     }
 
 
-def _refuse_lengths(source: "Source", given: list[int] | None, trained: int) -> None:
+def _refuse_lengths(source: "Source", given: list[int] | None, whole: "WholeData | None") -> None:
     """Refuse lengths for data whose rows do not follow each other: it has rows of the training length only."""
     from samout_train.evaluation import stream_of
 
+    trained = source.train.seq_len
+    if whole is not None:
+        trained = whole.seq_len
     if source.chance is None and given and set(given) != {trained} and stream_of(source.validation) is None:
         raise ConfigError(
             f"lengths={given}: the rows of this data do not follow each other, so they have no other length than "
             f"{trained}: leave it out"
         )
+
+
+def _print_speed(evaluator: "Evaluator", started: float, read: Sequence[tuple[int, int]]) -> None:
+    """Print how fast a measurement was, start-up of kernels included.
+
+    Args:
+        evaluator: What measured.
+        started: The time at which it began, by `time.perf_counter`.
+        read: The length of rows, and how many tokens were read in such rows.
+    """
+    from samout_train.runtime import matmul_rate
+
+    seconds = time.perf_counter() - started
+    model: Any = evaluator.model
+    num_tokens = sum(tokens for _, tokens in read)
+    flops = sum(tokens * model.forward_flops_per_token(length) for length, tokens in read) / seconds
+    rate = matmul_rate(evaluator.device, evaluator.precision)
+    print(
+        f"  {num_tokens / seconds:,.0f} tokens/s, {flops / 1e12:.3g} TFLOP/s: {flops / rate:.1%} of the measured rate "
+        f"of matrix products, {rate / 1e12:.3g} TFLOP/s"
+    )
 
 
 def _losses(
@@ -203,6 +292,7 @@ def _losses(
     rows, given = evaluator.source.validation, settings["lengths"]
     trained = about.get("trained_length", evaluator.source.train.seq_len)
     tokens, most_tokens = stream_of(rows), settings["most_tokens"]
+    started = time.perf_counter()
     if tokens is None:
         default = MOST_TOKENS
         if about:
@@ -216,6 +306,7 @@ def _losses(
             lengths.append(rows.seq_len)
         most = most_tokens or about.get("tokens", MOST_TOKENS)
         found = evaluator.by_length(tokens, lengths, most, trained_length=trained)
+    _print_speed(evaluator, started, [(length, found.num_tokens) for length in found.loss_nats])
     if most_tokens is not None and found.num_tokens > most_tokens:
         print(f"  most_tokens={most_tokens}: raised to {found.num_tokens:,}, which the longest window needs")
     for line in extrapolation_table(found):

@@ -1,9 +1,10 @@
 """`python -m samout_train generate run=DIR prompt=TEXT`: write text to standard output, all else to standard error."""
 
 import os
+import re
 import sys
-from collections.abc import Iterable
-from itertools import tee
+from collections.abc import Iterable, Sequence
+from itertools import takewhile, tee
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.cli.verb import verb
@@ -34,6 +35,7 @@ def generate(
     stop: str | None,
     seed: Annotated[int, Seed],
     num_samples: Annotated[int, Positive],
+    chat: bool,
     device: DeviceName,
     kernels: Literal["auto", "reference", "fused"],
     threads: Annotated[int, Threads] | None,
@@ -45,7 +47,7 @@ def generate(
     """
     from samout_train.checkpoint import load_run
     from samout_train.data import SPECIAL_TOKENS
-    from samout_train.evaluation import Timed, generate_samples
+    from samout_train.evaluation import NEVER_DRAWN, Timed, generate_samples
     from samout_train.ops import use_kernels
     from samout_train.runtime import choose_device, keep_freed_memory, use_threads
 
@@ -59,7 +61,11 @@ def generate(
         raise ValueError(f"{loaded.checkpoint} was not trained on text: choose a run that was")
     text = _read(prompt, loaded.line_ends)
     stop = stop and text_of_word(stop)
-    prompt_ids = _encoded(loaded.vocabulary, text, prompt)
+    banned_ids: Sequence[int] = range(len(SPECIAL_TOKENS))
+    if chat:
+        prompt_ids, banned_ids = _turns(loaded, text, prompt), NEVER_DRAWN
+    else:
+        prompt_ids = _encoded(loaded.vocabulary, text, prompt)
     _refuse_too_many(loaded, len(prompt_ids), num_samples, max_new_tokens, on)
     timed = Timed()
     rows = generate_samples(
@@ -67,7 +73,7 @@ def generate(
         prompt_ids,
         num_samples=num_samples,
         seed=seed,
-        banned_ids=range(len(SPECIAL_TOKENS)),
+        banned_ids=banned_ids,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -86,13 +92,15 @@ def _write(
 
     Samples are generated side by side: the first is written as it is generated, the others afterwards.
     """
+    from samout_train.data import SPECIAL_TOKENS
     from samout_train.evaluation import text_of
 
     for number, column in enumerate(tee(rows, num_samples)):
         if num_samples > 1:
             print(f"sample {number + 1}", file=sys.stderr)
         sys.stdout.write(text)
-        ids = (row[number] for row in column)
+        # An answer ends at a role's token; elsewhere none is drawn.
+        ids = takewhile(lambda index: index >= len(SPECIAL_TOKENS), (row[number] for row in column))
         for piece in text_of(vocabulary, ids, stop=stop):
             sys.stdout.write(piece)
             sys.stdout.flush()
@@ -113,6 +121,27 @@ def _encoded(vocabulary: "Vocabulary", prompt: str, given: str) -> list[int]:
         if isinstance(error, UnknownCharacterError) and error.character == "\r":
             fix = "save the prompt with LF line ends, as the text of the run has"
         raise ValueError(f"prompt={given}: {error}: {fix}") from error
+    return ids
+
+
+def _turns(loaded: "LoadedRun", prompt: str, given: str) -> list[int]:
+    """Return the tokens of a conversation that an answer is to follow.
+
+    The names of role tokens in the prompt are these tokens; without one, all of it is what a user says.
+    """
+    from samout_train.data import SOS_ID, SPECIAL_TOKENS
+    from samout_train.evaluation import begins_with_sos
+
+    assert loaded.vocabulary is not None
+    names = ("<|user|>", "<|agent|>", "<|history|>")
+    if not any(name in prompt for name in names):
+        prompt = f"<|user|>{prompt}<|agent|>"
+    ids = [SOS_ID] if begins_with_sos(loaded.data_node) else []
+    for part in re.split("(" + "|".join(map(re.escape, names)) + ")", prompt):
+        if part in names:
+            ids.append(SPECIAL_TOKENS.index(part))
+        elif part:
+            ids += _encoded(loaded.vocabulary, part, given)
     return ids
 
 

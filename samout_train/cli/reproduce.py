@@ -25,7 +25,7 @@ def reproduce(request: Request, *, steps: Annotated[int, Positive] | None, recor
     words = []
     for word in request.overrides:
         if key_of(word) not in FREE:
-            raise ConfigError(f"{word}: changes the recorded preset: leave it out; {', '.join(FREE)} are free")
+            raise ConfigError(f"{word}: changes the recorded preset: leave it out. Only {', '.join(FREE)} can be set")
         if key_of(word) not in OWN:
             words.append(word)
     if not any(word.startswith("precision=") for word in words):
@@ -92,6 +92,7 @@ def _record(preset: str, words: list[str], most_steps: int | None) -> int:
     }
     curve = GoldenCurve.of_replicas(preset, replicas, recorded)
     print(f"written to {curve.write()}")
+    print(f"{'last step':>9}  {'loss':>8}  {'tolerance':>9}")
     for end, nats, tolerance in zip(curve.ends, curve.loss_nats, curve.tolerance_nats, strict=True):
-        print(f"{end:6}  {nats:8.4f}  {tolerance:8.5f}")
+        print(f"{end:9,}  {nats:8.4f}  {tolerance:9.5f}")
     return 0

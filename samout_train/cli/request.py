@@ -29,11 +29,11 @@ from samout_train.config import (
     wrong_flag,
 )
 from samout_train.experiments import (
+    check_sweep,
     common_keys,
     job_name,
     jobs_at_once,
     jobs_of,
-    sweep_problems,
     without_sweeps,
 )
 from samout_train.runtime import Bar, PlaceError, home_path, in_words, is_full, shell_word
@@ -208,7 +208,7 @@ class Request:
             found += without_missing(mistakes, wrong)
             if composed is not None and not mistakes:
                 found += as_problems(check_resume(composed, "hydra.sweep.dir"))
-                found += as_problems(sweep_problems(composed, job, left_out))
+                found += check_sweep(composed, job, left_out)
                 found += self._add_job(composed, job, job_name(job, left_out))
         return found
 
@@ -320,7 +320,7 @@ def _bare_paths(words: Sequence[str], config_name: str) -> list[str]:
         if "=" in before and is_there(with_blank.partition("=")[2]):
             found.append(f"{word}: is a part of a path with a blank: write {shell_word(with_blank)}")
         elif is_path or is_there(word):
-            found.append(f"{word}: is no setting: {_as_setting(word, key)}")
+            found.append(f"{word}: is not a setting: {_as_setting(word, key)}")
     return found
 
 

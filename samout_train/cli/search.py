@@ -26,7 +26,7 @@ def search(request: Request, *, space: Any, trials: Annotated[int, Positive], st
     Returns:
         The exit code: 0 done, 1 a trial failed, 2 the request was wrong, 130 or 143 stopped by a signal.
     """
-    from samout_train.experiments import EXAMPLE, space_of, space_problems
+    from samout_train.experiments import EXAMPLE, check_space, space_of
 
     if space is None:
         raise ConfigError(f"space: is missing: set {EXAMPLE}")
@@ -36,7 +36,7 @@ def search(request: Request, *, space: Any, trials: Annotated[int, Positive], st
         raise ConfigError("search needs Optuna, which is not installed: pip install 'samout_train[search]'")
     shared = [word for word in request.overrides if key_of(word) not in OWN]
     tried, folder = space_of(space), Path(train["run_dir"])
-    if found := space_problems(tried, shared, config_dirs=request.config_dirs, taken=lambda key: key in OWN):
+    if found := check_space(tried, shared, config_dirs=request.config_dirs, taken=lambda key: key in OWN):
         raise ConfigError(*found)
     if problem := place_problem(folder):
         raise ConfigError(f"run_dir={folder}: {problem}")

@@ -40,13 +40,14 @@ def sweep(*, action: Literal["status", "resume", "retry"], dir: str, jobs: Annot
             print(f"{stop}: finished runs are kept; repeat the same command to resume", file=sys.stderr)
             return stop.exit_code
     counts = Counter[str]()
+    width = max((len(job.name) for job in all_jobs), default=0)
     for job in all_jobs:
         found = outcome(job.run_dir)
         counts[found.state] += 1
         if action == "status":
-            print(f"  {described(job, found)}")
+            print(f"  {described(job, found, width)}")
         elif job not in asked:
-            print(f"  {described(job, found)}: action=retry runs it again")
+            print(f"  {described(job, found, width)}: action=retry runs it again")
     print(f"{len(all_jobs)} jobs in {folder}: {', '.join(f'{count} {state}' for state, count in counts.items())}")
     print(f"dashboard  {dashboard_command(folder)}")
     return int(any(state != "done" for state in counts))
@@ -81,7 +82,7 @@ def _without_jobs(folder: Path, record: dict[str, Any]) -> str:
         return "its sweep.json is damaged: the command that began the sweep writes it again"
     if (folder / "multirun.yaml").is_file():
         return "lacks its sweep.json: the command that began the sweep writes it again"
-    return "holds no sweep: give what hydra.sweep.dir was, or a comparison"
+    return "holds no sweep: give the hydra.sweep.dir of a sweep, or the run_dir of a comparison"
 
 
 def _jobs_to_run(folder: Path, jobs: Sequence["Job"], *, retries: bool) -> list["Job"]:

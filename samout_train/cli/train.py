@@ -31,15 +31,15 @@ from samout_train.config import (
 from samout_train.experiments import (
     FAILURE,
     Why,
-    data_problems,
+    check_job,
+    check_job_data,
+    check_taken_job,
     described,
     doubles,
     finished,
     forget_failure,
     has_checkpoint,
-    job_problems,
     outcome,
-    problems_where_taken,
     record_failure,
     register_job_directory,
     sweep_jobs,
@@ -168,8 +168,8 @@ def _recorded(request: Request) -> str | None:
     folder = Path(str(request.run_dir))
     for line in doubles(request.configs):
         print(line, file=sys.stderr)
-    if found := data_problems(folder, request.configs.values()):
-        return "\n".join(found)
+    if found := check_job_data(folder, request.configs.values()):
+        return "\n".join(map(str, found))
 
     def settings_of(of_job: Sequence[str]) -> dict[str, object] | None:
         try:
@@ -204,21 +204,22 @@ def _swept(
     wait_for_others([job.run_dir for job in jobs])
     other = []
     for job in jobs:
-        other += job_problems(job.run_dir, configs[job.name])
+        other += check_job(job.run_dir, configs[job.name])
     if other and not failures:  # a launcher's processes have failures of their own
-        print("\n".join(other), file=sys.stderr)
+        print("\n".join(map(str, other)), file=sys.stderr)
         code = code or 2
     unfinished = []
+    width = max((len(job.name) for job in jobs), default=0)
     for job in jobs:
         found = outcome(job.run_dir)
         if found.state != "done":
             unfinished.append(found.state)
-            print(f"  {described(job, found)}", file=sys.stderr)
+            print(f"  {described(job, found, width)}", file=sys.stderr)
     if unfinished:
         action = "resume"
         if "FAILED" in unfinished:
             action = "retry"
-        print(f"continue   {typed_line([*program(), 'sweep', f'action={action}', f'dir={folder}'])}", file=sys.stderr)
+        print(f"resume     {typed_line([*program(), 'sweep', f'action={action}', f'dir={folder}'])}", file=sys.stderr)
     if code == 0 and failures:
         return failures[0]
     return code or int(bool(unfinished))
@@ -257,7 +258,7 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
     run_dir = Path(unresolved(HydraConfig.get(), "runtime.output_dir"))
     problems: Callable[[Path, Mapping[str, Any]], Sequence[Problem | str]] = check_content
     if in_sweep:
-        problems = job_problems
+        problems = check_job
     has_begun = False
     try:
         with (
@@ -270,7 +271,7 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
             ) as write_settings,
         ):
             if in_sweep and finished(run_dir):
-                log.info("run        %s is finished: skipped", run_dir)
+                log.info("run         %s is finished: skipped", run_dir)
                 return
             if in_sweep and has_checkpoint(run_dir):
                 composed.config["resume"] = "auto"
@@ -287,11 +288,11 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
         sys.exit(stop.exit_code)
     except Exception as error:
         if in_sweep and isinstance(error, TakenError):
-            other = problems_where_taken(run_dir, composed.config)
+            other = check_taken_job(run_dir, composed.config)
             if not other:
-                log.info("run        %s: another process is training it: skipped", run_dir)
+                log.info("run         %s: another process is training it: skipped", run_dir)
                 return
-            error = DirectoryRefusedError("\n".join(other))
+            error = DirectoryRefusedError(*other)
         exit_code = _exit_code(error, has_begun=has_begun)
         if exit_code is None:
             _record(run_dir, f"{type(error).__name__}: {error}")

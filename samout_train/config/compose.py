@@ -35,7 +35,7 @@ from samout_train.runtime import home_expanded
 PACKAGE = Path(__file__).resolve().parent.parent
 YAML_DUMPER = get_omega_conf_dumper()
 INTERPOLATION = re.compile(r"(\\*)\$\{")
-# What conf/config.yaml and Hydra have here; a run would be checked in one place and written to another with any other.
+# Required values, from conf/config.yaml and Hydra: with others, a run would be written elsewhere than was checked.
 HYDRAS_DIRECTORIES = {
     "hydra.run.dir": ("${run_dir}", "set run_dir instead"),
     "hydra.sweep.subdir": ("${job_directory:}", "a job's directory has its settings' name"),
@@ -54,13 +54,13 @@ class Composed:
         config: All keys of the program, resolved.
         choices: The chosen option of each group, such as {"model": "v8"}.
         yaml: The same as text.
-        sweep_dir: Where the jobs of a sweep lie.
-        swept: What the configuration sweeps over by itself: values by key, such as {"model": "v1,v8"}.
-        named_by_time: Those of `run_dir` and `hydra.sweep.dir` that have `${now:...}` in them: each start gets its own.
-        misplaced: What YAML sets although the directories of runs are the program's to make.
-        launcher: What starts the jobs of a sweep.
-        most_at_once: How many of them it starts together; None for all.
-        run: What starts the run, of a configuration that was composed here.
+        sweep_dir: The directory of a sweep, with those of its jobs.
+        swept: The configuration's own sweep: values by key, such as {"model": "v1,v8"}.
+        named_by_time: Which of `run_dir` and `hydra.sweep.dir` contain `${now:...}`, so that each start gets a new one.
+        misplaced: Problems with keys that would move the directories of runs.
+        launcher: Starts the jobs of a sweep.
+        most_at_once: Jobs that it runs at a time; None for all.
+        run: Starts the run; None if Hydra itself composed the configuration.
     """
 
     config: dict[str, Any]
@@ -83,13 +83,13 @@ class Composed:
 def compose_config(
     overrides: Sequence[str], *, config_name: str = "config", config_dirs: Sequence[str] = (), typed: bool = True
 ) -> Composed:
-    """Compose YAML and overrides. Keys that do not exist pass, so that `problems` can name all of them at once.
+    """Compose YAML and overrides. Unknown keys are kept, so that `check_settings` reports all of them at once.
 
     Args:
         overrides: Such as `model=v1` or `optimizer.lr=1e-3`.
         config_name: The root YAML.
-        config_dirs: Further folders to look for YAML in, absolute.
-        typed: Whether the overrides are as a shell gave them; those of a sweep's job are as Hydra wrote them.
+        config_dirs: Further folders of YAML files, absolute.
+        typed: Whether the overrides are as typed; Hydra wrote those of a sweep's job.
 
     Raises:
         ConfigError: if YAML or overrides cannot be composed.
@@ -99,7 +99,7 @@ def compose_config(
     searched = create_config_search_path(str(CONF))
     for folder in config_dirs:
         searched.prepend("command-line", f"file://{folder}", anchor="schema")
-    with _hydra_left_alone():
+    with _hydra_state_restored():
         try:
             version.setbase("1.3")
             hydra = Hydra.create_main_hydra2(task_name="samout_train", config_search_path=searched)
@@ -115,14 +115,19 @@ def compose_config(
         except ConfigError:
             raise
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError) as error:
-            typed_choices = {word.partition("=")[0].lstrip("+~"): word.partition("=")[2] for word in overrides}
+            typed_choices = {}
             twice = chosen_twice(error)
-            twice = None if any(word.startswith(f"+{twice}=") for word in overrides) else twice
+            for word in overrides:
+                key, _, value = word.partition("=")
+                typed_choices[key.lstrip("+~")] = value
+                if key == f"+{twice}":
+                    twice = None
             places = folders[::-1]
             found = yaml_problem(typed_choices, config_name=config_name, folders=places, without_override=twice)
             if not found and is_of_kinds(error):
                 other = other_kind(typed_choices, config_name=config_name, folders=places)
-                found = wrong_kind(*other) if other else None
+                if other:
+                    found = wrong_kind(*other)
             raise ConfigError(found or below_list(error, overrides) or in_few_words(error, folders)) from error
 
 
@@ -137,34 +142,43 @@ def options_with(group: str, key: str) -> list[str]:
 
 
 def resolve(composed: DictConfig) -> Composed:
-    """Take a configuration out of Hydra's hands, as Hydra composed it; `hydra` itself is left out."""
-    choices = dict(HydraConfig.get().runtime.choices)
+    """Return a configuration that Hydra composed as plain values, resolved, and without the node `hydra`."""
+    hydra = HydraConfig.get()
     config = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])  # type: ignore[misc]
     container = home_expanded(OmegaConf.to_container(config, resolve=True))
     assert isinstance(container, dict)
-    sweep_dir = str(home_expanded(HydraConfig.get().sweep.dir, "dir"))
-    known = {name: option for name, option in choices.items() if "/" not in name}
-    text = _as_yaml(container)
-    sweeper = OmegaConf.to_container(HydraConfig.get().sweeper, resolve=True)
+    settings = {}
+    for key, value in container.items():
+        settings[name_of(key)] = value
+    choices = {}
+    for name, option in hydra.runtime.choices.items():
+        if "/" not in name and "@" not in name:  # neither Hydra's own nor a part of another group's option
+            choices[name] = option
+    sweeper = OmegaConf.to_container(hydra.sweeper, resolve=True)
     assert isinstance(sweeper, dict)
-    swept = {str(key): str(value) for key, value in (sweeper.get("params") or {}).items()}
-    hydra = HydraConfig.get()
-    directories = {"run_dir": unresolved(composed, "run_dir"), "hydra.sweep.dir": unresolved(hydra, "sweep.dir")}
+    swept = {}
+    for key, values in (sweeper.get("params") or {}).items():
+        swept[str(key)] = str(values)
+    named_by_time = set()
+    if "${now:" in str(unresolved(composed, "run_dir")):
+        named_by_time.add("run_dir")
+    if "${now:" in str(unresolved(hydra, "sweep.dir")):
+        named_by_time.add("hydra.sweep.dir")
     return Composed(
-        {name_of(key): value for key, value in container.items()},
-        known,
-        text,
-        sweep_dir,
-        swept,
-        frozenset(key for key, value in directories.items() if "${now:" in str(value)),
-        tuple(_misplaced(HydraConfig.get())),
-        choices.get("hydra/launcher"),
-        sweeper.get("max_batch_size"),
+        config=settings,
+        choices=choices,
+        yaml=_as_yaml(container),
+        sweep_dir=str(home_expanded(hydra.sweep.dir, "dir")),
+        swept=swept,
+        named_by_time=frozenset(named_by_time),
+        misplaced=tuple(_misplaced(hydra)),
+        launcher=hydra.runtime.choices.get("hydra/launcher"),
+        most_at_once=sweeper.get("max_batch_size"),
     )
 
 
 def _as_yaml(config: dict[str, Any]) -> str:
-    """Return resolved settings as OmegaConf writes them, and reads them again."""
+    """Return resolved settings as YAML that OmegaConf reads back unchanged."""
     plain = escaped(config)
     text: str = yaml.dump(plain, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=YAML_DUMPER)
     return text
@@ -180,12 +194,14 @@ def escaped(node: Any) -> Any:
         return {name: escaped(value) for name, value in node.items()}
     if isinstance(node, list | tuple):
         return type(node)(map(escaped, node))
-    # A backslash means something only in front of what it can escape, so only there it is doubled.
-    return INTERPOLATION.sub(lambda found: 2 * found[1] + r"\${", node) if isinstance(node, str) else node
+    if isinstance(node, str):
+        # OmegaConf reads a backslash as an escape only before ${, so only there it is doubled.
+        return INTERPOLATION.sub(lambda found: 2 * found[1] + r"\${", node)
+    return node
 
 
 def unresolved(config: Any, key: str) -> Any:
-    """Return a value as it was written, before what it refers to is put in; None where there is none.
+    """Return a value before interpolation; None if the key is missing.
 
     Args:
         config: Of OmegaConf.
@@ -193,7 +209,9 @@ def unresolved(config: Any, key: str) -> Any:
     """
     node: Any = OmegaConf.to_container(config, resolve=False)
     for name in key.split("."):
-        node = node.get(name) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            return None
+        node = node.get(name)
     return node
 
 
@@ -206,7 +224,9 @@ def _misplaced(hydra: Any) -> list[Problem]:
             found.append(Problem(key, shown(value), text="has no meaning here", fix=instead, kind="value"))
     for name in ("launcher", "sweeper"):
         node, plugins = unresolved(hydra, name), Plugins.instance().class_name_to_class
-        target = node.get("_target_") if isinstance(node, dict) else None
+        target = None
+        if isinstance(node, dict):
+            target = node.get("_target_")
         fix = f"name the class of a {name} of Hydra, in a module of hydra_plugins"
         if target is None:
             found.append(Problem(f"hydra.{name}", text="has no _target_", fix=fix, kind="target"))
@@ -220,10 +240,11 @@ def locate(target: str) -> Any:
     """Return the class or function that a `_target_` names.
 
     Raises:
-        ImportError: if there is no such thing; AttributeError or ValueError for what is no dotted path.
+        ImportError: if it does not exist.
+        AttributeError, ValueError: if `target` is not a dotted path.
     """
     logger = logging.getLogger("hydra.utils")
-    logger.disabled = True  # it would say the same again, at any length
+    logger.disabled = True  # it would log the same error again with a traceback
     try:
         return get_object(current(target))
     finally:
@@ -233,10 +254,12 @@ def locate(target: str) -> Any:
 def build(node: dict[str, Any], **late: Any) -> Any:
     """Build the component that a node describes by `_target_`; `late` are the arguments of a `_partial_` one.
 
-    Hydra's `instantiate` would resolve each text again.
+    Hydra's `instantiate` would resolve interpolations a second time.
     """
     component = _built(node)
-    return component(**late) if node.get("_partial_") else component
+    if node.get("_partial_"):
+        return component(**late)
+    return component
 
 
 def _built(value: Any) -> Any:
@@ -244,16 +267,21 @@ def _built(value: Any) -> Any:
         return [_built(item) for item in value]
     if not isinstance(value, dict):
         return value
-    settings = {key: _built(item) for key, item in value.items() if key not in ("_target_", "_partial_")}
+    settings = {}
+    for key, item in value.items():
+        if key not in ("_target_", "_partial_"):
+            settings[key] = _built(item)
     if "_target_" not in value:
         return settings
     target = locate(value["_target_"])
-    return partial(target, **settings) if value.get("_partial_") else target(**settings)
+    if value.get("_partial_"):
+        return partial(target, **settings)
+    return target(**settings)
 
 
 @contextmanager
-def _hydra_left_alone() -> Iterator[None]:
-    """Restore Hydra's state on leaving: composing in a program that Hydra runs must not end that Hydra."""
+def _hydra_state_restored() -> Iterator[None]:
+    """Restore Hydra's state afterwards: composing within a program that Hydra runs must not reset it."""
     hydra, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:

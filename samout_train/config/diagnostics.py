@@ -1,6 +1,6 @@
 """Turn errors of Hydra, OmegaConf and PyYAML into problems that say what to do.
 
-The text of messages is parsed here only, and only that of these libraries, whose errors have no fields to read.
+Only this module parses the text of messages, because the errors of these libraries have no fields.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ TYPES = {"Integer": "a whole number", "Boolean": "true or false", "Float": "a nu
 
 
 def in_few_words(error: Exception, folders: Sequence[Path]) -> Problem:
-    """Return what went wrong while YAML and overrides were composed.
+    """Return the problem behind an error that composing YAML and overrides raised.
 
     Args:
-        error: What was raised.
-        folders: Where YAML is looked for.
+        error: Of Hydra, OmegaConf or PyYAML.
+        folders: Folders of YAML files.
     """
     text = str(error)
     if (mark := getattr(error, "problem_mark", None)) is not None:
         place = Place(Path(mark.name), mark.line + 1, mark.column + 1)
         return Problem(text=_yaml_problem(error), where=place)
     if isinstance(error, RecursionError):
-        recursion = "YAML files name each other in their defaults without end"
+        recursion = "YAML files include each other in a circle"
         return Problem(text=recursion, fix="look at those that were added last")
     if isinstance(error, UnicodeDecodeError):
         return _not_utf8(folders) or Problem(text=text)
@@ -40,7 +40,7 @@ def in_few_words(error: Exception, folders: Sequence[Path]) -> Problem:
 
 
 def _of_key(error: Exception) -> Problem | None:
-    """Return what an error says of a key, if it is one of these."""
+    """Return the problem of a key that an error names; None for other errors."""
     text = str(error)
     if key := re.search(r"Key '(.+?)' not in '\w+'", text):
         return _unknown_key(error, key[1])
@@ -54,7 +54,7 @@ def _of_key(error: Exception) -> Problem | None:
         what = "cannot take the place of what is there, a list or settings"
         return Problem.of_word(merged[1], text=what, fix="write the keys below it")
     if deleted := re.search(r"Could not delete from config\. '(.+?)' does not exist", text):
-        return Problem(f"~{deleted[1]}", text="there is no such key to take out")
+        return Problem(f"~{deleted[1]}", text="there is no such key to delete")
     if repeated := re.search(r"Multiple values for (\S+)\. To override a value use 'override (\S+): (\S+)'", text):
         group, _, option = repeated.groups()
         return Problem(f"+{group}", option, text=f"{group} is chosen already", fix=f"write {group}={option}")
@@ -71,13 +71,13 @@ def _of_interpolation(error: Exception) -> Problem | None:
         return Problem(key, text=f"the environment variable {environment[1]} is not set", kind="value")
     if resolver := re.search(r"Unsupported interpolation type (\S+)", text):
         inner = f"{resolver[1]}:..."
-        what = f"${{{inner}}} is no interpolation that there is"
+        what = f"${{{inner}}} is not a known interpolation"
         return Problem(key, text=what, fix=_literally(inner), kind="value")
     return None
 
 
 def _shortened(error: Exception) -> str:
-    """Return what an error says that is none of those that are known, at no length."""
+    """Return the text of an unknown error in one line of at most LONGEST_LINE characters."""
     lines = []
     for line in map(str.strip, str(error).splitlines()):
         if line and "https://hydra.cc" not in line:
@@ -86,12 +86,12 @@ def _shortened(error: Exception) -> str:
 
 
 def wrong_flag(message: str, words: Sequence[str], flags: Sequence[str]) -> Problem:
-    """Return what argparse says of a command line.
+    """Return the problem that argparse reports.
 
     Args:
         message: Of argparse.
-        words: The command line behind the verb.
-        flags: Those that there are.
+        words: The command line after the verb.
+        flags: The known ones.
     """
     if value := re.match(r"argument --info/-i: invalid choice: '(.+?)'", message):
         return Problem(f"--info {value[1]}", text="--info stands last, or has one of these behind it", fix=INFO)
@@ -103,7 +103,7 @@ def wrong_flag(message: str, words: Sequence[str], flags: Sequence[str]) -> Prob
 
 
 def chosen_twice(error: Exception) -> str | None:
-    """Return the group that two YAML files choose an option of, where an error says so."""
+    """Return the group for which two YAML files choose an option, if an error reports that."""
     found = re.search(r"Multiple values for (\S+)\. To override|^(\S+) appears more than once in the", str(error))
     if found is None:
         return None
@@ -111,13 +111,13 @@ def chosen_twice(error: Exception) -> str | None:
 
 
 def is_of_kinds(error: Exception) -> bool:
-    """Return whether a list met settings, which Hydra says without a place, or not at all."""
+    """Return whether a list was merged with settings, which Hydra reports without a place or a text."""
     says_nothing = type(error).__name__ == "ConfigCompositionException" and not str(error)
     return says_nothing or re.search("Cannot merge|Merge error", str(error)) is not None
 
 
 def below_list(error: Exception, overrides: Sequence[str]) -> Problem | None:
-    """Return which override names a key below a list, where an error is of that; Hydra says what is no number only."""
+    """Return the problem of an override below a list; the error of Hydra names only the part that is not a number."""
     found = re.search(r"invalid literal for int\(\) with base 10: '(\w+)'", str(error))
     if found is None:
         return None
@@ -133,8 +133,8 @@ def wrong_kind(key: str, value: Any, replaced: Any, place: Place) -> Problem:
 
     Args:
         key: Of the value.
-        value: What the file says.
-        replaced: What it would take the place of; None for a group.
+        value: In the file.
+        replaced: The value that it would replace; None for a group.
         place: File and line.
     """
     if isinstance(replaced, list):
@@ -147,7 +147,7 @@ def wrong_kind(key: str, value: Any, replaced: Any, place: Place) -> Problem:
 
 
 def _literally(inner: str) -> str:
-    return rf"where the text itself is meant, write \${{{inner}}}, in quotes of Hydra's: '\${{{inner}}}'"
+    return rf"to use the text itself, write \${{{inner}}}, in quotes for Hydra: '\${{{inner}}}'"
 
 
 def missing_option(group: str, option: str, options: Sequence[str]) -> Problem:
@@ -174,7 +174,7 @@ def no_node(path: str, value: Any) -> Problem:
 
 
 def _missing_file(error: Any, folders: Sequence[Path]) -> Problem:
-    """Return the problem that a YAML which another one, or the command line, names is not there."""
+    """Return the problem of a missing YAML that another YAML or the command line names."""
     missing = str(error.missing_cfg_file).removesuffix(".yaml")
     group, _, option = missing.rpartition("/")
     named_in = re.match(r"In '(.+?)':", str(error))
@@ -229,7 +229,8 @@ def _unknown_key(error: Exception, name: str) -> Problem:
     key = _key_in(error) or name
     known = []
     if dataclasses.is_dataclass(kind):
-        known = [field.name for field in dataclasses.fields(kind)]
+        for field in dataclasses.fields(kind):
+            known.append(field.name)
     prefix = ""
     if key.endswith(name):
         prefix = key.removesuffix(name)
@@ -237,7 +238,7 @@ def _unknown_key(error: Exception, name: str) -> Problem:
 
 
 def _key_in(error: Exception) -> str:
-    """Return the key that an error is of; what Hydra raises has it in its text only."""
+    """Return the key of an error; Hydra's errors have it in their text only."""
     found = re.search(r"full_key: (\S+)", str(error))
     key = _full_key(error)
     if found and not key:

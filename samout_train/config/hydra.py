@@ -1,7 +1,7 @@
-"""All that is imported from the private modules of Hydra and OmegaConf, and the ways into Hydra.
+"""Run Hydra, and import from the private modules of Hydra and OmegaConf, which no other module does.
 
-Hydra 1.3 gives argparse a help text that is made only when it is shown. From Python 3.14 on, argparse looks for a `%`
-in each help text at once, which that object does not support.
+Hydra 1.3 gives argparse a help object that makes its text when it is shown. Since Python 3.14, argparse searches each
+help text for `%` at once, which that object does not support.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     """The parser that Hydra fills."""
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        """Add an argument; argparse finds no `%` in a help text that is made later."""
+        """Add an argument; a help object that makes its text later contains no `%`."""
         if settings.get("action") == "version":
             settings |= {"version": version_line(), "help": "Show the version and exit"}
         text = settings.get("help")
@@ -58,8 +58,8 @@ def version_line() -> str:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    """Return Hydra's parser of the command line, as Python 3.14 takes it, with this program's version in it."""
-    # Hydra makes parsers later, too, each through this name of its module.
+    """Return Hydra's parser of the command line, made to work with Python 3.14, and with this program's version."""
+    # Hydra makes more parsers later, through this name of its module.
     hydra_utils.argparse = SimpleNamespace(**{**vars(argparse), "ArgumentParser": Parser})  # type: ignore[assignment, attr-defined]
     return hydra_utils.get_args_parser()
 
@@ -67,7 +67,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def run_hydra(
     words: Sequence[str], task: Callable[[DictConfig], None], *, folder: Path, config_name: str = "config"
 ) -> None:
-    """Let Hydra parse words, and answer a question, make a run or a sweep: it reads them from `sys.argv` only.
+    """Let Hydra parse words, and answer a question or make a run or a sweep; it reads `sys.argv` only.
 
     Args:
         words: The command line.
@@ -76,7 +76,7 @@ def run_hydra(
         config_name: The root YAML.
 
     Raises:
-        SystemExit: after an answer, and where a job raised.
+        SystemExit: after an answer, and if a job raised.
     """
     sys.argv[1:] = words
     hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(task)()
@@ -84,10 +84,10 @@ def run_hydra(
 
 @dataclass(frozen=True)
 class HydraRun:
-    """A configuration that Hydra composed, ready to be run as `hydra.main` would run it.
+    """A composed configuration that can be run as `hydra.main` would run it.
 
     Args:
-        hydra: What composed it.
+        hydra: The instance that composed it.
         config: All of it, with the node `hydra`.
         config_name: The root YAML.
     """
@@ -101,17 +101,17 @@ class HydraRun:
 
         Args:
             task: Called with the configuration, without the node `hydra`.
-            run_dir: Where the run lies, as OmegaConf reads it.
-            words: Overrides to record behind those that it was composed of.
+            run_dir: The run directory, escaped for OmegaConf.
+            words: Overrides to record after those of the composition.
             logs: Whether the log is written as configured; another process of the same run writes none.
 
         Raises:
-            SystemExit: where the task raised, after the traceback, with code 1.
+            SystemExit: with code 1 after the traceback, if the task raised.
         """
         config, hydra = self.config, self.hydra
         with open_dict(config), read_write(config.hydra):
             config.run_dir = run_dir
-            config.hydra.output_subdir = None  # its files are written once the directory is known to be this run's
+            config.hydra.output_subdir = None  # the run writes these files once it has claimed the directory
             config.hydra.mode = RunMode.RUN
             config.hydra.overrides.hydra.append("hydra.output_subdir=null")
             config.hydra.overrides.hydra.append("hydra.mode=RUN")

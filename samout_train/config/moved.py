@@ -1,4 +1,4 @@
-"""Find the modules of earlier layouts, imported or named as `_target_`, by what they are called today."""
+"""Map modules of earlier layouts, imported or named as `_target_`, to their current names."""
 
 import importlib
 import sys
@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 PACKAGE = "samout_train."
-# Of modules below samout_train: their name of 2026-11, and today's.
+# Modules below samout_train: their name before 2026-11, and the current one.
 MOVED = {
     "accuracy": "evaluation.accuracy",
     "activation_checkpointing": "models.parallel",
@@ -187,15 +187,15 @@ MOVED = {
     "weights": "checkpoint.state",
     "yaml_places": "config.yaml_files",
 }
-# Of these names, packages have become.
+# Earlier names that are packages now, and so are imported as usual.
 STAYED = {earlier for earlier in MOVED if any(f"{new}.".startswith(f"{earlier}.") for new in MOVED.values())}
 
 
 def current(path: str) -> str:
-    """Return the dotted path of a class or function with its module called as today.
+    """Return the dotted path of a class or function with the current name of its module.
 
     Args:
-        path: Such as the `_target_` samout_train.schedules.Cosine; what was not moved is given back.
+        path: Such as the `_target_` samout_train.schedules.Cosine; one that was not moved is returned unchanged.
     """
     module, _, name = path.removeprefix(PACKAGE).rpartition(".")
     if path.startswith(PACKAGE) and module in MOVED:
@@ -204,7 +204,7 @@ def current(path: str) -> str:
 
 
 def current_settings(node: Any) -> Any:
-    """Return plain settings with each `_target_` called as today.
+    """Return plain settings with the current name in each `_target_`.
 
     Args:
         node: Dictionaries, lists and values; also those of a dotted key, such as {"schedule._target_": ...}.
@@ -232,13 +232,13 @@ class _Moved(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Take the names of modules that are not there any more."""
+        """Find modules that have moved."""
         if _today(fullname) is None:
             return None
         return ModuleSpec(fullname, self)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put today's module in the place of the one that was asked for."""
+        """Replace the requested module by the current one."""
         today = _today(module.__name__)
         assert today is not None
         warnings.warn(f"{module.__name__} is {today} now", DeprecationWarning, stacklevel=2)
@@ -246,7 +246,7 @@ class _Moved(MetaPathFinder, Loader):
 
 
 def _today(module: str) -> str | None:
-    """Return today's name of a module that is not there any more; None for all others."""
+    """Return the current name of a module that has moved; None for all others."""
     if not module.startswith(PACKAGE):
         return None
     parts = module.removeprefix(PACKAGE).split(".")
@@ -260,4 +260,4 @@ def _today(module: str) -> str | None:
 def take_earlier_names() -> None:
     """Let `import` find the modules of earlier layouts by their earlier names."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Moved())  # before a folder is searched in which today's module has the same name
+        sys.meta_path.insert(0, _Moved())  # before folders are searched, which may have another module of this name

@@ -24,18 +24,18 @@ LATE_ARGUMENTS: dict[str, set[str]] = {
         *("seed", "batch_size", "budget_steps"),
     },
 }
-# How the run calls what a node builds, for who writes one of their own.
+# How the run calls the component that a node builds, for authors of their own.
 CALLED = {
-    "model": "a class that takes vocab_size and pad_id by name, as samout_train/models/samout.py has one",
-    "model.mixer": "a class that takes hidden_size and num_heads by name, as samout_train/models/maxplus.py has one",
-    "data": "a function (*, seed, ...) that returns a Source, as samout_train/data/random_tokens.py has one",
+    "model": "a class that takes vocab_size and pad_id by name, like samout_train/models/samout.py",
+    "model.mixer": "a class that takes hidden_size and num_heads by name, like samout_train/models/maxplus.py",
+    "data": "a function (*, seed, ...) that returns a Source, like samout_train/data/random_tokens.py",
     "optimizer": (
-        "a function (model, *, lr, ...) for a torch optimizer, as samout_train/training/optimizers/adam.py has one"
+        "a function (model, *, lr, ...) for a torch optimizer, like samout_train/training/optimizers/adam.py"
     ),
 }
 WHAT_A_SCHEDULE_IS = (
     "name a class whose objects are called with a Progress (step, total_steps, share) and return the factor on the "
-    "rate, such as 0.5, as samout_train/training/schedules.py has them"
+    "rate, such as 0.5, like samout_train/training/schedules.py"
 )
 
 
@@ -56,10 +56,10 @@ def check_node(
 
     Args:
         path: Its key, such as `model`.
-        node: What stands there.
-        base: The class that it has to build.
-        also_known: Keys that it may have beside those of what it builds.
-        own_checks: Whether what it builds checks it too (`ranges.checked_by`).
+        node: Its settings.
+        base: The class that it must build.
+        also_known: Keys that it may have beside the arguments of what it builds.
+        own_checks: Whether to run the component's own check (`ranges.checked_by`).
     """
     if wrong := _target_problem(path, node):
         return [wrong]
@@ -70,7 +70,8 @@ def check_node(
             own[key] = value
         else:
             given[name_of(key)] = value
-    late = LATE_ARGUMENTS.get(path, set())
+    role = _role_of(path)
+    late = LATE_ARGUMENTS.get(role, set())
     found = check_call(
         path,
         target,
@@ -78,7 +79,7 @@ def check_node(
         late=late,
         also_known=set(also_known),
         elsewhere=partial(_taken_elsewhere, path, node["_target_"]),
-        called=CALLED.get(path, ""),
+        called=CALLED.get(role, ""),
     )
     lacks_arguments = any(problem.kind == "missing" for problem in found)
     if path == "schedule" and not inspect.isclass(target) and lacks_arguments:
@@ -90,10 +91,21 @@ def check_node(
     for key, value in given.items():
         if isinstance(value, dict) and "_target_" in value:
             found += check_node(f"{path}.{key}", value)
+        elif isinstance(value, dict):
+            for name, part in value.items():
+                if isinstance(part, dict) and "_target_" in part:
+                    found += check_node(f"{path}.{key}.{name}", part)
     own_check = getattr(target, "problems", None)
     if not found and own_checks and callable(own_check):
         found = as_problems(own_check(given, path))
     return found
+
+
+def _role_of(path: str) -> str:
+    """Return the key under which a node gets its late arguments: one of several mixers gets those of the mixer."""
+    if path.startswith("model.mixers."):
+        return "model.mixer"
+    return path
 
 
 def _check_own_keys(path: str, own: dict[str, Any], late: set[str]) -> list[Problem]:
@@ -115,7 +127,7 @@ def _about_target(path: str, node: dict[str, Any], *, text: str, fix: str = "", 
 
 
 def _target_problem(path: str, node: Any) -> Problem | None:
-    """Return what keeps a node from naming a class or function that this path can have; None where nothing does."""
+    """Return the problem of a node's `_target_`; None if it names a class or function that can be built here."""
     if not isinstance(node, dict):
         return no_node(path, node)
     if not isinstance(node.get("_target_"), str):
@@ -131,17 +143,17 @@ def _target_problem(path: str, node: Any) -> Problem | None:
             reason += "; PYTHONSAFEPATH keeps the working directory out: set PYTHONPATH=."
         return _about_target(path, node, text=f"cannot be imported ({reason})", kind="value")
     if not callable(target):
-        return _about_target(path, node, text="is no class or function, so it builds nothing", kind="value")
+        return _about_target(path, node, text="is not a class or function", kind="value")
     if path == "schedule" and str(getattr(target, "__module__", "")).startswith("torch."):
-        return _about_target(path, node, text="torch's schedulers are not taken", fix=WHAT_A_SCHEDULE_IS)
+        return _about_target(path, node, text="torch's schedulers are not supported", fix=WHAT_A_SCHEDULE_IS)
     return None
 
 
 def _taken_elsewhere(path: str, target: str, name: str) -> str | None:
-    """Return what to do about a key that a target does not take and others of its group do; None where none does."""
+    """Return what to do about a key that only other options of its group take; None if none does."""
     if "." in path or not (options := options_with(path, name)):
         return None
-    if not target.startswith("samout_train."):  # of one's own: what the chosen YAML has for another one is left
+    if not target.startswith("samout_train."):  # a user's component, in the YAML of another one
         return f"{target} does not take it: leave it out, {shell_word(f'~{path}.{name}')}"
     return f"it is one of {', '.join(f'{path}={option}' for option in options)}"
 

@@ -1,4 +1,4 @@
-"""Overrides one by one: how they are written, what they choose, and how Hydra has to get them."""
+"""Check overrides one by one, and rewrite them for Hydra."""
 
 import importlib.util
 import re
@@ -26,33 +26,36 @@ FREE_HYDRA_KEYS = (
     *("hydra.sweep.dir", "hydra.verbose", "hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper"),
     *("hydra/job_logging", "hydra/hydra_logging"),
 )
-# Keys whose values are text: commas, equals signs, brackets and digits in them mean nothing to Hydra. Values
-# in quotes, null and ${...} are Hydra's.
+# Keys whose values are text: commas, equals signs, brackets and digits in them mean nothing to Hydra. Hydra
+# reads values in quotes, null and ${...}.
 TEXT_KEYS = (
     *("run_dir", "resume", "init_from", "out", "pattern", "vocabulary_path", "storage", "hydra.sweep.dir"),
     *("data.path", "data.pattern", "data.vocabulary_path", "callbacks.sample.prompt"),
 )
+ADDED_ROLE = "+data.roles."
 TEXT_BELOW = ("data.roles.", "roles.")
-LIST_KEYS = ("runs", "data.paths")  # of text; one text is taken for a list of one
+LIST_KEYS = ("runs", "data.paths")  # of text; a single text is a list of one
 MOST_COMMAS = 32  # in one path of a list
 QUOTED = re.compile(r"""\s*(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
 SWEEP_FUNCTION = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag|extend_list|str)\(.*\)\s*", re.DOTALL)
-# Keys of the other verbs that are text whatever it says, so that a prompt can be any text.
-PLAIN_TEXT_KEYS = ("run", "path", "prompt", "stop", "dir")
+# Keys of the other verbs whose value is always text, so that a prompt can be any text.
+PLAIN_TEXT_KEYS = ("run", "path", "prompt", "stop", "dir", "system")
 
 
 def words_for_hydra(overrides: Sequence[str], *, folders: Sequence[Path], typed: bool = True) -> list[str]:
-    """Overrides as Hydra has to get them: text quoted, and keys that are new let through.
+    """Return overrides for Hydra, with text quoted and new keys allowed.
 
     Args:
         overrides: Such as `data.path=a,b.txt`.
-        folders: Where YAML is looked for.
-        typed: Whether text values are as a shell gave them.
+        folders: Folders of YAML files.
+        typed: Whether text values are as typed, without Hydra's quotes.
     """
     words = []
     for override in overrides:
         if typed:
             override = quote_text(override)
+        if override.startswith(ADDED_ROLE):  # a role that got its token this way may have one in the YAML by now
+            override = f"+{override}"
         words.append(_let_pass(override, folders))
     return words
 
@@ -60,16 +63,16 @@ def words_for_hydra(overrides: Sequence[str], *, folders: Sequence[Path], typed:
 def check_overrides(
     overrides: Sequence[str], *, folders: Sequence[Path], typed: bool = True, in_sweep: bool = False
 ) -> dict[str, Problem]:
-    """Return the problems of overrides one by one: how they are written, and options that a group has not.
+    """Return the problems of overrides one by one: how they are written, and options that a group lacks.
 
     Args:
         overrides: As typed.
-        folders: Where YAML is looked for.
-        typed: Whether text values are as a shell gave them.
-        in_sweep: Whether several values for a key are meant.
+        folders: Folders of YAML files.
+        typed: Whether text values are as typed, without Hydra's quotes.
+        in_sweep: Whether keys may have several values.
 
     Returns:
-        By override, those that are wrong only.
+        The problems by override.
     """
     found = {}
     for word in overrides:
@@ -85,11 +88,11 @@ def check_overrides(
 
 
 def _check_override(word: str, override: Override, folders: Sequence[Path], in_sweep: bool) -> Problem | None:
-    """Return what is wrong with an override that can be read."""
+    """Return the problem of an override that Hydra can parse."""
     key = word.partition("=")[0]
     if _is_hydras_own(override.key_or_group):
         text = (
-            "is the program's to set; of Hydra's keys, hydra.sweep.dir, hydra.verbose, hydra/launcher and "
+            "is set by the program; of Hydra's keys, hydra.sweep.dir, hydra.verbose, hydra/launcher and "
             "hydra/sweeper with their settings are free. A run's directory is run_dir"
         )
         return Problem.of_word(word, text=text)
@@ -102,13 +105,13 @@ def _check_override(word: str, override: Override, folders: Sequence[Path], in_s
 
 
 def _unreadable(word: str) -> Problem:
-    """Return what keeps Hydra from reading an override: its key, a comma at its end, or its value."""
+    """Return the problem of an override that Hydra cannot parse."""
     key, equals, value = word.partition("=")
     if not key:
         return Problem(word, text="has no key", fix="write key=value")
     if not key_of(word) or _parsed(f"{key}=1") is None:
         form = "letters, digits and _, with dots between the parts, such as model.hidden_size=64"
-        return Problem.of_word(word, text=f"{key!r} is no key", fix=f"a key is of {form}")
+        return Problem.of_word(word, text=f"{key!r} is not a key", fix=f"use {form}")
     if not equals:
         return Problem.of_word(word, text="has no value", fix=f"write {word}=...")
     right = f"{key}={value.rstrip(', ')}"
@@ -130,7 +133,7 @@ def _unreadable(word: str) -> Problem:
 
 
 def _parsed(word: str) -> Override | None:
-    """Return an override as Hydra reads it; None where it cannot."""
+    """Return an override as Hydra reads it; None if it cannot."""
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException:
@@ -157,9 +160,9 @@ def _wrong_option(override: Override, folders: Sequence[Path]) -> Problem | None
     about = partial(Problem.of_word, str(override.input_line))
     if override.is_delete():
         return None
-    if group.startswith("hydra/"):  # Hydra has options of its own, and says itself which it lacks
+    if group.startswith("hydra/"):  # Hydra has its own options, and reports missing ones itself
         if override.value() is None:
-            return about(text="is no option", fix="leave it out")
+            return about(text="is not an option", fix="leave it out")
         return None
     if not options:
         return None
@@ -188,11 +191,11 @@ def _wrong_option(override: Override, folders: Sequence[Path]) -> Problem | None
 
 
 def quote_text(override: str, *, in_sweep: bool = False) -> str:
-    """Return an override with quotes around the text in its value, so that Hydra reads it as the shell gave it.
+    """Return an override with quotes around text, so that Hydra reads it as typed.
 
     Args:
         override: As typed.
-        in_sweep: Whether commas part the values of several jobs.
+        in_sweep: Whether commas separate the values of several jobs.
     """
     key, equals, value = override.partition("=")
     name = key.lstrip("+")
@@ -225,7 +228,7 @@ def _quoted_list(value: str) -> str:
 
 
 def _parted(value: str) -> list[str]:
-    """Return what commas part: of texts without quotes, the longest that are paths have commas of their own."""
+    """Split at commas, but not within an unquoted text that is an existing path; the longest such path counts."""
     pieces = list(map(str.strip, _pieces(value)))
     parts, first = [], 0
     while first < len(pieces):
@@ -239,7 +242,7 @@ def _parted(value: str) -> list[str]:
 
 
 def _pieces(value: str) -> list[str]:
-    """Return what stands between commas that are neither in quotes nor in brackets."""
+    """Split at commas outside of quotes and brackets."""
     pieces, start, position, depth = [], 0, 0, 0
     while position < len(value):
         begins = not value[start:position].strip(" [")
@@ -255,7 +258,7 @@ def _pieces(value: str) -> list[str]:
 
 
 def is_there(path: str) -> bool:
-    """Return whether a text is the path of something."""
+    """Return whether a text is an existing path."""
     try:
         return bool(path) and home_path(path).exists()
     except (OSError, ValueError):  # a name that no file can have
@@ -265,7 +268,7 @@ def is_there(path: str) -> bool:
 def _let_pass(override: str, folders: Sequence[Path]) -> str:
     key, equals, value = override.partition("=")
     if key in MAY_BE_NULL and value == "null":
-        return f"~{key}"  # Hydra takes no null for a group
+        return f"~{key}"  # Hydra does not accept null for a group
     is_group = any((folder / key).is_dir() for folder in folders)
     if not equals or not key or key[0] in "+~" or "@" in key or key.startswith("hydra") or is_group:
         return override
@@ -273,18 +276,18 @@ def _let_pass(override: str, folders: Sequence[Path]) -> str:
 
 
 def key_of(override: str) -> str:
-    """`model.hidden_size` of `++model.hidden_size=3`."""
+    """Return `model.hidden_size` of `++model.hidden_size=3`."""
     return override.lstrip("+~").partition("=")[0]
 
 
 def as_typed(override: str) -> str:
-    """Return what a person types for the override of a sweep's job, which Hydra wrote: text without its escapes."""
+    """Return an override that Hydra wrote for a sweep's job as a person types it: text without escapes."""
     parsed = OverridesParser.create().parse_override(override)
     key, value = parsed.key_or_group, parsed.value()
-    if key not in TEXT_KEYS or not isinstance(value, str) or "${" in value:  # what is escaped in it stays so
+    if key not in TEXT_KEYS or not isinstance(value, str) or "${" in value:  # ${...} keeps its escapes
         return override.removeprefix("++")
     plain = f"{key}={value}"
-    if quote_text(plain) == plain:  # what Hydra would read again
+    if quote_text(plain) == plain:  # Hydra would read it as something else
         return f"{key}={quoted(value)}"
     return plain
 

@@ -1,4 +1,4 @@
-"""A mistake in what was asked for, as an object: which key, its value, what is wrong, what to do, and where it stands.
+"""Describe a mistake in a request as an object: the key, its value, what is wrong, what to do, and where it stands.
 
 Checks return problems, and a `ConfigError` carries them. Code looks at their fields; `str` is for people.
 """
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 LONGEST_VALUE = 200
-# Which problem it is, where code has to know that:
+# The kinds that code distinguishes:
 #   value     the value itself is wrong, or the key, wherever it was set
-#   text      the value is text that says something right, such as '32'
-#   missing   a key that has to be set is not
-#   unchosen  a group has no option
-#   target    settings do not name what they build
+#   text      the value is text whose content would be right without quotes, such as '32'
+#   missing   a required key is not set
+#   unchosen  no option of a group is chosen
+#   target    settings lack the _target_ that they build
 #   option    a group lacks the option that was chosen
 #   other     the value is wrong because of something else: another key, a file, the machine
 Kind = Literal["value", "text", "missing", "unchosen", "target", "option", "other"]
@@ -39,16 +39,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Problem:
-    """A mistake in what was asked for; `str` gives `KEY=VALUE: text: fix (FILE line N)`.
+    """A mistake in a request; `str` gives `KEY=VALUE: text: fix (FILE line N)`.
 
     Args:
-        key: With dots, such as `model.hidden_size`, or a flag; empty for what is not about one key. Then the place
-            stands in front: `FILE line N: text: fix`.
-        value: As a person types it; None where the key is wrong, or missing.
+        key: With dots, such as `model.hidden_size`, or a flag; empty if the problem is not about one key. Then the
+            place stands first: `FILE line N: text: fix`.
+        value: As typed; None if the key itself is wrong or missing.
         text: What is wrong.
         fix: What to do about it, in the imperative.
-        where: The file that says so; None for what was typed, or where it is not known.
-        kind: Which problem it is, for code that has to know.
+        where: The place in a file; None if the key was typed, or the place is unknown.
+        kind: For code that treats problems differently.
     """
 
     key: str = ""
@@ -61,7 +61,7 @@ class Problem:
 
     @classmethod
     def of_word(cls, word: str, *, text: str, fix: str = "", kind: Kind = "other") -> "Problem":
-        """Return the problem of a word as it was typed, such as `model.hidden_size=3` or `~model`."""
+        """Return the problem of an override as typed, such as `model.hidden_size=3` or `~model`."""
         key, equals, value = word.partition("=")
         if equals:
             return cls(key, value, text=text, fix=fix, kind=kind)
@@ -99,7 +99,7 @@ class ConfigError(ValueError):
 
 
 def as_problems(found: Sequence[Problem | str]) -> list[Problem]:
-    """Return problems, also of texts, which a check of a user's own part may return."""
+    """Return problems; a text, which a check of a user's component may return, becomes one."""
     problems = []
     for one in found:
         if isinstance(one, str):
@@ -109,17 +109,17 @@ def as_problems(found: Sequence[Problem | str]) -> list[Problem]:
 
 
 def require_no_problems(problems: Sequence[Problem | str]) -> None:
-    """Raise what a check found.
+    """Raise the problems of a check, if there are any.
 
     Raises:
-        ConfigError: with these problems, if there is one.
+        ConfigError: with all of them.
     """
     if problems:
         raise ConfigError(*problems)
 
 
 def shown(value: Any) -> str:
-    """Return a value as a person would type it, not at any length."""
+    """Return a value as a person would type it, shortened to LONGEST_VALUE characters."""
     if value is None:
         return "null"
     text = str(value)
@@ -131,7 +131,7 @@ def shown(value: Any) -> str:
 
 
 def short_path(path: str | Path) -> str:
-    """Return a path relative to the working directory where it lies below it."""
+    """Return a path, relative to the working directory if it lies below it."""
     path = Path(path)
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())

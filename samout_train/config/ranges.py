@@ -62,18 +62,18 @@ def _number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Forms:
-    """Text that has a few forms only.
+    """Text of a few forms.
 
     Args:
-        forms: What they are, in words.
-        of_number: What a number that is given in its place may mean, such as `cuda:{}`.
+        forms: The forms, in words.
+        of_number: What a number in its place may mean, such as `cuda:{}`.
     """
 
     forms: str
     of_number: str = ""
 
-    def wanted(self, value: Any) -> str:
-        """Return what a value that is no text must be."""
+    def expected(self, value: Any) -> str:
+        """Return what a value that is not text must be."""
         is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
         if self.of_number and is_number:
             return f"{self.forms}; did you mean {self.of_number.format(value)}?"
@@ -86,12 +86,12 @@ Positive = Range(0, low_included=False)
 NonNegative = Range(0)
 Probability = Range(0, 1, high_included=False)
 Share = Range(0, 1)
-TopShare = Range(0, 1, low_included=False)  # of top_p, where 0 would leave nothing to draw
+TopShare = Range(0, 1, low_included=False)  # of top_p: 0 would leave no token to draw
 LARGEST = 2**63 - 1
 Seed = Range(0, LARGEST)
 Threads = Range(1, 1024)
 Seeds = Range(1, 10_000)  # of a comparison: each is a training run
-# What no machine holds, or what libraries fail at in other words, is above these.
+# Larger values do not fit on any machine, or make libraries fail with unclear messages.
 Size = Range(1, 1 << 24)  # of one dimension of a model, as ids
 SizeOrNone = Range(0, Size.high)
 Layers = Range(1, 10_000)
@@ -99,28 +99,33 @@ Layers = Range(1, 10_000)
 
 def range_of(annotation: Any) -> Range | None:
     """Return the Range in an annotation such as `Annotated[int, Positive]` or `Annotated[int, Positive] | None`."""
-    return _said(annotation, Range)
+    return _metadata_of(annotation, Range)
 
 
 def forms_of(annotation: Any) -> Forms | None:
     """Return the Forms in an annotation such as `Annotated[str, DEVICES]`."""
-    return _said(annotation, Forms)
+    return _metadata_of(annotation, Forms)
 
 
-def _said(annotation: Any, kind: type[T]) -> T | None:
-    """Return what an annotation, or one of its alternatives, says of a kind."""
+def _metadata_of(annotation: Any, kind: type[T]) -> T | None:
+    """Return the first metadata of a kind in an annotation or one of its alternatives."""
     if typing.get_origin(annotation) is Annotated:
-        return next((item for item in annotation.__metadata__ if isinstance(item, kind)), None)
+        for item in annotation.__metadata__:
+            if isinstance(item, kind):
+                return item
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next(filter(None, (_said(part, kind) for part in typing.get_args(annotation))), None)
+        for part in typing.get_args(annotation):
+            found = _metadata_of(part, kind)
+            if found is not None:
+                return found
     return None
 
 
 def beyond_numbers(value: Any) -> str | None:
-    """Return what a number must be, if a value is or holds one that is not finite or has more than 64 bits.
+    """Return what a number must be, if a value is or contains one that is not finite or exceeds 64 bits.
 
     Args:
-        value: A number, or a list or mapping of settings; a node with `_target_` in it is left to its own check.
+        value: A number, or a list or mapping of settings; nodes with `_target_` are checked separately.
     """
     if isinstance(value, dict):
         if "_target_" in value:
@@ -138,7 +143,7 @@ def beyond_numbers(value: Any) -> str | None:
 
 
 def not_divisible(whole_name: str, whole: int, part_name: str, part: int) -> str | None:
-    """Return what is wrong where `part` does not divide `whole`, with values that would work; None where it does."""
+    """Return the problem if `part` does not divide `whole`, with values that would work; else None."""
     if whole % part == 0:
         return None
     below, above = whole // part * part, (whole // part + 1) * part
@@ -149,11 +154,11 @@ def not_divisible(whole_name: str, whole: int, part_name: str, part: int) -> str
 
 
 def checked_by(problems: Callable[[Mapping[str, Any], str], Sequence[Problem | str]]) -> Callable[[T], T]:
-    """Give a component a check of its own, which the check of the configuration calls before anything is built.
+    """Give a component its own check, which runs with the check of the configuration before anything is built.
 
     Args:
-        problems: From the component's settings, each right by itself, and the key that they stand under, to what is
-            wrong with them together or with what they name: a `Problem` each, or its whole message.
+        problems: Called with the component's settings, each valid by itself, and their key. Returns what is wrong with
+            their combination or with what they name: problems, or whole messages.
     """
 
     def attach(component: T) -> T:
@@ -167,7 +172,7 @@ def validated(function: Callable[P, R]) -> Callable[P, R]:
     """Make a function, a constructor or a dataclass refuse numbers outside the ranges of its annotations.
 
     Raises:
-        ValueError: at the call, naming the argument, what it got and the range.
+        ValueError: at the call, with the argument, its value and the range.
     """
     if inspect.isclass(function):
         dataclass_type: Any = function

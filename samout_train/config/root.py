@@ -23,4 +23,4 @@ def root_keys(
     checkpoint: Any,
     callbacks: Any,
 ) -> None:
-    """Have the root's keys as a signature; the nodes of groups are checked against what they build."""
+    """Declare the keys of the root; groups are checked against the signatures of what they build."""

@@ -1,4 +1,4 @@
-"""Read the settings that a run saved beside its checkpoints, with the names of earlier versions as they are today."""
+"""Read the settings that a run saved beside its checkpoints, with names of earlier versions made current."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,21 +11,21 @@ from yaml import YAMLError
 from samout_train.config.diagnostics import in_few_words
 from samout_train.config.moved import current_settings
 from samout_train.config.problem import ConfigError
-from samout_train.runtime import home_expanded, refuse_special
+from samout_train.runtime import home_expanded, require_regular_file
 
 
 def saved_node(path: Path, name: str = "model") -> dict[str, Any]:
-    """Return a node of a configuration that a run saved, as plain values; nothing that it names is imported.
+    """Return a node of a saved configuration as plain values; nothing that it names is imported.
 
     Args:
         path: Its `.hydra/config.yaml`.
-        name: Such as `model`, which says how the model was built.
+        name: Such as `model`, the settings of the model.
 
     Raises:
-        ConfigError: if there is no such file, or it cannot be read.
+        ConfigError: if the file is missing or cannot be read.
     """
     try:
-        refuse_special(path)
+        require_regular_file(path)
         config, node = OmegaConf.load(path), None
         if isinstance(config, DictConfig):
             node = config.get(name)
@@ -42,18 +42,18 @@ def saved_node(path: Path, name: str = "model") -> dict[str, Any]:
 
 
 def saved_config(path: Path) -> dict[str, Any]:
-    """Return a configuration that a run saved, as plain values, but for `run_dir`, which only Hydra could resolve.
+    """Return a saved configuration as plain values, without `run_dir`, which only Hydra could resolve.
 
     Args:
         path: Its `.hydra/config.yaml`.
 
     Raises:
-        ConfigError: if there is no such file, or it cannot be read.
+        ConfigError: if the file is missing or cannot be read.
     """
     try:
         config = OmegaConf.load(path)
         if not isinstance(config, DictConfig):
-            raise ValueError("is no configuration")
+            raise ValueError("is not a configuration")
         known = OmegaConf.masked_copy(config, [str(key) for key in config if key != "run_dir"])
         content = OmegaConf.to_container(known, resolve=True)
     except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
@@ -63,16 +63,16 @@ def saved_config(path: Path) -> dict[str, Any]:
 
 
 def saved_keys(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Return some top-level keys of a configuration that a run saved, as plain values.
+    """Return some top-level keys of a saved configuration as plain values.
 
-    Only these are resolved: others refer to what Hydra alone knows.
+    Only these are resolved: others may refer to values that only Hydra knows.
 
     Args:
         path: Its `.hydra/config.yaml`.
-        keys: Those wanted; one that is not there is left out.
+        keys: Missing ones are left out.
 
     Raises:
-        ValueError: if it cannot be read; the message is the reason in a few words.
+        ValueError: if the file cannot be read; the message is the reason in a few words.
     """
     try:
         config = OmegaConf.load(path)
@@ -83,17 +83,17 @@ def saved_keys(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise ValueError(str(in_few_words(error, []))) from error
     if not isinstance(content, dict):
-        raise ValueError("it is no dict")
+        raise ValueError("it is not a dict")
     return content
 
 
 def list_as_yaml(words: Sequence[str]) -> str:
-    """Return a list of texts as the YAML that Hydra writes into `overrides.yaml`."""
+    """Return a list of texts as YAML, as Hydra writes `overrides.yaml`."""
     return OmegaConf.to_yaml(list(words))
 
 
 def saved_choice(run_dir: Path, group: str) -> str | None:
-    """Return the option of a group that a run chose, such as `v8` of `model`; None where Hydra left no word of it.
+    """Return the option of a group that a run chose, such as `v8` of `model`; None if Hydra did not record it.
 
     Args:
         run_dir: Its directory.
@@ -109,7 +109,7 @@ def saved_choice(run_dir: Path, group: str) -> str | None:
 
 
 def saved_seed(path: Path) -> int:
-    """Return the seed of a configuration that a run saved; 0 where it does not say."""
+    """Return the seed of a saved configuration; 0 if it has none."""
     config = OmegaConf.load(path)
     if not isinstance(config, DictConfig):
         return 0

@@ -1,4 +1,4 @@
-"""A call in the configuration against the signature of what it calls: names, types and ranges."""
+"""Check a call in the configuration against the signature that it calls: names, types and ranges."""
 
 import difflib
 import inspect
@@ -23,7 +23,7 @@ LONGEST_LIST = 12
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 EXAMPLES = {int: 1, float: 0.5, str: "text", bool: True}
 NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-# Of the arguments that a run gives: which keys they come from.
+# Arguments that the run gives, and the keys that they come from.
 SET_ELSEWHERE = {"device": "device", "precision": "precision", "seed": "seed", "batch_size": "data.batch_size"}
 
 
@@ -41,24 +41,25 @@ def check_call(
 
     Args:
         path: The key of the node, such as `model`; empty at the top.
-        target: What is called.
+        target: The class or function.
         given: Its arguments.
         late: Arguments that the run gives and not the configuration.
-        also_known: Keys of the node that are for somebody else.
-        elsewhere: What to say of an unknown name that is known in another place.
-        called: How the run calls what takes the late arguments, and what it wants back.
+        also_known: Keys of the node that other code reads.
+        elsewhere: Returns a hint for an unknown name that is known in another place.
+        called: How the run calls the target, for the message if it does not take a late argument.
     """
     try:
         parameters = dict(inspect.signature(target).parameters)
     except (TypeError, ValueError) as error:
         return [Problem(f"{path}._target_", text=f"cannot be called with settings ({error})")]
     hints = _hints(target)
-    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = {}
+    for name, parameter in parameters.items():
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            named[name] = parameter
     known = [name for name in named if name not in late] + sorted(set(also_known) - set(named))
-    prefix = ""
-    if path:
-        prefix = f"{path}."
+    prefix = f"{path}." if path else ""
     found: list[Problem] = []
     for name, value in given.items():
         key = f"{prefix}{name}"
@@ -79,7 +80,9 @@ def check_call(
             found.append(problem)
     not_taken = sorted(set(late) - set(named))
     if not_taken and not takes_any:
-        return found + [_not_taken(path, target, name, called) for name in not_taken]
+        for name in not_taken:
+            found.append(_not_taken(path, target, name, called))
+        return found
     for name, parameter in named.items():
         if name not in late and parameter.default is parameter.empty and name not in given:
             found.append(missing(f"{prefix}{name}"))
@@ -87,7 +90,7 @@ def check_call(
 
 
 def missing(key: str) -> Problem:
-    """Return the problem that a key which has to be set is not."""
+    """Return the problem of a required key that is not set."""
     return Problem(key, text="is missing", fix=f"set {key}=...", kind="missing")
 
 
@@ -100,7 +103,7 @@ def _given_by_the_run(key: str, name: str, value: Any) -> Problem:
 
 
 def _not_taken(path: str, target: Callable[..., Any], name: str, called: str) -> Problem:
-    """Return the problem that a class or function does not take an argument which the run gives."""
+    """Return the problem of a class or function that does not take an argument which the run gives."""
     fix = f"name {called or f'a function of your own that takes {name} and returns what is built'}"
     if not str(getattr(target, "__module__", "")).startswith("torch."):
         fix = f"add it, or {fix}"
@@ -117,12 +120,12 @@ def accepted_by(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
-    """`did you mean ...?`, or a list of what there is.
+    """Return `did you mean ...?`, or a list of the known names.
 
     Args:
-        name: What was given.
-        known: What there is.
-        prefix: What stands before each of these when it is typed.
+        name: The unknown name.
+        known: The known names, in the order of the list.
+        prefix: Typed before each of them, such as `model.`.
     """
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     if close:
@@ -136,7 +139,7 @@ def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
 
 
 def name_of(key: Any) -> str:
-    """Return a key of YAML as it is typed there, also one that is a number, true or null."""
+    """Return a key as it is typed in YAML, where it may be a number, true or null."""
     if isinstance(key, str):
         return key
     return shown(key)
@@ -148,23 +151,23 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
         function = target.__init__
     try:
         return typing.get_type_hints(inspect.unwrap(function), include_extras=True)
-    except (NameError, TypeError):  # names that exist for a type checker only
+    except (NameError, TypeError):  # a name that only type checkers import
         return {}
 
 
 def _check_value(key: str, value: Any, annotation: Any) -> Problem | None:
     """Return the problem of a value that has to fit an annotation; None where it fits."""
-    wanted = _beyond(value, annotation) or _mismatch(value, annotation)
-    if wanted is None:
+    expected = _beyond(value, annotation) or _mismatch(value, annotation)
+    if expected is None:
         return None
     right = _without_quotes(value, annotation)
     if right is None:
-        return Problem(key, shown(value), text=f"must be {wanted}", kind="value")
+        return Problem(key, shown(value), text=f"must be {expected}", kind="value")
     return Problem(key, f"'{shown(value)}'", text="is text", fix=f"write {right}", kind="text")
 
 
 def _beyond(value: Any, annotation: Any) -> str | None:
-    """Return what is wanted where a number, or one in a list or mapping, is not finite or too large."""
+    """Return what is expected of a number, or one in a list or mapping, that is not finite or too large."""
     options = _options(annotation)
     if isinstance(value, float) and value.is_integer() and int in options and float not in options:
         value = int(value)
@@ -179,7 +182,7 @@ def _beyond(value: Any, annotation: Any) -> str | None:
 
 
 def _without_quotes(value: Any, annotation: Any) -> str | None:
-    """Return what to write in place of a text that says what is wanted and is none, such as '32'; None for others."""
+    """Return what to write in place of a text whose content would fit, such as '32'; None for other values."""
     if not isinstance(value, str) or not value:
         return None
     try:
@@ -200,7 +203,7 @@ def _without_quotes(value: Any, annotation: Any) -> str | None:
 
 
 def _mismatch(value: Any, annotation: Any) -> str | None:
-    """Return what is wanted where the value does not fit; None where it does."""
+    """Return what is expected if the value does not fit; None if it does."""
     options, allowed = _options(annotation), range_of(annotation)
     if any(_fits(value, option) for option in options):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -208,13 +211,13 @@ def _mismatch(value: Any, annotation: Any) -> str | None:
             return str(allowed)
         return None
     if forms := forms_of(annotation):
-        return forms.wanted(value)
-    wanted = " or ".join(dict.fromkeys(_described(option, value) for option in options))
+        return forms.expected(value)
+    expected = " or ".join(dict.fromkeys(_described(option, value) for option in options))
     if allowed:
-        wanted += f", {allowed}"
+        expected += f", {allowed}"
     if isinstance(value, float) and value.is_integer() and int in options:
-        wanted += f": write {int(value)}"
-    return wanted
+        expected += f": write {int(value)}"
+    return expected
 
 
 def _options(annotation: Any) -> list[Any]:
@@ -265,7 +268,7 @@ def _all_fit(values: Iterable[Any], annotation: Any) -> bool:
 
 
 def _described(option: Any, value: Any = None) -> str:
-    """Return what is wanted, in words; `value` is what was given, for an example of a list."""
+    """Return in words what is expected; `value` was given, and may serve as an example of a list."""
     origin, inner = typing.get_origin(option) or option, typing.get_args(option)
     if origin is Literal:
         return ", ".join(map(str, inner))
@@ -281,7 +284,7 @@ def _described(option: Any, value: Any = None) -> str:
 
 
 def _list_described(inner: tuple[Any, ...], value: Any) -> str:
-    """Return a list with an example that can be typed: what was given, where that is right by itself."""
+    """Return in words what is expected of a list, with an example made of the given values if they fit."""
     parts = [part for part in inner if part is not Ellipsis]
     given = [value]
     if isinstance(value, list):
@@ -297,7 +300,7 @@ def _list_described(inner: tuple[Any, ...], value: Any) -> str:
 
 
 def _example(part: Any, given: Sequence[Any]) -> Any:
-    """Return a value for a part of a list: what was given, where one is right, or one of its kind."""
+    """Return an example of an item of a list: a given value that fits, or one of the same type."""
     for item in given:
         if item is not None and not _mismatch(item, part):
             return item

@@ -14,12 +14,12 @@ from samout_train.config.problem import ConfigError
 
 
 def is_swept(word: str) -> bool:
-    """Return whether an override gives several values, of which a sweep takes one after another."""
+    """Return whether an override gives several values, one for each job of a sweep."""
     return bool(OverridesParser.create().parse_override(word).is_sweep_override())
 
 
 def swept_words(words: Sequence[str]) -> list[str]:
-    """Return those of some overrides, as a shell gave them, that give several values; unreadable ones are not."""
+    """Return the overrides, as typed, that give several values; unreadable ones are left out."""
     found = []
     for word in words:
         with suppress(HydraException):
@@ -29,15 +29,15 @@ def swept_words(words: Sequence[str]) -> list[str]:
 
 
 def key_or_group(word: str) -> str:
-    """Return the key or the group that an override sets, as Hydra names jobs by it."""
+    """Return the key or group that an override sets, by which Hydra names jobs."""
     return str(OverridesParser.create().parse_override(word).key_or_group)
 
 
 def combinations(words: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of each job of a sweep: all combinations of the values of these.
+    """Return the overrides of each job of a sweep: all combinations of their values.
 
     Raises:
-        ConfigError: if that makes no sweep.
+        ConfigError: if Hydra cannot read the values as a sweep.
     """
     try:
         batches = BasicSweeper.split_arguments(
@@ -45,15 +45,18 @@ def combinations(words: Sequence[str]) -> list[list[str]]:
         )
     except (HydraException, ValueError) as error:
         raise ConfigError(f"these values make no sweep: {error}") from error
-    return [list(job) for batch in batches for job in batch]
+    jobs: list[list[str]] = []
+    for batch in batches:
+        jobs += map(list, batch)
+    return jobs
 
 
 def register_text(name: str, text_of: Callable[[Any], str]) -> None:
-    """Let `${name:}` in a YAML stand for a text that is made of the whole configuration.
+    """Let `${name:}` in a YAML stand for a text computed from the whole configuration.
 
     Args:
-        name: Without the dollar; one that is known already gets the new meaning.
-        text_of: Gets the root of the configuration.
+        name: Without the dollar; an existing resolver is replaced.
+        text_of: Called with the root of the configuration.
     """
 
     def resolver(*, _root_: Any) -> str:

@@ -1,4 +1,4 @@
-"""Read the YAML files that settings are composed of: on which line a key stands, and what Hydra would take wrongly."""
+"""Read the YAML files of a configuration: find the line of a key, and mistakes that Hydra misreads or cannot place."""
 
 import difflib
 import re
@@ -11,7 +11,7 @@ import yaml
 
 from samout_train.config.problem import Place, Problem
 
-# Problems of these kinds are of what a file says, and not of what it meets elsewhere.
+# Kinds of problems that a file causes by its own content.
 OF_THE_VALUE = ("value", "text", "target", "unchosen")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
 FREE_BELOW = ("roles", "hydra", "defaults", "space")  # names below these may have dots
@@ -28,14 +28,14 @@ def with_places(
     config_name: str,
     folders: Sequence[Path],
 ) -> list[Problem]:
-    """Return problems with the places of those that are in a file and not in what was typed.
+    """Return problems with places, for those that come from a file and were not typed.
 
     Args:
         problems: Of composed settings, or of composing them.
-        overrides: What was typed.
-        choices: The chosen option of each group, as far as it is known.
+        overrides: As typed.
+        choices: The chosen option of each group, as far as known.
         config_name: The root YAML.
-        folders: Where YAML is looked for; an earlier one stands before a later one.
+        folders: Folders of YAML files, the first one has priority.
     """
     typed: dict[str, str | None] = {}
     for word in overrides:
@@ -63,7 +63,7 @@ def with_places(
 def _place_of(
     problem: Problem, chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]
 ) -> Place | None:
-    """Return where a file sets what a problem is about; None for one that does not lie in a file."""
+    """Return where a file sets the key of a problem; None if none does."""
     if problem.kind in OF_THE_VALUE:
         return _place(problem.key, chosen, config_name, folders)
     if problem.kind == "option" and problem.value is not None:
@@ -72,7 +72,7 @@ def _place_of(
 
 
 def _decoded(problem: Problem, place: Place | None, chosen: Mapping[str, str | None]) -> str | None:
-    """Return what to write for text that comes out of an environment variable; None for other text."""
+    """Return what to write for text from an environment variable; None for other text."""
     raw = chosen.get(problem.key) or ""
     if place and place.line:
         raw = place.path.read_text(encoding="utf-8", errors="replace").splitlines()[place.line - 1]
@@ -85,14 +85,14 @@ def _decoded(problem: Problem, place: Place | None, chosen: Mapping[str, str | N
 
 
 def _is_typed(problem: Problem, typed: Collection[str]) -> bool:
-    """Return whether a problem is one of what was typed."""
-    if problem.kind == "target":  # of the option, whether that was typed or not
+    """Return whether the key of a problem was typed."""
+    if problem.kind == "target":  # the option sets it, even if the option itself was typed
         return f"{problem.key}._target_" in typed
     return problem.key in typed
 
 
 def line_of(path: Path, word: str) -> int | None:
-    """Return the first line of a file that has a word in it; None where none has."""
+    """Return the number of the first line that contains a word; None if none does."""
     pattern = re.compile(rf"(?<![\w/]){re.escape(word)}(?![\w/])")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return next((number for number, line in enumerate(lines, 1) if pattern.search(line)), None)
@@ -101,23 +101,23 @@ def line_of(path: Path, word: str) -> int | None:
 def yaml_problem(
     chosen: Mapping[str, str | None], *, config_name: str, folders: Sequence[Path], without_override: str | None = None
 ) -> Problem | None:
-    """Return what is wrong with the YAML files that were chosen which Hydra takes otherwise, or says of nothing.
+    """Return the first mistake in the chosen YAML files that Hydra misreads or does not explain.
 
     Args:
         chosen: Options by group.
         config_name: The root YAML.
-        folders: Where YAML is looked for; an earlier one stands before a later one, the program's own is the last.
-        without_override: A group that Hydra was given twice: the file is looked for that means to choose it anew.
+        folders: Folders of YAML files, the first one has priority; the last one is conf/.
+        without_override: A group that is chosen twice; the file that lacks `override` is reported.
     """
     for group, path in _files(chosen, config_name, folders):
         text = path.read_text(encoding="utf-8", errors="replace")
         node = _composed(text)
         if node is not None and not isinstance(node, yaml.MappingNode):
-            kind = "one text"
+            kind = "text"
             if isinstance(node, yaml.SequenceNode):
                 kind = "a list"
             fix = "write them as `key: value`, one a line"
-            return Problem(text=f"is {kind} and no settings", fix=fix, where=Place(path))
+            return Problem(text=f"is {kind} instead of settings", fix=fix, where=Place(path))
         if without_override and path.parent != folders[-1] and (found := _chosen_again(path, without_override)):
             return found
         for number, line in enumerate(text.splitlines(), 1):
@@ -132,7 +132,7 @@ def yaml_problem(
 
 
 def _chosen_again(path: Path, group: str) -> Problem | None:
-    """Return that the defaults of a file choose a group that is chosen already; None where they do not."""
+    """Return the problem of a file whose defaults choose a group that is chosen already."""
     for name, value in _named_in_defaults(path):
         if str(name.value).lstrip("/") == group:
             text = f"its defaults choose {group}, which is chosen already"
@@ -144,7 +144,7 @@ def _chosen_again(path: Path, group: str) -> Problem | None:
 def other_kind(
     chosen: Mapping[str, str | None], *, config_name: str, folders: Sequence[Path]
 ) -> tuple[str, Any, Any, Place] | None:
-    """Return the first key of a file that is a list where settings stand in what it joins, or the other way round.
+    """Return the first key that is a list in one file and settings in another.
 
     Args:
         chosen: Options by group.
@@ -152,33 +152,36 @@ def other_kind(
         folders: As for `yaml_problem`.
 
     Returns:
-        The key, its value, the value that it would replace (None for a whole group), and the place.
+        The key, its value, the value that it would replace (None for a whole group), and the place; or None.
     """
     files = sorted(_files(chosen, config_name, folders), key=lambda file: file[0] != "experiment")
     for group, path in files:
-        if path.is_relative_to(folders[-1]):  # the program's own are right
+        if path.is_relative_to(folders[-1]):  # conf/ itself has no mistakes
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         outer = tuple(filter(None, group.split("/")))
         if GLOBAL_PACKAGE.match(text):
             outer = ()
-        others = [file for _, file in files if file != path]
+        others = []
+        for _, file in files:
+            if file != path:
+                others.append(file)
         for parts, name, value in _containers(_composed(text), outer):
             replaced = _node_at(parts, others, folders)
-            wanted: type = type(replaced)
+            expected: type = type(replaced)
             if len(parts) == 1 and any((folder / parts[0]).is_dir() for folder in folders):
-                wanted = yaml.MappingNode
-            if wanted in (yaml.MappingNode, yaml.SequenceNode) and type(value) is not wanted:
+                expected = yaml.MappingNode
+            if expected in (yaml.MappingNode, yaml.SequenceNode) and type(value) is not expected:
                 return ".".join(parts), _plain(value), _plain(replaced), _place_of_node(path, name)
     return None
 
 
 def has_strange_keys(config: Mapping[str, Any], groups: Collection[str] = ()) -> bool:
-    """Return whether a composed configuration has keys with dots, or of a misspelt package, or a group that is a list.
+    """Return whether a configuration has keys with dots, keys of a misspelt package, or a group that is a list.
 
     Args:
         config: Or a part of it.
-        groups: Those of its keys that are groups.
+        groups: Which of its keys are groups.
     """
     for key, value in config.items():
         if DOTTED.fullmatch(str(key)) or (key in groups and isinstance(value, list)) or _is_like_global(str(key)):
@@ -202,7 +205,7 @@ def options_of(group: str, folders: Sequence[Path]) -> list[str]:
 
 
 def is_empty(path: Path) -> bool:
-    """Return whether a file has remarks at the most."""
+    """Return whether a file contains comments at most."""
     return _composed(path.read_text(encoding="utf-8", errors="replace")) is None
 
 
@@ -217,17 +220,17 @@ def _place_of_node(path: Path, node: yaml.Node) -> Place:
 
 
 def _is_like_global(package: str) -> bool:
-    """Return whether somebody meant `_global_`."""
+    """Return whether a package is a misspelt `_global_`."""
     return package != "_global_" and bool(difflib.get_close_matches(package.strip("_").lower(), ["global"], cutoff=0.8))
 
 
 def _key_problem(node: yaml.Node, path: Path) -> Problem | None:
-    """Return what is wrong with the first key of a file that should be nested, or is null."""
+    """Return the problem of the first key of a file that should be nested, or is null."""
     for name, value in _pairs(node):
         place = _place_of_node(path, name)
         if name.tag == "tag:yaml.org,2002:null":
-            text = f"{name.value or 'null'}: is no key"
-            return Problem(text=text, fix="give it a name, or take the line out", where=place)
+            text = f"{name.value or 'null'}: is not a key"
+            return Problem(text=text, fix="give it a name, or delete the line", where=place)
         if DOTTED.fullmatch(str(name.value)):
             right = ", below it ".join(f"`{part}:`" for part in name.value.split("."))
             text = f"{name.value}: YAML takes a key with a dot for one name: nest it"
@@ -238,15 +241,15 @@ def _key_problem(node: yaml.Node, path: Path) -> Problem | None:
 
 
 def _circle(group: str, path: Path, folders: Sequence[Path]) -> Problem | None:
-    """Return that a file names itself in its defaults, or one that names it."""
+    """Return the problem of a file whose defaults include it again, directly or through others."""
     waiting, seen = [path], set[Path]()
     while waiting:
         file = waiting.pop()
         for option in _parents(file):
             parent = _file(group, option, folders)
             if parent == path:
-                text = f"YAML files name each other in their defaults without end, here {option}"
-                fix = "take one of them out"
+                text = f"YAML files include each other in a circle, here {option}"
+                fix = "remove one of them"
                 if file == path:
                     fix = "write `_self_` for the file itself"
                 return Problem(text=text, fix=fix, where=Place(file, line_of(file, option)))
@@ -257,7 +260,7 @@ def _circle(group: str, path: Path, folders: Sequence[Path]) -> Problem | None:
 
 
 def _files(chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """Yield the root and the files that are chosen, also in the experiment, each with its group and its parents."""
+    """Yield the root and the chosen files, also those of the experiment, with their groups and parents."""
     choices: dict[str, str | None] = {}
     for path in (_file("", config_name, folders), _file("experiment", chosen.get("experiment"), folders)):
         if path:
@@ -281,7 +284,7 @@ def _containers(
 ) -> Iterator[tuple[tuple[str, ...], yaml.Node, yaml.Node]]:
     """Yield the keys of a file whose values are lists or settings, from the outside in: their path, name and value."""
     for name, value in _pairs(node):
-        is_hydras = not outer and name.value == "hydra"  # where one value is no setting either
+        is_hydras = not outer and name.value == "hydra"  # below which one value is not a mapping either
         if (is_hydras or not isinstance(value, yaml.ScalarNode)) and name.value != "defaults":
             yield (*outer, str(name.value)), name, value
             yield from _containers(value, (*outer, str(name.value)))
@@ -305,7 +308,7 @@ def _node_at(parts: Sequence[str], files: Sequence[Path], folders: Sequence[Path
 
 
 def _entry(node: yaml.Node | None, key: str) -> tuple[yaml.Node, yaml.Node] | tuple[None, None]:
-    """Return the name and the value of a key of settings; None twice where it is not there."""
+    """Return the name and the value of a key; None twice if it is missing."""
     for name, value in _pairs(node):
         if name.value == key:
             return name, value
@@ -331,7 +334,7 @@ def _file(group: str, option: str | None, folders: Sequence[Path]) -> Path | Non
 def _place_of_option(
     option: str, chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]
 ) -> Place | None:
-    """Return where the defaults of the experiment, or of the root, name an option that is not there."""
+    """Return where the defaults of the experiment, or of the root, name a missing option."""
     for path in (_file("experiment", chosen.get("experiment"), folders), _file("", config_name, folders)):
         if path and option in _choices(path).values() and (line := line_of(path, option)):
             return Place(path, line)
@@ -339,7 +342,7 @@ def _place_of_option(
 
 
 def _place(key: str, chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]) -> Place | None:
-    """Return a place such as `mine/model/own.yaml`, 3; what is composed last has priority, so it is searched first."""
+    """Return the place that sets a key; files are searched from the last composed to the first."""
     own = key.split(".")[0]
     if key.startswith("hydra."):
         own = "/".join(key.split(".")[:2])
@@ -404,12 +407,12 @@ def _defaults(path: Path) -> list[yaml.Node]:
 
 
 def _parents(path: Path) -> list[str]:
-    """Return options of the same group that a file's defaults name."""
+    """Return the options of the same group in a file's defaults."""
     return [item.value for item in _defaults(path) if isinstance(item, yaml.ScalarNode)]
 
 
 def _named_in_defaults(path: Path) -> list[tuple[yaml.Node, yaml.Node]]:
-    """Return groups and options that a file's defaults name: `override /model` and `own`."""
+    """Return the groups and options in a file's defaults: `override /model` and `own`."""
     pairs = []
     for item in _defaults(path):
         pairs += _pairs(item)
@@ -417,7 +420,7 @@ def _named_in_defaults(path: Path) -> list[tuple[yaml.Node, yaml.Node]]:
 
 
 def _choices(path: Path) -> dict[str, str | None]:
-    """Return options of other groups that a file's defaults name: `own` for `override /model: own`."""
+    """Return the options of other groups in a file's defaults: {model: own} for `override /model: own`."""
     choices: dict[str, str | None] = {}
     for name, value in _named_in_defaults(path):
         choices[_group_of(name)] = str(value.value)

@@ -12,9 +12,13 @@ from .shards.workers import WorkerDiedError as WorkerDiedError
 from .shards.write import Tokenized as Tokenized, tokenize_files as tokenize_files
 from .source import MatrixRows as MatrixRows, Rows as Rows, Source as Source, as_source as as_source
 from .text.base import vocabulary_of as vocabulary_of
+from .text.choices import Choices as Choices, Question as Question
+from .text.conversations import ROLES as ROLES, Turn as Turn, turns_of as turns_of
 from .text.documents import JsonlReader as JsonlReader, LineEnds as LineEnds, text_of as text_of
 from .text.files import find as find
+from .text.learned import learned_tokens as learned_tokens
 from .text.rows import TokenRows as TokenRows
+from .text.shown import rows_of_jsonl as rows_of_jsonl
 from .text.whole import (
     WholeData as WholeData,
     digests_of as digests_of,
@@ -25,6 +29,7 @@ from .vocabulary.base import (
     PAD_ID as PAD_ID,
     SOS_ID as SOS_ID,
     SPECIAL_TOKENS as SPECIAL_TOKENS,
+    SURROGATE as SURROGATE,
     Bytes as Bytes,
     Characters as Characters,
     UnknownCharacterError as UnknownCharacterError,

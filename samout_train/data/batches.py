@@ -1,6 +1,6 @@
-"""From rows of token ids to batches: which rows, in which order, and how they reach the device.
+"""Draw batches from rows of token ids: their order, each process's share, and the copy to the device.
 
-The order is a pure function of seed, epoch and position (`shuffle.py`), so a continued run needs nothing but its step.
+The order is a pure function of seed, epoch and position (`shuffle.py`), so a resumed run needs only its step.
 """
 
 # R rows, T time; a row of ids has T + 1: inputs are its first T, targets its last T
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samout_train.data.shuffle import RowOrder
-from samout_train.data.source import MatrixRows as MatrixRows, Rows as Rows, Source as Source  # imported from here, too
+from samout_train.data.source import MatrixRows as MatrixRows, Rows as Rows, Source as Source  # old imports
 from samout_train.runtime import distributed, to_device
 
 TARGETS_DRAWN_TOGETHER = 1 << 16
@@ -22,9 +22,9 @@ class Batch:
     """The data of one optimizer step.
 
     Args:
-        ids_RT: (R, T + 1) int64, on the device: the rows of this process.
-        num_targets: Counted targets of all processes, known without asking the device.
-        own_targets: Counted targets of these rows.
+        ids_RT: The rows of this process, (R, T + 1) int64, on the device.
+        num_targets: Counted targets of all processes, on the host: reading them does not wait for the device.
+        own_targets: Counted targets of this process's rows.
     """
 
     ids_RT: Tensor
@@ -37,12 +37,12 @@ class Batches:
 
     Args:
         rows: The rows to draw from.
-        batch_size: Rows in a batch, over all processes. A batch may hold the end of one epoch and the start of the
-            next. Each process draws its own share of the rows, as many as any other.
-        seed: Decides the order of rows in each epoch.
+        batch_size: Rows in a batch over all processes, which have equal shares. A batch may hold the end of one epoch
+            and the start of the next.
+        seed: Seed of the order of rows in each epoch.
         ignore_index: Targets of this value are not counted.
-        device: Where batches go. On CUDA the next one is drawn, pinned and its copy queued while the device works.
-        overfit_batches: Above 0, only that many first batches, again and again.
+        device: Device of the batches. On CUDA the next batch is drawn and its copy queued while the device works.
+        overfit_batches: If above 0, repeat this many first batches.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class Batches:
         self._order = RowOrder(rows.num_rows, seed, shuffle=not getattr(rows, "has_own_order", False))
         self._ahead: tuple[int, Batch] | None = None
         self._own_rows = batch_size // distributed.count()
-        # Small batches are drawn many at a time: one by one, the drawing of 12 rows of 64 takes 2 % of a small step.
+        # Draw small batches several at a time: drawing 12 rows of 64 one batch at a time takes 2 % of a small step.
         self._steps_together = max(1, TARGETS_DRAWN_TOGETHER // (self._own_rows * rows.seq_len))
         self._block = -1
         self._drawn: list[tuple[Tensor, int]] = []
 
     def on_host(self, step: int) -> tuple[Tensor, int]:
-        """Return this process's rows in the batch of step 0, 1, 2 ..., and their number of counted targets.
+        """Return this process's rows of a step's batch, (R, T + 1) int64 on the CPU, and their counted targets.
 
-        The rows are (R, T + 1) int64, in ordinary memory.
+        The first step is 0.
         """
         if self.overfit_batches:
             step %= self.overfit_batches
@@ -79,7 +79,7 @@ class Batches:
         return self._drawn[place]
 
     def num_targets(self, step: int) -> int:
-        """Return the number of counted targets of a step's batch, over all processes; all ask for it together."""
+        """Return the number of counted targets of a step's batch over all processes. A collective call."""
         return distributed.total(self.on_host(step)[1])
 
     def get(self, step: int) -> Batch:
@@ -90,12 +90,12 @@ class Batches:
         return Batch(to_device(ids_RT, self.device), distributed.total(own_targets), own_targets)
 
     def prepare(self, step: int) -> None:
-        """Send the batch of a later step on its way, while the device is busy with this one's."""
+        """Start the copy of a later step's batch while the device is busy with the current one."""
         if self.device.type == "cuda":
             self._ahead = (step, self.get(step))
 
     def places(self, step: int) -> list[tuple[int, int]]:
-        """Return epoch and index of each row of a step's batch."""
+        """Return the epoch and the index of each row of a step's batch."""
         if self.overfit_batches:
             step %= self.overfit_batches
         places: list[tuple[int, int]] = []
@@ -105,7 +105,7 @@ class Batches:
         return places
 
     def _rows_from(self, first: int, count: int) -> Tensor:
-        """Return rows of the endless stream of epochs, from its row `first` on."""
+        """Return `count` rows of the endless stream of epochs, from row `first`."""
         pieces = [self.rows.take(indices, epoch) for epoch, indices in self._order.pieces(first, count)]
         if len(pieces) == 1:
             return pieces[0]

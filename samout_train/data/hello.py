@@ -1,4 +1,4 @@
-"""Labelling at its smallest: read "hello", say "ohlol". Every position has a label of its own.
+"""The smallest labelling task: the input is "hello", the labels are "ohlol", one per position.
 
 Source: the published hello programs: letters e h l o as 0 1 2 3, inputs 1 0 2 2 3, labels 3 1 2 3 2.
 """
@@ -17,7 +17,7 @@ LABELS = (3, 1, 2, 3, 2)
 
 
 def hello_problems(settings: Mapping[str, Any], name: str) -> list[Problem]:
-    """Return what is wrong with settings that are right by themselves."""
+    """Return the problem of an ignore_index that is a letter."""
     ignored = settings["ignore_index"]
     if not 0 <= ignored < len(LETTERS):
         return []
@@ -27,11 +27,11 @@ def hello_problems(settings: Mapping[str, Any], name: str) -> list[Problem]:
 
 @checked_by(hello_problems)
 def hello(*, ignore_index: int, seed: int) -> Source:
-    """Return a source of one row, to learn from and to judge by.
+    """Return a source with one row for both training and validation.
 
     Args:
-        ignore_index: Labels of this value are not counted; 0 to 3 are letters here.
-        seed: Of the run; there is nothing to draw.
+        ignore_index: Labels of this value are not counted; 0 to 3 are letters.
+        seed: The run's seed; has no effect, since nothing is random.
 
     Raises:
         ValueError: if a letter is ignored.
@@ -51,4 +51,4 @@ def hello(*, ignore_index: int, seed: int) -> Source:
     )
 
 
-hello.labelling = True  # type: ignore[attr-defined]  # so that it is known before anything is built
+hello.labelling = True  # type: ignore[attr-defined]  # checked before anything is built

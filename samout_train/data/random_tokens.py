@@ -1,4 +1,4 @@
-"""Uniform random token ids: the published training program. A model can only memorise them."""
+"""Uniform random token ids, as in the published training program. A model can only memorise them."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from samout_train.data.source import MatrixRows, Source
 
 
 def random_tokens_problems(settings: Mapping[str, Any], name: str) -> list[Problem]:
-    """Return what is wrong between settings that are right by themselves."""
+    """Return the problems of the padding id and ignore_index."""
     found, pad_id, vocab_size = [], settings["pad_id"], settings["vocab_size"]
     if not 0 <= pad_id < vocab_size or vocab_size < 2:
         text = f"must be an id, from 0 to {vocab_size - 1}"
@@ -36,22 +36,22 @@ def random_tokens(
     ignore_index: int,
     seed: int,
 ) -> Source:
-    """Return random sequences to train on, and as many fresh ones to validate on.
+    """Return random sequences for training, and equally many other ones for validation.
 
     Args:
-        vocab_size: Number of ids V; at least 2, so that something is left beside the padding.
+        vocab_size: Number of ids V; at least 2, one of them the padding.
         seq_len: Targets in a row; a row has seq_len + 1 ids.
         num_sequences: Rows in each split.
         pad_probability: Probability that one random position of a sequence is set to `pad_id`.
         pad_id: Id of the padding.
         ignore_index: Targets of this value are not counted.
-        seed: Decides all of it.
+        seed: Seed of all sequences.
 
     Returns:
-        A source whose floor is ln(V - 1) where one id is ignored: the counted targets are uniform over the others.
+        A source whose floor is ln(V - 1) if one id is ignored: the counted targets are uniform over the others.
 
     Raises:
-        ValueError: if pad_id is no id below vocab_size.
+        ValueError: if pad_id is out of range.
 
     Source: the published SamOut training program.
     """

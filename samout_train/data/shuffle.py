@@ -1,8 +1,8 @@
-"""The order of rows as a function of seed, epoch and place: a keyed bijection, of which nothing is held in memory.
+"""The order of rows as a function of seed, epoch and position: a keyed bijection that needs no memory.
 
-A Feistel network permutes 0 to 4**h - 1, the smallest such range that has room; what falls outside the wanted size
-is sent through it again until it falls inside ("cycle walking"), which leaves a bijection. Its round function is the
-finalizer of SplitMix64. Everything is arithmetic modulo 2**64, so the order is the same on every platform.
+A Feistel network permutes 0 to 4**h - 1, the smallest such range that covers the size. Values outside the size go
+through it again until they fall inside ("cycle walking"), so the result is still a bijection. The round function is
+the finalizer of SplitMix64. All arithmetic is modulo 2**64, so the order is the same on every platform.
 
 Source: J. Black and P. Rogaway, Ciphers with Arbitrary Finite Domains, 2002; G. Steele, D. Lea and C. Flood, Fast
 Splittable Pseudorandom Number Generators, 2014.
@@ -18,7 +18,7 @@ Uint64s = NDArray[np.uint64]
 Key = int | NDArray[np.int64]
 LARGEST_SIZE = 1 << 62
 ROUNDS = 6
-SMALL_HALF_BITS, SMALL_ROUNDS = 3, 10  # of 5 things, with 8 rounds, not all pairs were equally likely
+SMALL_HALF_BITS, SMALL_ROUNDS = 3, 10  # with 8 rounds, not all pairs of 5 things were equally likely
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 ORDERED_TOGETHER = 1 << 13
 
@@ -28,8 +28,8 @@ class RowOrder:
 
     Args:
         num_rows: Rows of an epoch.
-        seed: Decides their order in each.
-        shuffle: Whether there is one; else they come as they are numbered.
+        seed: Seed of their order in each epoch.
+        shuffle: Whether to shuffle; otherwise rows come in the order of their indices.
     """
 
     def __init__(self, num_rows: int, seed: int, *, shuffle: bool) -> None:
@@ -37,11 +37,11 @@ class RowOrder:
         self._known = 0, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
 
     def pieces(self, first: int, count: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Row `first` of the stream and those behind it, `count` in all: each epoch's number, and its rows'."""
+        """Yield `count` rows of the stream from row `first`, by epoch: its number, and the indices of its rows."""
         begin, epochs, indices = self._known
         if not begin <= first <= first + count <= begin + len(epochs):
             begin = first
-            together = max(count, ORDERED_TOGETHER)  # one by one, they would take longer than reading their rows
+            together = max(count, ORDERED_TOGETHER)  # one batch at a time, this would take longer than reading rows
             epochs, indices = np.divmod(np.arange(first, first + together), self.num_rows)
             if self.shuffle:
                 indices = shuffled(indices, self.num_rows, self.seed, epochs)
@@ -53,18 +53,18 @@ class RowOrder:
 
 
 def shuffled(places: NDArray[np.int64], size: int, *key: Key) -> NDArray[np.int64]:
-    """Return what stands at places of a shuffled range.
+    """Return the values at some places of the shuffled range 0 to size - 1.
 
     Args:
         places: From 0 to size - 1.
-        size: Things that are shuffled, from 1 to 2**62.
-        key: What the order depends on: numbers from 0 to 2**63 - 1, or one for each place.
+        size: The size of the range, from 1 to 2**62.
+        key: The key of the order: numbers from 0 to 2**63 - 1, or arrays with one number per place.
 
     Returns:
-        Numbers from 0 to size - 1, one for each place; for one key, all places have different ones.
+        Numbers from 0 to size - 1, one per place; for one key, they differ from place to place.
 
     Raises:
-        ValueError: if the size is none.
+        ValueError: if size is out of range.
     """
     if not 1 <= size <= LARGEST_SIZE:
         raise ValueError(f"size ({size}) must be from 1 to 2**62: shuffle parts of it")
@@ -82,10 +82,10 @@ def shuffled(places: NDArray[np.int64], size: int, *key: Key) -> NDArray[np.int6
 
 
 def drawn(num_values: NDArray[np.int64], *key: Key) -> NDArray[np.int64]:
-    """Return a number from 0 to num_values - 1 for each of num_values, by key.
+    """Return a pseudo-random number from 0 to num_values - 1 for each of num_values.
 
     Args:
-        num_values: From 1 to 2**31; no number is then more than 2**-32 likelier than another.
+        num_values: From 1 to 2**31; the probabilities of two numbers then differ by at most 2**-32.
         key: As for `shuffled`.
     """
     mixed = np.broadcast_to(_mixed_key(key), num_values.shape)

@@ -1,4 +1,4 @@
-"""A data source: what it gives to the rest of the program, and rows of token ids that lie in memory."""
+"""The interface of data sources to the rest of the program, and rows of token ids in memory."""
 
 # R rows, T time; a row of ids has T + 1: inputs are its first T, targets its last T
 
@@ -22,24 +22,25 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data source: what it gives to the rest of the program.
+    """A data source, as the rest of the program sees it.
 
     Args:
         vocab_size: Number of token ids V.
-        pad_id: The id that fills rows; None where there is none.
+        pad_id: The id that fills rows; None for no padding.
         ignore_index: Targets of this value are not counted.
-        train: The rows to learn from.
-        validation: The rows to judge by.
-        vocabulary: Ids to text; None where ids are no text.
-        floor_nats: The loss that nothing can beat on the validation rows; None where it is not known.
-        description: What was read, for the record: sizes, digest, files.
-        labels: Where targets are labels, the name of each, by id; what makes the source has `labelling = True` then.
-        tests: Further rows to judge by, by name: those of a task, at other lengths than it is learned at.
-        chance: Of a task, the accuracy of guessing; None elsewhere.
-        line_ends: How line ends were read, and how those of prompts are: `keep` or `fold`.
+        train: The training rows.
+        validation: The validation rows.
+        vocabulary: The vocabulary; None if the ids do not stand for text.
+        floor_nats: The lowest possible loss on the validation rows, in nats per target; None if unknown.
+        description: A record of the data: sizes, digest, files.
+        labels: The name of each label, by id, if targets are labels; the source's function then has `labelling = True`.
+        tests: Further rows to evaluate on, by name, such as a task's at other lengths.
+        chance: The accuracy of guessing, of a task; None otherwise.
+        line_ends: Treatment of line ends in text and prompts: `keep` or `fold`.
+        words: Words of the validation text, the divisor of a perplexity per word; None if that is not its figure.
 
     Raises:
-        ValueError: if there is padding and it would be learned.
+        ValueError: if padding would be learned.
     """
 
     vocab_size: int
@@ -54,6 +55,7 @@ class Source:
     tests: Mapping[str, "Rows"] = field(default_factory=dict)
     chance: float | None = None
     line_ends: LineEnds = "keep"
+    words: int | None = None
 
     def __post_init__(self) -> None:
         if self.pad_id is not None and self.pad_id != self.ignore_index:
@@ -64,13 +66,13 @@ class Source:
 
 @runtime_checkable
 class SourceSettings(Protocol):
-    """The settings of a source, a dataclass with a field for each key of its YAML and for the `seed` of the run."""
+    """The settings of a source: a dataclass with a field for each key of its YAML and for the run's `seed`."""
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return what is wrong between settings that are right by themselves, before anything is built.
+        """Return the problems of settings that are valid one by one, before anything is built.
 
         Args:
-            name: The key that they stand under, such as `data`.
+            name: The key of this group of settings, such as `data`.
         """
         ...
 
@@ -80,19 +82,19 @@ class SourceSettings(Protocol):
 
 
 def as_source(made: Source | SourceSettings) -> Source:
-    """Return the source that a `_target_` made, or made the settings of."""
+    """Return a source from what a `_target_` built: the source itself or its settings."""
     if isinstance(made, SourceSettings):
         return made.source()
     return made
 
 
 def problems_of(dataclass_type: Callable[..., SourceSettings], settings: Mapping[str, Any], name: str) -> list[Problem]:
-    """Return what is wrong between the settings of a data YAML, each right by itself.
+    """Return the problems of the settings of a data YAML that are valid one by one.
 
     Args:
-        dataclass_type: Has a field for each of them; keys of the training loop, which stand beside them, are none.
-        settings: Without the seed, which the run gives and no check looks at.
-        name: The key that they stand under.
+        dataclass_type: The settings' dataclass. Keys of the training loop, in the same YAML, are not among its fields.
+        settings: The settings without the seed, which no check depends on.
+        name: The key of this group of settings.
     """
     known = inspect.signature(dataclass_type).parameters
     fields: dict[str, Any] = {"seed": 0}
@@ -103,21 +105,21 @@ def problems_of(dataclass_type: Callable[..., SourceSettings], settings: Mapping
 
 
 def problems_below(name: str, error: ValueError) -> list[Problem]:
-    """Return what an error says of the settings that stand under a key, with that key in front."""
+    """Return the problems of an error about a group of settings, with the group's key in front."""
     if not isinstance(error, ConfigError):
         return [Problem(text=f"{name}.{error}")]
     return [replace(problem, key=f"{name}.{problem.key}") for problem in error.problems]
 
 
 def source_function(dataclass_type: Callable[P, SourceSettings]) -> Callable[P, Source]:
-    """Return a function from the fields of a dataclass to the source that they are the settings of."""
+    """Return a function that builds a source from the fields of its settings' dataclass."""
 
     @checked_by(functools.partial(problems_of, dataclass_type))
     @functools.wraps(dataclass_type, updated=())
     def make_source(*args: P.args, **kwargs: P.kwargs) -> Source:
         return dataclass_type(*args, **kwargs).source()
 
-    # Messages list the settings of its own first, then those that it shares.
+    # Messages list the dataclass's own settings first, then inherited ones.
     parameters = inspect.signature(dataclass_type).parameters
     names = dict.fromkeys([*inspect.get_annotations(dataclass_type), *parameters])
     ordered = [parameters[name] for name in names if name in parameters]
@@ -128,7 +130,7 @@ def source_function(dataclass_type: Callable[P, SourceSettings]) -> Callable[P, 
 class Rows(Protocol):
     """One split of a source, as rows of seq_len + 1 ids.
 
-    Rows come shuffled in each epoch; those with an attribute `has_own_order` that is true come as their indices count.
+    Each epoch shuffles the rows, unless they have a true attribute `has_own_order`; they then come by index.
     """
 
     seq_len: int
@@ -136,29 +138,25 @@ class Rows(Protocol):
     num_windows: int
 
     def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
-        """Return rows of one epoch for training, (R, T + 1) int64; indices are below num_rows."""
+        """Return rows of one epoch for training, (R, T + 1) int64; indices are from 0 to num_rows - 1."""
         ...
 
     def windows(self, start: int, stop: int) -> Tensor:
-        """Return rows start to stop of the num_windows that cover the split once, for evaluation, (R, T + 1) int64."""
+        """Return rows start to stop - 1 of the num_windows that cover the split once, (R, T + 1) int64."""
         ...
 
     def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets, (..., T) each, of rows that `take` or `windows` gave."""
+        """Return inputs and targets, (..., T) each, of rows from `take` or `windows`."""
         ...
 
 
 def next_token(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return inputs and targets of rows, (..., T) each; the targets are the inputs, one to the left."""
+    """Return inputs and targets of rows, (..., T) each; the targets are the inputs shifted left by one."""
     return ids[..., :-1], ids[..., 1:]
 
 
 class MatrixRows:
-    """Rows that lie in memory as they are.
-
-    Args:
-        ids_RT: (R, T + 1) int64.
-    """
+    """Rows in memory, (R, T + 1) int64, the same in each epoch."""
 
     split = staticmethod(next_token)
 
@@ -168,20 +166,20 @@ class MatrixRows:
         self.seq_len = ids_RT.shape[1] - 1
 
     def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
-        """Return the rows of these indices; the same in each epoch."""
+        """Return the rows of these indices, (R, T + 1)."""
         return self.ids_RT[torch.from_numpy(indices)]
 
     def windows(self, start: int, stop: int) -> Tensor:
-        """Return the rows as they lie."""
+        """Return rows start to stop - 1, (R, T + 1)."""
         return self.ids_RT[start:stop]
 
 
 class LabelledRows:
-    """Rows in memory in which each position has a label of its own: inputs, and labels behind them.
+    """Rows in memory with a label for each position, as T inputs followed by T labels.
 
     Args:
-        inputs_RT: Token ids, any integer dtype.
-        labels_RT: Labels, the same dtype.
+        inputs_RT: Token ids of any integer dtype.
+        labels_RT: Labels of the same dtype.
     """
 
     def __init__(self, inputs_RT: Tensor, labels_RT: Tensor) -> None:
@@ -194,7 +192,7 @@ class LabelledRows:
         return self.ids_R2T[torch.from_numpy(indices)].long()
 
     def windows(self, start: int, stop: int) -> Tensor:
-        """Return the rows as they lie, (R, 2 T) int64."""
+        """Return rows start to stop - 1, (R, 2 T) int64."""
         return self.ids_R2T[start:stop].long()
 
     def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,20 @@ from .charts import (
     heat_map as heat_map,
     missing_charts as missing_charts,
 )
+from .choices import (
+    ChoicesFound as ChoicesFound,
+    measure_choices as measure_choices,
+)
+from .conversation import (
+    NEVER_DRAWN as NEVER_DRAWN,
+    Conversation as Conversation,
+    Penalty as Penalty,
+    Sampling as Sampling,
+    as_json as as_json,
+    begins_with_sos as begins_with_sos,
+    ids_of as ids_of,
+    turns_of_json as turns_of_json,
+)
 from .evaluator import Evaluation as Evaluation, Evaluator as Evaluator
 from .generate import (
     Decoder as Decoder,

@@ -1,7 +1,7 @@
-"""Measure what the branches of a mixer contribute: the loss that leaving one out adds.
+"""Ablation: measure what each branch of a mixer contributes, as the loss added without it.
 
-A branch is left out by putting something in the mixer's place that calls it. What can be left out, the mixer says
-itself (`models/interface.py`): no formula is repeated here, and no weight is changed.
+A wrapper takes the mixer's place and calls it without the branch. The mixer itself declares its branches
+(`models/interface.py`), so that no formula is repeated here and no weight changes.
 """
 
 # B batch, T time, D width, P packed: the streams side by side
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-WHOLE = "mixer"  # its whole output
-PAST = "past"  # what it knows of earlier tokens: each one is mixed as if a row began with it
+WHOLE = "mixer"  # the whole output
+PAST = "past"  # the influence of earlier tokens: each token is mixed as if it began a row
 EVERYWHERE = "all_layers"
 
 
@@ -22,8 +22,8 @@ class Without(nn.Module):
     """A mixer without one of its branches.
 
     Args:
-        mixer: What stands in the model.
-        branch: `mixer` (the output is zero), `past` (each token by itself), or one that the mixer names.
+        mixer: The model's mixer.
+        branch: `mixer` (the output is zero), `past` (each token by itself), or one of the mixer's `branches`.
     """
 
     def __init__(self, mixer: nn.Module, branch: str) -> None:
@@ -31,7 +31,7 @@ class Without(nn.Module):
         self.mixer, self.branch = mixer, branch
 
     def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Return what the mixer returns, without the branch."""
+        """Return the mixer's output without the branch, and its next state."""
         if self.branch == WHOLE:
             u_BTD, state = self.mixer(x_BTD, state)
             return torch.zeros_like(u_BTD), state
@@ -47,7 +47,7 @@ class Without(nn.Module):
 
 
 def mixed_by(model: nn.Module) -> dict[str, Any]:
-    """Return the modules with a mixer as their attribute `mixer`, by layer: those of `layers`, or the model itself."""
+    """Return the modules with an attribute `mixer`, by layer: those in `model.layers`, or the model itself."""
     layers: Any = getattr(model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         layers = [model]
@@ -59,7 +59,7 @@ def mixed_by(model: nn.Module) -> dict[str, Any]:
 
 
 def said_by(mixer: nn.Module, name: str) -> Any:
-    """Return what a mixer says about its `forward`; None for nothing, or where a subclass has another `forward`."""
+    """Return an attribute that describes a mixer's `forward`; None if missing, or if a subclass overrides `forward`."""
     if name in vars(mixer):
         return getattr(mixer, name)
     for kind in type(mixer).__mro__:
@@ -71,17 +71,17 @@ def said_by(mixer: nn.Module, name: str) -> Any:
 
 
 def branches_of(mixer: nn.Module) -> list[str]:
-    """Return the names of what can be left out of a mixer, the whole of it last."""
+    """Return the names of a mixer's branches, the whole output last."""
     return [*(said_by(mixer, "branches") or {}), PAST, WHOLE]
 
 
 @contextmanager
 def without(layers: Mapping[str, Any], branch: str) -> Iterator[None]:
-    """Let the mixers of these layers go without the branch.
+    """Run these layers' mixers without a branch.
 
     Args:
-        layers: As `mixed_by` returns them, or some of them.
-        branch: One of `branches_of` their mixers; a mixer that has none of this name stays as it is.
+        layers: Some or all of the layers from `mixed_by`.
+        branch: A branch from `branches_of`; a mixer without this branch stays as it is.
     """
     with ExitStack() as stack:
         for layer in layers.values():
@@ -92,15 +92,15 @@ def without(layers: Mapping[str, Any], branch: str) -> Iterator[None]:
 
 
 def added_nats(model: nn.Module, loss_nats: Callable[[], float], *, each_layer: bool) -> dict[str, dict[str, float]]:
-    """Return what leaving out each branch adds to a loss.
+    """Return the nats that leaving out each branch adds to a loss.
 
     Args:
-        model: Its mixers are found by `mixed_by`, and are in their places again afterwards.
+        model: The model, unchanged afterwards.
         loss_nats: Evaluates the model.
-        each_layer: Whether also in each layer by itself, which takes as many times longer as there are layers.
+        each_layer: Whether to measure each layer by itself too, which multiplies the time by about the layers.
 
     Returns:
-        By `all_layers` or layer, then by branch.
+        Added nats by `all_layers` or layer, then by branch.
     """
     layers = mixed_by(model)
     if not layers:

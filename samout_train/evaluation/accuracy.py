@@ -1,4 +1,4 @@
-"""The share of right answers, how far it can be trusted, and how it is written down."""
+"""Accuracy: the share of right answers, its confidence interval, and its table."""
 
 # R rows, T time, N places, D width, V vocabulary
 
@@ -19,14 +19,14 @@ NORMAL_QUANTILE = 1.959963984540054  # of 0.975, for 95 %
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How many answers were right.
+    """An accuracy.
 
     Args:
-        right: Answers that were right.
-        answers: All that were asked for.
+        right: Number of right answers.
+        answers: Number of answers.
 
     Raises:
-        ValueError: if they are too few to say anything.
+        ValueError: if there are fewer than 100 answers.
     """
 
     right: int
@@ -35,7 +35,7 @@ class Accuracy:
     def __post_init__(self) -> None:
         if self.answers < LEAST_ANSWERS:
             raise ValueError(
-                f"an accuracy from {self.answers} answers says nothing: {LEAST_ANSWERS} are the least, give more rows"
+                f"an accuracy needs {LEAST_ANSWERS} answers or more, and there are {self.answers}: use more rows"
             )
 
     @property
@@ -45,7 +45,7 @@ class Accuracy:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Return where the true share lies with 95 % confidence, if the answers are independent.
+        """Return the 95 % Wilson score interval of the share, for independent answers.
 
         Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference (1927).
         """
@@ -56,18 +56,18 @@ class Accuracy:
         return max(0.0, middle - reach), min(1.0, middle + reach)
 
     def figures(self) -> dict[str, Any]:
-        """Return all of it as JSON can hold it."""
+        """Return all figures as JSON values."""
         low, high = self.interval
         return {"share": self.share, "low": low, "high": high, "right": self.right, "answers": self.answers}
 
 
 def rows_that_fit(rows_per_batch: int, train: Rows, rows: Rows) -> int:
-    """Return how many rows of another length are as many tokens as a batch to learn from."""
+    """Return the number of rows of another length that have as many tokens as a training batch."""
     return max(1, rows_per_batch * train.seq_len // rows.seq_len)
 
 
 def accuracy_lines(found: dict[str, Accuracy], chance: float | None) -> list[str]:
-    """Return a line for each test: the accuracy, its 95 % interval, and last what guessing would come to."""
+    """Return a line per test with accuracy and 95 % interval, and a last line with the accuracy of guessing."""
     lines = []
     for name, counted in found.items():
         low, high = counted.interval
@@ -79,7 +79,7 @@ def accuracy_lines(found: dict[str, Accuracy], chance: float | None) -> list[str
 
 
 def most_probable(model: nn.Module, ids_RT: Tensor, place_N: Tensor) -> Tensor:
-    """Return the most probable token at some places of the flattened rows, (N,), without the logits of all others."""
+    """Return the most probable token at some places of the flattened rows, (N,), without computing other logits."""
     weight_VD = getattr(model, "head_weight", None)
     if weight_VD is None:
         said_N: Tensor = model(ids_RT)[0].flatten(0, 1)[place_N].argmax(-1)

@@ -1,4 +1,4 @@
-"""Batches of a split to evaluate on: all of it in order, or some that are spread over it."""
+"""Batches of a split to evaluate on: all of them in order, or some spread over the split."""
 
 # R rows, T time
 
@@ -12,25 +12,25 @@ from samout_train.data import Rows
 
 
 def in_order(rows: Rows, rows_per_batch: int) -> Iterator[Tensor]:
-    """Return a whole split once, front to back, as (R, T + 1) int64 with R at most rows_per_batch."""
+    """Yield a whole split once, in order, as (R, T + 1) int64 with R at most rows_per_batch."""
     for start in range(0, rows.num_windows, rows_per_batch):
         yield rows.windows(start, start + rows_per_batch)
 
 
 def has_targets(rows: Rows, ids_RT: Tensor, ignore_index: int) -> bool:
-    """Return whether a batch of these rows has a target that is counted."""
+    """Return whether a batch of these rows has a counted target."""
     return bool((rows.split(ids_RT)[1] != ignore_index).any())
 
 
 class SpreadBatches(Sequence[Tensor]):
-    """At most num_batches of the batches of `in_order`, evenly spread over the split, each read when it is asked for.
+    """At most num_batches of the batches of `in_order`, evenly spread over the split and read on access.
 
     Args:
         rows: The split.
-        rows_per_batch: Rows in each, but for the last.
-        num_batches: How many at the most.
-        ignore_index: Targets of this value are not counted: in place of a batch without others comes the next one
-            that has some. None to take each batch as it is.
+        rows_per_batch: Rows in each batch but the last.
+        num_batches: The most batches.
+        ignore_index: Targets of this value are not counted. A batch without counted targets is replaced by the next
+            one with some; None to keep every batch.
     """
 
     def __init__(self, rows: Rows, rows_per_batch: int, num_batches: int, *, ignore_index: int | None = None) -> None:
@@ -59,7 +59,7 @@ class SpreadBatches(Sequence[Tensor]):
     def __getitem__(self, index: slice) -> list[Tensor]: ...
 
     def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        """Return rows of ids, (R, T + 1) int64, or several such."""
+        """Return a batch, (R, T + 1) int64, or a list of them."""
         starts = self._starts[index]
         if isinstance(starts, list):
             return [self.rows.windows(start, start + self.rows_per_batch) for start in starts]

@@ -1,4 +1,4 @@
-"""Pictures of results, as PNG files. matplotlib draws them; without it there are none, and what they show is text."""
+"""Charts of results as PNG files, drawn by matplotlib. Without it there are only the tables as text."""
 
 import importlib
 import importlib.util
@@ -22,26 +22,26 @@ DARK = 0.6  # a cell above this share of the scale is dark enough for white figu
 
 
 def missing_charts() -> str | None:
-    """Return what is missing to draw, and how to get it; None where nothing is."""
+    """Return why charts cannot be drawn, and what to do; None if they can."""
     if importlib.util.find_spec("matplotlib") is None:
         return "no picture: matplotlib is not installed: pip install matplotlib, or samout_train[charts]"
     try:
         importlib.import_module("matplotlib.figure")
-    except Exception as error:  # no folder that it can write to, or another numpy
+    except Exception as error:  # such as no writable folder, or a numpy that does not fit
         reason = " ".join(str(error).split())[:200]
-        return f"no picture: matplotlib cannot be used ({reason}): correct that, or install it again"
+        return f"no picture: matplotlib cannot be used ({reason}): fix this, or install it again"
     return None
 
 
 def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> bytes | None:
-    """Draw the loss by position, the loss by length, and how the states grow.
+    """Draw the loss by position, the loss by length, and the growth of the states.
 
     Args:
-        found: By the name to show.
-        path: Of the PNG file.
+        found: Results by the name to show.
+        path: Path of the PNG file.
 
     Returns:
-        The picture; None where it cannot be drawn.
+        The picture; None without matplotlib.
 
     Raises:
         OSError: if it cannot be written.
@@ -50,7 +50,7 @@ def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> byte
         return None
     from matplotlib.figure import Figure
 
-    from samout_train.evaluation.lengths import FAR_TIMES  # which imports this module
+    from samout_train.evaluation.lengths import FAR_TIMES  # late, since lengths imports this module
 
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     by_position, by_length, growth = figure.subplots(1, 3)
@@ -71,29 +71,29 @@ def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> byte
         for axes in (by_position, by_length, growth):
             axes.axvline(one.trained_length, color="grey", linestyle=":", linewidth=1)
         by_length.axvline(FAR_TIMES * one.trained_length, color="grey", linestyle="--", linewidth=1)
-    by_position.set(title="loss by position", xlabel="tokens since the beginning", ylabel="nats")
-    by_length.set(title="the same text in windows of each length", xlabel="tokens in a window", ylabel="nats a token")
-    growth.set(title="norm of the state, over that after a training row", xlabel="tokens since the beginning")
+    by_position.set(title="loss by position", xlabel="position (tokens)", ylabel="nats per token")
+    by_length.set(title="loss by window length, same text", xlabel="window length (tokens)", ylabel="nats per token")
+    growth.set(title="norm of the state, relative to the end of a training row", xlabel="position (tokens)")
     for axes in (by_position, by_length, growth):
         axes.set_xscale("log", base=2)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=8)
         else:
-            axes.text(0.5, 0.5, "no state of a fixed size", ha="center", transform=axes.transAxes)
+            axes.text(0.5, 0.5, "no state of fixed size", ha="center", transform=axes.transAxes)
     figure.suptitle(f"dotted: training length; dashed: {FAR_TIMES} times that", fontsize=9, color="grey")
     return _written(figure, path)
 
 
 def draw_search(trials: Sequence[tuple[int, str, float | None]], *, path: Path) -> bytes | None:
-    """Draw the loss of each trial of a search, and the best one so far.
+    """Draw the loss of each trial of a search, and the best loss so far.
 
     Args:
-        trials: Number, state (`done` or `pruned`) and loss of each, in their order.
-        path: Of the PNG file.
+        trials: Number, state (`done` or `pruned`) and loss of each trial, in order.
+        path: Path of the PNG file.
 
     Returns:
-        The picture; None where it cannot be drawn.
+        The picture; None without matplotlib.
 
     Raises:
         OSError: if it cannot be written.
@@ -115,7 +115,7 @@ def draw_search(trials: Sequence[tuple[int, str, float | None]], *, path: Path) 
             axes.plot(numbers[state], losses[state], marker, color=colour, linestyle="none", label=state)
     lowest = list(accumulate(losses["done"], min))
     axes.step(numbers["done"], lowest, where="post", color="tab:orange", label="best so far")
-    axes.set(title="validation loss by trial", xlabel="trial", ylabel="nats a token")
+    axes.set(title="validation loss by trial", xlabel="trial", ylabel="nats per token")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return _written(figure, path)
@@ -124,7 +124,7 @@ def draw_search(trials: Sequence[tuple[int, str, float | None]], *, path: Path) 
 def heat_map(
     shares: Sequence[Sequence[float | None]], *, rows: Sequence[str], columns: Sequence[str], title: str
 ) -> "Figure":
-    """Return a table of shares, each in its colour, as a figure of matplotlib, which must be there."""
+    """Return a matplotlib figure with a coloured table of shares. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2 + 0.62 * len(columns), 1.9 + 0.42 * len(rows)), layout="constrained")

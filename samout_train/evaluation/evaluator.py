@@ -1,7 +1,7 @@
-"""Measuring a model on rows that are given: the loss, the accuracy, the loss by length, the state, and samples.
+"""Evaluate a model on given rows: loss, accuracy, loss by length, state health, and samples.
 
-The `Evaluator` reads, dropout off, and leaves the model as it was. What it found and how that is written down is in
-the files beside this one.
+The `Evaluator` runs the model with dropout off and leaves it unchanged. The types and tables of its results are in the
+other files of this package.
 """
 
 # R rows, T time, N answers, B batch
@@ -11,8 +11,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,14 +41,16 @@ class Evaluation:
 
     Args:
         nats: Sum over all counted targets.
-        num_targets: How many these are.
-        num_bytes: UTF-8 bytes that they stand for; 0 where ids are no text.
-        empty_batches: Batches without a counted target, which were left out.
+        num_targets: Number of counted targets.
+        num_bytes: Their UTF-8 bytes; 0 if ids are not text.
+        num_characters: Characters that begin in them; 0 if ids are not text.
+        empty_batches: Number of skipped batches without a counted target.
     """
 
     nats: float
     num_targets: int
     num_bytes: int
+    num_characters: int = 0
     empty_batches: int = 0
 
     @property
@@ -56,23 +60,38 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Return the bits per UTF-8 byte; None where ids are no text."""
+        """Return the bits per UTF-8 byte; None if ids are not text."""
         if self.num_bytes == 0:
             return None
         return self.nats / math.log(2) / self.num_bytes
 
+    @property
+    def bits_per_character(self) -> float | None:
+        """Return the bits per character (Unicode code point); None where ids are no text."""
+        if self.num_characters == 0:
+            return None
+        return self.nats / math.log(2) / self.num_characters
+
+    def word_perplexity(self, words: int) -> float:
+        """Return the perplexity per word of the text, whatever its tokens are: exp of the sum of all nats by words.
+
+        Args:
+            words: Of the whole text, all of which was read and counted.
+        """
+        return math.exp(self.nats / words)
+
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measures a model; its weights, its mode and the global random states are left as they were.
+    """Evaluates a model; its weights, its mode and the global random states stay unchanged.
 
     Args:
-        model: Called as `logits, state = model(ids, state)`; each row begins from a fresh state.
-        source: Says which targets count and how many bytes each id stands for.
-        device: Where the model is.
-        precision: Of the forward pass.
-        chunk_len: Targets of a row that are read at a time, with the state carried on; None for whole rows.
-        check_stop: Called before each batch or chunk; what it raises ends the measurement.
+        model: Called as `logits, state = model(ids, state)`; each row begins without a state.
+        source: The data, with the targets to count and the bytes of each id.
+        device: The model's device.
+        precision: Precision of the forward pass.
+        chunk_len: Targets of a row per call, with the state carried over; None for whole rows.
+        check_stop: Called before each batch or chunk; an exception from it ends the evaluation.
     """
 
     model: nn.Module
@@ -82,29 +101,34 @@ class Evaluator:
     chunk_len: int | None = None
     check_stop: Callable[[], None] = lambda: None
 
+    @cached_property
+    def _token_sizes(self) -> Tensor | None:
+        """Return UTF-8 bytes and characters of each id, (V, 2); None if ids are not text."""
+        vocabulary = self.source.vocabulary
+        if vocabulary is None:
+            return None
+        return torch.from_numpy(np.stack([vocabulary.token_bytes(), vocabulary.token_characters()], axis=1))
+
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Hold the model in evaluation, without gradients, computing in the precision."""
+        """Put the model into evaluation mode, without gradients and in the precision."""
         with evaluating(self.model), autocast(self.precision, self.device):
             yield
 
     def loss(self, batches: Iterable[Tensor], num_batches: int | None = None, together: bool = False) -> Evaluation:
-        """Return the sums over all batches; the device is waited for once, at the end.
+        """Return the sums over all batches; waits for the device once, at the end.
 
         Args:
-            batches: Of the validation rows: (R, T + 1) ids each, in ordinary memory.
-            num_batches: How many there are, for the progress bar that is shown from the second second on.
-            together: Whether all processes of the run are here, each for its share of the rows.
+            batches: Batches of the validation rows, (R, T + 1) ids each, on the CPU.
+            num_batches: Number of batches, for the progress bar, which appears after two seconds.
+            together: Whether all processes make this call, each for its share of the rows.
 
         Raises:
             ValueError: if no target is counted.
         """
         rows, ignore_index = self.source.validation, self.source.ignore_index
         nats = torch.zeros((), dtype=torch.float64, device=float64_place(self.device))
-        num_targets = num_bytes = empty_batches = 0
-        token_bytes = None
-        if self.source.vocabulary is not None:
-            token_bytes = torch.from_numpy(self.source.vocabulary.token_bytes())
+        num_targets = num_bytes = num_characters = empty_batches = 0
         interval = 0.1 if is_terminal(sys.stderr) else 10.0
         bar = Bar(batches, desc="evaluating", total=num_batches, delay=2, leave=False, mininterval=interval)
         with self.reading(), bar:
@@ -118,10 +142,11 @@ class Evaluator:
                 targets_RT = rows.split(ids_RT)[1]
                 counted = targets_RT[targets_RT != ignore_index]
                 num_targets += counted.numel()
-                if token_bytes is not None:
-                    num_bytes += int(token_bytes[counted].sum())
+                if self._token_sizes is not None:
+                    of_text = self._token_sizes[counted].sum(0)
+                    num_bytes, num_characters = num_bytes + int(of_text[0]), num_characters + int(of_text[1])
                 nats += self._nats(*rows.split(to_device(ids_RT, self.device)), counted.numel())
-        found = Evaluation(float(nats), num_targets, num_bytes, empty_batches)
+        found = Evaluation(float(nats), num_targets, num_bytes, num_characters, empty_batches)
         if together and distributed.count() > 1:
             found = _of_all_processes(found)
         if found.num_targets == 0:
@@ -129,11 +154,11 @@ class Evaluator:
         return found
 
     def accuracy(self, rows: Rows, rows_per_batch: int) -> Accuracy:
-        """Count how often the most probable token is the target, of all counted targets.
+        """Return the share of counted targets that are the most probable token.
 
         Args:
-            rows: Such as one of the source's tests, of any length.
-            rows_per_batch: Rows at a time.
+            rows: Rows of any length, such as one of the source's tests.
+            rows_per_batch: Rows per call of the model.
 
         Raises:
             ValueError: if there are too few answers.
@@ -153,37 +178,36 @@ class Evaluator:
     def by_length(
         self, tokens: Stream, lengths: Sequence[int], most_tokens: int, *, trained_length: int
     ) -> Extrapolation:
-        """Read the beginning of a text in windows of each length, with the state carried on from chunk to chunk.
+        """Evaluate the start of a text in windows of each length, with the state carried from chunk to chunk.
 
         Args:
-            tokens: Of the text, each a target that counts.
+            tokens: Tokens of the text, each a counted target.
             lengths: Targets in a window, each above 0.
-            most_tokens: Of the text so many are read for each length, or as many as the longest window needs.
-            trained_length: Targets of a training row: what is read at a time.
+            most_tokens: Tokens of the text to read for each length; more if the longest window needs them.
+            trained_length: Targets of a training row, the most per call of the model.
         """
         return Reader(self, trained_length).text(tokens, lengths, most_tokens)
 
     def by_position(self, rows: Rows, most_tokens: int, *, trained_length: int) -> Extrapolation:
-        """Read rows that do not follow each other, so that there are no longer ones: the first so many tokens.
+        """Evaluate the first rows of a split whose rows do not follow each other, so that no longer windows exist.
 
         Args:
-            rows: Of the validation split.
-            most_tokens: At most so many of them are read, but one row at the least.
-            trained_length: Targets of a training row: what is read at a time.
+            rows: Rows of the validation split.
+            most_tokens: The most tokens to read, but at least one row.
+            trained_length: Targets of a training row, the most per call of the model.
         """
         return Reader(self, trained_length).rows(rows, most_tokens)
 
     def state_health(self, ids_BT: Tensor) -> dict[str, LayerHealth]:
         """Measure each layer's state at the positions of `positions_of`.
 
-        Which part of the state is which layer's, a model may say with a method `state_by_layer(state)`; else that is
-        the place in the list.
+        A model may map its state to layers by a method `state_by_layer(state)`; otherwise parts are layers in order.
 
         Args:
             ids_BT: Rows of token ids, on the device.
 
         Returns:
-            By layer; empty where rows have a single token, the model cannot go on from a state, or its state grows.
+            Results by layer; empty if rows have a single token, or the model has no state, or one that grows.
         """
         length = ids_BT.shape[1]
         if length < 2 or sees_future(self.model):
@@ -218,14 +242,14 @@ class Evaluator:
         top_k: int | None,
         seeds: Iterator[int],
     ) -> list[int]:
-        """Return a prompt and what follows it, never further from where the state began than a training row is long.
+        """Return a prompt with its continuation; the state never runs over more tokens than a training row has.
 
         Args:
-            prompt_ids: What comes before; at least one id.
-            max_new_tokens: Tokens to make; special ones are never drawn.
+            prompt_ids: The prompt, at least one id.
+            max_new_tokens: Tokens to generate; special ones are never drawn.
             temperature: 0 takes the most probable token.
             top_k: Draw among this many most probable tokens; None for all.
-            seeds: One for each piece: whenever a row is full, the state is made anew from its last half.
+            seeds: A seed for each piece of half a row; each piece starts a new state from the last half row.
         """
         ids, length = list(prompt_ids), len(prompt_ids) + max_new_tokens
         half_row = max(1, self.source.validation.seq_len // 2)
@@ -245,7 +269,7 @@ class Evaluator:
         """Return the sum over the counted targets of some rows, read a chunk at a time."""
         nats, state = torch.zeros((), dtype=torch.float64, device=float64_place(self.device)), None
         num_rows, num_times = targets_RT.shape
-        if num_rows == 0:  # the share of a process where there are fewer rows than processes
+        if num_rows == 0:  # this process's share, if there are fewer rows than processes
             return nats
         length = self.chunk_len or num_times
         for start in range(0, num_times, length):
@@ -257,7 +281,7 @@ class Evaluator:
 
 
 def _of_all_processes(own: Evaluation) -> Evaluation:
-    """Return the sums over the shares of all processes; each has seen the same empty batches."""
-    sums = torch.tensor([own.nats, own.num_targets, own.num_bytes], dtype=torch.float64)
-    nats, num_targets, num_bytes = distributed.summed(sums)
-    return Evaluation(float(nats), int(num_targets), int(num_bytes), own.empty_batches)
+    """Return the sums over the shares of all processes, which have all skipped the same empty batches."""
+    sums = torch.tensor([own.nats, own.num_targets, own.num_bytes, own.num_characters], dtype=torch.float64)
+    nats, num_targets, num_bytes, num_characters = distributed.summed(sums)
+    return Evaluation(float(nats), int(num_targets), int(num_bytes), int(num_characters), own.empty_batches)

@@ -1,11 +1,11 @@
-"""Text from a model, token by token, from its carried state: each token costs the same.
+"""Generate text token by token, from the model's carried state.
 
-A prompt is read in pieces (`prefill`), the tokens behind it are decoded one after another (`Decoder`), and each is
-drawn from the logits of the one before (`choose`).
+The prompt is read in pieces (`prefill`), the following tokens are decoded one by one (`Decoder`), and each is drawn
+from the logits of the one before (`choose`).
 
-On CUDA, decoding a model whose state has a fixed size is one graph launch a token. Launched one by one, the kernels of
-a token take longer to launch than to run. A CUDA graph (torch.cuda.graphs) launches them together; for that, ids, state
-and logits stay in the same memory, and the graph itself writes the next state there.
+On CUDA, a model whose state has a fixed size decodes a token by one graph launch: launching its kernels one by one
+would take longer than running them. For a CUDA graph (torch.cuda.graphs), ids, state and logits stay in the same
+memory, and the graph writes the next state there.
 """
 
 # B batch, T time, V vocabulary
@@ -27,9 +27,9 @@ from samout_train.models import evaluating, repeat_state
 from samout_train.runtime import float64_place
 
 T = TypeVar("T")
-GeneratorSeed = Range(0, 2**64 - 1)  # what torch takes: also the largest seed of a run with samples counted up from it
+GeneratorSeed = Range(0, 2**64 - 1)  # torch's range, which also covers a run's largest seed plus the number of a sample
 PREFILL_TOKENS = 512
-WARM_UP_CALLS = 3  # kernels are compiled and workspaces allocated in them, neither of which a capture may do
+WARM_UP_CALLS = 3  # they compile kernels and allocate workspaces, which a capture must not do
 log = logging.getLogger(__name__)
 
 
@@ -45,20 +45,20 @@ def generate_tokens(
     seed: Annotated[int, GeneratorSeed],
     banned_ids: Sequence[int] = (),
 ) -> Iterator[int]:
-    """Yield new token ids, one after another. Wrong arguments are told at once, not with the first token.
+    """Yield new token ids, one by one. Invalid arguments raise at the call, not with the first token.
 
     Args:
         model: Called as `logits, state = model(ids, state)`.
-        prompt_ids: What comes before; at least one id.
-        max_new_tokens: How many to make.
+        prompt_ids: The prompt, at least one id.
+        max_new_tokens: Tokens to generate.
         temperature: 0 takes the most probable token; otherwise logits are divided by it before the draw.
         top_k: Draw among this many most probable tokens only; None for all.
         top_p: Draw among the most probable tokens that together have this probability; None for all.
-        seed: Decides the draws; the global random states are left alone.
+        seed: Seed of the draws; the global random states stay unchanged.
         banned_ids: Ids that are never drawn.
 
     Raises:
-        ValueError: if the prompt is empty, or the model has no room for it and the new tokens.
+        ValueError: if the prompt is empty, or prompt and new tokens exceed max_seq_len.
     """
     chosen = partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, banned_ids=list(banned_ids))
     rows = _draw(model, prompt_ids, max_new_tokens, [seed], chosen)
@@ -78,21 +78,16 @@ def generate_samples(
     seed: Annotated[int, GeneratorSeed],
     banned_ids: Sequence[int] = (),
 ) -> Iterator[list[int]]:
-    """Yield the next token of several continuations of one prompt, again and again: read once, drawn side by side.
+    """Yield the next tokens of several continuations of one prompt, which is read once; see `generate_tokens`.
 
     Args:
-        model: As for `generate_tokens`, and so are all that are not explained here.
-        prompt_ids: What comes before all of them.
-        num_samples: How many.
-        max_new_tokens: How many tokens to make of each.
-        temperature: 0 makes all of them alike.
-        top_k: Of each draw.
-        top_p: Of each draw.
-        seed: Of the first; each further one has the next, and the draws that `generate_tokens` would make of it.
-        banned_ids: Ids that are never drawn.
+        num_samples: Number of continuations.
+        max_new_tokens: Tokens to generate for each.
+        temperature: 0 makes all continuations equal.
+        seed: Seed of the first continuation; the others count up. Each draws as `generate_tokens` does with its seed.
 
     Raises:
-        ValueError: if the prompt is empty, or the model has no room for it and the new tokens.
+        ValueError: if the prompt is empty, or prompt and new tokens exceed max_seq_len.
     """
     chosen = partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, banned_ids=list(banned_ids))
     return _draw(model, prompt_ids, max_new_tokens, [*range(seed, seed + num_samples)], chosen)
@@ -114,17 +109,17 @@ def generate_text(
 
     Args:
         model: A trained model.
-        vocabulary: The one it was trained with.
-        prompt: What comes before; at least one character of the vocabulary.
-        max_new_tokens: How many tokens to make.
+        vocabulary: The vocabulary that it was trained with.
+        prompt: At least one character of the vocabulary.
+        max_new_tokens: Tokens to generate.
         temperature: 0 takes the most probable token.
         top_k: Draw among this many most probable tokens only; None for all.
         top_p: Draw among the most probable tokens that together have this probability; None for all.
-        stop: The text ends before this; None to make all tokens.
-        seed: Decides the draws.
+        stop: The text ends before this string; None to generate all tokens.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: if the prompt is empty or has what the vocabulary has not, or the model has no room for the tokens.
+        ValueError: if the prompt is empty, has a character that the vocabulary lacks, or exceeds max_seq_len.
     """
     ids = generate_tokens(
         model,
@@ -143,19 +138,19 @@ def text_of(vocabulary: Vocabulary, ids: Iterator[int], *, stop: str | None) -> 
     """Yield the text of tokens as they come, in pieces of whole characters.
 
     Args:
-        vocabulary: What the tokens stand for.
+        vocabulary: The vocabulary of the tokens.
         ids: The tokens.
-        stop: The text ends before this, and no further token is asked for; None to take all.
+        stop: The text ends before this string, and no further token is drawn; None to use all tokens.
     """
     return _until(_whole_characters(vocabulary, ids), stop)
 
 
 class Timed:
-    """Measures how long tokens take to come; the first of a text needs the prompt to be read.
+    """Measures the time per token.
 
     Attributes:
-        first_seconds: Of the first token of each text.
-        later_seconds: Of every other token.
+        first_seconds: Seconds to the first token of each text, which includes reading the prompt.
+        later_seconds: Seconds of every other token.
     """
 
     def __init__(self) -> None:
@@ -163,7 +158,7 @@ class Timed:
         self.later_seconds: list[float] = []
 
     def __call__(self, ids: Iterator[T]) -> Iterator[T]:
-        """Yield the same tokens, or rows of tokens; the time that is spent between two requests does not count."""
+        """Yield the same tokens, or rows of tokens; the consumer's time between two tokens does not count."""
         started, seconds = time.perf_counter(), self.first_seconds
         for index in ids:
             seconds.append(time.perf_counter() - started)
@@ -183,8 +178,8 @@ def choose(
     """Draw the next token.
 
     Args:
-        logits_V: float64; written over.
-        generator: Draws.
+        logits_V: float64; overwritten.
+        generator: The random generator.
         temperature: 0 takes the most probable token; otherwise logits are divided by it before the draw.
         top_k: Draw among this many most probable tokens only; None for all.
         top_p: Draw among the most probable tokens that together have this probability; None for all.
@@ -198,27 +193,27 @@ def choose(
         return logits_V.argmax()
     if top_k is not None and top_k < len(logits_V):
         logits_V[logits_V < logits_V.topk(top_k).values[-1]] = float("-inf")
-    # Without the largest taken off first, a temperature near 0 would make all of them infinite.
+    # Subtract the largest first: a temperature near 0 would otherwise make all of them infinite.
     probabilities_V = ((logits_V - logits_V.max()) / temperature).softmax(0)
     if top_p is not None:
         sorted_V, order_V = probabilities_V.sort(descending=True)
         before_V = sorted_V.cumsum(0) - sorted_V
-        probabilities_V[order_V[before_V >= top_p]] = 0  # the most probable one has nothing before it, so it stays
+        probabilities_V[order_V[before_V >= top_p]] = 0  # the most probable token always stays: nothing is before it
     return torch.multinomial(probabilities_V, 1, generator=generator)
 
 
-def prefill(model: nn.Module, prompt_ids: list[int]) -> tuple[Tensor, Any]:
-    """Read a prompt in pieces, so that memory does not grow with it.
+def prefill(model: nn.Module, prompt_ids: list[int], state: Any = None) -> tuple[Tensor, Any]:
+    """Read a prompt in pieces, so that memory does not grow with its length.
 
     Args:
         model: Called as `logits, state = model(ids, state)`.
-        prompt_ids: At least one.
+        prompt_ids: At least one id.
+        state: State returned for the tokens before; None at the start of a sequence.
 
     Returns:
-        (logits_BV, state): What follows the last token, and the state behind it, of a batch of one.
+        (logits_BV, state): The logits for the next token and the state after the prompt, for a batch of one.
     """
     device = next(model.parameters()).device
-    state: Any = None
     for start in range(0, len(prompt_ids), PREFILL_TOKENS):
         with torch.inference_mode():
             ids_BT = torch.tensor([prompt_ids[start : start + PREFILL_TOKENS]], device=device)
@@ -227,11 +222,11 @@ def prefill(model: nn.Module, prompt_ids: list[int]) -> tuple[Tensor, Any]:
 
 
 class Decoder:
-    """Goes on from a state, a token of each sequence at a time.
+    """Continues sequences from a state, one token each per call.
 
     Args:
-        model: Called as `logits, state = model(ids, state)`, in evaluation.
-        state: What the model returned for the tokens before; it is left as it is.
+        model: Called as `logits, state = model(ids, state)`, in evaluation mode.
+        state: State that the model returned for the previous tokens; stays unchanged.
     """
 
     def __init__(self, model: nn.Module, state: Any) -> None:
@@ -239,14 +234,21 @@ class Decoder:
         self._replay: Callable[[], None] | None = None
         self._is_static: bool | None = None
 
+    @property
+    def state(self) -> Any:
+        """Return the state behind the tokens so far; the next call leaves it as it is."""
+        if self._replay is None:
+            return self._state
+        return tree_map_only(Tensor, torch.clone, self._state)
+
     def __call__(self, ids_B1: Tensor) -> Tensor:
-        """Take one token of each sequence.
+        """Read one token of each sequence.
 
         Args:
             ids_B1: int64, on the model's device.
 
         Returns:
-            (B, V): logits for the next one, which the next call may overwrite.
+            Logits of the next token, (B, V), which the next call may overwrite.
         """
         with torch.inference_mode():
             if self._is_static is None:
@@ -272,34 +274,34 @@ class Decoder:
     def _step(self) -> None:
         logits_BTV, state = self._model(self._ids_B1, self._state)
         self._logits_BV = logits_BTV[:, -1]
-        # Copied first: a part of the next state may be another part of the old one.
+        # Clone first: a part of the next state may be another part of the old one.
         for old, new in zip(tree_leaves(self._state), [leaf.clone() for leaf in tree_leaves(state)], strict=True):
             old.copy_(new)
 
 
 def can_capture(device: torch.device) -> bool:
-    """Return whether there are graphs on this device."""
+    """Return whether this device has graphs."""
     return device.type == "cuda"
 
 
 def has_fixed_size(model: nn.Module, ids_B1: Tensor, state: Any) -> bool:
-    """Return whether a state is tensors only, which keep their shapes when a token comes."""
+    """Return whether a state consists of tensors whose shapes do not change with another token."""
     before = tree_leaves(state)
-    if not all(isinstance(leaf, Tensor) for leaf in before):  # a cache counts what is written into it
+    if not all(isinstance(leaf, Tensor) for leaf in before):  # a cache has a length
         return False
     after = tree_leaves(model(ids_B1, state)[1])
     return [leaf.shape for leaf in before] == [leaf.shape for leaf in after]
 
 
 def captured(step: Callable[[], None], rehearse: Callable[[], object]) -> Callable[[], None]:
-    """Return a step as one CUDA graph; making it does not take the step.
+    """Return a step as one CUDA graph. Capturing it does not run the step.
 
     Args:
-        step: Reads and writes the same memory each time.
-        rehearse: The same work, but for what it writes over.
+        step: Reads and writes the same memory on each call.
+        rehearse: The same work without overwriting anything.
 
     Raises:
-        RuntimeError: if it does what a graph cannot, such as waiting for the device.
+        RuntimeError: if the step does something that a graph cannot, such as waiting for the device.
     """
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
@@ -314,15 +316,15 @@ def captured(step: Callable[[], None], rehearse: Callable[[], object]) -> Callab
 
 
 def _no_room(max_seq_len: int | None, prompt_tokens: int, max_new_tokens: int) -> str | None:
-    """Return what is wrong where a model with positions or a cache cannot make so many tokens."""
+    """Return the problem of a prompt and new tokens that exceed max_seq_len; None if they fit."""
     if max_seq_len is None:
         return None
-    most = max_seq_len - prompt_tokens + 1  # the last one is not given to the model
+    most = max_seq_len - prompt_tokens + 1  # the model does not read the last token
     if max(max_new_tokens, 1) <= most:
         return None
-    fewer = "give"
+    fewer = "use"
     if most > 0:
-        fewer = f"set max_new_tokens to {most} or less, or give"
+        fewer = f"set max_new_tokens to {most} or less, or use"
     return (
         f"a prompt of {prompt_tokens} tokens and max_new_tokens ({max_new_tokens}) are more than this model has room "
         f"for (max_seq_len {max_seq_len}): {fewer} a shorter prompt"
@@ -345,7 +347,7 @@ def _draw(
     seeds: list[int],
     chosen: Callable[[Tensor, torch.Generator], Tensor],
 ) -> Iterator[list[int]]:
-    """Check at once; tokens are made as they are asked for."""
+    """Check the arguments now and draw tokens on demand."""
     if not len(prompt_ids):
         raise ValueError("the prompt is empty: give at least one token to continue")
     if problem := _no_room(getattr(model, "max_seq_len", None), len(prompt_ids), max_new_tokens):
@@ -363,7 +365,7 @@ def _drawn(
     device = next(model.parameters()).device
     place = float64_place(device)
     generators = [torch.Generator(place).manual_seed(seed) for seed in seeds]
-    with evaluating(model, inference=False):  # not held while the caller has its turn
+    with evaluating(model, inference=False):  # the consumer must not run in inference mode
         logits_BV, state = prefill(model, prompt_ids)
         if len(seeds) > 1:
             logits_BV, state = logits_BV.expand(len(seeds), -1), repeat_state(state, len(seeds))
@@ -378,7 +380,7 @@ def _drawn(
 
 
 def _until(pieces: Iterator[str], stop: str | None) -> Iterator[str]:
-    """Yield text up to and without `stop`, which may come in pieces."""
+    """Yield text up to but not including `stop`, which may arrive in pieces."""
     held = ""
     for piece in pieces:
         if not stop:
@@ -388,7 +390,7 @@ def _until(pieces: Iterator[str], stop: str | None) -> Iterator[str]:
         if stop in held:
             yield held.partition(stop)[0]
             return
-        # What could be the beginning of `stop` waits for what comes next.
+        # Hold back text that could be the beginning of `stop`.
         waits = min(len(stop) - 1, len(held))
         while not held.endswith(stop[:waits]):
             waits -= 1

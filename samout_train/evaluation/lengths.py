@@ -1,7 +1,7 @@
-"""A model past the length that it was trained at: its loss by position, and in windows of several lengths.
+"""Evaluate a model past its training length: the loss by position, and in windows of several lengths.
 
-Text is read in chunks with the state carried on, as decoding would. The same text is read in windows of each length,
-each from a fresh state: so it is the same tokens whose losses are compared, and a whole window is never in memory.
+Text is read in chunks with the state carried over, as in decoding. The same text is cut into windows of each length,
+each without an initial state. Losses therefore compare the same tokens, and a whole window is never in memory.
 """
 
 # B batch, T time of a chunk, W time of a window, V vocabulary
@@ -30,26 +30,25 @@ if TYPE_CHECKING:
 
 Stream = np.ndarray[Any, np.dtype[np.integer[Any]]]
 MOST_ROWS = 32  # windows side by side
-NOTHING_COUNTED = "no token that is read here counts"
+NOTHING_COUNTED = "it has no counted token"
 STEPS_AN_OCTAVE = 2  # ranges of positions in each doubling
-FAR_TIMES = 16  # where a loss is compared with that at the training length
-MOST_GROWTH = 1.10  # of the loss at FAR_TIMES: beyond it a model does not extrapolate
+FAR_TIMES = 16  # multiple of the training length whose loss decides whether a model extrapolates
+MOST_GROWTH = 1.10  # largest ratio of these losses with which a model extrapolates
 PICTURE = "lengths.png"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extrapolation:
-    """The losses and states of a model that read on.
+    """The losses and states of a model past its training length.
 
     Args:
         trained_length: Tokens in a training row.
-        num_tokens: Tokens that were read for each length.
-        loss_nats: By length, mean nats a token over windows of that length.
-        left_out: By length, why there is no loss.
-        by_position: First and last position of a range, from 1, and the mean nats there, of the shortest windows that
-            have them.
-        state_norm: Of the longest windows, by layer: the norm of its state after each chunk, mean of the windows; empty
-            where states grow with the sequence, as a cache does.
+        num_tokens: Tokens read for each length.
+        loss_nats: Mean nats per token in windows of a length, by length.
+        left_out: Reason for a missing loss, by length.
+        by_position: First and last position of a range, from 1, and its mean nats, from the shortest windows with it.
+        state_norm: Norm of the state after each chunk of the longest windows, mean of the windows, by layer; empty if
+            states grow with the sequence, as a cache does.
     """
 
     trained_length: int
@@ -61,7 +60,7 @@ class Extrapolation:
 
     @property
     def far_growth(self) -> float | None:
-        """Return the loss at 16 times the training length over that at this length; None where one is not there."""
+        """Return the loss at 16 times the training length over that at the training length; None if one is missing."""
         near = self.loss_nats.get(self.trained_length)
         far = self.loss_nats.get(FAR_TIMES * self.trained_length)
         if not near or far is None:
@@ -70,14 +69,14 @@ class Extrapolation:
 
     @property
     def extrapolates(self) -> bool | None:
-        """Return whether that growth is at most 1.10; None where it is not known."""
+        """Return whether `far_growth` is at most 1.10; None if it is unknown."""
         if self.far_growth is None:
             return None
         return self.far_growth <= MOST_GROWTH
 
     @property
     def state_growth(self) -> dict[str, float]:
-        """Return by layer the norm of its state at the end of the longest windows over that after a training row."""
+        """Return the norm of the state at the end of the longest windows over that after a training row, by layer."""
         growth = {}
         for name, norms in self.state_norm.items():
             if norms[0]:
@@ -87,7 +86,7 @@ class Extrapolation:
         return growth
 
     def figures(self) -> dict[str, Any]:
-        """Return all of it as JSON can hold it."""
+        """Return all figures as JSON values."""
         loss_nats, perplexities = {}, {}
         for length, nats in self.loss_nats.items():
             loss_nats[str(length)] = nats
@@ -105,14 +104,14 @@ class Extrapolation:
         }
 
     def verdict(self) -> list[str]:
-        """Return what it means, a line each."""
+        """Return the verdict on extrapolation, as lines."""
         near, far, growth = self.trained_length, FAR_TIMES * self.trained_length, self.far_growth
         if growth is None:
             missing = far
             if near not in self.loss_nats:
                 missing = near
             reason = self.left_out.get(missing, f"there is no loss at {missing:,} tokens")
-            return [f"whether it extrapolates is not known: {reason}"]
+            return [f"extrapolation is unknown: {reason}"]
         if not math.isfinite(growth):
             return [f"does not extrapolate: the loss at {far:,} tokens, or at {near:,}, is not finite"]
         if self.extrapolates:
@@ -130,8 +129,8 @@ class Extrapolation:
         if grown:
             most = max(grown, key=lambda name: grown[name])
             lines.append(
-                f"{most}'s state grows the most past a training row; by layer, its norm at the end of the longest "
-                f"windows over that after a training row: {', '.join(by_layer)}"
+                f"{most}'s state grows the most past a training row; norm at the end of the longest windows over that "
+                f"after a training row, by layer: {', '.join(by_layer)}"
             )
         elif by_layer:
             lines.append("no layer's state grows past a training row")
@@ -143,15 +142,15 @@ class Reader:
     """Reads text and rows in pieces of at most a training row, for `Evaluator.by_length` and `Evaluator.by_position`.
 
     Args:
-        evaluator: Of a model in which no position sees later ones.
-        trained_length: Targets of a training row: what is read at a time, or less where the evaluator asks for less.
+        evaluator: The evaluator of a causal model.
+        trained_length: Targets of a training row, the most per call; fewer if the evaluator's chunk_len is smaller.
     """
 
     evaluator: "Evaluator"
     trained_length: int
 
     def text(self, tokens: Stream, lengths: Sequence[int], most_tokens: int) -> Extrapolation:
-        """Read the beginning of a text in windows of each length."""
+        """Evaluate the start of a text in windows of each length."""
         left_out = {}
         for length in lengths:
             if reason := _no_room(self.evaluator.model, length, len(tokens)):
@@ -170,12 +169,12 @@ class Reader:
                 left_out[length] = NOTHING_COUNTED
                 continue
             found.loss_nats[length] = float(nats_W.sum() / count_W.sum())
-            # What a place costs does not depend on what follows: of the shortest windows that have it there are most.
+            # The loss at a position does not depend on later tokens, and the shortest windows with it are the most.
             _add_positions(found.by_position, nats_W, count_W)
         return replace(found, num_tokens=num_tokens, state_norm=state_norm)
 
     def rows(self, rows: Rows, most_tokens: int) -> Extrapolation:
-        """Read rows that do not follow each other: the first so many tokens."""
+        """Evaluate the first rows of a split whose rows do not follow each other."""
         inputs_BW, targets_BW = rows.split(rows.windows(0, max(1, most_tokens // rows.seq_len)))
         nats_W, count_W, state_norm = self._by_position(inputs_BW, targets_BW)
         by_position: list[tuple[int, int, float]] = []
@@ -201,7 +200,7 @@ class Reader:
         return min(self.trained_length, self.evaluator.chunk_len or self.trained_length)
 
     def _by_position(self, inputs_BW: Tensor, targets_BW: Tensor) -> tuple[Tensor, Tensor, dict[str, list[float]]]:
-        """Return the nats and the counted targets at each place, (W,) float64 each, and the norms of the states."""
+        """Return nats and counted targets by position, (W,) float64 each, and the norms of the states by layer."""
         nats_W = torch.zeros(inputs_BW.shape[1], dtype=torch.float64)
         norms: dict[str, list[Tensor]] = {}
         vocab_size = 1
@@ -228,7 +227,7 @@ class Reader:
         nats: list[Tensor] = []
         norms: dict[str, list[Tensor]] = {}
         shapes: dict[str, torch.Size] | None = None
-        has_grown = False  # as a cache does: then there are no norms
+        has_grown = False  # a state that grows, such as a cache, has no comparable norms
         for start in range(0, inputs_BW.shape[1], self._read_length):
             self.evaluator.check_stop()
             piece = slice(start, start + self._read_length)
@@ -251,21 +250,21 @@ class Reader:
 
 
 def stream_of(rows: Rows) -> Stream | None:
-    """Return the tokens of a split that is one long text; None where rows do not follow each other."""
+    """Return the tokens of a split that is one long text; None if its rows do not follow each other."""
     if isinstance(rows, TokenRows):
         return rows.tokens
     return None
 
 
 def perplexity(nats: float) -> float:
-    """Return exp(loss); infinite where it overflows."""
+    """Return exp(loss), or infinity on overflow."""
     if nats < math.log(np.finfo(np.float64).max):
         return math.exp(nats)
     return math.inf
 
 
 def extrapolation_table(found: Extrapolation) -> list[str]:
-    """Return the losses by length as lines of a table, with the verdict where several lengths were asked for."""
+    """Return the losses by length as lines of a table, with the verdict if there are several lengths."""
     near = found.loss_nats.get(found.trained_length)
     lines = [f"{found.num_tokens:,} tokens, read {found.trained_length} at a time, the length of a training row"]
     lines.append(f"{'tokens in a window':>20} {'times':>7} {'nats a token':>13} {'perplexity':>11} {'over a row':>11}")
@@ -286,17 +285,17 @@ def extrapolation_table(found: Extrapolation) -> list[str]:
 def write_extrapolation(
     found: Extrapolation, name: str, folder: Path, *, step: int, about: Mapping[str, Any] | None = None
 ) -> None:
-    """Write `evaluation.json`, `lengths.png`, and an event file in which the losses by position are a chart.
+    """Write `evaluation.json`, `lengths.png`, and an event file with a chart of the losses by position.
 
     Args:
-        found: What to show.
-        name: Of the model.
-        folder: Where they go, in the place of those that are there.
-        step: Steps that the model has made.
-        about: What else `evaluation.json` says of the data.
+        found: The results.
+        name: Name of the model.
+        folder: The folder of the files, which replace earlier ones.
+        step: Steps that the model has trained.
+        about: Further entries of `evaluation.json` about the data.
 
     Raises:
-        OSError: if they cannot be written.
+        OSError: if a file cannot be written.
     """
     from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -308,14 +307,14 @@ def write_extrapolation(
     if found.loss_nats:
         picture = draw_extrapolation({name: found}, folder / PICTURE)
     for old in folder.glob("events.out.tfevents.*"):
-        with suppress(OSError):  # open in TensorBoard, on Windows, or deleted by another evaluation
+        with suppress(OSError):  # open in TensorBoard on Windows, or deleted by another evaluation
             old.unlink()
     events = EventFile(folder, purge_step=None)
     try:
         for _, last, nats in found.by_position:
             events.add(Summary(value=[Summary.Value(tag="val_by_position/loss_nats", simple_value=nats)]), last)
         if picture is not None:
-            width, height = struct.unpack(">II", picture[16:24])  # where a PNG file has them
+            width, height = struct.unpack(">II", picture[16:24])  # fixed places in a PNG file
             image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=picture)
             events.add(Summary(value=[Summary.Value(tag="lengths", image=image)]), max(found.loss_nats, default=0))
     finally:
@@ -323,7 +322,7 @@ def write_extrapolation(
 
 
 def _add_positions(known: list[tuple[int, int, float]], nats_W: Tensor, count_W: Tensor) -> None:
-    """Add ranges of positions behind those that are known."""
+    """Append ranges of positions after the known ones."""
     start = 0
     if known:
         start = known[-1][1]
@@ -340,12 +339,12 @@ def _no_room(model: nn.Module, length: int, num_tokens: int) -> str | None:
     if most is not None and length > most:
         return f"the model has room for {most:,} tokens (model.max_seq_len)"
     if length >= num_tokens:
-        return f"the text has {num_tokens:,} tokens, one more than this is needed"
+        return f"the text has {num_tokens:,} tokens and needs {length + 1:,}"
     return None
 
 
 def _edges(length: int) -> list[int]:
-    """Return where ranges of positions end: 0, 1, 2, 3, 4, 6, 8, 11, 16 and so on, and the length."""
+    """Return the ends of ranges of positions: 0, 1, 2, 3, 4, 6, 8, 11, 16, ... and the length."""
     edges = {0, length}
     for step in range(math.ceil(STEPS_AN_OCTAVE * math.log2(length)) + 1):
         edges.add(min(length, round(2 ** (step / STEPS_AN_OCTAVE))))

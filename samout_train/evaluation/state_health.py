@@ -1,7 +1,7 @@
-"""The state of a recurrent model along a row: how large it grows, and which channels of a maximum still move.
+"""State health: the growth of a recurrent model's state along a row, and the channels of a maximum that still change.
 
-States are taken where decoding takes them: from the model, which is fed a row in pieces and carries its state. So this
-holds for every model whose state has a fixed size. One whose state grows with the sequence has none of this.
+The model reads a row in pieces and carries its state, as in decoding, so this works for every model whose state has a
+fixed size. A state that grows with the sequence is not measured.
 """
 
 # B batch, T time, D width
@@ -19,7 +19,7 @@ from samout_train.evaluation.batches import SpreadBatches
 from samout_train.models import map_state
 
 MOST_TOKENS = 1 << 18
-ROWS_TO_CHOOSE_FROM = 16  # for each that is taken: the one with the least padding
+ROWS_TO_CHOOSE_FROM = 16  # candidates per chosen row; those with the least padding are chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,11 @@ class LayerHealth:
     """One layer's state along a row.
 
     Args:
-        norm: At each position, its norm over the channels, mean of the rows.
-        largest: At each position, its largest absolute value in any row.
-        moved_share: At each position, the share of channels whose maximum that token raised; None where the state is no
-            maximum. The first token sets them all.
-        never_moved_share: The share of channels that no later token raised; None where the state is no maximum.
+        norm: Norm over the channels at each position, mean of the rows.
+        largest: Largest absolute value in any row at each position.
+        moved_share: Share of channels whose maximum the token at each position raised; the first token sets them all.
+            None if the state is not a maximum.
+        never_moved_share: Share of channels that no later token raised; None if the state is not a maximum.
     """
 
     norm: list[float]
@@ -41,7 +41,7 @@ class LayerHealth:
 
     @property
     def growth(self) -> float:
-        """Return the norm at the end over that of the first token; infinite behind a first norm of zero."""
+        """Return the norm at the end over that after the first token; infinite if the first norm is zero."""
         first, last = self.norm[0], self.norm[-1]
         if first:
             return last / first
@@ -51,7 +51,7 @@ class LayerHealth:
 
 
 def positions_of(length: int) -> list[int]:
-    """Return after how many tokens a state of a row is looked at: 1, 2, 4 and so on, and the whole row."""
+    """Return the numbers of tokens after which a row's state is measured: 1, 2, 4, ... and the whole row."""
     positions, power = [], 1
     while power < length:
         positions.append(power)
@@ -60,17 +60,17 @@ def positions_of(length: int) -> list[int]:
 
 
 def calm_rows(rows: Rows, num_rows: int, pad_id: int | None) -> Tensor:
-    """Return inputs of rows at even distances, of those with the least padding: (R, T) int64.
+    """Return the inputs of rows with little padding, spread over the split, (R, T) int64.
 
     Args:
-        rows: Of the validation split.
-        num_rows: How many; fewer where there are not so many, or where rows are so long that these are MOST_TOKENS.
-        pad_id: The id that fills rows; None where there is none.
+        rows: Rows of the validation split.
+        num_rows: Number of rows; fewer in a short split, or if they would have more than MOST_TOKENS tokens.
+        pad_id: The id that fills rows; None for no padding.
     """
     num_rows = max(1, min(num_rows, MOST_TOKENS // rows.seq_len))
     candidates = SpreadBatches(rows, 1, ROWS_TO_CHOOSE_FROM * num_rows)
     if pad_id is None:
-        pad_id = -1  # which no id is
+        pad_id = -1  # not a valid id
     padding_R = torch.tensor([int((rows.split(ids_1T)[0] == pad_id).sum()) for ids_1T in candidates])
     num_rows = min(num_rows, len(candidates))
     fullest_R = (padding_R <= padding_R.sort().values[num_rows - 1]).nonzero()[:, 0]
@@ -85,13 +85,13 @@ def growing_layers(health: Mapping[str, LayerHealth], max_growth: float) -> dict
         if layer.growth > max_growth:
             warnings[name] = (
                 f"{name}: the norm of its state is {layer.growth:.3g} times as large at the end of a row as at its "
-                "start: it does not extrapolate, so expect the model to go astray in text longer than a row"
+                "start: the state keeps growing, so expect a worse loss beyond the training length"
             )
     return warnings
 
 
 def layer_states(model: nn.Module, state: Any) -> dict[str, Tensor]:
-    """Return (B, numbers) by layer: all that is no whole number of its state, room behind a cache left out."""
+    """Return the floating-point numbers of each layer's state, (B, numbers), without a cache's spare room."""
     states = {}
     for name, part in _parts_by_layer(model, state):
         tensors = [tensor.flatten(1) for tensor in _tensors(part)]
@@ -126,18 +126,18 @@ def _tensors(part: Any) -> list[Tensor]:
 
 
 def shapes_of(layers: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """Return the shapes by layer; other ones after further tokens where a state grows with the sequence."""
+    """Return the shapes by layer; they change with further tokens if a state grows with the sequence."""
     return {name: tensor.shape for name, tensor in layers.items()}
 
 
 def health_of(
     states: Mapping[int, Mapping[str, Tensor]], positions: Sequence[int], maxima: set[str]
 ) -> dict[str, LayerHealth]:
-    """Return the health of each layer; all figures are computed where the states are, and asked for once.
+    """Return the health of each layer. The figures are computed on the device and read once.
 
     Args:
-        states: By the number of tokens read, the state of each layer: at the positions, and for maxima one before each.
-        positions: As `positions_of` returns them.
+        states: State of each layer by the number of tokens read: at each position and, for maxima, one token before.
+        positions: The positions, from `positions_of`.
         maxima: Layers whose state is a maximum.
     """
     found = {}
@@ -169,5 +169,5 @@ def health_of(
 
 
 def _moved(before_BD: Tensor, after_BD: Tensor) -> Tensor:
-    """Return the share of channels that changed. A maximum that is no number stays so, which is no move."""
+    """Return the share of channels that changed; a maximum that stays NaN has not."""
     return ((before_BD != after_BD) & ~before_BD.isnan()).to(after_BD.dtype).mean()

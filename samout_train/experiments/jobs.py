@@ -1,8 +1,8 @@
-"""The jobs of many runs: what became of each, and the missing ones made, each in a process of its own.
+"""The jobs of many runs: report the state of each, and make the missing ones, each in a process of its own.
 
-Nothing is kept but the run directories themselves. What a job came to follows from its own: `summary.json` says that it
-is done, the lock that a process is at it, `failure.json` why it failed. So whatever dies, nothing has to be put right.
-For people, there is a bar over the jobs (`job_bar`) and a line for each (`described`).
+The run directories are the only state. `summary.json` says that a job is done, the lock that a process runs it,
+`failure.json` why it failed. So there is nothing to repair after a crash. On the console there is a bar over the jobs
+(`job_bar`) and a line for each (`described`).
 """
 
 import json
@@ -37,15 +37,15 @@ OUTPUT, FAILURE = "output.txt", "failure.json"
 STOPPED_CODES, REFUSED_CODE = (130, 143), 2
 LOOK_SECONDS = 0.1
 LONGEST_LINE = 16_384  # bytes of metrics.jsonl that are read from its end
-SECONDS_A_LOOK, SECONDS_A_LINE = 1.0, 60.0  # at the steps of what runs, on a terminal and elsewhere
+SECONDS_A_LOOK, SECONDS_A_LINE = 1.0, 60.0  # between updates of the steps, on a terminal and elsewhere
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training that is to be made.
+    """One training to make.
 
     Args:
-        run_dir: Where it lies; the name of this directory is that of the job.
+        run_dir: Its directory, whose name is that of the job.
         words: The command line of `train`, without `run_dir` and `resume`.
         directory: The working directory that relative paths in its words start from; None for that of this program.
     """
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Return the name of the job."""
         return self.run_dir.name
 
 
@@ -65,11 +65,11 @@ class Outcome:
     """The outcome of a job.
 
     Args:
-        state: `done`; `running`; `FAILED`; `stopped` by a signal, or killed with all that could have told of it; or
-            `waiting`.
-        summary: What `summary.json` has of a job that is done.
-        error: The first line of what went wrong with one that failed.
-        why: Of one that failed: `killed`; `settings`, where the same settings would end the same way; or `error`.
+        state: `done`; `running`; `FAILED`; `stopped` by a signal, or killed together with the process that would have
+            recorded it; or `waiting`.
+        summary: The content of `summary.json` of a job that is done.
+        error: The first line of the error of a job that failed.
+        why: Of a job that failed: `killed`; `settings`, where the same settings would fail again; or `error`.
     """
 
     state: State
@@ -79,7 +79,7 @@ class Outcome:
 
 
 def outcome(run_dir: Path) -> Outcome:
-    """Return what became of the job in a directory; looks only."""
+    """Return the outcome of the job in a directory; nothing is written."""
     summary = finished(run_dir)
     if summary is not None:
         return Outcome("done", summary)
@@ -89,42 +89,48 @@ def outcome(run_dir: Path) -> Outcome:
         failure = json.loads((run_dir / FAILURE).read_text(encoding="utf-8"))
         return Outcome("FAILED", error=str(failure["error"]), why=failure.get("why", "error"))
     except FileNotFoundError:
-        return Outcome("stopped" if holds_run(run_dir) else "waiting")
+        if holds_run(run_dir):
+            return Outcome("stopped")
+        return Outcome("waiting")
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Outcome("FAILED", error=f"{FAILURE} cannot be read ({error})", why="error")
 
 
 def finished(run_dir: Path) -> dict[str, Any] | None:
-    """Return the summary of a run that came to its end; None where there is none."""
+    """Return the summary of a finished run; None if it is not finished."""
     summary = read_figures(run_dir / "summary.json")
-    return summary if "weights_sha256" in summary else None
+    if "weights_sha256" not in summary:
+        return None
+    return summary
 
 
 def record_failure(run_dir: Path, error: str, why: Why = "error") -> None:
-    """Leaves a note of why a run failed; none where it cannot be written, or another process is at the run by now.
+    """Record why a run failed in its directory, unless another process runs it by now.
 
     Args:
-        run_dir: Of the run; it need not be there.
-        error: What went wrong; its first line is kept.
+        run_dir: Of the run; it is made if it is missing.
+        error: The message; its first line is kept.
         why: See `Outcome`.
     """
     if is_taken(run_dir):
         return
-    lines = error.strip().splitlines()
+    first = "no reason was given"
+    if error.strip():
+        first = error.strip().splitlines()[0]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_figures(run_dir / FAILURE, {"error": lines[0] if lines else "no reason was given", "why": why})
+        write_figures(run_dir / FAILURE, {"error": first, "why": why})
     except OSError:
-        print(f"{run_dir}: a note of the failure cannot be written", file=sys.stderr)
+        print(f"{run_dir}: the failure cannot be recorded", file=sys.stderr)
 
 
 def has_checkpoint(run_dir: Path) -> bool:
-    """Return whether there is something of a run to go on from."""
+    """Return whether a run has a checkpoint to resume from."""
     return any((run_dir / "checkpoints").glob("step_*.pt*"))
 
 
 def forget_failure(run_dir: Path) -> None:
-    """Takes that note away, where the run is tried again."""
+    """Remove the record of a failure, where the run is tried again."""
     (run_dir / FAILURE).unlink(missing_ok=True)
 
 
@@ -135,53 +141,51 @@ def run_jobs(
     told: Callable[[Job, Outcome], None] = lambda job, outcome: None,
     watched: Callable[[Sequence[Job]], None] = lambda running: None,
 ) -> dict[str, Outcome]:
-    """Runs what is missing: what is done stays as it is, what was stopped goes on, what failed is tried again.
+    """Run the missing jobs: finished ones are kept, stopped ones resume, failed ones are tried again.
 
-    A job that another process is at, such as one that outlived a killed comparison, is waited for.
+    A job that another process runs, such as one that outlived a killed comparison, is waited for.
 
     Args:
         jobs: All of them.
-        at_once: So many at a time, which then share the processor's threads.
-        told: Gets each job that has ended, and what became of it.
-        watched: Called now and then, with the jobs that run.
+        at_once: Jobs at a time, which share the processor's threads.
+        told: Called with each job that has ended, and its outcome.
+        watched: Called repeatedly with the running jobs.
 
     Returns:
-        What became of each, by name.
+        The outcome of each job, by name.
 
     Raises:
-        StopRequestedError: if a signal came; the jobs that ran have saved what they need to go on.
+        StopRequestedError: on a signal; the running jobs have saved what they need to resume.
     """
     found = {job.name: outcome(job.run_dir) for job in jobs}
     missing = [job for job in jobs if found[job.name].state != "done"]
-    running: dict[str, tuple[Job, Process | None]] = {}
-
-    def ended(job: Job, became: Outcome) -> None:
-        del running[job.name]
-        found[job.name] = became
-        told(job, became)
-
+    running: dict[str, tuple[Job, Process | None]] = {}  # None where another process runs it
     with StopSignals() as signals:
         try:
             while missing or running:
                 while missing and len(running) < at_once and signals.received is None:
                     job = missing.pop(0)
-                    running[job.name] = (job, None if is_taken(job.run_dir) else Process(job, at_once))
+                    running[job.name] = (job, _started(job, at_once))
                 signals.check()
                 watched([job for job, _ in running.values()])
                 time.sleep(LOOK_SECONDS)
                 for job, process in list(running.values()):
-                    became = outcome(job.run_dir) if process is None else process.became()
-                    if became is None or became.state == "running":
-                        # Also where the process itself found another one at its run: that one is waited for.
-                        running[job.name] = (job, None if became is not None else process)
-                    elif process is not None or became.state == "done":
-                        ended(job, became)
-                    else:  # what was waited for died: it goes on from where it was
-                        del running[job.name]
+                    became = _became(job, process)
+                    if became is None:
+                        continue
+                    if became.state == "running":  # the process found another one at its run, and left it to that one
+                        running[job.name] = (job, None)
+                        continue
+                    del running[job.name]
+                    if process is not None or became.state == "done":
+                        found[job.name] = became
+                        told(job, became)
+                    else:  # the other process died: the job resumes from its checkpoint
                         missing.insert(0, job)
             signals.check()
         finally:
-            _stop([process for _, process in running.values() if process is not None], signals.received)
+            own = [process for _, process in running.values() if process is not None]
+            _stop(own, signals.received)
     return found
 
 
@@ -189,18 +193,19 @@ class Process:
     """A training in a process and a session of its own: Ctrl-C reaches it through this program, once.
 
     Args:
-        job: What it makes; it goes on where it was stopped.
-        at_once: So many share the processor's threads.
+        job: To run; it resumes where it was stopped.
+        at_once: Number of jobs that share the processor's threads.
     """
 
     def __init__(self, job: Job, at_once: int) -> None:
         self.job = job
         job.run_dir.mkdir(parents=True, exist_ok=True)
         forget_failure(job.run_dir)
-        # Where it begins from another run's checkpoint, it does so once.
+        words = [*job.words, text_setting("run_dir", job.run_dir.absolute())]
+        # A job that begins from another run's checkpoint does so once.
         begins_elsewhere = any(word.startswith("resume=") for word in job.words) and not has_checkpoint(job.run_dir)
-        run_dir = text_setting("run_dir", job.run_dir.absolute())
-        words = [*job.words, run_dir, *([] if begins_elsewhere else ["resume=auto"])]
+        if not begins_elsewhere:
+            words.append("resume=auto")
         program = [*child_program(), "train", *words]
         with (job.run_dir / OUTPUT).open("ab") as output:
             self._printed_from = output.tell()
@@ -215,14 +220,18 @@ class Process:
             )
 
     def became(self) -> Outcome | None:
-        """Return what became of it, None while it runs; what it could not say itself is said for it."""
+        """Return the outcome, or None while it runs; record a failure if the process died without recording one."""
         code = self.process.poll()
         if code is None:
             return None
         found = outcome(self.job.run_dir)
         if found.state in ("done", "FAILED", "running") or code in STOPPED_CODES:
             return found
-        why: Why = "killed" if code < 0 else "settings" if code == REFUSED_CODE else "error"
+        why: Why = "error"
+        if code < 0:
+            why = "killed"
+        elif code == REFUSED_CODE:
+            why = "settings"
         record_failure(self.job.run_dir, self._reason(code), why)
         return outcome(self.job.run_dir)
 
@@ -234,74 +243,109 @@ class Process:
             lines = output.read().decode("utf-8", errors="replace").strip().splitlines()
         if not lines:
             return f"ended with exit code {code}, and nothing was printed"
-        return lines[0] if code == REFUSED_CODE else f"ended with exit code {code}: {lines[-1]}"
+        if code == REFUSED_CODE:
+            return lines[0]
+        return f"ended with exit code {code}: {lines[-1]}"
+
+
+def _started(job: Job, at_once: int) -> Process | None:
+    """Start a job; None where another process runs it."""
+    if is_taken(job.run_dir):
+        return None
+    return Process(job, at_once)
+
+
+def _became(job: Job, process: Process | None) -> Outcome | None:
+    """Return the outcome of a running job; None while it runs in the same process as before."""
+    if process is not None:
+        return process.became()
+    found = outcome(job.run_dir)
+    if found.state == "running":
+        return None
+    return found
 
 
 class JobBar:
     """Runs jobs with a bar on standard error and their results on standard output.
 
     Args:
-        bar: Of as many as there will be.
+        bar: Over all jobs that there will be.
     """
 
     def __init__(self, bar: Bar) -> None:
-        self._bar, self._looked_at = bar, 0.0
-        self._interval = SECONDS_A_LOOK if is_terminal(sys.stderr) else SECONDS_A_LINE
+        self._bar = bar
+        self._looked_at = 0.0
+        self._width = 0  # of the column of names
+        self._interval = SECONDS_A_LINE
+        if is_terminal(sys.stderr):
+            self._interval = SECONDS_A_LOOK
 
     def run(self, jobs: Sequence[Job], *, at_once: int) -> dict[str, Outcome]:
-        """Runs what is missing of them, as `run_jobs` does.
+        """Run the missing jobs, as `run_jobs` does.
 
         Args:
             jobs: All of them.
-            at_once: So many at a time.
+            at_once: Jobs at a time.
         """
+        self._width = max((len(job.name) for job in jobs), default=0)
         there = sum(outcome(job.run_dir).state == "done" for job in jobs)
-        self._bar.initial += there  # they say nothing of how long the others will take
+        self._bar.initial += there  # the time that is left must not be estimated from them
         self._bar.update(there)
         return run_jobs(jobs, at_once=at_once, told=self._tell, watched=self._watch)
 
     def expect(self, total: int) -> None:
-        """Set how many jobs there will be, once it is known."""
+        """Set the number of jobs, once it is known."""
         self._bar.total = total
         self._bar.refresh()
 
     def say(self, lines: Sequence[str]) -> None:
         """Print lines above the bar."""
-        with suppress(BrokenPipeError):  # nobody reads on, and the runs go on
+        with suppress(BrokenPipeError):  # the reader of standard output has gone; the runs continue
             for line in lines:
                 self._bar.write(line, file=sys.stdout)
             sys.stdout.flush()
 
     def _tell(self, job: Job, found: Outcome) -> None:
         self._bar.update()
-        self.say([f"  {described(job, found)}"])
+        self.say([f"  {described(job, found, self._width)}"])
 
     def _watch(self, running: Sequence[Job]) -> None:
         if time.monotonic() - self._looked_at > self._interval:
             self._looked_at = time.monotonic()
-            steps = (f"{job.name} step {last_step(job.run_dir):,}" for job in running)
-            self._bar.set_postfix_str(", ".join(steps))
+            self._bar.set_postfix_str(", ".join(f"{job.name} step {last_step(job.run_dir):,}" for job in running))
 
 
 @contextmanager
 def job_bar(total: int) -> Iterator[JobBar]:
-    """A bar over so many jobs."""
+    """Yield a bar over this many jobs."""
     with Bar(desc="runs", total=total, unit="run", dynamic_ncols=True, smoothing=0) as bar:
         yield JobBar(bar)
 
 
-def described(job: Job, found: Outcome) -> str:
-    """Return a line for people: the job, and what it came to."""
+def described(job: Job, found: Outcome, width: int = 0) -> str:
+    """Return a line for the console: the state, the name and the result of a job.
+
+    Args:
+        job: The job.
+        found: Its outcome.
+        width: Of the column of names; 0 for that of the name alone.
+    """
+    head = f"{found.state:<8} {job.name:<{width}}"
+    if found.error:
+        return f"{head}  {found.error}"
+    if found.state == "running":
+        return f"{head}  step {last_step(job.run_dir):,}"
     if found.summary is None:
-        goes_on = f"step {last_step(job.run_dir):,}" if found.state == "running" else "goes on when it is started again"
-        return f"{found.state:<8} {job.name}  {found.error or goes_on}"
+        return f"{head}  resumes when it is started again"
     loss = found.summary.get("val_loss_nats")
-    nats = "no loss" if loss is None else f"{loss:.4f} nats"
-    return f"{found.state:<8} {job.name}  {nats}, {found.summary.get('train_seconds', 0.0):.1f} s of training"
+    nats = "no loss"
+    if loss is not None:
+        nats = f"{loss:.4f} nats"
+    return f"{head}  {nats}, {found.summary.get('train_seconds', 0.0):.1f} s of training"
 
 
 def last_step(run_dir: Path) -> int:
-    """Return the last step that a run has logged; 0 where there is none."""
+    """Return the last step that a run has logged; 0 if there is none."""
     try:
         with (run_dir / "metrics.jsonl").open("rb") as file:
             file.seek(-min(LONGEST_LINE, file.seek(0, os.SEEK_END)), os.SEEK_END)
@@ -311,13 +355,13 @@ def last_step(run_dir: Path) -> int:
     for line in reversed(lines):
         try:
             return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):  # the end of it is being written, or its beginning was not read
+        except (ValueError, KeyError, TypeError):  # a line that is being written, or whose beginning was not read
             continue
     return 0
 
 
 def curve_of(run_dir: Path) -> list[tuple[int, float]]:
-    """Return step and loss of each evaluation on the fixed batches that a run has logged."""
+    """Return step and loss, in nats, of each evaluation on the fixed batches that a run has logged."""
     found = []
     try:
         lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

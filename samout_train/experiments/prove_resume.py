@@ -1,4 +1,4 @@
-"""Proof that a run that is killed and continued is the same run: bit for bit, against one that was left alone."""
+"""Prove that a run that is killed and resumed equals an undisturbed run, bit for bit."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from torch import Tensor
 from samout_train.checkpoint import find_checkpoint, read_checkpoint, weights_sha256
 from samout_train.runtime import StopSignals, child_program, own_group, text_setting
 
-# What makes CUDA compute the same bits twice; a CPU does anyway.
+# Makes CUDA compute the same bits twice, as a CPU does anyway.
 DETERMINISTIC = (
     "from samout_train.runtime.threads import wait_shortly; wait_shortly(); "
     "import torch; torch.use_deterministic_algorithms(True); "
@@ -27,20 +27,20 @@ PATIENCE_SECONDS = 600.0
 
 
 class TrainingFailedError(Exception):
-    """A training ended by itself with an error."""
+    """A training that ended with an error of its own."""
 
 
 def digests(run_dir: Path) -> dict[str, str]:
-    """sha256 of what a run came to: the weights, the optimizer's state, and all that it logged but times.
+    """Return the sha256 of a run's weights, of its optimizer's state, and of all that it logged except times.
 
     Args:
         run_dir: A run directory that has a checkpoint and metrics.jsonl.
     """
     content = read_checkpoint(find_checkpoint(run_dir))
-    logged = [
-        [line["step"], *(line.get(tag) for tag in TIMELESS)]
-        for line in map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    ]
+    logged = []
+    for text in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        logged.append([line["step"], *(line.get(tag) for tag in TIMELESS)])
     return {
         "weights": weights_sha256(content["model"]),
         "optimizer": weights_sha256(dict(_tensors(content["optimizer"], "optimizer"))),
@@ -58,20 +58,20 @@ def run_killed(
     told: Callable[[str], None],
     signals: StopSignals,
 ) -> None:
-    """Runs a training in processes of their own, killed at random moments and continued each time.
+    """Run a training that is killed at random moments and resumed after each kill.
 
     Args:
         words: The command line of the training, without run_dir and resume.
-        run_dir: Where it lies.
-        kills: How often it is killed; with 0 it is left alone.
-        seed: Of the moments.
-        device: Where it runs; on CUDA, torch is asked for algorithms that give the same bits twice.
-        told: Gets a line for each kill.
-        signals: Looked at while waiting; no process is left then.
+        run_dir: Its directory.
+        kills: Number of kills; with 0 the training is not disturbed.
+        seed: Of the random moments.
+        device: Of the training; on CUDA, torch is set to deterministic algorithms.
+        told: Called with a line for each kill.
+        signals: Checked while waiting; on a signal the process is killed, too.
 
     Raises:
         StopRequestedError: on a signal.
-        TrainingFailedError: if the training fails by itself; the message is its last lines.
+        TrainingFailedError: if the training fails by itself, with its last lines.
     """
     draw = random.Random(seed)
     for number in range(kills):
@@ -87,9 +87,9 @@ def run_killed(
             signals.check()
             if process.poll() is not None:
                 _refuse_failure(process, run_dir)
-                told(f"kill {number + 1}: the run had ended before it; the others are left out")
+                told(f"  kill {number + 1}: the run had ended; further kills are left out")
                 return
-        told(f"kill {number + 1}: after step {_steps(run_dir)}")
+        told(f"  kill {number + 1}: after step {_steps(run_dir):,}")
     with _started([*words, text_setting("run_dir", run_dir), "resume=auto"], run_dir, device) as process:
         while process.poll() is None:
             signals.check()
@@ -100,7 +100,10 @@ def run_killed(
 @contextmanager
 def _started(words: list[str], run_dir: Path, device: torch.device) -> "Iterator[subprocess.Popen[bytes]]":
     """Yield a training in a session of its own, which no signal of the terminal reaches; kill it at the end."""
-    program = child_program(DETERMINISTIC if device.type == "cuda" else "")
+    first = ""
+    if device.type == "cuda":
+        first = DETERMINISTIC
+    program = child_program(first)
     environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     with run_dir.with_suffix(".txt").open("wb") as printed:
         process = subprocess.Popen(
@@ -125,7 +128,7 @@ def _refuse_failure(process: "subprocess.Popen[bytes]", run_dir: Path) -> None:
 
 
 def _steps(run_dir: Path) -> int:
-    """Steps that are logged."""
+    """Return the number of logged steps."""
     try:
         return (run_dir / "metrics.jsonl").read_bytes().count(b"\n")
     except OSError:

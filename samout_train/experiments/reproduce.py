@@ -1,8 +1,8 @@
-"""Golden curves: the losses of a preset's training as they were recorded, and whether a machine is on them.
+"""Golden curves: compare the losses of a preset's training with recorded ones.
 
-A run has the same data in the same order and the same first weights everywhere; what differs is rounding, which
-training makes larger with each step. So losses are compared as means over spans of steps that grow, and each span has
-its own tolerance: some times what replicas differed by that had to round differently on the recording machine.
+A run has the same data in the same order and the same initial weights on every machine. Only rounding differs, and
+training amplifies that with each step. So losses are compared as means over growing spans of steps. Each span has its
+own tolerance: a multiple of the differences between replicas that rounded differently on the recording machine.
 """
 
 import json
@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from samout_train.config import ConfigError, Problem
 from samout_train.runtime import replace_file
 
 CURVES = Path(__file__).resolve().parent / "curves"
@@ -27,10 +28,10 @@ class GoldenCurve:
 
     Args:
         preset: Its name, that of a YAML in conf/experiment.
-        ends: The last step of each span; a span begins behind the one before it.
-        loss_nats: The mean loss of each span, of the batches before their updates.
-        tolerance_nats: How far another machine may be away.
-        recorded: What with: device, torch, date, precision, replicas.
+        ends: The last step of each span; a span begins after the one before it.
+        loss_nats: The mean loss of each span, each loss taken before the update.
+        tolerance_nats: The largest accepted difference on another machine.
+        recorded: Device, torch, date, precision and replicas of the recording.
     """
 
     preset: str
@@ -44,13 +45,13 @@ class GoldenCurve:
         """Return the curve of a preset.
 
         Raises:
-            ValueError: if there is none.
+            ConfigError: if there is none.
         """
         try:
             content = json.loads((folder / f"{preset}.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             known = ", ".join(sorted(path.stem for path in folder.glob("*.json")))
-            raise ValueError(f"experiment={preset}: has no recorded curve; there are {known}") from None
+            raise ConfigError(Problem("experiment", preset, text=f"has no recorded curve; there are {known}")) from None
         return cls(preset=preset, **content)
 
     @classmethod
@@ -60,26 +61,29 @@ class GoldenCurve:
         Args:
             preset: Its name.
             replicas: Of each run, the loss of every step; two or more runs.
-            recorded: What with.
+            recorded: About the recording.
         """
         ends = spans_of(len(replicas[0]))
         curve, *others = [span_means(losses, ends) for losses in replicas]
-        apart = [max(abs(other - mean) for other in found) for mean, *found in zip(curve, *others, strict=True)]
-        # What has come apart does not come together again by more than chance.
-        widest = [max(apart[: index + 1]) for index in range(len(apart))]
-        tolerance = [max(LEAST_TOLERANCE_NATS, TOLERANCE_TIMES * nats) for nats in widest]
+        tolerance, widest = [], 0.0
+        for index, mean in enumerate(curve):
+            # Curves that have come apart meet again only by chance, so a tolerance never falls.
+            for other in others:
+                widest = max(widest, abs(other[index] - mean))
+            tolerance.append(max(LEAST_TOLERANCE_NATS, TOLERANCE_TIMES * widest))
         return cls(preset, ends, curve, tolerance, recorded)
 
     def write(self, folder: Path = CURVES) -> Path:
-        """Writes it where `read` looks."""
-        content = {key: value for key, value in asdict(self).items() if key != "preset"}
+        """Write it where `read` looks."""
+        content = asdict(self)
+        del content["preset"]
         path = folder / f"{self.preset}.json"
         text = json.dumps(content, indent=1) + "\n"
         replace_file(path, lambda file: file.write(text.encode()))
         return path
 
     def compared(self, losses: Iterable[float]) -> Iterator["Span"]:
-        """A span after the other, as the losses of its steps come in; a last one that is not whole is left out."""
+        """Yield the spans one by one as the losses of their steps come in; an incomplete last span is left out."""
         found: list[float] = []
         steps = iter(losses)
         for (before, end), golden, tolerance in zip(
@@ -94,14 +98,14 @@ class GoldenCurve:
 
 @dataclass(frozen=True)
 class Span:
-    """Some steps of a run beside those of the curve.
+    """A span of steps of a run and of the curve.
 
     Args:
         first: The first step.
         last: The last step.
         golden_nats: Their mean loss on the curve.
-        here_nats: The same here.
-        tolerance_nats: How far the two may be apart.
+        here_nats: Their mean loss on this machine.
+        tolerance_nats: The largest accepted difference.
     """
 
     first: int
@@ -112,39 +116,47 @@ class Span:
 
     @property
     def is_on(self) -> bool:
-        """Return whether this is on the curve; what is no number is not."""
+        """Return whether the loss is on the curve; NaN is not."""
         return abs(self.here_nats - self.golden_nats) <= self.tolerance_nats
 
     def line(self) -> str:
-        """For people."""
-        steps = f"{self.first}" if self.first == self.last else f"{self.first} to {self.last}"
-        apart = self.here_nats - self.golden_nats
-        verdict = "on it" if self.is_on else "OFF"
+        """Return a line of the table that HEADER begins."""
+        steps = f"{self.first}"
+        if self.first != self.last:
+            steps = f"{self.first} to {self.last}"
+        difference = self.here_nats - self.golden_nats
+        verdict = "OFF"
+        if self.is_on:
+            verdict = "on"
         return (
-            f"{steps:>14}  {self.golden_nats:8.4f}  {self.here_nats:8.4f}  {apart:+9.5f}  {self.tolerance_nats:8.5f}  "
-            f"{verdict}"
+            f"{steps:>14}  {self.golden_nats:8.4f}  {self.here_nats:8.4f}  {difference:+10.5f}  "
+            f"{self.tolerance_nats:9.5f}  {verdict}"
         )
 
 
-HEADER = f"{'steps':>14}  {'golden':>8}  {'here':>8}  {'apart':>9}  {'at most':>8}"
+HEADER = f"{'steps':>14}  {'recorded':>8}  {'here':>8}  {'difference':>10}  {'tolerance':>9}  curve"
 
 
 def spans_of(num_steps: int) -> list[int]:
-    """Return the last step of each span of a run of so many steps."""
-    return [*(end for end in ENDS if end < num_steps), num_steps]
+    """Return the last step of each span of a run with this many steps."""
+    ends = [end for end in ENDS if end < num_steps]
+    return [*ends, num_steps]
 
 
 def span_means(losses: Sequence[float], ends: Sequence[int]) -> list[float]:
     """Return the mean of each span."""
-    return [statistics.fmean(losses[before:end]) for before, end in pairwise([0, *ends])]
+    means = []
+    for before, end in pairwise([0, *ends]):
+        means.append(statistics.fmean(losses[before:end]))
+    return means
 
 
 def losses_of(step: Callable[[], Any], num_steps: int) -> Iterator[float]:
-    """Return the losses of so many steps.
+    """Yield the losses of the next steps.
 
     Args:
-        step: Makes one, and returns its loss as a tensor.
-        num_steps: How many.
+        step: Makes one step, and returns its loss as a tensor.
+        num_steps: Number of steps.
     """
     for _ in range(num_steps):
         yield float(step())

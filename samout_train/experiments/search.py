@@ -1,7 +1,7 @@
-"""Searching for settings: Optuna proposes, each trial is a run in a process of its own, and bad ones end early.
+"""Search for settings: Optuna proposes them, each trial is a run in a process of its own, and bad trials end early.
 
-A space says for each key an interval, or some values to choose from. What was tried lies in Optuna's database, and each
-trial's run in a directory of its own.
+A space has an interval or a list of values for each key. The trials are in Optuna's database, and the run of each is in
+a directory of its own.
 """
 
 import json
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.checkpoint import DataNow, differences, holds_run, is_taken, other_settings
-from samout_train.config import ConfigError, compose_config, shown
-from samout_train.experiments.compare.plan import DECISIVE_KEYS, word_of
+from samout_train.config import ConfigError, Problem, compose_config, require_no_problems, shown
+from samout_train.experiments.compare.candidates import word_of
+from samout_train.experiments.compare.plan import DECISIVE_KEYS
 from samout_train.experiments.jobs import LOOK_SECONDS, Job, Outcome, Process, curve_of, outcome
 from samout_train.runtime import StopSignals, ask_to_stop, read_figures, write_figures
 from samout_train.training import checked_config, source_from
@@ -25,19 +26,19 @@ from samout_train.training import checked_config, source_from
 EXAMPLE = "space={optimizer.lr:{low:1e-4,high:1e-2,log:true},model.num_layers:[2,4]}"
 Value = bool | int | float | str | None
 RECORD = "search.json"
-RUN_DIR, ERROR = "run_dir", "error"  # what a trial has beside Optuna's own
-WARM_UP_TRIALS = 4  # before any is ended early
+RUN_DIR, ERROR = "run_dir", "error"  # attributes of a trial beside Optuna's own
+WARM_UP_TRIALS = 4  # before any trial is ended early
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Numbers from `low` to `high`, whole ones where both are, and the step, too.
+    """Numbers from `low` to `high`; whole numbers where both and the step are whole.
 
     Args:
         low: The smallest.
         high: The largest.
         log: Whether it is drawn on a logarithmic scale.
-        step: What values are apart by; None for any.
+        step: Distance between values; None for any value.
     """
 
     low: float
@@ -47,12 +48,14 @@ class Interval:
 
     @property
     def ends(self) -> list[Value]:
-        """Return what has to be right for all between to be."""
+        """Return the values to check: if both ends are valid, so are the values between them."""
         return [self.low, self.high]
 
     def draw(self, trial: Any, key: str) -> Value:
         """Return a value, as an Optuna trial proposes it."""
-        step = 1 if self.step is None else self.step
+        step = self.step
+        if step is None:
+            step = 1
         if isinstance(self.low, int) and isinstance(self.high, int) and isinstance(step, int):
             whole: int = trial.suggest_int(key, self.low, self.high, log=self.log, step=step)
             return whole
@@ -62,7 +65,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Choice:
-    """Some values.
+    """A list of values.
 
     Args:
         values: Numbers, text, true, false or null.
@@ -85,44 +88,53 @@ Space = Mapping[str, Interval | Choice]
 
 
 def space_of(given: Any) -> Space:
-    """Reads a space.
+    """Return the space of a setting as it was typed.
 
     Args:
-        given: By key of `train`, a list of values, or `low`, `high` and, as wanted, `log` and `step`.
+        given: By key of `train`, a list of values, or `low` and `high`, with `log` and `step` as needed.
 
     Raises:
-        ConfigError: if it is none; the message has all that is wrong.
+        ConfigError: if it is not a space; it lists every problem.
     """
     if not isinstance(given, Mapping) or not given:
-        raise ConfigError(f"space={shown(given)}: must be settings of train with what to try, such as {EXAMPLE}")
-    found, mistakes = {}, []
+        text = f"must be settings of train with the values to try, such as {EXAMPLE}"
+        raise ConfigError(Problem("space", shown(given), text=text))
+    found: dict[str, Interval | Choice] = {}
+    problems = []
     for key, values in given.items():
         try:
             found[str(key)] = _dimension(values)
         except ValueError as error:
-            mistakes.append(f"space: {key}={shown(values)}: {error}")
-    if mistakes:
-        raise ConfigError(*mistakes)
+            problems.append(Problem("space", text=f"{key}={shown(values)}: {error}"))
+    require_no_problems(problems)
     return found
 
 
-def space_problems(
+def check_space(
     space: Space, shared: Sequence[str], *, config_dirs: Sequence[str], taken: Callable[[str], bool]
-) -> list[str]:
-    """Return what is wrong with the values of a space, each by itself beside what holds for all trials.
+) -> list[Problem]:
+    """Return problems with the values of a space, each alone with the settings of all trials.
 
     Args:
-        space: What is searched.
+        space: The space.
         shared: Overrides of all trials.
         config_dirs: Further folders to look for YAML in, absolute.
-        taken: Whether a key is not for a space to set.
+        taken: Whether a key is one that a space may not set.
     """
-    found = [f"space: {key}: is the search's own to set: leave it out" for key in space if taken(key)]
+    problems: dict[str, Problem] = {}
+    for key in space:
+        if taken(key):
+            problem = Problem("space", text=f"{key}: is set by the search itself", fix="leave it out")
+            problems[str(problem)] = problem
     for key, dimension in space.items():
-        for value in [] if taken(key) else dimension.ends:
-            _, mistakes = checked_config([*shared, word_of(key, value)], config_dirs=config_dirs)
-            found += [f"space: {mistake}" for mistake in mistakes]
-    return list(dict.fromkeys(found))
+        if taken(key):
+            continue
+        for value in dimension.ends:
+            _, wrong = checked_config([*shared, word_of(key, value)], config_dirs=config_dirs)
+            for problem in wrong:
+                problem = Problem("space", text=str(problem))
+                problems[str(problem)] = problem
+    return list(problems.values())
 
 
 def _dimension(values: Any) -> Interval | Choice:
@@ -131,16 +143,17 @@ def _dimension(values: Any) -> Interval | Choice:
             raise ValueError("must be a list of numbers or texts, with one at least")
         return Choice(values)
     if not isinstance(values, Mapping) or not {"low", "high"} <= set(values) <= {"low", "high", "log", "step"}:
-        raise ValueError("must be a list, or low and high, with log and step as wanted")
+        raise ValueError("must be a list, or low and high, with log and step as needed")
     low, high, log, step = values["low"], values["high"], values.get("log", False), values.get("step")
-    if any(not isinstance(number, int | float) or isinstance(number, bool) for number in (low, high, step or 1)):
-        raise ValueError("low, high and step must be numbers")
+    for number in (low, high, step or 1):
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            raise ValueError("low, high and step must be numbers")
     if not isinstance(log, bool):
         raise ValueError("log must be true or false")
     if not low < high or (step is not None and not 0 < step <= high - low):
-        raise ValueError("low must be below high, and step fit between them")
+        raise ValueError("low must be below high, and step must fit between them")
     if log and (low <= 0 or step is not None):
-        raise ValueError("log wants a low above 0, and no step")
+        raise ValueError("log needs a low above 0, and no step")
     return Interval(low, high, log, step)
 
 
@@ -151,8 +164,8 @@ class Trial:
     Args:
         number: From 0, as Optuna counts.
         state: `done`, `pruned`, `FAILED`, or `running` where it is unfinished.
-        loss: On the whole validation split where it is done, in nats; of a pruned one, the last it reported.
-        words: What it sets.
+        loss: In nats: on the whole validation split if it is done, the last reported loss if it is pruned.
+        words: The overrides that it sets.
         error: Why it failed.
     """
 
@@ -163,20 +176,24 @@ class Trial:
     error: str | None
 
     def line(self) -> str:
-        """For people."""
-        loss = "" if self.loss is None else f"{self.loss:.4f} nats  "
-        return f"{self.state:<8} trial {self.number}  {loss}{' '.join(self.words)}  {self.error or ''}".rstrip()
+        """Return a line for the console, in columns."""
+        loss = ""
+        if self.loss is not None:
+            loss = f"{self.loss:.4f} nats"
+        return (
+            f"{self.state:<8} trial {self.number:<3}  {loss:>12}  {' '.join(self.words)}  {self.error or ''}".rstrip()
+        )
 
 
 class Search:
-    """A search in a directory, begun or gone on with.
+    """A search in a directory, new or resumed.
 
     Args:
-        folder: Where its runs lie.
+        folder: The directory of its runs.
         storage: URL of Optuna's database; None for one in the folder.
-        space: What is searched.
+        space: The space.
         shared: Words of `train` for all trials.
-        flags: What the command line of each begins with.
+        flags: The flags that the command line of each trial begins with.
         seed: Of the proposals.
 
     Raises:
@@ -186,98 +203,115 @@ class Search:
     def __init__(
         self, folder: Path, *, storage: str | None, space: Space, shared: Sequence[str], flags: Sequence[str], seed: int
     ) -> None:
-        import optuna
-        from sqlalchemy.exc import SQLAlchemyError
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        self.folder, self.space, self.shared, self.flags = folder, space, list(shared), list(flags)
+        self.folder = folder
+        self.space = space
+        self.shared = list(shared)
+        self.flags = list(flags)
         if storage is None and set("?%{}#") & set(str(folder)):
-            raise ConfigError(f"run_dir={folder}: has a character that a database's URL has not: give another")
+            text = "contains a character that is not allowed in a database URL"
+            raise ConfigError(Problem("run_dir", str(folder), text=text, fix="give another directory"))
         url = storage or f"sqlite:///{folder / 'search.db'}"
-        asked = json.dumps([{key: vars(dimension) for key, dimension in space.items()}, self.shared])
+        spelled = {key: vars(dimension) for key, dimension in space.items()}
         settings = self._settings(self.shared)
-        try:
-            self.study: Any = optuna.create_study(
-                study_name="search" if storage is None else _study_name(folder),
-                storage=url,
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS),
-                load_if_exists=True,
-            )
-            if storage is not None:
-                write_figures(folder / RECORD, {"study": self.study.study_name})
-            before = self.study.user_attrs.get("asked", asked)
-            self.study.set_user_attr("asked", before)
-            then = self.study.user_attrs.get("settings", settings)
-            self.study.set_user_attr("settings", then)
-            # Gone on with, it goes on drawing, and not from the beginning again.
-            self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials))
-        except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"storage={url}: cannot be used: {reason}") from error
+        asked: dict[str, Any] = {"asked": json.dumps([spelled, self.shared]), "settings": settings}
+        name, record = "search", None
+        if storage is not None:
+            name, record = _study_name(folder), folder / RECORD
+        self.study, before = _opened(url, name, record, seed=seed, asked=asked)
         if not self.study.trials and any(folder.glob("trial-*")):
-            raise ConfigError(
-                f"run_dir={folder}: holds trials, and {url} has none of them: it was emptied, or they are another "
-                "search's: put that database back, or give another run_dir"
-            )
-        if before != asked:
-            raise ConfigError(f"run_dir={folder}: holds another search (space or settings): give another run_dir")
-        if found := differences(then, settings, DECISIVE_KEYS):  # the same words, and YAML that was changed since
-            raise ConfigError(f"run_dir={folder}: holds a search of other settings ({found[0]}): give another run_dir")
-        there_now = DataNow(source_from)
-        for trial in self.study.trials:
-            run_dir = folder / self._run_dir(trial)
-            same_settings = not other_settings(run_dir, settings, ("data",))
-            if same_settings and (other := there_now.other_than(run_dir, settings)):
-                raise ConfigError(f"{other}, or another run_dir")
+            text = f"holds trials, and {url} has none of them: it was emptied, or they are another search's"
+            fix = "put that database back, or give another run_dir"
+            raise ConfigError(Problem("run_dir", str(folder), text=text, fix=fix))
+        fix = "give another run_dir"
+        if before["asked"] != asked["asked"]:
+            text = "holds another search (space or settings)"
+            raise ConfigError(Problem("run_dir", str(folder), text=text, fix=fix))
+        # The words may be the same, and the YAML has changed since.
+        found = differences(before["settings"], settings, DECISIVE_KEYS)
+        if found:
+            text = f"holds a search of other settings ({found[0]})"
+            raise ConfigError(Problem("run_dir", str(folder), text=text, fix=fix))
+        self._require_same_data(settings)
 
     def _settings(self, words: Sequence[str]) -> dict[str, Any]:
-        """Return the settings that decide about a trial of these words."""
+        """Return the decisive settings of a trial with these words."""
         config_dirs = [flag.removeprefix("--config-dir=") for flag in self.flags]
         config = compose_config(words, config_dirs=config_dirs).config
         return {key: config.get(key) for key in DECISIVE_KEYS}
 
+    def _require_same_data(self, settings: Mapping[str, Any]) -> None:
+        there_now = DataNow(source_from)
+        for trial in self.study.trials:
+            run_dir = self.folder / self._run_dir(trial)
+            if other_settings(run_dir, settings, ("data",)):
+                continue
+            other = there_now.other_than(run_dir, settings)
+            if other:
+                raise ConfigError(Problem(text=f"{other}, or another run_dir"))
+
     def trials(self) -> list[Trial]:
-        """Return all that were begun; one that was made again only as it was made last."""
-        latest = {self._run_dir(trial): trial for trial in self.study.trials if trial.state.name != "WAITING"}
+        """Return all trials that have begun; of a repeated trial only the last attempt."""
+        latest = {}
+        for trial in self.study.trials:
+            if trial.state.name != "WAITING":
+                latest[self._run_dir(trial)] = trial
         return [self._described(trial) for trial in latest.values()]
 
     def run(self, num_trials: int, told: Callable[[Trial], None]) -> None:
-        """Goes on until so many trials are done or pruned; what fails counts here, and the next call makes it again.
+        """Run until this many trials are done or pruned; failed trials count too, and the next call repeats them.
 
         Args:
             num_trials: In all.
-            told: Gets each that has ended.
+            told: Called with each trial that has ended.
 
         Raises:
-            StopRequestedError: if a signal came; the trial that ran has saved what it needs to go on.
+            StopRequestedError: on a signal; the running trial has saved what it needs to resume.
         """
         unfinished = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
-        failed = [trial for trial in self.trials() if trial.state == "FAILED"]
-        by_number = {trial.number: trial for trial in self.study.trials}
-        begun = {self._run_dir(trial) for trial in by_number.values() if trial.state.name in ("WAITING", "RUNNING")}
-        for trial in (by_number[one.number] for one in failed):
-            if self._run_dir(trial) not in begun:
-                self.study.enqueue_trial(trial.params, user_attrs={RUN_DIR: self._run_dir(trial)})
+        self._repeat_failed()
         counted = sum(trial.state in ("done", "pruned") for trial in self.trials())
         with StopSignals() as signals:
-            for index in range(num_trials - counted):
-                import optuna
-
-                frozen = unfinished[index] if index < len(unfinished) else None
-                trial = self.study.ask() if frozen is None else optuna.Trial(self.study, frozen._trial_id)
+            for _ in range(num_trials - counted):
+                trial = self._next(unfinished)
                 self._run_one(trial, signals)
                 signals.check()
                 told(self._described(self.study.trials[trial.number]))
 
+    def _next(self, unfinished: list[Any]) -> Any:
+        """Return the next trial: one that is unfinished, or a new one."""
+        import optuna
+
+        if unfinished:
+            return optuna.Trial(self.study, unfinished.pop(0)._trial_id)
+        return self.study.ask()
+
+    def _repeat_failed(self) -> None:
+        """Enqueue the failed trials, except those that are enqueued or running already."""
+        by_number = {trial.number: trial for trial in self.study.trials}
+        begun = set()
+        for trial in by_number.values():
+            if trial.state.name in ("WAITING", "RUNNING"):
+                begun.add(self._run_dir(trial))
+        for failed in self.trials():
+            if failed.state != "FAILED":
+                continue
+            trial = by_number[failed.number]
+            if self._run_dir(trial) not in begun:
+                self.study.enqueue_trial(trial.params, user_attrs={RUN_DIR: self._run_dir(trial)})
+
     def best(self) -> Trial | None:
-        """Return the trial with the lowest loss; None where none is done."""
-        done = [trial for trial in self.trials() if trial.state == "done" and trial.loss is not None]
-        return min(done, key=lambda trial: trial.loss or 0.0) if done else None
+        """Return the trial with the lowest loss; None if none is done."""
+        best, lowest = None, math.inf
+        for trial in self.trials():
+            if trial.state == "done" and trial.loss is not None and (best is None or trial.loss < lowest):
+                best, lowest = trial, trial.loss
+        return best
 
     def importances(self) -> dict[str, float]:
-        """How much of the differences between losses each key explains, by PED-ANOVA (arXiv 2304.10255); nothing where
-        there are too few trials to say."""
+        """Return the share of the differences between losses that each key explains; empty for too few trials.
+
+        By PED-ANOVA (arXiv 2304.10255).
+        """
         import optuna
 
         try:
@@ -285,7 +319,11 @@ class Search:
             found = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
         except (ValueError, RuntimeError):
             return {}
-        return {key: share for key, share in found.items() if math.isfinite(share)}
+        shares = {}
+        for key, share in found.items():
+            if math.isfinite(share):
+                shares[key] = share
+        return shares
 
     def _run_one(self, trial: Any, signals: StopSignals) -> None:
         from optuna.trial import TrialState
@@ -294,9 +332,10 @@ class Search:
         if RUN_DIR not in trial.user_attrs:
             trial.set_user_attr(RUN_DIR, f"trial-{trial.number}")
         job = Job(self.folder / trial.user_attrs[RUN_DIR], (*self.flags, *self.shared, *words))
-        settings = self._settings([*self.shared, *words]) if holds_run(job.run_dir) else {}
-        if settings and (other := other_settings(job.run_dir, settings, DECISIVE_KEYS)):
-            raise ConfigError(f"{other[0]}: give another run_dir")
+        if holds_run(job.run_dir):
+            other = other_settings(job.run_dir, self._settings([*self.shared, *words]), DECISIVE_KEYS)
+            if other:
+                raise ConfigError(Problem(text=str(other[0]), fix="give another run_dir"))
         found = outcome(job.run_dir)
         while found.state == "running" or (found.state != "done" and is_taken(job.run_dir)):  # it outlived this program
             time.sleep(LOOK_SECONDS)
@@ -306,21 +345,23 @@ class Search:
         if found.state != "done":
             found, pruned = self._watched(trial, job, signals)
         if signals.received is not None and found.state != "done":
-            return  # it stays unfinished, and goes on
-        loss = None if found.summary is None else found.summary.get("val_loss_nats")
+            return  # it stays unfinished, and is resumed by the next start
+        loss = None
+        if found.summary is not None:
+            loss = found.summary.get("val_loss_nats")
         if pruned:
             self.study.tell(trial, state=TrialState.PRUNED)
         elif loss is not None:
             self.study.tell(trial, float(loss))
-        elif found.state == "done" or found.why == "settings":  # which is what a search finds out about them
-            trial.set_user_attr(ERROR, found.error or "its loss is no number")
+        elif found.state == "done" or found.why == "settings":  # a result of the search: these settings do not train
+            trial.set_user_attr(ERROR, found.error or "its loss is not a number")
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
-            trial.set_user_attr(ERROR, found.error or "stopped by a signal of its own")
+            trial.set_user_attr(ERROR, found.error or "stopped by a signal")
             self.study.tell(trial, state=TrialState.FAIL)
 
     def _watched(self, trial: Any, job: Job, signals: StopSignals) -> tuple[Outcome, bool]:
-        """Runs a trial and reports its losses on the way; also whether it was ended early."""
+        """Run a trial, report its losses to Optuna, and return its outcome and whether it was ended early."""
         with _running(job) as process:
             reported: set[int] = set(self.study.trials[trial.number].intermediate_values)
             while (found := process.became()) is None:
@@ -333,7 +374,7 @@ class Search:
             return found, False
 
     def _report(self, trial: Any, job: Job, reported: set[int]) -> bool:
-        """Reports what is new; whether the trial is to be ended."""
+        """Report the new losses; return whether the trial has to end."""
         for step, loss in curve_of(job.run_dir):
             if step not in reported:
                 reported.add(step)
@@ -352,17 +393,55 @@ class Search:
 
 
 def _study_name(folder: Path) -> str:
-    """The name of a search in a database that others may use, too; it is kept in the folder, which may be moved."""
+    """Return the name of a search in a shared database; it is kept in the folder, which may be moved."""
     known = read_figures(folder / RECORD).get("study")
-    if known is None:
-        # An earlier version took the folder's name.
-        known = folder.name if any(folder.glob("trial-*")) else f"{folder.name}-{secrets.token_hex(4)}"
-    return str(known)
+    if known is not None:
+        return str(known)
+    if any(folder.glob("trial-*")):
+        return folder.name  # as an earlier version named it
+    return f"{folder.name}-{secrets.token_hex(4)}"
+
+
+def _opened(
+    url: str, name: str, record: Path | None, *, seed: int, asked: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Open or make a study, and return it with the request that it was made for.
+
+    Args:
+        url: Of the database.
+        name: Of the study.
+        record: A file for the name of the study; None where the folder alone has it.
+        seed: Of the proposals.
+        asked: The request, which a new study keeps.
+
+    Raises:
+        ConfigError: if the database cannot be used.
+    """
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    before = {}
+    try:
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS)
+        study = optuna.create_study(study_name=name, storage=url, pruner=pruner, load_if_exists=True)
+        if record is not None:
+            write_figures(record, {"study": study.study_name})
+        for key, value in asked.items():
+            before[key] = study.user_attrs.get(key, value)
+            study.set_user_attr(key, before[key])
+        # A resumed search draws further values instead of repeating the first ones.
+        study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(Problem("storage", url, text=f"cannot be used: {reason}")) from error
+    return study, before
 
 
 @contextmanager
 def _running(job: Job) -> Iterator[Process]:
-    """A trial's process, which does not outlive what is done with it."""
+    """Yield a trial's process, and stop it at the end if it still runs."""
     process = Process(job, 1)
     try:
         yield process

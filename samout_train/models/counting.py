@@ -82,7 +82,8 @@ class CountingMaximum(nn.Module):
         self.schedule = temperature, temperature_held, temperature_zero
         # A tensor, so that a compiled graph holds no number that changes. The step decides it: no checkpoint has it.
         self.register_buffer("temperature", torch.tensor(temperature, dtype=torch.float32), persistent=False)
-        self.projection = Linear(hidden_size, (2 + entries) * self.channels)
+        streams = 2 + entries
+        self.projection = Linear(hidden_size, streams * self.channels, parts=[self.channels] * streams)
         self.start_C = nn.Parameter(torch.randn(self.channels))
         nn.init.zeros_(self.projection.bias)
         with torch.no_grad():

@@ -2,7 +2,7 @@
 
 # B batch, T time, D width, K tokens back, V vocabulary
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, cast
 
 import torch
@@ -17,7 +17,19 @@ STD = 0.02
 
 
 class Linear(nn.Linear):
-    """x W^T + b, with torch's parameters, names and initialisation."""
+    """x W^T + b, with torch's parameters, names and initialisation.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        bias: Whether a bias is added.
+        parts: Output widths of the matrices that the weight stacks, where it holds several projections; empty for one
+            matrix. Results do not depend on it; an optimizer that treats a matrix as a whole does.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, parts: Sequence[int] = ()) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.parts = list(parts)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
@@ -91,11 +103,14 @@ class CausalConvolution(nn.Conv1d):
     Args:
         hidden_size: Width D.
         size: Width of the kernel: the token itself and the `size - 1` tokens before it.
+        bias: Whether a bias is added for each channel.
+        silu: Whether SiLU follows.
     """
 
     @validated
-    def __init__(self, *, hidden_size: int, size: Annotated[int, Size]) -> None:
-        super().__init__(hidden_size, hidden_size, size, groups=hidden_size)
+    def __init__(self, *, hidden_size: int, size: Annotated[int, Size], bias: bool = True, silu: bool = True) -> None:
+        super().__init__(hidden_size, hidden_size, size, groups=hidden_size, bias=bias)
+        self.silu = silu
 
     def forward(self, x_BTD: Tensor, tokens_BKD: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Map each token, given itself and the tokens before it.
@@ -124,7 +139,9 @@ class CausalConvolution(nn.Conv1d):
             y_BTD = self.bias
         for index, weight_D in enumerate(self.weight[:, 0].unbind(1)):
             y_BTD = y_BTD + whole_BSD[:, index : index + time] * weight_D
-        return F.silu(y_BTD), whole_BSD[:, time:]
+        if self.silu:
+            y_BTD = F.silu(y_BTD)
+        return y_BTD, whole_BSD[:, time:]
 
     def state_bytes(self) -> int:
         """Return the bytes of a state: one float32 per channel and earlier token."""

@@ -86,7 +86,7 @@ class MaxPlus(nn.Module):
                 f"counters ({counters}) leave no channel of {hidden_size} for the maximum: choose model=counting"
             )
         width = hidden_size - counting_width
-        self.projection = Linear(hidden_size, 4 * width, bias=False)
+        self.projection = Linear(hidden_size, 4 * width, bias=False, parts=[width] * 4)
         self.decay = decay
         before_softplus = decay_at_start + math.log(-math.expm1(-decay_at_start))
         if decay == "learned":

@@ -22,7 +22,7 @@ from samout_train.runtime import (
     kept_otherwise,
     read_module_file,
     read_tensor_file,
-    refuse_special,
+    require_regular_file,
 )
 
 EMBEDDING = "em.weight"
@@ -91,7 +91,7 @@ def read_content(path: Path) -> Any:
         OSError: if it cannot be opened.
     """
     try:
-        refuse_special(path)
+        require_regular_file(path)
     except ValueError as error:
         raise ValueError(f"it {error}") from error
     with path.open("rb") as file:

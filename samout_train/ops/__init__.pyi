@@ -1,3 +1,4 @@
+from .cross_entropy import nats_and_errors as nats_and_errors
 from .kernels import (
     Kernels as Kernels,
     fused_problem as fused_problem,
@@ -7,9 +8,11 @@ from .kernels import (
 )
 from .linear import (
     Products as Products,
+    add_product as add_product,
     chosen_products as chosen_products,
     has_onednn as has_onednn,
     is_decided as is_decided,
+    linear_into as linear_into,
     many_rows as many_rows,
     use_products as use_products,
 )

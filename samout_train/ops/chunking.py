@@ -5,7 +5,8 @@ cancels, only numbers of at most 1 come out of the exponential, and a term may b
 reset where its log-decay is minus infinity, exactly, with gradients that are exactly 0 across that token.
 """
 
-# B batch, H heads, T time, N chunks, C tokens of a chunk, I and J tokens of the same chunk
+# B batch, H heads, T time, N chunks, C tokens of a chunk, I, J and M tokens of the same chunk, K width of a key,
+# V width of a value
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,36 +38,57 @@ def chunked(x_BHT: Tensor, size: int) -> Tensor:
     return x_BHT.reshape(batch, heads, -1, size, *x_BHT.shape[3:])
 
 
-def span_decays(log_decay_BHNC: Tensor) -> Tensor:
-    """Return (B, H, N, I, J): the decay over the tokens after j up to i, where j <= i, 1 on the diagonal; 0 elsewhere.
+def with_what_came_before(o_BHNCV: Tensor, q_BHNCK: Tensor, before: list[Tensor | None]) -> Tensor:
+    """Add what queries read of the states before their chunks; a sequence may begin with none.
+
+    Reading zeros in the first of several chunks is less work than leaving it out.
+    """
+    begun = [state_BHKV for state_BHKV in before if state_BHKV is not None]
+    if not begun:
+        return o_BHNCV
+    if len(begun) < len(before):
+        begun = [torch.zeros_like(begun[0]), *begun]
+    return o_BHNCV + q_BHNCK @ torch.stack(begun, dim=2)
+
+
+def span_decays(log_decay_BHNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the decays between the tokens of a chunk, since its start, and until its end.
 
     There are no gradients of gradients.
 
     Source: Dao and Gu, Transformers are SSMs (arXiv 2405.21060), listing 1, `segsum`.
+
+    Returns:
+        (between_BHNIJ, since_BHNC, until_BHNC): over the tokens after j up to i, where j <= i, 1 on the diagonal, and 0
+            elsewhere; over the tokens up to one; over the tokens after it.
     """
-    decays_BHNIJ: Tensor = _SpanDecays.apply(log_decay_BHNC)
-    return decays_BHNIJ
+    decays: tuple[Tensor, Tensor, Tensor] = _SpanDecays.apply(log_decay_BHNC)
+    return decays
 
 
 class _SpanDecays(torch.autograd.Function):
     """A term of the token m is in the sums of all spans that begin before it and end at it or later."""
 
     @staticmethod
-    def forward(ctx: Any, log_decay_BHNC: Tensor) -> Tensor:
+    def forward(ctx: Any, log_decay_BHNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sum and exponentiate, in one piece of memory."""
         size = log_decay_BHNC.shape[-1]
         ones_IJ = torch.ones(size, size, dtype=torch.bool, device=log_decay_BHNC.device)
         sums_BHNIJ = log_decay_BHNC[..., None].where(ones_IJ.tril(-1), 0).cumsum(-2)
-        decays_BHNIJ = sums_BHNIJ.masked_fill_(~ones_IJ.tril(), -torch.inf).exp_()
-        ctx.save_for_backward(decays_BHNIJ)
-        return decays_BHNIJ
+        between_BHNIJ = sums_BHNIJ.masked_fill_(~ones_IJ.tril(), -torch.inf).exp_()
+        since_BHNC, until_BHNC = log_decay_BHNC.cumsum(-1).exp(), between_BHNIJ[..., -1, :].clone()
+        ctx.save_for_backward(between_BHNIJ, since_BHNC, until_BHNC)
+        return between_BHNIJ, since_BHNC, until_BHNC
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BHNIJ: Tensor) -> Tensor:
-        """Add up over the ends of spans by a product with ones, then over their beginnings."""
-        (decays_BHNIJ,) = ctx.saved_tensors
-        size = decays_BHNIJ.shape[-1]
-        ones_IJ = decays_BHNIJ.new_ones(size, size)
-        ended_BHNMJ = ones_IJ.triu() @ (grad_BHNIJ * decays_BHNIJ)
-        return (ended_BHNMJ * ones_IJ.tril(-1)).sum(-1)
+    def backward(ctx: Any, grad_between: Tensor, grad_since: Tensor, grad_until: Tensor) -> Tensor:
+        """Add up over the spans that begin before a token, then over those of them that end at it or later."""
+        between_BHNIJ, since_BHNC, until_BHNC = ctx.saved_tensors
+        of_sums_BHNIJ = grad_between * between_BHNIJ
+        of_sums_BHNIJ[..., -1, :].addcmul_(grad_until, until_BHNC)
+        begun_BHNIM = of_sums_BHNIJ.cumsum_(-1)[..., :-1]  # of the token after j
+        size = between_BHNIJ.shape[-1]
+        ones_IM = torch.ones(size, size - 1, dtype=torch.bool, device=between_BHNIJ.device)
+        of_later_tokens = begun_BHNIM.masked_fill_(~ones_IM.tril(-1), 0).sum(-2)
+        return F.pad(of_later_tokens, [1, 0]) + (grad_since * since_BHNC).flip(-1).cumsum(-1).flip(-1)

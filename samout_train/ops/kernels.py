@@ -15,6 +15,8 @@ from functools import cache
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 Kernels = Literal["auto", "reference", "fused"]
 
@@ -77,6 +79,18 @@ def is_fused(device_type: str, dtype: torch.dtype) -> bool:
 
 # The attribute that torch.compiler.assume_constant_result sets, without the second that importing the compiler takes.
 is_fused._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Return whether operations on a tensor are recorded or intercepted, so that a kernel has to be an operator there.
+
+    Elsewhere a kernel is called as it is: on the way through an operator of torch's library its host spends more time.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or type(tensor) not in (Tensor, Parameter)
+    )
 
 
 @cache

@@ -134,7 +134,9 @@ def _as_given(argument: Any) -> Any:
 
 
 @intrinsic
-def _float_of_bits(typing_context: Any, bits: Any) -> Any:
+def as_float(typing_context: Any, bits: Any) -> Any:
+    """Return the float32 of these bits."""
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], context.get_value_type(types.float32))
 
@@ -142,7 +144,9 @@ def _float_of_bits(typing_context: Any, bits: Any) -> Any:
 
 
 @intrinsic
-def _bits_of_float(typing_context: Any, value: Any) -> Any:
+def as_bits(typing_context: Any, value: Any) -> Any:
+    """Return the bits of a float32."""
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], context.get_value_type(types.uint32))
 
@@ -158,7 +162,7 @@ def _widen_compiled(value: Any) -> Any:
     if value == types.uint16:  # bfloat16 is the upper half of float32
 
         def of_bfloat16(value: Any) -> Any:
-            return _float_of_bits(np.uint32(value) << np.uint32(16))
+            return as_float(np.uint32(value) << np.uint32(16))
 
         return of_bfloat16
 
@@ -177,7 +181,7 @@ def _narrow_compiled(value: Any, array: Any) -> Any:
     if array.dtype == types.uint16:
 
         def to_bfloat16(value: Any, array: Any) -> Any:
-            bits = _bits_of_float(np.float32(value))
+            bits = as_bits(np.float32(value))
             rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
             return np.uint16(np.uint32(0x7FC0) if value != value else rounded)
 

@@ -19,9 +19,9 @@ from .device import (
     compiled as compiled,
     float64_place as float64_place,
     has_cpp_compiler as has_cpp_compiler,
+    logged_compilation as logged_compilation,
     tf32_problem as tf32_problem,
     to_device as to_device,
-    told_compilation as told_compilation,
     use_tf32 as use_tf32,
     use_threads as use_threads,
     wait_for as wait_for,
@@ -39,7 +39,7 @@ from .file_kind import (
     converting_line as converting_line,
     kept_otherwise as kept_otherwise,
     old_file_away as old_file_away,
-    refuse_special as refuse_special,
+    require_regular_file as require_regular_file,
 )
 from .files import (
     RESERVED as RESERVED,
@@ -62,6 +62,7 @@ from .home import (
     own_folder as own_folder,
 )
 from .log import Bar as Bar, log_file as log_file
+from .matmul import matmul_rate as matmul_rate
 from .memory import (
     MEMORY_LIMITS as MEMORY_LIMITS,
     current_memory_bytes as current_memory_bytes,
@@ -126,7 +127,7 @@ from .tensor_file import (
 from .threads import (
     Others as Others,
     available_cores as available_cores,
+    other_programs_message as other_programs_message,
     share_of_cores as share_of_cores,
-    told_others as told_others,
     wait_shortly as wait_shortly,
 )

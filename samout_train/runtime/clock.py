@@ -1,4 +1,4 @@
-"""The time that training takes."""
+"""The clock of training time."""
 
 import time
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from samout_train.runtime.device import wait_for
 
 
 class Clock:
-    """Measure the time that training takes, without that of evaluations and checkpoints.
+    """Measures the time of training, without evaluations and checkpoints.
 
     Args:
-        device: Waited for whenever the clock is paused, so that its work is counted.
+        device: The clock waits for it at each pause, so that its work is counted.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,23 +23,23 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Return the seconds counted so far; while it runs, the device may be behind."""
+        """Return the seconds counted so far; while the clock runs, the device may be behind."""
         if self._running_since is None:
             return self._counted
         return self._counted + (time.perf_counter() - self._running_since)
 
     def start(self) -> None:
-        """Count from now on."""
+        """Start counting."""
         self._running_since = time.perf_counter()
 
     def pause(self) -> None:
-        """Stop counting, once the device is done."""
+        """Wait for the device, then stop counting."""
         wait_for(self.device)
         self._counted, self._running_since = self.seconds, None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count what happens inside; resume after it if it was counting before."""
+        """Pause inside; resume afterwards if the clock was running."""
         was_running = self._running_since is not None
         self.pause()
         try:
@@ -49,5 +49,5 @@ class Clock:
                 self.start()
 
     def set(self, seconds: float) -> None:
-        """Set what was counted before, in the run that this one continues."""
+        """Set the seconds counted before the run was resumed."""
         self._counted = seconds

@@ -1,7 +1,7 @@
-"""Standard input, output and error, whatever they are: closed, not UTF-8, full, or without anybody who reads them.
+"""Standard input, output and error in any condition: closed, not UTF-8, on a full disk, or without a reader.
 
-`use_lasting_streams` is for the program, which owns its streams. Who calls the package from Python keeps their own
-streams; `Quiet` then keeps what goes wrong with them out of a run.
+`use_lasting_streams` is for the program, which owns its streams. A caller of the package from Python keeps their own
+streams; `Quiet` then keeps errors of these streams out of a run.
 """
 
 import codecs
@@ -13,18 +13,18 @@ import sys
 from contextlib import suppress
 from typing import Any, TextIO
 
-# A disk may have room again later; a reader that went away does not come back.
+# A disk may have room again later; a reader that left does not return.
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-UNWRITABLE = (*FULL, errno.EBADF, errno.EIO)  # but not a reader that left, who wants no more
+UNWRITABLE = (*FULL, errno.EBADF, errno.EIO)  # but not EPIPE: a reader that left needs no more
 ERRORS = "samout_train.replace"
 _lost: dict[str, OSError] = {}
 
 
 def use_lasting_streams() -> None:
-    """Make every later write to standard output and error succeed, as far as the caller can see.
+    """Make every later write to standard output and error succeed for the caller.
 
-    Closed descriptors 0 to 2 are opened on the null device first: otherwise the next file that is opened takes the
-    number of a closed one, and text that is printed would go into that file.
+    Closed descriptors 0 to 2 are opened on the null device first: otherwise the next open file would take the number of
+    a closed one, and printed text would go into that file.
     """
     for number in (0, 1, 2):
         try:
@@ -39,15 +39,15 @@ def use_lasting_streams() -> None:
 
 
 def lost_output() -> OSError | None:
-    """Return why text for standard output was lost; None where none was."""
+    """Return why text for standard output was lost, or None."""
     return _lost.get("stdout")
 
 
 def text_of_word(word: str) -> str:
-    """Return a word of the command line as text: where the locale is not UTF-8, its bytes still are.
+    """Return a word of the command line as text, read as UTF-8 whatever the locale is.
 
     Raises:
-        UnicodeError: if they are not.
+        UnicodeError: if its bytes are not UTF-8.
     """
     if any("\udc80" <= character <= "\udcff" for character in word):
         return os.fsencode(word).decode()
@@ -55,7 +55,7 @@ def text_of_word(word: str) -> str:
 
 
 def input_as_utf_8(content: bytes) -> bytes:
-    """Return what came from standard input in UTF-8: where it is not, as PYTHONIOENCODING or the locale says."""
+    """Return standard input in UTF-8; other content is decoded by PYTHONIOENCODING or the locale."""
     try:
         content.decode()
     except UnicodeError:
@@ -65,7 +65,7 @@ def input_as_utf_8(content: bytes) -> bytes:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Return whether a person watches a stream, which may be None or any object that has `write`."""
+    """Return whether a stream is a terminal; it may be None or any object with `write`."""
     try:
         return bool(stream.isatty())
     except (AttributeError, OSError, ValueError):
@@ -73,10 +73,10 @@ def is_terminal(stream: Any) -> bool:
 
 
 class Quiet:
-    """A stream for progress bars that never raises: it drops what the stream behind it does not take.
+    """A stream for progress bars that never raises: it drops text that the wrapped stream refuses.
 
     Args:
-        stream: Any object that has `write`, or None.
+        stream: Any object with `write`, or None.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -87,15 +87,15 @@ class Quiet:
 
     @property
     def encoding(self) -> str:
-        """Return the name of the encoding; tqdm draws its bars by it."""
+        """Return the name of the encoding, by which tqdm draws its bars."""
         return getattr(self._wrapped, "encoding", None) or "ascii"
 
     def isatty(self) -> bool:
-        """Return whether a person watches."""
+        """Return whether the wrapped stream is a terminal."""
         return is_terminal(self._wrapped)
 
     def write(self, text: str) -> None:
-        """Write text, with replacements where the encoding lacks a character."""
+        """Write text, with replacements for characters that the encoding lacks."""
         with suppress(AttributeError, OSError, ValueError):
             try:
                 self._wrapped.write(text)
@@ -103,20 +103,20 @@ class Quiet:
                 self._wrapped.write(text.encode("ascii", "replace").decode())
 
     def flush(self) -> None:
-        """Flush the stream where it can be flushed."""
+        """Flush the stream if possible."""
         with suppress(AttributeError, OSError, ValueError):
             self._wrapped.flush()
 
 
 class _LastingFile(io.FileIO):
-    """A descriptor that is written to for as long as it takes something; later text is dropped."""
+    """A descriptor that is written to until it fails; later text is dropped."""
 
     def __init__(self, descriptor: int, name: str) -> None:
         super().__init__(descriptor, "w", closefd=False)
         self._key = name
 
     def write(self, data: Any) -> int:
-        """Write bytes, or drop them; the return value is the same."""
+        """Write or drop bytes; return their number in both cases."""
         try:
             while (written := super().write(data)) is None:  # another program has set it to non-blocking
                 select.select([], [self], [])
@@ -126,13 +126,13 @@ class _LastingFile(io.FileIO):
             if error.errno not in FULL:
                 with suppress(OSError):
                     null = os.open(os.devnull, os.O_WRONLY)
-                    os.dup2(null, self.fileno())  # also for libraries and processes that write to the descriptor
+                    os.dup2(null, self.fileno())  # also for libraries and child processes
                     os.close(null)
             return memoryview(data).nbytes
 
 
 def _lasting(stream: Any, name: str) -> TextIO:
-    """Return a stream in place of one of the interpreter's; another object, such as that of a test, stays."""
+    """Return a lasting stream for one of the interpreter's; return any other object as is."""
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8", errors=ERRORS, newline="\n")  # noqa: PTH123, as above
     if not isinstance(stream, io.TextIOWrapper) or stream is not getattr(sys, f"__{name}__"):
@@ -142,7 +142,7 @@ def _lasting(stream: Any, name: str) -> TextIO:
     if errors in ("strict", "surrogateescape"):
         errors = ERRORS
     raw = getattr(stream.buffer, "raw", stream.buffer)
-    if not isinstance(raw, io.FileIO):  # a console of Windows, which takes all of Unicode
+    if not isinstance(raw, io.FileIO):  # a Windows console, which accepts all of Unicode
         stream.reconfigure(errors=errors)
         return stream
     with suppress(OSError):
@@ -161,7 +161,7 @@ def _lasting(stream: Any, name: str) -> TextIO:
 
 
 def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Give `?` for a character that an encoding lacks, and a file name's undecodable byte as that byte."""
+    """Replace a character that an encoding lacks by `?`, and an undecodable byte of a file name by that byte."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     code = ord(error.object[error.start])

@@ -1,4 +1,4 @@
-"""The device that a run computes on: which one, in which precision, with how many threads, TF32 or torch.compile."""
+"""The device of a run: its choice, the precision, threads, TF32 and torch.compile."""
 
 import importlib.util
 import logging
@@ -24,11 +24,11 @@ DEVICE_FORMS = "auto, cpu, cuda, cuda:N or mps"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SET_CACHE = "set TORCHINDUCTOR_CACHE_DIR to another folder"
 log = logging.getLogger(__name__)
-_threads_before: int | None = None  # what torch had when a number was first asked for
+_threads_before: int | None = None  # torch's number before the first call with one
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of this name; `auto` is CUDA if there is one; of several processes each has its own.
+    """Return the device of this name. `auto` is CUDA if available. Each of several processes has its own device.
 
     Raises:
         ValueError: if there is no such device.
@@ -76,10 +76,10 @@ def choose_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torc
     """Return the precision of the forward and backward pass; weights and optimizer state are float32 in each.
 
     Args:
-        name: `auto` is bf16 on a GPU that has it, else fp32.
+        name: `auto` is bf16 on a GPU that supports it, else fp32.
 
     Raises:
-        ValueError: if the device cannot do it.
+        ValueError: if the device does not support it.
     """
     bf16_gpu = False
     if device.type == "cuda":
@@ -97,21 +97,21 @@ def choose_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torc
 
 
 def autocast(precision: PrecisionName, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context in which a forward pass runs."""
+    """Return the autocast context of a forward pass."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy from ordinary memory; to CUDA from pinned memory, so that nobody waits for the copy."""
+    """Copy from pageable memory; to CUDA through pinned memory, without waiting for the copy."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until a device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -119,17 +119,17 @@ def wait_for(device: torch.device) -> None:
 
 
 def float64_place(device: torch.device) -> torch.device:
-    """Return where float64 sums of what this device computes are kept: on it, unless it is Apple's, which has none."""
+    """Return the device for float64 sums: this one, or the CPU for Apple's GPUs, which lack float64."""
     if device.type == "mps":
         return torch.device("cpu")
     return device
 
 
 def use_threads(threads: int | None) -> None:
-    """Set how many threads torch and the fused kernels of a CPU have, in the whole process.
+    """Set the number of threads of torch and of the fused CPU kernels, for the whole process.
 
     Args:
-        threads: None for as many as torch has by itself, or cores where a container allows fewer.
+        threads: None for torch's default, or the number of cores if a container allows fewer.
     """
     global _threads_before
     cores, before = available_cores(), _threads_before
@@ -150,13 +150,13 @@ def use_threads(threads: int | None) -> None:
 
 
 def use_tf32(tf32: bool, device: torch.device) -> None:
-    """Let float32 products and cuDNN on a GPU round their inputs to TF32 (10 bits of 23, and faster), or forbid it.
+    """Allow or forbid float32 products and cuDNN on a GPU to round their inputs to TF32 (10 of 23 bits, and faster).
 
-    It is set both ways for the whole process, so that no run has what the run before it chose; torch's own default is
-    full precision for matrix products and TF32 for cuDNN, which recurrent modules use.
+    The setting is global, so it is always set: no run inherits the choice of an earlier one. torch's default is full
+    precision for matrix products, and TF32 for cuDNN, which recurrent modules use.
 
     Raises:
-        ValueError: if TF32 is asked for and the device is no GPU.
+        ValueError: if TF32 is requested and the device is not a CUDA GPU.
     """
     if problem := tf32_problem(tf32, device):
         raise ValueError(problem)
@@ -176,22 +176,22 @@ def tf32_problem(tf32: bool, device: torch.device) -> str | None:
 
 
 def compiled(model: nn.Module) -> Callable[..., Any]:
-    """Return a model that torch compiles at the first call, for one shape of input; the model itself is unchanged.
+    """Return a callable that torch compiles at its first call, for one shape of input; the model is unchanged.
 
     Args:
-        model: Its weights are shared, its dropout is drawn in another order.
+        model: Its weights are shared; its dropout is drawn in another order.
     """
-    # What was compiled for the models before counts towards torch's limit, beyond which it compiles no more.
+    # Code compiled for earlier models counts towards torch's limit, beyond which it no longer compiles.
     torch._dynamo.reset()
     return torch.compile(model, dynamic=False)
 
 
 def compile_problem(device: torch.device) -> str | None:
-    """Return what is missing to compile for a device, or None."""
+    """Return why a model cannot be compiled for a device, or None."""
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if device.type == "mps":
         return "trainer.compile=true: is for cpu and cuda, and this run is on mps: leave it out"
-    if missing := _cache_problem():  # first, since torch's own search writes into that folder
+    if missing := _cache_problem():  # first, since torch's search for a compiler writes into that folder
         pass
     elif device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
@@ -206,11 +206,11 @@ def compile_problem(device: torch.device) -> str | None:
 
 
 def _cache_problem() -> str | None:
-    """Return why what is compiled cannot be kept; None where it can."""
+    """Return why compiled code cannot be stored, or None."""
     folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir())
     try:
         _try_to_write(folder)
-        # Imported after that: an import that fails half-way can never be made again in the process.
+        # Imported only now: an import that fails half-way cannot be repeated in this process.
         from torch._inductor.runtime.cache_dir_utils import cache_dir
 
         folder = Path(cache_dir())
@@ -227,7 +227,7 @@ def _try_to_write(folder: Path) -> None:
 
 
 def has_cpp_compiler() -> bool:
-    """Return whether torch's own search, which heeds CXX, finds one."""
+    """Return whether torch finds a C++ compiler; its search respects CXX."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -239,14 +239,14 @@ def has_cpp_compiler() -> bool:
 
 
 @contextmanager
-def told_compilation() -> Iterator[None]:
-    """Log that the first step, made inside, compiles the model, and how long it took."""
-    _say("compile     the first step compiles the model, which can take a minute")
+def logged_compilation() -> Iterator[None]:
+    """Log that the first step, run inside, compiles the model, and how long it took."""
+    _log("compile     the first step compiles the model, which can take a minute")
     started = time.monotonic()
     yield
-    _say(f"compile     the first step took {time.monotonic() - started:.1f} s, compilation included")
+    _log(f"compile     the first step took {time.monotonic() - started:.1f} s, compilation included")
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     with tqdm.external_write_mode():
         log.info("%s", line)

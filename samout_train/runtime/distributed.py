@@ -1,10 +1,10 @@
-"""The processes of one run: what the launcher says of this one, and what they tell each other.
+"""The processes of one run: the launcher's environment, the process group, and its collectives.
 
-Where there is one process, nothing is sent. Decisions that depend on a clock, a signal or a file are those of the first
-process, or of all together, so that all make the same steps. They go through main memory (gloo) also where gradients go
-from one GPU to another (NCCL).
+A single process sends nothing. Decisions that depend on a clock, a signal or a file are made by the first process, or
+by all together, so that all run the same steps. They go through main memory (gloo), also where gradients go between
+GPUs (NCCL).
 
-torch is imported where it is used: `Launch` is asked for also where torch is not needed, as for --help.
+torch is imported inside functions: `Launch` is also needed without torch, as for --help.
 """
 
 import hashlib
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 SAID = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 RUN_DIR, HERE, GROUP = "samout_train/run_dir", "samout_train/here", "samout_train/group"
 SECONDS_BETWEEN_LOOKS = 0.02
-SECONDS_TO_WAIT = 1800  # for another process: as long as tokenizing or a whole evaluation of one of them may take
+SECONDS_TO_WAIT = 1800  # for another process, which may be tokenizing or evaluating
 MOST_DIFFERENCES = 8
+PROBE_TAG = 1  # of messages that no process sends
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Launch:
     """One of the processes of a run.
 
     Args:
-        rank: Its number, from 0.
-        count: How many there are.
-        local_rank: Its number on its machine.
+        rank: Number of the process, from 0.
+        count: Number of processes.
+        local_rank: Number on its machine, from 0.
         keeps_store: Whether the launcher keeps a store that outlives its processes, as torchrun does.
     """
 
@@ -50,7 +51,7 @@ class Launch:
 
     @classmethod
     def of_environment(cls) -> "Launch | None":
-        """Return this process; None where it was started by itself."""
+        """Return the launch of this process; None if it was started alone."""
         if not all(name in os.environ for name in SAID):
             return None
         return cls(
@@ -62,11 +63,11 @@ class Launch:
 
     @property
     def is_first(self) -> bool:
-        """Return whether it is the one that writes."""
+        """Return whether this is the process that writes."""
         return self.rank == 0
 
     def words(self, words: Sequence[str]) -> list[str]:
-        """Return the command line: where processes before these ones had begun the run, it goes on with that run."""
+        """Return the command line; if earlier processes of this launch began a run, it resumes that run."""
         run_dir = self._begun()
         if run_dir is None:
             return list(words)
@@ -74,15 +75,15 @@ class Launch:
         return [*kept, text_setting("run_dir", run_dir), "resume=auto"]
 
     def note(self, run_dir: str) -> None:
-        """Tell the processes that are started after these ones which run they go on with."""
+        """Record the run directory for processes that the launcher starts in place of these ones."""
         if self.keeps_store:
             _store().set(RUN_DIR, run_dir)
 
     def store(self, timeout: timedelta) -> Any:
-        """Return where the processes of this start find each other; None where torch makes such a place.
+        """Return the store through which the processes of this start find each other; None to let torch make one.
 
-        The launcher's store still has what processes before these ones wrote, such as where they listened. So each
-        start has a prefix of its own, a name that the first process makes and gives to those that it finds here.
+        The launcher's store still has the entries of earlier processes, such as their addresses. So each start has its
+        own prefix: the first process makes a name, and passes it to the processes that it finds in the store.
         """
         if not self.keeps_store:
             return None
@@ -100,7 +101,7 @@ class Launch:
             store.set(f"{HERE}/{group}/{self.rank}", "")
             return group
         for rank in range(1, self.count):
-            # What is read may be the name of a process of an earlier start: it is read again until this one answers.
+            # The entry may be that of a process of an earlier start: repeat until the current one answers.
             while not store.check([f"{HERE}/{own_name}/{rank}"]):
                 if store.check([f"{HERE}/{rank}"]):
                     store.set(f"{GROUP}/{store.get(f'{HERE}/{rank}').decode()}", own_name)
@@ -124,18 +125,18 @@ def _store() -> Any:
 
 
 class LostProcessError(Exception):
-    """Another process of the run has ended, so that this one cannot go on."""
+    """Another process of the run has ended, so this one cannot continue."""
 
 
 @contextmanager
 def joined(device: "torch.device") -> Iterator[None]:
-    """Join the processes that were started together; does nothing where this one was started by itself.
+    """Join the processes that were started together; do nothing if this one was started alone.
 
     Args:
-        device: Where this process computes.
+        device: The device of this process.
 
     Raises:
-        LostProcessError: in place of what torch raises when another process ends.
+        LostProcessError: in place of torch's error if another process ends.
     """
     import torch.distributed as dist
 
@@ -150,14 +151,17 @@ def joined(device: "torch.device") -> Iterator[None]:
     try:
         store = launch.store(timeout)
         dist.init_process_group(backend, timeout=timeout, store=store, rank=launch.rank, world_size=launch.count)
+    except (RuntimeError, dist.DistError) as error:
+        this = f"process {launch.rank} of {launch.count} on {socket.gethostname()}"
+        raise LostProcessError(f"{this} cannot join the others ({_first_line(error)})") from error
+    try:
         yield
         dist.barrier()
     except (RuntimeError, dist.DistError) as error:
-        if not _is_loss(error):
+        if not isinstance(error, dist.DistError) and not _has_closed_connection():
             raise
-        reason = str(error).splitlines()[0][:200]
-        raise LostProcessError(f"{name()} lost the others: one of them has ended ({reason})") from error
-    # The group of gloo stays for as long as the process: its end joins threads that may wait for the interpreter, which
+        raise LostProcessError(f"{name()} lost the others: one of them has ended ({_first_line(error)})") from error
+    # The gloo group stays until the process ends: destroying it joins threads that may wait for the interpreter, which
     # waits for them (torch 2.13, one time in ten).
     if device.type == "cuda":
         dist.destroy_process_group()
@@ -173,7 +177,7 @@ def rank() -> int:
 
 
 def count() -> int:
-    """Return how many processes make the run."""
+    """Return the number of processes of the run."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -182,12 +186,12 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Return whether this is the process that writes and speaks."""
+    """Return whether this is the process that writes and logs."""
     return rank() == 0
 
 
 def name() -> str:
-    """Return what tells a person which process this is."""
+    """Return the name of this process in messages."""
     return f"process {rank()} of {count()} on {socket.gethostname()}"
 
 
@@ -199,14 +203,14 @@ def total(number: int) -> int:
 
 
 def largest(number: int) -> int:
-    """Return the largest of all processes."""
+    """Return the largest number over all processes."""
     import torch.distributed as dist
 
     return _reduced(number, dist.ReduceOp.MAX)
 
 
 def summed(tensor: "Tensor") -> "Tensor":
-    """Return the sum over all processes, on the device that it is on; the tensor itself is overwritten."""
+    """Sum a tensor over all processes in place, on its device; return it."""
     import torch.distributed as dist
 
     if count() > 1:
@@ -215,7 +219,7 @@ def summed(tensor: "Tensor") -> "Tensor":
 
 
 def wait_for_all() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes have called this."""
     import torch.distributed as dist
 
     if count() > 1:
@@ -223,7 +227,7 @@ def wait_for_all() -> None:
 
 
 def from_first(value: Any) -> Any:
-    """Return what the first process has: anything that can be pickled."""
+    """Return the value of the first process, which must be picklable."""
     import torch
     import torch.distributed as dist
 
@@ -235,7 +239,7 @@ def from_first(value: Any) -> Any:
 
 
 def number_of_first(number: float) -> float:
-    """Return a number of the first process."""
+    """Return the number of the first process."""
     import torch
     import torch.distributed as dist
 
@@ -247,7 +251,7 @@ def number_of_first(number: float) -> float:
 
 
 def gathered(value: Any) -> list[Any]:
-    """Return what each process has, by number: anything that can be pickled."""
+    """Return the values of all processes in order; they must be picklable."""
     import torch.distributed as dist
 
     if count() == 1:
@@ -258,11 +262,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def differences(settings: Mapping[str, object]) -> list[str]:
-    """Return where the processes do not agree, one text each; all get the same ones.
-
-    Args:
-        settings: By name.
-    """
+    """Return the settings in which the processes differ, one text each; all processes get the same list."""
     text = json.dumps(dict(settings), sort_keys=True, default=str)
     hashes = gathered(hashlib.sha256(text.encode()).hexdigest())
     if len(set(hashes)) == 1:
@@ -290,8 +290,25 @@ def _reduced(number: int, operation: Any) -> int:
     return int(tensor)
 
 
-def _is_loss(error: BaseException) -> bool:
+def _has_closed_connection() -> bool:
+    """Return whether the connection to another process is closed, without waiting for any of them.
+
+    gloo raises a plain RuntimeError where it loses a connection, as any operation of torch may. A receive on a closed
+    connection fails at once; on an open one it stays pending until this process ends.
+    """
+    import torch
     import torch.distributed as dist
 
-    words = ("Connection closed by peer", "Connection reset", "Broken pipe", "Connection refused", "Timed out waiting")
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+    for other in range(count()):
+        if other == rank():
+            continue
+        try:
+            dist.irecv(torch.empty(1), src=other, tag=PROBE_TAG)
+        except (RuntimeError, dist.DistError):
+            return True
+    return False
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0][:200]

@@ -1,7 +1,7 @@
-"""TensorBoard's event file, written record by record where it is asked for.
+"""TensorBoard's event file, written record by record in the calling thread.
 
-torch's SummaryWriter writes from a thread, whose failure on a full disk is raised inside the training loop, and leaves
-half a record behind that hides all later ones.
+torch's SummaryWriter writes from a thread. On a full disk, its error is raised inside the training loop, and half a
+record is left behind that hides all later ones.
 """
 
 import io
@@ -19,11 +19,11 @@ from samout_train.runtime.files import append
 
 
 class EventFile:
-    """Appends to an event file of its own.
+    """Appends to its own event file.
 
     Args:
         folder: The run directory.
-        purge_step: What earlier event files of the folder have from this step on is removed from view; None for
+        purge_step: TensorBoard hides the points of earlier event files of the folder from this step on; None hides
             nothing.
     """
 
@@ -37,15 +37,15 @@ class EventFile:
             self._write(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)
 
     def add(self, summary: Summary, step: int | None = None) -> None:
-        """Appends a summary.
+        """Append a summary.
 
         Raises:
-            OSError: if it cannot be written; the file then is as it was.
+            OSError: if it cannot be written; the file is then unchanged.
         """
         self._write(Event(summary=summary), step)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
     def _write(self, event: Event, step: int | None) -> None:

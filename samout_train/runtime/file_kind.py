@@ -1,4 +1,4 @@
-"""Recognising files that are kept in place of what they stand for, and the lines that make the right ones of them."""
+"""Recognise compressed files and Git LFS pointers, and give the commands that convert them."""
 
 from pathlib import Path
 
@@ -20,23 +20,23 @@ BZIP2, BZIP2_BLOCK = b"BZh", b"1AY&SY"
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
 
 
-def refuse_special(path: Path) -> None:
-    """Refuse a pipe, a socket or a device, which would be waited for, or read, without end.
+def require_regular_file(path: Path) -> None:
+    """Require that a path is not a pipe, a socket or a device, which might be read without end.
 
     Raises:
-        ValueError: if it is one; without the path.
+        ValueError: if it is one; the message lacks the path.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError("is no regular file: copy its content to a file, and give that")
 
 
 def kept_otherwise(head: bytes, path: Path | None, *, wanted: str) -> str | None:
-    """Return what a file is and what to do, if it is compressed or a pointer to another one.
+    """Return what to do with a file that is compressed or a pointer to another one; None for other files.
 
     Args:
         head: Its first `HEAD_BYTES` bytes.
-        path: Where it lies; None if it has no name, as standard input.
-        wanted: What should be in it, such as `text`.
+        path: The file; None if it has no name, as standard input.
+        wanted: The expected content, such as `text`.
     """
     if found := compression_of(head):
         name, command = found
@@ -60,19 +60,19 @@ def compression_of(head: bytes) -> tuple[str, str] | None:
 
 
 def old_file_away(path: Path | None) -> str:
-    """Return what else is to be done with a file that was converted: its name still matches a pattern."""
+    """Return the advice to move a converted file, whose name still matches a pattern."""
     if path is None:
         return ""
     return "; of a folder that is read, move the old file out"
 
 
 def converting_line(command: str, path: Path | None, word: str) -> str:
-    """Return the line that makes a new file of one, by a command that writes to its standard output.
+    """Return the command line that converts a file into a new one.
 
     Args:
-        command: Up to the name of the file.
+        command: A command up to the name of the file; it writes to standard output.
         path: The file; None for standard input.
-        word: What the name of the new file says of it.
+        word: Part of the name of the new file.
     """
     if path is None:
         return command
@@ -81,14 +81,14 @@ def converting_line(command: str, path: Path | None, word: str) -> str:
         plain = path.with_suffix("")
     new = plain.with_name(f"{plain.stem}.{word}{plain.suffix}")
     number = 2
-    while new.exists():  # or the line would write over it
+    while new.exists():  # the line must not overwrite a file
         new = plain.with_name(f"{plain.stem}.{word}{number}{plain.suffix}")
         number += 1
     return f"{command} {_word(path)} > {_word(new)}"
 
 
 def _word(path: Path) -> str:
-    """Return a path as a shell takes it, and no program for an option."""
+    """Return a path quoted for the shell, which no program takes for an option."""
     name = str(path)
     if name.startswith("-"):
         name = f"./{name}"

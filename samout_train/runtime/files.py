@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, JSON in them, and digests of them."""
+"""Files that are written atomically, JSON files, and digests of files."""
 
 import errno
 import hashlib
@@ -20,12 +20,12 @@ RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d\xb9\xb2\xb3])(\.|$)", re.I
 def replace_file(
     path: Path, write: Callable[[IO[bytes]], Any], confirm: Callable[[Path], Any] = lambda temporary: None
 ) -> None:
-    """Write a file so that a death at any moment leaves the old one or the new one.
+    """Write a file atomically: if the process dies at any moment, the old or the new file is there.
 
     Args:
-        path: The file; its folder must be there.
-        write: Gets an open binary file beside it, `*.tmp`, which then takes its place.
-        confirm: Gets the path of that file, once it is written, and may raise.
+        path: The file; its folder must exist.
+        write: Writes to an open binary file beside it, `*.tmp`, which then replaces it.
+        confirm: Called with the path of the complete temporary file; may raise.
 
     Raises:
         OSError: if it cannot be written; `filename` is the path.
@@ -39,12 +39,12 @@ def replace_file(
         confirm(temporary)
         take_place(temporary, path)
     except OSError as error:
-        # One without a number says all in its own words, which a path would hide.
+        # An error without a number has a message of its own, which a path would hide.
         if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     finally:
-        with suppress(OSError):  # a folder that cannot be written to, or is none
+        with suppress(OSError):  # the folder is not writable, or not a folder
             temporary.unlink(missing_ok=True)
     if os.name == "posix":  # elsewhere a directory cannot be opened
         directory = os.open(path.parent, os.O_RDONLY)
@@ -53,9 +53,9 @@ def replace_file(
 
 
 def take_place(new: Path, path: Path) -> None:
-    """Put a file in the place of another one.
+    """Replace a file by another one.
 
-    Windows refuses it while somebody has the other one open, such as a virus scanner: then it is tried again, for
+    Windows refuses this while a program, such as a virus scanner, has the file open: it is retried for
     SECONDS_OF_PATIENCE.
     """
     given_up_at = time.monotonic() + SECONDS_OF_PATIENCE
@@ -70,20 +70,20 @@ def take_place(new: Path, path: Path) -> None:
 
 
 def leftovers(folder: Path) -> Iterator[Path]:
-    """Return what a death in `replace_file` left in a folder."""
+    """Return the temporary files that a process left in a folder when it died in `replace_file`."""
     for path in folder.glob("*.tmp"):
         if re.search(r"\.\d+\.tmp$", path.name):
             yield path
 
 
 def append(file: IO[bytes], record: bytes) -> None:
-    """Write a record at the end of a file, or nothing.
+    """Append a whole record to a file, or nothing.
 
     Args:
         file: Unbuffered, at its end.
 
     Raises:
-        OSError: if there is no room for it; the file is as it was then. `filename` is its path.
+        OSError: if there is no room for it; the file is then unchanged. `filename` is its path.
     """
     before = file.tell()
     try:
@@ -103,7 +103,7 @@ def sha256_of(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object of a file; None where there is none that can be read."""
+    """Return the JSON object in a file; None if it is missing or unreadable."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -114,23 +114,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: dict[str, Any], *, indent: int | None = None) -> None:
-    """Write a JSON object to a file, whole or not at all."""
+    """Write a JSON object to a file atomically."""
     replace_file(path, lambda file: file.write(json.dumps(content, indent=indent).encode()))
 
 
 def read_figures(path: Path) -> dict[str, Any]:
-    """Return what `write_figures` wrote; nothing where there is no such file, or it is not whole."""
+    """Return the content that `write_figures` wrote; empty if the file is missing or unreadable."""
     return read_json(path) or {}
 
 
 def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
-    """Write figures as JSON for people, where a number that is not finite is null."""
+    """Write figures as indented JSON, with null for non-finite numbers."""
     content = json.dumps(finite_or_null(figures), indent=2, allow_nan=False) + "\n"
     replace_file(path, lambda file: file.write(content.encode()))
 
 
 def finite_or_null(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the same with None for numbers that JSON cannot hold: NaN and infinities, also in lists and mappings."""
+    """Return figures with None in place of NaN and infinities, also in lists and mappings."""
     return {key: _finite(value) for key, value in figures.items()}
 
 

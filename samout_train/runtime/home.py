@@ -1,7 +1,7 @@
 """The home directory: `~` in paths, the cache below it, and a stand-in where the system has none.
 
-A shell leaves the `~` of `run_dir=~/a` as it is. The cache has what was read and tokenized before. It lies outside
-every run directory and can be deleted any time.
+A shell does not expand the `~` of `run_dir=~/a`. The cache keeps tokenized text and measurements. It lies outside every
+run directory, and can be deleted at any time.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 from samout_train.runtime.os_errors import in_words
 
-# Keys whose values are paths, or lists of paths, wherever they stand.
+# Keys at any level whose values are paths or lists of paths.
 PATH_KEYS = (
     *(
         "run_dir",
@@ -36,12 +36,12 @@ SQLITE = "sqlite:///"
 
 
 def home_path(path: str | Path) -> Path:
-    """Return a path with `~` and `~user` in front expanded; `./~` in front is a name like any other."""
+    """Return a path with a leading `~` or `~user` expanded; `./~` is an ordinary name."""
     if not str(path).startswith("~"):
         return Path(path)
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # there is no such user, or no home
+    except RuntimeError:  # no such user, or no home
         return Path(path)
 
 
@@ -49,8 +49,8 @@ def home_expanded(node: Any, key: str = "") -> Any:
     """Return plain settings with `~` expanded in the values of all keys that are paths.
 
     Args:
-        node: Dictionaries, lists and values.
-        key: What the node is the value of.
+        node: Nested dictionaries, lists and values.
+        key: The key of this node.
     """
     if isinstance(node, Mapping):
         return {name: home_expanded(value, str(name)) for name, value in node.items()}
@@ -73,16 +73,16 @@ def cache_directory() -> Path:
 
 
 def cache_path(*parts: object, ending: str) -> Path:
-    """Return the file in the cache for what `parts` describe; its folder is there.
+    """Return the path in the cache for these parts; its folder exists.
 
     Args:
-        parts: All that the content depends on; their `repr` counts.
-        ending: Such as `.json`.
+        parts: Everything that the content depends on, compared by `repr`.
+        ending: Ending of the file name, such as `.json`.
 
     Raises:
         ValueError: if the folder cannot be made.
     """
-    from hashlib import sha256  # here, as the others below
+    from hashlib import sha256  # imported late, as below
 
     folder = cache_directory()
     try:
@@ -96,13 +96,13 @@ def cache_path(*parts: object, ending: str) -> Path:
 def ensure_home() -> None:
     """Set HOME and LOGNAME where they are missing and the user id has no entry in the password file.
 
-    Libraries ask for both to place their caches: some raise then, and some make a folder named `~`. A folder that is
-    set for torch's compiler and cannot be written to is not used: torch makes it also where nothing is compiled.
+    Libraries need both for their caches: without them some raise, and some make a folder named `~`. A folder set for
+    torch's compiler that is not writable is not used: torch creates it even if nothing is compiled.
     """
     _leave_out_unwritable("TORCHINDUCTOR_CACHE_DIR")
     if os.name != "posix":
         return
-    import getpass  # here, so that a file that hides a module can still be named
+    import getpass  # imported late, so that a file that hides a module can still be named
     import tempfile
 
     try:
@@ -134,13 +134,13 @@ def _leave_out_unwritable(variable: str) -> None:
 
 
 def own_folder(parent: str) -> Path:
-    """Return a folder that belongs to this user alone, in one that others can write to.
+    """Return a private folder of this user in a folder that others can write to.
 
     Args:
-        parent: Such as /tmp.
+        parent: A folder such as /tmp.
 
     Raises:
-        OSError: if it cannot be made, or is not this user's.
+        OSError: if it cannot be created, or belongs to another user.
     """
     folder = Path(parent) / "samout_train"
     if hasattr(os, "getuid"):
@@ -149,7 +149,7 @@ def own_folder(parent: str) -> Path:
         folder.mkdir(mode=0o700)
     if hasattr(os, "getuid"):
         found = folder.lstat()
-        # What others can write there, kernels among it, would be run.
+        # Compiled kernels in it are run, so others must not be able to write there.
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             raise PermissionError(f"{folder}: belongs to another user")
         folder.chmod(0o700)

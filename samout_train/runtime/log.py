@@ -1,4 +1,4 @@
-"""Write the progress of a run: samout_train.log in its directory, and progress bars on standard error."""
+"""The log file of a run, and progress bars on standard error."""
 
 import logging
 import sys
@@ -13,9 +13,9 @@ from samout_train.runtime.console import Quiet
 
 
 class LogFile(logging.FileHandler):
-    """A file that what is logged is appended to; a full disk is told once, on standard error, and goes no further.
+    """Appends log records to a file; a full disk is reported once on standard error and does not end the run.
 
-    The file is made when the first line is logged, so that a run that is refused before leaves none.
+    The file is created with the first record, so a run that is refused before leaves none.
     """
 
     def __init__(self, filename: str | Path) -> None:
@@ -23,25 +23,25 @@ class LogFile(logging.FileHandler):
         self._has_warned = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Called by `logging`; a file that cannot be made is like one that cannot be written."""
+        """Write a record; a file that cannot be created is handled like one that cannot be written."""
         try:
             super().emit(record)
         except OSError:
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is logging's
-        """Called by `logging` where a record cannot be written."""
+        """Report a record that cannot be written; called by `logging`."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
         elif not self._has_warned:
-            print(f"{self.baseFilename} cannot be written ({error.strerror}): training goes on", file=sys.stderr)
+            print(f"{self.baseFilename} cannot be written ({error.strerror}): training continues", file=sys.stderr)
             self._has_warned = True
 
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Append what the program logs to a file, too, as Hydra does it for the command line."""
+    """Also append the program's log to a file, as Hydra does for the command line."""
     logger, handler = logging.getLogger("samout_train"), LogFile(path)
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
     level = logger.level
@@ -56,20 +56,20 @@ def log_file(path: Path) -> Iterator[None]:
 
 
 class Bar(tqdm):
-    """A bar of tqdm on whatever standard error is, which no stream can break."""
+    """A tqdm bar on standard error that survives any failure of the stream."""
 
     def __init__(self, *iterable: Any, **settings: Any) -> None:
         super().__init__(*iterable, file=_StandardError(sys.stderr), **settings)
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
-        """Return what draws the bar; for standard error itself, tqdm would flush it past `Quiet`."""
+        """Return the function that draws the bar; for standard error itself, tqdm would flush past `Quiet`."""
         printer: Callable[[str], None] = tqdm.status_printer(Quiet(file))
         return printer
 
 
 class _StandardError(Quiet):
-    """Equal to the stream behind it, so that tqdm clears the bar where others print."""
+    """A stream that equals the wrapped one, so that tqdm clears the bar when others print."""
 
     def __eq__(self, other: object) -> bool:
         return bool(self._wrapped == getattr(other, "_wrapped", other))

@@ -1,4 +1,4 @@
-"""Main memory and that of a device: how much there is, what is used, and its peak."""
+"""Main memory and device memory: total, current use, and peak."""
 
 import ctypes
 import os
@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
-# Where a container reads its own limit, of cgroups 2 and 1: docs.kernel.org/admin-guide/cgroup-v2.html.
+# Memory limits of a container, in cgroups 2 and 1: docs.kernel.org/admin-guide/cgroup-v2.html.
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-# In a RuntimeError of torch for a failed allocation: of a CPU, on Linux and on Windows; of memory that processes
-# share; of CUDA, Apple's GPU and their libraries; of sizes whose bytes exceed 64 bits.
+# Words in torch's RuntimeErrors for failed allocations: on a CPU, on Linux and on Windows; of shared memory; of CUDA,
+# Apple's GPU and their libraries; of sizes whose bytes exceed 64 bits.
 NO_MEMORY = (
     *("can't allocate memory", "DefaultCPUAllocator", "not enough memory", "Cannot allocate memory"),
     *("out of memory", "ALLOC_FAILED", "size calculation overflowed", "multiplication overflow"),
@@ -19,7 +19,7 @@ NO_MEMORY = (
 
 
 def total_memory_bytes(device: torch.device) -> int | None:
-    """Return the memory of a device, or of the machine for its processor; None where the system does not say."""
+    """Return the memory of a device, or main memory for the CPU; None if the system does not report it."""
     try:
         if device.type == "cuda":
             return int(torch.cuda.get_device_properties(device).total_memory)
@@ -29,7 +29,7 @@ def total_memory_bytes(device: torch.device) -> int | None:
 
 
 def _memory_limits() -> list[int]:
-    """Return the bytes that a container of cgroups, version 2 or 1, lets this process have; empty for no limit."""
+    """Return the memory limits in bytes that cgroups 2 or 1 set for this process; empty for no limit."""
     limits = []
     for path in MEMORY_LIMITS:
         with suppress(OSError, ValueError):  # no such file; "max" for no limit
@@ -38,7 +38,7 @@ def _memory_limits() -> list[int]:
 
 
 def too_large(needed: int, device: torch.device) -> str | None:
-    """Return that so many bytes do not fit into the memory of a device; None where they may."""
+    """Return why this many bytes do not fit into the memory of a device; None if they may."""
     total = total_memory_bytes(device)
     if total is None or needed <= total:
         return None
@@ -46,9 +46,9 @@ def too_large(needed: int, device: torch.device) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that an allocation failed, on a device or in main memory.
+    """Return whether an error is a failed allocation, on a device or in main memory.
 
-    An access to memory that is not the program's, and a number that its type cannot hold, are other errors.
+    Illegal memory accesses and numeric overflows are other errors.
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
@@ -57,12 +57,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def current_memory_bytes() -> int:
-    """Return the resident memory of this process on Linux; 0 where the system does not say."""
+    """Return the resident memory of this process on Linux; 0 on other systems."""
     return _status_bytes("VmRSS")
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Restart the measurement of peak memory, where the system can."""
+    """Restart the measurement of peak memory, if the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "mps":
@@ -70,15 +70,15 @@ def reset_peak_memory(device: torch.device) -> None:
     elif Path("/proc/self/clear_refs").exists():
         try:
             Path("/proc/self/clear_refs").write_bytes(b"5")
-        except OSError:  # not permitted in some containers: then the peak counts from the start of the process
+        except OSError:  # not permitted in some containers: the peak then counts from the start of the process
             return
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak since the reset; 0 where the system does not say.
+    """Return the peak in bytes since the reset; 0 if the system does not report it.
 
-    It is what was allocated on a CUDA device; what torch holds of an Apple GPU, which only grows; and what was resident
-    in this process on a CPU, torch itself included.
+    On CUDA this is allocated memory; on an Apple GPU the memory that torch holds, which only grows; on a CPU the
+    resident memory of the process, torch itself included.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -99,10 +99,10 @@ def _status_bytes(field: str) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep large blocks of main memory that it frees, where its C library is glibc.
+    """Let the process keep large blocks of main memory that it frees, if its C library is glibc.
 
-    By default, glibc hands them back to the system, which gives them again in pages of 4 KB, each filled with zeros at
-    the first write: at every step, for every large tensor. Settings of the environment (MALLOC_...) have priority.
+    By default, glibc returns them to the system, which hands them out again in pages of 4 KB, each zeroed at the first
+    write: at every step, for every large tensor. Environment variables (MALLOC_...) have priority.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
         return

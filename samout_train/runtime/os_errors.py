@@ -1,4 +1,4 @@
-"""Errors of the operating system, such as a full disk, in one line: where, what is missing, and what to do."""
+"""Turn errors of the operating system, such as a full disk, into one line: where, what, and what to do."""
 
 import errno
 import shutil
@@ -20,17 +20,17 @@ SIZE_LIMIT = "raise the limit on the size of files (ulimit -f), or choose a file
 
 
 class PlaceError(OSError):
-    """Something could not be written; the message is whole."""
+    """Something could not be written; the message is complete."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 def place_problem(path: Path) -> str | None:
-    """Return why no directory can be at a path, because of what is there or above, or None.
+    """Return why a path, or one above it, prevents a directory there; None if nothing does.
 
     Args:
-        path: Perhaps not there yet; it is looked at only.
+        path: It need not exist; nothing is created.
     """
     for part in (path, *path.parents):
         what = ""
@@ -44,26 +44,26 @@ def place_problem(path: Path) -> str | None:
                 return None
             if part.exists():
                 return f"{what}is a file: give a directory"
-        except NotADirectoryError:  # of what is above
+        except NotADirectoryError:  # a path above it is a file
             continue
-        except (OSError, ValueError):  # which is told where it is made
+        except (OSError, ValueError):  # reported when the directory is created
             return None
     return None
 
 
 def is_full(error: BaseException) -> bool:
-    """Return whether there was no room: a full disk, a used quota, a limit on the size of files."""
+    """Return whether there was no room: a full disk, an exhausted quota, a limit on file sizes."""
     return isinstance(error, OSError) and error.errno in FULL
 
 
 def in_words(error: OSError, *, place: Path | None = None, needed: int | None = None, fix: str | None = None) -> str:
-    """Return what the system refused, as a line for people.
+    """Return a system error as one line.
 
     Args:
-        error: What was raised.
-        place: Where, if the error does not say it.
-        needed: Bytes.
-        fix: What to do, if more is known than the kind of the error.
+        error: The system's error.
+        place: The path, if the error lacks it.
+        needed: Bytes that were to be written.
+        fix: Advice, if the caller knows more than the kind of error.
     """
     where = place or error.filename
     if isinstance(error, PlaceError) or where is None:
@@ -84,7 +84,7 @@ def in_words(error: OSError, *, place: Path | None = None, needed: int | None = 
 
 
 def free_bytes(path: Path) -> str:
-    """Return the free bytes of the disk that a path is on, or would be on, in figures."""
+    """Return the free bytes of the disk of a path, which need not exist."""
     for folder in (path, *path.absolute().parents):
         try:
             return f"{shutil.disk_usage(folder).free:,} bytes"
@@ -94,7 +94,7 @@ def free_bytes(path: Path) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Return what an error says to a person."""
+    """Return the message of an error, with advice if it is a system error."""
     system = _cause(error)
     if system is None:
         return str(error)
@@ -102,12 +102,12 @@ def message_of(error: BaseException) -> str:
 
 
 def is_of_a_place(error: BaseException) -> bool:
-    """Return whether the system refused to write something, perhaps to torch's compiler."""
+    """Return whether an error is one of the system, perhaps wrapped by torch's compiler."""
     return _cause(error) is not None
 
 
 def _cause(error: BaseException) -> OSError | None:
-    """Return the error of the system itself; of the compiler's errors, the one that they were raised for."""
+    """Return the system error itself, or the one behind an error of torch's compiler."""
     if isinstance(error, OSError):
         return error
     if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):

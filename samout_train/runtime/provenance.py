@@ -1,4 +1,4 @@
-"""Describe where a run came from: the commit, the machine, and a digest of the weights."""
+"""The origin of a run: commit and machine."""
 
 import platform
 import subprocess
@@ -8,11 +8,11 @@ import torch
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout of this code, `-dirty` where files differ; None outside a checkout."""
+    """Return the commit of this code's checkout, with `-dirty` if files differ; None outside a checkout."""
     package = Path(__file__).resolve().parent.parent
     if not (package.parent / ".git").exists():
         return None
-    # `git describe --dirty` would lock the index, against what its user does there, and leave the lock where it dies.
+    # `git describe --dirty` would lock the index against its user, and leave the lock behind if it died.
     git = ["git", "--no-optional-locks", "-C", str(package.parent)]
     found = []
     try:
@@ -28,7 +28,7 @@ def commit() -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a person calls a device, such as `NVIDIA H200` or `AMD EPYC 9654 96-Core Processor`."""
+    """Return the product name of a device, such as `NVIDIA H200` or `AMD EPYC 9654 96-Core Processor`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

@@ -1,4 +1,4 @@
-"""The random generators of Python, numpy, torch and a GPU: seeds, and states that a checkpoint can hold."""
+"""The random generators of Python, numpy, torch and a GPU: seeding, and states for checkpoints."""
 
 import logging
 import random
@@ -22,7 +22,7 @@ def seed_everything(seed: int) -> None:
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """Return the state of every random generator that a run on this device uses, as a checkpoint can hold it."""
+    """Return the state of every random generator of a run on this device, in types that a checkpoint can hold."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     states = {
@@ -37,7 +37,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Put every random generator where `random_states` found it; warns where the checkpoint is of another device."""
+    """Restore the states that `random_states` returned; warn if they come from another kind of device."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
@@ -55,12 +55,12 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
 
 
 def set_own_random_states(states: Sequence[Mapping[str, Any]], device: torch.device) -> None:
-    """Put the random generators of this process where it left off.
+    """Restore the random generators of this process.
 
     Args:
-        states: Of each process that made a checkpoint. A process beyond them resumes from a seed made of the last
-            one's state.
-        device: Where it runs.
+        states: The state of each process that wrote the checkpoint. A process beyond them is seeded from the state of
+            the last one.
+        device: The device of this process.
     """
     set_random_states(states[min(distributed.rank(), len(states) - 1)], device)
     if distributed.rank() >= len(states):
@@ -77,7 +77,7 @@ def device_random_state(device: torch.device) -> Tensor | None:
 
 
 def set_device_random_state(state: Tensor, device: torch.device) -> None:
-    """Put a GPU's own generator where `device_random_state` found it."""
+    """Restore the state that `device_random_state` returned."""
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
     else:

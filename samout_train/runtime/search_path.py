@@ -1,23 +1,23 @@
-"""Files of the working directory that hide modules: how a child process avoids them, and how they are named."""
+"""Files of the working directory that hide modules: how child processes avoid them, and how to find them."""
 
 # ruff: noqa: PTH100, PTH120, PTH206
 
 import os
 import sys
 
-# The folder that the package lies in.
+# The folder that contains the package.
 PACKAGE_PARENT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# Of variables, where a library has others than its own name.
+# Prefixes of variables that differ from the name of their library.
 PREFIXES = {"torch": ("TORCH", "PYTORCH_"), "matplotlib": ("MPL", "MATPLOTLIB_")}
 
 
 def child_program(first: str = "") -> list[str]:
-    """Return what starts this program in another process, whatever files lie in its working directory.
+    """Return the command that starts this program in another process, whatever files its working directory has.
 
     `python -m samout_train` would take a file `samout_train.py` or `types.py` there for its own.
 
     Args:
-        first: Python that is carried out before, such as `import torch; `.
+        first: Python code to run before, such as `import torch; `.
     """
     package = PACKAGE_PARENT
     path = f"sys.path[:] = [*filter(None, sys.path), {package!r}]"
@@ -42,7 +42,7 @@ def _is_plugin(file: str | None) -> bool:
 
 
 def library_variables(error: BaseException) -> list[str]:
-    """Return the variables of the environment that a library reads which raised an error while it was imported."""
+    """Return the environment variables of a library that raised an error while it was imported."""
     traceback, is_importing, found = error.__traceback__, False, set()
     while traceback is not None:
         name = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
@@ -58,7 +58,7 @@ def library_variables(error: BaseException) -> list[str]:
 
 
 def hiding_files() -> list[str]:
-    """Return the files of the working directory and of PYTHONPATH that were imported in place of a known module."""
+    """Return the files of the working directory and of PYTHONPATH that were imported in place of known modules."""
     from importlib.machinery import PathFinder
 
     own = {os.path.abspath(entry) for entry in (os.curdir, *os.environ.get("PYTHONPATH", "").split(os.pathsep))}

@@ -1,4 +1,4 @@
-"""Lines that a person can type: words quoted for the shell, values quoted for Hydra, paths and programs."""
+"""Printed command lines: words quoted for the shell, values quoted for Hydra, paths and programs."""
 
 import os
 import re
@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Literal
 
 Shell = Literal["posix", "powershell", "pwsh"]
-# What each shell takes as it stands. PowerShell reads a comma, a `-` in front and much else as its own.
+# Words that need no quotes. PowerShell has its own meaning for a comma, a leading `-` and much else.
 PLAIN: dict[Shell, re.Pattern[str]] = {
     "posix": re.compile(r"[\w@%+:,./-][\w@%+=:,./-]*", re.ASCII),
     "powershell": re.compile(r"[\w./\\:][\w.=/\\:+-]*|--?[\w-]+", re.ASCII),
 }
 PLAIN["pwsh"] = PLAIN["powershell"]
 QUOTES = ("'", '"')
-SINGLE_QUOTES = "'\u2018\u2019\u201a\u201b"  # PowerShell takes each of these for one
+SINGLE_QUOTES = "'\u2018\u2019\u201a\u201b"  # PowerShell treats each of these as one
 
 
 def typed_line(words: Sequence[str], shell: Shell | None = None) -> str:
-    """Return the line that gives a program exactly these words.
+    """Return the command line that passes exactly these words to a program.
 
     Args:
         words: The program and its arguments.
         shell: `posix` for bash and zsh, `powershell` for Windows PowerShell, `pwsh` for PowerShell 7.3 and later;
-            None for that of this process.
+            None for the shell of this process.
     """
     shell = shell or _shell_here()
     line = " ".join(shell_word(word, shell) for word in words)
@@ -35,13 +35,13 @@ def typed_line(words: Sequence[str], shell: Shell | None = None) -> str:
 
 
 def shell_word(word: str, shell: Shell | None = None) -> str:
-    """Return one word as it is typed, in quotes where it needs them."""
+    """Return a word for the command line, in quotes if needed."""
     shell = shell or _shell_here()
     if PLAIN[shell].fullmatch(word):
         return word
     if shell == "posix":
         return _posix(word)
-    if shell == "powershell":  # it hands quotes on as they are, and the program reads them once more
+    if shell == "powershell":  # it passes quotes on unchanged, and the program parses them again
         word = re.sub(r'(\\*)"', r'\1\1\\"', word)
         if re.search(r"\s", word):
             word = re.sub(r"\\+\Z", lambda found: 2 * found[0], word)
@@ -50,8 +50,8 @@ def shell_word(word: str, shell: Shell | None = None) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return a text in quotes, with escapes, from which Hydra and OmegaConf make the same text."""
-    # A backslash means something only in front of what it can escape, so only there it is doubled.
+    """Return a text quoted and escaped so that Hydra and OmegaConf read the same text."""
+    # A backslash is special only before a character that it can escape: only there it is doubled.
     text = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
     text = re.sub(r"(\\*)'", lambda found: 2 * found[1] + r"\'", text)
     text = re.sub(r"\\+\Z", lambda found: 2 * found[0], text)
@@ -59,12 +59,12 @@ def quoted(text: str) -> str:
 
 
 def list_setting(key: str, texts: Sequence[str]) -> str:
-    """Return `key=['a','b']` as Hydra reads it; it has to be quoted for the shell."""
+    """Return `key=['a','b']` for Hydra; it still needs quotes for the shell."""
     return f"{key}=[{','.join(map(quoted, texts))}]"
 
 
 def text_setting(key: str, text: object) -> str:
-    """Return `key=text` as the program reads it: in quotes only where the text would say something to Hydra."""
+    """Return `key=text` for the program, in quotes only if the text would mean something to Hydra."""
     word = str(text)
     if "${" in word or word[:1] in QUOTES or word == "null":
         word = quoted(word)
@@ -72,22 +72,22 @@ def text_setting(key: str, text: object) -> str:
 
 
 def shown_path(path: Path) -> str:
-    """Return a path relative to the working directory where it lies below it, since that is what a person types."""
-    path = Path.cwd() / path  # the path itself where it is absolute
+    """Return a path for messages: relative if it lies below the working directory."""
+    path = Path.cwd() / path  # an absolute path stays as it is
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
-    if str(path).startswith("~"):  # a name that begins so, and no home
+    if str(path).startswith("~"):  # a name, not a home directory
         return f"./{path}"
     return str(path)
 
 
 def program_file() -> str:
-    """Return Python as it is typed: with a folder in front, or the shell would look for it in PATH."""
+    """Return the path of Python, with a folder so that the shell does not search PATH."""
     return _with_folder(Path(sys.executable))
 
 
 def program() -> list[str]:
-    """Return the words that start this program, as it was started: its own command, or Python with its name."""
+    """Return the words with which this program was started: its own command, or Python with its name."""
     command = Path(*sys.argv[:1])
     if command.name.startswith("samout-train") and command.is_file():
         found = shutil.which(command.name)
@@ -114,7 +114,7 @@ def dashboard_command(folder: Path) -> str:
 
 
 def _shell_here() -> Shell:
-    """Return the shell that a line is for; a POSIX shell on Windows, such as that of Git, says so by SHELL."""
+    """Return the shell of this process; a POSIX shell on Windows, such as that of Git, sets SHELL."""
     if sys.platform != "win32" or os.environ.get("SHELL"):
         return "posix"
     if re.search(r"powershell[\\/]7", os.environ.get("PSMODULEPATH", ""), re.IGNORECASE):
@@ -127,13 +127,13 @@ def _posix(word: str) -> str:
         return _ansi_c(word)
     if "'" not in word:
         return f"'{word}'"
-    if not re.search(r'["$`\\!]', word):  # within double quotes, an interactive shell takes ! for its history
+    if not re.search(r'["$`\\!]', word):  # within double quotes, an interactive shell expands !
         return f'"{word}"'
     return "'" + word.replace("'", "'\"'\"'") + "'"
 
 
 def _ansi_c(word: str) -> str:
-    r"""Return `$'...'`, which keeps control characters, and bytes that are no text, in one line."""
+    r"""Return `$'...'`, which keeps control characters and undecodable bytes on one line."""
     escaped = ""
     for char in word:
         if char in "\\'":

@@ -1,4 +1,4 @@
-"""Signals: noted while a run is under way, and answered where it can stop."""
+"""Signals: recorded during a run, and handled at points where it can stop."""
 
 import os
 import signal
@@ -8,15 +8,14 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-# SIGHUP comes when the terminal goes away; SIGUSR1 and SIGUSR2 are what batch systems send before they kill; SIGBREAK
-# is Windows' Ctrl-Break, the only signal that a process in a group of its own gets there. None of the four is there on
-# every system.
+# SIGHUP comes when the terminal closes; SIGUSR1 and SIGUSR2 are sent by batch systems before they kill; SIGBREAK is
+# Windows' Ctrl-Break, the only signal that a process in its own group gets there. Not every system has these four.
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 def own_group() -> dict[str, Any]:
-    """Return what `Popen` needs so that Ctrl-C in the terminal does not reach the process by itself."""
+    """Return the arguments of `Popen` with which Ctrl-C in the terminal does not reach the process directly."""
     new_group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", None)
     if new_group is None:
         return {"start_new_session": True}
@@ -24,7 +23,7 @@ def own_group() -> dict[str, Any]:
 
 
 def ask_to_stop(process: "subprocess.Popen[bytes]", number: int | None) -> None:
-    """Ask a process of a group of its own to stop, as the signal that this program got would.
+    """Ask a process in its own group to stop, with the signal that this program received.
 
     On Windows, SIGTERM and SIGINT cannot be sent to another process: SIGTERM would kill it before it could save.
     """
@@ -32,11 +31,11 @@ def ask_to_stop(process: "subprocess.Popen[bytes]", number: int | None) -> None:
 
 
 class StopRequestedError(Exception):
-    """A signal asked the run to stop; what is needed to continue is saved before this leaves the trainer."""
+    """A signal asked the run to stop; a checkpoint is saved before this leaves the trainer."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        # 130 or 143; whoever restarts stopped runs need not know the others.
+        # Only 130 or 143, so that programs that restart runs need to know no others.
         self.exit_code = 128 + _interrupt_or_termination(signal_number)
 
 
@@ -47,29 +46,29 @@ def _interrupt_or_termination(number: int | None) -> signal.Signals:
 
 
 def treat_hangup_as_termination() -> None:
-    """Let SIGHUP do what SIGTERM does, also before a run has begun, unless the process was started to ignore it."""
+    """Treat SIGHUP as SIGTERM, also before a run begins, unless the process was started to ignore it."""
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def ignore_interrupts() -> None:
-    """Ignore further SIGINTs: of a program that was stopped, and has nothing left to do but to end.
+    """Ignore further SIGINTs, in a program that has been stopped and is ending.
 
-    Where Python ends, one would leave a traceback behind and could change the exit code.
+    While Python shuts down, one would print a traceback and could change the exit code.
     """
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class StopSignals:
-    """While entered, the first of SIGNALS is noted instead of killing the process; a second SIGINT quits at once.
+    """A context that records the first of SIGNALS instead of letting it kill; a second SIGINT quits at once.
 
     A signal that the process was started to ignore, as SIGHUP by `nohup`, stays ignored.
 
     Args:
-        agreed: From the number of the signal that came to this process, 0 for none, to the one that counts: so that
-            several processes stop together.
+        agreed: Maps the signal of this process, 0 for none, to the one that all processes act on, so that they stop
+            together.
     """
 
     def __init__(self, agreed: Callable[[int], int] = int) -> None:
@@ -82,7 +81,7 @@ class StopSignals:
             if signal.getsignal(number) is signal.SIG_IGN:
                 continue
             try:
-                # None is a handler that another language has set, which Python cannot set again.
+                # None is a handler that was not set from Python, which cannot be restored from Python.
                 self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
             except ValueError:  # not in the main thread, as in some notebooks: signals stay as they are
                 break
@@ -94,7 +93,7 @@ class StopSignals:
         self._before.clear()
 
     def check(self) -> None:
-        """Raise StopRequestedError once a signal has come; to be called where the run can stop."""
+        """Raise StopRequestedError if a signal has arrived; to be called where the run can stop."""
         if number := self._agreed(self.received or 0):
             raise StopRequestedError(number)
 

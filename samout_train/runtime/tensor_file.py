@@ -1,4 +1,4 @@
-"""Files that `torch.save` wrote, read without running what is in them."""
+"""Read files of `torch.save` without running code from them."""
 
 import pickle
 import re
@@ -14,15 +14,15 @@ import torch
 from samout_train.runtime.memory import is_out_of_memory
 
 HEAD_BYTES = 64
-SMALLEST = 4  # bytes, of the mark that a file of torch.save begins with
+SMALLEST = 4  # bytes: length of the mark at the start of a file of torch.save
 ZIP = b"PK\x03\x04"
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of files of torch.save before torch 1.6
-# What a damaged or hostile file makes torch.load raise beside UnpicklingError and OSError.
+# Raised by torch.load for damaged or hostile files, beside UnpicklingError and OSError.
 UNREADABLE = (EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
 
 
 class MoreThanTensorsError(ValueError):
-    """The file is whole, and holds objects of classes, which would need code to run."""
+    """The file is intact, but holds objects whose classes would run code."""
 
 
 def read_tensor_file(path: Path | IO[bytes], *, is_verified: bool = False) -> Any:
@@ -30,20 +30,20 @@ def read_tensor_file(path: Path | IO[bytes], *, is_verified: bool = False) -> An
 
     Args:
         path: The file, or its content.
-        is_verified: Whether a digest of the whole file agreed; else the zip archive's own digests are looked at.
+        is_verified: Whether a digest of the whole file was verified; else the digests in the zip archive are checked.
 
     Raises:
-        ValueError: if it holds anything else, or is damaged; the message is the reason, without the path.
+        ValueError: if it holds anything else, or is damaged; the message lacks the path.
         OSError: if it cannot be opened.
     """
     if isinstance(path, Path):
         with path.open("rb"):
-            pass  # from here on, an OSError is one of a damaged content
+            pass  # from here on, an OSError means damaged content
         if not is_verified and (changed := _changed_record(path)) is not None:
             raise ValueError(f"its record {changed} is not what was written: it is damaged, copy or download it again")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that torch does not write
+            warnings.simplefilter("ignore")  # about pickles not written by torch
             with _given(path) as given:
                 return torch.load(given, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -62,7 +62,7 @@ def read_tensor_file(path: Path | IO[bytes], *, is_verified: bool = False) -> An
 
 @contextmanager
 def _given(path: Path | IO[bytes]) -> Iterator[Path | IO[bytes]]:
-    """Yield what torch.load is given: a path that ends with .safetensors is opened, since it goes by the name."""
+    """Yield the argument of torch.load, which goes by the name: a path that ends with .safetensors is opened."""
     if isinstance(path, Path) and path.suffix == ".safetensors":
         with path.open("rb") as file:
             yield file
@@ -71,7 +71,7 @@ def _given(path: Path | IO[bytes]) -> Iterator[Path | IO[bytes]]:
 
 
 def _reason(path: Path | IO[bytes], error: Exception) -> str:
-    """Why torch.load could not read a file, by what the file begins with: its own words name no cause."""
+    """Return why torch.load could not read a file, judged by its first bytes: torch's messages name no cause."""
     if is_out_of_memory(error):
         return "it asks for more memory than there is: it is damaged, or made to do so"
     start = _start(path)
@@ -88,13 +88,13 @@ def _reason(path: Path | IO[bytes], error: Exception) -> str:
 
 
 def _changed_record(path: Path) -> str | None:
-    """Return the first record of a zip archive whose CRC-32 differs, which torch.load does not check, or None."""
+    """Return the first record of a zip archive with a wrong CRC-32, which torch.load does not check, or None."""
     if not _start(path).startswith(ZIP) or not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
         records = [each for each in archive.infolist() if each.compress_type == zipfile.ZIP_STORED]
         changed = [each.filename for each in records if not _agrees(archive, each)]
-    # torch.serialization.set_crc32_options(False) saves none, and then no record has the right one.
+    # With torch.serialization.set_crc32_options(False), no record has a correct one.
     if not changed or len(changed) == len(records):
         return None
     return changed[0]
@@ -122,12 +122,12 @@ def _start(path: Path | IO[bytes]) -> bytes:
 
 
 def _other_content(start: bytes) -> str:
-    """Return what a file is that is not of torch.save, by its first bytes."""
+    """Return why a file is not one of torch.save, judged by its first bytes."""
     if len(start) < SMALLEST:
         return f"it has {len(start)} byte{'s' * (len(start) > 1)}, too few for weights: copy or download it again"
     if re.match(rb"\x80[\x02-\x05]", start):
         return "it is a pickle that torch.save did not write: load it where it was made, and save it with torch.save"
-    text = start.decode("utf-8", errors="replace").rstrip("\ufffd")  # of a character that goes on behind them
+    text = start.decode("utf-8", errors="replace").rstrip("\ufffd")  # of a character that was cut
     if all(each.isprintable() or each.isspace() for each in text):
         kind = "text"
         if text.lstrip().startswith(("{", "[")):
@@ -137,7 +137,7 @@ def _other_content(start: bytes) -> str:
 
 
 def _is_torch_script(path: Path | IO[bytes]) -> bool:
-    """Return whether it is a whole zip archive of torch.jit.save."""
+    """Return whether a file is an intact zip archive of torch.jit.save."""
     if not _start(path).startswith(ZIP) or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -145,7 +145,7 @@ def _is_torch_script(path: Path | IO[bytes]) -> bool:
 
 
 def _asked_for(words: str) -> str:
-    """Return what a pickle wanted, where torch says it."""
+    """Return the name that a pickle asked for, if torch reports it."""
     if named := re.search(r"GLOBAL (\S+) ", words):
         return f" ({named[1]})"
     if operand := re.search(r"Unsupported (operand \d+)", words):
@@ -154,17 +154,17 @@ def _asked_for(words: str) -> str:
 
 
 class StandIn:
-    """Hold what a pickle gives to an object of a class that is not imported, and do nothing else.
+    """Holds the state that a pickle gives to an object whose class is not imported.
 
     Args:
-        arguments: Ignored: what the class, or a function in its place, would be called with.
+        arguments: Ignored: the arguments of the class, or of a function in its place.
     """
 
     held: dict[Any, Any]
     origin = ""  # the full name of the class
 
     def __new__(cls, *arguments: Any, **named: Any) -> "StandIn":
-        """Make one, whatever the arguments."""
+        """Create a stand-in, whatever the arguments."""
         made = super().__new__(cls)
         made.held = {}
         return made
@@ -182,16 +182,16 @@ class StandIn:
 
 
 def read_module_file(path: Path) -> StandIn | dict[Any, Any] | list[Any] | tuple[Any, ...] | None:
-    """Read a file of torch.save that has objects of classes in it, each of these as a `StandIn`.
+    """Read a file of torch.save that holds objects of classes, each as a `StandIn`.
 
-    torch's reader of weights knows each name in the file, of class or function, only as a stand-in: nothing that the
-    file names is imported or called.
+    torch's weights-only unpickler gets a stand-in for each class or function named in the file: nothing that the file
+    names is imported or called.
 
     Args:
         path: The file.
 
     Returns:
-        Its content; None where it cannot be read so, as one of the format before torch 1.6.
+        Its content; None if it cannot be read this way, as files from before torch 1.6.
     """
     try:
         with _given(path) as given:

@@ -1,4 +1,4 @@
-"""Continue a run that has ended: the limits that hold, and settings with which they do not."""
+"""The limits that ended a run, and the settings that let it resume."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LimitSettings:
-    """The limits of a run, as they were set.
+    """The limits of a run, as configured.
 
     Args:
         max_steps: `trainer.max_steps`.
         max_epochs: `trainer.max_epochs`.
         max_seconds: `trainer.max_seconds`.
-        budget_steps: `data.budget_steps`, which holds where the three are None.
+        budget_steps: `data.budget_steps`, which applies where the three are None.
         num_rows: Training rows in an epoch.
         batch_size: Rows in a step.
     """
@@ -26,7 +26,7 @@ class LimitSettings:
     batch_size: int
 
     def reached(self, step: int, seconds: float) -> list["Reached"]:
-        """Return the limits that end the run after this step and this long."""
+        """Return the limits that are reached after this step and this many seconds."""
         return list(self._reached(step, seconds))
 
     def _reached(self, step: int, seconds: float) -> Iterator["Reached"]:
@@ -53,9 +53,9 @@ class Reached:
     """A limit that ends a run.
 
     Args:
-        key: Of the setting.
-        value: Of the setting.
-        further: The setting with which the run goes on.
+        key: Dotted key of the setting.
+        value: Its value.
+        further: The override with which the run resumes, such as `trainer.max_steps=4`.
     """
 
     key: str
@@ -64,16 +64,16 @@ class Reached:
 
 
 def once(words: Sequence[str]) -> list[str]:
-    """Return a command line in which no key stands twice: the last value counts.
+    """Return a command line without duplicate keys: the last value of each counts.
 
     Args:
-        words: Flags and overrides. A key that was added with `+` stays an added one.
+        words: Flags and overrides. A key that was added with `+` keeps it.
     """
     last: dict[str, str] = {}
     added = set()
     for word in words:
         key = _identity(word)
-        last.pop(key, None)  # so that it stands where it stood last
+        last.pop(key, None)  # keeps the place of its last occurrence
         last[key] = word
         if word.startswith("+"):
             added.add(key)

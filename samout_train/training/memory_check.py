@@ -1,4 +1,4 @@
-"""Find what does not fit into memory before it is built: a model, the ids of its data, a step."""
+"""Check before building whether a model, the ids of its data and a step fit into memory."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,19 +13,19 @@ from samout_train.runtime import distributed, too_large
 if TYPE_CHECKING:
     from samout_train.training.step import TrainingStep
 
-MUCH_PER_TOKEN = 1 << 16  # bytes of a step: where this fits, what a step needs is not asked
-FEW_IDS = 8  # how many there are is not known yet
-OF_EACH_WEIGHT = 2 * torch.float32.itemsize  # the weight itself and its gradient
-SQUARES = 32  # of its widest size, which the weights of a layer are fewer than
+MUCH_PER_TOKEN = 1 << 16  # bytes: if a step fits at this cost for each token, its need is not estimated
+FEW_IDS = 8  # stands for the vocabulary size, which is not known yet
+OF_EACH_WEIGHT = 2 * torch.float32.itemsize  # bytes: the weight and its gradient
+SQUARES = 32  # a layer has fewer weights than this many times the square of its widest size
 SIZES = ("hidden_size", "num_layers", "ffn_size", "ffn_share", "embedding_size", "convolution_size")
 
 
 def model_too_large(node: Mapping[str, Any], device: torch.device) -> str | None:
-    """Return that weights and gradients of a model do not fit into memory, without building it; None where they may.
+    """Return why weights and gradients of a model cannot fit into memory, without building it; None if they may.
 
     Args:
-        node: Its settings, each right by itself. One with a target that is not this program's own is not judged.
-        device: Where it is trained; it is built in the memory of the machine.
+        node: Its settings, each valid by itself. A model with a target outside this package is not checked.
+        device: Where it is trained; it is built in main memory.
     """
     if not all(target.startswith("samout_train.") for target in _targets(node)):
         return None
@@ -40,7 +40,7 @@ def model_too_large(node: Mapping[str, Any], device: torch.device) -> str | None
     try:
         one = _elements({**node, "num_layers": 1})
         two = _elements({**node, "num_layers": 2})
-    except ValueError:  # of settings that do not go together, which is told where it is built
+    except ValueError:  # settings that contradict each other, which building the model reports
         return None
     lacks = _lacks(one + (layers - 1) * (two - one), device)
     if lacks is None:
@@ -50,11 +50,11 @@ def model_too_large(node: Mapping[str, Any], device: torch.device) -> str | None
 
 
 def ids_too_large(data: Mapping[str, Any], device: torch.device) -> list[str]:
-    """Return the settings of data whose ids alone do not fit, of a batch or of a task's rows, whatever the model is.
+    """Return problems of data whose ids alone do not fit: those of a batch, or of a task's rows.
 
     Args:
-        data: Its settings, each right by itself.
-        device: Where the batch goes; the rows stay in the memory of the machine.
+        data: Its settings, each valid by itself.
+        device: Where the batch goes; the rows stay in main memory.
     """
     cpu = torch.device("cpu")
     found: list[str] = []
@@ -83,11 +83,11 @@ def ids_too_large(data: Mapping[str, Any], device: torch.device) -> list[str]:
 
 
 def step_too_large(step: "TrainingStep", seq_len: int) -> str | None:
-    """Return that a batch is so large that its step cannot be made, from shapes alone; None where it may.
+    """Return why the step of a batch cannot fit into memory, from shapes alone; None if it may.
 
     Args:
-        step: As it was built.
-        seq_len: Of the rows.
+        step: The step, before it is run.
+        seq_len: Targets in a row.
     """
     batch, device = step.batches.batch_size, step.batches.device
     seq_len = min(seq_len, step.chunk_len or seq_len)
@@ -103,7 +103,7 @@ def step_too_large(step: "TrainingStep", seq_len: int) -> str | None:
             precision=step.precision,
             device=device,
         )
-    except (RuntimeError, NotImplementedError):  # a model of the user's may do what has no shape function
+    except (RuntimeError, NotImplementedError):  # a user's model may call an operation without a shape function
         return None
     lacks = too_large(needed, device)
     if not lacks:

@@ -1,10 +1,10 @@
-"""A loss or a gradient that is NaN or infinite: found before the update, and reported in full.
+"""Non-finite losses and gradients: found before the update, and reported in full.
 
-On a CPU the host looks at every step. On CUDA looking would make the host wait, so the device decides: a flag that
-stays raised holds back the fused update of the poisoned step and of all steps behind it (`found_inf`, as torch's
-GradScaler does it), and a copy of the flag reaches the host some steps later without a wait. The host then returns to
-the poisoned step, whose weights are still there, and makes it again, looking. So both devices do the same from there
-on. An optimizer that knows no `found_inf` is looked at in every step, on CUDA too.
+On a CPU the host checks every step. On CUDA a check would make the host wait, so the device decides: a sticky flag
+suppresses the fused update of the non-finite step and of all later ones (`found_inf`, as in torch's GradScaler), and a
+copy of the flag reaches the host some steps later without a wait. The host then returns to that step, whose weights are
+unchanged, and repeats it with a check. From there on both devices do the same. An optimizer without support for
+`found_inf` is checked in every step, on CUDA too.
 """
 
 import logging
@@ -24,19 +24,19 @@ from samout_train.models import whole_tensor
 from samout_train.runtime import device_random_state, distributed, float64_place, set_device_random_state
 
 OnNonFinite = Literal["stop", "skip", "rollback"]
-MOST_IN_A_ROW = 5  # so many steps are left out one after another; the next one ends the run
-STEPS_BEHIND = 3  # of several processes: so far the device may be behind the host
+MOST_IN_A_ROW = 5  # consecutive steps that may be skipped; the next one ends the run
+STEPS_BEHIND = 3  # how far the device may be behind the host, with several processes
 MOST_ROWS, MOST_PARAMETERS, MOST_CHARACTERS = 8, 12, 60
 
 log = logging.getLogger(__name__)
 
 
 class NonFiniteError(Exception):
-    """A step had a loss or a gradient that is not finite, or weights were not; the message is the report.
+    """A loss, a gradient or a weight is not finite; the message is the report.
 
     Args:
         message: The report.
-        goes_back: Whether the run may go on from its newest checkpoint, without this step.
+        goes_back: Whether the run may roll back to its newest checkpoint and continue without this step.
     """
 
     def __init__(self, message: str, *, goes_back: bool = False) -> None:
@@ -46,14 +46,14 @@ class NonFiniteError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class StepSnapshot:
-    """The state before a step that it changes beside weights and optimizer state.
+    """The state before a step, apart from weights and optimizer state.
 
     Args:
-        step_count: Steps made.
+        step_count: Steps made so far.
         tokens_seen: Counted targets in them.
         empty_steps: Those of them whose batch had no counted target.
-        loss: Of the last of them.
-        grad_norm: Of the last of them.
+        loss: Loss of the last step.
+        grad_norm: Gradient norm of the last step.
         rates: Learning rates by group.
         random: torch's generators: of the CPU, and of the CUDA device where the step runs on one.
     """
@@ -67,7 +67,7 @@ class StepSnapshot:
     random: tuple[Tensor, Tensor | None]
 
     def restore(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        """Put back learning rates and generators, and drop the gradients."""
+        """Restore learning rates and generators, and drop the gradients."""
         for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate
         on_cpu, on_device = self.random
@@ -83,21 +83,21 @@ def generator_states(device: torch.device) -> tuple[Tensor, Tensor | None]:
 
 
 class NonFiniteMonitor:
-    """Learns which step was the first that was not finite, without waiting for the device."""
+    """Finds the first non-finite step without waiting for the device."""
 
     def __init__(self) -> None:
         self._raised: Tensor | None = None
         self._noted: deque[tuple[StepSnapshot, Tensor, torch.cuda.Event | None]] = deque()
 
     def note(self, figure: Tensor, before: StepSnapshot) -> Tensor:
-        """Look at a step, on the device.
+        """Check a step on the device.
 
         Args:
             figure: At least 0, and finite if and only if the step is.
-            before: What to return to.
+            before: The snapshot to return to.
 
         Returns:
-            1 where this step or one before it was not finite, else 0.
+            1 if this step or an earlier one was not finite, else 0.
         """
         if self._raised is None:
             self._raised = torch.zeros_like(figure, dtype=torch.float32)  # as the fused kernels read it
@@ -111,10 +111,10 @@ class NonFiniteMonitor:
         return self._raised
 
     def first(self, *, wait: bool) -> StepSnapshot | None:
-        """Return what was before the first step that was not finite, once; None where no such step is known.
+        """Return the snapshot before the first non-finite step, once; None if no such step is known.
 
         Args:
-            wait: For the device, so that all steps noted are known. Several processes wait for what is some steps back.
+            wait: Wait for the device, so that all noted steps are known. Several processes always wait for older steps.
         """
         together = distributed.count() > 1
         while self._noted:
@@ -133,7 +133,7 @@ class NonFiniteMonitor:
         return None
 
     def forget(self) -> None:
-        """Lower the flag."""
+        """Clear the flag."""
         self._raised = None
         self._noted.clear()
 
@@ -142,9 +142,9 @@ def update(optimizer: Any, scaler: GradScaler, held_back: Tensor | None) -> None
     """Update the weights.
 
     Args:
-        optimizer: Where `held_back` is given, one that knows `found_inf`.
-        scaler: Of its gradients, which are unscaled.
-        held_back: On the device: 1 to leave weights and optimizer state as they are; None is 0.
+        optimizer: Must support `found_inf` if `held_back` is given.
+        scaler: The scaler of its gradients, which are already unscaled.
+        held_back: On the device: 1 to leave weights and optimizer state unchanged; None counts as 0.
     """
     if held_back is None:
         scaler.step(optimizer)
@@ -165,26 +165,26 @@ def update(optimizer: Any, scaler: GradScaler, held_back: Tensor | None) -> None
 def describe_non_finite(
     step: int, loss: float, batches: Batches, model: nn.Module, vocabulary: Vocabulary | None
 ) -> str:
-    """Return what is known of a step that is not finite: its rows, its loss, and the norm of each gradient.
+    """Describe a non-finite step: its rows, its loss, and the norm of each gradient.
 
     Args:
-        step: As the log counts, from 1.
+        step: Counted from 1, as in the log.
         loss: In nats per counted target.
-        batches: Where its rows came from.
+        batches: The source of its rows.
         model: With the gradients of the step, before clipping.
-        vocabulary: Ids to text; None where ids are no text.
+        vocabulary: Decodes ids; None if the data is not text.
     """
     what = f"its loss is {loss}"
     if math.isfinite(loss):
         what = "its gradient is not finite"
-    lines = [f"step {step} was not made: {what}", f"  loss            {loss:.4f} nats"]
+    lines = [f"step {step} was not applied: {what}", f"  loss            {loss:.4f} nats"]
     lines += _row_lines(step, batches, vocabulary)
     lines += _gradient_lines(model)
     return "\n".join(lines)
 
 
 def _row_lines(step: int, batches: Batches, vocabulary: Vocabulary | None) -> list[str]:
-    """Return the indices of a step's rows, epoch by epoch, and their text; all processes ask for it together."""
+    """Return the indices of a step's rows by epoch, and their text; all processes must call it together."""
     places = batches.places(step - 1)
     ids_RT, _ = batches.on_host(step - 1)
     inputs_RT = torch.cat(distributed.gathered(batches.rows.split(ids_RT)[0]))
@@ -204,7 +204,7 @@ def _row_lines(step: int, batches: Batches, vocabulary: Vocabulary | None) -> li
 
 
 def _gradient_lines(model: nn.Module) -> list[str]:
-    """Return the norm of each gradient: those that are not finite first, then from the largest down."""
+    """Return the norm of each gradient: non-finite ones first, then in descending order."""
     norms: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
@@ -221,19 +221,19 @@ def _gradient_lines(model: nn.Module) -> list[str]:
 
 
 def skip_or_raise(choice: OnNonFinite, step: int, skipped_steps: set[int], message: str) -> None:
-    """Add a step that is not finite to those left out.
+    """Add a non-finite step to the skipped ones.
 
     Args:
-        choice: What is wanted.
-        step: As the log counts, from 1.
-        skipped_steps: Steps left out so far.
+        choice: The value of `trainer.on_non_finite`.
+        step: Counted from 1, as in the log.
+        skipped_steps: Steps skipped so far.
         message: The report of the step.
 
     Raises:
-        NonFiniteError: if the run should not just go on with the next step: it stops or rolls back.
+        NonFiniteError: if the run stops or rolls back.
     """
     if all(step - back in skipped_steps for back in range(1, MOST_IN_A_ROW + 1)):
-        raise NonFiniteError(f"{message}\n  stopped         the {MOST_IN_A_ROW} steps before it were left out, too")
+        raise NonFiniteError(f"{message}\n  stopped         the {MOST_IN_A_ROW} steps before it were skipped, too")
     if choice == "stop":
         raise NonFiniteError(message)
     skipped_steps.add(step)
@@ -242,20 +242,20 @@ def skip_or_raise(choice: OnNonFinite, step: int, skipped_steps: set[int], messa
     log.warning("%s\n  skipped         %d of %d steps so far", message, len(skipped_steps), step)
 
 
-def refuse_non_finite(state: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that would hold what is not finite.
+def require_finite(state: Mapping[str, Any]) -> None:
+    """Require that the weights and optimizer state of a checkpoint are finite.
 
     Args:
-        state: Its content; tensors may lie anywhere in it.
+        state: Content of the checkpoint.
 
     Raises:
-        NonFiniteError: if there is a NaN in it, or an infinity among the tensors of model and optimizer.
+        NonFiniteError: if a tensor of model or optimizer has a NaN or an infinity.
     """
     tensors = dict(_tensors({"model": state["model"], "optimizer": state["optimizer"]}))
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors.values():
         by_device.setdefault(tensor.device, []).append(tensor)
-    # The largest number of all is finite if and only if all are: one pass, and one look for each device.
+    # The largest number is finite if and only if all are: one pass, and one wait for each device.
     largest = [float(nn.utils.get_total_norm(group, norm_type=math.inf)) for group in by_device.values()]
     if not distributed.largest(not all(map(math.isfinite, largest))):
         return

@@ -1,7 +1,7 @@
-"""Profile a few steady optimizer steps with torch's profiler, as a trace and as a table of where time goes.
+"""Profile a few steady optimizer steps with torch's profiler; write a trace, and a table of where the time goes.
 
-On a CPU a step is what its thread does from beginning to end; on CUDA it is what its operations do on the device. Each
-operation is counted without those that it calls, so that the parts add up to the whole.
+On a CPU the time of a step is that of its thread; on CUDA it is that of its operations on the device. Each operation is
+counted without those that it calls, so that the parts add up to the whole.
 """
 
 import logging
@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from samout_train.runtime import Clock, replace_file
 
-WARM_UP_STEPS = 5  # the last of them under the profiler already, which is slow where it begins
+WARM_UP_STEPS = 5  # the last one already under the profiler, whose start is slow
 PROFILED_STEPS = 5
 LONGEST_LIST = 15
 STEP = "optimizer step"
-TRACE, TABLE = "steps.pt.trace.json", "table.txt"  # TensorBoard's profiler looks for names that end so
+TRACE, TABLE = "steps.pt.trace.json", "table.txt"  # TensorBoard's profiler looks for names with this ending
 OPTIMIZER_RANGE = "Optimizer."  # torch's own ranges, and that of clipping, begin with this
 OPTIMIZER, COMPILED, OTHER = "optimizer", "compiled", "other"
-# The first pattern that is found in an operation's name says what it is.
+# The first pattern that matches an operation's name decides its kind.
 KINDS = {
     "matrix products": r"^aten::(mm|addmm|bmm|baddbmm|mv|addmv|matmul|linear|_addmm_activation)$|mkldnn\w*::?_?linear",
     "mixer": r"max_mix|scaled_dot_product|_attention_|^aten::(cummax|lstm|gru|rnn_)|rnn_layer|cudnn_rnn|_cell",
@@ -49,10 +49,10 @@ class Operation:
     """An operation in the profiled steps.
 
     Args:
-        name: As torch names it.
-        kind: What it belongs to.
+        name: Torch's name of it.
+        kind: A key of `KINDS`, or `other`.
         microseconds: Of all its calls together, without the operations that it calls.
-        calls: How many there were.
+        calls: Number of calls.
     """
 
     name: str
@@ -63,14 +63,14 @@ class Operation:
 
 @contextmanager
 def profiling(*, folder: Path | None, clock: Clock, steps_made: int) -> Iterator[StepContext]:
-    """Give the context in which each step is made; where there is a folder, a few steps after the first are profiled.
+    """Yield the context of each step; given a folder, profile a few steps after the warm-up.
 
-    A run that ends before them says so in the log, and one that is stopped among them writes no profile.
+    If the run ends before them, the log reports it; if it is stopped during them, no profile is written.
 
     Args:
         folder: Where trace and table go; None for no profile.
-        clock: Stands still while these are made.
-        steps_made: Before the first call, for the report.
+        clock: Paused while these are written.
+        steps_made: Steps before the first call, for the report.
     """
     if folder is None:
         yield nullcontext
@@ -95,7 +95,7 @@ class _Profile:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Count the step that is made inside, and profile it where it is its turn."""
+        """Count the step inside, and profile it if it is one of those to profile."""
         if self._is_done:
             yield
             return
@@ -115,7 +115,7 @@ class _Profile:
             self.finish()
 
     def finish(self) -> None:
-        """Write what was profiled, or say that nothing was."""
+        """Write the profile, or log that there is none."""
         if self._is_done:
             return
         self._is_done = True
@@ -133,7 +133,7 @@ class _Profile:
         self._profiler = None
 
     def abandon(self) -> None:
-        """End a profile that is not whole; nothing is written, so that the run can go on to its checkpoint."""
+        """End an incomplete profile without writing it, so that the run can proceed to its checkpoint."""
         if self._is_done:
             return
         self._is_done = True
@@ -157,7 +157,7 @@ class _Profile:
                 self._profiler.export_chrome_trace(str(trace))
                 replace_file(self.folder / TRACE, lambda file: file.write(trace.read_bytes()))
             replace_file(self.folder / TABLE, lambda file: file.write(("\n".join(lines) + "\n").encode()))
-        except OSError as error:  # a profile is not worth the run
+        except OSError as error:  # a profile must not end the run
             log.warning("the profile cannot be written to %s: %s", self.folder, error)
 
 
@@ -165,8 +165,8 @@ def operations(events: Sequence[Any], device: torch.device) -> list[Operation]:
     """Return the operations of the profiled steps, the longest first.
 
     Args:
-        events: Of torch's profiler; the steps among them are ranges named `optimizer step`.
-        device: Whose time counts.
+        events: Events of torch's profiler; steps are ranges named `optimizer step`.
+        device: The device whose time counts.
     """
     on_host = [event for event in events if event.device_type.name == "CPU" and not event.is_async]
     steps = [event for event in on_host if event.name == STEP]
@@ -189,7 +189,7 @@ def operations(events: Sequence[Any], device: torch.device) -> list[Operation]:
 def _is_within(event: Any, step: Any, *, any_thread: bool) -> bool:
     """Return whether an event began in a step.
 
-    On CUDA the backward pass has a thread of its own; on a CPU what other threads do is not a step's time.
+    On CUDA the backward pass has its own thread; on a CPU the time of other threads does not count.
     """
     if event.thread != step.thread and not any_thread:
         return False
@@ -197,11 +197,11 @@ def _is_within(event: Any, step: Any, *, any_thread: bool) -> bool:
 
 
 def table(events: Sequence[Any], device: torch.device) -> list[str]:
-    """Return lines that say where a step's time goes: by kind, then the longest operations.
+    """Return a table of where a step's time goes: by kind, then the longest operations.
 
     Args:
-        events: As of `operations`.
-        device: Whose time counts.
+        events: As for `operations`.
+        device: The device whose time counts.
     """
     found = operations(events, device)
     num_steps = sum(event.name == STEP and event.device_type.name == "CPU" for event in events)
@@ -233,7 +233,7 @@ def table(events: Sequence[Any], device: torch.device) -> list[str]:
 
 
 def _device_time(event: Any) -> float:
-    """Return the microseconds of the kernels that this operation itself launched; a range's shadow is none of them."""
+    """Return the microseconds of the kernels that this operation launched, without the shadow of a range."""
     return float(sum(kernel.duration for kernel in event.kernels if kernel.name != event.name))
 
 

@@ -1,4 +1,4 @@
-"""Log and evaluate when it is due, at multiples of what was asked for and at the last step; sum a run up at its end."""
+"""The schedule of logging and evaluation, and the final summary of a run."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,27 +11,27 @@ from samout_train.checkpoint import weights_sha256
 from samout_train.data import Source
 from samout_train.evaluation import Evaluation, Evaluator, SpreadBatches, has_targets, in_order
 from samout_train.models import TRAINING_TIMES, num_parameters
-from samout_train.runtime import Clock, StopSignals, distributed, peak_memory_bytes
+from samout_train.runtime import Clock, StopSignals, distributed, matmul_rate, peak_memory_bytes
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 from samout_train.training.step import TrainingStep
 
 
 class Reports:
-    """Make reports and hand them to callbacks.
+    """Makes reports and passes them to callbacks.
 
     Args:
-        training_step: What is reported on.
-        source: Rows to validate on.
-        clock: Stands still while something is reported.
-        log_every_n_steps: Log at multiples of this.
-        eval_every_n_steps: Evaluate on the fixed batches at multiples of this.
-        eval_batches: How many batches, spread over the validation split, these are.
-        final_eval_batches: The final evaluation takes the first this many; None for the whole split.
+        training_step: The step whose figures are reported.
+        source: Its validation split is evaluated.
+        clock: Paused during reports.
+        log_every_n_steps: Log at multiples of this, and at the last step.
+        eval_every_n_steps: Evaluate on the fixed batches at multiples of this, and at the last step.
+        eval_batches: Number of fixed batches, spread over the validation split.
+        final_eval_batches: Number of batches of the final evaluation; None for the whole split.
 
     Attributes:
-        evaluator: Measures the model.
+        evaluator: The evaluator of the current weights.
         best_val_loss_nats: The lowest loss on the fixed batches so far.
-        best_val_step: After which step that was.
+        best_val_step: The step with that loss.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Reports:
         self.best_val_step: int | None = None
         self._logged_step = self._evaluated_step = self._closed_step = 0
         self._speed_from = (0.0, 0)
-        self._tokens_before = 0  # seen before this run began, in the run that it started from
+        self._tokens_before = 0  # seen by the run whose checkpoint this one started from
 
     @property
     def reported_step(self) -> int:
@@ -71,15 +71,15 @@ class Reports:
         return max(self._logged_step, self._evaluated_step)
 
     def log_and_evaluate(self, callbacks: Sequence[Callback], signals: StopSignals, *, is_last: bool) -> str | None:
-        """Log and evaluate what is due after this step and was not done for it, also not before a rollback.
+        """Log and evaluate if due after this step and not yet done for it, also not before a rollback.
 
         Args:
-            callbacks: They get the report, if there is one; the first process alone has any.
-            signals: Asked before each batch of an evaluation.
-            is_last: Whether this is the last step, at which both are due, and callbacks measure what they do once.
+            callbacks: They get the report, if there is one; empty in all processes but the first.
+            signals: Checked before each batch of an evaluation.
+            is_last: Whether this is the last step: both are due, and callbacks make their final measurements.
 
         Returns:
-            Why to stop, if a callback says so; else None.
+            The reason to stop, if a callback gives one; else None.
         """
         step = self.training_step.step_count
         should_log = (is_last or step % self.log_every_n_steps == 0) and self._logged_step < step
@@ -108,7 +108,7 @@ class Reports:
         return distributed.from_first(next((reason for reason in reasons if reason), None))
 
     def evaluate_whole(self, signals: StopSignals) -> Evaluation:
-        """Evaluate on the whole validation split, or the part that was asked for, in batches with counted targets."""
+        """Evaluate on the whole validation split, or on `final_eval_batches` batches with counted targets."""
         rows = self.source.validation
         num_batches, batches = -(-rows.num_windows // self.rows_per_batch), in_order(rows, self.rows_per_batch)
         if self.final_eval_batches is not None:
@@ -121,8 +121,8 @@ class Reports:
         """Return the run's final figures, as `summary.json` holds them.
 
         Args:
-            context: What the run was told at its start.
-            final: Of the final weights on the whole validation split.
+            context: The run.
+            final: Evaluation of the final weights on the whole validation split.
         """
         step, seq_len = self.training_step, self.source.train.seq_len
         model: Any = step.model
@@ -156,6 +156,8 @@ class Reports:
         only_where_known = {
             "floor_nats": self.source.floor_nats,
             "bits_per_byte": final.bits_per_byte,
+            "bits_per_character": final.bits_per_character,
+            "word_perplexity": self._word_perplexity(final),
             "skipped_steps": sorted(step.skipped_steps) or None,
             "empty_steps": step.empty_steps or None,
             "empty_validation_batches": final.empty_batches or None,
@@ -165,8 +167,14 @@ class Reports:
                 summary[key] = value
         return summary
 
+    def _word_perplexity(self, final: Evaluation) -> float | None:
+        """Return it where it is a figure of this text, and all of the text was evaluated."""
+        if self.source.words is None or self.final_eval_batches is not None:
+            return None
+        return final.word_perplexity(self.source.words)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what a continued run needs to report as if it had not been stopped."""
+        """Return the state with which a resumed run reports as if it had not been stopped."""
         return {
             "best_val_loss_nats": self.best_val_loss_nats,
             "best_val_step": self.best_val_step,
@@ -177,15 +185,15 @@ class Reports:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
+        """Restore the state returned by `state_dict`."""
         self.best_val_loss_nats, self.best_val_step = state["best_val_loss_nats"], state["best_val_step"]
         self._logged_step, self._evaluated_step = state["logged_step"], state["evaluated_step"]
-        # Older checkpoints do not have these.
+        # Older checkpoints lack these.
         self._closed_step, self._tokens_before = state.get("closed_step", 0), state.get("tokens_before", 0)
         self._speed_from = (self.clock.seconds, self.training_step.tokens_seen)
 
     def begin(self) -> None:
-        """Begin the record of a run whose steps so far are another run's."""
+        """Begin the record of a run that started from another run's checkpoint."""
         self._logged_step, self._tokens_before = self.training_step.step_count, self.training_step.tokens_seen
         self._speed_from = (self.clock.seconds, self._tokens_before)
 
@@ -201,7 +209,7 @@ class Reports:
             "train/lr": float(step.optimizer.param_groups[0]["lr"]),
             "memory/peak_bytes": float(peak_memory_bytes(self.device)),
         }
-        if step.loss is not None:  # where every step was left out, there is none
+        if step.loss is not None:  # None if every step was skipped
             metrics |= {"train/loss_nats": float(step.loss), "train/grad_norm": step.grad_norm()}
         if step.temperature is not None:
             metrics["train/temperature"] = step.temperature
@@ -212,8 +220,16 @@ class Reports:
         seconds, tokens = self._speed_from
         self._speed_from = (self.clock.seconds, step.tokens_seen)
         if step.tokens_seen > tokens and self.clock.seconds > seconds:
-            metrics["time/tokens_per_second"] = (step.tokens_seen - tokens) / (self.clock.seconds - seconds)
+            speed = (step.tokens_seen - tokens) / (self.clock.seconds - seconds)
+            metrics["time/tokens_per_second"] = speed
+            metrics["time/matmul_share"] = self._matmul_share(speed)
         return metrics
+
+    def _matmul_share(self, tokens_per_second: float) -> float:
+        """Return the operations of the model's matrix products by those that this machine does in the same time."""
+        model: Any = self.training_step.model
+        flops = TRAINING_TIMES * model.forward_flops_per_token(self.source.train.seq_len) * tokens_per_second
+        return flops / distributed.count() / matmul_rate(self.device, self.training_step.precision)
 
     def _validation_metrics(self, step: int, signals: StopSignals) -> dict[str, float]:
         found = self._evaluate(self.fixed_batches, len(self.fixed_batches), signals)
@@ -228,7 +244,7 @@ class Reports:
         self, callbacks: Sequence[Callback], signals: StopSignals, *, is_last: bool
     ) -> dict[str, float]:
         def check_stop() -> None:
-            if distributed.count() == 1:  # several processes would have to ask together
+            if distributed.count() == 1:  # several processes would have to check together
                 signals.check()
 
         step = self.training_step.step_count

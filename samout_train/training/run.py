@@ -68,7 +68,7 @@ from samout_train.training.schedules import schedule_problem
 from samout_train.training.settings import DATA_SETTINGS, checked_config, data_settings
 from samout_train.training.trainer import Trainer
 
-OTHER_SEED = 2**20 + 7  # from one process to the next
+OTHER_SEED = 2**20 + 7  # added to the seed for each further process
 log = logging.getLogger(__name__)
 
 
@@ -76,9 +76,9 @@ def build_model(name: str, *, vocab_size: int, pad_id: int | None = 3, **setting
     """Build the model of conf/model/NAME.yaml.
 
     Args:
-        name: Such as `v1` or `v8`.
+        name: A name such as `v1` or `v8`.
         vocab_size: Number of token ids.
-        pad_id: Id of the padding; None for none.
+        pad_id: Id of the padding; None for no padding.
         **settings: Keys of that YAML, such as `hidden_size=128`.
 
     Raises:
@@ -92,7 +92,7 @@ def build_model(name: str, *, vocab_size: int, pad_id: int | None = 3, **setting
 
 
 def build_trainer(overrides: Sequence[str]) -> Trainer:
-    """Build a trainer whose `step()` makes one optimizer step exactly as `train` does.
+    """Build a trainer whose `step()` runs one optimizer step exactly as `train` does.
 
     Args:
         overrides: As on the command line, such as `["model=v8", "data=random"]`.
@@ -132,14 +132,14 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
 
 @contextmanager
 def together(composed: Composed, run_dir: Path) -> Iterator[Path]:
-    """Join the processes that torchrun started for a run; where there is one, nothing happens.
+    """Join the processes that torchrun started for a run; do nothing for a single process.
 
     Args:
-        composed: The configuration; where a run is continued, `resume` becomes what the first process says.
-        run_dir: Where it lies, as this process has it.
+        composed: The configuration; its `resume` is replaced by that of the first process.
+        run_dir: The run directory as this process has it.
 
     Yields:
-        Where it lies, as the first process has it.
+        The run directory as the first process has it.
 
     Raises:
         ConfigError: if the processes have different settings or programs.
@@ -164,14 +164,14 @@ def prepare(
 
     Args:
         composed: The configuration.
-        run_dir: Where the run lies; the caller holds its lock to the run's end.
-        overrides: What was typed, for the command that repeats the run.
+        run_dir: The run directory; the caller holds its lock until the run ends.
+        overrides: The overrides as typed, for the command that repeats the run.
 
     Returns:
-        What starts the training; it returns the summary and the trained model.
+        A function that trains, and returns the summary and the trained model.
 
     Raises:
-        ValueError: if the data or a checkpoint to start from is not what was asked for.
+        ValueError: if the data or a checkpoint does not match the configuration.
         CheckpointError: if the run has checkpoints and all are damaged.
     """
     config = composed.config
@@ -241,13 +241,13 @@ def trainer_from(config: Mapping[str, Any], *, run_dir: Path | None = None) -> T
     model = build(config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id).to(device)
     require_no_problems(_misfits(model, source))
     init_from = _begin_with(weights, model, source, config["model"])
-    if distributed.rank():  # the same weights to begin with, other dropout
+    if distributed.rank():  # the same initial weights, another dropout
         seed_everything(config["seed"] + OTHER_SEED * distributed.rank())
     trainer: Trainer = build(
         config["trainer"],
         model=model,
         source=source,
-        # Over the model's parameters, which may be shards by then.
+        # Called late: by then the parameters may be shards.
         build_optimizer=lambda model: build(config["optimizer"], model=model),
         schedule=build(config["schedule"]),
         device=device,
@@ -265,7 +265,7 @@ def trainer_from(config: Mapping[str, Any], *, run_dir: Path | None = None) -> T
 
 
 def _set_up_process(config: Mapping[str, Any]) -> tuple[torch.device, PrecisionName]:
-    """Set what holds for the whole process: memory, seeds, kernels, threads; return where and in what to train."""
+    """Set up memory, seeds, kernels and threads for the process; return the device and the precision."""
     device = choose_device(config["device"])
     precision = choose_precision(config["precision"], device)
     if device.type == "cuda" and device.index is not None:
@@ -275,13 +275,13 @@ def _set_up_process(config: Mapping[str, Any]) -> tuple[torch.device, PrecisionN
         keep_freed_memory()
     seed_everything(config["seed"])
     use_kernels(config["kernels"])
-    use_threads(config.get("threads"))  # a root of the user's may not have the key
+    use_threads(config.get("threads"))  # a user's root YAML may lack the key
     return device, precision
 
 
 def _initial_weights(config: Mapping[str, Any], run_dir: Path | None) -> InitialWeights | None:
-    """Read what a run begins with; of one that is resumed, only the vocabulary, which its data was read by."""
-    path = config.get("init_from")  # a root of the user's may not have the key
+    """Read the weights of `init_from`; for a resumed run only the vocabulary of its checkpoint."""
+    path = config.get("init_from")  # a user's root YAML may lack the key
     if path is None:
         return None
     resumes = config["resume"] == "auto" and run_dir is not None and bool(saved_steps(run_dir / "checkpoints"))
@@ -298,7 +298,7 @@ def _initial_weights(config: Mapping[str, Any], run_dir: Path | None) -> Initial
 def _begin_with(
     weights: InitialWeights | None, model: nn.Module, source: Source, model_node: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Load the weights that a run begins with; return what its record says of them."""
+    """Load the initial weights of a run into its model; return their record for `summary.json`."""
     if weights is None or not weights.by_place:
         return {}
     loaded = load_initial_weights(model, weights, vocabulary=source.vocabulary, model_node=model_node)
@@ -320,10 +320,10 @@ def source_from(config: Mapping[str, Any], *, extends: Vocabulary | None = None)
 
     Args:
         config: The configuration.
-        extends: The vocabulary of the weights that the run begins with, which text takes if it names no other.
+        extends: The vocabulary of the initial weights, used for text if the data names no other.
 
     Raises:
-        ValueError: if it is not what was asked for.
+        ValueError: if it does not match the configuration.
     """
     node = dict(config["data"])
     for key in DATA_SETTINGS:
@@ -351,7 +351,7 @@ def _measure_products(trainer: Trainer) -> None:
 
 
 def _record_of(trainer: Trainer, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the manifest of each checkpoint says of the data and of the settings that decide a run's course."""
+    """Return the record in each checkpoint's manifest: the data, and the settings that decide the course of a run."""
     settings = _only(config, ("schedule", "trainer", "optimizer"))
     for key in DATA_SETTINGS:
         settings[f"data.{key}"] = config["data"].get(key)
@@ -359,12 +359,12 @@ def _record_of(trainer: Trainer, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _log_learning_rates(trainer: Trainer) -> None:
-    """Log the rate of the last step and that of the next one."""
+    """Log the learning rates of the last step and of the next one."""
     if trainer.finished():
         return
     step, last = trainer.step_count, _last_learning_rate(trainer)
     rates = f"{last:.4g} at step {step}, {trainer.learning_rate(step + 1):.4g} at step {step + 1}"
-    log.info("resume     learning rate %s", rates)
+    log.info("resume      learning rate %s", rates)
 
 
 def _last_learning_rate(trainer: Trainer) -> float:
@@ -372,11 +372,11 @@ def _last_learning_rate(trainer: Trainer) -> float:
 
 
 def _changed_parts(trainer: Trainer, restored: Restored, settings: Mapping[str, Any]) -> list[str]:
-    """Return what a resumed run has changed on its way, one text each; what ends it early or late is not in it."""
+    """Return the settings that a resumed run changed, one text each; limits of its length are not among them."""
     now = {**made_with(trainer.device, trainer.precision), **settings}
     then = restored.manifest | restored.manifest["settings"]
     keys = [key for key in ("precision", "processes") if then.get(key, now[key]) != now[key]]
-    if "schedule._target_" in then:  # an earlier version did not record its settings
+    if "schedule._target_" in then:  # earlier versions did not record settings
         for key in sorted(now.keys() | then.keys()):
             decides = key.startswith(("schedule.", "trainer.")) and not key.startswith("trainer.max_")
             if decides and now.get(key) != then.get(key):
@@ -395,7 +395,7 @@ def _only(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def _misfits(model: nn.Module, source: Source) -> list[str]:
-    """Return why a model is none for this data where the settings did not show it, as in `settings.problems`."""
+    """Return why a model does not fit this data, as far as only the built model and data show it."""
     found = []
     max_seq_len = getattr(model, "max_seq_len", None)
     longest = max(rows.seq_len for rows in (source.train, source.validation, *source.tests.values()))
@@ -405,14 +405,14 @@ def _misfits(model: nn.Module, source: Source) -> list[str]:
         )
     if getattr(model, "sees_future", False) and source.labels is None:
         found.append(
-            "this model sees the whole sequence, and so the token that it is asked to predict: take another, or train "
+            "this model sees the whole sequence, and so the token that it is asked to predict: choose another or train "
             "it to label, as data=hello does"
         )
     return found
 
 
 def _repeated(overrides: Sequence[str], origin: str | None) -> list[str]:
-    """Return the command that repeats the run in a new directory, from the checkpoint that it started from if any."""
+    """Return the overrides that repeat the run in a new directory, from the same initial checkpoint if it had one."""
     words = [word for word in overrides if key_of(word) not in ("run_dir", "resume")]
     if origin is not None:
         words.append(text_setting("resume", origin))
@@ -420,7 +420,7 @@ def _repeated(overrides: Sequence[str], origin: str | None) -> list[str]:
 
 
 def _hyperparameters(composed: Composed) -> dict[str, bool | int | float | str]:
-    """Return what tells runs apart: the chosen parts by name, and their numbers."""
+    """Return the hyperparameters: the names of the chosen options, and their scalar settings."""
     groups = ("model", "data", "optimizer", "schedule")
     found: dict[str, bool | int | float | str] = {group: str(composed.choices[group]) for group in groups}
     for key, value in scalars(_only(composed.config, (*groups, "trainer", "seed", "precision"))).items():

@@ -1,4 +1,4 @@
-"""Decide how long a run is, and its learning rates: a schedule gives the factor on the base rate at a progress."""
+"""The length of a run, and its learning rates: a schedule maps the progress to a factor on the base rate."""
 
 import math
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from samout_train.config import WHAT_A_SCHEDULE_IS, NonNegative, Share, validate
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Args:
-        step: The step about to be made: 1 for the first.
-        total_steps: The last step; None where only time limits the run.
-        share: Of the run, from 0 to 1: the largest of step / total_steps and elapsed / allowed seconds.
+        step: The step about to be made, from 1.
+        total_steps: The last step; None if only time limits the run.
+        share: Share of the run, from 0 to 1: the larger of step / total_steps and elapsed / allowed seconds.
     """
 
     step: int
@@ -30,14 +30,14 @@ class Limits:
 
     Args:
         total_steps: The last step; None for no such limit.
-        max_seconds: Of training, evaluations and checkpoints not counted; None for no such limit.
+        max_seconds: Seconds of training, without evaluations and checkpoints; None for no such limit.
     """
 
     total_steps: int | None
     max_seconds: float | None
 
     def progress(self, step: int, seconds: float) -> Progress:
-        """Return how far a run is with this step and after this long."""
+        """Return the progress at a step after this many seconds."""
         by_steps = by_time = 0.0
         if self.total_steps:
             by_steps = step / self.total_steps
@@ -49,12 +49,12 @@ class Limits:
 def first_limit(
     max_steps: int | None, max_rows: float | None, max_seconds: float | None, *, batch_size: int, budget_steps: int
 ) -> Limits:
-    """Return the limits of a run from those that are set; where none is, `budget_steps` is the last step.
+    """Return the limits of a run from those that are set; if none is, `budget_steps` is the last step.
 
     Args:
         max_steps: The last step.
-        max_rows: Rows to see, at least; a run ends with a whole batch of `batch_size`.
-        max_seconds: Of training.
+        max_rows: Rows to train on, rounded up to a whole batch of `batch_size`.
+        max_seconds: Seconds of training.
         batch_size: Rows in a step.
         budget_steps: The last step where the three are None.
     """
@@ -78,11 +78,11 @@ class Schedule(Protocol):
 
 
 def schedule_problem(schedule: Any, progress: Progress) -> str | None:
-    """Return why an object is no schedule, by calling it once; None where it is one.
+    """Return why an object is not a schedule, by calling it once; None if it is one.
 
     Args:
-        schedule: As its YAML built it.
-        progress: Of the first step.
+        schedule: The object that its YAML built.
+        progress: The progress at the first step.
     """
     name = getattr(schedule, "__name__", type(schedule).__name__)
     try:
@@ -127,7 +127,7 @@ class Cosine:
         """Return the factor for a step.
 
         Raises:
-            ValueError: if the number of steps is not known.
+            ValueError: if the number of steps is unknown.
         """
         if progress.total_steps is None:
             raise ValueError("schedule cosine needs a number of steps: set trainer.max_steps, or use constant or wsd")

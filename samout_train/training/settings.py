@@ -1,8 +1,8 @@
-"""Every mistake in a configuration, all at once, before anything is built.
+"""Check a whole configuration before anything is built, and report all problems at once.
 
-The Python signatures are the schema: each node with a `_target_` is compared with the signature, the type hints and the
-ranges of what it builds, and where it is right it may have a check of its own (`ranges.checked_by`). Then come the
-rules between nodes.
+The Python signatures are the schema: each node with a `_target_` is checked against the signature, the type hints and
+the ranges of what it builds. A valid node may have a check of its own (`ranges.checked_by`). Rules between nodes come
+last.
 """
 
 import difflib
@@ -54,7 +54,7 @@ from samout_train.runtime import (
 from samout_train.training.callbacks.base import Callback
 from samout_train.training.memory_check import ids_too_large, model_too_large
 
-# What only a model that labels can have, and why another cannot.
+# Settings that only a labelling model can have, and the reason.
 SEES_ALL = "sees the whole sequence, and so the token that it is asked to predict"
 FOR_LABELS_ONLY = (
     ("bidirectional", True, SEES_ALL),
@@ -72,7 +72,7 @@ def data_settings(
     log_every_n_steps: Annotated[int, Positive] = 10,
     eval_every_n_steps: Annotated[int, Positive] = 250,
 ) -> dict[str, int]:
-    """The keys that every data YAML may have beside those of its source: how it is trained on."""
+    """The keys that every data YAML may have beside those of its source: the defaults of training on it."""
     return {"batch_size": batch_size, "budget_steps": budget_steps}
 
 
@@ -82,16 +82,16 @@ DATA_SETTINGS = set(inspect.signature(data_settings).parameters)
 def checked_config(
     overrides: Sequence[str], *, config_name: str = "config", config_dirs: Sequence[str] = (), typed: bool = True
 ) -> tuple[Composed | None, list[Problem]]:
-    """Composes a configuration and finds every problem of it and of the overrides.
+    """Compose a configuration, and find every problem in it and in the overrides.
 
     Args:
-        overrides: Such as `model=v1` or `optimizer.lr=1e-3`.
+        overrides: Overrides such as `model=v1` or `optimizer.lr=1e-3`.
         config_name: The root YAML.
-        config_dirs: Further folders to look for YAML in, absolute.
+        config_dirs: Further folders with YAML, absolute.
         typed: Whether text values are as a shell gave them.
 
     Returns:
-        The configuration, None where it cannot be composed; and all problems.
+        The configuration, None if it cannot be composed; and all problems.
     """
     wrong = check_overrides(overrides, folders=[CONF, *map(Path, config_dirs)], typed=typed)
     refused = list(wrong.values())
@@ -115,11 +115,11 @@ def checked_config(
 
 
 def without_refused(overrides: Sequence[str], wrong: Collection[str]) -> list[str]:
-    """Return overrides without those that are wrong, and without what stands below a group whose option is wrong.
+    """Return overrides without the invalid ones, and without those below a group whose option is invalid.
 
     Args:
         overrides: As typed.
-        wrong: Those that are wrong by themselves.
+        wrong: Those that are invalid by themselves.
     """
     below = tuple(f"{word.partition('=')[0]}." for word in wrong)
     right = []
@@ -130,10 +130,10 @@ def without_refused(overrides: Sequence[str], wrong: Collection[str]) -> list[st
 
 
 def without_missing(problems: Sequence[Problem], wrong: Collection[str]) -> list[Problem]:
-    """Return problems without those of keys that are missing only because an override of them is wrong.
+    """Return problems without those of keys that are missing only because their override is invalid.
 
     Args:
-        problems: Of settings that were composed without the wrong overrides.
+        problems: Problems of settings that were composed without the invalid overrides.
         wrong: Those overrides.
     """
     refused = set(map(key_of, wrong))
@@ -145,7 +145,7 @@ def without_missing(problems: Sequence[Problem], wrong: Collection[str]) -> list
 
 
 def _below_experiment(name: str, config_name: str, folders: Sequence[Path]) -> Problem:
-    """Return what an experiment lacks whose keys are no keys of the program."""
+    """Return why the keys of an experiment ended up below `experiment`."""
     if found := yaml_problem({"experiment": name}, config_name=config_name, folders=folders):
         return found
     first = "write `# @package _global_` on the first line, with no byte order mark before it"
@@ -163,14 +163,14 @@ def _below_experiment(name: str, config_name: str, folders: Sequence[Path]) -> P
 
 
 def model_node(name: str, *, config_dirs: Sequence[str] = ()) -> dict[str, Any]:
-    """The `model` of a configuration that chooses this one, checked.
+    """Return the checked `model` node of a configuration with this model.
 
     Args:
-        name: Of a YAML in conf/model or in config_dirs.
-        config_dirs: Further folders to look for YAML in, absolute.
+        name: Name of a YAML in conf/model or in config_dirs.
+        config_dirs: Further folders with YAML, absolute.
 
     Raises:
-        ConfigError: if the YAML is wrong.
+        ConfigError: if the YAML has problems.
     """
     node: dict[str, Any] = compose_config([f"model={name}"], config_dirs=config_dirs).config["model"]
     require_no_problems(check_model(node))
@@ -181,8 +181,8 @@ def check_data(node: Node, *, for_training: bool = True) -> list[Problem]:
     """Return the problems of a data source's settings.
 
     Args:
-        node: The data YAML's content.
-        for_training: Whether what they name must be enough to train on.
+        node: Content of the data YAML.
+        for_training: Whether the data must suffice for training.
     """
     settings, _ = _settings_and_source(node)
     found = []
@@ -192,10 +192,10 @@ def check_data(node: Node, *, for_training: bool = True) -> list[Problem]:
 
 
 def check_settings(config: Mapping[str, Any]) -> list[Problem]:
-    """Return all problems of a configuration; none where it can be built.
+    """Return all problems of a configuration; empty if it can be built.
 
     Args:
-        config: As plain dictionaries, resolved.
+        config: Resolved, as plain dictionaries.
     """
     by_group = {"": _check_top_level(config)}
     for group in ("data", "model", "optimizer", "schedule", "trainer", "checkpoint"):
@@ -230,7 +230,7 @@ def _check_group(group: str, node: Any) -> list[Problem]:
 
 
 def _settings_and_source(node: Node) -> tuple[Node, Node]:
-    """Return how data is trained on, and what is left, of its source."""
+    """Split a data node into the settings of training and those of the source."""
     settings, source = {}, {}
     for key, value in node.items():
         if key in DATA_SETTINGS:
@@ -248,7 +248,7 @@ def _node(config: Mapping[str, Any], name: str) -> Node:
 
 
 def _key_below(config: Mapping[str, Any], name: str) -> str | None:
-    """Say which key of a node is meant by one that stands at the top: `optimizer.lr` by `lr`."""
+    """Return a hint at the key of a node that a key at the top may mean: `optimizer.lr` for `lr`."""
     below = {}
     for group in config:
         for key in _node(config, group):
@@ -288,7 +288,7 @@ def _check_callbacks(callbacks: Any) -> list[Problem]:
 
 
 def _check_rules(config: Mapping[str, Any], sound: set[str]) -> list[Problem]:
-    """Return the problems between nodes, as far as the nodes are right by themselves."""
+    """Return the problems between nodes that are valid by themselves."""
     found: list[Problem | str | None] = []
     data, trainer, schedule = (_node(config, name) for name in ("data", "trainer", "schedule"))
     if {"data", "trainer"} <= sound:
@@ -312,7 +312,7 @@ def _check_rules(config: Mapping[str, Any], sound: set[str]) -> list[Problem]:
 
 
 def _check_machine(config: Mapping[str, Any], sound: set[str]) -> list[Problem | str | None]:
-    """Return what the device, its memory and the place of the run are not enough for."""
+    """Return the problems with the device, its memory and the run directory."""
     found: list[Problem | str | None] = []
     if not config["run_dir"]:
         found.append(Problem("run_dir", "", text="is empty", fix="give a directory, or leave it out"))
@@ -335,7 +335,7 @@ def _check_machine(config: Mapping[str, Any], sound: set[str]) -> list[Problem |
 
 
 def _check_model_for_data(model: Node, data: Node) -> list[Problem]:
-    """Return the problems of a model with this data, as far as settings show them; building shows the rest."""
+    """Return the problems of a model with this data that the settings show; building shows the rest."""
     found = []
     seq_len, max_seq_len = data.get("seq_len"), model.get("max_seq_len")
     if seq_len is not None and max_seq_len is not None and seq_len > max_seq_len:
@@ -346,7 +346,7 @@ def _check_model_for_data(model: Node, data: Node) -> list[Problem]:
         return found
     for key, value, reason in FOR_LABELS_ONLY:
         if model.get(key) == value:
-            fix = "take that setting back, or train it to label, as data=hello does"
+            fix = "remove this setting, or train the model to label, as data=hello does"
             found.append(Problem(f"model.{key}", shown(value), text=f"this model {reason}", fix=fix))
     return found
 

@@ -1,12 +1,12 @@
 """An optimizer step: micro-steps forward and backward, clipping, update.
 
 The loss is the sum of nats over the number of counted targets of the whole batch, so that micro-steps over ragged
-padding add up to the gradient of the big batch. Nothing waits for the device, and no step is made with a loss or a
-gradient that is not finite: `samout_train.training.non_finite` says how both are possible.
+padding add up to the gradient of the big batch. The host never waits for the device, and a non-finite loss or gradient
+never reaches the weights: `samout_train.training.non_finite` explains how.
 
-Long rows may be learned a chunk at a time. A chunk goes on from the state that the one before it left, without a
-gradient into it (truncated backpropagation through time, Williams and Peng 1990): the loss is that of whole rows, and
-memory that of one chunk.
+Long rows may be trained on in chunks. Each chunk starts from the state of the one before it, without a gradient into it
+(truncated backpropagation through time, Williams and Peng 1990): the loss is that of whole rows, the memory that of one
+chunk.
 """
 
 # R rows, T time
@@ -23,14 +23,14 @@ from torch.profiler import record_function
 from samout_train.checkpoint import load_weights, saved_weights
 from samout_train.data import Batch, Batches, Vocabulary
 from samout_train.models import ParallelModel, map_state, whole_tensor
-from samout_train.runtime import PrecisionName, autocast, compile_problem, distributed, told_compilation
+from samout_train.runtime import PrecisionName, autocast, compile_problem, distributed, logged_compilation
 from samout_train.training.non_finite import (
     NonFiniteMonitor,
     OnNonFinite,
     StepSnapshot,
     describe_non_finite,
     generator_states,
-    refuse_non_finite,
+    require_finite,
     skip_or_raise,
     update,
 )
@@ -38,41 +38,41 @@ from samout_train.training.schedules import Progress, Schedule
 
 log = logging.getLogger(__name__)
 EMPTY = (
-    "step %d was left out: its batch has no counted target, since each is %d (data.ignore_index). Such steps are "
-    "counted: train/empty_steps in the metrics, empty_steps in summary.json"
+    "step %d was skipped: its batch has no counted target, since each is %d (data.ignore_index). They are counted: "
+    "train/empty_steps in the metrics, empty_steps in summary.json"
 )
 
 
 class TrainingStep:
-    """An optimizer step, and everything that it changes.
+    """An optimizer step, and the state that it changes.
 
     Args:
-        shared: The model, on the device of the batches, and how its gradients come from all processes.
+        shared: The model, on the device of the batches, and the exchange of its gradients between processes.
         optimizer: Over the model's parameters; its learning rates are the base rates.
         stateful: Keys of its groups that its steps change.
-        schedule: The factor on them.
-        batches: What each step learns from.
-        precision: Of the forward and backward pass.
+        schedule: The factor on the base rates.
+        batches: The batch of each step.
+        precision: Precision of the forward and backward pass.
         accumulate: Micro-steps; each takes an equal share of the batch's rows.
         chunk_len: Targets of a row in one forward and backward pass; None for all.
-        clip_grad_norm: The norm of all gradients together is brought down to this; None for no clipping.
-        compile: Whether torch compiles the model at the first step; what else uses the model uses it as it is.
-        on_non_finite: What becomes of a step whose loss or gradient is not finite. In fp16, gradients that overflow are
-            the scaler's, which leaves the update out and lowers its scale; only the loss counts there.
-        vocabulary: For the report of such a step; None where ids are no text.
+        clip_grad_norm: Upper end of the norm of all gradients together; None for no clipping.
+        compile: Whether torch compiles the model at the first step; evaluation uses the uncompiled model.
+        on_non_finite: What to do with a step whose loss or gradient is not finite. In fp16, GradScaler handles
+            overflowing gradients: it skips the update and lowers its scale; only the loss is checked there.
+        vocabulary: For the report of such a step; None if the data is not text.
 
     Raises:
-        ValueError: if it cannot be compiled on this machine.
+        ValueError: if the model cannot be compiled on this machine.
 
     Attributes:
-        step_count: Steps made, those left out included.
-        tokens_seen: Counted targets in them, without those left out.
-        loss: Of the last step that was not left out, before its update, in nats per counted target.
-        skipped_steps: Steps left out, counted from 1: they change nothing, not even a random state.
-        empty_steps: How many steps had a batch without a counted target; they change nothing either.
-        temperature: Of the last step, where a mixer is annealed; None elsewhere.
-        snapshot: What is returned to while a step is under way; None between steps.
-        checks_on_host: Whether the host looks at each step before its update.
+        step_count: Steps made, skipped ones included.
+        tokens_seen: Counted targets in them, without skipped steps.
+        loss: Loss of the last step that was not skipped, before its update, in nats per counted target.
+        skipped_steps: Non-finite steps that were skipped, counted from 1: they change nothing, not even a random state.
+        empty_steps: Number of steps whose batch had no counted target; they change nothing either.
+        temperature: Temperature of the last step where a mixer is annealed; None elsewhere.
+        snapshot: The state before the step that is running; None between steps.
+        checks_on_host: Whether the host checks each step before its update.
     """
 
     def __init__(
@@ -121,17 +121,17 @@ class TrainingStep:
         holds_back = getattr(optimizer, "_step_supports_amp_scaling", False) and not shared.is_sharded
         self.checks_on_host = batches.device.type == "cpu" or not holds_back
         self._monitor = NonFiniteMonitor()
-        self._redo_step: int | None = None  # the step that is made again, looking
+        self._redo_step: int | None = None  # the step that is repeated with a check on the host
         self.snapshot: StepSnapshot | None = None
 
     def __call__(self, progress: Progress) -> Tensor:
-        """Make the next step, or leave it out.
+        """Run the next step, or skip it.
 
         Raises:
             NonFiniteError: if its loss or gradient is not finite and it is not to be skipped; nothing is changed then.
 
         Returns:
-            Its loss before the update, in nats per counted target, as a tensor not waited for; NaN if left out.
+            Its loss before the update, in nats per counted target, without waiting for the device; NaN if skipped.
         """
         if self.step_count + 1 in self.skipped_steps:
             return self._pass_over()
@@ -144,11 +144,11 @@ class TrainingStep:
         if self._is_compiled:
             return self._train_step(batch, progress)
         self._is_compiled = True
-        with told_compilation():
+        with logged_compilation():
             return self._train_step(batch, progress)
 
     def _train_step(self, batch: Batch, progress: Progress) -> Tensor:
-        if not self.model.training:  # setting it anew on every module takes longer than asking the first
+        if not self.model.training:  # train() on every module takes longer than this check
             self.model.train()
         self.snapshot = snapshot = self._take_snapshot()
         factor = self.schedule(progress)
@@ -161,9 +161,9 @@ class TrainingStep:
         self.scaler.unscale_(self.optimizer)
         should_check = self.checks_on_host or self._redo_step == self.step_count
         grad_norm: Tensor | None = None
-        # Finite if and only if the step is; an overflow of gradients in fp16 is the scaler's.
+        # Finite if and only if the step is; in fp16, overflowing gradients are handled by GradScaler.
         loss_and_norm = loss
-        with record_function("Optimizer.clip_grad_norm"):  # so that a profile counts it to the optimizer
+        with record_function("Optimizer.clip_grad_norm"):  # a profile counts it as part of the optimizer
             if self.clip_grad_norm is not None or not self.scaler.is_enabled():
                 gradients = [p.grad for p in self.parameters if p.grad is not None]
                 grad_norm = whole_tensor(nn.utils.get_total_norm(gradients))
@@ -190,10 +190,10 @@ class TrainingStep:
         return loss
 
     def _forward_backward(self, batch: Batch) -> Tensor:
-        """Add the gradient of a batch, scaled, to those that are there: a micro-step and a chunk at a time.
+        """Accumulate the scaled gradient of a batch, by micro-steps and chunks.
 
         Returns:
-            The loss in nats per counted target, over all processes and without scale.
+            The unscaled loss in nats per counted target, over all processes.
         """
         losses = []
         shares = batch.ids_RT.chunk(self.accumulate)
@@ -222,22 +222,22 @@ class TrainingStep:
         return distributed.summed(torch.stack(losses).sum())
 
     def steps_left_out(self) -> int:
-        """Return how many of the steps made changed nothing."""
+        """Return the number of steps so far that were skipped."""
         return self.empty_steps + sum(step <= self.step_count for step in self.skipped_steps)
 
     def _pass_over(self) -> Tensor:
-        """Count a step whose batch changes nothing."""
+        """Count a skipped step."""
         self.step_count += 1
         self.batches.prepare(self.step_count)
         return torch.full((), math.nan, device=self.batches.device)
 
     def confirm_finite(self, *, wait: bool = True) -> bool:
-        """Return whether no step made so far is known not to be finite; else go back to the first such step.
+        """Return whether all steps so far are finite, as far as known; else go back to the first one that is not.
 
-        Where it goes back, the next call makes that step again, looking.
+        After going back, the next call repeats that step with a check on the host.
 
         Args:
-            wait: For the device, so that all of them are known to be finite where none is found.
+            wait: Wait for the device, so that the answer holds for all steps.
         """
         snapshot = self._monitor.first(wait=wait)
         if snapshot is None:
@@ -247,17 +247,17 @@ class TrainingStep:
         return False
 
     def revert(self) -> bool:
-        """Take back a step that was not completed, and drop the gradients.
+        """Revert an incomplete step, and drop the gradients.
 
         Returns:
-            Whether all is as it was before that step; not so if it failed within the update.
+            Whether the state is that before the step; false if the step failed within the update.
         """
         if self.snapshot is not None:
             self._restore(self.snapshot)
         return not self._is_updating
 
     def grad_norm(self) -> float:
-        """Return the norm of all gradients of the last step together, before clipping; waits for the device."""
+        """Return the norm of all gradients of the last step, before clipping; waits for the device."""
         if self._grad_norm is None:  # before the first step, and in fp16 without clipping
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             if not gradients:
@@ -266,10 +266,10 @@ class TrainingStep:
         return float(self._grad_norm)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the next steps depend on, but for the random states; nothing that is not finite.
+        """Return all that the next steps depend on, except the random states.
 
         Raises:
-            NonFiniteError: if weights or optimizer state are not.
+            NonFiniteError: if weights or optimizer state are not finite.
         """
         self.confirm_finite()
         grad_norm = self.grad_norm()
@@ -285,11 +285,11 @@ class TrainingStep:
         }
         if not math.isfinite(grad_norm):
             state["grad_norm"] = None
-        refuse_non_finite(state)
+        require_finite(state)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict` left off.
+        """Restore the state returned by `state_dict`.
 
         Raises:
             ValueError: if the tensors are of another model or optimizer, with the names and shapes that differ; nothing
@@ -305,14 +305,14 @@ class TrainingStep:
         if state["grad_norm"] is not None:
             self._grad_norm = torch.tensor(state["grad_norm"])
         self.skipped_steps = set(state.get("skipped_steps", ()))
-        self.empty_steps = state.get("empty_steps", 0)  # checkpoints of before did not have it
+        self.empty_steps = state.get("empty_steps", 0)  # older checkpoints lack it
         self._monitor.forget()
         self._redo_step = None
         self.snapshot = None
         self.optimizer.zero_grad(set_to_none=True)
 
     def _leave_out(self, loss: float) -> Tensor:
-        """Take back a step that is not finite, and skip it or raise."""
+        """Revert a non-finite step, and skip it or raise."""
         step = self.step_count + 1
         message = describe_non_finite(step, loss, self.batches, self.model, self.vocabulary)
         self.scaler.update()
@@ -344,7 +344,7 @@ class TrainingStep:
 
 
 def chunk_problem(model: Any, chunk_len: int | None) -> str | None:
-    """Return why a model cannot learn rows in chunks; None where it can."""
+    """Return why chunked training is unsupported for this model, or None."""
     if chunk_len is None or not getattr(model, "sees_future", False):
         return None
     return f"trainer.chunk_len ({chunk_len}): this model sees the whole sequence and carries no state: leave it out"

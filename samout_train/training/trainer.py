@@ -1,6 +1,6 @@
-"""The trainer: the training loop, from step to step until the first limit is reached, and what a step that fails does.
+"""The trainer: the training loop until the first limit is reached, and the handling of failed steps.
 
-A step is in `samout_train.training.step`; what is logged and evaluated in `samout_train.training.reports`.
+A step is in `samout_train.training.step`; logging and evaluation are in `samout_train.training.reports`.
 """
 
 import logging
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from samout_train.checkpoint import CheckpointError, Checkpoints, refuse_other_vocabulary
+from samout_train.checkpoint import CheckpointError, Checkpoints, require_same_vocabulary
 from samout_train.config import NonNegative, Positive, not_divisible, validated
 from samout_train.data import Batches, Source, overfit_problem
 from samout_train.evaluation import Evaluation, Evaluator
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 class MemoryExhaustedError(Exception):
-    """There was not enough memory; the message says for what, and what needs less."""
+    """Memory is exhausted; the message reports for what, and which settings need less."""
 
 
 class Trainer:
@@ -54,36 +54,36 @@ class Trainer:
 
     Args:
         model: Called as `logits, state = model(ids)`; already on the device.
-        source: Rows to learn from and to validate on.
-        build_optimizer: From the model to its optimizer.
+        source: Training and validation rows.
+        build_optimizer: Builds the optimizer of a model.
         schedule: The factor on the learning rate.
-        device: Where the model is.
-        precision: Of the forward and backward pass.
-        seed: Decides the order of rows.
+        device: The device of the model.
+        precision: Precision of the forward and backward pass.
+        seed: Seed of the order of rows.
         batch_size: Rows in an optimizer step, over all micro-steps together.
-        budget_steps: The last step where none of the three limits is set.
+        budget_steps: The last step if none of the three limits is set.
         max_steps: The last step; None for no limit.
-        max_epochs: Ends after this many passes over the training rows; None for no limit.
-        max_seconds: Ends when training has taken this long, evaluations and checkpoints not counted; None for no limit.
-        accumulate: Micro-steps in an optimizer step; must divide batch_size, together with the number of processes.
-        chunk_len: Targets of a row that are learned at a time, with the state carried on from chunk to chunk but no
-            gradient: memory is that of rows of this length. None for whole rows.
+        max_epochs: End after this many passes over the training rows; None for no limit.
+        max_seconds: End after this many seconds of training, without evaluations and checkpoints; None for no limit.
+        accumulate: Micro-steps in an optimizer step. `accumulate` times processes must divide batch_size.
+        chunk_len: Targets of a row in one forward and backward pass. The state is carried from chunk to chunk, without
+            a gradient: memory is that of rows of this length. None for whole rows.
         parallel: How several processes share the model: `ddp`, a copy each, or `fsdp`, shards of it.
-        clip_grad_norm: The norm of all gradients together is brought down to this; None for no clipping.
+        clip_grad_norm: Upper end of the norm of all gradients together; None for no clipping.
         log_every_n_steps: Log at multiples of this, and at the last step.
         eval_every_n_steps: Evaluate on the fixed batches at multiples of this, and at the last step.
-        eval_batches: How many batches, spread over the validation split, these are.
-        final_eval_batches: At the end, evaluate on the first this many batches only; None for the whole split.
-        overfit_batches: Above 0, train on that many first batches, again and again.
+        eval_batches: Number of fixed batches, spread over the validation split.
+        final_eval_batches: Number of batches of the final evaluation; None for the whole split.
+        overfit_batches: If above 0, train on this many first batches repeatedly.
         profile: Whether to profile a few steps into the run directory; see `samout_train.training.profiler`.
-        activation_checkpointing: Whether each layer's activations are computed again in the backward pass.
+        activation_checkpointing: Whether to recompute each layer's activations in the backward pass.
         tf32: Whether float32 products on CUDA round to TF32.
         compile: Whether torch compiles the model for the training step.
-        on_non_finite: What becomes of a step whose loss or gradient is NaN or infinite.
+        on_non_finite: What to do with a step whose loss or gradient is not finite.
 
     Raises:
-        ValueError: if accumulate and processes do not divide batch_size, or model or device cannot do what is asked
-            for.
+        ValueError: if `accumulate` times processes does not divide batch_size, or the model or device lacks what a
+            setting needs.
     """
 
     @validated
@@ -117,14 +117,14 @@ class Trainer:
         compile: bool,
         on_non_finite: OnNonFinite,
     ) -> None:
-        _refuse_impossible(model, batch_size, accumulate, chunk_len, parallel, precision, compile=compile)
+        _require_possible(model, batch_size, accumulate, chunk_len, parallel, precision, compile=compile)
         self.model = model
         self.source = source
         self.device = device
         self.precision = precision
         self.profile = profile
-        self.resumed_from: str | None = None  # the other run's checkpoint that this one started from
-        self.init_from: dict[str, Any] = {}  # what the weights were that it began with, if not those of a new model
+        self.resumed_from: str | None = None  # another run's checkpoint, if this run started from one
+        self.init_from: dict[str, Any] = {}  # the record of its initial weights, if `init_from` gave some
         use_tf32(tf32, device)
         if activation_checkpointing:
             checkpoint_activations(model)
@@ -193,7 +193,7 @@ class Trainer:
 
     @property
     def evaluator(self) -> Evaluator:
-        """Return what measures the model as it is now."""
+        """Return the evaluator of the current weights."""
         return self.reports.evaluator
 
     @property
@@ -202,16 +202,16 @@ class Trainer:
         return self.training_step.step_count
 
     def fit(self, context: RunContext, checkpoints: Checkpoints) -> dict[str, Any]:
-        """Train to the first limit that is reached, or until a callback asks to stop; return the summary of the run.
+        """Train until the first limit is reached or a callback asks to stop; return the summary of the run.
 
         Args:
             context: The run and its callbacks, which are called in their order.
             checkpoints: Where to save.
 
         Raises:
-            StopRequestedError: if a signal asked to stop; the checkpoint to continue from is then written.
-            CheckpointError: if that, or the one at the end, could not be written.
-            NonFiniteError, MemoryExhaustedError: if a step cannot be made; the state before it is saved.
+            StopRequestedError: if a signal asked to stop; the checkpoint to resume from is then written.
+            CheckpointError: if that checkpoint, or the last one, could not be written.
+            NonFiniteError, MemoryExhaustedError: if a step fails; the state before it is saved.
         """
         reset_peak_memory(self.device)
         try:
@@ -228,16 +228,16 @@ class Trainer:
                 callback.on_close()
 
     def step(self) -> Tensor:
-        """Make one optimizer step, exactly as `fit` makes it.
+        """Run one optimizer step exactly as `fit` does.
 
         Returns:
-            Its loss before the update, in nats per counted target, as a tensor that nothing waited for.
+            Its loss before the update, in nats per counted target, without waiting for the device.
         """
         self.training_step.confirm_finite(wait=False)
         return self.training_step(self.limits.progress(self.step_count + 1, self._seconds()))
 
     def _train_and_evaluate(self, context: RunContext, checkpoints: Checkpoints, signals: StopSignals) -> Evaluation:
-        """Make all steps, and evaluate on the whole validation split; save the state, also where one of both fails."""
+        """Run all steps, and evaluate on the whole validation split; save the state even if either fails."""
         callbacks = context.callbacks
         folder = None
         if self.profile:
@@ -259,13 +259,13 @@ class Trainer:
     def _train(
         self, callbacks: Callbacks, checkpoints: Checkpoints, signals: StopSignals, profiled: StepContext
     ) -> None:
-        """Make steps until a limit is reached, a callback gives a reason to stop, or a signal comes."""
+        """Run steps until a limit is reached, a callback gives a reason to stop, or a signal arrives."""
         watching = list(callbacks.values())
         stop_reason = None
-        if self.step_count:  # a run that was stopped between a step and its report makes up for the report first
+        if self.step_count:  # if the run was stopped between a step and its report, report first
             stop_reason = self.reports.log_and_evaluate(watching, signals, is_last=self.finished())
         if self.training_step.on_non_finite == "rollback":
-            self._save(callbacks, checkpoints)  # so that there is something to go back to
+            self._save(callbacks, checkpoints)  # a state to roll back to
         self.clock.start()
         while stop_reason is None and not self.finished():
             if not self._step_or_roll_back(checkpoints, profiled):
@@ -282,15 +282,15 @@ class Trainer:
         self.clock.pause()
         if stop_reason is not None:
             log.info("stopped after step %d: %s", self.step_count, stop_reason)
-        # Also where time ran out, or a callback spoke, after the step had been asked whether it is the last.
+        # Time may have run out, or a callback asked to stop, after that report was not yet the last.
         self.reports.log_and_evaluate(watching, signals, is_last=True)
         self._save(callbacks, checkpoints)
 
     def _step_or_roll_back(self, checkpoints: Checkpoints, profiled: StepContext) -> bool:
-        """Make a step, or go back to the newest checkpoint; return whether it made the step.
+        """Run a step, or roll back to the newest checkpoint; return whether the step was run.
 
         Raises:
-            NonFiniteError: if it is not to go back, or there is no checkpoint.
+            NonFiniteError: if the run must not roll back, or has no checkpoint.
             CheckpointError: if all are damaged.
         """
         try:
@@ -307,13 +307,13 @@ class Trainer:
                 self.training_step.skipped_steps |= skipped_steps
                 self._set_random_states(content)
                 log.warning(
-                    "%s\n  rolled back     to step %d; this batch is left out from now on", error, self.step_count
+                    "%s\n  rolled back     to step %d; this batch is skipped from now on", error, self.step_count
                 )
             return False
         return True
 
     def _finish(self, context: RunContext, final: Evaluation) -> dict[str, Any]:
-        """Write summary.json, and call what callbacks do at the end."""
+        """Write summary.json, and call `on_end` of the callbacks."""
         summary = self.reports.summary(context, final)
         if self.resumed_from is not None:
             summary["resumed_from"] = self.resumed_from
@@ -330,7 +330,7 @@ class Trainer:
         return summary
 
     def _set_summary_aside(self, run_dir: Path) -> None:
-        """Rename the summary of a finished run that goes on: until it has ended again, it is not finished."""
+        """Rename the summary of a finished run that resumes: until it ends again, the run is not finished."""
         path = run_dir / "summary.json"
         if distributed.is_first() and not self.finished() and path.exists():
             path.replace(path.with_name(f"summary_step_{self.step_count:08d}.json"))
@@ -356,24 +356,24 @@ class Trainer:
         return is_at_end and self.training_step.confirm_finite()
 
     def limits_reached(self) -> list[Reached]:
-        """Return the limits that hold now; none where something else ended the run."""
+        """Return the limits that are reached; empty if something else ended the run."""
         return self._limit_settings.reached(self.step_count, self.clock.seconds)
 
     def learning_rate(self, step: int) -> float:
-        """Return the rate that these settings give the first group of parameters in a step, counted from 1."""
+        """Return the learning rate of the first group of parameters in a step, counted from 1."""
         progress = self.limits.progress(step, self._seconds())
         return self.training_step.base_rates[0] * self.training_step.schedule(progress)
 
     def _seconds(self) -> float:
-        """Return the seconds of training so far; where they end the run, those of the first process."""
+        """Return the seconds of training so far; those of the first process if time limits the run."""
         if self.limits.max_seconds is None:
             return self.clock.seconds
         return distributed.number_of_first(self.clock.seconds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resumed run needs to go on as if it had not been stopped; the step gives the order of rows.
+        """Return the state with which a resumed run continues exactly; the step gives the place in the order of rows.
 
-        All processes ask for it together.
+        All processes must call it together.
         """
         first, *others = distributed.gathered(random_states(self.device))
         vocabulary = None
@@ -397,7 +397,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict` left off.
+        """Restore the state returned by `state_dict`.
 
         Raises:
             ValueError: if the checkpoint is of another model or vocabulary.
@@ -406,14 +406,14 @@ class Trainer:
         self.clock.set(state["train_seconds"])
         self.reports.load_state_dict(state["reports"])
         self.resumed_from = state["resumed_from"]
-        self.init_from = state.get("init_from", {})  # checkpoints of before do not have it
+        self.init_from = state.get("init_from", {})  # older checkpoints lack it
 
     def begin_from(self, state: dict[str, Any], origin: str) -> None:
-        """Begin a run with weights, optimizer, steps and random states of another, and nothing of its record.
+        """Begin a run with weights, optimizer, steps and random states of another run, without its record.
 
         Args:
             state: As `state_dict` returns it.
-            origin: Where it lies.
+            origin: Path of the checkpoint.
 
         Raises:
             ValueError: if the checkpoint is of another model or vocabulary.
@@ -426,7 +426,7 @@ class Trainer:
         self.resumed_from = origin
 
     def _take_up(self, state: dict[str, Any]) -> None:
-        refuse_other_vocabulary(self.source.vocabulary, state["vocabulary"])
+        require_same_vocabulary(self.source.vocabulary, state["vocabulary"])
         self.training_step.load_state_dict(state)
         self._set_random_states(state)
 
@@ -434,7 +434,7 @@ class Trainer:
         set_own_random_states([content["random"], *content.get("random_of_others", [])], self.device)
 
 
-def _refuse_impossible(
+def _require_possible(
     model: nn.Module,
     batch_size: int,
     accumulate: int,
@@ -455,15 +455,15 @@ def _refuse_impossible(
 
 @contextmanager
 def saved_on_error(step: TrainingStep, save: Callable[[], None]) -> Iterator[None]:
-    """Save the state before the step that fails inside, where it is whole, and say what happened.
+    """Save the last consistent state if a step inside fails, and report the error.
 
     Args:
-        step: What fails, perhaps.
+        step: The step that may fail.
         save: Writes a checkpoint.
 
     Raises:
-        NonFiniteError: as it came, with what was saved.
-        MemoryExhaustedError: in place of what torch, numpy or Python raise.
+        NonFiniteError: the original report, with a line on what was saved.
+        MemoryExhaustedError: in place of the errors of torch, numpy and Python.
     """
     try:
         yield
@@ -473,7 +473,7 @@ def saved_on_error(step: TrainingStep, save: Callable[[], None]) -> Iterator[Non
         if not is_out_of_memory(error):
             raise
         peak = peak_memory_bytes(step.batches.device)
-        traceback.clear_frames(error.__traceback__)  # they hold the activations
+        traceback.clear_frames(error.__traceback__)  # its frames hold the activations
         when = f"after step {step.step_count}"
         if step.snapshot is not None:
             when = f"in step {step.step_count + 1}"
@@ -488,7 +488,7 @@ def saved_on_error(step: TrainingStep, save: Callable[[], None]) -> Iterator[Non
 
 
 def _out_of_memory_report(step: TrainingStep, peak: int) -> list[str]:
-    """Return what the step held, and what would need less."""
+    """Return the size of the step, and settings that need less memory."""
     batches, parts = step.batches, step.accumulate
     rows, length = batches.batch_size, batches.rows.seq_len
     micro_steps = f"{parts} micro-steps"
@@ -519,12 +519,12 @@ def _smaller_settings(step: TrainingStep) -> list[str]:
 
 
 def _saved(step: TrainingStep, save: Callable[[], None]) -> str:
-    """Save, and return the line of the report that says so, or why not."""
+    """Save; return a line of the report with the outcome."""
     try:
         save()
     except (CheckpointError, NonFiniteError, OSError, MemoryError, RuntimeError) as error:
         return f"  saved           nothing: {_first_line(error)}"
-    return f"  saved           the state after step {step.step_count}: resume=auto goes on from it"
+    return f"  saved           the state after step {step.step_count}: resume=auto continues from it"
 
 
 def _first_line(error: Exception) -> str:

@@ -165,8 +165,8 @@ def test_what_reads_back_as_something_else_is_no_checkpoint(
     monkeypatch.setattr("samout_train.checkpoint.files.sha256_of", lambda path: "another")
     made.save({"weight": torch.zeros(50)}, step=2, best_step=None)
     made.wait()
-    assert made.last_step == 1 and "reads back as something else than was written" in caplog.text
-    with pytest.raises(CheckpointError, match="that of step 1 is kept"):
+    assert made.last_step == 1 and "read back differs from what was written" in caplog.text
+    with pytest.raises(CheckpointError, match="the checkpoint of step 1 is kept"):
         made.finish(2)
     assert not list(made.directory.glob("*.tmp")) and not (made.directory / "step_00000002.pt").exists()
 

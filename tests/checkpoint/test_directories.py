@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
 
 from samout_train import __version__, build_trainer, train
-from samout_train.checkpoint import DirectoryRefusedError, new_directory
+from samout_train.checkpoint import DirectoryRefusedError, new_directory, other_settings
 from samout_train.cli import train as train_command
 from samout_train.cli.request import last_of_each
 from samout_train.config import ConfigError, compose_config
-from samout_train.experiments import data_problems, doubles, outcome, sweep_jobs, write_sweep
+from samout_train.experiments import check_job_data, doubles, outcome, sweep_jobs, write_sweep
 from samout_train.experiments.compare.runs import read_run, told_apart
 from samout_train.runtime import StopRequestedError, child_program
 from tests.support.marks import mostly_nightly
@@ -342,16 +343,16 @@ def test_runs_of_one_directory_learn_from_the_same_data(tmp_path: Path) -> None:
     train([*words, "seed=1", f"run_dir={folder / 'seed=1'}"])
     write_sweep(folder, command=["-m"], flags=[], jobs={"seed=1": [*words, "seed=1"]})
     of_first = read_run(folder / "seed=1").config["data"]["sha256"]
-    assert data_problems(folder, [config]) == []
+    assert check_job_data(folder, [config]) == []
     text.write_text("another text, and longer. " * 40, "utf-8")
-    [problem] = data_problems(folder, [config])
-    assert f"data.path={text}: is other data than the run learns from: 1,040 bytes" in problem
-    assert "the run has 800 bytes" in problem and problem.endswith(
+    [problem] = check_job_data(folder, [config])
+    assert f"data.path={text}: is other data than the run learns from: 1,040 bytes" in str(problem)
+    assert "the run has 800 bytes" in str(problem) and str(problem).endswith(
         "give the data of the runs that are there, or another hydra.sweep.dir"
     )
     text.unlink()
-    assert "is not there" in data_problems(folder, [config])[0]
-    assert data_problems(folder, [compose_config([*words, "data.seq_len=9"]).config]) == []  # of other settings
+    assert "is not there" in str(check_job_data(folder, [config])[0])
+    assert check_job_data(folder, [compose_config([*words, "data.seq_len=9"]).config]) == []  # of other settings
     text.write_text("a third text. " * 40, "utf-8")
     train([*words, "seed=2", f"run_dir={folder / 'seed=2'}"])
     first, second = told_apart([read_run(folder / f"seed={seed}") for seed in (1, 2)])
@@ -426,3 +427,14 @@ def test_a_finished_run_that_goes_on_is_not_finished_before_it_has_ended_again(
     assert kept["weights_sha256"] == json.loads(before)["weights_sha256"]
     train([*words, "resume=auto", "trainer.max_steps=4"])
     assert outcome(tmp_path / "run").state == "done" and trained(tmp_path / "run", "steps") == 4
+
+
+def test_a_run_of_before_the_keys_of_conversations_is_continued_with_their_defaults(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("data: {roles: {user: <|user|>}}\n", "utf-8")
+    now: dict[str, Any] = {"data": {"roles": {"user": "<|user|>", "tool": "<|history|>"}, "learn": "all"}}
+    assert other_settings(tmp_path, now, ["data"]) == []
+    now["data"]["learn"] = "agent"
+    assert [problem.key for problem in other_settings(tmp_path, now, ["data"])] == ["data.learn"]
+    now["data"] = {"roles": {"user": "<|agent|>"}}
+    assert [problem.key for problem in other_settings(tmp_path, now, ["data"])] == ["data.roles.user"]

@@ -113,7 +113,7 @@ def test_a_tied_matrix_is_stored_once(tmp_path: Path) -> None:
         (["run=v8", "format=onnx"], "format=onnx: must be safetensors, published"),
         (["run=v8", "fromat=published"], "fromat=published: no such key; did you mean format?"),
         (["run=v8", "out=text.txt"], "out=text.txt: is a file: give a directory"),
-        (["run=v8", "out=v1"], "out=v1: is there already, and nothing is overwritten: give another folder"),
+        (["run=v8", "out=v1"], "out=v1: exists already, and nothing is overwritten: set another folder"),
         (["run=v8", "out="], "out=: is empty"),
         (["run=v8", "out=text.txt/below"], "out=text.txt/below: text.txt is a file: give a directory"),
         (["run=transformer", "format=published"], "were published, and this is a Transformer: set format=safetensors"),
@@ -142,7 +142,7 @@ def test_the_run_directory_is_where_it_goes_if_nothing_is_said(
     assert lines[:2] == [f"of       {checkpoint}, after step 1", "to       random/export_safetensors"]
     assert lines[-1] == 'to load  load_exported("random/export_safetensors")' and "read back" in lines[-2]
     assert export.export(["run=random"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_without_the_package_the_message_says_how_to_get_it(

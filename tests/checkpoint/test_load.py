@@ -44,7 +44,7 @@ def test_where_there_is_none_the_reason_is_told(tmp_path: Path) -> None:
         load_vocabulary(tmp_path / "absent")
     data = ["data.num_sequences=8", "data.batch_size=8", "data.seq_len=9"]
     train([*SIZES, *data, f"run_dir={tmp_path / 'run'}"])
-    with pytest.raises(ValueError, match="ids that are no text"):
+    with pytest.raises(ValueError, match="ids that are not text"):
         load_vocabulary(tmp_path / "run")
 
 

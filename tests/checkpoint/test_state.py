@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from samout_train.checkpoint.state import refuse_other_model
+from samout_train.checkpoint.state import require_same_model
 from tests.training.test_step import PROGRESS, model, step_of
 
 
@@ -11,7 +11,7 @@ def test_names_and_both_shapes_are_told() -> None:
     wanted = {"a": torch.zeros(2, 3), "b": torch.zeros(()), "c": torch.zeros(4)}
     given = {"a": torch.zeros(2, 5), "c": torch.zeros(4), "d": torch.zeros(6)}
     with pytest.raises(ValueError, match="the checkpoint is of another model") as caught:
-        refuse_other_model(wanted, given)
+        require_same_model(wanted, given)
     assert str(caught.value).splitlines()[1:] == [
         "  b: missing in the checkpoint, a number in the model",
         "  d: 6 in the checkpoint, missing in the model",
@@ -22,7 +22,7 @@ def test_names_and_both_shapes_are_told() -> None:
 @pytest.mark.parametrize(("count", "last"), [(8, "t7: missing"), (9, "and 2 more")])
 def test_the_list_is_short(count: int, last: str) -> None:
     with pytest.raises(ValueError) as caught:
-        refuse_other_model({f"t{number}": torch.zeros(1) for number in range(count)}, {})
+        require_same_model({f"t{number}": torch.zeros(1) for number in range(count)}, {})
     lines = str(caught.value).splitlines()
     assert len(lines) == 9 and lines[-1].strip().startswith(last)
 

@@ -22,7 +22,7 @@ TINY = [
 
 @pytest.mark.slow
 def test_a_run_ends_with_its_results_and_what_to_type_next(tmp_path: Path) -> None:
-    done = samout(tmp_path, "train", "model=v1", *TINY, "trainer.max_steps=4")
+    done = samout(tmp_path, "train", "model=v1", *TINY, "trainer.max_steps=4", "callbacks.report.verbose=true")
     assert done.returncode == 0, done.stderr
     (run_dir,) = (tmp_path / "outputs" / "v1-random").iterdir()
     for word in ("parameters", "FLOPs", "bytes of state", "padding", "memory", "floor", "to go", "tokens/s"):
@@ -31,7 +31,7 @@ def test_a_run_ends_with_its_results_and_what_to_type_next(tmp_path: Path) -> No
         assert part in done.stdout
     assert "--logdir outputs/v1-random\n" in done.stdout, "the folder above, in which HParams has figures"
     repeat = next(line for line in done.stdout.splitlines() if line.startswith("repeat")).split()[1:]
-    go_on = next(line for line in done.stdout.splitlines() if line.startswith("continue")).split()[1:]
+    go_on = next(line for line in done.stdout.splitlines() if line.startswith("resume")).split()[1:]
     assert (run_dir / "samout_train.log").read_text().count("parameters") >= 1
     first = json.loads((run_dir / "summary.json").read_text())
     assert repeat[0] == go_on[0] and repeat[1:3] == ["-m", "samout_train"]
@@ -149,7 +149,7 @@ def test_a_sweep_makes_one_readable_directory_a_job(tmp_path: Path) -> None:
     assert len({summary["weights_sha256"] for summary in summaries}) == 4
     for job in jobs:
         assert list((sweep / job).glob("events.out.tfevents.*")) and (sweep / job / "samout_train.log").exists()
-    go_on = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("continue")][-1]
+    go_on = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("resume")][-1]
     again = samout(tmp_path, *shlex.split(go_on)[3:])
     assert again.returncode == 0, again.stderr
     assert json.loads((sweep / jobs[2] / "summary.json").read_text())["steps"] == 4

@@ -85,7 +85,7 @@ def test_samples_differ_and_end_before_stop(folder: Path) -> None:
         (["generate", "run=run", "prompt=a", "device=1"], "device=1: must be auto, cpu, cuda, cuda:N or mps; did you"),
         (
             ["generate", "run=run", "prompt=@bad.txt"],
-            "prompt=@bad.txt: bad.txt is no UTF-8 at byte",
+            "prompt=@bad.txt: bad.txt is not UTF-8 at byte",
         ),
         (["generate", "run=run", "prompt=a", f"seed={10**23}"], "must be from 0 to 9223372036854775807"),
         (["generate", "run=room", "prompt=the", "max_new_tokens=63"], "set max_new_tokens to 62 or less"),
@@ -97,11 +97,11 @@ def test_samples_differ_and_end_before_stop(folder: Path) -> None:
         (["generate", "run=run", "prompt=a", "--config-name", "nope"], "--config-name nope: generate has its own"),
         (["generate", "--cfg", "job", "tempratur=1"], "tempratur=1: no such key; did you mean temperature?"),
         (["generate", "--cfg", "job", "foo"], "foo: has no value: write foo=..."),
-        (["generate", "runs/base"], "runs/base: is no setting: write run=runs/base"),
-        (["inspect", "my.txt"], "my.txt: is no setting: write path=my.txt"),
-        (["tokenize", "."], ".: is no setting: write path=."),
-        (["compare", "a/b"], "a/b: is no setting: write runs=a/b"),
-        (["sweep", "a/b"], "a/b: is no setting: write dir=a/b"),
+        (["generate", "runs/base"], "runs/base: is not a setting: write run=runs/base"),
+        (["inspect", "my.txt"], "my.txt: is not a setting: write path=my.txt"),
+        (["tokenize", "."], ".: is not a setting: write path=."),
+        (["compare", "a/b"], "a/b: is not a setting: write runs=a/b"),
+        (["sweep", "a/b"], "a/b: is not a setting: write dir=a/b"),
         (["generate", "--cfg", "job", "-p", "devic"], "--package devic: no such key; did you mean device?"),
         (["generate", "--help", "top_p=2"], "top_p=2: must be"),
         (["verify", "--cfg", "job", "model=v9"], "model=v9: no such option; there are"),
@@ -130,7 +130,7 @@ def test_a_wrong_request_is_told_with_exit_code_2(
 def test_bytes_that_are_no_utf8_are_refused_wherever_they_come_from(folder: Path) -> None:
     for prompt, message in (
         (b"prompt=\xff", "cannot be read ('utf-8' codec can't"),
-        (b"prompt=-", "prompt=-: standard input is no UTF-8 at byte 10 (0xff)"),
+        (b"prompt=-", "prompt=-: standard input is not UTF-8 at byte 10 (0xff)"),
     ):
         done = samout(folder, "generate", "run=run", prompt, text="no UTF-8: \udcff")
         assert done.returncode == 2 and message in done.stderr and not done.stdout

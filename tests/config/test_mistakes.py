@@ -45,15 +45,15 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown key at the top": (["sed=1"], ["sed=1: no such key; did you mean seed?"]),
     "key of another option": (
         ["data.path=good.txt"],
-        ["data.path=good.txt: no such key; it is one of data=jsonl, data="],
+        ["data.path=good.txt: no such key; it is one of data=enwik8, data="],
     ),
     "unknown group": (["modle=v1"], ["modle=v1: no such key; did you mean model?"]),
     "unknown option": (["optimizer=adamm"], ["optimizer=adamm: no such option; did you mean optimizer=adam?"]),
     "option in capitals": (["schedule=COSINE"], ["did you mean schedule=cosine?"]),
-    "option far from any": (["model=zzz"], ["model=zzz: no such option; there are gru, lstm"]),
-    "no option": (["model=null"], ["model=null: choose an option of model: gru, lstm"]),
+    "option far from any": (["model=zzz"], ["model=zzz: no such option; there are deltanet, gated_deltanet"]),
+    "no option": (["model=null"], ["model=null: choose an option of model: deltanet, gated_deltanet"]),
     "group that is chosen already": (["+data=text"], ["+data=text: data is chosen already: write data=text"]),
-    "key to delete": (["~modle"], ["~modle: there is no such key to take out"]),
+    "key to delete": (["~modle"], ["~modle: there is no such key to delete"]),
     "key deleted": (["~optimizer.lr"], ["optimizer.lr: is missing: set optimizer.lr=..."]),
     "text for a number": (["model.hidden_size=big"], ["model.hidden_size=big: must be a whole number, from 1"]),
     "fraction for a whole number": (["data.batch_size=1.5"], ["data.batch_size=1.5: must be a whole number"]),
@@ -118,7 +118,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["text.txt: is a part of a path with a blank: write 'data.path=texts/my text.txt'"],
     ),
     "several values": (["model=v1,v8"], ["model=v1,v8: several values need -m, which makes a sweep"]),
-    "sweep with an unknown option": (["-m", "model=v1,v9"], ["model=v9: no such option; there are gru, lstm"]),
+    "sweep with an unknown option": (
+        ["-m", "model=v1,v9"],
+        ["model=v9: no such option; there are deltanet, gated_deltanet"],
+    ),
     "sweep with a wrong value": (["-m", "optimizer.lr=1e-3,-1"], ["optimizer.lr=-1: must be above 0"]),
     "sweep with run_dir": (["-m", "seed=1,2", "run_dir=here"], ["run_dir is not for sweeps", "hydra.sweep.dir"]),
     "unknown flag": (["--multi-run"], ["--multi-run: no such option; did you mean --multirun?"]),
@@ -138,7 +141,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "text shorter than a block": (
         ["data=text", "data.path=short.txt"],
         [
-            "data.seq_len=256: a row takes 257 tokens, and short.txt has 10 (10 bytes), 1 of them to validate on: give "
+            "data.seq_len=256: a row takes 257 tokens, and short.txt has 10 (10 bytes), 1 of them for validation: use "
             "a text of about 2,570 bytes or more"
         ],
     ),
@@ -146,7 +149,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         [*TEXT, "data.seq_len=500"],
         ["data.seq_len=500", "data.seq_len to 129 or less"],
     ),
-    "bad UTF-8": (["data=text", "data.path=bad.txt"], ["data.path: bad.txt is no UTF-8 at byte 1500 (0xff)", "iconv"]),
+    "bad UTF-8": (["data=text", "data.path=bad.txt"], ["data.path: bad.txt is not UTF-8 at byte 1500 (0xff)", "iconv"]),
     "a line that is no document": (
         ["data=jsonl", "data.path=notes.jsonl"],
         ["data.path: notes.jsonl line 2: has neither", "it has: txt"],
@@ -161,7 +164,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a pickle with code": (
         [*TEXT, "data.vocabulary_path=voc.pkl"],
-        ["voc.pkl: cannot be used: ", "it asks for code"],
+        ["voc.pkl: cannot be used: ", "it would run code"],
     ),
     "a vocabulary that is not there": (
         [*TEXT, "data.vocabulary_path=no.pkl"],
@@ -189,11 +192,11 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a Transformer that sees the future": (
         ["model=transformer", "model.causal=false"],
-        ["model.causal=false: this model sees the whole sequence", "train it to label, as data=hello does"],
+        ["model.causal=false: this model sees the whole sequence", "train the model to label, as data=hello does"],
     ),
     "no head for the next token": (
         [*TEXT, "model=rnn", "model.head=none"],
-        ["model.head=none: this model has an output for each hidden unit, not for each token: take that setting back"],
+        ["model.head=none: this model has an output for each hidden unit, not for each token: remove this setting"],
     ),
     "a letter that is ignored": (
         ["data=hello", "model=rnn", "data.ignore_index=3"],
@@ -236,11 +239,14 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "Hydra's own run directory": (["hydra.run.dir=here"], ["A run's directory is run_dir"]),
     "Hydra's own run directory, otherwise": (["hydra.run={dir: here}"], ["A run's directory is run_dir"]),
     "Hydra's own unknown key": (["hydra.foo=1"], ["hydra.foo"]),
-    "Hydra's own mode": (["hydra.mode=MULTIRUN"], ["hydra.mode=MULTIRUN: is the program's to set"]),
+    "Hydra's own mode": (["hydra.mode=MULTIRUN"], ["hydra.mode=MULTIRUN: is set by the program"]),
     "a run directory that cannot be written": (["run_dir=/proc"], ["run_dir=/proc: cannot be written to"]),
     "a name too long": ([f"run_dir={'x' * 300}"], ["File name too long"]),
     "a sweep that is no sweep": (["-m", "seed=range(0,3,0)"], ["these values make no sweep"]),
-    "options by pattern": (["-m", "model=glob(*)"], ["model=glob(*): write the options one by one: model=gru,lstm"]),
+    "options by pattern": (
+        ["-m", "model=glob(*)"],
+        ["model=glob(*): write the options one by one: model=deltanet,gated_deltanet"],
+    ),
     "a sweep that starts from nothing": (["-m", "seed=1,2", "resume=absent"], ["resume=absent: is not there"]),
     "a folder without checkpoints": (["resume=mine"], ["resume=mine: holds no checkpoint"]),
     "a file that is no checkpoint": (["resume=good.txt"], ["resume=good.txt: is no checkpoint"]),
@@ -249,7 +255,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "completion for nobody": (["-sc", "install=foo"], ["write -sc install=bash"]),
     "a root that is none": (["--config-name", "model/v8"], ["is no root YAML: write `defaults: [/config, _self_]` at"]),
     "number as a key": ([*MINE, "model=number"], ["model.5=6: no such key"]),
-    "defaults in a circle": ([*MINE, "model=circle"], ["name each other in their defaults without end"]),
+    "defaults in a circle": ([*MINE, "model=circle"], ["include each other in a circle"]),
     "a key with no meaning": (["+model._args_=[1]"], ["model._args_: has no meaning here"]),
     "no callback": (
         ["+callbacks.x._target_=pathlib.Path"],
@@ -258,7 +264,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a decay beyond 1": (["optimizer.betas=[2,0.9]"], ["optimizer.betas=[2, 0.9]: must be a list"]),
     "a seed too large": (["seed=99999999999999999999"], ["seed=99999999999999999999: must be from 0"]),
     "a sample's seed too large": ([f"callbacks.sample.seed={10**23}"], ["callbacks.sample.seed=1", "must be from 0"]),
-    "one document": (["data=jsonl", "data.path=one.jsonl"], ["data.path: one.jsonl has 1 document: give two or more"]),
+    "one document": (["data=jsonl", "data.path=one.jsonl"], ["data.path: one.jsonl has 1 document: use two or more"]),
     "a mapping with a number": (
         ["data=jsonl", "data.path=two.jsonl", "data.roles.user=5"],
         ["data.roles.user=5: must be"],
@@ -306,14 +312,14 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
             "optimizer.betas=[0.9, 0.999]: no such key; torch.optim.SGD does not take it: leave it out, "
             "'~optimizer.betas'",
             "optimizer._target_: SGD does not take the argument model, which the run gives: name a function "
-            "(model, *, lr, ...) for a torch optimizer, as samout_train/training/optimizers/adam.py has one",
+            "(model, *, lr, ...) for a torch optimizer, like samout_train/training/optimizers/adam.py",
         ],
     ),
     "a schedule of torch": (
         ["schedule._target_=torch.optim.lr_scheduler.StepLR", "+schedule._partial_=true"],
         [
-            "schedule._target_=torch.optim.lr_scheduler.StepLR: torch's schedulers are not taken: name a class whose "
-            "objects are called with a Progress (step, total_steps, share) and return the factor on the rate"
+            "schedule._target_=torch.optim.lr_scheduler.StepLR: torch's schedulers are not supported: name a class "
+            "whose objects are called with a Progress (step, total_steps, share) and return the factor on the rate"
         ],
     ),
     "a schedule that is called too early": (
@@ -326,7 +332,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "what is no class": (
         ["optimizer._target_=samout_train.training.optimizers.adam.__doc__"],
-        ["is no class or function"],
+        ["is not a class or function"],
     ),
     "what the run gives": (["+model.vocab_size=9"], ["model.vocab_size=9: is not set in the configuration"]),
     "a part that is not partial": (["model._partial_=false"], ["model._partial_: must be true"]),
@@ -377,7 +383,7 @@ def test_all_mistakes_come_at_once(folder: Path, capsys: pytest.CaptureFixture[s
     ]
     assert main(words) == 2
     lines = capsys.readouterr().err.splitlines()
-    starts = ["optimizer=adamm:", "trainer.max_steps:", "schedul=wsd:", "seed=x:", "data.path: bad.txt is no UTF-8"]
+    starts = ["optimizer=adamm:", "trainer.max_steps:", "schedul=wsd:", "seed=x:", "data.path: bad.txt is not UTF-8"]
     starts += ["model.hidden_size (384)", "trainer.accumulate=0:"]
     for start in starts:
         assert any(line.startswith(start) for line in lines), (start, lines)

@@ -34,17 +34,17 @@ def test_the_first_wrong_id_is_told_with_row_place_and_limit() -> None:
     ids = torch.ones(3000, 5, dtype=torch.int64)
     ids[2500, 2] = 70_000
     (problem,) = row_problems(source(ids))
-    assert problem.startswith("data: id 70000 in validation row 2500, place 2, is none: ids are from 0 to 8")
+    assert problem.startswith("data: id 70000 in validation row 2500, place 2, is out of range 0 to 8")
     ids[2500, 2], ids[1, 4] = 1, -1
     (problem,) = row_problems(source(ids))
-    assert problem.startswith("data: target -1 in validation row 1, place 3, is none")
+    assert problem.startswith("data: target -1 in validation row 1, place 3, is out of range")
 
 
 def test_a_stream_is_looked_at_as_a_whole() -> None:
     tokens = np.ones(100, dtype=np.uint16)
     tokens[77] = 9
     stream = replace(source(torch.ones(1, 2, dtype=torch.int64)), train=TokenRows(tokens, seq_len=4, seed=0))
-    assert row_problems(stream) == ["data: id 9 in the training tokens is none: ids are from 0 to 8"]
+    assert row_problems(stream) == ["data: token id 9 in the training split is out of range 0 to 8"]
 
 
 def test_targets_that_are_all_ignored_are_told() -> None:
@@ -59,6 +59,8 @@ def test_a_stream_of_which_every_target_is_ignored_is_told() -> None:
         source(torch.ones(1, 2, dtype=torch.int64), 3), train=TokenRows(tokens, seq_len=4, seed=0), vocabulary=None
     )
     (problem,) = row_problems(given)
-    assert "training rows every target is 3, which is ignored (data.ignore_index): there is nothing to learn" in problem
+    assert (
+        "training rows every target is 3, which is ignored (data.ignore_index), so there is nothing to learn" in problem
+    )
     tokens[-2] = 4
     assert row_problems(given) == []

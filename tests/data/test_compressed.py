@@ -85,7 +85,7 @@ def test_a_damaged_or_short_file_is_named(tmp_path: Path, ending: str) -> None:
 
 def test_a_line_of_a_compressed_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines() + b"no JSON\n"))
-    with pytest.raises(ValueError, match=r"a.jsonl.gz line 21: is no JSON"):
+    with pytest.raises(ValueError, match=r"a.jsonl.gz line 21: is not JSON"):
         list(JsonlReader.of(ROLES).read(tmp_path / "a.jsonl.gz"))
 
 

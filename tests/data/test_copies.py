@@ -79,7 +79,7 @@ def test_copies_with_other_line_ends_are_warned_of(tmp_path: Path, caplog: pytes
         (tmp_path / f"{number:02d}.txt").write_bytes(f"text number {number}\nand more ".encode() * 9)
     (tmp_path / "19.txt").write_bytes(b" " + (tmp_path / "03.txt").read_bytes().replace(b"\n", b"\r\n"))
     text(path=str(tmp_path), pattern="**/*.txt", seq_len=8, **SETTINGS)  # type: ignore[arg-type]
-    assert "1 of 2 files to validate on are also learned from, word for word (19.txt)" in caplog.text
+    assert "1 of 2 validation files are also in the training split, word for word (19.txt)" in caplog.text
 
 
 def test_a_copied_file_in_both_parts_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -87,11 +87,11 @@ def test_a_copied_file_in_both_parts_is_named(tmp_path: Path, caplog: pytest.Log
         (tmp_path / f"{number:02d}.txt").write_text(f"text number {number} " * 10)
     settings = {"path": str(tmp_path), "pattern": "**/*.txt", "seq_len": 8, **SETTINGS}
     text(**settings)
-    assert "also learned from" not in caplog.text
+    assert "also in the training split" not in caplog.text
     (tmp_path / "19.txt").write_bytes((tmp_path / "03.txt").read_bytes())
     (tmp_path / "02.txt").write_bytes((tmp_path / "01.txt").read_bytes())  # twice in one part
     text(**settings)
-    assert "1 of 2 files to validate on are also learned from, word for word (19.txt)" in caplog.text
+    assert "1 of 2 validation files are also in the training split, word for word (19.txt)" in caplog.text
 
 
 def test_copied_documents_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -100,7 +100,7 @@ def test_copied_documents_are_counted(tmp_path: Path, caplog: pytest.LogCaptureF
     roles: dict[str, str] = {}
     path = str(tmp_path / "a.jsonl")
     jsonl(path=path, pattern="", layout="packed", roles=roles, seq_len=8, **SETTINGS)
-    assert "2 of 5 documents to validate on are also learned from, word for word: remove the copies" in caplog.text
+    assert "2 of 5 validation documents are also in the training split, word for word: remove the copies" in caplog.text
 
 
 @pytest.mark.slow
@@ -111,10 +111,10 @@ def test_copied_documents_of_shards_are_counted(tmp_path: Path, caplog: pytest.L
     assert tokenize.tokenize(words) == 0
     settings = {"paths": str(tmp_path / "out"), "weights": None, "layout": "packed", "validation_tokens": 1000}
     shards(**settings, seq_len=8, ignore_index=3, seed=0)  # type: ignore[arg-type]
-    assert "2 of 5 documents to validate on are also learned from, word for word: remove" in caplog.text
+    assert "2 of 5 validation documents are also in the training split, word for word: remove" in caplog.text
 
 
 @pytest.mark.slow
 def test_files_that_nobody_can_remove_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     python_source(**SETTINGS, seq_len=64)
-    assert "are also learned from" not in caplog.text
+    assert "are also in the training split" not in caplog.text

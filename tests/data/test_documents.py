@@ -87,13 +87,13 @@ def test_documents_read_from_the_end_of_any_piece_go_on(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("not json", "line 3: is no JSON"),
-        ("[1, 2]", 'line 3: has neither "text" with a text nor "conversations" with a list; it has: list'),
+        ("not json", "line 3: is not JSON"),
+        ("[1, 2]", 'line 3: has neither a string "text" nor a list "conversations"; it has: list'),
         ('{"txt": "a", "id": 3}', "it has: txt, id"),
         ("{}", "it has: nothing"),
         ('{"text": 5}', "it has: text"),
-        ('{"conversations": [{"role": "user"}]}', 'must be {"role": a text, "content": a text}'),
-        ('{"conversations": ["hi"]}', 'must be {"role": a text, "content": a text}'),
+        ('{"conversations": [{"role": "user"}]}', 'must be {"role": a string, "content": a string}'),
+        ('{"conversations": ["hi"]}', 'must be {"role": a string, "content": a string}'),
         (
             '{"conversations": [{"role": "usr", "content": "a"}]}',
             "role 'usr' has no token (assistant, system, user have",
@@ -120,9 +120,7 @@ def test_a_key_that_stands_twice_is_refused_and_messages_beside_a_text_are_count
         ('{"conversations": [{"role": "user", "content": "a", "content": "b"}]}', "content"),
     ):
         path.write_text(line, "utf-8")
-        with pytest.raises(
-            ValueError, match=rf'a.jsonl line 1: has "{key}" twice in one object: leave one of them out'
-        ):
+        with pytest.raises(ValueError, match=rf'a.jsonl line 1: has "{key}" twice in one object: remove one of them'):
             list(JsonlReader.of(ROLES).read(path))
     path.write_text(json.dumps({"text": '"text" "text"', "messages": [1]}) + "\n", "utf-8")
     (piece,) = JsonlReader.of(ROLES).read(path)
@@ -141,7 +139,7 @@ def test_the_first_byte_that_is_no_utf_8_is_named(
     path = tmp_path / "bad.txt"
     path.write_bytes(content)
     for reader in (TextReader(sos=False), JsonlReader.of(ROLES)):
-        with pytest.raises(ValueError, match=f"bad.txt (is no UTF-8|ends within a character) at byte {offset} "):
+        with pytest.raises(ValueError, match=f"bad.txt (is not UTF-8|ends within a character) at byte {offset} "):
             list(reader.read(path))
 
 

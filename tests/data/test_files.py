@@ -44,7 +44,7 @@ def test_a_pattern_finds_what_it_finds_in_a_shell(tmp_path: Path, pattern: str, 
 @pytest.mark.parametrize("pattern", ["", "../*.txt", "/tmp/*.txt", "a/../../*.txt", "a**/b.txt"])
 def test_a_pattern_that_cannot_be_meant_is_refused(tmp_path: Path, pattern: str) -> None:
     made(tmp_path, "a.txt")
-    with pytest.raises(ValueError, match=r"pattern=.*: is no pattern of files .*: give one such as \*\*/\*.txt"):
+    with pytest.raises(ValueError, match=r"pattern=.*: is not a pattern of files .*: set one such as \*\*/\*.txt"):
         find(str(tmp_path), pattern)
 
 
@@ -136,7 +136,7 @@ def test_names_of_any_bytes_are_found_and_can_be_printed(tmp_path: Path) -> None
 
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="is no regular file: copy its content to a file"):
+    with pytest.raises(ValueError, match="is not a regular file: copy its content to one"):
         find(str(tmp_path / "pipe"), "**/*.txt")
 
 
@@ -149,7 +149,7 @@ def test_a_file_without_a_lasting_size_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "s.txt").symlink_to(status)
     found = find(str(tmp_path), "**/*.txt")
     assert found.left_out == {files.SPECIAL: ["s.txt"]} and len(found.files) == 2
-    with pytest.raises(ValueError, match="status: is no regular file: copy its content to a file"):
+    with pytest.raises(ValueError, match="status: is not a regular file: copy its content to one"):
         find(str(status), "**/*.txt")
 
 

@@ -6,12 +6,10 @@ import pytest
 import torch
 
 from samout_train import train
-from samout_train.config import CONF, ConfigError
+from samout_train.config import ConfigError
 from samout_train.data.hello import hello
 from tests.support.marks import mostly_nightly
-
-NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-HEADS = ("v1", "v8", "maxplus", "transformer")
+from tests.support.models import HEADED, NAMES
 
 
 def test_the_row_is_the_published_one() -> None:
@@ -32,7 +30,7 @@ def test_no_letter_is_ignored(ignore_index: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_nightly(NAMES, {"transformer", "maxplus"}))
 def test_every_model_that_can_tell_them_apart_learns_all_five_letters(name: str, tmp_path: Path) -> None:
-    sizes = ["model.hidden_size=16", "model.num_layers=2", *(["model.num_heads=2"] if name in HEADS else [])]
+    sizes = ["model.hidden_size=16", "model.num_layers=2", *(["model.num_heads=2"] if name in HEADED else [])]
     words = [f"model={name}", "data=hello", *sizes, "optimizer.lr=0.01", "device=cpu", f"run_dir={tmp_path / 'run'}"]
     _, model = train(words)
     said = model.eval()(torch.tensor([[1, 0, 2, 2, 3]]))[0]

@@ -94,7 +94,7 @@ def test_special_tokens_of_roles_are_targets(tmp_path: Path) -> None:
 def test_one_document_cannot_be_split(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
     path.write_text('{"text": "abc"}\n', "utf-8")
-    with pytest.raises(ValueError, match="has 1 document: give two or more"):
+    with pytest.raises(ValueError, match="has 1 document: use two or more"):
         source(path)
 
 

@@ -50,7 +50,7 @@ def test_a_list_and_a_dictionary_are_read_with_each_token_at_its_place(tmp_path:
         ([*SPECIAL_TOKENS, 1.5], "holds a binfloat"),
         ([*SPECIAL_TOKENS, ["a", True]], "holds a newtrue"),
         ({"voc": list(SPECIAL_TOKENS), "voc0": {"a": {1}}}, "holds a empty_set"),
-        (collections.OrderedDict(voc=[]), "it asks for code"),
+        (collections.OrderedDict(voc=[]), "it would run code"),
         ([*SPECIAL_TOKENS, 5], "neither a list of texts"),
         ({"vocabulary": []}, "neither a list of texts"),
         ({"voc": list(SPECIAL_TOKENS), "voc0": ["a"]}, '"voc0" is no dictionary'),
@@ -69,7 +69,7 @@ def test_what_is_no_vocabulary_is_refused(tmp_path: Path, content: Any, message:
 
 def test_no_code_is_run(tmp_path: Path) -> None:
     for place in (Runs(tmp_path / "made"), [Runs(tmp_path / "made")], {"voc": Runs(tmp_path / "made")}):
-        with pytest.raises(ValueError, match="it asks for code"):
+        with pytest.raises(ValueError, match="it would run code"):
             read_published_vocabulary(written(tmp_path / "voc.pkl", place))
     assert not (tmp_path / "made").exists()
 

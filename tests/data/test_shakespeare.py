@@ -81,8 +81,24 @@ def test_something_else_from_the_network_is_not_kept(server: HTTPServer, monkeyp
 def test_without_a_network_the_message_says_what_to_bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "URL", "http://127.0.0.1:9/input.txt")
-    with pytest.raises(ConnectionError, match=r"could not be downloaded .*refused.* give data\.path=FILE"):
+    with pytest.raises(ConnectionError, match=r"could not be downloaded .*refused.* set data\.path=FILE"):
         source()
+
+
+@pytest.mark.parametrize("name", module.NAMES)
+def test_a_copy_in_the_cache_is_found_by_its_name_and_content(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setenv("SAMOUT_TRAIN_CACHE", str(cache))
+    monkeypatch.setattr(module, "URL", "http://127.0.0.1:9/input.txt")
+    (cache / name).write_bytes(b"another text")
+    with pytest.raises(ConnectionError, match=rf"or put it at .*cache.{module.NAMES[0]}"):
+        source()
+    (cache / name).write_bytes((shared / "data" / "tinyshakespeare.txt").read_bytes())
+    looked_at = Shakespeare(**SETTINGS, path=None, seed=0).look_at()
+    assert looked_at.files == (cache / name,)
 
 
 def test_another_text_is_refused(small_text: Path, tmp_path: Path) -> None:
@@ -91,4 +107,4 @@ def test_another_text_is_refused(small_text: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not tiny Shakespeare"):
         source(small_text)
     (absent,) = map(str, Shakespeare.problems(SETTINGS | {"path": str(tmp_path / "absent")}, "data"))
-    assert "is no file: give a copy" in absent
+    assert "is not a file: set it to a copy" in absent

@@ -252,7 +252,7 @@ def test_all_mistakes_are_told_at_once(folders: Path, tmp_path: Path) -> None:
         "data.weights=[1]",
     ]
     text = "\n".join(found)
-    assert f"{tmp_path} has no {INDEX}, so it is no folder of shards: make one with" in text
+    assert f"{tmp_path} has no {INDEX}, so it is not a folder of shards: make one with" in text
     assert f"{tmp_path / 'absent'} is not there" in text
     assert f"other has another vocabulary (characters, 17 ids) than {folders / 'a'} (bytes, 261 ids)" in text
     assert f"vocabulary_path={folders / 'a' / 'vocabulary.json'}" in text
@@ -260,11 +260,11 @@ def test_all_mistakes_are_told_at_once(folders: Path, tmp_path: Path) -> None:
         ({"weights": [0, 1]}, "each weight must be above 0"),
         ({"seq_len": 5000}, "data.seq_len=5000: a row takes 5,001 tokens of one shard, and the longest of"),
         ({"seq_len": 1200, "validation_tokens": 100}, "data.validation_tokens=100: a row takes 1201 tokens"),
-        ({"layout": "documents"}, "b has 1 document: take packed, or give two or more"),
+        ({"layout": "documents"}, "b has 1 document: set packed, or use two or more"),
     ):
         (problem,) = map(str, Shards.problems(settings(folders / "a", folders / "b", **changes), "data"))
         assert message in problem
-    assert list(map(str, Shards.problems(settings(), "data"))) == ["data.paths: is empty: give folders of shards"]
+    assert list(map(str, Shards.problems(settings(), "data"))) == ["data.paths: is empty: set folders of shards"]
     assert Shards.problems(settings() | {"paths": str(folders / "a")}, "data") == []
 
 
@@ -282,9 +282,9 @@ def test_damaged_shards_are_told_with_file_and_sizes(folders: Path, tmp_path: Pa
     whole = (copy / "00001.bin").read_bytes()
     made = shards(**settings(copy), seed=0)
     (copy / "00001.bin").write_bytes(whole[:-2])
-    assert f"00001.bin has {len(whole) - 2:,} bytes, and index.json says {len(whole):,} bytes: run" in problem()
+    assert f"00001.bin has {len(whole) - 2:,} bytes, and index.json says {len(whole):,} bytes: repeat" in problem()
     (copy / "00001.bin").write_bytes(whole[:10])
-    with pytest.raises(OSError, match=r"00001\.bin ends at byte .* and its index says that there are .* or more: run"):
+    with pytest.raises(OSError, match=r"00001\.bin ends at byte .* and its index expects .* or more: repeat"):
         whole_epoch(made.train)
     (copy / "00001.bin").unlink()
     assert "00001.bin is not there, and index.json says" in problem()
@@ -328,7 +328,7 @@ def test_few_rows_are_read_before_a_run_and_a_recorded_id_that_is_none_is_told(
     monkeypatch.setattr(made.train, "windows", lambda start, stop: read.append((start, stop)) or windows(start, stop))
     assert row_problems(made) == [] and read == [(0, 2)]  # where a target is counted
     made.train.largest_id = 261
-    assert row_problems(made) == ["data: id 261 in the training tokens is none: ids are from 0 to 260"]
+    assert row_problems(made) == ["data: token id 261 in the training split is out of range 0 to 260"]
 
 
 @pytest.mark.slow

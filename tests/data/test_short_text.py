@@ -32,8 +32,8 @@ def test_of_text(tmp_path: Path, vocabulary: str, in_folder: bool) -> None:
     message = refused(text, settings)
     where = re.escape(f"2 files in {tmp_path}" if in_folder else str(path))
     numbers = re.fullmatch(
-        rf"data.seq_len=100: a row takes 101 tokens, and {where} has (\d+) \((\d+) bytes\), (\d+) of them to validate "
-        r"on: set data.seq_len to (\d+) or less, or give a text of about ([\d,]+) bytes or more",
+        rf"data.seq_len=100: a row takes 101 tokens, and {where} has (\d+) \((\d+) bytes\), (\d+) of them for "
+        r"validation: set data.seq_len to (\d+) or less, or use a text of about ([\d,]+) bytes or more",
         message,
     )
     assert numbers and int(numbers[2]) == (265 if in_folder else 190)
@@ -60,7 +60,7 @@ def test_of_documents(tmp_path: Path, layout: str) -> None:
         assert jsonl(**settings).validation.seq_len == 50
         return
     message = refused(jsonl, settings)
-    assert f"a row takes 51 tokens, and {path} has 150" in message and "to validate on: set data.seq_len to" in message
+    assert f"a row takes 51 tokens, and {path} has 150" in message and "for validation: set data.seq_len to" in message
     assert message.endswith("or set data.layout to padded")
     fits = int(message.partition("set data.seq_len to ")[2].split()[0])
     assert jsonl(**settings | {"seq_len": fits}).validation.seq_len == fits
@@ -74,7 +74,7 @@ def test_of_shards(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"paths": str(out), "weights": None, "layout": "packed", "ignore_index": 3, "seed": 0}
     settings |= {"seq_len": 100, "validation_tokens": 1000}
     (message,) = map(str, Shards.problems(settings, "data"))
-    assert f"a row takes 101 tokens, and {out} has 551 (550 bytes), 55 of them to validate on" in message
+    assert f"a row takes 101 tokens, and {out} has 551 (550 bytes), 55 of them for validation" in message
     assert "set data.seq_len to 54 or less" in message
     assert refused(shards, settings) == message
     assert Shards.problems(settings | {"seq_len": 54}, "data") == []
@@ -85,9 +85,9 @@ def test_of_shards(tmp_path: Path) -> None:
 
 
 def test_where_nothing_fits_a_longer_text_is_asked_for() -> None:
-    whole = {"num_tokens": 10, "part": "to validate on", "num_bytes": 12}
+    whole = {"num_tokens": 10, "part": "for validation", "num_bytes": 12}
     assert too_short("a.txt", seq_len=256, num_part=1, **whole) == (  # type: ignore[arg-type]
-        "data.seq_len=256: a row takes 257 tokens, and a.txt has 10 (12 bytes), 1 of them to validate on: give a text "
+        "data.seq_len=256: a row takes 257 tokens, and a.txt has 10 (12 bytes), 1 of them for validation: use a text "
         "of about 3,084 bytes or more"
     )
     assert too_short("a.txt", seq_len=2, num_part=3, **whole) is None  # type: ignore[arg-type]

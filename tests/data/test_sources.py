@@ -101,7 +101,7 @@ def test_the_same_content_is_tokenized_once(tmp_path: Path, small_text: Path, mo
     ("content", "message"),
     [
         (b"", "there is no text"),
-        (b"abc" * 20 + b"\xff" + b"abc" * 20, r"is no UTF-8 at byte 60 \(0xff\)"),
+        (b"abc" * 20 + b"\xff" + b"abc" * 20, r"is not UTF-8 at byte 60 \(0xff\)"),
         ("ä".encode() * 40 + b"\xc3", "ends within a character at byte 80 .*cut short"),
         (
             b"short",

@@ -19,14 +19,19 @@ from samout_train import Range, validated
 from samout_train.config import CONF, build, compose_config
 from samout_train.data import Source, as_source
 from samout_train.data.tasks.base import IGNORED
+from samout_train.data.tasks.brackets import Brackets
 from samout_train.data.tasks.copy import Copy, copy
+from samout_train.data.tasks.copy_first import CopyFirst
 from samout_train.data.tasks.has_seen import HasSeen
 from samout_train.data.tasks.induction import Induction
+from samout_train.data.tasks.modular_arithmetic import ModularArithmetic
 from samout_train.data.tasks.needle import Needle
 from samout_train.data.tasks.parity import Parity
 from samout_train.data.tasks.recall import Recall, distinct
+from samout_train.data.tasks.reverse import Reverse
 from samout_train.data.tasks.s5 import S5
 from samout_train.data.tasks.selective_copy import SelectiveCopy
+from samout_train.data.tasks.state_machine import StateMachine
 from samout_train.training import DATA_SETTINGS
 from samout_train.training.settings import problems
 
@@ -126,6 +131,85 @@ def slow_has_seen(chance: random.Random, words: int = 8, length: int = 10) -> Ro
     return [2 + word for word in row] + [2 + words + word for word in asked], [NONE] * (length // 2) + answers
 
 
+def slow_copy_first(chance: random.Random, symbols: int = 5, length: int = 7) -> Row:
+    row = [chance.randint(1, symbols) for _ in range(length)]
+    mark = chance.randint(1, length - 1)
+    row[mark] = 0
+    return row, answers_copy_first(row)
+
+
+def slow_reverse(chance: random.Random, symbols: int = 5, length: int = 12) -> Row:
+    text = [chance.randrange(2, 2 + symbols) for _ in range(chance.randint(1, length // 2))]
+    back = text[::-1]
+    row, answers = [*text, 1, *back[:-1]], [NONE] * len(text) + back
+    return row + [0] * (length - len(row)), answers + [NONE] * (length - len(answers))
+
+
+def slow_brackets(chance: random.Random, depth: int = 3, length: int = 12) -> Row:
+    row: list[int] = []
+    num_open = 0
+    for _ in range(length):
+        opens = num_open == 0 or (num_open < depth and chance.random() < 0.5)
+        row.append(chance.randint(0, 1) if opens else 2)
+        num_open += 1 if opens else -1
+    return row, answers_brackets(row)
+
+
+def slow_arithmetic(chance: random.Random, modulus: int = 5, length: int = 9) -> Row:
+    row = [chance.randrange(modulus)]
+    while len(row) < length:
+        sign = chance.randrange(3)
+        row += [modulus + sign, chance.randint(1 if sign == 2 else 0, modulus - 1)]
+    return row, answers_arithmetic(row, modulus)
+
+
+def slow_machine(chance: random.Random, states: int = 5, share: float = 0.2, length: int = 8) -> Row:
+    row = [3 + chance.randrange(states)]
+    while len(row) < length:
+        row.append(3 + chance.randrange(states) if chance.random() < share else chance.randrange(3))
+    return row, answers_machine(row, states)
+
+
+def answers_copy_first(row: list[int]) -> list[int]:
+    return [row[0] if token == 0 else NONE for token in row]
+
+
+def answers_reverse(row: list[int]) -> list[int]:
+    end = row.index(1)
+    return ([NONE] * end + row[:end][::-1] + [NONE] * len(row))[: len(row)]
+
+
+def answers_brackets(row: list[int]) -> list[int]:
+    still_open: list[int] = []
+    answers = []
+    for token in row:
+        answers.append(still_open.pop() if token == 2 else NONE)
+        if token != 2:
+            still_open.append(token)
+    return answers
+
+
+def answers_arithmetic(row: list[int], modulus: int = 5) -> list[int]:
+    answers = [row[0]]
+    for sign, number in zip(row[1::2], row[2::2], strict=True):
+        value = eval(f"({answers[-1]} {'+-*'[sign - modulus]} {number}) % {modulus}")
+        answers += [NONE, value]
+    return answers
+
+
+def answers_machine(row: list[int], states: int = 5) -> list[int]:
+    state, answers = 0, []
+    for symbol in row:
+        if symbol == 1:
+            state = (state + 1) % states
+        elif symbol == 2:
+            state = (states - state) % states
+        elif symbol > 2:
+            state = symbol - 3
+        answers.append(state)
+    return answers
+
+
 def answers_copy(row: list[int]) -> list[int]:
     end = row.index(1)
     return ([NONE] * end + row[:end] + [NONE] * len(row))[: len(row)]
@@ -202,8 +286,76 @@ TASKS = {
     "needle": Task(
         Needle(num_words=6, needle_words=2, test_distances=[3], **SHARED).draw, slow_needle, answers_needle, places, 12
     ),
+    "copy_first": Task(
+        CopyFirst(num_symbols=5, test_distances=[3], **SHARED).draw, slow_copy_first, answers_copy_first, places, 7
+    ),
+    "reverse": Task(Reverse(num_symbols=5, **LENGTHS).draw, slow_reverse, answers_reverse, places, 12),
+    "brackets": Task(Brackets(max_depth=3, **LENGTHS).draw, slow_brackets, answers_brackets, places, 12),
+    "modular_arithmetic": Task(
+        ModularArithmetic(modulus=5, **LENGTHS).draw, slow_arithmetic, answers_arithmetic, places, 9
+    ),
+    "state_machine": Task(
+        StateMachine(num_states=5, set_share=0.2, **LENGTHS).draw, slow_machine, answers_machine, places, 8
+    ),
     "has_seen": Task(HasSeen(num_words=8, **LENGTHS).draw, slow_has_seen, answers_has_seen, places, 10),
 }
+
+
+def shown(task: type[Any]) -> Row:
+    """The worked example in the docstring of a task, - being no answer."""
+    lines = [
+        line.split() for line in (task.__doc__ or "").splitlines() if line.strip().startswith(("row ", "answers "))
+    ]
+    (_, *row), (_, *answers) = lines
+    return [int(token) for token in row], [NONE if answer == "-" else int(answer) for answer in answers]
+
+
+# Worked out by hand, as they stand in the docstrings.
+EXAMPLES: dict[type[Any], tuple[Row, Callable[[list[int]], list[int]]]] = {
+    Copy: (([4, 7, 2, 1, 4, 7, 0, 0], [NONE, NONE, NONE, 4, 7, 2, NONE, NONE]), answers_copy),
+    Reverse: (([4, 7, 2, 1, 2, 7, 0, 0], [NONE, NONE, NONE, 2, 7, 4, NONE, NONE]), answers_reverse),
+    CopyFirst: (([5, 2, 7, 7, 0, 3], [NONE, NONE, NONE, NONE, 5, NONE]), answers_copy_first),
+    Brackets: (([0, 1, 2, 0, 2, 2, 1], [NONE, NONE, 1, NONE, 0, 0, NONE]), answers_brackets),
+    ModularArithmetic: (([3, 5, 4, 7, 2, 6, 1], [3, NONE, 2, NONE, 4, NONE, 3]), answers_arithmetic),
+    HasSeen: (([2, 5, 2, 13, 14, 10], [NONE, NONE, NONE, 1, 0, 1]), answers_has_seen),
+    Induction: (([3, 0, 5, 2, 0], [NONE, NONE, NONE, NONE, 5]), lambda row: [NONE] * 4 + [row[row.index(0) + 1]]),
+    Needle: (([4, 0, 3, 6, 1, 0, 3], [NONE, NONE, NONE, NONE, NONE, 3, 6]), answers_needle),
+    SelectiveCopy: (([0, 4, 0, 0, 3, 1, 1], [NONE, NONE, NONE, NONE, NONE, 4, 3]), answers_selective_copy),
+    Parity: (([1, 0, 1, 1], [1, 1, 0, 1]), lambda row: [sum(row[: end + 1]) % 2 for end in range(4)]),
+    S5: (([1, 1, 2, 0, 2], [1, 0, 2, 2, 0]), answers_s5),
+    StateMachine: (([6, 1, 1, 2, 0, 4, 1], [3, 4, 0, 0, 0, 1, 2]), answers_machine),
+}
+
+
+@pytest.mark.parametrize("task", EXAMPLES)
+def test_the_example_of_a_docstring_is_worked_out_by_hand(task: type[Any]) -> None:
+    (row, answers), answers_of = EXAMPLES[task]
+    assert shown(task) == (row, answers)
+    assert answers_of(row) == answers
+
+
+def test_recall_with_blanks_is_the_example_of_its_docstring() -> None:
+    """Its first pair is asked for at gap 2, its second at gap 0; all else is blank."""
+    row, answers = shown(Recall)
+    assert (row, answers) == (
+        [3, 5, 1, 7, 1, 0, 0, 0, 3, 0, 0, 0],
+        [NONE, NONE, NONE, NONE, 7, NONE, NONE, NONE, 5, NONE, NONE, NONE],
+    )
+    task = Recall(vocab_size=8, num_pairs=2, power=0.1, filler="blank", **LENGTHS)
+    inputs, labels = (part.tolist() for part in task.draw(np.random.default_rng(0), 10_000, 12))
+    assert (row, answers) in zip(inputs, labels, strict=True), "it is one of some thousand"
+    assert all(
+        row[place] == 0 for row, of in zip(inputs, labels, strict=True) for place in range(4, 12) if of[place] < 0
+    )
+
+
+def test_a_machine_and_an_expression_are_what_their_tables_say() -> None:
+    machine = StateMachine(num_states=3, set_share=0.5, **LENGTHS)
+    assert machine.next_state.tolist() == [[0, 1, 2], [1, 2, 0], [0, 2, 1], [0, 0, 0], [1, 1, 1], [2, 2, 2]]
+    found = ModularArithmetic.problems({"modulus": 9, **LENGTHS}, "data")
+    assert "data.modulus=9: is 3 times 3, no prime number" in str(found[0])
+    inputs, labels = ModularArithmetic(modulus=5, **LENGTHS).draw_test(np.random.default_rng(0), 50, 8)
+    assert (np.argwhere(labels != IGNORED)[:, 1] == 6).all() and len(inputs) == 50, "a row may end with a sign"
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -225,6 +377,7 @@ def test_a_task_is_that_of_a_slow_obvious_generator(name: str) -> None:
         assert abs(difference) <= SIGMAS * spread, (feature, fast[feature], slow[feature])
 
 
+DEPENDENT = ("parity", "s5", "brackets", "modular_arithmetic", "state_machine")  # answers of a row depend on each other
 NAMES = sorted({name.partition(",")[0] for name in TASKS})
 
 
@@ -234,9 +387,22 @@ def task_source(name: str, *overrides: str, seed: int = 0) -> Any:
 
 
 def test_every_task_is_tested_here() -> None:
-    assert {path.stem for path in (CONF / "data").glob("*.yaml") if "num_test_sequences" in path.read_text()} == set(
-        NAMES
-    )
+    """Those that are another one at another size name it, and are that."""
+    tasks = {path.stem: path.read_text() for path in (CONF / "data").glob("*.yaml")}
+    tasks = {name: text for name, text in tasks.items() if "num_test_sequences" in text}
+    sizes = {name for name, text in tasks.items() if "defaults:\n  - recall\n" in text}
+    assert tasks.keys() - sizes == set(NAMES) and sizes == {f"recall_{length}" for length in PAIRS}
+
+
+PAIRS = {64: 4, 128: 8, 256: 16, 512: 64}
+
+
+@pytest.mark.parametrize("length", PAIRS)
+def test_recall_has_the_sizes_of_zoology(length: int) -> None:
+    source = task_source(f"recall_{length}", "data.num_test_sequences=100")
+    inputs, labels = source.validation.split(source.validation.windows(0, 100))
+    assert inputs.shape == (100, length) and ((labels != IGNORED).sum(1) == PAIRS[length]).all()
+    assert source.vocab_size == 8192 and source.train.num_rows == 100_000
 
 
 @pytest.mark.slow
@@ -259,7 +425,8 @@ def test_rows_follow_from_the_seed_and_are_other_ones_in_each_epoch_split_and_te
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tests_have_the_lengths_that_are_asked_for_and_enough_answers(name: str) -> None:
-    key, given = ("test_distances", [8, 32, 300]) if name == "needle" else ("test_lengths", [16, 64, 300])
+    by_distance = name in ("needle", "copy_first")
+    key, given = ("test_distances", [8, 32, 300]) if by_distance else ("test_lengths", [16, 64, 300])
     source = task_source(name, f"data.{key}={given}")
     kind = key.removeprefix("test_").removesuffix("s")
     assert list(source.tests) == [f"{kind}_{value}" for value in given]
@@ -268,14 +435,16 @@ def test_tests_have_the_lengths_that_are_asked_for_and_enough_answers(name: str)
         assert inputs.min() >= 0 and inputs.max() < source.vocab_size
         answers = labels[labels != IGNORED]
         assert len(answers) >= 500 and answers.min() >= 0 and answers.max() < source.vocab_size
-        if name == "needle":
+        if name == "copy_first":
+            assert rows.seq_len == value + 1 and (inputs[:, -1] == 0).all() and (inputs[:, 0] == labels[:, -1]).all()
+        elif name == "needle":
             marks = (inputs == 0).nonzero()[:, 1].view(-1, 2)
             assert ((marks[:, 1] - marks[:, 0]) == value).all() and rows.seq_len == max(32, value + 3)
         else:
             assert rows.seq_len == value
-        if name in ("parity", "s5"):
+        if name in ("parity", "s5", "state_machine"):
             assert (labels[:, :-1] == IGNORED).all() and (labels[:, -1] != IGNORED).all()
-        if name == "copy":
+        if name in ("copy", "reverse"):
             assert ((labels != IGNORED).sum(1) == value // 2).all()
 
 
@@ -288,7 +457,7 @@ def test_guessing_comes_to_the_chance_that_is_shown(name: str) -> None:
     counts = torch.bincount(answers)
     counts = counts[counts > 0].double() / len(answers)
     assert len(counts) == pytest.approx(1 / source.chance, rel=0.03)
-    sigma = math.sqrt(source.chance / (len(answers) if name not in ("parity", "s5") else 4000))
+    sigma = math.sqrt(source.chance / (len(answers) if name not in DEPENDENT else 4000))
     assert (counts - source.chance).abs().max() < 6 * sigma + 0.1 * source.chance
 
 
@@ -374,4 +543,4 @@ def test_the_fields_of_a_task_are_its_schema() -> None:
         "data.seq_len=a: must be a whole number, above 0",
     ]
     wrong = problems(compose_config([*words, "data.test_lengths=[8,8]"]).config)
-    assert list(map(str, wrong)) == ["data.test_lengths=[8, 8]: has one of them twice: leave that out"]
+    assert list(map(str, wrong)) == ["data.test_lengths=[8, 8]: has a value twice: remove one"]

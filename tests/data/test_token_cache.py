@@ -149,7 +149,7 @@ def test_a_file_that_is_changed_meanwhile_is_not_kept_under_its_old_content(tmp_
     path.write_text("abc", "utf-8")
     looked_at = survey(tmp_path, [path], TextReader(sos=False))
     path.write_text("xyz", "utf-8")
-    with pytest.raises(ValueError, match="were changed while they were tokenized"):
+    with pytest.raises(ValueError, match="have changed during tokenizing"):
         tokenize(looked_at, choice("bytes"))
     path.write_text("abc", "utf-8")
     assert tokenize(looked_at, choice("bytes")).tokens.tolist() == Bytes().encode("abc").tolist()

@@ -259,14 +259,14 @@ def test_other_settings_and_changed_files_are_refused(
         assert message in error and len(error.splitlines()) == 1
         assert contents(out) == whole
 
-    refused("holds shards of other settings (part_bytes was 500 and is 600): give another folder", "part_bytes=600")
+    refused("holds shards of other settings (part_bytes was 500 and is 600): set another folder", "part_bytes=600")
     times, text = (texts / "b.txt").stat(), (texts / "b.txt").read_bytes()
     (texts / "b.txt").write_bytes(text[:-1] + b"~")  # of the same size, and with the same time, as from an archive
     os.utime(texts / "b.txt", ns=(times.st_atime_ns, times.st_mtime_ns))
-    refused("its shards were begun with other files (b.txt was changed)")
+    refused("its shards were begun with other files (b.txt has changed)")
     (texts / "b.txt").write_bytes(text)
     os.utime(texts / "b.txt", (1, 1))
-    refused("its shards were begun with other files (b.txt was changed)")
+    refused("its shards were begun with other files (b.txt has changed)")
     (texts / "b.txt").unlink()
     refused("its shards were begun with other files (b.txt is gone)")
     (texts / "bb.txt").write_text("new")
@@ -287,7 +287,7 @@ def test_a_file_that_is_changed_meanwhile_is_refused(
 
     monkeypatch.setattr(tokenizing._Making, "learned", slow)
     assert run(f"path={texts}", f"out={tmp_path / 'out'}", "vocabulary=bytes") == 2
-    assert "e.txt was changed since the shards in" in capsys.readouterr().err
+    assert "e.txt has changed since the shards in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -303,13 +303,13 @@ def test_a_file_that_is_changed_meanwhile_is_refused(
         (["path=texts", "out=out", "jobs=0"], "jobs=0: must be"),
         (["path=texts", "out=out", "job=2"], "job=2: no such key; did you mean jobs?"),
         (["path=texts", "out=out", "vocabulary=words"], "vocabulary=words: must be characters, bytes, bpe"),
-        (["path=texts", "out=texts"], "out=texts: has other files (a.txt): give a folder of its own"),
+        (["path=texts", "out=texts"], "out=texts: has other files (a.txt): set a new or empty folder"),
         (["path=texts", "out=texts/a.txt"], "out=texts/a.txt: is a file: give a directory"),
         (["path=texts/d.txt", "out=out"], "path: there is no text in 1 file(s)"),
         (["path=texts", "out=out", "roles.user=x"], "roles.user=x: must be <|user|>"),
-        (["path=bad.txt", "out=out"], "bad.txt is no UTF-8 at byte 3 (0xff): convert it"),
-        (["path=bad.txt", "out=out", "vocabulary=bytes"], "bad.txt is no UTF-8 at byte 3 (0xff): convert it"),
-        (["path=bad.jsonl", "out=out"], "bad.jsonl line 2: is no JSON"),
+        (["path=bad.txt", "out=out"], "bad.txt is not UTF-8 at byte 3 (0xff): convert it"),
+        (["path=bad.txt", "out=out", "vocabulary=bytes"], "bad.txt is not UTF-8 at byte 3 (0xff): convert it"),
+        (["path=bad.jsonl", "out=out"], "bad.jsonl line 2: is not JSON"),
         (["path=role.jsonl", "out=out"], "role 'x' has no token (agent, assistant, gpt"),
         (["path=role.jsonl", "out=out"], "set '+roles.x=<|user|>'"),
         (["-m", "path=texts", "out=out"], "tokenize makes no sweeps"),

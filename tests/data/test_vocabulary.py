@@ -98,13 +98,13 @@ def test_a_character_that_is_not_in_the_vocabulary_is_named_with_its_place(stran
 @pytest.mark.parametrize(
     ("more", "spellings", "told"),
     [
-        (["a", "\ud800"], {}, r"token 6 \('.ud800'\) has half a surrogate pair, which is no character: replace it"),
+        (["a", "\ud800"], {}, r"token 6 \('.ud800'\) has half a surrogate pair, which is not a character: replace it"),
         (
             ["a"],
             {"b": [5, 3]},
-            r"'b' is spelled with the special token <\|pad\|>: give tokens of the text, or leave it",
+            r"'b' is spelled with the special token <\|pad\|>: use tokens of the text, or leave it",
         ),
-        (["a"], {"b": []}, "'b' is spelled with nothing: give tokens of the text, or leave it out"),
+        (["a"], {"b": []}, "'b' is spelled with nothing: use tokens of the text, or leave it out"),
     ],
 )
 def test_a_vocabulary_that_could_not_write_text_is_refused_with_its_file(
@@ -113,7 +113,7 @@ def test_a_vocabulary_that_could_not_write_text_is_refused_with_its_file(
     tokens = [*SPECIAL_TOKENS, *more]
     state = {"name": "characters", "tokens": tokens, "spellings": spellings}
     (tmp_path / "voc.json").write_text(json.dumps(state), "utf-8")
-    with pytest.raises(ValueError, match=rf"voc.json: is no vocabulary of an export \({told}"):
+    with pytest.raises(ValueError, match=rf"voc.json: is not the vocabulary of an export \({told}"):
         read_vocabulary_file(tmp_path / "voc.json")
     spelled = {text: [tokens[index] for index in ids] for text, ids in spellings.items()}
     (tmp_path / "voc.pkl").write_bytes(pickle.dumps({"voc": tokens, "voc0": spelled}))

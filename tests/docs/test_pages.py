@@ -83,6 +83,10 @@ def make_checkout(parent: Path, *, characters: int) -> Path:
     (folder / "my_folder" / "notes.md").write_text(text[:50_000], "utf-8")
     documents = text[:50_000].split("\n\n")
     (folder / "my.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), "utf-8")
+    talk = [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Yes"}]} for text in documents
+    ]
+    (folder / "chat.jsonl").write_text("".join(json.dumps(one) + "\n" for one in talk), "utf-8")
     return folder
 
 

@@ -52,7 +52,7 @@ def test_wilsons_interval_is_where_the_score_test_ends() -> None:
 
 @pytest.mark.parametrize("answers", [0, 8, 99])
 def test_few_answers_are_refused(answers: int) -> None:
-    with pytest.raises(ValueError, match=f"from {answers} answers says nothing: 100 are the least, give more rows"):
+    with pytest.raises(ValueError, match=f"needs 100 answers or more, and there are {answers}: use more rows"):
         Accuracy(answers, answers)
 
 

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from samout_train import build_model
-from samout_train.config import CONF, compose_config
+from samout_train.config import compose_config
 from samout_train.evaluation import Decoder, generate
 from samout_train.evaluation.generate import has_fixed_size, prefill
 from tests.support.marks import mostly_nightly
+from tests.support.models import NAMES, STATE_GROWS
 
-NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-GROWING = {"transformer", "lstm_attention"}
 CUDA = pytest.param(
     "cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 )
@@ -37,7 +36,7 @@ def replayed(step: Callable[[], None], rehearse: Callable[[], object]) -> Callab
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu, static", CUDA])
-@pytest.mark.parametrize("name", mostly_nightly(NAMES, {"v8", "transformer", "lstm"}))
+@pytest.mark.parametrize("name", mostly_nightly(NAMES, {"v8", "transformer", "lstm", "mlstm", "retnet"}))
 def test_a_decoder_gives_the_logits_of_the_whole(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place, is_static = device.split(",")[0], device != "cpu"
     if "static" in device:
@@ -51,7 +50,7 @@ def test_a_decoder_gives_the_logits_of_the_whole(name: str, device: str, monkeyp
         made = [decoder(ids[:, t : t + 1]).clone() for t in range(5, 12)]
         torch.testing.assert_close(torch.stack(made, dim=1), whole[:, 5:], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(again(ids[:, 5:6]), whole[:, 5], rtol=1e-4, atol=1e-5)
-    assert (decoder._replay is not None) == (is_static and name not in GROWING)
+    assert (decoder._replay is not None) == (is_static and name not in STATE_GROWS)
 
 
 def test_parts_of_a_state_that_change_places_are_not_mixed_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,11 +115,9 @@ def test_more_tokens_than_a_model_has_room_for_are_refused_before_the_first(name
     model = tiny(name, max_seq_len=16)
     assert len(greedy(model, [5] * 10, 7)) == 7  # the last one is not given to the model
     assert len(greedy(model, [5] * 16, 1)) == 1
-    with pytest.raises(
-        ValueError, match=r"room for \(max_seq_len 16\): set max_new_tokens to 7 or less, or give a sho"
-    ):
+    with pytest.raises(ValueError, match=r"room for \(max_seq_len 16\): set max_new_tokens to 7 or less, or use a sho"):
         greedy(model, [5] * 10, 8)
-    with pytest.raises(ValueError, match=r"a prompt of 17 tokens and .* \(max_seq_len 16\): give a shorter prompt"):
+    with pytest.raises(ValueError, match=r"a prompt of 17 tokens and .* \(max_seq_len 16\): use a shorter prompt"):
         greedy(model, [5] * 17, 1)
 
 

@@ -133,7 +133,7 @@ def test_the_verdict_names_what_grows() -> None:
     assert falling[1:] == ["no layer's state grows past a training row"]
     assert found_with(math.nan).extrapolates is False and "is not finite" in found_with(math.nan).verdict()[0]
     far_only = Extrapolation(trained_length=10, num_tokens=160, loss_nats={160: 2.0})
-    assert far_only.verdict() == ["whether it extrapolates is not known: there is no loss at 10 tokens"]
+    assert far_only.verdict() == ["extrapolation is unknown: there is no loss at 10 tokens"]
     assert found_with(2.0, state_norm={"layer_1": [0.0, 0.0]}).state_growth == {"layer_1": 1.0}
     assert perplexity(math.log(7)) == pytest.approx(7) and perplexity(1e6) == math.inf
 

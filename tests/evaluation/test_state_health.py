@@ -14,7 +14,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from samout_train import build_model, train
-from samout_train.config import CONF
 from samout_train.data import MatrixRows
 from samout_train.evaluation import (
     EVERYWHERE,
@@ -26,19 +25,17 @@ from samout_train.evaluation import (
     positions_of,
 )
 from samout_train.evaluation.ablation import branches_of, mixed_by, said_by, without
-from samout_train.models import cross_entropy_sum
+from samout_train.models import cross_entropy_sum, map_state
 from samout_train.models.samout import MaxStateSuper
 from samout_train.models.state import LayerState
 from samout_train.ops.max_scan import max_scan
 from samout_train.training import Callback
 from tests.support.evaluation import evaluator_of
 from tests.support.marks import mostly_nightly
+from tests.support.models import HEADED, NAMES as MODELS, STATE_GROWS
 
 CPU = torch.device("cpu")
 TINY = ["device=cpu", "model.hidden_size=12", "model.num_layers=2", "data=random", "data.seq_len=9"]
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-HEADED = {"v1", "v8", "maxplus", "transformer"}
-STATE_GROWS = {"transformer", "lstm_attention"}
 TOLERANCE = 1e-5  # float32, chunks of other sizes
 
 
@@ -92,6 +89,13 @@ def small(name: str) -> nn.Module:
     return build_model(name, vocab_size=11, **sizes)
 
 
+def floats(part: Any) -> Tensor:
+    """(B, numbers): a layer's memory, its parts one behind the other."""
+    found: list[Tensor] = []
+    map_state(lambda tensor: found.append(tensor.flatten(1)) or tensor, part)  # type: ignore[func-returns-value]
+    return torch.cat(found, dim=1)
+
+
 def some_ids(rows: int, length: int) -> Tensor:
     return torch.randint(11, (rows, length), generator=torch.Generator().manual_seed(1))
 
@@ -130,7 +134,7 @@ def test_figures_are_those_of_a_slow_loop(name: str) -> None:
             state = model(ids[:, index : index + 1], state)[1]
             parts = [part for both in state for part in both.unbind(1)] if isinstance(state, tuple) else state
             parts = [part.mixer if isinstance(part, LayerState) else part for part in parts]
-            states.append([part.clone() for part in parts])
+            states.append([floats(part) for part in parts])
     assert len(found) == len(states[0])
     for index, layer in enumerate(found.values()):
         along = [states[position - 1][index] for position in (1, 2, 4, 8, 11)]

@@ -195,7 +195,7 @@ def test_short_sequences_are_enough_and_too_short_ones_are_refused(most_tokens: 
         lambda: build_model("transformer", vocab_size=37, hidden_size=8, num_heads=2, num_layers=2), 37, 3
     )
     assert [row for row in verify(subject, tiny, device=CPU, compiles=False) if not row.passed] == []
-    with pytest.raises(ValueError, match=r"max_seq_len \(3\) is too short to verify: 4 or more"):
+    with pytest.raises(ValueError, match=r"max_seq_len \(3\) is too short to verify: set 4 or more"):
         ModelUnderTest(Broken, 37, 3, most_tokens=3)
 
 
@@ -224,7 +224,7 @@ def test_short_sequences_are_enough_and_too_short_ones_are_refused(most_tokens: 
             in_first_layer(IsAnotherWithoutGradients), "fp32: with gradients as without", marks=pytest.mark.slow
         ),
         (KeepsAWeightOutOfTheFile, "saved and loaded: weights and state"),
-        (SaysLess, "state_bytes says what a state holds"),
+        (SaysLess, "state_bytes is what a state holds"),
     ],
 )
 def test_a_broken_mixer_is_caught_by_the_right_row(mixer: Callable[..., nn.Module], caught_by: str) -> None:
@@ -255,7 +255,7 @@ def test_what_a_check_raises_is_its_result_and_the_others_have_their_turn() -> N
     assert failed["fp32: step by step, from a carried state, as the whole"] == "RuntimeError: tiles of one token"
     assert set(failed) == {
         *(f"{what}: step by step, from a carried state, as the whole" for what in ("fp32", "bf16", "gradients")),
-        "state_bytes says what a state holds",
+        "state_bytes is what a state holds",
     }
     (row,) = rows(MaxStateSuper, width=-1)
     assert (row.name, row.passed) == ("it can be built", False) and row.note.startswith("ValueError: hidden_size (-1)")
@@ -291,7 +291,7 @@ def test_without_a_compiler_graphs_are_compared_and_the_row_says_so() -> None:
     measured, note = training.compiled(
         ModelUnderTest(partial(build_model, "gru", vocab_size=9, hidden_size=8), 9, 3), CPU
     )
-    assert measured <= 1e-5 and "aot_eager, for there is no C++ compiler here" in note
+    assert measured <= 1e-5 and "aot_eager, since there is no C++ compiler" in note
     assert "7 operations in 1 graph" in note, "the recurrent module is in it"
     measured, note = training.compiled(subject(in_first_layer(IsAnotherCompiled)), CPU)
     assert measured > 1e-5

@@ -151,7 +151,7 @@ def test_a_comparison_that_is_killed_goes_on_with_what_is_missing(folder: Path) 
     assert list(states(folder / "all").values()) == ["done"] * 8
     for name, when in changed.items():
         assert f" {name}  " not in again.stdout and (folder / "all" / name / "summary.json").stat().st_mtime_ns == when
-    assert "8 runs in all: 4 to choose learning rates (seed 0), 4 that count (seeds 1 to 2)" in again.stdout
+    assert "8 runs in all: 4 to choose learning rates (seed 0), 4 scored (seeds 1 to 2)" in again.stdout
     page = (folder / "all" / "comparison.html").read_text("utf-8")
     assert "Speed against length" in page and "samout-train compare &#39;models=[v8,gru]&#39;" in page
     sizes = [
@@ -205,6 +205,7 @@ def test_a_model_under_two_names_is_within_noise_and_v8_against_maxplus_is_not(t
     assert done.stdout.count("maxplus has the lowest validation loss") == 1
     assert verdict.startswith("More than noise above it are ") and "v8, by " in verdict and "twin, by " in verdict
     page = (tmp_path / "all" / "comparison.html").read_text("utf-8")
-    pairs = page[page.index("Each against each") :]
-    row = pairs[pairs.index("<tr><td>v8</td>") : pairs.index("</tr>", pairs.index("<tr><td>v8</td>"))]
+    pairs = page[page.index("Pairwise differences") :]
+    begin = pairs.index(">v8</span></td>")
+    row = pairs[begin : pairs.index("</tr>", begin)]
     assert row.count('class="beyond"') == 1, "against maxplus, and not against its twin"

@@ -33,7 +33,7 @@ def test_spans_are_compared_as_they_come_in_and_a_part_of_one_is_left_out(tmp_pa
     curve = GoldenCurve.read("x", tmp_path)
     spans = list(curve.compared([3.05, 2.2, 1.0, 1.1]))
     assert [(span.first, span.last, span.is_on) for span in spans] == [(1, 1, True), (2, 2, False)]
-    assert "2    2.0000    2.2000   +0.20000   0.10000  OFF" in spans[1].line()
+    assert "2    2.0000    2.2000    +0.20000    0.10000  OFF" in spans[1].line()
     spans = list(curve.compared([3.0, 2.0, 1.0, 1.1, 1.0, 7.0]))
     assert len(spans) == 3 and all(span.is_on for span in spans) and spans[2].here_nats == pytest.approx(3.1 / 3)
     assert not any(span.is_on for span in curve.compared([float("nan")]))
@@ -79,9 +79,9 @@ def test_every_curve_is_that_of_the_program_as_it_is(preset: str, shared: Path) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "say which preset: experiment=NAME"),
+        ([], "experiment: is missing: set experiment=NAME"),
         (["experiment=capabilities"], "experiment=capabilities: has no recorded curve; there are hello_cell"),
-        (["experiment=hello_cell", "optimizer.lr=1"], "optimizer.lr=1: a curve is that of the preset as it is"),
+        (["experiment=hello_cell", "optimizer.lr=1"], "optimizer.lr=1: changes the recorded preset: leave it out"),
         (["experiment=hello_cell", "steps=0"], "steps=0: must be"),
     ],
     ids=str,

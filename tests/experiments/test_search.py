@@ -54,7 +54,7 @@ def test_a_space_is_lists_and_intervals() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "must be settings of train with what to try, such as space={optimizer.lr:"),
+        ({}, "must be settings of train with the values to try, such as space={optimizer.lr:"),
         ({"a": []}, "space: a=[]: must be a list of numbers or texts, with one at least"),
         ({"a": [[1]]}, "must be a list of numbers or texts"),
         ({"a": 3}, "space: a=3: must be a list, or low and high"),
@@ -62,8 +62,8 @@ def test_a_space_is_lists_and_intervals() -> None:
         ({"a": {"low": 1, "high": 2, "lo": 3}}, "must be a list, or low and high"),
         ({"a": {"low": "x", "high": 2}}, "low, high and step must be numbers"),
         ({"a": {"low": 2, "high": 2}}, "low must be below high"),
-        ({"a": {"low": 1, "high": 2, "step": 5}}, "step fit between them"),
-        ({"a": {"low": 0, "high": 2, "log": True}}, "log wants a low above 0"),
+        ({"a": {"low": 1, "high": 2, "step": 5}}, "step must fit between them"),
+        ({"a": {"low": 0, "high": 2, "log": True}}, "log needs a low above 0"),
         ({"a": {"low": 1, "high": 2, "log": "no"}}, "log must be true or false"),
     ],
 )
@@ -78,10 +78,10 @@ def test_what_is_no_space_is_told(given: object, message: str) -> None:
     ("words", "message"),
     [
         ([], "space: is missing: set space={optimizer.lr:{low:1e-4"),
-        (["space=3"], "space=3: must be settings of train with what to try"),
+        (["space=3"], "space=3: must be settings of train with the values to try"),
         (["space={optimizer.rate:[1]}"], "space: optimizer.rate=1: no such key"),
         (["space={optimizer.lr:{low:-1,high:1}}"], "space: optimizer.lr=-1: must be above 0"),
-        (["space={run_dir:[a]}"], "space: run_dir: is the search's own to set: leave it out"),
+        (["space={run_dir:[a]}"], "space: run_dir: is set by the search itself: leave it out"),
         (["space={model:[v8,v9]}"], "space: model=v9: no such option"),
         ([RATES, "trials=0"], "trials=0: must be above 0"),
         ([RATES, "resume=auto"], "resume: a search resumes when it gets the same run_dir again"),
@@ -124,7 +124,7 @@ def test_runs_that_are_of_no_trial_are_not_taken_for_one(tmp_path: Path) -> None
     (tmp_path / "trial-0").mkdir()
     with pytest.raises(ConfigError, match=r"search\.db has none of them: .*or give another run_dir"):
         Search(tmp_path, storage=None, space={}, shared=[], flags=[], seed=0)
-    with pytest.raises(ConfigError, match="has a character that a database's URL has not"):
+    with pytest.raises(ConfigError, match="contains a character that is not allowed in a database URL"):
         Search(tmp_path / "what?", storage=None, space={}, shared=[], flags=[], seed=0)
 
 

@@ -77,7 +77,7 @@ def test_status_says_what_became_of_each(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.splitlines() == [
         "  done     seed=1  1.5000 nats, 2.0 s of training",
         "  FAILED   seed=2  the loss is NaN",
-        "  waiting  seed=3  goes on when it is started again",
+        "  waiting  seed=3  resumes when it is started again",
         f"3 jobs in {tmp_path}: 1 done, 1 FAILED, 1 waiting",
         f"dashboard  {dashboard_command(tmp_path)}",
     ]
@@ -110,7 +110,10 @@ def test_a_comparison_has_the_same_ledger(tmp_path: Path, capsys: pytest.Capture
         ([], "dir: is missing: set dir=..."),
         (["dir=damaged"], "dir=damaged: its sweep.json is damaged: the command that began the sweep writes it again"),
         (["dir=lost"], "dir=lost: lacks its sweep.json: the command that began the sweep writes it again"),
-        (["dir=absent"], "dir=absent: holds no sweep: give what hydra.sweep.dir was, or a comparison"),
+        (
+            ["dir=absent"],
+            "dir=absent: holds no sweep: give the hydra.sweep.dir of a sweep, or the run_dir of a comparison",
+        ),
         (
             ["dir=staged"],
             "-m samout_train -m experiment=x",

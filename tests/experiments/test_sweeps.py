@@ -11,7 +11,13 @@ from samout_train.experiments import common_keys, finished, jobs_of, words_of_sw
 from samout_train.experiments.sweep import _job_directory
 from tests.support.program import samout
 
-SMALLER = {"recall"}  # what has a smaller form that takes its place in the sweep
+SMALLER = {
+    "recall",
+    "recall_64",
+    "recall_128",
+    "recall_256",
+    "recall_512",
+}  # what has a smaller form that takes its place in the sweep
 
 
 def names(group: str) -> set[str]:

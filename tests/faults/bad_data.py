@@ -58,7 +58,7 @@ BAD_DATA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (*TEXT, "data.path=."),
         (".", "**/*.md"),
     ),
-    "a broken line": ((*JSONL, "data.path=lines.jsonl"), ("lines.jsonl line 3", "is no JSON")),
+    "a broken line": ((*JSONL, "data.path=lines.jsonl"), ("lines.jsonl line 3", "is not JSON")),
     "another line": ((*JSONL, "data.path=other.jsonl"), ("other.jsonl line 2", "it has: txt")),
     "one document": ((*JSONL, "data.path=one.jsonl"), ("1 document", "two or more")),
     "no document": ((*JSONL, "data.path=empty.jsonl"), ("empty.jsonl", "no text")),

@@ -38,7 +38,9 @@ def while_saving(case: Case) -> str:
     told = [line for line in printed.splitlines() if "could not be written" in line]
     # A save is written beside the next step, so that the limit may come a step early and be lifted a step early.
     assert abs(len(told) - case.count) <= 1, f"{len(told)} of {case.count}: {printed[-1500:]}"
-    assert all(re.search(r"needs [\d,]+ bytes, [\d,]+ are free; that of step [12] is kept", line) for line in told)
+    assert all(
+        re.search(r"needs [\d,]+ bytes, [\d,]+ are free; the checkpoint of step [12] is kept", line) for line in told
+    )
     assert digests(full) == digests(alone)
     words = (*case.run, *QUICK, f"trainer.max_steps={steps}", f"run_dir={to_the_end}")
     printed = finished(*words, _full(3, steps, 30_000), code=1)

@@ -109,7 +109,7 @@ def hostile_files(case: Case) -> str:
         code, words_of_it = doors[door]()
         assert not marker.exists(), f"{name}, given to {door}, was executed"
         assert code in (1, 2) and "Traceback" not in words_of_it, f"{name}, {door}: {words_of_it}"
-        clear = ("code in a file is never run", "asks for code", "no pickle of lists, dictionaries, texts")
+        clear = ("code in a file is never run", "would run code", "no pickle of lists, dictionaries, texts")
         is_clear = any(reason in words_of_it for reason in clear)
         assert is_clear and len(words_of_it.splitlines()) <= 12, f"{name}, {door}: {words_of_it}"
     return f"0 of {len(tried)} executed"

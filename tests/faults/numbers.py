@@ -73,7 +73,7 @@ def not_finite(case: Case) -> str:
             train([*settings, f"run_dir={run_dir}", f"trainer.on_non_finite={choice}", happens(step, what)])
             assert choice != "stop", "the run went on"
         except NonFiniteError as error:
-            assert choice == "stop" and f"step {step} was not made" in str(error), error
+            assert choice == "stop" and f"step {step} was not applied" in str(error), error
         last = _holds_no_nan(run_dir)
         if choice == "stop":
             assert last["step"] == step - 1 and last["skipped_steps"] == []

@@ -146,8 +146,8 @@ def test_a_run_comes_to_its_end_whatever_the_streams_are(tmp_path: Path, streams
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
     assert find_checkpoint(tmp_path / "run") and read_checkpoint(find_checkpoint(tmp_path / "run"))["step"] == 2
     log = (tmp_path / "run" / "samout_train.log").read_text()
-    assert "validation loss" in log and "continue" in log
-    printed = [path for path in tmp_path.rglob("*") if path.is_file() and b"  validation loss" in path.read_bytes()]
+    assert "val loss" in log and "resume" in log
+    printed = [path for path in tmp_path.rglob("*") if path.is_file() and b"val loss    " in path.read_bytes()]
     assert [path.name for path in printed] == ["samout_train.log"], "text went into a file"
 
 
@@ -166,6 +166,7 @@ def test_generated_text_has_replacements_in_any_encoding(folder: Path, tmp_path:
 @pytest.mark.slow
 def test_samples_after_training_and_bars_are_printed_in_any_encoding(folder: Path, tmp_path: Path) -> None:
     words = [*TINY, "data=text", "data.path=text.txt", "trainer.max_steps=2", f"run_dir={tmp_path / 'run'}"]
+    words.append("callbacks.report.verbose=true")
     assert code_of(folder, words, streams=Encoded(tmp_path / "printed", "cp1252")) == 0
     printed = (tmp_path / "printed.1").read_text("cp1252")
     log = (tmp_path / "run" / "samout_train.log").read_text("utf-8")

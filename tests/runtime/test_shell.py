@@ -259,7 +259,7 @@ def test_each_line_that_a_run_prints_works_when_it_is_typed(shell: str, tmp_path
     first = samout(folder, *words)
     output = first.stdout + first.stderr
     assert first.returncode == 0, output
-    typed(printed(output, "continue"))
+    typed(printed(output, "resume"))
     assert json.loads((run_dir / "summary.json").read_text("utf-8"))["steps"] == 4
     typed(printed(output, "repeat"))
     (repeated,) = (folder / "outputs" / "v8-text").iterdir()

@@ -19,9 +19,9 @@ from samout_train.experiments import jobs_at_once
 from samout_train.runtime import (
     Others,
     available_cores,
+    other_programs_message,
     share_of_cores,
     threads,
-    told_others,
     use_threads,
     wait_shortly,
 )
@@ -200,17 +200,17 @@ def test_what_another_program_keeps_busy_is_measured_and_not_what_this_one_does(
     ("busy", "own", "cores", "told"),
     [
         (0.2, 2, 2, None),
-        (1.0, 2, 2, "other programs keep 1.0 of 2 cores busy, and the 2 threads .*: try threads=1"),
+        (1.0, 2, 2, "other programs use 1.0 of 2 cores: threads=1 may be faster than 2"),
         (1.0, 1, 2, None),
-        (1.9, 1, 2, "other programs keep 1.9 of 2 cores busy: steps take longer than alone"),
+        (1.9, 1, 2, "other programs use 1.9 of 2 cores: steps take longer than alone"),
         (3.0, 8, 64, None),
-        (60.0, 64, 64, "60.0 of 64 .* try threads=4"),
-        (70.0, 64, 64, "64.0 of 64 .* try threads=1"),
+        (60.0, 64, 64, "60.0 of 64 .* threads=4 may be faster than 64"),
+        (70.0, 64, 64, "64.0 of 64 .* threads=1 may be faster than 64"),
     ],
 )
 def test_what_is_said_of_other_programs(busy: float, own: int, cores: int, told: str | None) -> None:
 
-    found = told_others(busy, own, cores)
+    found = other_programs_message(busy, own, cores)
     assert found is None if told is None else re.search(told, str(found))
 
 
@@ -222,12 +222,14 @@ def test_a_run_says_once_that_other_programs_have_the_cores(
     with caplog.at_level(logging.INFO):
         train([*TINY, f"run_dir={tmp_path / 'run'}"])
     assert [record.message for record in caplog.records if "other programs" in record.message] == [
-        f"cores       other programs keep {available_cores()}.0 of {available_cores()} cores busy: steps take longer "
-        "than alone"
+        f"cores       other programs use {available_cores()}.0 of {available_cores()} cores: steps take longer than "
+        "alone"
     ]
 
 
 def test_others_are_compared_with_all_cores_that_they_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_own_cores", lambda: list(range(64)))
     others = threads.Others()
-    assert others.num_cores == 64 and told_others(30.0, 2, others.num_cores) is None  # whatever a quota allows
+    assert (
+        others.num_cores == 64 and other_programs_message(30.0, 2, others.num_cores) is None
+    )  # whatever a quota allows

@@ -166,8 +166,8 @@ def test_bf16_is_pointed_out_once_where_it_was_measured_to_be_faster_to_who_left
     )
     train([*TINY, f"precision={precision}", "trainer=debug", f"run_dir={tmp_path / 'run'}"])
     log = (tmp_path / "run" / "samout_train.log").read_text()
-    assert log.count("measured here, products of this model's size take") == hints
-    assert log.count(f"take {share or 0:.2f} of the time in bf16: try precision=bf16") == hints
+    assert log.count("precision   fp32; products in bf16 take") == hints
+    assert log.count(f"take {share or 0:.2f} of the time here: try precision=bf16") == hints
     assert len(asked) == (precision == "auto")
 
 

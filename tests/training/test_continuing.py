@@ -87,7 +87,7 @@ def test_the_printed_command_goes_on_and_goes_on_again(tmp_path: Path, limit: li
     assert done.returncode == 0, done.stdout + done.stderr
     steps = [json.loads((tmp_path / "run" / "summary.json").read_text())["steps"]]
     for _ in range(2):
-        words = printed(done.stdout + done.stderr, "continue")
+        words = printed(done.stdout + done.stderr, "resume")
         assert limit[0] != STOPS_EARLY[0] or any(
             word.startswith("callbacks.early_stopping.patience=") for word in words
         )
@@ -102,7 +102,7 @@ def test_a_limit_that_holds_already_is_named_and_the_advice_works(tmp_path: Path
     words = [*WORDS, "trainer.max_epochs=1", "run_dir=run"]
     assert samout(tmp_path, *words).returncode == 0
     again = samout(tmp_path, *words, "resume=auto")
-    said = "trainer.max_epochs=1: is reached at step 3: set trainer.max_epochs=2 to go on"
+    said = "trainer.max_epochs=1: is reached at step 3. Set trainer.max_epochs=2 to resume."
     assert again.returncode == 0 and said in again.stdout + again.stderr
     further = samout(tmp_path, *once([*words, "resume=auto", "trainer.max_epochs=2"]))
     assert further.returncode == 0 and json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 5
@@ -269,7 +269,7 @@ def test_a_run_from_anothers_checkpoint_has_a_record_of_its_own(
         second["tokens_seen"] - content["reports"]["tokens_before"]
     )
     said = caplog.text
-    assert "a new run, with its weights, optimizer, steps and random states; the record begins anew" in said
+    assert "a new run, with its weights, optimizer, steps and random states, and a new record" in said
     assert re.search(r"changed: .*optimizer.lr 0.0\d+, now 0.01", said)
     assert re.search(r"learning rate \S+ at step 4, \S+ at step 5", said)
     repeated = shlex.split(re.findall(r"repeat +(.*)", said)[-1])
@@ -437,7 +437,7 @@ def test_an_optimizer_that_can_be_continued_is_left_as_it_was_built(
         (with_momentum(Silent), "Silent cannot be continued: the step after"),
         (with_momentum(Forgetful), "Forgetful cannot be continued: the step after"),
         (with_momentum(Raising), r"load_state_dict\(\) with what state_dict\(\) gave fails .*muon"),
-        (with_momentum(Numpy), r"no checkpoint can hold what state_dict\(\) of Numpy gives: .*numpy"),
+        (with_momentum(Numpy), r"a checkpoint cannot hold the state_dict\(\) of Numpy: .*numpy"),
         (NoGroups, "NoGroups has no param_groups"),
         (Twice, "in more than one group, and would be updated twice a step: 0.weight. Put each"),
     ],

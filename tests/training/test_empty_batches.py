@@ -82,7 +82,7 @@ def test_a_run_counts_them_tells_once_and_goes_on_to_the_same_bits(
     told = [record.message for record in caplog.records if "its batch has no counted target" in record.message]
     places = counted(build_trainer(words).training_step, 16)
     first = min(set(range(16)) - set(places)) + 1
-    assert len(told) == 1 and told[0].startswith(f"step {first} was left out") and "each is 3" in told[0]
+    assert len(told) == 1 and told[0].startswith(f"step {first} was skipped") and "each is 3" in told[0]
     assert f"{16 - len(places)} steps, whose batches had no counted target" in caplog.text
     assert whole["empty_steps"] == 16 - len(places) and whole["tokens_seen"] == len(places) and whole["steps"] == 16
     found = [line.get("train/empty_steps", 0) for line in lines(tmp_path / "whole")]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from samout_train.data import Batches, Characters, MatrixRows
 from samout_train.training import NonFiniteError
-from samout_train.training.non_finite import MOST_IN_A_ROW, OnNonFinite, describe_non_finite, refuse_non_finite
+from samout_train.training.non_finite import MOST_IN_A_ROW, OnNonFinite, describe_non_finite, require_finite
 from samout_train.training.step import TrainingStep
 from tests.training.test_step import PROGRESS, model, step_of
 
@@ -106,7 +106,7 @@ def test_on_cuda_it_is_the_same(gradient: bool) -> None:
     wanted = adam_step("stop", checks_on_host=True, device="cuda")
     make(wanted, 3)
     step = adam_step("stop", checks_on_host=False, device="cuda")
-    with poisoned(step, batch=3, gradient=gradient), pytest.raises(NonFiniteError, match="step 4 was not made"):
+    with poisoned(step, batch=3, gradient=gradient), pytest.raises(NonFiniteError, match="step 4 was not applied"):
         make(step, 8)
     assert step.step_count == 3 and equal(tensors(step), tensors(wanted))
 
@@ -115,7 +115,7 @@ def test_on_cuda_it_is_the_same(gradient: bool) -> None:
 def test_too_many_in_a_row_end_the_run(choice: OnNonFinite) -> None:
     step = adam_step(choice, checks_on_host=True)
     step.model.register_forward_hook(lambda net, args, output: (output[0] * float("nan"), output[1]))
-    with pytest.raises(NonFiniteError, match=f"the {MOST_IN_A_ROW} steps before it were left out") as caught:
+    with pytest.raises(NonFiniteError, match=f"the {MOST_IN_A_ROW} steps before it were skipped") as caught:
         for _ in range(20):
             try:
                 step(PROGRESS)
@@ -135,7 +135,7 @@ def test_the_report_names_rows_text_and_gradients() -> None:
     for number, parameter in enumerate(net.parameters()):
         parameter.grad = torch.full_like(parameter, float("inf") if number == 2 else 3.0)
     lines = describe_non_finite(5, 1.25, batches, net, vocabulary).splitlines()
-    assert lines[:2] == ["step 5 was not made: its gradient is not finite", "  loss            1.2500 nats"]
+    assert lines[:2] == ["step 5 was not applied: its gradient is not finite", "  loss            1.2500 nats"]
     first, second = (index for _, index in batches.places(4))
     assert lines[2] == f"  rows            of epoch 4: {first} {second}"
     assert lines[3].split()[1:] == [str(first), repr(["abc", "ccb"][first])]
@@ -146,7 +146,7 @@ def test_the_report_names_rows_text_and_gradients() -> None:
 def test_what_is_not_finite_is_not_saved() -> None:
     step = adam_step("stop", checks_on_host=True)
     make(step, 1)
-    refuse_non_finite(step.state_dict())
+    require_finite(step.state_dict())
     with torch.no_grad():
         next(iter(step.model.parameters()))[0, 0] = float("inf")
     name = next(name for name, _ in step.model.named_parameters())

@@ -27,7 +27,7 @@ def test_the_allocation_that_a_cpu_refuses_is_told() -> None:
     assert lines[2] == "  batch           8 rows x 12 targets, in 2 micro-steps of 4 rows"
     less = "trainer.accumulate=4, which keeps the batch of 8 rows; or data.batch_size=4; or data.seq_len=6"
     assert lines[3] == f"  needs less      {less}; or trainer.activation_checkpointing=true"
-    assert lines[4] == "  saved           the state after step 0: resume=auto goes on from it" and saved == [0]
+    assert lines[4] == "  saved           the state after step 0: resume=auto continues from it" and saved == [0]
     assert torch.equal(torch.get_rng_state(), random)
 
 
@@ -50,7 +50,7 @@ def test_other_errors_stay_what_they_are() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "told"), [("loss", "step 3 was not made"), ("memory", "out of memory in step 3")])
+@pytest.mark.parametrize(("what", "told"), [("loss", "step 3 was not applied"), ("memory", "out of memory in step 3")])
 def test_the_program_ends_with_1_and_without_a_traceback(tmp_path: Path, what: str, told: str) -> None:
     done = samout(tmp_path, *SMALL, *FIXED, "run_dir=run", happens(3, what), timeout=60)
     assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout, done.stderr

@@ -1,11 +1,11 @@
-"""A folder of shards: what `tokenize` writes and what the data source `shards` reads.
+"""The format of a folder of shards, which `tokenize` writes and the data source `shards` reads.
 
 `plan.json`        settings, vocabulary and source files; written first
-`00000.bin`        ids of one part of the text, little-endian, uint16 where the vocabulary allows, else uint32
-`00000.documents`  where documents begin in it, at their `<|sos|>`: little-endian uint32
-`00000.json`       sizes and digests of both; a part is made when this is there
-`vocabulary.json`  the vocabulary, for the tokenizing of other text with it
-`index.json`       all of it in one file, written last
+`00000.bin`        ids of one part of the text, little-endian, uint16 if the vocabulary allows, else uint32
+`00000.documents`  start of each document in it, at its `<|sos|>`: little-endian uint32
+`00000.json`       sizes and digests of both; written last, so that it marks a complete part
+`vocabulary.json`  the vocabulary, to tokenize other text with it
+`index.json`       all of this in one file, written when every part is complete
 """
 
 import hashlib
@@ -26,9 +26,9 @@ from samout_train.runtime import read_json
 
 FORMAT = 1
 PLAN, INDEX, VOCABULARY = "plan.json", "index.json", "vocabulary.json"
-PLACE = np.dtype("<u4")  # of a document within its shard
+PLACE = np.dtype("<u4")  # type of a document's place in its shard
 MAKE = "make one with `samout-train tokenize path=... out=...`"
-AGAIN = "run the `samout-train tokenize` that made it again, which makes what is damaged anew"
+AGAIN = "repeat the `samout-train tokenize` that made it, which replaces damaged shards"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,15 @@ class Shard:
     """The record of one shard.
 
     Args:
-        name: Of its files, without ending.
-        num_tokens: Its ids.
-        num_documents: Documents that begin in it.
-        text_bytes: UTF-8 bytes of the text that it stands for.
-        unknown: Ids that stand for characters that a given vocabulary has not.
-        largest_id: The largest of its ids; -1 where there are none.
-        sha256: Of the ids' file.
-        documents_sha256: Of the documents' file.
-        left_out: How much of its text was passed over, by what it is.
+        name: Name of its files, without the suffix.
+        num_tokens: Number of ids.
+        num_documents: Number of documents that begin in it.
+        text_bytes: UTF-8 bytes of its text.
+        unknown: Number of ids for characters that a given vocabulary lacks.
+        largest_id: The largest id; -1 without ids.
+        sha256: Digest of the file of ids.
+        documents_sha256: Digest of the file of documents.
+        left_out: Number of skipped pieces of text, by kind.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Shard:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def sizes(self, dtype: "np.dtype[Any]") -> dict[str, int]:
-        """Return the bytes that its files must have, by name."""
+        """Return the expected size of its files in bytes, by name."""
         return {
             f"{self.name}.bin": self.num_tokens * dtype.itemsize,
             f"{self.name}.documents": self.num_documents * PLACE.itemsize,
@@ -70,12 +70,12 @@ class ShardIndex:
     """The index of a folder of shards.
 
     Args:
-        folder: Where they lie.
-        dtype: Of the ids.
-        vocabulary_state: What the vocabulary can be built from.
-        shards: In the order of the text.
+        folder: The folder.
+        dtype: The type of the ids.
+        vocabulary_state: The state to build the vocabulary from.
+        shards: The shards, in the order of the text.
         files: Name, bytes and time of modification of each source file.
-        line_ends: How those of text were read.
+        line_ends: Treatment of line ends in the text.
     """
 
     folder: Path
@@ -96,14 +96,14 @@ class ShardIndex:
 
     @property
     def left_out(self) -> list[str]:
-        """Return what of the files was passed over, as in "documents without text: 3"."""
+        """Return the skipped pieces of the files by kind, such as "documents without text: 3"."""
         counts: Counter[str] = Counter()
         for shard in self.shards:
             counts.update(shard.left_out)
         return [f"{what}: {count:,}" for what, count in counts.items()]
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `index.json` holds."""
+        """Return the content of `index.json`."""
         totals = {}
         for name in ("num_tokens", "num_documents", "text_bytes", "unknown"):
             totals[name] = sum(getattr(shard, name) for shard in self.shards)
@@ -119,20 +119,20 @@ class ShardIndex:
 
 
 def dtype_for(vocab_size: int) -> "np.dtype[Any]":
-    """Return the ids' type for a vocabulary of this size."""
+    """Return the type of ids for a vocabulary of this size."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 def digest_of(digests: Sequence[str]) -> str:
-    """Return the sha256 of shards by those of each, in their order."""
+    """Return one sha256 for several shards, from their digests in order."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def read_index(folder: Path) -> ShardIndex:
-    """Return the index of a folder, with the files beside it checked by their sizes.
+    """Return the index of a folder; checks the shards by the sizes of their files.
 
     Raises:
-        ValueError: if there is none, or a shard is not what it says.
+        ValueError: if there is no index, or a shard does not match it.
     """
     path = folder / INDEX
     if not folder.is_dir():
@@ -140,7 +140,7 @@ def read_index(folder: Path) -> ShardIndex:
     if not path.is_file():
         if (folder / PLAN).is_file():
             raise ValueError(f"{folder} has no {INDEX}, so it is not finished: run its `samout-train tokenize` again")
-        raise ValueError(f"{folder} has no {INDEX}, so it is no folder of shards: {MAKE}")
+        raise ValueError(f"{folder} has no {INDEX}, so it is not a folder of shards: {MAKE}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
@@ -159,7 +159,7 @@ def read_index(folder: Path) -> ShardIndex:
 
 
 def read_shard(folder: Path, name: str, dtype: "np.dtype[Any]") -> Shard | None:
-    """Return what the note of a shard says; None where it is not made, or its files have other sizes."""
+    """Return the record of a shard; None if it is incomplete or its files have other sizes."""
     try:
         shard = Shard(**(read_json(folder / f"{name}.json") or {}))
         for file, size in shard.sizes(dtype).items():

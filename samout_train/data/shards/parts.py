@@ -1,7 +1,7 @@
-"""Files cut into parts of about the same size, each of which can be tokenized by itself.
+"""Cut files into parts of about the same size that can be tokenized independently.
 
-The plan depends on the order and the sizes of the files alone. It cuts at round places, and who reads a part moves
-both of its ends on to the next place where nothing is torn: a line of JSON, or a word of text.
+The plan depends only on the order and the sizes of the files, and cuts at fixed offsets. The reader of a part moves
+both ends forward to the next place that splits neither a line of JSON nor a word of text.
 """
 
 import hashlib
@@ -30,10 +30,9 @@ class SourceFile:
     """A file of text as it was when the plan was made.
 
     Args:
-        path: Where it is.
         num_bytes: Its size.
-        modified_ns: When it was last changed.
-        edges: The sha256 of its first and last EDGE bytes: what archives unpack often has the same time.
+        modified_ns: Its time of modification.
+        edges: The sha256 of its first and last EDGE bytes: files unpacked from archives often have the same time.
     """
 
     path: Path
@@ -53,7 +52,7 @@ class SourceFile:
 
     @property
     def at_lines(self) -> bool:
-        """Return whether it is JSON Lines, which is cut between lines."""
+        """Return whether it is a JSON Lines file, which is cut between lines."""
         return without_ending(self.path).suffix.lower() == JSONL
 
     @cached_property
@@ -78,9 +77,9 @@ class Span:
     """A piece of a file.
 
     Args:
-        file: Its place among the files.
-        start: Its first byte, as planned.
-        stop: The byte behind it, as planned.
+        file: Index of the file.
+        start: Planned first byte.
+        stop: Planned end, exclusive.
     """
 
     file: int
@@ -123,14 +122,13 @@ def parts_of(sizes: Sequence[int], part_bytes: int, whole: Collection[int] = ())
 
 
 def place_to_cut(path: Path, place: int, size: int, *, at_lines: bool, fold: bool = False) -> int:
-    """Return the first place from a planned one on where a file can be cut.
+    """Return the first place at or after a planned one where a file can be cut.
 
     Args:
-        path: The file.
-        place: As planned.
-        size: Bytes of the file, which is such a place, as is 0.
-        at_lines: Whether a line has to begin there; else a word has to end there, and a blank or a new line to follow.
-        fold: Whether CR is a new line, too.
+        place: The planned place, in bytes. Places 0 and `size` are always possible.
+        size: Size of the file in bytes.
+        at_lines: Whether to cut at the start of a line; otherwise the cut is after a word, before a blank or newline.
+        fold: Whether CR counts as a newline.
     """
     if place in (0, size):
         return place
@@ -152,7 +150,7 @@ def place_to_cut(path: Path, place: int, size: int, *, at_lines: bool, fold: boo
 
 
 def _word_end(chunk: bytes, least: int, word_end: re.Pattern[bytes]) -> int:
-    """Return the place behind the first character from `least` on that is no space and stands before one; 0 if none."""
+    """Return the end of the first character, from `least` on, that is not a space but precedes one; 0 if none."""
     for match in word_end.finditer(chunk, max(0, least - 1)):
         end = match.end()
         character = chunk[max(0, end - LONGEST_CHARACTER) : end].decode("utf-8", errors="ignore")[-1:]

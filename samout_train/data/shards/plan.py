@@ -18,18 +18,18 @@ LOCK = ".lock"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """The shards to be made.
+    """The plan of the shards to make.
 
     Args:
-        root: What names are relative to.
-        paths: The files, in their order.
-        out: Where shards go.
+        root: The folder that file names are relative to.
+        paths: The files, in order.
+        out: The folder of the shards.
         choice: The vocabulary.
-        roles: The special token that stands before what a role says, in JSON Lines.
-        part_bytes: Of text that become a shard, about.
-        vocabulary_bytes: Of text that `bpe` is learned from, at the most.
-        line_ends: How those of text are read.
-        left_out: What lies beside the files and is not read, in words.
+        roles: The special token before a role's messages, by role, in JSON Lines.
+        part_bytes: Approximate bytes of text per shard.
+        vocabulary_bytes: The most bytes of text to learn `bpe` from.
+        line_ends: Treatment of line ends in text.
+        left_out: Description of the skipped files.
     """
 
     root: Path
@@ -44,7 +44,7 @@ class ShardPlan:
 
     @property
     def settings(self) -> dict[str, object]:
-        """Return what shards depend on beside the files."""
+        """Return the settings that the shards depend on."""
         settings: dict[str, object] = {"vocabulary": self.choice.key(), "roles": self.roles}
         settings |= {"part_bytes": self.part_bytes, "line_ends": self.line_ends}
         if self.choice.name == BytePairs.name and self.choice.given is None:
@@ -52,7 +52,7 @@ class ShardPlan:
         return settings
 
     def listing(self, files: Sequence[SourceFile]) -> list[dict[str, object]]:
-        """Return name, bytes, time of modification and digest of the edges of each file."""
+        """Return the name, bytes, time of modification and digest of the edges of each file."""
         listed: list[dict[str, object]] = []
         for file in files:
             name = file.path.relative_to(self.root).as_posix()
@@ -61,10 +61,10 @@ class ShardPlan:
         return listed
 
     def read(self, files: Sequence[SourceFile]) -> dict[str, Any] | None:
-        """Return the vocabulary of the plan that lies in `out`; None where there is none.
+        """Return the vocabulary state of the plan in `out`; None without a plan.
 
         Raises:
-            ValueError: if it is a plan for something else.
+            ValueError: if the plan has other settings or files.
         """
         path = self.out / PLAN
         if not path.exists():
@@ -72,45 +72,41 @@ class ShardPlan:
         plan = read_json(path)
         if plan is None or plan.get("format") != FORMAT:
             raise ValueError(f"{path} is damaged, or of another version: delete {self.out}, and start again")
-        there, here = {"line_ends": "keep"} | plan["settings"], self.settings  # older plans do not name it
+        there, here = {"line_ends": "keep"} | plan["settings"], self.settings  # older plans lack line_ends
         other = []
         for key in sorted(there | here):
             if there.get(key) != here.get(key):
                 other.append(f"{key} was {there.get(key)} and is {here.get(key)}")
         if other:
             words = ", ".join(other)
-            raise ValueError(f"out={self.out}: holds shards of other settings ({words:.300}): give another folder")
+            raise ValueError(f"out={self.out}: holds shards of other settings ({words:.300}): set another folder")
         if changed := _changed(plan["files"], self.listing(files)):
             raise ValueError(
-                f"out={self.out}: its shards were begun with other files ({changed}): give another folder, or delete "
-                "that one, and start again"
+                f"out={self.out}: its shards were begun with other files ({changed}): set another folder, or delete "
+                "this one and start again"
             )
         state: dict[str, Any] = plan["vocabulary"]
         return state
 
     def write(self, files: Sequence[SourceFile], vocabulary_state: dict[str, object]) -> None:
-        """Write the vocabulary, and then the plan."""
+        """Write the vocabulary, then the plan."""
         write_json(self.out / VOCABULARY, vocabulary_state)
         plan = {"format": FORMAT, "settings": self.settings, "files": self.listing(files)}
         write_json(self.out / PLAN, plan | {"vocabulary": vocabulary_state})
 
     def refuse_strangers(self) -> None:
-        """Refuse to write among files of something else.
-
-        Raises:
-            ValueError: if `out` is no folder, or has files and no plan.
-        """
+        """Raise ValueError if `out` is not a folder, or has files but no plan."""
         if not str(self.out).strip() or (self.out.exists() and not self.out.is_dir()):
-            raise ValueError(f"out={self.out}: is no folder: give one that is not there yet")
+            raise ValueError(f"out={self.out}: is not a folder: set a new one")
         if self.out.is_dir() and not (self.out / PLAN).exists():
             known = {LOCK, VOCABULARY, *(path.name for path in leftovers(self.out))}
             strange = {path.name for path in self.out.iterdir()} - known
             if strange:
-                raise ValueError(f"out={self.out}: has other files ({min(strange)}): give a folder of its own")
+                raise ValueError(f"out={self.out}: has other files ({min(strange)}): set a new or empty folder")
 
 
 def _changed(before: Sequence[dict[str, object]], now: Sequence[dict[str, object]]) -> str | None:
-    """Return the first difference between two lists of files, in words."""
+    """Describe the first difference between two lists of files; None if they agree."""
     old = {file["name"]: file for file in before}
     new = {file["name"]: file for file in now}
     for name in [*old, *new]:
@@ -119,5 +115,5 @@ def _changed(before: Sequence[dict[str, object]], now: Sequence[dict[str, object
         if name not in old:
             return f"{printable(name)} is new"
         if any(old[name].get(key, value) != value for key, value in new[name].items()):  # older plans have no digest
-            return f"{printable(name)} was changed"
+            return f"{printable(name)} has changed"
     return None

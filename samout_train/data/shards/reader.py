@@ -1,9 +1,9 @@
-"""Pieces of shards, read where they lie.
+"""Read rows from the files of shards.
 
-Shards are not mapped into memory: a page that was read once would count as this process's until it is given back, and
-with the giving back a map is no faster. Of 1 GB in 16 files, random rows of 256 came at 231 to 242 million tokens a
-second by `preadv` and at 217 to 231 million from maps that were given back every 2,000 rows; with every 4,000 rows the
-maps were faster and held all of the files.
+Shards are not memory-mapped: a page that was read counts as memory of the process until it is released, and with the
+release a map is no faster. On 1 GB in 16 files, random rows of 256 arrived at 231 to 242 million tokens/s by `preadv`
+and at 217 to 231 million from maps released every 2,000 rows. Maps released every 4,000 rows were faster but kept all
+files in memory.
 """
 
 # R rows, W ids of a row
@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 from samout_train.data.shards.index import AGAIN
 from samout_train.data.vocabulary.base import PAD_ID
 
-MOST_OPEN = 256  # of 1,024 that a process may have on many systems
+MOST_OPEN = 256  # files; many systems allow a process 1,024
 
 
 @dataclass(frozen=True)
 class Places:
-    """The places of rows.
+    """The places of rows in shards.
 
     Args:
-        shards: (R,) the number of each one's shard.
-        starts: (R,) its first token there.
-        counts: (R,) its tokens.
+        shards: (R,) index of each row's shard.
+        starts: (R,) its first token in the shard.
+        counts: (R,) its number of tokens.
     """
 
     shards: NDArray[np.int64]
@@ -42,25 +42,20 @@ class Places:
 
     @classmethod
     def empty(cls, num_rows: int) -> "Places":
-        """Return places that are to be put in."""
+        """Return uninitialised places, to fill with `put`."""
         return cls(np.empty(num_rows, np.int64), np.empty(num_rows, np.int64), np.empty(num_rows, np.int64))
 
     def __getitem__(self, rows: NDArray[np.int64]) -> "Places":
-        """Some of them."""
+        """Return the places of some rows."""
         return Places(self.shards[rows], self.starts[rows], self.counts[rows])
 
     def put(self, rows: NDArray[np.int64], found: "Places") -> None:
-        """Set where some of them are."""
+        """Set the places of some rows."""
         self.shards[rows], self.starts[rows], self.counts[rows] = found.shards, found.starts, found.counts
 
 
 class ShardReader:
-    """Reads from files of ids, of which it keeps some open; threads may share it.
-
-    Args:
-        paths: The files.
-        dtype: Of their ids.
-    """
+    """Reads rows from files of ids and keeps up to MOST_OPEN of them open. Thread-safe."""
 
     def __init__(self, paths: Sequence[Path], dtype: "np.dtype[Any]") -> None:
         self.paths, self.dtype = list(paths), dtype
@@ -69,10 +64,10 @@ class ShardReader:
         weakref.finalize(self, _close, self._open)
 
     def read(self, places: Places, width: int) -> NDArray[np.int64]:
-        """Return rows of ids, (R, W), filled with padding where there are fewer.
+        """Return rows of ids, (R, W), with padding after short rows.
 
         Raises:
-            OSError: if a file has fewer than it should have.
+            OSError: if a file is too short.
         """
         size, row_bytes = self.dtype.itemsize, self.dtype.itemsize * width
         ids_RW = np.full((len(places.shards), width), PAD_ID, dtype=self.dtype)
@@ -98,9 +93,7 @@ class ShardReader:
         return file
 
     def _refuse(self, shard: int, end: int, wanted: int) -> None:
-        raise OSError(
-            f"{self.paths[shard]} ends at byte {end:,}, and its index says that there are {wanted:,} or more: {AGAIN}"
-        )
+        raise OSError(f"{self.paths[shard]} ends at byte {end:,}, and its index expects {wanted:,} or more: {AGAIN}")
 
 
 def _close(files: OrderedDict[int, int]) -> None:

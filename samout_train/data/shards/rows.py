@@ -1,4 +1,4 @@
-"""Rows of shards: where a folder is cut for validation, where its rows lie, and how those of several are mixed."""
+"""Rows of shards: the validation split of a folder, the places of its rows, and the mixture of several folders."""
 
 # R rows, T time, W = T + 1 ids of a row, G documents of a group
 
@@ -18,11 +18,11 @@ from samout_train.data.shuffle import drawn, shuffled
 from samout_train.data.source import next_token
 from samout_train.data.text.copies import Hashes, Words, document_hashes
 
-BLOCK = 10_000  # rows in which each source has its whole share
+BLOCK = 10_000  # rows within which each source has its exact share
 PLACED_TOGETHER = 1 << 13
 GROUP = 64
 COUNTED_TOGETHER = GROUP << 14
-MOST_VALIDATION = 10  # one token in so many, at the most
+MOST_VALIDATION = 10  # validation gets at most one token in ten
 MAKES_A_ROW = 3  # ids: <|sos|>, an input and a target
 Int64s = NDArray[np.int64]
 LayoutName = Literal["packed", "documents"]
@@ -30,12 +30,12 @@ LayoutName = Literal["packed", "documents"]
 
 @dataclass(frozen=True)
 class ShardSplit:
-    """Return where a folder is cut: where a document begins, if possible.
+    """The cut of a folder into training and validation, at the start of a document if possible.
 
     Args:
         index: The folder.
-        validation_tokens: Wanted for validation, at the most, and at most a tenth of all.
-        layout: In `documents`, it is one document at least.
+        validation_tokens: The most validation tokens; at most a tenth of all tokens are used.
+        layout: With `documents`, validation has at least one document.
     """
 
     index: ShardIndex
@@ -43,20 +43,20 @@ class ShardSplit:
     layout: LayoutName
 
     def documents(self, shard: int) -> NDArray[np.uint32]:
-        """Return where documents begin in a shard."""
+        """Return the start of each document in a shard, in tokens."""
         return np.fromfile(self.index.folder / f"{self.index.shards[shard].name}.documents", dtype=PLACE)
 
     @cached_property
     def cut(self) -> int:
-        """Return the place of the first token that is validated on, counted over all shards.
+        """Return the place of the first validation token, counted over all shards.
 
         Raises:
-            ValueError: if it is to be a document and there is only one.
+            ValueError: if the layout is `documents` and there are fewer than two.
         """
         total = int(self._ends[-1])
         wanted = min(self.validation_tokens, total // MOST_VALIDATION)
         place = self._document_from(total - wanted)
-        if place is None and self.layout == "documents":  # the last one is longer than what is wanted
+        if place is None and self.layout == "documents":  # the last document is longer than the wanted part
             return self._last_document()
         if place is None or (self.layout == "packed" and 2 * (total - place) < wanted):
             return total - wanted
@@ -64,12 +64,12 @@ class ShardSplit:
 
     @cached_property
     def train_lengths(self) -> list[int]:
-        """Return the tokens of each shard to learn from."""
+        """Return the number of training tokens of each shard."""
         lengths: list[int] = (self.cut - (self._ends - self._lengths)).clip(0, self._lengths).tolist()
         return lengths
 
     def train_documents(self) -> list[NDArray[np.uint32]]:
-        """Return where documents to learn from begin in each shard."""
+        """Return the start of each training document, by shard."""
         documents = []
         for shard, length in enumerate(self.train_lengths):
             starts = self.documents(shard)
@@ -77,7 +77,7 @@ class ShardSplit:
         return documents
 
     def hashes(self) -> tuple[Hashes, Hashes]:
-        """Return a hash of each document to learn from and of each to validate on, as far as it lies in one shard."""
+        """Return hashes of training and validation documents; of a document in two shards, only the first part's."""
         learned, validated, words = [], [], Words.of(self.index.vocabulary)
         for number, (shard, kept) in enumerate(zip(self.index.shards, self.train_lengths, strict=True)):
             starts = self.documents(number).astype(np.int64)
@@ -90,7 +90,7 @@ class ShardSplit:
         return np.concatenate([nothing, *learned]), np.concatenate([nothing, *validated])
 
     def validation(self) -> NDArray[np.integer]:
-        """Return the tokens behind the cut."""
+        """Return the tokens after the cut."""
         dtype = self.index.dtype
         pieces = [np.zeros(0, dtype=dtype)]
         for shard, kept in zip(self.index.shards, self.train_lengths, strict=True):
@@ -117,8 +117,8 @@ class ShardSplit:
     def _last_document(self) -> int:
         if self.index.total(lambda shard: shard.num_documents) < 2:
             raise ValueError(
-                f"data.layout=documents: {self.index.folder} has 1 document: take packed, or give two or more, so that "
-                "one can be validated on"
+                f"data.layout=documents: {self.index.folder} has 1 document: set packed, or use two or more, so that "
+                "one is left for validation"
             )
         last = max(number for number, shard in enumerate(self.index.shards) if shard.num_documents)
         return int(self.documents(last)[-1] + (self._ends[last] - self._lengths[last]))
@@ -131,21 +131,21 @@ class Layout(Protocol):
     num_windows: int
 
     def rows(self, indices: Int64s, epochs: Int64s) -> Places:
-        """For training: rows of epochs, one epoch for each."""
+        """Return training rows, each with its own epoch."""
         ...
 
     def windows(self, indices: Int64s) -> Places:
-        """For evaluation: rows that cover everything once."""
+        """Return evaluation rows, which cover everything once."""
         ...
 
 
 class PackedLayout:
-    """Windows of shards, one after another, that begin at another place of each shard in each epoch.
+    """Consecutive windows of shards, whose first start in each shard changes from epoch to epoch.
 
     Args:
-        lengths: Tokens of each shard; one that has too few for a row has none.
+        lengths: Tokens of each shard; a shard too short for a row has no rows.
         seq_len: Targets in a row T.
-        key: With the epoch, what decides where windows begin.
+        key: Key of the starts, together with the epoch.
     """
 
     def __init__(self, lengths: Sequence[int], *, seq_len: int, key: tuple[int, ...]) -> None:
@@ -164,26 +164,27 @@ class PackedLayout:
         return Places(shards, starts, np.full_like(starts, self.seq_len + 1))
 
     def windows(self, indices: Int64s) -> Places:
-        """Return windows from the first token of each shard on, of which the last is shorter."""
+        """Return windows from the first token of each shard; the last of a shard may be shorter."""
         shards, in_shard = _found(self._window_ends, indices)
         starts = in_shard * self.seq_len
         return Places(shards, starts, np.minimum(self.seq_len + 1, self._lengths[shards] - starts))
 
 
 class DocumentLayout:
-    """Rows that begin where a document does, behind its `<|sos|>`, or go on with one.
+    """Rows that begin after the `<|sos|>` of a document or continue one.
 
-    A document takes four bytes of memory, and every 64th another eight. What goes on from another shard is a document.
+    A document takes four bytes of memory, and every 64th another eight. The continuation of a document in the next
+    shard counts as a document.
 
     Args:
         lengths: Tokens of each shard.
-        documents: Of each shard, where documents begin, at their `<|sos|>`.
+        documents: The start of each document, at its `<|sos|>`, by shard.
         seq_len: Targets in a row T.
     """
 
     def __init__(self, lengths: Sequence[int], documents: Sequence[NDArray[np.uint32]], *, seq_len: int) -> None:
         self.seq_len = seq_len
-        # A document ends one before the next one begins; the last of a shard is followed by one that is none.
+        # A document ends one before the next one begins; a sentinel follows the last one of a shard.
         begins: list[NDArray[np.uint32]] = []
         self.num_short = 0
         for length, starts in zip(lengths, documents, strict=True):
@@ -228,18 +229,20 @@ class DocumentLayout:
 
 
 class ShardRows:
-    """Rows of several sources, in an order of its own.
+    """Rows of several sources, in an order of their own.
 
-    Of every 10,000 rows a source has a fixed number, spread evenly. Row p of the endless stream is so a row of a source
-    of which it is known how many came before, and each source goes through its own epochs, shuffled by its own key.
+    Each source has a fixed number of every 10,000 rows, spread evenly. The position in the endless stream therefore
+    determines a row's source and how many rows of that source came before it. Each source has its own epochs, shuffled
+    by its own key.
 
     Args:
-        layouts: Of each source; its shards follow those of the one before it.
-        reader: Of all shards.
+        layouts: The layout of each source; its shards follow those of the source before it.
+        reader: A reader of all shards.
+        first_shards: Index of each source's first shard.
         quotas: Rows of each source in 10,000.
         seq_len: Targets in a row T.
-        seed: Decides the order of each source's rows.
-        largest_id: The largest of all ids, by who wrote them.
+        seed: Seed of the order of each source's rows.
+        largest_id: The largest of all ids, as recorded by `tokenize`.
     """
 
     split = staticmethod(next_token)
@@ -269,7 +272,7 @@ class ShardRows:
         self._placed: tuple[int, Places] | None = None
 
     def take(self, indices: Int64s, epoch: int) -> Tensor:
-        """Return rows of the endless stream: epoch * num_rows + index is the place of each there, (R, T + 1) int64."""
+        """Return rows of the endless stream, at epoch * num_rows + index, (R, T + 1) int64."""
         stream = epoch * self.num_rows + indices
         chunks, within = np.divmod(stream, PLACED_TOGETHER)
         places = Places.empty(len(stream))
@@ -279,7 +282,7 @@ class ShardRows:
         return torch.from_numpy(self.reader.read(places, self.seq_len + 1))
 
     def windows(self, start: int, stop: int) -> Tensor:
-        """Return rows that cover each source once, one source after another, (R, T + 1) int64."""
+        """Return rows start to stop - 1 of those that cover each source once, source by source, (R, T + 1) int64."""
         sources, in_source = _found(self._window_ends, np.arange(start, min(stop, self.num_windows)))
         rows = []
         for source in np.unique(sources).tolist():
@@ -294,7 +297,7 @@ class ShardRows:
         return sources, blocks * self._quotas[sources] + self._earlier[within]
 
     def _places(self, chunk: int) -> Places:
-        """Many at a time, since few take as long."""
+        """Return the places of a chunk of the stream; computing few places would take as long."""
         if self._placed is None or self._placed[0] != chunk:
             stream = np.arange(chunk * PLACED_TOGETHER, (chunk + 1) * PLACED_TOGETHER)
             sources, earlier = self.sources_of(stream)
@@ -312,6 +315,6 @@ class ShardRows:
 
 
 def _found(ends: Int64s, indices: Int64s) -> tuple[Int64s, Int64s]:
-    """Return which of things that lie one behind another, ending at `ends`, an index is in, and its place there."""
+    """Return, for consecutive things that end at `ends`, the thing that holds each index and its place in it."""
     things = np.searchsorted(ends, indices, side="right")
     return things, indices - np.where(things > 0, ends[things - 1], 0)

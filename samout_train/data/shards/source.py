@@ -1,4 +1,4 @@
-"""Shards of ids that `tokenize` made: text of any size, from one folder or mixed from several."""
+"""The data source `shards`: text of any size as ids made by `tokenize`, from one folder or mixed from several."""
 
 import logging
 import math
@@ -22,24 +22,24 @@ from samout_train.data.vocabulary.base import PAD_ID, SOS_ID
 from samout_train.runtime import home_path
 
 log = logging.getLogger(__name__)
-MOST_LOOKED_AT = 200_000_000  # tokens in which copies are looked for
+MOST_LOOKED_AT = 200_000_000  # tokens; larger data is not searched for copies
 
 
 @validated
 @dataclass(kw_only=True)
 class Shards:
-    """Folders of shards; the end of each is for validation, which is held in memory.
+    """Folders of shards. The end of each is its validation split, which is held in memory.
 
     Args:
-        paths: A folder, or several, that `tokenize` made with one vocabulary.
-        weights: The share of rows of each folder; None takes rows as there are.
-        layout: `packed`: rows without padding, from one document into the next. `documents`: a row holds one document,
-            or goes on with one, and is filled with padding.
-        validation_tokens: Of each folder's end, at the most, and at most a tenth of it; whole documents where there
-            are any.
+        paths: One or more folders made by `tokenize` with one vocabulary.
+        weights: Relative share of each folder's rows; None for shares by their number of rows.
+        layout: `packed`: rows without padding, across documents. `documents`: a row begins with a document or continues
+            one, and is filled with padding.
+        validation_tokens: The most validation tokens of each folder, at most a tenth of it; whole documents if
+            possible.
         seq_len: Targets in a row.
         ignore_index: Targets of this value are not counted.
-        seed: Decides the order of rows, and where packed ones are cut in each epoch.
+        seed: Seed of the order of rows, and of the cuts of packed rows in each epoch.
     """
 
     paths: str | list[str]
@@ -54,12 +54,12 @@ class Shards:
         """Return the source.
 
         Raises:
-            ValueError: if a folder is none of shards or damaged, or there is too little in it.
+            ValueError: if a folder does not hold shards, or is damaged or too small.
         """
         indices = list(map(read_index, _folders(self.paths)))
         wrong = _other_vocabularies(indices) + _wrong_weights(self.weights, len(indices))
         if wrong or not indices:
-            raise ValueError("; ".join(wrong) or "data.paths is empty: give folders of shards")
+            raise ValueError("; ".join(wrong) or "data.paths is empty: set folders of shards")
         mixture = _Mixture(indices, self)
         mixture.warn_of_copies()
         return Source(
@@ -76,7 +76,7 @@ class Shards:
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], name: str) -> list[Problem]:
-        """Return what is wrong between the settings of a YAML (`problems_of`)."""
+        """Return the problems between the settings of a YAML; see `problems_of`."""
         return problems_of(cls, settings, name)
 
     def setting_problems(self, name: str) -> list[Problem]:
@@ -93,7 +93,7 @@ class Shards:
             except (ValueError, OSError) as error:
                 found.append(Problem(f"{name}.paths", text=str(error)))
         if not folders:
-            found.append(Problem(f"{name}.paths", text="is empty", fix="give folders of shards"))
+            found.append(Problem(f"{name}.paths", text="is empty", fix="set folders of shards"))
         for problem in _other_vocabularies(indices):
             found.append(Problem(f"{name}.paths", text=problem))
         for problem in _wrong_weights(self.weights, len(folders)):
@@ -152,10 +152,10 @@ class _Mixture:
         self.num_validation_tokens = len(tokens)
 
     def warn_of_copies(self) -> None:
-        """Say how many documents to validate on are also learned from, where all are read in seconds."""
+        """Warn of validation documents that are also in the training split, unless the data is too large to search."""
         if self.num_tokens > MOST_LOOKED_AT:
             log.info(
-                "data        copies of validation documents are not looked for in %s tokens", f"{self.num_tokens:,}"
+                "data        %s tokens are not searched for copies of validation documents", f"{self.num_tokens:,}"
             )
             return
         of_learned: list[Hashes] = []
@@ -178,14 +178,14 @@ class _Mixture:
             seq_len=seq_len,
             num_tokens=self.num_tokens,
             num_part=num_part,
-            part="to validate on",
+            part="for validation",
             num_bytes=sum(shard.text_bytes for shard in self.shards),
         )
         if problem:
             raise ValueError(problem)
 
     def description(self) -> dict[str, object]:
-        """Return what was read, for the record."""
+        """Return the record of the data."""
         facts: dict[str, object] = {
             "tokens": self.num_tokens,
             "vocabulary": len(self.indices[0].vocabulary),
@@ -220,27 +220,27 @@ def _layout(split: ShardSplit, seq_len: int, key: tuple[int, int]) -> Layout:
     if split.layout == "documents":
         documents = DocumentLayout(lengths, split.train_documents(), seq_len=seq_len)
         if not documents.num_rows:
-            raise ValueError(f"data.paths: in {folder} every document to learn from has fewer than two tokens")
+            raise ValueError(f"data.paths: in {folder} every training document has fewer than two tokens")
         return documents
     longest = max(lengths)
     if longest <= seq_len:
         raise ValueError(
             f"data.seq_len={seq_len}: a row takes {seq_len + 1:,} tokens of one shard, and the longest of "
-            f"{printable(folder)} has {longest:,} to learn from: set data.seq_len to {max(1, longest - 1)} or less, or "
-            "give more text"
+            f"{printable(folder)} has {longest:,} for training: set data.seq_len to {max(1, longest - 1)} or less, or "
+            "use more text"
         )
     return PackedLayout(lengths, seq_len=seq_len, key=key)
 
 
 def _quotas(weights: Sequence[float], indices: Sequence[ShardIndex]) -> list[int]:
-    """Whole numbers that add up to a block, by the largest remainder."""
+    """Return integers in proportion to the weights that add up to a block, by the largest remainder."""
     exact = np.array(weights, dtype=np.float64) / math.fsum(weights) * BLOCK
     quotas = np.floor(exact).astype(np.int64)
     quotas[np.argsort(quotas - exact, kind="stable")[: BLOCK - quotas.sum()]] += 1
     if not quotas.all():
         folder = indices[int(quotas.argmin())].folder
         raise ValueError(
-            f"data.weights: the share of {folder} is less than one row in {BLOCK:,}: give it more, or leave it out"
+            f"data.weights: the share of {folder} is less than one row in {BLOCK:,}: increase it, or leave it out"
         )
     whole: list[int] = quotas.tolist()
     return whole
@@ -269,7 +269,7 @@ def _wrong_weights(weights: Sequence[float] | None, num_folders: int) -> list[st
     if weights is None:
         return []
     if len(weights) != num_folders:
-        return [f"there are {len(weights)} weights for {num_folders} folders: give one for each, or null"]
+        return [f"there are {len(weights)} weights for {num_folders} folders: set one for each, or null"]
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        return ["each weight must be above 0: leave out a folder that is not wanted"]
+        return ["each weight must be above 0: remove the folder to leave it out"]
     return []

@@ -1,7 +1,7 @@
-"""Tasks shared out among processes that end with the one that started them, whatever ends it.
+"""Run tasks in processes that end with their parent, however it ends.
 
-A process of `concurrent.futures` waits for ever where its parent is killed. Here each has a pipe of its own, which
-breaks then.
+A process of `concurrent.futures` waits forever if its parent is killed. Here each process has its own pipe, which then
+breaks.
 """
 
 import os
@@ -28,20 +28,20 @@ class WorkerDiedError(Exception):
 def results(
     work: "Work[T, R]", tasks: Sequence[T], *, jobs: int, progress: Callable[[int], None], signals: StopSignals
 ) -> "Iterator[tuple[T, R]]":
-    """Yield what became of tasks, in the order in which they are done.
+    """Yield each task with its result, in the order of completion. No process outlives the call.
 
     Args:
-        work: Does one; gets it, and what to call with the amount of work that is done. It is sent to each process.
-        tasks: All of them.
-        jobs: Processes at a time.
-        progress: Called with what `work` told.
-        signals: Looked at while waiting.
+        work: Runs one task, given the task and a function to report progress. It is pickled to each process.
+        tasks: The tasks.
+        jobs: The most processes at a time.
+        progress: Called with the amounts that `work` reports.
+        signals: Checked while waiting.
 
     Raises:
-        ValueError: what `work` raised.
-        OSError: what `work` raised.
-        WorkerDiedError: if a process ended by itself.
-        StopRequestedError: on a signal. Whatever ends it, no process is left.
+        ValueError: raised by `work`.
+        OSError: raised by `work`.
+        WorkerDiedError: if a process died.
+        StopRequestedError: on a signal.
     """
     context = get_context("spawn")
     left = list(reversed(tasks))
@@ -78,7 +78,7 @@ def results(
 
 @contextmanager
 def _safe_path() -> Iterator[None]:
-    """Start interpreters without the working directory first, where a file may hide a module of the library."""
+    """Keep the working directory off the path of started interpreters: a file there may hide a library's module."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -91,11 +91,11 @@ def _safe_path() -> Iterator[None]:
 
 
 def _hand_out(running: dict[Connection, tuple[BaseProcess, Any]], to: Connection, left: list[Any]) -> None:
-    """Give a process its next task; where there is none, let it end."""
+    """Send a process its next task, or let it end if none is left."""
     process, _ = running[to]
     if left:
         running[to] = process, left.pop()
-        with suppress(OSError):  # it has ended, which the next look finds
+        with suppress(OSError):  # it has died, which the next read of its pipe reports
             to.send(running[to][1])
     else:
         to.close()
@@ -110,15 +110,15 @@ def _received(pipe: Connection, process: BaseProcess, signals: StopSignals) -> t
         process.join()
         signals.check()
         raise WorkerDiedError(
-            f"a process ended with code {process.exitcode} before its part was done (killed, or out of memory?): the "
-            "same command goes on from there; jobs=1 needs the least memory"
+            f"a process ended with code {process.exitcode} before its part was done (killed, or out of memory?): "
+            "repeat the same command to resume; jobs=1 needs the least memory"
         ) from None
     return kind, content
 
 
 def _serve(pipe: Connection, work: "Work[Any, Any]") -> None:
     """Do tasks until the pipe is closed at the other end."""
-    for number in SIGNALS:  # those of a terminal go to all its processes; the parent answers them
+    for number in SIGNALS:  # a terminal sends them to all its processes; the parent handles them
         signal.signal(number, signal.SIG_IGN)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:

@@ -1,8 +1,7 @@
-"""Many files to shards of ids, by several processes; what is interrupted goes on where it was.
+"""Tokenize many files into shards of ids in several processes, resuming after an interruption.
 
-The plan comes first: which files there are, how they are cut into parts, and the vocabulary. Each part then becomes a
-shard, one by one whole or not at all, and the index is written when all are there. Nothing here needs torch, which
-takes seconds to load in each process.
+The plan comes first: the files, their parts, and the vocabulary. Each part then becomes a shard, written atomically,
+and the index follows when every shard is complete. Nothing here imports torch, which takes seconds in each process.
 """
 
 import hashlib
@@ -40,14 +39,14 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Tokenized:
-    """The shards that were made.
+    """The result of `tokenize_files`.
 
     Args:
         index: All shards.
-        num_made: How many of them were made now.
-        num_damaged: How many of a finished folder disagreed with their digests; None where it was not finished.
-        read_bytes: Of the files, those that were tokenized now.
-        seconds: That it took, without learning the vocabulary.
+        num_made: Number of shards made by this call.
+        num_damaged: Number of damaged shards in a finished folder; None if the folder was unfinished.
+        read_bytes: Bytes of the files tokenized by this call.
+        seconds: Duration, without learning the vocabulary.
     """
 
     index: ShardIndex
@@ -58,16 +57,15 @@ class Tokenized:
 
 
 def tokenize_files(plan: ShardPlan, *, jobs: int) -> Tokenized:
-    """Make the shards that are missing; where none is, verifies all, and makes damaged ones anew.
+    """Make the missing shards; in a finished folder, verify all and replace damaged ones.
 
     Args:
-        plan: What is to be made.
-        jobs: Processes.
+        jobs: Number of processes.
 
     Raises:
-        ValueError: if a file cannot be read or was changed, or `out` holds something else.
+        ValueError: if a file cannot be read or has changed, or `out` holds something else.
         OSError: if `out` cannot be written.
-        WorkerDiedError: if a process ended by itself.
+        WorkerDiedError: if a process died.
         StopRequestedError: on a signal.
     """
     plan.refuse_strangers()
@@ -97,7 +95,7 @@ class _Making:
         self.numbers = range(len(worker.parts))
 
     def learned(self) -> Vocabulary:
-        """Return the vocabulary of the text."""
+        """Return the vocabulary learned from the text, or the given one."""
         choice = self.plan.choice
         if choice.name == Characters.name and choice.given is None:
             found = list(self._results("learning the vocabulary", self.worker.characters, self.numbers))
@@ -109,7 +107,7 @@ class _Making:
         if budget > enough:
             budget = max(1, enough // len(self.numbers))
         tasks = [(number, budget) for number in self.numbers]
-        # Their order is that of the parts, not that in which they were read, or pairs could differ from run to run.
+        # In the order of the parts, not of completion, or learned pairs could differ from run to run.
         samples = dict(self._results("learning the vocabulary", self.worker.sample, tasks))
         texts: list[str] = []
         for task in tasks:
@@ -117,7 +115,7 @@ class _Making:
         return choice.learn(lambda: texts, check_stop=self.signals.check)
 
     def run(self) -> Tokenized:
-        """Make what is missing or damaged, and the index."""
+        """Make missing and damaged shards, and the index."""
         out, state = self.plan.out, self.worker.vocabulary_state
         assert state is not None
         dtype = dtype_for(len(vocabulary_from(state)))
@@ -154,7 +152,7 @@ class _Making:
         *,
         done: int = 0,
     ) -> Iterator[tuple[T, R]]:
-        """Yield what `work` makes of tasks, with a bar of bytes."""
+        """Yield each task with the result of `work`, and show a progress bar of bytes."""
         total = self._text_bytes(self.numbers)
         with Bar(total=total, initial=done, unit="B", unit_scale=True, desc=name, delay=1, leave=False) as bar:
             yield from results(work, tasks, jobs=self.jobs, progress=bar.update, signals=self.signals)
@@ -168,22 +166,22 @@ class _Making:
             raise ValueError(f"path: there is no text in {len(self.worker.files)} file(s) of {self.plan.root}")
         if 2 * unknown > num_tokens:
             raise ValueError(
-                f"vocabulary_path: {unknown:,} of {num_tokens:,} tokens of the text are not in it: give the "
+                f"vocabulary_path: {unknown:,} of {num_tokens:,} tokens of the text are not in it: set the "
                 "vocabulary that belongs to the text, or null to make one; and another folder as out"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartWorker:
-    """Read parts of files and writes shards.
+    """Reads parts of files and writes shards.
 
     Args:
         out: The folder of the shards.
         files: The source files.
-        parts: What each part is made of.
-        jsonl: How JSON Lines are read; all else is text, with the same line ends.
-        vocabulary_state: What the vocabulary can be built from; None while it is learned.
-        given: Whether the vocabulary is not one of this text; what it has not is then padding.
+        parts: The spans of each part.
+        jsonl: The reader of JSON Lines; other files are text, with the same treatment of line ends.
+        vocabulary_state: The state to build the vocabulary from; None while it is learned.
+        given: Whether the vocabulary comes from elsewhere; unknown characters then become padding.
     """
 
     out: Path
@@ -195,9 +193,9 @@ class PartWorker:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """Return text to ids, built once in each process."""
+        """Return the vocabulary, built once in each process."""
         assert self.vocabulary_state is not None
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a process uses one core, as there are others
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core per process
         return vocabulary_from(self.vocabulary_state)
 
     def characters(self, number: int, progress: Progress) -> str:
@@ -208,8 +206,8 @@ class PartWorker:
         """Return the beginning of a part's text.
 
         Args:
-            task: The part, and how many UTF-8 bytes are wanted.
-            progress: Told of the bytes that were read.
+            task: The part, and the most UTF-8 bytes of its sample.
+            progress: Called with the number of bytes read.
         """
         number, left = task
         texts = []
@@ -226,7 +224,7 @@ class PartWorker:
         return texts
 
     def write(self, number: int, progress: Progress) -> Shard:
-        """Make the shard of a part: its ids, the places of its documents, and the note, in this order."""
+        """Write the shard of a part: its ids, the places of its documents, and the record, in this order."""
         writing = _Writing(self.vocabulary, PAD_ID if self.given else None)
         name = f"{number:05d}"
 
@@ -242,7 +240,7 @@ class PartWorker:
         return shard
 
     def is_whole(self, shard: Shard, progress: Progress) -> bool:
-        """Return whether both files of a shard have the digests that are recorded."""
+        """Return whether both files of a shard match their digests."""
         path = self.out / f"{shard.name}.bin"
         found = [sha256_of(path), sha256_of(path.with_suffix(".documents"))]
         progress(path.stat().st_size)
@@ -288,13 +286,13 @@ class PartWorker:
     def _refuse_changed(self, file: SourceFile) -> None:
         if SourceFile.of(file.path) != file:
             raise ValueError(
-                f"{printable(file.path)} was changed since the shards in {self.out} were begun: delete that folder, or "
-                "give another one as out, and start again"
+                f"{printable(file.path)} has changed since the shards in {self.out} were begun: delete that folder, or "
+                "set another one as out, and start again"
             )
 
 
 class _Writing:
-    """Counts kept while the ids of a shard are written."""
+    """Counts and digest of a shard while its ids are written."""
 
     def __init__(self, vocabulary: Vocabulary, unknown_id: int | None) -> None:
         self.vocabulary, self.unknown_id = vocabulary, unknown_id
@@ -306,13 +304,13 @@ class _Writing:
         self.left_out: Counter[str] = Counter()
 
     def encoded(self, piece: Piece) -> bytes:
-        """Return the ids of a piece as they lie in the file."""
+        """Return the ids of a piece as bytes of the file, and count them."""
         self.left_out.update(piece.left_out)
         ids = np.concatenate([np.zeros(0, dtype=np.int32), *map(self._ids, piece.parts)])
         if len(ids):
             self.largest_id = max(self.largest_id, int(ids.max()))
             if ids.min() < 0 or self.largest_id >= len(self.vocabulary):
-                raise ValueError(f"the vocabulary gives ids that it has not: 0 to {len(self.vocabulary) - 1} are its")
+                raise ValueError(f"the vocabulary returned ids out of its range 0 to {len(self.vocabulary) - 1}")
         self.starts.append(np.flatnonzero(ids == SOS_ID) + self.num_tokens)
         self.num_tokens += len(ids)
         self.unknown += int((ids == PAD_ID).sum())
@@ -321,13 +319,13 @@ class _Writing:
         return encoded
 
     def documents(self) -> bytes:
-        """Return where documents begin, as they lie in the file."""
+        """Return the starts of documents as bytes of the file."""
         if self.num_tokens >= np.iinfo(PLACE).max:
-            raise ValueError(f"a part of the text has {self.num_tokens:,} tokens, too many for a shard: cut its lines")
+            raise ValueError(f"part of the text has {self.num_tokens:,} tokens, too many for a shard: split its lines")
         return np.concatenate([np.zeros(0, dtype=np.int64), *self.starts]).astype(PLACE).tobytes()
 
     def shard(self, name: str, documents: bytes) -> Shard:
-        """Return what is known in the end."""
+        """Return the record of the finished shard."""
         return Shard(
             name=name,
             num_tokens=self.num_tokens,
@@ -349,24 +347,24 @@ class _Writing:
 
 @contextmanager
 def _alone(plan: ShardPlan) -> Iterator[None]:
-    """Hold the folder, which is there then; leave none behind in which nothing was begun."""
+    """Create the folder and hold its lock; delete a new folder again if no plan was written."""
     was_there = plan.out.exists()
     try:
         plan.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if is_full(error):
             raise
-        raise ValueError(f"out={plan.out}: cannot be made ({error.strerror}): give another folder") from error
+        raise ValueError(f"out={plan.out}: cannot be made ({error.strerror}): set another folder") from error
     lock = FileLock(plan.out / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"out={plan.out}: another process tokenizes into it: wait for that, or stop it") from None
+        raise ValueError(f"out={plan.out}: another process tokenizes into it: wait for it, or stop it") from None
     try:
         _clear(plan.out)
         yield
     finally:
-        _clear(plan.out)  # of processes that were ended
+        _clear(plan.out)  # files of killed processes
         lock.release()
         if not was_there and not (plan.out / PLAN).exists():
             with suppress(OSError):
@@ -375,7 +373,7 @@ def _alone(plan: ShardPlan) -> Iterator[None]:
 
 
 def _clear(folder: Path) -> None:
-    """Delete what is half written; what is open elsewhere cannot be deleted on Windows, and does no harm."""
+    """Delete half-written files. On Windows, files that are open elsewhere stay; they do no harm."""
     for path in leftovers(folder):
         with suppress(OSError):
             path.unlink(missing_ok=True)

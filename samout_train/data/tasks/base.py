@@ -1,4 +1,4 @@
-"""The base of tasks: sources whose rows are drawn from a seed, and whose answers alone are counted."""
+"""The base of tasks: sources whose rows are drawn from a seed, and in which only answers are counted."""
 
 # R rows, T time
 
@@ -17,25 +17,25 @@ from samout_train.config import Positive, Problem, Range
 from samout_train.data.source import LabelledRows, Source, problems_of
 
 Ids = NDArray[np.integer[Any]]
-# From a generator, a number of rows and their length to inputs and labels, (R, T) each.
+# Maps a generator, the number of rows and their length to inputs and labels, (R, T) each.
 Draw = Callable[[np.random.Generator, int, int], tuple[Ids, Ids]]
-IGNORED = -100  # the label of what is no answer
+IGNORED = -100  # the label of positions without an answer
 TRAIN, VALIDATION, TEST = range(3)
 
 
 @dataclass(kw_only=True)
 class Task(ABC):
-    """A task: the settings that all share, and what each says of its rows.
+    """A task: the settings that all tasks share, and the methods that define its rows.
 
     Args:
-        seq_len: Tokens in a row T, to learn from and to validate on.
+        seq_len: Tokens T in a row of training and validation.
         test_lengths: Lengths of rows to test at.
-        num_sequences: Rows of an epoch; another epoch has other ones.
-        num_test_sequences: Rows to validate on, and of each test.
-        seed: Decides all rows.
+        num_sequences: Rows of an epoch; each epoch has new ones.
+        num_test_sequences: Rows of the validation split and of each test.
+        seed: Seed of all rows.
     """
 
-    test_by: ClassVar[str] = "length"  # what is tested at, in the name of each test
+    test_by: ClassVar[str] = "length"  # the tested quantity, in the name of each test
 
     seq_len: Annotated[int, Positive]
     test_lengths: list[Annotated[int, Positive]]
@@ -55,14 +55,14 @@ class Task(ABC):
 
     @abstractmethod
     def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
-        """Return rows to learn from and their answers, (R, T) each; what is no answer is IGNORED."""
+        """Return training rows and their answers, (R, T) each; positions without an answer are IGNORED."""
 
     def draw_test(self, generator: np.random.Generator, num_rows: int, value: int) -> tuple[Ids, Ids]:
         """Return rows of the test at a value, such as a length, and their answers, (R, T) each."""
         return self.draw(generator, num_rows, value)
 
     def tested_at(self) -> Sequence[int]:
-        """Return what to test at, one test each."""
+        """Return the values to test at, one test each."""
         return self.test_lengths
 
     def test_row(self, value: int) -> int:
@@ -71,19 +71,19 @@ class Task(ABC):
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], name: str) -> list[Problem]:
-        """Return what is wrong between the settings of a YAML (`problems_of`)."""
+        """Return the problems between the settings of a YAML; see `problems_of`."""
         return problems_of(cls, settings, name)
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return what is wrong between settings that are right by themselves."""
+        """Return the problems of settings that are valid one by one."""
         return self.length_problems(name, least=1, reason="a token")
 
     def length_problems(self, name: str, *, least: int, reason: str, even: bool = False) -> list[Problem]:
-        """Return what is wrong with the lengths of rows, as the function of that name does."""
+        """Return the problems of the lengths of rows; see the function of this name."""
         return length_problems(vars(self), name, least=least, reason=reason, even=even)
 
     def source(self) -> Source:
-        """Return the source, with a test for each of what to test at."""
+        """Return the source, with a test for each value of `tested_at`."""
         return task(
             self.draw,
             draw_test=self.draw_test,
@@ -116,17 +116,17 @@ def task(
     """Return a source of one task.
 
     Args:
-        draw: Draws rows to learn from.
+        draw: Draws training and validation rows.
         vocab_size: Number of ids V.
         chance: The accuracy of guessing.
-        seq_len: Length T of the rows to learn from and to validate on.
-        test_lengths: What to test at, one test each.
-        num_sequences: Rows of an epoch; another epoch has other ones.
-        num_test_sequences: Rows to validate on, and of each test.
-        seed: Decides all rows.
-        draw_test: Draws the rows of tests, where those differ, from what to test at instead of their length.
-        test_by: What `test_lengths` are, in the name of each test.
-        test_row: The length of a test's rows, from what to test at.
+        seq_len: Length T of training and validation rows.
+        test_lengths: The values to test at, one test each.
+        num_sequences: Rows of an epoch; each epoch has new ones.
+        num_test_sequences: Rows of the validation split and of each test.
+        seed: Seed of all rows.
+        draw_test: Draws the rows of tests, given the tested value in place of the length; None for `draw`.
+        test_by: The tested quantity, in the name of each test.
+        test_row: Maps a tested value to the length of the test's rows.
 
     Returns:
         A source with a test for each of `test_lengths`, named such as `length_256`.
@@ -156,13 +156,13 @@ def task(
 
 
 class DrawnRows:
-    """Rows drawn from a seed when they are first asked for, other ones in each epoch: nothing can be memorised.
+    """Rows drawn from a seed on first use, new ones in each epoch, so that a model cannot memorise them.
 
     Args:
-        draw: Draws them.
+        draw: Draws the rows of an epoch.
         num_rows: Rows of an epoch.
-        seq_len: Their length T.
-        seed: With the epoch, decides what is drawn.
+        seq_len: Length T of a row.
+        seed: Seed of the rows, together with the epoch.
     """
 
     def __init__(self, draw: Draw, *, num_rows: int, seq_len: int, seed: tuple[int, ...]) -> None:
@@ -197,12 +197,12 @@ class DrawnRows:
 
 
 def _drawn_at(draw: Draw, value: int, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
-    """Return rows of a test: what it tests at stands in the place of their length."""
+    """Return rows of a test: passes the tested value to `draw` in place of the length."""
     return draw(generator, num_rows, value)
 
 
 def last_answer_only(draw: Draw) -> Draw:
-    """Return the same rows with the last answer only: a test of what many steps come to, of independent answers.
+    """Return a function that draws the same rows with the last answer only, the result of all steps.
 
     Args:
         draw: Draws rows that end with an answer.
@@ -220,14 +220,14 @@ def last_answer_only(draw: Draw) -> Draw:
 def length_problems(
     settings: Mapping[str, Any], name: str, *, least: int, reason: str, even: bool = False
 ) -> list[Problem]:
-    """Return what is wrong with the lengths of a task's rows.
+    """Return the problems of the lengths of a task's rows.
 
     Args:
-        settings: With `seq_len` and `test_lengths`, each above 0.
-        name: The key that they stand under, such as `data`.
-        least: The shortest row that there can be.
-        reason: What it has to hold.
-        even: Whether it must be an even number.
+        settings: Settings with `seq_len` and `test_lengths`, each above 0.
+        name: The key of this group of settings, such as `data`.
+        least: The shortest possible row.
+        reason: The content of the shortest row, for the message.
+        even: Whether lengths must be even.
     """
     given = [("seq_len", settings["seq_len"]), *(("test_lengths", length) for length in settings["test_lengths"])]
     found = []
@@ -241,5 +241,5 @@ def length_problems(
             found.append(Problem(f"{name}.{key}", str(length), text="a row has two halves", fix=fix))
     if len(set(settings["test_lengths"])) < len(settings["test_lengths"]):
         given_twice = str(settings["test_lengths"])
-        found.append(Problem(f"{name}.test_lengths", given_twice, text="has one of them twice", fix="leave that out"))
+        found.append(Problem(f"{name}.test_lengths", given_twice, text="has a value twice", fix="remove one"))
     return found

@@ -1,6 +1,6 @@
-"""Has it been there: words, then questions whether one of them was among them, in any order.
+"""Membership: words, then questions whether a word was among them, in any order.
 
-What a running maximum is made for: it keeps what has been there, and not when.
+The task suits a running maximum, which records that a word occurred but not when.
 """
 
 # R rows, T time, W words, Q questions of a row
@@ -20,13 +20,18 @@ NO, YES, FIRST_WORD = 0, 1, 2
 @validated
 @dataclass(kw_only=True)
 class HasSeen(Task):
-    """A row's first half is words, its second half asks: whether a word was there, yes (1) or no (0).
+    """A row's first half is words, its second half questions: whether a word occurred, yes (1) or no (0).
 
-    The words of a row are drawn from half of all words, another half in each row, so that some were never there however
-    long it is. Half of the answers are yes. T is an even number.
+    The words of a row come from a random half of all words, so that some never occur however long the row is. Half of
+    the answers are expected to be yes. T is even.
+
+    Such as W = 8, words 2 to 9 and the questions after them 10 to 17:
+
+        row      2  5  2 13 14 10
+        answers  -  -  -  1  0  1
 
     Args:
-        num_words: Different words W; each has an id for being there, and another for being asked about.
+        num_words: Different words W; each has one id as a word and another as a question.
     """
 
     num_words: Annotated[int, Range(2, Size.high)]
@@ -39,7 +44,7 @@ class HasSeen(Task):
         return FIRST_WORD + 2 * self.num_words
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return what is wrong with the lengths."""
+        """Return the problems of the lengths."""
         return self.length_problems(name, least=2, reason="a word and a question", even=True)
 
     def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
@@ -50,7 +55,7 @@ class HasSeen(Task):
         words_RQ = np.take_along_axis(shuffled_RW, generator.integers(num_words // 2, size=(num_rows, half)), axis=1)
         seen_RW = np.zeros((num_rows, num_words), dtype=bool)
         np.put_along_axis(seen_RW, words_RQ, True, axis=1)
-        # Words in any order, those that were there first: a question is one of the first so many, or of the others.
+        # Words in random order, those that occurred first: a question picks one of them, or one of the others.
         order_RW = np.lexsort((generator.random((num_rows, num_words)), ~seen_RW), axis=1)
         num_seen_R1 = seen_RW.sum(axis=1, keepdims=True)
         answers_RQ = generator.integers(2, size=(num_rows, half))

@@ -1,4 +1,4 @@
-"""Induction heads: what followed a mark once is the answer when the mark comes again, at the end.
+"""Induction heads: the symbol that followed a mark is the answer when the mark occurs again, at the end.
 
 Source: Gu and Dao, Mamba (arXiv 2312.00752), section 4.1.2: a vocabulary of 16, one mark.
 """
@@ -20,7 +20,12 @@ MARK, FIRST_SYMBOL = 0, 1
 @validated
 @dataclass(kw_only=True)
 class Induction(Task):
-    """A row is any symbols, with the mark at one place and at the end; the answer there is what followed it.
+    """A row is random symbols with the mark at one place and at the end; the answer is what followed the first mark.
+
+    Such as:
+
+        row      3  0  5  2  0
+        answers  -  -  -  -  5
 
     Args:
         num_symbols: Different symbols, beside the mark (0).
@@ -35,11 +40,11 @@ class Induction(Task):
 
     @property
     def chance(self) -> float:
-        """Return the share of one symbol."""
+        """Return 1 / num_symbols."""
         return 1 / self.num_symbols
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return what is wrong with the lengths."""
+        """Return the problems of the lengths."""
         return self.length_problems(name, least=3, reason="the mark, a symbol and the mark again")
 
     def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:

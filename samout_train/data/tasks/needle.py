@@ -1,7 +1,7 @@
-"""A needle in a haystack: words that stood behind a mark, to be said again far behind it.
+"""A needle in a haystack: words after a mark, to be repeated after a later mark.
 
-Source: the passkey test of Mohtashami and Jaggi, Landmark Attention (arXiv 2305.16300), section 4.2, with words drawn
-at random in the place of text.
+Source: the passkey test of Mohtashami and Jaggi, Landmark Attention (arXiv 2305.16300), section 4.2, with random words
+in place of text.
 """
 
 # R rows, T time, N words of the needle
@@ -23,16 +23,21 @@ MARK, FIRST_WORD = 0, 1
 @validated
 @dataclass(kw_only=True)
 class Needle(Task):
-    """A row is any words, a mark with N words behind it, any words, and the mark with the first N - 1 of them again.
+    """A row is random words, a mark and N words, random words, and the mark and the first N - 1 of these words again.
 
-    The N answers begin at the second mark, which is N + 1 to T - N places behind the first.
+    The N answers begin at the second mark, N + 1 to T - N places after the first.
+
+    Such as N = 2 and a distance of 4:
+
+        row      4  0  3  6  1  0  3
+        answers  -  -  -  -  -  3  6
 
     Args:
-        num_words: Different words, beside the mark (0).
+        num_words: Different words, not counting the mark (0).
         needle_words: Words N of the needle.
-        seq_len: Tokens in a row T, from 2 N + 1.
-        test_distances: Places from mark to mark to test at, from N + 1; where a row of T is too short for one, the rows
-            of that test are as long as they must be.
+        seq_len: Tokens T in a row, at least 2 N + 1.
+        test_distances: Distances between the marks to test at, at least N + 1. The rows of a test are longer than T if
+            its distance needs it.
     """
 
     test_by: ClassVar[str] = "distance"
@@ -50,7 +55,7 @@ class Needle(Task):
 
     @property
     def chance(self) -> float:
-        """Return the share of one word."""
+        """Return 1 / num_words."""
         return 1 / self.num_words
 
     def tested_at(self) -> Sequence[int]:
@@ -58,26 +63,26 @@ class Needle(Task):
         return self.test_distances
 
     def test_row(self, value: int) -> int:
-        """Return the length of rows that have room for a distance."""
+        """Return the length of rows with room for a distance."""
         return max(self.seq_len, value + self.needle_words)
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return what is wrong with the length and the distances."""
+        """Return the problems of the length and the distances."""
         words, distances = self.needle_words, self.test_distances
         reason = f"the mark and the {words} words of {name}.needle_words, twice"
         found = self.length_problems(name, least=2 * words + 1, reason=reason)
         for distance in distances:
             if distance <= words:
-                text = f"the mark comes again behind the {words} words of {name}.needle_words"
+                text = f"the mark occurs again after the {words} words of {name}.needle_words"
                 fix = f"set it to {words + 1} or more"
                 found.append(Problem(f"{name}.test_distances", str(distance), text=text, fix=fix))
         if len(set(distances)) < len(distances):
-            text = "has one of them twice"
-            found.append(Problem(f"{name}.test_distances", str(distances), text=text, fix="leave that out"))
+            text = "has a value twice"
+            found.append(Problem(f"{name}.test_distances", str(distances), text=text, fix="remove one"))
         return found
 
     def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
-        """Return rows with any distance."""
+        """Return rows with random distances."""
         words_RT = self._words(generator, num_rows, seq_len)
         least, most = self.needle_words + 1, seq_len - self.needle_words
         return self._marked(words_RT, generator.integers(least, most + 1, size=(num_rows, 1)))
@@ -91,7 +96,7 @@ class Needle(Task):
         return FIRST_WORD + generator.integers(self.num_words, size=(num_rows, seq_len))
 
     def _marked(self, inputs_RT: NDArray[np.int64], distance_R1: NDArray[np.int64]) -> tuple[Ids, Ids]:
-        """Return rows with both marks and the needle put into them, and their answers."""
+        """Return rows with both marks and the needle inserted, and their answers."""
         second = inputs_RT.shape[1] - self.needle_words
         first_R1 = second - distance_R1
         needle_RN = np.take_along_axis(inputs_RT, first_R1 + 1 + np.arange(self.needle_words), axis=1)

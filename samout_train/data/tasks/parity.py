@@ -1,8 +1,8 @@
-"""Parity: whether the ones so far are an odd number. The smallest thing that has to be counted.
+"""Parity: whether the number of ones so far is odd. The smallest task that needs counting.
 
-Source: Beck et al., xLSTM (arXiv 2405.04517), section 4.1: trained up to a length of 40, tested up to 256. What
-differs: there the end of a row is asked about, here in training every place is, so that a row has all lengths up to
-its own.
+Source: Beck et al., xLSTM (arXiv 2405.04517), section 4.1: trained up to a length of 40, tested up to 256. Departure:
+the paper has an answer at the end of a row only; here every position of a training row has one, so that a row covers
+all lengths up to its own.
 """
 
 # R rows, T time
@@ -20,13 +20,19 @@ from samout_train.data.tasks.base import Ids, Task, last_answer_only
 @validated
 @dataclass(kw_only=True)
 class Parity(Task):
-    """A row is bits, 0 and 1; the answer at each is the parity of all up to it. A test asks for the last one only."""
+    """A row is bits; the answer at each is the parity of the bits up to it. A test counts the last answer only.
+
+    For example:
+
+        row      1  0  1  1
+        answers  1  1  0  1
+    """
 
     num_ids: ClassVar[int] = 2
     chance: ClassVar[float] = 1 / 2
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return what is wrong with the lengths."""
+        """Return the problems of the lengths."""
         return self.length_problems(name, least=1, reason="a bit")
 
     def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:

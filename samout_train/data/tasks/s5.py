@@ -1,7 +1,7 @@
-"""The word problem of S5: what permutations of five things come to, one after another.
+"""The word problem of S5: the running product of permutations of five things.
 
-No model with a fixed number of layers that computes in parallel without a state of its own kind can do it at any
-length, unless TC0 equals NC1.
+Unless TC0 equals NC1, models in TC0, such as Transformers and diagonal state-space models of fixed depth, cannot solve
+it at every length.
 
 Source: Merrill et al., The Illusion of State in State-Space Models (arXiv 2404.08819), section 5; moves that swap two:
 Siems et al., DeltaProduct (arXiv 2502.10297), section 5.1.
@@ -28,10 +28,15 @@ THINGS = 5
 @validated
 @dataclass(kw_only=True)
 class S5(Task):
-    """A row is permutations; the answer at each is the product of all up to it. A test asks for the last one only.
+    """A row is permutations; the answer at each is the product up to it. A test counts the last answer only.
+
+    Permutations count in lexical order: 0 is the identity, 1 swaps the last two things, 2 the two before. Such as:
+
+        row      1  1  2  0  2
+        answers  1  0  2  2  0
 
     Args:
-        moves: Which permutations a row is made of: `all` 120, or the 10 `swaps` of two things and the identity.
+        moves: The permutations in a row: `all` 120, or the 10 `swaps` of two things and the identity.
     """
 
     moves: Moves
@@ -43,11 +48,11 @@ class S5(Task):
 
     @property
     def chance(self) -> float:
-        """Return the share of one permutation."""
+        """Return 1 / the number of permutations."""
         return 1 / self.num_ids
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return what is wrong with the lengths."""
+        """Return the problems of the lengths."""
         return self.length_problems(name, least=1, reason="a permutation")
 
     def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
@@ -55,7 +60,7 @@ class S5(Task):
         elements, product = elements_of_s5(), products()
         choices = np.arange(len(elements))
         if self.moves == "swaps":
-            moved = (elements != elements[0]).sum(axis=1)  # by each of them; a swap moves two
+            moved = (elements != elements[0]).sum(axis=1)  # things that each permutation moves; a swap moves two
             choices = np.flatnonzero(moved <= 2)
         inputs_RT = generator.choice(choices, size=(num_rows, seq_len))
         answers_RT = inputs_RT.copy()
@@ -73,13 +78,13 @@ s5 = source_function(S5)
 
 @cache
 def elements_of_s5() -> NDArray[np.int64]:
-    """Return where each of five things goes, (120, 5), by permutation in lexical order; the first is the identity."""
+    """Return the permutations, (120, 5), in lexical order; the first is the identity."""
     return np.array(list(permutations(range(THINGS))))
 
 
 @cache
 def products() -> NDArray[np.int64]:
-    """The number of the permutation that does first the one and then the other: (120, 120)."""
+    """Return the index of the permutation that applies first the row's and then the column's, (120, 120)."""
     elements = elements_of_s5()
     digits = THINGS ** np.arange(THINGS)[::-1]
     number = np.zeros(THINGS**THINGS, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Selective copying: symbols scattered among blanks, to be said in their order at the end.
+"""Selective copying: symbols scattered among blanks, to be repeated in order at the end.
 
 Source: Gu and Dao, Mamba (arXiv 2312.00752), section 4.1.1: 16 symbols out of a vocabulary of 16.
 """
@@ -20,7 +20,12 @@ BLANK, MARKER, FIRST_SYMBOL = 0, 1, 2
 @validated
 @dataclass(kw_only=True)
 class SelectiveCopy(Task):
-    """A row is N symbols at any places among blanks, then N markers; the answers there are the symbols in their order.
+    """A row is N symbols at random places among blanks, then N markers; the answers there are the symbols in order.
+
+    Such as N = 2:
+
+        row      0  4  0  0  3  1  1
+        answers  -  -  -  -  -  4  3
 
     Args:
         num_symbols: Different symbols; other ids are blank (0) and marker (1).
@@ -37,11 +42,11 @@ class SelectiveCopy(Task):
 
     @property
     def chance(self) -> float:
-        """Return the share of one symbol."""
+        """Return 1 / num_symbols."""
         return 1 / self.num_symbols
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return what is wrong with the lengths."""
+        """Return the problems of the lengths."""
         copied = self.num_copied
         return self.length_problems(name, least=2 * copied, reason=f"2 tokens for each of {name}.num_copied ({copied})")
 

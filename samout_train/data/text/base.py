@@ -1,7 +1,4 @@
-"""The base of sources of text: settings, one stream of tokens split by position, and messages.
-
-Files are looked at before a run, tokenized into one stream, and split by position.
-"""
+"""The base of text sources: find the files, tokenize them into one stream, and split it by position."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -26,22 +23,22 @@ TRAIN_SHARE = 0.9
 
 @dataclass(kw_only=True)
 class TextSource(ABC):
-    """Text as a source: the settings that all share; each says which files it reads.
+    """The settings that all text sources share; a subclass finds the files.
 
     The first 90 % of the tokens are for training, the rest for validation.
 
     Args:
         vocabulary: `characters`, `bytes` or `bpe`.
-        vocab_size: Ids of `bpe`, the special tokens and the 256 bytes included.
+        vocab_size: Ids of `bpe`, including the special tokens and the 256 bytes.
         vocabulary_path: A pickled vocabulary of the published kind, or the `vocabulary.json` of an export; None to make
             one from the text.
         seq_len: Targets in a row.
         ignore_index: Targets of this value are not counted.
-        seed: Decides where rows are cut in each epoch.
-        line_ends: `fold` makes CRLF and CR into LF.
+        seed: Seed of the cuts between rows in each epoch.
+        line_ends: `fold` turns CRLF and CR into LF.
     """
 
-    # Of files that are learned from and validated on, a warning says how many, so that they can be removed.
+    # Whether to warn of files that are in both splits, so that they can be removed.
     looks_for_copies: ClassVar[bool] = True
 
     vocabulary: VocabularyName
@@ -54,27 +51,27 @@ class TextSource(ABC):
 
     @abstractmethod
     def look_at(self) -> Survey:
-        """Find the files, and take their digests.
+        """Find the files and compute their digests.
 
         Raises:
-            ValueError: if there are none, or other ones than these must be.
+            ValueError: if there are none, or not the expected ones.
         """
 
     def choice(self) -> VocabularyChoice:
-        """Return the vocabulary that is chosen.
+        """Return the choice of the vocabulary.
 
         Raises:
-            ValueError: if a vocabulary file is given that cannot be used.
+            ValueError: if the given vocabulary file cannot be used.
         """
         return VocabularyChoice.of(
             vocabulary=self.vocabulary, vocab_size=self.vocab_size, vocabulary_path=self.vocabulary_path
         )
 
     def source(self) -> Source:
-        """Return the source, of one stream of tokens.
+        """Return the source, cut from one stream of tokens.
 
         Raises:
-            ValueError: if a file cannot be read, or there is too little in them.
+            ValueError: if a file cannot be read, or the text is too short.
         """
         choice = self.choice()
         looked_at = self.look_at()
@@ -93,7 +90,13 @@ class TextSource(ABC):
         )
 
     def source_of(
-        self, tokenized: TokenizedText, *, train: Rows, validation: Rows, description: dict[str, object]
+        self,
+        tokenized: TokenizedText,
+        *,
+        train: Rows,
+        validation: Rows,
+        description: dict[str, object],
+        words: int | None = None,
     ) -> Source:
         """Return the source of a text and its rows."""
         return Source(
@@ -106,15 +109,16 @@ class TextSource(ABC):
             floor_nats=None,
             line_ends=self.line_ends,
             description=description,
+            words=words,
         )
 
     @classmethod
     def problems(cls, settings: Mapping[str, Any], name: str) -> list[Problem]:
-        """Return what is wrong between the settings of a YAML (`problems_of`)."""
+        """Return the problems between the settings of a YAML; see `problems_of`."""
         return problems_of(cls, settings, name)
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return what prevents training on the files: seen by reading them once, before anything is built."""
+        """Return the problems of the settings and the files, which are read once before anything is built."""
         found: list[Problem] = []
         choice = None
         try:
@@ -137,19 +141,19 @@ class TextSource(ABC):
         if counts.num_bytes == 0:
             where = place_of(looked_at.root, looked_at.files)
             text = f"no text in {where}, {looked_at.num_bytes} bytes"
-            return [*found, Problem(f"{name}.path", text=text, fix="give one that has some")]
+            return [*found, Problem(f"{name}.path", text=text, fix="set a path with text")]
         return found + self.content_problems(name, looked_at, counts, choice)
 
     def content_problems(
         self, name: str, looked_at: Survey, counts: Counts, choice: VocabularyChoice | None
     ) -> list[Problem]:
-        """Return what is wrong with how much text there is.
+        """Return the problem of a text that is too short.
 
         Args:
-            name: The key that the settings stand under, such as `data`.
+            name: The key of this group of settings, such as `data`.
             looked_at: The files.
-            counts: Of what is in them, some text at least.
-            choice: The vocabulary; None where it cannot be used.
+            counts: Their content, which is not empty.
+            choice: The vocabulary; None if it cannot be used.
         """
         if choice is None or choice.given is not None:
             return []
@@ -175,7 +179,7 @@ def _warn_of_copies(looked_at: Survey, tokenized: TokenizedText, num_train: int)
 
 
 def counts_of(tokenized: TokenizedText) -> dict[str, object]:
-    """Return what a person wants to know of tokens: how many, and how many stand for what the vocabulary has not."""
+    """Return the record of a tokenized text: tokens, size of the vocabulary, and characters that it lacks."""
     counts: dict[str, object] = {"tokens": len(tokenized.tokens), "vocabulary": len(tokenized.vocabulary)}
     if tokenized.unknown:
         share = tokenized.unknown / len(tokenized.tokens)
@@ -184,10 +188,10 @@ def counts_of(tokenized: TokenizedText) -> dict[str, object]:
 
 
 def vocabulary_of(settings: Mapping[str, Any]) -> VocabularyChoice:
-    """Return the vocabulary that the keys of a data YAML choose.
+    """Return the choice of the vocabulary from the keys of a data YAML.
 
     Raises:
-        ValueError: if a vocabulary file is given that cannot be used.
+        ValueError: if the given vocabulary file cannot be used.
     """
     return VocabularyChoice.of(
         vocabulary=settings["vocabulary"],
@@ -197,35 +201,35 @@ def vocabulary_of(settings: Mapping[str, Any]) -> VocabularyChoice:
 
 
 def _too_short(looked_at: Survey, num_tokens: int, num_bytes: int, seq_len: int) -> str | None:
-    """Return what is wrong if the part to validate on is shorter than a row; it is the shorter part."""
+    """Return the problem of a validation split, the smaller one, that is shorter than a row."""
     return too_short(
         place_of(looked_at.root, looked_at.files),
         seq_len=seq_len,
         num_tokens=num_tokens,
         num_part=num_tokens - int(TRAIN_SHARE * num_tokens),
-        part="to validate on",
+        part="for validation",
         num_bytes=num_bytes,
     )
 
 
 def too_short(where: str, *, seq_len: int, num_tokens: int, num_part: int, part: str, num_bytes: int) -> str | None:
-    """Return what is wrong if a part of a text is shorter than a row, and what would fit.
+    """Return the problem of a part of a text that is shorter than a row, and what would fit; None if it is not.
 
     Args:
-        where: Its file or folder.
-        seq_len: Targets in a row; a row has one token more, which is only read.
-        num_tokens: Of the whole text.
-        num_part: Of the part.
-        part: Such as `to validate on`.
-        num_bytes: Of the whole text in UTF-8, which its tokens stand for.
+        where: The file or folder of the text.
+        seq_len: Targets in a row; a row has seq_len + 1 tokens.
+        num_tokens: Tokens of the whole text.
+        num_part: Tokens of the part.
+        part: Purpose of the part, such as `for validation`.
+        num_bytes: UTF-8 bytes of the whole text.
     """
     wanted = seq_len + 1
     if num_part >= wanted:
         return None
     enough = max(1, -(-wanted * num_bytes // max(1, num_part)))
-    fits = "give"
+    fits = "use"
     if num_part > 1:
-        fits = f"set data.seq_len to {num_part - 1} or less, or give"
+        fits = f"set data.seq_len to {num_part - 1} or less, or use"
     return (
         f"data.seq_len={seq_len}: a row takes {wanted:,} tokens, and {where} has {num_tokens:,} ({num_bytes:,} bytes), "
         f"{num_part:,} of them {part}: {fits} a text of about {enough:,} bytes or more"
@@ -233,7 +237,7 @@ def too_short(where: str, *, seq_len: int, num_tokens: int, num_part: int, part:
 
 
 def place_of(root: Path, files: Sequence[Path]) -> str:
-    """Return how a message calls the files of a text."""
+    """Return the name of a text's files in messages."""
     if len(files) == 1:
         return printable(files[0])
     return f"{len(files)} files in {printable(root)}"

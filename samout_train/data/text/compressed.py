@@ -7,12 +7,13 @@ import bz2
 import gzip
 import importlib.util
 import io
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from samout_train.runtime import compression_of
+from samout_train.runtime import HEAD_BYTES, compression_of
 
 ENDINGS = (".gz", ".bz2", ".zst")
 KINDS = ("gzip", "bzip2", "zstd")
@@ -21,12 +22,20 @@ READ_TOGETHER = 4096
 BUFFER_BYTES = 1 << 16
 
 
-def readable_compression(head: bytes) -> str | None:
-    """Return the kind of compression that can be undone here, by the first bytes of a file; None for any other file."""
+def readable_compression(head: bytes, *, archives: bool = False) -> str | None:
+    """Return the kind of compression that can be undone here, by the first bytes of a file; None for any other file.
+
+    Args:
+        head: The first bytes.
+        archives: Whether `zip` is one of them, of which a member is then chosen.
+    """
     found = compression_of(head)
-    if found is None or found[0] not in KINDS:
+    if found is None:
         return None
-    return found[0]
+    kind, _ = found
+    if kind in KINDS or (archives and kind == "zip"):
+        return kind
+    return None
 
 
 def without_ending(path: Path) -> Path:
@@ -36,22 +45,27 @@ def without_ending(path: Path) -> Path:
     return path
 
 
-def decompressed(name: str, file: IO[bytes], kind: str) -> IO[bytes]:
+def decompressed(name: str, file: IO[bytes], kind: str, member: str = "") -> IO[bytes]:
     """Return a stream of the content of a compressed file.
 
     Args:
         name: What messages call it.
         file: Opened at its first byte.
-        kind: One of `KINDS`.
+        kind: One of `KINDS`, or zip.
+        member: Of a zip archive, how the name of the file in it ends; `*` for the only one.
 
     Raises:
-        ValueError: if zstd is not installed. Reading raises it where the file is damaged or cut short.
+        ValueError: if zstd is not installed, or an archive has no such file, or several. Reading raises it where the
+            file is damaged or cut short.
     """
     damage: tuple[type[Exception], ...] = (OSError, zlib.error)
     if kind == "gzip":
         source: Any = gzip.GzipFile(fileobj=file)
     elif kind == "bzip2":
         source = _Frames(file, bz2.BZ2Decompressor)
+    elif kind == "zip":
+        source = _member(name, file, member)
+        damage = (OSError, zlib.error, zipfile.BadZipFile)
     else:
         if importlib.util.find_spec("zstandard") is None:
             need = "reading it needs zstandard: pip install 'samout_train[zst]'"
@@ -62,6 +76,34 @@ def decompressed(name: str, file: IO[bytes], kind: str) -> IO[bytes]:
         source = _Frames(file, zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj)
         damage = (OSError, zstandard.ZstdError)
     return io.BufferedReader(_Checked(name, kind, source, damage), BUFFER_BYTES)
+
+
+def members_of(path: Path) -> list[str]:
+    """Return the names of the files in a zip archive; nothing for any other file.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    with path.open("rb") as file:
+        if readable_compression(file.read(HEAD_BYTES), archives=True) != "zip":
+            return []
+        return _names(str(path), file)
+
+
+def _names(name: str, file: IO[bytes]) -> list[str]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{name} is damaged (zip, {error}): copy or download it again") from error
+
+
+def _member(name: str, file: IO[bytes], member: str) -> IO[bytes]:
+    wanted = [there for there in _names(name, file) if member == "*" or there.endswith(member)]
+    if len(wanted) != 1:
+        kind = "" if member == "*" else f" that end in {member}"
+        raise ValueError(f"{name} is an archive of {len(wanted)} files{kind}, and one is needed: unpack it")
+    return zipfile.ZipFile(file).open(wanted[0])
 
 
 class _Checked(io.RawIOBase):

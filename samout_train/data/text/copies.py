@@ -1,6 +1,6 @@
-"""Documents of the validation part that are in the training part as well, word for word.
+"""Find validation documents that are also in the training split, word for word.
 
-Blanks and line ends do not count: a document with other ones is the same text.
+Blanks and line ends do not count: two documents that differ in nothing else are copies.
 """
 
 # N tokens, D documents, V vocabulary
@@ -18,13 +18,13 @@ from samout_train.data.vocabulary.base import SOS_ID, Vocabulary
 NAMED = 3
 TOKENS_TOGETHER = 1 << 20
 BLANKS = b" \t\r\n\v\f"
-BASE, POWERS = 0xD1342543DE82EF95, 1 << 16  # an odd number, and how many of its powers lie in a table
+BASE, POWERS = 0xD1342543DE82EF95, 1 << 16  # an odd number, and the number of its powers in a table
 Hashes = NDArray[np.uint64]
 log = logging.getLogger(__name__)
 
 
 def starts_of(tokens: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Return where documents begin, at their `<|sos|>`, (D,), without reading a memory map as a whole."""
+    """Return the start of each document, at its `<|sos|>`, (D,); reads a memory map in blocks."""
     blocks = range(0, len(tokens), TOKENS_TOGETHER)
     found = [np.flatnonzero(tokens[block : block + TOKENS_TOGETHER] == SOS_ID) + block for block in blocks]
     return np.concatenate([np.zeros(0, dtype=np.int64), *found])
@@ -39,18 +39,15 @@ def warn_of_copies(
     what: str,
     names: Sequence[str] = (),
 ) -> int:
-    """Say in the log how many documents of the validation part are in the training part as well.
+    """Log a warning about validation documents that are also in the training split, and return their number.
 
     Args:
         tokens: (N,) ids of all documents.
-        starts: (D,) where each begins.
-        cut: The first token of the validation part.
-        vocabulary: What the ids stand for.
-        what: What the documents are, such as `files`.
-        names: Of the documents; empty if they have none.
-
-    Returns:
-        How many.
+        starts: (D,) start of each document.
+        cut: The first token of the validation split.
+        vocabulary: The vocabulary of the ids.
+        what: A word for the documents, such as `files`.
+        names: Names of the documents; empty if they have none.
     """
     found = copies(tokens, starts, cut, Words.of(vocabulary))
     num_validated = len(starts) - int(np.searchsorted(starts, cut, side="right")) + 1
@@ -62,7 +59,7 @@ def warn_of_copies(
 
 
 def warn(num_copies: int, num_validated: int, what: str, names: Sequence[str] = ()) -> None:
-    """Say in the log how many documents to validate on are copies of some to learn from, if any is."""
+    """Log a warning with the number of validation documents that are copies of training documents, if there are any."""
     if not num_copies:
         return
     first = [*names[:NAMED]]
@@ -72,7 +69,7 @@ def warn(num_copies: int, num_validated: int, what: str, names: Sequence[str] = 
     if first:
         in_brackets = f" ({', '.join(first)})"
     log.warning(
-        "data        %d of %d %s to validate on are also learned from, word for word%s: remove the copies, or the "
+        "data        %d of %d validation %s are also in the training split, word for word%s: remove the copies, or the "
         "validation loss is too low",
         num_copies,
         num_validated,
@@ -82,16 +79,15 @@ def warn(num_copies: int, num_validated: int, what: str, names: Sequence[str] = 
 
 
 def copies(tokens: NDArray[np.integer], starts: NDArray[np.int64], cut: int, words: "Words") -> NDArray[np.int64]:
-    """Return which documents of the validation part are in the training part as well, under another number.
+    """Return the indices of validation documents that equal another document of the training split.
 
-    A document that the cut goes through belongs to both parts. Two documents count as equal if a hash of 64 bits of
-    their text is.
+    A document across the cut belongs to both splits. Two documents are equal if the 64-bit hashes of their texts are.
 
     Args:
         tokens: (N,) ids of all documents.
-        starts: (D,) where each begins.
-        cut: The first token of the validation part.
-        words: What the ids stand for.
+        starts: (D,) start of each document.
+        cut: The first token of the validation split.
+        words: The hashes of the ids.
     """
     ends = np.append(starts[1:], len(tokens))
     hashes = document_hashes(tokens, starts, words)
@@ -105,11 +101,11 @@ def copies(tokens: NDArray[np.integer], starts: NDArray[np.int64], cut: int, wor
 
 @dataclass(frozen=True)
 class Words:
-    """Return what each id adds to the hash of a document, the sum of a number for each byte times a power by its place.
+    """The contribution of each id to a document's hash, the sum over bytes of a number times BASE ** position.
 
     Args:
-        lengths: (V,) bytes of each id that are no blanks and no line ends.
-        sums: (V,) the hash of these bytes alone.
+        lengths: (V,) bytes of each id, without blanks and line ends.
+        sums: (V,) hash of these bytes alone.
     """
 
     lengths: NDArray[np.int64]
@@ -117,7 +113,7 @@ class Words:
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> "Words":
-        """Return those of a vocabulary; `<|sos|>`, which each document begins with, adds nothing."""
+        """Compute them for a vocabulary; `<|sos|>`, which begins each document, adds nothing."""
         texts = [vocabulary.to_bytes([index]).translate(None, BLANKS) for index in range(len(vocabulary))]
         texts[SOS_ID] = b""
         lengths = np.array(list(map(len, texts)), dtype=np.int64)
@@ -131,7 +127,7 @@ class Words:
 def document_hashes(tokens: NDArray[np.integer], starts: NDArray[np.int64], words: Words) -> Hashes:
     """Return a hash of the text of each document, (D,); 0 for one without text."""
     hashes = np.zeros(len(starts), dtype=np.uint64)
-    read = 0  # bytes before the block of the document that goes on in it
+    read = 0  # bytes, in earlier blocks, of the document that continues in this one
     for first in range(0, len(tokens), TOKENS_TOGETHER):
         ids = np.asarray(tokens[first : first + TOKENS_TOGETHER])
         documents = np.arange(

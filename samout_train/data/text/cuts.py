@@ -1,8 +1,8 @@
-"""Cutting running text into parts that are tokenized one by one, with the same tokens as the whole.
+"""Cut running text into parts that can be tokenized one by one, with the same tokens as the whole text.
 
-A part ends where a word does. Where no word ends within `LONGEST` characters, as in DNA or base64, it ends there: that
-many characters behind the last end of a word, or behind the last such cut. So each part can be found without the text
-before it.
+A part ends at the end of a word. If no word ends within `LONGEST` characters, as in DNA or base64, the part ends there,
+that many characters after the last end of a word or the last such cut. Each part can therefore be found without the
+text before it.
 """
 
 import re
@@ -16,22 +16,22 @@ LINE_END = re.compile(r"\r\n?")
 
 
 def parts_of_text(text: str) -> Iterator[str]:
-    """Yield the parts of a text that begins where a part does."""
+    """Yield the parts of a text that begins at the start of a part."""
     return (match[0] for match in _part(LONGEST).finditer(text))
 
 
 def whole_parts(text: str, *, fold: bool) -> int:
-    """Return how many characters at the beginning of a text are whole parts; 0 if more of the text must be read.
+    """Return the number of characters in the whole parts that begin a text; 0 if more of the text must be read.
 
     Args:
-        text: It begins where a part does, and more follows it.
-        fold: Whether the parts are those of the text with folded line ends.
+        text: Text that begins at the start of a part and continues beyond its end.
+        fold: Whether the parts belong to the text with folded line ends.
     """
     if found := LAST_WORD_END.match(text):
         return found.end()
     if not fold:
         return len(text) // LONGEST * LONGEST
-    text = text.removesuffix("\r")  # the first half of a line end, perhaps
+    text = text.removesuffix("\r")  # possibly the first half of a line end
     end = len(folded(text)) // LONGEST * LONGEST
     for number, match in enumerate(re.finditer("\r\n", text)):
         if match.start() - number >= end:

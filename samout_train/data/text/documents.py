@@ -1,7 +1,7 @@
-"""Files to pieces of text and special tokens, in bounded memory, from any piece on.
+"""Read files as pieces of text and special tokens, in bounded memory, from any piece on.
 
-Where a piece ends depends only on where it starts, and a piece of running text ends where a word does: pieces can be
-tokenized one by one, and an interrupted tokenizing goes on behind the last one as if nothing had happened.
+The end of a piece depends only on its start, and a piece of running text ends at the end of a word. Pieces can
+therefore be tokenized one by one, and an interrupted tokenizing resumes after the last one with the same result.
 """
 
 import codecs
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from samout_train.config import ConfigError, Problem
+from samout_train.data.text.conversations import FORMS, LISTS, ExtraFields, turns_of
 from samout_train.data.text.cuts import folded, whole_parts
 from samout_train.data.text.encoding import (
     BYTE_ORDER_MARK,
@@ -27,15 +28,15 @@ from samout_train.data.text.encoding import (
 from samout_train.data.text.tables import TableRow, table_kind, table_rows
 from samout_train.runtime import HEAD_BYTES, home_path, old_file_away, shell_word
 
-CHUNK_BYTES = 1 << 21  # which a slow tokenizer takes two seconds for, so that signals are answered
+CHUNK_BYTES = 1 << 21  # two seconds of a slow tokenizer: the longest wait for a signal to be handled
 SOS = "<|sos|>"
 WITHOUT_TEXT = "documents without text"
 BESIDE_TEXT = '"{}" beside a "text", which is read'
 LineEnds = Literal["keep", "fold"]
-KEY = re.compile(r"[A-Za-z_][\w$-]*|0|[1-9]\d*", re.ASCII)  # what Hydra takes as a part of a key
+KEY = re.compile(r"[A-Za-z_][\w$-]*|0|[1-9]\d*", re.ASCII)  # a part of a key in Hydra's grammar
 TEXT_COLUMN = "text"
-COLUMNS = (TEXT_COLUMN, "messages", "conversations")
-KEYS = ("text", "conversations", "role", "content")
+COLUMNS = (TEXT_COLUMN, *LISTS, "instruction", "input", "output", "history", "system", "tools")
+KEYS = ("text", *LISTS, "role", "content", "from", "value", "instruction", "input", "output")
 LEAVE_OUT = "leave it out"
 SAMPLE_BYTES = 1 << 16
 ROLE_TOKENS = ("<|user|>", "<|agent|>", "<|history|>")
@@ -43,11 +44,7 @@ ROLE_TOKENS = ("<|user|>", "<|agent|>", "<|history|>")
 
 @dataclass(frozen=True)
 class Special:
-    """A special token among text.
-
-    Args:
-        token: Such as `<|user|>`.
-    """
+    """A special token among text, such as `<|user|>`."""
 
     token: str
 
@@ -77,43 +74,45 @@ class Piece:
 
 
 class Reader(Protocol):
-    """Reads one kind of file; its `repr` is part of what a tokenized text is known by."""
+    """Reads one kind of file; its `repr` is part of a tokenized text's key in the cache."""
 
     @property
     def line_ends(self) -> LineEnds:
-        """Return the way in which line ends are read."""
+        """Return the treatment of line ends."""
         ...
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
-        """Return the pieces of a file from a byte on: 0, or where an earlier piece ended.
+        """Yield the pieces of a file.
 
         Args:
             path: The file.
-            start: The first byte.
-            stop: Where to end: a place as `parts.place_to_cut` finds them; None reads to the end.
+            start: The first byte: 0, or the end of an earlier piece.
+            stop: The end, a place found by `parts.place_to_cut`; None to read to the end.
 
         Raises:
-            ValueError: at what cannot be read, with its place.
+            ValueError: if a part of the file cannot be read; the message has its place.
         """
         ...
 
 
 @dataclass(frozen=True)
 class TextReader:
-    """UTF-8 text, without the byte order marks that it begins with; those inside are characters like any other.
+    """Reads UTF-8 text without leading byte order marks; marks inside the text are ordinary characters.
 
     Args:
         sos: Whether each file begins with `<|sos|>`.
-        line_ends: `fold` makes CRLF and CR into LF.
-        way: The number of this way of reading, which is another one where the same file gives another text.
+        line_ends: `fold` turns CRLF and CR into LF.
+        way: Version of this reader; it changes whenever the same file would give another text.
+        member: The file to read in a zip archive (`encoding.opened`); its caller has to tell the texts apart.
     """
 
     sos: bool
     line_ends: LineEnds = "keep"
     way: int = field(default=2, init=False)
+    member: str = field(default="", repr=False)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
-        """Yield text that ends where it can be cut, so that no vocabulary sees half a word."""
+        """Yield text that ends at a place to cut, so that no vocabulary gets half a word."""
         if table_kind(path):
             yield from self._table(path, start, stop)
             return
@@ -122,7 +121,7 @@ class TextReader:
             parts.append(Special(SOS))
         chunk_bytes, fold = CHUNK_BYTES, self.line_ends == "fold"
         rest = b""
-        with opened(path) as file:
+        with opened(path, self.member) as file:
             if start > 0:
                 file.skip_to(start)
             else:
@@ -140,7 +139,7 @@ class TextReader:
                 text, used = _decoded(path, chunk, start, is_last)
                 if not is_last:
                     whole = whole_parts(text, fold=fold)
-                    if not whole:  # what has no end of a word is longer than the chunk
+                    if not whole:  # the part is longer than the chunk
                         chunk_bytes *= 2
                         continue
                     used -= len(text[whole:].encode())
@@ -171,34 +170,45 @@ class TextReader:
 
 @dataclass(frozen=True)
 class JsonlReader:
-    """JSON Lines, a document a line: `{"text": ...}` or `{"conversations": [{"role": ..., "content": ...}, ...]}`.
+    """Reads JSON Lines, a document per line: `{"text": ...}`, or a conversation in one of the forms of `conversations`.
 
     Args:
-        roles: The special token that stands before what a role says, such as `{"user": "<|user|>"}`, as pairs.
-        line_ends: `fold` makes CRLF and CR in what the strings of JSON hold into LF.
-        way: The number of this way of reading, which is another one where the same file gives other documents.
+        roles: The special token before a role's messages, by role, as pairs such as `("user", "<|user|>")`.
+        line_ends: `fold` turns CRLF and CR in the strings into LF.
+        way: Version of this reader; it changes whenever the same file would give other documents.
+        extra_fields: Whether other fields of conversations are counted or written into the text.
+        closes: Whether `<|user|>` follows a last turn of the agent, so that the model learns to end it.
         roles_key: The key that sets `roles`, for messages.
     """
 
     roles: tuple[tuple[str, str], ...]
     line_ends: LineEnds = "keep"
-    way: int = field(default=2, init=False)
+    way: int = field(default=3, init=False)
+    extra_fields: ExtraFields = "count"
+    closes: bool = False
     roles_key: str = field(default="data.roles", repr=False, compare=False)
 
     @classmethod
     def of(
-        cls, roles: Mapping[str, str], line_ends: LineEnds = "keep", *, roles_key: str = "data.roles"
+        cls,
+        roles: Mapping[str, str],
+        line_ends: LineEnds = "keep",
+        *,
+        extra_fields: ExtraFields = "count",
+        closes: bool = False,
+        roles_key: str = "data.roles",
     ) -> "JsonlReader":
-        """Return the reader that a dictionary of roles describes.
+        """Return the reader for a dictionary of roles.
 
         Raises:
-            ConfigError: if a role's token is none for roles.
+            ConfigError: if a role maps to a token that is not a role token.
         """
         for role, token in roles.items():
             if token not in ROLE_TOKENS:
                 text = f"must be {' or '.join(ROLE_TOKENS)}"
                 raise ConfigError(Problem(f"roles.{role}", token, text=text, kind="value"))
-        return cls(tuple(sorted(roles.items())), line_ends, roles_key=roles_key)
+        pairs = tuple(sorted(roles.items()))
+        return cls(pairs, line_ends, extra_fields=extra_fields, closes=closes, roles_key=roles_key)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
         """Yield whole lines, or rows of a table; each document that is not empty stands behind `<|sos|>`."""
@@ -213,7 +223,7 @@ class JsonlReader:
                 for line in lines:
                     text, _ = _decoded(path, line, start, is_last=True)
                     try:
-                        parts += self._document(text.lstrip("\ufeff"), left_out)  # marks, of files that were joined
+                        parts += self._document(text.lstrip("\ufeff"), left_out)  # byte order marks of joined files
                     except ValueError as error:
                         raise ValueError(f"{printable(path)} line {_line_number(path, start)}: {error}") from error
                     start += len(line)
@@ -240,30 +250,12 @@ class JsonlReader:
         except KeyTwiceError:
             raise
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"is no JSON ({error}): give one object a line") from error
+            raise ValueError(f"is not JSON ({error}): write one object per line") from error
         return self._of_object(document, left_out)
 
     def _of_object(self, document: Any, left_out: Counter[str]) -> list[str | Special]:
         """Return the parts of a document, of which a table or JSON has made an object."""
-        text = turns = None
-        if isinstance(document, dict):
-            text, turns = document.get("text"), document.get("conversations")
-        parts: list[str | Special] = []
-        if isinstance(text, str) and (text or not isinstance(turns, list)):
-            parts.append(text)
-            for key in ("conversations", "messages"):
-                if document.get(key):
-                    left_out[BESIDE_TEXT.format(key)] += 1
-        elif isinstance(turns, list):
-            for turn in turns:
-                parts += self._turn(turn)
-        else:
-            found = type(document).__name__
-            if isinstance(document, dict):
-                found = ", ".join(map(str, document))
-            raise ValueError(
-                f'has neither "text" with a text nor "conversations" with a list; it has: {found[:200] or "nothing"}'
-            )
+        parts = self._parts(document, left_out)
         has_text = False
         for number, part in enumerate(parts):
             if isinstance(part, str):
@@ -276,37 +268,57 @@ class JsonlReader:
             return []
         return [Special(SOS), *parts]
 
-    def _turn(self, turn: Any) -> list[str | Special]:
-        if not (isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
-            raise ValueError('a turn of "conversations" must be {"role": a text, "content": a text}')
-        token = dict(self.roles).get(turn["role"])
+    def _parts(self, document: Any, left_out: Counter[str]) -> list[str | Special]:
+        """Return the parts of a document, each after the token of its role."""
+        found = type(document).__name__
+        if isinstance(document, dict):
+            found = ", ".join(map(str, document))
+            text = document.get("text")
+            if isinstance(text, str) and (text or not any(isinstance(document.get(key), list) for key in LISTS)):
+                for key in LISTS:
+                    if document.get(key):
+                        left_out[BESIDE_TEXT.format(key)] += 1
+                return [text]
+            turns = turns_of(document, left_out, self.extra_fields)
+            if turns is not None:
+                parts: list[str | Special] = []
+                for turn in turns:
+                    parts += [Special(self._token_of(turn.role)), turn.content]
+                if self.closes and turns and parts[-2] == Special("<|agent|>"):
+                    parts.append(Special("<|user|>"))
+                return parts
+        raise ValueError(
+            f'has neither a string "text" nor a list "conversations"; it has: {found[:200] or "nothing"}; {FORMS}'
+        )
+
+    def _token_of(self, role: str) -> str:
+        token = dict(self.roles).get(role)
         if token is None:
             known = ", ".join(role for role, _ in self.roles)
             raise ValueError(
-                f"role {turn['role']!r} has no token ({known} have one): "
-                f"{_setting_of(self.roles_key, turn['role'])}, or another token"
+                f"role {role!r} has no token ({known} have one): {_setting_of(self.roles_key, role)}, or another token"
             )
-        return [Special(token), turn["content"]]
+        return token
 
 
 class KeyTwiceError(ValueError):
-    """A key stands twice in one object."""
+    """An object has a key twice."""
 
 
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     for key in KEYS:
         if len(content) < len(pairs) and sum(name == key for name, _ in pairs) > 1:
-            raise KeyTwiceError(f'has "{key}" twice in one object: leave one of them out')
+            raise KeyTwiceError(f'has "{key}" twice in one object: remove one of them')
     return content
 
 
 def _setting_of(roles_key: str, role: str) -> str:
-    """Say how a role gets a token: on the command line where Hydra takes its name for a key, else by a YAML."""
+    """Return how to set a role's token: on the command line if Hydra accepts its name as a key, else in a YAML."""
     if KEY.fullmatch(role):
         return f"set {shell_word(f'+{roles_key}.{role}=<|user|>')}"
     option = "roles"
-    if roles_key != option:  # the group of options is put below another key
+    if roles_key != option:  # the group of options belongs to another key
         option = f"roles@{roles_key}"
     name = ""
     for character in role:
@@ -335,7 +347,7 @@ def _together(rows: Iterator[TableRow]) -> Iterator[list[TableRow]]:
 
 
 def _lines(file: TextFile, start: int, stop: int | None) -> list[bytes]:
-    """Yield lines from a place where one begins, up to `stop` or a little more than a chunk."""
+    """Return lines from the start of one, up to `stop` or a little more than a chunk."""
     lines: list[bytes] = []
     size = 0
     while size <= CHUNK_BYTES and start + size != stop and (line := file.readline()):
@@ -345,15 +357,15 @@ def _lines(file: TextFile, start: int, stop: int | None) -> list[bytes]:
 
 
 def text_of(name: str, content: bytes, line_ends: LineEnds) -> str:
-    """Return what `TextReader` reads in a file of this content.
+    """Return the text that `TextReader` reads from a file with this content.
 
     Args:
-        name: What messages call it: the path of a file, or a word for what is none.
-        content: All of it.
-        line_ends: `fold` makes CRLF and CR into LF.
+        name: Its name in messages: the path of a file, or another word.
+        content: The whole content.
+        line_ends: `fold` turns CRLF and CR into LF.
 
     Raises:
-        ValueError: if it is no UTF-8 text.
+        ValueError: if it is not UTF-8 text.
     """
     if problem := other_kind(content[:HEAD_BYTES], _file_of(name)):
         raise ValueError(f"{name} {problem}")
@@ -374,15 +386,13 @@ def _decoded(name: Path | str, chunk: bytes, start: int, is_last: bool) -> tuple
 
 
 def _zeros(name: Path | str, chunk: bytes, start: int) -> str:
-    """Return what text with zero bytes may be, by where they lie, and what to do."""
+    """Return the likely encoding of text with zero bytes, by their places, and what to do."""
     first = -start % 4
     encoding = encoding_of_zeros(chunk[first : first + SAMPLE_BYTES])
     if encoding is None:
-        return "so it is no text: leave it out, or give the text that it was made of"
+        return "so it is not text: leave it out, or use the text that it was made of"
     line, away = to_utf_8(encoding, _file_of(name)), old_file_away(_file_of(name))
-    return (
-        f"so it is no UTF-8 text but {encoding}, it seems: convert it, for example with `{line}`, or {LEAVE_OUT}{away}"
-    )
+    return f"so it is probably {encoding} and not UTF-8: convert it, for example with `{line}`, or {LEAVE_OUT}{away}"
 
 
 def _no_utf_8(name: Path | str, error: UnicodeDecodeError, start: int) -> str:
@@ -396,14 +406,14 @@ def _no_utf_8(name: Path | str, error: UnicodeDecodeError, start: int) -> str:
         otherwise = again
     if chunk[error.start] == 0xED and chunk[error.start + 1 : error.start + 2] >= b"\xa0":
         return (
-            f"has half a surrogate pair {at}, as CESU-8 has, which is no UTF-8: save it again as UTF-8, or {LEAVE_OUT}"
+            f"has half a surrogate pair {at}, as in CESU-8, which is not UTF-8: save it again as UTF-8, or {LEAVE_OUT}"
         )
-    convert = f"convert it, for example with `{to_utf_8('WINDOWS-1252', _file_of(name))}` where it is Western European"
-    return f"is no UTF-8 {at}: {convert}, or {otherwise}{old_file_away(_file_of(name))}"
+    convert = f"convert it, for example with `{to_utf_8('WINDOWS-1252', _file_of(name))}` if it is Western European"
+    return f"is not UTF-8 {at}: {convert}, or {otherwise}{old_file_away(_file_of(name))}"
 
 
 def _file_of(name: Path | str) -> Path | None:
-    """Return the file that a name is of; None for what is no file, as standard input."""
+    """Return the file of this name; None for other input, such as standard input."""
     path = home_path(name)
     if path.is_file():
         return path
@@ -414,11 +424,11 @@ def _refuse_surrogates(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"has half a surrogate pair ({text[error.start]!r}), which is no character") from error
+        raise ValueError(f"has half a surrogate pair ({text[error.start]!r}), which is not a character") from error
 
 
 def _line_number(path: Path, start: int) -> int:
-    """Return the line that begins at a byte."""
+    """Return the number of the line that begins at a byte, from 1."""
     lines = 1
     with opened(path) as file:
         while start > 0 and (chunk := file.read(min(start, CHUNK_BYTES))):

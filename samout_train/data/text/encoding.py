@@ -34,7 +34,7 @@ COMPRESSED = "compressed, to be decompressed first"
 
 
 def printable(name: object) -> str:
-    """Return a file name with what cannot be printed, such as a line end or a byte that is no UTF-8, escaped."""
+    """Return a file name with unprintable characters, such as line ends and bytes that are not UTF-8, escaped."""
     text = str(name)
     if text.isprintable():
         return text
@@ -76,11 +76,16 @@ class TextFile:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[TextFile]:
+def opened(path: Path, member: str = "") -> Iterator[TextFile]:
     """Open a file of text, compressed or not.
 
+    Args:
+        path: The file.
+        member: Of a zip archive, how the name of the file in it ends, `*` for the only one; an archive is refused
+            without.
+
     Raises:
-        ValueError: if it cannot be opened, or if its first bytes are those of something else than UTF-8 text.
+        ValueError: if it cannot be opened, or its first bytes belong to another kind of file.
     """
     try:
         lying = path.open("rb")
@@ -89,18 +94,18 @@ def opened(path: Path) -> Iterator[TextFile]:
             f"{printable(path)} cannot be read ({error.strerror}): make it readable, or leave it out"
         ) from error
     with lying:
-        kind = readable_compression(lying.read(HEAD_BYTES))
-        head = _from_its_start(path, lying, kind).read(HEAD_BYTES)
+        kind = readable_compression(lying.read(HEAD_BYTES), archives=bool(member))
+        head = _from_its_start(path, lying, kind, member).read(HEAD_BYTES)
         if problem := other_kind(head, path if kind is None else None):  # lines that convert a file name it as it lies
             raise ValueError(f"{printable(path)} {problem}")
-        yield TextFile(lying, _from_its_start(path, lying, kind))
+        yield TextFile(lying, _from_its_start(path, lying, kind, member))
 
 
-def _from_its_start(path: Path, lying: IO[bytes], kind: str | None) -> IO[bytes]:
+def _from_its_start(path: Path, lying: IO[bytes], kind: str | None, member: str = "") -> IO[bytes]:
     lying.seek(0)
     if kind is None:
         return lying
-    return decompressed(printable(path), lying, kind)
+    return decompressed(printable(path), lying, kind, member)
 
 
 def no_text(path: Path) -> str | None:
@@ -157,27 +162,27 @@ def _lie_in(places: tuple[int, ...], others: tuple[int, ...], zeros: list[float]
 
 
 def other_kind(head: bytes, path: Path | None = None) -> str | None:
-    """Return what a file is and what to do, if its first bytes are those of something else than UTF-8 text.
+    """Return the kind of a file and what to do, if its first bytes show that it is not UTF-8 text.
 
     Args:
         head: Its first `HEAD_BYTES` bytes.
-        path: Where it lies; None if it has no name, as standard input.
+        path: The file; None without a name, such as standard input.
     """
     for mark, name in UNICODE.items():
         if head.startswith(mark):
             return f"is {name}: save it as UTF-8, for example with `{to_utf_8(name, path)}`{old_file_away(path)}"
     if head.startswith(PARQUET):
-        return "is a Parquet table: write its text column to a .txt or .jsonl file, and give that"
+        return "is a Parquet table: write its text column to a .txt or .jsonl file, and use that"
     if head.startswith((ARROW, ARROW_STREAM)):
         return "is an Arrow table: write its text column to a .txt or .jsonl file, and give that"
     if head.startswith(PDF):
         line, away = _of_pdf(path), old_file_away(path)
-        return f"is a PDF: extract its text first, for example with `{line}`, and give the text{away}"
+        return f"is a PDF: extract its text first, for example with `{line}`, and use the text{away}"
     return kept_otherwise(head, path, wanted=TEXT)
 
 
 def to_utf_8(encoding: str, path: Path | None) -> str:
-    """Return the line that converts a file from another encoding; both are named, whatever the locale is."""
+    """Return the command that converts a file from another encoding; it names both, so the locale has no effect."""
     return converting_line(f"iconv -f {encoding} -t UTF-8", path, "utf8")
 
 

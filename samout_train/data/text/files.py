@@ -1,4 +1,4 @@
-"""Find the files of a text, leaving out what cannot be read, and take their sizes and digests, before a run."""
+"""Find the files of a text, and compute their sizes and digests before a run."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from samout_train.data.text.documents import SOS, Piece, Reader, Special
 from samout_train.data.text.encoding import COMPRESSED, no_text, printable
 from samout_train.runtime import COMPRESSED_ENDINGS, Bar, cache_path, home_path, read_json, sha256_of, write_json
 
-FORMAT = 4
+FORMAT = 5
 NAMED = 3
 HIDDEN = "hidden"
 DANGLING = "links to nothing"
@@ -32,12 +32,12 @@ Identity = tuple[int, int]
 
 @dataclass(frozen=True)
 class Found:
-    """The files that a path names.
+    """The files of a path.
 
     Args:
-        root: What names are relative to.
-        files: In the order of their names.
-        left_out: Names of files and folders of the folder that are not read, by reason.
+        root: The folder that names are relative to.
+        files: The files, in the order of their names.
+        left_out: Names of skipped files and folders, by reason.
     """
 
     root: Path
@@ -45,25 +45,25 @@ class Found:
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def left_out_in_words(self) -> str:
-        """Return how many are left out, why, and the first of them; empty if none is."""
+        """Return a description of the skipped files: reasons, numbers and first names; empty if there are none."""
         return "; ".join(f"{reason}: {len(names)} ({_first(names)})" for reason, names in self.left_out.items())
 
 
 def find(path: str, pattern: str) -> Found:
-    """Find a file, or the files of a folder; links are followed, and each file is found once.
+    """Find a file, or the files of a folder. Links are followed, and each file is found once.
 
     Args:
-        path: Of the file or folder.
-        pattern: Which files of a folder, such as `**/*.txt`; hidden ones only if a part of it begins with a dot.
+        path: A file or folder.
+        pattern: Pattern of a folder's files, such as `**/*.txt`; matches hidden files only if a part begins with a dot.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no file.
     """
     root = home_path(path)
     if path and root.is_file() and not _is_special(root, root.stat()):
         return Found(root.parent, [root])
     if path and root.exists() and not root.is_dir():
-        raise ValueError(f"path={printable(path)}: is no regular file: copy its content to a file, and give that")
+        raise ValueError(f"path={printable(path)}: is not a regular file: copy its content to one, and use that")
     if not path or not root.is_dir():
         raise ValueError(f"path={printable(path)}: is not there: give a file or a folder")
     search = _Search(root, _parts(pattern))
@@ -74,7 +74,7 @@ def find(path: str, pattern: str) -> Found:
         if left_out := found.left_out_in_words():
             others = f" ({left_out})"
         raise ValueError(
-            f"path={printable(path)}: has no file that matches pattern={pattern}{others}: set pattern to what is there"
+            f"path={printable(path)}: has no file that matches pattern={pattern}{others}: set another pattern"
         )
     return found
 
@@ -85,16 +85,16 @@ def _parts(pattern: str) -> tuple[str, ...]:
     if not parts:
         reason = "it is empty"
     elif parts[0] == "/" or Path(pattern).is_absolute() or ".." in parts:
-        reason = "it leads out of the folder: set path to the folder that is meant"
+        reason = "it leads out of the folder: set path to the other folder"
     elif any(ANY_DEPTH in part and part != ANY_DEPTH for part in parts):
         reason = "** must stand alone between slashes"
     if reason:
-        raise ValueError(f"pattern={pattern}: is no pattern of files ({reason}): give one such as **/*.txt")
+        raise ValueError(f"pattern={pattern}: is not a pattern of files ({reason}): set one such as **/*.txt")
     return parts
 
 
 class _Search:
-    """One walk through a folder: first what lies in it, then what links in it lead to."""
+    """One walk through a folder: first its own files, then those behind its links."""
 
     def __init__(self, root: Path, pattern: tuple[str, ...]) -> None:
         self.root, self.pattern = root, pattern
@@ -146,12 +146,12 @@ class _Search:
             self._leave_out(HIDDEN, link)
         elif _identity(status) in map(_identity_of, link.parents):
             self._leave_out(LOOP, link)
-        elif (itself := _identity(link.lstat())) not in self._followed:  # or links to each other are never done
+        elif (itself := _identity(link.lstat())) not in self._followed:  # links to each other would never end
             self._followed.add(itself)
             self._walk(link)
 
     def _take(self, path: Path) -> None:
-        """Note a file that matches, or why it is left out."""
+        """Record a file that matches, or the reason for skipping it."""
         names = path.relative_to(self.root).parts
         if not self._names(path):
             if _matches((*names[:-1], without_ending(path).name), self.pattern):
@@ -181,7 +181,7 @@ class _Search:
     def _keep(self) -> None:
         """Keep each file once, under the first of its names."""
         for path, identity in sorted(self._matching):
-            if identity[1] and identity in self._identities:  # some systems have no numbers of files
+            if identity[1] and identity in self._identities:  # some systems have no inode numbers
                 self._leave_out(SAME, path)
             else:
                 self._identities.add(identity)
@@ -218,13 +218,13 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _is_special(path: Path, status: os.stat_result) -> bool:
-    """Return whether it is a pipe, a device, or a file of /proc, which has content and yet no size."""
+    """Return whether it is a pipe, a device, or a file of /proc, which has content but size 0."""
     if not stat.S_ISREG(status.st_mode) or status.st_size:
         return not stat.S_ISREG(status.st_mode)
     try:
         with path.open("rb") as file:
             return bool(file.read(1))
-    except OSError:  # which is told where it is read
+    except OSError:  # reported when the file is read
         return False
 
 
@@ -245,15 +245,15 @@ def _first(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Survey:
-    """Files that can be tokenized.
+    """Files to tokenize.
 
     Args:
-        root: What file names are relative to in the record.
-        files: In the order in which they are read.
-        reader: How they are read.
-        sizes: Their bytes.
-        digests: Their sha256.
-        left_out: What lies beside the files and is not read, in words; empty for nothing.
+        root: The folder that names in the record are relative to.
+        files: The files, in reading order.
+        reader: The reader of the files.
+        sizes: Their sizes in bytes.
+        digests: Their sha256 digests.
+        left_out: Description of skipped files; empty if there are none.
     """
 
     root: Path
@@ -265,12 +265,12 @@ class Survey:
 
     @property
     def num_bytes(self) -> int:
-        """Return the bytes of all files."""
+        """Return the size of all files in bytes."""
         return sum(self.sizes)
 
     @property
     def sha256(self) -> str:
-        """Return the sha256 of the content: of one file its own, of several that of the list of digests and names."""
+        """Return the sha256 of the content: a single file's own, or that of the list of digests and names."""
         if len(self.files) == 1:
             return self.digests[0]
         lines = []
@@ -288,21 +288,21 @@ class Survey:
         return entries
 
     def description(self) -> dict[str, object]:
-        """Return what the record of a run says of the files."""
+        """Return the files' part of a run's record."""
         facts: dict[str, object] = {"sha256": self.sha256, "files": self.record}
         if self.left_out:
             facts["left out"] = self.left_out
         return facts
 
     def changed(self) -> bool:
-        """Return whether a file is no longer what it was."""
+        """Return whether a file has changed since the survey."""
         try:
             return any(_read_digest(path) != digest for path, digest in zip(self.files, self.digests, strict=True))
         except OSError:
             return True
 
     def count(self) -> "Counts":
-        """Read all files to the end; where that was done before, the cache knows.
+        """Count the content of all files, or return the counts from the cache.
 
         Raises:
             ValueError: if a file cannot be read.
@@ -310,7 +310,7 @@ class Survey:
         path = cache_path("survey", FORMAT, self.reader, len(self.files), self.sha256, ending=".survey.json")
         note = read_json(path) or {}
         if note.keys() != {field.name for field in fields(Counts)}:
-            counts = Counts(characters=0, num_bytes=0, special_tokens=0, documents=0, left_out={})
+            counts = Counts(characters=0, num_bytes=0, words=0, lines=0, special_tokens=0, documents=0, left_out={})
             with Bar(total=self.num_bytes, unit="B", unit_scale=True, desc="reading", delay=1, leave=False) as bar:
                 for file in self.files:
                     start = 0
@@ -319,25 +319,29 @@ class Survey:
                         bar.update(piece.bytes_done - start)
                         start = piece.bytes_done
             note = asdict(counts)
-            with suppress(OSError):  # it only saves time
+            with suppress(OSError):  # the cache only saves time
                 write_json(path, note)
         return Counts(**note)
 
 
 @dataclass
 class Counts:
-    """The content of a file that was read.
+    """The amount of content in files.
 
     Args:
-        characters: Of text.
+        characters: Characters of text.
         num_bytes: UTF-8 bytes of text.
-        special_tokens: All of them.
-        documents: Those that are `<|sos|>`.
-        left_out: How much was passed over, by what it is.
+        words: Number of words, separated by blanks and line ends.
+        lines: Number of line ends.
+        special_tokens: Number of special tokens.
+        documents: Number of `<|sos|>` among them.
+        left_out: Number of skipped things, by kind.
     """
 
     characters: int
     num_bytes: int
+    words: int
+    lines: int
     special_tokens: int
     documents: int
     left_out: dict[str, int]
@@ -348,6 +352,8 @@ class Counts:
             if isinstance(part, str):
                 self.characters += len(part)
                 self.num_bytes += len(part.encode())
+                self.words += len(part.split())
+                self.lines += part.count("\n")
             else:
                 self.special_tokens += 1
         self.documents += piece.parts.count(Special(SOS))
@@ -356,13 +362,13 @@ class Counts:
 
 
 def survey(root: Path, files: Sequence[Path], reader: Reader, left_out: str = "") -> Survey:
-    """Take the digests of files.
+    """Compute the sizes and digests of files.
 
     Args:
-        root: What file names are relative to in the record.
-        files: At least one.
-        reader: How they are to be read.
-        left_out: What lies beside them and is not read, in words.
+        root: The folder that names in the record are relative to.
+        files: At least one file.
+        reader: The reader of the files.
+        left_out: Description of skipped files.
 
     Raises:
         ValueError: if a file cannot be read.
@@ -388,12 +394,12 @@ def _surveyed(root: Path, files: Sequence[Path], reader: Reader, left_out: str) 
 
 @lru_cache(maxsize=1 << 14)
 def _digest(path: Path, size: int, modified_ns: int, inode: int) -> str:
-    """Read a file that has not changed once a process: a check and the building of what it allows are two readers."""
+    """Return the digest of a file, read once per process while it is unchanged: a check and the build both need it."""
     return _read_digest(path)
 
 
 def _read_digest(path: Path) -> str:
     try:
         return sha256_of(path)
-    except OSError as error:  # in reading, it does not say which file
+    except OSError as error:  # an error in reading lacks the file's name
         raise type(error)(error.errno, error.strerror, str(path)) from error

@@ -10,42 +10,58 @@ from numpy.typing import NDArray
 from samout_train.config import Problem, validated
 from samout_train.data.source import Rows, Source, source_function
 from samout_train.data.text.base import TRAIN_SHARE, TextSource, counts_of, place_of, too_short
+from samout_train.data.text.conversations import ExtraFields
 from samout_train.data.text.copies import warn_of_copies
 from samout_train.data.text.documents import JsonlReader, LineEnds
 from samout_train.data.text.files import Counts, Survey, find, survey
+from samout_train.data.text.learned import LearnedRows, learned_tokens
 from samout_train.data.text.rows import PaddedRows, TokenRows, targets_and_rows
 from samout_train.data.text.token_cache import TokenizedText, tokenize
 from samout_train.data.vocabulary.base import PAD_ID, SOS_ID
 from samout_train.data.vocabulary.choice import VocabularyChoice
 
+Learn = Literal["all", "agent"]
+
 
 @validated
 @dataclass(kw_only=True)
 class Jsonl(TextSource):
-    """JSON Lines; the documents of the last tenth of the tokens are for validation.
+    """JSON Lines. The documents in the last tenth of the tokens are for validation.
 
     Args:
-        path: A file, or a folder: all files in it that match `pattern`, in the order of their names.
-        pattern: Which files of a folder, such as `**/*.jsonl`.
-        layout: `padded`: a document begins a row, goes on in further rows where it is longer, and the last one is
-            filled with padding. `packed`: documents one after another, each behind `<|sos|>`, in rows without padding.
-        roles: The special token that stands before what a role says.
+        path: A file, or a folder with files that match `pattern`, in the order of their names.
+        pattern: The files of a folder, such as `**/*.jsonl`.
+        layout: `padded`: a document begins a row and continues in further rows, the last filled with padding. `packed`:
+            documents follow each other, each after `<|sos|>`, in rows without padding.
+        roles: The special token before a role's messages, by role.
+        learn: `agent`: only the agent's messages are counted targets, and the token that ends each: the next role's, or
+            `<|user|>` after the last turn.
+        extra_fields: `write`: reasoning, tools and tool calls become text. `count`: they are skipped and counted.
     """
 
     path: str
     pattern: str
     layout: Literal["padded", "packed"]
     roles: dict[str, str]
+    learn: Learn = "all"
+    extra_fields: ExtraFields = "count"
 
     def look_at(self) -> Survey:
-        """Find the files, and take their digests."""
-        return look_at(self.path, self.pattern, self.roles, self.line_ends)
+        """Find the files and compute their digests."""
+        return look_at(
+            self.path,
+            self.pattern,
+            self.roles,
+            self.line_ends,
+            extra_fields=self.extra_fields,
+            learn=self.learn,
+        )
 
     def source(self) -> Source:
         """Return the source, split between two documents.
 
         Raises:
-            ValueError: if a line cannot be read, or there is too little in the files.
+            ValueError: if a line cannot be read, or the text is too short.
         """
         choice = self.choice()
         looked_at = self.look_at()
@@ -55,39 +71,53 @@ class Jsonl(TextSource):
         if self.layout == "packed":
             self._refuse_short(looked_at, len(tokenized.tokens), cut)
         documents = np.concatenate([learned, validated])
+        marks = None
+        if self.learn == "agent":
+            marks = self._marks(tokenized.tokens)
         warn_of_copies(tokenized.tokens, documents[:, 0], cut, tokenized.vocabulary, what="documents")
         return self.source_of(
             tokenized,
-            train=self._rows(tokenized.tokens, learned),
-            validation=self._rows(tokenized.tokens, validated),
+            train=rows_of(tokenized.tokens, learned, self, marks),
+            validation=rows_of(tokenized.tokens, validated, self, marks),
             description={
                 "documents": len(documents),
                 **counts_of(tokenized),
                 "layout": self.layout,
                 **self._waste(tokenized, learned, cut),
+                **self._learned(marks),
                 **looked_at.description(),
-                **self._left_out(looked_at, documents),
+                **self._left_out(looked_at, documents, marks),
             },
         )
 
     def content_problems(
         self, name: str, looked_at: Survey, counts: Counts, choice: VocabularyChoice | None
     ) -> list[Problem]:
-        """Return what is wrong with how many documents there are; how long they are is seen when they are tokens."""
+        """Return the problem of fewer than two documents. Their lengths are checked after tokenizing."""
         if counts.documents >= 2:
             return []
         where = place_of(looked_at.root, looked_at.files)
         text = f"{where} has {counts.documents} document"
-        return [Problem(f"{name}.path", text=text, fix="give two or more, so that one can be validated on")]
+        return [Problem(f"{name}.path", text=text, fix="use two or more, so that one is left for validation")]
 
-    def _rows(self, tokens: NDArray[np.integer], documents: NDArray[np.int64]) -> Rows:
-        if self.layout == "padded":
-            return PaddedRows(tokens, documents, seq_len=self.seq_len)
-        return TokenRows(tokens[documents[0, 0] : documents[-1, 1]], seq_len=self.seq_len, seed=self.seed)
+    def _marks(self, tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
+        marks = learned_tokens(tokens)
+        if not marks.any():
+            raise ValueError(
+                f"data.learn=agent: no role in data.path={self.path} is the agent's, so there is nothing to learn: "
+                "set data.learn=all, or data.roles to the roles that are there"
+            )
+        return marks
+
+    def _learned(self, marks: NDArray[np.uint8] | None) -> dict[str, str]:
+        if marks is None:
+            return {}
+        count = int(marks.sum())
+        return {"learned": f"{count} tokens, what the agent says ({count / len(marks):.2%})"}
 
     def _refuse_short(self, looked_at: Survey, num_tokens: int, cut: int) -> None:
-        """Refuse documents that are too short for a row; in padded rows, any length will do."""
-        for part, num_part in (("to learn from", cut), ("to validate on", num_tokens - cut)):
+        """Raise ValueError if a split is shorter than a packed row; padded rows accept any length."""
+        for part, num_part in (("for training", cut), ("for validation", num_tokens - cut)):
             problem = too_short(
                 place_of(looked_at.root, looked_at.files),
                 seq_len=self.seq_len,
@@ -100,7 +130,7 @@ class Jsonl(TextSource):
                 raise ValueError(f"{problem}, or set data.layout to padded")
 
     def _waste(self, tokenized: TokenizedText, learned: NDArray[np.int64], cut: int) -> dict[str, str]:
-        """Return the share of targets that are not counted, in each layout: padding, and what the vocabulary lacks."""
+        """Return the share of uncounted targets, padding and unknown characters, in each layout."""
         unknown = 0
         if tokenized.unknown:
             unknown = int((tokenized.tokens[:cut] == PAD_ID).sum())
@@ -110,8 +140,10 @@ class Jsonl(TextSource):
             padded = f"{1 - (int(targets.sum()) - unknown) / num_places:.2%}"
         return {"waste padded": padded, "waste packed": f"{unknown / cut:.2%}"}
 
-    def _left_out(self, looked_at: Survey, documents: NDArray[np.int64]) -> dict[str, str]:
-        """Return what is not learned from: files, and documents by what they lack."""
+    def _left_out(
+        self, looked_at: Survey, documents: NDArray[np.int64], marks: NDArray[np.uint8] | None
+    ) -> dict[str, str]:
+        """Return the skipped files and documents, by reason."""
         parts = []
         if looked_at.left_out:
             parts.append(looked_at.left_out)
@@ -121,6 +153,11 @@ class Jsonl(TextSource):
             num_targets, _ = targets_and_rows(documents, self.seq_len)
             if num_short := int((num_targets == 0).sum()):
                 parts.append(f"documents of one token, which have no target and make no row: {num_short}")
+        if marks is not None:
+            learned_up_to = np.concatenate([[0], np.cumsum(marks, dtype=np.int64)])
+            in_each = learned_up_to[documents[:, 1]] - learned_up_to[documents[:, 0]]
+            if num_silent := int((in_each == 0).sum()):
+                parts.append(f"documents in which no agent speaks: {num_silent}")
         if not parts:
             return {}
         return {"left out": "; ".join(parts)}
@@ -129,18 +166,49 @@ class Jsonl(TextSource):
 jsonl = source_function(Jsonl)
 
 
-def look_at(path: str, pattern: str, roles: Mapping[str, str], line_ends: LineEnds) -> Survey:
-    """Find the files of documents, and take their digests."""
+def look_at(
+    path: str,
+    pattern: str,
+    roles: Mapping[str, str],
+    line_ends: LineEnds,
+    *,
+    extra_fields: ExtraFields = "count",
+    learn: Learn = "all",
+) -> Survey:
+    """Find the files of documents and compute their digests."""
     found = find(path, pattern)
-    return survey(found.root, found.files, JsonlReader.of(roles, line_ends), found.left_out_in_words())
+    reader = JsonlReader.of(roles, line_ends, extra_fields=extra_fields, closes=learn == "agent")
+    return survey(found.root, found.files, reader, found.left_out_in_words())
+
+
+def rows_of(
+    tokens: NDArray[np.integer], documents: NDArray[np.int64], settings: Jsonl, marks: NDArray[np.uint8] | None
+) -> Rows:
+    """Return the rows of some documents.
+
+    Args:
+        tokens: (N,) ids of all documents.
+        documents: (documents, 2): where each begins and ends.
+        settings: Layout, length and seed.
+        marks: (N,) of `learned_tokens`; None where all targets are learned.
+    """
+
+    def rows(stream: NDArray[np.integer]) -> TokenRows | PaddedRows:
+        if settings.layout == "padded":
+            return PaddedRows(stream, documents, seq_len=settings.seq_len)
+        return TokenRows(stream[documents[0, 0] : documents[-1, 1]], seq_len=settings.seq_len, seed=settings.seed)
+
+    if marks is None:
+        return rows(tokens)
+    return LearnedRows(rows(tokens), rows(marks), ignore_index=settings.ignore_index)
 
 
 def _documents(tokens: NDArray[np.integer], path: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where each document of the two parts begins, at its `<|sos|>`, and ends: (documents, 2)."""
+    """Return start, at its `<|sos|>`, and end of each document, (documents, 2), for training and validation."""
     starts = np.flatnonzero(tokens == SOS_ID)
     if len(starts) < 2:
         raise ValueError(
-            f"data.path={path}: has {len(starts)} document: give two or more, so that one can be validated on"
+            f"data.path={path}: has {len(starts)} document: use two or more, so that one is left for validation"
         )
     documents = np.stack([starts, np.append(starts[1:], len(tokens))], axis=1)
     first_validation = int(np.searchsorted(starts, TRAIN_SHARE * len(tokens)).clip(1, len(starts) - 1))

@@ -1,7 +1,7 @@
-"""The Python files of the running interpreter's standard library: 10 MB and more of real text on every machine.
+"""The Python files of the interpreter's standard library: 10 MB or more of real text on every machine.
 
-Tests are left out: some systems ship them and some do not. What is read differs between Python versions, so the
-files and their digest are part of the record.
+Tests are left out, since only some systems ship them. The text differs between Python versions, so the record has the
+files and their digests.
 """
 
 import sysconfig
@@ -22,13 +22,13 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__p
 @validated
 @dataclass(kw_only=True)
 class PythonSource(TextSource):
-    """The standard library, files in the order of their names, each behind `<|sos|>`."""
+    """The standard library: files in the order of their names, each after `<|sos|>`."""
 
-    # The files are Python's own, so nobody can remove a copy; those that there are, are a few lines long.
+    # The user cannot remove copies from the standard library; they are a few lines long.
     looks_for_copies: ClassVar[bool] = False
 
     def look_at(self) -> Survey:
-        """Find the files, and take their digests.
+        """Find the files and compute their digests.
 
         Raises:
             ValueError: if this interpreter has no standard library in files.

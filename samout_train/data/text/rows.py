@@ -14,13 +14,13 @@ from samout_train.data.vocabulary.base import PAD_ID
 class TokenRows:
     """Windows of one long stream of tokens.
 
-    In an epoch the windows do not overlap and so show each token once, but for the few before the epoch's random first
-    window and behind the last; another epoch cuts at other places.
+    The windows of an epoch do not overlap: each token is a target once, except a few before the epoch's random first
+    window and after its last one. Each epoch cuts at other places.
 
     Args:
-        tokens: (N,) ids, any integer dtype; a memory map is never read as a whole.
-        seq_len: Targets in a row T; N must be at least T + 1.
-        seed: Decides where each epoch's first window begins.
+        tokens: (N,) ids of any integer dtype; a memory map is never read as a whole.
+        seq_len: Targets T in a row; N must be at least T + 1.
+        seed: Seed of the start of each epoch's first window.
 
     Raises:
         ValueError: if the stream is shorter than one row.
@@ -32,9 +32,9 @@ class TokenRows:
         if len(tokens) < seq_len + 1:
             raise ValueError(
                 f"data.seq_len ({seq_len}) needs {seq_len + 1} tokens, this part of the text has {len(tokens)}: "
-                f"set data.seq_len to {max(1, len(tokens) - 1)} or less, or give a longer text"
+                f"set data.seq_len to {max(1, len(tokens) - 1)} or less, or use a longer text"
             )
-        self.tokens: NDArray[np.integer] = np.asarray(tokens)  # the map without its class, which is slow to index
+        self.tokens: NDArray[np.integer] = np.asarray(tokens)  # numpy's memmap class is slow to index
         self.seq_len, self.seed = seq_len, seed
         self.num_rows = max(1, (len(tokens) - seq_len) // seq_len)
         self.num_windows = -(-(len(tokens) - 1) // seq_len)
@@ -42,7 +42,7 @@ class TokenRows:
         self._firsts: dict[int, int] = {}
 
     def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
-        """Return the windows of these indices, cut where this epoch cuts."""
+        """Return the windows of these indices in an epoch, (R, T + 1) int64."""
         starts = self._first(epoch) + indices * self.seq_len
         windows = self.tokens[starts[:, None] + self._offsets]
         return torch.from_numpy(windows.astype(np.int64))
@@ -54,7 +54,7 @@ class TokenRows:
         return self._firsts[epoch]
 
     def windows(self, start: int, stop: int) -> Tensor:
-        """Return consecutive windows from the first token.
+        """Return windows start to stop - 1 of those that follow each other from the first token, (R, T + 1) int64.
 
         The last one is filled with padding, so that every token but the first is a target exactly once.
         """
@@ -67,13 +67,13 @@ class TokenRows:
 
 
 class PaddedRows:
-    """Rows that begin where a document does, or go on with one, and are filled with padding behind its end.
+    """Rows that begin with a document or continue one, filled with padding after its end.
 
     Args:
         tokens: (N,) ids of all documents.
-        documents: (documents, 2): where each begins, at its `<|sos|>`, which no padded row has, and where it ends.
-            Those of fewer than two tokens behind it have no target and are left out.
-        seq_len: Targets in a row T.
+        documents: (documents, 2): the start of each, at its `<|sos|>`, which is not in a row, and its end. Documents
+            with fewer than two further tokens have no target and are left out.
+        seq_len: Targets T in a row.
 
     Raises:
         ValueError: if no document has a target.
@@ -91,7 +91,7 @@ class PaddedRows:
         self.num_rows = self.num_windows = len(document)
         self.num_targets = int(num_targets.sum())
         if not self.num_rows:
-            raise ValueError("data.path: in one part every document has fewer than two tokens: give longer ones")
+            raise ValueError("data.path: in one split every document has fewer than two tokens: use longer ones")
 
     def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
         """Return the rows of these indices, (R, T + 1) int64; the same in each epoch."""
@@ -101,11 +101,11 @@ class PaddedRows:
         return torch.from_numpy(np.where(inside, ids, PAD_ID))
 
     def windows(self, start: int, stop: int) -> Tensor:
-        """Return rows start to stop, in the order of the documents."""
+        """Return rows start to stop - 1, in the order of the documents."""
         return self.take(np.arange(start, min(stop, self.num_rows)), 0)
 
 
 def targets_and_rows(documents: NDArray[np.int64], seq_len: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return targets of each document, and the padded rows that they fill."""
+    """Return the number of targets of each document, and of padded rows that they fill."""
     num_targets = np.maximum(documents[:, 1] - documents[:, 0] - 2, 0)
     return num_targets, -(-num_targets // seq_len)

@@ -1,4 +1,4 @@
-"""Text of one's own: a file, or a folder of files."""
+"""The data source `text`: a file of UTF-8 text, or a folder of files."""
 
 from dataclasses import dataclass
 
@@ -16,16 +16,15 @@ class Text(TextSource):
     """UTF-8 text.
 
     Args:
-        path: A file, or a folder: all files in it that match `pattern`, in the order of their names, each behind
-            `<|sos|>`.
-        pattern: Which files of a folder, such as `**/*.txt`.
+        path: A file, or a folder with files that match `pattern`, in the order of their names, each after `<|sos|>`.
+        pattern: The files of a folder, such as `**/*.txt`.
     """
 
     path: str
     pattern: str
 
     def look_at(self) -> Survey:
-        """Find the files, and take their digests."""
+        """Find the files and compute their digests."""
         return look_at(self.path, self.pattern, self.line_ends)
 
 
@@ -33,7 +32,7 @@ text = source_function(Text)
 
 
 def look_at(path: str, pattern: str, line_ends: LineEnds) -> Survey:
-    """Find the files of a text, and take their digests.
+    """Find the files of a text and compute their digests.
 
     Raises:
         ValueError: if there is no such file, or none matches.

@@ -1,7 +1,7 @@
-"""Files to token ids, once: a memory-mapped file keyed by content, way of reading and vocabulary.
+"""The cache of tokenized text: memory-mapped files of ids, keyed by content, reader and vocabulary.
 
-An entry is complete when its `.json` is there: that is written last. Until then `.part` holds the ids so far and
-`.part.json` how far they go, so that an interrupted tokenizing goes on.
+An entry is complete when its `.json`, which is written last, exists. Until then `.part` holds the ids so far and
+`.part.json` the progress, so that an interrupted tokenizing resumes.
 """
 
 import logging
@@ -44,9 +44,9 @@ class TokenizedText:
     """A text as ids.
 
     Args:
-        tokens: (N,) memory map, uint16 where the vocabulary allows, else uint32.
-        vocabulary: Ids to text.
-        unknown: How many of them stand for a character that a given vocabulary has not.
+        tokens: (N,) memory map, uint16 if the vocabulary allows, else uint32.
+        vocabulary: The vocabulary.
+        unknown: Number of ids for characters that a given vocabulary lacks.
     """
 
     tokens: NDArray[np.integer]
@@ -56,15 +56,15 @@ class TokenizedText:
 
 @dataclass
 class _Journal:
-    """How far an unfinished tokenizing is.
+    """The progress of an unfinished tokenizing.
 
     Args:
-        vocabulary: What the vocabulary can be built from.
-        file: The number of the file.
-        offset: The place in it where the last piece ended.
-        num_tokens: Written so far.
-        unknown: How many of them stand for what the vocabulary lacks.
-        read_bytes: Bytes of the file, as it lies, that were read; None where `offset` is that number.
+        vocabulary: The state to build the vocabulary from.
+        file: Index of the current file.
+        offset: The end of the last piece in it.
+        num_tokens: Ids written so far.
+        unknown: Number of ids for characters that the vocabulary lacks.
+        read_bytes: Bytes read of the file on disk; None if that is `offset`.
     """
 
     vocabulary: dict[str, object]
@@ -76,47 +76,47 @@ class _Journal:
 
     @property
     def bytes_done(self) -> int:
-        """Return the bytes of the file, as it lies, that were read."""
+        """Return the bytes read of the file on disk."""
         if self.read_bytes is None:
             return self.offset
         return self.read_bytes
 
     def move_behind(self, piece: Piece) -> int:
-        """Move to the end of a piece; return how many more bytes of the file were read for it."""
+        """Move to the end of a piece; return the bytes of the file that were read for it."""
         before = self.bytes_done
         self.offset, self.read_bytes = piece.end, piece.read_bytes
         return self.bytes_done - before
 
 
 def tokenize(survey: Survey, choice: VocabularyChoice, *, most_unknown: float = MOST_UNKNOWN) -> TokenizedText:
-    """Return the ids of the files of a survey, from the cache where they are there already.
+    """Return the ids of the files of a survey, from the cache if they are complete there.
 
     Args:
-        survey: Which files, and what is in them.
+        survey: The files.
         choice: The vocabulary.
-        most_unknown: The share of the tokens that a given vocabulary may lack.
+        most_unknown: The largest share of tokens that a given vocabulary may lack.
 
     Raises:
-        ValueError: if a file cannot be read, or a given vocabulary lacks more of it.
+        ValueError: if a file cannot be read, or a given vocabulary lacks more.
         PlaceError: if the cache cannot be written.
-        StopRequestedError: on a signal; the next call goes on from there.
+        StopRequestedError: on a signal; the next call resumes.
     """
     parts = ("tokens", FORMAT, survey.reader, choice.key(), len(survey.files), survey.sha256)
     bin_path = cache_path(*parts, ending=".bin")
     entry = _undamaged(bin_path)
     if entry is None:
         with _told_of_the_cache(bin_path, survey), StopSignals() as signals, _alone(bin_path, signals):
-            entry = _undamaged(bin_path)  # another process may have made it meanwhile
+            entry = _undamaged(bin_path)  # another process may have finished it meanwhile
             if entry is None:
                 _Tokenizing(survey, choice, bin_path, signals).run()
                 entry = _complete(bin_path)
     assert entry is not None
     if not entry["num_tokens"]:
-        raise ValueError(f"there is no text in {len(survey.files)} file(s) of {survey.root}: give some")
+        raise ValueError(f"there is no text in {len(survey.files)} file(s) of {survey.root}: set a path with text")
     unknown, num_tokens = entry["unknown"], entry["num_tokens"]
     if unknown > most_unknown * num_tokens:
         raise ValueError(
-            f"vocabulary_path: {unknown} of {num_tokens} tokens of the text are not in it: give the vocabulary that "
+            f"vocabulary_path: {unknown} of {num_tokens} tokens of the text are not in it: set the vocabulary that "
             "belongs to the text, or null to make one"
         )
     tokens = np.memmap(bin_path, dtype=entry["dtype"], mode="r", shape=(entry["num_tokens"],))
@@ -124,7 +124,7 @@ def tokenize(survey: Survey, choice: VocabularyChoice, *, most_unknown: float = 
 
 
 class _Tokenizing:
-    """One tokenizing, from where an earlier one stopped."""
+    """One tokenizing, which resumes an earlier unfinished one."""
 
     def __init__(self, survey: Survey, choice: VocabularyChoice, bin_path: Path, signals: StopSignals) -> None:
         self.survey, self.choice, self.bin_path, self.signals = survey, choice, bin_path, signals
@@ -151,7 +151,7 @@ class _Tokenizing:
                     saved_at = time.monotonic()
                 if stopped:
                     share = bar.n / self.survey.num_bytes
-                    log.warning("tokenizing stopped at %.0f %%: the same command goes on from there", 100 * share)
+                    log.warning("tokenizing stopped at %.0f %%: repeat the same command to resume", 100 * share)
                     self.signals.check()
             _flush(output)
         self._check(journal)
@@ -159,13 +159,13 @@ class _Tokenizing:
         note = {"dtype": dtype.name, "num_tokens": journal.num_tokens, "unknown": journal.unknown}
         note["sha256"] = sha256_of(self.bin_path)
         write_json(self.bin_path.with_suffix(".json"), note | {"vocabulary": journal.vocabulary})
-        with suppress(OSError):  # open elsewhere, on Windows; nothing asks for it any more
+        with suppress(OSError):  # on Windows it may be open elsewhere; nothing reads it any more
             self.journal_path.unlink(missing_ok=True)
         seconds, megabytes = time.monotonic() - started, (bar.n - before) / 1e6
         log.info("tokenized   %.1f MB at %.1f MB/s, kept in %s", megabytes, megabytes / seconds, self.part.parent)
 
     def _pieces(self, journal: _Journal) -> Iterator[Piece]:
-        """Yield what is left; at the start of each file the journal is put there, within it the caller moves it on."""
+        """Yield the remaining pieces. Sets the journal at the start of each file; the caller moves it within a file."""
         first = journal.file
         for index in range(first, len(self.survey.files)):
             journal.file = index
@@ -190,7 +190,7 @@ class _Tokenizing:
         return journal
 
     def _texts(self) -> Iterator[str]:
-        """Yield all text, for a vocabulary to learn from."""
+        """Yield all text, to learn a vocabulary from."""
         journal = _Journal({})
         with self._bar(journal, "learning the vocabulary") as bar:
             for piece in self._pieces(journal):
@@ -211,10 +211,10 @@ class _Tokenizing:
         return np.concatenate(encoded)
 
     def _check(self, journal: _Journal) -> None:
-        """Refuse ids that do not stand for the content that they are kept under."""
+        """Raise ValueError if the files no longer have the content of the entry's key."""
         if self.survey.changed():
             self.journal_path.unlink(missing_ok=True)
-            raise ValueError(f"files in {self.survey.root} were changed while they were tokenized: start again")
+            raise ValueError(f"files in {self.survey.root} have changed during tokenizing: start again")
 
     def _bar(self, journal: _Journal, name: str) -> Bar:
         done = sum(self.survey.sizes[: journal.file]) + journal.bytes_done
@@ -228,7 +228,7 @@ class _Tokenizing:
 
 @contextmanager
 def _told_of_the_cache(bin_path: Path, survey: Survey) -> Iterator[None]:
-    """Name the cache, what it needs and where else it can be, in place of the system's error."""
+    """Turn the system's error about the cache into a message with its folder, the bytes needed and the setting."""
     try:
         yield
     except OSError as error:
@@ -242,7 +242,7 @@ def _told_of_the_cache(bin_path: Path, survey: Survey) -> Iterator[None]:
 
 @contextmanager
 def _alone(bin_path: Path, signals: StopSignals) -> Iterator[None]:
-    """Hold the entry's lock, so that of several processes one tokenizes and the others wait for it."""
+    """Hold the entry's lock, so that one of several processes tokenizes and the others wait for it."""
     lock = FileLock(bin_path.with_suffix(".lock"))
     waits = False
     while not lock.is_locked:
@@ -264,7 +264,7 @@ def _dtype(vocabulary: Vocabulary) -> "np.dtype[np.integer]":
 
 
 def _complete(bin_path: Path) -> dict[str, Any] | None:
-    """Return what the note of a complete entry says; None where there is none, or its ids are not all there."""
+    """Return the record of a complete entry; None if there is none, or the file of ids has another size."""
     note = read_json(bin_path.with_suffix(".json"))
     if not note:
         return None
@@ -277,11 +277,11 @@ def _complete(bin_path: Path) -> dict[str, Any] | None:
 
 
 def _undamaged(bin_path: Path) -> dict[str, Any] | None:
-    """Return what the note of a complete entry says; None also where its ids are not those that were written."""
+    """Return the record of a complete entry; None also if its ids do not match their digest."""
     note = _complete(bin_path)
-    if note is None or note.get("sha256") in (None, sha256_of(bin_path)):  # an earlier version took none
+    if note is None or note.get("sha256") in (None, sha256_of(bin_path)):  # earlier versions recorded no digest
         return note
-    log.warning("%s is damaged, so its text is tokenized again", bin_path)
+    log.warning("%s is damaged: its text is tokenized again", bin_path)
     return None
 
 

@@ -1,11 +1,11 @@
-"""Data that is given to be measured on: read from its first token to its last, by a vocabulary that a run has."""
+"""Data to evaluate a run on, read from the first token to the last with the run's vocabulary."""
 
 # T time of a row
 
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,11 @@ from samout_train.data.shards.index import digest_of, read_index
 from samout_train.data.source import Rows, Source
 from samout_train.data.text import jsonl, text
 from samout_train.data.text.files import Survey
+from samout_train.data.text.hundred_megabytes import Enwik8, Text8
+from samout_train.data.text.learned import LearnedRows, learned_tokens
 from samout_train.data.text.rows import PaddedRows, TokenRows
+from samout_train.data.text.split_files import TinyStories, WikiText103
+from samout_train.data.text.standard import StandardCorpus
 from samout_train.data.text.token_cache import tokenize
 from samout_train.data.vocabulary.base import PAD_ID, SOS_ID, SPECIAL_TOKENS, Vocabulary
 from samout_train.data.vocabulary.choice import VocabularyChoice
@@ -26,22 +30,32 @@ from samout_train.runtime import home_path
 TEXT = "samout_train.data.text.text.text"
 JSONL = "samout_train.data.text.jsonl.jsonl"
 SHARDS = "samout_train.data.shards.source.shards"
+STANDARD: dict[str, type[StandardCorpus]] = {
+    "samout_train.data.text.hundred_megabytes.enwik8": Enwik8,
+    "samout_train.data.text.hundred_megabytes.text8": Text8,
+    "samout_train.data.text.split_files.wikitext103": WikiText103,
+    "samout_train.data.text.split_files.tinystories": TinyStories,
+}
 LONGEST_STEM = 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class WholeData:
-    """Data to measure on.
+    """Data to evaluate on.
 
     Args:
-        tokens: Of all of it, (N,).
-        seq_len: Targets in a row of training T.
-        packed: Whether rows follow each other; if not, each document begins a row.
-        unknown: How many tokens stand for what the vocabulary does not have; they are not counted.
-        path: Of the file or folder, absolute.
-        sha256: Of the content.
+        tokens: All tokens, (N,).
+        seq_len: Targets T in a training row.
+        packed: Whether rows follow each other; otherwise each document begins a row.
+        unknown: Number of tokens for characters that the vocabulary lacks, which are not counted.
+        path: Absolute path of the file or folder.
+        sha256: Digest of the content.
         digests: sha256 of each file.
-        way: How it is read, as far as results depend on it.
+        way: Way of reading, as far as results depend on it.
+        agent_alone: Whether only the agent's messages in conversations are counted.
+        ignore_index: Targets of this value are not counted.
+        words: The divisor of a perplexity per word; None if that is not the figure of this text.
+        published: For a corpus with standard splits, a description of whether it is the published one.
     """
 
     tokens: NDArray[np.integer]
@@ -52,30 +66,40 @@ class WholeData:
     sha256: str
     digests: frozenset[str]
     way: str
+    agent_alone: bool = False
+    ignore_index: int = PAD_ID
+    words: int | None = None
+    published: str | None = None
 
     @cached_property
     def rows(self) -> Rows:
-        """Return all of it in consecutive rows, as long as those of training; a shorter text is one shorter row."""
+        """Return all data in consecutive rows of the training length; a shorter text is one shorter row."""
+        rows = self._rows_of(self.tokens)
+        if not self.agent_alone:
+            return rows
+        return LearnedRows(rows, self._rows_of(learned_tokens(self.tokens)), ignore_index=self.ignore_index)
+
+    def _rows_of(self, stream: NDArray[np.integer]) -> TokenRows | PaddedRows:
         if self.packed:
-            return TokenRows(self.tokens, seq_len=min(self.seq_len, len(self.tokens) - 1), seed=0)
+            return TokenRows(stream, seq_len=min(self.seq_len, len(self.tokens) - 1), seed=0)
         starts = np.flatnonzero(self.tokens == SOS_ID)
         documents = np.stack([starts, np.append(starts[1:], len(self.tokens))], axis=1)
-        return PaddedRows(self.tokens, documents, seq_len=self.seq_len)
+        return PaddedRows(stream, documents, seq_len=self.seq_len)
 
     @property
     def unknown_share(self) -> float:
-        """Return the share of the tokens that the vocabulary does not have."""
+        """Return the share of tokens that the vocabulary lacks."""
         return self.unknown / len(self.tokens)
 
     @property
     def name(self) -> str:
-        """Return a name for a folder: readable, and another one for another file, content or way of reading."""
+        """Return a readable folder name, unique for the file, its content and the way of reading."""
         stem = re.sub(r"[^\w.-]+", "_", Path(self.path).stem).strip("._")[:LONGEST_STEM] or "data"
         key = f"{self.path}\n{self.sha256}\n{self.way}".encode(errors="surrogateescape")
         return f"{stem}-{hashlib.sha256(key).hexdigest()[:8]}"
 
     def source(self, vocabulary: Vocabulary, *, ignore_index: int, line_ends: Any) -> Source:
-        """Return the data as a source of which each split is all of it."""
+        """Return a source with all of the data as each of its splits."""
         return Source(
             vocab_size=len(vocabulary),
             pad_id=PAD_ID,
@@ -86,43 +110,53 @@ class WholeData:
             floor_nats=None,
             line_ends=line_ends,
             description={},
+            words=self.words,
         )
 
 
 def reads_whole(node: Mapping[str, Any]) -> bool:
-    """Return whether data of this kind is a file, or files, of the user's."""
-    return node["_target_"] in (TEXT, JSONL, SHARDS)
+    """Return whether data of this kind comes from the user's files."""
+    return node["_target_"] in (TEXT, JSONL, SHARDS, *STANDARD)
 
 
 def whole_data(node: Mapping[str, Any], vocabulary: Vocabulary, *, seq_len: int) -> WholeData:
     """Read data from end to end.
 
     Args:
-        node: The data YAML's content.
-        vocabulary: Of the run.
-        seq_len: Targets in a row of training.
+        node: The content of a data YAML.
+        vocabulary: The run's vocabulary.
+        seq_len: Targets in a training row.
 
     Raises:
-        ValueError: if there is no such data, it cannot be read, is too short, or has nothing that the vocabulary has.
+        ValueError: if the data does not exist, cannot be read, is too short, or has no character of the vocabulary.
         OSError: if a file cannot be read, or the token cache cannot be written.
     """
-    read = _shards if node["_target_"] == SHARDS else _files
-    data = read(node, vocabulary, seq_len)
+    if node["_target_"] == SHARDS:
+        data = _shards(node, vocabulary, seq_len)
+    elif node["_target_"] in STANDARD:
+        data = _split(node, vocabulary, seq_len)
+    else:
+        data = _files(node, vocabulary, seq_len)
     if len(data.tokens) < 2:
-        raise ValueError(f"{data.path}: has {len(data.tokens)} token, and a loss needs 2: give a longer text")
+        raise ValueError(f"{data.path}: has {len(data.tokens)} token, and a loss needs 2: use a longer text")
     if not np.any(data.tokens[1:] >= len(SPECIAL_TOKENS)):
         raise ValueError(
             f"{data.path}: none of its {len(data.tokens):,} tokens can be counted, since the run's vocabulary has none "
-            "of its characters: give text in the script of the training text"
+            "of its characters: use text in the script of the training text"
         )
     return data
 
 
 def digests_of(node: Mapping[str, Any]) -> frozenset[str]:
-    """Return the sha256 of each file that a data YAML names; nothing where they are not there or are no files."""
-    if node["_target_"] not in (TEXT, JSONL):
-        return frozenset()
+    """Return the sha256 of each file that a data YAML trains on; empty if they do not exist or the data has no files.
+
+    For a corpus with standard splits, the way of reading a split follows the digest: splits may share a file.
+    """
     try:
+        if node["_target_"] in STANDARD:
+            return _digests(_corpus(node).look_at())
+        if node["_target_"] not in (TEXT, JSONL):
+            return frozenset()
         return frozenset(_look(node).digests)
     except (OSError, ValueError, LookupError, TypeError):
         return frozenset()
@@ -132,7 +166,46 @@ def _look(node: Mapping[str, Any]) -> Survey:
     line_ends = node.get("line_ends", "keep")
     if node["_target_"] == TEXT:
         return text.look_at(node["path"], node["pattern"], line_ends)
-    return jsonl.look_at(node["path"], node["pattern"], node["roles"], line_ends)
+    return jsonl.look_at(
+        node["path"],
+        node["pattern"],
+        node["roles"],
+        line_ends,
+        extra_fields=node.get("extra_fields", "count"),
+        learn=node.get("learn", "all"),
+    )
+
+
+def _corpus(node: Mapping[str, Any]) -> StandardCorpus:
+    """Return the corpus with standard splits that a data YAML describes."""
+    kind = STANDARD[node["_target_"]]
+    names = {one.name for one in fields(kind)}
+    return kind(**{"seed": 0, **{key: value for key, value in node.items() if key in names}})
+
+
+def _digests(looked_at: Survey) -> frozenset[str]:
+    return frozenset(f"{digest} {looked_at.reader}" for digest in looked_at.digests)
+
+
+def _split(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> WholeData:
+    corpus = _corpus(node)
+    try:
+        looked_at = corpus.judged()
+    except ValueError as error:
+        raise ValueError(f"data.{error}") from error
+    tokenized = tokenize(looked_at, VocabularyChoice.of_run(vocabulary), most_unknown=1.0)
+    return WholeData(
+        tokens=tokenized.tokens,
+        seq_len=seq_len,
+        packed=True,
+        unknown=tokenized.unknown,
+        path=f"{home_path(corpus.path).resolve()}, {corpus.split}",
+        sha256=looked_at.sha256,
+        digests=_digests(looked_at),
+        way=str(looked_at.reader),
+        words=corpus.words(looked_at),
+        published=corpus.compared([corpus.split]),
+    )
 
 
 def _files(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> WholeData:
@@ -141,7 +214,7 @@ def _files(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Who
     except ValueError as error:
         raise ValueError(f"data.{error}") from error
     if not looked_at.count().num_bytes:
-        raise ValueError(f"data.path={node['path']}: has no text: give a file that has some")
+        raise ValueError(f"data.path={node['path']}: has no text: set a file with text")
     layout = node.get("layout", "packed")
     tokenized = tokenize(looked_at, VocabularyChoice.of_run(vocabulary), most_unknown=1.0)
     return WholeData(
@@ -153,6 +226,8 @@ def _files(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Who
         sha256=looked_at.sha256,
         digests=frozenset(looked_at.digests),
         way=f"{looked_at.reader} {layout}",
+        agent_alone=node.get("learn") == "agent",
+        ignore_index=node.get("ignore_index", PAD_ID),
     )
 
 
@@ -166,15 +241,15 @@ def _shards(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Wh
         index = read_index(folder)
         if index.vocabulary.state_dict() != vocabulary.state_dict():
             raise ValueError(
-                f"data.paths: {folder} has another vocabulary than the run: tokenize the text with the run's, or give "
-                "it as data=text"
+                f"data.paths: {folder} has another vocabulary than the run: tokenize the text with the run's, or read "
+                "it by data=text"
             )
         unknown += index.total(lambda shard: shard.unknown)
         for shard in index.shards:
             digests.append(shard.sha256)
             tokens.append(np.memmap(folder / f"{shard.name}.bin", dtype=index.dtype, mode="r"))
     if not tokens:
-        raise ValueError("data.paths: is empty: give folders of shards")
+        raise ValueError("data.paths: is empty: set folders of shards")
     return WholeData(
         tokens=tokens[0] if len(tokens) == 1 else np.concatenate(tokens),
         seq_len=seq_len,

@@ -1,4 +1,4 @@
-"""Text to token ids and back. Ids 0 to 4 are the special tokens everywhere, so padding is 3 everywhere."""
+"""Vocabularies, which map text to token ids and back. Ids 0 to 4 are always the special tokens; 3 is padding."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,52 +25,55 @@ class UnknownCharacterError(ValueError):
 
 
 class Vocabulary(Protocol):
-    """Turns text into ids and ids into text."""
+    """Maps text to ids and ids to text."""
 
     name: str
 
     def __len__(self) -> int:
-        """Number of ids, the special ones included."""
+        """Return the number of ids, including the special ones."""
         ...
 
     def encode(self, text: str, *, unknown_id: int | None = None) -> NDArray[np.integer]:
-        """Ids of a text, (T,); the names of special tokens in it are text like any other.
+        """Return the ids of a text, (T,). Names of special tokens in it are ordinary text.
 
         Args:
-            text: What to encode.
-            unknown_id: Stands for what the vocabulary has not; None refuses it.
+            unknown_id: The id of characters that the vocabulary lacks; None raises an error for them.
 
         Raises:
-            ValueError: if the text has something that the vocabulary has not.
+            ValueError: if the text has a character that the vocabulary lacks.
         """
         ...
 
     def to_bytes(self, ids: Sequence[int]) -> bytes:
-        """UTF-8 of ids, which may begin or end within a character; special tokens as their names."""
+        """Return ids as UTF-8, which may begin or end within a character; special tokens become their names."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids; bytes that are no UTF-8 become the replacement character."""
+        """Return the text of ids; invalid UTF-8 becomes the replacement character."""
         ...
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """UTF-8 bytes that each id stands for, (V,); 0 for special tokens, and for all where it is not known."""
+        """Return the UTF-8 bytes per id, (V,); 0 for special tokens, and for all ids if unknown."""
+        ...
+
+    def token_characters(self) -> NDArray[np.int64]:
+        """Return the characters that begin in each id, (V,), so that those of a text add up; 0 as in `token_bytes`."""
         ...
 
     def state_dict(self) -> dict[str, object]:
-        """Return what `vocabulary_from` needs to build it again: text, numbers, lists and dictionaries."""
+        """Return the state for `vocabulary_from`: text, numbers, lists and dictionaries."""
         ...
 
 
 class Characters:
-    """One id a character (Unicode code point).
+    """A vocabulary with one id per character (Unicode code point).
 
     Args:
-        tokens: By id; the first five are the special tokens. Tokens of several characters are never found in a text.
-        spellings: Characters that have no id of their own, and the ids that stand for them one after another.
+        tokens: Tokens by id; the first five are the special tokens. Tokens of several characters never match text.
+        spellings: Sequences of ids for characters without an id of their own.
 
     Raises:
-        ValueError: if the tokens do not begin with the special ones, or an id is not there.
+        ValueError: if the tokens do not begin with the special ones, or a spelling has an invalid id.
     """
 
     name = "characters"
@@ -89,11 +92,11 @@ class Characters:
                 has = "nothing"
                 if ids:
                     has = f"the special token {SPECIAL_TOKENS[min(ids)]}"
-                raise ValueError(f"{text!r} is spelled with {has}: give tokens of the text, or leave it out")
+                raise ValueError(f"{text!r} is spelled with {has}: use tokens of the text, or leave it out")
         for index, token in enumerate(self.tokens):
             if not token.isascii() and SURROGATE.search(token):
                 raise ValueError(
-                    f"token {index} ({token!r}) has half a surrogate pair, which is no character: replace it"
+                    f"token {index} ({token!r}) has half a surrogate pair, which is not a character: replace it"
                 )
         characters = {token: index for index, token in enumerate(self.tokens) if len(token) == 1}
         points = np.array(list(map(ord, characters)), dtype=np.int64)
@@ -102,7 +105,7 @@ class Characters:
 
     @classmethod
     def of_text(cls, texts: Iterable[str]) -> "Characters":
-        """Return the special tokens, then the characters of a text in code order.
+        """Return the vocabulary of the special tokens and then the characters of a text, in code order.
 
         Args:
             texts: The text in pieces.
@@ -113,7 +116,7 @@ class Characters:
         return cls([*SPECIAL_TOKENS, *map(chr, seen.nonzero()[0])])
 
     def extended(self, tokens: Sequence[str]) -> "Characters":
-        """Return a vocabulary that has ids for further tokens, behind its own; those that it knows are left out."""
+        """Return a vocabulary with additional tokens after its own; tokens that it has already are skipped."""
         known = {*self.tokens, *self.spellings}
         return Characters([*self.tokens, *(token for token in tokens if token not in known)], self.spellings)
 
@@ -121,7 +124,7 @@ class Characters:
         return len(self.tokens)
 
     def encode(self, text: str, *, unknown_id: int | None = None) -> NDArray[np.integer]:
-        """Ids of a text, (T,) int32."""
+        """Return the ids of a text, (T,) int32."""
         points = _code_points(text)
         known = points < len(self._id_of)
         if known.all():
@@ -144,18 +147,25 @@ class Characters:
         return np.concatenate([*pieces, ids[done:]])
 
     def to_bytes(self, ids: Sequence[int]) -> bytes:
-        """UTF-8 of ids; what is spelled stays in its spelling."""
+        """Return ids as UTF-8; spelled characters stay spelled."""
         return self.decode(ids).encode()
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids; what is spelled stays in its spelling."""
+        """Return the text of ids; spelled characters stay spelled."""
         return "".join(self.tokens[index] for index in ids)
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """UTF-8 bytes of each id, (V,); all 0 where characters are spelled: a part of a spelling has no bytes."""
+        """Return the UTF-8 bytes per id, (V,); all 0 with spellings, since a part of a spelling has no bytes."""
         if self.spellings:
             return np.zeros(len(self.tokens), dtype=np.int64)
         lengths = [len(token.encode("utf-8", "surrogatepass")) for token in self.tokens]
+        return np.array([0] * len(SPECIAL_TOKENS) + lengths[len(SPECIAL_TOKENS) :], dtype=np.int64)
+
+    def token_characters(self) -> NDArray[np.int64]:
+        """Return the length of each id, (V,); all 0 where characters are spelled."""
+        if self.spellings:
+            return np.zeros(len(self.tokens), dtype=np.int64)
+        lengths = [len(token) for token in self.tokens]
         return np.array([0] * len(SPECIAL_TOKENS) + lengths[len(SPECIAL_TOKENS) :], dtype=np.int64)
 
     def state_dict(self) -> dict[str, object]:
@@ -164,7 +174,7 @@ class Characters:
 
 
 class Bytes:
-    """One id a byte of the UTF-8 text: the special tokens, then bytes 0 to 255."""
+    """A vocabulary with one id per byte of UTF-8: the special tokens, then bytes 0 to 255."""
 
     name = "bytes"
 
@@ -172,11 +182,11 @@ class Bytes:
         return len(SPECIAL_TOKENS) + 256
 
     def encode(self, text: str, *, unknown_id: int | None = None) -> NDArray[np.integer]:
-        """Ids of a text, (T,) int32, T its length in UTF-8; there is nothing unknown."""
+        """Return the ids of a text, (T,) int32, where T is its length in UTF-8; nothing is unknown."""
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32) + len(SPECIAL_TOKENS)
 
     def to_bytes(self, ids: Sequence[int]) -> bytes:
-        """Return the bytes themselves."""
+        """Return the bytes of ids."""
         pieces = []
         for index in ids:
             if index < len(SPECIAL_TOKENS):
@@ -186,16 +196,27 @@ class Bytes:
         return b"".join(pieces)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids; bytes that are no UTF-8 become the replacement character."""
+        """Return the text of ids; invalid UTF-8 becomes the replacement character."""
         return self.to_bytes(ids).decode("utf-8", errors="replace")
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """One byte for each id but the special ones, (V,)."""
+        """Return 1 for each id except the special ones, (V,)."""
         return np.array([0] * len(SPECIAL_TOKENS) + [1] * 256, dtype=np.int64)
 
+    def token_characters(self) -> NDArray[np.int64]:
+        """Return 1 for the bytes that a character begins with, (V,), and 0 for those that continue one."""
+        return np.array(
+            [0] * len(SPECIAL_TOKENS) + [characters_in(bytes([byte])) for byte in range(256)], dtype=np.int64
+        )
+
     def state_dict(self) -> dict[str, object]:
-        """Return the name only: there is nothing to learn from a text."""
+        """Return the name, which is the whole state."""
         return {"name": self.name}
+
+
+def characters_in(encoded: bytes) -> int:
+    """Return how many characters begin in a part of a text in UTF-8."""
+    return sum(byte & 0xC0 != 0x80 for byte in encoded)
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:

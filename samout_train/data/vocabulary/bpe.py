@@ -1,4 +1,4 @@
-"""Byte-pair encoding with Hugging Face `tokenizers`, which is imported when it is used."""
+"""Byte-pair encoding with Hugging Face `tokenizers`, which is imported on use."""
 
 import json
 import logging
@@ -12,32 +12,32 @@ from numpy.typing import NDArray
 
 from samout_train.config import Range, Size
 from samout_train.data.text.cuts import parts_of_text
-from samout_train.data.vocabulary.base import SPECIAL_TOKENS
+from samout_train.data.vocabulary.base import SPECIAL_TOKENS, characters_in
 from samout_train.runtime import Bar
 
-BytePairSize = Range(len(SPECIAL_TOKENS) + 256, Size.high)  # the library aborts where it has no room for so many
+BytePairSize = Range(len(SPECIAL_TOKENS) + 256, Size.high)  # the library aborts if memory runs out
 SECONDS_A_LOOK = 0.2
 LONGEST_RUN = 64
-# The words of GPT-2, with long runs cut: pairs are counted within a word, and learning takes hours where a whole text
-# is one word.
+# The words of GPT-2, with long runs cut: pairs are counted within a word, and learning takes hours if a whole text is
+# one word.
 RUN = f"{{1,{LONGEST_RUN}}}"
 WORDS = (
     r"'s|'t|'re|'ve|'m|'ll|'d"
     rf"| ?\p{{L}}{RUN}| ?\p{{N}}{RUN}| ?[^\s\p{{L}}\p{{N}}]{RUN}|\s{RUN}(?!\S)|\s{RUN}"
 )
-# The parts of text that vocabularies of earlier versions encode one by one; they cut no runs.
+# The parts of text that vocabularies of earlier versions encode one by one; those do not cut runs.
 UNCUT_PARTS = re.compile(r".{1,65536}\S(?=[ \n])|.+", re.DOTALL)
 log = logging.getLogger(__name__)
 
 
 class BytePairs:
-    """The special tokens, the 256 bytes, then pairs that were found often: every text can be encoded.
+    """A vocabulary of the special tokens, the 256 bytes and frequent pairs; it can encode every text.
 
     Args:
         tokenizer: The tokenizer as JSON text.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if that is not a tokenizer.
     """
 
     name = "bpe"
@@ -45,8 +45,8 @@ class BytePairs:
     def __init__(self, tokenizer: str) -> None:
         try:
             self._tokenizer: Any = _library().Tokenizer.from_str(tokenizer)
-        except Exception as error:  # what the library raises for any text that is no tokenizer
-            raise ValueError(f"no tokenizer of bpe: {' '.join(str(error).split())[:100]}") from error
+        except Exception as error:  # the class that the library raises for text that is not a tokenizer
+            raise ValueError(f"not a tokenizer of bpe: {' '.join(str(error).split())[:100]}") from error
         self._tokenizer.encode_special_tokens = True  # "<|user|>" in a text is text
         self.json = tokenizer
         self._cuts_runs = (json.loads(tokenizer)["pre_tokenizer"] or {}).get("type") == "Sequence"
@@ -64,8 +64,8 @@ class BytePairs:
 
         Args:
             texts: The text in pieces.
-            vocab_size: Ids, the special tokens and the 256 bytes included; a short text gives fewer.
-            check_stop: Called a few times a second; what it raises ends the learning.
+            vocab_size: Number of ids, including the special tokens and the 256 bytes; a short text gives fewer.
+            check_stop: Called a few times a second; an exception from it ends the learning.
         """
         library = _library()
         tokenizer = library.Tokenizer(library.models.BPE())
@@ -101,23 +101,28 @@ class BytePairs:
         return len(self._bytes)
 
     def encode(self, text: str, *, unknown_id: int | None = None) -> NDArray[np.integer]:
-        """Ids of a text, (T,) int32; there is nothing unknown."""
+        """Return the ids of a text, (T,) int32; nothing is unknown."""
         parts = list(parts_of_text(text)) if self._cuts_runs else UNCUT_PARTS.findall(text)
         found = self._tokenizer.encode_batch_fast(parts, add_special_tokens=False)
         return np.concatenate([np.zeros(0, dtype=np.int32), *(np.array(part.ids, dtype=np.int32) for part in found)])
 
     def to_bytes(self, ids: Sequence[int]) -> bytes:
-        """Return the bytes that ids stand for."""
+        """Return the bytes of ids."""
         return b"".join(self._bytes[index] for index in ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids; bytes that are no UTF-8 become the replacement character."""
+        """Return the text of ids; invalid UTF-8 becomes the replacement character."""
         return self.to_bytes(ids).decode("utf-8", errors="replace")
 
     def token_bytes(self) -> NDArray[np.int64]:
-        """Bytes of each id, (V,)."""
+        """Return the bytes per id, (V,)."""
         lengths = [len(token) for token in self._bytes[len(SPECIAL_TOKENS) :]]
         return np.array([0] * len(SPECIAL_TOKENS) + lengths, dtype=np.int64)
+
+    def token_characters(self) -> NDArray[np.int64]:
+        """Return the characters that begin in each id, (V,)."""
+        numbers = [characters_in(token) for token in self._bytes[len(SPECIAL_TOKENS) :]]
+        return np.array([0] * len(SPECIAL_TOKENS) + numbers, dtype=np.int64)
 
     def state_dict(self) -> dict[str, object]:
         """Return the tokenizer as JSON text."""
@@ -125,9 +130,9 @@ class BytePairs:
 
 
 class _Learning(threading.Thread):
-    """A thread in which the library learns; nothing can end it, and a process that ends does not wait for it."""
+    """A thread in which the library learns. It cannot be stopped, and the process does not wait for it at its end."""
 
-    cannot_end = True  # so the program leaves without the interpreter's end, which would abort within the library
+    cannot_end = True  # the program then skips the interpreter's shutdown, which would abort within the library
 
     def __init__(self, learn: Callable[[], None]) -> None:
         super().__init__(daemon=True)
@@ -136,19 +141,19 @@ class _Learning(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Learn, and keep what is raised."""
+        """Learn, and keep an exception."""
         try:
             self._learn()
-        except BaseException as error:  # for the thread that waits
+        except BaseException as error:  # raised again in the waiting thread
             self._raised = error
 
     def look(self, check_stop: Callable[[], None]) -> None:
-        """Wait a moment, and let the caller's signals be answered."""
+        """Wait a moment, then let the caller handle its signals."""
         self.join(SECONDS_A_LOOK)
         check_stop()
 
     def result(self) -> None:
-        """Raise what was raised."""
+        """Raise the thread's exception, if there is one."""
         if self._raised is not None:
             raise self._raised
 
@@ -164,7 +169,7 @@ def _library() -> Any:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes, which byte-level tokenizers write into their vocabulary."""
+    """Return the byte of each of GPT-2's printable stand-ins, which byte-level tokenizers use in their vocabulary."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     byte_of: dict[str, int] = {}
     num_others = 0

@@ -1,4 +1,4 @@
-"""Which vocabulary a text gets: learned from it, or given in a file."""
+"""Choose the vocabulary of a text: learned from it, or read from a file."""
 
 import hashlib
 import importlib.util
@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from samout_train.data.vocabulary.base import Bytes, Characters, Vocabulary
 from samout_train.data.vocabulary.bpe import BytePairs
 from samout_train.data.vocabulary.published import read_published_vocabulary
-from samout_train.runtime import home_path, refuse_special
+from samout_train.runtime import home_path, require_regular_file
 
 _extended: ContextVar[Vocabulary | None] = ContextVar("the vocabulary that is extended", default=None)
 VocabularyName = Literal["characters", "bytes", "bpe"]
@@ -25,9 +25,9 @@ class VocabularyChoice:
 
     Args:
         name: `characters` (those that occur), `bytes` or `bpe`.
-        vocab_size: Ids of `bpe`; the others have as many as they need.
-        given: A vocabulary that is used as it is; None to learn one.
-        before: Of `characters`, one that those of the text are appended to; None for none.
+        vocab_size: Number of ids of `bpe`; the others have as many as they need.
+        given: A vocabulary to use unchanged; None to learn one.
+        before: With `characters`, a vocabulary to extend by the characters of the text; None for none.
     """
 
     name: VocabularyName
@@ -37,11 +37,11 @@ class VocabularyChoice:
 
     @classmethod
     def of(cls, *, vocabulary: VocabularyName, vocab_size: int, vocabulary_path: str | None) -> "VocabularyChoice":
-        """Return the choice that the keys of a data YAML describe.
+        """Return the choice for the keys of a data YAML.
 
         Raises:
-            ValueError: if a file is given that cannot be used, or for another vocabulary than characters;
-                or the package that `bpe` needs is not there.
+            ValueError: if the given file cannot be used or has another kind of vocabulary, or the package for `bpe` is
+                missing.
         """
         if vocabulary == BytePairs.name and importlib.util.find_spec("tokenizers") is None:
             raise ValueError("vocabulary=bpe: needs the package tokenizers: pip install tokenizers")
@@ -63,11 +63,11 @@ class VocabularyChoice:
 
     @classmethod
     def of_run(cls, vocabulary: Vocabulary) -> "VocabularyChoice":
-        """Choose the vocabulary that a run has."""
+        """Return the choice of a run's vocabulary, unchanged."""
         return cls(cast(VocabularyName, vocabulary.name), len(vocabulary), vocabulary)
 
     def key(self) -> str:
-        """Return what tells the tokens of one choice from those of another."""
+        """Return a key that differs for choices whose tokens differ."""
         if self.given is not None:
             return hashlib.sha256(json.dumps(self.given.state_dict(), sort_keys=True).encode()).hexdigest()
         if self.before is not None:
@@ -81,8 +81,8 @@ class VocabularyChoice:
         """Return the vocabulary for a text.
 
         Args:
-            texts: Called where the text has to be read; gives it in pieces.
-            check_stop: Called a few times a second while pairs are learned; what it raises ends the learning.
+            texts: Returns the text in pieces; called only if the choice needs the text.
+            check_stop: Called a few times a second while pairs are learned; an exception from it ends the learning.
         """
         if self.given is not None:
             return self.given
@@ -98,12 +98,12 @@ class VocabularyChoice:
 
 @contextmanager
 def extending(vocabulary: Vocabulary | None) -> Iterator[None]:
-    """Let texts that name no vocabulary file take this one, with ids for the characters that it lacks behind its own.
+    """Make texts without a vocabulary file use this vocabulary, extended by the characters that it lacks.
 
-    Byte pairs and bytes can encode any text, and are taken as they are.
+    Byte pairs and bytes can encode any text and stay unchanged.
 
     Args:
-        vocabulary: What weights were trained with that a run begins with; None for none.
+        vocabulary: The vocabulary of a run's initial weights; None for none.
     """
     token = _extended.set(vocabulary)
     try:
@@ -113,10 +113,10 @@ def extending(vocabulary: Vocabulary | None) -> Iterator[None]:
 
 
 def vocabulary_from(state: Mapping[str, Any]) -> Vocabulary:
-    """Build the vocabulary that a `state_dict` describes.
+    """Build a vocabulary from its `state_dict`.
 
     Raises:
-        ValueError: if no vocabulary has that name.
+        ValueError: if the name is unknown.
     """
     if state.get("name") == Characters.name:
         return Characters(state["tokens"], state["spellings"])
@@ -131,13 +131,13 @@ def read_vocabulary_file(path: str | Path) -> Vocabulary:
     """Read the `vocabulary.json` of an export.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not such a file.
     """
     try:
-        refuse_special(home_path(path))
+        require_regular_file(home_path(path))
         return vocabulary_from(json.loads(home_path(path).read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         reason = f"{error!r:.100}"
         if isinstance(error, ValueError):
             reason = f"{error!s:.200}"
-        raise ValueError(f"vocabulary_path={path}: is no vocabulary of an export ({reason})") from error
+        raise ValueError(f"vocabulary_path={path}: is not the vocabulary of an export ({reason})") from error

@@ -1,6 +1,6 @@
-"""Character vocabularies that the published SamOut scripts pickled, read without running code.
+"""Read the character vocabularies that the published SamOut scripts pickled, without running code.
 
-They are a list of tokens by id, or a dictionary of that list, `voc`, and of spellings for rare characters, `voc0`:
+A file holds a list of tokens by id, or a dictionary of that list, `voc`, and of spellings for rare characters, `voc0`:
 the published scripts write such a character as several tokens, `<|pos_0_4|>` and so on.
 
 Source: `gen_voc` and `gen_sft_single_data_align` of the published SamOut V1 training script.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.data.vocabulary.base import Characters
-from samout_train.runtime import home_path, refuse_special
+from samout_train.runtime import home_path, require_regular_file
 
 LARGEST_BYTES = 64 << 20
 MEMO = ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET")
@@ -27,7 +27,7 @@ CODE = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE"
 
 
 class VocabularyFileError(ValueError):
-    """A file cannot be read as a vocabulary; `reason` says why, without the path."""
+    """A file cannot be read as a vocabulary; `reason` is the cause, without the path."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason)
@@ -39,13 +39,13 @@ class VocabularyFileError(ValueError):
 
 
 def read_published_vocabulary(path: str | Path) -> Characters:
-    """Read a pickled character vocabulary; no code in it is run.
+    """Read a pickled character vocabulary without running code.
 
     Args:
         path: The file, such as `total_voc.pkl`.
 
     Raises:
-        VocabularyFileError: if it holds anything but lists, dictionaries, texts and whole numbers, or is no vocabulary.
+        VocabularyFileError: if it holds anything but lists, dictionaries, strings and integers, or is not a vocabulary.
     """
     path = home_path(path)
     try:
@@ -54,7 +54,7 @@ def read_published_vocabulary(path: str | Path) -> Characters:
         tokens, spelled = _tokens(content)
         place: dict[str, int] = {}
         for index, token in enumerate(tokens):
-            place.setdefault(token, index)  # the first, as list.index finds it
+            place.setdefault(token, index)  # the first of equal tokens, as list.index does
         spellings: dict[str, list[int]] = {}
         for text, parts in spelled.items():
             spellings[text] = [place.get(token, -1) for token in parts]
@@ -65,7 +65,7 @@ def read_published_vocabulary(path: str | Path) -> Characters:
 
 def _unpickled(path: Path) -> Any:
     try:
-        refuse_special(path)
+        require_regular_file(path)
         size = path.stat().st_size
         if size > LARGEST_BYTES:
             raise ValueError(f"it has more than {LARGEST_BYTES >> 20} MB")
@@ -74,10 +74,10 @@ def _unpickled(path: Path) -> Any:
         raise ValueError(error.strerror or str(error)) from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd escapes in what is no pickle at all
+            warnings.simplefilter("ignore")  # odd escapes in files that are not pickles
             _refuse_other_operations(content)
-            return pickle.loads(content)  # nothing that could run code is left in it
-    # What a damaged pickle makes these raise; all of it means that the file cannot be read.
+            return pickle.loads(content)  # safe: no operation in it can run code
+    # The errors of a damaged pickle; all of them mean that the file cannot be read.
     except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"no pickle of lists, dictionaries, texts and whole numbers ({_short(error)})") from error
     except (MemoryError, RecursionError) as error:
@@ -85,11 +85,11 @@ def _unpickled(path: Path) -> Any:
 
 
 def _refuse_other_operations(content: bytes) -> None:
-    """Looks at each operation of a pickle before one is carried out."""
+    """Raise UnpicklingError unless every operation of a pickle is allowed, before any is carried out."""
     try:
         for operation, argument, _ in pickletools.genops(content):
             if operation.name in CODE:
-                raise pickle.UnpicklingError("it asks for code")
+                raise pickle.UnpicklingError("it would run code")
             if operation.name not in ALLOWED:
                 raise pickle.UnpicklingError(f"it holds a {operation.name.lower()}")
             if operation.name in MEMO and isinstance(argument, int) and argument > len(content):

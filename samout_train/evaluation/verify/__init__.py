@@ -1,7 +1,7 @@
-"""Proofs by measurement that a model is what it says: causal, with a real state, with right gradients.
+"""Verify by measurement that a model is causal, that its state works, and that its gradients are right.
 
-checks.py has the checks in their order, each with its bound; causality.py, sequence.py and training.py measure;
-subject.py has the models that are verified, and result.py what a check came to.
+checks.py lists the checks in order, each with its bound; causality.py, sequence.py and training.py measure; subject.py
+builds the models to verify, and result.py has the result of a check.
 """
 
 import lazy_loader

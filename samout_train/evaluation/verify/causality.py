@@ -1,4 +1,4 @@
-"""Check that a token changes nothing before it, at every place where a kernel could look too far."""
+"""Check that a token changes no earlier logits, at every place where a kernel could read too far ahead."""
 
 # B batch, T time, V vocabulary
 
@@ -13,7 +13,7 @@ from samout_train.evaluation.verify.subject import ModelUnderTest
 from samout_train.models import evaluating
 from samout_train.runtime import PrecisionName, autocast
 
-WORK = 4e11  # floating-point operations: every place of most models of width 48, 32 of one of 6 million parameters
+WORK = 4e11  # floating-point operations: enough for every place of most models of width 48, 32 places of 6 M parameters
 FEWEST_PLACES = 32
 MOST_ROWS = 32
 ROWS_TIMES_PARAMETERS = 2e7  # bounds the memory of a pass with gradients
@@ -28,15 +28,15 @@ def nothing_before_changes(
     precision: PrecisionName,
     share: float,
 ) -> Measured:
-    """Return the largest difference in logits before a place from which on all tokens are others.
+    """Return the largest difference in the logits before a place if all tokens from this place on change.
 
     Args:
         model: The model.
-        subject: Where it comes from.
-        device: Where it is.
-        training: Whether as in training: in that mode, and with gradients.
-        precision: Of the forward pass.
-        share: How many of the places that the model's size allows for, which are all for a small one.
+        subject: Its description.
+        device: The model's device.
+        training: Whether to use training mode and gradients.
+        precision: Precision of the forward pass.
+        share: Share of the places that WORK allows for the model's size.
     """
     time = subject.tokens()
     affordable = share * WORK / (time * model.forward_flops_per_token(time))  # type: ignore[operator]
@@ -45,7 +45,7 @@ def nothing_before_changes(
     for place_B, before_BTV, after_BTV in _pairs(model, subject, places, device, training, precision):
         is_before_BT = torch.arange(time, device=device) < place_B[:, None]
         difference_BT = (after_BTV - before_BTV).abs().amax(-1).where(is_before_BT, 0)
-        largest = difference_BT.max()  # NaN, where there is one
+        largest = difference_BT.max()  # NaN if there is one
         if not bool(largest <= worst):
             worst, where = largest, int(place_B[int(difference_BT.amax(1).argmax())])
     note = f"{len(places):,} of {time - 1:,} places"
@@ -55,7 +55,7 @@ def nothing_before_changes(
 
 
 def what_is_there_changes(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """Return at how many places another token leaves the logits as they are."""
+    """Return the number of places at which another token does not change the logits."""
     places, unmoved = chosen_places(subject.tokens(), FEWEST_PLACES), 0
     for place_B, before_BTV, after_BTV in _pairs(model, subject, places, device, False, "fp32"):
         same_BT = (before_BTV == after_BTV).all(-1)
@@ -64,7 +64,7 @@ def what_is_there_changes(model: nn.Module, subject: ModelUnderTest, device: tor
 
 
 def chosen_places(time: int, most: int) -> list[int]:
-    """Return places from 1 on: all, or half of what is wanted by the power of two that divides them, half at random."""
+    """Return at most `most` places from 1: half by the largest power of two that divides them, half at random."""
     shuffled = (1 + torch.randperm(time - 1, generator=torch.Generator().manual_seed(2))).tolist()
     by_power = sorted(shuffled, key=lambda place: place & -place, reverse=True)
     return list(dict.fromkeys(by_power[: most // 2] + shuffled))[:most]
@@ -78,16 +78,16 @@ def _pairs(
     training: bool,
     precision: PrecisionName,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield places, with the logits of a sequence and of one whose tokens are others from there on.
+    """Yield places with the logits of a sequence and of one whose tokens differ from the place on.
 
-    Equal bits can be asked for only where all shapes are equal, so that each batch has as many rows.
+    Every batch has the same number of rows, since only equal shapes give equal bits.
     """
     quiet_T, other_T = subject.quiet_and_other_ids(subject.tokens(), device)
     parameters = sum(p.numel() for p in model.parameters())
     rows = min(len(places), max(2, min(MOST_ROWS, int(ROWS_TIMES_PARAMETERS / parameters))))
 
     def logits(ids_BT: Tensor) -> Tensor:
-        torch.manual_seed(0)  # what a mixer draws in training, it draws again
+        torch.manual_seed(0)  # a mixer that draws in training draws the same again
         with ExitStack() as stack:
             model.train()
             if not training:

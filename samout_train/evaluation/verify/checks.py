@@ -1,4 +1,4 @@
-"""The checks of a model, each with its bound, in their order."""
+"""The checks of a model in order, each with its bound."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,9 +32,9 @@ def verify(
 
     Args:
         subject: The model.
-        tiny: A small new one of the same kind, for what takes long: gradients in float64, compilation, learning.
-        device: Where to verify.
-        compiles: Whether to compile it too, which takes most of the time.
+        tiny: A small new model of the same kind for slow checks: gradients in float64, compilation, learning.
+        device: The device to verify on.
+        compiles: Whether to check compilation, which takes most of the time.
     """
     built: list[nn.Module] = []
 
@@ -48,7 +48,7 @@ def verify(
     (model,) = built
     with _threads_for(model):
         if sees_future(model):
-            note = "the model says that it sees the whole sequence"
+            note = "the model declares that it sees the whole sequence"
             yield CheckResult("causality, state, padding", 0.0, 0.0, note, skipped=True)
         else:
             yield from _rows(_of_order(model, subject, device))
@@ -57,7 +57,7 @@ def verify(
 
 @contextmanager
 def _threads_for(model: nn.Module) -> Iterator[None]:
-    """Use one thread for a small model, which gains little by more: beside other work, they wait for each other."""
+    """Use one thread for a small model: more gain little, and wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     if sum(p.numel() for p in model.parameters()) < PARAMETERS_FOR_THREADS:
         torch.set_num_threads(1)
@@ -72,7 +72,7 @@ def _rows(checks: list[Check]) -> Iterator[CheckResult]:
 
 
 def _of_order(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> list[Check]:
-    """Return the checks of what a sequence's order means: causality, states, padding."""
+    """Return the checks of causal models: causality, states, padding."""
     given = (model, subject, device)
     before, at = "causality: a token changes nothing before it", "causality: a token changes what is at it"
     later = partial(causality.nothing_before_changes, *given)
@@ -92,14 +92,14 @@ def _of_order(model: nn.Module, subject: ModelUnderTest, device: torch.device) -
         measure = partial(sequence.gradients_in_chunks, *given, size=size)
         checks.append((f"gradients: {how}, from a carried state, as the whole", FP32, measure))
     for what in ("logits", "loss", "gradients"):
-        checks.append((f"padding behind it leaves the {what}", FP32, partial(sequence.padded, *given, what=what)))
-    return [*checks, ("state_bytes says what a state holds", 0.0, partial(sequence.bytes_of_state, *given))]
+        checks.append((f"padding after a row leaves the {what}", FP32, partial(sequence.padded, *given, what=what)))
+    return [*checks, ("state_bytes is what a state holds", 0.0, partial(sequence.bytes_of_state, *given))]
 
 
 def _of_any_model(
     model: nn.Module, subject: ModelUnderTest, tiny: ModelUnderTest, device: torch.device, compiles: bool
 ) -> list[Check]:
-    """Return the checks that hold for models which see the whole sequence, too."""
+    """Return the checks of every model, including those that see the whole sequence."""
     given = (model, subject, device)
     missing = partial(training.missing_gradients, *given)
     checks: list[Check] = [
@@ -121,5 +121,5 @@ def _of_any_model(
         ("a finite gradient that is not zero for every parameter", 0.0, missing),
         ("the same twice", 0.0, partial(training.twice, *given)),
         ("saved and loaded: weights and state", 0.0, partial(training.saved_and_loaded, *given)),
-        ("learns one batch by heart", OVERFIT_NATS, partial(training.learned_by_heart, tiny, device)),
+        ("memorises one batch", OVERFIT_NATS, partial(training.memorised_batch, tiny, device)),
     ]

@@ -1,4 +1,4 @@
-"""The result of a check: what was measured, its bound, and whether it held. Bounds are the same for every model."""
+"""The result of a check: the measured deviation, its bound, and whether it passed. Bounds are equal for all models."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from torch import Tensor
 FP32, BF16 = 1e-5, 2e-2  # relative in norm
 FINITE_DIFFERENCES = 1e-5  # relative in norm, float64
 OVERFIT_NATS = 0.1
-# A gradient's error is relative to its own parameter, but to no less than this share of the norm of all gradients:
-# below it, the rounding of what cancels out in a sum over all tokens is not small against the sum.
+# A gradient's error is relative to its own norm, but at least to this share of the norm of all gradients. A smaller
+# gradient is a sum over all tokens that nearly cancels, and its rounding is large against the sum.
 FLOOR = 1e-2
-Measured = tuple[float, str]  # how far it is from holding, and what else a reader has to know
+Measured = tuple[float, str]  # the measured deviation, and a note for the reader
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class CheckResult:
     """The result of one check.
 
     Args:
-        name: What must hold.
-        measured: How far it is from holding.
-        bound: How far it may be.
-        note: What else a reader has to know.
-        skipped: Whether it was left out, for the reason in the note.
+        name: The checked property.
+        measured: The measured deviation.
+        bound: The largest allowed deviation.
+        note: A note for the reader.
+        skipped: Whether the check was skipped; the note has the reason.
     """
 
     name: str
@@ -35,7 +35,7 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
-        """Return whether it holds; a NaN never does."""
+        """Return whether the deviation is within its bound; NaN never is."""
         return self.measured <= self.bound
 
 
@@ -43,50 +43,50 @@ Row = CheckResult  # its earlier name
 
 
 class NothingMeasuredError(Exception):
-    """A check that has nothing to measure here; the message is the reason."""
+    """A check has nothing to measure; the message is the reason."""
 
 
 def check_result(name: str, bound: float, measure: Callable[[], Measured]) -> CheckResult:
-    """Make one check; what it raises is its result.
+    """Run one check and return its result; an exception is a failure.
 
     Args:
-        name: What must hold.
-        bound: How far from holding it may be.
-        measure: Measures; raises NothingMeasuredError where there is nothing to measure.
+        name: The checked property.
+        bound: The largest allowed deviation.
+        measure: Measures the deviation; raises NothingMeasuredError if there is nothing to measure.
     """
     try:
         measured, note = measure()
     except NothingMeasuredError as reason:
         return CheckResult(name, 0.0, bound, str(reason), skipped=True)
-    except Exception as error:  # whatever a person's mixer raises, the other checks and models have their turn
+    except Exception as error:  # a custom mixer may raise anything, and the other checks must still run
         first_line = next(iter(str(error).splitlines()), "")
         return CheckResult(name, float("nan"), bound, f"{type(error).__name__}: {first_line}")
     return CheckResult(name, measured, bound, note)
 
 
 def distance(got: Tensor, wanted: Tensor) -> float:
-    """Return the norm of the difference, relative to that of what is wanted."""
+    """Return the norm of the difference relative to the norm of `wanted`."""
     return float((got - wanted).detach().double().norm() / wanted.detach().double().norm())
 
 
 def worst_gradient(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> Measured:
-    """Return the largest relative error of a parameter's gradient, and which parameter that is.
+    """Return the largest relative error of a parameter's gradient, and the name of the parameter.
 
     Args:
         got: Gradients by name.
-        wanted: The same, as they have to be.
+        wanted: Their reference, by the same names.
     """
     return worst_error({name: (got[name].double() - wanted[name].double()).norm() for name in wanted}, wanted)
 
 
 def worst_error(errors: dict[str, Tensor], gradients: dict[str, Tensor]) -> Measured:
-    """Return the largest error, relative to the norm of the gradient of its parameter, and which parameter that is.
+    """Return the largest error relative to the norm of its parameter's gradient, and the name of the parameter.
 
     Args:
-        errors: By the parameter's name, no negative ones.
-        gradients: By the same names.
+        errors: Non-negative errors by parameter name.
+        gradients: Gradients by the same names.
     """
     norms = torch.stack([gradient.double().norm() for gradient in gradients.values()])
     relative = torch.stack([errors[name] for name in gradients]) / norms.maximum(FLOOR * norms.norm())
-    index = int(relative.argmax())  # which is that of a NaN, where there is one
+    index = int(relative.argmax())  # a NaN counts as the largest
     return float(relative[index]), f"the worst is {list(gradients)[index]}"

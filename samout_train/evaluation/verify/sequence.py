@@ -1,4 +1,4 @@
-"""Check that a sequence gives the same in pieces, with padding behind it, in any batch, with gradients and without."""
+"""Check that a sequence gives the same in pieces, before padding, in any batch, and with or without gradients."""
 
 # B batch, T time, V vocabulary
 
@@ -19,7 +19,7 @@ PADDING = 9
 def in_chunks(
     model: nn.Module, subject: ModelUnderTest, device: torch.device, *, size: int, precision: PrecisionName
 ) -> Measured:
-    """Compare logits in chunks behind a prefix, without gradients, with those of the whole."""
+    """Compare logits of chunks after a prefix, without gradients, with those of the whole sequence."""
     ids_BT = subject.ids(2, subject.tokens(), device)
     prefix = _prefix(ids_BT)
     with evaluating(model), autocast(precision, device):
@@ -29,7 +29,7 @@ def in_chunks(
 
 
 def gradients_in_chunks(model: nn.Module, subject: ModelUnderTest, device: torch.device, *, size: int) -> Measured:
-    """Compare gradients of a loss over chunks behind a prefix, through the states, with those of the whole."""
+    """Compare gradients of a loss over chunks after a prefix, through the states, with those of the whole sequence."""
     num_tokens = GRADIENT_TOKENS if size < PREFIX else NUM_TOKENS
     ids_BT = subject.ids(2, subject.tokens(num_tokens), device)
     model.train()
@@ -43,7 +43,7 @@ def gradients_in_chunks(model: nn.Module, subject: ModelUnderTest, device: torch
 
 
 def padded(model: nn.Module, subject: ModelUnderTest, device: torch.device, *, what: str) -> Measured:
-    """Compare logits, loss or gradients of a sequence with padding behind it with those without."""
+    """Compare logits, loss or gradients of a sequence with and without padding after it."""
     if subject.pad_id is None:
         raise NothingMeasuredError("there is no padding")
     time = subject.tokens(SHORT + PADDING)
@@ -65,7 +65,7 @@ def padded(model: nn.Module, subject: ModelUnderTest, device: torch.device, *, w
 
 
 def in_any_batch(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """Compare logits of rows together with those of each alone, without gradients."""
+    """Compare logits of a batch with those of its rows alone, without gradients."""
     ids_BT = subject.ids(3, subject.tokens(GRADIENT_TOKENS), device)
     with evaluating(model):
         alone_BTV = torch.cat([model(row_BT)[0] for row_BT in ids_BT.split(1)])
@@ -73,7 +73,7 @@ def in_any_batch(model: nn.Module, subject: ModelUnderTest, device: torch.device
 
 
 def gradients_in_any_batch(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """Compare gradients of the mean loss of rows together with the mean of those of each alone."""
+    """Compare gradients of the mean loss of a batch with the mean of the gradients of its rows alone."""
     ids_BT = subject.ids(3, subject.tokens(GRADIENT_TOKENS), device)
     model.train()
     alone: dict[str, list[Tensor]] = {}
@@ -87,7 +87,7 @@ def gradients_in_any_batch(model: nn.Module, subject: ModelUnderTest, device: to
 def with_gradients(
     model: nn.Module, subject: ModelUnderTest, device: torch.device, *, precision: PrecisionName
 ) -> Measured:
-    """Compare logits with gradients with those without, in evaluation."""
+    """Compare logits with and without gradients, in evaluation mode."""
     ids_BT = subject.ids(2, subject.tokens(GRADIENT_TOKENS), device)
     logits = []
     with evaluating(model, inference=False):
@@ -98,7 +98,7 @@ def with_gradients(
 
 
 def bytes_of_state(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """Return what `state_bytes` says against what a state holds that has gone on, relative to it."""
+    """Compare `state_bytes` with the bytes of a continued state, relative to the latter."""
     ids_BT = subject.ids(1, subject.tokens(GRADIENT_TOKENS), device)
     with evaluating(model):
         _, state = model(ids_BT[:, :-1])
@@ -107,7 +107,7 @@ def bytes_of_state(model: nn.Module, subject: ModelUnderTest, device: torch.devi
     reported: int = model.state_bytes(ids_BT.shape[1])  # type: ignore[operator]
     note = f"{counted:,} bytes after {ids_BT.shape[1]} tokens"
     if held != counted:
-        note += f", {held:,} with the room to go on"
+        note += f", {held:,} with spare room"
     return abs(reported - counted) / max(counted, 1), note
 
 

@@ -1,4 +1,4 @@
-"""The models that are verified, at their sizes, and the tokens and losses that they are verified with."""
+"""Models to verify, with their sizes, tokens and losses."""
 
 # B batch, T time, V vocabulary
 
@@ -18,7 +18,7 @@ Node = dict[str, Any]
 VOCAB_SIZE, PAD_ID = 37, 3
 SIZES = {"hidden_size": 48, "num_layers": 3, "num_heads": 4}
 TINY = {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "max_seq_len": 64}
-NUM_TOKENS = 1040  # past the border of a tile of 1,024
+NUM_TOKENS = 1040  # past the end of a tile of 1,024
 LEAST_TOKENS = 4
 QUIET_IDS = 4
 
@@ -28,11 +28,11 @@ class ModelUnderTest:
     """A model to verify.
 
     Args:
-        build: Builds it, with new weights or with trained ones.
+        build: Builds the model, with new or trained weights.
         vocab_size: Number of ids V.
-        pad_id: Id of the padding; None where there is none.
-        most_tokens: The most that it takes in one sequence; None for any number.
-        trained: Whether the weights are trained ones, and to be verified as they are.
+        pad_id: Id of the padding; None for no padding.
+        most_tokens: The longest sequence that it accepts; None for any length.
+        trained: Whether the weights are trained and must stay unchanged.
 
     Raises:
         ValueError: if a sequence is too short to verify anything.
@@ -46,17 +46,17 @@ class ModelUnderTest:
 
     def __post_init__(self) -> None:
         if self.most_tokens is not None and self.most_tokens < LEAST_TOKENS:
-            raise ValueError(f"max_seq_len ({self.most_tokens}) is too short to verify: {LEAST_TOKENS} or more")
+            raise ValueError(f"max_seq_len ({self.most_tokens}) is too short to verify: set {LEAST_TOKENS} or more")
 
     def model(self, device: torch.device, *, as_trained: bool = False, seed: int = 0) -> nn.Module:
-        """Return a model without dropout; new ones have embeddings of standard deviation 1.
+        """Return a model without dropout; new models have embeddings of standard deviation 1.
 
-        Where embeddings are drawn small, what the first layer mixes is so small that no bound would notice it.
+        With small embeddings, the first layer's contribution would be too small for any bound to notice an error in it.
 
         Args:
-            device: Where to put it.
-            as_trained: Whether to leave the embeddings as training starts from them.
-            seed: Decides new weights.
+            device: The model's device.
+            as_trained: Whether to keep the embeddings that training starts from.
+            seed: Seed of new weights.
         """
         torch.manual_seed(seed)
         model = self.build().to(device)
@@ -64,22 +64,22 @@ class ModelUnderTest:
             if isinstance(module, _DropoutNd):
                 module.p = 0.0
             if isinstance(module, nn.Embedding) and not (self.trained or as_trained):
-                module.reset_parameters()  # torch's: N(0, 1), the padding's row zero
+                module.reset_parameters()  # torch's N(0, 1), with a padding row of zeros
         return model
 
     def tokens(self, most: int = NUM_TOKENS) -> int:
-        """Return as many tokens as a check wants, or as the model takes."""
+        """Return `most`, or the longest sequence that the model accepts if that is shorter."""
         return min(most, self.most_tokens or most)
 
     def ids(self, rows: int, time: int, device: torch.device) -> Tensor:
-        """Return (B, T) random ids that are no padding."""
+        """Return (B, T) random ids without padding."""
         usable_V = self._usable()
         return usable_V[torch.randint(len(usable_V), (rows, time), generator=_generator())].to(device)
 
     def quiet_and_other_ids(self, time: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return two sequences, (T), with no id in common, the first one of few ids.
+        """Return two sequences, (T), without a common id; the first has few different ids.
 
-        A maximum shows a later token only where that token is larger than all before it: among few, others stand out.
+        A maximum reveals a later token only if it exceeds all earlier ones, which is likelier if those are few.
         """
         usable_V, generator = self._usable(), _generator()
         few = min(QUIET_IDS, len(usable_V) // 2)
@@ -98,11 +98,11 @@ Subject = ModelUnderTest  # its earlier name
 
 
 def sized(node: Node, typed: Collection[str] = ()) -> Node:
-    """Return a model's settings at the sizes that it is verified at.
+    """Return a model's settings with the sizes to verify it at.
 
     Args:
         node: The `model` of a configuration.
-        typed: The keys that a person has set: they stay.
+        typed: Keys that the user has set, which stay.
     """
     sizes = dict(SIZES)
     if _is_without_head(node):
@@ -111,12 +111,12 @@ def sized(node: Node, typed: Collection[str] = ()) -> Node:
 
 
 def models_under_test(node: Node) -> tuple[ModelUnderTest, ModelUnderTest]:
-    """Return what `verify` takes for a model that is not trained: the model, and a tiny one of the same kind.
+    """Return the arguments of `verify` for an untrained model: the model, and a tiny one of the same kind.
 
     Args:
-        node: The `model` of a configuration, at the sizes to verify it at.
+        node: The `model` of a configuration, with the sizes to verify it at.
     """
-    # Without a head the logits are a hidden state, within -1 and 1, which learns no batch by heart.
+    # Without a head the logits are a hidden state within -1 and 1, which cannot memorise a batch.
     changes: Node = dict(TINY)
     if _is_without_head(node):
         changes["head"] = "linear"
@@ -128,13 +128,13 @@ def models_under_test(node: Node) -> tuple[ModelUnderTest, ModelUnderTest]:
 def trained_models_under_test(
     node: Node, weights: Mapping[str, Tensor], *, vocab_size: int, pad_id: int | None
 ) -> tuple[ModelUnderTest, ModelUnderTest]:
-    """Return what `verify` takes for a trained model: the model as it is, and a tiny new one of the same kind.
+    """Return the arguments of `verify` for a trained model: the model unchanged, and a tiny new one of the same kind.
 
     Args:
         node: The `model` of its configuration.
         weights: Its state dict.
-        vocab_size: Number of ids that it was trained on.
-        pad_id: Id of the padding; None where there is none.
+        vocab_size: Number of ids V that it was trained with.
+        pad_id: Id of the padding; None for no padding.
     """
 
     def trained() -> nn.Module:
@@ -147,7 +147,7 @@ def trained_models_under_test(
 
 
 def mean_loss(model: nn.Module, ids_BT: Tensor) -> Tensor:
-    """Return the mean nats: of the next token, or where a model sees the whole sequence, of the tokens turned round."""
+    """Return the mean nats of the next token; for a model that sees the whole sequence, of the reversed tokens."""
     if sees_future(model):
         inputs_BT, targets_BT = ids_BT, ids_BT.flip(1)
     else:
@@ -157,7 +157,7 @@ def mean_loss(model: nn.Module, ids_BT: Tensor) -> Tensor:
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    """Return the gradient of a loss for every parameter that is trained, zero where it does not depend on it."""
+    """Return the gradient of a loss for every trainable parameter, zero for those that it does not depend on."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     return dict(zip(named, torch.autograd.grad(loss, list(named.values()), materialize_grads=True), strict=True))
 
@@ -167,7 +167,7 @@ def _generator() -> torch.Generator:
 
 
 def _is_without_head(node: Node) -> bool:
-    """Return whether the hidden state is the logits, so that its width is for the number of ids to say."""
+    """Return whether the hidden state is the logits, so that the number of ids sets its width."""
     return node.get("head") == "none"
 
 
@@ -176,6 +176,6 @@ def _with(node: Node, sizes: Node) -> Node:
 
 
 def _built(node: Node, vocab_size: int, pad_id: int | None) -> nn.Module:
-    """Build without dropout, which would be all that a comparison measures."""
+    """Build a model without dropout, whose noise would hide every difference."""
     model: nn.Module = build(_with(node, {"dropout": 0.0}), vocab_size=vocab_size, pad_id=pad_id)
     return model

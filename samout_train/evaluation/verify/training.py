@@ -1,4 +1,4 @@
-"""Check that a model trains as it should: gradients, compilation, repetition, files, and one memorised batch."""
+"""Check that a model trains correctly: gradients, compilation, determinism, saving and loading, memorising a batch."""
 
 # B batch, T time, V vocabulary
 
@@ -32,8 +32,8 @@ TINY = "of a tiny new model"
 def finite_differences(tiny: ModelUnderTest, device: torch.device) -> Measured:
     """Compare gradients along a random direction with two evaluations of the loss, in float64.
 
-    The error is relative to the norm of the parameter's gradient: along a direction that it happens to be across, any
-    gradient is small.
+    The error is relative to the norm of the parameter's gradient: along a direction nearly orthogonal to it, the
+    derivative itself is small.
     """
     model = tiny.model(device).double().train()
     ids_BT = tiny.ids(2, 7, device)
@@ -56,7 +56,7 @@ def finite_differences(tiny: ModelUnderTest, device: torch.device) -> Measured:
 
 
 def as_in_float64(tiny: ModelUnderTest, device: torch.device) -> Measured:
-    """Compare gradients in float32, which fast paths are made for, with those in float64, which differences prove."""
+    """Compare gradients in float32, with its fast paths, with those in float64, which finite differences check."""
     ids_BT = tiny.ids(2, SHORT, device)
     found = []
     for dtype in (torch.float32, torch.float64):
@@ -67,7 +67,7 @@ def as_in_float64(tiny: ModelUnderTest, device: torch.device) -> Measured:
 
 
 def compiled(tiny: ModelUnderTest, device: torch.device) -> Measured:
-    """Compare gradients and logits of the compiled model with those of the same one."""
+    """Compare gradients and logits of the compiled model with those of the model itself."""
     from torch._dynamo import config
     from torch._dynamo.backends.registry import lookup_backend
 
@@ -75,7 +75,7 @@ def compiled(tiny: ModelUnderTest, device: torch.device) -> Measured:
     ids_BT = tiny.ids(2, COMPILED_TOKENS, device)
     backend, instead = "inductor", ""
     if device.type == "cpu" and not has_cpp_compiler():
-        backend, instead = "aot_eager", ", for there is no C++ compiler here"
+        backend, instead = "aot_eager", ", since there is no C++ compiler"
     compile_graph, sizes = lookup_backend(backend), []
 
     def counted(graph: Any, inputs: Any) -> Any:
@@ -85,7 +85,7 @@ def compiled(tiny: ModelUnderTest, device: torch.device) -> Measured:
     started = time.monotonic()
     found, logits = [], []
     try:
-        # By default torch leaves recurrent modules as they are, and would compare them with themselves.
+        # By default torch does not compile recurrent modules and would compare them with themselves.
         with config.patch(allow_rnn=True):
             for function in (torch.compile(model, backend=counted), model):
                 logits.append(function(ids_BT)[0])
@@ -105,7 +105,7 @@ def compiled(tiny: ModelUnderTest, device: torch.device) -> Measured:
 
 
 def missing_gradients(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """Return how many parameters have no gradient, or one that is zero or not finite."""
+    """Return the number of parameters whose gradient is zero or not finite."""
     found = gradients(model.train(), mean_loss(model, subject.ids(3, subject.tokens(SHORT), device)))
     bad = []
     for name, gradient in found.items():
@@ -115,11 +115,11 @@ def missing_gradients(model: nn.Module, subject: ModelUnderTest, device: torch.d
 
 
 def twice(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """Return the largest difference between two times the same loss and gradients."""
+    """Return the largest difference between two computations of the same loss and gradients."""
     ids_BT = subject.ids(3, subject.tokens(SHORT), device)
     results = []
     for _ in range(2):
-        torch.manual_seed(0)  # what a mixer draws in training, it draws again
+        torch.manual_seed(0)  # a mixer that draws in training draws the same again
         loss = mean_loss(model.train(), ids_BT)
         values = [loss.detach()[None]]
         for gradient in gradients(model, loss).values():
@@ -129,11 +129,11 @@ def twice(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Me
 
 
 def saved_and_loaded(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """Return the largest difference in logits after weights and a state went through a file, into a model of zeros."""
+    """Return the largest difference in logits after saving weights and a state and loading them into a zeroed model."""
     ids_BT = subject.ids(3, subject.tokens(FILE_TOKENS), device)
     prefix = ids_BT.shape[1] // 2
     file = io.BytesIO()
-    # Not in inference mode: with weights that are made there, some of torch's sums are in another order.
+    # Not in inference mode: torch sums weights created there in another order.
     other = subject.model(device, seed=1)
     with evaluating(model), evaluating(other):
         whole_BTV, _ = model(ids_BT)
@@ -151,8 +151,8 @@ def saved_and_loaded(model: nn.Module, subject: ModelUnderTest, device: torch.de
     return float(torch.stack(differences).max()), ""
 
 
-def learned_by_heart(tiny: ModelUnderTest, device: torch.device) -> Measured:
-    """Return the loss of one batch after training on it."""
+def memorised_batch(tiny: ModelUnderTest, device: torch.device) -> Measured:
+    """Return the loss of one batch after training on it alone."""
     model = tiny.model(device, as_trained=True).train()
     ids_BT = tiny.ids(3, 16, device)
     optimizer = torch.optim.Adam(model.parameters(), lr=OVERFIT_RATE)

@@ -10,49 +10,51 @@ from samout_train.experiments.compare.screening import Screening, screening_cave
 
 FEW_SEEDS = 3
 MOST_NAMED = 6  # differing settings in one sentence
-# Of a run that is compared, what decides about the tokens that it sees and the arithmetic that it is trained in.
+# The settings of a compared run that decide which tokens it sees and in which arithmetic it is trained.
 ALIKE = ("data", "trainer", "precision", "schedule")
 MACHINE = ("device", "torch", "commit")
-LONGEST_VALUE = 12  # characters, which tell commits apart
+LONGEST_VALUE = 12  # characters, enough to tell commits apart
 SMALLEST_SHOWN = 0.001  # nats, with three decimals
-SHARED = "The runs were made {} at a time, so that their seconds are not those of a run that has the machine to itself."
+SHARED = "Up to {} runs shared the machine, so their times are longer than those of a run that has it to itself."
 Asked = Mapping[str, Any]
 
 
 def verdict(comparison: Comparison, asked: Asked) -> list[str]:
-    """Return three sentences: the best, how far the others are behind it, and how far it is fair.
+    """Return three sentences: the best model, how far the others are behind it, and whether they saw the same tokens.
 
     Args:
         comparison: Models on the same data.
-        asked: What is known of the request: `match`, the budget as typed, and `jobs`, how many ran at a time.
+        asked: The request as far as it is known: `match`, the budget as typed, and `jobs`, the runs at a time.
     """
     if not comparison.ranked:
-        return [f"Nothing is known of {comparison.data}: no run came to a loss."]
+        return [f"No run on {comparison.data} has a loss."]
     best, *others = comparison.ranked
     many = "one seed"
     if len(best.losses) > 1:
         many = f"mean and standard deviation of {len(best.losses)} seeds"
-    loss = f"{mean_and_spread(best)} nats a token ({many})"
+    loss = f"{mean_and_spread(best)} nats per token ({many})"
     sentences = [f"{best.label} has the lowest validation loss on {comparison.data}: {loss}."]
     last = _tokens(comparison)
     if others:
         sentences.append(_behind(best, others))
         last += _sizes(comparison)
-    against = caveats(comparison, asked)
-    if against:
-        last += f"; what speaks against it ({len(against)}) stands below"
+    num_caveats = len(caveats(comparison, asked))
+    if num_caveats == 1:
+        last += "; see the caveat below"
+    elif num_caveats:
+        last += f"; see the {num_caveats} caveats below"
     return [*sentences, f"{last}."]
 
 
 def nats(value: float) -> str:
-    """With three decimals, or as many as a small one needs to be seen."""
+    """Return a loss with three decimals, or in scientific notation where these would show 0."""
     if value == 0 or abs(value) >= SMALLEST_SHOWN:
         return f"{value:.3f}"
     return f"{value:.1e}"
 
 
 def mean_and_spread(one: CandidateResult) -> str:
-    """`1.612 ± 0.004`: the mean, and the standard deviation of a sample where there are two or more."""
+    """Return the mean and the sample standard deviation of two or more seeds, as `1.612 ± 0.004`."""
     if one.mean is None:
         return ""
     if one.spread is None:
@@ -61,25 +63,29 @@ def mean_and_spread(one: CandidateResult) -> str:
 
 
 def in_words(found: Difference | None) -> str:
-    """`within noise`, `more than noise`, or why that is not known."""
+    """Return `within noise`, `more than noise`, or why that is unknown."""
     if found is None:
-        return "not known: no seed in common"
-    return {None: "not known: one seed", True: "within noise", False: "more than noise"}[found.within_noise]
+        return "unknown: no seed in common"
+    if found.within_noise is None:
+        return "unknown: one seed"
+    if found.within_noise:
+        return "within noise"
+    return "more than noise"
 
 
 def interval(found: Difference) -> str:
-    """`0.033 (0.015 to 0.051)`."""
+    """Return a difference and its interval, as `0.033 (0.015 to 0.051)`."""
     if found.low is None or found.high is None:
         return nats(found.mean)
     return f"{nats(found.mean)} ({nats(found.low)} to {nats(found.high)})"
 
 
 def caveats(comparison: Comparison, asked: Asked) -> list[str]:
-    """Return what a reader has to know before believing it, a sentence each.
+    """Return what a reader needs to know before trusting the result, one sentence each.
 
     Args:
         comparison: Models on the same data.
-        asked: What is known of the request.
+        asked: The request as far as it is known.
     """
     ran = comparison.ranked
     found = [
@@ -90,8 +96,9 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
         *_seeds(ran),
         *_unlike(ran),
     ]
-    if (asked.get("jobs") or 1) > 1:
-        found.append(SHARED.format(asked["jobs"]))
+    jobs = asked.get("jobs") or 1
+    if jobs > 1:
+        found.append(SHARED.format(jobs))
     return found
 
 
@@ -111,13 +118,15 @@ def _behind(best: CandidateResult, others: Sequence[CandidateResult]) -> str:
         ("more than noise", "more than noise above it"),
         ("below", "on the seeds that both have, more than noise BELOW it"),
     ):
-        if names := by_word.get(word):
+        names = by_word.get(word)
+        if names:
             parts.append(f"{text} {_are(names)} {'; '.join(names)}")
     for word, text in (
-        ("not known: one seed", "one seed cannot tell whether it is below"),
-        ("not known: no seed in common", "without a seed in common it is not known whether it is below"),
+        ("unknown: one seed", "one seed cannot tell whether it is below"),
+        ("unknown: no seed in common", "without a seed in common it is unknown whether it is below"),
     ):
-        if names := by_word.get(word):
+        names = by_word.get(word)
+        if names:
             parts.append(f"{text} {'; '.join(names)}")
     text = ", and ".join(parts)
     return f"{text[0].upper()}{text[1:]} (nats, with {CONFIDENCE:.0%} intervals of the differences seed by seed)."
@@ -131,20 +140,30 @@ def _are(names: Sequence[str]) -> str:
 
 def _tokens(comparison: Comparison) -> str:
     ran = comparison.ranked
-    tokens = {round(count) for one in ran if (count := one.figure("tokens_seen")) is not None}
-    counts = _list(f"{count:,}" for count in sorted(tokens))
+    tokens = {round(count) for count in _figures(ran, "tokens_seen")}
+    counts = ", ".join(f"{count:,}" for count in sorted(tokens))
     if len(ran) == 1:
         return f"It was trained on {counts} tokens"
     if len(tokens) != 1:
         return f"They were NOT trained on the same tokens ({counts})"
-    alike = not any(key.startswith(("data", "trainer")) for key in _differing(ran))
-    if alike and len({tuple(one.losses) for one in ran}) == 1:
+    others = any(key.startswith(("data", "trainer")) for key in _differing(ran))
+    if not others and len({tuple(one.losses) for one in ran}) == 1:
         return f"All were trained on the same {counts} tokens"
     return f"All were trained on {counts} tokens each, but not on the same ones"
 
 
+def _figures(ran: Sequence[CandidateResult], key: str) -> list[float]:
+    """Return a figure of the models that have it."""
+    found = []
+    for one in ran:
+        value = one.figure(key)
+        if value is not None:
+            found.append(value)
+    return found
+
+
 def _sizes(comparison: Comparison) -> str:
-    sizes = [size for one in comparison.ranked if (size := one.figure("parameters")) is not None]
+    sizes = _figures(comparison.ranked, "parameters")
     if not sizes:
         return ""
     share = max(sizes) / min(sizes) - 1
@@ -158,12 +177,14 @@ def _unfinished(comparison: Comparison) -> Iterable[str]:
             if run.outcome.error:
                 error = f": {run.outcome.error}"
             yield f"{run.run_dir.name} of {one.label} is {run.outcome.state}{error}."
+        places = []
         for run in one.runs:
-            if run.outcome.state == "done" and run.loss is None:
-                yield f"{run.run_dir.name} of {one.label} ended with a loss that is no number, and does not count."
-        places = [(run.rate, run.seed) for run in one.runs if run.loss is not None]
+            if run.loss is not None:
+                places.append((run.rate, run.seed))
+            elif run.outcome.state == "done":
+                yield f"{run.run_dir.name} of {one.label} ended with a loss that is not a number, and is not scored."
         if len(set(places)) < len(places):
-            yield f"{one.label} has several runs of one rate and seed, of which one counts."
+            yield f"{one.label} has several runs with the same learning rate and seed, of which one is scored."
 
 
 def _screened(comparison: Comparison, asked: Asked) -> Iterable[str]:
@@ -177,14 +198,17 @@ def _rates(ran: Sequence[CandidateResult]) -> Iterable[str]:
         if one.edge and one.best_rate is not None:
             beyond = {"largest": "larger", "smallest": "smaller"}[one.edge]
             yield (
-                f"{one.label} did best with the {one.edge} rate that was tried, {one.best_rate:g}: a {beyond} one may "
-                "be better still."
+                f"{one.label}: the best learning rate, {one.best_rate:g}, is the {one.edge} of those tried; a {beyond} "
+                "one may be better."
             )
         if one.chosen_and_counted:
-            yield f"{one.label}'s rate was chosen by a run that counts itself, which flatters it: give it more seeds."
+            yield (
+                f"{one.label}: the learning rate was selected on a run that is also scored, which biases the result; "
+                "add seeds."
+            )
     tried = {len(one.rates) for one in ran}
     if len(ran) > 1 and tried == {1}:
-        yield "Each model was tried with one learning rate only, so this may compare rates more than models."
+        yield "Each model was tried with one learning rate, so this may compare learning rates more than models."
     elif len(tried) > 1:
         yield "Some models were tried with more learning rates than others."
 
@@ -192,11 +216,11 @@ def _rates(ran: Sequence[CandidateResult]) -> Iterable[str]:
 def _seeds(ran: Sequence[CandidateResult]) -> Iterable[str]:
     fewest = min((len(one.losses) for one in ran), default=FEW_SEEDS)
     if fewest == 1 and len(ran) > 1:
-        yield "There is one seed only, which cannot tell a difference from noise."
+        yield "One seed cannot tell a difference from noise."
     elif fewest < FEW_SEEDS and len(ran) > 1:
-        yield f"There are {fewest} seeds only, so that the intervals are very wide."
+        yield f"With {fewest} seeds, the intervals are very wide."
     if len({tuple(one.losses) for one in ran}) > 1:
-        yield "The models have other seeds than each other; differences are of the seeds that both have."
+        yield "The models have different seeds; differences are taken on the seeds that both have."
 
 
 def _unlike(ran: Sequence[CandidateResult]) -> Iterable[str]:
@@ -208,33 +232,44 @@ def _unlike(ran: Sequence[CandidateResult]) -> Iterable[str]:
         more = ""
         if len(differing) > MOST_NAMED:
             more = f" and {len(differing) - MOST_NAMED} more"
-        yield f"Beside the models, their settings differ in {_list(differing[:MOST_NAMED])}{more}."
-    summaries: list[Mapping[str, Any]] = [run.summary for one in ran for run in one.counted if run.summary is not None]
+        yield f"The runs differ in settings other than the model: {', '.join(differing[:MOST_NAMED])}{more}."
     for key in MACHINE:
-        if len(values := {str(summary.get(key))[:LONGEST_VALUE] for summary in summaries}) > 1:
-            yield f"The runs were made with different values of {key}: {_list(sorted(values))}."
+        values = set()
+        for one in ran:
+            for run in one.counted:
+                if run.summary is not None:
+                    values.add(str(run.summary.get(key))[:LONGEST_VALUE])
+        if len(values) > 1:
+            yield f"The runs were made with different values of {key}: {', '.join(sorted(values))}."
 
 
 def _differing(ran: Sequence[CandidateResult]) -> list[str]:
-    """Settings beside the model that decide about a training and are not the same for all."""
-    configs = [run.config for one in ran for run in one.counted if run.config]
-    settings = [scalars({key: config.get(key) for key in ALIKE}) for config in configs]
-    return sorted(key for key in set().union(*settings) if len({str(one.get(key)) for one in settings}) > 1)
+    """Return the settings other than the model that decide about a training and differ between runs."""
+    settings = []
+    for one in ran:
+        for run in one.counted:
+            if run.config:
+                settings.append(scalars({key: run.config.get(key) for key in ALIKE}))
+    found = []
+    for key in sorted(set().union(*settings)):
+        values = {str(of_run.get(key)) for of_run in settings}
+        if len(values) > 1:
+            found.append(key)
+    return found
 
 
 def _off_budget(ran: Sequence[CandidateResult], match: str | None) -> Iterable[str]:
-    """Sizes that were not matched, where they are further apart than matching leaves them, or time that came out other
-    than it was measured before."""
-    sizes = [size for one in ran if (size := one.figure("parameters")) is not None]
-    if match is None and sizes and max(sizes) / min(sizes) > 1 + 2 * TOLERANCE:
-        yield f"Sizes were not matched: from {min(sizes):,.0f} to {max(sizes):,.0f} parameters."
-    if match is not None and (budget := Budget.of(match)).kind == "seconds":
-        for one in ran:
-            seconds = one.figure("train_seconds")
-            if seconds is not None and abs(seconds / budget.amount - 1) > TOLERANCE:
-                off = f"{seconds / budget.amount - 1:+.0%}"
-                yield f"{one.label} trained for {seconds:,.4g} s ({off}): its steps did not take what was measured."
-
-
-def _list(words: Iterable[str]) -> str:
-    return ", ".join(words)
+    """Yield sizes that differ by more than matching allows, and training times that miss the budget."""
+    if match is None:
+        sizes = _figures(ran, "parameters")
+        if sizes and max(sizes) / min(sizes) > 1 + 2 * TOLERANCE:
+            yield f"Sizes were not matched: from {min(sizes):,.0f} to {max(sizes):,.0f} parameters."
+        return
+    budget = Budget.of(match)
+    if budget.kind != "seconds":
+        return
+    for one in ran:
+        seconds = one.figure("train_seconds")
+        if seconds is not None and abs(seconds / budget.amount - 1) > TOLERANCE:
+            off = f"{seconds / budget.amount - 1:+.0%}"
+            yield f"{one.label} trained for {seconds:,.4g} s ({off}): its steps did not take the time measured before."

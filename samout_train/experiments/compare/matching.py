@@ -1,4 +1,4 @@
-"""The size at which a model meets a budget: its width first, then the inner width of its feed-forward if it has one."""
+"""Find the size at which a model meets a budget: its width first, then the inner width of its feed-forward if any."""
 
 import math
 import re
@@ -18,8 +18,8 @@ Node = dict[str, Any]
 TOLERANCE = 0.02
 WIDEST = 2**20
 SMALL_WIDTH = 1024  # below it, a step may be all overhead
-LARGEST_UNIT = 4096  # of a width: heads times what a head has to be a multiple of
-EVEN_SIZES = (8, 1)  # matrix units want multiples of 8; others where none of those fits
+LARGEST_UNIT = 4096  # of a width: heads times the unit that the size of a head is a multiple of
+EVEN_SIZES = (8, 1)  # matrix units need multiples of 8; others where none of those fits
 FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 NUMBER = re.compile(r"(\d[\d_]*\.?\d*(?:e[+-]?\d+)?)\s*([a-z]?)")
 WARM_UP_STEPS, BLOCKS, STEPS_IN_A_BLOCK = 2, 4, 3
@@ -27,13 +27,13 @@ WARM_UP_STEPS, BLOCKS, STEPS_IN_A_BLOCK = 2, 4, 3
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget that all models get the same amount of.
+    """A budget that all models have to meet.
 
     Args:
-        kind: `parameters`: trainable elements. `flops`: operations of the matrix products for a token in training, in
-            a row of the training length. `state_bytes`: of one sequence's state after such a row, in float32.
-            `seconds`: that the steps of a run take on this machine.
-        amount: How much.
+        kind: `parameters`: trainable elements. `flops`: operations of the matrix products per training token, in a row
+            of the training length. `state_bytes`: the state of one sequence after such a row, in float32. `seconds`:
+            the training time of a run on this machine.
+        amount: In elements, operations, bytes or seconds.
     """
 
     kind: Kind
@@ -41,22 +41,21 @@ class Budget:
 
     @classmethod
     def of(cls, text: str) -> "Budget":
-        """From `parameters:800k`.
+        """Return the budget of a text such as `parameters:800k`.
 
         Raises:
-            ValueError: if it says none.
+            ConfigError: if it is not a budget.
         """
         kind, colon, number = text.partition(":")
         read = NUMBER.fullmatch(number.strip().lower())
         if kind not in get_args(Kind) or not colon or read is None or read[2] not in FACTORS:
-            raise ValueError(
-                f"match={text}: must be a budget such as parameters:800k, with one of {', '.join(get_args(Kind))}"
-            )
+            wrong = f"must be a budget such as parameters:800k, with one of {', '.join(get_args(Kind))}"
+            raise ConfigError(Problem("match", text, text=wrong))
         if kind == "seconds" and read[2]:
-            raise ValueError(f"match={text}: seconds have no unit behind them: write seconds:300")
+            raise ConfigError(Problem("match", text, text="seconds have no unit", fix="write seconds:300"))
         amount = float(read[1].replace("_", "")) * FACTORS[read[2]]
         if not 0 < amount < math.inf:
-            raise ValueError(f"match={text}: must be above 0, and finite")
+            raise ConfigError(Problem("match", text, text="must be above 0, and finite"))
         return cls(cast(Kind, kind), amount)
 
     def __str__(self) -> str:
@@ -65,11 +64,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model at a budget.
+    """The sizes of a model at a budget.
 
     Args:
         settings: Keys of its YAML, such as `hidden_size`.
-        cost: What it takes of the budget.
+        cost: The amount of the budget that it takes.
     """
 
     settings: Mapping[str, int]
@@ -77,19 +76,19 @@ class Sizes:
 
 
 def matched(label: str, node: Node, budget: Budget, cost_of: Callable[[Node], float]) -> Sizes:
-    """Return the sizes at which a model takes what the budget allows, within 2 %.
+    """Return the sizes at which a model meets the budget within 2 %.
 
     Args:
         label: Of the model, for messages.
         node: The `model` of a configuration.
-        budget: How much is wanted.
-        cost_of: What a node takes of it; must grow with the sizes.
+        budget: To meet.
+        cost_of: Returns the cost of a node in the unit of the budget; must grow with the sizes.
 
     Raises:
-        ConfigError: if no width does, nor a feed-forward's; the message names the nearest sizes.
+        ConfigError: if no width meets it, nor a feed-forward's; the message names the nearest sizes.
     """
     if "hidden_size" not in node:
-        text = f"has no hidden_size, so that no size of it can be found for match={budget}"
+        text = f"has no hidden_size, so no size of it can be found for match={budget}"
         raise ConfigError(Problem(label, text=text))
     unit = smallest_width(node)
     if unit is None:
@@ -98,30 +97,33 @@ def matched(label: str, node: Node, budget: Budget, cost_of: Callable[[Node], fl
     nearest = sorted(tried, key=lambda sizes: _distance(sizes, budget))
     if _fits(nearest[0], budget):
         return nearest[0]
-    if node.get("ffn_size", 0) is None:  # else it was chosen, or there is none
+    if node.get("ffn_size", 0) is None:  # else it is set, or the model has none
         for even in EVEN_SIZES:
             for width in nearest:
                 found = _around(partial(_with_feed_forward, width), even, node, budget, cost_of)
                 best = min(found, key=lambda sizes: _distance(sizes, budget))
                 if _fits(best, budget):
                     return best
-    near = "; ".join(
-        f"{' '.join(f'{key} {size}' for key, size in sizes.settings.items())} takes {sizes.cost:,.6g} "
-        f"({sizes.cost / budget.amount - 1:+.1%})"
-        for sizes in sorted(tried, key=lambda sizes: sizes.cost)
-    )
-    text = f"no width, nor a feed-forward's, is within {TOLERANCE:.0%} of match={budget}; {near}"
+    near = []
+    for sizes in sorted(tried, key=lambda sizes: sizes.cost):
+        named = " ".join(f"{key} {size}" for key, size in sizes.settings.items())
+        near.append(f"{named} takes {sizes.cost:,.6g} ({sizes.cost / budget.amount - 1:+.1%})")
+    text = f"no width, nor a feed-forward's, is within {TOLERANCE:.0%} of match={budget}; {'; '.join(near)}"
     raise ConfigError(Problem(label, text=text, fix="take one of these budgets, or other layers or heads"))
 
 
 def smallest_width(node: Node) -> int | None:
-    """The smallest width that a model can have with its heads, of which the others are multiples; None for none."""
-    widths = range(1, LARGEST_UNIT) if "hidden_size" in node else range(0)
-    return next((width for width in widths if not check_model(node | {"hidden_size": width})), None)
+    """Return the smallest width that a model can have with its heads, or None; other widths are multiples of it."""
+    if "hidden_size" not in node:
+        return None
+    for width in range(1, LARGEST_UNIT):
+        if not check_model(node | {"hidden_size": width}):
+            return width
+    return None
 
 
 def model_cost(kind: Kind, node: Node, *, vocab_size: int, pad_id: int | None, seq_len: int) -> float:
-    """Return what a model takes of a budget that its sizes alone decide; nothing is computed.
+    """Return the cost of a model by its sizes alone, in the unit of the budget; nothing is computed.
 
     Args:
         kind: Any but `seconds`.
@@ -140,7 +142,7 @@ def model_cost(kind: Kind, node: Node, *, vocab_size: int, pad_id: int | None, s
 
 
 def seconds_a_step(trainer: Any) -> float:
-    """Of training: the fastest of some blocks of steps, which is the one that was disturbed the least.
+    """Return the seconds of a training step: the fastest of a few blocks, which is the least disturbed one.
 
     Args:
         trainer: As `samout_train.build_trainer` makes it.
@@ -164,7 +166,7 @@ def _around(
     budget: Budget,
     cost_of: Callable[[Node], float],
 ) -> list[Sizes]:
-    """The largest multiple of a unit below the budget and the smallest one that reaches it, as far as there are."""
+    """Return the largest multiple of a unit below the budget and the smallest one that reaches it, if they exist."""
 
     def sizes(multiple: int) -> Sizes:
         settings = settings_of(multiple * unit)
@@ -176,7 +178,7 @@ def _around(
     below, above = 1, 2
     high = sizes(above)
     while high.cost < budget.amount:
-        # What does not grow with a size has nothing to be found in it; small sizes take as long as each other.
+        # A cost that does not grow with the size cannot be met; small sizes may take equally long.
         grows = high.cost > low.cost or (budget.kind == "seconds" and above * unit < SMALL_WIDTH)
         if 2 * above * unit > WIDEST or not grows:
             return [high]
@@ -197,7 +199,9 @@ def _with_feed_forward(width: Sizes, size: int) -> Mapping[str, int]:
 
 
 def _distance(sizes: Sizes, budget: Budget) -> float:
-    return abs(math.log(sizes.cost / budget.amount)) if sizes.cost > 0 else math.inf
+    if sizes.cost <= 0:
+        return math.inf
+    return abs(math.log(sizes.cost / budget.amount))
 
 
 def _fits(sizes: Sizes, budget: Budget) -> bool:

@@ -1,6 +1,6 @@
-"""A comparison on one page that loads nothing: HTML to read, and Markdown for a README. jinja2 fills the page in.
+"""Write a comparison as one page that loads nothing: HTML by jinja2, and Markdown for a README.
 
-`make_runs` makes the runs that are missing, `finish` measures the speeds that are; it and `show` write the page.
+`make_runs` makes the missing runs, `finish` measures the missing speeds; `finish` and `show` write the page.
 """
 
 import base64
@@ -13,11 +13,12 @@ from typing import IO, Any
 from jinja2 import Environment, StrictUndefined
 
 from samout_train.checkpoint import new_directory
-from samout_train.config import ConfigError, shown
+from samout_train.config import ConfigError, Problem, shown
 from samout_train.evaluation import missing_charts
-from samout_train.experiments.compare.charts import Chart, Speeds, charts, overview, tasks_chart
+from samout_train.experiments.compare.candidates import folder_name
+from samout_train.experiments.compare.charts import Chart, Speeds, charts, colour_of, overview, tasks_chart
 from samout_train.experiments.compare.findings import caveats, in_words, interval, mean_and_spread, nats, verdict
-from samout_train.experiments.compare.plan import Plan, folder_name, read_record, record_screening
+from samout_train.experiments.compare.plan import Plan, read_record, record_screening
 from samout_train.experiments.compare.results import CandidateResult, Comparison, comparisons_of, difference
 from samout_train.experiments.compare.runs import read_run, run_dirs_below, told_apart
 from samout_train.experiments.compare.screening import Screening, screening_lines, screening_table
@@ -29,52 +30,61 @@ HTML, MARKDOWN = "comparison.html", "comparison.md"
 TEMPLATE = Path(__file__).with_name("page.html")
 Record = Mapping[str, Any]
 NOTE = (
-    "Loss: nats a token on the whole validation split, mean and standard deviation over the seeds that count, each "
-    "seed in brackets. Behind the best: mean of the differences seed by seed, with its 95 % interval. Tokens a second: "
+    "Loss: nats per token on the whole validation split, mean and standard deviation over the scored seeds, each seed "
+    "in brackets. Behind the best: mean of the differences seed by seed, with its 95 % interval. Tokens per second: "
     "forward and backward pass in rows of the training length. State: of one sequence after such a row."
 )
 PAIRS_NOTE = (
-    "Row minus column: mean of the differences seed by seed, with its 95 % interval; coloured where that is more than "
-    "noise. Each interval is for its pair alone: of twenty pairs that do not differ, one is coloured by chance."
+    "Row minus column: mean of the differences seed by seed, with its 95 % interval; marked where that is more than "
+    "noise. Each interval is for its pair alone: of twenty pairs that do not differ, one is marked by chance."
 )
-UNSAID = ("seed", "optimizer.lr")  # settings that every run has one of its own
+UNSAID = ("seed", "optimizer.lr")  # settings that each run has its own of
 
 
 def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
-    """Makes what is missing of a comparison.
+    """Make the missing runs of a comparison.
 
     Args:
-        plan: What is asked; its record lies in its directory.
+        plan: Of the comparison; its record lies in its directory.
         at_once: Runs at a time.
 
     Returns:
-        What became of each run, by name.
+        The outcome of each run, by name.
 
     Raises:
-        StopRequestedError: if a signal came; what ran has saved what it needs to go on.
+        StopRequestedError: on a signal; the runs that were stopped have saved what they need to resume.
     """
     choosing = plan.choosing()
     with job_bar(len(choosing) + plan.most_counting()) as bar:
         outcomes = bar.run(choosing, at_once=at_once)
         best = {one.label: plan.rates[0] for one in plan.candidates}
         if choosing:
-            comparison = Comparison.of("", [read_run(job.run_dir) for job in choosing])
-            best = {one.label: one.best_rate for one in comparison.results if one.best_rate is not None}
+            runs = [read_run(job.run_dir) for job in choosing]
+            comparison = Comparison.of("", runs)
+            best = {}
+            for one in comparison.results:
+                if one.best_rate is not None:
+                    best[one.label] = one.best_rate
             if plan.screening is not None:
                 losses = comparison.screening_losses
                 chosen = plan.screening.chosen(losses)
-                best = {label: best[label] for label in chosen}
+                for label in set(best) - set(chosen):
+                    del best[label]
                 record_screening(plan.folder, losses, chosen)
-                bar.say([f"screened: {', '.join(chosen) or 'no model'} to be trained in full"])
+                bar.say([f"screened   {', '.join(chosen) or 'no model'} to be trained in full"])
         counting = plan.counting(best)
         bar.expect(len(choosing) + len(counting))
         return outcomes | bar.run(counting, at_once=at_once)
 
 
 def finish(plan: Plan) -> None:
-    """Writes the page of a comparison, and again with the speeds, once they are measured."""
+    """Write the page of a comparison, and write it again once the speeds are measured."""
     record = read_record(plan.folder)
-    runs = [run for name in plan.entries() if (run := read_run(plan.folder / name)).outcome.state != "waiting"]
+    runs = []
+    for name in plan.entries():
+        run = read_run(plan.folder / name)
+        if run.outcome.state != "waiting":
+            runs.append(run)
     comparisons = comparisons_of(runs)
     write_page(comparisons, record, read_speeds(plan.folder), plan.folder)
     _show(comparisons, record, measured_speeds(plan.candidates, plan.folder), plan.folder)
@@ -82,58 +92,77 @@ def finish(plan: Plan) -> None:
 
 
 def show(paths: Sequence[str], command: str, folder: Path, *, is_new: bool = False) -> None:
-    """Writes a page of runs that are there.
+    """Write a page of existing runs.
 
     Args:
         paths: Run directories, or folders of them.
-        command: What makes this page.
-        folder: Where it goes.
-        is_new: Whether the folder has to be one that is not there yet.
+        command: The command that makes this page.
+        folder: Where the page goes.
+        is_new: Whether the folder must not exist yet; then a free name is taken.
 
     Raises:
         ConfigError: if there is no run at a path, or the folder holds a comparison of other runs.
     """
-    if absent := [path for path in paths if not Path(path).exists()]:
-        raise ConfigError(f"runs={absent[0]}: is not there: give run directories, or a folder of them")
-    found = {path: run_dirs_below(Path(path)) for path in paths}
-    if empty := [path for path, run_dirs in found.items() if not run_dirs]:
-        raise ConfigError(f"runs={empty[0]}: holds no run: give run directories, or a folder of them")
-    run_dirs = list(dict.fromkeys(run_dir for of_path in found.values() for run_dir in of_path))
-    if read_record(folder) and {path.resolve() for path in run_dirs} != {p.resolve() for p in run_dirs_below(folder)}:
-        raise ConfigError(f"run_dir={folder}: holds a comparison of other runs: give another directory")
+    run_dirs = _run_dirs(paths)
+    if read_record(folder):
+        there = set(map(Path.resolve, run_dirs_below(folder)))
+        if there != set(map(Path.resolve, run_dirs)):
+            text = "holds a comparison of other runs"
+            raise ConfigError(Problem("run_dir", str(folder), text=text, fix="give another directory"))
     parents = {run_dir.parent for run_dir in run_dirs}
     asked: dict[str, Any] = {}
     speeds: dict[str, dict[int, float]] = {}
     if len(parents) == 1:
         asked, speeds = read_record(*parents), read_speeds(*parents)
-    if any(set(run_dirs) != set(run_dirs_below(parent)) for parent in parents):  # a part of a comparison is not it
-        asked.pop("command", None)
+    for parent in parents:
+        if set(run_dirs) != set(run_dirs_below(parent)):  # only a part of the comparison is shown
+            asked.pop("command", None)
     runs = told_apart([read_run(run_dir) for run_dir in run_dirs])
     if is_new:
         folder = new_directory(folder)
     _show(comparisons_of(runs), {"command": command, **asked}, speeds, folder)
 
 
+def _run_dirs(paths: Sequence[str]) -> list[Path]:
+    """Return the run directories at or below some paths, each once.
+
+    Raises:
+        ConfigError: if there is none at one of them.
+    """
+    fix = "give run directories, or a folder of them"
+    for path in paths:
+        if not Path(path).exists():
+            raise ConfigError(Problem("runs", path, text="is not there", fix=fix))
+    found: list[Path] = []
+    for path in paths:
+        below = run_dirs_below(Path(path))
+        if not below:
+            raise ConfigError(Problem("runs", path, text="holds no run", fix=fix))
+        found += below
+    return list(dict.fromkeys(found))
+
+
 def write_page(comparisons: Sequence[Comparison], record: Record, speeds: Speeds, folder: Path) -> list[Path]:
-    """Writes the page, the Markdown and its pictures.
+    """Write the page, the Markdown and its pictures.
 
     Args:
-        comparisons: On each data, what its models came to.
-        record: What was asked: `command`, `match`, `machine`, as far as it is known.
-        speeds: Tokens a second by label and length.
+        comparisons: One for each data source.
+        record: The request as far as it is known: `command`, `match`, `machine`.
+        speeds: Tokens per second by label and length.
         folder: Where they go.
 
     Returns:
-        What was written, the page first.
+        The paths of the files, the page first.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if one cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / HTML, folder / MARKDOWN]
     pictures: dict[str, str] = {}
     for comparison in comparisons:
-        if (png := overview(comparison, speeds)) is not None:
+        png = overview(comparison, speeds)
+        if png is not None:
             name = "comparison.png"
             if len(comparisons) > 1:
                 name = f"comparison_{folder_name(comparison.data)}.png"
@@ -149,45 +178,60 @@ def write_page(comparisons: Sequence[Comparison], record: Record, speeds: Speeds
 
 def html(comparisons: Sequence[Comparison], record: Record, speeds: Speeds) -> str:
     """Return the page; everything that it shows is in it."""
-    rows = [row for comparison in comparisons for row in run_rows(comparison)]
-    unfinished = sum(row["state"] != "done" for row in rows)
-    tasks = tasks_chart(comparisons)
+    rows: list[dict[str, Any]] = []
+    parts = []
+    colours: dict[str, str] = {}
+    for comparison in comparisons:
+        rows += run_rows(comparison)
+        parts.append(_part(comparison, record, speeds))
+        for one in comparison.results:
+            colours[one.label] = colour_of(comparison, one.label)
+    num_unfinished = sum(row["state"] != "done" for row in rows)
+    unfinished, tasks = "", None
+    if num_unfinished:
+        unfinished = f", {num_unfinished} of them not done"
+    chart = tasks_chart(comparisons)
+    if chart is not None:
+        tasks = _embedded(chart)
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text("utf-8"))
     return template.render(
         title=_title(comparisons),
         subtitle=_subtitle(comparisons, record),
-        parts=[
-            {
-                "data": comparison.data,
-                "verdict": verdict(comparison, record),
-                "table": loss_table(comparison, speeds, _left_out(comparison, record)),
-                "screening": _screening(comparison, record),
-                "against": caveats(comparison, record),
-                "charts": [_embedded(chart) for chart in charts(comparison, speeds)],
-                "pairs": pair_table(comparison),
-                "settings": setting_tables(comparison),
-            }
-            for comparison in comparisons
-        ],
+        parts=parts,
+        colours=colours,
         missing_charts=missing_charts() or "",
-        tasks=_embedded(tasks) if tasks else None,
-        command=record.get("command") or "not known",
+        tasks=tasks,
+        command=record.get("command") or "unknown",
         asked=_asked(comparisons, record),
         runs=rows,
         count=_count(len(rows)),
-        has_unfinished=unfinished > 0,
-        unfinished=f", {unfinished} of them not done" if unfinished else "",
-        footer=f"Made by samout_train on {datetime.date.today().isoformat()}. This page loads nothing from anywhere.",
+        has_unfinished=num_unfinished > 0,
+        unfinished=unfinished,
+        footer=f"Made by samout_train on {datetime.date.today().isoformat()}. This page loads nothing from elsewhere.",
     )
 
 
+def _part(comparison: Comparison, record: Record, speeds: Speeds) -> dict[str, Any]:
+    """Return the part of the page about one data source."""
+    return {
+        "data": comparison.data,
+        "verdict": verdict(comparison, record),
+        "table": loss_table(comparison, speeds, _left_out(comparison, record)),
+        "screening": _screening(comparison, record),
+        "caveats": caveats(comparison, record),
+        "charts": [_embedded(chart) for chart in charts(comparison, speeds)],
+        "pairs": pair_table(comparison),
+        "settings": setting_tables(comparison),
+    }
+
+
 def markdown(comparisons: Sequence[Comparison], record: Record, speeds: Speeds, pictures: Mapping[str, str]) -> str:
-    """Verdict, table, picture and command.
+    """Return verdict, table, caveats, picture and command as Markdown.
 
     Args:
-        comparisons: On each data, what its models came to.
-        record: What was asked.
-        speeds: Tokens a second by label and length.
+        comparisons: One for each data source.
+        record: The request.
+        speeds: Tokens per second by label and length.
         pictures: By data, the file beside it that shows the charts.
     """
     lines = [f"## {_title(comparisons)}", "", _subtitle(comparisons, record), ""]
@@ -197,24 +241,30 @@ def markdown(comparisons: Sequence[Comparison], record: Record, speeds: Speeds, 
         lines += [" ".join(verdict(comparison, record)), ""]
         table = loss_table(comparison, speeds, _left_out(comparison, record))
         lines += [_row(table["head"]), "|---" * len(table["head"]) + "|", *map(_row, table["rows"]), "", NOTE, ""]
-        against = caveats(comparison, record)
-        if against:
-            lines += ["What speaks against it:", "", *(f"- {_plain(one)}" for one in against), ""]
-        if (screened := _screening(comparison, record)) is not None:
+        found = caveats(comparison, record)
+        if found:
+            lines += ["Caveats:", ""]
+            for caveat in found:
+                lines.append(f"- {_plain(caveat)}")
+            lines.append("")
+        screened = _screening(comparison, record)
+        if screened is not None:
             lines += _screening_markdown(screened)
         if comparison.data in pictures:
             lines += [f"![Charts of {comparison.data}]({pictures[comparison.data]})", ""]
-    return "\n".join([*lines, "```bash", str(record.get("command") or "not known"), "```", ""])
+    return "\n".join([*lines, "```bash", str(record.get("command") or "unknown"), "```", ""])
 
 
 def summary_lines(comparison: Comparison, record: Record) -> list[str]:
-    """For the terminal: the screening, the verdict, and what speaks against it."""
+    """Return lines for the console: the screening, the verdict, and its caveats."""
     lines = []
     screened = _screening(comparison, record)
     if screened is not None:
         lines += screening_lines(screened)
     lines += verdict(comparison, record)
-    return [*lines, *(f"  against it: {sentence}" for sentence in caveats(comparison, record))]
+    for caveat in caveats(comparison, record):
+        lines.append(f"caveat     {caveat}")
+    return lines
 
 
 def loss_table(
@@ -224,32 +274,34 @@ def loss_table(
 
     Args:
         comparison: Models on the same data.
-        speeds: Tokens a second by label and length.
+        speeds: Tokens per second by label and length.
         left_out: Labels of models that were not trained in full.
     """
     head = ["model", "validation loss", "behind the best", "", "learning rate", "parameters"]
-    head += ["tokens a second", "FLOPs a token", "state bytes"]
+    head += ["tokens per second", "FLOPs per token", "state, bytes"]
     rows = []
     for one in comparison.results:
         if one.label in left_out:
             continue
-        each = ", ".join(nats(loss) for loss in one.losses.values())
-        loss = mean_and_spread(one)
+        loss = mean_and_spread(one) or "no run has a loss"
         if len(one.losses) > 1:
-            loss += f" ({each})"
+            loss += f" ({', '.join(nats(loss) for loss in one.losses.values())})"
         rate = _short(one.best_rate)
         if one.edge:
             rate += " (edge)"
+        speed = None
+        if speeds.get(one.label):
+            speed = min(speeds[one.label].items())[1]  # at the training length
         behind, word = _behind_best(comparison, one)
         rows.append(
             [
                 one.label,
-                loss or "no run came to a loss",
+                loss,
                 behind,
                 word,
                 rate,
                 _number(one.figure("parameters")),
-                _number(min(speeds.get(one.label, {}).items(), default=(0, None))[1]),
+                _number(speed),
                 _number(one.figure("training_flops_per_token")),
                 _number(one.figure("state_bytes")),
             ]
@@ -258,7 +310,7 @@ def loss_table(
 
 
 def pair_table(comparison: Comparison) -> dict[str, Any]:
-    """Each model against each."""
+    """Return the differences of all pairs of models, each model in a row and a column."""
     ranked = comparison.ranked
     rows = []
     for one in ranked:
@@ -298,11 +350,13 @@ def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def setting_tables(comparison: Comparison) -> dict[str, Any]:
-    """Return what all models have in common, and what differs, by dotted key."""
-    by_label = {
-        one.label: _flat(next((run.config for run in one.counted or one.runs if run.config), {}))
-        for one in comparison.results
-    }
+    """Return the settings that all models share and those that differ, by dotted key."""
+    by_label = {}
+    for one in comparison.results:
+        config: Mapping[str, Any] = {}
+        for run in one.counted or one.runs:
+            config = config or run.config
+        by_label[one.label] = _flat(config)
     common, differing = [], []
     for key in sorted(set().union(*by_label.values()) - set(UNSAID)):
         values = [settings.get(key, "") for settings in by_label.values()]
@@ -314,17 +368,20 @@ def setting_tables(comparison: Comparison) -> dict[str, Any]:
 
 
 def _show(comparisons: Sequence[Comparison], record: dict[str, Any], speeds: dict[str, Any], folder: Path) -> None:
-    written = write_page(comparisons, record, speeds, folder)
+    page, *others = write_page(comparisons, record, speeds, folder)
     for comparison in comparisons:
         print("\n".join(summary_lines(comparison, record)))
-    if missing := missing_charts():
+    missing = missing_charts()
+    if missing:
         print(missing)
-    print(f"page       {written[0]}")
-    print(f"also       {', '.join(str(path) for path in written[1:])}")
+    print(f"page       {page}")
+    print(f"also       {', '.join(map(str, others))}")
 
 
 def _title(comparisons: Sequence[Comparison]) -> str:
-    labels = list(dict.fromkeys(one.label for comparison in comparisons for one in comparison.results))
+    labels: dict[str, None] = {}
+    for comparison in comparisons:
+        labels |= dict.fromkeys(one.label for one in comparison.results)
     return f"{', '.join(labels)} on {', '.join(comparison.data for comparison in comparisons)}"
 
 
@@ -346,22 +403,27 @@ def _count(runs: int) -> str:
 
 
 def _asked(comparisons: Sequence[Comparison], record: Record) -> str:
-    """Return the request as recorded, or else as the runs show it."""
-    ran = [one for comparison in comparisons for one in comparison.results]
-    rates = sorted({rate for one in ran for rate in one.rates})
-    counted = sorted({run.seed for one in ran for run in one.counted if run.seed is not None})
-    chosen = sorted({one.choosing_seed for one in ran if len(one.rates) > 1 and one.choosing_seed is not None})
-    words = [f"Learning rates: {', '.join(f'{rate:g}' for rate in rates) or 'none'}"]
-    if chosen:
-        words.append(f"chosen on seed {', '.join(map(str, chosen))}")
-    words += [f"seeds that count: {', '.join(map(str, counted)) or 'none'}"]
+    """Return learning rates and seeds as the runs have them, and the runs at a time as recorded."""
+    rates: set[float] = set()
+    scored: set[int] = set()
+    choosing: set[int] = set()
+    for comparison in comparisons:
+        for one in comparison.results:
+            rates.update(one.rates)
+            scored.update(one.losses)
+            if len(one.rates) > 1 and one.choosing_seed is not None:
+                choosing.add(one.choosing_seed)
+    words = [f"Learning rates: {', '.join(f'{rate:g}' for rate in sorted(rates)) or 'none'}"]
+    if choosing:
+        words.append(f"chosen on seed {', '.join(map(str, sorted(choosing)))}")
+    words.append(f"scored seeds: {', '.join(map(str, sorted(scored))) or 'none'}")
     if record.get("jobs"):
         words.append(f"runs at a time: {record['jobs']}")
     return "; ".join(words) + "."
 
 
 def _screening(comparison: Comparison, record: Record) -> dict[str, Any] | None:
-    """The table of the screening; None where there was none."""
+    """Return the table of the screening; None without one."""
     screening, losses = Screening.of_record(record), comparison.screening_losses
     if screening is None or not losses:
         return None
@@ -382,7 +444,7 @@ def _screening_markdown(table: Mapping[str, Any]) -> list[str]:
         for cell in row["cells"]:
             mark = "**" * cell["best"]
             cells.append(f"{mark}{cell['text']}{mark}")
-        lines.append(_row([row["label"], *cells, row["rate"], row["fate"]]))
+        lines.append(_row([row["label"], *cells, row["rate"], row["in_full"]]))
     return [*lines, "", table["note"], ""]
 
 
@@ -396,16 +458,17 @@ def _write(content: bytes, file: IO[bytes]) -> None:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_plain(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+    escaped = [_plain(cell).replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown does not take for a tag."""
+    """Return text that Markdown does not read as a tag."""
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _flat(node: Any, above: str = "") -> dict[str, str]:
-    """Values as text by dotted key, nulls, too."""
+    """Return values as text by dotted key, nulls included."""
     if not isinstance(node, Mapping):
         return {above: shown(node)}
     found: dict[str, str] = {}

@@ -28,116 +28,169 @@ class CandidateResult:
 
     @cached_property
     def choosing_seed(self) -> int | None:
-        """The seed that rates are chosen by: of a comparison its own, else the one that most rates were tried with,
-        the lowest of several; None where no run says."""
-        if choosing := [run.seed for run in self.runs if run.counts is False and run.seed is not None]:
-            return min(choosing)
-        if any(run.counts for run in self.runs):
-            return None
+        """Return the seed that learning rates are chosen on; None where the runs do not show one.
+
+        A comparison records it. Without a record it is the seed that most rates were tried with, the lowest of several.
+        """
+        recorded = []
         rates: dict[int, set[float]] = {}
         for run in self.runs:
-            if run.seed is not None and run.rate is not None:
+            if run.seed is None:
+                continue
+            if run.counts is False:
+                recorded.append(run.seed)
+            if run.rate is not None:
                 rates.setdefault(run.seed, set()).add(run.rate)
+        if recorded:
+            return min(recorded)
+        if any(run.counts for run in self.runs):
+            return None
         return min(rates, key=lambda seed: (-len(rates[seed]), seed), default=None)
 
     @cached_property
     def rates(self) -> dict[float, Run]:
-        """Return the runs that a rate is chosen by, by rate; without any such, one run of each rate."""
-        tried = [(run.rate, run) for run in self.runs if run.rate is not None]
-        if self.choosing_seed is not None:
-            tried = [(rate, run) for rate, run in tried if run.seed == self.choosing_seed]
-        return dict(sorted(tried, key=lambda pair: pair[0]))
+        """Return the runs that a rate is chosen by, by rate; without a seed for choosing, one run of each rate."""
+        by_rate: dict[float, Run] = {}
+        for run in self.runs:
+            is_tried = self.choosing_seed is None or run.seed == self.choosing_seed
+            if run.rate is not None and is_tried:
+                by_rate[run.rate] = run
+        return dict(sorted(by_rate.items()))
 
     @cached_property
     def best_rate(self) -> float | None:
-        """Return the rate with the lowest loss there; None where no run came to one."""
-        losses = {rate: run.loss for rate, run in self.rates.items() if run.loss is not None}
-        if not losses and len(self.rates) == 1:  # nothing was to be chosen: another seed may have come to its end
+        """Return the rate with the lowest loss; None if no run has a loss.
+
+        A single rate needs no loss on the choosing seed: it is the best one, because another seed may have finished.
+        """
+        losses = {}
+        for rate, run in self.rates.items():
+            if run.loss is not None:
+                losses[rate] = run.loss
+        if not losses and len(self.rates) == 1:
             return next(iter(self.rates))
-        return min(losses, key=lambda rate: losses[rate], default=None)
+        return min(losses, key=losses.__getitem__, default=None)
 
     @cached_property
     def counted(self) -> list[Run]:
-        """Return the runs that count and came to a loss, by seed.
+        """Return the runs that are scored and have a loss, by seed.
 
-        Of a comparison, those with the best rate on the seeds that count. Else those with the best rate, and that it
-        was chosen by only if there is no other.
+        In a comparison these are the runs with the best rate on the scored seeds. Elsewhere they are the runs with the
+        best rate, without the run that chose it unless there is no other.
         """
-        best = [run for run in self.runs if run.rate == self.best_rate and run.loss is not None]
-        if any(run.counts is not None for run in self.runs):
-            best = [run for run in best if run.counts]
-        elif len(self.rates) > 1:
-            best = [run for run in best if run.seed != self.choosing_seed] or best
-        return sorted(best, key=lambda run: run.seed or 0)
+        is_comparison = any(run.counts is not None for run in self.runs)
+        scored, chose = [], []
+        for run in self.runs:
+            if run.rate != self.best_rate or run.loss is None:
+                continue
+            if is_comparison:
+                if run.counts:
+                    scored.append(run)
+            elif len(self.rates) > 1 and run.seed == self.choosing_seed:
+                chose.append(run)
+            else:
+                scored.append(run)
+        return sorted(scored or chose, key=lambda run: run.seed or 0)
 
     @property
     def screening_losses(self) -> dict[float, float | None]:
-        """Return the loss of the short run with each rate; nothing where there was no screening."""
-        return {rate: run.loss for rate, run in self.rates.items() if run.screening}
+        """Return the loss of the short run with each rate; empty without a screening."""
+        losses = {}
+        for rate, run in self.rates.items():
+            if run.screening:
+                losses[rate] = run.loss
+        return losses
 
     @property
     def chosen_and_counted(self) -> bool:
-        """Return whether the run that the rate was chosen by counts itself, which flatters it."""
+        """Return whether the run that chose the rate is scored itself, which biases the result."""
         return len(self.rates) > 1 and any(run.seed == self.choosing_seed for run in self.counted)
 
     @property
     def edge(self) -> str | None:
-        """`largest` or `smallest`, where the best of several rates is that one; else None."""
+        """Return `largest` or `smallest` where the best of several rates is that one, else None."""
         if len(self.rates) < 2 or self.best_rate is None:
             return None
         return {max(self.rates): "largest", min(self.rates): "smallest"}.get(self.best_rate)
 
     @property
     def losses(self) -> dict[int, float]:
-        """By seed, of the runs that count."""
-        return {run.seed: run.loss for run in self.counted if run.loss is not None and run.seed is not None}
+        """Return the losses of the scored runs by seed, in nats."""
+        losses = {}
+        for run in self.counted:
+            if run.loss is not None and run.seed is not None:
+                losses[run.seed] = run.loss
+        return losses
 
     @property
     def mean(self) -> float | None:
-        """Of these losses."""
+        """Return the mean of these losses; None without one."""
         if not self.losses:
             return None
         return statistics.fmean(self.losses.values())
 
     @property
     def spread(self) -> float | None:
-        """Return their standard deviation, as that of a sample; None for fewer than two."""
+        """Return their sample standard deviation; None for fewer than two."""
         if len(self.losses) < 2:
             return None
         return statistics.stdev(self.losses.values())
 
     def figure(self, key: str) -> float | None:
-        """Return the mean of a figure of `summary.json` over the runs that count; None where one has none."""
-        values = [run.summary.get(key) for run in self.counted if run.summary is not None]
-        numbers = [float(value) for value in values if isinstance(value, int | float)]
-        if not numbers or len(numbers) < len(values):
+        """Return the mean of a figure of `summary.json` over the scored runs; None where one of them lacks it."""
+        numbers = []
+        for run in self.counted:
+            if run.summary is None:
+                continue
+            value = run.summary.get(key)
+            if not isinstance(value, int | float):
+                return None
+            numbers.append(float(value))
+        if not numbers:
             return None
         return statistics.fmean(numbers)
 
     @property
     def loss_by_length(self) -> list[tuple[int, float]]:
-        """Return lengths and mean losses of the same text in windows of it, where all runs that count have it."""
-        found = [(run.summary or {}).get("lengths", {}).get("loss_nats", {}) for run in self.counted]
-        lengths = [length for length, nats in (found[0] if found else {}).items() if nats is not None]
-        there = [length for length in lengths if all(of.get(length) is not None for of in found)]
-        return sorted((int(length), statistics.fmean(of[length] for of in found)) for length in there)
+        """Return window lengths in tokens and the mean loss of the same text in such windows.
+
+        Lengths that one of the scored runs lacks are left out.
+        """
+        by_length: dict[str, list[float]] = {}
+        for run in self.counted:
+            summary = run.summary or {}
+            for length, nats in summary.get("lengths", {}).get("loss_nats", {}).items():
+                if nats is not None:
+                    by_length.setdefault(length, []).append(nats)
+        points = []
+        for length, losses in by_length.items():
+            if len(losses) == len(self.counted):
+                points.append((int(length), statistics.fmean(losses)))
+        return sorted(points)
 
     @property
     def accuracies(self) -> dict[str, float]:
-        """By test of a task, with chance in brackets: the mean share of right answers; nothing where it is no task."""
-        summaries = [run.summary or {} for run in self.counted]
+        """Return the mean share of right answers by test of a task, with chance in brackets; empty without a task."""
         found: dict[str, float] = {}
+        summaries = [run.summary or {} for run in self.counted]
         if not summaries:
             return found
-        for name in summaries[0].get("accuracy", {}):
-            if name != "validation" and all(name in summary.get("accuracy", {}) for summary in summaries):
-                shares = [summary["accuracy"][name]["share"] for summary in summaries]
-                found[f"{name.replace('_', ' ')} ({summaries[0]['chance']:.2g})"] = statistics.fmean(shares)
+        first = summaries[0]
+        for name in first.get("accuracy", {}):
+            if name == "validation":
+                continue
+            shares = []
+            for summary in summaries:
+                if name in summary.get("accuracy", {}):
+                    shares.append(summary["accuracy"][name]["share"])
+            if len(shares) == len(summaries):
+                test = f"{name.replace('_', ' ')} ({first['chance']:.2g})"
+                found[test] = statistics.fmean(shares)
         return found
 
     @property
     def missing(self) -> list[Run]:
-        """Return the runs that did not come to their end."""
+        """Return the runs that are not done."""
         return [run for run in self.runs if run.outcome.state != "done"]
 
 
@@ -147,44 +200,62 @@ class Comparison:
 
     Args:
         data: Its name.
-        results: In the order of their mean loss on the seeds that all have, or on their own where there are none;
-            those without one last.
+        results: By mean loss, the lowest first: on the seeds that all models have, or on a model's own seeds where
+            there are none. Models without a loss come last.
+        labels: Of the models on any data that are shown together, sorted. The colour of a model follows from its place
+            here, so that it is the same on all data; empty to take the labels of `results`.
     """
 
     data: str
     results: Sequence[CandidateResult]
+    labels: Sequence[str] = ()
 
     @classmethod
-    def of(cls, data: str, runs: Sequence[Run]) -> "Comparison":
-        """From the runs on this data."""
+    def of(cls, data: str, runs: Sequence[Run], labels: Sequence[str] = ()) -> "Comparison":
+        """Return the comparison of the runs on this data."""
         by_label: dict[str, list[Run]] = {}
         for run in runs:
             by_label.setdefault(run.label, []).append(run)
-        results = [CandidateResult(label, of_label) for label, of_label in by_label.items()]
+        results = []
+        for label, of_label in by_label.items():
+            results.append(CandidateResult(label, of_label))
         seeds = _common_seeds(results)
-        return cls(data, sorted(results, key=lambda one: _mean_on(one, seeds)))
+        results.sort(key=lambda one: _mean_on(one, seeds))
+        return cls(data, results, labels or sorted(by_label))
 
     @property
     def runs(self) -> list[Run]:
-        """Of all."""
-        return [run for one in self.results for run in one.runs]
+        """Return the runs of all models."""
+        runs: list[Run] = []
+        for one in self.results:
+            runs += one.runs
+        return runs
 
     @property
     def screening_losses(self) -> dict[str, dict[float, float | None]]:
-        """Return the losses of the short runs by label and rate; nothing where there was no screening."""
-        return {one.label: one.screening_losses for one in self.results if one.screening_losses}
+        """Return the losses of the short runs by label and rate; empty without a screening."""
+        losses = {}
+        for one in self.results:
+            if one.screening_losses:
+                losses[one.label] = one.screening_losses
+        return losses
 
     @property
     def ranked(self) -> list[CandidateResult]:
-        """Return those that have a loss, the best one first."""
+        """Return the models that have a loss, the best one first."""
         return [one for one in self.results if one.mean is not None]
 
 
 def comparisons_of(runs: Sequence[Run]) -> list[Comparison]:
-    """Return a comparison for each data that there are runs on, by name."""
-    return [
-        Comparison.of(data, [run for run in runs if run.data == data]) for data in sorted({run.data for run in runs})
-    ]
+    """Return one comparison for each data source of the runs, sorted by name."""
+    by_data: dict[str, list[Run]] = {}
+    for run in runs:
+        by_data.setdefault(run.data, []).append(run)
+    labels = sorted({run.label for run in runs})
+    comparisons = []
+    for data in sorted(by_data):
+        comparisons.append(Comparison.of(data, by_data[data], labels))
+    return comparisons
 
 
 # Their earlier names.
@@ -193,13 +264,13 @@ Contestant, Contest, contests_of = CandidateResult, Comparison, comparisons_of
 
 @dataclass(frozen=True)
 class Difference:
-    """Means of pairs that differ in one thing, such as the model, and have all else in common, such as the seed.
+    """The mean difference of pairs that differ in one thing, such as the model, and share the rest, such as the seed.
 
     Args:
         mean: Of the differences.
-        low: Lower end of its 95 % interval; None where one pair alone cannot tell.
+        low: Lower end of its 95 % interval; None for a single pair.
         high: Upper end.
-        num_pairs: How many there are.
+        num_pairs: How many pairs there are.
     """
 
     mean: float
@@ -209,26 +280,30 @@ class Difference:
 
     @property
     def within_noise(self) -> bool | None:
-        """Return whether the interval has 0 in it; None where there is no interval."""
+        """Return whether the interval contains 0; None without an interval."""
         if self.low is None or self.high is None:
             return None
         return self.low <= 0 <= self.high
 
 
 def difference(one: CandidateResult, other: CandidateResult) -> Difference | None:
-    """Return the difference of their losses, `one - other`, on the seeds that both have; None where there is none."""
-    seeds = [seed for seed in one.losses if seed in other.losses]
-    if not seeds:
+    """Return the difference of their losses, `one - other`, on the seeds that both have; None without such a seed."""
+    ours, theirs = [], []
+    for seed, loss in one.losses.items():
+        if seed in other.losses:
+            ours.append(loss)
+            theirs.append(other.losses[seed])
+    if not ours:
         return None
-    return paired_difference([one.losses[seed] for seed in seeds], [other.losses[seed] for seed in seeds])
+    return paired_difference(ours, theirs)
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """Return the mean of `ours - theirs`, pair by pair, and its interval.
 
     Args:
-        ours: One figure a pair.
-        theirs: The other ones, in the same order.
+        ours: One value a pair.
+        theirs: The other value of each pair, in the same order.
 
     Raises:
         ValueError: if there is no pair.
@@ -252,7 +327,7 @@ def interval_of_mean(values: Sequence[float]) -> float | None:
 
 
 def student_t(confidence: float, degrees: int) -> float:
-    """Return what a variable of Student's distribution stays within, to either side of 0, with this probability.
+    """Return the bound that the absolute value of a Student's t variable stays below with this probability.
 
     Args:
         confidence: From 0 to below 1.
@@ -271,28 +346,38 @@ def student_t(confidence: float, degrees: int) -> float:
 
 
 def _common_seeds(results: Sequence[CandidateResult]) -> set[int]:
-    seeds = [set(one.losses) for one in results if one.losses]
-    if not seeds:
-        return set()
-    return set.intersection(*seeds)
+    common: set[int] | None = None
+    for one in results:
+        if one.losses and common is None:
+            common = set(one.losses)
+        elif one.losses and common is not None:
+            common &= set(one.losses)
+    return common or set()
 
 
 def _mean_on(one: CandidateResult, seeds: set[int]) -> float:
-    losses = [loss for seed, loss in one.losses.items() if seed in seeds] or list(one.losses.values())
+    losses = [loss for seed, loss in one.losses.items() if seed in seeds]
+    if not losses:
+        losses = list(one.losses.values())
     if not losses:
         return math.inf
     return statistics.fmean(losses)
 
 
 def _within(t: float, degrees: int) -> float:
-    """The probability of |T| < t: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4."""
+    """Return the probability of |T| < t: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3, 26.7.4."""
     angle = math.atan(t / math.sqrt(degrees))
     sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2 == 1
-    term, total = (cosine, cosine) if odd else (1.0, 1.0)
-    for k in range(3 if odd else 2, degrees - 1, 2):
+    if degrees == 1:
+        return 2 / math.pi * angle
+    if degrees % 2 == 1:
+        term, first = cosine, 3
+    else:
+        term, first = 1.0, 2
+    total = term
+    for k in range(first, degrees - 1, 2):
         term *= (k - 1) / k * cosine**2
         total += term
-    if odd:
-        return 2 / math.pi * (angle + (sine * total if degrees > 1 else 0.0))
+    if degrees % 2 == 1:
+        return 2 / math.pi * (angle + sine * total)
     return sine * total

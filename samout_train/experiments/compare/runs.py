@@ -1,4 +1,4 @@
-"""The runs of a comparison, as they lie in their directories."""
+"""Read the runs of a comparison from their directories."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from samout_train.experiments.jobs import OUTPUT, Outcome, curve_of, outcome
 from samout_train.runtime import finite_or_null
 
 Summary = Mapping[str, Any]
-SETTINGS = ("model", "optimizer", "schedule", "data", "trainer", "precision")  # that make a run another one
+SETTINGS = ("model", "optimizer", "schedule", "data", "trainer", "precision")  # runs with others have another label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +22,14 @@ class Run:
 
     Args:
         label: Of its model in the comparison.
-        data: The name of what it was trained on.
-        run_dir: Where it lies.
-        rate: Its learning rate; None where it is not known.
-        seed: Its seed; None where it is not known.
-        counts: Whether it counts, or a rate is chosen by it; None for a run that is of no comparison.
+        data: The name of the data that it was trained on.
+        run_dir: Its directory.
+        rate: Its learning rate; None where it is unknown.
+        seed: Its seed; None where it is unknown.
+        counts: Whether it is scored, or a rate is chosen by it; None for a run outside of a comparison.
         screening: Whether it is a short run of a screening.
         config: As it was composed; empty where the run left none.
-        outcome: What became of it.
+        outcome: Its state and final figures.
     """
 
     label: str
@@ -44,12 +44,12 @@ class Run:
 
     @property
     def summary(self) -> Summary | None:
-        """Return its final figures; None where it has none."""
+        """Return its final figures; None if it has none."""
         return self.outcome.summary
 
     @property
     def loss(self) -> float | None:
-        """On the whole validation split, in nats; None where there is none that is a number."""
+        """Return the loss on the whole validation split, in nats; None if there is none, or it is not a number."""
         value = (self.summary or {}).get("val_loss_nats")
         if value is None:
             return None
@@ -62,7 +62,7 @@ class Run:
 
 
 def read_run(run_dir: Path) -> Run:
-    """Reads what a run left, also what the comparison says that it lies in.
+    """Return a run, with what the record of its comparison has about it.
 
     Args:
         run_dir: Its directory.
@@ -70,24 +70,22 @@ def read_run(run_dir: Path) -> Run:
     found = outcome(run_dir)
     try:
         config = finite_or_null(saved_config(run_dir / ".hydra" / "config.yaml"))
-        if "sha256" in (content := recorded_data(run_dir)):  # the same path may have had another text
+        content = recorded_data(run_dir)
+        if "sha256" in content:  # another text may have been at the same path
             config["data"] = {**config["data"], "sha256": str(content["sha256"])[:12]}
     except ConfigError:
         config = {}
-    if (entry := entry_of(run_dir)) is not None:
+    entry = entry_of(run_dir)
+    if entry is not None:
         return Run(run_dir=run_dir, config=config, outcome=found, **vars(entry))
-    summary = found.summary or {}
-    label, data = (
-        str(summary.get(part) or saved_choice(run_dir, part) or _target(config, part)) for part in ("model", "data")
-    )
     rate, seed = (config.get("optimizer") or {}).get("lr"), config.get("seed")
     if rate is not None:
         rate = float(rate)
     if seed is not None:
         seed = int(seed)
     return Run(
-        label=label,
-        data=data,
+        label=_name_of("model", found, run_dir, config),
+        data=_name_of("data", found, run_dir, config),
         run_dir=run_dir,
         rate=rate,
         seed=seed,
@@ -97,23 +95,32 @@ def read_run(run_dir: Path) -> Run:
     )
 
 
-def told_apart(runs: Sequence[Run]) -> list[Run]:
-    """Return the same runs, where those of one label and data with other settings get labels of their own.
+def _name_of(part: str, found: Outcome, run_dir: Path, config: Mapping[str, Any]) -> str:
+    """Return the name of the model or the data of a run, from the first source that has one."""
+    summary = found.summary or {}
+    return str(summary.get(part) or saved_choice(run_dir, part) or _target(config, part))
 
-    Learning rate and seed are no such settings, nor is what happens beside the training.
+
+def told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs, with labels of their own where runs of one label and data have different settings.
+
+    Learning rate and seed do not count as such, nor do settings that do not affect the training.
     """
-    settings = [scalars({key: run.config.get(key) for key in SETTINGS}) for run in runs]
-    for of_run in settings:
-        of_run.pop("optimizer.lr", None)
+    settings = []
     groups: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}  # a screening's runs have fewer steps
-    for run, own in zip(runs, settings, strict=True):
-        if own:  # of a run that left no configuration nothing is known
+    for run in runs:
+        own = scalars({key: run.config.get(key) for key in SETTINGS})
+        own.pop("optimizer.lr", None)
+        settings.append(own)
+        if own:  # the settings of a run without a configuration are unknown
             groups.setdefault((run.label, run.data, run.screening), []).append(own)
     found = []
     for run, own in zip(runs, settings, strict=True):
         others = groups.get((run.label, run.data, run.screening), [])
-        differing = [key for key in own if any(of_run.get(key) != own[key] for of_run in others)]
-        marks = [f"{key.removeprefix('model.')}={own[key]}" for key in differing]
+        marks = []
+        for key, value in own.items():
+            if any(of_run.get(key) != value for of_run in others):
+                marks.append(f"{key.removeprefix('model.')}={value}")
         if marks:
             run = replace(run, label=" ".join([run.label, *marks]))
         found.append(run)
@@ -124,10 +131,12 @@ def run_dirs_below(folder: Path) -> list[Path]:
     """Return the run directories at or below a folder, also of runs that failed before they began."""
     if holds_run(folder) or (folder / "summary.json").exists():
         return [folder]
-    marks = ("summary.json", "metrics.jsonl", "failure.json", OUTPUT)
-    return sorted({path.parent for mark in marks for path in folder.rglob(mark)})
+    found: set[Path] = set()
+    for mark in ("summary.json", "metrics.jsonl", "failure.json", OUTPUT):
+        found.update(path.parent for path in folder.rglob(mark))
+    return sorted(found)
 
 
 def _target(config: Mapping[str, Any], name: str) -> str:
-    """The name of what a node builds, where no better one is known."""
+    """Return the name of what a node builds."""
     return str((config.get(name) or {}).get("_target_", "unknown")).rpartition(".")[2]

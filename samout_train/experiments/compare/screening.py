@@ -1,6 +1,6 @@
-"""Screening: each model is trained briefly with each learning rate, and only the best ones are trained in full.
+"""Screening: train each model briefly with each learning rate, and only the best models in full.
 
-What is chosen on one seed looks better there than it is; so the seeds that count are others.
+A model that was chosen on one seed looks better on that seed than it is, so other seeds are scored.
 """
 
 import math
@@ -11,22 +11,27 @@ from typing import Any
 from samout_train.config import Problem, nearest, shown
 
 Config = Mapping[str, Any]
-Losses = Mapping[str, Mapping[float, float | None]]  # by label and learning rate; None where a run came to no loss
+Losses = Mapping[str, Mapping[float, float | None]]  # by label and learning rate; None where a run has no loss
 FEWEST_FOR_AN_EDGE = 3  # rates: of two, the best one is always at the edge
 NOTE = (
-    "Loss of the short runs: nats a token on the whole validation split, one seed, which is none of those that count. "
-    "The best rate of each model is marked."
+    "Loss of the short runs: nats per token on the whole validation split, on one seed, which is not scored. "
+    "The best learning rate of each model is marked."
 )
 
 
 @dataclass(frozen=True)
 class Screening:
-    """How models are screened.
+    """The settings of a screening.
+
+    A model's loss is the lowest of its short runs, one for each learning rate. The finalists are the models with the
+    lowest losses among all models, also those in `always`. The models in `always` are trained in full in addition: one
+    that is a finalist anyway takes one of the places, one that is not takes none. So between `finalists` and
+    `finalists + len(always)` models are trained in full, or fewer if fewer have a loss.
 
     Args:
-        steps: Of each short run; its schedule ends there.
-        finalists: How many models are trained in full, those with the lowest loss; None for all.
-        always: Labels of models that are trained in full whatever their loss is.
+        steps: Number of steps of each short run, where its schedule ends.
+        finalists: Number of models with the lowest loss that are trained in full; None for all.
+        always: Labels of models that are trained in full whatever their loss.
     """
 
     steps: int
@@ -34,18 +39,18 @@ class Screening:
     always: tuple[str, ...] = ()
 
     def words(self, config: Config) -> list[str]:
-        """Return what makes a run a short one, as overrides of `train`.
+        """Return the overrides of `train` that make a run a short one.
 
         Args:
             config: Of the full run.
         """
         words = [f"trainer.max_steps={self.steps}"]
-        if _reads_lengths(config):  # which takes longer than such a run does
+        if _reads_lengths(config):  # the evaluation by length would take longer than the short run
             words.append("callbacks.lengths.times=[]")
         return words
 
     def shortened(self, config: Config) -> dict[str, Any]:
-        """Return the configuration that these words make of that of the full run."""
+        """Return the configuration of the full run with these overrides."""
         short = {**config, "trainer": {**config["trainer"], "max_steps": self.steps}}
         if _reads_lengths(config):
             callbacks = dict(config["callbacks"])
@@ -56,7 +61,7 @@ class Screening:
     def chosen(self, losses: Losses) -> list[str]:
         """Return the labels of the models that are trained in full, in the order of `losses`.
 
-        A model of which no run came to a loss has no best rate, and is never one of them.
+        A model without a loss has no best rate and is never trained in full, even if it is in `always`.
         """
         lowest = {}
         for label, by_rate in losses.items():
@@ -67,12 +72,12 @@ class Screening:
         return [label for label in lowest if label in finalists or label in self.always]
 
     def recorded(self) -> dict[str, Any]:
-        """Return the settings by the keys of `compare`, as its record has them."""
+        """Return the settings for the record, by the keys of `compare`."""
         return {"screen_steps": self.steps, "finalists": self.finalists, "always": list(self.always)}
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> "Screening | None":
-        """Return the screening of a comparison; None where it has none."""
+        """Return the screening of a comparison; None if it has none."""
         settings = record.get("screening")
         if not settings:
             return None
@@ -80,7 +85,7 @@ class Screening:
 
 
 def best_rate(by_rate: Mapping[float, float | None]) -> float | None:
-    """Return the rate with the lowest loss; None where no run came to one."""
+    """Return the rate with the lowest loss; None if no run has one."""
     best, lowest = None, math.inf
     for rate, loss in by_rate.items():
         if loss is not None and loss < lowest:
@@ -91,7 +96,7 @@ def best_rate(by_rate: Mapping[float, float | None]) -> float | None:
 def screening_of(
     screen_steps: int | None, finalists: int | None, always: Sequence[str]
 ) -> tuple[Screening | None, list[Problem]]:
-    """Return the screening that is asked for, None for none, and what is wrong between its settings."""
+    """Return the requested screening, None without one, and the problems between its settings."""
     found = []
     if screen_steps is None and finalists is not None:
         fix = "set screen_steps, such as screen_steps=500"
@@ -104,12 +109,12 @@ def screening_of(
     return Screening(screen_steps, finalists, tuple(always)), []
 
 
-def screening_problems(screening: Screening, configs: Mapping[str, Config], rates: Sequence[float]) -> list[Problem]:
-    """Return why models cannot be screened so.
+def check_screening(screening: Screening, configs: Mapping[str, Config], rates: Sequence[float]) -> list[Problem]:
+    """Return why these models cannot be screened.
 
     Args:
-        screening: What is asked for.
-        configs: That of the full run of each model, by label.
+        screening: The request.
+        configs: The configuration of the full run of each model, by label.
         rates: Learning rates that each model is tried with.
     """
     found = []
@@ -129,10 +134,10 @@ def screening_problems(screening: Screening, configs: Mapping[str, Config], rate
 
 
 def screening_table(screening: Screening, losses: Losses) -> dict[str, Any]:
-    """Return a row for each model, the lowest loss first, with which of them were trained in full.
+    """Return the table of a screening: a row for each model, the lowest loss first, and whether it was trained in full.
 
     Args:
-        screening: What was asked for.
+        screening: The request.
         losses: Of the short runs.
     """
     rates = sorted(set().union(*losses.values()))
@@ -155,7 +160,7 @@ def screening_table(screening: Screening, losses: Losses) -> dict[str, Any]:
             "label": label,
             "cells": cells,
             "rate": _named(best, rates),
-            "fate": _fate(label, chosen, screening, best),
+            "in_full": _in_full(label, chosen, screening, best),
         }
         rows.append((lowest, row))
     rows.sort(key=lambda pair: pair[0])
@@ -165,14 +170,14 @@ def screening_table(screening: Screening, losses: Losses) -> dict[str, Any]:
 
 
 def screening_lines(table: Mapping[str, Any]) -> list[str]:
-    """Return the table for a terminal, with a star at each best loss."""
+    """Return the table as lines for the console, with a star at each best loss."""
     lines = [list(table["head"])]
     for row in table["rows"]:
         cells = []
         for cell in row["cells"]:
             mark = "*" * cell["best"]
             cells.append(cell["text"] + mark)
-        lines.append([row["label"], *cells, row["rate"], row["fate"]])
+        lines.append([row["label"], *cells, row["rate"], row["in_full"]])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown_lines = [table["title"]]
     for line in lines:
@@ -182,15 +187,15 @@ def screening_lines(table: Mapping[str, Any]) -> list[str]:
 
 
 def screening_caveat(screening: Screening, losses: Losses) -> str:
-    """Return what a reader has to know of the screening, in one sentence or two."""
+    """Return what a reader needs to know about the screening, in one or two sentences."""
     chosen = screening.chosen(losses)
-    text = f"Rates were chosen by short runs of {screening.steps:,} steps, where a full run may be best with another."
+    text = f"Learning rates were chosen by short runs of {screening.steps:,} steps; full runs may prefer others."
     others = []
     for label, by_rate in losses.items():
         if label not in chosen and best_rate(by_rate) is not None:
             others.append(label)
     if others:
-        text += f" Not trained in full after them, though more steps might have changed that: {', '.join(others)}."
+        text += f" Not trained in full, though their rank might change with more steps: {', '.join(others)}."
     return text
 
 
@@ -202,9 +207,9 @@ def _named(rate: float | None, rates: Sequence[float]) -> str:
     return f"{rate:g}"
 
 
-def _fate(label: str, chosen: Sequence[str], screening: Screening, best: float | None) -> str:
+def _in_full(label: str, chosen: Sequence[str], screening: Screening, best: float | None) -> str:
     if best is None:
-        return "no: no run came to a loss"
+        return "no: no run has a loss"
     if label in screening.always:
         return "always"
     if label in chosen:
@@ -218,7 +223,7 @@ def _reads_lengths(config: Config) -> bool:
 
 
 def _full_steps(config: Config) -> int | None:
-    """Return the last step of a run; None where rows or time alone limit it."""
+    """Return the last step of a run; None if only rows or time limit it."""
     trainer = config["trainer"]
     steps: int | None = trainer["max_steps"]
     if steps is None and trainer["max_epochs"] is None and trainer["max_seconds"] is None:

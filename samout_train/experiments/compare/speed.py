@@ -1,6 +1,7 @@
-"""How fast each model trains at several lengths, measured in one process, models in turns, medians.
+"""Measure how fast each model trains at several lengths: in one process, models in turns, medians.
 
-A pass is the loss of random tokens, forward and backward, without the optimizer, which takes as long at any length.
+A pass computes the loss of random tokens, forward and backward. It leaves out the optimizer, whose time does not depend
+on the length.
 """
 
 import json
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from samout_train.config import build
-from samout_train.experiments.compare.plan import Candidate
+from samout_train.experiments.compare.candidates import Candidate
 from samout_train.models import choose_products, next_token_nats, product_of, sees_future
 from samout_train.ops import use_kernels, use_products
 from samout_train.runtime import (
@@ -40,15 +41,15 @@ FILE = "speed.json"
 
 
 def measured_speeds(candidates: Sequence[Candidate], folder: Path) -> dict[str, dict[int, float]]:
-    """Return tokens a second of the models of a comparison; measured once, and kept in its directory.
+    """Return tokens per second of the models of a comparison; measured once, and kept in its directory.
 
     Args:
-        candidates: The models, in the settings of the first one's data.
+        candidates: The models; device, precision, kernels and data are those of the first one.
         folder: Of the comparison.
     """
     config = candidates[0].config
-    of = {one.label: dict(one.config["model"]) for one in candidates}
-    of |= {"settings": {key: config[key] for key in ("device", "precision", "kernels", "data")}}
+    settings = {key: config[key] for key in ("device", "precision", "kernels", "data")}
+    of = {one.label: dict(one.config["model"]) for one in candidates} | {"settings": settings}
     if read_figures(folder / FILE).get("of") == json.loads(json.dumps(of)):
         return read_speeds(folder)
     device = choose_device(config["device"])
@@ -57,12 +58,9 @@ def measured_speeds(candidates: Sequence[Candidate], folder: Path) -> dict[str, 
     if device.type == "cpu":
         keep_freed_memory()
     source = source_from(config)
-
-    def built(one: Candidate) -> nn.Module:
-        model: nn.Module = build(one.config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id)
-        return model
-
-    models = {one.label: built(one) for one in candidates}
+    models: dict[str, nn.Module] = {}
+    for one in candidates:
+        models[one.label] = build(one.config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id)
     precision, seq_len = choose_precision(config["precision"], device), source.train.seq_len
     batch_size = config["data"]["batch_size"]
     product = product_of(next(iter(models.values())), batch_size * seq_len)
@@ -82,12 +80,14 @@ def measured_speeds(candidates: Sequence[Candidate], folder: Path) -> dict[str, 
 
 
 def read_speeds(folder: Path) -> dict[str, dict[int, float]]:
-    """Return what was measured in the directory of a comparison; nothing where there is none."""
+    """Return the speeds that were measured for a comparison; empty where there are none."""
+    speeds: dict[str, dict[int, float]] = {}
     try:
-        by_label = read_figures(folder / FILE)["tokens_per_second"]
-        return {label: {int(length): float(speed) for length, speed in of.items()} for label, of in by_label.items()}
+        for label, by_length in read_figures(folder / FILE)["tokens_per_second"].items():
+            speeds[label] = {int(length): float(speed) for length, speed in by_length.items()}
     except (LookupError, TypeError, ValueError, AttributeError):
         return {}
+    return speeds
 
 
 def tokens_per_second(
@@ -100,10 +100,10 @@ def tokens_per_second(
     precision: PrecisionName,
     told: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[int, float]]:
-    """By label and length, tokens a second of a forward and a backward pass, over as many tokens at each length.
+    """Return tokens per second of a forward and a backward pass by label and length, over equally many tokens.
 
     Args:
-        models: By label. One whose positions see later tokens is left out.
+        models: By label. A model whose positions see later tokens is left out.
         vocab_size: Number of token ids.
         seq_len: The training length; the others are multiples of it.
         batch_size: Rows of a step at that length. A pass has as many tokens as a step, or as the longest row.
@@ -114,22 +114,31 @@ def tokens_per_second(
     Returns:
         Lengths that a model, or the memory, has no room for are left out.
     """
-    measured = {label: model.to(device).train() for label, model in models.items() if not sees_future(model)}
+    measured: dict[str, nn.Module] = {}
+    for label, model in models.items():
+        if not sees_future(model):
+            measured[label] = model.to(device).train()
     found: dict[str, dict[int, float]] = {label: {} for label in measured}
     lengths = [times * seq_len for times in TIMES]
     num_tokens = max(seq_len * batch_size, lengths[-1])
     for length in lengths:
         ids_RT = torch.randint(vocab_size, (num_tokens // length, length + 1)).to(device)
-        fitting = {label: model for label, model in measured.items() if _has_room(model, length)}
-        seconds = _in_turns([_pass(model, ids_RT, device, precision) for model in fitting.values()], told)
-        for label, taken in ((label, taken) for label, taken in zip(fitting, seconds, strict=True) if taken):
-            found[label][length] = (ids_RT.numel() - len(ids_RT)) / statistics.median(taken)
+        labels, passes = [], []
+        for label, model in measured.items():
+            if _has_room(model, length):
+                labels.append(label)
+                passes.append(_pass(model, ids_RT, device, precision))
+        for label, seconds in zip(labels, _in_turns(passes, told), strict=True):
+            if seconds:
+                found[label][length] = (ids_RT.numel() - len(ids_RT)) / statistics.median(seconds)
     return found
 
 
 def _in_turns(passes: Sequence[Callable[[], None]], told: Callable[[], None]) -> list[list[float]]:
-    """Seconds of each pass, in rounds; the first one, which compiles and warms up, does not count. None that does not
-    fit into memory has any."""
+    """Return the seconds of each pass in rounds; none for a pass that does not fit into memory.
+
+    A first round compiles and warms up, and is not measured.
+    """
     fits = [_fits(run) for run in passes]
     seconds: list[list[float]] = [[] for _ in passes]
     for _ in range(MOST_ROUNDS):

@@ -74,6 +74,22 @@ def _is_a_matter_of_reading(x: Tensor, weight_NK: Tensor) -> bool:
     )
 
 
+def linear_into(out_MN: Tensor, x_MK: Tensor, weight_NK: Tensor) -> None:
+    """Fill a matrix with x W^T, as `linear` makes it, without gradients; all three have one dtype."""
+    if chosen_products().many == "onednn" and _is_plain_float32_on_cpu(x_MK, weight_NK) and has_onednn():
+        out_MN.copy_(linear(x_MK, weight_NK))
+    else:
+        torch.mm(x_MK, weight_NK.t(), out=out_MN)
+
+
+def add_product(total_MN: Tensor, left_MK: Tensor, right_KN: Tensor) -> None:
+    """Add a product of matrices to one, which may be wider than they are; without gradients."""
+    if total_MN.dtype == left_MK.dtype:
+        total_MN.addmm_(left_MK, right_KN)
+    else:
+        total_MN += left_MK @ right_KN
+
+
 @dataclass(frozen=True)
 class Products:
     """The libraries for matrix products.

@@ -1,4 +1,4 @@
-"""Count the right answers of a task: at the length that is trained at, and in its tests."""
+"""Measure the accuracy on a task: at the training length, and in its tests."""
 
 import logging
 from collections.abc import Callable
@@ -16,12 +16,13 @@ SOLVED = 0.999
 
 
 class TaskAccuracy(Callback):
-    """Adds accuracies to reports, and all of them to `summary.json` as `accuracy`; on other data it does nothing.
+    """Adds accuracies to reports, and all of them to `summary.json` as `accuracy`; does nothing on data without tasks.
 
-    At each evaluation that of all validation rows; at the end that of each test, too.
+    Each evaluation measures all validation rows; the last one also measures each test.
 
     Args:
-        solved_evaluations: After so many evaluations in a row with at least 99.9 % right the run ends; None for never.
+        solved_evaluations: End the run after this many evaluations in a row with at least 99.9 % correct answers; None
+            never ends it.
     """
 
     @validated
@@ -32,11 +33,11 @@ class TaskAccuracy(Callback):
         self._num_solved = 0
 
     def on_start(self, context: RunContext) -> None:
-        """Keep what is evaluated."""
+        """Keep the run's context."""
         self._context = context
 
     def on_evaluate(self, step: int, *, is_last: bool, check_stop: Callable[[], None]) -> dict[str, float]:
-        """Count answers."""
+        """Measure accuracy."""
         source = self._context.source
         metrics: dict[str, float] = {}
         if source.chance is None:
@@ -51,11 +52,11 @@ class TaskAccuracy(Callback):
         return metrics
 
     def on_report(self, report: StepReport) -> str | None:
-        """Count evaluations at which the task is solved."""
+        """Count consecutive evaluations at which the task is solved."""
         share = report.metrics.get("val/accuracy")
         if share is None:
             return None
-        self._validated_step = report.step  # only now: a run that is stopped before measures again
+        self._validated_step = report.step  # only here: a run that stops before its report measures again
         if self.solved_evaluations is None:
             return None
         self._num_solved += 1
@@ -66,7 +67,7 @@ class TaskAccuracy(Callback):
         return f"{share:.4f} of the answers were right, and {SOLVED} in {self._num_solved} evaluations in a row"
 
     def figures(self) -> dict[str, Any]:
-        """Return what was counted at the end, for `summary.json`."""
+        """Return the last measurement, for `summary.json`."""
         if not self._found:
             return {}
         by_name = {name: found.figures() for name, found in self._found.items()}
@@ -78,12 +79,12 @@ class TaskAccuracy(Callback):
             log.info("  %s", line)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a continued run needs."""
+        """Return the state that a resumed run needs."""
         found = {name: [counted.right, counted.answers] for name, counted in self._found.items()}
         return {"found": found, "num_solved": self._num_solved, "validated_step": self._validated_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what was counted last."""
+        """Restore the state returned by `state_dict`."""
         self._found = {name: Accuracy(*counts) for name, counts in state["found"].items()}
         self._num_solved, self._validated_step = state["num_solved"], state["validated_step"]
 

@@ -1,4 +1,4 @@
-"""The hooks of a callback, and what it is told."""
+"""The hooks of a callback, and the objects that they receive."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """A run before its first step: the trainer, and what cannot be read from it.
+    """A run before its first step: the trainer, and what the trainer does not hold.
 
     Args:
-        trainer: Built, and at the step from which the run is continued.
-        callbacks: All of the run, by name; only the first of several processes has any.
-        run_dir: Where the run lies.
-        model_name: Of the YAML in conf/model.
-        data_name: Of the YAML in conf/data.
+        trainer: Built; at the step from which the run resumes.
+        callbacks: All callbacks of the run, by name; empty in all processes but the first.
+        run_dir: The run directory.
+        model_name: Name of the YAML in conf/model.
+        data_name: Name of the YAML in conf/data.
         config_text: The composed configuration as YAML.
-        settings: What tells runs apart: names of parts and scalar values by dotted key.
+        settings: Hyperparameters: names of the chosen options, and scalar values by dotted key.
         command: The command line that repeats the run, without a run directory.
-        parts: What a continued run has changed on its way, so that its command does not repeat it: one text a change.
-        commit: Of the code; None where it is not known.
-        first_step: Steps already made: above 0 where a run is continued.
-        reported_step: The last of them that counts as reported; what was written of later ones is made again.
+        parts: Settings that a resumed run changed, one text each; `command` alone does not repeat such a run.
+        commit: The commit of the code; None if unknown.
+        first_step: Steps made before this start: above 0 in a resumed run.
+        reported_step: The last of these steps that was reported; reports of later ones are written again.
     """
 
     trainer: "Trainer"
@@ -61,17 +61,17 @@ class RunContext:
 
     @property
     def evaluator(self) -> Evaluator:
-        """Return what measures the model as it is now."""
+        """Return the evaluator of the current weights."""
         return self.trainer.evaluator
 
     @property
     def fixed_batches(self) -> Sequence[Tensor]:
-        """Return what evaluations during training see: (R, T + 1) ids each, in ordinary memory."""
+        """Return the batches of evaluations during training: (R, T + 1) ids each, in pageable memory."""
         return self.trainer.reports.fixed_batches
 
     @property
     def device(self) -> torch.device:
-        """Return where the model is."""
+        """Return the device of the model."""
         return self.trainer.device
 
     @property
@@ -101,7 +101,7 @@ class RunContext:
 
     @property
     def processes(self) -> int:
-        """Return how many processes make the run."""
+        """Return the number of processes of the run."""
         return distributed.count()
 
     @property
@@ -114,12 +114,17 @@ class RunContext:
         """Return the seconds of training; None where only steps limit the run."""
         return self.trainer.limits.max_seconds
 
+    @property
+    def verbose(self) -> bool:
+        """Return whether callbacks print all that they know: `callbacks.report.verbose`, true without that callback."""
+        return bool(getattr(self.callbacks.get("report"), "verbose", True))
+
     def steps_left_out(self) -> int:
-        """Return how many of the steps made so far changed nothing."""
+        """Return the number of steps so far that were skipped."""
         return self.trainer.training_step.steps_left_out()
 
     def limits_reached(self) -> list[Reached]:
-        """Return the limits that hold now: those of the trainer, and those of callbacks."""
+        """Return the limits that are reached now, of the trainer and of callbacks."""
         reached = self.trainer.limits_reached()
         for name, callback in self.callbacks.items():
             limit = callback.limit_reached()
@@ -134,8 +139,8 @@ class StepReport:
     """The report of a step.
 
     Args:
-        step: Steps made.
-        metrics: By TensorBoard tag, such as `train/loss_nats`.
+        step: Steps made so far.
+        metrics: Values by TensorBoard tag, such as `train/loss_nats`.
     """
 
     step: int
@@ -143,34 +148,34 @@ class StepReport:
 
 
 class Callback(Protocol):
-    """Override what is needed; each hook does nothing by itself. Called in the order of the configuration."""
+    """Base of callbacks: each hook does nothing by default. Callbacks are called in the order of the configuration."""
 
     def check(self, context: RunContext) -> None:
-        """Before anything is written: raises ValueError for what cannot work."""
+        """Before anything is written. Raise ValueError for settings that cannot work."""
 
     def on_start(self, context: RunContext) -> None:
         """Before the first step."""
 
     def on_step(self, step: int) -> None:
-        """After each step. Asking the device for a value here would slow down every step."""
+        """After each step. Reading a value from the device here slows down every step."""
 
     def on_evaluate(self, step: int, *, is_last: bool, check_stop: Callable[[], None]) -> dict[str, float]:
         """After each evaluation on the fixed batches, and at the end of the run, before the report of this step.
 
-        What it measures must leave the model, its mode and the random states as they were.
+        The model, its mode and the random states must be left unchanged.
 
         Args:
-            step: Steps made.
+            step: Steps made so far.
             is_last: Whether the run ends here; true once. The step may have been evaluated before.
-            check_stop: To be called now and then by what takes long; what it raises ends the run.
+            check_stop: To be called regularly during long measurements; its exception ends the run.
 
         Returns:
-            Figures by TensorBoard tag: they join the report, which all callbacks get.
+            Values by TensorBoard tag. They are added to the report, which all callbacks get.
         """
         return {}
 
     def figures(self) -> dict[str, Any]:
-        """Before on_end: what joins `summary.json`, by key."""
+        """Before on_end: return what is added to `summary.json`, by key."""
         return {}
 
     def on_report(self, report: StepReport) -> str | None:
@@ -178,12 +183,12 @@ class Callback(Protocol):
         batches (`val/` tags), or both.
 
         Returns:
-            Why the run should stop now; None to go on.
+            The reason to stop now; None to continue.
         """
         return None
 
     def limit_reached(self) -> Reached | None:
-        """Return what of its settings has ended the run, with the setting that lets it go on; None for nothing.
+        """Return the setting that ended the run, and the value with which it resumes; None if none did.
 
         Keys are those of the callback itself, such as `patience`.
         """
@@ -193,14 +198,14 @@ class Callback(Protocol):
         """After the last step, with the content of `summary.json`."""
 
     def on_stop(self, reason: str) -> None:
-        """After a signal, in place of on_end; the checkpoint to continue from is written."""
+        """After a signal, in place of on_end; the checkpoint to resume from is written."""
 
     def on_close(self) -> None:
-        """Always, also after an error: close what is open."""
+        """Always called last, also after an error: close open files."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs: numbers, text, lists and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what a checkpoint holds."""
+        """Restore the state returned by `state_dict`."""

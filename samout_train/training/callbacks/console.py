@@ -1,6 +1,7 @@
-"""Show a person the run: a bar as it goes, and the log.
+"""Print the run: a header, a table of steps, a bar on a terminal, and at the end the results and what to type next.
 
-The log has the model's figures before step 1, the time it will take, and the results at the end.
+By default a run prints what everyone needs. `callbacks.report.verbose=true` adds figures of the model, of its parts and
+of its state.
 """
 
 import logging
@@ -14,6 +15,8 @@ import torch
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from samout_train.checkpoint import checkpoint_path
+from samout_train.config import validated
 from samout_train.models import (
     TRAINING_TIMES,
     WORTH_SAYING,
@@ -29,14 +32,15 @@ from samout_train.runtime import (
     Others,
     dashboard_command,
     is_terminal,
+    other_programs_message,
     program,
     program_file,
     shown_path,
     text_setting,
-    told_others,
     typed_line,
 )
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
+from samout_train.training.callbacks.step_table import StepTable, duration
 from samout_train.training.limits import once
 
 STEPS_BEFORE_ESTIMATE = 3
@@ -51,28 +55,49 @@ log = logging.getLogger(__name__)
 
 
 class Report(Callback):
-    """Writes to the log, which goes to the console and to samout_train.log."""
+    """Writes to the log, which goes to the console and to samout_train.log.
+
+    Args:
+        verbose: Whether all that is known about the run is printed, by this and by other callbacks; else the rest is in
+            `summary.json` and in TensorBoard only.
+    """
+
+    @validated
+    def __init__(self, *, verbose: bool = False) -> None:
+        self.verbose = verbose
 
     def on_start(self, context: RunContext) -> None:
-        """Log the model and the data in figures."""
+        """Log what is trained, on what, and where the run lies."""
         self._context = context
+        self._table = StepTable(context, every_report=self.verbose)
         self._last_mark: Any = None
         self._made, self._left_out = 0, context.steps_left_out()
         self._spans: list[tuple[Any, Any]] = []
-        # Processes of one run are others to each other.
+        # Processes of one run would count each other as other programs.
         self._asks_others = context.device.type == "cpu" and context.processes == 1
         self._others: Others | None = None
-        for line in _description(context):
+        for line in _description(context, verbose=self.verbose):
             log.info(line)
         if not context.first_step:
             return
         for limit in context.limits_reached():
-            said = f"{limit.key}={limit.value:.12g}"
-            log.info("%s: is reached at step %d: set %s to go on", said, context.first_step, limit.further)
+            reached = f"{limit.key}={limit.value:.12g}"
+            log.info("%s: is reached at step %d. Set %s to resume.", reached, context.first_step, limit.further)
 
     def on_step(self, step: int) -> None:
-        """Log, after three steps that learned, what time the rest will take; on CUDA without waiting for the device."""
-        self._tell_others()
+        """Look for other programs on the same cores; log the time that is left after three steps, if verbose."""
+        self._report_others()
+        if self.verbose:
+            self._estimate_time(step)
+
+    def on_report(self, report: StepReport) -> None:
+        """Log a row of the table of steps."""
+        with tqdm.external_write_mode():
+            for line in self._table.rows(report):
+                log.info("%s", line)
+
+    def _estimate_time(self, step: int) -> None:
+        """Log, after three steps that learned, how long the rest will take; on CUDA without waiting for the device."""
         if self._made < STEPS_BEFORE_ESTIMATE:
             before, self._last_mark = self._last_mark, _mark(self._context.device)
             left_out, self._left_out = self._left_out, self._context.steps_left_out()
@@ -83,7 +108,7 @@ class Report(Callback):
                 self._spans.append((before, self._last_mark))
         if self._made < STEPS_BEFORE_ESTIMATE or not self._spans or not _reached(self._last_mark):
             return
-        # Of the others the faster one is the less disturbed.
+        # The faster of the other two was disturbed less.
         seconds_per_step = min(_seconds_between(*span) for span in self._spans)
         self._spans = []
         left = []
@@ -92,49 +117,49 @@ class Report(Callback):
         if self._context.total_steps is not None:
             left.append((self._context.total_steps - step) * seconds_per_step)
         with tqdm.external_write_mode():
-            log.info("%.3g s a step: about %s to go at this speed", seconds_per_step, _duration(min(left)))
+            log.info("speed       %.3g s a step: about %s to go", seconds_per_step, duration(min(left)))
 
-    def _tell_others(self) -> None:
+    def _report_others(self) -> None:
         if not self._asks_others:
             return
-        if self._others is None:  # not before the first step, in which compilers of this run are at work
+        if self._others is None:  # not before the first step, during which this run's own compilers work
             self._others = Others()
         if (busy := self._others.busy_cores()) is None:
             return
         self._asks_others = False
-        if told := told_others(busy, torch.get_num_threads(), self._others.num_cores):
+        if message := other_programs_message(busy, torch.get_num_threads(), self._others.num_cores):
             with tqdm.external_write_mode():
-                log.info("cores       %s", told)
+                log.info("cores       %s", message)
 
     def on_end(self, summary: dict[str, Any]) -> None:
         """Log the results, where they lie, and what to type next."""
-        run_dir = shown_path(self._context.run_dir)
-        for name, value in _results(summary):
-            log.info("  %-22s %s", name, value)
-        log.info("run        %s", run_dir)
+        for label, value in _results(summary):
+            log.info("%-11s %s", label, value)
+        checkpoint = checkpoint_path(self._context.run_dir / "checkpoints", summary["steps"])
+        log.info("checkpoint  %s", shown_path(checkpoint))
+        log.info("run         %s", shown_path(self._context.run_dir))
         # TensorBoard finds no figures for its HParams in a run that is itself the --logdir: the folder above is shown.
-        log.info("dashboard  %s", dashboard_command(self._context.run_dir.resolve().parent))
-        if (
-            summary["steps"] > self._context.first_step
-        ):  # else a limit had been reached before, and these are not its words
-            log.info("repeat     %s", typed_line([*self._program(), *shlex.split(self._context.command)]))
+        log.info("dashboard   %s", dashboard_command(self._context.run_dir.resolve().parent))
+        if summary["steps"] > self._context.first_step:  # else the words typed now made none of these steps
+            log.info("repeat      %s", typed_line([*self._program(), *shlex.split(self._context.command)]))
             if parts := self._context.parts:
-                log.info("           makes all its steps in one way; this run changed %s", "; ".join(parts))
-        log.info("continue   %s", self._continue_command(limit.further for limit in self._context.limits_reached()))
+                log.info("            makes all steps in one way; this run changed %s", "; ".join(parts))
+        further = (limit.further for limit in self._context.limits_reached())
+        log.info("resume      %s", self._resume_command(further))
 
     def on_stop(self, reason: str) -> None:
-        """Log what continues the run."""
-        log.info("%s, and the checkpoint is written", reason)
-        log.info("run        %s", shown_path(self._context.run_dir))
-        log.info("continue   %s", self._continue_command())
+        """Log the command that resumes the run."""
+        log.info("%s; the checkpoint is written", reason)
+        log.info("run         %s", shown_path(self._context.run_dir))
+        log.info("resume      %s", self._resume_command())
 
-    def _continue_command(self, further: Iterable[str] = ()) -> str:
+    def _resume_command(self, further: Iterable[str] = ()) -> str:
         words = [word for word in shlex.split(self._context.command) if not word.startswith("resume=")]
         run_dir = text_setting("run_dir", shown_path(self._context.run_dir))
         return typed_line([*self._program(), *once([*words, run_dir, "resume=auto", *further])])
 
     def _program(self) -> list[str]:
-        """Return what starts it: Python, or torchrun, which the same environment has."""
+        """Return the words that start the program: Python, or torchrun of the same environment."""
         count = self._context.processes
         if count == 1:
             return program()
@@ -142,7 +167,7 @@ class Report(Callback):
 
 
 class ProgressBar(Callback):
-    """A tqdm bar on standard error; where that is no terminal, it is written anew every ten seconds."""
+    """A tqdm bar on standard error; elsewhere than on a terminal only if verbose, redrawn every ten seconds."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -151,24 +176,27 @@ class ProgressBar(Callback):
     def on_start(self, context: RunContext) -> None:
         """Keep what the bar needs; it opens with the first step, below what others print before it."""
         self._first_step, self._total_steps = context.first_step, context.total_steps
+        self._interval = SECONDS_BETWEEN_LINES
+        if is_terminal(sys.stderr):
+            self._interval = 0.1
+        self._is_shown = context.verbose or is_terminal(sys.stderr)
 
     def on_step(self, step: int) -> None:
-        """Move it on."""
+        """Advance the bar."""
+        if not self._is_shown:
+            return
         if self._bar is None:
-            interval = SECONDS_BETWEEN_LINES
-            if is_terminal(sys.stderr):
-                interval = 0.1
             self._bar = Bar(
                 total=self._total_steps,
                 initial=self._first_step,
                 unit="step",
                 dynamic_ncols=True,
-                mininterval=interval,
+                mininterval=self._interval,
             )
         self._bar.update(step - self._bar.n)
 
     def on_report(self, report: StepReport) -> None:
-        """Show what the step says."""
+        """Show the figures of the report beside the bar."""
         for tag, (name, style) in SHOWN.items():
             if tag in report.metrics:
                 self._shown[name] = style.format(report.metrics[tag])
@@ -189,36 +217,55 @@ class ProgressBar(Callback):
             self._bar.close()
 
 
-def _description(context: RunContext) -> list[str]:
+def _description(context: RunContext, *, verbose: bool) -> list[str]:
     model: Any = context.model
     source = context.source
-    parts = ", ".join(f"{part} {count:,}" for part, count in parameters_by_part(model).items())
-    seq_len = source.train.seq_len
-    flops = model.forward_flops_per_token(seq_len)
     rows = context.batch_size // context.accumulate // context.processes
-    num_targets = _num_targets(context)
+    parameters = f"{num_parameters(model):,}"
+    if verbose:
+        parameters += ": " + ", ".join(f"{part} {count:,}" for part, count in parameters_by_part(model).items())
     lines = [
-        f"data        {_facts(source.description)}",
-        f"parameters  {num_parameters(model):,}: {parts}",
-        f"a token     {_count(flops)} FLOPs forward, {_count(TRAINING_TIMES * flops)} in training",
-        f"a sequence  {model.state_bytes(seq_len):,} bytes of state after {seq_len} tokens",
-        f"a step      {_step_size(context, num_targets)}",
-        f"memory      {_memory(context, rows, num_targets)} at the peak, on {context.device} in {context.precision}",
+        f"model       {context.model_name}",
+        f"parameters  {parameters}",
+        f"data        {context.data_name}: {_facts(source.description, verbose=verbose)}",
+        f"device      {context.device}, in {context.precision}",
     ]
+    if verbose:
+        lines += _figures(context, rows)
     if context.settings.get("precision") == "auto" and context.device.type == "cpu":
-        lines += _hint_at_bfloat16(model, tokens_of(rows, seq_len, context.chunk_len))
-    if source.floor_nats is not None:
-        lines.append(f"floor       {source.floor_nats:.4f} nats: on fresh sequences nothing can be lower")
+        lines += _hint_at_bfloat16(model, tokens_of(rows, source.train.seq_len, context.chunk_len))
     if context.first_step:
-        lines.append(f"continuing  from step {context.first_step}")
+        lines.append(f"resumed     after step {context.first_step:,}")
+    lines.append(f"run         {shown_path(context.run_dir)}")
     return lines
 
 
-def _facts(description: dict[str, object]) -> str:
+def _figures(context: RunContext, rows: int) -> list[str]:
+    """Return what a step, a token and a sequence cost, and the floor of the loss, a line each."""
+    model: Any = context.model
+    seq_len = context.source.train.seq_len
+    flops = model.forward_flops_per_token(seq_len)
+    num_targets = _num_targets(context)
+    lines = [
+        f"token       {_count(flops)} FLOPs forward, {_count(TRAINING_TIMES * flops)} in training",
+        f"sequence    {model.state_bytes(seq_len):,} bytes of state after {seq_len} tokens",
+        f"step        {_step_size(context, num_targets)}",
+        f"memory      {_memory(context, rows, num_targets)} at the peak",
+    ]
+    if context.source.floor_nats is not None:
+        lines.append(f"floor       {context.source.floor_nats:.4f} nats: on fresh sequences nothing can be lower")
+    return lines
+
+
+def _facts(description: dict[str, object], *, verbose: bool) -> str:
     facts = []
     for key, value in description.items():
+        if key == "sha256" and not verbose:
+            continue
         if isinstance(value, list):
             value = len(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
         facts.append(f"{key} {value}")
     return ", ".join(facts)
 
@@ -238,15 +285,14 @@ def _step_size(context: RunContext, num_targets: int) -> str:
 
 
 def _hint_at_bfloat16(model: Any, num_tokens: int) -> list[str]:
-    """Return a line that says so where this machine multiplies faster in bfloat16."""
+    """Return a line of advice if this machine multiplies faster in bfloat16."""
     shape = product_of(model, num_tokens)
     if shape is None:
         return []
     share = bfloat16_share(shape)
     if share is None or share >= WORTH_SAYING:
         return []
-    took = f"measured here, products of this model's size take {share:.2f} of the time in bf16"
-    return [f"precision   fp32; {took}: try precision=bf16"]
+    return [f"precision   fp32; products in bf16 take {share:.2f} of the time here: try precision=bf16"]
 
 
 def _memory(context: RunContext, rows: int, num_targets: int) -> str:
@@ -265,35 +311,44 @@ def _memory(context: RunContext, rows: int, num_targets: int) -> str:
                 most_targets=num_targets,
             )
         )
-    except (RuntimeError, NotImplementedError) as error:  # a model of the user's may do what has no shape function
+    except (
+        RuntimeError,
+        NotImplementedError,
+    ) as error:  # a user's model may call an operation without a shape function
         return f"not known ({str(error).splitlines()[0]})"
     return f"about {needed}"
 
 
 def _num_targets(context: RunContext) -> int:
-    """Return the counted targets of as many rows as a step has."""
+    """Return the number of counted targets in the first rows of the data, as many as a step has."""
     rows = context.source.train
     targets_RT = rows.split(rows.windows(0, context.batch_size))[1]
     return int((targets_RT != context.source.ignore_index).sum())
 
 
 def _results(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    best = (
+        f"{_nats(summary['best_val_loss_nats'])} at step {summary['best_val_step']}, of the evaluations during training"
+    )
     rows = [
-        ("parameters", f"{summary['parameters']:,}"),
         ("steps", f"{summary['steps']:,}, {summary['tokens_seen']:,} tokens"),
         ("train loss", _nats(summary["train_loss_nats"])),
-        ("validation loss", _nats(summary["val_loss_nats"])),
-        ("best validation loss", f"{_nats(summary['best_val_loss_nats'])} at step {summary['best_val_step']}"),
+        ("val loss", f"{_nats(summary['val_loss_nats'])}, on the whole validation split"),
+        ("best", best),
     ]
     if "empty_steps" in summary:
-        rows.append(("left out", f"{summary['empty_steps']:,} steps, whose batches had no counted target"))
+        rows.append(("skipped", f"{summary['empty_steps']:,} steps, whose batches had no counted target"))
     if "floor_nats" in summary:
         rows.append(("floor", f"{_nats(summary['floor_nats'])}: a training loss below it is memorised, not learned"))
     if "bits_per_byte" in summary:
-        rows.append(("bits per byte", f"{summary['bits_per_byte']:.4f}"))
+        rows.append(("bits/byte", f"{summary['bits_per_byte']:.4f}"))
+    if summary.get("bits_per_character") not in (None, summary.get("bits_per_byte")):
+        rows.append(("bits/char", f"{summary['bits_per_character']:.4f}"))
+    if "word_perplexity" in summary:
+        rows.append(("perplexity", f"{summary['word_perplexity']:.4g} per word"))
     rows += [
-        ("speed", f"{summary['tokens_per_second']:,.0f} tokens/s, {_duration(summary['train_seconds'])}"),
-        ("peak memory", _bytes(summary["peak_memory_bytes"])),
+        ("speed", f"{summary['tokens_per_second']:,.0f} tokens/s, {duration(summary['train_seconds'])}"),
+        ("memory", f"{_bytes(summary['peak_memory_bytes'])} at the peak"),
     ]
     return rows
 
@@ -320,16 +375,6 @@ def _nats(value: float | None) -> str:
     if value is None:
         return "none"
     return f"{value:.4f} nats"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    if minutes:
-        return f"{minutes} min {rest} s"
-    return f"{seconds:.1f} s"
 
 
 def _count(number: float) -> str:

@@ -1,4 +1,4 @@
-"""End a run whose validation loss no longer falls."""
+"""End a run whose validation loss no longer improves."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ class EarlyStopping(Callback):
 
     Args:
         patience: Evaluations to wait.
-        min_improvement_nats: What counts as better than the best so far.
+        min_improvement_nats: A loss counts as better only if it is lower than the best so far by more than this.
     """
 
     @validated
@@ -24,7 +24,7 @@ class EarlyStopping(Callback):
         self.num_without_best = 0
 
     def on_report(self, report: StepReport) -> str | None:
-        """Count evaluations."""
+        """Count evaluations without an improvement."""
         loss_nats = report.metrics.get("val/loss_nats")
         if loss_nats is None:
             return None
@@ -37,15 +37,15 @@ class EarlyStopping(Callback):
         return f"val/loss_nats was not below {self.best_nats:.4f} for {self.patience} evaluations"
 
     def limit_reached(self) -> Reached | None:
-        """Return the patience, once it has ended the run."""
+        """Return the patience if it ended the run."""
         if self.num_without_best < self.patience:
             return None
         return Reached("patience", self.patience, f"patience={2 * self.num_without_best}")
 
     def state_dict(self) -> dict[str, float]:
-        """Return what a continued run needs."""
+        """Return the state that a resumed run needs."""
         return {"best_nats": self.best_nats, "num_without_best": self.num_without_best}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Take up the count where a checkpoint left it."""
+        """Restore the state returned by `state_dict`."""
         self.best_nats, self.num_without_best = state["best_nats"], int(state["num_without_best"])

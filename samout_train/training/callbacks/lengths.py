@@ -1,4 +1,4 @@
-"""Measure what a model does past the length that it was trained at, at the end of a run on text."""
+"""Measure the loss beyond the training length, at the end of a run on text."""
 
 import logging
 from collections.abc import Callable
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 class Lengths(Callback):
-    """Adds losses by length to the last report, all of it to `summary.json` as `lengths`, and draws it.
+    """Adds losses by length to the last report and to `summary.json` as `lengths`, and draws them.
 
-    Only where the validation split is one long text, and the model can go on from a state.
+    Requires that the validation split is one long text and that the model carries a state.
 
     Args:
-        times: Lengths to read at, as multiples of the training length; none to leave it out.
-        most_tokens: Of the validation text so many are read at each length, or as many as the longest needs.
+        times: Lengths to measure, as multiples of the training length; empty to disable the measurement.
+        most_tokens: Tokens of the validation text to read at each length, or as many as the longest one needs.
     """
 
     @validated
@@ -30,14 +30,14 @@ class Lengths(Callback):
         self._found: Extrapolation | None = None
 
     def on_start(self, context: RunContext) -> None:
-        """Keep what is evaluated."""
+        """Keep the run's context."""
         self._context = context
 
     def on_evaluate(self, step: int, *, is_last: bool, check_stop: Callable[[], None]) -> dict[str, float]:
-        """Read, at the end."""
+        """Measure the losses at the end of the run."""
         context, rows = self._context, self._context.source.validation
         tokens = stream_of(rows)
-        self._found = None  # of a checkpoint: the weights are other ones now
+        self._found = None  # from a checkpoint: the weights have changed since
         if not is_last or not self.times or tokens is None or sees_future(context.model):
             return {}
         evaluator = replace(context.evaluator, check_stop=check_stop)
@@ -49,35 +49,40 @@ class Lengths(Callback):
         return metrics
 
     def figures(self) -> dict[str, Any]:
-        """Return what was found, for `summary.json`."""
+        """Return the losses by length, for `summary.json`."""
         if self._found is None:
             return {}
         return {"lengths": self._found.figures()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a continued run needs: the reading of a run that was stopped behind it."""
+        """Return the state that a run needs if it is stopped after the measurement."""
         if self._found is None:
             return {"found": None}
         return {"found": vars(self._found)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what was read."""
+        """Restore the state returned by `state_dict`."""
         self._found = None
         if state["found"] is not None:
             self._found = Extrapolation(**state["found"])
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """Report the verdict, the picture, and the losses by position as a chart of TensorBoard's."""
+        """Log the losses and the verdict; write the picture, and the losses by position for TensorBoard."""
         if self._found is None or not self._found.loss_nats:
             return
-        losses = ", ".join(f"{nats:.3f} at {length:,}" for length, nats in self._found.loss_nats.items())
-        log.info("loss of the validation text in windows of so many tokens: %s", losses)
-        for line in self._found.verdict():
-            log.info("  %s", line)
+        losses = [f"{nats:.3f} at {length:,}" for length, nats in self._found.loss_nats.items()]
+        losses[0] += " tokens"
+        log.info("lengths     %s", ", ".join(losses))
+        verdict = self._found.verdict()
+        if not self._context.verbose:
+            verdict = verdict[:1]
+        for line in verdict:
+            log.info("            %s", line)
         folder = self._context.run_dir / "evaluate" / self._context.data_name
         try:
             write_extrapolation(self._found, self._context.model_name, folder, step=summary["steps"])
         except OSError as error:
-            log.warning("losses by length cannot be written (%s)", error.strerror)
+            log.warning("lengths     the losses by length cannot be written (%s)", error.strerror)
             return
-        log.info("  %s", missing_charts() or f"drawn in {shown_path(folder / PICTURE)}")
+        if self._context.verbose:
+            log.info("            %s", missing_charts() or f"drawn in {shown_path(folder / PICTURE)}")

@@ -1,4 +1,4 @@
-"""Write metrics.jsonl: one JSON object a reported step, flushed as it is written."""
+"""Write metrics.jsonl: one JSON object for each report, flushed at once."""
 
 import json
 import logging
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 class MetricsFile(Callback):
-    """Writes `metrics.jsonl`; where a run is continued, lines of steps that it rolls back are dropped first.
+    """Writes `metrics.jsonl`. A resumed run first drops lines of steps after its checkpoint.
 
-    What cannot be written, as on a full disk, is a warning, once: training goes on.
+    If the file cannot be written, as on a full disk, one warning is logged and training continues.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class MetricsFile(Callback):
         self._has_warned = False
 
     def on_start(self, context: RunContext) -> None:
-        """Open the file, keeping what was logged up to the last step that counts as reported."""
+        """Open the file, keeping the lines up to the last reported step."""
         path = context.run_dir / "metrics.jsonl"
         kept: list[str] = []
         if path.exists():
@@ -40,7 +40,7 @@ class MetricsFile(Callback):
             append(self._file, line.encode())
         except OSError as error:
             if not self._has_warned:
-                log.warning("metrics.jsonl cannot be written (%s): training goes on without it", error.strerror)
+                log.warning("metrics.jsonl cannot be written (%s): training continues without it", error.strerror)
             self._has_warned = True
 
     def on_close(self) -> None:
@@ -55,6 +55,6 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):  # a line cut short by a death: its step is made again
+        except (ValueError, KeyError, TypeError):  # a line cut short when the process died: its step is repeated
             continue
     return kept

@@ -1,4 +1,4 @@
-"""Show what a model says: text that it continues, at the end of a run, and the labels that it gives, as it learns."""
+"""Log samples of a model: continued text at the end of a run, and predicted labels at each evaluation."""
 
 import logging
 from itertools import count
@@ -11,24 +11,25 @@ from samout_train.config import NonNegative, Positive, Seed, validated
 from samout_train.data import PAD_ID, SOS_ID, Rows
 from samout_train.models import evaluating
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
+from samout_train.training.callbacks.step_table import STEP_WIDTH
 
 log = logging.getLogger(__name__)
 
 
 class Sample(Callback):
-    """Continues pieces of the validation text, or a prompt; where ids are no text there is nothing to show.
+    """Continues passages of the validation text, or a prompt; does nothing on data without a vocabulary.
 
-    A running maximum that was trained on short rows goes astray in longer ones, so a sample never asks for more than
-    a training row: whenever a row is full, the state is made anew from its last half.
+    A running maximum trained on short rows degrades on longer ones, so samples are limited to the training length: when
+    it is reached, the state is recomputed from the last half.
 
     Args:
-        num_samples: How many; without a prompt each begins at another place of the validation split.
+        num_samples: Without a prompt, each begins at another place of the validation split.
         prompt: Text to continue; None for `prompt_tokens` tokens of the validation split.
-        prompt_tokens: How many these are; half of a training row at the most.
-        max_new_tokens: Tokens to make.
+        prompt_tokens: At most half of a training row is used.
+        max_new_tokens: Tokens to generate for each sample.
         temperature: 0 takes the most probable token.
         top_k: Draw among this many most probable tokens; None for all.
-        seed: Decides the draws of the first piece; the others count up from it.
+        seed: Seed of the first sample; each further one adds 1.
     """
 
     @validated
@@ -48,10 +49,10 @@ class Sample(Callback):
         self.temperature, self.top_k = temperature, top_k
 
     def check(self, context: RunContext) -> None:
-        """Keep the evaluator and encode the prompts, so that a wrong one is found before the run.
+        """Keep the evaluator and encode the prompts, so that a wrong prompt is found before the run.
 
         Raises:
-            ValueError: if the prompt is empty or has what the vocabulary has not.
+            ValueError: if the prompt is empty or contains characters that the vocabulary lacks.
         """
         self._evaluator, self._vocabulary = context.evaluator, context.source.vocabulary
         if self._vocabulary is None:
@@ -66,7 +67,7 @@ class Sample(Callback):
         self._prompts: list[list[int]] = prompts
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """Write the samples to the log, which a person sees."""
+        """Log the samples."""
         if self._vocabulary is None:
             return
         seeds = count(self.seed)
@@ -79,7 +80,7 @@ class Sample(Callback):
 
 
 class Predictions(Callback):
-    """Writes the labels that the model gives the first validation row; on next-token data it does nothing."""
+    """Logs the labels predicted for the first validation row; does nothing on next-token data."""
 
     def on_start(self, context: RunContext) -> None:
         """Keep the row."""
@@ -100,7 +101,7 @@ class Predictions(Callback):
             if word != self._wanted:
                 otherwise = f", not {self._wanted}"
             with tqdm.external_write_mode():
-                log.info("step %-5d says %s%s", report.step, word, otherwise)
+                log.info("%s", f"{report.step:>{STEP_WIDTH},}  says {word}{otherwise}")
         return None
 
     def _word(self, ids_RT: torch.Tensor) -> str:
@@ -109,12 +110,12 @@ class Predictions(Callback):
 
 
 def prompts_from(rows: Rows, num_prompts: int, num_tokens: int) -> list[list[int]]:
-    """Return beginnings of rows at even distances, without padding.
+    """Return the beginnings of evenly spaced rows, without padding.
 
     Args:
-        rows: Of the validation split.
-        num_prompts: How many.
-        num_tokens: Length of each, where its row has so many tokens.
+        rows: Rows of the validation split.
+        num_prompts: Number of rows.
+        num_tokens: Length of each; less if its row is shorter.
     """
     prompts = []
     for index in range(num_prompts):

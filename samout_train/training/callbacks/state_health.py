@@ -1,4 +1,4 @@
-"""Measure the health of a recurrent model's state on a few validation rows, and what its mixers' branches are worth."""
+"""Measure state health on a few validation rows, and the increase of the loss when a mixer's branch is removed."""
 
 import logging
 from collections.abc import Callable
@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 class StateHealth(Callback):
     """Adds figures to the report of each evaluation, and all of them to `summary.json` as `state_health`.
 
-    A model whose state grows with the sequence, or that has none, is left alone.
+    Models without a state, or with one that grows with the sequence, are skipped.
 
     Args:
-        num_rows: Validation rows to look at, those with the least padding.
-        logged_positions: Of the positions along a row (1, 2, 4 and so on, and the last) so many, from the first to the
-            last, are in TensorBoard and metrics.jsonl; all are in summary.json.
-        max_growth: A layer whose state's norm grows more times than this along a row is warned of.
-        branches: What leaving out each branch of the mixers adds to the validation loss, once at the end: in
-            `all_layers` together; in `each_layer` by itself, too; or `none`.
+        num_rows: Validation rows to measure: those with the least padding.
+        logged_positions: How many of the measured positions (1, 2, 4 and so on, and the last) are in TensorBoard and
+            metrics.jsonl, evenly spread. All are in summary.json.
+        max_growth: Warn if a layer's state norm grows by more than this factor along a row.
+        branches: Whether to measure, once at the end, how much the validation loss rises when each branch of the mixers
+            is removed: in `all_layers` together, also in `each_layer` by itself, or `none`.
     """
 
     @validated
@@ -70,40 +70,41 @@ class StateHealth(Callback):
         return metrics
 
     def on_report(self, report: StepReport) -> None:
-        """Note what is reported; a run that is stopped before measures again."""
+        """Note the step as measured once it is reported; a run that stops before that measures again."""
         if any(tag.startswith("val_state/") for tag in report.metrics):
             self._measured_step = report.step
 
     def figures(self) -> dict[str, Any]:
-        """Return what was measured last, for `summary.json`."""
+        """Return the last measurement, for `summary.json`."""
         if not self._figures:
             return {}
         return {"state_health": self._figures}
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """Log the results in a few lines."""
-        if not self._figures:
+        """Log a table of the layers and a line of the branches, if verbose."""
+        if not self._figures or not self._context.verbose:
             return
-        log.info("state after the first token of a row and after the last, token %d", self._positions[-1])
+        last_token = self._positions[-1]
+        norms = f"{'norm at 1':>12}{f'norm at {last_token}':>14}"
+        log.info("%s", f"{'state':<14}{norms}{'largest':>12}{f'moved by {last_token}':>16}{'never moved':>14}")
         for name, layer in self._figures["layers"].items():
-            moves = ""
+            moved = never_moved = ""
             if layer["never_moved_share"] is not None:
-                last, never = layer["moved_share"][-1], layer["never_moved_share"]
-                moves = f"; channels moved by the last token {last:.1%}, by none but the first {never:.1%}"
-            first, last = layer["norm"][0], layer["norm"][-1]
-            log.info("  %-22s norm %.3g to %.3g, largest value %.3g%s", name, first, last, layer["largest"][-1], moves)
+                moved, never_moved = f"{layer['moved_share'][-1]:.1%}", f"{layer['never_moved_share']:.1%}"
+            norms = f"{layer['norm'][0]:>12.3g}{layer['norm'][-1]:>14.3g}"
+            log.info("%s", f"{name:<14}{norms}{layer['largest'][-1]:>12.3g}{moved:>16}{never_moved:>14}".rstrip())
         for place, worth in self._figures.get("added_nats", {}).items():
             if place == EVERYWHERE:
                 place = "all layers"
             added = ", ".join(f"{branch} {nats:+.4f}" for branch, nats in worth.items())
-            log.info("  %-22s %s", f"{place} without", f"{added} nats")
+            log.info("without     %s nats in %s", added, place)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a continued run needs."""
+        """Return the state that a resumed run needs."""
         return {"figures": self._figures, "warned": self._warned, "measured_step": self._measured_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what was measured last."""
+        """Restore the state returned by `state_dict`."""
         self._figures, self._warned = state["figures"], list(state["warned"])
         self._measured_step = state["measured_step"]
 

@@ -23,25 +23,24 @@ LAYOUT = {
     }
 }
 BINS = 30  # of a histogram
-# Of summary.json, at the last step: what the hparams tab compares runs by.
+# Keys of summary.json by which the hparams tab compares runs.
 RESULTS = ("best_val_loss_nats", "val_loss_nats", "tokens_per_second", "parameters")
 METRICS = ["val/loss_nats", "train/loss_nats"]
 
 
 class TensorBoard(Callback):
-    """Writes the event file. What cannot be written, as on a full disk, is a warning, once: training goes on.
+    """Writes the event file. If it cannot be written, as on a full disk, one warning is logged and training continues.
 
-    Of the three summaries that make up hparams, the second (this run's values) is written at the start and the third
-    (its end) at the end. The first, which would declare the experiment's columns, is left out: written into a run, it
-    hides the columns of runs that have others.
+    hparams consist of three summaries. The second (this run's values) is written at the start, the third (its end) at
+    the end. The first, which declares the experiment's columns, is omitted: written into one run, it would hide the
+    columns that only other runs have.
 
     Args:
-        sample_tokens: Tokens of the sample that goes to the text tab at each evaluation, of models trained on text; 0
-            for none.
+        sample_tokens: Tokens of the sample in the text tab at each evaluation, for models trained on text; 0 for none.
         temperature: Of the sample; 0 takes the most probable token.
         top_k: The sample draws among this many most probable tokens; None for all.
-        histogram_values: Of each parameter so many weights, evenly spread, go into a histogram at the end; 0 for none.
-            A million take 33 ms.
+        histogram_values: Weights of each parameter, evenly spread, in a histogram at the end; 0 for none. A million
+            take 33 ms.
     """
 
     @validated
@@ -59,7 +58,7 @@ class TensorBoard(Callback):
         self._has_warned = False
 
     def on_start(self, context: RunContext) -> None:
-        """Open the event file; points that a continued run makes again are removed from view."""
+        """Open the event file; hide points of earlier files that a resumed run writes again."""
         purge_step = None
         if any(context.run_dir.glob("events.out.tfevents.*")):
             purge_step = context.reported_step + 1
@@ -89,7 +88,7 @@ class TensorBoard(Callback):
             self._add(text("sample", _code(self._vocabulary.decode(ids))), report.step)
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """Write the results and the weights, and that the run is finished, for the hparams tab."""
+        """Write the results and histograms of the weights, and mark the run as finished for the hparams tab."""
         step = summary["steps"]
         values = []
         for name in RESULTS:
@@ -118,7 +117,7 @@ class TensorBoard(Callback):
             self._file.add(summary, step)
         except OSError as error:
             if not self._has_warned:
-                log.warning("TensorBoard's events cannot be written (%s): training goes on", error.strerror)
+                log.warning("TensorBoard's events cannot be written (%s): training continues", error.strerror)
             self._has_warned = True
 
 

@@ -16,12 +16,12 @@ def adam(
     betas: tuple[Annotated[float, Probability], Annotated[float, Probability]],
     eps: Annotated[float, Positive],
 ) -> torch.optim.Optimizer:
-    """torch.optim.Adam over all parameters, with the fused kernel.
+    """Build torch.optim.Adam over all parameters, with the fused kernel.
 
     Args:
-        model: Its parameters are updated.
+        model: The model whose parameters are updated.
         lr: Base learning rate.
-        betas: Decay of the first and second moment.
+        betas: Decay rates of the first and second moment.
         eps: Added to the denominator.
     """
     return torch.optim.Adam(model.parameters(), lr=lr, betas=(float(betas[0]), float(betas[1])), eps=eps, fused=True)

@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only: biases, norms and scalars are not pulled to zero."""
+"""AdamW with decay on matrices only: biases, norms and scalars are not decayed."""
 
 from typing import Annotated
 
@@ -17,12 +17,12 @@ def adamw(
     eps: Annotated[float, Positive],
     weight_decay: Annotated[float, NonNegative],
 ) -> torch.optim.Optimizer:
-    """torch.optim.AdamW with the fused kernel, in two groups.
+    """Build torch.optim.AdamW with the fused kernel, in two groups.
 
     Args:
-        model: Its parameters are updated.
+        model: The model whose parameters are updated.
         lr: Base learning rate.
-        betas: Decay of the first and second moment.
+        betas: Decay rates of the first and second moment.
         eps: Added to the denominator.
         weight_decay: Decay of parameters with two dimensions or more, the embedding included.
     """

@@ -1,7 +1,8 @@
-"""Check an optimizer before step 1: whether it learns every parameter, and whether a checkpoint can hold its state.
+"""Check an optimizer before step 1: whether it updates every parameter, and whether a checkpoint can hold its state.
 
-Optimizers of torch are known to keep their state. Any other one is tried: two steps, with the state saved and loaded
-between them, must end where two steps without that end. The weights and the random states are put back.
+Optimizers of torch and of this package are known to keep their state. Any other one is tried: two steps with the state
+saved and loaded between them must give the same weights as two steps without. The weights and the random states are
+restored.
 """
 
 import io
@@ -19,27 +20,28 @@ from samout_train.models import ParallelModel
 from samout_train.runtime import is_out_of_memory, read_tensor_file
 
 Build = Callable[[nn.Module], torch.optim.Optimizer]
+KNOWN = ("torch.optim", "samout_train.")  # modules of optimizers whose state is known to be complete
 MOST_NAMES = 8
-SAME = 1e-3  # of a step: what rounding may make of it
+SAME = 1e-3  # of a step: tolerance for rounding
 log = logging.getLogger(__name__)
 
 
 def checked_optimizer(build: Build, shared: ParallelModel) -> tuple[torch.optim.Optimizer, frozenset[str]]:
-    """Build an optimizer and refuse one that cannot be continued.
+    """Build an optimizer, and require that it can be resumed.
 
     Args:
-        build: From the model to its optimizer.
+        build: Builds the optimizer of a model.
         shared: The model.
 
     Returns:
-        The optimizer, and the keys of its groups that hold state, since its steps change them.
+        The optimizer, and the keys of its groups that its steps change, which are state.
 
     Raises:
         ValueError: if a checkpoint cannot hold its state, or a parameter is in two groups.
     """
     optimizer = build(shared.model)
     _check_groups(optimizer, shared.model)
-    if type(optimizer).__module__.startswith("torch.optim"):
+    if type(optimizer).__module__.startswith(KNOWN):
         return optimizer, frozenset()
     return optimizer, _stateful_keys(build, shared)
 
@@ -80,30 +82,30 @@ def _has_groups(optimizer: Any) -> bool:
 
 
 def _stateful_keys(build: Build, shared: ParallelModel) -> frozenset[str]:
-    """Try an optimizer; return the keys of groups that its step changes."""
+    """Try an optimizer; return the keys of its groups that a step changes."""
     parameters = [parameter for parameter in shared.model.parameters() if parameter.requires_grad]
     with _put_back(parameters):
-        with _told("a step"):
+        with _reported("a step"):
             first = build(shared.model)
             rates = [group["lr"] for group in first.param_groups]
             before = [_entries(group) for group in first.param_groups]
             _step(first, parameters, rates, 1.0)
         keys = _changed_keys(before, first)
-        with _told("state_dict()"):
+        with _reported("state_dict()"):
             state = first.state_dict()
         if shared.is_sharded:
-            _refuse_unsharded(first, state)
+            _require_sharded_state(first, state)
             return keys
         state = _as_read(first, state)
         start = _copies(parameters)
-        with _told("a step"):
+        with _reported("a step"):
             _step(first, parameters, rates, 0.5)
         expected = _copies(parameters)
         _set(parameters, start)
-        with _told("load_state_dict() with what state_dict() gave"):
+        with _reported("load_state_dict() with what state_dict() gave"):
             second = build(shared.model)
             load_optimizer(second, state, keys)
-        with _told("the step after load_state_dict()"):
+        with _reported("the step after load_state_dict()"):
             _step(second, parameters, rates, 0.5)
         for old, wanted, found in zip(start, expected, _copies(parameters), strict=True):
             if not (wanted - found).abs().max() <= SAME * (wanted - old).abs().max() + 1e-12:
@@ -117,7 +119,7 @@ def _stateful_keys(build: Build, shared: ParallelModel) -> frozenset[str]:
 
 
 def _changed_keys(before: Sequence[dict[str, Any]], optimizer: torch.optim.Optimizer) -> frozenset[str]:
-    """Return the keys that an optimizer's groups have now with another value than before."""
+    """Return the keys of an optimizer's groups whose values have changed."""
     changed = set()
     for old, group in zip(before, optimizer.param_groups, strict=True):
         for key, value in _entries(group).items():
@@ -127,19 +129,19 @@ def _changed_keys(before: Sequence[dict[str, Any]], optimizer: torch.optim.Optim
 
 
 def _as_read(optimizer: torch.optim.Optimizer, state: Any) -> Any:
-    """Return a state as a checkpoint gives it back."""
+    """Return a state after a round trip through a checkpoint."""
     try:
         return read_tensor_file(io.BytesIO(serialised({"optimizer": state})))["optimizer"]
     except Exception as error:
         _let_pass(error)
         raise ValueError(
-            f"optimizer: no checkpoint can hold what state_dict() of {type(optimizer).__name__} gives: {error}. Let it "
-            "give tensors, numbers, text, lists and dictionaries only"
+            f"optimizer: a checkpoint cannot hold the state_dict() of {type(optimizer).__name__}: {error}. Return only "
+            "tensors, numbers, text, lists and dictionaries"
         ) from error
 
 
-def _refuse_unsharded(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Refuse a state whose shards cannot be told apart by the number of their parameter and a name."""
+def _require_sharded_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Require a state whose shards are identified by the number of their parameter and a name."""
     if not _has_numbers_and_names(state):
         raise ValueError(
             f"trainer.parallel=fsdp: the state_dict() of {type(optimizer).__name__} is not that of a torch optimizer, "
@@ -184,14 +186,14 @@ def _put_back(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Report the error of a user's own code in a sentence."""
+def _reported(what: str) -> Iterator[None]:
+    """Turn an error of a user's own code into one sentence."""
     try:
         yield
     except Exception as error:
         _let_pass(error)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ValueError(f"optimizer: {what} fails ({reason}). Mend the optimizer, or take another one") from error
+        raise ValueError(f"optimizer: {what} fails ({reason}). Fix the optimizer, or choose another one") from error
 
 
 def _let_pass(error: Exception) -> None:
@@ -210,7 +212,7 @@ def _set(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def _entries(group: dict[str, Any]) -> dict[str, Any]:
-    """Return copies of what a group holds beside its parameters and its rate."""
+    """Return copies of a group's entries, without its parameters and its rate."""
     entries = {}
     for key, value in group.items():
         if key in ("params", "lr"):

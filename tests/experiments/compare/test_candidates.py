@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from samout_train.config import ConfigError
-from samout_train.experiments import Budget, candidates, decided_problems
-from samout_train.experiments.compare.plan import folder_name, labelled, word_of
+from samout_train.experiments import Budget, candidates, check_decided
+from samout_train.experiments.compare.candidates import folder_name, labelled, word_of
 from samout_train.training import trainer_from
 
 RANDOM = ["data=random", "device=cpu", "data.batch_size=8"]
@@ -58,7 +58,7 @@ def test_each_mistake_is_told_with_its_label() -> None:
     with pytest.raises(ConfigError) as told:
         candidates({"v9": {}, "lstm": {"model.num_heads": 2}, "v8": {"optimizer.rate": 1}}, [*RANDOM], None)
     lines = str(told.value).splitlines()
-    assert lines[0].startswith("v9: model=v9: no such option; there are gru, lstm")
+    assert lines[0].startswith("v9: model=v9: no such option; there are deltanet, gated_deltanet")
     assert lines[1].startswith("lstm: model.num_heads=2: no such key")
     assert lines[2].startswith("v8: optimizer.rate=1: no such key")
     with pytest.raises(ConfigError, match=r"model.num_heds=2: no model of this comparison has it"):
@@ -67,7 +67,7 @@ def test_each_mistake_is_told_with_its_label() -> None:
         candidates(["v8"], [*RANDOM, "model.hidden_size=12"], Budget("parameters", 5e4))
     with pytest.raises(ConfigError, match=r"lstm: no width.* is within 2% of match=parameters:10,000"):
         candidates(["lstm"], [*RANDOM, "model.num_layers=4"], Budget("parameters", 1e4))
-    assert decided_problems(["model=v8", "optimizer.lr=1", "data=random"]) == [
+    assert list(map(str, check_decided(["model=v8", "optimizer.lr=1", "data=random"]))) == [
         "model=v8: models=[...] says which: leave it out",
         "optimizer.lr=1: lr=[...] says which: leave it out",
     ]
@@ -136,13 +136,13 @@ def test_a_budget_of_seconds_is_met_by_what_steps_are_measured_to_take(monkeypat
         size = sum(parameter.numel() for parameter in trainer.model.parameters())
         return 0.005 + size * 1e-9 + (1e-6 if size % 3 else 0.0)
 
-    monkeypatch.setattr("samout_train.experiments.compare.plan.seconds_a_step", seconds)
+    monkeypatch.setattr("samout_train.experiments.compare.candidates.seconds_a_step", seconds)
     words = ["data=random", "device=cpu", "trainer.max_steps=100", "model.num_layers=1", "model.num_heads=1"]
     (one,) = candidates(["v8"], words, Budget("seconds", 0.8))
     assert one.sizes is not None and one.sizes.cost == pytest.approx(0.8, rel=0.02)
-    with pytest.raises(ConfigError, match="wants a number of steps"):
+    with pytest.raises(ConfigError, match="needs a number of steps"):
         candidates(["v8"], [*words, "trainer.max_steps=null", "trainer.max_seconds=3"], Budget("seconds", 0.8))
-    monkeypatch.setattr("samout_train.experiments.compare.plan.seconds_a_step", lambda trainer: out_of_memory())
+    monkeypatch.setattr("samout_train.experiments.compare.candidates.seconds_a_step", lambda trainer: out_of_memory())
     with pytest.raises(ConfigError, match="v8: no width"):
         candidates(["v8"], words, Budget("seconds", 0.8))
 

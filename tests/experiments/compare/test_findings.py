@@ -17,7 +17,7 @@ LOSSES = {"worse": [2.0, 2.1, 2.2], "best": [1.0, 1.1, 1.2], "near": [1.0, 1.2, 
 def test_the_verdict_says_who_is_best_what_is_noise_and_how_fair_it_was(tmp_path: Path) -> None:
     comparison = make_comparison(tmp_path, LOSSES)
     assert verdict(comparison, MATCHED) == [
-        "best has the lowest validation loss on shakespeare: 1.100 ± 0.100 nats a token (mean and standard deviation "
+        "best has the lowest validation loss on shakespeare: 1.100 ± 0.100 nats per token (mean and standard deviation "
         "of 3 seeds).",
         "Within noise of it is near, by 0.017 (-0.173 to 0.206), and more than noise above it is worse, by 1.000 "
         "(1.000 to 1.000) (nats, with 95% intervals of the differences seed by seed).",
@@ -31,7 +31,7 @@ def test_the_same_figures_under_two_names_are_within_noise(tmp_path: Path) -> No
     assert "Within noise of it is twin, by 0.000 (0.000 to 0.000)" in verdict(comparison, {})[1]
 
 
-def test_what_speaks_against_it_is_said(tmp_path: Path) -> None:
+def test_each_caveat_is_reported(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path, "v8", 1e-3, 0, 1.0, parameters=100_000),
         make_run(tmp_path, "v8", 3e-3, 0, 1.5, parameters=100_000),
@@ -46,18 +46,18 @@ def test_what_speaks_against_it_is_said(tmp_path: Path) -> None:
         "gru-lr0.003-seed2 of gru is FAILED: the loss is NaN.",
         "gru-lr0.003-seed3 of gru is stopped.",
         "Sizes were not matched: from 90,000 to 100,000 parameters.",
-        "v8 did best with the smallest rate that was tried, 0.001: a smaller one may be better still.",
-        "v8's rate was chosen by a run that counts itself, which flatters it: give it more seeds.",
-        "gru did best with the largest rate that was tried, 0.003: a larger one may be better still.",
-        "There is one seed only, which cannot tell a difference from noise.",
-        "The models have other seeds than each other; differences are of the seeds that both have.",
+        "v8: the best learning rate, 0.001, is the smallest of those tried; a smaller one may be better.",
+        "v8: the learning rate was selected on a run that is also scored, which biases the result; add seeds.",
+        "gru: the best learning rate, 0.003, is the largest of those tried; a larger one may be better.",
+        "One seed cannot tell a difference from noise.",
+        "The models have different seeds; differences are taken on the seeds that both have.",
         "The models were not trained on the same number of tokens.",
         "The runs were made with different values of torch: 2.11.0, 2.13.0.",
     ]
     sentences = verdict(comparison, {})
-    assert sentences[1].startswith("Without a seed in common it is not known whether it is below gru")
+    assert sentences[1].startswith("Without a seed in common it is unknown whether it is below gru")
     assert sentences[2].startswith("They were NOT trained on the same tokens (7, 30,720)")
-    assert sentences[2].endswith("; what speaks against it (10) stands below.")
+    assert sentences[2].endswith("; see the 10 caveats below.")
 
 
 def test_where_a_seed_is_missing_models_are_ranked_by_those_that_all_have(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_a_loss_that_is_no_number_and_a_run_that_is_there_twice_are_told(tmp_pat
     runs += [make_run(tmp_path / "again", "a", 1e-3, 1, 9.0)]
     (comparison,) = comparisons_of([read_run(run) for run in runs])
     assert caveats(comparison, MATCHED) == [
-        "a-lr0.001-seed4 of a ended with a loss that is no number, and does not count.",
-        "a has several runs of one rate and seed, of which one counts.",
+        "a-lr0.001-seed4 of a ended with a loss that is not a number, and is not scored.",
+        "a has several runs with the same learning rate and seed, of which one is scored.",
     ]
 
 
@@ -88,7 +88,7 @@ def test_seconds_that_were_shared_or_missed_are_told(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in found[:3]] == [
         f"{label} trained for 66 s (+10%)" for label in ("best", "near", "worse")
     ]
-    assert found[3].startswith("The runs were made 2 at a time")
+    assert found[3].startswith("Up to 2 runs shared the machine")
 
 
 def test_small_losses_are_shown_with_the_digits_that_they_need(tmp_path: Path) -> None:
@@ -103,16 +103,16 @@ def test_models_with_one_rate_or_unlike_settings_are_no_fair_comparison(tmp_path
     config.write_text(config.read_text().replace('"clip_grad_norm": 1.0', '"clip_grad_norm": 5.0'))
     (comparison,) = comparisons_of([read_run(run) for run in runs])
     assert caveats(comparison, {"match": "flops:5M"}) == [
-        "Each model was tried with one learning rate only, so this may compare rates more than models.",
-        "There are 2 seeds only, so that the intervals are very wide.",
-        "Beside the models, their settings differ in trainer.clip_grad_norm.",
+        "Each model was tried with one learning rate, so this may compare learning rates more than models.",
+        "With 2 seeds, the intervals are very wide.",
+        "The runs differ in settings other than the model: trainer.clip_grad_norm.",
     ]
 
 
 def test_where_nothing_came_to_a_loss_that_is_said(tmp_path: Path) -> None:
     (comparison,) = comparisons_of([read_run(make_run(tmp_path, "a", 1e-3, 0, None, error="boom"))])
-    assert verdict(comparison, {}) == ["Nothing is known of shakespeare: no run came to a loss."]
-    assert loss_table(comparison, {})["rows"][0][1] == "no run came to a loss"
+    assert verdict(comparison, {}) == ["No run on shakespeare has a loss."]
+    assert loss_table(comparison, {})["rows"][0][1] == "no run has a loss"
 
 
 def test_the_tables_hold_the_figures(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_what_is_no_budget_is_told(text: str) -> None:
     for nothing in ("0", "1e400"):
         with pytest.raises(ValueError, match="must be above 0, and finite"):
             Budget.of(f"parameters:{nothing}")
-    with pytest.raises(ValueError, match="seconds have no unit behind them: write seconds:300"):
+    with pytest.raises(ValueError, match="seconds have no unit: write seconds:300"):
         Budget.of("seconds:5m")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from samout_train.cli import compare
 from samout_train.experiments.compare import page
-from samout_train.experiments.compare.charts import flop_unit, time_unit
+from samout_train.experiments.compare.charts import accuracy_by_state, flop_unit, time_unit
 from samout_train.experiments.compare.page import html, markdown, write_page
 from samout_train.experiments.compare.results import comparisons_of
 from samout_train.experiments.compare.runs import read_run
@@ -51,7 +51,7 @@ def test_a_page_of_42_runs_loads_nothing_and_is_small(tmp_path: Path) -> None:
     titles = ["Final loss", *against, "Speed against length", "Learning rates"]
     assert re.findall("<h3>(.*?)</h3>", text) == titles
     assert "a &lt;machine&gt;" in text and "samout-train compare &#39;models=[v1,v8]&#39;" in text
-    assert text.count("<td>v1</td>") >= 6 and "optimizer.weight_decay" in text
+    assert text.count(">v1</span></td>") >= 6 and "optimizer.weight_decay" in text
     table = written[1].read_text("utf-8")
     assert "](comparison.png)" in table and table.count("\n| ") == 8 and RECORD["command"] in table
 
@@ -90,6 +90,34 @@ def test_tasks_are_a_heat_map_over_all_data(tmp_path: Path) -> None:
     drawn = page.tasks_chart(comparisons)
     assert drawn is not None and "parity, length 16 (0.5)" in drawn.svg.decode() and "0.50" in drawn.svg.decode()
     assert "### copy" in markdown(comparisons, {}, {}, {})
+
+
+@pytest.mark.slow
+def test_a_task_is_drawn_over_the_state_with_a_line_for_the_widths_of_a_model(tmp_path: Path) -> None:
+    figures = {"lstm": [(16, 256, 0.4), (8, 64, 0.1)], "transformer": [(8, 512, 0.9), (16, 1024, 1.0)]}
+    run_dirs = [
+        make_run(
+            tmp_path / f"{label}{width}",
+            f"{label} hidden_size={width}",
+            1e-3,
+            1,
+            1.0,
+            data="recall_64",
+            accuracy={"length_64": {"share": share}},
+            chance=0.5,
+            state_bytes=size,
+            lengths={},
+        )
+        for label, widths in figures.items()
+        for width, size, share in widths
+    ]
+    (comparison,) = comparisons_of([read_run(run_dir) for run_dir in run_dirs])
+    assert accuracy_by_state(comparison) == {
+        "lstm": [(64, 0.1), (256, 0.4)],
+        "transformer": [(512, 0.9), (1024, 1.0)],
+    }
+    (chart,) = [one for one in page.charts(comparison, {}) if one.title == "Accuracy against bytes of state"]
+    assert "share of right answers" in axes_of(chart.svg) and "lstm" in axes_of(chart.svg)
 
 
 @pytest.mark.slow

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from samout_train.experiments import Plan, known_sizes, read_record, record_failure
+from samout_train.experiments.compare.candidates import Candidate
 from samout_train.experiments.compare.matching import Sizes
-from samout_train.experiments.compare.plan import Candidate
 from samout_train.experiments.compare.runs import read_run
 
 RATE = 3.1622776601683795e-4  # more digits than six

@@ -7,9 +7,10 @@ import pytest
 
 from samout_train.cli import compare
 from samout_train.config import CONF, ConfigError, compose_config
-from samout_train.experiments import Plan, candidates, read_record, screening_of, screening_problems
+from samout_train.experiments import Plan, candidates, check_screening, read_record, screening_of
+from samout_train.experiments.compare.candidates import Candidate, labelled
 from samout_train.experiments.compare.page import html, markdown, summary_lines
-from samout_train.experiments.compare.plan import Candidate, labelled, record_screening
+from samout_train.experiments.compare.plan import record_screening
 from samout_train.experiments.compare.results import comparisons_of
 from samout_train.experiments.compare.runs import read_run, told_apart
 from samout_train.experiments.compare.screening import Screening, screening_table
@@ -49,7 +50,7 @@ def test_the_runs_of_both_stages_are_these(tmp_path: Path) -> None:
         ("b-lr0.003-seed6", ("model=b", "trainer.max_steps=20", "optimizer.lr=0.003", "seed=6")),
     ]
     assert asked.lines()[-1] == (
-        f"at most 6 runs in {tmp_path}: 4 of 5 steps to screen (seed 4), at most 2 that count (seeds 5 to 6)"
+        f"at most 6 runs in {tmp_path}: 4 of 5 steps to screen (seed 4), at most 2 scored (seeds 5 to 6)"
     )
     one_rate = Plan(tmp_path, asked.candidates, [1e-3], seed=4, num_seeds=2, screening=Screening(5, 1))
     assert len(one_rate.choosing()) == 2
@@ -69,7 +70,7 @@ def test_the_seed_of_the_screening_is_none_of_those_that_count(tmp_path: Path) -
         (2, (), ["a", "b"]),
         (1, ("d",), ["b", "d"]),
         (1, ("b",), ["b"]),
-        (1, ("c",), ["b"]),  # no run of c came to a loss
+        (1, ("c",), ["b"]),  # no run of c has a loss
         (9, (), ["a", "b", "d"]),
         (None, (), ["a", "b", "d"]),
     ],
@@ -86,12 +87,12 @@ def test_the_table_marks_the_best_rate_the_edge_and_who_was_chosen() -> None:
     rows = []
     for row in table["rows"]:
         cells = [cell["text"] + "*" * cell["best"] for cell in row["cells"]]
-        rows.append((row["label"], *cells, row["rate"], row["fate"]))
+        rows.append((row["label"], *cells, row["rate"], row["in_full"]))
     assert rows == [
         ("b", "1.600", "failed", "1.400*", "0.01 (edge)", "yes"),
         ("a", "2.000", "1.500*", "1.800", "0.003", "no"),
         ("d", "2.500", "2.400*", "2.600", "0.003", "always"),
-        ("c", "failed", "failed", "failed", "", "no: no run came to a loss"),
+        ("c", "failed", "failed", "failed", "", "no: no run has a loss"),
     ]
     two_rates = screening_table(Screening(5), {"a": {1e-3: 1.0, 3e-3: 2.0}})
     assert two_rates["rows"][0]["rate"] == "0.001"  # of two, one is always at the edge
@@ -125,7 +126,7 @@ def test_page_record_and_terminal_show_the_screening(tmp_path: Path) -> None:
     ]
     assert [one.label for one in comparison.ranked] == ["a"] and comparison.ranked[0].counted[0].seed == 5
     told = "\n".join(summary_lines(comparison, record))
-    assert "Screening: 5 steps" in told and "Not trained in full after them" in told and told.count("*") == 2
+    assert "Screening: 5 steps" in told and "Not trained in full" in told and told.count("*") == 2
     page = html([comparison], record, {})
     assert "<h2>Screening: 5 steps</h2>" in page and "<strong>1.700</strong>" in page and "<h3>Screening</h3>" in page
     text = markdown([comparison], record, {}, {})
@@ -135,16 +136,16 @@ def test_page_record_and_terminal_show_the_screening(tmp_path: Path) -> None:
 
 def test_a_comparison_is_continued_with_the_same_screening_only(tmp_path: Path) -> None:
     plan(tmp_path, Screening(5, 1, ("b",))).write({})
-    assert plan(tmp_path, Screening(5, 1, ("b",))).problems() == []
+    assert plan(tmp_path, Screening(5, 1, ("b",))).check() == []
     has = f"the comparison in {tmp_path} has"
-    assert plan(tmp_path, Screening(6, 2, ("b",))).problems() == [
+    assert list(map(str, plan(tmp_path, Screening(6, 2, ("b",))).check())) == [
         f"screen_steps=6: {has} 5: give another run_dir",
         f"finalists=2: {has} 1: give another run_dir",
     ]
-    assert len(plan(tmp_path, None).problems()) == 3
+    assert len(plan(tmp_path, None).check()) == 3
     plan(tmp_path / "without", None).write({})
-    assert plan(tmp_path / "without", None).problems() == []
-    assert "has null" in plan(tmp_path / "without", Screening(5)).problems()[0]
+    assert plan(tmp_path / "without", None).check() == []
+    assert "has null" in str(plan(tmp_path / "without", Screening(5)).check()[0])
 
 
 def test_wrong_combinations_are_told_by_key() -> None:
@@ -154,16 +155,16 @@ def test_wrong_combinations_are_told_by_key() -> None:
         screening, found = screening_of(*given)
         assert screening is None and len(found) == 1 and str(found[0]).startswith(key)
     of = {"a": CONFIG, "b": CONFIG}
-    assert screening_problems(Screening(5, 1, ("b",)), of, [1e-3]) == []
-    assert screening_problems(Screening(5), of, [1e-3, 3e-3]) == []
-    (unknown,) = screening_problems(Screening(5, 1, ("e",)), of, [1e-3])
+    assert check_screening(Screening(5, 1, ("b",)), of, [1e-3]) == []
+    assert check_screening(Screening(5), of, [1e-3, 3e-3]) == []
+    (unknown,) = check_screening(Screening(5, 1, ("e",)), of, [1e-3])
     assert str(unknown).startswith("always=e: no such model") and "there are a, b" in str(unknown)
-    (nothing,) = screening_problems(Screening(5), of, [1e-3])
+    (nothing,) = check_screening(Screening(5), of, [1e-3])
     assert str(nothing).startswith("screen_steps=5: one learning rate and no finalists")
-    (long,) = screening_problems(Screening(20, 1), of, [1e-3])
+    (long,) = check_screening(Screening(20, 1), of, [1e-3])
     assert str(long).startswith("screen_steps=20: the full runs have 20 steps")
     by_time = CONFIG | {"trainer": {"max_steps": None, "max_epochs": None, "max_seconds": 60}}
-    assert screening_problems(Screening(9000, 1), {"a": by_time}, [1e-3]) == []
+    assert check_screening(Screening(9000, 1), {"a": by_time}, [1e-3]) == []
 
 
 def test_a_label_may_have_several_overrides() -> None:

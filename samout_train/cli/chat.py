@@ -1,0 +1,226 @@
+"""`python -m samout_train chat run=DIR`: a conversation in the terminal, or line by line from a pipe."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from samout_train.cli.verb import verb
+from samout_train.config import DeviceName, NonNegative, Positive, Range, Seed, Threads, TopShare
+from samout_train.runtime import home_path, lost_output
+
+if TYPE_CHECKING:
+    from samout_train.evaluation import Conversation, Sampling
+
+Penalty = Range(0, 10, low_included=False)
+HELP = """\
+/undo          take back the last question and its answer
+/reset         begin anew; the system's words stay
+/system TEXT   begin anew with these words of the system; without TEXT, with none
+/save FILE     write the conversation to a file, as JSON in OpenAI's form
+/load FILE     go on with the conversation of a file
+/help          this
+/quit          end, as Ctrl-D does; Ctrl-C stops an answer"""
+
+
+@verb
+def chat(
+    *,
+    run: str,
+    system: str | None,
+    max_new_tokens: Annotated[int, Positive],
+    temperature: Annotated[float, NonNegative],
+    top_k: Annotated[int, Positive] | None,
+    top_p: Annotated[float, TopShare] | None,
+    repetition_penalty: Annotated[float, Penalty],
+    penalty_window: Annotated[int, Positive],
+    seed: Annotated[int, Seed],
+    device: DeviceName,
+    kernels: Literal["auto", "reference", "fused"],
+    threads: Annotated[int, Threads] | None,
+) -> int:
+    """Holds a conversation with a trained model, in the terminal or line by line from a pipe.
+
+    Returns:
+        The exit code: 0 done, 1 a checkpoint is damaged or a line could not be answered, 2 the request was wrong.
+    """
+    from samout_train.checkpoint import load_run
+    from samout_train.evaluation import Conversation, Sampling, begins_with_sos
+    from samout_train.ops import use_kernels
+    from samout_train.runtime import choose_device, keep_freed_memory, use_threads
+
+    on = choose_device(device)
+    if on.type == "cpu":
+        keep_freed_memory()
+    use_kernels(kernels)
+    use_threads(threads)
+    loaded = load_run(run)
+    if loaded.vocabulary is None:
+        raise ValueError(f"{loaded.checkpoint} was not trained on text: choose a run that was")
+    conversation = Conversation(
+        loaded.model.to(on),
+        loaded.vocabulary,
+        begins_with_sos=begins_with_sos(loaded.data_node),
+        line_ends=loaded.line_ends,
+    )
+    if system is not None:
+        try:
+            conversation.reset(system)
+        except ValueError as error:
+            raise ValueError(f"system={system}: {error}") from error
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        penalty_window=penalty_window,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    if sys.stdin.isatty():
+        print(f"{loaded.checkpoint}, step {loaded.step}, on {on}. /help lists the commands.", file=sys.stderr)
+        return _in_terminal(conversation, sampling)
+    return _from_pipe(conversation, sampling)
+
+
+def _in_terminal(conversation: "Conversation", sampling: "Sampling") -> int:
+    """Ask and answer until the end of the input; a mistake in a line is reported and changes nothing."""
+    read = _line_reader()
+    while True:
+        try:
+            line = read()
+        except KeyboardInterrupt:
+            print("\n/quit or Ctrl-D ends the chat", file=sys.stderr)
+            continue
+        except EOFError:
+            print(file=sys.stderr)
+            return 0
+        if line.strip() == "/quit":
+            return 0
+        try:
+            if line.startswith("/"):
+                print(command(conversation, line), file=sys.stderr)
+            elif line.strip():
+                _stream(conversation, sampling, line)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+
+
+def _stream(conversation: "Conversation", sampling: "Sampling", line: str) -> None:
+    """Write an answer as it is drawn; Ctrl-C ends it and not the chat."""
+    with _interrupts() as stopped:
+        for piece in conversation.answer(line, sampling, stops=stopped):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        if stopped():
+            print("(stopped)", file=sys.stderr)
+        elif conversation.was_cut:
+            print(f"(cut off: max_new_tokens={sampling.max_new_tokens})", file=sys.stderr)
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Note Ctrl-C instead of raising it; yield a function that returns whether it was pressed."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(noted)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _from_pipe(conversation: "Conversation", sampling: "Sampling") -> int:
+    """Answer each line of standard input with one line of standard output; what is said of commands goes to stderr."""
+    code = 0
+    for line in sys.stdin:
+        line = line.removesuffix("\n")
+        if line.strip() == "/quit":
+            break
+        try:
+            if line.startswith("/"):
+                print(command(conversation, line), file=sys.stderr)
+                continue
+            answer = "".join(conversation.answer(line, sampling))
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            answer, code = "", 1
+            if line.startswith("/"):
+                continue
+        print(one_line(answer), flush=True)
+        if lost_output() is not None:  # the reader has closed the pipe
+            return 0
+    return code
+
+
+def one_line(text: str) -> str:
+    r"""Return a text with line ends as \n and \r, and a backslash as two."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def command(conversation: "Conversation", line: str) -> str:
+    """Do what a line that begins with a slash says.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: if there is no such command, or it cannot be done; the conversation is as it was then.
+    """
+    from samout_train.evaluation import as_json, turns_of_json
+
+    name, _, rest = line.strip().partition(" ")
+    rest = rest.strip()
+    if name == "/help":
+        return HELP
+    if name == "/undo":
+        return "taken back" if conversation.undo() else "there is nothing to take back"
+    if name == "/reset":
+        first = conversation.turns[:1]
+        conversation.reset(first[0].content if first and first[0].role == "system" else None)
+        return "begun anew"
+    if name == "/system":
+        conversation.reset(rest or None)
+        return "begun anew"
+    if name in ("/save", "/load") and not rest:
+        raise ValueError(f"{name}: give a file: {name} FILE")
+    try:
+        if name == "/save":
+            home_path(rest).write_text(as_json(conversation.turns), encoding="utf-8")
+            return f"saved {len(conversation.turns)} turns"
+        if name == "/load":
+            conversation.load(turns_of_json(Path(home_path(rest)).read_text(encoding="utf-8")))
+            return f"loaded {len(conversation.turns)} turns"
+    except OSError as error:
+        raise ValueError(f"{line}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{line}: {error}") from error
+    raise ValueError(f"{name}: no such command; /help lists them")
+
+
+def _line_reader() -> Callable[[], str]:
+    """Return what reads a line with editing and history: by prompt_toolkit where it is installed, else by readline."""
+    prompt = "> "
+    try:
+        from prompt_toolkit import PromptSession
+    except ImportError:
+        _edit_lines()
+        return lambda: input(prompt)
+    session: Any = PromptSession()
+    return lambda: str(session.prompt(prompt))
+
+
+def _edit_lines() -> None:
+    """Let input() edit lines and keep a history, where the system has readline."""
+    try:
+        import readline  # noqa: F401  importing it is what does it
+    except ImportError:
+        return

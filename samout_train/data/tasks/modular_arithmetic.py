@@ -1,0 +1,85 @@
+"""Modular arithmetic: an expression without brackets, worked out from left to right, and its value so far.
+
+Source: Deletang et al., Neural Networks and the Chomsky Hierarchy (arXiv 2207.02098), section 4, `modular arithmetic
+(simple)`, modulo 5. What differs: a product has no precedence; every value on the way is asked for in training; and a
+factor is never 0, which would make all that is before it worthless.
+"""
+
+# R rows, T time
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+
+from samout_train.config import Problem, Range, validated
+from samout_train.data.source import source_function
+from samout_train.data.tasks.base import IGNORED, Ids, Task
+
+PLUS, MINUS, TIMES = range(3)
+
+
+@validated
+@dataclass(kw_only=True)
+class ModularArithmetic(Task):
+    """A row is numbers below m at even places and signs between them; the answer at a number is the value up to it.
+
+    Numbers are ids 0 to m - 1, the signs + - * are m, m + 1 and m + 2. Such as, modulo 5, for 3 + 4 * 2 - 1:
+
+        row      3  5  4  7  2  6  1
+        answers  3  -  2  -  4  -  3
+
+    From left to right, as signs have no precedence: (3 + 4) mod 5 = 2, 2 * 2 = 4, 4 - 1 = 3. A test counts the last
+    number only.
+
+    Args:
+        modulus: The modulus m, a prime number, so that every value is as probable as any other.
+    """
+
+    modulus: Annotated[int, Range(2, 97)]
+
+    @property
+    def num_ids(self) -> int:
+        """Return the numbers and the signs."""
+        return self.modulus + 3
+
+    @property
+    def chance(self) -> float:
+        """Return the share of one number."""
+        return 1 / self.modulus
+
+    def setting_problems(self, name: str) -> list[Problem]:
+        """Return what is wrong with the lengths and the modulus."""
+        found = self.length_problems(name, least=1, reason="a number")
+        for factor in range(2, self.modulus):
+            if self.modulus % factor == 0:
+                text = f"is {factor} times {self.modulus // factor}, no prime number"
+                problem = Problem(f"{name}.modulus", str(self.modulus), text=text, fix="set it to 5, 7 or 11")
+                return [*found, problem]
+        return found
+
+    def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
+        """Return rows and their answers, (R, T) each."""
+        inputs_RT = generator.integers(self.modulus, size=(num_rows, seq_len))
+        signs_RT = generator.integers(3, size=(num_rows, seq_len))
+        answers_RT = np.full((num_rows, seq_len), IGNORED)
+        answers_RT[:, 0] = value_R = inputs_RT[:, 0]
+        for place in range(1, seq_len):
+            if place % 2:
+                inputs_RT[:, place] = self.modulus + signs_RT[:, place]
+                continue
+            sign_R, number_R = signs_RT[:, place - 1], inputs_RT[:, place]
+            number_R[sign_R == TIMES] = generator.integers(1, self.modulus, size=num_rows)[sign_R == TIMES]
+            results = [value_R + number_R, value_R - number_R, value_R * number_R]
+            answers_RT[:, place] = value_R = np.choose(sign_R, results) % self.modulus
+        return inputs_RT, answers_RT
+
+    def draw_test(self, generator: np.random.Generator, num_rows: int, value: int) -> tuple[Ids, Ids]:
+        """Return rows with the answer at their last number only."""
+        inputs_RT, answers_RT = self.draw(generator, num_rows, value)
+        last = (value - 1) // 2 * 2
+        answers_RT[:, :last] = IGNORED
+        return inputs_RT, answers_RT
+
+
+modular_arithmetic = source_function(ModularArithmetic)

@@ -1,0 +1,69 @@
+"""Rows of conversations in which only what the agent says is learned.
+
+A token is learned where the last role token before it is `<|agent|>`: what the agent says, and the token that ends its
+turn, which is the next role's. Text has no special tokens, so the ids alone show it.
+"""
+
+# N tokens, R rows, T time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samout_train.data.text.rows import PaddedRows, TokenRows
+from samout_train.data.vocabulary.base import PAD_ID, SPECIAL_TOKENS
+
+AGENT_ID = SPECIAL_TOKENS.index("<|agent|>")
+TOKENS_TOGETHER = 1 << 22
+
+
+def learned_tokens(tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Return 1 for each token that is learned as a target, else 0: (N,).
+
+    Args:
+        tokens: (N,) ids of documents one after another; a memory map is read a part at a time.
+    """
+    learned = np.zeros(len(tokens), dtype=np.uint8)
+    speaks = False
+    for start in range(0, len(tokens), TOKENS_TOGETHER):
+        part = np.asarray(tokens[start : start + TOKENS_TOGETHER])
+        is_role = (part < len(SPECIAL_TOKENS)) & (part != PAD_ID)  # padding stands for unknown characters
+        place = np.where(is_role, np.arange(len(part)), -1)
+        last = np.maximum.accumulate(place)
+        before = np.concatenate([[-1], last[:-1]])  # the last role token before each token
+        learned[start : start + len(part)] = np.where(before < 0, speaks, part[before] == AGENT_ID)
+        if last[-1] >= 0:
+            speaks = bool(part[last[-1]] == AGENT_ID)
+    return learned
+
+
+class LearnedRows:
+    """Rows of a stream of tokens, in which the targets that are not learned are the id that is not counted.
+
+    Args:
+        rows: Of the tokens.
+        learned: The same rows of `learned_tokens` of the same tokens.
+        ignore_index: Targets of this value are not counted.
+    """
+
+    def __init__(self, rows: TokenRows | PaddedRows, learned: TokenRows | PaddedRows, *, ignore_index: int) -> None:
+        self.rows, self.learned, self.ignore_index = rows, learned, ignore_index
+        self.num_rows, self.num_windows, self.seq_len = rows.num_rows, rows.num_windows, rows.seq_len
+        self.tokens = rows.tokens
+
+    def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
+        """Return inputs and targets of the rows of these indices, one behind the other: (R, 2 T) int64."""
+        return self._joined(self.rows.take(indices, epoch), self.learned.take(indices, epoch))
+
+    def windows(self, start: int, stop: int) -> Tensor:
+        """Return rows start to stop of those that cover all tokens once, (R, 2 T) int64."""
+        return self._joined(self.rows.windows(start, stop), self.learned.windows(start, stop))
+
+    def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets, (..., T) each."""
+        return ids[..., : self.seq_len], ids[..., self.seq_len :]
+
+    def _joined(self, ids: Tensor, learned: Tensor) -> Tensor:
+        targets = ids[:, 1:].masked_fill(learned[:, 1:] != 1, self.ignore_index)
+        return torch.cat([ids[:, :-1], targets], dim=1)

@@ -1,0 +1,102 @@
+"""Read one split of a corpus: a part of a file, a member of an archive, or stories that a mark divides."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from samout_train.data.text.cuts import folded
+from samout_train.data.text.documents import CHUNK_BYTES, SOS, TEXT_COLUMN, LineEnds, Piece, Special, TextReader
+from samout_train.data.text.encoding import opened
+from samout_train.data.text.tables import table_kind, table_rows
+
+END_OF_TEXT = "<|endoftext|>"
+LONGEST_CHARACTER = 4
+
+
+@dataclass(frozen=True)
+class SplitReader:
+    """Reads one split; its `repr` tells the splits of one file apart.
+
+    Args:
+        member: Of a zip archive, how the name of the file in it ends; `*` for the only one.
+        first: The first byte of the text. A split begins and ends at a character: within one, at the next.
+        behind: The byte behind the last one; None for all.
+        stories: Whether `<|sos|>` stands for each `<|endoftext|>`, and before the text; of a table, before each row.
+            Rows of a table follow each other without it where this is false.
+        line_ends: `fold` makes CRLF and CR into LF.
+        way: The number of this way of reading.
+    """
+
+    member: str = ""
+    first: int = 0
+    behind: int | None = None
+    stories: bool = False
+    line_ends: LineEnds = "keep"
+    way: int = field(default=1, init=False)
+
+    def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
+        """Yield pieces of text; places are those of the file, or rows of a table."""
+        if table_kind(path):
+            yield from self._table(path, start, stop)
+            return
+        if stop is None and self.behind is not None:
+            stop = character_start(path, self.member, self.behind)
+        if start == 0 and self.first > 0:
+            start = character_start(path, self.member, self.first)
+        reader = TextReader(sos=self.stories, line_ends=self.line_ends, member=self.member)
+        for piece in reader.read(path, start, stop):
+            if self.stories:
+                yield Piece(_divided(piece.parts), piece.end, piece.left_out, piece.read_bytes)
+            else:
+                yield piece
+
+    def _table(self, path: Path, start: int, stop: int | None) -> Iterator[Piece]:
+        parts: list[str | Special] = []
+        row, size = None, 0
+        for row in table_rows(path, [TEXT_COLUMN], start, stop):
+            text = str(row.values.get(TEXT_COLUMN, ""))
+            if self.line_ends == "fold":
+                text = folded(text)
+            if self.stories:
+                parts.append(Special(SOS))
+            parts.append(text)
+            size += len(text)
+            if size > CHUNK_BYTES:
+                yield Piece(self._joined(parts), row.end, read_bytes=row.bytes_done)
+                parts, size = [], 0
+        if row is not None and parts:
+            yield Piece(self._joined(parts), row.end, read_bytes=row.bytes_done)
+
+    def _joined(self, parts: list[str | Special]) -> list[str | Special]:
+        """Return rows that are lines of one text as that text; stories stay as they are."""
+        if self.stories:
+            return parts
+        return ["".join(map(str, parts))]
+
+
+def _divided(parts: list[str | Special]) -> list[str | Special]:
+    """Return parts in which each mark between stories is a token. A mark holds no blank, so no piece cuts one."""
+    found: list[str | Special] = []
+    for part in parts:
+        if isinstance(part, Special):
+            found.append(part)
+            continue
+        for number, story in enumerate(part.split(END_OF_TEXT)):
+            if number:
+                found.append(Special(SOS))
+            if story:
+                found.append(story)
+    return found
+
+
+@lru_cache(maxsize=64)
+def character_start(path: Path, member: str, place: int) -> int:
+    """Return the first byte, from a place on, at which a character of UTF-8 begins, or the text ends."""
+    with opened(path, member) as file:
+        file.skip_to(place)
+        following = file.read(LONGEST_CHARACTER)
+    for number, byte in enumerate(following):
+        if byte & 0xC0 != 0x80:
+            return place + number
+    return place + len(following)

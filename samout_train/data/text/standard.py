@@ -1,0 +1,190 @@
+"""The base of corpora with standard splits: published ones, read from the file that a person has, without a network.
+
+Whether it is the published file is checked, reported and recorded; another one is read all the same, and its figures
+are not comparable.
+"""
+
+import hashlib
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from samout_train.config import Problem
+from samout_train.data.source import Source, problems_below
+from samout_train.data.text.base import TextSource, counts_of, place_of, too_short
+from samout_train.data.text.encoding import opened
+from samout_train.data.text.files import Counts, Survey
+from samout_train.data.text.rows import TokenRows
+from samout_train.data.text.token_cache import tokenize
+from samout_train.data.vocabulary.choice import VocabularyChoice
+from samout_train.runtime import cache_path, read_json, write_json
+
+Judged = Literal["validation", "test"]
+Figure = Literal["bits_per_byte", "word_perplexity"]
+FORMAT = 1
+READ_TOGETHER = 1 << 20
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Published:
+    """The size of a split as it was published, as far as it is known.
+
+    Args:
+        words: Words, and one for the end of each line.
+        lines: Line ends.
+        documents: Documents.
+    """
+
+    words: int | None = None
+    lines: int | None = None
+    documents: int | None = None
+
+    def difference(self, counts: Counts) -> str | None:
+        """Return in what a split differs from the published one; None where it does not, as far as it is known."""
+        for what, wanted, found in (
+            ("words", self.words, counts.words + counts.lines),
+            ("lines", self.lines, counts.lines),
+            ("documents", self.documents, counts.documents),
+        ):
+            if wanted is not None and found != wanted:
+                return f"it has {found:,} {what}, the published one has {wanted:,}"
+        return None
+
+
+@dataclass(kw_only=True)
+class StandardCorpus(TextSource):
+    """A corpus with standard splits.
+
+    Args:
+        path: The file or folder, as it is distributed.
+        split: The split that losses and figures are of; `test` is for the end.
+    """
+
+    looks_for_copies: ClassVar[bool] = False  # they are published as they are
+    title: ClassVar[str]
+    figure: ClassVar[Figure] = "bits_per_byte"
+
+    path: str
+    split: Judged
+
+    @abstractmethod
+    def surveys(self) -> Mapping[str, Survey]:
+        """Return the splits `train`, `validation` and `test`, those that there are, with their digests.
+
+        Raises:
+            ValueError: if the files are not there.
+        """
+
+    @abstractmethod
+    def difference(self, split: str, looked_at: Survey) -> str | None:
+        """Return in what a split differs from the published one, as far as it is known; None where it does not."""
+
+    def words(self, looked_at: Survey) -> int | None:
+        """Return the words that the published figure divides by; None where that is another one."""
+        return None
+
+    def look_at(self) -> Survey:
+        """Find the training split, and take its digest."""
+        return self.surveys()["train"]
+
+    def judged(self) -> Survey:
+        """Find the split that figures are of, and take its digest.
+
+        Raises:
+            ValueError: if there is no such split.
+        """
+        surveys = self.surveys()
+        if self.split not in surveys:
+            raise ValueError(f"split={self.split}: {self.title} has none: set it to {' or '.join([*surveys][1:])}")
+        return surveys[self.split]
+
+    def source(self) -> Source:
+        """Return the source: the training split to learn from, the other one to judge by.
+
+        Raises:
+            ValueError: if a file cannot be read, or a split is too short.
+        """
+        learned, judged = self.look_at(), self.judged()
+        tokenized = tokenize(learned, self.choice())
+        also = tokenize(judged, VocabularyChoice.of_run(tokenized.vocabulary))
+        for part, survey, tokens in (("to learn from", learned, tokenized.tokens), (self.split, judged, also.tokens)):
+            place = place_of(survey.root, survey.files)
+            num_tokens, num_bytes = len(tokens), survey.num_bytes
+            if problem := too_short(
+                place, seq_len=self.seq_len, num_tokens=num_tokens, num_part=num_tokens, part=part, num_bytes=num_bytes
+            ):
+                raise ValueError(problem)
+        description: dict[str, object] = {**counts_of(tokenized), f"{self.split} tokens": len(also.tokens)}
+        if also.unknown:
+            description[f"{self.split} characters that the training text lacks"] = also.unknown
+        description["published"] = self.compared(["train", self.split])
+        digests = [survey.sha256 for survey in self.surveys().values()]
+        description |= {"sha256": hashlib.sha256("\n".join(digests).encode()).hexdigest(), "files": self._files()}
+        return self.source_of(
+            tokenized,
+            train=TokenRows(tokenized.tokens, seq_len=self.seq_len, seed=self.seed),
+            validation=TokenRows(also.tokens, seq_len=self.seq_len, seed=self.seed),
+            description=description,
+            words=None if also.unknown else self.words(judged),
+        )
+
+    def compared(self, splits: Sequence[str]) -> str:
+        """Return whether splits are the published ones; where one is not, a warning says so."""
+        surveys = self.surveys()
+        for split in splits:
+            looked_at = surveys[split]
+            if difference := self.difference(split, looked_at):
+                log.warning(
+                    "data        the %s split is not that of %s (%s): figures are not comparable with published ones",
+                    split,
+                    self.title,
+                    difference,
+                )
+                return f"no: {split}: {difference}"
+        return "as far as it can be checked"
+
+    def setting_problems(self, name: str) -> list[Problem]:
+        """Return what prevents training on the files."""
+        try:
+            self.judged()
+        except ValueError as error:
+            return problems_below(name, error)
+        return super().setting_problems(name)
+
+    def content_problems(
+        self, name: str, looked_at: Survey, counts: Counts, choice: VocabularyChoice | None
+    ) -> list[Problem]:
+        """Return nothing: how long the splits are is seen when they are tokens."""
+        return []
+
+    def _files(self) -> list[dict[str, object]]:
+        """Return name, bytes and sha256 of each file once."""
+        entries: list[dict[str, object]] = []
+        for survey in self.surveys().values():
+            entries += [entry for entry in survey.record if entry not in entries]
+        return entries
+
+
+def text_digest(looked_at: Survey, member: str) -> tuple[int, str]:
+    """Return size and MD5 of the text of one file, decompressed; MD5 is what publishers state.
+
+    Args:
+        looked_at: The file.
+        member: Of a zip archive, how the name of the file in it ends; `*` for the only one.
+    """
+    path = cache_path("md5", FORMAT, member, looked_at.sha256, ending=".md5.json")
+    note = read_json(path) or {}
+    if note.keys() != {"bytes", "md5"}:
+        digest, size = hashlib.md5(usedforsecurity=False), 0
+        with opened(looked_at.files[0], member) as file:
+            while chunk := file.read(READ_TOGETHER):
+                digest.update(chunk)
+                size += len(chunk)
+        note = {"bytes": size, "md5": digest.hexdigest()}
+        with suppress(OSError):  # it only saves time
+            write_json(path, note)
+    return int(note["bytes"]), str(note["md5"])

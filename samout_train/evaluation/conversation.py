@@ -1,0 +1,277 @@
+"""Hold a conversation with a model: its state is carried from turn to turn, so that no token is read twice.
+
+A conversation is the tokens `<|user|>` question `<|agent|>` answer `<|user|>` ..., with the system's words behind
+`<|history|>` in front, as `data=jsonl` writes them. The answer ends where the model draws a role's token.
+"""
+
+# V vocabulary
+
+import codecs
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from samout_train.config import NonNegative, Positive, Range, TopShare, validated
+from samout_train.data import PAD_ID, SOS_ID, SPECIAL_TOKENS, LineEnds, Turn, Vocabulary
+from samout_train.evaluation.generate import Decoder, GeneratorSeed, choose, prefill
+from samout_train.models import evaluating
+from samout_train.runtime import float64_place
+
+USER_ID, AGENT_ID, HISTORY_ID = (SPECIAL_TOKENS.index(f"<|{name}|>") for name in ("user", "agent", "history"))
+ID_OF_ROLE = {"system": HISTORY_ID, "tool": HISTORY_ID, "user": USER_ID, "assistant": AGENT_ID}
+NEVER_DRAWN = [PAD_ID]
+Penalty = Range(0, 10, low_included=False)
+
+
+@validated
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Args:
+        temperature: 0 takes the most probable token; otherwise logits are divided by it.
+        top_k: Draw among this many most probable tokens only; None for all.
+        top_p: Draw among the most probable tokens that together have this probability; None for all.
+        repetition_penalty: Logits of recent tokens are divided by it where positive and multiplied by it where
+            negative (CTRL, arXiv 1909.05858); 1 for none.
+        penalty_window: How many of the last tokens are recent.
+        max_new_tokens: Of an answer, at most.
+        seed: Decides the draws of the first answer; each further one has the next seed.
+    """
+
+    temperature: Annotated[float, NonNegative] = 0.8
+    top_k: Annotated[int, Positive] | None = None
+    top_p: Annotated[float, TopShare] | None = None
+    repetition_penalty: Annotated[float, Penalty] = 1.0
+    penalty_window: Annotated[int, Positive] = 64
+    max_new_tokens: Annotated[int, Positive] = 512
+    seed: Annotated[int, GeneratorSeed] = 0
+
+    def draw(self, logits_V: Tensor, recent_ids: Sequence[int], generator: torch.Generator) -> int:
+        """Return the next id.
+
+        Args:
+            logits_V: Of one sequence, any floating dtype.
+            recent_ids: All ids so far.
+            generator: Draws; on the CPU, or where float64 is on the model's device.
+        """
+        logits_V = logits_V.to(generator.device).to(torch.float64, copy=True)
+        recent = [index for index in recent_ids[-self.penalty_window :] if index >= len(SPECIAL_TOKENS)]
+        if self.repetition_penalty != 1 and recent:
+            penalise(logits_V, recent, self.repetition_penalty)
+        chosen = choose(
+            logits_V,
+            generator,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            banned_ids=NEVER_DRAWN,
+        )
+        return int(chosen)
+
+
+def penalise(logits_V: Tensor, ids: Sequence[int], penalty: float) -> None:
+    """Make ids less probable, each once, in place; source: CTRL, arXiv 1909.05858, section 4.1, for any sign."""
+    place = torch.tensor(sorted(set(ids)), device=logits_V.device)
+    given = logits_V[place]
+    logits_V[place] = torch.where(given > 0, given / penalty, given * penalty)
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A place in a conversation that `undo` goes back to."""
+
+    num_ids: int
+    num_turns: int
+    fed: int
+    state: Any
+
+
+class Conversation:
+    """A conversation, and the state of the model behind the tokens that it has read of it.
+
+    Args:
+        model: Called as `logits, state = model(ids, state)`.
+        vocabulary: The one it was trained with.
+        begins_with_sos: Whether `<|sos|>` stands in front, as in packed rows.
+        line_ends: `fold` makes CRLF and CR of what is said into LF.
+
+    Attributes:
+        turns: What was said.
+        ids: All tokens so far.
+        fed: How many of them the model has read.
+        was_cut: Whether the last answer ended at `max_new_tokens`.
+    """
+
+    def __init__(
+        self, model: nn.Module, vocabulary: Vocabulary, *, begins_with_sos: bool, line_ends: LineEnds = "keep"
+    ) -> None:
+        self.model, self.vocabulary, self.line_ends = model, vocabulary, line_ends
+        self._begin = [SOS_ID] if begins_with_sos else []
+        self.reset()
+
+    def reset(self, system: str | None = None) -> None:
+        """Begin anew.
+
+        Args:
+            system: The system's words; None for none.
+
+        Raises:
+            ValueError: if the vocabulary lacks a character of them; nothing is changed then.
+        """
+        turns = [] if system is None else [Turn("system", system)]
+        ids = self._begin + ids_of(turns, self.vocabulary, self.line_ends)
+        self.turns, self.ids, self.fed = turns, ids, 0
+        self._state: Any = None
+        self._marks: list[_Mark] = []
+        self.was_cut = False
+
+    def load(self, turns: Sequence[Turn]) -> None:
+        """Take over a conversation; its tokens are read with the next answer.
+
+        Raises:
+            ValueError: if a role is unknown, or the vocabulary lacks a character; nothing is changed then.
+        """
+        ids = self._begin + ids_of(turns, self.vocabulary, self.line_ends)
+        self.turns, self.ids, self.fed = list(turns), ids, 0
+        self._state, self._marks, self.was_cut = None, [], False
+
+    def undo(self) -> bool:
+        """Take back the last question and its answer; return whether there was one."""
+        if self._marks:
+            mark = self._marks.pop()
+            self.turns, self.ids = self.turns[: mark.num_turns], self.ids[: mark.num_ids]
+            self.fed, self._state = mark.fed, mark.state
+            return True
+        asked = [number for number, turn in enumerate(self.turns) if turn.role == "user"]
+        if asked:  # of a loaded conversation, which is read again
+            self.load(self.turns[: asked[-1]])
+        return bool(asked)
+
+    def state_bytes(self) -> int:
+        """Return the bytes of the model's state behind the tokens that it has read."""
+        model: Any = self.model
+        return int(model.state_bytes(self.fed))
+
+    def answer(self, text: str, sampling: Sampling, *, stops: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        """Say something, and yield the answer in pieces of whole characters.
+
+        Mistakes in what is said are raised at once. An answer that is stopped, or not asked for to its end, counts as
+        far as it came.
+
+        Args:
+            text: What the user says.
+            sampling: How tokens are drawn.
+            stops: Asked before each token; true ends the answer.
+
+        Raises:
+            ValueError: if the vocabulary lacks a character, or the model has no room for the answer's first token.
+        """
+        asked = [Turn("user", text)]
+        ids = [*ids_of(asked, self.vocabulary, self.line_ends), AGENT_ID]
+        room = getattr(self.model, "max_seq_len", None)
+        if room is not None and len(self.ids) + len(ids) >= room:
+            raise ValueError(
+                f"the conversation has {len(self.ids) + len(ids)} tokens, and this model has room for {room}"
+            )
+        self._marks.append(_Mark(len(self.ids), len(self.turns), self.fed, self._state))
+        self.turns += asked
+        self.ids += ids
+        self.was_cut = False
+        return self._answer(sampling, stops)
+
+    def _answer(self, sampling: Sampling, stops: Callable[[], bool]) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        said = ""
+        try:
+            for index in self._drawn(sampling, stops):
+                piece = decoder.decode(self.vocabulary.to_bytes([index]))
+                said += piece
+                if piece:
+                    yield piece
+            if piece := decoder.decode(b"", final=True):
+                said += piece
+                yield piece
+        finally:
+            self.turns.append(Turn("assistant", said))
+
+    def _drawn(self, sampling: Sampling, stops: Callable[[], bool]) -> Iterator[int]:
+        """Yield the answer's tokens; the last one has not been read by the model, and is before the next question."""
+        place = float64_place(next(self.model.parameters()).device)
+        number = sum(turn.role == "user" for turn in self.turns) - 1
+        generator = torch.Generator(place).manual_seed((sampling.seed + number) % 2**64)
+        room = getattr(self.model, "max_seq_len", None)
+        with evaluating(self.model, inference=False):
+            logits_BV, self._state = prefill(self.model, self.ids[self.fed :], self._state)
+            self.fed = len(self.ids)
+            decoder, reads = Decoder(self.model, self._state), False
+            try:
+                for made in range(sampling.max_new_tokens):
+                    if stops():
+                        break
+                    if self.fed < len(self.ids):
+                        reads = True
+                        logits_BV = decoder(torch.tensor([self.ids[-1:]], device=logits_BV.device))
+                        self.fed, reads = len(self.ids), False
+                    index = sampling.draw(logits_BV[0], self.ids, generator)
+                    if index < len(SPECIAL_TOKENS):
+                        break
+                    self.ids.append(index)
+                    self.was_cut = made + 1 == sampling.max_new_tokens or len(self.ids) == room
+                    yield index
+                    if self.was_cut:
+                        break
+            finally:
+                self._state = decoder.state
+                if reads:  # the model failed within a token: all is read again
+                    self.fed, self._state = 0, None
+
+
+def ids_of(turns: Sequence[Turn], vocabulary: Vocabulary, line_ends: LineEnds = "keep") -> list[int]:
+    """Return the tokens of turns, each behind that of its role.
+
+    Raises:
+        ValueError: if a role is unknown, or the vocabulary lacks a character.
+    """
+    ids: list[int] = []
+    for turn in turns:
+        if turn.role not in ID_OF_ROLE:
+            raise ValueError(f"role {turn.role!r} is unknown: there are {', '.join(ID_OF_ROLE)}")
+        text = turn.content
+        if line_ends == "fold":
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        ids += [ID_OF_ROLE[turn.role], *vocabulary.encode(text).tolist()]
+    return ids
+
+
+def begins_with_sos(data_node: Mapping[str, Any]) -> bool:
+    """Return whether documents stand behind `<|sos|>` in the rows of a data YAML: in packed ones they do."""
+    return data_node.get("layout") == "packed"
+
+
+def as_json(turns: Sequence[Turn]) -> str:
+    """Return turns as JSON in OpenAI's form."""
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    return json.dumps({"messages": messages}, ensure_ascii=False, indent=1)
+
+
+def turns_of_json(text: str) -> list[Turn]:
+    """Return the turns of JSON in OpenAI's form.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    try:
+        content = json.loads(text)
+        turns = []
+        for message in content["messages"]:
+            if not isinstance(message["role"], str) or not isinstance(message["content"], str):
+                raise TypeError
+            turns.append(Turn(message["role"], message["content"]))
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError('is no conversation: {"messages": [{"role": ..., "content": ...}, ...]}') from error
+    return turns

@@ -1,0 +1,176 @@
+"""Both ends of a mixer with heads: streams projected from its input, and its heads' outputs joined.
+
+    streams = SiLU(convolution(W x)), each where a mixer has it;   output = W_o (norm(o) * gate(W_g x))
+
+Ablations of Gated DeltaNet lay most of the gain of modern mixers in the short convolution and the output gate
+(arXiv 2412.06464, table 6), so that every mixer can have them, and a comparison says which had what.
+"""
+
+# B batch, T time, D width, H heads, K width of a head's keys, V of its values, P packed: the streams side by side
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samout_train.models.layers import CausalConvolution, Linear
+from samout_train.models.state import LayerState, as_layer_state
+
+ROTARY_BASE = 10_000.0
+Gate = Literal["none", "silu", "sigmoid"]
+OutputNorm = Literal["none", "head", "all"]
+
+
+class Streams(nn.Module):
+    """Projections of x side by side, the first of them behind a short convolution and SiLU.
+
+    Args:
+        hidden_size: Width D.
+        widths: Of the streams.
+        convolved: How many of the first ones are convolved.
+        convolution_size: Tokens that the convolution takes together; 0 for none, and then for no SiLU either.
+        bias: Whether the convolution has one.
+    """
+
+    def __init__(
+        self, *, hidden_size: int, widths: Sequence[int], convolved: int, convolution_size: int, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.widths, self.convolved_width = list(widths), sum(widths[:convolved])
+        self.projection = Linear(hidden_size, sum(widths), bias=False, parts=widths)
+        self.convolution: CausalConvolution | None = None
+        if convolution_size and convolved:
+            self.convolution = CausalConvolution(hidden_size=self.convolved_width, size=convolution_size, bias=bias)
+
+    def forward(self, x_BTD: Tensor, tokens_BKP: Tensor | None) -> tuple[Sequence[Tensor], Tensor | None]:
+        """Return the streams, (B, T, width) each, and the convolution's next state, None without one."""
+        packed_BTP = self.projection(x_BTD)
+        if self.convolution is not None:
+            rest = packed_BTP.shape[-1] - self.convolved_width
+            convolved_BTP, rest_BTP = packed_BTP.split([self.convolved_width, rest], dim=-1)
+            convolved_BTP, tokens_BKP = self.convolution(convolved_BTP, tokens_BKP)
+            packed_BTP = torch.cat([convolved_BTP, rest_BTP], dim=-1)
+        return packed_BTP.split(self.widths, dim=-1), tokens_BKP
+
+    def state_before(self, state: object) -> LayerState:
+        """Return a mixer's state in its two parts: of its memory, and of the convolution."""
+        if self.convolution is None:
+            return LayerState(state, None)
+        return as_layer_state(state)
+
+    def state_after(self, memory: object, tokens_BKP: Tensor | None) -> object:
+        """Return the state of a mixer: its memory, and where there is a convolution a `LayerState`."""
+        if self.convolution is None:
+            return memory
+        return LayerState(memory, tokens_BKP)
+
+    def state_bytes(self) -> int:
+        """Return the bytes of the convolution's state in float32."""
+        if self.convolution is None:
+            return 0
+        return self.convolution.state_bytes()
+
+
+class HeadsJoined(nn.Module):
+    """W_o (norm(o) * gate(W_g x)), without biases.
+
+    Args:
+        hidden_size: Width D.
+        num_heads: Heads H.
+        value_size: Width V of what a head gives.
+        norm: RMSNorm of each `head` by itself, with weights that heads share, or of `all` together; or `none`.
+        gate: What W_g x passes before it is multiplied; `none` for no gate.
+    """
+
+    def __init__(self, *, hidden_size: int, num_heads: int, value_size: int, norm: OutputNorm, gate: Gate) -> None:
+        super().__init__()
+        self.norm: nn.RMSNorm | None = None
+        if norm == "head":
+            self.norm = nn.RMSNorm(value_size, eps=1e-5)
+        elif norm == "all":
+            self.norm = nn.RMSNorm(num_heads * value_size, eps=1e-5)
+        self.norm_is_of_all, self.gate_name = norm == "all", gate
+        self.gate: Linear | None = None
+        if gate != "none":
+            self.gate = Linear(hidden_size, num_heads * value_size, bias=False)
+        self.out = Linear(num_heads * value_size, hidden_size, bias=False)
+
+    def forward(self, o_BHTV: Tensor, x_BTD: Tensor) -> Tensor:
+        """Return (B, T, D)."""
+        o_BTHV = o_BHTV.transpose(1, 2)
+        if self.norm is not None and not self.norm_is_of_all:
+            o_BTHV = self.norm(o_BTHV)
+        o_BTP = o_BTHV.flatten(2)
+        if self.norm is not None and self.norm_is_of_all:
+            o_BTP = self.norm(o_BTP)
+        if self.gate is not None:
+            opened_BTP = self.gate(x_BTD)
+            opened_BTP = opened_BTP.sigmoid() if self.gate_name == "sigmoid" else F.silu(opened_BTP)
+            o_BTP = o_BTP * opened_BTP
+        joined_BTD: Tensor = self.out(o_BTP)
+        return joined_BTD
+
+
+def in_heads(x_BTP: Tensor, num_heads: int) -> Tensor:
+    """Return a stream as the operators take it, (B, H, T, width of a head)."""
+    return x_BTP.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def head_size(share: float, hidden_size: int, num_heads: int) -> int:
+    """Return the width of one head where those of all heads make up a share of D; at least 1."""
+    return max(1, int(share * hidden_size) // num_heads)
+
+
+def draw_xavier(projections: Streams, gain: float) -> None:
+    """Draw the matrix of each stream again: uniform, of variance 2 gain^2 / (inputs + outputs)."""
+    for weight in projections.projection.weight.split(projections.widths):
+        nn.init.xavier_uniform_(weight, gain=gain)
+
+
+def chunk_flops(length: int, chunk: int, *, keys: int, values: int, way: Literal["head", "channel", "delta"]) -> int:
+    """Return the operations of a chunked recurrence's products, for one head and token, in a row of `length`.
+
+    A triangular system counts as the dense product of its shape.
+
+    Args:
+        length: Tokens of a row, which begins with no state.
+        chunk: Tokens of a chunk.
+        keys: K.
+        values: V.
+        way: Linear attention with one decay for a `head` or one for each `channel`, or the `delta` rule.
+    """
+    size = min(chunk, length)
+    between = 2 * keys * values
+    if way == "channel":
+        size = min(chunk, 1 << (length - 1).bit_length())
+        inside = max(0, size - 2) * (keys + values)  # halves of 2, 4 ... tokens; those of one are no products
+    else:
+        inside = 2 * size * (keys + values)  # Q K^T, and its product with V
+    chunks = -(-length // size)
+    total = chunks * inside + chunks * between  # K^T V
+    if chunks > 1:
+        total += chunks * between  # Q S
+    if way == "delta":
+        total += chunks * 2 * size * (2 * keys + values)  # K K^T, and the triangular system
+        total += (chunks - 1) * between  # W S
+    return total * size // length
+
+
+def turned(x_BHTK: Tensor, position_T: Tensor) -> Tensor:
+    """Turn the pair (k, k + K / 2) of each head by rotary positions; of an odd width, the last channel stays.
+
+    Angles are float64: in float32, one of 10,000 radians is off by 1e-3.
+
+    Args:
+        x_BHTK: Queries or keys.
+        position_T: Of the tokens, int64.
+    """
+    pairs, dtype = x_BHTK.shape[-1] // 2, torch.promote_types(x_BHTK.dtype, torch.float32)
+    rate_P = ROTARY_BASE ** (-torch.arange(pairs, device=x_BHTK.device, dtype=torch.float64) / max(1, pairs))
+    angle_TP = position_T[:, None] * rate_P
+    cos_TP, sin_TP = angle_TP.cos().to(dtype), angle_TP.sin().to(dtype)
+    first_BHTP, second_BHTP, rest = x_BHTK.to(dtype).split([pairs, pairs, x_BHTK.shape[-1] - 2 * pairs], dim=-1)
+    parts = [first_BHTP * cos_TP - second_BHTP * sin_TP, first_BHTP * sin_TP + second_BHTP * cos_TP, rest]
+    return torch.cat(parts, dim=-1).to(x_BHTK.dtype)

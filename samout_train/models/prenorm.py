@@ -1,0 +1,286 @@
+"""One decoder for all mixers: pre-norm residual layers over any mixer of the Mixer protocol.
+
+    x = x + mixer(norm(x)); x = x + feed_forward(norm(x));   logits = head(norm(x))
+
+Mixers, and nothing else, decide what is compared: embedding, norms, feed-forward and head are the same.
+
+    relu_gated: down(up(x) * relu(gate(x))), with biases, as SamOut has it
+    swiglu:     down(up(x) * silu(gate(x))), without biases
+    gelu:       down(gelu(up(x))), with biases
+
+Source: pre-norm: Xiong et al., On Layer Normalization in the Transformer Architecture (arXiv 2002.04745); RMSNorm:
+Zhang and Sennrich (arXiv 1910.07467); SwiGLU: Shazeer, GLU Variants Improve Transformer (arXiv 2002.05202), whose inner
+width is two thirds of that of two matrices, here 8 / 3 D up to a multiple of 8.
+"""
+
+# B batch, T time, D width, F inner width, V vocabulary
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samout_train.config import Layers, Probability, Problem, Size, SizeOrNone, not_divisible, validated
+from samout_train.models.interface import Mixer, matrix_flops, part_of
+from samout_train.models.layers import CausalConvolution, FeedForward, Linear, token_embedding
+from samout_train.models.samout import GatedFeedForward
+from samout_train.models.state import LayerState, as_layer_state
+
+FeedForwardName = Literal["relu_gated", "swiglu", "gelu"]
+NormName = Literal["layer", "rms"]
+INNER_SHARES: dict[str, float] = {"relu_gated": 8 / 3, "swiglu": 8 / 3, "gelu": 4}
+
+
+class SwiGLU(nn.Module):
+    """down(up(x) * silu(gate(x))), without biases.
+
+    Args:
+        hidden_size: Width D.
+        ffn_size: Inner width F.
+    """
+
+    def __init__(self, *, hidden_size: int, ffn_size: int) -> None:
+        super().__init__()
+        self.up = Linear(hidden_size, ffn_size, bias=False)
+        self.gate = Linear(hidden_size, ffn_size, bias=False)
+        self.down = Linear(ffn_size, hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, D), each position by itself."""
+        return cast(Tensor, self.down(self.up(x_BTD) * F.silu(self.gate(x_BTD))))
+
+
+def feed_forward_of(name: FeedForwardName, *, hidden_size: int, ffn_size: int | None) -> nn.Module:
+    """Return a feed-forward; without an inner width, of about the parameters of two matrices of 4 D."""
+    if ffn_size is None:
+        ffn_size = -(-int(INNER_SHARES[name] * hidden_size) // 8) * 8
+    if name == "relu_gated":
+        return GatedFeedForward(hidden_size=hidden_size, ffn_size=ffn_size)
+    if name == "swiglu":
+        return SwiGLU(hidden_size=hidden_size, ffn_size=ffn_size)
+    return FeedForward(hidden_size=hidden_size, ffn_size=ffn_size, dropout=0.0, activation="gelu")
+
+
+def norm_of(name: NormName, hidden_size: int) -> nn.Module:
+    """Return a norm over D, with weights, and where it is LayerNorm with biases."""
+    if name == "rms":
+        return nn.RMSNorm(hidden_size, eps=1e-5)
+    return nn.LayerNorm(hidden_size)
+
+
+class PreNormLayer(nn.Module):
+    """Mixer and feed-forward, each reading a norm of what it is added to.
+
+    Args:
+        mixer: The token mixer.
+        hidden_size: Width D.
+        norm: `layer` or `rms`.
+        feed_forward: What follows the mixer.
+        dropout: Dropout of what both add.
+        convolution_size: Tokens that a convolution before the mixer takes together, where it has none of its own; 0 for
+            none.
+    """
+
+    def __init__(
+        self,
+        *,
+        mixer: nn.Module,
+        hidden_size: int,
+        norm: NormName,
+        feed_forward: nn.Module,
+        dropout: float,
+        convolution_size: int,
+    ) -> None:
+        super().__init__()
+        self.mixer_norm = norm_of(norm, hidden_size)
+        self.convolution: CausalConvolution | None = None
+        has_own = any(isinstance(part, CausalConvolution) for part in mixer.modules())
+        if convolution_size and not has_own:
+            self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size)
+        self.mixer = mixer
+        self.feed_forward_norm = norm_of(norm, hidden_size)
+        self.feed_forward = feed_forward
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Return the layer's output (B, T, D) and its next state: the mixer's, or a LayerState around it."""
+        y_BTD, tokens_BKD = self.mixer_norm(x_BTD), None
+        if self.convolution is not None:
+            state, tokens_BKD = as_layer_state(state)
+            y_BTD, tokens_BKD = self.convolution(y_BTD, tokens_BKD)
+        y_BTD, state = self.mixer(y_BTD, state)
+        if self.convolution is not None:
+            state = LayerState(state, tokens_BKD)
+        x_BTD = x_BTD + self.dropout(y_BTD)
+        return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD))), state
+
+    def forward_flops_per_token(self, length: int) -> int:
+        """Return the operations of the matrix products for one token in a row of `length`."""
+        return mixer_flops(self.mixer, length) + matrix_flops(self.feed_forward)
+
+    def state_bytes(self, length: int) -> int:
+        """Return the bytes of one sequence's state after `length` tokens."""
+        of_mixer = cast(Mixer, self.mixer).state_bytes(length)
+        if self.convolution is None:
+            return of_mixer
+        return of_mixer + self.convolution.state_bytes()
+
+
+def mixer_flops(mixer: nn.Module, length: int) -> int:
+    """Return the operations of a mixer's products: as reported, or of its matrices and what it does over time."""
+    reported = getattr(mixer, "forward_flops_per_token", None)
+    if reported is not None:
+        of_mixer: int = reported()
+        return of_mixer
+    over_time = getattr(mixer, "operator_flops", None)
+    if over_time is None:
+        return matrix_flops(mixer)
+    return matrix_flops(mixer) + int(over_time(length))
+
+
+class PreNormModel(nn.Module):
+    """A causal language model of pre-norm layers over any mixer.
+
+    Args:
+        vocab_size: Number of token ids V.
+        pad_id: The id whose embedding starts at zero and takes no gradient; None for no padding.
+        hidden_size: Width D.
+        num_heads: Heads H; must divide D. Handed to the mixer.
+        num_layers: Layers L.
+        ffn_size: Inner width of the feed-forward; None for about the parameters of two matrices of 4 D.
+        dropout: Dropout of what mixer and feed-forward add.
+        mixer: Builds one layer's mixer from `hidden_size` and `num_heads`. One with a method `at_depth` is given the
+            number of its layer, from 0, and how many there are.
+        norm: `layer` (LayerNorm) or `rms` (RMSNorm).
+        feed_forward: `relu_gated`, `swiglu` or `gelu`.
+        convolution_size: Tokens that a convolution before a mixer takes together, where the mixer has none of its own;
+            0 for none.
+        mixers: Builders of mixers by name, as `mixer` is one.
+        pattern: Names of `mixers`, of the first layer, the second one and so on, again from the first name behind the
+            last; None for `mixer` in every layer.
+
+    Raises:
+        ValueError: if num_heads does not divide hidden_size, or the mixers of the layers are not given.
+    """
+
+    @staticmethod
+    def problems(settings: Mapping[str, Any], name: str) -> list[Problem | str]:
+        """Return what is wrong between settings that are right by themselves; `name` is the key that they are under."""
+        width, heads = settings["hidden_size"], settings["num_heads"]
+        found: list[Problem | str] = []
+        if problem := not_divisible(f"{name}.hidden_size", width, f"{name}.num_heads", heads):
+            found.append(problem)
+        pattern, known = settings.get("pattern"), settings.get("mixers") or {}
+        if pattern is None and settings.get("mixer") is None:
+            found.append(Problem(f"{name}.mixer", text="is missing", fix=f"set {name}.pattern=[...] or choose a mixer"))
+        if pattern is not None and not pattern:
+            found.append(Problem(f"{name}.pattern", "[]", text="names no mixer", fix="name one or more"))
+        for unknown in sorted(set(pattern or ()) - set(known)):
+            fix = f"name some of {', '.join(sorted(known))}"
+            found.append(Problem(f"{name}.pattern", f"[{unknown}]", text="no such mixer", fix=fix))
+        return found
+
+    @validated
+    def __init__(
+        self,
+        *,
+        vocab_size: Annotated[int, Size],
+        pad_id: int | None,
+        hidden_size: Annotated[int, Size],
+        num_heads: Annotated[int, Size],
+        num_layers: Annotated[int, Layers],
+        ffn_size: Annotated[int, Size] | None,
+        dropout: Annotated[float, Probability],
+        norm: NormName,
+        feed_forward: FeedForwardName,
+        mixer: Callable[..., nn.Module] | None = None,
+        convolution_size: Annotated[int, SizeOrNone] = 0,
+        mixers: Mapping[str, Callable[..., nn.Module]] | None = None,
+        pattern: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        settings = {"hidden_size": hidden_size, "num_heads": num_heads, "mixer": mixer}
+        if found := self.problems(settings | {"mixers": mixers, "pattern": pattern}, "model"):
+            raise ValueError(str(found[0]))
+        builders = [mixer]
+        if pattern is not None and mixers is not None:
+            builders = [mixers[name] for name in pattern]
+        self.embedding = token_embedding("learned", vocab_size=vocab_size, size=hidden_size, pad_id=pad_id)
+        self.layers = nn.ModuleList()
+        for index in range(num_layers):
+            builder = cast(Callable[..., nn.Module], builders[index % len(builders)])
+            layer = PreNormLayer(
+                mixer=builder(hidden_size=hidden_size, num_heads=num_heads),
+                hidden_size=hidden_size,
+                norm=norm,
+                feed_forward=feed_forward_of(feed_forward, hidden_size=hidden_size, ffn_size=ffn_size),
+                dropout=dropout,
+                convolution_size=convolution_size,
+            )
+            if (at_depth := getattr(layer.mixer, "at_depth", None)) is not None:
+                at_depth(index, num_layers)
+            self.layers.append(layer)
+        self.norm = norm_of(norm, hidden_size)
+        self.head = Linear(hidden_size, vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Return the matrix (V, D) that makes logits of what `return_hidden` returns."""
+        return self.head.weight
+
+    def forward(
+        self, ids_BT: Tensor, state: Sequence[Any] | None = None, *, return_hidden: bool = False
+    ) -> tuple[Tensor, list[Any]]:
+        """Return the logits for the next token at each position.
+
+        Args:
+            ids_BT: Token ids, int64, T at least 1.
+            state: What the call before returned; None at the start of a sequence.
+            return_hidden: Whether to return what the head reads, (B, T, D), in place of the logits.
+
+        Returns:
+            (logits_BTV, state): The logits and each layer's state.
+
+        Raises:
+            ValueError: if the state has another number of layers.
+        """
+        states: Sequence[Any] = [None] * len(self.layers)
+        if state is not None:
+            states = state
+        if len(states) != len(self.layers):
+            raise ValueError(
+                f"state has {len(states)} layers, the model {len(self.layers)}: give the state it returned"
+            )
+        x_BTD = self.embedding(ids_BT)
+        next_state = []
+        for layer, before in zip(self.layers, states, strict=True):
+            x_BTD, after = layer(x_BTD, before)
+            next_state.append(after)
+        x_BTD = self.norm(x_BTD)
+        if not return_hidden:
+            x_BTD = self.head(x_BTD)
+        return x_BTD, next_state
+
+    def state_by_layer(self, state: Sequence[Any]) -> dict[str, Any]:
+        """Return each mixer's memory by layer: what may grow. Tokens of convolutions are inputs as they were."""
+        named = {}
+        for index, part in enumerate(state, start=1):
+            memory: Any = part
+            while isinstance(memory, LayerState):
+                memory = memory.mixer
+            named[f"layer_{index}"] = memory
+        return named
+
+    def part_of(self, name: str) -> str:
+        """Return which part of the model the parameter of this name belongs to, as reports show it."""
+        return part_of(name)
+
+    def forward_flops_per_token(self, length: int) -> int:
+        """Return the operations of the matrix products for one token in a row of `length`."""
+        layers = sum(layer.forward_flops_per_token(length) for layer in cast(list[PreNormLayer], self.layers))
+        return layers + 2 * self.head_weight.numel()
+
+    def state_bytes(self, length: int) -> int:
+        """Return the bytes of one sequence's state after `length` tokens."""
+        return sum(layer.state_bytes(length) for layer in cast(list[PreNormLayer], self.layers))

@@ -1,0 +1,133 @@
+"""Attention as a mixer: rotary positions, norms of queries and keys, a window that slides.
+
+    o_t = sum over t - W < s <= t of softmax_s(q_t . k_s / sqrt(K)) v_s;   output = W_o o
+
+Positions are relative: a call numbers the tokens from the first one that it can see. So the state of a window is the
+last W - 1 keys, not yet turned, and their values, whatever the length of the sequence, and angles stay small.
+
+Source: Vaswani et al. (arXiv 1706.03762); rotary positions: Su et al., RoFormer (arXiv 2104.09864); RMSNorm of queries
+and keys: Henry et al., Query-Key Normalization for Transformers (arXiv 2010.04245), with RMSNorm as OLMo 2 has it
+(arXiv 2501.00656), but for each head by itself; the window: Beltagy et al., Longformer (arXiv 2004.05150), section 3.1.
+"""
+
+# B batch, T time, S time of what is seen, W window, D width, H heads, K width of a head, N blocks of a window
+
+from typing import Annotated, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samout_train.config import Positive, validated
+from samout_train.models.heads import in_heads, turned
+from samout_train.models.layers import Linear
+
+
+class Seen(NamedTuple):
+    """The keys and values that later tokens may look at.
+
+    Args:
+        keys_BHSK: Keys, not turned by their position.
+        values_BHSK: Values.
+    """
+
+    keys_BHSK: Tensor
+    values_BHSK: Tensor
+
+
+torch.serialization.add_safe_globals([Seen])
+
+
+class RotaryAttention(nn.Module):
+    """Causal attention over all tokens so far, or over the last ones.
+
+    Args:
+        hidden_size: Width D.
+        num_heads: Heads H.
+        window: Tokens that one looks at, itself among them; null for all. The state of `null` grows with the sequence.
+        qk_norm: Whether queries and keys pass an RMSNorm, each head by itself.
+    """
+
+    @validated
+    def __init__(
+        self, *, hidden_size: int, num_heads: int, window: Annotated[int, Positive] | None, qk_norm: bool
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.window = num_heads, window
+        self.projection = Linear(hidden_size, 3 * hidden_size, bias=False, parts=[hidden_size] * 3)
+        self.query_norm: nn.Module = nn.Identity()
+        self.key_norm: nn.Module = nn.Identity()
+        if qk_norm:
+            self.query_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-5)
+            self.key_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-5)
+        self.out = Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor, state: Seen | None) -> tuple[Tensor, Seen]:
+        """Mix (B, T, D)."""
+        streams = self.projection(x_BTD).chunk(3, dim=-1)
+        q_BHTK, k_BHSK, v_BHSK = (in_heads(stream, self.num_heads) for stream in streams)
+        q_BHTK, k_BHSK = self.query_norm(q_BHTK).to(v_BHSK.dtype), self.key_norm(k_BHSK).to(v_BHSK.dtype)
+        if state is not None:
+            k_BHSK = torch.cat([state.keys_BHSK.to(k_BHSK.dtype), k_BHSK], dim=2)
+            v_BHSK = torch.cat([state.values_BHSK.to(v_BHSK.dtype), v_BHSK], dim=2)
+        time, seen = q_BHTK.shape[2], k_BHSK.shape[2]
+        position_S = torch.arange(seen, device=x_BTD.device)
+        after = self._kept(k_BHSK, v_BHSK)
+        q_BHTK, k_BHSK = turned(q_BHTK, position_S[seen - time :]), turned(k_BHSK, position_S)
+        if self.window is not None and time == seen and time > 2 * self.window:
+            o_BHTK = self._by_blocks(q_BHTK, k_BHSK, v_BHSK, self.window)
+        else:
+            mask_TS = self._mask(position_S[seen - time :], position_S)
+            o_BHTK = F.scaled_dot_product_attention(
+                q_BHTK, k_BHSK, v_BHSK, attn_mask=mask_TS, is_causal=mask_TS is None and time > 1
+            )
+        joined_BTD: Tensor = self.out(o_BHTK.transpose(1, 2).flatten(2))
+        return joined_BTD, after
+
+    def _kept(self, k_BHSK: Tensor, v_BHSK: Tensor) -> Seen:
+        """Return what later tokens may look at."""
+        if self.window is None:
+            return Seen(k_BHSK, v_BHSK)
+        first = max(0, k_BHSK.shape[2] - (self.window - 1))
+        return Seen(k_BHSK[:, :, first:], v_BHSK[:, :, first:])
+
+    def _mask(self, position_T: Tensor, position_S: Tensor) -> Tensor | None:
+        """Return (T, S), True where a token may look; None where torch needs no mask for that."""
+        window = self.window or len(position_S)
+        if len(position_T) == 1 and len(position_S) <= window:
+            return None
+        if len(position_T) == len(position_S) <= window:
+            return None
+        back_TS = position_T[:, None] - position_S
+        return (back_TS >= 0) & (back_TS < window)
+
+    def _by_blocks(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, size: int) -> Tensor:
+        """Return o, each block of W queries over its own keys and those of the block before it."""
+        time = q_BHTK.shape[2]
+        missing = -time % size
+        q_BHNWK = F.pad(q_BHTK, [0, 0, 0, missing]).unflatten(2, (-1, size))
+        k_BHNSK, v_BHNSK = _with_block_before(k_BHTK, size), _with_block_before(v_BHTK, size)
+        position_W = torch.arange(size, device=q_BHTK.device)
+        back_WS = (position_W + size)[:, None] - torch.arange(2 * size, device=q_BHTK.device)
+        mask_WS = (back_WS >= 0) & (back_WS < size)
+        mask_NWS = mask_WS.repeat(q_BHNWK.shape[2], 1, 1)
+        mask_NWS[0, :, :size] = False  # nothing is before the first block
+        o_BHNWK = F.scaled_dot_product_attention(q_BHNWK, k_BHNSK, v_BHNSK, attn_mask=mask_NWS)
+        return o_BHNWK.flatten(2, 3)[:, :, :time]
+
+    def operator_flops(self, length: int) -> int:
+        """Return the operations of the products with keys and values for one token in a row of `length`."""
+        return 4 * self.out.in_features * min(length, self.window or length)
+
+    def state_bytes(self, length: int) -> int:
+        """Return the bytes in float32 of one sequence's keys and values after `length` tokens."""
+        kept = length
+        if self.window is not None:
+            kept = min(length, self.window - 1)
+        return 2 * 4 * self.out.in_features * kept
+
+
+def _with_block_before(x_BHTK: Tensor, size: int) -> Tensor:
+    """Return (B, H, N, 2 W, K): each block of W tokens behind the one before it, the first behind zeros."""
+    x_BHNWK = F.pad(x_BHTK, [0, 0, size, -x_BHTK.shape[2] % size]).unflatten(2, (-1, size))
+    return torch.cat([x_BHNWK[:, :, :-1], x_BHNWK[:, :, 1:]], dim=3)

@@ -1,0 +1,40 @@
+"""The fused cross-entropy as a torch operator, for what traces it; elsewhere its kernels are called as they are."""
+
+# R rows, V vocabulary
+
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from samout_train.ops.kernels import is_traced
+
+
+def fused_nats_and_errors(
+    logits_RV: Tensor, targets_R: Tensor, nats_R: Tensor, ignore_index: int, learns: bool
+) -> None:
+    """See samout_train.ops.cross_entropy.nats_and_errors."""
+    if is_traced(logits_RV):
+        _nats_and_errors(logits_RV, targets_R, nats_R, ignore_index, learns)
+    else:
+        _run(logits_RV, targets_R, nats_R, ignore_index, learns)
+
+
+def _run(logits_RV: Tensor, targets_R: Tensor, nats_R: Tensor, ignore_index: int, learns: bool) -> None:
+    _kernels(logits_RV).nats_and_errors(logits_RV, targets_R, nats_R, ignore_index, learns)
+
+
+def _kernels(tensor: Tensor) -> ModuleType:
+    return import_module(f"samout_train.ops.cross_entropy.{tensor.device.type}")
+
+
+@torch.library.custom_op("samout_train::nats_and_errors", mutates_args=("logits_RV", "nats_R"))
+def _nats_and_errors(logits_RV: Tensor, targets_R: Tensor, nats_R: Tensor, ignore_index: int, learns: bool) -> None:
+    """Fill nats_R, and the logits with their gradient."""
+    _run(logits_RV, targets_R, nats_R, ignore_index, learns)
+
+
+@_nats_and_errors.register_fake
+def _(logits_RV: Tensor, targets_R: Tensor, nats_R: Tensor, ignore_index: int, learns: bool) -> None:
+    return None

@@ -1,0 +1,120 @@
+"""chat as it is typed: from a pipe, in a terminal, and its commands."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from samout_train import build_model, train
+from samout_train.cli.chat import command, one_line
+from samout_train.data import Bytes, Turn
+from samout_train.evaluation import Conversation
+from tests.support.program import samout
+
+SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "device=cpu", "trainer.max_steps=2"]
+
+
+def talk() -> Conversation:
+    model = build_model("v8", vocab_size=len(Bytes()), hidden_size=12, num_heads=2, num_layers=1)
+    return Conversation(model, Bytes(), begins_with_sos=False)
+
+
+def test_commands_do_what_they_say(tmp_path: Path) -> None:
+    of = talk()
+    assert command(of, "/system be kind") == "begun anew" and of.turns == [Turn("system", "be kind")]
+    file = tmp_path / "a b.json"
+    assert command(of, f"/save {file}") == "saved 1 turns"
+    assert command(of, "/system") == "begun anew" and of.turns == []
+    assert command(of, f"/load {file}") == "loaded 1 turns" and of.turns == [Turn("system", "be kind")]
+    assert command(of, "/reset") == "begun anew" and of.turns == [Turn("system", "be kind")]
+    assert command(of, "/undo") == "there is nothing to take back"
+    assert "/undo" in command(of, "/help")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/sav x", "/sav: no such command; /help lists them"),
+        ("/save", "/save: give a file: /save FILE"),
+        ("/load absent.json", "/load absent.json: No such file"),
+        ("/load .", "/load .: Is a directory"),
+        ("/load bad.json", "/load bad.json: is no conversation"),
+    ],
+)
+def test_a_command_that_cannot_be_done_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.json").write_text("{}", "utf-8")
+    with pytest.raises(ValueError) as caught:
+        command(talk(), line)
+    assert message in str(caught.value)
+
+
+def test_an_answer_is_one_line() -> None:
+    assert one_line("a\\n\nb\r") == "a\\\\n\\nb\\r"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("chat")
+    lines = [json.dumps({"instruction": "ab" * 9, "output": "c"}) + "\n" for _ in range(9)]
+    (path / "chat.jsonl").write_text("".join(lines), "utf-8")
+    words = ["data=jsonl", f"data.path={path / 'chat.jsonl'}", "data.layout=padded", "data.learn=agent"]
+    train([*SIZES, *words, "data.seq_len=30", "data.batch_size=4", f"run_dir={path / 'run'}"])
+    return path
+
+
+@pytest.mark.slow
+def test_a_pipe_gets_one_line_an_answer_and_nothing_else(folder: Path) -> None:
+    words = ["chat", "run=run", "temperature=0", "max_new_tokens=5"]
+    done = samout(folder, *words, text="ab\n/undo\nab\n/nothing\né\nba\n")
+    lines = done.stdout.split("\n")
+    assert done.returncode == 1 and len(lines) == 5 and lines[4] == "", done.stderr
+    assert lines[0] == lines[1] and lines[2] == ""
+    assert "taken back" in done.stderr and "/nothing: no such command" in done.stderr
+    assert "character 'é' at position 0" in done.stderr and "Traceback" not in done.stderr
+    generated = samout(folder, "generate", "run=run", "prompt=ab", "chat=true", "temperature=0", "max_new_tokens=5")
+    assert generated.stdout == f"ab{lines[0]}\n"
+    again = ["prompt=<|user|>ab<|agent|>", "chat=true", "temperature=0", "max_new_tokens=5"]
+    assert samout(folder, "generate", "run=run", *again).stdout == f"<|user|>ab<|agent|>{lines[0]}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_ctrl_c_in_a_terminal_stops_the_answer_and_not_the_chat(folder: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "samout_train", "chat", "run=run", "max_new_tokens=1000000", "threads=1"]
+    environment = os.environ | {"TERM": "dumb"}
+    with subprocess.Popen(
+        words, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env=environment
+    ) as process:
+        os.close(theirs)
+        seen = ""
+
+        def wait_for(text: str) -> None:
+            nonlocal seen
+            ends = time.monotonic() + 100
+            while text not in seen:
+                assert time.monotonic() < ends, seen
+                seen += os.read(ours, 1 << 16).decode("utf-8", "replace")
+            seen = seen.partition(text)[2]
+
+        wait_for("> ")
+        os.write(ours, b"ab\n")
+        wait_for("ab")
+        time.sleep(1)
+        process.send_signal(2)
+        wait_for("> ")
+        os.write(ours, b"/undo\n")
+        wait_for("taken back")
+        wait_for("> ")
+        os.write(ours, b"/quit\n")
+        assert process.wait(60) == 0
+    os.close(ours)

@@ -1,0 +1,84 @@
+"""Mistakes typed at the verbs other than train: exit code 2, and the message as recorded in messages.json."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from samout_train.cli.main import VERBS
+from tests.support.messages import MESSAGES, assert_recorded
+
+# The words as typed, and what the first line of the message begins with.
+MISTAKES = {
+    "generate": "run: is missing",
+    "generate run=absent prompt=a": "absent is not there",
+    "generate run= prompt=a": "the path of a run is empty",
+    "generate run=r prompt=a tempratur=1": "tempratur=1: no such key",
+    "generate run=r prompt=a top_p=2": "top_p=2: must be",
+    "generate run=r prompt=a device=1": "device=1: must be",
+    "generate run=r,s prompt=a max_new_tokens=1,2": "max_new_tokens=1,2: several values",
+    "generate --config-name own run=r prompt=a": "--config-name own: generate has its own",
+    "evaluate": "run: is missing",
+    "evaluate run=absent": "absent is not there",
+    "evaluate run=r lengths=[0]": "lengths=[0]: must be",
+    "evaluate run=r most_tokens=many": "most_tokens=many: must be",
+    "evaluate -m run=r": "-m: evaluate makes no sweeps",
+    "compare": "choose what to compare",
+    "compare models=[v8] runs=[a]": "choose what to compare",
+    "compare models=0": "models=0: must be names",
+    "compare modles=[v8]": "modles=[v8]: no such key",
+    "compare models=[v8] lr=[0]": "lr=[0]: must be",
+    "compare models=[v8] seeds=0": "seeds=0: must be",
+    "compare models=[v8] run_dir=file.txt": "run_dir=file.txt: is a file",
+    "compare runs=[]": "runs: is empty",
+    "compare runs=[absent]": "runs=absent: is not there",
+    "compare runs=a data=text": "data=text: a page of existing runs",
+    "sweep": "dir: is missing",
+    "sweep dir=absent": "dir=absent: holds no sweep",
+    "sweep dir=. action=stats": "action=stats: must be",
+    "sweep dir=. jobs=0": "jobs=0: must be",
+    "sweep some/folder": "some/folder: is not a setting",
+    "search": "space: is missing",
+    "search space={seed:[1]} trials=0": "trials=0: must be",
+    "search space={seed:[1]} resume=auto": "resume: a search resumes",
+    "tokenize": "path: is missing",
+    "tokenize path=absent out=out": "path=absent: is not there",
+    "tokenize path=file.txt out=file.txt": "out=file.txt: is a file",
+    "tokenize path=file.txt out=out part_bytes=1MB": "part_bytes=1MB: must be bytes",
+    "tokenize path=file.txt out=out vocabulary=words": "vocabulary=words: must be",
+    "tokenize path=file.txt out=out job=2": "job=2: no such key",
+    "export": "run: is missing",
+    "export run=absent": "absent is not there",
+    "export run=r format=onnx": "format=onnx: must be",
+    "export run=r fromat=published": "fromat=published: no such key",
+    "inspect": "path: is missing",
+    "inspect path=absent": "absent",
+    "inspect file.txt": "file.txt: is not a setting",
+    "verify": "choose what to verify",
+    "verify model.hidden_size=3": "model.hidden_size=3: no model is chosen",
+    "reproduce": "experiment: is missing",
+    "reproduce experiment=published_v8 seed=1": "seed=1: changes the recorded preset",
+    "prove_resume steps=0": "steps=0: must be",
+    "prove_resume resume=auto": "resume: both runs start at step 0",
+}
+
+
+@pytest.mark.parametrize("typed", MISTAKES)
+def test_a_mistake_has_exit_code_2_and_the_recorded_message(
+    typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file.txt").write_text("a text", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    name, *words = typed.split()
+    assert getattr(importlib.import_module(f"samout_train.cli.{name}"), name)(words) == 2
+    out, error = capsys.readouterr()
+    assert error.startswith(MISTAKES[typed]) and "Traceback" not in error and not out
+    assert_recorded(f"verbs: {typed}", error)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"], "a refused request leaves nothing behind"
+
+
+def test_each_verb_has_mistakes_and_no_message_is_recorded_of_another() -> None:
+    assert {typed.split()[0] for typed in MISTAKES} == set(VERBS) - {"train"}
+    recorded = json.loads(MESSAGES.read_text("utf-8"))
+    assert {name for name in recorded if name.startswith("verbs: ")} == {f"verbs: {typed}" for typed in MISTAKES}
