@@ -209,7 +209,7 @@ def vector_exp(x: Any) -> Any:
     series = np.float32(0.5) + r * series
     series = np.float32(1) + r * series
     series = np.float32(1) + r * series
-    return series * _float_of_bits(np.uint32(np.int32(whole) + np.int32(127)) << np.uint32(23))
+    return series * as_float(np.uint32(np.int32(whole) + np.int32(127)) << np.uint32(23))
 
 
 @compiled(error_model="numpy")
@@ -219,9 +219,9 @@ def vector_log(x: Any) -> Any:
     As `vector_exp`, without a call: the exponent's bits, and 2 artanh((y - 1) / (y + 1)) of y from sqrt(1/2) to
     sqrt(2).
     """
-    bits = _bits_of_float(x) - np.uint32(0x3F3504F3)  # sqrt(1/2), from where y begins
+    bits = as_bits(x) - np.uint32(0x3F3504F3)  # sqrt(1/2), from where y begins
     exponent = np.float32(np.int32(bits) >> np.int32(23))
-    y = _float_of_bits((bits & np.uint32(0x7FFFFF)) + np.uint32(0x3F3504F3))
+    y = as_float((bits & np.uint32(0x7FFFFF)) + np.uint32(0x3F3504F3))
     s = (y - np.float32(1)) / (y + np.float32(1))
     square = s * s
     series = np.float32(1 / 7) + square * np.float32(1 / 9)
