@@ -52,7 +52,7 @@ class MaxPlus(nn.Module):
         self, *, hidden_size: int, num_heads: int, decay: Decay, decay_at_start: Annotated[float, Positive]
     ) -> None:
         super().__init__()
-        self.projection = Linear(hidden_size, 4 * hidden_size, bias=False)
+        self.projection = Linear(hidden_size, 4 * hidden_size, bias=False, parts=[hidden_size] * 4)
         self.decay = decay
         before_softplus = decay_at_start + math.log(-math.expm1(-decay_at_start))
         if decay == "learned":
