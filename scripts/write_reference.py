@@ -21,6 +21,7 @@ from samout_train.training.settings import data_settings
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "configuration.md"
 GROUPS = {
     "model": "Models",
+    "mixer": "Mixers",
     "data": "Data",
     "optimizer": "Optimizers",
     "schedule": "Schedules",
@@ -52,9 +53,12 @@ def sections() -> Iterator[str]:
     for group, title in GROUPS.items():
         yield f"## {title}\n"
         for path in sorted((CONF / group).glob("*.yaml")):
-            rows = list(table(path, group, {}))
+            prefix, heading = group, f"{group}={path.stem}"
+            if group == "mixer":  # a part of models, and a name in the pattern of a hybrid
+                prefix, heading = "model.mixer", f"mixer {path.stem}"
+            rows = list(table(path, prefix, {}))
             if rows:
-                yield f"### {group}={path.stem}\n"
+                yield f"### {heading}\n"
                 yield from first_comment(path)
                 yield from rows
     for name in VERBS:

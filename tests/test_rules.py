@@ -205,7 +205,7 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
     return [f"{group}={option}", *tiny, *path]
 
 
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "mixer"))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -129,13 +130,16 @@ def _accuracies(evaluator: "Evaluator", step: int, folder: Path) -> None:
     if not source.tests:
         raise ConfigError("this task has no test lengths: give lengths=[...]")
     found, figures = {}, {}
+    measured, started = [], time.perf_counter()
     most = getattr(evaluator.model, "max_seq_len", None)
     for name, rows in source.tests.items():
         if most is not None and rows.seq_len > most:
             print(f"  {name.replace('_', ' ')} is left out: the model has room for {most:,} tokens (model.max_seq_len)")
             continue
+        measured.append(rows)
         found[name] = evaluator.accuracy(rows, rows_that_fit(ROWS_PER_BATCH, source.train, rows))
         figures[name] = found[name].figures()
+    _print_speed(evaluator, started, [(rows.seq_len, rows.num_windows * rows.seq_len) for rows in measured])
     for line in accuracy_lines(found, source.chance):
         print(f"  {line}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +206,9 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
     is_training_text = bool(trained & whole.digests)
     if is_training_text:
         print("  the run was trained on this text or a part of it: expect a higher loss on other text")
+    started = time.perf_counter()
     found = evaluator.loss(in_order(rows, ROWS_PER_BATCH), -(-rows.num_windows // ROWS_PER_BATCH))
+    _print_speed(evaluator, started, [(rows.seq_len, rows.num_windows * rows.seq_len)])
     if whole.published is not None:
         print(f"  the published split: {whole.published}")
     bits = ""
@@ -250,6 +256,27 @@ def _refuse_lengths(source: "Source", given: list[int] | None, whole: "WholeData
         )
 
 
+def _print_speed(evaluator: "Evaluator", started: float, read: Sequence[tuple[int, int]]) -> None:
+    """Print how fast a measurement was, start-up of kernels included.
+
+    Args:
+        evaluator: What measured.
+        started: The time at which it began, by `time.perf_counter`.
+        read: The length of rows, and how many tokens were read in such rows.
+    """
+    from samout_train.runtime import matmul_rate
+
+    seconds = time.perf_counter() - started
+    model: Any = evaluator.model
+    num_tokens = sum(tokens for _, tokens in read)
+    flops = sum(tokens * model.forward_flops_per_token(length) for length, tokens in read) / seconds
+    rate = matmul_rate(evaluator.device, evaluator.precision)
+    print(
+        f"  {num_tokens / seconds:,.0f} tokens/s, {flops / 1e12:.3g} TFLOP/s: {flops / rate:.1%} of the measured rate "
+        f"of matrix products, {rate / 1e12:.3g} TFLOP/s"
+    )
+
+
 def _losses(
     evaluator: "Evaluator", settings: dict[str, Any], about: dict[str, Any], *, step: int, folder: Path
 ) -> None:
@@ -265,6 +292,7 @@ def _losses(
     rows, given = evaluator.source.validation, settings["lengths"]
     trained = about.get("trained_length", evaluator.source.train.seq_len)
     tokens, most_tokens = stream_of(rows), settings["most_tokens"]
+    started = time.perf_counter()
     if tokens is None:
         default = MOST_TOKENS
         if about:
@@ -278,6 +306,7 @@ def _losses(
             lengths.append(rows.seq_len)
         most = most_tokens or about.get("tokens", MOST_TOKENS)
         found = evaluator.by_length(tokens, lengths, most, trained_length=trained)
+    _print_speed(evaluator, started, [(length, found.num_tokens) for length in found.loss_nats])
     if most_tokens is not None and found.num_tokens > most_tokens:
         print(f"  most_tokens={most_tokens}: raised to {found.num_tokens:,}, which the longest window needs")
     for line in extrapolation_table(found):

@@ -152,7 +152,7 @@ def resolve(composed: DictConfig) -> Composed:
         settings[name_of(key)] = value
     choices = {}
     for name, option in hydra.runtime.choices.items():
-        if "/" not in name:
+        if "/" not in name and "@" not in name:  # neither Hydra's own nor a part of another group's option
             choices[name] = option
     sweeper = OmegaConf.to_container(hydra.sweeper, resolve=True)
     assert isinstance(sweeper, dict)

@@ -70,7 +70,8 @@ def check_node(
             own[key] = value
         else:
             given[name_of(key)] = value
-    late = LATE_ARGUMENTS.get(path, set())
+    role = _role_of(path)
+    late = LATE_ARGUMENTS.get(role, set())
     found = check_call(
         path,
         target,
@@ -78,7 +79,7 @@ def check_node(
         late=late,
         also_known=set(also_known),
         elsewhere=partial(_taken_elsewhere, path, node["_target_"]),
-        called=CALLED.get(path, ""),
+        called=CALLED.get(role, ""),
     )
     lacks_arguments = any(problem.kind == "missing" for problem in found)
     if path == "schedule" and not inspect.isclass(target) and lacks_arguments:
@@ -90,10 +91,21 @@ def check_node(
     for key, value in given.items():
         if isinstance(value, dict) and "_target_" in value:
             found += check_node(f"{path}.{key}", value)
+        elif isinstance(value, dict):
+            for name, part in value.items():
+                if isinstance(part, dict) and "_target_" in part:
+                    found += check_node(f"{path}.{key}.{name}", part)
     own_check = getattr(target, "problems", None)
     if not found and own_checks and callable(own_check):
         found = as_problems(own_check(given, path))
     return found
+
+
+def _role_of(path: str) -> str:
+    """Return the key under which a node gets its late arguments: one of several mixers gets those of the mixer."""
+    if path.startswith("model.mixers."):
+        return "model.mixer"
+    return path
 
 
 def _check_own_keys(path: str, own: dict[str, Any], late: set[str]) -> list[Problem]:

@@ -50,6 +50,7 @@ from .published_files import (
 )
 from .samout import SamOut as SamOut
 from .state import (
+    compact_state as compact_state,
     held_bytes as held_bytes,
     map_state as map_state,
     repeat_state as repeat_state,

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samout_train.config import Layers, Probability, Size, SizeOrNone, not_divisible, validated
+from samout_train.config import Layers, Probability, Problem, Size, SizeOrNone, not_divisible, validated
 from samout_train.models.interface import Mixer, matrix_flops, part_of
 from samout_train.models.layers import CausalConvolution, FeedForward, Linear, token_embedding
 from samout_train.models.samout import GatedFeedForward
@@ -78,7 +78,8 @@ class PreNormLayer(nn.Module):
         norm: `layer` or `rms`.
         feed_forward: What follows the mixer.
         dropout: Dropout of what both add.
-        convolution_size: Tokens that a convolution before the mixer takes together; 0 for none.
+        convolution_size: Tokens that a convolution before the mixer takes together, where it has none of its own; 0 for
+            none.
     """
 
     def __init__(
@@ -94,7 +95,8 @@ class PreNormLayer(nn.Module):
         super().__init__()
         self.mixer_norm = norm_of(norm, hidden_size)
         self.convolution: CausalConvolution | None = None
-        if convolution_size:
+        has_own = any(isinstance(part, CausalConvolution) for part in mixer.modules())
+        if convolution_size and not has_own:
             self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size)
         self.mixer = mixer
         self.feed_forward_norm = norm_of(norm, hidden_size)
@@ -152,21 +154,32 @@ class PreNormModel(nn.Module):
             number of its layer, from 0, and how many there are.
         norm: `layer` (LayerNorm) or `rms` (RMSNorm).
         feed_forward: `relu_gated`, `swiglu` or `gelu`.
-        convolution_size: Tokens that a convolution before each mixer takes together; 0 for none. Most mixers have a
-            setting of this name themselves, for a convolution of their projections.
+        convolution_size: Tokens that a convolution before a mixer takes together, where the mixer has none of its own;
+            0 for none.
+        mixers: Builders of mixers by name, as `mixer` is one.
+        pattern: Names of `mixers`, of the first layer, the second one and so on, again from the first name behind the
+            last; None for `mixer` in every layer.
 
     Raises:
-        ValueError: if num_heads does not divide hidden_size.
+        ValueError: if num_heads does not divide hidden_size, or the mixers of the layers are not given.
     """
 
     @staticmethod
-    def problems(settings: Mapping[str, Any], name: str) -> list[str]:
+    def problems(settings: Mapping[str, Any], name: str) -> list[Problem | str]:
         """Return what is wrong between settings that are right by themselves; `name` is the key that they are under."""
         width, heads = settings["hidden_size"], settings["num_heads"]
-        problem = not_divisible(f"{name}.hidden_size", width, f"{name}.num_heads", heads)
-        if problem is None:
-            return []
-        return [problem]
+        found: list[Problem | str] = []
+        if problem := not_divisible(f"{name}.hidden_size", width, f"{name}.num_heads", heads):
+            found.append(problem)
+        pattern, known = settings.get("pattern"), settings.get("mixers") or {}
+        if pattern is None and settings.get("mixer") is None:
+            found.append(Problem(f"{name}.mixer", text="is missing", fix=f"set {name}.pattern=[...] or choose a mixer"))
+        if pattern is not None and not pattern:
+            found.append(Problem(f"{name}.pattern", "[]", text="names no mixer", fix="name one or more"))
+        for unknown in sorted(set(pattern or ()) - set(known)):
+            fix = f"name some of {', '.join(sorted(known))}"
+            found.append(Problem(f"{name}.pattern", f"[{unknown}]", text="no such mixer", fix=fix))
+        return found
 
     @validated
     def __init__(
@@ -179,19 +192,26 @@ class PreNormModel(nn.Module):
         num_layers: Annotated[int, Layers],
         ffn_size: Annotated[int, Size] | None,
         dropout: Annotated[float, Probability],
-        mixer: Callable[..., nn.Module],
         norm: NormName,
         feed_forward: FeedForwardName,
+        mixer: Callable[..., nn.Module] | None = None,
         convolution_size: Annotated[int, SizeOrNone] = 0,
+        mixers: Mapping[str, Callable[..., nn.Module]] | None = None,
+        pattern: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if problem := not_divisible("hidden_size", hidden_size, "num_heads", num_heads):
-            raise ValueError(problem)
+        settings = {"hidden_size": hidden_size, "num_heads": num_heads, "mixer": mixer}
+        if found := self.problems(settings | {"mixers": mixers, "pattern": pattern}, "model"):
+            raise ValueError(str(found[0]))
+        builders = [mixer]
+        if pattern is not None and mixers is not None:
+            builders = [mixers[name] for name in pattern]
         self.embedding = token_embedding("learned", vocab_size=vocab_size, size=hidden_size, pad_id=pad_id)
         self.layers = nn.ModuleList()
         for index in range(num_layers):
+            builder = cast(Callable[..., nn.Module], builders[index % len(builders)])
             layer = PreNormLayer(
-                mixer=mixer(hidden_size=hidden_size, num_heads=num_heads),
+                mixer=builder(hidden_size=hidden_size, num_heads=num_heads),
                 hidden_size=hidden_size,
                 norm=norm,
                 feed_forward=feed_forward_of(feed_forward, hidden_size=hidden_size, ffn_size=ffn_size),

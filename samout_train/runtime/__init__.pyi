@@ -62,6 +62,7 @@ from .home import (
     own_folder as own_folder,
 )
 from .log import Bar as Bar, log_file as log_file
+from .matmul import matmul_rate as matmul_rate
 from .memory import (
     MEMORY_LIMITS as MEMORY_LIMITS,
     current_memory_bytes as current_memory_bytes,

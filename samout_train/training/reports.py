@@ -11,7 +11,7 @@ from samout_train.checkpoint import weights_sha256
 from samout_train.data import Source
 from samout_train.evaluation import Evaluation, Evaluator, SpreadBatches, has_targets, in_order
 from samout_train.models import TRAINING_TIMES, num_parameters
-from samout_train.runtime import Clock, StopSignals, distributed, peak_memory_bytes
+from samout_train.runtime import Clock, StopSignals, distributed, matmul_rate, peak_memory_bytes
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 from samout_train.training.step import TrainingStep
 
@@ -211,6 +211,8 @@ class Reports:
         }
         if step.loss is not None:  # None if every step was skipped
             metrics |= {"train/loss_nats": float(step.loss), "train/grad_norm": step.grad_norm()}
+        if step.temperature is not None:
+            metrics["train/temperature"] = step.temperature
         if step.skipped_steps:
             metrics["train/skipped_steps"] = float(len(step.skipped_steps))
         if step.empty_steps:
@@ -218,8 +220,16 @@ class Reports:
         seconds, tokens = self._speed_from
         self._speed_from = (self.clock.seconds, step.tokens_seen)
         if step.tokens_seen > tokens and self.clock.seconds > seconds:
-            metrics["time/tokens_per_second"] = (step.tokens_seen - tokens) / (self.clock.seconds - seconds)
+            speed = (step.tokens_seen - tokens) / (self.clock.seconds - seconds)
+            metrics["time/tokens_per_second"] = speed
+            metrics["time/matmul_share"] = self._matmul_share(speed)
         return metrics
+
+    def _matmul_share(self, tokens_per_second: float) -> float:
+        """Return the operations of the model's matrix products by those that this machine does in the same time."""
+        model: Any = self.training_step.model
+        flops = TRAINING_TIMES * model.forward_flops_per_token(self.source.train.seq_len) * tokens_per_second
+        return flops / distributed.count() / matmul_rate(self.device, self.training_step.precision)
 
     def _validation_metrics(self, step: int, signals: StopSignals) -> dict[str, float]:
         found = self._evaluate(self.fixed_batches, len(self.fixed_batches), signals)

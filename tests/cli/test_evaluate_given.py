@@ -75,6 +75,7 @@ def test_a_file_is_read_from_its_first_character_to_its_last(
     assert found["not_in_vocabulary"] == strange and found["tokens"] == len(content)
     assert found["not_in_vocabulary_share"] == strange / len(content)
     assert (f"({strange / len(content):.2%}) are characters" in out) == (strange > 0)
+    assert " of the measured rate of matrix products" in out
     assert f"over {count} counted targets" in out and found["loss_nats"] and not found["is_training_text"]
 
 
@@ -120,7 +121,11 @@ def test_text_of_the_run_is_told_also_among_other_files(
         ("ЖЯ" * 200, [], "none of its 400 tokens can be counted"),
         ("l", [], "has 1 token, and a loss needs 2"),
         ("", [], "has no text: set a file with text"),
-        ("line 1 of it", ["data.vocabulary=bytes"], "data.vocabulary=bytes: text is read by the vocabulary of the run"),
+        (
+            "line 1 of it",
+            ["data.vocabulary=bytes"],
+            "data.vocabulary=bytes: text is read with the vocabulary of the run",
+        ),
         ("line 1 of it", ["data.seq_len=4"], "data.seq_len=4: rows are as long as those"),
     ],
 )

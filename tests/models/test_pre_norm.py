@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samout_train import build_model
-from samout_train.config import build, compose_config
+from samout_train.config import CONF, ConfigError, build, compose_config
 from samout_train.evaluation.verify import distance
-from samout_train.models import map_state
+from samout_train.models import map_state, state_bytes
 from samout_train.models.heads import turned
 from tests.support.marks import mostly_nightly
 
@@ -296,7 +296,7 @@ def test_a_layer_adds_mixer_and_feed_forward_behind_their_norms(norm: str, feed_
 VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "negative eigenvalues": ("gated_deltanet", {}, {"negative_eigenvalues": True}),
     "a window": ("transformer_modern", {}, {"window": 16, "qk_norm": False}),
-    "a convolution before the mixer": ("mamba2", {"convolution_size": 4, "norm": "layer"}, {}),
+    "a convolution before the mixer": ("retnet", {"convolution_size": 4, "norm": "layer"}, {}),
     "a convolution of the streams": ("gla", {"feed_forward": "gelu"}, {"convolution_size": 4, "output_gate": "none"}),
     "no convolution": ("gated_deltanet", {"feed_forward": "relu_gated"}, {"convolution_size": 0, "output_norm": "all"}),
     "rglru alone": ("rglru", {}, {"convolution_size": 0}),
@@ -320,6 +320,38 @@ def test_every_check_of_verify_holds_for_what_can_be_set(variant: str) -> None:
     smaller = ModelUnderTest(lambda: built(hidden_size=16, num_layers=2), 37, 3)
     rows = list(verify(subject, smaller, device=torch.device("cpu"), compiles=False))
     assert [row for row in rows if not row.passed] == []
+
+
+def hybrid(pattern: list[str], **settings: Any) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_heads": 4, "num_layers": 3} | settings
+    return build_model("hybrid", vocab_size=37, pattern=pattern, **sizes)
+
+
+def test_a_pattern_repeats_over_the_layers_and_gives_a_convolution_to_those_without() -> None:
+    model = hybrid(["maxplus", "gated_deltanet"], num_layers=5)
+    kinds = [type(layer.mixer).__name__ for layer in model.layers]
+    assert kinds == ["MaxPlus", "DeltaNet", "MaxPlus", "DeltaNet", "MaxPlus"]
+    assert [layer.convolution is not None for layer in model.layers] == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "mixer").glob("*.yaml")))
+def test_every_mixer_mixes_with_another_one_in_pieces_as_the_whole(name: str) -> None:
+    model = hybrid([name, "window_attention"], num_layers=2).eval()
+    ids = torch.randint(37, (2, 30), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole, state = model(ids)
+        assert 2 * model.state_bytes(30) == state_bytes(state)  # type: ignore[operator]
+        _, state = model(ids[:, :9])
+        rest, _ = model(ids[:, 9:], state)
+    assert distance(rest, whole[:, 9:]) < 1e-5
+
+
+def test_a_name_that_no_mixer_has_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"model.pattern=\[maxminus\]: no such mixer: name some of attention, delta"):
+        hybrid(["maxplus", "maxminus"])
+    with pytest.raises(ConfigError, match=r"model.pattern=\[\]: names no mixer"):
+        hybrid([])
 
 
 @pytest.mark.slow

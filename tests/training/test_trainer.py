@@ -58,8 +58,20 @@ def test_intervals_and_the_last_step_are_logged_and_evaluated(tmp_path: Path) ->
     run(tmp_path / "run", "trainer.max_steps=11", "trainer.log_every_n_steps=4", "trainer.eval_every_n_steps=3")
     assert steps_with(tmp_path / "run", "train/loss_nats") == [4, 8, 11]
     assert steps_with(tmp_path / "run", "val/loss_nats") == [3, 6, 9, 11]
-    tags = {"train/loss_nats", "train/lr", "train/grad_norm", "time/tokens_per_second", "memory/peak_bytes"}
-    assert tags | {"step"} == lines(tmp_path / "run")[1].keys()
+    tags = {"train/loss_nats", "train/lr", "train/grad_norm", "memory/peak_bytes"}
+    assert tags | {"time/tokens_per_second", "time/matmul_share", "step"} == lines(tmp_path / "run")[1].keys()
+
+
+def test_the_share_of_matrix_products_is_that_of_the_measured_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samout_train.training.reports.matmul_rate", lambda device, precision: 5e9)
+    summary = run(tmp_path / "run", "trainer.max_steps=2")
+    logged = [line for line in lines(tmp_path / "run") if "time/matmul_share" in line]
+    assert logged
+    for line in logged:
+        flops = line["time/tokens_per_second"] * summary["training_flops_per_token"]
+        assert line["time/matmul_share"] == pytest.approx(flops / 5e9)
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,14 @@ def _channels_of(D: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _load_rows(rows, step: tl.constexpr, left, other: tl.constexpr, ROWS: tl.constexpr, WHOLE: tl.constexpr):
-    """Return ROWS rows in float32 from the pointers `rows`, with `other` past `left`. All loads precede the stores."""
+    """Return ROWS rows as they are stored, from the pointers `rows` on, `other` where fewer are `left`.
+
+    All loads go before stores, and what is computed converts a row to float32: a conversion waits for its load.
+    """
     loaded = ()
     for j in tl.static_range(ROWS):
         row = tl.load(rows + j * step) if WHOLE else tl.load(rows + j * step, mask=j < left, other=other)
-        loaded = loaded + (row.to(tl.float32),)
+        loaded = loaded + (row,)
     return loaded
 
 
@@ -74,8 +77,8 @@ def chunk_totals(
             a_rows = _load_rows(decay + (b * time + t) * D + channels, D, left, 0.0, ROWS, False)
         for j in tl.static_range(ROWS):
             if HAS_DECAY:
-                m, total = m + a_rows[j], total + a_rows[j]
-            m = _later_of(m, d_rows[j])
+                m, total = m + a_rows[j].to(tl.float32), total + a_rows[j].to(tl.float32)
+            m = _later_of(m, d_rows[j].to(tl.float32))
     place = (b * tl.num_programs(1) + chunk) * D + channels
     tl.store(maxima + place, m, mask=inside)
     tl.store(decays + place, total, mask=inside)
@@ -94,12 +97,9 @@ def chunk_starts(state, maxima, decays, starts, chunks, D: tl.constexpr, BLOCK: 
 
 
 @triton.jit
-def _forward_tile(
-    m,
+def _tile_rows(
     packed,
     decay,
-    y,
-    carries,
     t,
     left,
     channels,
@@ -112,24 +112,44 @@ def _forward_tile(
     ROWS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Store ROWS rows of y; return the maximum after them."""
+    """Load ROWS rows of d, then of the first stream and c where the form has them, then of the decay."""
     at = (b * time + t) * P + channels
-    d_rows = _load_rows(packed + at + P - D, P, left, float("-inf"), ROWS, WHOLE)
-    if HAS_DECAY:
-        a_rows = _load_rows(decay + (b * time + t) * D + channels, D, left, 0.0, ROWS, WHOLE)
+    loaded = _load_rows(packed + at + P - D, P, left, float("-inf"), ROWS, WHOLE)
     if FORM != SCAN:
-        first_rows = _load_rows(packed + at, P, left, 0.0, ROWS, WHOLE)
-        c_rows = _load_rows(packed + at + D, P, left, 0.0, ROWS, WHOLE)
+        loaded = loaded + _load_rows(packed + at, P, left, 0.0, ROWS, WHOLE)
+        loaded = loaded + _load_rows(packed + at + D, P, left, 0.0, ROWS, WHOLE)
+    if HAS_DECAY:
+        loaded = loaded + _load_rows(decay + (b * time + t) * D + channels, D, left, 0.0, ROWS, WHOLE)
+    return loaded
+
+
+@triton.jit
+def _forward_tile(
+    m,
+    loaded,
+    y,
+    carries,
+    t,
+    left,
+    channels,
+    b,
+    time,
+    FORM: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Store ROWS rows of y, made from what `_tile_rows` loaded; return the maximum after them."""
     tl.store(carries + (b * tl.cdiv(time, ROWS) + t // ROWS) * D + channels, m, mask=left > 0)
     for j in tl.static_range(ROWS):
         if HAS_DECAY:
-            m = m + a_rows[j]
-        m = _later_of(m, d_rows[j])
+            m = m + loaded[len(loaded) - ROWS + j].to(tl.float32)
+        m = _later_of(m, loaded[j].to(tl.float32))
         out = m
-        if FORM == V8:
-            out = (first_rows[j] * m + c_rows[j]) * m
-        elif FORM != SCAN:
-            out = (m + c_rows[j]) * m + first_rows[j]
+        if FORM != SCAN:
+            first, c = loaded[ROWS + j].to(tl.float32), loaded[2 * ROWS + j].to(tl.float32)
+            out = (first * m + c) * m if FORM == V8 else (m + c) * m + first
         _store_row(y + (b * time + t + j) * D + channels, out, j, left, WHOLE)
     return m
 
@@ -158,16 +178,23 @@ def forward_chunk(
     start = chunk * rows
     stop = tl.minimum(start + rows, time)
     whole = start + (stop - start) // ROWS * ROWS
-    for t in range(start, whole, ROWS):
+    if start < whole:
+        # The loads of a tile are under way while the tile before it is computed.
         left = tl.where(inside, ROWS, 0)
+        loaded = _tile_rows(packed, decay, start, left, channels, b, time, FORM, HAS_DECAY, D, P, ROWS, D % BLOCK == 0)
+        for t in range(start + ROWS, whole, ROWS):
+            ahead = _tile_rows(packed, decay, t, left, channels, b, time, FORM, HAS_DECAY, D, P, ROWS, D % BLOCK == 0)
+            m = _forward_tile(
+                m, loaded, y, carries, t - ROWS, left, channels, b, time, FORM, HAS_DECAY, D, ROWS, D % BLOCK == 0
+            )
+            loaded = ahead
         m = _forward_tile(
-            m, packed, decay, y, carries, t, left, channels, b, time, FORM, HAS_DECAY, D, P, ROWS, D % BLOCK == 0
+            m, loaded, y, carries, whole - ROWS, left, channels, b, time, FORM, HAS_DECAY, D, ROWS, D % BLOCK == 0
         )
     if whole < stop:
         left = tl.where(inside, stop - whole, 0)
-        m = _forward_tile(
-            m, packed, decay, y, carries, whole, left, channels, b, time, FORM, HAS_DECAY, D, P, ROWS, False
-        )
+        loaded = _tile_rows(packed, decay, whole, left, channels, b, time, FORM, HAS_DECAY, D, P, ROWS, False)
+        m = _forward_tile(m, loaded, y, carries, whole, left, channels, b, time, FORM, HAS_DECAY, D, ROWS, False)
     if stop == time:
         tl.store(last + b * D + channels, m, mask=inside)
 
@@ -217,18 +244,21 @@ def _backward_tile(
     if FORM != SCAN:
         first_rows = _load_rows(packed + at, P, left, 0.0, ROWS, WHOLE)
         c_rows = _load_rows(packed + at + D, P, left, 0.0, ROWS, WHOLE)
+    # Without a barrier ptxas moves each load to its use, and their latencies come one after another.
+    tl.debug_barrier()
     m = tl.load(carries + (b * tl.cdiv(time, ROWS) + t // ROWS) * D + channels, mask=left > 0, other=0.0)
     m_rows = ()
     for j in tl.static_range(ROWS):
         if HAS_DECAY:
-            m = m + a_rows[j]
-        m = _later_of(m, d_rows[j])
+            m = m + a_rows[j].to(tl.float32)
+        m = _later_of(m, d_rows[j].to(tl.float32))
         m_rows = m_rows + (m,)
     for j in tl.static_range(ROWS - 1, -1, -1):
-        m, d, g = m_rows[j], d_rows[j], g_rows[j]
+        m, d, g = m_rows[j], d_rows[j].to(tl.float32), g_rows[j].to(tl.float32)
         grad = g
         if FORM != SCAN:
-            grad = _mix_gradients(grad_packed + at + j * P, m, g, first_rows[j], c_rows[j], j, left, FORM, D, WHOLE)
+            first, c = first_rows[j].to(tl.float32), c_rows[j].to(tl.float32)
+            grad = _mix_gradients(grad_packed + at + j * P, m, g, first, c, j, left, FORM, D, WHOLE)
         is_new = (d == m) | (d != d)
         if not WHOLE:  # a row past the end adds nothing; infinity times zero would be NaN
             grad, is_new = tl.where(j < left, grad, 0.0), is_new & (j < left)

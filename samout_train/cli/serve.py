@@ -1,0 +1,178 @@
+"""`python -m samout_train serve run=DIR`: answer OpenAI's clients over HTTP, and a page to chat on."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from samout_train.cli.verb import verb
+from samout_train.config import DeviceName, NonNegative, Positive, Range, Seed, Threads, TopShare
+
+if TYPE_CHECKING:
+    import torch
+
+    from samout_train.checkpoint import LoadedRun
+    from samout_train.evaluation import Sampling
+
+Port = Range(0, 65535)
+Penalty = Range(0, 10, low_included=False)
+LOOPBACK = ("127.0.0.1", "localhost")
+MEGABYTE = 1 << 20
+
+
+@verb
+def serve(
+    *,
+    run: str,
+    host: str,
+    port: Annotated[int, Port],
+    name: str | None,
+    max_batch: Annotated[int, Positive],
+    max_waiting: Annotated[int, Positive],
+    max_prompt_tokens: Annotated[int, Positive],
+    max_new_tokens: Annotated[int, Positive],
+    cache_megabytes: Annotated[int, NonNegative],
+    temperature: Annotated[float, NonNegative],
+    top_k: Annotated[int, Positive] | None,
+    top_p: Annotated[float, TopShare] | None,
+    repetition_penalty: Annotated[float, Penalty],
+    penalty_window: Annotated[int, Positive],
+    seed: Annotated[int, Seed],
+    device: DeviceName,
+    kernels: Literal["auto", "reference", "fused"],
+    threads: Annotated[int, Threads] | None,
+) -> int:
+    """Answers OpenAI's clients over HTTP with a trained model, and serves a page to chat on.
+
+    Returns:
+        The exit code: 1 a checkpoint is damaged or the port cannot be had, 2 the request was wrong, 130 or 143 stopped
+        by a signal.
+    """
+    uvicorn = _uvicorn()
+    from samout_train.evaluation import Sampling
+    from samout_train.evaluation.serving import Engine, application
+    from samout_train.ops import use_kernels
+    from samout_train.runtime import use_threads
+
+    use_kernels(kernels)
+    use_threads(threads)
+    loaded, on = _loaded(run, device)
+    defaults = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        penalty_window=penalty_window,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    engine = Engine(
+        loaded.model.to(on), max_batch=max_batch, max_waiting=max_waiting, cache_bytes=cache_megabytes * MEGABYTE
+    )
+    reader = _reader(loaded, name, defaults, max_prompt_tokens)
+    hosts = list(LOOPBACK) if host in LOOPBACK else ["*"]
+    try:
+        print(f"{loaded.checkpoint}, step {loaded.step}, on {on}", file=sys.stderr)
+        return _serve(uvicorn, application(engine, reader, hosts=hosts), host, port)
+    finally:
+        engine.close()
+
+
+def _loaded(run: str, device: str) -> "tuple[LoadedRun, torch.device]":
+    """Return a run that was trained on text, and where it is to be used.
+
+    Raises:
+        ValueError: if there is none, or its ids are no text.
+    """
+    from samout_train.checkpoint import load_run
+    from samout_train.runtime import choose_device, keep_freed_memory
+
+    on = choose_device(device)
+    if on.type == "cpu":
+        keep_freed_memory()
+    loaded = load_run(run)
+    if loaded.vocabulary is None:
+        raise ValueError(f"{loaded.checkpoint} was not trained on text: choose a run that was")
+    return loaded, on
+
+
+def _reader(loaded: "LoadedRun", name: str | None, defaults: "Sampling", max_prompt_tokens: int) -> Any:
+    """Return what checks requests for a run."""
+    from samout_train.evaluation import begins_with_sos
+    from samout_train.evaluation.serving import Limits, Reader
+
+    assert loaded.vocabulary is not None
+    return Reader(
+        name=name or loaded.checkpoint.resolve().parent.parent.name,
+        vocabulary=loaded.vocabulary,
+        defaults=defaults,
+        limits=Limits(max_prompt_tokens=max_prompt_tokens, max_new_tokens=defaults.max_new_tokens),
+        begins_with_sos=begins_with_sos(loaded.data_node),
+        line_ends=loaded.line_ends,
+        max_seq_len=getattr(loaded.model, "max_seq_len", None),
+    )
+
+
+def _serve(uvicorn: Any, asgi: Any, host: str, port: int) -> int:
+    """Serve until a signal comes; return 128 and its number, or 1 where the port cannot be had."""
+    import socket
+
+    config = uvicorn.Config(asgi, log_level="warning", access_log=False, ws="none", lifespan="off")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+            listening.listen()
+        except OSError as error:
+            print(f"host={host} port={port}: {error.strerror}: give another port", file=sys.stderr)
+            return 1
+        address = host
+        if family == socket.AF_INET6:
+            address = f"[{address}]"
+        print(f"http://{address}:{listening.getsockname()[1]}/ has the chat page, /v1 the interface", file=sys.stderr)
+        if host not in LOOPBACK:
+            print("anybody who reaches this machine can use it: there is no password", file=sys.stderr)
+        server = uvicorn.Server(config)
+        with _stopping(server) as signals:
+            server.run(sockets=[listening])
+    return 128 + signals[0] if signals else 1
+
+
+@contextmanager
+def _stopping(server: Any) -> Iterator[list[int]]:
+    """Let SIGINT and SIGTERM end a server after the requests under way, and a second one at once."""
+    signals: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.force_exit = bool(signals)
+        server.should_exit = True
+        signals.append(number)
+
+    @contextmanager
+    def left_alone() -> Iterator[None]:
+        yield
+
+    server.capture_signals = left_alone  # uvicorn would raise the signal again at its end
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _uvicorn() -> Any:
+    """Import what serves.
+
+    Raises:
+        ValueError: if it is not installed, with how to get it.
+    """
+    try:
+        import starlette  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise ValueError("serve: needs starlette and uvicorn: pip install 'samout_train[serve]'") from error
+    return uvicorn

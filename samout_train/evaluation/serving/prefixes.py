@@ -1,0 +1,59 @@
+"""States of the model behind token sequences that it has read, so that what goes on from one is not read again."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from samout_train.models import compact_state, held_bytes
+
+BYTES_OF_AN_ID = 8
+
+
+class PrefixStates:
+    """States by the tokens before them; the least recently used ones make room.
+
+    Args:
+        max_bytes: Of all states and their tokens together.
+
+    Attributes:
+        num_bytes: Held now.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.num_bytes = max_bytes, 0
+        self._states: OrderedDict[tuple[int, ...], tuple[Any, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def longest(self, ids: Sequence[int]) -> tuple[int, Any]:
+        """Return the longest known sequence that tokens begin with, shorter than all of them.
+
+        Returns:
+            Its length and the state behind it; 0 and None where there is none.
+        """
+        found: tuple[int, ...] = ()
+        given = tuple(ids)
+        for key in self._states:
+            if len(found) < len(key) < len(given) and given[: len(key)] == key:
+                found = key
+        if not found:
+            return 0, None
+        self._states.move_to_end(found)
+        return len(found), self._states[found][0]
+
+    def keep(self, ids: Sequence[int], state: Any) -> None:
+        """Keep a copy of the state behind some tokens, if there is room for it at all."""
+        key = tuple(ids)
+        if key in self._states:
+            self._states.move_to_end(key)
+            return
+        state = compact_state(state)
+        size = held_bytes(state) + BYTES_OF_AN_ID * len(key)
+        if not key or size > self.max_bytes:
+            return
+        self._states[key] = (state, size)
+        self.num_bytes += size
+        while self.num_bytes > self.max_bytes:
+            _, (_, freed) = self._states.popitem(last=False)
+            self.num_bytes -= freed
