@@ -39,7 +39,7 @@ class Streams(nn.Module):
     ) -> None:
         super().__init__()
         self.widths, self.convolved_width = list(widths), sum(widths[:convolved])
-        self.projection = Linear(hidden_size, sum(widths), bias=False)
+        self.projection = Linear(hidden_size, sum(widths), bias=False, parts=widths)
         self.convolution: CausalConvolution | None = None
         if convolution_size and convolved:
             self.convolution = CausalConvolution(hidden_size=self.convolved_width, size=convolution_size, bias=bias)
