@@ -39,7 +39,7 @@ class Streams(nn.Module):
     ) -> None:
         super().__init__()
         self.widths, self.convolved_width = list(widths), sum(widths[:convolved])
-        self.projection = Linear(hidden_size, sum(widths), bias=False)
+        self.projection = Linear(hidden_size, sum(widths), bias=False, parts=widths)
         self.convolution: CausalConvolution | None = None
         if convolution_size and convolved:
             self.convolution = CausalConvolution(hidden_size=self.convolved_width, size=convolution_size, bias=bias)
@@ -149,7 +149,9 @@ def chunk_flops(length: int, chunk: int, *, keys: int, values: int, way: Literal
     else:
         inside = 2 * size * (keys + values)  # Q K^T, and its product with V
     chunks = -(-length // size)
-    total = chunks * inside + (2 * chunks - 1) * between  # Q S but in the first chunk, and K^T V
+    total = chunks * inside + chunks * between  # K^T V
+    if chunks > 1:
+        total += chunks * between  # Q S
     if way == "delta":
         total += chunks * 2 * size * (2 * keys + values)  # K K^T, and the triangular system
         total += (chunks - 1) * between  # W S

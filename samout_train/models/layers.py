@@ -2,7 +2,7 @@
 
 # B batch, T time, D width, K tokens back, V vocabulary
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, cast
 
 import torch
@@ -17,7 +17,19 @@ STD = 0.02
 
 
 class Linear(nn.Linear):
-    """x W^T + b, with torch's parameters, names and initialisation."""
+    """x W^T + b, with torch's parameters, names and initialisation.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        bias: Whether a bias is added.
+        parts: Output widths of the matrices that the weight stacks, where it holds several projections; empty for one
+            matrix. Results do not depend on it; an optimizer that treats a matrix as a whole does.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, parts: Sequence[int] = ()) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.parts = list(parts)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""

@@ -43,7 +43,7 @@ class RGLRU(nn.Module):
     def __init__(self, *, hidden_size: int, num_heads: int, convolution_size: Annotated[int, SizeOrNone]) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.projection = Linear(hidden_size, 2 * hidden_size, bias=False)
+        self.projection = Linear(hidden_size, 2 * hidden_size, bias=False, parts=[hidden_size] * 2)
         self.convolution: CausalConvolution | None = None
         if convolution_size:
             self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size, silu=False)

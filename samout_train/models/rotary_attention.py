@@ -54,7 +54,7 @@ class RotaryAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.window = num_heads, window
-        self.projection = Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.projection = Linear(hidden_size, 3 * hidden_size, bias=False, parts=[hidden_size] * 3)
         self.query_norm: nn.Module = nn.Identity()
         self.key_norm: nn.Module = nn.Identity()
         if qk_norm:

@@ -57,7 +57,7 @@ class MaxState(nn.Module):
 
     def __init__(self, *, hidden_size: int, num_heads: int) -> None:
         super().__init__()
-        self.projection = Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.projection = Linear(hidden_size, 3 * hidden_size, bias=False, parts=[hidden_size] * 3)
         self.scale = 1 / math.sqrt(hidden_size / num_heads)
 
     def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ class MaxStateSuper(nn.Module):
 
     def __init__(self, *, hidden_size: int, num_heads: int) -> None:
         super().__init__()
-        self.projection = Linear(hidden_size, 4 * hidden_size, bias=False)
+        self.projection = Linear(hidden_size, 4 * hidden_size, bias=False, parts=[hidden_size] * 4)
 
     def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mix (B, T, D); the state (B, D) is the maximum so far."""

@@ -39,48 +39,56 @@ def chunked(x_BHT: Tensor, size: int) -> Tensor:
 
 
 def with_what_came_before(o_BHNCV: Tensor, q_BHNCK: Tensor, before: list[Tensor | None]) -> Tensor:
-    """Add what queries read of the states before their chunks; a sequence may begin with none."""
+    """Add what queries read of the states before their chunks; a sequence may begin with none.
+
+    Reading zeros in the first of several chunks is less work than leaving it out.
+    """
     begun = [state_BHKV for state_BHKV in before if state_BHKV is not None]
     if not begun:
         return o_BHNCV
-    first = len(before) - len(begun)
-    read_BHNCV = q_BHNCK[:, :, first:] @ torch.stack(begun, dim=2)
-    if first == 0:
-        return o_BHNCV + read_BHNCV
-    return torch.cat([o_BHNCV[:, :, :first], o_BHNCV[:, :, first:] + read_BHNCV], dim=2)
+    if len(begun) < len(before):
+        begun = [torch.zeros_like(begun[0]), *begun]
+    return o_BHNCV + q_BHNCK @ torch.stack(begun, dim=2)
 
 
-def span_decays(log_decay_BHNC: Tensor) -> Tensor:
-    """Return (B, H, N, I, J): the decay over the tokens after j up to i, where j <= i, 1 on the diagonal; 0 elsewhere.
+def span_decays(log_decay_BHNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the decays between the tokens of a chunk, since its start, and until its end.
 
     There are no gradients of gradients.
 
     Source: Dao and Gu, Transformers are SSMs (arXiv 2405.21060), listing 1, `segsum`.
+
+    Returns:
+        (between_BHNIJ, since_BHNC, until_BHNC): over the tokens after j up to i, where j <= i, 1 on the diagonal, and 0
+            elsewhere; over the tokens up to one; over the tokens after it.
     """
-    decays_BHNIJ: Tensor = _SpanDecays.apply(log_decay_BHNC)
-    return decays_BHNIJ
+    decays: tuple[Tensor, Tensor, Tensor] = _SpanDecays.apply(log_decay_BHNC)
+    return decays
 
 
 class _SpanDecays(torch.autograd.Function):
     """A term of the token m is in the sums of all spans that begin before it and end at it or later."""
 
     @staticmethod
-    def forward(ctx: Any, log_decay_BHNC: Tensor) -> Tensor:
+    def forward(ctx: Any, log_decay_BHNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sum and exponentiate, in one piece of memory."""
         size = log_decay_BHNC.shape[-1]
         ones_IJ = torch.ones(size, size, dtype=torch.bool, device=log_decay_BHNC.device)
         sums_BHNIJ = log_decay_BHNC[..., None].where(ones_IJ.tril(-1), 0).cumsum(-2)
-        decays_BHNIJ = sums_BHNIJ.masked_fill_(~ones_IJ.tril(), -torch.inf).exp_()
-        ctx.save_for_backward(decays_BHNIJ)
-        return decays_BHNIJ
+        between_BHNIJ = sums_BHNIJ.masked_fill_(~ones_IJ.tril(), -torch.inf).exp_()
+        since_BHNC, until_BHNC = log_decay_BHNC.cumsum(-1).exp(), between_BHNIJ[..., -1, :].clone()
+        ctx.save_for_backward(between_BHNIJ, since_BHNC, until_BHNC)
+        return between_BHNIJ, since_BHNC, until_BHNC
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BHNIJ: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_between: Tensor, grad_since: Tensor, grad_until: Tensor) -> Tensor:
         """Add up over the spans that begin before a token, then over those of them that end at it or later."""
-        (decays_BHNIJ,) = ctx.saved_tensors
-        begun_BHNIM = (grad_BHNIJ * decays_BHNIJ).cumsum_(-1)[..., :-1]  # of the token after j
-        size = decays_BHNIJ.shape[-1]
-        ones_IM = torch.ones(size, size - 1, dtype=torch.bool, device=decays_BHNIJ.device)
+        between_BHNIJ, since_BHNC, until_BHNC = ctx.saved_tensors
+        of_sums_BHNIJ = grad_between * between_BHNIJ
+        of_sums_BHNIJ[..., -1, :].addcmul_(grad_until, until_BHNC)
+        begun_BHNIM = of_sums_BHNIJ.cumsum_(-1)[..., :-1]  # of the token after j
+        size = between_BHNIJ.shape[-1]
+        ones_IM = torch.ones(size, size - 1, dtype=torch.bool, device=between_BHNIJ.device)
         of_later_tokens = begun_BHNIM.masked_fill_(~ones_IM.tril(-1), 0).sum(-2)
-        return F.pad(of_later_tokens, [1, 0])
+        return F.pad(of_later_tokens, [1, 0]) + (grad_since * since_BHNC).flip(-1).cumsum(-1).flip(-1)

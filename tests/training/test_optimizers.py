@@ -1,11 +1,19 @@
-"""Settings reach torch's optimizers, and decay reaches matrices only."""
+"""Settings reach torch's optimizers, decay reaches matrices only, and Muon is torch's, matrix by matrix."""
+
+from collections import Counter
+from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from torch import nn
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from samout_train import build_model
 from samout_train.training.optimizers.adam import adam
 from samout_train.training.optimizers.adamw import adamw
+from samout_train.training.optimizers.muon import hidden_matrices, muon
 
 
 def test_adam_is_torchs_with_its_defaults() -> None:
@@ -32,3 +40,107 @@ def test_adamw_decays_matrices_and_nothing_else() -> None:
     for name, parameter in model.named_parameters():
         wanted = before[name] * (1 - 0.5 * 0.1) if parameter.ndim == 2 else before[name]
         torch.testing.assert_close(parameter.detach(), wanted)
+
+
+def small(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(name, vocab_size=9, hidden_size=8, num_heads=2, num_layers=1)
+
+
+def muon_of(model: nn.Module) -> torch.optim.Optimizer:
+    return muon(model, lr=0.01, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, momentum=0.95, ns_steps=5)
+
+
+def set_gradients(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_muon_steps_each_matrix_of_a_packed_projection_and_adamw_the_rest() -> None:
+    model = small("maxplus")
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    hidden = {"layers.0.mixer.projection.weight": 4, "layers.0.mixer.decay_projection.weight": 1}
+    hidden |= {f"layers.0.feed_forward.{name}.weight": 1 for name in ("up", "gate", "down")}
+    references: dict[str, list[nn.Parameter]] = {}
+    for name, weight in weights.items():
+        references[name] = [nn.Parameter(part.clone()) for part in weight.chunk(hidden.get(name, 1))]
+    by_muon = [part for name in hidden for part in references[name]]
+    settings = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.95, "ns_steps": 5}
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(by_muon, adjust_lr_fn="match_rms_adamw", **settings)  # type: ignore[arg-type]
+    ]
+    rest = [name for name in weights if name not in hidden]
+    decayed = [part for name in rest for part in references[name] if part.ndim >= 2]
+    plain = [part for name in rest for part in references[name] if part.ndim < 2]
+    for group, decay in ((decayed, 0.1), (plain, 0.0)):
+        optimizers.append(torch.optim.AdamW(group, lr=0.01, betas=(0.9, 0.99), eps=1e-8, weight_decay=decay))
+    optimizer = muon_of(model)
+    for seed in (1, 2):
+        set_gradients(model, seed)
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            for part, gradient in zip(references[name], parameter.grad.chunk(hidden.get(name, 1)), strict=True):
+                part.grad = gradient.clone()
+        optimizer.step()
+        for reference in optimizers:
+            reference.step()
+    for name, parameter in model.named_parameters():
+        wanted = torch.cat([part.detach().reshape(-1) for part in references[name]])
+        # AdamW is fused here and not there; a wrong split of a matrix differs by 1e-3.
+        torch.testing.assert_close(parameter.detach().reshape(-1), wanted, rtol=1e-5, atol=1e-6, msg=name)
+
+
+MODELS = sorted(path.stem for path in Path("conf/model").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_muon_has_each_parameter_in_one_group_and_only_hidden_matrices_in_its_own(name: str) -> None:
+    node = yaml.safe_load(Path(f"conf/model/{name}.yaml").read_text(encoding="utf-8"))
+    sizes = {key: 2 for key in ("num_heads", "num_layers") if key in node}
+    model = build_model(name, vocab_size=9, hidden_size=16, **sizes)
+    groups = muon_of(model).param_groups
+    grouped = Counter(id(parameter) for group in groups for parameter in group["params"])
+    assert grouped == Counter(id(parameter) for parameter in model.parameters())
+    names = {id(parameter): parameter_name for parameter_name, parameter in model.named_parameters()}
+    own = {names[id(parameter)] for parameter in groups[0]["params"]}
+    assert own
+    assert not [
+        one for one in own if "embedding" in one or "norm" in one or "convolution" in one or one == "head.weight"
+    ]
+
+
+def test_muon_knows_the_gates_of_recurrent_layers() -> None:
+    rows = {name: list(hidden_matrices(small_rnn(name)).values()) for name in ("rnn", "gru", "lstm")}
+    assert rows == {"rnn": [[8], [8]], "gru": [[8] * 3, [8] * 3], "lstm": [[8] * 4, [8] * 4]}
+
+
+def small_rnn(name: str) -> nn.Module:
+    return build_model(name, vocab_size=9, hidden_size=8, num_layers=1)
+
+
+def test_muon_resumes_with_the_state_that_was_saved() -> None:
+    straight, resumed = small("maxplus"), small("maxplus")
+    one, other = muon_of(straight), muon_of(resumed)
+    for model, optimizer in ((straight, one), (resumed, other)):
+        set_gradients(model, 1)
+        optimizer.step()
+    again = muon_of(resumed)
+    again.load_state_dict(deepcopy(other.state_dict()))
+    for model, optimizer in ((straight, one), (resumed, again)):
+        set_gradients(model, 2)
+        optimizer.step()
+    for wanted, found in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(wanted, found)
+
+
+def test_muon_refuses_shards() -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Linear(2, 2)
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh, [Shard(0)]))
+        with pytest.raises(ValueError, match=r"trainer\.parallel=ddp"):
+            muon_of(model)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -33,15 +33,15 @@ def by_chunks(
     size = min(CHUNK, time)
     q_BHNCK, k_BHNCK, v_BHNCV = chunked(q_BHTK, size), chunked(k_BHTK, size), chunked(v_BHTV, size)
     beta_BHNC1, log_decay_BHNC = chunked(beta_BHT, size)[..., None], chunked(log_decay_BHT, size)
-    between_BHNCC = span_decays(log_decay_BHNC)
-    since_BHNC1 = between_BHNCC[..., :1] * log_decay_BHNC[..., :1, None].exp()
+    between_BHNCC, since_BHNC, until_BHNC = span_decays(log_decay_BHNC)
+    since_BHNC1 = since_BHNC[..., None]
     keys_BHNCC = k_BHNCK @ k_BHNCK.transpose(-1, -2)
     # Behind the diagonal, which is 1, the solver reads nothing of it.
     lower_BHNCC = beta_BHNC1 * keys_BHNCC * between_BHNCC
     known_BHNCP = beta_BHNC1 * torch.cat([v_BHNCV, since_BHNC1 * k_BHNCK], dim=-1)
     solved_BHNCP = torch.linalg.solve_triangular(lower_BHNCC, known_BHNCP, upper=False, unitriangular=True)
     u_BHNCV, w_BHNCK = solved_BHNCP.split([v_BHNCV.shape[-1], width], dim=-1)
-    kept_BHNKC = (k_BHNCK * between_BHNCC[..., -1, :, None]).transpose(-1, -2)
+    kept_BHNKC = (k_BHNCK * until_BHNC[..., None]).transpose(-1, -2)
     before, written = [], []
     streams = (u_BHNCV, w_BHNCK, kept_BHNKC, since_BHNC1[..., -1:, :])
     for u_BHCV, w_BHCK, kept_BHKC, over_BH11 in zip(*(stream.unbind(2) for stream in streams), strict=True):

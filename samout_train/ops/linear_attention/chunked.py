@@ -6,21 +6,19 @@ With b the sum of log-decays from the start of a chunk of C tokens, B the sum ov
     O    = A V + (Q exp(b)) S
     S   <- exp(B) S + (K exp(B - b))^T V
 
-With one decay a head, the exponentials are a factor on Q K^T. With one a channel, pairs of tokens meet by halves: a
-pair lies in the two halves of exactly one block of 2, 4, 8 ... tokens, and b_i - b_j is the sum from j to the middle
-plus the sum from the middle to i. So there is a product for each size of block and no array of C C K elements.
+With one decay a head, the exponentials are a factor on Q K^T. With one a channel, pairs of tokens meet by halves of
+blocks (halves.py), with a product for each size of block and no array of C C K elements.
 
 Source: Yang et al., Gated Linear Attention Transformers (arXiv 2312.06635), section 4, the chunk form; the meeting by
 halves is the divide and conquer of a prefix sum.
 """
 
-# B batch, H heads, T time, N chunks, C tokens of a chunk, S tokens of half a block, K width of a key,
-# V width of a value
+# B batch, H heads, T time, N chunks, C tokens of a chunk, K width of a key, V width of a value
 
-import torch
 from torch import Tensor
 
 from samout_train.ops.chunking import chunked, span_decays, with_what_came_before
+from samout_train.ops.linear_attention.halves import read_by_halves
 
 CHUNK = 64
 
@@ -37,14 +35,14 @@ def by_chunks(
     q_BHNCK, k_BHNCK, v_BHNCV = chunked(q_BHTK, size), chunked(k_BHTK, size), chunked(v_BHTV, size)
     log_decay = chunked(log_decay, size)
     if has_channels:
-        o_BHNCV, since, until = _by_halves(q_BHNCK, k_BHNCK, v_BHNCV, log_decay)
+        o_BHNCV, since, until = read_by_halves(q_BHNCK, k_BHNCK, v_BHNCV, log_decay)
         since, until = since.exp(), until.exp()
         over = since[..., -1, :, None]
     else:
-        between_BHNCC = span_decays(log_decay)
+        between_BHNCC, since, until = span_decays(log_decay)
         o_BHNCV = (q_BHNCK @ k_BHNCK.transpose(-1, -2) * between_BHNCC) @ v_BHNCV
-        since = between_BHNCC[..., :1] * log_decay[..., :1, None].exp()
-        until, over = between_BHNCC[..., -1, :, None], since[..., -1:, :]
+        since, until = since[..., None], until[..., None]
+        over = since[..., -1:, :]
     added_BHNKV = (k_BHNCK * until).transpose(-1, -2) @ v_BHNCV
     before = [state_BHKV]
     for over_BHK1, added_BHKV in zip(over.unbind(2), added_BHNKV.unbind(2), strict=True):
@@ -53,27 +51,3 @@ def by_chunks(
     assert state_BHKV is not None
     o_BHNCV = with_what_came_before(o_BHNCV, q_BHNCK * since, before[:-1])
     return o_BHNCV.flatten(2, 3)[:, :, :time], state_BHKV
-
-
-def _by_halves(
-    q_BHNCK: Tensor, k_BHNCK: Tensor, v_BHNCV: Tensor, log_decay_BHNCK: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return A V, and log-decays summed from the start of the chunk up to a token, and after a token to its end."""
-    size, half = q_BHNCK.shape[-2], 1
-    o_BHNCV = (q_BHNCK * k_BHNCK).sum(-1, keepdim=True) * v_BHNCV
-    since, until = log_decay_BHNCK, torch.zeros_like(log_decay_BHNCK)
-    while half < size:
-        shape = (*q_BHNCK.shape[:3], size // (2 * half), 2, half)
-        since_first, since_second = since.reshape(*shape, -1).unbind(-3)
-        until_first, until_second = until.reshape(*shape, -1).unbind(-3)
-        q_SK = q_BHNCK.reshape(*shape, -1)[..., 1, :, :] * since_second.exp()
-        k_SK = k_BHNCK.reshape(*shape, -1)[..., 0, :, :] * until_first.exp()
-        v_SV = v_BHNCV.reshape(*shape, -1)[..., 0, :, :]
-        scores_SS = (q_SK * k_SK).sum(-1, keepdim=True) if half == 1 else q_SK @ k_SK.transpose(-1, -2)
-        read_SV = scores_SS * v_SV if half == 1 else scores_SS @ v_SV
-        o_BHNCV = o_BHNCV + torch.stack([torch.zeros_like(read_SV), read_SV], dim=-3).reshape(o_BHNCV.shape)
-        over_first, over_second = since_first[..., -1:, :], since_second[..., -1:, :]
-        since = torch.stack([since_first, over_first + since_second], dim=-3).reshape(since.shape)
-        until = torch.stack([until_first + over_second, until_second], dim=-3).reshape(until.shape)
-        half *= 2
-    return o_BHNCV, since, until

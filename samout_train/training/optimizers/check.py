@@ -1,7 +1,8 @@
 """Check an optimizer before step 1: whether it updates every parameter, and whether a checkpoint can hold its state.
 
-Optimizers of torch are known to keep their state. Any other one is tried: two steps with the state saved and loaded
-between them must give the same weights as two steps without. The weights and the random states are restored.
+Optimizers of torch and of this package are known to keep their state. Any other one is tried: two steps with the state
+saved and loaded between them must give the same weights as two steps without. The weights and the random states are
+restored.
 """
 
 import io
@@ -19,6 +20,7 @@ from samout_train.models import ParallelModel
 from samout_train.runtime import is_out_of_memory, read_tensor_file
 
 Build = Callable[[nn.Module], torch.optim.Optimizer]
+KNOWN = ("torch.optim", "samout_train.")  # modules of optimizers whose state is known to be complete
 MOST_NAMES = 8
 SAME = 1e-3  # of a step: tolerance for rounding
 log = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ def checked_optimizer(build: Build, shared: ParallelModel) -> tuple[torch.optim.
     """
     optimizer = build(shared.model)
     _check_groups(optimizer, shared.model)
-    if type(optimizer).__module__.startswith("torch.optim"):
+    if type(optimizer).__module__.startswith(KNOWN):
         return optimizer, frozenset()
     return optimizer, _stateful_keys(build, shared)
 
