@@ -44,7 +44,7 @@ def serve(
     kernels: Literal["auto", "reference", "fused"],
     threads: Annotated[int, Threads] | None,
 ) -> int:
-    """Answers OpenAI's clients over HTTP with a trained model, several side by side, and serves a page to chat on.
+    """Answers OpenAI's clients over HTTP with a trained model, and serves a page to chat on.
 
     Returns:
         The exit code: 1 a checkpoint is damaged or the port cannot be had, 2 the request was wrong, 130 or 143 stopped

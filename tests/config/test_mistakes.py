@@ -45,7 +45,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown key at the top": (["sed=1"], ["sed=1: no such key; did you mean seed?"]),
     "key of another option": (
         ["data.path=good.txt"],
-        ["data.path=good.txt: no such key; it is one of data=enwik8, data="],
+        ["data.path=good.txt: no such key; it is one of data=choices, data=enwik8, data="],
     ),
     "unknown group": (["modle=v1"], ["modle=v1: no such key; did you mean model?"]),
     "unknown option": (["optimizer=adamm"], ["optimizer=adamm: no such option; did you mean optimizer=adam?"]),
