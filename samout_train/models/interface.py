@@ -49,6 +49,14 @@ class Mixer(Protocol):
         ...
 
 
+class AnnealedMixer(Mixer, Protocol):
+    """A mixer with a temperature, which the trainer sets before each step."""
+
+    def anneal(self, share: float) -> float:
+        """Set the temperature for a share of the run, from 0 to 1, and return it."""
+        ...
+
+
 class BranchedMixer(Mixer, Protocol):
     """A mixer whose `forward` is `mix(project(x), state)`, so that an ablation can set a stream to zero in between.
 

@@ -20,6 +20,8 @@ from samout_train.ops.linear import linear
 
 # 128 MB in float32. Below it, on two cores of an AMD EPYC, logits in one block took 0.8 to 1.0 times as long.
 MOST_LOGITS = 2**25
+# Of a block on CUDA, where the fused kernel needs one for little else: 1 GB in bfloat16, and few, large products.
+MOST_LOGITS_OF_A_BLOCK = {"cuda": 2**29}
 
 
 def next_token_nats(
@@ -68,7 +70,8 @@ def nats_and_state(
         hidden_RD, targets_R = _counted(hidden_RD, targets_R, ignore_index, most_targets)
         if len(hidden_RD) * len(weight_VD) <= MOST_LOGITS:
             return cross_entropy_sum(linear(hidden_RD, weight_VD), targets_R, ignore_index), state
-    return linear_cross_entropy_sum(hidden_RD, weight_VD, targets_R, ignore_index, MOST_LOGITS), state
+    most_logits = max(MOST_LOGITS, MOST_LOGITS_OF_A_BLOCK.get(ids_BT.device.type, 0))
+    return linear_cross_entropy_sum(hidden_RD, weight_VD, targets_R, ignore_index, most_logits), state
 
 
 def _counted(hidden_RD: Tensor, targets_R: Tensor, ignore_index: int, count: int) -> tuple[Tensor, Tensor]:

@@ -20,18 +20,34 @@ recurrences (minGRU, arXiv 2410.01201; Mamba, arXiv 2312.00752).
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samout_train.config import Positive, validated
+from samout_train.config import NonNegative, Positive, Probability, Share, validated
+from samout_train.models.counting import CountingMaximum, Entries
 from samout_train.models.layers import Linear
 from samout_train.models.samout import project_streams
 from samout_train.ops.max_scan import max_mix
 
 Decay = Literal["none", "learned", "token"]
+
+
+class PartlyCounted(NamedTuple):
+    """The state of a mixer with counting blocks.
+
+    Args:
+        maximum_BD: The decayed maximum of the other channels.
+        counting_BC: The state of the blocks.
+    """
+
+    maximum_BD: Tensor
+    counting_BC: Tensor
+
+
+torch.serialization.add_safe_globals([PartlyCounted])
 
 
 class MaxPlus(nn.Module):
@@ -43,27 +59,62 @@ class MaxPlus(nn.Module):
         decay: The form of f. `none`: 0, which is V8. `learned`: softplus of one parameter per channel. `token`:
             softplus(W x_t + b), per channel and token.
         decay_at_start: Initial f of a learned decay, and softplus(b) of a token's.
+        counters: Share of the channels that are counting blocks (`CountingMaximum`), rounded to whole blocks.
+        entries: As in `CountingMaximum`, and so are the temperatures.
     """
 
-    branches: ClassVar[Mapping[str, int]] = {"a+b": 0, "c": 1, "decay": 3}
+    branches: Mapping[str, int] = {"a+b": 0, "c": 1, "decay": 3}
 
     @validated
     def __init__(
-        self, *, hidden_size: int, num_heads: int, decay: Decay, decay_at_start: Annotated[float, Positive]
+        self,
+        *,
+        hidden_size: int,
+        num_heads: int,
+        decay: Decay,
+        decay_at_start: Annotated[float, Positive],
+        counters: Annotated[float, Probability] = 0.0,
+        entries: Annotated[int, Entries] = 2,
+        temperature: Annotated[float, NonNegative] = 1.0,
+        temperature_held: Annotated[float, Share] = 0.5,
+        temperature_zero: Annotated[float, Share] = 0.9,
     ) -> None:
         super().__init__()
-        self.projection = Linear(hidden_size, 4 * hidden_size, bias=False, parts=[hidden_size] * 4)
+        counting_width = round(counters * hidden_size / entries) * entries
+        if counting_width >= hidden_size:
+            raise ValueError(
+                f"counters ({counters}) leave no channel of {hidden_size} for the maximum: choose model=counting"
+            )
+        width = hidden_size - counting_width
+        self.projection = Linear(hidden_size, 4 * width, bias=False, parts=[width] * 4)
         self.decay = decay
         before_softplus = decay_at_start + math.log(-math.expm1(-decay_at_start))
         if decay == "learned":
-            self.decay_D = nn.Parameter(torch.full((hidden_size,), before_softplus))
+            self.decay_D = nn.Parameter(torch.full((width,), before_softplus))
         elif decay == "token":
-            self.decay_projection = Linear(hidden_size, hidden_size)
+            self.decay_projection = Linear(hidden_size, width)
             nn.init.constant_(self.decay_projection.bias, before_softplus)
+        self.counting: CountingMaximum | None = None
+        if counting_width:
+            self.branches = {}  # the streams of the two parts have different widths
+            self.counting = CountingMaximum(
+                hidden_size=hidden_size,
+                num_heads=num_heads,
+                entries=entries,
+                temperature=temperature,
+                temperature_held=temperature_held,
+                temperature_zero=temperature_zero,
+                channels=counting_width,
+            )
 
-    def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mix (B, T, D); the state (B, D) is the decayed maximum."""
-        return max_mix(self._streams(x_BTD), state_BD, self._added(x_BTD), form="v8")
+    def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Mix (B, T, D); the state (B, D) is the decayed maximum, or a PartlyCounted."""
+        if self.counting is None:
+            return max_mix(self._streams(x_BTD), state, self._added(x_BTD), form="v8")
+        maximum, counting = state or (None, None)
+        of_maximum, maximum = max_mix(self._streams(x_BTD), maximum, self._added(x_BTD), form="v8")
+        of_counting, counting = self.counting(x_BTD, counting)
+        return torch.cat([of_maximum, of_counting], dim=-1), PartlyCounted(maximum, counting)
 
     def project(self, x_BTD: Tensor) -> Tensor:
         """Return the streams a + b, c and d and the decay f side by side; f is 0 for `decay=none`."""
@@ -86,14 +137,18 @@ class MaxPlus(nn.Module):
             return None
         if self.decay == "token":
             return -F.softplus(self.decay_projection(x_BTD))
-        return -F.softplus(self.decay_D).to(x_BTD.dtype).expand(x_BTD.shape)
+        return -F.softplus(self.decay_D).to(x_BTD.dtype).expand(*x_BTD.shape[:-1], -1)
 
     def forward_flops_per_token(self) -> int:
         """Return the operations of the matrix products for one of many tokens: three streams and a token's decay."""
         products = 3
         if self.decay == "token":
             products += 1
-        return 2 * products * self.projection.in_features**2
+        inputs, streams = self.projection.in_features, self.projection.out_features // 4
+        flops = 2 * products * inputs * streams
+        if self.counting is not None:
+            flops += self.counting.forward_flops_per_token()
+        return flops
 
     def state_bytes(self, length: int) -> int:
         """Return the bytes of a state: one float32 per channel at any length."""

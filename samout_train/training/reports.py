@@ -211,6 +211,8 @@ class Reports:
         }
         if step.loss is not None:  # None if every step was skipped
             metrics |= {"train/loss_nats": float(step.loss), "train/grad_norm": step.grad_norm()}
+        if step.temperature is not None:
+            metrics["train/temperature"] = step.temperature
         if step.skipped_steps:
             metrics["train/skipped_steps"] = float(len(step.skipped_steps))
         if step.empty_steps:

@@ -70,6 +70,7 @@ class TrainingStep:
         loss: Loss of the last step that was not skipped, before its update, in nats per counted target.
         skipped_steps: Non-finite steps that were skipped, counted from 1: they change nothing, not even a random state.
         empty_steps: Number of steps whose batch had no counted target; they change nothing either.
+        temperature: Temperature of the last step where a mixer is annealed; None elsewhere.
         snapshot: The state before the step that is running; None between steps.
         checks_on_host: Whether the host checks each step before its update.
     """
@@ -105,6 +106,8 @@ class TrainingStep:
         self.chunk_len = chunk_len
         self.clip_grad_norm = clip_grad_norm
         self.parameters = list(self.model.parameters())
+        self._annealed: list[Any] = [module for module in self.model.modules() if hasattr(module, "anneal")]
+        self.temperature: float | None = None
         self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.scaler = GradScaler(batches.device.type, enabled=precision == "fp16")
         self.step_count = 0
@@ -151,6 +154,8 @@ class TrainingStep:
         factor = self.schedule(progress)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
+        for module in self._annealed:
+            self.temperature = module.anneal(progress.share)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._forward_backward(batch)
         self.scaler.unscale_(self.optimizer)

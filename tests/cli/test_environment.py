@@ -416,7 +416,11 @@ def test_a_program_of_ones_own_keeps_its_search_path(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variable", ["TQDM_MININTERVAL=abc", "TORCH_LOGS=nonsense"])
-@pytest.mark.parametrize("words", [["data=random", "trainer=debug"], ["generate", "run=r", "prompt=a"]], ids=len)
+@pytest.mark.parametrize(
+    "words",
+    [["data=random", "trainer=debug"], pytest.param(["generate", "run=r", "prompt=a"], marks=pytest.mark.nightly)],
+    ids=len,
+)
 def test_a_variable_that_a_library_refuses_is_named(tmp_path: Path, variable: str, words: list[str]) -> None:
     name, _, value = variable.partition("=")
     program = [sys.executable, "-m", "samout_train", *words]

@@ -20,6 +20,7 @@ from samout_train.data.shards.reader import Places, ShardReader
 from samout_train.data.shards.rows import BLOCK, DocumentLayout, PackedLayout, ShardRows
 from samout_train.data.shards.source import Shards, _quotas, shards
 from samout_train.data.text.rows import PaddedRows
+from tests.support.marks import mostly_nightly
 
 CPU = torch.device("cpu")
 SOS, PAD = 0, 3
@@ -332,7 +333,7 @@ def test_few_rows_are_read_before_a_run_and_a_recorded_id_that_is_none_is_told(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["packed", "documents"])
+@pytest.mark.parametrize("layout", mostly_nightly(["packed", "documents"], ["packed"]))
 def test_a_run_on_shards_trains_evaluates_generates_and_goes_on_exactly(
     folders: Path, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,6 +111,8 @@ DONE: dict[str, tuple[list[str], Callable[[Path, str], Any]]] = {
     "exported": (["v8_text", "fsdp"], exported),
     "several": (["sweep", "comparison", "search"], several),
 }
+IN_EVERY_RUN = [(does, name) for does, (names, _) in DONE.items() for name in names if does != "verified"]
+AT_NIGHT = [pytest.param("verified", name, marks=pytest.mark.nightly) for name in DONE["verified"][0]]
 
 
 @pytest.fixture
@@ -120,7 +122,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("does", "name"), [(does, name) for does, (names, _) in DONE.items() for name in names])
+@pytest.mark.parametrize(("does", "name"), [*IN_EVERY_RUN, *AT_NIGHT])
 def test_an_old_run_is_at_home(folder: Path, does: str, name: str) -> None:
     expected = json.loads((OLD / "expected.json").read_text("utf-8"))
     agrees(DONE[does][1](folder, name), expected[does][name], here=expected["machine"] == MACHINE)

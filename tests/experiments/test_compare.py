@@ -123,7 +123,7 @@ def test_a_page_is_made_of_runs_that_are_there(folder: Path) -> None:
     assert "Each model was tried with one learning rate only" in whole.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_comparison_that_is_killed_goes_on_with_what_is_missing(folder: Path) -> None:
     words = [
         "compare",

@@ -13,6 +13,7 @@ from samout_train import build_model, build_trainer
 from samout_train.config import CONF
 from samout_train.models import cross_entropy_sum, loss as losses, next_token_nats
 from samout_train.models.loss import linear_cross_entropy_sum
+from tests.support.marks import mostly_nightly
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 ROWS, WIDTH, IDS = 23, 8, 50
@@ -103,7 +104,7 @@ def test_every_model_learns_the_same_without_all_of_its_logits(name: str, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", mostly_nightly(["fp32", "bf16"], ["fp32"]))
 @pytest.mark.parametrize("extra", [[], ["trainer.accumulate=2"], ["trainer.activation_checkpointing=true"]])
 def test_ten_steps_in_pieces_come_to_the_weights_of_ten_whole_ones(
     extra: list[str], precision: str, monkeypatch: pytest.MonkeyPatch

@@ -26,11 +26,20 @@ from samout_train.ops.max_scan.triton import (
     chunk_totals,
     forward_chunk,
 )
+from samout_train.ops.samout_layer import cuda as layer
+from samout_train.ops.samout_layer.triton import (
+    blend_row,
+    blend_row_gradients,
+    gate_element_gradients,
+    gate_elements,
+)
 
 WIDTH = 768
-INTEGERS = {"time": "i32", "rows": "i32", "chunks": "i32", "V": "i32", "ignored": "i64"}
-STORED = {"packed", "decay", "y", "grad_y", "grad_packed", "grad_decay", "logits"}  # in the dtype of the input
-WHOLE = {"news": "*i32", "targets": "*i64"}
+INTEGERS = {"time": "i32", "rows": "i32", "chunks": "i32", "V": "i32", "ignored": "i64", "count": "i32"}
+INTEGERS |= {"positions": "i32", "threshold": "i64", "kept": "fp32", "eps": "fp32"}
+STORED = {"packed", "decay", "y", "grad_y", "grad_packed", "grad_decay", "logits"}
+STORED |= {"up", "gate", "grad_up", "grad_gate", "f", "grad_f"}  # in the dtype of the input
+WHOLE = {"news": "*i32", "targets": "*i64", "seed": "*i64"}
 MOST_WAITS = 2  # for memory in a tile; left to itself, ptxas makes 19 in the backward pass
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -135,3 +144,13 @@ def test_the_loss_spills_nothing_and_reads_whole_vectors(dtype: str, tmp_path: P
     instructions = assembly(cross_entropy_row, dtype, cross_entropy.OPTIONS, tmp_path / "kernel.cubin", **constants)
     assert_nothing_spilled(instructions)
     assert "LDG.E.128" in instructions and "STG.E.128" in instructions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp32", marks=pytest.mark.nightly)])
+def test_the_parts_of_a_layer_spill_nothing(dtype: str, tmp_path: Path) -> None:
+    path = tmp_path / "kernel.cubin"
+    for kernel in (gate_elements, gate_element_gradients):
+        assert_nothing_spilled(assembly(kernel, dtype, layer.OPTIONS, path, BLOCK=layer.ELEMENTS))
+    for kernel in (blend_row, blend_row_gradients):
+        assert_nothing_spilled(assembly(kernel, dtype, layer.OPTIONS, path, DROPS=True, D=WIDTH, BLOCK=1024))

@@ -1,11 +1,16 @@
 """The fused parts of a SamOut layer against float64, and what dropout drops."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from samout_train import build_model
-from samout_train.ops import samout_layer, use_kernels
+from samout_train.ops import kernels, samout_layer, use_kernels
 from samout_train.ops.samout_layer import blended, blended_reference, gated, gated_reference, operator
 
 SIZES = [(3, 7, 24), (1, 1, 1), (2, 65, 33), (5, 384)]
@@ -13,9 +18,17 @@ SIZES = [(3, 7, 24), (1, 1, 1), (2, 65, 33), (5, 384)]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
 
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # set before triton is imported: in a process of its own
+
+
 @pytest.fixture(autouse=True)
 def small_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samout_layer, "LEAST_ELEMENTS", 1)
+    monkeypatch.setattr(samout_layer, "LEAST_ELEMENTS", {"cpu": 1, "cuda": 1})
+    if INTERPRETED:
+        from samout_train.ops.samout_layer import cuda
+
+        monkeypatch.setattr(operator, "_kernels", lambda tensor: cuda)
+        monkeypatch.setitem(kernels.LIBRARIES, "cpu", kernels.LIBRARIES["cuda"])
 
 
 def difference(got: Tensor, want: Tensor) -> float:
@@ -115,8 +128,8 @@ def test_the_operators_pass_torchs_own_checks() -> None:
 def test_a_model_learns_the_same_with_and_without_the_kernels(precision: str) -> None:
     ids = torch.randint(0, 50, (4, 33), generator=torch.Generator().manual_seed(0))
     gradients: list[dict[str, Tensor]] = []
-    for kernels in ("auto", "reference"):
-        use_kernels(kernels)  # type: ignore[arg-type]
+    for choice in ("auto", "reference"):
+        use_kernels(choice)  # type: ignore[arg-type]
         torch.manual_seed(0)
         model = build_model("v8", vocab_size=50, hidden_size=48, num_heads=4, num_layers=3, dropout=0.0).train()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
@@ -128,3 +141,37 @@ def test_a_model_learns_the_same_with_and_without_the_kernels(precision: str) ->
     for name, gradient in gradients[0].items():
         worst = float((gradient - gradients[1][name]).norm() / scale)
         assert worst < (1e-5 if precision == "fp32" else 2e-2), name
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="both kernels run in the process of Triton's interpreter")
+@pytest.mark.parametrize("dropout", [0.0, 0.25, 1.0])
+def test_the_kernels_for_cuda_drop_and_compute_what_those_for_the_cpu_do(dropout: float) -> None:
+    from samout_train.ops.samout_layer import cpu, cuda
+
+    f, x, norm, grad = inputs((3, 7, 24), torch.float32)
+    given = (f.detach(), x.detach(), torch.tensor(0.3), norm.weight.detach())
+    seed = torch.tensor(2**61 + 12_345)
+    results = []
+    for module in (cpu, cuda):
+        y, statistics = torch.full_like(x, torch.nan), torch.full((2, 21), torch.nan)
+        module.blend(*given, norm.bias.detach(), norm.eps, dropout, seed, y, statistics)
+        grads = torch.full_like(f, torch.nan), torch.full_like(x, torch.nan), torch.full((49,), torch.nan)
+        module.blend_gradients(*given, statistics, dropout, seed, grad, *grads)
+        results.append((y, statistics, *grads))
+    assert 0.6 < float((results[0][2] != 0).float().mean()) < 0.9 or dropout != 0.25
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one == 0, other == 0)
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this process runs Triton's kernels already")
+@pytest.mark.slow
+def test_the_kernels_for_cuda_pass_in_tritons_interpreter() -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-q", str(Path(__file__))]
+    # The interpreter cuts bfloat16 off instead of rounding it.
+    command += ["-W", "ignore", "-k", "for_cuda or (gradients and not dtype1)"]
+    done = subprocess.run(
+        command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:]

@@ -45,17 +45,11 @@ def steps(*overrides: str, count: int = 10) -> Trainer:
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @compiling
 @pytest.mark.parametrize(
     "extra",
-    [
-        [],
-        *(
-            pytest.param([setting], marks=pytest.mark.nightly)
-            for setting in ("kernels=reference", "trainer.accumulate=2", "trainer.activation_checkpointing=true")
-        ),
-    ],
+    [[], ["kernels=reference"], ["trainer.accumulate=2"], ["trainer.activation_checkpointing=true"]],
     ids=["plain", "reference", "accumulate", "activation_checkpointing"],
 )
 def test_ten_compiled_steps_come_to_the_weights_of_ten_plain_ones(extra: list[str]) -> None:

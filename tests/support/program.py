@@ -9,7 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["hydra", "numba", "torch._dynamo", "samout_train.training.run", "matplotlib.figure"])
+context.set_forkserver_preload(
+    [
+        *("numba", "torch._dynamo", "torch.utils.tensorboard", "matplotlib.figure", "hydra._internal.hydra"),
+        *("samout_train.cli.train", "samout_train.training.run", "samout_train.training.callbacks.tensorboard"),
+    ]
+)
 
 
 def samout(

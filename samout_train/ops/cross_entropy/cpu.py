@@ -63,7 +63,7 @@ def _row(logits: Any, target: int, nats: Any, learns: bool) -> None:
 
 @compiled()
 def _largest(logits: Any) -> Any:
-    """The largest logit; NaN is passed over here, and comes back with the exponentials."""
+    """Return the largest logit; NaN is passed over here, and comes back with the exponentials."""
     lanes = np.full(LANES, -np.inf, np.float32)
     whole = len(logits) // LANES * LANES
     for start in range(0, whole, LANES):
@@ -81,7 +81,7 @@ def _keep_larger(logits: Any, lanes: Any) -> None:
 
 @compiled(fastmath={"contract"})
 def _exp(x: Any) -> Any:
-    """e^x for x of at most 0."""
+    """Return e^x for x of at most 0."""
     turns = x * LOG2_E + ROUNDING
     whole = turns - ROUNDING
     rest = x - whole * LN2_HIGH - whole * LN2_LOW

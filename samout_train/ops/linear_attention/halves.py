@@ -1,4 +1,4 @@
-"""What tokens of a chunk read of each other with one decay a channel: by halves of blocks, forward and backward.
+"""Scores between the tokens of a chunk with one decay a channel: by halves of blocks, forward and backward.
 
 A pair of tokens lies in the two halves of exactly one block of 2, 4, 8 ... tokens, and the log-decay between them is
 the sum from the earlier one to the middle (`until`) plus the sum from the middle to the later one (`since`):

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 from samout_train.ops.kernels import is_fused
 
 # Measured on two cores: with fewer elements, the overhead of an operator exceeds its gain.
-LEAST_ELEMENTS = 2**17
+LEAST_ELEMENTS = {"cpu": 2**17, "cuda": 1}
+FUSED = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+MOST_WIDTH = 2**14  # of a blend: a program on CUDA has a whole position in registers
 MOST_ROWS = 8  # rows of a step; with more, matrix products are faster
 
 
@@ -40,13 +42,17 @@ def blended(f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, norm: nn.LayerNorm, dro
         norm: A norm over the last dimension, with weight and bias.
         dropout: Probability of dropping an element of f, by torch's random state; 0 outside training.
     """
-    if not (_takes(f_BTD) and x_BTD.dtype == torch.float32):
+    if not (_takes(f_BTD) and x_BTD.dtype == torch.float32 and x_BTD.shape[-1] <= MOST_WIDTH):
         return blended_reference(f_BTD, x_BTD, alpha, norm.weight, norm.bias, norm.eps, dropout)
     from samout_train.ops.samout_layer import operator
 
-    seed = torch.tensor(0)
+    device = x_BTD.device
     if dropout:
-        seed = torch.randint(2**62, ())
+        seed = torch.randint(2**62, (), device=device)
+    elif device.type == "cpu":
+        seed = torch.tensor(0)
+    else:
+        seed = torch.empty((), dtype=torch.int64, device=device)  # read by nothing
     parameters = (alpha, norm.weight, norm.bias)
     return operator.blended(f_BTD.contiguous(), x_BTD.contiguous(), *parameters, norm.eps, dropout, seed)[0]
 
@@ -87,12 +93,13 @@ def step(x_BD: Tensor, state_BD: Tensor, *of_layer: Any) -> tuple[Tensor, Tensor
 
 def _takes(*tensors: Tensor) -> bool:
     first = tensors[0]
+    device = first.device.type
+    if device not in LEAST_ELEMENTS or first.numel() < LEAST_ELEMENTS[device]:
+        return False
     return (
-        first.device.type == "cpu"
-        and first.numel() >= LEAST_ELEMENTS
-        and first.dtype in (torch.float32, torch.bfloat16)
+        first.dtype in FUSED[device]
         and all(tensor.dtype == first.dtype for tensor in tensors)
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and is_fused("cpu", first.dtype)
+        and is_fused(device, first.dtype)
     )

@@ -2,19 +2,19 @@
 
 # B batch, T time, D width, F inner width
 
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from samout_train.ops.samout_layer import cpu
 
 
 @torch.library.custom_op("samout_train::gated", mutates_args=())
 def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
     """Return samout_train.ops.samout_layer.gated of contiguous tensors."""
     y_BTF = torch.empty_like(up_BTF)
-    cpu.gate(up_BTF, gate_BTF, y_BTF)
+    _kernels(up_BTF).gate(up_BTF, gate_BTF, y_BTF)
     return y_BTF
 
 
@@ -26,7 +26,7 @@ def _(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
 @torch.library.custom_op("samout_train::gated_backward", mutates_args=())
 def _gated_backward(up_BTF: Tensor, gate_BTF: Tensor, grad_BTF: Tensor) -> tuple[Tensor, Tensor]:
     grads = torch.empty_like(up_BTF), torch.empty_like(gate_BTF)
-    cpu.gate_gradients(up_BTF, gate_BTF, grad_BTF, *grads)
+    _kernels(up_BTF).gate_gradients(up_BTF, gate_BTF, grad_BTF, *grads)
     return grads
 
 
@@ -60,7 +60,7 @@ def blended(
 ) -> tuple[Tensor, Tensor]:
     """Return y (B, T, D) and, for the backward pass, mean and inverse standard deviation of each position (2, B T)."""
     y_BTD, statistics = torch.empty_like(x_BTD), x_BTD.new_empty(2, x_BTD.numel() // x_BTD.shape[-1])
-    cpu.blend(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed, y_BTD, statistics)
+    _kernels(x_BTD).blend(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed, y_BTD, statistics)
     return y_BTD, statistics
 
 
@@ -91,7 +91,7 @@ def _blended_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of f, of x, and of weight, bias and alpha in one tensor (2 D + 1)."""
     grads = _blended_gradients(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD)
-    cpu.blend_gradients(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD, *grads)
+    _kernels(x_BTD).blend_gradients(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD, *grads)
     return grads
 
 
@@ -113,6 +113,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     f_BTD, x_BTD, alpha, weight_D, _, _, ctx.dropout, seed = inputs
     ctx.save_for_backward(f_BTD, x_BTD, alpha, weight_D, output[1], seed)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or zeros are made for the statistics
 
 
 def _through_blend(ctx: Any, grad_BTD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
@@ -124,3 +125,7 @@ def _through_blend(ctx: Any, grad_BTD: Tensor, _: Tensor) -> tuple[Tensor | None
 
 
 blended.register_autograd(_through_blend, setup_context=_keep)
+
+
+def _kernels(tensor: Tensor) -> ModuleType:
+    return import_module(f"samout_train.ops.samout_layer.{tensor.device.type}")

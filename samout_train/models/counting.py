@@ -1,0 +1,130 @@
+"""A maximum that counts: row-normalised max-plus blocks.
+
+    A_t[i, j] = L_t[i, j] - max over j of L_t[i, j],     L_t = W x_t + b, an n x n matrix for each block
+    m_t[i]    = max over j of (A_t[i, j] + m_{t-1}[j]),  m_0 learned
+    u_t       = (e_t v_t + c_t) v_t,                     v_t = m_t - the mean of its block
+
+Why an elementwise maximum cannot count: m_t = max(m_{t-1} + a_t, d_t) is monotone in m_{t-1}. Two states keep their
+order for good, and parity has to swap them. In a block, two entries can change places.
+
+When it copies exactly: the largest entry of each row of A is 0. Say it stands in column k, and let r be the range of
+m_{t-1} in this block, its largest less its smallest entry. If every other entry of the row lies below -r, then
+A[i, j] + m_{t-1}[j] < m_{t-1}[k] for all j != k, so m_t[i] = 0 + m_{t-1}[k], which is exact in any floating-point type.
+A token whose rows all do this permutes the block (or copies entries), bit for bit, for any number of tokens.
+
+Why it cannot grow: A <= 0, and each row has a 0, so min m_{t-1} <= m_t[i] <= max m_{t-1}. The state stays in the range
+of m_0, whatever the length.
+
+Training: where few entries compete, the gradient of a maximum reaches too few of them. At a temperature tau above 0,
+both maxima are tau logsumexp(. / tau), the normalising one too, or the state would drift. tau is held until the task is
+learned, then falls to 0 in a line; evaluation is always at 0.
+
+Source: the recurrence itself, in ops/block_scan; max-plus matrices: Baccelli et al., Synchronization and Linearity
+(1992); a temperature on tropical networks is that of the log semiring.
+"""
+
+# B batch, T time, D width of the input, C channels = N G, N entries a block, G blocks, P packed: the streams side by
+# side
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from samout_train.config import NonNegative, Range, Share, validated
+from samout_train.models.layers import Linear
+from samout_train.ops.block_scan import block_mix
+
+Entries = Range(2, 64)
+
+
+class CountingMaximum(nn.Module):
+    """A mixer of row-normalised max-plus blocks.
+
+    Args:
+        hidden_size: Width D of the input, and of the output where `channels` is None.
+        num_heads: Accepted as V8 accepts it; changes nothing.
+        entries: Entries n of a block: 2 for parity, 3 for the permutations of three, 5 for those of five.
+        temperature: In training, at the start; 0 for the hard maximum throughout.
+        temperature_held: Up to this share of the run the temperature stays as it is.
+        temperature_zero: From this share of the run on it is 0.
+        channels: Width C of the output; entries divide it.
+
+    Raises:
+        ValueError: if entries do not divide the channels, or the temperature would be 0 before it falls.
+    """
+
+    branches: ClassVar[Mapping[str, int]] = {"e": 0, "c": 1}
+    temperature: Tensor
+
+    @validated
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_heads: int,
+        entries: Annotated[int, Entries] = 2,
+        temperature: Annotated[float, NonNegative] = 1.0,
+        temperature_held: Annotated[float, Share] = 0.5,
+        temperature_zero: Annotated[float, Share] = 0.9,
+        channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = channels or hidden_size
+        if self.channels % entries:
+            raise ValueError(f"entries ({entries}) must divide the {self.channels} channels of the mixer")
+        if temperature_zero < temperature_held:
+            raise ValueError(
+                f"temperature_zero ({temperature_zero}) must be at least temperature_held ({temperature_held})"
+            )
+        self.entries = entries
+        self.schedule = temperature, temperature_held, temperature_zero
+        # A tensor, so that a compiled graph holds no number that changes. The step decides it: no checkpoint has it.
+        self.register_buffer("temperature", torch.tensor(temperature, dtype=torch.float32), persistent=False)
+        streams = 2 + entries
+        self.projection = Linear(hidden_size, streams * self.channels, parts=[self.channels] * streams)
+        self.start_C = nn.Parameter(torch.randn(self.channels))
+        nn.init.zeros_(self.projection.bias)
+        with torch.no_grad():
+            self.projection.weight[2 * self.channels :].normal_(0, hidden_size**-0.5)
+
+    def anneal(self, share: float) -> float:
+        """Set the temperature for a share of the run, from 0 to 1, and return it."""
+        first, held, zero = self.schedule
+        if share <= held:
+            left = 1.0
+        elif share >= zero:
+            left = 0.0
+        else:
+            left = (zero - share) / (zero - held)
+        self.temperature.fill_(first * left)
+        return first * left
+
+    def forward(self, x_BTD: Tensor, state_BC: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mix (B, T, D) into (B, T, C); the state (B, C) is m."""
+        return self.mix(self.project(x_BTD), state_BC)
+
+    def project(self, x_BTD: Tensor) -> Tensor:
+        """Return the streams e, c and L, side by side: (B, T, (2 + n) C)."""
+        packed_BTP: Tensor = self.projection(x_BTD)
+        return packed_BTP
+
+    def mix(self, packed_BTP: Tensor, state_BC: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what becomes of the streams, and the next state."""
+        if state_BC is None:
+            start_C = self.start_C.to(torch.promote_types(self.start_C.dtype, torch.float32))
+            state_BC = start_C.expand(len(packed_BTP), -1)
+        temperature = None
+        if self.training:
+            temperature = self.temperature
+        y_BTC, state_BNG = block_mix(packed_BTP, state_BC.unflatten(1, (self.entries, -1)), temperature)
+        return y_BTC, state_BNG.flatten(1)
+
+    def forward_flops_per_token(self) -> int:
+        """Return the operations of the product for one token."""
+        return 2 * self.projection.in_features * self.projection.out_features
+
+    def state_bytes(self, length: int) -> int:
+        """Return the bytes of a state: one float32 per channel, whatever the length."""
+        return 4 * self.channels

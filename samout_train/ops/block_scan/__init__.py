@@ -1,0 +1,49 @@
+"""The recurrence of row-normalised max-plus blocks, which can count: alone fused with what a mixer makes of it."""
+
+# B batch, T time, D width, P packed: the streams side by side, N entries a block, G blocks, D = N G
+
+import torch
+from torch import Tensor
+
+from samout_train.ops.block_scan import reference
+from samout_train.ops.kernels import is_fused
+
+__all__ = ["block_mix"]
+
+MOST_ENTRIES = 8  # of a block that the fused kernel takes: each size is compiled by itself
+
+
+def block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Run the recurrence of `samout_train.ops.block_scan.reference` along time, with carried state.
+
+    Args:
+        packed_BTP: The streams e, c (D each) and L side by side, P = (2 + N) D; T at least 1. Entry i of block g is
+            channel i G + g, and L[i, j] of it lies at (i N + j) G + g.
+        state_BNG: The state so far.
+        temperature: 0-d; None for 0, the hard maximum. A tensor, so that a compiled graph holds no number
+            that changes.
+
+    Returns:
+        (y_BTD, state_BNG): y in the dtype of packed_BTP, the state after the last token, at least float32.
+
+    Raises:
+        ValueError: if T is 0, or shapes disagree.
+    """
+    batch, time, packed_width = packed_BTP.shape
+    size, blocks = state_BNG.shape[1:]
+    wanted = (2 + size) * size * blocks
+    if time == 0 or packed_width != wanted or len(state_BNG) != batch:
+        raise ValueError(
+            f"the input {tuple(packed_BTP.shape)} must have T at least 1, the batch of the state "
+            f"{tuple(state_BNG.shape)} and a width of {wanted}"
+        )
+    if size > MOST_ENTRIES or packed_BTP.device.type != "cpu" or not is_fused("cpu", packed_BTP.dtype):
+        at = 0.0
+        if temperature is not None:
+            at = float(temperature)
+        return reference.block_mix(packed_BTP, state_BNG, at)
+    from samout_train.ops.block_scan.operator import fused_block_mix
+
+    if temperature is None:
+        temperature = torch.zeros(())
+    return fused_block_mix(packed_BTP, state_BNG.to(torch.float32), temperature)

@@ -1,0 +1,92 @@
+"""The fused kernels of max-plus blocks as torch operators, so that autograd and torch.compile know them.
+
+Saved for the backward pass are the inputs and the state before every few rows. There is no second derivative.
+"""
+
+# B batch, T time, P packed: the streams side by side, N entries a block, G blocks, D = N G, R blocks of rows
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROWS_A_CARRY = 64
+
+
+def fused_block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """See samout_train.ops.block_scan.block_mix; the state is float32."""
+    given = (packed_BTP.contiguous(), state_BNG.contiguous(), temperature)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        y_BTD, last_BNG, _ = _block_mix(*given)
+        return y_BTD, last_BNG
+    return _forward(*given)[:2]
+
+
+def _forward(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    from samout_train.ops.block_scan import cpu
+
+    outputs = _outputs(packed_BTP, state_BNG, temperature)
+    cpu.forward(packed_BTP, state_BNG, float(temperature), *outputs)
+    return outputs
+
+
+@torch.library.custom_op("samout_train::block_mix", mutates_args=())
+def _block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """y (B, T, D), the last state (B, N, G), and the state before every few rows (B, R, N, G)."""
+    return _forward(packed_BTP, state_BNG, temperature)
+
+
+@_block_mix.register_fake
+def _outputs(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    batch, time, _ = packed_BTP.shape
+    _, size, blocks = state_BNG.shape
+    return (
+        packed_BTP.new_empty(batch, time, size * blocks),
+        torch.empty_like(state_BNG),
+        state_BNG.new_empty(batch, -(-time // ROWS_A_CARRY), size, blocks),
+    )
+
+
+@torch.library.custom_op("samout_train::block_mix_backward", mutates_args=())
+def _block_mix_backward(
+    packed_BTP: Tensor, carries_BRNG: Tensor, temperature: Tensor, grad_y_BTD: Tensor, grad_last_BNG: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the packed streams and of the first state."""
+    from samout_train.ops.block_scan import cpu
+
+    grads = _gradients(packed_BTP, carries_BRNG, temperature, grad_y_BTD, grad_last_BNG)
+    cpu.backward(packed_BTP, carries_BRNG, float(temperature), grad_y_BTD, grad_last_BNG, *grads)
+    return grads
+
+
+@_block_mix_backward.register_fake
+def _gradients(
+    packed_BTP: Tensor, carries_BRNG: Tensor, temperature: Tensor, grad_y_BTD: Tensor, grad_last_BNG: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(packed_BTP), torch.empty_like(grad_last_BNG)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    packed_BTP, _, temperature = inputs
+    y_BTD, last_BNG, carries_BRNG = output
+    # A copy: the temperature is changed in place from step to step.
+    ctx.save_for_backward(packed_BTP, carries_BRNG, temperature.clone())
+    ctx.mark_non_differentiable(carries_BRNG)
+    ctx.set_materialize_grads(False)
+    ctx.shapes = y_BTD.shape, last_BNG.shape
+
+
+def _backward(ctx: Any, grad_y_BTD: Tensor | None, grad_last_BNG: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    packed_BTP, carries_BRNG, temperature = ctx.saved_tensors
+    shape_BTD, shape_BNG = ctx.shapes
+    if grad_y_BTD is None:
+        grad_y_BTD = packed_BTP.new_zeros(shape_BTD)
+    if grad_last_BNG is None:
+        grad_last_BNG = carries_BRNG.new_zeros(shape_BNG)
+    grads = _block_mix_backward(
+        packed_BTP, carries_BRNG, temperature, grad_y_BTD.contiguous(), grad_last_BNG.contiguous()
+    )
+    return *grads, None
+
+
+_block_mix.register_autograd(_backward, setup_context=_setup_context)

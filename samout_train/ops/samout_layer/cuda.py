@@ -1,0 +1,127 @@
+"""The parts of a SamOut layer on CUDA, in float32, bfloat16 and float16. Needs triton.
+
+All is computed in float32. Dropout keeps the elements that cpu.py keeps for the same seed. Gradients of weight, bias
+and alpha are sums of a fixed number of programs, so that the same input gives the same bits.
+"""
+
+# B batch, T time, D width, F inner width
+
+import torch
+import triton
+from torch import Tensor
+
+from samout_train.ops.samout_layer.triton import (
+    blend_row,
+    blend_row_gradients,
+    gate_element_gradients,
+    gate_elements,
+)
+
+ELEMENTS = 2048  # of a program of the gate: sixteen a thread
+PROGRAMS = 528  # of the blend's gradients: four for each multiprocessor of an H100 or H200
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+
+
+def gate(up_BTF: Tensor, gate_BTF: Tensor, y_BTF: Tensor) -> None:
+    """Fill y_BTF with up * relu(gate)."""
+    count = y_BTF.numel()
+    with torch.cuda.device_of(y_BTF):
+        gate_elements[(triton.cdiv(count, ELEMENTS),)](up_BTF, gate_BTF, y_BTF, count, BLOCK=ELEMENTS, **OPTIONS)
+
+
+def gate_gradients(
+    up_BTF: Tensor, gate_BTF: Tensor, grad_BTF: Tensor, grad_up_BTF: Tensor, grad_gate_BTF: Tensor
+) -> None:
+    """Fill the last two."""
+    count = grad_BTF.numel()
+    with torch.cuda.device_of(grad_BTF):
+        gate_element_gradients[(triton.cdiv(count, ELEMENTS),)](
+            up_BTF, gate_BTF, grad_BTF, grad_up_BTF, grad_gate_BTF, count, BLOCK=ELEMENTS, **OPTIONS
+        )
+
+
+def blend(
+    f_BTD: Tensor,
+    x_BTD: Tensor,
+    alpha: Tensor,
+    weight_D: Tensor,
+    bias_D: Tensor,
+    eps: float,
+    dropout: float,
+    seed: Tensor,
+    y_BTD: Tensor,
+    statistics: Tensor,
+) -> None:
+    """Fill y_BTD with LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, and mean and inverse deviation (2, N)."""
+    width = weight_D.numel()
+    positions = x_BTD.numel() // width
+    kept, threshold = _dropping(dropout)
+    with torch.cuda.device_of(x_BTD):
+        blend_row[(positions,)](
+            f_BTD,
+            x_BTD,
+            alpha,
+            weight_D,
+            bias_D,
+            seed,
+            y_BTD,
+            statistics,
+            positions,
+            kept,
+            threshold,
+            eps,
+            DROPS=dropout > 0,
+            D=width,
+            BLOCK=triton.next_power_of_2(width),
+            **OPTIONS,
+        )
+
+
+def blend_gradients(
+    f_BTD: Tensor,
+    x_BTD: Tensor,
+    alpha: Tensor,
+    weight_D: Tensor,
+    statistics: Tensor,
+    dropout: float,
+    seed: Tensor,
+    grad_BTD: Tensor,
+    grad_f_BTD: Tensor,
+    grad_x_BTD: Tensor,
+    grad_others: Tensor,
+) -> None:
+    """Fill the last three: the gradients of weight, bias and alpha lie behind one another."""
+    width = weight_D.numel()
+    positions = x_BTD.numel() // width
+    kept, threshold = _dropping(dropout)
+    programs = min(positions, PROGRAMS)
+    partial = grad_others.new_empty(programs, grad_others.numel())
+    with torch.cuda.device_of(x_BTD):
+        blend_row_gradients[(programs,)](
+            f_BTD,
+            x_BTD,
+            alpha,
+            weight_D,
+            statistics,
+            seed,
+            grad_BTD,
+            grad_f_BTD,
+            grad_x_BTD,
+            partial,
+            positions,
+            kept,
+            threshold,
+            DROPS=dropout > 0,
+            D=width,
+            BLOCK=triton.next_power_of_2(width),
+            **OPTIONS,
+        )
+    torch.sum(partial, 0, out=grad_others)
+
+
+def _dropping(dropout: float) -> tuple[float, int]:
+    """Return the factor on what is kept, and below which of 2^32 an element is dropped."""
+    kept = 0.0
+    if dropout < 1:
+        kept = 1 / (1 - dropout)
+    return kept, min(round(dropout * 2**32), 2**32 - 1)

@@ -1,0 +1,127 @@
+"""The parts of a SamOut layer on CUDA in Triton's language, as cpu.py has them for the CPU. cuda.py calls them."""
+
+# D width, N positions
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def gate_elements(up, gate, y, count, BLOCK: tl.constexpr):
+    """Store up * relu(gate) of BLOCK elements. A gate of NaN is not closed."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    opened = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
+    given = tl.load(up + place, mask=inside, other=0.0).to(tl.float32)
+    out = given * tl.where(opened <= 0, 0.0, opened)
+    tl.store(y + place, out.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gate_element_gradients(up, gate, grad, grad_up, grad_gate, count, BLOCK: tl.constexpr):
+    """Store the gradients of BLOCK elements of both."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    opened = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
+    given = tl.load(up + place, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+    closed = opened <= 0
+    tl.store(grad_up + place, tl.where(closed, 0.0, g * opened).to(grad_up.dtype.element_ty), mask=inside)
+    tl.store(grad_gate + place, tl.where(closed, 0.0, g * given).to(grad_gate.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _factors(seed, places, kept, threshold):
+    """Return the factors of dropout of elements: 0, or the scale of those that are kept; as cpu.py has them."""
+    low = (seed & 0xFFFFFFFF).to(tl.uint32)
+    stride = (seed >> 32).to(tl.uint32) | tl.full((), 1, tl.uint32)
+    bits = places.to(tl.uint32) * stride + low
+    bits = (bits ^ (bits >> 16)) * 0x7FEB352D  # a mixing function of 32 bits (Wellons, "lowbias32")
+    bits = (bits ^ (bits >> 15)) * 0x846CA68B
+    bits = bits ^ (bits >> 16)
+    return tl.where(bits.to(tl.int64) < threshold, 0.0, kept)
+
+
+@triton.jit
+def blend_row(
+    f,
+    x,
+    alpha,
+    weight,
+    bias,
+    seed,
+    y,
+    statistics,
+    positions,
+    kept,
+    threshold,
+    eps,
+    DROPS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Store one position of LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, its mean and inverse deviation."""
+    n, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    at, inside, share = n * D, columns < D, tl.load(alpha)
+    fed = tl.load(f + at + columns, mask=inside, other=0.0).to(tl.float32)
+    residual = tl.load(x + at + columns, mask=inside, other=0.0)
+    if DROPS:
+        fed = fed * _factors(tl.load(seed), at + columns, kept, threshold)
+    z = share * fed + (1 - share) * residual
+    mean = tl.sum(z, 0) / D
+    centred = tl.where(inside, z - mean, 0.0)
+    inverse = 1 / tl.sqrt(tl.sum(centred * centred, 0) / D + eps)
+    scale = tl.load(weight + columns, mask=inside, other=0.0)
+    out = centred * inverse * scale + tl.load(bias + columns, mask=inside, other=0.0) + residual
+    tl.store(y + at + columns, out, mask=inside)
+    tl.store(statistics + n, mean)
+    tl.store(statistics + positions + n, inverse)
+
+
+@triton.jit
+def blend_row_gradients(
+    f,
+    x,
+    alpha,
+    weight,
+    statistics,
+    seed,
+    grad,
+    grad_f,
+    grad_x,
+    partial,
+    positions,
+    kept,
+    threshold,
+    DROPS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Store the gradients of some positions, and their sums for weight, bias and alpha in a row of its own."""
+    program, columns = tl.program_id(0), tl.arange(0, BLOCK)
+    inside, share = columns < D, tl.load(alpha)
+    scale = tl.load(weight + columns, mask=inside, other=0.0)
+    for_weight, for_bias = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    for_alpha = tl.zeros((BLOCK,), tl.float32)
+    for position in range(program, positions, tl.num_programs(0)):
+        at = position * tl.full((), D, tl.int64)
+        fed = tl.load(f + at + columns, mask=inside, other=0.0).to(tl.float32)
+        residual = tl.load(x + at + columns, mask=inside, other=0.0)
+        g = tl.load(grad + at + columns, mask=inside, other=0.0)
+        factor = tl.full((BLOCK,), 1.0, tl.float32)
+        if DROPS:
+            factor = _factors(tl.load(seed), at + columns, kept, threshold)
+        fed = fed * factor
+        mean, inverse = tl.load(statistics + position), tl.load(statistics + positions + position)
+        unit = tl.where(inside, (share * fed + (1 - share) * residual - mean) * inverse, 0.0)
+        for_weight += g * unit
+        for_bias += g
+        scaled = g * scale
+        through = inverse * (scaled - tl.sum(scaled, 0) / D - unit * (tl.sum(scaled * unit, 0) / D))
+        tl.store(grad_f + at + columns, (share * through * factor).to(grad_f.dtype.element_ty), mask=inside)
+        tl.store(grad_x + at + columns, (1 - share) * through + g, mask=inside)
+        for_alpha += tl.where(inside, through * (fed - residual), 0.0)
+    row = partial + program * (2 * D + 1)
+    tl.store(row + columns, for_weight, mask=inside)
+    tl.store(row + D + columns, for_bias, mask=inside)
+    tl.store(row + 2 * D, tl.sum(for_alpha, 0))

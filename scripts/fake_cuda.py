@@ -1,0 +1,153 @@
+"""CUDA tensors without CUDA: fake ones, with autograd and autocast, in a torch that was built without it.
+
+A fake tensor has a shape, a dtype and a device, and nothing in it. torch's autograd asks for streams of the device,
+which a torch for CPUs lacks. A library that answers is compiled here, with g++ and torch's headers, and loaded: so
+import this before torch, in a process of its own.
+"""
+
+import ctypes
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock, patch
+
+GUARD = """
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <optional>
+struct Guard : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
+  c10::Device device() const { return c10::Device(c10::DeviceType::CUDA, 0); }
+  c10::Stream stream() const { return c10::Stream(c10::Stream::DEFAULT, device()); }
+  c10::Device exchangeDevice(c10::Device) const override { return device(); }
+  c10::Device getDevice() const override { return device(); }
+  c10::Stream getStream(c10::Device) const noexcept override { return stream(); }
+  c10::Stream exchangeStream(c10::Stream) const noexcept override { return stream(); }
+  void record(void**, const c10::Stream&, const c10::DeviceIndex, const c10::EventFlag) const override {}
+  void block(void*, const c10::Stream&) const override {}
+  bool queryEvent(void*) const override { return true; }
+  void destroyEvent(void*, const c10::DeviceIndex) const noexcept override {}
+};
+C10_REGISTER_GUARD_IMPL(CUDA, Guard);
+// Loaded before torch's own functions of these names, these are the ones that are called.
+namespace at::accelerator {
+std::optional<c10::DeviceType> getAccelerator(bool) { return c10::DeviceType::CUDA; }
+bool isAccelerator(c10::DeviceType type) { return type == c10::DeviceType::CUDA; }
+} // namespace at::accelerator
+namespace at {
+struct CUDAHooksInterface;
+static long yes() { return 1; }
+namespace detail {
+const CUDAHooksInterface& getCUDAHooks() {  // each of its methods returns 1 or true
+  static void* methods[128];
+  static void** object = methods;
+  for (auto& method : methods) method = reinterpret_cast<void*>(&yes);
+  return *reinterpret_cast<const CUDAHooksInterface*>(&object);
+}
+} // namespace detail
+} // namespace at
+"""
+
+
+def _load_guard() -> None:
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None and spec.origin is not None and "torch" not in sys.modules, "import this before torch"
+    root = Path(spec.origin).parent
+    if list((root / "lib").glob("libtorch_cuda*")):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "guard.cpp", Path(folder) / "guard.so"
+        source.write_text(GUARD)
+        command = ["g++", "-std=c++20", "-shared", "-fPIC", f"-I{root / 'include'}", source, "-o", library]
+        subprocess.run(command, check=True)
+        ctypes.CDLL(str(root / "lib" / "libc10.so"), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+
+
+_load_guard()
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+DEVICE = torch.device("cuda:0")
+# Operations that launch nothing: they make room, or look at what is there in another way.
+NO_LAUNCH = {
+    "device",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "detach",
+    "alias",
+    "lift_fresh",
+}
+NO_LAUNCH |= {"view", "_unsafe_view", "unsafe_chunk", "reshape", "_reshape_alias", "expand", "slice", "select", "split"}
+NO_LAUNCH |= {"split_with_sizes", "t", "transpose", "permute", "squeeze", "unsqueeze", "unbind", "as_strided", "chunk"}
+# What makes the host wait for the device, or its next operations depend on what is in a tensor.
+WAITS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "bincount"}
+
+
+class Operations(TorchDispatchMode):
+    """All operations that are dispatched, in their order: name and shapes.
+
+    Attributes:
+        all: Each with the shapes of its results.
+        launches: Names of those that launch a kernel.
+        waits: Those that the host would wait in, or whose results' shapes depend on data.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
+        self.launches: list[str] = []
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Record, and do it."""
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        given = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
+        on_device = [tensor for tensor in results + given if tensor.device.type == DEVICE.type]
+        self.all.append((name, tuple(tuple(tensor.shape) for tensor in results)))
+        if name in WAITS and any(tensor.device.type == DEVICE.type for tensor in given):
+            self.waits.append(name)
+        if name not in NO_LAUNCH and on_device:
+            self.launches.append(name)
+        return result
+
+
+def on_fake_device(model: nn.Module) -> nn.Module:
+    """Replace a model's tensors by fake ones on CUDA; called inside `faking`."""
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                like = torch.empty(parameter.shape, dtype=parameter.dtype, device=DEVICE)
+                module._parameters[name] = nn.Parameter(like, requires_grad=parameter.requires_grad)
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=DEVICE)
+    return model
+
+
+@contextmanager
+def faking() -> Iterator[None]:
+    """Make every new tensor a fake one, and stand in for what a training step asks of CUDA beside tensors."""
+    with ExitStack() as patches:
+        if torch.version.cuda is None:
+            patches.enter_context(patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
+            patches.enter_context(patch.object(torch.cuda, "Event", MagicMock))
+            patches.enter_context(patch.object(torch.cuda, "current_stream", MagicMock()))
+            patches.enter_context(patch.object(torch.cuda, "get_rng_state", lambda device: None))
+            patches.enter_context(patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: True))
+        # torch takes its foreach kernels for plain tensors only, which these stand for.
+        patches.enter_context(patch.object(torch.nn.utils.clip_grad, "_has_foreach_support", lambda *_: True))
+        patches.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        yield

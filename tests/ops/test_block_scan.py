@@ -1,0 +1,143 @@
+"""Max-plus blocks: the fused kernels against the reference, permutations to the bit, and the operator's rules."""
+
+from itertools import permutations
+
+import pytest
+import torch
+from torch import Tensor
+
+from samout_train.ops.block_scan import block_mix, reference
+from samout_train.ops.block_scan.operator import _block_mix
+from samout_train.ops.numba_support import vector_exp, vector_log
+
+# Relative in norm to float64: sums in float32 of up to 131 rows, and one rounding of each value to what is stored.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
+
+
+def inputs(size: int, *, batch: int = 2, time: int = 131, blocks: int = 21) -> tuple[Tensor, Tensor]:
+    """Streams and state on a grid of eighths, so that ties are many and sums exact."""
+    generator = torch.Generator().manual_seed(size)
+    packed_BTP = torch.randint(-16, 17, (batch, time, (2 + size) * size * blocks), generator=generator) / 8
+    return packed_BTP, torch.randint(-16, 17, (batch, size, blocks), generator=generator) / 8
+
+
+def off(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted).norm() / wanted.norm())
+
+
+def both(packed_BTP: Tensor, state_BNG: Tensor, temperature: float, *, exact: bool) -> list[Tensor]:
+    """The outputs and the gradients of a fixed sum of them."""
+    packed_BTP, state_BNG = packed_BTP.detach().requires_grad_(), state_BNG.detach().requires_grad_()
+    if exact:
+        outputs = reference.block_mix(packed_BTP, state_BNG, temperature)
+    else:
+        outputs = block_mix(packed_BTP, state_BNG, torch.tensor(temperature))
+    generator = torch.Generator().manual_seed(1)
+    grads = [torch.randn(output.shape, generator=generator).to(output.dtype) for output in outputs]
+    of_inputs = torch.autograd.grad(outputs, (packed_BTP, state_BNG), grads)
+    return [*(output.detach() for output in outputs), *of_inputs]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 0.05])
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_values_and_gradients_are_those_in_float64(size: int, temperature: float, dtype: torch.dtype) -> None:
+    packed_BTP, state_BNG = inputs(size)
+    found = both(packed_BTP.to(dtype), state_BNG, temperature, exact=False)
+    wanted = both(packed_BTP.double(), state_BNG.double(), temperature, exact=True)
+    assert found[0].dtype == dtype and found[1].dtype == torch.float32
+    for one, other in zip(found, wanted, strict=True):
+        assert off(one, other) < TOLERANCE[dtype]
+    if not temperature:  # the state is chosen among sums that are exact
+        assert torch.equal(found[1].double(), wanted[1])
+
+
+def test_hard_maxima_follow_an_example_by_hand() -> None:
+    # One block of two: the first token lets the entries change places, the second copies the first into both, 1 below
+    # for the second's own; e = 0 and c = 1, so y is m less its mean.
+    logits = [[0.0, 9.0, 9.0, 0.0], [5.0, 0.0, 2.0, 1.0]]  # L[0,0], L[0,1], L[1,0], L[1,1]
+    packed_BTP = torch.tensor([[[0.0, 0.0, 1.0, 1.0, *row] for row in logits]])
+    y_BTD, state_BNG = block_mix(packed_BTP, torch.tensor([[[1.0], [3.0]]]))
+    assert state_BNG.flatten().tolist() == [3.0, 3.0]
+    assert y_BTD.tolist() == [[[1.0, -1.0], [0.0, 0.0]]]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_permutations_give_the_entries_back_bit_for_bit(dtype: torch.dtype) -> None:
+    size, time = 3, 2000
+    generator = torch.Generator().manual_seed(0)
+    start_BNG = torch.randn(1, size, 1, generator=generator)
+    orders = list(permutations(range(size)))
+    chosen = torch.randint(len(orders), (time,), generator=generator).tolist()
+    packed_BTP = torch.zeros(1, time, (2 + size) * size)
+    places = list(range(size))
+    for t, number in enumerate(chosen):
+        for i, j in enumerate(orders[number]):
+            packed_BTP[0, t, 2 * size + i * size + j] = 40.0
+        places = [places[j] for j in orders[number]]
+    _, state_BNG = block_mix(packed_BTP.to(dtype), start_BNG)
+    assert torch.equal(state_BNG, start_BNG[:, places])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_hard_state_stays_in_the_range_of_the_first(temperature: float) -> None:
+    packed_BTP, state_BNG = inputs(3, time=500)
+    _, last_BNG = block_mix(packed_BTP, state_BNG, torch.tensor(temperature))
+    if not temperature:
+        assert bool((last_BNG.amax(1) <= state_BNG.amax(1)).all() and (last_BNG.amin(1) >= state_BNG.amin(1)).all())
+    else:  # the weights of a row add up to one, so a convex mean of exponentials lies between them
+        assert bool((last_BNG.amax(1) <= state_BNG.amax(1) + 1e-4).all())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_chunks_with_carried_state_are_the_whole(temperature: float) -> None:
+    packed_BTP, state_BNG = inputs(2)
+    whole_BTD, last_BNG = block_mix(packed_BTP, state_BNG, torch.tensor(temperature))
+    pieces = []
+    for piece in packed_BTP.split([1, 63, 67], dim=1):
+        y_BTD, state_BNG = block_mix(piece, state_BNG, torch.tensor(temperature))
+        pieces.append(y_BTD)
+    assert torch.equal(torch.cat(pieces, dim=1), whole_BTD) and torch.equal(state_BNG, last_BNG)
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    packed_BTP, state_BNG = inputs(2, batch=3, blocks=70)
+    one = both(packed_BTP, state_BNG, 0.7, exact=False)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        two = both(packed_BTP, state_BNG, 0.7, exact=False)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_not_a_number_stays_from_where_it_enters() -> None:
+    packed_BTP, state_BNG = inputs(2, batch=1, time=9, blocks=2)
+    packed_BTP[0, 4, 8] = float("nan")  # L[0, 0] of the first block
+    y_BTD, last_BNG = block_mix(packed_BTP, state_BNG)
+    assert not y_BTD[0, :4].isnan().any() and last_BNG[0, 0, 0].isnan()
+    assert not last_BNG[0, :, 1].isnan().any()
+
+
+def test_a_wrong_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="width of 16"):
+        block_mix(torch.zeros(1, 3, 15), torch.zeros(1, 2, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_operator_keeps_to_the_rules_of_torch(temperature: float) -> None:
+    packed_BTP, state_BNG = inputs(2, time=5, blocks=3)
+    given = (packed_BTP.requires_grad_(), state_BNG.requires_grad_(), torch.tensor(temperature))
+    torch.library.opcheck(_block_mix, given)
+
+
+def test_exponentials_and_logarithms_are_those_of_torch() -> None:
+    below = torch.linspace(-87, 0, 5001)
+    found = torch.tensor([vector_exp(x) for x in below.numpy()])
+    assert ((found.double() / below.double().exp() - 1).abs() < 3e-7).all()
+    above = torch.linspace(1e-3, 64, 5001)
+    found = torch.tensor([vector_log(x) for x in above.numpy()])
+    wanted = above.double().log()
+    assert ((found.double() - wanted).abs() < 3e-7 * wanted.abs().clamp(min=1)).all()

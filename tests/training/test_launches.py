@@ -1,0 +1,54 @@
+"""What a training step on CUDA asks of the device, looked at without one: no wait, no shape from data, few launches."""
+
+import json
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+# Operations that launch a kernel. What makes them fewer lowers these; more is a step back.
+MOST_LAUNCHES = {
+    "published V8, fp32": 198,
+    "published V8, bf16": 300,
+    "V8 of 127 M, fp32": 421,
+    "V8 of 127 M, bf16": 628,
+}
+
+
+@pytest.fixture(scope="module")
+def steps() -> dict[str, Any]:
+    """What scripts/count_launches.py finds in steps on fake CUDA tensors."""
+    pytest.importorskip("triton")
+    if shutil.which("g++") is None:
+        pytest.skip("fake CUDA tensors need g++ for a guard of the device")
+    command = [sys.executable, ROOT / "scripts" / "count_launches.py", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+def test_a_step_never_waits_for_the_device_and_is_the_same_each_time(steps: dict[str, Any]) -> None:
+    assert set(steps) == set(MOST_LAUNCHES)
+    for name, step in steps.items():
+        assert step["waits"] == [], name
+        assert step["alike"], f"{name}: operations or shapes change from step to step"
+
+
+@pytest.mark.slow
+def test_a_step_launches_no_more_than_it_did(steps: dict[str, Any]) -> None:
+    for name, most in MOST_LAUNCHES.items():
+        assert 0 < steps[name]["launches"] <= most, (name, steps[name]["operations"])
+
+
+@pytest.mark.slow
+def test_the_fused_kernels_are_what_a_step_on_cuda_runs(steps: dict[str, Any]) -> None:
+    for step in steps.values():
+        assert {"max_mix", "gated", "blended", "max_mix_backward"} <= set(step["operations"])
+    for precision in ("fp32", "bf16"):
+        assert steps[f"V8 of 127 M, {precision}"]["operations"]["nats_and_errors"] == 13  # blocks of 10,672 rows
