@@ -177,6 +177,9 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
     if option == "jsonl":
         lines = text.read_text("utf-8").splitlines()
         jsonl.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), "utf-8")
+    if option == "chat_small":
+        talks = [{"instruction": line, "output": line} for line in text.read_text("utf-8").splitlines()]
+        jsonl.write_text("".join(json.dumps(talk) + "\n" for talk in talks), "utf-8")
     if option == "shards" and not (folder := text.with_suffix(".shards")).exists():
         assert tokenize.tokenize([f"path={text}", f"out={folder}", "vocabulary=bytes", "jobs=1"]) == 0
     files = {"text": text, "jsonl": jsonl, "shakespeare": shared / "data" / "tinyshakespeare.txt"}

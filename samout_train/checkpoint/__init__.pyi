@@ -38,7 +38,12 @@ from .initial_weights import (
     read_initial_weights as read_initial_weights,
 )
 from .inspect import inspect_path as inspect_path
-from .load import LoadedRun as LoadedRun, load_run as load_run, load_vocabulary as load_vocabulary
+from .load import (
+    LoadedRun as LoadedRun,
+    averaged as averaged,
+    load_run as load_run,
+    load_vocabulary as load_vocabulary,
+)
 from .manager import Checkpoints as Checkpoints, Restored as Restored, made_with as made_with
 from .run_directory import (
     DirectoryRefusedError as DirectoryRefusedError,

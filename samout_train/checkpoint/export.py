@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from samout_train.checkpoint.files import replace_json
-from samout_train.checkpoint.load import LoadedRun, load_run, model_of
+from samout_train.checkpoint.load import LoadedRun, WeightsName, load_run, model_of
 from samout_train.checkpoint.state import weights_sha256
 from samout_train.data import Characters, Vocabulary, read_published_vocabulary, vocabulary_from
 from samout_train.models import choose_once, load_published, num_parameters, published_state, rename_published
@@ -61,13 +61,16 @@ class Exported:
     sha256: str
 
 
-def export_run(run: str | Path, *, format: Format, out: str | Path | None = None) -> Exported:
+def export_run(
+    run: str | Path, *, format: Format, weights: WeightsName = "last", out: str | Path | None = None
+) -> Exported:
     """Write the weights of a run's last checkpoint, or of a given one, and verify them by reading them back.
 
     Args:
         run: A run directory, or a checkpoint in one.
         format: `safetensors`, or `published` for V1 and V8.
-        out: A new or empty folder; None for `export_<format>` in the run directory.
+        weights: `last`, or `ema` for their average, which a run with `trainer.ema` has.
+        out: A new or empty folder; None for `export_<format>` in the run directory, with `_ema` behind it for `ema`.
 
     Raises:
         ValueError: if there is no such run, it cannot have this format, or `out` is not empty.
@@ -79,8 +82,8 @@ def export_run(run: str | Path, *, format: Format, out: str | Path | None = None
     folder = None
     if out is not None:
         folder = _folder(out)
-    loaded = load_run(run)
-    folder = folder or loaded.checkpoint.parent.parent / f"export_{format}"
+    loaded = load_run(run, weights=weights)
+    folder = folder or _default_folder(loaded, format, weights)
     state = loaded.model.state_dict()
     shared: dict[str, str] = {}
     if format == "published":
@@ -103,6 +106,8 @@ def export_run(run: str | Path, *, format: Format, out: str | Path | None = None
         note: dict[str, Any] = {"export": FORMAT, "format": format, "step": loaded.step, "torch": torch.__version__}
         note |= {"vocab_size": loaded.vocab_size, "pad_id": loaded.pad_id, "weights_sha256": sha256, "files": files}
         note |= {"parameters": num_parameters(loaded.model)}
+        if weights == "ema":
+            note["weights"] = weights
         replace_json(folder / MANIFEST, note)
     except BaseException as error:
         for name in contents:
@@ -267,6 +272,13 @@ def _folder(out: str | Path) -> Path:
     if problem := place_problem(home_path(out)):
         raise ValueError(f"out={out}: {problem}")
     return home_path(out)
+
+
+def _default_folder(loaded: LoadedRun, format: Format, weights: WeightsName) -> Path:
+    name = f"export_{format}"
+    if weights == "ema":
+        name += "_ema"
+    return loaded.checkpoint.parent.parent / name
 
 
 def _make_empty_folder(folder: Path) -> bool:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from samout_train.checkpoint.files import CheckpointError, find_checkpoint, read_checkpoint
@@ -12,6 +13,8 @@ from samout_train.config import ConfigError, Problem, build, check_model, saved_
 from samout_train.data import LineEnds, Vocabulary, read_published_vocabulary, read_vocabulary_file, vocabulary_from
 from samout_train.models import choose_once
 from samout_train.runtime import home_path
+
+WeightsName = Literal["last", "ema"]
 
 
 @dataclass(frozen=True)
@@ -44,30 +47,57 @@ class LoadedRun:
         yield from (self.model, self.vocabulary)
 
 
-def load_run(path: str | Path) -> LoadedRun:
+def load_run(path: str | Path, *, weights: WeightsName = "last") -> LoadedRun:
     """Load the model of a run's last checkpoint, or of a given one.
 
     Args:
         path: A run directory, or a checkpoint in one.
+        weights: `last`, or `ema` for their average, which a run with `trainer.ema` has.
 
     Raises:
-        ValueError: if there is no checkpoint, or the run's configuration is missing, cannot be built or does not fit.
+        ValueError: if there is no checkpoint, it has no such weights, or the run's configuration is missing, cannot be
+            built or does not fit.
         CheckpointError: if the checkpoints are damaged.
     """
     checkpoint = find_checkpoint(path)
     content = read_checkpoint(checkpoint)
     try:
-        weights, step, vocab_size, pad_id = (content[key] for key in ("model", "step", "vocab_size", "pad_id"))
+        tensors, step, vocab_size, pad_id = (content[key] for key in ("model", "step", "vocab_size", "pad_id"))
+        if weights == "ema" and "ema" in content:
+            tensors = averaged(tensors, content["ema"]["weights"])
         vocabulary = None
         if content["vocabulary"] is not None:
             vocabulary = vocabulary_from(content["vocabulary"])
     except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError.of_file(checkpoint, f"it is no whole checkpoint ({error!r:.100})") from error
+    if weights == "ema" and "ema" not in content:
+        fix = "Set weights=last, or train with trainer.ema"
+        raise ConfigError(Problem("weights", "ema", text=f"{checkpoint} has no average of the weights", fix=fix))
     saved = checkpoint.parent.parent / ".hydra" / "config.yaml"
-    node, model = model_of(saved, checkpoint, weights, vocab_size=vocab_size, pad_id=pad_id)
+    node, model = model_of(saved, checkpoint, tensors, vocab_size=vocab_size, pad_id=pad_id)
     choose_once(model)
     line_ends = content.get("line_ends", "keep")
     return LoadedRun(checkpoint, step, model, vocabulary, vocab_size, pad_id, node, line_ends, data_of(saved))
+
+
+def averaged(weights: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model's state with averages in place of weights, also under further names of the same weights.
+
+    Args:
+        weights: All tensors of the state.
+        averages: Averages by the names of the model's parameters.
+    """
+    places = {}
+    for name, average in averages.items():
+        places[_place(weights[name])] = average
+    state = {}
+    for name, tensor in weights.items():
+        state[name] = averages.get(name, places.get(_place(tensor), tensor)).to(tensor.dtype)
+    return state
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def data_of(saved: Path) -> dict[str, Any]:

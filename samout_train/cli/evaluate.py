@@ -35,6 +35,7 @@ def evaluate(
     lengths: list[Annotated[int, Positive]] | None,
     most_tokens: Annotated[int, Positive] | None,
     data: str | None,
+    weights: Literal["last", "ema"],
     device: DeviceName,
     kernels: Literal["auto", "reference", "fused"],
     threads: Annotated[int, Threads] | None,
@@ -56,7 +57,7 @@ def evaluate(
         keep_freed_memory()
     use_kernels(kernels)
     use_threads(threads)
-    loaded = load_run(run)
+    loaded = load_run(run, weights=weights)
     if CHOICES in of_data:
         return _choices(loaded, request, on)
     name, source, whole = evaluation_data(

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 @verb
-def export(*, run: str, format: Literal["safetensors", "published"], out: str | None) -> int:
+def export(
+    *, run: str, format: Literal["safetensors", "published"], weights: Literal["last", "ema"], out: str | None
+) -> int:
     """Writes a run's weights for other programs, with configuration and vocabulary beside them.
 
     Returns:
@@ -19,7 +21,7 @@ def export(*, run: str, format: Literal["safetensors", "published"], out: str | 
     from samout_train.checkpoint import ExportError, export_run
 
     try:
-        exported = export_run(run, format=format, out=out)
+        exported = export_run(run, format=format, weights=weights, out=out)
     except ExportError as error:
         print(error, file=sys.stderr)
         return 1

@@ -36,6 +36,7 @@ def generate(
     seed: Annotated[int, Seed],
     num_samples: Annotated[int, Positive],
     chat: bool,
+    weights: Literal["last", "ema"],
     device: DeviceName,
     kernels: Literal["auto", "reference", "fused"],
     threads: Annotated[int, Threads] | None,
@@ -56,7 +57,7 @@ def generate(
         keep_freed_memory()
     use_kernels(kernels)
     use_threads(threads)
-    loaded = load_run(run)
+    loaded = load_run(run, weights=weights)
     if loaded.vocabulary is None:
         raise ValueError(f"{loaded.checkpoint} was not trained on text: choose a run that was")
     text = _read(prompt, loaded.line_ends)

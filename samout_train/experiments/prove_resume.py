@@ -22,7 +22,7 @@ DETERMINISTIC = (
     "from samout_train.runtime.threads import wait_shortly; wait_shortly(); "
     "import torch; torch.use_deterministic_algorithms(True); "
 )
-TIMELESS = ("train/loss_nats", "train/lr", "train/grad_norm", "val/loss_nats")
+TIMELESS = ("train/loss_nats", "train/lr", "train/grad_norm", "val/loss_nats", "val/ema_loss_nats")
 PATIENCE_SECONDS = 600.0
 
 
@@ -31,7 +31,7 @@ class TrainingFailedError(Exception):
 
 
 def digests(run_dir: Path) -> dict[str, str]:
-    """Return the sha256 of a run's weights, of its optimizer's state, and of all that it logged except times.
+    """Return the sha256 of a run's weights, their average, its optimizer's state, and all that it logged but times.
 
     Args:
         run_dir: A run directory that has a checkpoint and metrics.jsonl.
@@ -41,7 +41,10 @@ def digests(run_dir: Path) -> dict[str, str]:
     for text in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
         logged.append([line["step"], *(line.get(tag) for tag in TIMELESS)])
-    return {
+    average = {}
+    if "ema" in content:
+        average["ema"] = weights_sha256(content["ema"]["weights"])
+    return average | {
         "weights": weights_sha256(content["model"]),
         "optimizer": weights_sha256(dict(_tensors(content["optimizer"], "optimizer"))),
         "metrics": hashlib.sha256(json.dumps(logged).encode()).hexdigest(),

@@ -56,6 +56,7 @@ class StepSnapshot:
         grad_norm: Gradient norm of the last step.
         rates: Learning rates by group.
         random: torch's generators: of the CPU, and of the CUDA device where the step runs on one.
+        averaging: Whether the average of the weights was past its warm-up.
     """
 
     step_count: int
@@ -65,6 +66,7 @@ class StepSnapshot:
     grad_norm: Tensor | None
     rates: tuple[Any, ...]
     random: tuple[Tensor, Tensor | None]
+    averaging: bool = False
 
     def restore(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         """Restore learning rates and generators, and drop the gradients."""

@@ -61,6 +61,7 @@ class Reports:
         )
         self.best_val_loss_nats: float | None = None
         self.best_val_step: int | None = None
+        self._final_ema_loss_nats: float | None = None
         self._logged_step = self._evaluated_step = self._closed_step = 0
         self._speed_from = (0.0, 0)
         self._tokens_before = 0  # seen by the run whose checkpoint this one started from
@@ -108,7 +109,16 @@ class Reports:
         return distributed.from_first(next((reason for reason in reasons if reason), None))
 
     def evaluate_whole(self, signals: StopSignals) -> Evaluation:
-        """Evaluate on the whole validation split, or on `final_eval_batches` batches with counted targets."""
+        """Evaluate on the whole validation split, or on `final_eval_batches` batches with counted targets.
+
+        The average of the weights, where there is one, is evaluated too.
+        """
+        if self.training_step.average is not None:
+            with self.training_step.average.in_place_of_weights():
+                self._final_ema_loss_nats = self._evaluate_end(signals).loss_nats
+        return self._evaluate_end(signals)
+
+    def _evaluate_end(self, signals: StopSignals) -> Evaluation:
         rows = self.source.validation
         num_batches, batches = -(-rows.num_windows // self.rows_per_batch), in_order(rows, self.rows_per_batch)
         if self.final_eval_batches is not None:
@@ -154,6 +164,7 @@ class Reports:
             "weights_sha256": weights_sha256(step.shared.weights()),
         }
         only_where_known = {
+            "ema_val_loss_nats": self._final_ema_loss_nats,
             "floor_nats": self.source.floor_nats,
             "bits_per_byte": final.bits_per_byte,
             "bits_per_character": final.bits_per_character,
@@ -236,6 +247,10 @@ class Reports:
         if self.best_val_loss_nats is None or found.loss_nats < self.best_val_loss_nats:
             self.best_val_loss_nats, self.best_val_step = found.loss_nats, step
         metrics = {"val/loss_nats": found.loss_nats}
+        if self.training_step.average is not None:
+            with self.training_step.average.in_place_of_weights():
+                averaged = self._evaluate(self.fixed_batches, len(self.fixed_batches), signals)
+            metrics["val/ema_loss_nats"] = averaged.loss_nats
         if found.bits_per_byte is not None:
             metrics["val/bits_per_byte"] = found.bits_per_byte
         return metrics

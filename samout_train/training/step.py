@@ -24,6 +24,7 @@ from samout_train.checkpoint import load_weights, saved_weights
 from samout_train.data import Batch, Batches, Vocabulary
 from samout_train.models import ParallelModel, map_state, whole_tensor
 from samout_train.runtime import PrecisionName, autocast, compile_problem, distributed, logged_compilation
+from samout_train.training.average import WeightAverage
 from samout_train.training.non_finite import (
     NonFiniteMonitor,
     OnNonFinite,
@@ -60,9 +61,10 @@ class TrainingStep:
         on_non_finite: What to do with a step whose loss or gradient is not finite. In fp16, GradScaler handles
             overflowing gradients: it skips the update and lowers its scale; only the loss is checked there.
         vocabulary: For the report of such a step; None if the data is not text.
+        ema: Half-life in tokens of the average of the weights; None for no average.
 
     Raises:
-        ValueError: if the model cannot be compiled on this machine.
+        ValueError: if the model cannot be compiled on this machine, or its weights cannot be averaged.
 
     Attributes:
         step_count: Steps made, skipped ones included.
@@ -73,6 +75,7 @@ class TrainingStep:
         temperature: Temperature of the last step where a mixer is annealed; None elsewhere.
         snapshot: The state before the step that is running; None between steps.
         checks_on_host: Whether the host checks each step before its update.
+        average: The average of the weights; None without `ema`.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class TrainingStep:
         compile: bool,
         on_non_finite: OnNonFinite,
         vocabulary: Vocabulary | None,
+        ema: float | None = None,
     ) -> None:
         if compile and (problem := compile_problem(batches.device)):
             raise ValueError(problem)
@@ -123,6 +127,9 @@ class TrainingStep:
         self._monitor = NonFiniteMonitor()
         self._redo_step: int | None = None  # the step that is repeated with a check on the host
         self.snapshot: StepSnapshot | None = None
+        self.average: WeightAverage | None = None
+        if ema is not None:
+            self.average = WeightAverage(shared, half_life=ema)
 
     def __call__(self, progress: Progress) -> Tensor:
         """Run the next step, or skip it.
@@ -180,6 +187,10 @@ class TrainingStep:
         if not should_check:
             held_back = self._monitor.note(loss_and_norm, snapshot)
         update(self.optimizer, self.scaler, held_back)
+        if self.average is not None:
+            rate, rate_before = self.optimizer.param_groups[0]["lr"], snapshot.rates[0]
+            rises = self.loss is None or rate > rate_before
+            self.average.update(batch.num_targets, rate_rises=rises, held_back=held_back)
         self._is_updating = False
         self.step_count += 1
         self.tokens_seen += batch.num_targets
@@ -285,6 +296,8 @@ class TrainingStep:
         }
         if not math.isfinite(grad_norm):
             state["grad_norm"] = None
+        if self.average is not None:
+            state["ema"] = self.average.state_dict()
         require_finite(state)
         return state
 
@@ -296,6 +309,8 @@ class TrainingStep:
                 is loaded then.
         """
         load_weights(self.shared, self.optimizer, state, self.stateful)
+        if self.average is not None:
+            self.average.load_state_dict(state.get("ema"))  # None if the run was trained without it so far
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step_count = state["step"]
@@ -330,6 +345,7 @@ class TrainingStep:
             grad_norm=self._grad_norm,
             rates=tuple(group["lr"] for group in self.optimizer.param_groups),
             random=generator_states(self.batches.device),
+            averaging=self.average is not None and self.average.started,
         )
 
     def _restore(self, snapshot: StepSnapshot) -> None:
@@ -338,6 +354,8 @@ class TrainingStep:
         self.empty_steps = snapshot.empty_steps
         self.loss = snapshot.loss
         self._grad_norm = snapshot.grad_norm
+        if self.average is not None:
+            self.average.started = snapshot.averaging
         self.snapshot = None
         snapshot.restore(self.optimizer, self.batches.device)
         self._monitor.forget()

@@ -80,6 +80,8 @@ class Trainer:
         tf32: Whether float32 products on CUDA round to TF32.
         compile: Whether torch compiles the model for the training step.
         on_non_finite: What to do with a step whose loss or gradient is not finite.
+        ema: Half-life, in tokens, of an exponential moving average of the weights, which is evaluated and saved beside
+            them; None for no average.
 
     Raises:
         ValueError: if `accumulate` times processes does not divide batch_size, or the model or device lacks what a
@@ -116,6 +118,7 @@ class Trainer:
         tf32: bool,
         compile: bool,
         on_non_finite: OnNonFinite,
+        ema: Annotated[float, Positive] | None = None,
     ) -> None:
         _require_possible(model, batch_size, accumulate, chunk_len, parallel, precision, compile=compile)
         self.model = model
@@ -125,9 +128,7 @@ class Trainer:
         self.profile = profile
         self.resumed_from: str | None = None  # another run's checkpoint, if this run started from one
         self.init_from: dict[str, Any] = {}  # the record of its initial weights, if `init_from` gave some
-        use_tf32(tf32, device)
-        if activation_checkpointing:
-            checkpoint_activations(model)
+        self._prepare_model(tf32=tf32, activation_checkpointing=activation_checkpointing)
         self._set_limits(max_steps, max_epochs, max_seconds, budget_steps, batch_size)
         batches = self._batches(batch_size, seed, overfit_batches)
         self.shared = ParallelModel(model, parallel=parallel, device=device, compile=compile)
@@ -145,8 +146,14 @@ class Trainer:
             compile=compile,
             on_non_finite=on_non_finite,
             vocabulary=source.vocabulary,
+            ema=ema,
         )
         self._set_reports(log_every_n_steps, eval_every_n_steps, eval_batches, final_eval_batches)
+
+    def _prepare_model(self, *, tf32: bool, activation_checkpointing: bool) -> None:
+        use_tf32(tf32, self.device)
+        if activation_checkpointing:
+            checkpoint_activations(self.model)
 
     def _set_limits(
         self,

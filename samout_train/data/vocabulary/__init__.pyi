@@ -7,4 +7,5 @@ from .base import (
     Characters as Characters,
     UnknownCharacterError as UnknownCharacterError,
     Vocabulary as Vocabulary,
+    characters_in as characters_in,
 )

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from samout_train.ops.kernels import is_traced
 from samout_train.ops.max_scan.reference import Form, num_streams
 
 ROWS_A_CARRY = {"cpu": 64, "cuda": 16}
@@ -23,11 +25,14 @@ def fused_max_mix(packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None
     if decay_BTD is not None:
         decay_BTD = decay_BTD.to(packed_BTP.dtype).contiguous()
     given = (packed_BTP.contiguous(), state_BD.contiguous(), decay_BTD, form)
-    # Without gradients, call the kernel directly: a torch operator makes torch import its compiler.
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    # Only what is traced needs a torch operator: the way through one takes the host longer than a small kernel.
+    if is_traced(packed_BTP):
         y_BTD, last_BD, _ = _max_mix(*given)
         return y_BTD, last_BD
-    return _forward(*given)[:2]
+    if not torch.is_grad_enabled():
+        return _forward(*given)[:2]
+    outputs: tuple[Tensor, Tensor] = _MaxMix.apply(*given)[:2]
+    return outputs
 
 
 def _forward(
@@ -106,15 +111,38 @@ def _backward(ctx: Any, grad_y_BTD: Tensor | None, grad_last_BD: Tensor | None, 
         grad_y_BTD = packed_BTP.new_zeros(shape_BTD)
     if grad_last_BD is None:
         grad_last_BD = carries_BND.new_zeros(shape_BD)
-    grad_packed_BTP, grad_state_BD, grad_decay_BTD = _max_mix_backward(
-        packed_BTP, carries_BND, decay_BTD, ctx.form, grad_y_BTD.contiguous(), grad_last_BD.contiguous()
-    )
+    given = (packed_BTP, carries_BND, decay_BTD, ctx.form, grad_y_BTD.contiguous(), grad_last_BD.contiguous())
+    if is_traced(packed_BTP):
+        grads = _max_mix_backward(*given)
+    else:
+        grads = _gradients(*given)
+        _kernels(packed_BTP).backward(*given, *grads)
+    grad_packed_BTP, grad_state_BD, grad_decay_BTD = grads
     if decay_BTD is None:
         grad_decay_BTD = None
     return grad_packed_BTP, grad_state_BD, grad_decay_BTD, None
 
 
 _max_mix.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _MaxMix(torch.autograd.Function):
+    """The operator without torch's library around it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `_max_mix` does."""
+        outputs = _forward(packed_BTP, state_BD, decay_BTD, form)
+        _setup_context(ctx, (packed_BTP, state_BD, decay_BTD, form), outputs)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the inputs."""
+        return _backward(ctx, *grads)
 
 
 def _kernels(tensor: Tensor) -> ModuleType:

@@ -48,6 +48,7 @@ SECONDS_BETWEEN_LINES = 10.0
 SHOWN = {
     "train/loss_nats": ("loss", "{:.3f}"),
     "val/loss_nats": ("val", "{:.3f}"),
+    "val/ema_loss_nats": ("ema", "{:.3f}"),
     "train/lr": ("lr", "{:.2e}"),
     "time/tokens_per_second": ("tokens/s", "{:,.0f}"),
 }
