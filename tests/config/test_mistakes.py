@@ -50,8 +50,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown group": (["modle=v1"], ["modle=v1: no such key; did you mean model?"]),
     "unknown option": (["optimizer=adamm"], ["optimizer=adamm: no such option; did you mean optimizer=adam?"]),
     "option in capitals": (["schedule=COSINE"], ["did you mean schedule=cosine?"]),
-    "option far from any": (["model=zzz"], ["model=zzz: no such option; there are deltanet, gated_deltanet"]),
-    "no option": (["model=null"], ["model=null: choose an option of model: deltanet, gated_deltanet"]),
+    "option far from any": (["model=zzz"], ["model=zzz: no such option; there are counting, deltanet"]),
+    "no option": (["model=null"], ["model=null: choose an option of model: counting, deltanet"]),
     "group that is chosen already": (["+data=text"], ["+data=text: data is chosen already: write data=text"]),
     "key to delete": (["~modle"], ["~modle: there is no such key to delete"]),
     "key deleted": (["~optimizer.lr"], ["optimizer.lr: is missing: set optimizer.lr=..."]),
@@ -120,7 +120,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "several values": (["model=v1,v8"], ["model=v1,v8: several values need -m, which makes a sweep"]),
     "sweep with an unknown option": (
         ["-m", "model=v1,v9"],
-        ["model=v9: no such option; there are deltanet, gated_deltanet"],
+        ["model=v9: no such option; there are counting, deltanet"],
     ),
     "sweep with a wrong value": (["-m", "optimizer.lr=1e-3,-1"], ["optimizer.lr=-1: must be above 0"]),
     "sweep with run_dir": (["-m", "seed=1,2", "run_dir=here"], ["run_dir is not for sweeps", "hydra.sweep.dir"]),
@@ -245,7 +245,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a sweep that is no sweep": (["-m", "seed=range(0,3,0)"], ["these values make no sweep"]),
     "options by pattern": (
         ["-m", "model=glob(*)"],
-        ["model=glob(*): write the options one by one: model=deltanet,gated_deltanet"],
+        ["model=glob(*): write the options one by one: model=counting,deltanet,gated_deltanet"],
     ),
     "a sweep that starts from nothing": (["-m", "seed=1,2", "resume=absent"], ["resume=absent: is not there"]),
     "a folder without checkpoints": (["resume=mine"], ["resume=mine: holds no checkpoint"]),

@@ -221,7 +221,7 @@ def test_evaluate_reads_other_text_by_the_vocabulary_of_the_run(text_run: Path) 
         (["run=run", "data=texd"], "data=texd: no such option; did you mean data=text?"),
         (["run=run", "data=random"], "data=random: has 128 ids, the model"),
         (["run=run", "data=text", "data.path=gone.txt"], "data.path=gone.txt: is not there"),
-        (["run=run", "data.path=text.txt"], "data.path=text.txt: no data is chosen: add data=NAME"),
+        (["run=run", "data.path=text.txt"], "data.path=text.txt: no data is chosen: set data=NAME, too"),
         (["run=run", "data=text", "data.path=text.txt", "data.seq_len=4"], "data.seq_len=4: rows are as long as those"),
         (["run=run", "-m"], "evaluate makes no sweeps"),
         (

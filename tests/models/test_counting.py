@@ -59,13 +59,13 @@ def test_what_cannot_be_is_refused(settings: dict[str, float], word: str) -> Non
 
 def test_a_share_of_maxplus_counts() -> None:
     torch.manual_seed(0)
-    settings = {"decay": "token", "decay_at_start": 0.14, "entries": 3}
+    settings = {"decay": "token", "decay_at_start": 0.14, "entries": 2}
     mixer = MaxPlus(hidden_size=24, num_heads=2, counters=0.3, **settings)  # type: ignore[arg-type]
-    assert mixer.counting is not None and mixer.counting.channels == 6  # 7.2 channels are two blocks of three
+    assert mixer.counting is not None and mixer.counting.channels == 8  # 7.2 channels are four blocks
     x_BTD = torch.randn(2, 7, 24)
     y_BTD, state = mixer.eval()(x_BTD, None)
-    assert isinstance(state, PartlyCounted) and state.maximum_BD.shape == (2, 18) and state.counting_BC.shape == (2, 6)
-    assert torch.equal(y_BTD[..., 18:], mixer.counting(x_BTD, None)[0])
+    assert isinstance(state, PartlyCounted) and state.maximum_BD.shape == (2, 16) and state.counting_BC.shape == (2, 8)
+    assert torch.equal(y_BTD[..., 16:], mixer.counting(x_BTD, None)[0])
     first_BTD, state = mixer(x_BTD[:, :3], None)
     second_BTD, _ = mixer(x_BTD[:, 3:], state)
     assert torch.allclose(torch.cat([first_BTD, second_BTD], dim=1), y_BTD, atol=1e-6)

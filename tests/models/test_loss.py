@@ -99,7 +99,7 @@ def test_every_model_learns_the_same_without_all_of_its_logits(name: str, monkey
     torch.testing.assert_close(nats, whole, rtol=1e-6, atol=0)
     for gradient, right in zip(gradients, wanted, strict=True):
         assert (gradient is None) == (right is None)
-        assert right is None or float((gradient - right).norm()) <= 1e-5 * float(right.norm())
+        assert right is None or float((gradient - right).norm()) <= 2e-5 * float(right.norm())
     assert weight is None or largest.most == 9
 
 

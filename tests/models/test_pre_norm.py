@@ -348,7 +348,9 @@ def test_every_mixer_mixes_with_another_one_in_pieces_as_the_whole(name: str) ->
 
 
 def test_a_name_that_no_mixer_has_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"model.pattern=\[maxminus\]: no such mixer: name some of attention, delta"):
+    with pytest.raises(
+        ConfigError, match=r"model.pattern=\[maxminus\]: no such mixer: name some of attention, counting, delta"
+    ):
         hybrid(["maxplus", "maxminus"])
     with pytest.raises(ConfigError, match=r"model.pattern=\[\]: names no mixer"):
         hybrid([])

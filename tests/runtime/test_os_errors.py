@@ -240,7 +240,7 @@ def test_a_matplotlib_that_cannot_be_used_leaves_pictures_out(tmp_path: Path, mo
         raise OSError("Matplotlib requires access to a writable cache directory")
 
     monkeypatch.setattr(importlib, "import_module", refused)
-    assert "requires access to a writable cache directory): correct that" in (missing_charts() or "")
+    assert "requires access to a writable cache directory): fix this" in (missing_charts() or "")
     assert draw_search([(0, "done", 1.0)], path=tmp_path / "x.png") is None
 
 
