@@ -28,7 +28,16 @@ KINDS = {
     "a search": ("search.json", "search.db"),
 }
 # Values, in earlier versions, of settings that those did not have.
-EARLIER = {"data.learn": "all", "data.extra_fields": "count"}
+EARLIER = {
+    "data.learn": "all",
+    "data.extra_fields": "count",
+    "data.filler": "any",
+    "model.mixer.counters": 0.0,
+    "model.mixer.entries": 2,
+    "model.mixer.temperature": 1.0,
+    "model.mixer.temperature_held": 0.5,
+    "model.mixer.temperature_zero": 0.9,
+}
 # Paths of the data; they may change if checkpoints record its content.
 PLACE_KEYS = ("data.path", "data.paths", "data.pattern", "data.vocabulary_path")
 PRINTING_KEYS = ("callbacks.report.verbose",)  # decide nothing but what is printed; older runs lack them

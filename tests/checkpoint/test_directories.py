@@ -348,7 +348,7 @@ def test_runs_of_one_directory_learn_from_the_same_data(tmp_path: Path) -> None:
     [problem] = check_job_data(folder, [config])
     assert f"data.path={text}: is other data than the run learns from: 1,040 bytes" in str(problem)
     assert "the run has 800 bytes" in str(problem) and str(problem).endswith(
-        "give the data of the runs that are there, or another hydra.sweep.dir"
+        "use the data of the existing runs, or another hydra.sweep.dir"
     )
     text.unlink()
     assert "is not there" in str(check_job_data(folder, [config])[0])

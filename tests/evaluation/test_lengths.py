@@ -104,7 +104,7 @@ def test_what_there_is_no_room_or_no_text_for_is_left_out_with_the_reason() -> N
     assert "room for 64 tokens" in found.left_out[80] and "room for 64 tokens" in found.left_out[400]
     found = evaluator(model_of("gru")).by_length(TOKENS, [400], 50, trained_length=5)
     assert found.loss_nats == {} and "has 200 tokens" in found.left_out[400] and found.extrapolates is None
-    assert "not known" in found.verdict()[0]
+    assert "unknown" in found.verdict()[0]
 
 
 def found_with(far: float | None, **more: Any) -> Extrapolation:
@@ -150,7 +150,13 @@ def words_for(folder: Path) -> list[str]:
     """A short run on the text of a folder."""
     words = ["model=v8", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=2", "device=cpu"]
     words += ["data=text", f"data.path={folder / 'text.txt'}", "data.seq_len=8", "data.batch_size=4"]
-    return [*words, "trainer.max_steps=20", f"run_dir={folder / 'run'}", "callbacks.lengths.most_tokens=1024"]
+    return [
+        *words,
+        "trainer.max_steps=20",
+        f"run_dir={folder / 'run'}",
+        "callbacks.lengths.most_tokens=1024",
+        "callbacks.report.verbose=true",
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,7 @@ def test_a_run_of_two_processes_leaves_one_run(parallel: str, tmp_path: Path) ->
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     (run_dir,) = (tmp_path / "outputs" / "v8-random").iterdir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
-    assert not second.stdout and "2 processes" in first.stdout + first.stderr
+    assert not second.stdout and "run_dir=outputs/v8-random/" in first.stdout + first.stderr
     summary = summary_of(run_dir)
     assert summary["processes"] == 2 and summary["steps"] == 6
     (alone,) = samout_together(tmp_path, 1, *RUN, "run_dir=alone")
