@@ -25,7 +25,7 @@ AROUND, ANSWER_TOKENS = 20, 4
 def talk_times(turns: int) -> None:
     """Print the time to the first token late in a conversation and in its second turn, and the state's bytes.
 
-    A second conversation is begun anew after each two turns, so that both times are of the same moments.
+    A second conversation starts again after each two turns, so that both times are of the same moments.
     """
     print(f"{'model':<12} {'turn 2':>10} {'late':>10} {'ratio':>7} {'state at 2':>12} {'state at end':>13}")
     for name in ("v8", "maxplus", "transformer"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.cli.verb import verb
 from samout_train.config import DeviceName, NonNegative, Positive, Range, Seed, Threads, TopShare
-from samout_train.runtime import home_path, lost_output
+from samout_train.runtime import home_path, lost_output, replace_file
 
 if TYPE_CHECKING:
     from samout_train.evaluation import Conversation, Sampling
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Penalty = Range(0, 10, low_included=False)
 HELP = """\
 /undo          take back the last question and its answer
-/reset         begin anew; the system's words stay
-/system TEXT   begin anew with these words of the system; without TEXT, with none
+/reset         start a new conversation; the system's words stay
+/system TEXT   start a new conversation with these words of the system; without TEXT, with none
 /save FILE     write the conversation to a file, as JSON in OpenAI's form
 /load FILE     go on with the conversation of a file
 /help          this
@@ -186,15 +186,16 @@ def command(conversation: "Conversation", line: str) -> str:
     if name == "/reset":
         first = conversation.turns[:1]
         conversation.reset(first[0].content if first and first[0].role == "system" else None)
-        return "begun anew"
+        return "started a new conversation"
     if name == "/system":
         conversation.reset(rest or None)
-        return "begun anew"
+        return "started a new conversation"
     if name in ("/save", "/load") and not rest:
         raise ValueError(f"{name}: give a file: {name} FILE")
     try:
         if name == "/save":
-            home_path(rest).write_text(as_json(conversation.turns), encoding="utf-8")
+            content = as_json(conversation.turns).encode("utf-8")
+            replace_file(home_path(rest), lambda file: file.write(content))
             return f"saved {len(conversation.turns)} turns"
         if name == "/load":
             conversation.load(turns_of_json(Path(home_path(rest)).read_text(encoding="utf-8")))

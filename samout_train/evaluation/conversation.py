@@ -115,7 +115,7 @@ class Conversation:
         self.reset()
 
     def reset(self, system: str | None = None) -> None:
-        """Begin anew.
+        """Start a new conversation.
 
         Args:
             system: The system's words; None for none.

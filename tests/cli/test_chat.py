@@ -25,12 +25,12 @@ def talk() -> Conversation:
 
 def test_commands_do_what_they_say(tmp_path: Path) -> None:
     of = talk()
-    assert command(of, "/system be kind") == "begun anew" and of.turns == [Turn("system", "be kind")]
+    assert command(of, "/system be kind") == "started a new conversation" and of.turns == [Turn("system", "be kind")]
     file = tmp_path / "a b.json"
     assert command(of, f"/save {file}") == "saved 1 turns"
-    assert command(of, "/system") == "begun anew" and of.turns == []
+    assert command(of, "/system") == "started a new conversation" and of.turns == []
     assert command(of, f"/load {file}") == "loaded 1 turns" and of.turns == [Turn("system", "be kind")]
-    assert command(of, "/reset") == "begun anew" and of.turns == [Turn("system", "be kind")]
+    assert command(of, "/reset") == "started a new conversation" and of.turns == [Turn("system", "be kind")]
     assert command(of, "/undo") == "there is nothing to take back"
     assert "/undo" in command(of, "/help")
 

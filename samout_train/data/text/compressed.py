@@ -103,7 +103,8 @@ def _member(name: str, file: IO[bytes], member: str) -> IO[bytes]:
     if len(wanted) != 1:
         kind = "" if member == "*" else f" that end in {member}"
         raise ValueError(f"{name} is an archive of {len(wanted)} files{kind}, and one is needed: unpack it")
-    return zipfile.ZipFile(file).open(wanted[0])
+    archive = zipfile.ZipFile(file)
+    return archive.open(wanted[0])
 
 
 class _Checked(io.RawIOBase):
