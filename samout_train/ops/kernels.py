@@ -82,12 +82,13 @@ is_fused._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_traced(tensor: Tensor) -> bool:
-    """Return whether operations on a tensor are recorded or intercepted, so that a kernel has to be an operator there.
+    """Return whether operations on a tensor are recorded, profiled or intercepted: it needs a registered operator.
 
     Elsewhere a kernel is called as it is: on the way through an operator of torch's library its host spends more time.
     """
     return (
         torch.compiler.is_compiling()
+        or torch.autograd.profiler._is_profiler_enabled
         or torch._C._len_torch_dispatch_stack() > 0
         or type(tensor) not in (Tensor, Parameter)
     )

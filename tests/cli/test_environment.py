@@ -334,7 +334,7 @@ def test_a_plugin_of_hydra_that_cannot_be_imported_is_named(tmp_path: Path, plug
     file.parent.mkdir()
     file.write_text(plugin)
     done = subprocess.run([*PROGRAM, "--cfg", "job"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 2 and f"{file}:{place}: a plugin of Hydra" in done.stderr, done.stderr
+    assert done.returncode == 2 and f"{file}:{place}: this Hydra plugin" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
 

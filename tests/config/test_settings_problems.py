@@ -125,7 +125,7 @@ def test_python_functions_refuse_the_same_mistakes() -> None:
         build_model("v8", vocab_size=9, hiden_size=12)
     with pytest.raises(ConfigError, match=r"optimizer.lr=0: must be above 0"):
         build_trainer(["optimizer.lr=0"])
-    with pytest.raises(ConfigError, match="model=v9: no such option; there are deltanet, gated_deltanet"):
+    with pytest.raises(ConfigError, match="model=v9: no such option; there are counting, deltanet"):
         build_model("v9", vocab_size=9)
 
 

@@ -58,7 +58,7 @@ def test_each_mistake_is_told_with_its_label() -> None:
     with pytest.raises(ConfigError) as told:
         candidates({"v9": {}, "lstm": {"model.num_heads": 2}, "v8": {"optimizer.rate": 1}}, [*RANDOM], None)
     lines = str(told.value).splitlines()
-    assert lines[0].startswith("v9: model=v9: no such option; there are deltanet, gated_deltanet")
+    assert lines[0].startswith("v9: model=v9: no such option; there are counting, deltanet")
     assert lines[1].startswith("lstm: model.num_heads=2: no such key")
     assert lines[2].startswith("v8: optimizer.rate=1: no such key")
     with pytest.raises(ConfigError, match=r"model.num_heds=2: no model of this comparison has it"):
