@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from samout_train.ops import add_product, linear_into, nats_and_errors
 from samout_train.ops.linear import linear
+from samout_train.ops.linear.copies import copy_of
 
 # 128 MB in float32. Below it, on two cores of an AMD EPYC, logits in one block took 0.8 to 1.0 times as long.
 MOST_LOGITS = 2**25
@@ -145,7 +146,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         learns: bool,
     ) -> Tensor:
         """Sum the nats, and save the gradients of both inputs if one of them needs a gradient."""
-        head_VD = weight_VD.to(products)
+        head_VD = weight_VD.to(products) if (copy := copy_of(weight_VD, products)) is None else copy.weight_NK
         nats_R = hidden_RD.new_empty(len(targets_R), dtype=torch.promote_types(products, torch.float32))
         to_hidden_RD = to_weight_VD = None
         if learns:

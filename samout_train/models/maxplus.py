@@ -30,6 +30,7 @@ from samout_train.config import NonNegative, Positive, Probability, Share, valid
 from samout_train.models.counting import CountingMaximum, Entries
 from samout_train.models.layers import Linear
 from samout_train.models.samout import project_streams
+from samout_train.ops.linear.copies import Stack
 from samout_train.ops.max_scan import max_mix
 
 Decay = Literal["none", "learned", "token"]
@@ -130,6 +131,10 @@ class MaxPlus(nn.Module):
 
     def _streams(self, x_BTD: Tensor) -> Tensor:
         return project_streams(x_BTD, self.projection.weight, 4, lambda a, b, c, d: (a + b, c, d))
+
+    def weight_stack(self) -> Stack:
+        """Return the streams as blocks of one product."""
+        return Stack([self.projection.weight], [[(0, 0), (0, 1)], [(0, 2)], [(0, 3)]], parts=4)
 
     def _added(self, x_BTD: Tensor) -> Tensor | None:
         """Return -f (B, T, D); None for `decay=none`."""

@@ -35,8 +35,9 @@ from samout_train.models.interface import Mixer, matrix_flops, part_of
 from samout_train.models.layers import CausalConvolution, Linear, draw_small
 from samout_train.models.state import LayerState, as_layer_state
 from samout_train.ops.linear import linear
+from samout_train.ops.linear.copies import Stack, found_copy, stacked_linear
 from samout_train.ops.max_scan import max_mix
-from samout_train.ops.samout_layer import blended, gated, step, takes_step
+from samout_train.ops.samout_layer import blended, gated, gated_halves, step, takes_step
 
 LayerNorms = Literal["published", "pre"]
 State = Sequence[Tensor | LayerState]
@@ -71,6 +72,11 @@ class MaxState(nn.Module):
     def mix(self, packed_BTP: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the mixed sequence and the next state, computed from the streams."""
         return max_mix(packed_BTP, state_BD, form="v1")
+
+    def weight_stack(self) -> Stack:
+        """Return the streams as blocks of one product."""
+        blocks = [[(0, 1)], [(0, 2)], [(0, 0), (0, 1)]]
+        return Stack([self.projection.weight], blocks, parts=3, scale=self.scale)
 
     def _streams(self, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         return b, c, (a + b) * self.scale
@@ -107,6 +113,10 @@ class MaxStateSuper(nn.Module):
         """Return the mixed sequence and the next state, computed from the streams."""
         return max_mix(packed_BTP, state_BD, form="v8")
 
+    def weight_stack(self) -> Stack:
+        """Return the streams as blocks of one product."""
+        return Stack([self.projection.weight], [[(0, 0), (0, 1)], [(0, 2)], [(0, 3)]], parts=4)
+
     def forward_flops_per_token(self) -> int:
         """Return the operations of the matrix product for one of many tokens: three streams."""
         return 2 * 3 * self.projection.in_features**2
@@ -133,6 +143,8 @@ def project_streams(
     Returns:
         (B, T, P), where P is the number of streams times D.
     """
+    if (copy := found_copy(x_BTD, weight_PD, blocks=3)) is not None:
+        return stacked_linear(x_BTD, copy)
     batch, time, _ = x_BTD.shape
     if batch * time < FEW_TOKENS and not torch.is_grad_enabled():
         return torch.cat(streams_of(*linear(x_BTD, weight_PD).chunk(num_projections, dim=-1)), dim=-1)
@@ -155,7 +167,14 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, u_BTD: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, D), each position by itself."""
+        if (copy := found_copy(u_BTD, self.up.weight, blocks=2)) is not None:
+            return cast(Tensor, self.down(gated_halves(stacked_linear(u_BTD, copy))))
         return cast(Tensor, self.down(gated(self.up(u_BTD), self.gate(u_BTD))))
+
+    def weight_stack(self) -> Stack:
+        """Return `up` and `gate` as blocks of one product."""
+        biases = [cast(Tensor, self.up.bias), cast(Tensor, self.gate.bias)]
+        return Stack([self.up.weight, self.gate.weight], [[(0, 0)], [(1, 0)]], biases=biases)
 
 
 class SamOutLayer(nn.Module):

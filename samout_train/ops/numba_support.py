@@ -16,6 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import types
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic, overload
@@ -98,6 +99,7 @@ def _launched_threads() -> int:
 
 
 MOST_THREADS = _launched_threads()
+_threads_in_use = threading.local()
 _one_at_a_time = threading.Lock()  # numba's simplest threading layer aborts the process on concurrent calls
 
 
@@ -114,13 +116,31 @@ def call(kernel: Callable[..., None], threads: int, *arguments: Any) -> None:
         threads: Threads to use, at most num_threads().
         arguments: Numbers and tensors on the CPU; a bfloat16 tensor arrives as uint16.
     """
-    given = [_as_given(argument) for argument in arguments]
+    is_distributed = torch.distributed.is_initialized()
+    given = [_as_given(argument, is_distributed) for argument in arguments]
     with _one_at_a_time:
-        numba.set_num_threads(threads)
+        _use_threads(threads)
         kernel(*given)
 
 
-def _as_given(argument: Any) -> Any:
+def call_at(kernel: Callable[..., None], threads: int, *arguments: Any) -> None:
+    """Run a kernel that takes addresses.
+
+    An array of a tensor takes the host about 3 us to make, and `data_ptr()` a tenth of it.
+    """
+    with _one_at_a_time:
+        _use_threads(threads)
+        kernel(*arguments)
+
+
+def _use_threads(threads: int) -> None:
+    """Set numba's number of threads, which each thread has for itself, where it is another one."""
+    if getattr(_threads_in_use, "number", None) != threads:
+        numba.set_num_threads(threads)
+        _threads_in_use.number = threads
+
+
+def _as_given(argument: Any, is_distributed: bool) -> Any:
     """Return an argument for numba: for a tensor, an array that shares its memory."""
     if not isinstance(argument, Tensor):
         return argument
@@ -128,9 +148,45 @@ def _as_given(argument: Any) -> Any:
     if bits.dtype == torch.bfloat16:
         bits = bits.view(torch.uint16)
     # `.numpy()` is faster, but its storage can no longer be freed by hand, which FSDP2 does.
-    if torch.distributed.is_initialized() and (array := np.from_dlpack(bits)).flags.writeable:
+    if is_distributed and (array := np.from_dlpack(bits)).flags.writeable:
         return array
     return bits.numpy()
+
+
+# What tells numba the dtype of the array at an address; a bfloat16 tensor is one of uint16.
+ELEMENT = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
+
+
+@intrinsic
+def _pointer(typing_context: Any, address: Any) -> Any:
+    """Return an address as a pointer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+def array_at(address: Any, shape: Any, element: Any) -> Any:
+    """Return the contiguous array at an address, of the dtype of `element`; None for None."""
+
+
+@overload(array_at)
+def _array_at_compiled(address: Any, shape: Any, element: Any) -> Any:
+    if isinstance(address, types.NoneType):
+
+        def nothing(address: Any, shape: Any, element: Any) -> Any:
+            return None
+
+        return nothing
+    dtype: Any = np.float32
+    if element == types.uint16:
+        dtype = np.uint16
+
+    def of_dtype(address: Any, shape: Any, element: Any) -> Any:
+        return numba.carray(_pointer(address), shape, dtype)
+
+    return of_dtype
 
 
 @intrinsic

@@ -23,7 +23,7 @@ from torch.profiler import record_function
 from samout_train.checkpoint import load_weights, saved_weights
 from samout_train.data import Batch, Batches, Vocabulary
 from samout_train.models import ParallelModel, map_state, whole_tensor
-from samout_train.runtime import PrecisionName, autocast, compile_problem, distributed, logged_compilation
+from samout_train.runtime import DTYPES, PrecisionName, autocast, compile_problem, distributed, logged_compilation
 from samout_train.training.average import WeightAverage
 from samout_train.training.non_finite import (
     NonFiniteMonitor,
@@ -201,6 +201,11 @@ class TrainingStep:
         return loss
 
     def _forward_backward(self, batch: Batch) -> Tensor:
+        """Run `_micro_steps`; weights are cast and added once for all of them."""
+        with self.shared.weight_copies(DTYPES.get(self.precision, torch.float32)):
+            return self._micro_steps(batch)
+
+    def _micro_steps(self, batch: Batch) -> Tensor:
         """Accumulate the scaled gradient of a batch, by micro-steps and chunks.
 
         Returns:

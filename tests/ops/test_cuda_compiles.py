@@ -54,7 +54,7 @@ def assembly(kernel: Any, dtype: str, options: dict[str, Any], path: Path, **con
             types[name] = "constexpr"
         elif name in STORED:
             types[name] = f"*{dtype}"
-    sixteens = [name for name, kind in types.items() if kind.startswith("*") or name == "V"]
+    sixteens = [name for name, kind in types.items() if kind.startswith("*") or name in ("V", "count")]
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in sixteens}
     source = ASTSource(kernel, types, {(names.index(name),): value for name, value in constants.items()}, aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
@@ -118,8 +118,9 @@ OTHERS = [
 def test_nothing_leaves_the_registers(form: str, dtype: str, has_decay: bool, tmp_path: Path) -> None:
     sizes = {"D": WIDTH, "P": num_streams(form) * WIDTH, "BLOCK": cuda.BLOCK, "HAS_DECAY": has_decay, "ROWS": cuda.ROWS}
     path = tmp_path / "kernel.cubin"
-    forward = assembly(forward_chunk, dtype, cuda.OPTIONS, path, FORM=CODES[form], **sizes)
-    backward = assembly(backward_chunk, dtype, cuda.BACKWARD_OPTIONS, path, FORM=CODES[form], **sizes)
+    forward = assembly(forward_chunk, dtype, cuda.OPTIONS, path, HAS_STATE=True, FORM=CODES[form], **sizes)
+    last = {"HAS_GRAD_LAST": False, "FORM": CODES[form]}
+    backward = assembly(backward_chunk, dtype, cuda.BACKWARD_OPTIONS, path, **last, **sizes)
     for instructions in (forward, backward):
         assert_in_registers(instructions)
         loop = main_loop(instructions)
@@ -133,8 +134,8 @@ def test_the_passes_over_chunks_stay_in_registers(width: int, tmp_path: Path) ->
     whole = {"P": 3 * width, "HAS_DECAY": True, **block}
     assert_in_registers(assembly(chunk_totals, "bf16", cuda.OPTIONS, path, ROWS=cuda.ROWS, **whole))
     assert_in_registers(assembly(add_later, "bf16", cuda.OPTIONS, path, **whole))
-    for kernel in (chunk_starts, chunk_gradients):
-        assert_in_registers(assembly(kernel, "bf16", cuda.OPTIONS, path, **block))
+    assert_in_registers(assembly(chunk_starts, "bf16", cuda.OPTIONS, path, HAS_STATE=False, **block))
+    assert_in_registers(assembly(chunk_gradients, "bf16", cuda.OPTIONS, path, **block))
 
 
 @pytest.mark.slow
@@ -151,6 +152,10 @@ def test_the_loss_spills_nothing_and_reads_whole_vectors(dtype: str, tmp_path: P
 def test_the_parts_of_a_layer_spill_nothing(dtype: str, tmp_path: Path) -> None:
     path = tmp_path / "kernel.cubin"
     for kernel in (gate_elements, gate_element_gradients):
-        assert_nothing_spilled(assembly(kernel, dtype, layer.OPTIONS, path, BLOCK=layer.ELEMENTS))
+        for halves in (False, True):
+            constants = {"F": WIDTH, "HALVES": halves, "BLOCK": layer.ELEMENTS}
+            instructions = assembly(kernel, dtype, layer.OPTIONS, path, **constants)
+            assert_nothing_spilled(instructions)
+            assert "LDG.E.128" in instructions and "STG.E.128" in instructions, "vectors are cut"
     for kernel in (blend_row, blend_row_gradients):
         assert_nothing_spilled(assembly(kernel, dtype, layer.OPTIONS, path, DROPS=True, D=WIDTH, BLOCK=1024))

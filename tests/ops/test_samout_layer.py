@@ -78,6 +78,18 @@ def test_gated_and_its_gradients_are_those_of_torch_to_the_bit(dtype: torch.dtyp
         torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="only CUDA has a kernel for halves")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_gate_of_halves_is_that_of_two_tensors_to_the_bit(dtype: torch.dtype) -> None:
+    packed, grad = torch.randn(3, 5, 94).to(dtype).requires_grad_(), torch.randn(3, 5, 47).to(dtype)
+    results = []
+    halves = [half.contiguous() for half in packed.chunk(2, dim=-1)]
+    for y in (operator.gated_halves(packed), operator.gated(*halves)):
+        results.append((y, *torch.autograd.grad(y, packed, grad)))
+    for got, want in zip(*results, strict=True):
+        assert torch.equal(got, want)
+
+
 def test_dropout_drops_its_share_anew_each_time_and_the_same_in_both_directions() -> None:
     width, rows = 64, 2000
     norm = nn.LayerNorm(width)

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from samout_train.ops.kernels import is_fused, only_torch
+from samout_train.ops.linear.copies import found_copy, stacked_linear
 
 MANY, FEW = ("torch", "onednn"), ("torch", "numba")
 # For 256 x 256 weights or larger and up to 8 rows, torch.nn.functional.linear (MKL) took 2 to 10 times as long as numba
@@ -40,6 +41,8 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor
     Returns:
         (..., N), in the dtype of torch.nn.functional.linear.
     """
+    if (copy := found_copy(x, weight_NK)) is not None:
+        return stacked_linear(x, copy)
     if not _is_plain_float32_on_cpu(x, weight_NK):
         return F.linear(x, weight_NK, bias_N)
     if _is_a_matter_of_reading(x, weight_NK):

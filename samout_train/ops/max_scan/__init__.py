@@ -58,17 +58,17 @@ def max_mix(
     if time == 0 or rest:
         wanted = f"T at least 1 and a width that {num_streams(form)} divides"
         raise ValueError(f"the input {tuple(packed_BTP.shape)} of form={form} must have {wanted}")
-    wide = torch.promote_types(packed_BTP.dtype, torch.float32)
-    if state_BD is None:
-        state_BD = packed_BTP.new_full((batch, width), -torch.inf, dtype=wide)
-    elif state_BD.shape != (batch, width):
+    if state_BD is not None and state_BD.shape != (batch, width):
         raise ValueError(
             f"state_BD {tuple(state_BD.shape)} must be {(batch, width)} for an input {tuple(packed_BTP.shape)}"
         )
     if decay_BTD is not None and decay_BTD.shape != (batch, time, width):
         raise ValueError(f"decay_BTD {tuple(decay_BTD.shape)} must be {(batch, time, width)}")
     if not is_fused(packed_BTP.device.type, packed_BTP.dtype):
+        wide = torch.promote_types(packed_BTP.dtype, torch.float32)
+        if state_BD is None:
+            state_BD = packed_BTP.new_full((batch, width), -torch.inf, dtype=wide)
         return reference.max_mix(packed_BTP, state_BD, decay_BTD, form)
     from samout_train.ops.max_scan.operator import fused_max_mix
 
-    return fused_max_mix(packed_BTP, state_BD.to(wide), decay_BTD, form)
+    return fused_max_mix(packed_BTP, state_BD, decay_BTD, form)

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from samout_train.ops.max_scan.operator import ROWS_A_CARRY
 from samout_train.ops.max_scan.reference import CODES
-from samout_train.ops.numba_support import call, compiled, narrow, num_threads, widen
+from samout_train.ops.numba_support import ELEMENT, array_at, call_at, compiled, narrow, num_threads, widen
 
 SCAN, V8 = CODES["scan"], CODES["v8"]  # lengths of a tuple: its type tells numba the form at compile time
 ROWS = ROWS_A_CARRY["cpu"]
+_TYPES = {form: (0,) * code for form, code in CODES.items()}
 AHEAD = 2  # rows to prefetch: far enough to hide the latency, near enough to stay in the first-level cache
 LINE = 64  # bytes of a cache line
 # Channels of a task: one vector, and the most whose ROWS rows fit the second-level cache.
@@ -35,7 +36,7 @@ LEAST_CHANNELS, MOST_CHANNELS = 16, 512
 
 def forward(
     packed_BTP: Tensor,
-    state_BD: Tensor,
+    state_BD: Tensor | None,
     decay_BTD: Tensor | None,
     form: str,
     y_BTD: Tensor,
@@ -43,8 +44,21 @@ def forward(
     carries_BND: Tensor,
 ) -> None:
     """Fill y_BTD, last_BD and carries_BND, the maximum before every ROWS rows."""
-    given = (_as_type(form), packed_BTP, decay_BTD, state_BD)
-    call(_forward, num_threads(), *given, y_BTD, last_BD, carries_BND, _parts(y_BTD))
+    threads, batch, (_, time, width) = num_threads(), len(y_BTD), y_BTD.shape
+    call_at(
+        _forward_at,
+        threads,
+        _TYPES[form],
+        ELEMENT[packed_BTP.dtype],
+        packed_BTP.data_ptr(),
+        None if decay_BTD is None else decay_BTD.data_ptr(),
+        0 if state_BD is None else state_BD.data_ptr(),
+        y_BTD.data_ptr(),
+        last_BD.data_ptr(),
+        carries_BND.data_ptr(),
+        (batch, time, width, packed_BTP.shape[2]),
+        _parts(batch, width, threads),
+    )
 
 
 def backward(
@@ -53,28 +67,101 @@ def backward(
     decay_BTD: Tensor | None,
     form: str,
     grad_y_BTD: Tensor,
-    grad_last_BD: Tensor,
+    grad_last_BD: Tensor | None,
     grad_packed_BTP: Tensor,
     grad_state_BD: Tensor,
     grad_decay_BTD: Tensor,
 ) -> None:
     """Fill the last three; grad_decay_BTD only if there is a decay."""
-    given = (_as_type(form), packed_BTP, decay_BTD, carries_BND, grad_y_BTD, grad_last_BD)
-    filled: tuple[Tensor | None, ...] = (grad_packed_BTP, grad_state_BD, grad_decay_BTD)
-    if decay_BTD is None:
-        filled = (grad_packed_BTP, grad_state_BD, None)
-    call(_backward, num_threads(), *given, *filled, _parts(grad_y_BTD))
+    threads, batch, (_, time, width) = num_threads(), len(grad_y_BTD), grad_y_BTD.shape
+    call_at(
+        _backward_at,
+        threads,
+        _TYPES[form],
+        ELEMENT[packed_BTP.dtype],
+        packed_BTP.data_ptr(),
+        None if decay_BTD is None else decay_BTD.data_ptr(),
+        carries_BND.data_ptr(),
+        grad_y_BTD.data_ptr(),
+        0 if grad_last_BD is None else grad_last_BD.data_ptr(),
+        grad_packed_BTP.data_ptr(),
+        grad_state_BD.data_ptr(),
+        None if decay_BTD is None else grad_decay_BTD.data_ptr(),
+        (batch, time, width, packed_BTP.shape[2]),
+        _parts(batch, width, threads),
+    )
 
 
-def _as_type(form: str) -> tuple[int, ...]:
-    return (0,) * CODES[form]
-
-
-def _parts(y_BTD: Tensor) -> int:
+def _parts(batch: int, width: int, threads: int) -> int:
     """Return the number of tasks per sequence that gives all threads the same number of tasks."""
-    batch, _, width = y_BTD.shape
-    even = num_threads() // math.gcd(batch, num_threads())
+    even = threads // math.gcd(batch, threads)
     return max(1, min(even, width // LEAST_CHANNELS), -(-width // MOST_CHANNELS))
+
+
+@compiled()
+def _forward_at(
+    form: Any,
+    element: Any,
+    packed: int,
+    decay: Any,
+    state: int,
+    y: int,
+    last: int,
+    carries: int,
+    sizes: tuple[int, int, int, int],
+    parts: int,
+) -> None:
+    """Run `_forward` on arrays at addresses. A state at 0 is minus infinity."""
+    batch, time, width, streams = sizes
+    _forward(
+        form,
+        array_at(packed, (batch, time, streams), element),
+        array_at(decay, (batch, time, width), element),
+        _or_full(state, (batch, width), -np.inf),
+        array_at(y, (batch, time, width), element),
+        array_at(last, (batch, width), np.float32(0)),
+        array_at(carries, (batch, (time + ROWS - 1) // ROWS, width), np.float32(0)),
+        parts,
+    )
+
+
+@compiled()
+def _backward_at(
+    form: Any,
+    element: Any,
+    packed: int,
+    decay: Any,
+    carries: int,
+    grad_y: int,
+    grad_last: int,
+    grad_packed: int,
+    grad_state: int,
+    grad_decay: Any,
+    sizes: tuple[int, int, int, int],
+    parts: int,
+) -> None:
+    """Run `_backward` on arrays at addresses. A gradient of the last maximum at 0 is 0."""
+    batch, time, width, streams = sizes
+    _backward(
+        form,
+        array_at(packed, (batch, time, streams), element),
+        array_at(decay, (batch, time, width), element),
+        array_at(carries, (batch, (time + ROWS - 1) // ROWS, width), np.float32(0)),
+        array_at(grad_y, (batch, time, width), element),
+        _or_full(grad_last, (batch, width), 0.0),
+        array_at(grad_packed, (batch, time, streams), element),
+        array_at(grad_state, (batch, width), np.float32(0)),
+        array_at(grad_decay, (batch, time, width), element),
+        parts,
+    )
+
+
+@compiled()
+def _or_full(address: int, shape: tuple[int, int], value: float) -> Any:
+    """Return the float32 array at an address, or where that is 0 one of this value."""
+    if address:
+        return array_at(address, shape, np.float32(0))
+    return np.full(shape, np.float32(value))
 
 
 @compiled()

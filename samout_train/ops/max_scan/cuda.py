@@ -52,16 +52,16 @@ def rows_a_chunk(batch: int, time: int, width: int, enough: int) -> int:
     return max(1, triton.cdiv(time, chunks * ROWS)) * ROWS
 
 
-def _or_any(decay_BTD: Tensor | None, other: Tensor) -> Tensor:
-    """Return the decay, or for its argument any tensor, which a kernel without decay does not read."""
-    if decay_BTD is None:
+def _or_any(given: Tensor | None, other: Tensor) -> Tensor:
+    """Return what is given, or for its argument any tensor, which a kernel without it does not read."""
+    if given is None:
         return other
-    return decay_BTD
+    return given
 
 
 def forward(
     packed_BTP: Tensor,
-    state_BD: Tensor,
+    state_BD: Tensor | None,
     decay_BTD: Tensor | None,
     form: str,
     y_BTD: Tensor,
@@ -74,16 +74,25 @@ def forward(
     chunks, blocks = triton.cdiv(time, rows), triton.cdiv(width, BLOCK)
     sizes = {"D": width, "P": packed_BTP.shape[2], "BLOCK": BLOCK, "HAS_DECAY": decay_BTD is not None}
     inputs = (packed_BTP, _or_any(decay_BTD, packed_BTP))
-    starts_BCD = state_BD
+    has_state, starts_BCD = state_BD is not None, _or_any(state_BD, last_BD)
     with torch.cuda.device_of(packed_BTP):
         if chunks > 1:
-            maxima_BCD, decays_BCD, starts_BCD = (state_BD.new_empty(batch, chunks, width) for _ in range(3))
+            maxima_BCD, decays_BCD, starts_BCD = (last_BD.new_empty(batch, chunks, width) for _ in range(3))
             chunk_totals[(blocks, chunks, batch)](
                 *inputs, maxima_BCD, decays_BCD, time, rows, ROWS=ROWS, **sizes, **OPTIONS
             )
             chunk_starts[(blocks, batch)](
-                state_BD, maxima_BCD, decays_BCD, starts_BCD, chunks, D=width, BLOCK=BLOCK, **OPTIONS
+                _or_any(state_BD, last_BD),
+                maxima_BCD,
+                decays_BCD,
+                starts_BCD,
+                chunks,
+                HAS_STATE=has_state,
+                D=width,
+                BLOCK=BLOCK,
+                **OPTIONS,
             )
+            has_state = True
         forward_chunk[(blocks, chunks, batch)](
             *inputs,
             starts_BCD,
@@ -92,6 +101,7 @@ def forward(
             carries_BND,
             time,
             rows,
+            HAS_STATE=has_state,
             FORM=CODES[form],
             ROWS=ROWS,
             **sizes,
@@ -105,7 +115,7 @@ def backward(
     decay_BTD: Tensor | None,
     form: str,
     grad_y_BTD: Tensor,
-    grad_last_BD: Tensor,
+    grad_last_BD: Tensor | None,
     grad_packed_BTP: Tensor,
     grad_state_BD: Tensor,
     grad_decay_BTD: Tensor,
@@ -115,9 +125,10 @@ def backward(
     rows = rows_a_chunk(batch, time, width, ENOUGH_CHANNELS)
     chunks, blocks = triton.cdiv(time, rows), triton.cdiv(width, BLOCK)
     sizes = {"D": width, "P": packed_BTP.shape[2], "BLOCK": BLOCK, "HAS_DECAY": decay_BTD is not None}
-    inputs = (packed_BTP, _or_any(decay_BTD, packed_BTP), carries_BND, grad_y_BTD, grad_last_BD)
+    last_BD = _or_any(grad_last_BD, grad_state_BD)
+    inputs = (packed_BTP, _or_any(decay_BTD, packed_BTP), carries_BND, grad_y_BTD, last_BD)
     grads = (grad_packed_BTP, grad_decay_BTD)
-    out_BCD, kept_BCD, later_BCD = (grad_last_BD.new_empty(batch, chunks, width) for _ in range(3))
+    out_BCD, kept_BCD, later_BCD = (grad_state_BD.new_empty(batch, chunks, width) for _ in range(3))
     newest_BCD = torch.empty_like(out_BCD, dtype=torch.int32)
     with torch.cuda.device_of(packed_BTP):
         backward_chunk[(blocks, chunks, batch)](
@@ -128,6 +139,7 @@ def backward(
             newest_BCD,
             time,
             rows,
+            HAS_GRAD_LAST=grad_last_BD is not None,
             FORM=CODES[form],
             ROWS=ROWS,
             **sizes,

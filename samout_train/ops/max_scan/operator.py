@@ -6,6 +6,7 @@ derivative.
 
 # B batch, T time, D width, P packed: the streams side by side, N blocks of rows
 
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -20,11 +21,15 @@ from samout_train.ops.max_scan.reference import Form, num_streams
 ROWS_A_CARRY = {"cpu": 64, "cuda": 16}
 
 
-def fused_max_mix(packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: Form) -> tuple[Tensor, Tensor]:
+def fused_max_mix(
+    packed_BTP: Tensor, state_BD: Tensor | None, decay_BTD: Tensor | None, form: Form
+) -> tuple[Tensor, Tensor]:
     """Return samout_train.ops.max_scan.max_mix by a fused kernel; the state is float32."""
     if decay_BTD is not None:
         decay_BTD = decay_BTD.to(packed_BTP.dtype).contiguous()
-    given = (packed_BTP.contiguous(), state_BD.contiguous(), decay_BTD, form)
+    if state_BD is not None:
+        state_BD = state_BD.float().contiguous()
+    given = (packed_BTP.contiguous(), state_BD, decay_BTD, form)
     # Only what is traced needs a torch operator: the way through one takes the host longer than a small kernel.
     if is_traced(packed_BTP):
         y_BTD, last_BD, _ = _max_mix(*given)
@@ -36,7 +41,7 @@ def fused_max_mix(packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None
 
 
 def _forward(
-    packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: str
+    packed_BTP: Tensor, state_BD: Tensor | None, decay_BTD: Tensor | None, form: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _outputs(packed_BTP, state_BD, decay_BTD, form)
     _kernels(packed_BTP).forward(packed_BTP, state_BD, decay_BTD, form, *outputs)
@@ -45,7 +50,7 @@ def _forward(
 
 @torch.library.custom_op("samout_train::max_mix", mutates_args=())
 def _max_mix(
-    packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: str
+    packed_BTP: Tensor, state_BD: Tensor | None, decay_BTD: Tensor | None, form: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y (B, T, D), the last maximum (B, D), and the maximum before every few rows (B, N, D)."""
     return _forward(packed_BTP, state_BD, decay_BTD, form)
@@ -53,15 +58,15 @@ def _max_mix(
 
 @_max_mix.register_fake
 def _outputs(
-    packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: str
+    packed_BTP: Tensor, state_BD: Tensor | None, decay_BTD: Tensor | None, form: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, time, packed_width = packed_BTP.shape
     width = packed_width // num_streams(form)
     num_carries = -(-time // ROWS_A_CARRY[packed_BTP.device.type])
     return (
         packed_BTP.new_empty(batch, time, width),
-        torch.empty_like(state_BD),
-        state_BD.new_empty(batch, num_carries, width),
+        packed_BTP.new_empty(batch, width, dtype=torch.float32),
+        packed_BTP.new_empty(batch, num_carries, width, dtype=torch.float32),
     )
 
 
@@ -72,7 +77,7 @@ def _max_mix_backward(
     decay_BTD: Tensor | None,
     form: str,
     grad_y_BTD: Tensor,
-    grad_last_BD: Tensor,
+    grad_last_BD: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of the packed streams, the first state and the decay (empty without a decay)."""
     grads = _gradients(packed_BTP, carries_BND, decay_BTD, form, grad_y_BTD, grad_last_BD)
@@ -87,31 +92,31 @@ def _gradients(
     decay_BTD: Tensor | None,
     form: str,
     grad_y_BTD: Tensor,
-    grad_last_BD: Tensor,
+    grad_last_BD: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_packed_BTP, grad_state_BD = torch.empty_like(packed_BTP), torch.empty_like(grad_last_BD)
+    grad_packed_BTP = torch.empty_like(packed_BTP)
+    grad_state_BD = carries_BND.new_empty(len(carries_BND), carries_BND.shape[2])
     if decay_BTD is None:
         return grad_packed_BTP, grad_state_BD, packed_BTP.new_empty(0)
     return grad_packed_BTP, grad_state_BD, torch.empty_like(decay_BTD)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    packed_BTP, _, decay_BTD, ctx.form = inputs
-    y_BTD, last_BD, carries_BND = output
+    packed_BTP, state_BD, decay_BTD, ctx.form = inputs
+    y_BTD, _, carries_BND = output
     ctx.save_for_backward(packed_BTP, decay_BTD, carries_BND)
     ctx.mark_non_differentiable(carries_BND)
     ctx.set_materialize_grads(False)
-    ctx.shapes = y_BTD.shape, last_BD.shape
+    ctx.shape, ctx.has_state = y_BTD.shape, state_BD is not None
 
 
 def _backward(ctx: Any, grad_y_BTD: Tensor | None, grad_last_BD: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     packed_BTP, decay_BTD, carries_BND = ctx.saved_tensors
-    shape_BTD, shape_BD = ctx.shapes
     if grad_y_BTD is None:
-        grad_y_BTD = packed_BTP.new_zeros(shape_BTD)
-    if grad_last_BD is None:
-        grad_last_BD = carries_BND.new_zeros(shape_BD)
-    given = (packed_BTP, carries_BND, decay_BTD, ctx.form, grad_y_BTD.contiguous(), grad_last_BD.contiguous())
+        grad_y_BTD = packed_BTP.new_zeros(ctx.shape)
+    if grad_last_BD is not None:
+        grad_last_BD = grad_last_BD.contiguous()
+    given = (packed_BTP, carries_BND, decay_BTD, ctx.form, grad_y_BTD.contiguous(), grad_last_BD)
     if is_traced(packed_BTP):
         grads = _max_mix_backward(*given)
     else:
@@ -120,6 +125,8 @@ def _backward(ctx: Any, grad_y_BTD: Tensor | None, grad_last_BD: Tensor | None, 
     grad_packed_BTP, grad_state_BD, grad_decay_BTD = grads
     if decay_BTD is None:
         grad_decay_BTD = None
+    if not ctx.has_state:
+        grad_state_BD = None
     return grad_packed_BTP, grad_state_BD, grad_decay_BTD, None
 
 
@@ -131,7 +138,7 @@ class _MaxMix(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form: str
+        ctx: Any, packed_BTP: Tensor, state_BD: Tensor | None, decay_BTD: Tensor | None, form: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `_max_mix` does."""
         outputs = _forward(packed_BTP, state_BD, decay_BTD, form)
@@ -146,4 +153,9 @@ class _MaxMix(torch.autograd.Function):
 
 
 def _kernels(tensor: Tensor) -> ModuleType:
-    return import_module(f"samout_train.ops.max_scan.{tensor.device.type}")
+    return _kernels_for(tensor.device.type)
+
+
+@cache
+def _kernels_for(device_type: str) -> ModuleType:
+    return import_module(f"samout_train.ops.max_scan.{device_type}")

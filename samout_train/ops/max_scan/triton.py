@@ -85,11 +85,13 @@ def chunk_totals(
 
 
 @triton.jit
-def chunk_starts(state, maxima, decays, starts, chunks, D: tl.constexpr, BLOCK: tl.constexpr):
+def chunk_starts(state, maxima, decays, starts, chunks, HAS_STATE: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
     """Store the maximum before each chunk, from the first to the last."""
     channels, inside = _channels_of(D, BLOCK)
     b = tl.program_id(1)
-    m = tl.load(state + b * D + channels, mask=inside)
+    m = tl.full((BLOCK,), float("-inf"), tl.float32)
+    if HAS_STATE:
+        m = tl.load(state + b * D + channels, mask=inside)
     for chunk in range(chunks):
         place = (b * chunks + chunk) * D + channels
         tl.store(starts + place, m, mask=inside)
@@ -164,6 +166,7 @@ def forward_chunk(
     carries,
     time,
     rows,
+    HAS_STATE: tl.constexpr,
     FORM: tl.constexpr,
     HAS_DECAY: tl.constexpr,
     D: tl.constexpr,
@@ -174,7 +177,9 @@ def forward_chunk(
     """Run the forward pass of one chunk of one sequence, BLOCK channels."""
     channels, inside = _channels_of(D, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    m = tl.load(starts + (b * tl.num_programs(1) + chunk) * D + channels, mask=inside, other=0.0)
+    m = tl.full((BLOCK,), float("-inf"), tl.float32)
+    if HAS_STATE:
+        m = tl.load(starts + (b * tl.num_programs(1) + chunk) * D + channels, mask=inside, other=0.0)
     start = chunk * rows
     stop = tl.minimum(start + rows, time)
     whole = start + (stop - start) // ROWS * ROWS
@@ -285,6 +290,7 @@ def backward_chunk(
     news,
     time,
     rows,
+    HAS_GRAD_LAST: tl.constexpr,
     FORM: tl.constexpr,
     HAS_DECAY: tl.constexpr,
     D: tl.constexpr,
@@ -298,7 +304,9 @@ def backward_chunk(
     start = chunk * rows
     stop = tl.minimum(start + rows, time)
     tiles = (stop - start) // ROWS
-    r = tl.load(grad_last + b * D + channels, mask=channels < tl.where(stop == time, D, 0), other=0.0)
+    r = tl.zeros((BLOCK,), tl.float32)
+    if HAS_GRAD_LAST:
+        r = tl.load(grad_last + b * D + channels, mask=channels < tl.where(stop == time, D, 0), other=0.0)
     kept, newest = tl.zeros((BLOCK,), tl.float32), tl.full((BLOCK,), -1, tl.int32)
     pointers = (packed, decay, carries, grad_y, grad_packed, grad_decay)
     if start + tiles * ROWS < stop:

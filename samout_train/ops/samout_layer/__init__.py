@@ -32,6 +32,15 @@ def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
     return operator.gated(up_BTF.contiguous(), gate_BTF.contiguous())
 
 
+def gated_halves(packed_BTP: Tensor) -> Tensor:
+    """Return `gated` of up and gate side by side, which on CUDA are read where they are."""
+    if packed_BTP.device.type != "cuda" or not _takes(packed_BTP):
+        return gated(*packed_BTP.chunk(2, dim=-1))
+    from samout_train.ops.samout_layer import operator
+
+    return operator.gated_halves(packed_BTP.contiguous())
+
+
 def blended(f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, norm: nn.LayerNorm, dropout: float) -> Tensor:
     """Return LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x.
 

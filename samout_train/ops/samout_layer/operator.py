@@ -35,7 +35,7 @@ def _(up_BTF: Tensor, gate_BTF: Tensor, grad_BTF: Tensor) -> tuple[Tensor, Tenso
     return torch.empty_like(up_BTF), torch.empty_like(gate_BTF)
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+def _keep_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
@@ -45,6 +45,40 @@ def _through_gate(ctx: Any, grad_BTF: Tensor) -> tuple[Tensor, Tensor]:
 
 
 gated.register_autograd(_through_gate, setup_context=_keep_inputs)
+
+
+@torch.library.custom_op("samout_train::gated_halves", mutates_args=())
+def gated_halves(packed_BTP: Tensor) -> Tensor:
+    """Return samout_train.ops.samout_layer.gated_halves of a contiguous tensor; CUDA alone has a kernel."""
+    y_BTF = _half_of(packed_BTP)
+    _kernels(packed_BTP).gate(*packed_BTP.chunk(2, dim=-1), y_BTF, halves=True)
+    return y_BTF
+
+
+@gated_halves.register_fake
+def _half_of(packed_BTP: Tensor) -> Tensor:
+    return packed_BTP.new_empty(*packed_BTP.shape[:-1], packed_BTP.shape[-1] // 2)
+
+
+@torch.library.custom_op("samout_train::gated_halves_backward", mutates_args=())
+def _gated_halves_backward(packed_BTP: Tensor, grad_BTF: Tensor) -> Tensor:
+    grad_BTP = torch.empty_like(packed_BTP)
+    given = (*packed_BTP.chunk(2, dim=-1), grad_BTF, *grad_BTP.chunk(2, dim=-1))
+    _kernels(packed_BTP).gate_gradients(*given, halves=True)
+    return grad_BTP
+
+
+@_gated_halves_backward.register_fake
+def _(packed_BTP: Tensor, grad_BTF: Tensor) -> Tensor:
+    return torch.empty_like(packed_BTP)
+
+
+def _through_halves(ctx: Any, grad_BTF: Tensor) -> Tensor:
+    grad_BTP: Tensor = _gated_halves_backward(*ctx.saved_tensors, grad_BTF.contiguous())
+    return grad_BTP
+
+
+gated_halves.register_autograd(_through_halves, setup_context=_keep_inputs)
 
 
 @torch.library.custom_op("samout_train::blended", mutates_args=())

@@ -7,27 +7,35 @@ import triton.language as tl
 
 
 @triton.jit
-def gate_elements(up, gate, y, count, BLOCK: tl.constexpr):
+def _places(place, F: tl.constexpr, HALVES: tl.constexpr):
+    """Return where the elements of `up` are; with HALVES, its rows of F lie beside those of `gate`, F further on."""
+    return place // F * (2 * F) + place % F if HALVES else place
+
+
+@triton.jit
+def gate_elements(up, gate, y, count, F: tl.constexpr, HALVES: tl.constexpr, BLOCK: tl.constexpr):
     """Store up * relu(gate) of BLOCK elements. A gate of NaN is not closed."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
-    opened = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
-    given = tl.load(up + place, mask=inside, other=0.0).to(tl.float32)
+    inside, at = place < count, _places(place, F, HALVES)
+    opened = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
+    given = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
     out = given * tl.where(opened <= 0, 0.0, opened)
     tl.store(y + place, out.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def gate_element_gradients(up, gate, grad, grad_up, grad_gate, count, BLOCK: tl.constexpr):
+def gate_element_gradients(
+    up, gate, grad, grad_up, grad_gate, count, F: tl.constexpr, HALVES: tl.constexpr, BLOCK: tl.constexpr
+):
     """Store the gradients of BLOCK elements of both."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
-    opened = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
-    given = tl.load(up + place, mask=inside, other=0.0).to(tl.float32)
+    inside, at = place < count, _places(place, F, HALVES)
+    opened = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
+    given = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
     closed = opened <= 0
-    tl.store(grad_up + place, tl.where(closed, 0.0, g * opened).to(grad_up.dtype.element_ty), mask=inside)
-    tl.store(grad_gate + place, tl.where(closed, 0.0, g * given).to(grad_gate.dtype.element_ty), mask=inside)
+    tl.store(grad_up + at, tl.where(closed, 0.0, g * opened).to(grad_up.dtype.element_ty), mask=inside)
+    tl.store(grad_gate + at, tl.where(closed, 0.0, g * given).to(grad_gate.dtype.element_ty), mask=inside)
 
 
 @triton.jit
