@@ -16,8 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from samout_train.ops import add_product, linear_into, nats_and_errors
-from samout_train.ops.linear import linear
-from samout_train.ops.linear.copies import copy_of
+from samout_train.ops.linear import copy_of, linear
 
 # 128 MB in float32. Below it, on two cores of an AMD EPYC, logits in one block took 0.8 to 1.0 times as long.
 MOST_LOGITS = 2**25

@@ -30,7 +30,7 @@ from samout_train.config import NonNegative, Positive, Probability, Share, valid
 from samout_train.models.counting import CountingMaximum, Entries
 from samout_train.models.layers import Linear
 from samout_train.models.samout import project_streams
-from samout_train.ops.linear.copies import Stack
+from samout_train.ops.linear import Stack
 from samout_train.ops.max_scan import max_mix
 
 Decay = Literal["none", "learned", "token"]

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from samout_train.models.loss import nats_and_state
-from samout_train.ops.linear import copies
+from samout_train.ops.linear import WeightCopies, copies_weights, weight_copies
 from samout_train.runtime import Launch, compiled, distributed
 
 ParallelName = Literal["ddp", "fsdp"]
@@ -60,7 +60,7 @@ class ParallelModel:
     def __init__(self, model: nn.Module, *, parallel: ParallelName, device: torch.device, compile: bool) -> None:
         self.model = model
         self._compiles = compile
-        self._copies: copies.WeightCopies | None = None
+        self._copies: WeightCopies | None = None
         self.is_sharded = parallel == "fsdp" and Launch.of_environment() is not None
         self.scalars: set[str] = set()  # names of parameters that are vectors of one element here
         if self.is_sharded:
@@ -109,11 +109,11 @@ class ParallelModel:
             products: Their precision.
         """
         device, dtype = next(((p.device.type, p.dtype) for p in self.model.parameters()), ("", None))
-        if device not in copies.DEVICES or dtype != torch.float32 or self.is_sharded or self._compiles:
+        if not copies_weights(device) or dtype != torch.float32 or self.is_sharded or self._compiles:
             return nullcontext()
         if self._copies is None or self._copies.dtype != products:
-            self._copies = copies.WeightCopies(self.model, products)
-        return copies.weight_copies(self._copies)
+            self._copies = WeightCopies(self.model, products)
+        return weight_copies(self._copies)
 
     @contextmanager
     def unsharded(self) -> Iterator[None]:

@@ -34,8 +34,7 @@ from samout_train.config import Layers, Probability, Range, Size, SizeOrNone, no
 from samout_train.models.interface import Mixer, matrix_flops, part_of
 from samout_train.models.layers import CausalConvolution, Linear, draw_small
 from samout_train.models.state import LayerState, as_layer_state
-from samout_train.ops.linear import linear
-from samout_train.ops.linear.copies import Stack, found_copy, stacked_linear
+from samout_train.ops.linear import Stack, found_copy, linear, stacked_linear
 from samout_train.ops.max_scan import max_mix
 from samout_train.ops.samout_layer import blended, gated, gated_halves, step, takes_step
 

@@ -17,7 +17,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from samout_train.ops.kernels import is_fused, only_torch
-from samout_train.ops.linear.copies import found_copy, stacked_linear
+from samout_train.ops.linear.copies import (
+    Stack as Stack,
+    WeightCopies as WeightCopies,
+    copies_weights as copies_weights,
+    copy_of as copy_of,
+    found_copy as found_copy,
+    stacked_linear as stacked_linear,
+    weight_copies as weight_copies,
+)
 
 MANY, FEW = ("torch", "onednn"), ("torch", "numba")
 # For 256 x 256 weights or larger and up to 8 rows, torch.nn.functional.linear (MKL) took 2 to 10 times as long as numba

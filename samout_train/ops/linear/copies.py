@@ -113,6 +113,11 @@ class WeightCopies:
             torch._foreach_copy_(targets, sources)
 
 
+def copies_weights(device_type: str) -> bool:
+    """Return whether a step on this device makes copies."""
+    return device_type in DEVICES
+
+
 _current: WeightCopies | None = None  # of the process: on CUDA the backward pass runs in a thread of its own
 
 
