@@ -23,6 +23,7 @@ from samout_train.runtime import home_path
 Node = dict[str, Any]
 OF_DOCUMENTS = ("jsonl", "shards", "python_source", "tinystories")
 ROWS_OF_ONE_DOCUMENT = ("padded", "documents")
+RESETS = "reset_at_documents"  # as the run was trained, unless it is typed
 Check = Callable[..., list[Problem]]
 
 
@@ -55,6 +56,7 @@ def evaluation_data(
     node = saved_node(saved, "data")
     trained_length = node.get("seq_len")
     name = str(node["_target_"]).rpartition(".")[2]
+    resets = bool(node.get(RESETS))
     if of_data:
         if refused := [word for word in of_data if word.startswith("data.seq_len=")]:
             raise ConfigError(f"{refused[0]}: rows are as long as those that the model was trained on: leave it out")
@@ -66,6 +68,8 @@ def evaluation_data(
             node |= {"seq_len": trained_length}
         if "line_ends" in node and not any(key_of(word) == "data.line_ends" for word in of_data):
             node |= {"line_ends": loaded.line_ends}
+        if RESETS in node and not any(key_of(word) == f"data.{RESETS}" for word in of_data):
+            node |= {RESETS: resets}
         if reads_whole(node):
             return _given(loaded, of_data, name, node, trained_length, data_problems)
     if lengths is not None:

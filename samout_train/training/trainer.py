@@ -179,6 +179,7 @@ class Trainer:
             ignore_index=ignore_index,
             device=self.device,
             overfit_batches=overfit_batches,
+            document_id=self.source.document_id,
         )
         if problem := overfit_problem(batches, overfit_batches, ignore_index):
             raise ValueError(problem)
