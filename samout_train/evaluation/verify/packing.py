@@ -14,7 +14,7 @@ from samout_train.evaluation.verify.result import Measured, NothingMeasuredError
 from samout_train.evaluation.verify.subject import ModelUnderTest, gradients
 from samout_train.models import evaluating
 
-NUM_TOKENS = 90
+NUM_TOKENS = 60
 # Where documents begin, in tenths of a row. The first document of a row is the end of one that began before it.
 TENTHS: tuple[list[int], ...] = ([1, 3, 6], [5], [], [8, 9])
 CHUNK = 7
@@ -99,18 +99,18 @@ def gradient_across(model: nn.Module, subject: ModelUnderTest, device: torch.dev
 
 def _packed(subject: ModelUnderTest, device: torch.device) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]], Tensor]:
     """Return the documents, (1, T) each; the parts of the rows that hold them, with places; and targets by place."""
-    time = max(10, subject.tokens(NUM_TOKENS))
+    time = subject.tokens(NUM_TOKENS)
+    starts = [sorted({tenth * time // 10 for tenth in tenths} - {0}) for tenths in TENTHS]
     ids_RT = subject.ids(len(TENTHS), time + 1, torch.device("cpu"))
     document_id = int(ids_RT[0, 0])
     other_id = int(ids_RT[ids_RT != document_id][0])
     ids_RT[ids_RT == document_id] = other_id
-    for row, tenths in enumerate(TENTHS):
-        ids_RT[row, [tenth * time // 10 for tenth in tenths]] = document_id
+    for row, begun in enumerate(starts):
+        ids_RT[row, begun] = document_id
     inputs_RT, targets_RT = ids_RT[:, :-1], ids_RT[:, 1:]
     documents = []
-    for row_T, tenths in zip(inputs_RT, TENTHS, strict=True):
-        edges = [0, *(tenth * time // 10 for tenth in tenths), time]
-        documents += [row_T[None, start:stop].to(device) for start, stop in pairwise(edges)]
+    for row_T, begun in zip(inputs_RT, starts, strict=True):
+        documents += [row_T[None, start:stop].to(device) for start, stop in pairwise([0, *begun, time])]
     places_RT = torch.arange(inputs_RT.numel()).view_as(inputs_RT)
     parts = []
     for part in parts_of(inputs_RT, places_RT, document_id=document_id, ignore_index=NO_PLACE):
