@@ -37,6 +37,7 @@ EARLIER = {
     "model.mixer.temperature": 1.0,
     "model.mixer.temperature_held": 0.5,
     "model.mixer.temperature_zero": 0.9,
+    "trainer.cuda_graph": "auto",
 }
 # Paths of the data; they may change if checkpoints record its content.
 PLACE_KEYS = ("data.path", "data.paths", "data.pattern", "data.vocabulary_path")
