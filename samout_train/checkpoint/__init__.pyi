@@ -68,6 +68,7 @@ from .state import (
     is_usual as is_usual,
     load_optimizer as load_optimizer,
     load_weights as load_weights,
+    named_values as named_values,
     require_same_vocabulary as require_same_vocabulary,
     saved_weights as saved_weights,
     weights_sha256 as weights_sha256,

@@ -5,7 +5,6 @@ from .shards.index import (
     PLACE as PLACE,
     Shard as Shard,
     ShardIndex as ShardIndex,
-    dtype_for as dtype_for,
 )
 from .shards.plan import ShardPlan as ShardPlan
 from .shards.workers import WorkerDiedError as WorkerDiedError
@@ -34,6 +33,7 @@ from .vocabulary.base import (
     Characters as Characters,
     UnknownCharacterError as UnknownCharacterError,
     Vocabulary as Vocabulary,
+    dtype_for as dtype_for,
 )
 from .vocabulary.bpe import BytePairSize as BytePairSize
 from .vocabulary.choice import (

@@ -10,7 +10,7 @@ unchanged, and repeats it with a check. From there on both devices do the same. 
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.tensor import DTensor
 
+from samout_train.checkpoint import named_values
 from samout_train.data import Batches, Vocabulary
 from samout_train.models import whole_tensor
 from samout_train.runtime import device_random_state, distributed, float64_place, set_device_random_state
@@ -259,7 +260,13 @@ def require_finite(state: Mapping[str, Any]) -> None:
     Raises:
         NonFiniteError: if a tensor of model or optimizer has a NaN or an infinity.
     """
-    tensors = dict(_tensors({"model": state["model"], "optimizer": state["optimizer"]}))
+    tensors = {}
+    for part in ("model", "optimizer"):
+        for name, value in named_values(state[part], part):
+            if isinstance(value, DTensor):
+                value = value.to_local()
+            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+                tensors[name] = value
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors.values():
         by_device.setdefault(tensor.device, []).append(tensor)
@@ -272,18 +279,3 @@ def require_finite(state: Mapping[str, Any]) -> None:
     if len(names) > MOST_ROWS:
         listed += f" and {len(names) - MOST_ROWS} more"
     raise NonFiniteError(f"after step {state['step']}, these are not finite, so they are not saved: {listed}")
-
-
-def _tensors(node: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(node, DTensor):
-        node = node.to_local()
-    if isinstance(node, Tensor):
-        if node.is_floating_point() and node.numel():
-            yield name, node
-    elif isinstance(node, Mapping):
-        items = node.items()
-    elif isinstance(node, list | tuple):
-        items = enumerate(node)
-    for key, value in items:
-        yield from _tensors(value, f"{name}.{key}".lstrip("."))

@@ -55,11 +55,10 @@ from samout_train.runtime import (
     distributed,
     ensure_home,
     home_path,
-    keep_freed_memory,
     log_file,
     seed_everything,
     text_setting,
-    use_threads,
+    use_device,
 )
 from samout_train.training.callbacks.base import Callback, RunContext
 from samout_train.training.limits import once
@@ -266,16 +265,13 @@ def trainer_from(config: Mapping[str, Any], *, run_dir: Path | None = None) -> T
 
 def _set_up_process(config: Mapping[str, Any]) -> tuple[torch.device, PrecisionName]:
     """Set up memory, seeds, kernels and threads for the process; return the device and the precision."""
-    device = choose_device(config["device"])
+    device = use_device(config["device"], config.get("threads"))  # a user's root YAML may lack the key
     precision = choose_precision(config["precision"], device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     ensure_home()
-    if device.type == "cpu":
-        keep_freed_memory()
     seed_everything(config["seed"])
     use_kernels(config["kernels"])
-    use_threads(config.get("threads"))  # a user's root YAML may lack the key
     return device, precision
 
 

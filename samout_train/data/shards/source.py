@@ -142,7 +142,7 @@ class _Mixture:
         )
         tokens = np.concatenate([split.validation() for split in self.splits])
         if settings.layout == "packed":
-            self._refuse_short(len(tokens), settings.validation_tokens, seq_len)
+            self._require_whole_row(len(tokens), settings.validation_tokens, seq_len)
         self.validation: Rows = TokenRows(tokens, seq_len=seq_len, seed=seed)
         if settings.layout == "documents":
             starts = np.flatnonzero(tokens == SOS_ID)
@@ -167,7 +167,7 @@ class _Mixture:
         learned, validated = np.concatenate(of_learned), np.concatenate(of_validated)
         warn(int((np.isin(validated, learned) & (validated != 0)).sum()), len(validated), "documents")
 
-    def _refuse_short(self, num_part: int, validation_tokens: int, seq_len: int) -> None:
+    def _require_whole_row(self, num_part: int, validation_tokens: int, seq_len: int) -> None:
         if num_part <= seq_len and validation_tokens <= seq_len:
             raise ValueError(
                 f"data.validation_tokens={validation_tokens}: a row takes {seq_len + 1} tokens: set it to "

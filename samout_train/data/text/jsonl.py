@@ -69,7 +69,7 @@ class Jsonl(TextSource):
         learned, validated = _documents(tokenized.tokens, self.path)
         cut = int(validated[0, 0])
         if self.layout == "packed":
-            self._refuse_short(looked_at, len(tokenized.tokens), cut)
+            self._require_whole_row(looked_at, len(tokenized.tokens), cut)
         documents = np.concatenate([learned, validated])
         marks = None
         if self.learn == "agent":
@@ -115,7 +115,7 @@ class Jsonl(TextSource):
         count = int(marks.sum())
         return {"learned": f"{count} tokens, what the agent says ({count / len(marks):.2%})"}
 
-    def _refuse_short(self, looked_at: Survey, num_tokens: int, cut: int) -> None:
+    def _require_whole_row(self, looked_at: Survey, num_tokens: int, cut: int) -> None:
         """Raise ValueError if a split is shorter than a packed row; padded rows accept any length."""
         for part, num_part in (("for training", cut), ("for validation", num_tokens - cut)):
             problem = too_short(
