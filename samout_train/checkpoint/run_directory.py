@@ -40,6 +40,7 @@ EARLIER = {
     "model.mixer.temperature": 1.0,
     "model.mixer.temperature_held": 0.5,
     "model.mixer.temperature_zero": 0.9,
+    "trainer.cuda_graph": "auto",
 }
 # Those of them that a resumed run keeps without being told, since the default has changed: group and key.
 KEPT = (("data", "reset_at_documents"),)

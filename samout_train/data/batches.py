@@ -102,18 +102,18 @@ class Batches:
             ids_RT = to_device(ids_RT, self.device)
         return Batch(ids_RT, distributed.total(own_targets), own_targets)
 
-    def parts(self, batch: Batch, *, micro_steps: int, chunk_len: int | None, few_shapes: bool) -> list[Part]:
+    def parts(self, ids_RT: Tensor, *, micro_steps: int, chunk_len: int | None, few_shapes: bool) -> list[Part]:
         """Return inputs and targets of a batch, on the device, as the parts of micro-steps with equal shares of rows.
 
         Args:
-            batch: Of this process.
+            ids_RT: The rows of a batch.
             micro_steps: Shares.
             chunk_len: Targets of a row in one call of the model; None for all.
             few_shapes: Whether parts have few different shapes.
         """
         parts = []
-        for ids_RT in batch.ids_RT.chunk(micro_steps):
-            inputs_RT, targets_RT = self.rows.split(ids_RT)
+        for share_RT in ids_RT.chunk(micro_steps):
+            inputs_RT, targets_RT = self.rows.split(share_RT)
             if self.document_id is None:
                 parts.append(Part(inputs_RT, targets_RT))
                 continue

@@ -366,7 +366,7 @@ def _log_learning_rates(trainer: Trainer) -> None:
 
 
 def _last_learning_rate(trainer: Trainer) -> float:
-    return float(trainer.training_step.optimizer.param_groups[0]["lr"])
+    return float(trainer.training_step.rates()[0])
 
 
 def _changed_parts(trainer: Trainer, restored: Restored, settings: Mapping[str, Any]) -> list[str]:
