@@ -70,9 +70,7 @@ class StepSnapshot:
     averaging: bool = False
 
     def restore(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        """Restore learning rates and generators, and drop the gradients."""
-        for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate
+        """Restore the generators, and drop the gradients."""
         on_cpu, on_device = self.random
         torch.set_rng_state(on_cpu)
         if on_device is not None:
@@ -86,32 +84,39 @@ def generator_states(device: torch.device) -> tuple[Tensor, Tensor | None]:
 
 
 class NonFiniteMonitor:
-    """Finds the first non-finite step without waiting for the device."""
+    """Finds the first non-finite step without waiting for the device.
+
+    Attributes:
+        flag: On the device: 1 if a marked step was not finite, else 0; None before the first one.
+    """
 
     def __init__(self) -> None:
-        self._raised: Tensor | None = None
+        self.flag: Tensor | None = None  # at one address for the whole run, as a graph needs it
         self._noted: deque[tuple[StepSnapshot, Tensor, torch.cuda.Event | None]] = deque()
 
-    def note(self, figure: Tensor, before: StepSnapshot) -> Tensor:
-        """Check a step on the device.
+    def mark(self, figure: Tensor) -> Tensor:
+        """Raise the flag on the device if a step is not finite; return the flag.
 
         Args:
             figure: At least 0, and finite if and only if the step is.
-            before: The snapshot to return to.
-
-        Returns:
-            1 if this step or an earlier one was not finite, else 0.
         """
-        if self._raised is None:
-            self._raised = torch.zeros_like(figure, dtype=torch.float32)  # as the fused kernels read it
-        self._raised = self._raised.where(figure < math.inf, 1.0)
+        if self.flag is None:
+            self.flag = torch.zeros_like(figure, dtype=torch.float32)  # as the fused kernels read it
+        return self.flag.masked_fill_((figure < math.inf).logical_not(), 1.0)
+
+    def watch(self, before: StepSnapshot) -> None:
+        """Queue the copy of the flag to the host.
+
+        Args:
+            before: The snapshot to return to if the step that was marked last is not finite.
+        """
+        assert self.flag is not None
         event = None
-        copy = self._raised.to("cpu", non_blocking=figure.is_cuda)  # into pinned memory
-        if figure.is_cuda:
+        copy = self.flag.to("cpu", non_blocking=self.flag.is_cuda, copy=True)  # into pinned memory
+        if self.flag.is_cuda:
             event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(figure.device))
+            event.record(torch.cuda.current_stream(self.flag.device))
         self._noted.append((before, copy, event))
-        return self._raised
 
     def first(self, *, wait: bool) -> StepSnapshot | None:
         """Return the snapshot before the first non-finite step, once; None if no such step is known.
@@ -137,7 +142,8 @@ class NonFiniteMonitor:
 
     def forget(self) -> None:
         """Clear the flag."""
-        self._raised = None
+        if self.flag is not None:
+            self.flag.zero_()
         self._noted.clear()
 
 
