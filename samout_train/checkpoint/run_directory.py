@@ -32,6 +32,8 @@ EARLIER = {
     "data.learn": "all",
     "data.extra_fields": "count",
     "data.filler": "any",
+    "model.output_norm": "none",
+    "model.output_gate": "none",
     "model.mixer.counters": 0.0,
     "model.mixer.entries": 2,
     "model.mixer.temperature": 1.0,

@@ -39,6 +39,8 @@ class RGLRU(nn.Module):
         convolution_size: Tokens that the convolution before the recurrence takes together; 0 for none.
     """
 
+    has_output_gate = True
+
     @validated
     def __init__(self, *, hidden_size: int, num_heads: int, convolution_size: Annotated[int, SizeOrNone]) -> None:
         super().__init__()
