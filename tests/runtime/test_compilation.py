@@ -96,7 +96,7 @@ def test_compiled_layers_that_are_computed_again_keep_less() -> None:
     assert kept_bytes("trainer.activation_checkpointing=true") < 0.8 * kept_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @compiling
 def test_a_compiled_run_says_how_long_it_took_and_is_continued_by_a_plain_one(tmp_path: Path) -> None:
     summary, _ = train([*TINY, COMPILED, "trainer.max_steps=3", f"run_dir={tmp_path / 'run'}"])
