@@ -48,6 +48,7 @@ from .manager import Checkpoints as Checkpoints, Restored as Restored, made_with
 from .run_directory import (
     DirectoryRefusedError as DirectoryRefusedError,
     TakenError as TakenError,
+    as_begun as as_begun,
     check_content as check_content,
     check_resume as check_resume,
     check_run_directory as check_run_directory,

@@ -1,4 +1,5 @@
 from .batches import Batch as Batch, Batches as Batches
+from .boundaries import Part as Part, nothing as nothing, parts_of as parts_of
 from .check import overfit_problem as overfit_problem, row_problems as row_problems
 from .shards.index import (
     INDEX as INDEX,

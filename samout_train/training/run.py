@@ -18,6 +18,7 @@ from samout_train.checkpoint import (
     Checkpoints,
     InitialWeights,
     Restored,
+    as_begun,
     check_content,
     check_resume,
     check_run_directory,
@@ -118,6 +119,7 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
     require_no_problems(check_resume(composed))
     if "run_dir" in composed.named_by_time and (launch is None or launch.is_first):
         composed = composed.lying_in(new_directory(Path(composed.config["run_dir"])))
+    composed = as_begun(Path(composed.config["run_dir"]), composed)
     with together(composed, Path(composed.config["run_dir"])) as run_dir:
         if distributed.is_first():
             require_no_problems(check_run_directory(composed.config))

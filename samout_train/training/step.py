@@ -22,9 +22,9 @@ from torch.amp.grad_scaler import GradScaler
 from torch.profiler import record_function
 
 from samout_train.checkpoint import load_weights, saved_weights
-from samout_train.data import Batch, Batches, Vocabulary
+from samout_train.data import Batch, Batches, Part, Vocabulary, nothing
 from samout_train.models import ParallelModel, map_state, whole_tensor
-from samout_train.runtime import PrecisionName, autocast, compile_problem, distributed, logged_compilation
+from samout_train.runtime import PrecisionName, autocast, compile_problem, distributed, logged_compilation, to_device
 from samout_train.training.average import WeightAverage
 from samout_train.training.cuda_graph import DeviceScalars, StepGraph, StepInputs, rounded_bound, takes_scalars
 from samout_train.training.non_finite import (
@@ -105,6 +105,7 @@ class TrainingStep:
             raise ValueError(problem)
         self.shared = shared
         self.model = shared.model
+        self.compile = compile
         self._is_compiled = not compile
         self._is_updating = False
         self.optimizer = optimizer
@@ -268,15 +269,14 @@ class TrainingStep:
             The unscaled loss in nats per counted target, over all processes.
         """
         losses = []
-        shares = inputs.ids_RT.chunk(self.accumulate)
-        for number, ids_RT in enumerate(shares, start=1):
-            inputs_RT, targets_RT = self.batches.rows.split(ids_RT)
+        parts = self._parts(inputs.ids_RT)
+        for number, (inputs_RT, targets_RT) in enumerate(parts, start=1):
             length = self.chunk_len or inputs_RT.shape[1]
             state: Any = None
             for start in range(0, inputs_RT.shape[1], length):
                 piece = slice(start, start + length)
                 chunk_RT, chunk_targets_RT = inputs_RT[:, piece], targets_RT[:, piece]
-                is_last = number == len(shares) and start + length >= inputs_RT.shape[1]
+                is_last = number == len(parts) and start + length >= inputs_RT.shape[1]
                 most = min(inputs.most_targets, chunk_targets_RT.numel())
                 with self.shared.gradient_sync(is_last):
                     with autocast(self.precision, self.batches.device):
@@ -292,6 +292,22 @@ class TrainingStep:
         if len(losses) == 1:
             return distributed.summed(losses[0])
         return distributed.summed(torch.stack(losses).sum())
+
+    def _parts(self, ids_RT: Tensor) -> list[Part]:
+        """Return the inputs and targets of the micro-steps, further split where rows are split at documents."""
+        parts = self.batches.parts(
+            ids_RT, micro_steps=self.accumulate, chunk_len=self.chunk_len, few_shapes=self.compile
+        )
+        if self.batches.document_id is None or not self.shared.is_sharded:
+            return parts
+        # Each call gathers the shards of all processes, so all of them make as many.
+        calls = 0
+        for inputs_RT, _ in parts:
+            calls += -(-inputs_RT.shape[1] // (self.chunk_len or inputs_RT.shape[1]))
+        missing = distributed.largest(calls) - calls
+        empty = nothing(self.batches.document_id, self.batches.ignore_index)
+        empty = Part(*(to_device(tensor, self.batches.device) for tensor in empty))
+        return [*[empty] * missing, *parts]
 
     def steps_left_out(self) -> int:
         """Return the number of steps so far that were skipped."""

@@ -173,6 +173,8 @@ class Trainer:
             profile=self.profile,
             passes=step.accumulate * math.ceil(length / (step.chunk_len or length)),
         ) or model_problem(self.model, step.optimizer, scalars=step.scalars is not None)
+        if problem is None and step.batches.document_id is not None:
+            problem = "data.reset_at_documents=true splits the rows of each step into other shapes"
         if problem is None:
             step.use_graph()
         elif cuda_graph is True:
@@ -204,6 +206,7 @@ class Trainer:
             ignore_index=ignore_index,
             device=self.device,
             overfit_batches=overfit_batches,
+            document_id=self.source.document_id,
         )
         if problem := overfit_problem(batches, overfit_batches, ignore_index):
             raise ValueError(problem)

@@ -40,6 +40,7 @@ class Shards:
         seq_len: Targets in a row.
         ignore_index: Targets of this value are not counted.
         seed: Seed of the order of rows, and of the cuts of packed rows in each epoch.
+        reset_at_documents: Whether each document of a packed row starts without a state.
     """
 
     paths: str | list[str]
@@ -49,6 +50,7 @@ class Shards:
     seq_len: Annotated[int, Positive]
     ignore_index: int
     seed: int
+    reset_at_documents: bool = False  # of earlier runs; the YAML has true
 
     def source(self) -> Source:
         """Return the source.
@@ -62,6 +64,9 @@ class Shards:
             raise ValueError("; ".join(wrong) or "data.paths is empty: set folders of shards")
         mixture = _Mixture(indices, self)
         mixture.warn_of_copies()
+        document_id = None
+        if self.reset_at_documents and self.layout == "packed":
+            document_id = SOS_ID
         return Source(
             vocab_size=len(indices[0].vocabulary),
             pad_id=PAD_ID,
@@ -72,6 +77,7 @@ class Shards:
             floor_nats=None,
             line_ends=indices[0].line_ends,
             description=mixture.description(),
+            document_id=document_id,
         )
 
     @classmethod
