@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from samout_train import build_model
-from samout_train.data import Batch
+from samout_train.data import Batch, Batches
 from samout_train.models import ParallelModel
 from samout_train.training.optimizers.adam import adam
 from samout_train.training.optimizers.adamw import adamw
@@ -52,6 +52,8 @@ class FakeBatches:
     device = DEVICE
     ignore_index = 3
     rows = FakeRows
+    document_id = None
+    parts = Batches.parts
 
     def __init__(self, ids_RT: torch.Tensor, *, varying: bool = False) -> None:
         self.ids_RT = ids_RT

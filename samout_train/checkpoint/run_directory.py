@@ -34,6 +34,8 @@ EARLIER = {
     "data.learn": "all",
     "data.extra_fields": "count",
     "data.filler": "any",
+    "model.output_norm": "none",
+    "model.output_gate": "none",
     "data.reset_at_documents": False,
     "model.mixer.counters": 0.0,
     "model.mixer.entries": 2,

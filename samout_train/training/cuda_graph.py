@@ -150,11 +150,13 @@ def settings_problem(
     compile: bool,
     activation_checkpointing: bool,
     profile: bool,
+    splits_documents: bool = False,
     passes: int = 1,
 ) -> str | None:
     """Return which setting excludes graphs, and why; None if none does.
 
     Args:
+        splits_documents: Whether rows are split where documents begin.
         passes: Forward and backward passes in a step.
     """
     if device.type != "cuda":
@@ -169,6 +171,8 @@ def settings_problem(
         return "trainer.activation_checkpointing=true sets random states back, which a graph cannot"
     if profile:
         return "trainer.profile=true times single operations, which a graph hides"
+    if splits_documents:
+        return "rows are split where documents begin, so that shapes change from step to step"
     if passes > MOST_PASSES:
         return f"a step has {passes} forward and backward passes, and a graph at most {MOST_PASSES}"
     return None

@@ -171,6 +171,7 @@ class Trainer:
             compile=compile,
             activation_checkpointing=activation_checkpointing,
             profile=self.profile,
+            splits_documents=step.batches.document_id is not None,
             passes=step.accumulate * math.ceil(length / (step.chunk_len or length)),
         ) or model_problem(self.model, step.optimizer, scalars=step.scalars is not None)
         if problem is None and step.batches.document_id is not None:

@@ -45,12 +45,15 @@ def steps(*overrides: str, count: int = 10) -> Trainer:
     return made
 
 
+BOTH = ["trainer.accumulate=2", "trainer.activation_checkpointing=true"]
+
+
 @pytest.mark.nightly
 @compiling
 @pytest.mark.parametrize(
     "extra",
-    [[], ["kernels=reference"], ["trainer.accumulate=2"], ["trainer.activation_checkpointing=true"]],
-    ids=["plain", "reference", "accumulate", "activation_checkpointing"],
+    [[], ["kernels=reference"], ["trainer.accumulate=2"], ["trainer.activation_checkpointing=true"], BOTH],
+    ids=["plain", "reference", "accumulate", "activation_checkpointing", "both"],
 )
 def test_ten_compiled_steps_come_to_the_weights_of_ten_plain_ones(extra: list[str]) -> None:
     plain, other = steps(*extra), steps(*extra, COMPILED)

@@ -289,6 +289,7 @@ FINE = {"precision": "bf16", "compile": False, "activation_checkpointing": False
         ({"compile": True}, "trainer.compile"),
         ({"activation_checkpointing": True}, "trainer.activation_checkpointing"),
         ({"profile": True}, "trainer.profile"),
+        ({"splits_documents": True}, "where documents begin"),
         ({"device": torch.device("cpu")}, "on cpu"),
     ],
 )
