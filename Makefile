@@ -1,4 +1,4 @@
-# make train [ARGS="model=v1 data=random"]   make test   make test-slow   make test-nightly   make torture   make bench   make lint   make dashboard   make docs   make docs-serve   make corpus
+# make train [ARGS="model=v1 data=random"]   make test   make test-slow   make test-nightly   make torture   make bench   make gpu   make lint   make dashboard   make docs   make docs-serve   make corpus
 #
 # PYTHON  the interpreter that .venv is made from (3.11 or newer). One that has torch shares it: .venv then sees its
 #         packages, and torch is not installed again.
@@ -10,7 +10,7 @@ ARGS ?= model=v8 data=random
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: train test test-slow test-nightly torture lint bench dashboard docs docs-serve corpus
+.PHONY: train test test-slow test-nightly torture lint bench gpu dashboard docs docs-serve corpus
 
 train: $(STAMP)
 	$(BIN)/python -m samout_train $(ARGS)
@@ -37,6 +37,11 @@ bench: $(STAMP)
 	$(BIN)/python scripts/bench_scan.py --rounds 1
 	$(BIN)/python scripts/bench_train.py --rounds 2
 	$(BIN)/python scripts/bench_decode.py
+
+# On a machine with a GPU: docs/results/gpu.md. Parts that are missing in outputs/gpu; ARGS="steps kernels" for some.
+gpu: ARGS =
+gpu: $(STAMP)
+	$(BIN)/python scripts/gpu.py $(ARGS)
 
 dashboard: $(STAMP)
 	$(BIN)/python -m tensorboard.main --logdir outputs --samples_per_plugin scalars=30000

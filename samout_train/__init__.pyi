@@ -6,6 +6,7 @@ from .config import (
     Probability as Probability,
     Problem as Problem,
     Range as Range,
+    Share as Share,
     validated as validated,
 )
 from .data import MatrixRows as MatrixRows, Rows as Rows, Source as Source
@@ -14,6 +15,7 @@ from .evaluation import generate_text as generate_text
 from .models import load_published as load_published
 from .training import (
     Callback as Callback,
+    Progress as Progress,
     RunContext as RunContext,
     StepReport as StepReport,
     build_model as build_model,

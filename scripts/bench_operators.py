@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from samout_train.ops import use_kernels
 from samout_train.ops.delta_rule import delta_rule, serial as delta_rule_serial
 from samout_train.ops.linear_attention import linear_attention, serial as linear_attention_serial
-from samout_train.ops.linear_scan import linear_scan, reference
+from samout_train.ops.semiring_scan import linear_scan, reference
 from samout_train.runtime import keep_freed_memory
 
 TOLERANCE = 1e-4  # relative in norm: float32, 1,024 tokens in another order

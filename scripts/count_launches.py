@@ -15,13 +15,15 @@ from typing import Any
 from fake_cuda import DEVICE, Operations, faking, on_fake_device  # before torch
 
 import torch
+from torch import nn
 
 from samout_train import build_model
-from samout_train.data import Batch
+from samout_train.data import Batch, Batches
 from samout_train.models import ParallelModel
 from samout_train.training.optimizers.adam import adam
 from samout_train.training.optimizers.adamw import adamw
-from samout_train.training.schedules import Constant, Limits
+from samout_train.training.cuda_graph import Results, StepInputs
+from samout_train.training.schedules import Constant, Cosine, Limits
 from samout_train.training.step import TrainingStep
 
 PUBLISHED: dict[str, Any] = {"model": "v8", "rows": 100, "length": 49, "ids": 128}
@@ -45,22 +47,94 @@ class FakeRows:
 
 
 class FakeBatches:
-    """One batch for every step, on the fake device."""
+    """The same ids for every step, on the fake device."""
 
     device = DEVICE
     ignore_index = 3
     rows = FakeRows
+    document_id = None
+    parts = Batches.parts
 
-    def __init__(self, ids_RT: torch.Tensor) -> None:
-        targets = ids_RT.numel() - len(ids_RT)
-        self.batch = Batch(ids_RT, targets, targets)
+    def __init__(self, ids_RT: torch.Tensor, *, varying: bool = False) -> None:
+        self.ids_RT = ids_RT
+        self.targets = ids_RT.numel() - len(ids_RT)
+        self.varying = varying
 
     def get(self, step: int) -> Batch:
-        """Return the batch."""
-        return self.batch
+        """Return the batch; if `varying`, each has one counted target less."""
+        targets = self.targets - step * self.varying
+        return Batch(self.ids_RT, targets, targets)
 
     def prepare(self, step: int) -> None:
         """Do nothing: there is one batch."""
+
+
+def contract_of(model: str, *, precision: str, sizes: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    """Return what of a step's part on the device a CUDA graph could not have.
+
+    Between its two steps the learning rate and the number of counted targets change: a number that changes with them
+    would stay in a graph as it was.
+
+    Args:
+        model: Name of a YAML in conf/model.
+        precision: Precision of the passes.
+        sizes: Settings of the model.
+        settings: Settings of the step.
+    """
+    with torch.device("meta"):
+        net = build_model(model, vocab_size=61, **(sizes or {}))
+    parts: list[Operations] = []
+    with faking():
+        step = step_of(on_fake_device(net).train(), 4, 12, precision=precision, varying=True, **settings)
+
+        def recorded(inputs: StepInputs) -> Results:
+            with Operations() as operations:
+                results = step._device_step(inputs)
+            parts.append(operations)
+            return results
+
+        step.graph = recorded  # type: ignore[assignment]
+        for _ in range(3):
+            step(Limits(10, None).progress(step.step_count + 1, 0.0))
+    _, first, second = parts
+    differs = [one[0] for one, other in zip(first.all, second.all, strict=False) if one != other]
+    if len(first.all) != len(second.all):
+        differs.append(f"{len(first.all)} operations, then {len(second.all)}")
+    return {"waits": first.waits + second.waits, "crossings": first.crossings, "differs": differs}
+
+
+def step_of(
+    net: nn.Module,
+    rows: int,
+    length: int,
+    *,
+    precision: str,
+    clip: float | None = None,
+    accumulate: int = 1,
+    chunk_len: int | None = None,
+    varying: bool = False,
+) -> TrainingStep:
+    """Return a step of a model on the fake device; called inside `faking`.
+
+    Args:
+        varying: Whether the learning rate and the number of counted targets change from step to step.
+    """
+    build = adam if clip is None else adamw
+    extra: dict[str, Any] = {"betas": (0.9, 0.999)} if clip is None else {"betas": (0.9, 0.99), "weight_decay": 0.1}
+    ids_RT = torch.empty((rows, length + 1), dtype=torch.int64, device=DEVICE)
+    return TrainingStep(
+        shared=ParallelModel(net, parallel="ddp", device=DEVICE, compile=False),
+        optimizer=build(net, lr=1e-3, eps=1e-8, **extra),
+        schedule=Cosine(warmup_steps=0, final_share=0.1) if varying else Constant(),
+        batches=FakeBatches(ids_RT, varying=varying),  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
+        accumulate=accumulate,
+        chunk_len=chunk_len,
+        clip_grad_norm=clip,
+        compile=False,
+        on_non_finite="stop",
+        vocabulary=None,
+    )
 
 
 def operations_of(
@@ -78,22 +152,7 @@ def operations_of(
     with torch.device("meta"):  # its weights are never drawn
         net = build_model(model, vocab_size=ids, **(sizes or {}))
     with faking():
-        net = on_fake_device(net).train()
-        build = adam if clip is None else adamw
-        extra = {"betas": (0.9, 0.999)} if clip is None else {"betas": (0.9, 0.99), "weight_decay": 0.1}
-        step = TrainingStep(
-            shared=ParallelModel(net, parallel="ddp", device=DEVICE, compile=False),
-            optimizer=build(net, lr=1e-3, eps=1e-8, **extra),
-            schedule=Constant(),
-            batches=FakeBatches(torch.empty((rows, length + 1), dtype=torch.int64, device=DEVICE)),  # type: ignore[arg-type]
-            precision=precision,  # type: ignore[arg-type]
-            accumulate=accumulate,
-            chunk_len=None,
-            clip_grad_norm=clip,
-            compile=False,
-            on_non_finite="stop",
-            vocabulary=None,
-        )
+        step = step_of(on_fake_device(net).train(), rows, length, precision=precision, clip=clip, accumulate=accumulate)
         progress = Limits(10, None).progress(1, 0.0)
         step(progress)
         found = []
@@ -109,7 +168,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="the count of each operation, too")
     parser.add_argument("--json", action="store_true", help="counts, waits and whether two steps are alike, as JSON")
+    parser.add_argument("--contract", help="models and settings as JSON: what a CUDA graph could not have of each")
     arguments = parser.parse_args()
+    if arguments.contract is not None:
+        print(json.dumps({name: contract_of(**settings) for name, settings in json.loads(arguments.contract).items()}))
+        return
     found: dict[str, dict[str, Any]] = {}
     for title, settings in STEPS.items():
         for precision in ("fp32", "bf16"):

@@ -76,6 +76,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 DEVICE = torch.device("cuda:0")
+# torch has no kernel without data for these two, which change their inputs and return nothing.
+UPDATES = torch.library.Library("aten", "IMPL", "Meta")
+for name in ("_fused_adam_.tensor_lr", "_fused_adamw_.tensor_lr"):
+    UPDATES.impl(name, lambda *args, **kwargs: None)
 # Operations that launch nothing: they make room, or look at what is there in another way.
 NO_LAUNCH = {
     "device",
@@ -90,24 +94,27 @@ NO_LAUNCH = {
 }
 NO_LAUNCH |= {"view", "_unsafe_view", "unsafe_chunk", "reshape", "_reshape_alias", "expand", "slice", "select", "split"}
 NO_LAUNCH |= {"split_with_sizes", "t", "transpose", "permute", "squeeze", "unsqueeze", "unbind", "as_strided", "chunk"}
+COPIES = {"_to_copy", "copy_", "to"}
 # What makes the host wait for the device, or its next operations depend on what is in a tensor.
 WAITS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "bincount"}
 
 
 class Operations(TorchDispatchMode):
-    """All operations that are dispatched, in their order: name and shapes.
+    """All operations that are dispatched, in their order: name, shapes and numbers.
 
     Attributes:
-        all: Each with the shapes of its results.
+        all: Each with the shapes of its results, and the numbers that it was given.
         launches: Names of those that launch a kernel.
         waits: Those that the host would wait in, or whose results' shapes depend on data.
+        crossings: Those from the host's memory to the device's or back; a graph can have none.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.all: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
+        self.all: list[tuple[Any, ...]] = []
         self.launches: list[str] = []
         self.waits: list[str] = []
+        self.crossings: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Record, and do it."""
@@ -116,7 +123,10 @@ class Operations(TorchDispatchMode):
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         given = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
         on_device = [tensor for tensor in results + given if tensor.device.type == DEVICE.type]
-        self.all.append((name, tuple(tuple(tensor.shape) for tensor in results)))
+        numbers = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, int | float)]
+        self.all.append((name, tuple(tuple(tensor.shape) for tensor in results), tuple(numbers)))
+        if len({tensor.device.type for tensor in results + given if tensor.ndim or name in COPIES}) > 1:
+            self.crossings.append(name)
         if name in WAITS and any(tensor.device.type == DEVICE.type for tensor in given):
             self.waits.append(name)
         if name not in NO_LAUNCH and on_device:

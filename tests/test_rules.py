@@ -130,7 +130,7 @@ VERBS = list(main.VERBS)
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"]], ids=" ".join)
 @pytest.mark.parametrize(
-    "verb", [[], *(pytest.param([verb], marks=pytest.mark.slow) for verb in VERBS)], ids=["none", *VERBS]
+    "verb", [[], *(pytest.param([verb], marks=pytest.mark.nightly) for verb in VERBS)], ids=["none", *VERBS]
 )
 def test_torch_is_not_imported_for_information(verb: list[str], flags: list[str]) -> None:
     code = (

@@ -48,6 +48,7 @@ from .manager import Checkpoints as Checkpoints, Restored as Restored, made_with
 from .run_directory import (
     DirectoryRefusedError as DirectoryRefusedError,
     TakenError as TakenError,
+    as_begun as as_begun,
     check_content as check_content,
     check_resume as check_resume,
     check_run_directory as check_run_directory,
@@ -68,6 +69,7 @@ from .state import (
     is_usual as is_usual,
     load_optimizer as load_optimizer,
     load_weights as load_weights,
+    named_values as named_values,
     require_same_vocabulary as require_same_vocabulary,
     saved_weights as saved_weights,
     weights_sha256 as weights_sha256,

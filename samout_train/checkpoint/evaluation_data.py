@@ -55,6 +55,7 @@ def evaluation_data(
     node = saved_node(saved, "data")
     trained_length = node.get("seq_len")
     name = str(node["_target_"]).rpartition(".")[2]
+    as_trained = {"line_ends": loaded.line_ends, "reset_at_documents": bool(node.get("reset_at_documents"))}
     if of_data:
         if refused := [word for word in of_data if word.startswith("data.seq_len=")]:
             raise ConfigError(f"{refused[0]}: rows are as long as those that the model was trained on: leave it out")
@@ -64,8 +65,7 @@ def evaluation_data(
         name, node = str(composed.choices["data"]), composed.config["data"]
         if trained_length is not None and "seq_len" in node:
             node |= {"seq_len": trained_length}
-        if "line_ends" in node and not any(key_of(word) == "data.line_ends" for word in of_data):
-            node |= {"line_ends": loaded.line_ends}
+        node |= {key: as_trained[key] for key in (as_trained.keys() & node) - {_data_key(word) for word in of_data}}
         if reads_whole(node):
             return _given(loaded, of_data, name, node, trained_length, data_problems)
     if lengths is not None:
@@ -86,6 +86,10 @@ def evaluation_data(
             "was trained on"
         )
     return name, source, None
+
+
+def _data_key(word: str) -> str:
+    return str(key_of(word)).removeprefix("data.")
 
 
 def reads_documents(loaded: LoadedRun) -> bool:

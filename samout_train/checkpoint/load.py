@@ -46,6 +46,16 @@ class LoadedRun:
     def __iter__(self) -> Iterator[nn.Module | Vocabulary | None]:
         yield from (self.model, self.vocabulary)
 
+    def require_vocabulary(self) -> Vocabulary:
+        """Return the vocabulary.
+
+        Raises:
+            ValueError: if the model was not trained on text.
+        """
+        if self.vocabulary is None:
+            raise ValueError(f"{self.checkpoint} was not trained on text: choose a run that was")
+        return self.vocabulary
+
 
 def load_run(path: str | Path, *, weights: WeightsName = "last") -> LoadedRun:
     """Load the model of a run's last checkpoint, or of a given one.

@@ -4,6 +4,7 @@ Nothing is written or deleted before the directory is checked under its lock.
 """
 
 import itertools
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 from samout_train.config import Composed, ConfigError, Problem, current_settings, saved_keys
 from samout_train.runtime import distributed, home_path, leftovers, place_problem, read_figures, replace_file
 
+log = logging.getLogger(__name__)
 SETTINGS = ".hydra"
 SECONDS_OF_A_LOOK = 0.5  # the longest time that a check for a running process holds the lock
 # Settings that must not change on resume; the others may.
@@ -32,12 +34,18 @@ EARLIER = {
     "data.learn": "all",
     "data.extra_fields": "count",
     "data.filler": "any",
+    "model.output_norm": "none",
+    "model.output_gate": "none",
+    "data.reset_at_documents": False,
     "model.mixer.counters": 0.0,
     "model.mixer.entries": 2,
     "model.mixer.temperature": 1.0,
     "model.mixer.temperature_held": 0.5,
     "model.mixer.temperature_zero": 0.9,
+    "trainer.cuda_graph": "auto",
 }
+# Those of them that a resumed run keeps without being told, since the default has changed: group and key.
+KEPT = (("data", "reset_at_documents"),)
 # Paths of the data; they may change if checkpoints record its content.
 PLACE_KEYS = ("data.path", "data.paths", "data.pattern", "data.vocabulary_path")
 PRINTING_KEYS = ("callbacks.report.verbose",)  # decide nothing but what is printed; older runs lack them
@@ -175,9 +183,44 @@ def other_settings(
     except ValueError as error:
         return [_of_run_dir(run_dir, f"{saved} cannot be read ({error})", "repair it")]
     problems = []
-    for key, then, now in _pairs(before, config, keys, free):
+    for key, then, now in _pairs(before, _kept(run_dir, config), keys, free):
         problems.append(Problem(key, str(now), text=f"the run in {run_dir} has {then}"))
     return problems
+
+
+def as_begun(run_dir: Path, composed: Composed) -> Composed:
+    """Return a configuration that continues the run in a directory as an earlier version began it.
+
+    A setting that the run lacks, and whose default has changed since, has its earlier value.
+
+    Args:
+        run_dir: The directory; without saved settings nothing changes.
+        composed: The configuration.
+    """
+    config = _kept(run_dir, composed.config)
+    if config == composed.config:
+        return composed
+    for group, key in KEPT:
+        if (value := (config.get(group) or {}).get(key)) != (composed.config.get(group) or {}).get(key):
+            log.info("settings    %s.%s=%s, with which the run in %s began", group, key, str(value).lower(), run_dir)
+    return composed.with_config(config)
+
+
+def _kept(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    config = dict(config)
+    saved = run_dir / SETTINGS / "config.yaml"
+    if not saved.exists():
+        return config
+    for group, key in KEPT:
+        if key not in (config.get(group) or {}):
+            continue
+        try:
+            before = saved_keys(saved, [group])
+        except ValueError:  # reported where settings are compared
+            continue
+        if group in before and key not in before[group]:
+            config[group] = {**config[group], key: EARLIER[f"{group}.{key}"]}
+    return config
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> list[str]:

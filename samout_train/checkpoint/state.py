@@ -4,7 +4,7 @@ Names and shapes are compared with those of model and optimizer before any tenso
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,24 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def named_values(part: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the values in nested mappings, lists and tuples, each with a name such as `optimizer.state.0.exp_avg`.
+
+    Args:
+        part: A part of a checkpoint.
+        name: Of this part.
+    """
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(part, Mapping):
+        items = part.items()
+    elif isinstance(part, list | tuple):
+        items = enumerate(part)
+    else:
+        yield name, part
+    for key, inner in items:
+        yield from named_values(inner, f"{name}.{key}")
 
 
 def _moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[int, State]:

@@ -9,13 +9,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.cli.verb import verb
-from samout_train.config import DeviceName, NonNegative, Positive, Range, Seed, Threads, TopShare
+from samout_train.config import DeviceName, NonNegative, Penalty, Positive, Seed, Threads, TopShare
 from samout_train.runtime import home_path, lost_output, replace_file
 
 if TYPE_CHECKING:
     from samout_train.evaluation import Conversation, Sampling
 
-Penalty = Range(0, 10, low_included=False)
 HELP = """\
 /undo          take back the last question and its answer
 /reset         start a new conversation; the system's words stay
@@ -50,19 +49,14 @@ def chat(
     from samout_train.checkpoint import load_run
     from samout_train.evaluation import Conversation, Sampling, begins_with_sos
     from samout_train.ops import use_kernels
-    from samout_train.runtime import choose_device, keep_freed_memory, use_threads
+    from samout_train.runtime import use_device
 
-    on = choose_device(device)
-    if on.type == "cpu":
-        keep_freed_memory()
+    on = use_device(device, threads)
     use_kernels(kernels)
-    use_threads(threads)
     loaded = load_run(run)
-    if loaded.vocabulary is None:
-        raise ValueError(f"{loaded.checkpoint} was not trained on text: choose a run that was")
     conversation = Conversation(
         loaded.model.to(on),
-        loaded.vocabulary,
+        loaded.require_vocabulary(),
         begins_with_sos=begins_with_sos(loaded.data_node),
         line_ends=loaded.line_ends,
     )

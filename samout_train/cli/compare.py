@@ -3,6 +3,7 @@
 import datetime
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -131,6 +132,8 @@ def _plan(settings: Node, request: Request) -> "Plan":
         configs = {}
         for one in models:
             configs[one.label] = one.config
+        if "always" not in map(key_of, request.overrides):
+            screening = replace(screening, always=_compared(screening.always, settings, configs))
         if wrong := check_screening(screening, configs, rates):
             raise ConfigError(*wrong)
     plan = Plan(folder, models, rates, settings["seed"], settings["seeds"], request.folder_flags, screening)
@@ -152,6 +155,12 @@ def _models(settings: Node) -> Any:
             entry = {entry: made[entry]}
         found.append(entry)
     return found
+
+
+def _compared(always: Sequence[str], settings: Node, configs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return an experiment's labels without those of its models that the request leaves out."""
+    made = (settings.get("compare") or {}).get("models") or {}
+    return tuple(label for label in always if label in configs or label not in made)
 
 
 def _check_experiment(settings: Node) -> list[Problem]:

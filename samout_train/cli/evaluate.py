@@ -49,14 +49,11 @@ def evaluate(
     from samout_train.evaluation import Evaluator
     from samout_train.models import sees_future
     from samout_train.ops import use_kernels
-    from samout_train.runtime import choose_device, keep_freed_memory, use_threads
+    from samout_train.runtime import use_device
     from samout_train.training import DATA_SETTINGS, data_problems
 
-    of_data, on = request.own_words, choose_device(device)
-    if on.type == "cpu":
-        keep_freed_memory()
+    of_data, on = request.own_words, use_device(device, threads)
     use_kernels(kernels)
-    use_threads(threads)
     loaded = load_run(run, weights=weights)
     if CHOICES in of_data:
         return _choices(loaded, request, on)
@@ -70,7 +67,7 @@ def evaluate(
     )
     if source.chance is None and sees_future(loaded.model):
         raise ConfigError("this model sees the whole sequence, so its loss by position is undefined")
-    _refuse_lengths(source, lengths, whole)
+    _require_possible_lengths(source, lengths, whole)
     evaluator = Evaluator(loaded.model.to(on), source, on, "fp32")
     run_dir = loaded.checkpoint.parent.parent
     folder = run_dir / "evaluate" / _place(name, loaded.checkpoint, request.settings, of_data, whole)
@@ -243,8 +240,8 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
     }
 
 
-def _refuse_lengths(source: "Source", given: list[int] | None, whole: "WholeData | None") -> None:
-    """Refuse lengths for data whose rows do not follow each other: it has rows of the training length only."""
+def _require_possible_lengths(source: "Source", given: list[int] | None, whole: "WholeData | None") -> None:
+    """Raise ConfigError for other lengths than that of training, if the rows of the data do not follow each other."""
     from samout_train.evaluation import stream_of
 
     trained = source.train.seq_len

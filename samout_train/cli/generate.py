@@ -50,24 +50,20 @@ def generate(
     from samout_train.data import SPECIAL_TOKENS
     from samout_train.evaluation import NEVER_DRAWN, Timed, generate_samples
     from samout_train.ops import use_kernels
-    from samout_train.runtime import choose_device, keep_freed_memory, use_threads
+    from samout_train.runtime import use_device
 
-    on = choose_device(device)
-    if on.type == "cpu":
-        keep_freed_memory()
+    on = use_device(device, threads)
     use_kernels(kernels)
-    use_threads(threads)
     loaded = load_run(run, weights=weights)
-    if loaded.vocabulary is None:
-        raise ValueError(f"{loaded.checkpoint} was not trained on text: choose a run that was")
+    vocabulary = loaded.require_vocabulary()
     text = _read(prompt, loaded.line_ends)
     stop = stop and text_of_word(stop)
     banned_ids: Sequence[int] = range(len(SPECIAL_TOKENS))
     if chat:
         prompt_ids, banned_ids = _turns(loaded, text, prompt), NEVER_DRAWN
     else:
-        prompt_ids = _encoded(loaded.vocabulary, text, prompt)
-    _refuse_too_many(loaded, len(prompt_ids), num_samples, max_new_tokens, on)
+        prompt_ids = _encoded(vocabulary, text, prompt)
+    _require_memory(loaded, len(prompt_ids), num_samples, max_new_tokens, on)
     timed = Timed()
     rows = generate_samples(
         loaded.model.to(on),
@@ -80,7 +76,7 @@ def generate(
         top_k=top_k,
         top_p=top_p,
     )
-    if not _write(text, timed(rows), loaded.vocabulary, num_samples=num_samples, stop=stop):
+    if not _write(text, timed(rows), vocabulary, num_samples=num_samples, stop=stop):
         return 0
     print(f"{_speed(timed, len(prompt_ids), num_samples)}, on {on}", file=sys.stderr)
     return 0
@@ -133,7 +129,7 @@ def _turns(loaded: "LoadedRun", prompt: str, given: str) -> list[int]:
     from samout_train.data import SOS_ID, SPECIAL_TOKENS
     from samout_train.evaluation import begins_with_sos
 
-    assert loaded.vocabulary is not None
+    vocabulary = loaded.require_vocabulary()
     names = ("<|user|>", "<|agent|>", "<|history|>")
     if not any(name in prompt for name in names):
         prompt = f"<|user|>{prompt}<|agent|>"
@@ -142,7 +138,7 @@ def _turns(loaded: "LoadedRun", prompt: str, given: str) -> list[int]:
         if part in names:
             ids.append(SPECIAL_TOKENS.index(part))
         elif part:
-            ids += _encoded(loaded.vocabulary, part, given)
+            ids += _encoded(vocabulary, part, given)
     return ids
 
 
@@ -169,10 +165,10 @@ def _content(file: IO[bytes]) -> bytes:
     return bytes(content)
 
 
-def _refuse_too_many(
+def _require_memory(
     loaded: "LoadedRun", prompt_tokens: int, num_samples: int, max_new_tokens: int, device: "torch.device"
 ) -> None:
-    """Refuse counts that do not fit into memory: each sample has a state, logits and tokens."""
+    """Raise ValueError for counts that do not fit into memory: each sample has a state, logits and tokens."""
     import torch
 
     from samout_train.runtime import too_large

@@ -261,12 +261,12 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
             if flag.startswith("--"):
                 flags.append(flag)
 
-    def refuse(message: str) -> NoReturn:
+    def report(message: str) -> NoReturn:
         raise ConfigError(wrong_flag(message, words, flags))
 
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.error = report  # type: ignore[method-assign]
     arguments = parser.parse_intermixed_args(list(words))
-    _refuse_combinations(arguments)
+    _require_combinable(arguments)
     if arguments.config_dir is not None and not (arguments.config_dir and home_path(arguments.config_dir).is_dir()):
         raise ConfigError(
             f"--config-dir {arguments.config_dir}: is not there: give a folder of YAML files such as conf/"
@@ -282,8 +282,8 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _refuse_combinations(arguments: argparse.Namespace) -> None:
-    """Refuse flags that exclude each other, and those of Hydra's that this program does not support."""
+def _require_combinable(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for flags that exclude each other, and those of Hydra's that this program does not support."""
     asked = []
     for name in INFORMATION:
         if getattr(arguments, name):

@@ -8,16 +8,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.cli.verb import verb
-from samout_train.config import DeviceName, NonNegative, Positive, Range, Seed, Threads, TopShare
+from samout_train.config import DeviceName, NonNegative, Penalty, Positive, Range, Seed, Threads, TopShare
 
 if TYPE_CHECKING:
-    import torch
-
     from samout_train.checkpoint import LoadedRun
     from samout_train.evaluation import Sampling
 
 Port = Range(0, 65535)
-Penalty = Range(0, 10, low_included=False)
 LOOPBACK = ("127.0.0.1", "localhost")
 MEGABYTE = 1 << 20
 
@@ -51,14 +48,15 @@ def serve(
         by a signal.
     """
     uvicorn = _uvicorn()
+    from samout_train.checkpoint import load_run
     from samout_train.evaluation import Sampling
     from samout_train.evaluation.serving import Engine, application
     from samout_train.ops import use_kernels
-    from samout_train.runtime import use_threads
+    from samout_train.runtime import use_device
 
+    on = use_device(device, threads)
     use_kernels(kernels)
-    use_threads(threads)
-    loaded, on = _loaded(run, device)
+    loaded = load_run(run)
     defaults = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -68,10 +66,10 @@ def serve(
         max_new_tokens=max_new_tokens,
         seed=seed,
     )
+    reader = _reader(loaded, name, defaults, max_prompt_tokens)
     engine = Engine(
         loaded.model.to(on), max_batch=max_batch, max_waiting=max_waiting, cache_bytes=cache_megabytes * MEGABYTE
     )
-    reader = _reader(loaded, name, defaults, max_prompt_tokens)
     hosts = list(LOOPBACK) if host in LOOPBACK else ["*"]
     try:
         print(f"{loaded.checkpoint}, step {loaded.step}, on {on}", file=sys.stderr)
@@ -80,33 +78,14 @@ def serve(
         engine.close()
 
 
-def _loaded(run: str, device: str) -> "tuple[LoadedRun, torch.device]":
-    """Return a run that was trained on text, and where it is to be used.
-
-    Raises:
-        ValueError: if there is none, or its ids are no text.
-    """
-    from samout_train.checkpoint import load_run
-    from samout_train.runtime import choose_device, keep_freed_memory
-
-    on = choose_device(device)
-    if on.type == "cpu":
-        keep_freed_memory()
-    loaded = load_run(run)
-    if loaded.vocabulary is None:
-        raise ValueError(f"{loaded.checkpoint} was not trained on text: choose a run that was")
-    return loaded, on
-
-
 def _reader(loaded: "LoadedRun", name: str | None, defaults: "Sampling", max_prompt_tokens: int) -> Any:
     """Return what checks requests for a run."""
     from samout_train.evaluation import begins_with_sos
     from samout_train.evaluation.serving import Limits, Reader
 
-    assert loaded.vocabulary is not None
     return Reader(
         name=name or loaded.checkpoint.resolve().parent.parent.name,
-        vocabulary=loaded.vocabulary,
+        vocabulary=loaded.require_vocabulary(),
         defaults=defaults,
         limits=Limits(max_prompt_tokens=max_prompt_tokens, max_new_tokens=defaults.max_new_tokens),
         begins_with_sos=begins_with_sos(loaded.data_node),

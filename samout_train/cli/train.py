@@ -251,7 +251,7 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
         in_sweep: Whether this is a job of a sweep.
     """
     # Imported here, because --help must not import torch.
-    from samout_train.checkpoint import claimed
+    from samout_train.checkpoint import as_begun, claimed
     from samout_train.runtime import StopRequestedError, ignore_interrupts
     from samout_train.training import prepare, together
 
@@ -260,6 +260,7 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
     if in_sweep:
         problems = check_job
     has_begun = False
+    composed = as_begun(run_dir, composed)
     try:
         with (
             together(composed, run_dir) as run_dir,

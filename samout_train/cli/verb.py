@@ -63,7 +63,7 @@ class Verb:
         """
         try:
             request = Request(words, self.name)
-            self._refuse(request)
+            self._require_no_sweep(request)
             if request.asks_only:
                 self._inform(request)
                 return 0
@@ -112,7 +112,7 @@ class Verb:
         require_no_problems(found + check_call("", self.keys, given))
         return composed
 
-    def _refuse(self, request: Request) -> None:
+    def _require_no_sweep(self, request: Request) -> None:
         if request.in_sweep:
             raise ConfigError(f"-m: {self.name} makes no sweeps: leave it out")
         if request.arguments.config_name:

@@ -46,6 +46,7 @@ from .ranges import (
     DeviceName as DeviceName,
     Layers as Layers,
     NonNegative as NonNegative,
+    Penalty as Penalty,
     Positive as Positive,
     Probability as Probability,
     Range as Range,

@@ -76,7 +76,10 @@ class Composed:
 
     def lying_in(self, run_dir: Path) -> "Composed":
         """Return the same configuration with another `run_dir`, in its text too."""
-        config = self.config | {"run_dir": str(run_dir)}
+        return self.with_config(self.config | {"run_dir": str(run_dir)})
+
+    def with_config(self, config: dict[str, Any]) -> "Composed":
+        """Return the same configuration with other settings, in its text too."""
         return replace(self, config=config, yaml=_as_yaml(config))
 
 

@@ -1,6 +1,6 @@
 """Turn errors of Hydra, OmegaConf and PyYAML into problems that say what to do.
 
-Only this module parses the text of messages, because the errors of these libraries have no fields.
+The text of their messages is parsed here alone, because the errors of these libraries have no fields.
 """
 
 import dataclasses

@@ -87,6 +87,7 @@ NonNegative = Range(0)
 Probability = Range(0, 1, high_included=False)
 Share = Range(0, 1)
 TopShare = Range(0, 1, low_included=False)  # of top_p: 0 would leave no token to draw
+Penalty = Range(0, 10, low_included=False)  # of repetition
 LARGEST = 2**63 - 1
 Seed = Range(0, LARGEST)
 Threads = Range(1, 1024)

@@ -1,11 +1,11 @@
 from .batches import Batch as Batch, Batches as Batches
+from .boundaries import Part as Part, nothing as nothing, parts_of as parts_of
 from .check import overfit_problem as overfit_problem, row_problems as row_problems
 from .shards.index import (
     INDEX as INDEX,
     PLACE as PLACE,
     Shard as Shard,
     ShardIndex as ShardIndex,
-    dtype_for as dtype_for,
 )
 from .shards.plan import ShardPlan as ShardPlan
 from .shards.workers import WorkerDiedError as WorkerDiedError
@@ -34,6 +34,7 @@ from .vocabulary.base import (
     Characters as Characters,
     UnknownCharacterError as UnknownCharacterError,
     Vocabulary as Vocabulary,
+    dtype_for as dtype_for,
 )
 from .vocabulary.bpe import BytePairSize as BytePairSize
 from .vocabulary.choice import (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samout_train.data.boundaries import Part, parts_of
 from samout_train.data.shuffle import RowOrder
 from samout_train.data.source import MatrixRows as MatrixRows, Rows as Rows, Source as Source  # old imports
 from samout_train.runtime import distributed, to_device
@@ -22,7 +23,7 @@ class Batch:
     """The data of one optimizer step.
 
     Args:
-        ids_RT: The rows of this process, (R, T + 1) int64, on the device.
+        ids_RT: The rows of this process, (R, T + 1) int64, on the device, or on the CPU where they are to be split.
         num_targets: Counted targets of all processes, on the host: reading them does not wait for the device.
         own_targets: Counted targets of this process's rows.
     """
@@ -43,13 +44,23 @@ class Batches:
         ignore_index: Targets of this value are not counted.
         device: Device of the batches. On CUDA the next batch is drawn and its copy queued while the device works.
         overfit_batches: If above 0, repeat this many first batches.
+        document_id: The id with which a document begins, where rows are split; None where they stay whole.
     """
 
     def __init__(
-        self, rows: Rows, *, batch_size: int, seed: int, ignore_index: int, device: torch.device, overfit_batches: int
+        self,
+        rows: Rows,
+        *,
+        batch_size: int,
+        seed: int,
+        ignore_index: int,
+        device: torch.device,
+        overfit_batches: int,
+        document_id: int | None = None,
     ) -> None:
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.ignore_index, self.device, self.overfit_batches = ignore_index, device, overfit_batches
+        self.document_id = document_id
         self._order = RowOrder(rows.num_rows, seed, shuffle=not getattr(rows, "has_own_order", False))
         self._ahead: tuple[int, Batch] | None = None
         self._own_rows = batch_size // distributed.count()
@@ -83,11 +94,39 @@ class Batches:
         return distributed.total(self.on_host(step)[1])
 
     def get(self, step: int) -> Batch:
-        """Return the batch of a step, on the device."""
+        """Return the batch of a step."""
         if self._ahead and self._ahead[0] == step:
             return self._ahead[1]
         ids_RT, own_targets = self.on_host(step)
-        return Batch(to_device(ids_RT, self.device), distributed.total(own_targets), own_targets)
+        if self.document_id is None:
+            ids_RT = to_device(ids_RT, self.device)
+        return Batch(ids_RT, distributed.total(own_targets), own_targets)
+
+    def parts(self, ids_RT: Tensor, *, micro_steps: int, chunk_len: int | None, few_shapes: bool) -> list[Part]:
+        """Return inputs and targets of a batch, on the device, as the parts of micro-steps with equal shares of rows.
+
+        Args:
+            ids_RT: The rows of a batch.
+            micro_steps: Shares.
+            chunk_len: Targets of a row in one call of the model; None for all.
+            few_shapes: Whether parts have few different shapes.
+        """
+        parts = []
+        for share_RT in ids_RT.chunk(micro_steps):
+            inputs_RT, targets_RT = self.rows.split(share_RT)
+            if self.document_id is None:
+                parts.append(Part(inputs_RT, targets_RT))
+                continue
+            for inputs_NL, targets_NL in parts_of(
+                inputs_RT,
+                targets_RT,
+                document_id=self.document_id,
+                ignore_index=self.ignore_index,
+                chunk_len=chunk_len,
+                few_shapes=few_shapes,
+            ):
+                parts.append(Part(to_device(inputs_NL, self.device), to_device(targets_NL, self.device)))
+        return parts
 
     def prepare(self, step: int) -> None:
         """Start the copy of a later step's batch while the device is busy with the current one."""

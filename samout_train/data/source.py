@@ -38,6 +38,8 @@ class Source:
         chance: The accuracy of guessing, of a task; None otherwise.
         line_ends: Treatment of line ends in text and prompts: `keep` or `fold`.
         words: Words of the validation text, the divisor of a perplexity per word; None if that is not its figure.
+        document_id: The id with which a document begins within a row: the model then starts without a state there, as
+            `parts_of` splits rows. None if a row is read as one sequence.
 
     Raises:
         ValueError: if padding would be learned.
@@ -56,6 +58,7 @@ class Source:
     chance: float | None = None
     line_ends: LineEnds = "keep"
     words: int | None = None
+    document_id: int | None = None
 
     def __post_init__(self) -> None:
         if self.pad_id is not None and self.pad_id != self.ignore_index:

@@ -19,7 +19,6 @@ from .choices import (
 from .conversation import (
     NEVER_DRAWN as NEVER_DRAWN,
     Conversation as Conversation,
-    Penalty as Penalty,
     Sampling as Sampling,
     as_json as as_json,
     begins_with_sos as begins_with_sos,

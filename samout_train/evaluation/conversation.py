@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from samout_train.config import NonNegative, Positive, Range, TopShare, validated
+from samout_train.config import NonNegative, Penalty, Positive, TopShare, validated
 from samout_train.data import PAD_ID, SOS_ID, SPECIAL_TOKENS, LineEnds, Turn, Vocabulary
 from samout_train.evaluation.generate import Decoder, GeneratorSeed, choose, prefill
 from samout_train.models import evaluating
@@ -24,7 +24,6 @@ from samout_train.runtime import float64_place
 USER_ID, AGENT_ID, HISTORY_ID = (SPECIAL_TOKENS.index(f"<|{name}|>") for name in ("user", "agent", "history"))
 ID_OF_ROLE = {"system": HISTORY_ID, "tool": HISTORY_ID, "user": USER_ID, "assistant": AGENT_ID}
 NEVER_DRAWN = [PAD_ID]
-Penalty = Range(0, 10, low_included=False)
 
 
 @validated

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samout_train.data import SPECIAL_TOKENS, Rows, Source
+from samout_train.data import SPECIAL_TOKENS, Part, Rows, Source, parts_of
 from samout_train.evaluation.ablation import mixed_by, said_by
 from samout_train.evaluation.accuracy import Accuracy, most_probable
 from samout_train.evaluation.batches import has_targets, in_order
@@ -145,7 +145,8 @@ class Evaluator:
                 if self._token_sizes is not None:
                     of_text = self._token_sizes[counted].sum(0)
                     num_bytes, num_characters = num_bytes + int(of_text[0]), num_characters + int(of_text[1])
-                nats += self._nats(*rows.split(to_device(ids_RT, self.device)), counted.numel())
+                for part in self._parts(*rows.split(ids_RT)):
+                    nats += self._nats(*part, counted.numel())
         found = Evaluation(float(nats), num_targets, num_bytes, num_characters, empty_batches)
         if together and distributed.count() > 1:
             found = _of_all_processes(found)
@@ -167,12 +168,16 @@ class Evaluator:
         with self.reading():
             for ids_RT in in_order(rows, rows_per_batch):
                 self.check_stop()
-                inputs_RT, targets_RT = rows.split(ids_RT)
-                place_N = (targets_RT.flatten() != self.source.ignore_index).nonzero().squeeze(1)
-                targets_N = targets_RT.flatten()[place_N]
-                answers += len(place_N)
-                said_N = most_probable(self.model, to_device(inputs_RT, self.device), to_device(place_N, self.device))
-                right += (said_N == to_device(targets_N, self.device)).sum()
+                for inputs_RT, targets_RT in parts_of(
+                    *rows.split(ids_RT), document_id=self.source.document_id, ignore_index=self.source.ignore_index
+                ):
+                    place_N = (targets_RT.flatten() != self.source.ignore_index).nonzero().squeeze(1)
+                    targets_N = targets_RT.flatten()[place_N]
+                    answers += len(place_N)
+                    said_N = most_probable(
+                        self.model, to_device(inputs_RT, self.device), to_device(place_N, self.device)
+                    )
+                    right += (said_N == to_device(targets_N, self.device)).sum()
         return Accuracy(int(right), answers)
 
     def by_length(
@@ -264,6 +269,17 @@ class Evaluator:
                 banned_ids=range(len(SPECIAL_TOKENS)),
             )
         return ids
+
+    def _parts(self, inputs_RT: Tensor, targets_RT: Tensor) -> list[Part]:
+        """Return some rows, split where documents begin if the source says so, on the device."""
+        parts = parts_of(
+            inputs_RT,
+            targets_RT,
+            document_id=self.source.document_id,
+            ignore_index=self.source.ignore_index,
+            chunk_len=self.chunk_len,
+        )
+        return [Part(*(to_device(tensor, self.device) for tensor in part)) for part in parts]
 
     def _nats(self, inputs_RT: Tensor, targets_RT: Tensor, num_counted: int) -> Tensor:
         """Return the sum over the counted targets of some rows, read a chunk at a time."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samout_train.data import Rows, TokenRows
+from samout_train.data import Rows, TokenRows, parts_of
 from samout_train.evaluation.charts import draw_extrapolation
 from samout_train.evaluation.state_health import layer_states, shapes_of
 from samout_train.models import MOST_LOGITS
@@ -200,8 +200,14 @@ class Reader:
         return min(self.trained_length, self.evaluator.chunk_len or self.trained_length)
 
     def _by_position(self, inputs_BW: Tensor, targets_BW: Tensor) -> tuple[Tensor, Tensor, dict[str, list[float]]]:
-        """Return nats and counted targets by position, (W,) float64 each, and the norms of the states by layer."""
-        nats_W = torch.zeros(inputs_BW.shape[1], dtype=torch.float64)
+        """Return nats and counted targets by position, (W,) float64 each, and the norms of the states by layer.
+
+        Where windows are split at documents, positions count from the start of the document or of its window, and there
+        are no norms: most of the states end with their documents.
+        """
+        nats_W, count_W = torch.zeros(2, inputs_BW.shape[1], dtype=torch.float64).unbind()
+        source = self.evaluator.source
+        parts = parts_of(inputs_BW, targets_BW, document_id=source.document_id, ignore_index=source.ignore_index)
         norms: dict[str, list[Tensor]] = {}
         vocab_size = 1
         weight_VD = getattr(self.evaluator.model, "head_weight", None)
@@ -210,15 +216,19 @@ class Reader:
         rows = max(1, min(MOST_ROWS, MOST_LOGITS // (self._read_length * vocab_size)))
         place = float64_place(self.evaluator.device)
         with self.evaluator.reading():
-            for group in zip(inputs_BW.split(rows), targets_BW.split(rows), strict=True):
-                nats_BW, norm_of = self._read(*group)
-                nats_W += nats_BW.to(place).double().sum(0).cpu()
-                for name, norm in norm_of.items():
-                    norms.setdefault(name, []).append(norm)
+            for part in parts:
+                length = part.inputs_NL.shape[1]
+                for group in zip(part.inputs_NL.split(rows), part.targets_NL.split(rows), strict=True):
+                    nats_BW, norm_of = self._read(*group)
+                    nats_W[:length] += nats_BW.to(place).double().sum(0).cpu()
+                    for name, norm in norm_of.items():
+                        norms.setdefault(name, []).append(norm)
+                count_W[:length] += (part.targets_NL != source.ignore_index).sum(0)
+        if len(parts) > 1 or len(parts[0].inputs_NL) > len(inputs_BW):
+            norms = {}
         state_norm = {}
-        for name, parts in norms.items():
-            state_norm[name] = torch.stack(parts).sum(0).div(len(inputs_BW)).tolist()
-        count_W = (targets_BW != self.evaluator.source.ignore_index).sum(0).double()
+        for name, of_groups in norms.items():
+            state_norm[name] = torch.stack(of_groups).sum(0).div(len(inputs_BW)).tolist()
         return nats_W, count_W, state_norm
 
     def _read(self, inputs_BW: Tensor, targets_BW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

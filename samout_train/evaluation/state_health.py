@@ -59,23 +59,32 @@ def positions_of(length: int) -> list[int]:
     return [*positions, length]
 
 
-def calm_rows(rows: Rows, num_rows: int, pad_id: int | None) -> Tensor:
+def calm_rows(rows: Rows, num_rows: int, pad_id: int | None, document_id: int | None = None) -> Tensor:
     """Return the inputs of rows with little padding, spread over the split, (R, T) int64.
 
     Args:
         rows: Rows of the validation split.
         num_rows: Number of rows; fewer in a short split, or if they would have more than MOST_TOKENS tokens.
         pad_id: The id that fills rows; None for no padding.
+        document_id: The id with which a document begins within a row: what follows in it becomes padding. None if a row
+            is read as one sequence.
     """
     num_rows = max(1, min(num_rows, MOST_TOKENS // rows.seq_len))
     candidates = SpreadBatches(rows, 1, ROWS_TO_CHOOSE_FROM * num_rows)
     if pad_id is None:
         pad_id = -1  # not a valid id
-    padding_R = torch.tensor([int((rows.split(ids_1T)[0] == pad_id).sum()) for ids_1T in candidates])
+    inputs = []
+    for ids_1T in candidates:
+        inputs_1T = rows.split(ids_1T)[0].clone()
+        if document_id is not None:
+            begun_1T = (inputs_1T == document_id)[:, 1:].cumsum(1) > 0
+            inputs_1T[:, 1:].masked_fill_(begun_1T, pad_id)
+        inputs.append(inputs_1T)
+    padding_R = torch.tensor([int((inputs_1T == pad_id).sum()) for inputs_1T in inputs])
     num_rows = min(num_rows, len(candidates))
     fullest_R = (padding_R <= padding_R.sort().values[num_rows - 1]).nonzero()[:, 0]
     chosen_R = fullest_R[torch.from_numpy(np.linspace(0, len(fullest_R) - 1, num_rows).round().astype(int))]
-    return torch.cat([rows.split(candidates[int(row)])[0] for row in chosen_R])
+    return torch.cat([inputs[int(row)] for row in chosen_R])
 
 
 def growing_layers(health: Mapping[str, LayerHealth], max_growth: float) -> dict[str, str]:

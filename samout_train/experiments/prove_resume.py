@@ -6,7 +6,7 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samout_train.checkpoint import find_checkpoint, read_checkpoint, weights_sha256
+from samout_train.checkpoint import find_checkpoint, named_values, read_checkpoint, weights_sha256
 from samout_train.runtime import StopSignals, child_program, own_group, text_setting
 
 # Makes CUDA compute the same bits twice, as a CPU does anyway.
@@ -46,9 +46,20 @@ def digests(run_dir: Path) -> dict[str, str]:
         average["ema"] = weights_sha256(content["ema"]["weights"])
     return average | {
         "weights": weights_sha256(content["model"]),
-        "optimizer": weights_sha256(dict(_tensors(content["optimizer"], "optimizer"))),
+        "optimizer": weights_sha256(_optimizer_tensors(content["optimizer"])),
         "metrics": hashlib.sha256(json.dumps(logged).encode()).hexdigest(),
     }
+
+
+def _optimizer_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors and numbers, such as learning rates, of an optimizer's state by name."""
+    tensors = {}
+    for name, value in named_values(state, "optimizer"):
+        if isinstance(value, int | float):
+            value = torch.tensor(value, dtype=torch.float64)
+        if isinstance(value, Tensor):
+            tensors[name] = value
+    return tensors
 
 
 def run_killed(
@@ -89,7 +100,7 @@ def run_killed(
             time.sleep(draw.uniform(0, 2 * step_seconds))
             signals.check()
             if process.poll() is not None:
-                _refuse_failure(process, run_dir)
+                _require_success(process, run_dir)
                 told(f"  kill {number + 1}: the run had ended; further kills are left out")
                 return
         told(f"  kill {number + 1}: after step {_steps(run_dir):,}")
@@ -97,7 +108,7 @@ def run_killed(
         while process.poll() is None:
             signals.check()
             time.sleep(0.01)
-        _refuse_failure(process, run_dir)
+        _require_success(process, run_dir)
 
 
 @contextmanager
@@ -124,7 +135,7 @@ def _started(words: list[str], run_dir: Path, device: torch.device) -> "Iterator
         process.wait()
 
 
-def _refuse_failure(process: "subprocess.Popen[bytes]", run_dir: Path) -> None:
+def _require_success(process: "subprocess.Popen[bytes]", run_dir: Path) -> None:
     if process.returncode:
         printed = run_dir.with_suffix(".txt").read_text("utf-8", errors="replace").strip().splitlines()
         raise TrainingFailedError("\n".join(printed[-8:]) or f"the training ended with exit code {process.returncode}")
@@ -144,16 +155,3 @@ def _step_seconds(run_dir: Path) -> float:
     except OSError:
         return 1.0
     return max(0.05, min(5.0, now - last))
-
-
-def _tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(node, Tensor):
-        yield name, node
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            yield from _tensors(value, f"{name}.{key}")
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from _tensors(value, f"{name}.{index}")
-    elif isinstance(node, int | float):  # learning rates and counts
-        yield name, torch.tensor(node, dtype=torch.float64)

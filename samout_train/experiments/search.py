@@ -121,20 +121,18 @@ def check_space(
         config_dirs: Further folders to look for YAML in, absolute.
         taken: Whether a key is one that a space may not set.
     """
-    problems: dict[str, Problem] = {}
+    problems = []
     for key in space:
         if taken(key):
-            problem = Problem("space", text=f"{key}: is set by the search itself", fix="leave it out")
-            problems[str(problem)] = problem
+            problems.append(Problem("space", text=f"{key}: is set by the search itself", fix="leave it out"))
     for key, dimension in space.items():
         if taken(key):
             continue
         for value in dimension.ends:
             _, wrong = checked_config([*shared, word_of(key, value)], config_dirs=config_dirs)
             for problem in wrong:
-                problem = Problem("space", text=str(problem))
-                problems[str(problem)] = problem
-    return list(problems.values())
+                problems.append(Problem("space", text=str(problem)))
+    return list(dict.fromkeys(problems))
 
 
 def _dimension(values: Any) -> Interval | Choice:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samout_train.models.layers import CausalConvolution, Linear
+from samout_train.models.layers import CausalConvolution, Linear, RMSNorm
 from samout_train.models.state import LayerState, as_layer_state
 
 ROTARY_BASE = 10_000.0
@@ -86,11 +86,11 @@ class HeadsJoined(nn.Module):
 
     def __init__(self, *, hidden_size: int, num_heads: int, value_size: int, norm: OutputNorm, gate: Gate) -> None:
         super().__init__()
-        self.norm: nn.RMSNorm | None = None
+        self.norm: RMSNorm | None = None
         if norm == "head":
-            self.norm = nn.RMSNorm(value_size, eps=1e-5)
+            self.norm = RMSNorm(value_size, eps=1e-5)
         elif norm == "all":
-            self.norm = nn.RMSNorm(num_heads * value_size, eps=1e-5)
+            self.norm = RMSNorm(num_heads * value_size, eps=1e-5)
         self.norm_is_of_all, self.gate_name = norm == "all", gate
         self.gate: Linear | None = None
         if gate != "none":
@@ -106,11 +106,56 @@ class HeadsJoined(nn.Module):
         if self.norm is not None and self.norm_is_of_all:
             o_BTP = self.norm(o_BTP)
         if self.gate is not None:
-            opened_BTP = self.gate(x_BTD)
-            opened_BTP = opened_BTP.sigmoid() if self.gate_name == "sigmoid" else F.silu(opened_BTP)
-            o_BTP = o_BTP * opened_BTP
+            o_BTP = o_BTP * opened(self.gate(x_BTD), self.gate_name)
         joined_BTD: Tensor = self.out(o_BTP)
         return joined_BTD
+
+
+class OutputGate(nn.Module):
+    """norm(u) * gate(W_g x) of any mixer that gives u for x, where it has no gate of its own.
+
+    Args:
+        hidden_size: Width D.
+        num_heads: Heads H, of the norm of `head`.
+        norm: RMSNorm of each `head` by itself, with weights that heads share, or of `all` together; or `none`.
+        gate: What W_g x passes before it is multiplied; `none` for no gate.
+    """
+
+    def __init__(self, *, hidden_size: int, num_heads: int, norm: OutputNorm, gate: Gate) -> None:
+        super().__init__()
+        self.num_heads, self.gate_name = num_heads, gate
+        self.norm: RMSNorm | None = None
+        if norm == "all":
+            self.num_heads = 1
+        if norm != "none":
+            self.norm = RMSNorm(hidden_size // self.num_heads, eps=1e-5)
+        self.gate: Linear | None = None
+        if gate != "none":
+            self.gate = Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, u_BTD: Tensor, x_BTD: Tensor) -> Tensor:
+        """Return (B, T, D)."""
+        if self.norm is not None:
+            u_BTD = self.norm(u_BTD.unflatten(-1, (self.num_heads, -1))).flatten(-2)
+        if self.gate is not None:
+            u_BTD = u_BTD * opened(self.gate(x_BTD), self.gate_name)
+        return u_BTD
+
+
+def output_gate_of(
+    mixer: nn.Module, *, hidden_size: int, num_heads: int, norm: OutputNorm, gate: Gate
+) -> OutputGate | None:
+    """Return what follows a mixer; None if it has a gate of its own (`has_output_gate`), or neither is asked for."""
+    if norm == gate == "none" or getattr(mixer, "has_output_gate", False):
+        return None
+    return OutputGate(hidden_size=hidden_size, num_heads=num_heads, norm=norm, gate=gate)
+
+
+def opened(x_BTP: Tensor, gate: Gate) -> Tensor:
+    """Return what a gate multiplies by."""
+    if gate == "sigmoid":
+        return x_BTP.sigmoid()
+    return F.silu(x_BTP)
 
 
 def in_heads(x_BTP: Tensor, num_heads: int) -> Tensor:

@@ -48,6 +48,7 @@ class HGRN2(nn.Module):
         output_gate: Gate,
     ) -> None:
         super().__init__()
+        self.has_output_gate = output_gate != "none"
         self.num_heads, self.lower_bound = num_heads, 0.0
         self.key_size = head_size(key_share, hidden_size, num_heads)
         self.value_size = hidden_size // num_heads

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 PARTS = {
     ".mixer.": "mixer",
+    ".output_gate.": "mixer",
     ".attention.": "mixer",
     ".convolution.": "convolution",
     ".feed_forward.": "feed-forward",

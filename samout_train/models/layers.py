@@ -36,6 +36,17 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's RMSNorm, computed in the precision of its weights and rounded once to that of its input.
+
+    torch warns of an input in another precision, which autocast makes of most.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 class OneHot(nn.Module):
     """An embedding without parameters: id n becomes the n-th unit vector of width V."""
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from samout_train.config import Positive, Size, SizeOrNone, validated
 from samout_train.models.deltanet import drawn_step_bias
 from samout_train.models.heads import Streams, chunk_flops, head_size, in_heads
-from samout_train.models.layers import Linear
+from samout_train.models.layers import Linear, RMSNorm
 from samout_train.ops.linear_attention import CHUNK, linear_attention
 
 SLOWEST_RATE, FASTEST_RATE = 1.0, 16.0  # of exp(A), before training
@@ -36,6 +36,8 @@ class Mamba2(nn.Module):
         value_share: Width of x, of all heads, as a share of D.
         convolution_size: Tokens that the convolution of x, B and C takes together; 0 for none.
     """
+
+    has_output_gate = True
 
     @validated
     def __init__(
@@ -62,7 +64,7 @@ class Mamba2(nn.Module):
         self.log_rate_H = nn.Parameter(rate_H.log())
         self.step_bias_H = nn.Parameter(drawn_step_bias(num_heads))
         self.skip_H = nn.Parameter(torch.ones(num_heads))
-        self.norm = nn.RMSNorm(values, eps=1e-5)
+        self.norm = RMSNorm(values, eps=1e-5)
         self.out = Linear(values, hidden_size, bias=False)
 
     def at_depth(self, index: int, num_layers: int) -> None:

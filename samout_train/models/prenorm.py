@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samout_train.config import Layers, Probability, Problem, Size, SizeOrNone, not_divisible, validated
+from samout_train.models.heads import Gate, OutputGate, OutputNorm, output_gate_of
 from samout_train.models.interface import Mixer, matrix_flops, part_of
-from samout_train.models.layers import CausalConvolution, FeedForward, Linear, token_embedding
+from samout_train.models.layers import CausalConvolution, FeedForward, Linear, RMSNorm, token_embedding
 from samout_train.models.samout import GatedFeedForward
 from samout_train.models.state import LayerState, as_layer_state
 
@@ -65,7 +66,7 @@ def feed_forward_of(name: FeedForwardName, *, hidden_size: int, ffn_size: int | 
 def norm_of(name: NormName, hidden_size: int) -> nn.Module:
     """Return a norm over D, with weights, and where it is LayerNorm with biases."""
     if name == "rms":
-        return nn.RMSNorm(hidden_size, eps=1e-5)
+        return RMSNorm(hidden_size, eps=1e-5)
     return nn.LayerNorm(hidden_size)
 
 
@@ -80,6 +81,7 @@ class PreNormLayer(nn.Module):
         dropout: Dropout of what both add.
         convolution_size: Tokens that a convolution before the mixer takes together, where it has none of its own; 0 for
             none.
+        output_gate: What follows the mixer; None for nothing.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class PreNormLayer(nn.Module):
         feed_forward: nn.Module,
         dropout: float,
         convolution_size: int,
+        output_gate: OutputGate | None,
     ) -> None:
         super().__init__()
         self.mixer_norm = norm_of(norm, hidden_size)
@@ -99,25 +102,32 @@ class PreNormLayer(nn.Module):
         if convolution_size and not has_own:
             self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size)
         self.mixer = mixer
+        self.output_gate = output_gate
         self.feed_forward_norm = norm_of(norm, hidden_size)
         self.feed_forward = feed_forward
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Return the layer's output (B, T, D) and its next state: the mixer's, or a LayerState around it."""
-        y_BTD, tokens_BKD = self.mixer_norm(x_BTD), None
+        y_BTD = read_BTD = self.mixer_norm(x_BTD)
+        tokens_BKD = None
         if self.convolution is not None:
             state, tokens_BKD = as_layer_state(state)
             y_BTD, tokens_BKD = self.convolution(y_BTD, tokens_BKD)
         y_BTD, state = self.mixer(y_BTD, state)
         if self.convolution is not None:
             state = LayerState(state, tokens_BKD)
+        if self.output_gate is not None:
+            y_BTD = self.output_gate(y_BTD, read_BTD)
         x_BTD = x_BTD + self.dropout(y_BTD)
         return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD))), state
 
     def forward_flops_per_token(self, length: int) -> int:
         """Return the operations of the matrix products for one token in a row of `length`."""
-        return mixer_flops(self.mixer, length) + matrix_flops(self.feed_forward)
+        flops = mixer_flops(self.mixer, length) + matrix_flops(self.feed_forward)
+        if self.output_gate is not None:
+            flops += matrix_flops(self.output_gate)
+        return flops
 
     def state_bytes(self, length: int) -> int:
         """Return the bytes of one sequence's state after `length` tokens."""
@@ -156,6 +166,10 @@ class PreNormModel(nn.Module):
         feed_forward: `relu_gated`, `swiglu` or `gelu`.
         convolution_size: Tokens that a convolution before a mixer takes together, where the mixer has none of its own;
             0 for none.
+        output_norm: Norm of what a mixer gives, where it has no output gate of its own: RMSNorm of each `head`, or of
+            `all` channels; or `none`.
+        output_gate: What W_g x passes before it multiplies what a mixer gives, x being what the mixer reads before a
+            convolution, where the mixer has no output gate of its own: `silu`, `sigmoid`; or `none`.
         mixers: Builders of mixers by name, as `mixer` is one.
         pattern: Names of `mixers`, of the first layer, the second one and so on, again from the first name behind the
             last; None for `mixer` in every layer.
@@ -196,6 +210,8 @@ class PreNormModel(nn.Module):
         feed_forward: FeedForwardName,
         mixer: Callable[..., nn.Module] | None = None,
         convolution_size: Annotated[int, SizeOrNone] = 0,
+        output_norm: OutputNorm = "none",
+        output_gate: Gate = "none",
         mixers: Mapping[str, Callable[..., nn.Module]] | None = None,
         pattern: Sequence[str] | None = None,
     ) -> None:
@@ -210,13 +226,17 @@ class PreNormModel(nn.Module):
         self.layers = nn.ModuleList()
         for index in range(num_layers):
             builder = cast(Callable[..., nn.Module], builders[index % len(builders)])
+            built = builder(hidden_size=hidden_size, num_heads=num_heads)
             layer = PreNormLayer(
-                mixer=builder(hidden_size=hidden_size, num_heads=num_heads),
+                mixer=built,
                 hidden_size=hidden_size,
                 norm=norm,
                 feed_forward=feed_forward_of(feed_forward, hidden_size=hidden_size, ffn_size=ffn_size),
                 dropout=dropout,
                 convolution_size=convolution_size,
+                output_gate=output_gate_of(
+                    built, hidden_size=hidden_size, num_heads=num_heads, norm=output_norm, gate=output_gate
+                ),
             )
             if (at_depth := getattr(layer.mixer, "at_depth", None)) is not None:
                 at_depth(index, num_layers)

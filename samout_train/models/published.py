@@ -74,7 +74,7 @@ def rename_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         OtherV1Error: if they are weights of the V1 of the public repository.
         ValueError: for a name that no published program writes, or a V1 layer without all three projections.
     """
-    _refuse_other_v1(tensors)
+    _require_supported_v1(tensors)
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         prefix, inner = "", name
@@ -162,7 +162,7 @@ def load_published(path_or_state_dict: str | Path | Mapping[str, Tensor], *, num
     sizes = _sizes(tensors)
     with torch.device("meta"):
         wanted = published_state(_model(sizes, 1, is_v8=is_v8))
-    _refuse_others(tensors, wanted, "V8" if is_v8 else "V1")
+    _require_names_and_shapes(tensors, wanted, "V8" if is_v8 else "V1")
     model = _model(sizes, num_heads or 1, is_v8=is_v8)
     model.load_state_dict(rename_published(tensors))
     for name, tensor in published_state(model).items():
@@ -178,8 +178,8 @@ def is_published_v8(tensors: Mapping[str, Tensor]) -> bool:
         OtherV1Error: if they are weights of the V1 of the public repository.
         ValueError: if there is no projection, or a tensor that neither variant has.
     """
-    _refuse_other_v1(tensors)
-    _refuse_unknown(tensors)
+    _require_supported_v1(tensors)
+    _require_known_names(tensors)
     if any(name.endswith(V8_PROJECTION) for name in tensors):
         return True
     if any(name.endswith(V1_PROJECTIONS) for name in tensors):
@@ -190,12 +190,12 @@ def is_published_v8(tensors: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _refuse_other_v1(tensors: Mapping[str, Tensor]) -> None:
+def _require_supported_v1(tensors: Mapping[str, Tensor]) -> None:
     if any(map(POSITIONED.fullmatch, tensors)) and any(name.endswith(V1_PROJECTIONS) for name in tensors):
         raise OtherV1Error
 
 
-def _refuse_unknown(tensors: Mapping[str, Tensor]) -> None:
+def _require_known_names(tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError for a name that no published program writes or a tensor that cannot be a weight."""
     for name, tensor in tensors.items():
         inner = name
@@ -237,7 +237,7 @@ def _sizes(tensors: Mapping[str, Tensor]) -> _Sizes:
     return _Sizes(vocab_size, hidden_size, ffn_size, len(numbers))
 
 
-def _refuse_others(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], variant: str) -> None:
+def _require_names_and_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], variant: str) -> None:
     """Raise ValueError unless the names and shapes are those of `wanted`."""
     if absent := [name for name in wanted if name not in tensors]:
         raise ValueError(f"not a whole SamOut {variant} checkpoint: {_missing(absent)}")

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from samout_train.config import Layers, Positive, Probability, Size, validated
 from samout_train.models.interface import matrix_flops, part_of
 from samout_train.models.layers import EmbeddingName, Linear, token_embedding
-from samout_train.models.state import KeyValueCache, as_cache, extended, length_of, refuse_past_the_end
+from samout_train.models.state import KeyValueCache, as_cache, extended, length_of, require_room
 from samout_train.models.transformer import causal_mask
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -251,7 +251,7 @@ class LSTMAttention(nn.Module):
             hidden_BLD, cell_BLD, cache = state
             before, given = as_cache(cache), _for_torch(hidden_BLD, cell_BLD)
         past, time = length_of(before), ids_BT.shape[1]
-        refuse_past_the_end(past, time, self.max_seq_len)
+        require_room(past, time, self.max_seq_len)
         h_BTD, (last_LBD, cell_LBD) = self.mixer(self.embedding(ids_BT), given)
         keys_B1TD = h_BTD[:, None]
         # The keys are the values, so the cache's values stay empty.

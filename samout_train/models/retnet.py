@@ -76,6 +76,7 @@ class RetNet(nn.Module):
         output_gate: Gate,
     ) -> None:
         super().__init__()
+        self.has_output_gate = output_gate != "none"
         self.num_heads = num_heads
         self.key_size = head_size(key_share, hidden_size, num_heads)
         self.value_size = head_size(value_share, hidden_size, num_heads)

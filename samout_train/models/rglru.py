@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from samout_train.config import SizeOrNone, validated
 from samout_train.models.layers import CausalConvolution, Linear
 from samout_train.models.state import LayerState, as_layer_state
-from samout_train.ops.linear_scan import linear_scan
+from samout_train.ops.semiring_scan import linear_scan
 
 POWER = 8.0
 LEAST_DECAY, LARGEST_DECAY = 0.9, 0.999  # of a at r = 1, before training
@@ -38,6 +38,8 @@ class RGLRU(nn.Module):
         num_heads: Blocks of the gates' matrices.
         convolution_size: Tokens that the convolution before the recurrence takes together; 0 for none.
     """
+
+    has_output_gate = True
 
     @validated
     def __init__(self, *, hidden_size: int, num_heads: int, convolution_size: Annotated[int, SizeOrNone]) -> None:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from samout_train.config import Positive, validated
 from samout_train.models.heads import in_heads, turned
-from samout_train.models.layers import Linear
+from samout_train.models.layers import Linear, RMSNorm
 
 
 class Seen(NamedTuple):
@@ -58,8 +58,8 @@ class RotaryAttention(nn.Module):
         self.query_norm: nn.Module = nn.Identity()
         self.key_norm: nn.Module = nn.Identity()
         if qk_norm:
-            self.query_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-5)
-            self.key_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-5)
+            self.query_norm = RMSNorm(hidden_size // num_heads, eps=1e-5)
+            self.key_norm = RMSNorm(hidden_size // num_heads, eps=1e-5)
         self.out = Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor, state: Seen | None) -> tuple[Tensor, Seen]:

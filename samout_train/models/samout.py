@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from samout_train.config import Layers, Probability, Range, Size, SizeOrNone, not_divisible, validated
+from samout_train.models.heads import Gate, OutputGate, OutputNorm, output_gate_of
 from samout_train.models.interface import Mixer, matrix_flops, part_of
 from samout_train.models.layers import CausalConvolution, Linear, draw_small
 from samout_train.models.state import LayerState, as_layer_state
@@ -169,6 +170,7 @@ class SamOutLayer(nn.Module):
         norm: `published`: the feed-forward's output is blended with the input by the learnable scalar alpha, normalised
             and added to the input. `pre`: mixer and feed-forward each read the norm of their residual stream.
         convolution_size: Kernel width, in tokens, of a convolution before the mixer; 0 for none.
+        output_gate: What follows the mixer; None for nothing.
     """
 
     alpha: Tensor
@@ -182,9 +184,11 @@ class SamOutLayer(nn.Module):
         dropout: float,
         norm: LayerNorms = "published",
         convolution_size: int = 0,
+        output_gate: OutputGate | None = None,
     ) -> None:
         super().__init__()
         self.mixer = mixer
+        self.output_gate = output_gate
         self.feed_forward = GatedFeedForward(hidden_size=hidden_size, ffn_size=ffn_size)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(hidden_size)
@@ -215,16 +219,19 @@ class SamOutLayer(nn.Module):
     def _mixed(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
         if self.convolution is None:
             u_BTD, state = self.mixer(x_BTD, state)
-            return u_BTD, state
-        mixer_state, tokens_BKD = as_layer_state(state)
-        x_BTD, tokens_BKD = self.convolution(x_BTD, tokens_BKD)
-        u_BTD, mixer_state = self.mixer(x_BTD, mixer_state)
-        return u_BTD, LayerState(mixer_state, tokens_BKD)
+        else:
+            mixer_state, tokens_BKD = as_layer_state(state)
+            y_BTD, tokens_BKD = self.convolution(x_BTD, tokens_BKD)
+            u_BTD, mixer_state = self.mixer(y_BTD, mixer_state)
+            state = LayerState(mixer_state, tokens_BKD)
+        if self.output_gate is not None:
+            u_BTD = self.output_gate(u_BTD, x_BTD)
+        return u_BTD, state
 
     @property
     def is_published(self) -> bool:
         """Return whether the layer has the form of the published programs."""
-        return self.feed_forward_norm is None and self.convolution is None
+        return self.feed_forward_norm is None and self.convolution is None and self.output_gate is None
 
     def _takes_step(self, x_BTD: Tensor, dropout: float) -> bool:
         # By exact type: a class derived from these two may compute something else.
@@ -244,9 +251,9 @@ class SamOutLayer(nn.Module):
     def forward_flops_per_token(self) -> int:
         """Return the operations of the matrix products; a mixer that adds matrices first reports its own."""
         reported = getattr(self.mixer, "forward_flops_per_token", None)
-        if reported is None:
-            return matrix_flops(self.mixer) + matrix_flops(self.feed_forward)
-        of_mixer: int = reported()
+        of_mixer: int = matrix_flops(self.mixer) if reported is None else reported()
+        if self.output_gate is not None:
+            of_mixer += matrix_flops(self.output_gate)
         return of_mixer + matrix_flops(self.feed_forward)
 
     def state_bytes(self, length: int) -> int:
@@ -276,6 +283,8 @@ class SamOut(nn.Module):
         mixer: Builds one layer's mixer from `hidden_size` and `num_heads`.
         norm: Places of norms and residual connections: `published`, or `pre`, with a last norm before the head.
         convolution_size: Kernel width, in tokens, of a causal convolution before each mixer; 0 for none.
+        output_norm: Norm of a mixer's output, see samout_train.models.heads.OutputGate: `head`, `all` or `none`.
+        output_gate: Gate of a mixer's output: `silu`, `sigmoid` or `none`.
 
     Raises:
         ValueError: if num_heads does not divide hidden_size, or pad_id is not below vocab_size.
@@ -307,6 +316,8 @@ class SamOut(nn.Module):
         mixer: Callable[..., nn.Module],
         norm: LayerNorms = "published",
         convolution_size: Annotated[int, SizeOrNone] = 0,
+        output_norm: OutputNorm = "none",
+        output_gate: Gate = "none",
     ) -> None:
         super().__init__()
         if problem := not_divisible("hidden_size", hidden_size, "num_heads", num_heads):
@@ -314,17 +325,21 @@ class SamOut(nn.Module):
         if pad_id is not None and not 0 <= pad_id < vocab_size:
             raise ValueError(f"pad_id ({pad_id}) must be from 0 to {vocab_size - 1}, below vocab_size")
         self.embedding = nn.Embedding(vocab_size, hidden_size, padding_idx=pad_id)
-        self.layers = nn.ModuleList(
-            SamOutLayer(
-                mixer=mixer(hidden_size=hidden_size, num_heads=num_heads),
+        self.layers = nn.ModuleList()
+        for _ in range(num_layers):
+            built = mixer(hidden_size=hidden_size, num_heads=num_heads)
+            layer = SamOutLayer(
+                mixer=built,
                 hidden_size=hidden_size,
                 ffn_size=ffn_size or max(1, int(ffn_share * hidden_size)),
                 dropout=dropout,
                 norm=norm,
                 convolution_size=convolution_size,
+                output_gate=output_gate_of(
+                    built, hidden_size=hidden_size, num_heads=num_heads, norm=output_norm, gate=output_gate
+                ),
             )
-            for _ in range(num_layers)
-        )
+            self.layers.append(layer)
         self.norm: nn.Module = nn.Identity()
         if norm == "pre":
             self.norm = nn.LayerNorm(hidden_size)

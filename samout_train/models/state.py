@@ -142,7 +142,7 @@ def held_bytes(state: Any) -> int:
     return sum(storages.values())
 
 
-def refuse_past_the_end(past: int, time: int, max_seq_len: int) -> None:
+def require_room(past: int, time: int, max_seq_len: int) -> None:
     """Raise ValueError if the `time` tokens of a call, after `past` tokens, exceed `max_seq_len`."""
     if past + time > max_seq_len:
         raise ValueError(

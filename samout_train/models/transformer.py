@@ -35,7 +35,7 @@ from samout_train.models.state import (
     as_layer_state,
     extended,
     length_of,
-    refuse_past_the_end,
+    require_room,
 )
 
 ROTARY_BASE = 10_000.0
@@ -342,7 +342,7 @@ class Transformer(nn.Module):
         if self.layers[0].convolution is not None:
             first = as_layer_state(first).mixer
         past, time = length_of(as_cache(first)), ids_BT.shape[1]
-        refuse_past_the_end(past, time, self.max_seq_len)
+        require_room(past, time, self.max_seq_len)
         if past and self.sees_future:
             raise ValueError("a model that sees the whole sequence (causal=false) cannot continue from a state")
         x_BTD = self.embedding(ids_BT)

@@ -51,6 +51,7 @@ def use_kernels(kernels: Kernels) -> None:
     global _setting
     _setting = kernels
     _chosen.cache_clear()
+    _chosen_chunks.cache_clear()
 
 
 def fused_problem(kernels: Kernels, device_type: str, dtype: torch.dtype) -> str | None:
@@ -77,6 +78,14 @@ def is_fused(device_type: str, dtype: torch.dtype) -> bool:
     return choice.is_fused
 
 
+def has_chunk_kernels(device_type: str) -> bool:
+    """Return whether flash-linear-attention's kernels run recurrences over matrices, and log the reason once.
+
+    Chunks in torch's operations run them elsewhere, also with kernels=fused.
+    """
+    return _chosen_chunks(device_type).is_fused
+
+
 # The attribute that torch.compiler.assume_constant_result sets, without the second that importing the compiler takes.
 is_fused._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
@@ -92,6 +101,27 @@ def is_traced(tensor: Tensor) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or type(tensor) not in (Tensor, Parameter)
     )
+
+
+@cache
+def _chosen_chunks(device_type: str) -> Choice:
+    choice, name = _choose_chunks(device_type), "torch"
+    if choice.is_fused:
+        name = "fla"
+    log.info("kernels     %s for chunks on %s: %s", name, device_type, choice.reason)
+    return choice
+
+
+def _choose_chunks(device_type: str) -> Choice:
+    if _setting == "reference":
+        return Choice(False, "kernels=reference")
+    if device_type != "cuda":
+        return Choice(False, "flash-linear-attention is for cuda only")
+    if importlib.util.find_spec("fla") is None:
+        return Choice(False, "flash-linear-attention is not installed (pip install 'samout_train[fla]')")
+    if reason := _unusable("triton") or _unusable("fla.ops.gla"):
+        return Choice(False, f"flash-linear-attention cannot be used ({reason})")
+    return Choice(True, f"flash-linear-attention {importlib.metadata.version('fla-core')}")
 
 
 @cache

@@ -22,6 +22,7 @@ from .device import (
     logged_compilation as logged_compilation,
     tf32_problem as tf32_problem,
     to_device as to_device,
+    use_device as use_device,
     use_tf32 as use_tf32,
     use_threads as use_threads,
     wait_for as wait_for,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from samout_train.runtime.distributed import Launch
+from samout_train.runtime.memory import keep_freed_memory
 from samout_train.runtime.os_errors import in_words
 from samout_train.runtime.threads import ABOUT_NUMBERS, available_cores
 
@@ -122,6 +123,23 @@ def float64_place(device: torch.device) -> torch.device:
     """Return the device for float64 sums: this one, or the CPU for Apple's GPUs, which lack float64."""
     if device.type == "mps":
         return torch.device("cpu")
+    return device
+
+
+def use_device(name: str, threads: int | None) -> torch.device:
+    """Return the device of this name, after setting up the memory and the threads of the process.
+
+    Args:
+        name: As `choose_device` takes it.
+        threads: As `use_threads` takes them.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    device = choose_device(name)
+    if device.type == "cpu":
+        keep_freed_memory()
+    use_threads(threads)
     return device
 
 

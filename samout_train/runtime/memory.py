@@ -48,7 +48,9 @@ def too_large(needed: int, device: torch.device) -> str | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error is a failed allocation, on a device or in main memory.
 
-    Illegal memory accesses and numeric overflows are other errors.
+    Illegal memory accesses and numeric overflows are other errors. The type decides where there is one. torch 2.13
+    raises a plain RuntimeError without fields if an allocation in main memory fails, so its words are read: here, and
+    nowhere else in the package.
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True

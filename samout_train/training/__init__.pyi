@@ -9,6 +9,7 @@ from .run import (
     train as train,
     trainer_from as trainer_from,
 )
+from .schedules import Progress as Progress
 from .settings import (
     DATA_SETTINGS as DATA_SETTINGS,
     check_data as check_data,

@@ -10,7 +10,7 @@ unchanged, and repeats it with a check. From there on both devices do the same. 
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.tensor import DTensor
 
+from samout_train.checkpoint import named_values
 from samout_train.data import Batches, Vocabulary
 from samout_train.models import whole_tensor
 from samout_train.runtime import device_random_state, distributed, float64_place, set_device_random_state
@@ -69,9 +70,7 @@ class StepSnapshot:
     averaging: bool = False
 
     def restore(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        """Restore learning rates and generators, and drop the gradients."""
-        for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate
+        """Restore the generators, and drop the gradients."""
         on_cpu, on_device = self.random
         torch.set_rng_state(on_cpu)
         if on_device is not None:
@@ -85,32 +84,39 @@ def generator_states(device: torch.device) -> tuple[Tensor, Tensor | None]:
 
 
 class NonFiniteMonitor:
-    """Finds the first non-finite step without waiting for the device."""
+    """Finds the first non-finite step without waiting for the device.
+
+    Attributes:
+        flag: On the device: 1 if a marked step was not finite, else 0; None before the first one.
+    """
 
     def __init__(self) -> None:
-        self._raised: Tensor | None = None
+        self.flag: Tensor | None = None  # at one address for the whole run, as a graph needs it
         self._noted: deque[tuple[StepSnapshot, Tensor, torch.cuda.Event | None]] = deque()
 
-    def note(self, figure: Tensor, before: StepSnapshot) -> Tensor:
-        """Check a step on the device.
+    def mark(self, figure: Tensor) -> Tensor:
+        """Raise the flag on the device if a step is not finite; return the flag.
 
         Args:
             figure: At least 0, and finite if and only if the step is.
-            before: The snapshot to return to.
-
-        Returns:
-            1 if this step or an earlier one was not finite, else 0.
         """
-        if self._raised is None:
-            self._raised = torch.zeros_like(figure, dtype=torch.float32)  # as the fused kernels read it
-        self._raised = self._raised.where(figure < math.inf, 1.0)
+        if self.flag is None:
+            self.flag = torch.zeros_like(figure, dtype=torch.float32)  # as the fused kernels read it
+        return self.flag.masked_fill_((figure < math.inf).logical_not(), 1.0)
+
+    def watch(self, before: StepSnapshot) -> None:
+        """Queue the copy of the flag to the host.
+
+        Args:
+            before: The snapshot to return to if the step that was marked last is not finite.
+        """
+        assert self.flag is not None
         event = None
-        copy = self._raised.to("cpu", non_blocking=figure.is_cuda)  # into pinned memory
-        if figure.is_cuda:
+        copy = self.flag.to("cpu", non_blocking=self.flag.is_cuda, copy=True)  # into pinned memory
+        if self.flag.is_cuda:
             event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(figure.device))
+            event.record(torch.cuda.current_stream(self.flag.device))
         self._noted.append((before, copy, event))
-        return self._raised
 
     def first(self, *, wait: bool) -> StepSnapshot | None:
         """Return the snapshot before the first non-finite step, once; None if no such step is known.
@@ -136,7 +142,8 @@ class NonFiniteMonitor:
 
     def forget(self) -> None:
         """Clear the flag."""
-        self._raised = None
+        if self.flag is not None:
+            self.flag.zero_()
         self._noted.clear()
 
 
@@ -253,7 +260,13 @@ def require_finite(state: Mapping[str, Any]) -> None:
     Raises:
         NonFiniteError: if a tensor of model or optimizer has a NaN or an infinity.
     """
-    tensors = dict(_tensors({"model": state["model"], "optimizer": state["optimizer"]}))
+    tensors = {}
+    for part in ("model", "optimizer"):
+        for name, value in named_values(state[part], part):
+            if isinstance(value, DTensor):
+                value = value.to_local()
+            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+                tensors[name] = value
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors.values():
         by_device.setdefault(tensor.device, []).append(tensor)
@@ -266,18 +279,3 @@ def require_finite(state: Mapping[str, Any]) -> None:
     if len(names) > MOST_ROWS:
         listed += f" and {len(names) - MOST_ROWS} more"
     raise NonFiniteError(f"after step {state['step']}, these are not finite, so they are not saved: {listed}")
-
-
-def _tensors(node: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(node, DTensor):
-        node = node.to_local()
-    if isinstance(node, Tensor):
-        if node.is_floating_point() and node.numel():
-            yield name, node
-    elif isinstance(node, Mapping):
-        items = node.items()
-    elif isinstance(node, list | tuple):
-        items = enumerate(node)
-    for key, value in items:
-        yield from _tensors(value, f"{name}.{key}".lstrip("."))

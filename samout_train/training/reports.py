@@ -217,7 +217,7 @@ class Reports:
     def _training_metrics(self) -> dict[str, float]:
         step = self.training_step
         metrics = {
-            "train/lr": float(step.optimizer.param_groups[0]["lr"]),
+            "train/lr": float(step.rates()[0]),
             "memory/peak_bytes": float(peak_memory_bytes(self.device)),
         }
         if step.loss is not None:  # None if every step was skipped

@@ -18,6 +18,7 @@ from samout_train.checkpoint import (
     Checkpoints,
     InitialWeights,
     Restored,
+    as_begun,
     check_content,
     check_resume,
     check_run_directory,
@@ -55,11 +56,10 @@ from samout_train.runtime import (
     distributed,
     ensure_home,
     home_path,
-    keep_freed_memory,
     log_file,
     seed_everything,
     text_setting,
-    use_threads,
+    use_device,
 )
 from samout_train.training.callbacks.base import Callback, RunContext
 from samout_train.training.limits import once
@@ -119,6 +119,7 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
     require_no_problems(check_resume(composed))
     if "run_dir" in composed.named_by_time and (launch is None or launch.is_first):
         composed = composed.lying_in(new_directory(Path(composed.config["run_dir"])))
+    composed = as_begun(Path(composed.config["run_dir"]), composed)
     with together(composed, Path(composed.config["run_dir"])) as run_dir:
         if distributed.is_first():
             require_no_problems(check_run_directory(composed.config))
@@ -266,16 +267,13 @@ def trainer_from(config: Mapping[str, Any], *, run_dir: Path | None = None) -> T
 
 def _set_up_process(config: Mapping[str, Any]) -> tuple[torch.device, PrecisionName]:
     """Set up memory, seeds, kernels and threads for the process; return the device and the precision."""
-    device = choose_device(config["device"])
+    device = use_device(config["device"], config.get("threads"))  # a user's root YAML may lack the key
     precision = choose_precision(config["precision"], device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     ensure_home()
-    if device.type == "cpu":
-        keep_freed_memory()
     seed_everything(config["seed"])
     use_kernels(config["kernels"])
-    use_threads(config.get("threads"))  # a user's root YAML may lack the key
     return device, precision
 
 
@@ -368,7 +366,7 @@ def _log_learning_rates(trainer: Trainer) -> None:
 
 
 def _last_learning_rate(trainer: Trainer) -> float:
-    return float(trainer.training_step.optimizer.param_groups[0]["lr"])
+    return float(trainer.training_step.rates()[0])
 
 
 def _changed_parts(trainer: Trainer, restored: Restored, settings: Mapping[str, Any]) -> list[str]:

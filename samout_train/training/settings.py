@@ -52,6 +52,7 @@ from samout_train.runtime import (
     tf32_problem,
 )
 from samout_train.training.callbacks.base import Callback
+from samout_train.training.cuda_graph import refused, settings_problem
 from samout_train.training.memory_check import ids_too_large, model_too_large
 
 # Settings that only a labelling model can have, and the reason.
@@ -328,10 +329,26 @@ def _check_machine(config: Mapping[str, Any], sound: set[str]) -> list[Problem |
             if trainer["compile"]:
                 found.append(compile_problem(device))
         precision = choose_precision(config["precision"], device)
+        if "trainer" in sound:
+            found.append(_no_graph(_node(config, "trainer"), device, precision))
         found.append(fused_problem(config["kernels"], device.type, DTYPES.get(precision, torch.float32)))
     except ValueError as error:
         found.append(str(error))
     return found
+
+
+def _no_graph(trainer: Node, device: torch.device, precision: str) -> str | None:
+    """Return why the CUDA graph that was asked for cannot be, by the settings alone."""
+    if trainer.get("cuda_graph") is not True:
+        return None
+    problem = settings_problem(
+        device=device,
+        precision=precision,
+        compile=trainer["compile"],
+        activation_checkpointing=trainer["activation_checkpointing"],
+        profile=trainer["profile"],
+    )
+    return problem and refused(problem)
 
 
 def _check_model_for_data(model: Node, data: Node) -> list[Problem]:

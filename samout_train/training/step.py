@@ -13,6 +13,7 @@ chunk.
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from torch.amp.grad_scaler import GradScaler
 from torch.profiler import record_function
 
 from samout_train.checkpoint import load_weights, saved_weights
-from samout_train.data import Batch, Batches, Vocabulary
+from samout_train.data import Batch, Batches, Part, Vocabulary, nothing
 from samout_train.models import ParallelModel, map_state, whole_tensor
-from samout_train.runtime import PrecisionName, autocast, compile_problem, distributed, logged_compilation
+from samout_train.runtime import PrecisionName, autocast, compile_problem, distributed, logged_compilation, to_device
 from samout_train.training.average import WeightAverage
+from samout_train.training.cuda_graph import DeviceScalars, StepGraph, StepInputs, rounded_bound, takes_scalars
 from samout_train.training.non_finite import (
     NonFiniteMonitor,
     OnNonFinite,
@@ -63,6 +65,8 @@ class TrainingStep:
         vocabulary: For the report of such a step; None if the data is not text.
         ema: Half-life in tokens of the average of the weights; None for no average.
 
+    The device's part of a step may run as a CUDA graph: see `samout_train.training.cuda_graph` and `use_graph`.
+
     Raises:
         ValueError: if the model cannot be compiled on this machine, or its weights cannot be averaged.
 
@@ -76,6 +80,8 @@ class TrainingStep:
         snapshot: The state before the step that is running; None between steps.
         checks_on_host: Whether the host checks each step before its update.
         average: The average of the weights; None without `ema`.
+        scalars: What changes from step to step, on the device; None where steps read numbers.
+        graph: The device's part as a graph; None where each operation is launched by itself.
     """
 
     def __init__(
@@ -99,6 +105,7 @@ class TrainingStep:
             raise ValueError(problem)
         self.shared = shared
         self.model = shared.model
+        self.compile = compile
         self._is_compiled = not compile
         self._is_updating = False
         self.optimizer = optimizer
@@ -113,6 +120,10 @@ class TrainingStep:
         self._annealed: list[Any] = [module for module in self.model.modules() if hasattr(module, "anneal")]
         self.temperature: float | None = None
         self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self.scalars: DeviceScalars | None = None
+        if takes_scalars(optimizer, batches.device, is_sharded=shared.is_sharded):
+            self.scalars = DeviceScalars(optimizer, batches.device)
+        self.graph: StepGraph | None = None
         self.scaler = GradScaler(batches.device.type, enabled=precision == "fp16")
         self.step_count = 0
         self.tokens_seen = 0
@@ -159,37 +170,24 @@ class TrainingStep:
             self.model.train()
         self.snapshot = snapshot = self._take_snapshot()
         factor = self.schedule(progress)
-        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = base * factor
+        self._set_rates([base * factor for base in self.base_rates])
         for module in self._annealed:
             self.temperature = module.anneal(progress.share)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._forward_backward(batch)
-        self.scaler.unscale_(self.optimizer)
-        should_check = self.checks_on_host or self._redo_step == self.step_count
-        grad_norm: Tensor | None = None
-        # Finite if and only if the step is; in fp16, overflowing gradients are handled by GradScaler.
-        loss_and_norm = loss
-        with record_function("Optimizer.clip_grad_norm"):  # a profile counts it as part of the optimizer
-            if self.clip_grad_norm is not None or not self.scaler.is_enabled():
-                gradients = [p.grad for p in self.parameters if p.grad is not None]
-                grad_norm = whole_tensor(nn.utils.get_total_norm(gradients))
-                if not self.scaler.is_enabled():
-                    loss_and_norm = loss + grad_norm
-            if should_check:
-                loss_is_finite = math.isfinite(loss_and_norm)
-                if not loss_is_finite:
-                    return self._leave_out(float(loss))
-            if grad_norm is not None and self.clip_grad_norm is not None:
-                nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, grad_norm)
+        inputs = self._inputs(batch)
         held_back: Tensor | None = None
-        self._is_updating = True
-        if not should_check:
-            held_back = self._monitor.note(loss_and_norm, snapshot)
-        update(self.optimizer, self.scaler, held_back)
+        grad_norm: Tensor | None
+        if self.checks_on_host or self._redo_step == self.step_count:
+            loss, grad_norm, loss_and_norm = self._gradients(inputs)
+            loss_is_finite = math.isfinite(loss_and_norm)
+            if not loss_is_finite:
+                return self._leave_out(float(loss))
+            self._clip_and_update(grad_norm, None)
+        else:
+            loss, grad_norm = (self.graph or self._device_step)(inputs)
+            self._monitor.watch(snapshot)
+            held_back = self._monitor.flag
         if self.average is not None:
-            rate, rate_before = self.optimizer.param_groups[0]["lr"], snapshot.rates[0]
-            rises = self.loss is None or rate > rate_before
+            rises = self.loss is None or self.rates()[0] > snapshot.rates[0]
             self.average.update(batch.num_targets, rate_rises=rises, held_back=held_back)
         self._is_updating = False
         self.step_count += 1
@@ -200,29 +198,92 @@ class TrainingStep:
         self.snapshot = None
         return loss
 
-    def _forward_backward(self, batch: Batch) -> Tensor:
+    def use_graph(self) -> None:
+        """Run the device's part of steps as a CUDA graph from now on."""
+        self.graph = StepGraph(
+            self._device_step, model=self.model, optimizer=self.optimizer, device=self.batches.device
+        )
+
+    def rates(self) -> tuple[float, ...]:
+        """Return the learning rates by group, without waiting for the device."""
+        if self.scalars is not None:
+            return self.scalars.values
+        return tuple(group["lr"] for group in self.optimizer.param_groups)
+
+    def _set_rates(self, rates: Sequence[float]) -> None:
+        if self.scalars is not None:
+            self.scalars.set_rates(rates)
+            return
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def _inputs(self, batch: Batch) -> StepInputs:
+        """Return what the device reads of a batch: numbers, or scalars at fixed addresses."""
+        most, inverse = batch.own_targets, None
+        if self.scalars is not None:
+            inverse = self.scalars.inverse(batch.num_targets)
+            targets_RT = self.batches.rows.split(batch.ids_RT)[1]
+            most = rounded_bound(most, (targets_RT.shape[0], targets_RT.shape[1]), self.accumulate, self.chunk_len)
+        return StepInputs(ids_RT=batch.ids_RT, num_targets=batch.num_targets, inverse=inverse, most_targets=most)
+
+    def _device_step(self, inputs: StepInputs) -> tuple[Tensor, Tensor | None]:
+        """Run a step that is checked on the device: no wait, and no branch on data. A graph captures this.
+
+        Returns:
+            Its loss and the norm of its gradient; no norm in fp16 without clipping.
+        """
+        loss, grad_norm, loss_and_norm = self._gradients(inputs)
+        self._clip_and_update(grad_norm, self._monitor.mark(loss_and_norm))
+        return loss, grad_norm
+
+    def _gradients(self, inputs: StepInputs) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Run the forward and backward passes.
+
+        Returns:
+            The loss, the norm, and a figure that is finite if and only if the step is; in fp16, GradScaler handles
+            overflowing gradients.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._forward_backward(inputs)
+        self.scaler.unscale_(self.optimizer)
+        if self.clip_grad_norm is None and self.scaler.is_enabled():
+            return loss, None, loss
+        with record_function("Optimizer.clip_grad_norm"):  # a profile counts it as part of the optimizer
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            grad_norm = whole_tensor(nn.utils.get_total_norm(gradients))
+            if self.scaler.is_enabled():
+                return loss, grad_norm, loss
+            return loss, grad_norm, loss + grad_norm
+
+    def _clip_and_update(self, grad_norm: Tensor | None, held_back: Tensor | None) -> None:
+        if grad_norm is not None and self.clip_grad_norm is not None:
+            with record_function("Optimizer.clip_grad_norm"):
+                nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, grad_norm)
+        self._is_updating = True
+        update(self.optimizer, self.scaler, held_back)
+
+    def _forward_backward(self, inputs: StepInputs) -> Tensor:
         """Accumulate the scaled gradient of a batch, by micro-steps and chunks.
 
         Returns:
             The unscaled loss in nats per counted target, over all processes.
         """
         losses = []
-        shares = batch.ids_RT.chunk(self.accumulate)
-        for number, ids_RT in enumerate(shares, start=1):
-            inputs_RT, targets_RT = self.batches.rows.split(ids_RT)
+        parts = self._parts(inputs.ids_RT)
+        for number, (inputs_RT, targets_RT) in enumerate(parts, start=1):
             length = self.chunk_len or inputs_RT.shape[1]
             state: Any = None
             for start in range(0, inputs_RT.shape[1], length):
                 piece = slice(start, start + length)
                 chunk_RT, chunk_targets_RT = inputs_RT[:, piece], targets_RT[:, piece]
-                is_last = number == len(shares) and start + length >= inputs_RT.shape[1]
-                most = min(batch.own_targets, chunk_targets_RT.numel())
+                is_last = number == len(parts) and start + length >= inputs_RT.shape[1]
+                most = min(inputs.most_targets, chunk_targets_RT.numel())
                 with self.shared.gradient_sync(is_last):
                     with autocast(self.precision, self.batches.device):
                         nats, state = self.shared.loss_sum(
                             chunk_RT, chunk_targets_RT, self.batches.ignore_index, most, state
                         )
-                    loss = nats / batch.num_targets
+                    loss = inputs.share_of(nats)
                     losses.append(loss.detach())
                     if distributed.count() > 1:  # DDP averages over the processes; the loss is a sum over them
                         loss = loss * distributed.count()
@@ -231,6 +292,22 @@ class TrainingStep:
         if len(losses) == 1:
             return distributed.summed(losses[0])
         return distributed.summed(torch.stack(losses).sum())
+
+    def _parts(self, ids_RT: Tensor) -> list[Part]:
+        """Return the inputs and targets of the micro-steps, further split where rows are split at documents."""
+        parts = self.batches.parts(
+            ids_RT, micro_steps=self.accumulate, chunk_len=self.chunk_len, few_shapes=self.compile
+        )
+        if self.batches.document_id is None or not self.shared.is_sharded:
+            return parts
+        # Each call gathers the shards of all processes, so all of them make as many.
+        calls = 0
+        for inputs_RT, _ in parts:
+            calls += -(-inputs_RT.shape[1] // (self.chunk_len or inputs_RT.shape[1]))
+        missing = distributed.largest(calls) - calls
+        empty = nothing(self.batches.document_id, self.batches.ignore_index)
+        empty = Part(*(to_device(tensor, self.batches.device) for tensor in empty))
+        return [*[empty] * missing, *parts]
 
     def steps_left_out(self) -> int:
         """Return the number of steps so far that were skipped."""
@@ -284,8 +361,11 @@ class TrainingStep:
         """
         self.confirm_finite()
         grad_norm = self.grad_norm()
+        weights = saved_weights(self.shared, self.optimizer)
+        if self.scalars is not None:
+            weights["optimizer"] = self.scalars.plain(weights["optimizer"])
         state = {
-            **saved_weights(self.shared, self.optimizer),
+            **weights,
             "scaler": self.scaler.state_dict(),
             "step": self.step_count,
             "tokens_seen": self.tokens_seen,
@@ -309,6 +389,10 @@ class TrainingStep:
                 is loaded then.
         """
         load_weights(self.shared, self.optimizer, state, self.stateful)
+        if self.scalars is not None:
+            self.scalars.attach()
+        if self.graph is not None:
+            self.graph.drop()
         if self.average is not None:
             self.average.load_state_dict(state.get("ema"))  # None if the run was trained without it so far
         if self.scaler.is_enabled() and state["scaler"]:
@@ -343,7 +427,7 @@ class TrainingStep:
             empty_steps=self.empty_steps,
             loss=self.loss,
             grad_norm=self._grad_norm,
-            rates=tuple(group["lr"] for group in self.optimizer.param_groups),
+            rates=self.rates(),
             random=generator_states(self.batches.device),
             averaging=self.average is not None and self.average.started,
         )
@@ -357,6 +441,7 @@ class TrainingStep:
         if self.average is not None:
             self.average.started = snapshot.averaging
         self.snapshot = None
+        self._set_rates(snapshot.rates)
         snapshot.restore(self.optimizer, self.batches.device)
         self._monitor.forget()
 

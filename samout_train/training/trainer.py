@@ -4,6 +4,7 @@ A step is in `samout_train.training.step`; logging and evaluation are in `samout
 """
 
 import logging
+import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from samout_train.runtime import (
     write_figures,
 )
 from samout_train.training.callbacks.base import Callback, RunContext
+from samout_train.training.cuda_graph import CudaGraph, model_problem, refused, settings_problem
 from samout_train.training.limits import LimitSettings, Reached
 from samout_train.training.non_finite import NonFiniteError, OnNonFinite
 from samout_train.training.optimizers.check import checked_optimizer
@@ -79,6 +81,8 @@ class Trainer:
         activation_checkpointing: Whether to recompute each layer's activations in the backward pass.
         tf32: Whether float32 products on CUDA round to TF32.
         compile: Whether torch compiles the model for the training step.
+        cuda_graph: Whether a step on CUDA is launched as one graph. `auto` does so where a graph can have the step, and
+            logs why where it cannot; see `samout_train.training.cuda_graph`.
         on_non_finite: What to do with a step whose loss or gradient is not finite.
         ema: Half-life, in tokens, of an exponential moving average of the weights, which is evaluated and saved beside
             them; None for no average.
@@ -119,6 +123,7 @@ class Trainer:
         compile: bool,
         on_non_finite: OnNonFinite,
         ema: Annotated[float, Positive] | None = None,
+        cuda_graph: CudaGraph = "auto",
     ) -> None:
         _require_possible(model, batch_size, accumulate, chunk_len, parallel, precision, compile=compile)
         self.model = model
@@ -126,8 +131,6 @@ class Trainer:
         self.device = device
         self.precision = precision
         self.profile = profile
-        self.resumed_from: str | None = None  # another run's checkpoint, if this run started from one
-        self.init_from: dict[str, Any] = {}  # the record of its initial weights, if `init_from` gave some
         self._prepare_model(tf32=tf32, activation_checkpointing=activation_checkpointing)
         self._set_limits(max_steps, max_epochs, max_seconds, budget_steps, batch_size)
         batches = self._batches(batch_size, seed, overfit_batches)
@@ -148,12 +151,37 @@ class Trainer:
             vocabulary=source.vocabulary,
             ema=ema,
         )
+        self._use_graph(cuda_graph, compile=compile, activation_checkpointing=activation_checkpointing)
         self._set_reports(log_every_n_steps, eval_every_n_steps, eval_batches, final_eval_batches)
 
     def _prepare_model(self, *, tf32: bool, activation_checkpointing: bool) -> None:
         use_tf32(tf32, self.device)
         if activation_checkpointing:
             checkpoint_activations(self.model)
+
+    def _use_graph(self, cuda_graph: CudaGraph, *, compile: bool, activation_checkpointing: bool) -> None:
+        """Make steps a CUDA graph, or log why not; on other devices nothing is logged unless it was asked for."""
+        if cuda_graph is False or (cuda_graph == "auto" and self.device.type != "cuda"):
+            return
+        step = self.training_step
+        length = self.source.train.seq_len
+        problem = settings_problem(
+            device=self.device,
+            precision=self.precision,
+            compile=compile,
+            activation_checkpointing=activation_checkpointing,
+            profile=self.profile,
+            splits_documents=step.batches.document_id is not None,
+            passes=step.accumulate * math.ceil(length / (step.chunk_len or length)),
+        ) or model_problem(self.model, step.optimizer, scalars=step.scalars is not None)
+        if problem is None and step.batches.document_id is not None:
+            problem = "data.reset_at_documents=true splits the rows of each step into other shapes"
+        if problem is None:
+            step.use_graph()
+        elif cuda_graph is True:
+            raise ValueError(refused(problem))
+        else:
+            log.info("graph       steps run one operation at a time: %s", problem)
 
     def _set_limits(
         self,
@@ -179,6 +207,7 @@ class Trainer:
             ignore_index=ignore_index,
             device=self.device,
             overfit_batches=overfit_batches,
+            document_id=self.source.document_id,
         )
         if problem := overfit_problem(batches, overfit_batches, ignore_index):
             raise ValueError(problem)
@@ -187,6 +216,8 @@ class Trainer:
     def _set_reports(
         self, log_every_n_steps: int, eval_every_n_steps: int, eval_batches: int, final_eval_batches: int | None
     ) -> None:
+        self.resumed_from: str | None = None  # another run's checkpoint, if this run started from one
+        self.init_from: dict[str, Any] = {}  # the record of its initial weights, if `init_from` gave some
         self.clock = Clock(self.device)
         self.reports = Reports(
             self.training_step,
@@ -522,6 +553,8 @@ def _smaller_settings(step: TrainingStep) -> list[str]:
         smaller.append(f"data.seq_len={length // 2}")
     if isinstance(getattr(step.model, "layers", None), nn.ModuleList):
         smaller.append("trainer.activation_checkpointing=true")
+    if step.graph is not None and step.graph.count:  # evaluations cannot use a graph's memory
+        smaller.append("trainer.cuda_graph=false")
     return smaller
 
 

@@ -20,6 +20,7 @@ from samout_train.checkpoint import (
 from samout_train.config import ConfigError
 from samout_train.data import SPECIAL_TOKENS, Characters
 from samout_train.models import nats_and_state, published_state
+from tests.support.marks import spread
 
 TINY = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "model.dropout=0", "device=cpu"]
 ROWS = ["data.vocabulary=characters", "data.seq_len=9", "data.batch_size=4"]
@@ -93,18 +94,25 @@ def spoiled(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("content", "vocabulary", "words"),
-    [
-        (
-            lambda s: {"a": torch.ones(2)},
-            None,
-            ["no tensor of it is one of this model", "it has a", "embedding.weight"],
-        ),
-        (lambda s: {}, None, ["it holds no tensors"]),
-        (lambda s: tiny(hidden_size=24).state_dict(), None, ["embedding.weight is 7x24 there and 7x12 in this model"]),
-        (lambda s: tiny(9).state_dict(), None, ["give the vocabulary of its 9 ids as data.vocabulary_path"]),
-        (spoiled, None, ["head.weight holds NaN"]),
-        (lambda s: {"one": s, "ema": tiny().state_dict()}, None, ["holds several models: one, ema"]),
-    ],
+    spread(
+        [
+            (
+                lambda s: {"a": torch.ones(2)},
+                None,
+                ["no tensor of it is one of this model", "it has a", "embedding.weight"],
+            ),
+            (lambda s: {}, None, ["it holds no tensors"]),
+            (
+                lambda s: tiny(hidden_size=24).state_dict(),
+                None,
+                ["embedding.weight is 7x24 there and 7x12 in this model"],
+            ),
+            (lambda s: tiny(9).state_dict(), None, ["give the vocabulary of its 9 ids as data.vocabulary_path"]),
+            (spoiled, None, ["head.weight holds NaN"]),
+            (lambda s: {"one": s, "ema": tiny().state_dict()}, None, ["holds several models: one, ema"]),
+        ],
+        2,
+    ),
     ids=["nothing matches", "nothing", "a width", "a vocabulary", "not finite", "several"],
 )
 def test_what_is_of_another_model_is_refused_and_nothing_is_loaded(

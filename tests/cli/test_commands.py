@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.marks import spread
 from tests.support.program import samout
 
 TINY = [
@@ -50,14 +51,17 @@ def test_a_run_ends_with_its_results_and_what_to_type_next(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [
-        (["trian"], "trian: no such verb; did you mean train?"),
-        (["model.hiden_size=3"], "model.hiden_size=3: no such key; did you mean model.hidden_size?"),
-        (["-m", "model=v1,v9"], "model=v9: no such option"),
-        (["data=text", "data.path=absent.txt"], "absent.txt: is not there"),
-        (["--cfg", "job", "model=v9"], "model=v9: no such option"),
-        (["--foo"], "--foo: no such option"),
-    ],
+    spread(
+        [
+            (["trian"], "trian: no such verb; did you mean train?"),
+            (["model.hiden_size=3"], "model.hiden_size=3: no such key; did you mean model.hidden_size?"),
+            (["-m", "model=v1,v9"], "model=v9: no such option"),
+            (["data=text", "data.path=absent.txt"], "absent.txt: is not there"),
+            (["--cfg", "job", "model=v9"], "model=v9: no such option"),
+            (["--foo"], "--foo: no such option"),
+        ],
+        2,
+    ),
 )
 def test_a_wrong_request_is_told_in_a_few_lines_with_exit_code_2(
     tmp_path: Path, words: list[str], message: str

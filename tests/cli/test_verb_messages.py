@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from samout_train.cli.main import VERBS
+from tests.support.marks import spread
 from tests.support.messages import MESSAGES, assert_recorded
 
 # The words as typed, and what the first line of the message begins with.
@@ -70,7 +71,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("typed", MISTAKES)
+@pytest.mark.parametrize("typed", spread(MISTAKES, 2))
 def test_a_mistake_has_exit_code_2_and_the_recorded_message(
     typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

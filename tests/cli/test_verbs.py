@@ -11,6 +11,7 @@ import pytest
 from samout_train import generate_text, train
 from samout_train.checkpoint import load_run
 from samout_train.cli import generate
+from tests.support.marks import spread
 from tests.support.program import samout
 
 SIZES = ["model.hidden_size=24", "model.num_heads=2", "model.num_layers=2", "device=cpu"]
@@ -60,58 +61,76 @@ def test_samples_differ_and_end_before_stop(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [
-        (["generate"], "run: is missing"),
-        (["generate", "run=absent", "prompt=a"], "absent is not there: give a run directory"),
-        (["generate", "run=", "prompt=a"], "the path of a run is empty: give a run directory or a checkpoint file"),
-        (["generate", "run=text.txt", "prompt=a"], "text.txt is no checkpoint: give a run directory or a checkpoint"),
-        (["generate", "run=run/summary.json", "prompt=a"], "run/summary.json is no checkpoint: give a run directory"),
-        (["verify", "run=run/checkpoints/index.json"], "run/checkpoints/index.json is no checkpoint"),
-        (["generate", "run=run", "prompt=é"], "character 'é' at position 0 is not in the vocabulary"),
-        (["generate", "run=run", "prompt="], "the prompt is empty: give at least one token to continue"),
-        (["generate", "run=run", "prompt=@absent"], "prompt=@absent: cannot be read"),
-        (["generate", "run=run", "prompt=a", "tempratur=1"], "tempratur=1: no such key; did you mean temperature?"),
-        (["generate", "run=run", "prompt=a", "top_p=2"], "top_p=2: must be"),
-        (["generate", "run=run", "prompt=@large.txt"], "prompt=@large.txt: has more than 67,108,864 bytes (64 MiB)"),
-        (["generate", "run=run", "prompt=the", f"num_samples={10**11}"], "num_samples=100000000000: does not fit into"),
-        (
-            ["generate", "run=run", "prompt=the", f"max_new_tokens={10**15}"],
-            "max_new_tokens=1000000000000000: does",
-        ),
-        (
-            ["generate", "run=run", "prompt=a", "num_samples=1e30"],
-            "num_samples=1e+30: must be at most 9223372036854",
-        ),
-        (["generate", "run=run", "prompt=a", "device=1"], "device=1: must be auto, cpu, cuda, cuda:N or mps; did you"),
-        (
-            ["generate", "run=run", "prompt=@bad.txt"],
-            "prompt=@bad.txt: bad.txt is not UTF-8 at byte",
-        ),
-        (["generate", "run=run", "prompt=a", f"seed={10**23}"], "must be from 0 to 9223372036854775807"),
-        (["generate", "run=room", "prompt=the", "max_new_tokens=63"], "set max_new_tokens to 62 or less"),
-        (["generate", "-m", "run=run", "prompt=a"], "generate makes no sweeps"),
-        (
-            ["generate", "run=run", "prompt=a", "model=v8"],
-            "model=v8: no such key; there are run, prompt, max_new_tokens",
-        ),
-        (["generate", "run=run", "prompt=a", "--config-name", "nope"], "--config-name nope: generate has its own"),
-        (["generate", "--cfg", "job", "tempratur=1"], "tempratur=1: no such key; did you mean temperature?"),
-        (["generate", "--cfg", "job", "foo"], "foo: has no value: write foo=..."),
-        (["generate", "runs/base"], "runs/base: is not a setting: write run=runs/base"),
-        (["inspect", "my.txt"], "my.txt: is not a setting: write path=my.txt"),
-        (["tokenize", "."], ".: is not a setting: write path=."),
-        (["compare", "a/b"], "a/b: is not a setting: write runs=a/b"),
-        (["sweep", "a/b"], "a/b: is not a setting: write dir=a/b"),
-        (["generate", "--cfg", "job", "-p", "devic"], "--package devic: no such key; did you mean device?"),
-        (["generate", "--help", "top_p=2"], "top_p=2: must be"),
-        (["verify", "--cfg", "job", "model=v9"], "model=v9: no such option; there are"),
-        (["verify", "model.hidden_size=3"], "model.hidden_size=3: no model is chosen: add model=NAME"),
-        (["verify", "--config-name", "nope", "model=v8"], "--config-name nope: verify has its own"),
-        (["verify"], "one of: model=NAME, run=RUN_DIR, models=all"),
-        (["verify", "model=v9"], "model=v9: no such option; there are"),
-        (["verify", "model=v8", "model.hiden_size=3"], "did you mean model.hidden_size?"),
-        (["verify", "run=absent"], "absent is not there"),
-    ],
+    spread(
+        [
+            (["generate"], "run: is missing"),
+            (["generate", "run=absent", "prompt=a"], "absent is not there: give a run directory"),
+            (["generate", "run=", "prompt=a"], "the path of a run is empty: give a run directory or a checkpoint file"),
+            (
+                ["generate", "run=text.txt", "prompt=a"],
+                "text.txt is no checkpoint: give a run directory or a checkpoint",
+            ),
+            (
+                ["generate", "run=run/summary.json", "prompt=a"],
+                "run/summary.json is no checkpoint: give a run directory",
+            ),
+            (["verify", "run=run/checkpoints/index.json"], "run/checkpoints/index.json is no checkpoint"),
+            (["generate", "run=run", "prompt=é"], "character 'é' at position 0 is not in the vocabulary"),
+            (["generate", "run=run", "prompt="], "the prompt is empty: give at least one token to continue"),
+            (["generate", "run=run", "prompt=@absent"], "prompt=@absent: cannot be read"),
+            (["generate", "run=run", "prompt=a", "tempratur=1"], "tempratur=1: no such key; did you mean temperature?"),
+            (["generate", "run=run", "prompt=a", "top_p=2"], "top_p=2: must be"),
+            (
+                ["generate", "run=run", "prompt=@large.txt"],
+                "prompt=@large.txt: has more than 67,108,864 bytes (64 MiB)",
+            ),
+            (
+                ["generate", "run=run", "prompt=the", f"num_samples={10**11}"],
+                "num_samples=100000000000: does not fit into",
+            ),
+            (
+                ["generate", "run=run", "prompt=the", f"max_new_tokens={10**15}"],
+                "max_new_tokens=1000000000000000: does",
+            ),
+            (
+                ["generate", "run=run", "prompt=a", "num_samples=1e30"],
+                "num_samples=1e+30: must be at most 9223372036854",
+            ),
+            (
+                ["generate", "run=run", "prompt=a", "device=1"],
+                "device=1: must be auto, cpu, cuda, cuda:N or mps; did you",
+            ),
+            (
+                ["generate", "run=run", "prompt=@bad.txt"],
+                "prompt=@bad.txt: bad.txt is not UTF-8 at byte",
+            ),
+            (["generate", "run=run", "prompt=a", f"seed={10**23}"], "must be from 0 to 9223372036854775807"),
+            (["generate", "run=room", "prompt=the", "max_new_tokens=63"], "set max_new_tokens to 62 or less"),
+            (["generate", "-m", "run=run", "prompt=a"], "generate makes no sweeps"),
+            (
+                ["generate", "run=run", "prompt=a", "model=v8"],
+                "model=v8: no such key; there are run, prompt, max_new_tokens",
+            ),
+            (["generate", "run=run", "prompt=a", "--config-name", "nope"], "--config-name nope: generate has its own"),
+            (["generate", "--cfg", "job", "tempratur=1"], "tempratur=1: no such key; did you mean temperature?"),
+            (["generate", "--cfg", "job", "foo"], "foo: has no value: write foo=..."),
+            (["generate", "runs/base"], "runs/base: is not a setting: write run=runs/base"),
+            (["inspect", "my.txt"], "my.txt: is not a setting: write path=my.txt"),
+            (["tokenize", "."], ".: is not a setting: write path=."),
+            (["compare", "a/b"], "a/b: is not a setting: write runs=a/b"),
+            (["sweep", "a/b"], "a/b: is not a setting: write dir=a/b"),
+            (["generate", "--cfg", "job", "-p", "devic"], "--package devic: no such key; did you mean device?"),
+            (["generate", "--help", "top_p=2"], "top_p=2: must be"),
+            (["verify", "--cfg", "job", "model=v9"], "model=v9: no such option; there are"),
+            (["verify", "model.hidden_size=3"], "model.hidden_size=3: no model is chosen: add model=NAME"),
+            (["verify", "--config-name", "nope", "model=v8"], "--config-name nope: verify has its own"),
+            (["verify"], "one of: model=NAME, run=RUN_DIR, models=all"),
+            (["verify", "model=v9"], "model=v9: no such option; there are"),
+            (["verify", "model=v8", "model.hiden_size=3"], "did you mean model.hidden_size?"),
+            (["verify", "run=absent"], "absent is not there"),
+        ],
+        2,
+    ),
 )
 def test_a_wrong_request_is_told_with_exit_code_2(
     folder: Path,

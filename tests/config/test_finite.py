@@ -12,6 +12,7 @@ from samout_train.cli.train import train
 from samout_train.config import Positive, check_call, compose_config, validated
 from samout_train.config.ranges import beyond_numbers
 from samout_train.training.settings import problems
+from tests.support.marks import spread
 
 LARGE = 10**30
 FINITE = "must be finite"
@@ -19,7 +20,10 @@ FINITE = "must be finite"
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e400", "+Inf", "NaN"])
 @pytest.mark.parametrize(
-    "key", ["optimizer.lr", "model.dropout", "data.batch_size", "trainer.max_seconds", "trainer.clip_grad_norm", "seed"]
+    "key",
+    spread(
+        ["optimizer.lr", "model.dropout", "data.batch_size", "trainer.max_seconds", "trainer.clip_grad_norm", "seed"], 3
+    ),
 )
 def test_a_number_that_is_not_finite_is_said_to_be_so(key: str, value: str) -> None:
     found = problems(compose_config([f"{key}={value}"]).config)

@@ -6,6 +6,7 @@ import pytest
 
 from samout_train.cli.request import Request
 from samout_train.config import CONF, ConfigError
+from tests.support.marks import spread
 from tests.support.messages import assert_recorded
 from tests.support.program import samout
 
@@ -92,18 +93,24 @@ def mistakes(*words: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "words",
-    [
-        *(["experiment=" + name] for name in ("sub/foo", "'sub/foo'", "crlf", "tight", "a.b", "Upper-Dash", "child")),
-        *(["experiment=" + name] for name in ("deep", "null")),
-        ["~experiment"],
-        ["model=deep/mini"],
-        ["-m", "model=deep/mini,v1", "experiment=sub/foo"],
-        *(["--config-name", name] for name in ("my-config", "my-config.yaml", "roots/my-root")),
-        *([f"hydra/job_logging={name}"] for name in ("disabled", "stdout", "none", "default")),
-        ["hydra/hydra_logging=disabled"],
-        ["hydra.verbose=true"],
-        ["hydra/launcher=basic"],
-    ],
+    spread(
+        [
+            *(
+                ["experiment=" + name]
+                for name in ("sub/foo", "'sub/foo'", "crlf", "tight", "a.b", "Upper-Dash", "child")
+            ),
+            *(["experiment=" + name] for name in ("deep", "null")),
+            ["~experiment"],
+            ["model=deep/mini"],
+            ["-m", "model=deep/mini,v1", "experiment=sub/foo"],
+            *(["--config-name", name] for name in ("my-config", "my-config.yaml", "roots/my-root")),
+            *([f"hydra/job_logging={name}"] for name in ("disabled", "stdout", "none", "default")),
+            ["hydra/hydra_logging=disabled"],
+            ["hydra.verbose=true"],
+            ["hydra/launcher=basic"],
+        ],
+        3,
+    ),
     ids=" ".join,
 )
 def test_what_hydra_takes_is_taken(mine: Path, words: list[str]) -> None:
@@ -112,62 +119,77 @@ def test_what_hydra_takes_is_taken(mine: Path, words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [
-        (["experiment=no_line"], f"(mine/experiment/no_line.yaml line 1): {PACKAGE_LINE}"),
-        (["experiment=mark"], PACKAGE_LINE),
-        (["experiment=late"], PACKAGE_LINE),
-        (["experiment=empty"], f"sets nothing (mine/experiment/empty.yaml): {PACKAGE_LINE}, and below it what"),
-        (["experiment=scalar"], "mine/experiment/scalar.yaml: is text instead of settings"),
-        (["experiment=tight.yaml"], "leave the file's folder and ending out: experiment=tight"),
-        (["experiment=mine/experiment/tight.yaml"], "leave the file's folder and ending out: experiment=tight"),
-        (["experiment=one"], "1=2: no such key; there are seed"),
-        (["experiment=one", "seed=1"], "(mine/experiment/one.yaml line 2)"),
-        (["experiment=true_key"], "true=2: no such key"),
-        (["experiment=one_below"], "model.1=2: no such key"),
-        (["experiment=group_number"], "optimizer=1: must be settings, one a line below it"),
-        (["experiment=group_name"], "model=v8: must be settings"),
-        (
-            ["experiment=group_name"],
-            "`- override /model: v8` under `defaults:` (mine/experiment/group_name.yaml line 2)",
-        ),
-        (["experiment=group_null"], "model: is missing: choose an option: model=NAME when you start"),
-        (["experiment=group_null"], "(mine/experiment/group_null.yaml line 3)"),
-        (["optimizer=own"], "optimizer: has no _target_: name the class or function that it builds"),
-        (["optimizer=own"], "(mine/optimizer/own.yaml line 1)"),
-        (["~model.mixer._target_"], "model.mixer={'_partial_': True}: must be a node with _target_"),
-        (["callbacks.sampel.num_samples=1"], "callbacks.sampel: no such key; did you mean callbacks.sample?"),
-        (
-            ["experiment=sampel"],
-            "callbacks.sample? One of your own has a _target_ (mine/experiment/sampel.yaml line 2)",
-        ),
-        (["callbacks.sample=null"], "must be a callback: to switch it off, write '~callbacks.sample' when you start"),
-        (["experiment=no_sample"], "(mine/experiment/no_sample.yaml line 3)"),
-        (["seed='1'"], "seed='1': is text: write 1 without quotes"),
-        (["model.tied_head=yes"], "model.tied_head='yes': is text: write true"),
-        (["optimizer.betas='[0.9,0.99]'"], "is text: write [0.9,0.99] without quotes"),
-        (["experiment=variable"], "write ${oc.decode:${oc.env:SEED_OF_TEST}} (mine/experiment/variable.yaml line 2)"),
-        (["seed=${oc.env:SEED_OF_TEST}"], "write '${oc.decode:${oc.env:SEED_OF_TEST}}', with these quotes"),
-        (["optimizer.betas.a=1"], "optimizer.betas is a list: write all of it, optimizer.betas=[...]"),
-        (["model.mixer=[1]"], "model.mixer=[1]: cannot take the place of what is there"),
-        (["-m", "hydra/launcher=own", "seed=1,2"], "hydra.launcher: has no _target_: name the class of a launcher"),
-        (["-m", "hydra/launcher=own", "seed=1,2"], "(mine/hydra/launcher/own.yaml line 1)"),
-        (["-m", "hydra/sweeper=own", "seed=1,2"], "hydra.sweeper: has no _target_: name the class of a sweeper"),
-        (["-m", "hydra/launcher=absent", "seed=1,2"], "hydra.launcher._target_=absent.Launcher: must be a launcher"),
-        (["experiment=list"], "list.yaml: is a list instead of settings: write them as `key: value`"),
-        (["-m", "experiment=sub/foo,no_line"], f"(mine/experiment/no_line.yaml line 1): {PACKAGE_LINE}"),
-        (["experiment=tab"], "mine/experiment/tab.yaml line 2, column 1: a tab"),
-        (["experiment=other"], "ends with .yml, which Hydra does not read: rename it to .yaml"),
-        (["experiment=8"], "experiment=8: is read as a number: rename the YAML"),
-        (["experiment=sub/fo"], "did you mean experiment=sub/foo?"),
-        (["experiment=sub"], "did you mean experiment=sub/foo?"),
-        (["model=deep/mimi"], "did you mean model=deep/mini?"),
-        (["experiment=wrong"], "did you mean model=deep/mini? (mine/experiment/wrong.yaml line 3)"),
-        (["--config-name", "my-confg"], "--config-name my-confg: there is no my-confg.yaml; did you mean my-config?"),
-        (["--config-name", "../x"], "--config-name ../x: give the name of a YAML in conf/ or in --config-dir"),
-        (["hydra/job_logging=colorlog"], "no such option; there are default, disabled, none, person, stdout"),
-        (["hydra/job_logging=null"], "hydra/job_logging=null: is not an option: leave it out"),
-        (["+experiment=sub/foo"], "write experiment=sub/foo"),
-    ],
+    spread(
+        [
+            (["experiment=no_line"], f"(mine/experiment/no_line.yaml line 1): {PACKAGE_LINE}"),
+            (["experiment=mark"], PACKAGE_LINE),
+            (["experiment=late"], PACKAGE_LINE),
+            (["experiment=empty"], f"sets nothing (mine/experiment/empty.yaml): {PACKAGE_LINE}, and below it what"),
+            (["experiment=scalar"], "mine/experiment/scalar.yaml: is text instead of settings"),
+            (["experiment=tight.yaml"], "leave the file's folder and ending out: experiment=tight"),
+            (["experiment=mine/experiment/tight.yaml"], "leave the file's folder and ending out: experiment=tight"),
+            (["experiment=one"], "1=2: no such key; there are seed"),
+            (["experiment=one", "seed=1"], "(mine/experiment/one.yaml line 2)"),
+            (["experiment=true_key"], "true=2: no such key"),
+            (["experiment=one_below"], "model.1=2: no such key"),
+            (["experiment=group_number"], "optimizer=1: must be settings, one a line below it"),
+            (["experiment=group_name"], "model=v8: must be settings"),
+            (
+                ["experiment=group_name"],
+                "`- override /model: v8` under `defaults:` (mine/experiment/group_name.yaml line 2)",
+            ),
+            (["experiment=group_null"], "model: is missing: choose an option: model=NAME when you start"),
+            (["experiment=group_null"], "(mine/experiment/group_null.yaml line 3)"),
+            (["optimizer=own"], "optimizer: has no _target_: name the class or function that it builds"),
+            (["optimizer=own"], "(mine/optimizer/own.yaml line 1)"),
+            (["~model.mixer._target_"], "model.mixer={'_partial_': True}: must be a node with _target_"),
+            (["callbacks.sampel.num_samples=1"], "callbacks.sampel: no such key; did you mean callbacks.sample?"),
+            (
+                ["experiment=sampel"],
+                "callbacks.sample? One of your own has a _target_ (mine/experiment/sampel.yaml line 2)",
+            ),
+            (
+                ["callbacks.sample=null"],
+                "must be a callback: to switch it off, write '~callbacks.sample' when you start",
+            ),
+            (["experiment=no_sample"], "(mine/experiment/no_sample.yaml line 3)"),
+            (["seed='1'"], "seed='1': is text: write 1 without quotes"),
+            (["model.tied_head=yes"], "model.tied_head='yes': is text: write true"),
+            (["optimizer.betas='[0.9,0.99]'"], "is text: write [0.9,0.99] without quotes"),
+            (
+                ["experiment=variable"],
+                "write ${oc.decode:${oc.env:SEED_OF_TEST}} (mine/experiment/variable.yaml line 2)",
+            ),
+            (["seed=${oc.env:SEED_OF_TEST}"], "write '${oc.decode:${oc.env:SEED_OF_TEST}}', with these quotes"),
+            (["optimizer.betas.a=1"], "optimizer.betas is a list: write all of it, optimizer.betas=[...]"),
+            (["model.mixer=[1]"], "model.mixer=[1]: cannot take the place of what is there"),
+            (["-m", "hydra/launcher=own", "seed=1,2"], "hydra.launcher: has no _target_: name the class of a launcher"),
+            (["-m", "hydra/launcher=own", "seed=1,2"], "(mine/hydra/launcher/own.yaml line 1)"),
+            (["-m", "hydra/sweeper=own", "seed=1,2"], "hydra.sweeper: has no _target_: name the class of a sweeper"),
+            (
+                ["-m", "hydra/launcher=absent", "seed=1,2"],
+                "hydra.launcher._target_=absent.Launcher: must be a launcher",
+            ),
+            (["experiment=list"], "list.yaml: is a list instead of settings: write them as `key: value`"),
+            (["-m", "experiment=sub/foo,no_line"], f"(mine/experiment/no_line.yaml line 1): {PACKAGE_LINE}"),
+            (["experiment=tab"], "mine/experiment/tab.yaml line 2, column 1: a tab"),
+            (["experiment=other"], "ends with .yml, which Hydra does not read: rename it to .yaml"),
+            (["experiment=8"], "experiment=8: is read as a number: rename the YAML"),
+            (["experiment=sub/fo"], "did you mean experiment=sub/foo?"),
+            (["experiment=sub"], "did you mean experiment=sub/foo?"),
+            (["model=deep/mimi"], "did you mean model=deep/mini?"),
+            (["experiment=wrong"], "did you mean model=deep/mini? (mine/experiment/wrong.yaml line 3)"),
+            (
+                ["--config-name", "my-confg"],
+                "--config-name my-confg: there is no my-confg.yaml; did you mean my-config?",
+            ),
+            (["--config-name", "../x"], "--config-name ../x: give the name of a YAML in conf/ or in --config-dir"),
+            (["hydra/job_logging=colorlog"], "no such option; there are default, disabled, none, person, stdout"),
+            (["hydra/job_logging=null"], "hydra/job_logging=null: is not an option: leave it out"),
+            (["+experiment=sub/foo"], "write experiment=sub/foo"),
+        ],
+        3,
+    ),
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_it_does_not_take_is_answered_with_what_to_do(mine: Path, words: list[str], told: str) -> None:
@@ -241,7 +263,7 @@ def test_a_run_trains_with_each_logging_of_hydra(mine: Path, name: str) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-@pytest.mark.parametrize("flags", [[], ["--cfg", "job"]], ids=["train", "cfg"])
+@pytest.mark.parametrize("flags", spread([[], ["--cfg", "job"]], 2), ids=["train", "cfg"])
 def test_what_is_wrong_with_a_file_is_told_with_the_file(
     mine: Path, words: list[str], told: str, flags: list[str]
 ) -> None:
@@ -252,24 +274,27 @@ def test_what_is_wrong_with_a_file_is_told_with_the_file(
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [
-        (["mo del=3"], "mo del=3: 'mo del' is not a key: use letters"),
-        (["model.=3"], "'model.' is not a key"),
-        ([".model=3"], "'.model' is not a key"),
-        (["=3"], "=3: has no key: write key=value"),
-        (["+=3"], "'+' is not a key"),
-        (["model.hidden_size=32,"], "cannot be read: it ends with a comma: write model.hidden_size=32"),
-        (["my.txt"], "my.txt: is not a setting: write data=text data.path=my.txt"),
-        (["data/my.jsonl"], "data/my.jsonl: is not a setting: write data=jsonl data.path=data/my.jsonl"),
-        (["texts/my.jsonl"], "texts/my.jsonl: is not a setting: write data=jsonl data.path=texts/my.jsonl"),
-        (["step_1.pt"], "step_1.pt: is not a setting: write resume=step_1.pt to start from it"),
-        (["mine"], "mine: is not a setting: write data=text data.path=mine"),
-        (["mine/experiment/one.yaml"], "a YAML is chosen by its group and name, such as experiment=NAME"),
-        (["--info", "data=random"], "--info data=random: --info stands last, or has one of these behind it: all"),
-        (["--cfg", "job", "-p", "modell"], "--package modell: no such key; did you mean model?"),
-        (["--cfg", "job", "-p", "model.mixr"], "did you mean model.mixer?"),
-        (["--cfg", "hydra", "-p", "hydra.jb"], "did you mean hydra.job?"),
-    ],
+    spread(
+        [
+            (["mo del=3"], "mo del=3: 'mo del' is not a key: use letters"),
+            (["model.=3"], "'model.' is not a key"),
+            ([".model=3"], "'.model' is not a key"),
+            (["=3"], "=3: has no key: write key=value"),
+            (["+=3"], "'+' is not a key"),
+            (["model.hidden_size=32,"], "cannot be read: it ends with a comma: write model.hidden_size=32"),
+            (["my.txt"], "my.txt: is not a setting: write data=text data.path=my.txt"),
+            (["data/my.jsonl"], "data/my.jsonl: is not a setting: write data=jsonl data.path=data/my.jsonl"),
+            (["texts/my.jsonl"], "texts/my.jsonl: is not a setting: write data=jsonl data.path=texts/my.jsonl"),
+            (["step_1.pt"], "step_1.pt: is not a setting: write resume=step_1.pt to start from it"),
+            (["mine"], "mine: is not a setting: write data=text data.path=mine"),
+            (["mine/experiment/one.yaml"], "a YAML is chosen by its group and name, such as experiment=NAME"),
+            (["--info", "data=random"], "--info data=random: --info stands last, or has one of these behind it: all"),
+            (["--cfg", "job", "-p", "modell"], "--package modell: no such key; did you mean model?"),
+            (["--cfg", "job", "-p", "model.mixr"], "did you mean model.mixer?"),
+            (["--cfg", "hydra", "-p", "hydra.jb"], "did you mean hydra.job?"),
+        ],
+        2,
+    ),
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_is_no_setting_is_told_what_is_one(mine: Path, words: list[str], told: str) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from samout_train.cli.train import train as main
 from samout_train.data import SPECIAL_TOKENS
+from tests.support.marks import spread
 from tests.support.messages import MESSAGES, assert_recorded
 
 FILES = {
@@ -351,7 +352,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("name", spread(MISTAKES, 2))
 def test_a_mistake_is_answered(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words, wanted = MISTAKES[name]
     before = sorted(folder.rglob("*"))

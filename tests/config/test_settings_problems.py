@@ -11,6 +11,7 @@ from samout_train.config import ConfigError, Positive, Probability, Range, Share
 from samout_train.training import model_node
 from samout_train.training.schedules import Constant, Progress, schedule_problem
 from samout_train.training.settings import problems
+from tests.support.marks import spread
 from tests.support.messages import assert_recorded
 
 
@@ -26,54 +27,60 @@ def test_the_defaults_have_no_mistake() -> None:
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [
-        ("+model.hiden_size=12", "model.hiden_size=12: no such key; did you mean model.hidden_size?"),
-        ("model.hiden_size=12", "model.hiden_size=12: no such key; did you mean model.hidden_size?"),
-        ("modle=v1", "modle=v1: no such key; did you mean model?"),
-        ("seed.x=1", "seed={'x': 1}: must be a whole number"),
-        ("+sed=1", "sed=1: no such key; did you mean seed?"),
-        ("+data.num_sequence=5", "data.num_sequence=5: no such key; did you mean data.num_sequences?"),
-        ("+data.budget_step=5", "data.budget_step=5: no such key; did you mean data.budget_steps?"),
-        ("+model.mixer.width=5", "model.mixer.width=5: no such key; there are "),
-        ("+callbacks.sample.k=5", "callbacks.sample.k=5: no such key; there are num_samples"),
-        ("+model.vocab_size=9", "model.vocab_size=9: is not set in the configuration, the run gives it"),
-        ("model.hidden_size=abc", "model.hidden_size=abc: must be a whole number, from 1 to 16777216"),
-        ("model.hidden_size=12.5", "model.hidden_size=12.5: must be a whole number, from 1 to 16777216"),
-        ("model.hidden_size=true", "model.hidden_size=true: must be a whole number, from 1 to 16777216"),
-        ("model.hidden_size=null", "model.hidden_size=null: must be a whole number, from 1 to 16777216"),
-        ("model.hidden_size=0", "model.hidden_size=0: must be from 1 to 16777216"),
-        ("model.dropout=1", "model.dropout=1: must be from 0 to below 1"),
-        ("model.init=large", "model.init=large: must be published, small"),
-        ("optimizer.lr=-1e-3", "optimizer.lr=-0.001: must be above 0"),
-        ("optimizer.lr=fast", "optimizer.lr=fast: must be a number, above 0"),
-        (
-            "optimizer.betas=[0.9]",
-            "optimizer.betas=[0.9]: must be a list such as [0.9, 0.9] (2 numbers, each a number from 0 to below 1)",
-        ),
-        ("trainer.max_steps=0", "trainer.max_steps=0: must be above 0"),
-        ("trainer.max_steps=x", "trainer.max_steps=x: must be a whole number or null, above 0"),
-        ("trainer.accumulate=3", "data.batch_size (100) must be divisible by trainer.accumulate (3): try 99 or 102"),
-        (
-            "trainer.accumulate=300",
-            "data.batch_size (100) must be divisible by trainer.accumulate (300): try data.batch_size=300, "
-            "or a smaller trainer.accumulate",
-        ),
-        (
-            "+trainer.precision=bf16",
-            "trainer.precision=bf16: is not set here: write precision=bf16",
-        ),
-        ("model.num_heads=5", "model.hidden_size (384) must be divisible by model.num_heads (5): try 380 or 385"),
-        ("data.batch_size=0", "data.batch_size=0: must be above 0"),
-        ("data.ignore_index=-100", "data.ignore_index=-100: must be data.pad_id (3)"),
-        ("precision=fp8", "precision=fp8: must be auto, fp32, bf16, fp16"),
-        ("precision=fp16", "precision (fp16) needs a CUDA device"),
-        ("device=cuda:99", "device (cuda:99) is not there"),
-        ("device=tpu", "device (tpu) must be auto, cpu, cuda, cuda:N or mps"),
-        ("seed=-1", "seed=-1: must be from 0 to 9223372036854775807"),
-        ("model._target_=samout_train.models.absent.Thing", "cannot be imported"),
-        ("~optimizer.lr", "optimizer.lr: is missing: set optimizer.lr=..."),
-        ("data=text", "data.path: is missing: set data.path=..."),
-    ],
+    spread(
+        [
+            ("+model.hiden_size=12", "model.hiden_size=12: no such key; did you mean model.hidden_size?"),
+            ("model.hiden_size=12", "model.hiden_size=12: no such key; did you mean model.hidden_size?"),
+            ("modle=v1", "modle=v1: no such key; did you mean model?"),
+            ("seed.x=1", "seed={'x': 1}: must be a whole number"),
+            ("+sed=1", "sed=1: no such key; did you mean seed?"),
+            ("+data.num_sequence=5", "data.num_sequence=5: no such key; did you mean data.num_sequences?"),
+            ("+data.budget_step=5", "data.budget_step=5: no such key; did you mean data.budget_steps?"),
+            ("+model.mixer.width=5", "model.mixer.width=5: no such key; there are "),
+            ("+callbacks.sample.k=5", "callbacks.sample.k=5: no such key; there are num_samples"),
+            ("+model.vocab_size=9", "model.vocab_size=9: is not set in the configuration, the run gives it"),
+            ("model.hidden_size=abc", "model.hidden_size=abc: must be a whole number, from 1 to 16777216"),
+            ("model.hidden_size=12.5", "model.hidden_size=12.5: must be a whole number, from 1 to 16777216"),
+            ("model.hidden_size=true", "model.hidden_size=true: must be a whole number, from 1 to 16777216"),
+            ("model.hidden_size=null", "model.hidden_size=null: must be a whole number, from 1 to 16777216"),
+            ("model.hidden_size=0", "model.hidden_size=0: must be from 1 to 16777216"),
+            ("model.dropout=1", "model.dropout=1: must be from 0 to below 1"),
+            ("model.init=large", "model.init=large: must be published, small"),
+            ("optimizer.lr=-1e-3", "optimizer.lr=-0.001: must be above 0"),
+            ("optimizer.lr=fast", "optimizer.lr=fast: must be a number, above 0"),
+            (
+                "optimizer.betas=[0.9]",
+                "optimizer.betas=[0.9]: must be a list such as [0.9, 0.9] (2 numbers, each a number from 0 to below 1)",
+            ),
+            ("trainer.max_steps=0", "trainer.max_steps=0: must be above 0"),
+            ("trainer.max_steps=x", "trainer.max_steps=x: must be a whole number or null, above 0"),
+            (
+                "trainer.accumulate=3",
+                "data.batch_size (100) must be divisible by trainer.accumulate (3): try 99 or 102",
+            ),
+            (
+                "trainer.accumulate=300",
+                "data.batch_size (100) must be divisible by trainer.accumulate (300): try data.batch_size=300, "
+                "or a smaller trainer.accumulate",
+            ),
+            (
+                "+trainer.precision=bf16",
+                "trainer.precision=bf16: is not set here: write precision=bf16",
+            ),
+            ("model.num_heads=5", "model.hidden_size (384) must be divisible by model.num_heads (5): try 380 or 385"),
+            ("data.batch_size=0", "data.batch_size=0: must be above 0"),
+            ("data.ignore_index=-100", "data.ignore_index=-100: must be data.pad_id (3)"),
+            ("precision=fp8", "precision=fp8: must be auto, fp32, bf16, fp16"),
+            ("precision=fp16", "precision (fp16) needs a CUDA device"),
+            ("device=cuda:99", "device (cuda:99) is not there"),
+            ("device=tpu", "device (tpu) must be auto, cpu, cuda, cuda:N or mps"),
+            ("seed=-1", "seed=-1: must be from 0 to 9223372036854775807"),
+            ("model._target_=samout_train.models.absent.Thing", "cannot be imported"),
+            ("~optimizer.lr", "optimizer.lr: is missing: set optimizer.lr=..."),
+            ("data=text", "data.path: is missing: set data.path=..."),
+        ],
+        2,
+    ),
 )
 def test_a_mistake_is_named(override: str, message: str) -> None:
     (got,) = found(override)

@@ -16,6 +16,7 @@ from samout_train.data import JsonlReader
 from samout_train.data.text.documents import KEY, Reader, Special, TextReader
 from samout_train.data.text.files import survey
 from samout_train.data.vocabulary.bpe import BytePairs
+from tests.support.marks import spread
 
 ROLES = {"user": "<|user|>", "assistant": "<|agent|>", "system": "<|history|>"}
 
@@ -188,7 +189,7 @@ STRANGE = [
 ]
 
 
-@pytest.mark.parametrize("role", NAMES + STRANGE)
+@pytest.mark.parametrize("role", spread(NAMES, 3) + STRANGE)
 def test_what_is_printed_for_a_role_gives_it_a_token(tmp_path: Path, role: str) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"conversations": said("hi", role)})
     for verb, roles_key in (("config", "data.roles"), ("tokenize", "roles")):

@@ -34,6 +34,7 @@ from samout_train.data.tasks.selective_copy import SelectiveCopy
 from samout_train.data.tasks.state_machine import StateMachine
 from samout_train.training import DATA_SETTINGS
 from samout_train.training.settings import problems
+from tests.support.marks import spread
 
 Row = tuple[list[int], list[int]]
 NONE = IGNORED
@@ -423,7 +424,7 @@ def test_rows_follow_from_the_seed_and_are_other_ones_in_each_epoch_split_and_te
     assert torch.equal(source.train.take(indices, 0), epochs[0]), "an epoch that was forgotten is the same again"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", spread(NAMES, 2))
 def test_tests_have_the_lengths_that_are_asked_for_and_enough_answers(name: str) -> None:
     by_distance = name in ("needle", "copy_first")
     key, given = ("test_distances", [8, 32, 300]) if by_distance else ("test_lengths", [16, 64, 300])
@@ -448,7 +449,7 @@ def test_tests_have_the_lengths_that_are_asked_for_and_enough_answers(name: str)
             assert ((labels != IGNORED).sum(1) == value // 2).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", spread(NAMES, 3))
 def test_guessing_comes_to_the_chance_that_is_shown(name: str) -> None:
     """A guess that knows which answers there can be: any one of them is right as often as chance says."""
     source = task_source(name, "data.num_test_sequences=4000", *(["data.moves=all"] if name == "s5" else []))

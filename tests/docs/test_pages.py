@@ -273,9 +273,10 @@ def _shell(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
 
 
 def _worked_together(folder: Path) -> None:
-    """The mixer, the data source and the callback of one's own, in one run."""
+    """The mixer, the data source, the metric and the callback of one's own, in one run."""
     logs = folder.glob("outputs/smooth-counting/*/samout_train.log")
-    assert len([log for log in logs if "is learned" in log.read_text()]) == 1
+    (log,) = [log for log in logs if "is learned" in log.read_text()]
+    assert '"val/top_5": ' in log.with_name("metrics.jsonl").read_text()
 
 
 def _dashboard_answers(folder: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from samout_train.runtime import device_name
+from tests.support.marks import spread
 from tests.support.program import samout
 
 OLD = Path(__file__).parent / "old_runs"
@@ -111,8 +112,10 @@ DONE: dict[str, tuple[list[str], Callable[[Path, str], Any]]] = {
     "exported": (["v8_text", "fsdp"], exported),
     "several": (["sweep", "comparison", "search"], several),
 }
-IN_EVERY_RUN = [(does, name) for does, (names, _) in DONE.items() for name in names if does != "verified"]
-AT_NIGHT = [pytest.param("verified", name, marks=pytest.mark.nightly) for name in DONE["verified"][0]]
+SEVERAL_TIMES = [(does, name) for does, (names, _) in DONE.items() for name in names if does != "resumed"]
+AT_NIGHT = [(does, name) for does, name in SEVERAL_TIMES if name != DONE[does][0][0] or does == "verified"]
+CASES = [("resumed", name) for name in SINGLE] + sorted(set(SEVERAL_TIMES) - set(AT_NIGHT))
+CASES += [pytest.param(*case, marks=pytest.mark.nightly) for case in AT_NIGHT]
 
 
 @pytest.fixture
@@ -122,14 +125,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("does", "name"), [*IN_EVERY_RUN, *AT_NIGHT])
+@pytest.mark.parametrize(("does", "name"), CASES)
 def test_an_old_run_is_at_home(folder: Path, does: str, name: str) -> None:
     expected = json.loads((OLD / "expected.json").read_text("utf-8"))
     agrees(DONE[does][1](folder, name), expected[does][name], here=expected["machine"] == MACHINE)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("name", spread(SINGLE, 4))
 def test_an_old_run_is_called_whole(folder: Path, name: str) -> None:
     assert "damaged" not in called(folder, "inspect", f"path=outputs/{name}")
 

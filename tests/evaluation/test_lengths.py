@@ -16,6 +16,7 @@ from samout_train import build_model, train
 from samout_train.data import MatrixRows, TokenRows
 from samout_train.evaluation import Evaluator, Extrapolation, draw_extrapolation, perplexity, stream_of
 from tests.support.evaluation import evaluator_of
+from tests.support.marks import spread
 from tests.support.program import samout
 
 TOKENS = np.random.default_rng(0).integers(4, 30, size=200).astype(np.uint16)
@@ -219,22 +220,31 @@ def test_evaluate_reads_other_text_by_the_vocabulary_of_the_run(text_run: Path) 
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [
-        ([], "run: is missing"),
-        (["run=nowhere"], "nowhere is not there"),
-        (["run=run", "lengths=[0]"], "lengths=[0]: must be a list such as [1] (each a whole number above 0) or null"),
-        (["run=run", "length=[8]"], "length=[8]: no such key; did you mean lengths?"),
-        (["run=run", "data=texd"], "data=texd: no such option; did you mean data=text?"),
-        (["run=run", "data=random"], "data=random: has 128 ids, the model"),
-        (["run=run", "data=text", "data.path=gone.txt"], "data.path=gone.txt: is not there"),
-        (["run=run", "data.path=text.txt"], "data.path=text.txt: no data is chosen: set data=NAME, too"),
-        (["run=run", "data=text", "data.path=text.txt", "data.seq_len=4"], "data.seq_len=4: rows are as long as those"),
-        (["run=run", "-m"], "evaluate makes no sweeps"),
-        (
-            ["run=run", "lengths=4,8"],
-            "lengths=4,8: several values; evaluate takes one, and a list is written lengths=[...]",
-        ),
-    ],
+    spread(
+        [
+            ([], "run: is missing"),
+            (["run=nowhere"], "nowhere is not there"),
+            (
+                ["run=run", "lengths=[0]"],
+                "lengths=[0]: must be a list such as [1] (each a whole number above 0) or null",
+            ),
+            (["run=run", "length=[8]"], "length=[8]: no such key; did you mean lengths?"),
+            (["run=run", "data=texd"], "data=texd: no such option; did you mean data=text?"),
+            (["run=run", "data=random"], "data=random: has 128 ids, the model"),
+            (["run=run", "data=text", "data.path=gone.txt"], "data.path=gone.txt: is not there"),
+            (["run=run", "data.path=text.txt"], "data.path=text.txt: no data is chosen: set data=NAME, too"),
+            (
+                ["run=run", "data=text", "data.path=text.txt", "data.seq_len=4"],
+                "data.seq_len=4: rows are as long as those",
+            ),
+            (["run=run", "-m"], "evaluate makes no sweeps"),
+            (
+                ["run=run", "lengths=4,8"],
+                "lengths=4,8: several values; evaluate takes one, and a list is written lengths=[...]",
+            ),
+        ],
+        3,
+    ),
 )
 def test_evaluate_says_what_is_wrong(text_run: Path, words: list[str], told: str) -> None:
     done = samout(text_run, "evaluate", *words)

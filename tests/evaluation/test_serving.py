@@ -31,6 +31,7 @@ from samout_train.evaluation.serving import (
 from samout_train.evaluation.serving.engine import draw
 from samout_train.ops import use_kernels
 from tests.evaluation.test_conversation import GREEDY, Counted, read_again, tiny
+from tests.support.marks import spread
 
 NAMES = ["v8", "transformer", "lstm"]
 LONG = Sampling(temperature=0, max_new_tokens=10_000)
@@ -176,7 +177,7 @@ def test_a_step_that_fails_ends_what_is_in_it_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 3])
-@pytest.mark.parametrize("top_p", [None, 0.3, 0.9])
+@pytest.mark.parametrize("top_p", spread([None, 0.3, 0.9], 2))
 def test_tokens_drawn_together_are_among_those_that_are_drawn_alone(top_k: int | None, top_p: float | None) -> None:
     torch.manual_seed(0)
     logits = torch.randn(40, 12)

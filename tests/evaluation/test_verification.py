@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samout_train import build_model
-from samout_train.evaluation.verify import CheckResult, ModelUnderTest, training, verify
+from samout_train.evaluation.verify import CheckResult, ModelUnderTest, packing, training, verify
 from samout_train.evaluation.verify.causality import chosen_places
 from samout_train.models import SamOut
 from samout_train.models.samout import MaxStateSuper
@@ -240,6 +240,12 @@ def test_a_leak_at_the_borders_of_any_tile_is_caught(tile: int) -> None:
     for mixer, row in ((LeaksAtTileBorders, CAUSAL), (LeaksInTraining, f"{CAUSAL}, in training")):
         found = next(got for got in rows(partial(mixer, tile=tile), width=8, most_tokens=None) if got.name == row)
         assert found.measured > 0 and not found.passed, row
+
+
+def test_a_gradient_between_documents_is_caught() -> None:
+    for mixer, crosses in ((Broken, False), (MixesGradientsOfTheBatch, True)):
+        of = subject(mixer, width=8)
+        assert (packing.gradient_across(of.model(CPU), of, CPU)[0] > 0) == crosses
 
 
 def test_places_are_all_or_the_likeliest_borders_and_a_sample() -> None:

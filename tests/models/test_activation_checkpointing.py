@@ -111,3 +111,17 @@ def test_the_estimate_of_memory_knows_that_less_is_kept(monkeypatch: pytest.Monk
         for made in (trainer("v8", *sizes), trainer("v8", ON, *sizes))
     )
     assert again < 0.7 * plain
+
+
+@pytest.mark.slow
+def test_recomputing_composes_with_micro_steps_chunks_and_an_average() -> None:
+    others = ("trainer.accumulate=2", "trainer.chunk_len=16", "trainer.ema=500", "data.seq_len=32", "precision=fp32")
+    ends = []
+    for extra in ([], [ON]):
+        torch.manual_seed(3)
+        made = trainer("v8", *others, *extra)
+        for _ in range(4):
+            made.step()
+        assert made.training_step.average is not None
+        ends.append([*made.model.state_dict().values(), *made.training_step.average.state_dict()["weights"].values()])
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))

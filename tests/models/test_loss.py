@@ -13,7 +13,7 @@ from samout_train import build_model, build_trainer
 from samout_train.config import CONF
 from samout_train.models import cross_entropy_sum, loss as losses, next_token_nats
 from samout_train.models.loss import linear_cross_entropy_sum
-from tests.support.marks import mostly_nightly
+from tests.support.marks import mostly_nightly, spread
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 ROWS, WIDTH, IDS = 23, 8, 50
@@ -84,7 +84,7 @@ def model_and_ids(name: str) -> tuple[nn.Module, Tensor]:
     return model, torch.randint(IDS, (4, 30), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", spread(NAMES, 3))
 def test_every_model_learns_the_same_without_all_of_its_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = model_and_ids(name)
     whole = cross_entropy_sum(model(ids)[0], ids, 3)

@@ -13,7 +13,7 @@ from samout_train.config import CONF, ConfigError, build, compose_config
 from samout_train.evaluation.verify import distance
 from samout_train.models import map_state, state_bytes
 from samout_train.models.heads import turned
-from tests.support.marks import mostly_nightly
+from tests.support.marks import mostly_nightly, spread
 
 WIDTH, HEADS, TIME = 12, 2, 70  # past the border of a chunk of 64
 Parameters = dict[str, Tensor]
@@ -293,6 +293,41 @@ def test_a_layer_adds_mixer_and_feed_forward_behind_their_norms(norm: str, feed_
     assert isinstance(layer.mixer_norm, nn.RMSNorm if norm == "rms" else nn.LayerNorm)
 
 
+GATED = {"output_norm": "head", "output_gate": "silu"}
+
+
+@pytest.mark.parametrize("name", ["transformer_modern", "maxplus", "v8"])
+@pytest.mark.parametrize("norm", ["head", "all"])
+def test_an_output_gate_multiplies_what_any_mixer_gives_by_what_it_read(name: str, norm: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": WIDTH, "num_heads": HEADS, "num_layers": 1, "convolution_size": 3}
+    model = build_model(name, vocab_size=9, output_norm=norm, output_gate="sigmoid", **sizes).double().eval()
+    layer, x = model.layers[0], torch.randn(2, 5, WIDTH, dtype=torch.float64)
+    seen: dict[str, Tensor] = {}
+    layer.mixer.register_forward_hook(lambda _, given, made: seen.update(u=made[0]))
+    layer.output_gate.register_forward_hook(lambda _, given, made: seen.update(read=given[1], made=made))
+    layer(x, None)
+    before = {"transformer_modern": "mixer_norm", "maxplus": "norm"}.get(name)
+    assert torch.equal(seen["read"], x if before is None else getattr(layer, before)(x))
+    u = seen["u"].unflatten(-1, (HEADS if norm == "head" else 1, -1))
+    u = rms(u, layer.output_gate.norm.weight).flatten(-2)
+    wanted = u * torch.sigmoid(seen["read"] @ layer.output_gate.gate.weight.T)
+    torch.testing.assert_close(seen["made"], wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["gla", "mamba2", "rglru", "gated_deltanet"])
+def test_a_mixer_with_an_output_gate_of_its_own_gets_no_other(name: str) -> None:
+    model = build_model(name, vocab_size=9, hidden_size=WIDTH, num_heads=HEADS, num_layers=1, **GATED)
+    assert model.layers[0].output_gate is None
+
+
+def test_an_output_gate_counts_as_the_mixer_and_in_the_operations() -> None:
+    sizes = {"hidden_size": WIDTH, "num_heads": HEADS, "num_layers": 1}
+    plain, gated = build_model("v8", vocab_size=9, **sizes), build_model("v8", vocab_size=9, **sizes, **GATED)
+    assert gated.part_of("layers.0.output_gate.gate.weight") == "mixer"
+    assert gated.forward_flops_per_token(8) - plain.forward_flops_per_token(8) == 2 * WIDTH**2
+
+
 VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "negative eigenvalues": ("gated_deltanet", {}, {"negative_eigenvalues": True}),
     "a window": ("transformer_modern", {}, {"window": 16, "qk_norm": False}),
@@ -300,6 +335,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "a convolution of the streams": ("gla", {"feed_forward": "gelu"}, {"convolution_size": 4, "output_gate": "none"}),
     "no convolution": ("gated_deltanet", {"feed_forward": "relu_gated"}, {"convolution_size": 0, "output_norm": "all"}),
     "rglru alone": ("rglru", {}, {"convolution_size": 0}),
+    "a gate on attention": ("transformer_modern", {"convolution_size": 4, **GATED}, {}),
 }
 
 
@@ -335,7 +371,7 @@ def test_a_pattern_repeats_over_the_layers_and_gives_a_convolution_to_those_with
     assert [layer.convolution is not None for layer in model.layers] == [True, False, True, False, True]
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "mixer").glob("*.yaml")))
+@pytest.mark.parametrize("name", spread(sorted(path.stem for path in (CONF / "mixer").glob("*.yaml")), 3))
 def test_every_mixer_mixes_with_another_one_in_pieces_as_the_whole(name: str) -> None:
     model = hybrid([name, "window_attention"], num_layers=2).eval()
     ids = torch.randint(37, (2, 30), generator=torch.Generator().manual_seed(1))

@@ -18,6 +18,7 @@ from samout_train.checkpoint import inspect_path
 from samout_train.cli import inspect
 from samout_train.data import read_published_vocabulary, read_vocabulary_file
 from samout_train.models import load_published, published_state
+from tests.support.marks import spread
 
 State = dict[str, Tensor]
 
@@ -88,7 +89,7 @@ def same(path: Path, state: State, tolerance: float = 0.0) -> bool:
     )
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", spread(FORMS, 2))
 def test_weights_load_in_any_wrapping_and_inspect_calls_them_whole(
     state: State, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,7 +287,7 @@ SHAPES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", spread(SHAPES, 3))
 def test_a_parameter_that_is_missing_or_of_another_shape_is_named_as_in_the_file(
     state: State, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from samout_train.ops.block_scan import block_mix, reference
 from samout_train.ops.block_scan.operator import _block_mix
 from samout_train.ops.numba_support import vector_exp, vector_log
+from tests.support.marks import spread
 
 # Relative in norm to float64: sums in float32 of up to 131 rows, and one rounding of each value to what is stored.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
@@ -40,7 +41,7 @@ def both(packed_BTP: Tensor, state_BNG: Tensor, temperature: float, *, exact: bo
 
 # Each size, dtype, and a temperature or none, is a kernel of its own, which takes seconds to compile.
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 0.05])
+@pytest.mark.parametrize("temperature", [0.7, *(pytest.param(t, marks=pytest.mark.nightly) for t in (0.0, 0.05))])
 @pytest.mark.parametrize("size", [2, *(pytest.param(size, marks=pytest.mark.nightly) for size in (3, 5))])
 def test_values_and_gradients_are_those_in_float64(size: int, temperature: float, dtype: torch.dtype) -> None:
     packed_BTP, state_BNG = inputs(size)
@@ -64,7 +65,7 @@ def test_hard_maxima_follow_an_example_by_hand() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("dtype", spread(TOLERANCE, len(TOLERANCE)))
 def test_permutations_give_the_entries_back_bit_for_bit(dtype: torch.dtype) -> None:
     size, time = 3, 2000
     generator = torch.Generator().manual_seed(0)

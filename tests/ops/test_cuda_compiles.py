@@ -33,6 +33,14 @@ from samout_train.ops.samout_layer.triton import (
     gate_element_gradients,
     gate_elements,
 )
+from samout_train.ops.semiring_scan import cuda as semiring_scan
+from samout_train.ops.semiring_scan.triton import (
+    scan_backward,
+    scan_forward,
+    scan_gradient_totals,
+    scan_starts,
+    scan_totals,
+)
 
 WIDTH = 768
 INTEGERS = {"time": "i32", "rows": "i32", "chunks": "i32", "V": "i32", "ignored": "i64", "count": "i32"}
@@ -154,3 +162,13 @@ def test_the_parts_of_a_layer_spill_nothing(dtype: str, tmp_path: Path) -> None:
         assert_nothing_spilled(assembly(kernel, dtype, layer.OPTIONS, path, BLOCK=layer.ELEMENTS))
     for kernel in (blend_row, blend_row_gradients):
         assert_nothing_spilled(assembly(kernel, dtype, layer.OPTIONS, path, DROPS=True, D=WIDTH, BLOCK=1024))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_min", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_the_scans_over_semirings_stay_in_registers(max_min: bool, tmp_path: Path) -> None:
+    sizes = {"MAX_MIN": max_min, "D": WIDTH, "BLOCK": semiring_scan.BLOCK}
+    for kernel in (scan_totals, scan_forward, scan_gradient_totals, scan_backward):
+        path = tmp_path / "kernel.cubin"
+        assert_in_registers(assembly(kernel, "fp32", semiring_scan.OPTIONS, path, ROWS=semiring_scan.ROWS, **sizes))
+    assert_in_registers(assembly(scan_starts, "fp32", semiring_scan.OPTIONS, path, BACKWARD=True, **sizes))

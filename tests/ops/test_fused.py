@@ -18,6 +18,7 @@ from torch import Tensor
 
 from samout_train.ops import kernels, num_streams
 from samout_train.ops.max_scan import Form, max_mix, operator, reference
+from tests.support.marks import spread
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INF, NAN = float("inf"), float("nan")
@@ -125,7 +126,7 @@ def gradients(case: Case, implementation: str, dtype: torch.dtype | None = None)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", spread(CASES, 3), ids=str)
 def test_values_are_those_of_the_reference_and_gradients_those_in_float64(case: Case) -> None:
     outputs, grads = gradients(case, "fused")
     packed_BTP, state_BD, decay_BTD = case.inputs()
@@ -270,6 +271,7 @@ def test_it_is_compiled_without_a_break() -> None:
 def test_the_kernels_for_cuda_pass_in_tritons_interpreter() -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-q", str(Path(__file__))]
+    command += ["-m", "not nightly"]
     command += ["-W", "ignore::RuntimeWarning"]  # numpy's, of infinity times zero
     done = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600

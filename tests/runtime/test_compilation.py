@@ -45,12 +45,15 @@ def steps(*overrides: str, count: int = 10) -> Trainer:
     return made
 
 
+BOTH = ["trainer.accumulate=2", "trainer.activation_checkpointing=true"]
+
+
 @pytest.mark.nightly
 @compiling
 @pytest.mark.parametrize(
     "extra",
-    [[], ["kernels=reference"], ["trainer.accumulate=2"], ["trainer.activation_checkpointing=true"]],
-    ids=["plain", "reference", "accumulate", "activation_checkpointing"],
+    [[], ["kernels=reference"], ["trainer.accumulate=2"], ["trainer.activation_checkpointing=true"], BOTH],
+    ids=["plain", "reference", "accumulate", "activation_checkpointing", "both"],
 )
 def test_ten_compiled_steps_come_to_the_weights_of_ten_plain_ones(extra: list[str]) -> None:
     plain, other = steps(*extra), steps(*extra, COMPILED)
@@ -96,7 +99,7 @@ def test_compiled_layers_that_are_computed_again_keep_less() -> None:
     assert kept_bytes("trainer.activation_checkpointing=true") < 0.8 * kept_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @compiling
 def test_a_compiled_run_says_how_long_it_took_and_is_continued_by_a_plain_one(tmp_path: Path) -> None:
     summary, _ = train([*TINY, COMPILED, "trainer.max_steps=3", f"run_dir={tmp_path / 'run'}"])

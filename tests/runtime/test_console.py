@@ -19,6 +19,7 @@ from samout_train import train
 from samout_train.checkpoint import find_checkpoint, read_checkpoint
 from samout_train.runtime import Bar, StopRequestedError, StopSignals, console, input_as_utf_8, text_of_word
 from samout_train.runtime.console import Quiet
+from tests.support.marks import spread
 from tests.support.program import context, samout
 
 TINY = [
@@ -124,7 +125,9 @@ class ReadOnly:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["--cfg=job"], ["verify", "--help"]], ids=str)
+@pytest.mark.parametrize(
+    "words", spread([["--help"], [], ["--version"], ["--cfg=job"], ["verify", "--help"]], 5), ids=str
+)
 def test_what_is_only_printed_has_failed_where_it_is_lost(tmp_path: Path, words: list[str]) -> None:
     assert code_of(tmp_path, words, streams=Full(1)) == 1
     assert code_of(tmp_path, words, streams=ReadOnly()) == 1

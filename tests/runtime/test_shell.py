@@ -236,8 +236,8 @@ def test_a_comma_in_a_path_that_is_there_parts_nothing(tmp_path: Path, monkeypat
     assert quote_text("hydra.sweep.dir=a,b", in_sweep=True) == "hydra.sweep.dir='a,b'"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shell", ["bash", pytest.param("zsh", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_each_line_that_a_run_prints_works_when_it_is_typed(shell: str, tmp_path: Path) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell}")

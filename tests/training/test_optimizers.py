@@ -14,6 +14,7 @@ from samout_train import build_model
 from samout_train.training.optimizers.adam import adam
 from samout_train.training.optimizers.adamw import adamw
 from samout_train.training.optimizers.muon import hidden_matrices, muon
+from tests.support.marks import spread
 
 
 def test_adam_is_torchs_with_its_defaults() -> None:
@@ -94,7 +95,7 @@ def test_muon_steps_each_matrix_of_a_packed_projection_and_adamw_the_rest() -> N
 MODELS = sorted(path.stem for path in Path("conf/model").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", spread(MODELS, 4))
 def test_muon_has_each_parameter_in_one_group_and_only_hidden_matrices_in_its_own(name: str) -> None:
     node = yaml.safe_load(Path(f"conf/model/{name}.yaml").read_text(encoding="utf-8"))
     sizes = {key: 2 for key in ("num_heads", "num_layers") if key in node}

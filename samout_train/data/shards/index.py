@@ -118,11 +118,6 @@ class ShardIndex:
         }
 
 
-def dtype_for(vocab_size: int) -> "np.dtype[Any]":
-    """Return the type of ids for a vocabulary of this size."""
-    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-
-
 def digest_of(digests: Sequence[str]) -> str:
     """Return one sha256 for several shards, from their digests in order."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
@@ -154,7 +149,7 @@ def read_index(folder: Path) -> ShardIndex:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): delete it, and {AGAIN}") from error
     for shard in shards:
-        _check(folder, shard, dtype, vocab_size)
+        _require_whole(folder, shard, dtype, vocab_size)
     return index
 
 
@@ -172,7 +167,7 @@ def read_shard(folder: Path, name: str, dtype: "np.dtype[Any]") -> Shard | None:
     return shard
 
 
-def _check(folder: Path, shard: Shard, dtype: "np.dtype[Any]", vocab_size: int) -> None:
+def _require_whole(folder: Path, shard: Shard, dtype: "np.dtype[Any]", vocab_size: int) -> None:
     for name, wanted in shard.sizes(dtype).items():
         path = folder / name
         has = "is not there"

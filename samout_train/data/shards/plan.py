@@ -94,7 +94,7 @@ class ShardPlan:
         plan = {"format": FORMAT, "settings": self.settings, "files": self.listing(files)}
         write_json(self.out / PLAN, plan | {"vocabulary": vocabulary_state})
 
-    def refuse_strangers(self) -> None:
+    def require_own_folder(self) -> None:
         """Raise ValueError if `out` is not a folder, or has files but no plan."""
         if not str(self.out).strip() or (self.out.exists() and not self.out.is_dir()):
             raise ValueError(f"out={self.out}: is not a folder: set a new one")

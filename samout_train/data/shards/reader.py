@@ -83,7 +83,7 @@ class ShardReader:
                     file = self._opened(shard)
                 found = _read_at(file, (into[begin : begin + length],), offset)
                 if found != length:
-                    self._refuse(shard, offset + found, offset + length)
+                    raise OSError(_cut_short(self.paths[shard], offset + found, offset + length))
         return ids_RW.astype(np.int64)
 
     def _opened(self, shard: int) -> int:
@@ -92,8 +92,9 @@ class ShardReader:
         file = self._open[shard] = os.open(self.paths[shard], os.O_RDONLY | getattr(os, "O_BINARY", 0))
         return file
 
-    def _refuse(self, shard: int, end: int, wanted: int) -> None:
-        raise OSError(f"{self.paths[shard]} ends at byte {end:,}, and its index expects {wanted:,} or more: {AGAIN}")
+
+def _cut_short(path: Path, end: int, wanted: int) -> str:
+    return f"{path} ends at byte {end:,}, and its index expects {wanted:,} or more: {AGAIN}"
 
 
 def _close(files: OrderedDict[int, int]) -> None:

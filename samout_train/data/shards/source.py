@@ -40,6 +40,7 @@ class Shards:
         seq_len: Targets in a row.
         ignore_index: Targets of this value are not counted.
         seed: Seed of the order of rows, and of the cuts of packed rows in each epoch.
+        reset_at_documents: Whether each document of a packed row starts without a state.
     """
 
     paths: str | list[str]
@@ -49,6 +50,7 @@ class Shards:
     seq_len: Annotated[int, Positive]
     ignore_index: int
     seed: int
+    reset_at_documents: bool = False  # of earlier runs; the YAML has true
 
     def source(self) -> Source:
         """Return the source.
@@ -62,6 +64,9 @@ class Shards:
             raise ValueError("; ".join(wrong) or "data.paths is empty: set folders of shards")
         mixture = _Mixture(indices, self)
         mixture.warn_of_copies()
+        document_id = None
+        if self.reset_at_documents and self.layout == "packed":
+            document_id = SOS_ID
         return Source(
             vocab_size=len(indices[0].vocabulary),
             pad_id=PAD_ID,
@@ -72,6 +77,7 @@ class Shards:
             floor_nats=None,
             line_ends=indices[0].line_ends,
             description=mixture.description(),
+            document_id=document_id,
         )
 
     @classmethod
@@ -142,7 +148,7 @@ class _Mixture:
         )
         tokens = np.concatenate([split.validation() for split in self.splits])
         if settings.layout == "packed":
-            self._refuse_short(len(tokens), settings.validation_tokens, seq_len)
+            self._require_whole_row(len(tokens), settings.validation_tokens, seq_len)
         self.validation: Rows = TokenRows(tokens, seq_len=seq_len, seed=seed)
         if settings.layout == "documents":
             starts = np.flatnonzero(tokens == SOS_ID)
@@ -167,7 +173,7 @@ class _Mixture:
         learned, validated = np.concatenate(of_learned), np.concatenate(of_validated)
         warn(int((np.isin(validated, learned) & (validated != 0)).sum()), len(validated), "documents")
 
-    def _refuse_short(self, num_part: int, validation_tokens: int, seq_len: int) -> None:
+    def _require_whole_row(self, num_part: int, validation_tokens: int, seq_len: int) -> None:
         if num_part <= seq_len and validation_tokens <= seq_len:
             raise ValueError(
                 f"data.validation_tokens={validation_tokens}: a row takes {seq_len + 1} tokens: set it to "

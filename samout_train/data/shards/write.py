@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from samout_train.data.shards.index import INDEX, PLACE, PLAN, Shard, ShardIndex, dtype_for, read_index, read_shard
+from samout_train.data.shards.index import INDEX, PLACE, PLAN, Shard, ShardIndex, read_index, read_shard
 from samout_train.data.shards.parts import Part, SourceFile, Span, parts_of, place_to_cut
 from samout_train.data.shards.plan import LOCK, ShardPlan
 from samout_train.data.shards.workers import results
@@ -28,7 +28,7 @@ from samout_train.data.text.cuts import LAST_WORD_END
 from samout_train.data.text.documents import JsonlReader, Piece, Reader, Special, TextReader
 from samout_train.data.text.encoding import printable
 from samout_train.data.text.tables import row_to_cut
-from samout_train.data.vocabulary.base import PAD_ID, SOS_ID, SPECIAL_TOKENS, Bytes, Characters, Vocabulary
+from samout_train.data.vocabulary.base import PAD_ID, SOS_ID, SPECIAL_TOKENS, Bytes, Characters, Vocabulary, dtype_for
 from samout_train.data.vocabulary.choice import vocabulary_from
 from samout_train.runtime import Bar, StopSignals, is_full, leftovers, replace_file, sha256_of, write_json
 
@@ -68,7 +68,7 @@ def tokenize_files(plan: ShardPlan, *, jobs: int) -> Tokenized:
         WorkerDiedError: if a process died.
         StopRequestedError: on a signal.
     """
-    plan.refuse_strangers()
+    plan.require_own_folder()
     with _alone(plan), StopSignals() as signals:
         files = tuple(map(SourceFile.of, plan.paths))
         whole = {number for number, file in enumerate(files) if file.is_whole}
@@ -137,7 +137,7 @@ class _Making:
         found |= self._results("tokenizing", self.worker.write, missing, done=done)
         seconds = time.monotonic() - started
         shards = tuple(found[number] for number in self.numbers)
-        self._refuse_useless(shards)
+        self._require_useful(shards)
         if missing or not (out / INDEX).is_file():
             index = ShardIndex(out, dtype, state, shards, self.plan.listing(self.worker.files), self.plan.line_ends)
             content = json.dumps(index.to_json()).encode()
@@ -160,7 +160,7 @@ class _Making:
     def _text_bytes(self, numbers: Any) -> int:
         return sum(span.stop - span.start for number in numbers for span in self.worker.parts[number])
 
-    def _refuse_useless(self, shards: Sequence[Shard]) -> None:
+    def _require_useful(self, shards: Sequence[Shard]) -> None:
         num_tokens, unknown = sum(shard.num_tokens for shard in shards), sum(shard.unknown for shard in shards)
         if not sum(shard.text_bytes for shard in shards):
             raise ValueError(f"path: there is no text in {len(self.worker.files)} file(s) of {self.plan.root}")
@@ -255,9 +255,9 @@ class PartWorker:
     def _pieces(self, number: int, progress: Progress) -> Iterator[Piece]:
         for span in self.parts[number]:
             file = self.files[span.file]
-            self._refuse_changed(file)
+            self._require_unchanged(file)
             yield from self._of_span(file, span, progress)
-            self._refuse_changed(file)
+            self._require_unchanged(file)
 
     def _of_span(self, file: SourceFile, span: Span, progress: Progress) -> Iterator[Piece]:
         start, stop = self._ends(file, span)
@@ -283,7 +283,7 @@ class PartWorker:
         stop = place_to_cut(file.path, span.stop, file.num_bytes, at_lines=file.at_lines, fold=fold)
         return start, stop
 
-    def _refuse_changed(self, file: SourceFile) -> None:
+    def _require_unchanged(self, file: SourceFile) -> None:
         if SourceFile.of(file.path) != file:
             raise ValueError(
                 f"{printable(file.path)} has changed since the shards in {self.out} were begun: delete that folder, or "

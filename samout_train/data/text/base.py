@@ -97,6 +97,7 @@ class TextSource(ABC):
         validation: Rows,
         description: dict[str, object],
         words: int | None = None,
+        document_id: int | None = None,
     ) -> Source:
         """Return the source of a text and its rows."""
         return Source(
@@ -110,6 +111,7 @@ class TextSource(ABC):
             line_ends=self.line_ends,
             description=description,
             words=words,
+            document_id=document_id,
         )
 
     @classmethod

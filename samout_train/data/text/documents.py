@@ -246,7 +246,7 @@ class JsonlReader:
         try:
             document = json.loads(line)
             if any(line.count(f'"{key}"') > 1 for key in KEYS):
-                json.loads(line, object_pairs_hook=_refuse_twice)
+                json.loads(line, object_pairs_hook=_with_keys_once)
         except KeyTwiceError:
             raise
         except (ValueError, RecursionError) as error:
@@ -259,7 +259,7 @@ class JsonlReader:
         has_text = False
         for number, part in enumerate(parts):
             if isinstance(part, str):
-                _refuse_surrogates(part)
+                _require_characters(part)
                 has_text = has_text or part != ""
                 if self.line_ends == "fold":
                     parts[number] = folded(part)
@@ -305,7 +305,7 @@ class KeyTwiceError(ValueError):
     """An object has a key twice."""
 
 
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     for key in KEYS:
         if len(content) < len(pairs) and sum(name == key for name, _ in pairs) > 1:
@@ -420,7 +420,7 @@ def _file_of(name: Path | str) -> Path | None:
     return None
 
 
-def _refuse_surrogates(text: str) -> None:
+def _require_characters(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -37,6 +37,7 @@ class Jsonl(TextSource):
         learn: `agent`: only the agent's messages are counted targets, and the token that ends each: the next role's, or
             `<|user|>` after the last turn.
         extra_fields: `write`: reasoning, tools and tool calls become text. `count`: they are skipped and counted.
+        reset_at_documents: Whether each document of a packed row starts without a state. Padded rows need it not.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Jsonl(TextSource):
     roles: dict[str, str]
     learn: Learn = "all"
     extra_fields: ExtraFields = "count"
+    reset_at_documents: bool = False  # of earlier runs; the YAML has true
 
     def look_at(self) -> Survey:
         """Find the files and compute their digests."""
@@ -69,9 +71,11 @@ class Jsonl(TextSource):
         learned, validated = _documents(tokenized.tokens, self.path)
         cut = int(validated[0, 0])
         if self.layout == "packed":
-            self._refuse_short(looked_at, len(tokenized.tokens), cut)
+            self._require_whole_row(looked_at, len(tokenized.tokens), cut)
         documents = np.concatenate([learned, validated])
-        marks = None
+        marks, document_id = None, None
+        if self.reset_at_documents and self.layout == "packed":
+            document_id = SOS_ID
         if self.learn == "agent":
             marks = self._marks(tokenized.tokens)
         warn_of_copies(tokenized.tokens, documents[:, 0], cut, tokenized.vocabulary, what="documents")
@@ -88,6 +92,7 @@ class Jsonl(TextSource):
                 **looked_at.description(),
                 **self._left_out(looked_at, documents, marks),
             },
+            document_id=document_id,
         )
 
     def content_problems(
@@ -115,7 +120,7 @@ class Jsonl(TextSource):
         count = int(marks.sum())
         return {"learned": f"{count} tokens, what the agent says ({count / len(marks):.2%})"}
 
-    def _refuse_short(self, looked_at: Survey, num_tokens: int, cut: int) -> None:
+    def _require_whole_row(self, looked_at: Survey, num_tokens: int, cut: int) -> None:
         """Raise ValueError if a split is shorter than a packed row; padded rows accept any length."""
         for part, num_part in (("for training", cut), ("for validation", num_tokens - cut)):
             problem = too_short(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from samout_train.data.text.documents import Piece, Special
 from samout_train.data.text.files import Survey
-from samout_train.data.vocabulary.base import PAD_ID, SPECIAL_TOKENS, Vocabulary
+from samout_train.data.vocabulary.base import PAD_ID, SPECIAL_TOKENS, Vocabulary, dtype_for
 from samout_train.data.vocabulary.choice import VocabularyChoice, vocabulary_from
 from samout_train.runtime import (
     Bar,
@@ -134,7 +134,7 @@ class _Tokenizing:
         """Write the entry."""
         journal = self._begun() or self._new_journal()
         vocabulary = vocabulary_from(journal.vocabulary)
-        dtype = _dtype(vocabulary)
+        dtype = dtype_for(len(vocabulary))
         with self.part.open("ab") as output, self._bar(journal, "tokenizing") as bar:
             output.truncate(journal.num_tokens * dtype.itemsize)
             started, before = time.monotonic(), bar.n
@@ -154,7 +154,7 @@ class _Tokenizing:
                     log.warning("tokenizing stopped at %.0f %%: repeat the same command to resume", 100 * share)
                     self.signals.check()
             _flush(output)
-        self._check(journal)
+        self._require_unchanged()
         take_place(self.part, self.bin_path)
         note = {"dtype": dtype.name, "num_tokens": journal.num_tokens, "unknown": journal.unknown}
         note["sha256"] = sha256_of(self.bin_path)
@@ -176,7 +176,7 @@ class _Tokenizing:
     def _begun(self) -> _Journal | None:
         try:
             journal = _Journal(**(read_json(self.journal_path) or {}))
-            num_bytes = journal.num_tokens * _dtype(vocabulary_from(journal.vocabulary)).itemsize
+            num_bytes = journal.num_tokens * dtype_for(len(vocabulary_from(journal.vocabulary))).itemsize
             if self.part.stat().st_size < num_bytes:
                 return None
         except (OSError, ValueError, TypeError, KeyError):
@@ -210,7 +210,7 @@ class _Tokenizing:
                 encoded.append(vocabulary.encode(part, unknown_id=unknown_id))
         return np.concatenate(encoded)
 
-    def _check(self, journal: _Journal) -> None:
+    def _require_unchanged(self) -> None:
         """Raise ValueError if the files no longer have the content of the entry's key."""
         if self.survey.changed():
             self.journal_path.unlink(missing_ok=True)
@@ -257,10 +257,6 @@ def _alone(bin_path: Path, signals: StopSignals) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _dtype(vocabulary: Vocabulary) -> "np.dtype[np.integer]":
-    return np.dtype(np.uint16 if len(vocabulary) <= 1 << 16 else np.uint32)
 
 
 def _complete(bin_path: Path) -> dict[str, Any] | None:

@@ -56,6 +56,7 @@ class WholeData:
         ignore_index: Targets of this value are not counted.
         words: The divisor of a perplexity per word; None if that is not the figure of this text.
         published: For a corpus with standard splits, a description of whether it is the published one.
+        document_id: The id with which a document begins within a row; None if a row is read as one sequence.
     """
 
     tokens: NDArray[np.integer]
@@ -70,6 +71,7 @@ class WholeData:
     ignore_index: int = PAD_ID
     words: int | None = None
     published: str | None = None
+    document_id: int | None = None
 
     @cached_property
     def rows(self) -> Rows:
@@ -111,6 +113,7 @@ class WholeData:
             line_ends=line_ends,
             description={},
             words=self.words,
+            document_id=self.document_id,
         )
 
 
@@ -216,6 +219,7 @@ def _files(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Who
     if not looked_at.count().num_bytes:
         raise ValueError(f"data.path={node['path']}: has no text: set a file with text")
     layout = node.get("layout", "packed")
+    document_id = _document_id(node)
     tokenized = tokenize(looked_at, VocabularyChoice.of_run(vocabulary), most_unknown=1.0)
     return WholeData(
         tokens=tokenized.tokens,
@@ -225,7 +229,8 @@ def _files(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Who
         path=str(home_path(node["path"]).resolve()),
         sha256=looked_at.sha256,
         digests=frozenset(looked_at.digests),
-        way=f"{looked_at.reader} {layout}",
+        way=f"{looked_at.reader} {_way(layout, document_id)}",
+        document_id=document_id,
         agent_alone=node.get("learn") == "agent",
         ignore_index=node.get("ignore_index", PAD_ID),
     )
@@ -248,6 +253,7 @@ def _shards(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Wh
         for shard in index.shards:
             digests.append(shard.sha256)
             tokens.append(np.memmap(folder / f"{shard.name}.bin", dtype=index.dtype, mode="r"))
+    document_id = _document_id(node)
     if not tokens:
         raise ValueError("data.paths: is empty: set folders of shards")
     return WholeData(
@@ -258,5 +264,18 @@ def _shards(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Wh
         path=", ".join(str(folder.resolve()) for folder in folders),
         sha256=digest_of(digests),
         digests=frozenset(digests),
-        way=str(node["layout"]),
+        way=_way(node["layout"], document_id),
+        document_id=document_id,
     )
+
+
+def _document_id(node: Mapping[str, Any]) -> int | None:
+    if node.get("reset_at_documents") and node.get("layout") == "packed":
+        return SOS_ID
+    return None
+
+
+def _way(layout: str, document_id: int | None) -> str:
+    if document_id is None:
+        return layout
+    return f"{layout} reset_at_documents"

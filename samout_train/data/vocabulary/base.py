@@ -24,6 +24,11 @@ class UnknownCharacterError(ValueError):
         return f"character {self.character!r} at position {self.position} is not in the vocabulary of this data"
 
 
+def dtype_for(vocab_size: int) -> "np.dtype[np.integer]":
+    """Return the type of ids in files, for a vocabulary of this size."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
 class Vocabulary(Protocol):
     """Maps text to ids and ids to text."""
 

@@ -50,7 +50,7 @@ def read_published_vocabulary(path: str | Path) -> Characters:
     path = home_path(path)
     try:
         content = _unpickled(path)
-        _refuse_other_types(content)
+        _require_plain_types(content)
         tokens, spelled = _tokens(content)
         place: dict[str, int] = {}
         for index, token in enumerate(tokens):
@@ -75,7 +75,7 @@ def _unpickled(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd escapes in files that are not pickles
-            _refuse_other_operations(content)
+            _require_allowed_operations(content)
             return pickle.loads(content)  # safe: no operation in it can run code
     # The errors of a damaged pickle; all of them mean that the file cannot be read.
     except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -84,7 +84,7 @@ def _unpickled(path: Path) -> Any:
         raise ValueError(f"no pickle of a vocabulary ({type(error).__name__})") from error
 
 
-def _refuse_other_operations(content: bytes) -> None:
+def _require_allowed_operations(content: bytes) -> None:
     """Raise UnpicklingError unless every operation of a pickle is allowed, before any is carried out."""
     try:
         for operation, argument, _ in pickletools.genops(content):
@@ -102,7 +102,7 @@ def _short(error: Exception) -> str:
     return " ".join(repr(str(error))[1:-1].split())[:100]
 
 
-def _refuse_other_types(content: Any) -> None:
+def _require_plain_types(content: Any) -> None:
     seen: set[int] = set()  # a list may hold itself
     waiting = [content]
     while waiting:

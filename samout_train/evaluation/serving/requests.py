@@ -149,7 +149,7 @@ class Reader:
             prompt = prompt[0]
         if not isinstance(prompt, str) or not prompt:
             raise RequestError("prompt must be one text of at least one character", "prompt")
-        _refuse_surrogates(prompt, "prompt")
+        _require_characters(prompt, "prompt")
         try:
             ids = ids_of([Turn("user", prompt)], self.vocabulary, self.line_ends)[1:]  # without the role
         except ValueError as error:
@@ -218,12 +218,12 @@ def _turns(messages: Any) -> list[Turn]:
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
             raise RequestError(f"{param}.content must be a text, or a list of parts that are text", param)
-        _refuse_surrogates(content, param)
+        _require_characters(content, param)
         turns.append(Turn(TOKEN_OF_ROLE[role], content))
     return turns
 
 
-def _refuse_surrogates(text: str, param: str) -> None:
+def _require_characters(text: str, param: str) -> None:
     if SURROGATE.search(text):
         raise RequestError(f"{param} has half a surrogate pair, which is no character: leave it out", param)
 

@@ -1,7 +1,7 @@
 """Verify by measurement that a model is causal, that its state works, and that its gradients are right.
 
-checks.py lists the checks in order, each with its bound; causality.py, sequence.py and training.py measure; subject.py
-builds the models to verify, and result.py has the result of a check.
+checks.py lists the checks in order, each with its bound; causality.py, sequence.py, packing.py and training.py measure;
+subject.py builds the models to verify, and result.py has the result of a check.
 """
 
 import lazy_loader

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from samout_train.evaluation.verify import causality, sequence, training
+from samout_train.evaluation.verify import causality, packing, sequence, training
 from samout_train.evaluation.verify.result import (
     BF16,
     FINITE_DIFFERENCES,
@@ -93,6 +93,13 @@ def _of_order(model: nn.Module, subject: ModelUnderTest, device: torch.device) -
         checks.append((f"gradients: {how}, from a carried state, as the whole", FP32, measure))
     for what in ("logits", "loss", "gradients"):
         checks.append((f"padding after a row leaves the {what}", FP32, partial(sequence.padded, *given, what=what)))
+    alone = partial(packing.gradients_as_alone, *given)
+    checks += [
+        ("documents packed: logits in chunks of 7 as alone", FP32, partial(packing.logits_as_alone, *given)),
+        ("documents packed: gradients as alone", FP32, partial(alone, chunk=packing.NUM_TOKENS)),
+        ("documents packed: gradients in chunks of 7 as alone", FP32, partial(alone, chunk=packing.CHUNK)),
+        ("documents packed: no gradient from one to another", 0.0, partial(packing.gradient_across, *given)),
+    ]
     return [*checks, ("state_bytes is what a state holds", 0.0, partial(sequence.bytes_of_state, *given))]
 
 

@@ -99,8 +99,7 @@ def candidates(
         for word in shared:
             if _is_of_model(word) and word not in used:
                 problems.append(Problem.of_word(word, text="no model of this comparison has it"))
-    unique = {str(problem): problem for problem in problems}
-    require_no_problems(list(unique.values()))
+    require_no_problems(list(dict.fromkeys(problems)))
     return found
 
 
@@ -199,7 +198,7 @@ def _check_sizes(words: Sequence[str], budget: Budget | None) -> list[Problem]:
 
 def _about(label: str, error: ValueError) -> list[Problem]:
     """Return the problems of an error, each with the label of the model that it is about in front."""
-    found = as_problems(str(error).splitlines())
+    found = as_problems([str(error)])
     if isinstance(error, ConfigError):
         found = error.problems
     problems = []

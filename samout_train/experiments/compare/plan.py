@@ -178,8 +178,7 @@ class Plan:
             other = there_now.other_than(run_dir, config)
             if other is not None:
                 other_data.append(Problem(text=f"{other}, or another run_dir"))
-        unique = {str(problem): problem for problem in problems}
-        return list(unique.values()) or other_data[:1]
+        return list(dict.fromkeys(problems)) or other_data[:1]
 
     def write(self, asked: Mapping[str, Any]) -> None:
         """Write the record of the comparison into its directory; what an earlier start recorded is kept.

@@ -22,12 +22,10 @@ from samout_train.runtime import (
     Bar,
     PrecisionName,
     autocast,
-    choose_device,
     choose_precision,
     is_out_of_memory,
-    keep_freed_memory,
     read_figures,
-    use_threads,
+    use_device,
     wait_for,
     write_figures,
 )
@@ -52,11 +50,8 @@ def measured_speeds(candidates: Sequence[Candidate], folder: Path) -> dict[str, 
     of = {one.label: dict(one.config["model"]) for one in candidates} | {"settings": settings}
     if read_figures(folder / FILE).get("of") == json.loads(json.dumps(of)):
         return read_speeds(folder)
-    device = choose_device(config["device"])
+    device = use_device(config["device"], config.get("threads"))
     use_kernels(config["kernels"])
-    use_threads(config.get("threads"))
-    if device.type == "cpu":
-        keep_freed_memory()
     source = source_from(config)
     models: dict[str, nn.Module] = {}
     for one in candidates:

@@ -11,6 +11,7 @@ gives the step an eigenvalue down to -1. It is what DeltaNet (a = 1) and Gated D
 import torch
 from torch import Tensor
 
+from samout_train.ops import fla
 from samout_train.ops.chunking import widened, without_autocast
 from samout_train.ops.delta_rule.chunked import CHUNK, by_chunks
 from samout_train.ops.delta_rule.serial import serial, step
@@ -45,6 +46,8 @@ def delta_rule(
         ValueError: if T is 0, or shapes disagree.
     """
     _require_shapes(q_BHTK, k_BHTK, v_BHTV, beta_BHT, log_decay_BHT, state_BHKV)
+    if q_BHTK.shape[2] > 1 and fla.takes(k_BHTK, v_BHTV):
+        return fla.delta_rule(q_BHTK, k_BHTK, v_BHTV, beta_BHT, log_decay_BHT, state_BHKV)
     dtype = q_BHTK.dtype
     with without_autocast(q_BHTK.device.type):
         q_BHTK, k_BHTK, v_BHTV = widened(q_BHTK), widened(k_BHTK), widened(v_BHTV)

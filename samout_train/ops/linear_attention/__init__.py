@@ -10,6 +10,7 @@ channel, too. It is what RetNet, GLA, Mamba-2, HGRN2 and mLSTM compute.
 
 from torch import Tensor
 
+from samout_train.ops import fla
 from samout_train.ops.chunking import widened, without_autocast
 from samout_train.ops.linear_attention.chunked import CHUNK, by_chunks
 from samout_train.ops.linear_attention.serial import serial, step
@@ -43,6 +44,8 @@ def linear_attention(
         ValueError: if T is 0, or shapes disagree.
     """
     _require_shapes(q_BHTK, k_BHTK, v_BHTV, log_decay, state_BHKV)
+    if q_BHTK.shape[2] > 1 and fla.takes(k_BHTK, v_BHTV):
+        return fla.linear_attention(q_BHTK, k_BHTK, v_BHTV, log_decay, state_BHKV)
     dtype = q_BHTK.dtype
     with without_autocast(q_BHTK.device.type):
         q_BHTK, k_BHTK, v_BHTV = widened(q_BHTK), widened(k_BHTK), widened(v_BHTV)

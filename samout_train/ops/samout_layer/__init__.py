@@ -70,6 +70,14 @@ def blended_reference(
     return F.layer_norm(z_BTD, weight_D.shape, weight_D, bias_D, eps) + x_BTD
 
 
+def dropping(dropout: float) -> tuple[float, int]:
+    """Return the factor on elements that dropout keeps, and below which of 2^32 equally likely bits it drops one."""
+    kept = 0.0
+    if dropout < 1:
+        kept = 1 / (1 - dropout)
+    return kept, min(round(dropout * 2**32), 2**32 - 1)
+
+
 def takes_step(x_BTD: Tensor) -> bool:
     """Return whether `step` supports this input: one token of a few sequences, float32 on a CPU, no gradients."""
     return (

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from samout_train.ops.numba_support import call, compiled, narrow, num_threads, widen
+from samout_train.ops.samout_layer import dropping
 
 ELEMENTS = 2**14  # elements in a task of the gate
 ROWS = 64  # rows in a task of the blend
@@ -106,12 +107,9 @@ def blend_gradients(
 
 def _blending(alpha: Tensor, dropout: float, seed: Tensor) -> tuple[Any, ...]:
     """Return alpha, and of dropout: the scale of kept elements, the threshold of 2^32, both halves of the seed."""
-    kept = np.float32(0)
-    if dropout < 1:
-        kept = np.float32(1 / (1 - dropout))
-    threshold = np.uint32(min(round(dropout * 2**32), 2**32 - 1))
+    kept, threshold = dropping(dropout)
     high, low = divmod(int(seed), 2**32)
-    return np.float32(float(alpha)), (kept, threshold, np.uint32(low), np.uint32(high))
+    return np.float32(float(alpha)), (np.float32(kept), np.uint32(threshold), np.uint32(low), np.uint32(high))
 
 
 @compiled()

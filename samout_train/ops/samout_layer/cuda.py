@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from samout_train.ops.samout_layer import dropping
 from samout_train.ops.samout_layer.triton import (
     blend_row,
     blend_row_gradients,
@@ -55,7 +56,7 @@ def blend(
     """Fill y_BTD with LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, and mean and inverse deviation (2, N)."""
     width = weight_D.numel()
     positions = x_BTD.numel() // width
-    kept, threshold = _dropping(dropout)
+    kept, threshold = dropping(dropout)
     with torch.cuda.device_of(x_BTD):
         blend_row[(positions,)](
             f_BTD,
@@ -93,7 +94,7 @@ def blend_gradients(
     """Fill the last three: the gradients of weight, bias and alpha lie behind one another."""
     width = weight_D.numel()
     positions = x_BTD.numel() // width
-    kept, threshold = _dropping(dropout)
+    kept, threshold = dropping(dropout)
     programs = min(positions, PROGRAMS)
     partial = grad_others.new_empty(programs, grad_others.numel())
     with torch.cuda.device_of(x_BTD):
@@ -117,11 +118,3 @@ def blend_gradients(
             **OPTIONS,
         )
     torch.sum(partial, 0, out=grad_others)
-
-
-def _dropping(dropout: float) -> tuple[float, int]:
-    """Return the factor on what is kept, and below which of 2^32 an element is dropped."""
-    kept = 0.0
-    if dropout < 1:
-        kept = 1 / (1 - dropout)
-    return kept, min(round(dropout * 2**32), 2**32 - 1)

@@ -278,6 +278,8 @@ def _step_size(context: RunContext, num_targets: int) -> str:
         size += f", {context.accumulate} micro-steps"
     if context.processes > 1:
         size += f", {context.processes} processes"
+    if context.source.document_id is not None:
+        size += ", split where documents begin"
     if context.source.pad_id is None:
         return f"{size}; {num_targets:,} of the first ones are counted"
     ids_RT = context.source.train.windows(0, context.batch_size)

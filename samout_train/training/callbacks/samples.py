@@ -59,7 +59,8 @@ class Sample(Callback):
             return
         rows = context.source.validation
         if self.prompt is None:
-            prompts = prompts_from(rows, self.num_samples, min(self.prompt_tokens, max(1, rows.seq_len // 2)))
+            num_tokens = min(self.prompt_tokens, max(1, rows.seq_len // 2))
+            prompts = prompts_from(rows, self.num_samples, num_tokens, context.source.document_id)
         elif not self.prompt:
             raise ValueError("callbacks.sample.prompt is empty: give a text, or null for the validation text")
         else:
@@ -109,17 +110,21 @@ class Predictions(Callback):
         return "".join(self._labels[index] for index in ids_RT[0].tolist())
 
 
-def prompts_from(rows: Rows, num_prompts: int, num_tokens: int) -> list[list[int]]:
+def prompts_from(rows: Rows, num_prompts: int, num_tokens: int, document_id: int | None = None) -> list[list[int]]:
     """Return the beginnings of evenly spaced rows, without padding.
 
     Args:
         rows: Rows of the validation split.
         num_prompts: Number of rows.
         num_tokens: Length of each; less if its row is shorter.
+        document_id: The id with which the next document begins, where a prompt ends; None if a row is one sequence.
     """
     prompts = []
     for index in range(num_prompts):
         start = index * rows.num_windows // num_prompts
         ids_T = rows.windows(start, start + 1)[0]
-        prompts.append(ids_T[ids_T != PAD_ID][:num_tokens].tolist() or [SOS_ID])
+        prompt = ids_T[ids_T != PAD_ID][:num_tokens].tolist()
+        if document_id in prompt[1:]:
+            prompt = prompt[: prompt.index(document_id, 1)]
+        prompts.append(prompt or [SOS_ID])
     return prompts

@@ -56,7 +56,8 @@ class StateHealth(Callback):
     def on_start(self, context: RunContext) -> None:
         """Keep the rows."""
         self._context = context
-        rows = calm_rows(context.source.validation, self.num_rows, context.source.pad_id)
+        source = context.source
+        rows = calm_rows(source.validation, self.num_rows, source.pad_id, source.document_id)
         self._ids_RT = to_device(rows, context.device)
         self._positions = positions_of(rows.shape[1])
 

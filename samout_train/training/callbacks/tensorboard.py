@@ -70,7 +70,7 @@ class TensorBoard(Callback):
         _, start, self._end = hparams(values, dict.fromkeys(METRICS, 0.0))
         self._evaluator, self._vocabulary = context.evaluator, context.source.vocabulary
         rows = context.source.validation
-        (self._prompt_ids,) = prompts_from(rows, 1, max(1, rows.seq_len // 2))
+        (self._prompt_ids,) = prompts_from(rows, 1, max(1, rows.seq_len // 2), context.source.document_id)
         self._add(start)
         self._add(text("config", _code(context.config_text)), context.first_step)
         self._add(text("commit", context.commit or "not known"), context.first_step)

@@ -40,13 +40,13 @@ def checked_optimizer(build: Build, shared: ParallelModel) -> tuple[torch.optim.
         ValueError: if a checkpoint cannot hold its state, or a parameter is in two groups.
     """
     optimizer = build(shared.model)
-    _check_groups(optimizer, shared.model)
+    _require_groups(optimizer, shared.model)
     if type(optimizer).__module__.startswith(KNOWN):
         return optimizer, frozenset()
     return optimizer, _stateful_keys(build, shared)
 
 
-def _check_groups(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+def _require_groups(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     if not _has_groups(optimizer):
         raise ValueError(
             f"optimizer: {type(optimizer).__name__} has no param_groups that are dictionaries with params and lr, by "

@@ -13,6 +13,7 @@ from samout_train.experiments.compare import matching
 from samout_train.experiments.compare.matching import Sizes, matched, model_cost, seconds_a_step
 from samout_train.models import num_parameters
 from samout_train.training import model_node
+from tests.support.marks import spread
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 LAYERS = {"lstm": 2, "gru": 2, "rnn": 2}
@@ -60,8 +61,8 @@ def test_what_is_no_budget_is_told(text: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("budget", ["parameters:800k", "flops:5M", "state_bytes:41k"])
+@pytest.mark.parametrize("name", spread(MODELS, 3))
+@pytest.mark.parametrize("budget", spread(["parameters:800k", "flops:5M", "state_bytes:41k"], 3))
 def test_every_model_meets_a_budget_within_two_percent(name: str, budget: str) -> None:
     wanted = Budget.of(budget)
     found = sizes_at(name, wanted, **({"num_layers": 1} if wanted.kind == "state_bytes" else {}))

@@ -187,6 +187,13 @@ def test_an_experiment_that_is_a_comparison_is_not_for_train(capsys: pytest.Capt
     assert settings["lr"] == [1e-3, 3e-3, 8e-3] and len(settings["models"]) == 21 and "gru" in settings["always"]
     assert compare.compare(["experiment=maxplus_ablation", "models=[maxplus,v9]"]) == 2
     assert "v9: model=v9: no such option" in capsys.readouterr().err
+    long = ["experiment=maxplus_ablation", "models=[maxplus,gru]", "screen_steps=9000"]
+    assert compare.compare(long) == 2  # not for the others that the experiment always trains in full
+    assert capsys.readouterr().err.splitlines() == [
+        "screen_steps=9000: the full runs have 2000 steps: give fewer than those"
+    ]
+    assert compare.compare([*long, "always=[gru,lstm]"]) == 2
+    assert "always=lstm: no such model is compared" in capsys.readouterr().err
 
 
 @pytest.mark.nightly

@@ -1,0 +1,123 @@
+"""Split rows where a document begins, so that each document starts without a state.
+
+A row of several documents becomes one row for each of them. Rows of similar length lie in a batch of their own, filled
+at their end. A causal model sees nothing of what follows, and no row sees another one. So the state, the convolution
+and the attention of a document begin with it, for every model, and no gradient crosses from one document to another.
+
+The alternative, a mask in each operator, holds only for mixers that have one.
+"""
+
+# R rows, T time, N documents, L time of a part
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LENGTHS = 32  # of parts, where any may be chosen: multiples of a 32nd of a row
+HALVINGS = 4  # of parts that are compiled, which takes long: a row, a half, a quarter and an eighth
+SHARE_OF_A_CALL = 16  # a call takes as long as this part of a batch, in addition to its tokens
+
+
+class Part(NamedTuple):
+    """Documents of similar length.
+
+    Args:
+        inputs_NL: Token ids.
+        targets_NL: Their targets; `ignore_index` behind the end of a document.
+    """
+
+    inputs_NL: Tensor
+    targets_NL: Tensor
+
+
+def parts_of(
+    inputs_RT: Tensor,
+    targets_RT: Tensor,
+    *,
+    document_id: int | None,
+    ignore_index: int,
+    chunk_len: int | None = None,
+    few_shapes: bool = False,
+) -> list[Part]:
+    """Return the documents of some rows as parts, of which none has more tokens in a chunk than the rows have.
+
+    Rows in which no document begins but at their start are returned as they are.
+
+    Args:
+        inputs_RT: Token ids, on the CPU if they are split.
+        targets_RT: Their targets.
+        document_id: The id that begins a document; None to return the rows as one part.
+        ignore_index: The target that is not counted.
+        chunk_len: Targets of a row in one call of the model; None for all.
+        few_shapes: Whether parts have few different shapes, for a compiled model.
+    """
+    if document_id is None or not len(inputs_RT):
+        return [Part(inputs_RT, targets_RT)]
+    starts_RT = inputs_RT == document_id
+    starts_RT[:, 0] = True
+    num_rows, row_length = inputs_RT.shape
+    if int(starts_RT.sum()) == num_rows:
+        return [Part(inputs_RT, targets_RT)]
+    first_N = starts_RT.flatten().nonzero().squeeze(1)
+    length_N = first_N.diff(append=torch.tensor([inputs_RT.numel()]))
+    place_N = length_N.argsort(descending=True, stable=True)
+    first_N, length_N = first_N[place_N], length_N[place_N]
+    if few_shapes:
+        lengths = sorted({-(-row_length // 2**halving) for halving in range(HALVINGS)})
+    else:
+        step = -(-row_length // LENGTHS)
+        lengths = [*range(step, row_length, step), row_length]
+    chunk = min(chunk_len or row_length, row_length)
+    parts = []
+    for start, stop, length in _grouped(length_N, lengths, num_rows * row_length // SHARE_OF_A_CALL):
+        most_rows = num_rows
+        if not few_shapes:
+            most_rows = num_rows * chunk // min(length, chunk)
+        for begin in range(start, stop, most_rows):
+            piece = slice(begin, min(begin + most_rows, stop))
+            offset_NL = torch.arange(length).expand(piece.stop - begin, length)
+            is_inside_NL = offset_NL < length_N[piece, None]
+            place_NL = (first_N[piece, None] + offset_NL).where(is_inside_NL, 0)
+            inputs_NL = inputs_RT.flatten()[place_NL].where(is_inside_NL, document_id)
+            targets_NL = targets_RT.flatten()[place_NL].where(is_inside_NL, ignore_index)
+            if few_shapes and len(inputs_NL) < num_rows:
+                missing = (num_rows - len(inputs_NL), length)
+                inputs_NL = torch.cat([inputs_NL, inputs_NL.new_full(missing, document_id)])
+                targets_NL = torch.cat([targets_NL, targets_NL.new_full(missing, ignore_index)])
+            parts.append(Part(inputs_NL, targets_NL))
+    return parts
+
+
+def nothing(document_id: int, ignore_index: int) -> Part:
+    """Return a part of one token that is not counted: a process in want of a part calls the model with it."""
+    return Part(torch.tensor([[document_id]]), torch.tensor([[ignore_index]]))
+
+
+def _grouped(length_N: Tensor, lengths: list[int], tokens_of_a_call: int) -> list[tuple[int, int, int]]:
+    """Return the start, the end and the filled length of groups of documents that are the fastest to compute.
+
+    Args:
+        length_N: Lengths of the documents, the longest first.
+        lengths: Lengths to choose from, ascending.
+        tokens_of_a_call: The time of one more group, in tokens.
+    """
+    levels = [0, *lengths]
+    counts = (length_N > torch.tensor(levels)[:, None]).sum(1).tolist()  # of documents longer than a level
+    cost = [0] * len(levels)  # of the documents longer than a level
+    top = [0] * len(levels)  # the level that the shortest group of them is filled up to
+    for low in range(len(levels) - 2, -1, -1):
+        choices = []
+        for high in range(low + 1, len(levels)):
+            rows = counts[low] - counts[high]
+            own = rows * levels[high] + tokens_of_a_call if rows else 0
+            choices.append((cost[high] + own, high))
+        cost[low], top[low] = min(choices)
+    groups = []
+    low = 0
+    while low < len(levels) - 1:
+        high = top[low]
+        if counts[low] > counts[high]:
+            groups.append((counts[high], counts[low], levels[high]))
+        low = high
+    return groups[::-1]

@@ -1,0 +1,148 @@
+"""The fused scan on the CPU, in float32. Needs numba.
+
+A task is one sequence and a share of its channels; it walks through time with h in the first-level cache, forward
+from the first token to the last, backward from the last to the first.
+"""
+
+# B batch, T time, D width
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+from torch import Tensor
+
+from samout_train.ops.numba_support import call, compiled, num_threads
+
+LEAST_CHANNELS, MOST_CHANNELS = 16, 1024  # of a task: a vector, and what the first-level cache holds a few rows of
+
+
+def forward(a_BTD: Tensor, x_BTD: Tensor, state_BD: Tensor, semiring: str, h_BTD: Tensor) -> None:
+    """Fill h_BTD."""
+    call(_forward, num_threads(), a_BTD, x_BTD, state_BD, h_BTD, semiring == "max_min", _parts(h_BTD))
+
+
+def backward(
+    a_BTD: Tensor,
+    x_BTD: Tensor,
+    h_BTD: Tensor,
+    state_BD: Tensor,
+    semiring: str,
+    grad_h_BTD: Tensor,
+    grad_a_BTD: Tensor,
+    grad_x_BTD: Tensor,
+    grad_state_BD: Tensor,
+) -> None:
+    """Fill the last three."""
+    given = (a_BTD, x_BTD, h_BTD, state_BD, grad_h_BTD, grad_a_BTD, grad_x_BTD, grad_state_BD)
+    call(_backward, num_threads(), *given, semiring == "max_min", _parts(h_BTD))
+
+
+def _parts(h_BTD: Tensor) -> int:
+    """Into how many tasks the channels of a sequence are cut, so that all threads have the same number of tasks."""
+    batch, _, width = h_BTD.shape
+    even = num_threads() // math.gcd(batch, num_threads())
+    return max(1, min(even, width // LEAST_CHANNELS), -(-width // MOST_CHANNELS))
+
+
+@compiled(parallel=True)
+def _forward(a: Any, x: Any, state: Any, h: Any, max_min: bool, parts: int) -> None:
+    width = h.shape[2]
+    for task in numba.prange(len(h) * parts):
+        b, part = task // parts, task % parts
+        _forward_share(a, x, state, h, max_min, b, part * width // parts, (part + 1) * width // parts)
+
+
+@compiled(error_model="numpy")
+def _forward_share(a: Any, x: Any, state: Any, h: Any, max_min: bool, b: int, low: int, high: int) -> None:
+    for t in range(h.shape[1]):
+        before = state[b, low:high] if t == 0 else h[b, t - 1, low:high]
+        if max_min:
+            _advance_max_min(a[b, t, low:high], x[b, t, low:high], before, h[b, t, low:high])
+        else:
+            _advance(a[b, t, low:high], x[b, t, low:high], before, h[b, t, low:high])
+
+
+@compiled(error_model="numpy")
+def _advance(a: Any, x: Any, before: Any, h: Any) -> None:
+    for j in range(len(h)):
+        h[j] = a[j] * before[j] + x[j]
+
+
+@compiled(error_model="numpy")
+def _advance_max_min(a: Any, x: Any, before: Any, h: Any) -> None:
+    for j in range(len(h)):
+        kept = a[j] if a[j] <= before[j] or a[j] != a[j] else before[j]
+        h[j] = x[j] if x[j] >= kept or x[j] != x[j] else kept
+
+
+@compiled(parallel=True)
+def _backward(
+    a: Any,
+    x: Any,
+    h: Any,
+    state: Any,
+    grad_h: Any,
+    grad_a: Any,
+    grad_x: Any,
+    grad_state: Any,
+    max_min: bool,
+    parts: int,
+) -> None:
+    width = h.shape[2]
+    for task in numba.prange(len(h) * parts):
+        b, part = task // parts, task % parts
+        low, high = part * width // parts, (part + 1) * width // parts
+        later = np.zeros(high - low, np.float32)
+        _backward_share(a, x, h, state, grad_h, grad_a, grad_x, later, max_min, b, low)
+        grad_state[b, low:high] = later
+
+
+@compiled(error_model="numpy")
+def _backward_share(
+    a: Any,
+    x: Any,
+    h: Any,
+    state: Any,
+    grad_h: Any,
+    grad_a: Any,
+    grad_x: Any,
+    later: Any,
+    max_min: bool,
+    b: int,
+    low: int,
+) -> None:
+    """Go from the last token to the first; `later` is the gradient of h from the tokens after it."""
+    high = low + len(later)
+    for t in range(h.shape[1] - 1, -1, -1):
+        before = state[b, low:high] if t == 0 else h[b, t - 1, low:high]
+        row_a, row_grad = a[b, t, low:high], grad_h[b, t, low:high]
+        if max_min:
+            row_x = x[b, t, low:high]
+            _retreat_max_min(row_a, row_x, before, row_grad, grad_a[b, t, low:high], grad_x[b, t, low:high], later)
+        else:
+            _retreat(row_a, before, row_grad, grad_a[b, t, low:high], grad_x[b, t, low:high], later)
+
+
+@compiled(error_model="numpy")
+def _retreat(a: Any, before: Any, grad_h: Any, grad_a: Any, grad_x: Any, later: Any) -> None:
+    for j in range(len(later)):
+        grad = later[j] + grad_h[j]
+        grad_x[j] = grad
+        grad_a[j] = grad * before[j]
+        later[j] = a[j] * grad
+
+
+@compiled(error_model="numpy")
+def _retreat_max_min(a: Any, x: Any, before: Any, grad_h: Any, grad_a: Any, grad_x: Any, later: Any) -> None:
+    """Give the whole gradient to the one of x, a and what came before that h is."""
+    zero = np.float32(0)
+    for j in range(len(later)):
+        grad = later[j] + grad_h[j]
+        is_capped = a[j] <= before[j] or a[j] != a[j]
+        kept = a[j] if is_capped else before[j]
+        is_new = x[j] >= kept or x[j] != x[j]
+        grad_x[j] = grad if is_new else zero
+        grad_a[j] = grad if is_capped and not is_new else zero
+        later[j] = grad if not is_capped and not is_new else zero

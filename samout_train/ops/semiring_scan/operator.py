@@ -1,0 +1,74 @@
+"""The fused scan as a torch operator, so that autograd and torch.compile know it. There is no second derivative."""
+
+# B batch, T time, D width
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samout_train.ops.semiring_scan.reference import Semiring
+
+
+def fused_scan(a_BTD: Tensor, x_BTD: Tensor, state_BD: Tensor, semiring: Semiring) -> Tensor:
+    """See samout_train.ops.semiring_scan.semiring_scan, but for max_plus; all float32."""
+    given = (a_BTD.contiguous(), x_BTD.contiguous(), state_BD.contiguous(), semiring)
+    # Where nobody asks for gradients the kernel is called as it is: an operator makes torch import its compiler.
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        h_BTD: Tensor = _scan(*given)
+        return h_BTD
+    return _forward(*given)
+
+
+def _kernels(tensor: Tensor) -> ModuleType:
+    return import_module(f"samout_train.ops.semiring_scan.{tensor.device.type}")
+
+
+def _forward(a_BTD: Tensor, x_BTD: Tensor, state_BD: Tensor, semiring: str) -> Tensor:
+    h_BTD = torch.empty_like(x_BTD)
+    _kernels(x_BTD).forward(a_BTD, x_BTD, state_BD, semiring, h_BTD)
+    return h_BTD
+
+
+@torch.library.custom_op("samout_train::semiring_scan", mutates_args=())
+def _scan(a_BTD: Tensor, x_BTD: Tensor, state_BD: Tensor, semiring: str) -> Tensor:
+    """Return h of all tokens."""
+    return _forward(a_BTD, x_BTD, state_BD, semiring)
+
+
+@_scan.register_fake
+def _(a_BTD: Tensor, x_BTD: Tensor, state_BD: Tensor, semiring: str) -> Tensor:
+    return torch.empty_like(x_BTD)
+
+
+@torch.library.custom_op("samout_train::semiring_scan_backward", mutates_args=())
+def _scan_backward(
+    a_BTD: Tensor, x_BTD: Tensor, h_BTD: Tensor, state_BD: Tensor, semiring: str, grad_h_BTD: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of a, x and the state."""
+    grads = (torch.empty_like(h_BTD), torch.empty_like(h_BTD), torch.empty_like(state_BD))
+    _kernels(x_BTD).backward(a_BTD, x_BTD, h_BTD, state_BD, semiring, grad_h_BTD, *grads)
+    return grads
+
+
+@_scan_backward.register_fake
+def _(
+    a_BTD: Tensor, x_BTD: Tensor, h_BTD: Tensor, state_BD: Tensor, semiring: str, grad_h_BTD: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(h_BTD), torch.empty_like(h_BTD), torch.empty_like(state_BD)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    a_BTD, x_BTD, state_BD, ctx.semiring = inputs
+    if ctx.semiring == "plus_times":
+        x_BTD = output  # nothing reads x, which need not be kept
+    ctx.save_for_backward(a_BTD, x_BTD, output, state_BD)
+
+
+def _backward(ctx: Any, grad_h_BTD: Tensor) -> tuple[Tensor | None, ...]:
+    return *_scan_backward(*ctx.saved_tensors, ctx.semiring, grad_h_BTD.contiguous()), None
+
+
+_scan.register_autograd(_backward, setup_context=_setup_context)
