@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from samout_train import build_model
-from samout_train.evaluation import Decoder
+from samout_train.evaluation import LOOKS, Decoder
 from samout_train.models import num_parameters
 from samout_train.ops import use_kernels
 from samout_train.runtime import keep_freed_memory
@@ -126,15 +126,21 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _draw(seconds: dict[str, dict[int, float]], speeds: dict[str, dict[int, float]], title: str, path: Path) -> None:
+def draw(seconds: dict[str, dict[int, float]], speeds: dict[str, dict[int, float]], title: str, path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, values in seconds.items():
-        left.plot(list(values), [1000 * value for value in values.values()], marker="o", label=name)
-    left.set(xlabel="tokens so far", ylabel="milliseconds a token", xscale="log", ylim=(0, None))
+        left.plot(
+            list(values),
+            [1000 * value for value in values.values()],
+            color=LOOKS[name].color,
+            marker=LOOKS[name].marker,
+            label=name,
+        )
+    left.set(xlabel="position, tokens", ylabel="milliseconds per token", xscale="log", ylim=(0, None))
     for name, values in speeds.items():
-        right.plot(list(values), list(values.values()), marker="o", label=name)
-    right.set(xlabel="sequences at once", ylabel="tokens a second, all together", xscale="log", yscale="log")
+        right.plot(list(values), list(values.values()), label=name, **LOOKS[name]._asdict())
+    right.set(xlabel="sequences at once", ylabel="tokens per second, all together", xscale="log", yscale="log")
     right.set_xticks(BATCHES, [str(batch) for batch in BATCHES])
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -176,7 +182,7 @@ def main() -> None:
     for name, speed in speeds.items():
         print(f"{name:35}" + "".join(f"{value:9,.0f}" for value in speed.values()))
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    _draw(seconds, speeds, f"decoding, 6.3 M parameters, {hardware}, torch {torch.__version__}", given.out)
+    draw(seconds, speeds, f"decoding, 6.3 M parameters, {hardware}, torch {torch.__version__}", given.out)
     content = {"date": time.strftime("%Y-%m-%d"), "hardware": hardware, "torch": torch.__version__}
     content |= {"seconds a token by place": seconds, "tokens a second by batch": speeds, "over the prefix": again_of}
     content |= {"v8 over torch's operations": eager}

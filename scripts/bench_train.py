@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from samout_train import build_trainer
+from samout_train.evaluation import LOOKS
 from samout_train.models import SamOut, loss as losses, num_parameters
 from samout_train.training import Trainer
 
@@ -245,14 +246,19 @@ def draw(steps: dict[str, dict[str, float]], speeds: dict[str, dict[int, float]]
     """Milliseconds a step as bars; tokens a second by length as lines."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    bars = left.bar(list(steps), [1000 * step["seconds"] for step in steps.values()])
+    colours = ["lightgrey", LOOKS["v8"].color, LOOKS["v8"].color]
+    bars = left.bar(list(steps), [1000 * step["seconds"] for step in steps.values()], color=colours)
     left.bar_label(bars, [f"{step['times']:.2f} x" for step in steps.values()])
     left.margins(y=0.1)
-    left.set(ylabel="milliseconds a step", title="published V8, 100 x 49 tokens")
+    left.set(ylabel="milliseconds per step", title="published V8, 100 x 49 tokens")
     for name, speed in speeds.items():
-        right.plot(list(speed), list(speed.values()), marker="o", label=name)
+        right.plot(list(speed), list(speed.values()), label=name, **LOOKS[name]._asdict())
     right.set(
-        xscale="log", xlabel="tokens in a row", ylabel="tokens a second", ylim=(0, None), title="equal parameters"
+        xscale="log",
+        xlabel="sequence length, tokens",
+        ylabel="tokens per second",
+        ylim=(0, None),
+        title="equal parameters",
     )
     right.grid(alpha=0.3)
     right.legend()

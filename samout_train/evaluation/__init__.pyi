@@ -43,6 +43,7 @@ from .lengths import (
     stream_of as stream_of,
     write_extrapolation as write_extrapolation,
 )
+from .looks import LOOKS as LOOKS, Look as Look, looks_of as looks_of
 from .state_health import (
     LayerHealth as LayerHealth,
     calm_rows as calm_rows,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from samout_train.evaluation.looks import looks_of
 from samout_train.runtime import replace_file
 
 if TYPE_CHECKING:
@@ -48,26 +49,30 @@ def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> byte
     """
     if missing_charts():
         return None
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     from samout_train.evaluation.lengths import FAR_TIMES  # late, since lengths imports this module
 
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     by_position, by_length, growth = figure.subplots(1, 3)
+    looks = looks_of(found)
     for name, one in found.items():
+        colour = looks[name].color
         middles, losses = [], []
         for first, last, nats in one.by_position:
             middles.append((first * last) ** 0.5)
             losses.append(nats)
-        by_position.plot(middles, losses, marker=".", label=name)
-        by_length.plot(list(one.loss_nats), list(one.loss_nats.values()), marker="o", label=name)
-        for layer, norms in one.state_norm.items():
+        by_position.plot(middles, losses, marker=".", color=colour, label=name)
+        by_length.plot(list(one.loss_nats), list(one.loss_nats.values()), marker="o", color=colour, label=name)
+        for number, (layer, norms) in enumerate(one.state_norm.items()):
+            shade = colormaps["viridis"](0.9 * number / max(1, len(one.state_norm) - 1))  # no colour of a model
             tokens = [one.trained_length * (index + 1) for index in range(len(norms))]
             if len(found) > 1:
                 layer = f"{name}, {layer}"
             if norms[0]:
                 norms = [norm / norms[0] for norm in norms]
-            growth.plot(tokens, norms, label=layer)
+            growth.plot(tokens, norms, color=shade, label=layer)
         for axes in (by_position, by_length, growth):
             axes.axvline(one.trained_length, color="grey", linestyle=":", linewidth=1)
         by_length.axvline(FAR_TIMES * one.trained_length, color="grey", linestyle="--", linewidth=1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from samout_train.evaluation import DOTS_PER_INCH, heat_map, missing_charts
+from samout_train.evaluation import DOTS_PER_INCH, Look, heat_map, looks_of, missing_charts
 from samout_train.experiments.compare.results import CandidateResult, Comparison, interval_of_mean
 from samout_train.experiments.compare.screening import best_rate
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The colours of Okabe and Ito, which readers with colour blindness can tell apart, and two more.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F")
-MARKERS = "osD^vP*Xh"
 PREFIXES = ("", "kilo", "mega", "giga", "tera", "peta", "exa", "zetta")
 DURATIONS = (("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0))
 SHORTEST_AXIS = 3.0  # of a unit of time: below it, the unit before has the rounder ticks
@@ -137,20 +134,12 @@ def _as_svg(drawn: "Callable[[], Figure]") -> bytes:
 
 def colour_of(comparison: Comparison, label: str) -> str:
     """Return the colour of a model, the same in every chart and table of a page."""
-    return COLOURS[_index_of(comparison, label) % len(COLOURS)]
+    return _look(comparison, label).color
 
 
-def _index_of(comparison: Comparison, label: str) -> int:
-    labels = comparison.labels or sorted(one.label for one in comparison.results)
-    return labels.index(label)
-
-
-def _look(comparison: Comparison, one: CandidateResult) -> dict[str, Any]:
-    """Return the colour and the marker of a model, the same in each chart."""
-    place = _index_of(comparison, one.label)
-    # Where the colours begin again, the markers are others.
-    marker = MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
-    return {"color": colour_of(comparison, one.label), "marker": marker}
+def _look(comparison: Comparison, label: str) -> Look:
+    labels = comparison.labels or [one.label for one in comparison.results]
+    return looks_of(labels)[label]
 
 
 def shown(one: CandidateResult) -> str:
@@ -225,8 +214,8 @@ def _curves(
             for step, loss in curve:
                 costs.append(step * cost / size)
                 losses.append(loss)
-            look = _look(comparison, one)
-            axes.plot(costs, losses, label=shown(one), markersize=3, linewidth=1.3, **look)
+            look = _look(comparison, one.label)
+            axes.plot(costs, losses, label=shown(one), markersize=3, linewidth=1.3, **look._asdict())
             tops.append(_first_shown(curve))
         axes.set_ylim(top=max(tops) * 1.02)
         if unit_of is None:
@@ -322,8 +311,8 @@ def _state(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     for one in comparison.ranked:
         size = one.figure("state_bytes")
         if size is not None and one.mean is not None:
-            look = _look(comparison, one)
-            axes.plot([size], [one.mean], look["marker"], color=look["color"], label=shown(one))
+            look = _look(comparison, one.label)
+            axes.plot([size], [one.mean], look.marker, color=look.color, label=shown(one))
     axes.set_xscale("log")
     _with_units(axes)
     _finish(axes, "state after a training row, bytes", "validation loss, nats per token")
@@ -340,8 +329,10 @@ def accuracy_by_state(comparison: Comparison) -> dict[str, list[tuple[float, flo
 
 
 def _recall(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
-    for number, (label, places) in enumerate(accuracy_by_state(comparison).items()):
-        look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+    lines = accuracy_by_state(comparison)
+    looks = looks_of(lines)
+    for label, places in lines.items():
+        look = looks[label]._asdict()
         axes.plot(*zip(*places, strict=True), label=label.replace("$", r"\$"), markersize=4, linewidth=1.3, **look)
     axes.set_xscale("log")
     axes.set_ylim(-0.03, 1.03)
@@ -373,7 +364,7 @@ def _rates(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
 def _line(axes: "Axes", comparison: Comparison, one: CandidateResult, points: Sequence[tuple[float, float]]) -> None:
     if points:
         xs, ys = zip(*points, strict=True)
-        axes.plot(xs, ys, label=shown(one), markersize=4, linewidth=1.3, **_look(comparison, one))
+        axes.plot(xs, ys, label=shown(one), markersize=4, linewidth=1.3, **_look(comparison, one.label)._asdict())
 
 
 def _log_of(axes: "Axes", places: Iterable[float]) -> None:
