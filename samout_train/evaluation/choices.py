@@ -71,7 +71,7 @@ class ChoicesFound:
 
 
 def told_from_guessing(found: Accuracy, chance: float) -> str:
-    """Return whether an accuracy can be told from guessing, by its 95 % interval."""
+    """Return whether an accuracy differs from guessing, by its 95 % interval."""
     low, high = found.interval
     if low > chance:
         return "better than guessing"

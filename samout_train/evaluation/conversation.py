@@ -29,7 +29,7 @@ NEVER_DRAWN = [PAD_ID]
 @validated
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn.
+    """Hold the settings by which tokens are drawn.
 
     Args:
         temperature: 0 takes the most probable token; otherwise logits are divided by it.

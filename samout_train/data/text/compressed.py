@@ -145,7 +145,7 @@ class _Frames:
         self._compressed = self._text = b""
 
     def read(self, size: int) -> bytes:
-        """Return at most so many bytes; none at the end."""
+        """Return at most `size` bytes; empty at the end."""
         while not self._text:
             if not self._compressed:
                 self._compressed = self._file.read(READ_TOGETHER)

@@ -1,4 +1,4 @@
-"""States of the model behind token sequences that it has read, so that what goes on from one is not read again."""
+"""States of the model behind token sequences that it has read, so that what continues one is not read again."""
 
 from collections import OrderedDict
 from collections.abc import Sequence

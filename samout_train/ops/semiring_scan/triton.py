@@ -3,7 +3,7 @@
 A program walks row by row through a chunk of time, BLOCK channels in one warp. Chunks run in parallel: what a chunk
 makes of h before it is product * h + total, both from a pass over the chunk, and a walk over the chunks gives the h
 before each. The backward pass is a linear scan in reversed time over either semiring, with the share `through` of a
-gradient that goes on to the token before: a, or where the minimum and the maximum let h through, 1.
+gradient that passes to the token before: a, or where the minimum and the maximum let h through, 1.
 """
 
 # D width
