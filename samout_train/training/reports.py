@@ -1,6 +1,7 @@
 """The schedule of logging and evaluation, and the final summary of a run."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -105,7 +106,9 @@ class Reports:
                 self._evaluated_step = step
             if metrics:
                 report = StepReport(step=step, metrics=metrics)
-                reasons = [callback.on_report(report) for callback in callbacks]
+                # After an evaluation a callback may generate a sample, in the first process alone.
+                with self.training_step.shared.unsharded() if should_evaluate else nullcontext():
+                    reasons = [callback.on_report(report) for callback in callbacks]
         return distributed.from_first(next((reason for reason in reasons if reason), None))
 
     def evaluate_whole(self, signals: StopSignals) -> Evaluation:
