@@ -8,4 +8,5 @@ from .base import (
     UnknownCharacterError as UnknownCharacterError,
     Vocabulary as Vocabulary,
     characters_in as characters_in,
+    dtype_for as dtype_for,
 )
