@@ -32,8 +32,9 @@ SWEEPS = (
     ".venv/bin/samout-train compare 'models={v1:{}",
 )
 NEVER = ("make test", "make torture", ".venv/bin/ruff check", "make dashboard", *SWEEPS)
-# What installs anew, compiles a model, or evaluates on a megabyte: at night.
+# What installs, compiles a model, evaluates on a megabyte, or compares a second time: at night.
 AT_NIGHT = (
+    ".venv/bin/samout-train compare models=[v8,gru,transformer]",
     *("python3 -m venv", ".venv/bin/python -m pip", ".venv/bin/samout-train verify"),
     ".venv/bin/python -m samout_train experiment=shakespeare_small",
     *(".venv/bin/python -m samout_train data=python_source", ".venv/bin/samout-train reproduce experiment=maxplus"),
@@ -138,7 +139,8 @@ def test_a_page_has_a_length_that_is_read(page: str) -> None:
         ),
         (
             ".venv/bin/samout-train experiment=a data=text  # why",
-            ".venv/bin/samout-train experiment=a data=text trainer=debug callbacks.sample.max_new_tokens=8  # why",
+            ".venv/bin/samout-train experiment=a data=text trainer=debug callbacks.sample.max_new_tokens=8 "
+            "callbacks.lengths.times=[]  # why",
         ),
         (
             ".venv/bin/samout-train data=a trainer.max_steps=77 model.hidden_size=8",
@@ -172,7 +174,8 @@ def shorter(line: str) -> str:
     if "model.hidden_size" not in command and "experiment=" not in command:
         words += ["model.hidden_size=48", "data.batch_size=8"]  # the published sizes take seconds a step
     if "data=text" in command:
-        words.append("callbacks.sample.max_new_tokens=8")  # as usual they take as long as a hundred steps
+        # Samples take as long as a hundred steps, and lengths, with their picture, a second.
+        words += ["callbacks.sample.max_new_tokens=8", "callbacks.lengths.times=[]"]
     return " ".join(words) + hash_sign + comment
 
 
