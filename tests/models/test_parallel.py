@@ -157,7 +157,12 @@ def test_a_run_of_two_processes_leaves_one_run(parallel: str, tmp_path: Path) ->
 @pytest.mark.slow
 def test_one_of_the_processes_that_share_the_weights_out_writes_samples(tmp_path: Path, small_text: Path) -> None:
     text = ["data=text", f"data.path={small_text}", "data.seq_len=16", "data.batch_size=2", "device=cpu"]
-    few = ["trainer.max_steps=2", "trainer.eval_every_n_steps=1", "trainer.eval_batches=1", "trainer.final_eval_batches=1"]
+    few = [
+        "trainer.max_steps=2",
+        "trainer.eval_every_n_steps=1",
+        "trainer.eval_batches=1",
+        "trainer.final_eval_batches=1",
+    ]
     few += ["callbacks.tensorboard.sample_tokens=4", "callbacks.sample.max_new_tokens=4"]
     done = samout_together(tmp_path, 2, *RUN[:4], *text, *few, "trainer.parallel=fsdp", "run_dir=run")
     assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]

@@ -131,8 +131,8 @@ def test_the_operators_pass_torchs_own_checks() -> None:
     f, x, norm, _ = inputs((2, 5, 6), torch.float32)
     seed = torch.tensor(7)
     arguments = (f, x, torch.tensor(0.5, requires_grad=True), norm.weight, norm.bias, 1e-5, 0.25, seed)
-    torch.library.opcheck(operator.blended, arguments)
-    torch.library.opcheck(operator.gated, (f, x))
+    torch.library.opcheck(operator._blended, arguments)
+    torch.library.opcheck(operator._gated, (f, x))
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def blended(f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, norm: nn.LayerNorm, dro
     else:
         seed = torch.empty((), dtype=torch.int64, device=device)  # read by nothing
     parameters = (alpha, norm.weight, norm.bias)
-    return operator.blended(f_BTD.contiguous(), x_BTD.contiguous(), *parameters, norm.eps, dropout, seed)[0]
+    return operator.blended(f_BTD.contiguous(), x_BTD.contiguous(), *parameters, norm.eps, dropout, seed)
 
 
 def gated_reference(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:

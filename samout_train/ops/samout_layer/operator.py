@@ -2,29 +2,43 @@
 
 # B batch, T time, D width, F inner width
 
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from samout_train.ops.kernels import is_traced
+
+
+def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
+    """Return samout_train.ops.samout_layer.gated of contiguous tensors."""
+    compute = _gated if is_traced(up_BTF) else _Gated.apply
+    y_BTF: Tensor = compute(up_BTF, gate_BTF)
+    return y_BTF
 
 
 @torch.library.custom_op("samout_train::gated", mutates_args=())
-def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
-    """Return samout_train.ops.samout_layer.gated of contiguous tensors."""
+def _gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
     y_BTF = torch.empty_like(up_BTF)
     _kernels(up_BTF).gate(up_BTF, gate_BTF, y_BTF)
     return y_BTF
 
 
-@gated.register_fake
+@_gated.register_fake
 def _(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
     return torch.empty_like(up_BTF)
 
 
 @torch.library.custom_op("samout_train::gated_backward", mutates_args=())
 def _gated_backward(up_BTF: Tensor, gate_BTF: Tensor, grad_BTF: Tensor) -> tuple[Tensor, Tensor]:
+    return _gate_gradients(up_BTF, gate_BTF, grad_BTF)
+
+
+def _gate_gradients(up_BTF: Tensor, gate_BTF: Tensor, grad_BTF: Tensor) -> tuple[Tensor, Tensor]:
     grads = torch.empty_like(up_BTF), torch.empty_like(gate_BTF)
     _kernels(up_BTF).gate_gradients(up_BTF, gate_BTF, grad_BTF, *grads)
     return grads
@@ -44,7 +58,26 @@ def _through_gate(ctx: Any, grad_BTF: Tensor) -> tuple[Tensor, Tensor]:
     return grads
 
 
-gated.register_autograd(_through_gate, setup_context=_keep_inputs)
+_gated.register_autograd(_through_gate, setup_context=_keep_inputs)
+
+
+class _Gated(torch.autograd.Function):
+    """The operator without torch's library around it."""
+
+    @staticmethod
+    def forward(ctx: Any, up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
+        """Return what `_gated` does."""
+        ctx.save_for_backward(up_BTF, gate_BTF)
+        y_BTF = torch.empty_like(up_BTF)
+        _kernels(up_BTF).gate(up_BTF, gate_BTF, y_BTF)
+        return y_BTF
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BTF: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of both."""
+        up_BTF, gate_BTF = ctx.saved_tensors
+        return _gate_gradients(up_BTF, gate_BTF, grad_BTF.contiguous())
 
 
 @torch.library.custom_op("samout_train::gated_halves", mutates_args=())
@@ -81,8 +114,24 @@ def _through_halves(ctx: Any, grad_BTF: Tensor) -> Tensor:
 gated_halves.register_autograd(_through_halves, setup_context=_keep_inputs)
 
 
-@torch.library.custom_op("samout_train::blended", mutates_args=())
 def blended(
+    f_BTD: Tensor,
+    x_BTD: Tensor,
+    alpha: Tensor,
+    weight_D: Tensor,
+    bias_D: Tensor,
+    eps: float,
+    dropout: float,
+    seed: Tensor,
+) -> Tensor:
+    """Return samout_train.ops.samout_layer.blended of contiguous tensors."""
+    compute = _blended if is_traced(x_BTD) else _Blended.apply
+    y_BTD: Tensor = compute(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed)[0]
+    return y_BTD
+
+
+@torch.library.custom_op("samout_train::blended", mutates_args=())
+def _blended(
     f_BTD: Tensor,
     x_BTD: Tensor,
     alpha: Tensor,
@@ -93,13 +142,13 @@ def blended(
     seed: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return y (B, T, D) and, for the backward pass, mean and inverse standard deviation of each position (2, B T)."""
-    y_BTD, statistics = torch.empty_like(x_BTD), x_BTD.new_empty(2, x_BTD.numel() // x_BTD.shape[-1])
-    _kernels(x_BTD).blend(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed, y_BTD, statistics)
-    return y_BTD, statistics
+    outputs = _blend_outputs(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed)
+    _kernels(x_BTD).blend(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed, *outputs)
+    return outputs
 
 
-@blended.register_fake
-def _(
+@_blended.register_fake
+def _blend_outputs(
     f_BTD: Tensor,
     x_BTD: Tensor,
     alpha: Tensor,
@@ -153,13 +202,42 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _through_blend(ctx: Any, grad_BTD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *saved, seed = ctx.saved_tensors
     alpha, width = saved[2], saved[3].numel()
-    grad_f_BTD, grad_x_BTD, others = _blended_backward(*saved, ctx.dropout, seed, grad_BTD.contiguous())
+    given = (*saved, ctx.dropout, seed, grad_BTD.contiguous())
+    if is_traced(grad_BTD):
+        grads = _blended_backward(*given)
+    else:
+        grads = _blended_gradients(*given)
+        _kernels(grad_BTD).blend_gradients(*given, *grads)
+    grad_f_BTD, grad_x_BTD, others = grads
     grad_weight_D, grad_bias_D, grad_alpha = others.split([width, width, 1])
     return grad_f_BTD, grad_x_BTD, grad_alpha.view(alpha.shape), grad_weight_D, grad_bias_D, None, None, None
 
 
-blended.register_autograd(_through_blend, setup_context=_keep)
+_blended.register_autograd(_through_blend, setup_context=_keep)
+
+
+class _Blended(torch.autograd.Function):
+    """The operator without torch's library around it."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        """Return what `_blended` does."""
+        outputs = _blend_outputs(*given)
+        _kernels(outputs[0]).blend(*given, *outputs)
+        _keep(ctx, given, outputs)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the inputs."""
+        return _through_blend(ctx, *grads)
 
 
 def _kernels(tensor: Tensor) -> ModuleType:
-    return import_module(f"samout_train.ops.samout_layer.{tensor.device.type}")
+    return _kernels_for(tensor.device.type)
+
+
+@cache
+def _kernels_for(device_type: str) -> ModuleType:
+    return import_module(f"samout_train.ops.samout_layer.{device_type}")
