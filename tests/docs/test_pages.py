@@ -84,6 +84,8 @@ def make_checkout(parent: Path, *, characters: int) -> Path:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+    for kept in (ROOT / "samout_train").rglob("__pycache__"):  # what is compiled already: the files are the same
+        (folder / kept.relative_to(ROOT)).symlink_to(kept)
     text = (shared / "data" / "tinyshakespeare.txt").read_text("utf-8")
     (folder / "tinyshakespeare.txt").write_text(text, "utf-8")
     (folder / "my.txt").write_text(text[:characters], "utf-8")
