@@ -462,8 +462,11 @@ def test_guessing_comes_to_the_chance_that_is_shown(name: str) -> None:
     assert (counts - source.chance).abs().max() < 6 * sigma + 0.1 * source.chance
 
 
-@pytest.mark.parametrize(("count", "below"), [(3, 40), (7, 9), (9, 9), (1, 1)])
-def test_distinct_numbers_are_all_as_probable(count: int, below: int) -> None:
+@pytest.mark.parametrize(("count", "below", "many"), [(3, 40, 1000), (7, 9, 1000), (9, 9, 1), (1, 1, 1), (7, 15, 1)])
+def test_distinct_numbers_are_all_as_probable(
+    count: int, below: int, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samout_train.data.tasks.recall.MANY", many)
     drawn = distinct(np.random.default_rng(0), 20_000, count, below)
     assert drawn.shape == (20_000, count) and all(len(set(row)) == count for row in drawn[:500].tolist())
     for column in drawn.T:

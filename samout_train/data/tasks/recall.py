@@ -18,6 +18,7 @@ from samout_train.data.source import source_function
 from samout_train.data.tasks.base import IGNORED, Ids, Task
 
 BLANK = 0
+MANY = 1000  # numbers of which all orders are not shuffled for a few: a row of them takes too long
 
 
 @validated
@@ -90,9 +91,28 @@ recall = source_function(Recall)
 
 def distinct(generator: np.random.Generator, num_rows: int, count: int, below: int) -> NDArray[np.int64]:
     """Return rows of `count` distinct numbers from 0 to `below` - 1, uniformly distributed, (R, count)."""
+    if count * count > below and below >= MANY and 2 * count <= below:
+        return _redrawn(generator, num_rows, count, below)
     if count * count > below:  # most draws would have repetitions
         return generator.permuted(np.tile(np.arange(below), (num_rows, 1)), axis=1)[:, :count]
     drawn = generator.integers(below, size=(num_rows, count))
     while len(again := np.flatnonzero((np.diff(np.sort(drawn, axis=1), axis=1) == 0).any(axis=1))):
         drawn[again] = generator.integers(below, size=(len(again), count))
+    return drawn
+
+
+def _redrawn(generator: np.random.Generator, num_rows: int, count: int, below: int) -> NDArray[np.int64]:
+    """Draw again each place that repeats an earlier one, until none does.
+
+    Which places are drawn again follows from equality alone, not from the numbers: all distinct rows stay equally
+    probable.
+    """
+    drawn = generator.integers(below, size=(num_rows, count))
+    rows = np.arange(num_rows)
+    while len(rows):
+        order = np.argsort(drawn[rows], axis=1, kind="stable")
+        in_order = np.take_along_axis(drawn[rows], order, axis=1)
+        again, places = np.nonzero(in_order[:, 1:] == in_order[:, :-1])
+        drawn[rows[again], order[again, places + 1]] = generator.integers(below, size=len(again))
+        rows = rows[np.unique(again)]
     return drawn
