@@ -121,8 +121,8 @@ def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
 
     Args:
         run_dir: The run directory.
-        set_aside: Whether to rename damaged ones to `.corrupt`. Use it for the own run only: elsewhere, a checkpoint
-            that looks incomplete may still be in writing.
+        set_aside: Whether to rename damaged ones to `.corrupt`. Use it only for the process's own run: elsewhere, a
+            checkpoint that looks incomplete may still be in writing.
 
     Raises:
         CheckpointError: if every checkpoint is damaged.
@@ -189,22 +189,22 @@ def damage(path: Path) -> str | None:
     except ValueError:
         return f"{manifest_path.name} is damaged"
     if path.stat().st_size != manifest["bytes"]:
-        return f"it has {path.stat().st_size} bytes, the manifest says {manifest['bytes']}"
+        return f"it has {path.stat().st_size} bytes, the manifest records {manifest['bytes']}"
     if sha256_of(path) != manifest["sha256"]:
         return "its sha256 differs from the manifest's"
     return damaged_shards(shards_folder(path), manifest.get("shards", {}))
 
 
-def write_manifest(path: Path, said: dict[str, Any]) -> None:
+def write_manifest(path: Path, entries: dict[str, Any]) -> None:
     """Write the manifest of a checkpoint, with its own digest."""
-    replace_json(_manifest(path), _signed(said))
+    replace_json(_manifest(path), _signed(entries))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if it does not exist.
         ValueError: if any byte differs from what was written.
     """
     require_regular_file(_manifest(path))

@@ -138,7 +138,7 @@ def run_jobs(
     jobs: Sequence[Job],
     *,
     at_once: int,
-    told: Callable[[Job, Outcome], None] = lambda job, outcome: None,
+    report: Callable[[Job, Outcome], None] = lambda job, outcome: None,
     watched: Callable[[Sequence[Job]], None] = lambda running: None,
 ) -> dict[str, Outcome]:
     """Run the missing jobs: finished ones are kept, stopped ones resume, failed ones are tried again.
@@ -148,7 +148,7 @@ def run_jobs(
     Args:
         jobs: All of them.
         at_once: Jobs at a time, which share the processor's threads.
-        told: Called with each job that has ended, and its outcome.
+        report: Called with each job that has ended, and its outcome.
         watched: Called repeatedly with the running jobs.
 
     Returns:
@@ -179,7 +179,7 @@ def run_jobs(
                     del running[job.name]
                     if process is not None or became.state == "done":
                         found[job.name] = became
-                        told(job, became)
+                        report(job, became)
                     else:  # the other process died: the job resumes from its checkpoint
                         missing.insert(0, job)
             signals.check()
@@ -291,7 +291,7 @@ class JobBar:
         there = sum(outcome(job.run_dir).state == "done" for job in jobs)
         self._bar.initial += there  # the time that is left must not be estimated from them
         self._bar.update(there)
-        return run_jobs(jobs, at_once=at_once, told=self._tell, watched=self._watch)
+        return run_jobs(jobs, at_once=at_once, report=self._tell, watched=self._watch)
 
     def expect(self, total: int) -> None:
         """Set the number of jobs, once it is known."""

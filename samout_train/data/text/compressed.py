@@ -17,7 +17,7 @@ from samout_train.runtime import HEAD_BYTES, compression_of
 
 ENDINGS = (".gz", ".bz2", ".zst")
 KINDS = ("gzip", "bzip2", "zstd")
-# Four bytes of zstd may stand for 128 KiB, and forty of bzip2 for 900 kB: so many become 128 MiB at the most.
+# Four bytes of zstd may stand for 128 KiB, and forty of bzip2 for 900 kB: one read decompresses to at most 128 MiB.
 READ_TOGETHER = 4096
 BUFFER_BYTES = 1 << 16
 
@@ -49,7 +49,7 @@ def decompressed(name: str, file: IO[bytes], kind: str, member: str = "") -> IO[
     """Return a stream of the content of a compressed file.
 
     Args:
-        name: What messages call it.
+        name: Its name in messages.
         file: Opened at its first byte.
         kind: One of `KINDS`, or zip.
         member: Of a zip archive, how the name of the file in it ends; `*` for the only one.

@@ -1,4 +1,4 @@
-"""JSON Lines: texts or conversations, one document a line."""
+"""Read JSON Lines: texts or conversations, one document a line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,10 +34,10 @@ class Jsonl(TextSource):
         layout: `padded`: a document begins a row and continues in further rows, the last filled with padding. `packed`:
             documents follow each other, each after `<|sos|>`, in rows without padding.
         roles: The special token before a role's messages, by role.
-        learn: `agent`: only the agent's messages are counted targets, and the token that ends each: the next role's, or
-            `<|user|>` after the last turn.
+        learn: `agent`: counted targets are the agent's messages and the token that ends each, which is the next role's,
+            or `<|user|>` after the last turn.
         extra_fields: `write`: reasoning, tools and tool calls become text. `count`: they are skipped and counted.
-        reset_at_documents: Whether each document of a packed row starts without a state. Padded rows need it not.
+        reset_at_documents: Whether each document of a packed row starts without a state. Padded rows do not need it.
     """
 
     path: str

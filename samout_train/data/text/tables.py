@@ -32,7 +32,7 @@ class TableRow:
 
 
 def table_kind(path: Path) -> str | None:
-    """Return `Parquet` or `Arrow` for a table, by its first bytes; None for any other file, or where there is none."""
+    """Return `Parquet` or `Arrow` for a table, by its first bytes; None for another or a missing file."""
     try:
         with path.open("rb") as file:
             head = file.read(len(ARROW))
@@ -50,7 +50,7 @@ def table_rows(path: Path, columns: Sequence[str], start: int = 0, stop: int | N
 
     Args:
         path: A file for which `table_kind` returns a kind.
-        columns: What is wanted; those that the table lacks are left out.
+        columns: Columns to read; those that the table lacks are left out.
         start: The first row.
         stop: The row behind the last one; None for all.
 
