@@ -189,11 +189,11 @@ class Conversation:
         try:
             for index in self._drawn(sampling, stops):
                 piece = decoder.decode(self.vocabulary.to_bytes([index]))
-                said += piece
+                drawn += piece
                 if piece:
                     yield piece
             if piece := decoder.decode(b"", final=True):
-                said += piece
+                drawn += piece
                 yield piece
         finally:
             self.turns.append(Turn("assistant", drawn))

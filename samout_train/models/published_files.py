@@ -166,7 +166,7 @@ def published_tensors(content: Any) -> dict[str, Tensor]:
         content: A state_dict, alone or below a key, wrapped or not; or a module of stand-ins.
 
     Raises:
-        ValueError: if there are no such weights, or several different ones.
+        ValueError: if it lacks such weights, or has several different ones.
     """
     found = list(_states(content))
     states: list[_State] = []

@@ -77,8 +77,8 @@ def takes_scalars(optimizer: torch.optim.Optimizer, device: torch.device, *, is_
 class DeviceScalars:
     """Keep scalars on the device that steps read: the learning rates, and the inverse of the number of targets.
 
-    To divide by a number, torch multiplies by its inverse in float32 on CUDA, so the bits are the same. A rate is rounded
-    to float32 here; without these scalars it is a double.
+    To divide by a number, torch multiplies by its inverse in float32 on CUDA, so the bits are the same. A rate is
+    rounded to float32 here; without these scalars it is a double.
 
     Args:
         optimizer: A fused Adam or AdamW of torch.
@@ -205,7 +205,7 @@ class Recorder(Protocol):
         ...
 
     def record(self, work: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
-        """Record a step without running it; return a function that runs it, and its results, which each run overwrites."""
+        """Record a step without running it; return the function that runs it and the results, which it overwrites."""
         ...
 
     def reset(self) -> None:

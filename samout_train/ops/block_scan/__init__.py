@@ -10,7 +10,7 @@ from samout_train.ops.kernels import is_fused
 
 __all__ = ["block_mix"]
 
-MOST_ENTRIES = 8  # sizes of a block that the fused kernel supports: each is compiled by itself
+MOST_ENTRIES = 8  # largest block of the fused kernel: each size is compiled by itself
 
 
 def block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:

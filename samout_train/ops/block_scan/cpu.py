@@ -299,7 +299,7 @@ def _step_gradients(
     top: Any,
     total: Any,
 ) -> None:
-    """Compute the gradients of the logits and, added up in `before`, of the earlier state from those of the later one."""
+    """Compute the gradients of the logits and, added up in `before`, of the earlier state, from the later one's."""
     n, count = len(size), len(top)
     for i in range(n):
         first = start + i * n * blocks

@@ -28,7 +28,7 @@ def nats_and_errors(
         targets_R: Token ids, int64, contiguous.
         nats_R: Receives the nats, contiguous: float32, or float64 for logits of float64.
         ignore_index: Rows with this target add nothing; it need not be a valid id.
-        learns: Whether the errors are needed.
+        learns: Whether to compute the gradient.
     """
     device = logits_RV.device.type
     if not len(logits_RV):

@@ -1,8 +1,8 @@
 """Copy weights once for the products of one step: summed, side by side, in the precision of the products.
 
-A step makes them with `weight_copies`; inside of it, `linear` and `stacked_linear` multiply with them in each micro-step
-and chunk. Two launches fill all copies. Gradients reach the parameters in float32: the product itself writes them in
-that precision, so that nothing is cast.
+A step makes them with `weight_copies`; inside of it, `linear` and `stacked_linear` use them in each micro-step and
+chunk. Two launches fill all copies. Gradients reach the parameters in float32: the product itself writes them in that
+precision, so that nothing is cast.
 """
 
 # M rows, N outputs, K inputs
