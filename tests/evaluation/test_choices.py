@@ -52,7 +52,7 @@ def test_the_answer_is_a_text_a_letter_or_a_number(entry: dict[str, Any], answer
         ({"question": "q", "choices": ["a", "b"], "answer": 2}, "answer 2 is not one of its 2 choices"),
         ({"question": "q", "choices": ["a", "b"], "answer": True}, "answer True is not one"),
         ({"question": "q", "choices": ["a", "b"]}, "answer None is not one of its 2 choices: .* a letter from A to B"),
-        ({"question": "q", "choices": ["a", "a"], "answer": "a"}, "answer 'a' is none"),
+        ({"question": "q", "choices": ["a", "a"], "answer": "a"}, "answer 'a' is not one"),
     ],
 )
 def test_what_is_no_question_is_refused(entry: Any, message: str) -> None:
