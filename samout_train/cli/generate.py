@@ -124,7 +124,7 @@ def _encoded(vocabulary: "Vocabulary", prompt: str, given: str) -> list[int]:
 def _turns(loaded: "LoadedRun", prompt: str, given: str) -> list[int]:
     """Return the tokens of a conversation that an answer is to follow.
 
-    The names of role tokens in the prompt are these tokens; without one, all of it is what a user says.
+    The names of role tokens in the prompt are these tokens; without one, the prompt is a user's message.
     """
     from samout_train.data import SOS_ID, SPECIAL_TOKENS
     from samout_train.evaluation import begins_with_sos

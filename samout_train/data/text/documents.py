@@ -158,7 +158,7 @@ class TextReader:
             for row in rows:
                 text = row.values.get(TEXT_COLUMN, "")
                 if not isinstance(text, str):
-                    raise ValueError(f'{printable(path)} row {row.end}: "{TEXT_COLUMN}" is no text: rename the column')
+                    raise ValueError(f'{printable(path)} row {row.end}: "{TEXT_COLUMN}" is not text: rename the column')
                 if self.line_ends == "fold":
                     text = folded(text)
                 if text:
