@@ -258,9 +258,9 @@ def _print_speed(evaluator: "Evaluator", started: float, read: Sequence[tuple[in
     """Print how fast a measurement was, start-up of kernels included.
 
     Args:
-        evaluator: What measured.
-        started: The time at which it began, by `time.perf_counter`.
-        read: The length of rows, and how many tokens were read in such rows.
+        evaluator: The evaluator that measured.
+        started: Its start, by `time.perf_counter`.
+        read: Pairs of the length of rows and the number of tokens read in such rows.
     """
     from samout_train.runtime import matmul_rate
 
