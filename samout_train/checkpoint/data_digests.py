@@ -1,4 +1,4 @@
-"""The record of a run's data in its checkpoints: on resume, data is compared by content, not by path."""
+"""Record a run's data in its checkpoints: on resume, data is compared by content, not by path."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,14 +16,14 @@ FACTS = ("sha256", "tokens", "documents")
 
 def data_record(source: "Source") -> dict[str, Any]:
     """Return the record that identifies the content of a source; empty for a source without a digest."""
-    said = source.description
-    if "sha256" not in said:
+    description = source.description
+    if "sha256" not in description:
         return {}
     record: dict[str, Any] = {}
     for name in FACTS:
-        if name in said:
-            record[name] = said[name]
-    files = said.get("files")
+        if name in description:
+            record[name] = description[name]
+    files = description.get("files")
     if isinstance(files, list):
         record |= {"num_files": len(files), "bytes": sum(int(file["bytes"]) for file in files)}
         if len(files) <= MOST_FILES:
@@ -37,7 +37,7 @@ def require_same_data(now: Mapping[str, Any], then: Mapping[str, Any] | None, da
     Args:
         now: The record of the current data.
         then: The record in the checkpoint; None from an earlier version.
-        data: The node of the configuration, for the message.
+        data: The `data` node of the configuration, for the message.
 
     Raises:
         ValueError: if the content differs.
@@ -58,7 +58,7 @@ def _difference(now: Mapping[str, Any], then: Mapping[str, Any], data: Mapping[s
     message = f"{where}: is other data than the run learns from:"
     if lines := _other_files(now, then):
         return "\n  ".join([message, *lines])
-    return f"{message} {_said(now)}; the run has {_said(then)}"
+    return f"{message} {_described(now)}; the run has {_described(then)}"
 
 
 def recorded_data(run_dir: Path) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def recorded_data(run_dir: Path) -> dict[str, Any]:
 
 
 class DataNow:
-    """Compares the current data with that of runs, and reads each source once.
+    """Compare the current data with that of runs, and read each source once.
 
     Args:
         read: Returns the data source of a configuration.
@@ -127,7 +127,7 @@ def _file(file: Mapping[str, Any] | None) -> str:
     return f"{file['bytes']:,} bytes, sha256 {str(file['sha256'])[:12]}..."
 
 
-def _said(record: Mapping[str, Any]) -> str:
+def _described(record: Mapping[str, Any]) -> str:
     if not record:
         return "no digest"
     parts = []

@@ -1,4 +1,4 @@
-"""Checkpoint files: written so that a crash at any moment leaves the old or the new one, and verified before loading.
+"""Write checkpoint files so that a crash at any moment leaves the old or the new one; verify them before loading.
 
 Only this module knows the format. `step_<8 digits>.pt` holds tensors, numbers, text and lists, so that
 `torch.load(weights_only=True)` reads it. Its manifest, `step_<8 digits>.json`, has its size and sha256 and the versions
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 # Follows the path of a file in a message.
-OTHER_FORMAT = f"is no checkpoint of format {FORMAT}: another program wrote it, or another version of this one"
+OTHER_FORMAT = f"is not a checkpoint of format {FORMAT}: another program wrote it, or another version of this one"
 
 
 class CheckpointError(Exception):
@@ -121,8 +121,8 @@ def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
 
     Args:
         run_dir: The run directory.
-        set_aside: Whether to rename damaged ones to `.corrupt`. Use it for the own run only: elsewhere, a checkpoint
-            that looks incomplete may still be in writing.
+        set_aside: Whether to rename damaged ones to `.corrupt`. Use it only for the process's own run: elsewhere, a
+            checkpoint that looks incomplete may still be in writing.
 
     Raises:
         CheckpointError: if every checkpoint is damaged.
@@ -162,7 +162,7 @@ def find_checkpoint(path: str | Path) -> Path:
         raise ValueError("the path of a run is empty: give a run directory or a checkpoint file")
     path = home_path(path)
     if path.is_file() and path.suffix != ".pt":
-        raise ValueError(f"{path} is no checkpoint: give a run directory or a checkpoint file, step_*.pt")
+        raise ValueError(f"{path} is not a checkpoint: give a run directory or a checkpoint file, step_*.pt")
     if path.is_file():
         reason = damage(path)
         if reason:
@@ -189,22 +189,22 @@ def damage(path: Path) -> str | None:
     except ValueError:
         return f"{manifest_path.name} is damaged"
     if path.stat().st_size != manifest["bytes"]:
-        return f"it has {path.stat().st_size} bytes, the manifest says {manifest['bytes']}"
+        return f"it has {path.stat().st_size} bytes, the manifest records {manifest['bytes']}"
     if sha256_of(path) != manifest["sha256"]:
         return "its sha256 differs from the manifest's"
     return damaged_shards(shards_folder(path), manifest.get("shards", {}))
 
 
-def write_manifest(path: Path, said: dict[str, Any]) -> None:
+def write_manifest(path: Path, entries: dict[str, Any]) -> None:
     """Write the manifest of a checkpoint, with its own digest."""
-    replace_json(_manifest(path), _signed(said))
+    replace_json(_manifest(path), _signed(entries))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if it does not exist.
         ValueError: if any byte differs from what was written.
     """
     require_regular_file(_manifest(path))

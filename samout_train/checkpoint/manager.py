@@ -29,7 +29,7 @@ from samout_train.checkpoint.files import (
 )
 from samout_train.checkpoint.shards import split_shards, write_shards
 from samout_train.config import Positive, current_settings, validated
-from samout_train.models import ParallelModel, go_on_with
+from samout_train.models import ParallelModel, resume_with
 from samout_train.ops import chosen_products
 from samout_train.runtime import PrecisionName, distributed
 
@@ -182,9 +182,9 @@ class Checkpoints:
             else:
                 trainer.begin_from(content, str(path))
         except (LookupError, TypeError, AttributeError) as error:
-            raise CheckpointError.of_file(path, f"it is no whole checkpoint ({error!r:.100})") from error
+            raise CheckpointError.of_file(path, f"it is not a complete checkpoint ({error!r:.100})") from error
         if is_own:
-            go_on_with(then.get("products"))
+            resume_with(then.get("products"))
             self.last_step = trainer.step_count
         self._log_restored(path, then, trainer, is_own=is_own)
         self._last_saved_at = time.monotonic()

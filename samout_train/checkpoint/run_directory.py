@@ -20,7 +20,7 @@ from samout_train.runtime import distributed, home_path, leftovers, place_proble
 log = logging.getLogger(__name__)
 SETTINGS = ".hydra"
 SECONDS_OF_A_LOOK = 0.5  # the longest time that a check for a running process holds the lock
-# Settings that must not change on resume; the others may.
+# Settings that must not change on resume; others may.
 FIXED_KEYS = ("seed", "model", "data", "optimizer", "init_from")
 FREE_DATA_KEYS = ("data.budget_steps", "data.log_every_n_steps", "data.eval_every_n_steps")
 KINDS = {
@@ -29,7 +29,7 @@ KINDS = {
     "a comparison": ("comparison.json",),
     "a search": ("search.json", "search.db"),
 }
-# Values, in earlier versions, of settings that those did not have.
+# Values that stand for settings which earlier versions lacked.
 EARLIER = {
     "data.learn": "all",
     "data.extra_fields": "count",
@@ -44,11 +44,11 @@ EARLIER = {
     "model.mixer.temperature_zero": 0.9,
     "trainer.cuda_graph": "auto",
 }
-# Those of them that a resumed run keeps without being told, since the default has changed: group and key.
+# The settings among them whose default has changed since: a resumed run keeps its earlier value. Group and key.
 KEPT = (("data", "reset_at_documents"),)
 # Paths of the data; they may change if checkpoints record its content.
 PLACE_KEYS = ("data.path", "data.paths", "data.pattern", "data.vocabulary_path")
-PRINTING_KEYS = ("callbacks.report.verbose",)  # decide nothing but what is printed; older runs lack them
+PRINTING_KEYS = ("callbacks.report.verbose",)  # affect only what is printed; older runs lack them
 
 
 class DirectoryRefusedError(ConfigError):
@@ -84,7 +84,7 @@ def check_resume(composed: Composed, directory: str = "run_dir") -> list[Problem
     elif path.is_dir() and not any(path.rglob("step_*.pt")):
         text, fix = "holds no checkpoint", "give a run directory that has checkpoints/step_*.pt"
     elif path.is_file() and path.suffix != ".pt":
-        text, fix = "is no checkpoint", "give auto, a run directory or a checkpoint, step_*.pt"
+        text, fix = "is not a checkpoint", "give auto, a run directory or a checkpoint, step_*.pt"
     else:
         return []
     return [Problem("resume", str(resume), text=text, fix=fix)]

@@ -1,4 +1,4 @@
-"""`python -m samout_train chat run=DIR`: a conversation in the terminal, or line by line from a pipe."""
+"""`python -m samout_train chat run=DIR`: hold a conversation in the terminal, or line by line from a pipe."""
 
 import signal
 import sys
@@ -20,7 +20,7 @@ HELP = """\
 /reset         start a new conversation; the system's words stay
 /system TEXT   start a new conversation with these words of the system; without TEXT, with none
 /save FILE     write the conversation to a file, as JSON in OpenAI's form
-/load FILE     go on with the conversation of a file
+/load FILE     continue the conversation of a file
 /help          this
 /quit          end, as Ctrl-D does; Ctrl-C stops an answer"""
 
@@ -81,7 +81,7 @@ def chat(
 
 
 def _in_terminal(conversation: "Conversation", sampling: "Sampling") -> int:
-    """Ask and answer until the end of the input; a mistake in a line is reported and changes nothing."""
+    """Read and answer lines until the end of the input; a mistake in a line is reported and changes nothing."""
     read = _line_reader()
     while True:
         try:
@@ -104,7 +104,7 @@ def _in_terminal(conversation: "Conversation", sampling: "Sampling") -> int:
 
 
 def _stream(conversation: "Conversation", sampling: "Sampling", line: str) -> None:
-    """Write an answer as it is drawn; Ctrl-C ends it and not the chat."""
+    """Write an answer as it is drawn; Ctrl-C ends the answer, not the chat."""
     with _interrupts() as stopped:
         for piece in conversation.answer(line, sampling, stops=stopped):
             sys.stdout.write(piece)
@@ -133,7 +133,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
 
 
 def _from_pipe(conversation: "Conversation", sampling: "Sampling") -> int:
-    """Answer each line of standard input with one line of standard output; what is said of commands goes to stderr."""
+    """Answer each line of standard input with one line of standard output; the results of commands go to stderr."""
     code = 0
     for line in sys.stdin:
         line = line.removesuffix("\n")
@@ -161,13 +161,13 @@ def one_line(text: str) -> str:
 
 
 def command(conversation: "Conversation", line: str) -> str:
-    """Do what a line that begins with a slash says.
+    """Execute a line that begins with a slash.
 
     Returns:
-        What was done.
+        A description of what was done.
 
     Raises:
-        ValueError: if there is no such command, or it cannot be done; the conversation is as it was then.
+        ValueError: if the command is unknown or fails; the conversation is then unchanged.
     """
     from samout_train.evaluation import as_json, turns_of_json
 
@@ -202,7 +202,7 @@ def command(conversation: "Conversation", line: str) -> str:
 
 
 def _line_reader() -> Callable[[], str]:
-    """Return what reads a line with editing and history: by prompt_toolkit where it is installed, else by readline."""
+    """Return a function that reads a line with editing and history: prompt_toolkit's if installed, else readline's."""
     prompt = "> "
     try:
         from prompt_toolkit import PromptSession
@@ -216,6 +216,6 @@ def _line_reader() -> Callable[[], str]:
 def _edit_lines() -> None:
     """Let input() edit lines and keep a history, where the system has readline."""
     try:
-        import readline  # noqa: F401  importing it is what does it
+        import readline  # noqa: F401  importing it enables editing
     except ImportError:
         return

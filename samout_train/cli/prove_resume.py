@@ -70,11 +70,11 @@ def _prove(request: Request, steps: int, kills: int, settings: dict[str, Any]) -
                 kills=num_kills,
                 seed=settings["seed"],
                 device=choose_device(settings["device"]),
-                told=lambda line: print(line, file=sys.stderr),
+                report=lambda line: print(line, file=sys.stderr),
                 signals=signals,
             )
             found[name] = digests(folder / name)
-            # The second run uses the matrix products that the first chose, even if no cache can be written.
+            # The second run uses the matrix products that the first one chose, even if no cache can be written.
             products = read_manifest(find_checkpoint(folder / name)).get("products")
             kept.enter_context(decided(products))
     for name, digest_of in found.items():

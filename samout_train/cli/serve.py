@@ -1,4 +1,4 @@
-"""`python -m samout_train serve run=DIR`: answer OpenAI's clients over HTTP, and a page to chat on."""
+"""`python -m samout_train serve run=DIR`: answer OpenAI's clients over HTTP, and serve a chat page."""
 
 import signal
 import sys
@@ -41,11 +41,11 @@ def serve(
     kernels: Literal["auto", "reference", "fused"],
     threads: Annotated[int, Threads] | None,
 ) -> int:
-    """Answers OpenAI's clients over HTTP with a trained model, and serves a page to chat on.
+    """Answers OpenAI's clients over HTTP with a trained model, and serves a chat page.
 
     Returns:
-        The exit code: 1 a checkpoint is damaged or the port cannot be had, 2 the request was wrong, 130 or 143 stopped
-        by a signal.
+        The exit code: 1 a checkpoint is damaged or the port is not available, 2 the request was wrong, 130 or 143
+        stopped by a signal.
     """
     uvicorn = _uvicorn()
     from samout_train.checkpoint import load_run
@@ -79,7 +79,7 @@ def serve(
 
 
 def _reader(loaded: "LoadedRun", name: str | None, defaults: "Sampling", max_prompt_tokens: int) -> Any:
-    """Return what checks requests for a run."""
+    """Return the reader that checks requests for a run."""
     from samout_train.evaluation import begins_with_sos
     from samout_train.evaluation.serving import Limits, Reader
 
@@ -95,7 +95,7 @@ def _reader(loaded: "LoadedRun", name: str | None, defaults: "Sampling", max_pro
 
 
 def _serve(uvicorn: Any, asgi: Any, host: str, port: int) -> int:
-    """Serve until a signal comes; return 128 and its number, or 1 where the port cannot be had."""
+    """Serve until a signal arrives; return 128 plus its number, or 1 if the port is not available."""
     import socket
 
     config = uvicorn.Config(asgi, log_level="warning", access_log=False, ws="none", lifespan="off")
@@ -144,7 +144,7 @@ def _stopping(server: Any) -> Iterator[list[int]]:
 
 
 def _uvicorn() -> Any:
-    """Import what serves.
+    """Import and return uvicorn.
 
     Raises:
         ValueError: if it is not installed, with how to get it.

@@ -1,10 +1,10 @@
 """Split rows where a document begins, so that each document starts without a state.
 
 A row of several documents becomes one row for each of them. Rows of similar length lie in a batch of their own, filled
-at their end. A causal model sees nothing of what follows, and no row sees another one. So the state, the convolution
-and the attention of a document begin with it, for every model, and no gradient crosses from one document to another.
+at their end. A causal model does not see later tokens, and no row sees another one. So the state, the convolution and
+the attention of a document begin with it, for every model, and no gradient crosses from one document to another.
 
-The alternative, a mask in each operator, holds only for mixers that have one.
+The alternative, a mask in each operator, works only for mixers that have one.
 """
 
 # R rows, T time, N documents, L time of a part
@@ -14,17 +14,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LENGTHS = 32  # of parts, where any may be chosen: multiples of a 32nd of a row
-HALVINGS = 4  # of parts that are compiled, which takes long: a row, a half, a quarter and an eighth
+LENGTHS = 32  # lengths of parts, if any may be chosen: multiples of a 32nd of a row
+HALVINGS = 4  # lengths of compiled parts, as compiling takes long: a row, a half, a quarter and an eighth
 SHARE_OF_A_CALL = 16  # a call takes as long as this part of a batch, in addition to its tokens
 
 
 class Part(NamedTuple):
-    """Documents of similar length.
+    """Hold documents of similar length.
 
     Args:
         inputs_NL: Token ids.
-        targets_NL: Their targets; `ignore_index` behind the end of a document.
+        targets_NL: Their targets; `ignore_index` after the end of a document.
     """
 
     inputs_NL: Tensor
@@ -40,9 +40,9 @@ def parts_of(
     chunk_len: int | None = None,
     few_shapes: bool = False,
 ) -> list[Part]:
-    """Return the documents of some rows as parts, of which none has more tokens in a chunk than the rows have.
+    """Return the documents of some rows as parts, none with more tokens in a chunk than the rows have.
 
-    Rows in which no document begins but at their start are returned as they are.
+    Rows whose documents begin only at their start are returned unchanged.
 
     Args:
         inputs_RT: Token ids, on the CPU if they are split.
@@ -90,17 +90,17 @@ def parts_of(
 
 
 def nothing(document_id: int, ignore_index: int) -> Part:
-    """Return a part of one token that is not counted: a process in want of a part calls the model with it."""
+    """Return a part of one token that is not counted: a process without a part calls the model with it."""
     return Part(torch.tensor([[document_id]]), torch.tensor([[ignore_index]]))
 
 
 def _grouped(length_N: Tensor, lengths: list[int], tokens_of_a_call: int) -> list[tuple[int, int, int]]:
-    """Return the start, the end and the filled length of groups of documents that are the fastest to compute.
+    """Return the start, the end and the filled length of those groups of documents that are the fastest to compute.
 
     Args:
         length_N: Lengths of the documents, the longest first.
         lengths: Lengths to choose from, ascending.
-        tokens_of_a_call: The time of one more group, in tokens.
+        tokens_of_a_call: The overhead of a group, in tokens.
     """
     levels = [0, *lengths]
     counts = (length_N > torch.tensor(levels)[:, None]).sum(1).tolist()  # of documents longer than a level

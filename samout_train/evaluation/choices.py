@@ -1,7 +1,7 @@
-"""Measure a model on questions with choices: which one it finds the most probable, and whether that is more than luck.
+"""Measure a model on multiple-choice questions, with its accuracy by probability and a comparison with guessing.
 
-A choice is scored by the log-likelihood of its tokens behind the question, and by that a byte of its text, as longer
-ones are less probable. Both are what the evaluation harness of EleutherAI calls `acc` and `acc_norm`.
+A choice is scored by the log-likelihood of its tokens after the question, and by the same divided by the bytes of its
+text, since longer choices are less probable. EleutherAI's evaluation harness calls these `acc` and `acc_norm`.
 """
 
 # B batch, T time, V vocabulary
@@ -23,15 +23,15 @@ MOST_ROWS = 64
 
 @dataclass(frozen=True)
 class ChoicesFound:
-    """The result on a file of questions.
+    """Hold the result on a file of questions.
 
     Args:
         likelihood: How often the right choice has the largest log-likelihood.
-        normalised: How often it has the largest log-likelihood a byte.
-        chance: What guessing comes to: the mean of one by the number of choices.
-        unknown: Questions that are left out, since a choice has a character that the vocabulary lacks.
-        too_long: Questions that are left out, since a choice has more tokens than the model has room for.
-        shortened: Questions whose beginning is left out, for the same reason.
+        normalised: How often it has the largest log-likelihood per byte.
+        chance: Accuracy of guessing: the mean of 1 / (number of choices).
+        unknown: Questions left out because a choice has a character that the vocabulary lacks.
+        too_long: Questions left out because a choice has more tokens than the model has room for.
+        shortened: Questions read without their beginning, for the same reason.
     """
 
     likelihood: Accuracy
@@ -42,7 +42,7 @@ class ChoicesFound:
     shortened: int
 
     def figures(self) -> dict[str, Any]:
-        """Return all of it as JSON can hold it."""
+        """Return the result as JSON values."""
         return {
             "likelihood": self.likelihood.figures(),
             "normalised": self.normalised.figures(),
@@ -52,13 +52,13 @@ class ChoicesFound:
         }
 
     def lines(self) -> list[str]:
-        """Return what to print."""
+        """Return the lines to print."""
         lines = []
         for name, found in (("log-likelihood", self.likelihood), ("log-likelihood a byte", self.normalised)):
             low, high = found.interval
             lines.append(
                 f"{f'accuracy by {name}':<36} {found.share:.3f} ({low:.3f} to {high:.3f}, of {found.answers:,} "
-                f"questions): {told_from_guessing(found, self.chance)}"
+                f"questions): {against_guessing(found, self.chance)}"
             )
         lines.append(f"{'chance':<36} {self.chance:.3f}")
         if self.unknown:
@@ -70,14 +70,14 @@ class ChoicesFound:
         return lines
 
 
-def told_from_guessing(found: Accuracy, chance: float) -> str:
-    """Return whether an accuracy differs from guessing, by its 95 % interval."""
+def against_guessing(found: Accuracy, chance: float) -> str:
+    """Return a phrase on whether an accuracy differs from guessing, by its 95 % interval."""
     low, high = found.interval
     if low > chance:
         return "better than guessing"
     if high < chance:
         return "worse than guessing"
-    return "cannot be told from guessing"
+    return "not distinguishable from guessing"
 
 
 def measure_choices(
@@ -94,12 +94,12 @@ def measure_choices(
 
     Args:
         model: On the device; called as `logits, state = model(ids)`.
-        vocabulary: Of the model.
-        questions: As many as an accuracy needs, at least.
-        separator: What stands between a question and a choice.
-        documents: Whether `<|sos|>` stands before the question.
-        device: Where the model is.
-        most_rows: Choices that are scored together, at most.
+        vocabulary: The model's vocabulary.
+        questions: The questions, at least as many as an accuracy needs.
+        separator: Text between a question and a choice.
+        documents: Whether `<|sos|>` precedes the question.
+        device: The model's device.
+        most_rows: Limit of choices scored together.
 
     Raises:
         ValueError: if too few questions can be scored.
@@ -142,21 +142,21 @@ def measure_choices(
 
 @dataclass(frozen=True)
 class _Row:
-    """The tokens of a question, and those of a choice, which are scored."""
+    """Hold the tokens of a question, and those of a choice, which are scored."""
 
     before: list[int]
     behind: list[int]
 
     @property
     def length(self) -> int:
-        """Return how many tokens are read: the last one is not."""
+        """Return the number of tokens to read: the last one is not read."""
         return len(self.before) + len(self.behind) - 1
 
 
 def _log_likelihoods(
     model: nn.Module, rows: Sequence[_Row], vocab_size: int, device: torch.device, most_rows: int
 ) -> list[float]:
-    """Return the log-likelihood of each row's choice, in nats; rows of about one length are read together."""
+    """Return the log-likelihood of each row's choice, in nats; rows of similar length are read together."""
     found = [0.0] * len(rows)
     with evaluating(model):
         for batch in _batches(rows, vocab_size, most_rows):
@@ -176,7 +176,7 @@ def _log_likelihoods(
 
 
 def _nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Return the nats of each target, 0 for what is no part of a choice."""
+    """Return the nats of each target, 0 outside of the choice."""
     logits_BVT = logits_BTV.float().transpose(1, 2)
     return F.cross_entropy(logits_BVT, targets_BT, ignore_index=PAD_ID, reduction="none")
 

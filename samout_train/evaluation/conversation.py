@@ -1,7 +1,7 @@
-"""Hold a conversation with a model: its state is carried from turn to turn, so that no token is read twice.
+"""Hold a conversation with a model; its state is carried from turn to turn, so that no token is read twice.
 
-A conversation is the tokens `<|user|>` question `<|agent|>` answer `<|user|>` ..., with the system's words behind
-`<|history|>` in front, as `data=jsonl` writes them. The answer ends where the model draws a role's token.
+A conversation is the tokens `<|user|>` question `<|agent|>` answer `<|user|>` ..., preceded by `<|history|>` and the
+system's message, as `data=jsonl` writes them. An answer ends when the model draws a role's token.
 """
 
 # V vocabulary
@@ -29,7 +29,7 @@ NEVER_DRAWN = [PAD_ID]
 @validated
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Hold the settings by which tokens are drawn.
+    """Hold the settings of how tokens are drawn.
 
     Args:
         temperature: 0 takes the most probable token; otherwise logits are divided by it.
@@ -37,9 +37,9 @@ class Sampling:
         top_p: Draw among the most probable tokens that together have this probability; None for all.
         repetition_penalty: Logits of recent tokens are divided by it where positive and multiplied by it where
             negative (CTRL, arXiv 1909.05858); 1 for none.
-        penalty_window: How many of the last tokens are recent.
-        max_new_tokens: Of an answer, at most.
-        seed: Decides the draws of the first answer; each further one has the next seed.
+        penalty_window: Number of last tokens that are recent.
+        max_new_tokens: Limit of an answer's tokens.
+        seed: Seed of the first answer's draws; each further answer has the next seed.
     """
 
     temperature: Annotated[float, NonNegative] = 0.8
@@ -51,12 +51,12 @@ class Sampling:
     seed: Annotated[int, GeneratorSeed] = 0
 
     def draw(self, logits_V: Tensor, recent_ids: Sequence[int], generator: torch.Generator) -> int:
-        """Return the next id.
+        """Draw the next id.
 
         Args:
-            logits_V: Of one sequence, any floating dtype.
+            logits_V: Logits of one sequence, of any floating dtype.
             recent_ids: All ids so far.
-            generator: Draws; on the CPU, or where float64 is on the model's device.
+            generator: On the CPU, or on the model's device if that has float64.
         """
         logits_V = logits_V.to(generator.device).to(torch.float64, copy=True)
         recent = [index for index in recent_ids[-self.penalty_window :] if index >= len(SPECIAL_TOKENS)]
@@ -82,7 +82,7 @@ def penalise(logits_V: Tensor, ids: Sequence[int], penalty: float) -> None:
 
 @dataclass(frozen=True)
 class _Mark:
-    """A place in a conversation that `undo` goes back to."""
+    """Hold a place in a conversation that `undo` restores."""
 
     num_ids: int
     num_turns: int
@@ -91,18 +91,18 @@ class _Mark:
 
 
 class Conversation:
-    """A conversation, and the state of the model behind the tokens that it has read of it.
+    """Hold a conversation, and the state of the model after the tokens of it that it has read.
 
     Args:
         model: Called as `logits, state = model(ids, state)`.
-        vocabulary: The one it was trained with.
-        begins_with_sos: Whether `<|sos|>` stands in front, as in packed rows.
-        line_ends: `fold` makes CRLF and CR of what is said into LF.
+        vocabulary: The vocabulary that it was trained with.
+        begins_with_sos: Whether the conversation begins with `<|sos|>`, as in packed rows.
+        line_ends: `fold` turns CRLF and CR of messages into LF.
 
     Attributes:
-        turns: What was said.
+        turns: The messages so far.
         ids: All tokens so far.
-        fed: How many of them the model has read.
+        fed: Number of them that the model has read.
         was_cut: Whether the last answer ended at `max_new_tokens`.
     """
 
@@ -117,10 +117,10 @@ class Conversation:
         """Start a new conversation.
 
         Args:
-            system: The system's words; None for none.
+            system: The system's message; None for no message.
 
         Raises:
-            ValueError: if the vocabulary lacks a character of them; nothing is changed then.
+            ValueError: if the vocabulary lacks a character of it; nothing is changed then.
         """
         turns = [] if system is None else [Turn("system", system)]
         ids = self._begin + ids_of(turns, self.vocabulary, self.line_ends)
@@ -130,7 +130,7 @@ class Conversation:
         self.was_cut = False
 
     def load(self, turns: Sequence[Turn]) -> None:
-        """Take over a conversation; its tokens are read with the next answer.
+        """Replace the conversation by another one; its tokens are read with the next answer.
 
         Raises:
             ValueError: if a role is unknown, or the vocabulary lacks a character; nothing is changed then.
@@ -152,20 +152,20 @@ class Conversation:
         return bool(asked)
 
     def state_bytes(self) -> int:
-        """Return the bytes of the model's state behind the tokens that it has read."""
+        """Return the bytes of the model's state after the tokens that it has read."""
         model: Any = self.model
         return int(model.state_bytes(self.fed))
 
     def answer(self, text: str, sampling: Sampling, *, stops: Callable[[], bool] = lambda: False) -> Iterator[str]:
-        """Say something, and yield the answer in pieces of whole characters.
+        """Add a message of the user, and yield the answer in pieces of whole characters.
 
-        Mistakes in what is said are raised at once. An answer that is stopped, or not asked for to its end, counts as
-        far as it came.
+        Mistakes in the message are raised at once. An answer that is stopped, or whose iteration ends early, counts as
+        far as it was drawn.
 
         Args:
-            text: What the user says.
+            text: The message.
             sampling: How tokens are drawn.
-            stops: Asked before each token; true ends the answer.
+            stops: Called before each token; true ends the answer.
 
         Raises:
             ValueError: if the vocabulary lacks a character, or the model has no room for the answer's first token.
@@ -185,21 +185,21 @@ class Conversation:
 
     def _answer(self, sampling: Sampling, stops: Callable[[], bool]) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        said = ""
+        drawn = ""
         try:
             for index in self._drawn(sampling, stops):
                 piece = decoder.decode(self.vocabulary.to_bytes([index]))
-                said += piece
+                drawn += piece
                 if piece:
                     yield piece
             if piece := decoder.decode(b"", final=True):
-                said += piece
+                drawn += piece
                 yield piece
         finally:
-            self.turns.append(Turn("assistant", said))
+            self.turns.append(Turn("assistant", drawn))
 
     def _drawn(self, sampling: Sampling, stops: Callable[[], bool]) -> Iterator[int]:
-        """Yield the answer's tokens; the last one has not been read by the model, and is before the next question."""
+        """Yield the answer's tokens; the model reads the last one before the next question."""
         place = float64_place(next(self.model.parameters()).device)
         number = sum(turn.role == "user" for turn in self.turns) - 1
         generator = torch.Generator(place).manual_seed((sampling.seed + number) % 2**64)
@@ -226,12 +226,12 @@ class Conversation:
                         break
             finally:
                 self._state = decoder.state
-                if reads:  # the model failed within a token: all is read again
+                if reads:  # the model failed within a token: everything is read again
                     self.fed, self._state = 0, None
 
 
 def ids_of(turns: Sequence[Turn], vocabulary: Vocabulary, line_ends: LineEnds = "keep") -> list[int]:
-    """Return the tokens of turns, each behind that of its role.
+    """Return the tokens of turns, each after that of its role.
 
     Raises:
         ValueError: if a role is unknown, or the vocabulary lacks a character.
@@ -248,7 +248,7 @@ def ids_of(turns: Sequence[Turn], vocabulary: Vocabulary, line_ends: LineEnds = 
 
 
 def begins_with_sos(data_node: Mapping[str, Any]) -> bool:
-    """Return whether documents stand behind `<|sos|>` in the rows of a data YAML: in packed ones they do."""
+    """Return whether `<|sos|>` begins each document in the rows of a data YAML: in packed rows it does."""
     return data_node.get("layout") == "packed"
 
 

@@ -1,7 +1,7 @@
 """Choose the colour and the marker of a model, the same in every chart.
 
 A label begins with the name of its model, such as "v8" or "v8, no decay". The first label of a model has the model's
-own look. Its other labels, and labels that begin with no model's name, take looks that are free.
+own look. Its other labels, and labels without a model's name, take free looks.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Look(NamedTuple):
-    """Colour and marker of a model, as matplotlib takes them."""
+    """Hold the colour and the marker of a model, in matplotlib's names."""
 
     color: str
     marker: str

@@ -69,7 +69,7 @@ class Outcome:
             recorded it; or `waiting`.
         summary: The content of `summary.json` of a job that is done.
         error: The first line of the error of a job that failed.
-        why: Of a job that failed: `killed`; `settings`, where the same settings would fail again; or `error`.
+        why: For a job that failed: `killed`; `settings` if the same settings would fail again; or `error`.
     """
 
     state: State
@@ -108,7 +108,7 @@ def record_failure(run_dir: Path, error: str, why: Why = "error") -> None:
     """Record why a run failed in its directory, unless another process runs it by now.
 
     Args:
-        run_dir: Of the run; it is made if it is missing.
+        run_dir: The run directory; it is made if missing.
         error: The message; its first line is kept.
         why: See `Outcome`.
     """
@@ -130,7 +130,7 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def forget_failure(run_dir: Path) -> None:
-    """Remove the record of a failure, where the run is tried again."""
+    """Remove the record of a failure when the run is tried again."""
     (run_dir / FAILURE).unlink(missing_ok=True)
 
 
@@ -138,7 +138,7 @@ def run_jobs(
     jobs: Sequence[Job],
     *,
     at_once: int,
-    told: Callable[[Job, Outcome], None] = lambda job, outcome: None,
+    report: Callable[[Job, Outcome], None] = lambda job, outcome: None,
     watched: Callable[[Sequence[Job]], None] = lambda running: None,
 ) -> dict[str, Outcome]:
     """Run the missing jobs: finished ones are kept, stopped ones resume, failed ones are tried again.
@@ -148,7 +148,7 @@ def run_jobs(
     Args:
         jobs: All of them.
         at_once: Jobs at a time, which share the processor's threads.
-        told: Called with each job that has ended, and its outcome.
+        report: Called with each job that has ended, and its outcome.
         watched: Called repeatedly with the running jobs.
 
     Returns:
@@ -179,7 +179,7 @@ def run_jobs(
                     del running[job.name]
                     if process is not None or became.state == "done":
                         found[job.name] = became
-                        told(job, became)
+                        report(job, became)
                     else:  # the other process died: the job resumes from its checkpoint
                         missing.insert(0, job)
             signals.check()
@@ -291,7 +291,7 @@ class JobBar:
         there = sum(outcome(job.run_dir).state == "done" for job in jobs)
         self._bar.initial += there  # the time that is left must not be estimated from them
         self._bar.update(there)
-        return run_jobs(jobs, at_once=at_once, told=self._tell, watched=self._watch)
+        return run_jobs(jobs, at_once=at_once, report=self._tell, watched=self._watch)
 
     def expect(self, total: int) -> None:
         """Set the number of jobs, once it is known."""

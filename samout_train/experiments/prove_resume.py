@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 600.0
 
 
 class TrainingFailedError(Exception):
-    """A training that ended with an error of its own."""
+    """Report a training that ended with an error of its own."""
 
 
 def digests(run_dir: Path) -> dict[str, str]:
@@ -69,7 +69,7 @@ def run_killed(
     kills: int,
     seed: int,
     device: torch.device,
-    told: Callable[[str], None],
+    report: Callable[[str], None],
     signals: StopSignals,
 ) -> None:
     """Run a training that is killed at random moments and resumed after each kill.
@@ -80,7 +80,7 @@ def run_killed(
         kills: Number of kills; with 0 the training is not disturbed.
         seed: Of the random moments.
         device: Of the training; on CUDA, torch is set to deterministic algorithms.
-        told: Called with a line for each kill.
+        report: Called with a line for each kill.
         signals: Checked while waiting; on a signal the process is killed, too.
 
     Raises:
@@ -101,9 +101,9 @@ def run_killed(
             signals.check()
             if process.poll() is not None:
                 _require_success(process, run_dir)
-                told(f"  kill {number + 1}: the run had ended; further kills are left out")
+                report(f"  kill {number + 1}: the run had ended; further kills are left out")
                 return
-        told(f"  kill {number + 1}: after step {_steps(run_dir):,}")
+        report(f"  kill {number + 1}: after step {_steps(run_dir):,}")
     with _started([*words, text_setting("run_dir", run_dir), "resume=auto"], run_dir, device) as process:
         while process.poll() is None:
             signals.check()

@@ -255,12 +255,12 @@ class Search:
                 latest[self._run_dir(trial)] = trial
         return [self._described(trial) for trial in latest.values()]
 
-    def run(self, num_trials: int, told: Callable[[Trial], None]) -> None:
+    def run(self, num_trials: int, report: Callable[[Trial], None]) -> None:
         """Run until this many trials are done or pruned; failed trials count too, and the next call repeats them.
 
         Args:
             num_trials: In all.
-            told: Called with each trial that has ended.
+            report: Called with each trial that has ended.
 
         Raises:
             StopRequestedError: on a signal; the running trial has saved what it needs to resume.
@@ -273,7 +273,7 @@ class Search:
                 trial = self._next(unfinished)
                 self._run_one(trial, signals)
                 signals.check()
-                told(self._described(self.study.trials[trial.number]))
+                report(self._described(self.study.trials[trial.number]))
 
     def _next(self, unfinished: list[Any]) -> Any:
         """Return the next trial: one that is unfinished, or a new one."""

@@ -28,8 +28,8 @@ from .products import (
     choose_once as choose_once,
     choose_products as choose_products,
     decided as decided,
-    go_on_with as go_on_with,
     product_of as product_of,
+    resume_with as resume_with,
     tokens_of as tokens_of,
 )
 from .published import (

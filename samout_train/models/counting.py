@@ -1,11 +1,11 @@
-"""A maximum that counts: row-normalised max-plus blocks.
+"""Mix by a maximum that counts: row-normalised max-plus blocks.
 
     A_t[i, j] = L_t[i, j] - max over j of L_t[i, j],     L_t = W x_t + b, an n x n matrix for each block
     m_t[i]    = max over j of (A_t[i, j] + m_{t-1}[j]),  m_0 learned
     u_t       = (e_t v_t + c_t) v_t,                     v_t = m_t - the mean of its block
 
-Why an elementwise maximum cannot count: m_t = max(m_{t-1} + a_t, d_t) is monotone in m_{t-1}. Two states keep their
-order for good, and parity has to swap them. In a block, two entries can change places.
+An elementwise maximum cannot count: m_t = max(m_{t-1} + a_t, d_t) is monotone in m_{t-1}. Two states keep their order
+for good, and parity has to swap them. In a block, two entries can change places.
 
 When it copies exactly: the largest entry of each row of A is 0. Say it stands in column k, and let r be the range of
 m_{t-1} in this block, its largest less its smallest entry. If every other entry of the row lies below -r, then
@@ -15,12 +15,12 @@ A token whose rows all do this permutes the block (or copies entries), bit for b
 Why it cannot grow: A <= 0, and each row has a 0, so min m_{t-1} <= m_t[i] <= max m_{t-1}. The state stays in the range
 of m_0, whatever the length.
 
-Training: where few entries compete, the gradient of a maximum reaches too few of them. At a temperature tau above 0,
-both maxima are tau logsumexp(. / tau), the normalising one too, or the state would drift. tau is held until the task is
-learned, then falls to 0 in a line; evaluation is always at 0.
+Training: the gradient of a maximum among few entries reaches too few of them. At a temperature tau above 0, both maxima
+are tau logsumexp(. / tau); a hard normalising maximum would let the state drift. tau is held until the task is learned,
+then falls linearly to 0; evaluation is always at 0.
 
-Source: the recurrence itself, in ops/block_scan; max-plus matrices: Baccelli et al., Synchronization and Linearity
-(1992); a temperature on tropical networks is that of the log semiring.
+The recurrence is in ops/block_scan. Source: max-plus matrices: Baccelli et al., Synchronization and Linearity (1992);
+the temperature makes the log semiring of max-plus.
 """
 
 # B batch, T time, D width of the input, C channels = N G, N entries a block, G blocks, P packed: the streams side by
@@ -40,19 +40,19 @@ Entries = Range(2, 64)
 
 
 class CountingMaximum(nn.Module):
-    """A mixer of row-normalised max-plus blocks.
+    """Mix by row-normalised max-plus blocks.
 
     Args:
         hidden_size: Width D of the input, and of the output where `channels` is None.
-        num_heads: Accepted as V8 accepts it; changes nothing.
+        num_heads: Has no effect, as in V8.
         entries: Entries n of a block: 2 for parity, 3 for the permutations of three, 5 for those of five.
         temperature: In training, at the start; 0 for the hard maximum throughout.
-        temperature_held: Up to this share of the run the temperature stays as it is.
-        temperature_zero: From this share of the run on it is 0.
+        temperature_held: Share of the run during which the temperature is constant.
+        temperature_zero: Share of the run from which it is 0.
         channels: Width C of the output; entries divide it.
 
     Raises:
-        ValueError: if entries do not divide the channels, or the temperature would be 0 before it falls.
+        ValueError: if entries do not divide the channels, or temperature_zero is below temperature_held.
     """
 
     branches: ClassVar[Mapping[str, int]] = {"e": 0, "c": 1}
@@ -80,7 +80,7 @@ class CountingMaximum(nn.Module):
             )
         self.entries = entries
         self.schedule = temperature, temperature_held, temperature_zero
-        # A tensor, so that a compiled graph holds no number that changes. The step decides it: no checkpoint has it.
+        # A tensor, since a compiled graph must hold no changing number. It follows from the step: no checkpoint has it.
         self.register_buffer("temperature", torch.tensor(temperature, dtype=torch.float32), persistent=False)
         streams = 2 + entries
         self.projection = Linear(hidden_size, streams * self.channels, parts=[self.channels] * streams)
@@ -111,7 +111,7 @@ class CountingMaximum(nn.Module):
         return packed_BTP
 
     def mix(self, packed_BTP: Tensor, state_BC: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return what becomes of the streams, and the next state."""
+        """Return the output for the streams, and the next state."""
         if state_BC is None:
             start_C = self.start_C.to(torch.promote_types(self.start_C.dtype, torch.float32))
             state_BC = start_C.expand(len(packed_BTP), -1)

@@ -1,11 +1,11 @@
-"""DeltaNet and Gated DeltaNet: a memory in which each token replaces what its key reads.
+"""Mix by DeltaNet and Gated DeltaNet: a memory in which each token replaces what its key reads.
 
     S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T;   o_t = S_t^T q_t / sqrt(K)
     q, k, v = SiLU(convolution(W x)), q and k of norm 1;   beta = sigmoid(W_b x)
     log a = -exp(A) softplus(W_a x + b);   output = W_o (RMSNorm(o) * SiLU(W_g x))
 
 DeltaNet is the case a = 1, without the gate of the output. With negative eigenvalues beta is 2 sigmoid(W_b x): a step
-may turn what a key reads around, and so count modulo 2.
+can reverse the sign of what a key reads, and so count modulo 2.
 
 Source: Schlag et al., Linear Transformers Are Secretly Fast Weight Programmers (arXiv 2102.11174); Yang et al.,
 Parallelizing Linear Transformers with the Delta Rule (arXiv 2406.06484) and Gated Delta Networks (arXiv 2412.06464),
@@ -28,18 +28,18 @@ from samout_train.models.heads import Gate, HeadsJoined, OutputNorm, Streams, ch
 from samout_train.models.layers import Linear
 from samout_train.ops.delta_rule import CHUNK, delta_rule
 
-LARGEST_RATE, SLOWEST, FASTEST = 16.0, 1e-3, 0.1  # of A, and of softplus(b), before training
-EPSILON = 1e-6  # of a squared norm
+LARGEST_RATE, SLOWEST, FASTEST = 16.0, 1e-3, 0.1  # initial bounds of exp(A) and of softplus(b)
+EPSILON = 1e-6  # added to a squared norm
 
 
 class DeltaNet(nn.Module):
-    """The delta rule, with or without decay.
+    """Mix by the delta rule, with or without decay.
 
     Args:
         hidden_size: Width D.
         num_heads: Heads H.
-        decay: Whether the memory fades: Gated DeltaNet.
-        negative_eigenvalues: Whether beta reaches to 2.
+        decay: Whether the memory decays: Gated DeltaNet.
+        negative_eigenvalues: Whether beta is up to 2 instead of 1.
         key_share: Width of all heads' keys as a share of D.
         value_share: Width of all heads' values as a share of D.
         convolution_size: Tokens that a convolution of q, k and v takes together; 0 for none.
@@ -117,12 +117,12 @@ class DeltaNet(nn.Module):
 
 
 def of_norm_1(x_BHTK: Tensor) -> Tensor:
-    """Return keys or queries of norm 1, at least in float32: in bfloat16 a norm is off by up to 0.4 %."""
+    """Return keys or queries of norm 1, at least in float32: in bfloat16 a norm has an error of up to 0.4 %."""
     wide_BHTK = x_BHTK.to(torch.promote_types(x_BHTK.dtype, torch.float32))
     return wide_BHTK * (wide_BHTK.square().sum(-1, keepdim=True) + EPSILON).rsqrt()
 
 
 def drawn_step_bias(num_heads: int) -> Tensor:
-    """Return biases whose softplus is log-uniform between the slowest and the fastest step."""
+    """Draw biases whose softplus is log-uniform between the slowest and the fastest step."""
     step_H = torch.exp(torch.rand(num_heads) * math.log(FASTEST / SLOWEST) + math.log(SLOWEST))
     return step_H + torch.log(-torch.expm1(-step_H))

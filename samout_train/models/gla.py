@@ -1,11 +1,10 @@
-"""GLA: linear attention whose decay is a gate of the token, one for each key channel.
+"""Mix by GLA: linear attention with a decay gated by the token, one for each key channel.
 
     S_t = Diag(a_t) S_{t-1} + k_t v_t^T;   o_t = S_t^T q_t / sqrt(K);   a = sigmoid(W_2 W_1 x + b)^(1 / 16)
     output = W_o (RMSNorm(o) * SiLU(W_g x))
 
 Source: Yang et al., Gated Linear Attention Transformers with Hardware-Efficient Training (arXiv 2312.06635), section 4:
-keys of half the width, W_1 of 16 rows. Matrices start uniform by Xavier with gain 2^-2.5, b at 0, as its program has
-them.
+keys of half the width, W_1 of 16 rows. Matrices start uniform by Xavier with gain 2^-2.5, b at 0, as in its program.
 """
 
 # B batch, T time, D width, H heads, K width of a head's keys, V of its values
@@ -34,7 +33,7 @@ GAIN = 2**-2.5
 
 
 class GLA(nn.Module):
-    """Gated linear attention.
+    """Mix by gated linear attention.
 
     Args:
         hidden_size: Width D.
@@ -42,7 +41,7 @@ class GLA(nn.Module):
         key_share: Width of all heads' keys as a share of D.
         value_share: Width of all heads' values as a share of D.
         gate_rank: Rows of W_1.
-        gate_divisor: What the logarithm of the gate is divided by: the larger, the slower it forgets.
+        gate_divisor: Divisor of the gate's logarithm: the larger, the slower it forgets.
         convolution_size: Tokens that a convolution of q, k and v takes together; 0 for none.
         output_norm: `head`, `all` or `none`.
         output_gate: `silu`, `sigmoid` or `none`.

@@ -1,9 +1,9 @@
-"""Both ends of a mixer with heads: streams projected from its input, and its heads' outputs joined.
+"""Build both ends of a mixer with heads: project streams from its input, and join its heads' outputs.
 
-    streams = SiLU(convolution(W x)), each where a mixer has it;   output = W_o (norm(o) * gate(W_g x))
+    streams = SiLU(convolution(W x)), each if a mixer has it;   output = W_o (norm(o) * gate(W_g x))
 
-Ablations of Gated DeltaNet lay most of the gain of modern mixers in the short convolution and the output gate
-(arXiv 2412.06464, table 6), so that every mixer can have them, and a comparison says which had what.
+Ablations of Gated DeltaNet attribute most of the gain of modern mixers to the short convolution and the output gate
+(arXiv 2412.06464, table 6). Every mixer can therefore have them, and a comparison reports which has what.
 """
 
 # B batch, T time, D width, H heads, K width of a head's keys, V of its values, P packed: the streams side by side
@@ -24,14 +24,14 @@ OutputNorm = Literal["none", "head", "all"]
 
 
 class Streams(nn.Module):
-    """Projections of x side by side, the first of them behind a short convolution and SiLU.
+    """Project x to streams, the first of them followed by a short convolution and SiLU.
 
     Args:
         hidden_size: Width D.
-        widths: Of the streams.
-        convolved: How many of the first ones are convolved.
-        convolution_size: Tokens that the convolution takes together; 0 for none, and then for no SiLU either.
-        bias: Whether the convolution has one.
+        widths: Widths of the streams.
+        convolved: Number of first streams that are convolved.
+        convolution_size: Tokens in the kernel of the convolution; 0 for neither convolution nor SiLU.
+        bias: Whether the convolution has a bias.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Streams(nn.Module):
             self.convolution = CausalConvolution(hidden_size=self.convolved_width, size=convolution_size, bias=bias)
 
     def forward(self, x_BTD: Tensor, tokens_BKP: Tensor | None) -> tuple[Sequence[Tensor], Tensor | None]:
-        """Return the streams, (B, T, width) each, and the convolution's next state, None without one."""
+        """Return the streams, (B, T, width) each, and the convolution's next state; None without a convolution."""
         packed_BTP = self.projection(x_BTD)
         if self.convolution is not None:
             rest = packed_BTP.shape[-1] - self.convolved_width
@@ -61,7 +61,7 @@ class Streams(nn.Module):
         return as_layer_state(state)
 
     def state_after(self, memory: object, tokens_BKP: Tensor | None) -> object:
-        """Return the state of a mixer: its memory, and where there is a convolution a `LayerState`."""
+        """Return the state of a mixer: its memory, in a `LayerState` if it has a convolution."""
         if self.convolution is None:
             return memory
         return LayerState(memory, tokens_BKP)
@@ -74,12 +74,12 @@ class Streams(nn.Module):
 
 
 class HeadsJoined(nn.Module):
-    """W_o (norm(o) * gate(W_g x)), without biases.
+    """Compute W_o (norm(o) * gate(W_g x)), without biases.
 
     Args:
         hidden_size: Width D.
         num_heads: Heads H.
-        value_size: Width V of what a head gives.
+        value_size: Width V of a head's output.
         norm: RMSNorm of each `head` by itself, with weights that heads share, or of `all` together; or `none`.
         gate: What W_g x passes before it is multiplied; `none` for no gate.
     """
@@ -112,7 +112,7 @@ class HeadsJoined(nn.Module):
 
 
 class OutputGate(nn.Module):
-    """norm(u) * gate(W_g x) of any mixer that gives u for x, where it has no gate of its own.
+    """Compute norm(u) * gate(W_g x) for a mixer without its own gate, which maps x to u.
 
     Args:
         hidden_size: Width D.
@@ -145,26 +145,26 @@ class OutputGate(nn.Module):
 def output_gate_of(
     mixer: nn.Module, *, hidden_size: int, num_heads: int, norm: OutputNorm, gate: Gate
 ) -> OutputGate | None:
-    """Return what follows a mixer; None if it has a gate of its own (`has_output_gate`), or neither is asked for."""
+    """Return the output gate of a mixer; None if it has its own (`has_output_gate`), or norm and gate are `none`."""
     if norm == gate == "none" or getattr(mixer, "has_output_gate", False):
         return None
     return OutputGate(hidden_size=hidden_size, num_heads=num_heads, norm=norm, gate=gate)
 
 
 def opened(x_BTP: Tensor, gate: Gate) -> Tensor:
-    """Return what a gate multiplies by."""
+    """Return the factor of a gate."""
     if gate == "sigmoid":
         return x_BTP.sigmoid()
     return F.silu(x_BTP)
 
 
 def in_heads(x_BTP: Tensor, num_heads: int) -> Tensor:
-    """Return a stream as the operators take it, (B, H, T, width of a head)."""
+    """Return a stream in the shape of the operators, (B, H, T, width of a head)."""
     return x_BTP.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def head_size(share: float, hidden_size: int, num_heads: int) -> int:
-    """Return the width of one head where those of all heads make up a share of D; at least 1."""
+    """Return the width of one head if all heads together have a share of D; at least 1."""
     return max(1, int(share * hidden_size) // num_heads)
 
 
@@ -180,7 +180,7 @@ def chunk_flops(length: int, chunk: int, *, keys: int, values: int, way: Literal
     A triangular system counts as the dense product of its shape.
 
     Args:
-        length: Tokens of a row, which begins with no state.
+        length: Tokens of a row, which begins without a state.
         chunk: Tokens of a chunk.
         keys: K.
         values: V.
@@ -190,7 +190,7 @@ def chunk_flops(length: int, chunk: int, *, keys: int, values: int, way: Literal
     between = 2 * keys * values
     if way == "channel":
         size = min(chunk, 1 << (length - 1).bit_length())
-        inside = max(0, size - 2) * (keys + values)  # halves of 2, 4 ... tokens; those of one are no products
+        inside = max(0, size - 2) * (keys + values)  # halves of 2, 4 ... tokens; single tokens need no products
     else:
         inside = 2 * size * (keys + values)  # Q K^T, and its product with V
     chunks = -(-length // size)

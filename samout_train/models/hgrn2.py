@@ -1,4 +1,4 @@
-"""HGRN2: linear attention in which what a channel forgets is what it takes in.
+"""Mix by HGRN2: linear attention in which each channel adds as much as it forgets.
 
     f = l + (1 - l) sigmoid(W_f x);   S_t = Diag(f_t) S_{t-1} + (1 - f_t) v_t^T;   o_t = S_t^T SiLU(W_q x)_t
     output = W_o RMSNorm(o)
@@ -6,9 +6,9 @@
 l is a lower bound of the forget gate, which rises with depth, from 0 in the first layer: upper layers remember longer.
 
 Source: Qin et al., HGRN2: Gated Linear RNNs with State Expansion (arXiv 2404.07904), section 3.2; the bound: Qin et
-al., Hierarchically Gated Recurrent Neural Network (arXiv 2311.04823), section 3.2. Matrices as torch draws them. What
-differs here: the bound of layer n of L is n / L for good, which is where the published one, a cumulative softmax over
-layers, starts training.
+al., Hierarchically Gated Recurrent Neural Network (arXiv 2311.04823), section 3.2. Matrices as torch draws them.
+Difference: the bound of layer n of L is always n / L, which is the initial value of the published one, a cumulative
+softmax over layers.
 """
 
 # B batch, T time, D width, H heads, K width of a head's keys, V of its values
@@ -25,7 +25,7 @@ from samout_train.ops.linear_attention import CHUNK, linear_attention
 
 
 class HGRN2(nn.Module):
-    """A gated linear recurrence with an expanded state.
+    """Mix by a gated linear recurrence with an expanded state.
 
     Args:
         hidden_size: Width D.

@@ -1,4 +1,4 @@
-"""Mamba-2: linear attention with one decay a head, whose keys and queries all heads share.
+"""Mix by Mamba-2: linear attention with one decay per head, and keys and queries shared by all heads.
 
     S_t = a_t S_{t-1} + (Delta_t B_t) x_t^T;   y_t = S_t^T C_t + D x_t;   output = W_o RMSNorm(y * SiLU(z))
     x, B, C = SiLU(convolution(W x));   Delta = softplus(W_d x + b);   a = exp(-exp(A) Delta)
@@ -23,17 +23,17 @@ from samout_train.models.heads import Streams, chunk_flops, head_size, in_heads
 from samout_train.models.layers import Linear, RMSNorm
 from samout_train.ops.linear_attention import CHUNK, linear_attention
 
-SLOWEST_RATE, FASTEST_RATE = 1.0, 16.0  # of exp(A), before training
+SLOWEST_RATE, FASTEST_RATE = 1.0, 16.0  # initial range of exp(A)
 
 
 class Mamba2(nn.Module):
-    """A state-space mixer with one decay a head.
+    """Mix by a state-space model with one decay per head.
 
     Args:
         hidden_size: Width D.
         num_heads: Heads H.
-        state_size: Width of B and C, which is K.
-        value_share: Width of x, of all heads, as a share of D.
+        state_size: Width K of B and C.
+        value_share: Width of x of all heads as a share of D.
         convolution_size: Tokens that the convolution of x, B and C takes together; 0 for none.
     """
 
@@ -68,7 +68,7 @@ class Mamba2(nn.Module):
         self.out = Linear(values, hidden_size, bias=False)
 
     def at_depth(self, index: int, num_layers: int) -> None:
-        """Make the output smaller, the more layers add theirs."""
+        """Divide the output matrix by the root of the number of layers."""
         with torch.no_grad():
             self.out.weight.div_(math.sqrt(num_layers))
 

@@ -1,4 +1,4 @@
-"""mLSTM: linear attention with exponential input gates, divided by what the gates sum to.
+"""Mix by mLSTM: linear attention with exponential input gates, divided by the sum of the gates.
 
     S_t = f_t S_{t-1} + exp(i_t) k_t v_t^T;   n_t = f_t n_{t-1} + exp(i_t) k_t
     h_t = S_t^T q_t / max(|n_t . q_t|, 1);    f = sigmoid(w_f x + b_f), i = w_i x + b_i, k divided by sqrt(K)
@@ -10,8 +10,8 @@ log f_t + m_{t-1} - m_t and the keys exp(i_t - m_t) k_t, both of at most 1, and 
 output, hence takes no gradient.
 
 Source: Beck et al., xLSTM (arXiv 2405.04517), section 2.3 and appendix A. w_f and w_i start at 0, b_f evenly from 3 to
-6 over the heads, b_i as N(0, 0.1), as its program has them; other matrices as torch draws them. What differs here: the
-block around it is that of the other mixers, without the projection up by 2.
+6 over the heads, b_i as N(0, 0.1), as in its program; other matrices as torch draws them. Difference: the block around
+it is that of the other mixers, without the projection up by 2.
 """
 
 # B batch, T time, D width, H heads, K width of a head's keys, V of its values, W values and the sum of the gates
@@ -33,7 +33,7 @@ LEAST_FORGET_BIAS, LARGEST_FORGET_BIAS, INPUT_BIAS_STD = 3.0, 6.0, 0.1
 
 
 class Stabilised(NamedTuple):
-    """The memory of an mLSTM, divided by exp(m).
+    """Hold the memory of an mLSTM, divided by exp(m).
 
     Args:
         memory_BHKW: S, and n as its last column.
@@ -48,7 +48,7 @@ torch.serialization.add_safe_globals([Stabilised])
 
 
 class MLSTM(nn.Module):
-    """An LSTM with a matrix for each head as its memory.
+    """Mix by an LSTM whose memory is a matrix per head.
 
     Args:
         hidden_size: Width D.
@@ -109,7 +109,7 @@ class MLSTM(nn.Module):
         if maximum_BH is None:
             maximum_BH = torch.full_like(maximum_after_BH, -torch.inf)
         m_before_BTH = torch.cat([maximum_BH[:, None], m_BTH[:, :-1]], dim=1)
-        # A sum of two rounded numbers may be above 0 by their rounding.
+        # Rounding may lift the sum above 0.
         log_decay_BTH = (log_f_BTH + m_before_BTH - m_BTH).clamp(max=0)
         weight_BHT1 = (i_BTH - m_BTH).exp().transpose(1, 2)[..., None]
         ones_BHT1 = torch.ones_like(weight_BHT1)

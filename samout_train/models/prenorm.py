@@ -1,10 +1,10 @@
-"""One decoder for all mixers: pre-norm residual layers over any mixer of the Mixer protocol.
+"""Build one decoder for all mixers: pre-norm residual layers over any mixer of the Mixer protocol.
 
     x = x + mixer(norm(x)); x = x + feed_forward(norm(x));   logits = head(norm(x))
 
-Mixers, and nothing else, decide what is compared: embedding, norms, feed-forward and head are the same.
+Models differ only in their mixers: embedding, norms, feed-forward and head are the same.
 
-    relu_gated: down(up(x) * relu(gate(x))), with biases, as SamOut has it
+    relu_gated: down(up(x) * relu(gate(x))), with biases, as in SamOut
     swiglu:     down(up(x) * silu(gate(x))), without biases
     gelu:       down(gelu(up(x))), with biases
 
@@ -34,7 +34,7 @@ INNER_SHARES: dict[str, float] = {"relu_gated": 8 / 3, "swiglu": 8 / 3, "gelu": 
 
 
 class SwiGLU(nn.Module):
-    """down(up(x) * silu(gate(x))), without biases.
+    """Compute down(up(x) * silu(gate(x))), without biases.
 
     Args:
         hidden_size: Width D.
@@ -53,7 +53,7 @@ class SwiGLU(nn.Module):
 
 
 def feed_forward_of(name: FeedForwardName, *, hidden_size: int, ffn_size: int | None) -> nn.Module:
-    """Return a feed-forward; without an inner width, of about the parameters of two matrices of 4 D."""
+    """Return a feed-forward; without an inner width it has about the parameters of two matrices of 4 D."""
     if ffn_size is None:
         ffn_size = -(-int(INNER_SHARES[name] * hidden_size) // 8) * 8
     if name == "relu_gated":
@@ -64,24 +64,24 @@ def feed_forward_of(name: FeedForwardName, *, hidden_size: int, ffn_size: int | 
 
 
 def norm_of(name: NormName, hidden_size: int) -> nn.Module:
-    """Return a norm over D, with weights, and where it is LayerNorm with biases."""
+    """Return a norm over D with weights; LayerNorm also has biases."""
     if name == "rms":
         return RMSNorm(hidden_size, eps=1e-5)
     return nn.LayerNorm(hidden_size)
 
 
 class PreNormLayer(nn.Module):
-    """Mixer and feed-forward, each reading a norm of what it is added to.
+    """Add a mixer and a feed-forward to the residual stream, each reading a norm of it.
 
     Args:
         mixer: The token mixer.
         hidden_size: Width D.
         norm: `layer` or `rms`.
-        feed_forward: What follows the mixer.
-        dropout: Dropout of what both add.
-        convolution_size: Tokens that a convolution before the mixer takes together, where it has none of its own; 0 for
-            none.
-        output_gate: What follows the mixer; None for nothing.
+        feed_forward: Module after the mixer.
+        dropout: Dropout of both outputs.
+        convolution_size: Tokens in the kernel of a convolution before the mixer, if that lacks its own; 0 for no
+            convolution.
+        output_gate: Gate of the mixer's output; None for no gate.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class PreNormLayer(nn.Module):
 
 
 def mixer_flops(mixer: nn.Module, length: int) -> int:
-    """Return the operations of a mixer's products: as reported, or of its matrices and what it does over time."""
+    """Return the operations of a mixer's products: as reported, or of its matrices and its recurrence."""
     reported = getattr(mixer, "forward_flops_per_token", None)
     if reported is not None:
         of_mixer: int = reported()
@@ -150,29 +150,29 @@ def mixer_flops(mixer: nn.Module, length: int) -> int:
 
 
 class PreNormModel(nn.Module):
-    """A causal language model of pre-norm layers over any mixer.
+    """Model language causally by pre-norm layers over any mixer.
 
     Args:
         vocab_size: Number of token ids V.
         pad_id: The id whose embedding starts at zero and takes no gradient; None for no padding.
         hidden_size: Width D.
-        num_heads: Heads H; must divide D. Handed to the mixer.
+        num_heads: Heads H of the mixer; must divide D.
         num_layers: Layers L.
         ffn_size: Inner width of the feed-forward; None for about the parameters of two matrices of 4 D.
-        dropout: Dropout of what mixer and feed-forward add.
-        mixer: Builds one layer's mixer from `hidden_size` and `num_heads`. One with a method `at_depth` is given the
-            number of its layer, from 0, and how many there are.
+        dropout: Dropout of the outputs of mixer and feed-forward.
+        mixer: Builds one layer's mixer from `hidden_size` and `num_heads`. A method `at_depth` of it is called with
+            the index of its layer, from 0, and the number of layers.
         norm: `layer` (LayerNorm) or `rms` (RMSNorm).
         feed_forward: `relu_gated`, `swiglu` or `gelu`.
-        convolution_size: Tokens that a convolution before a mixer takes together, where the mixer has none of its own;
-            0 for none.
-        output_norm: Norm of what a mixer gives, where it has no output gate of its own: RMSNorm of each `head`, or of
-            `all` channels; or `none`.
-        output_gate: What W_g x passes before it multiplies what a mixer gives, x being what the mixer reads before a
-            convolution, where the mixer has no output gate of its own: `silu`, `sigmoid`; or `none`.
-        mixers: Builders of mixers by name, as `mixer` is one.
-        pattern: Names of `mixers`, of the first layer, the second one and so on, again from the first name behind the
-            last; None for `mixer` in every layer.
+        convolution_size: Tokens in the kernel of a convolution before each mixer that lacks its own; 0 for no
+            convolution.
+        output_norm: Norm of the output of a mixer without its own output gate: RMSNorm of each `head`, or of `all`
+            channels; or `none`.
+        output_gate: Function of W_g x that multiplies the output of a mixer without its own output gate, where x is
+            the mixer's input before a convolution: `silu`, `sigmoid`; or `none`.
+        mixers: Builders of mixers by name, each like `mixer`.
+        pattern: Names of `mixers` for the first layer, the second one and so on, repeated over the layers; None for
+            `mixer` in every layer.
 
     Raises:
         ValueError: if num_heads does not divide hidden_size, or the mixers of the layers are not given.
@@ -180,7 +180,7 @@ class PreNormModel(nn.Module):
 
     @staticmethod
     def problems(settings: Mapping[str, Any], name: str) -> list[Problem | str]:
-        """Return what is wrong between settings that are right by themselves; `name` is the key that they are under."""
+        """Return the problems between settings that are each valid alone; `name` is the key above them."""
         width, heads = settings["hidden_size"], settings["num_heads"]
         found: list[Problem | str] = []
         if problem := not_divisible(f"{name}.hidden_size", width, f"{name}.num_heads", heads):
@@ -246,7 +246,7 @@ class PreNormModel(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """Return the matrix (V, D) that makes logits of what `return_hidden` returns."""
+        """Return the matrix (V, D) that maps the result of `return_hidden` to logits."""
         return self.head.weight
 
     def forward(
@@ -256,8 +256,8 @@ class PreNormModel(nn.Module):
 
         Args:
             ids_BT: Token ids, int64, T at least 1.
-            state: What the call before returned; None at the start of a sequence.
-            return_hidden: Whether to return what the head reads, (B, T, D), in place of the logits.
+            state: The state returned by the previous call; None at the start of a sequence.
+            return_hidden: Whether to return the input of the head, (B, T, D), instead of the logits.
 
         Returns:
             (logits_BTV, state): The logits and each layer's state.
@@ -283,7 +283,7 @@ class PreNormModel(nn.Module):
         return x_BTD, next_state
 
     def state_by_layer(self, state: Sequence[Any]) -> dict[str, Any]:
-        """Return each mixer's memory by layer: what may grow. Tokens of convolutions are inputs as they were."""
+        """Return each mixer's memory by layer, which may grow. Tokens of convolutions, plain inputs, are left out."""
         named = {}
         for index, part in enumerate(state, start=1):
             memory: Any = part
@@ -293,7 +293,7 @@ class PreNormModel(nn.Module):
         return named
 
     def part_of(self, name: str) -> str:
-        """Return which part of the model the parameter of this name belongs to, as reports show it."""
+        """Return the part of the model that the parameter of this name belongs to, as shown in reports."""
         return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:

@@ -84,7 +84,7 @@ def choose_products(shape: Shape | None, *, device: torch.device, precision: str
     return Products.of(distributed.from_first(chosen))
 
 
-def go_on_with(recorded: object) -> None:
+def resume_with(recorded: object) -> None:
     """Use the libraries recorded in a checkpoint, if they exist here and the environment does not set others."""
     if not isinstance(recorded, str) or os.environ.get(FIXED):  # earlier checkpoints lack the record
         return

@@ -166,7 +166,7 @@ def published_tensors(content: Any) -> dict[str, Tensor]:
         content: A state_dict, alone or below a key, wrapped or not; or a module of stand-ins.
 
     Raises:
-        ValueError: if there are no such weights, or several different ones.
+        ValueError: if it lacks such weights, or has several different ones.
     """
     found = list(_states(content))
     states: list[_State] = []
@@ -183,7 +183,7 @@ def published_tensors(content: Any) -> dict[str, Tensor]:
         if len(state.others) > NAMED:
             listed += f" and {len(state.others) - NAMED} more"
         raise ValueError(
-            f"it holds {listed} beside {state.prefix}{EMBEDDING}, which are no parameters of the published SamOut V1 "
+            f"it holds {listed} beside {state.prefix}{EMBEDDING}, which are not parameters of the published SamOut V1 "
             "or V8. Remove them from the state_dict"
         )
     return state.tensors

@@ -1,13 +1,13 @@
-"""RetNet: linear attention whose decay is a constant of each head, over keys that turn with their position.
+"""Mix by RetNet: linear attention with a constant decay per head and rotary positions.
 
     S_t = a_h S_{t-1} + k_t v_t^T;   o_t = S_t^T q_t / sqrt(K);   a_h = 1 - 2^(-5 - h),  h = 0, 1, 2 ...
     output = W_o (RMSNorm(o) * SiLU(W_g x))
 
-Queries and keys are turned by rotary positions, so that what a query reads of a key depends on how far apart they are.
+Queries and keys are turned by rotary positions, so that their product depends on the distance between them.
 
 Source: Sun et al., Retentive Network (arXiv 2307.08621), sections 2.1 and 2.2: values of twice the width. Matrices
-start uniform by Xavier with gain 2^-2.5, W_o with gain 2^-1, as its program has them. What differs here: the norm of a
-head has weights; positions turn the pair (k, k + K / 2) of a head; scores are not divided by the sum of their decays.
+start uniform by Xavier with gain 2^-2.5, W_o with gain 2^-1, as in its program. Differences: the norm of a head has
+weights; positions turn the pair (k, k + K / 2) of a head; scores are not divided by the sum of their decays.
 """
 
 # B batch, T time, D width, H heads, K width of a head's keys, V of its values
@@ -36,11 +36,11 @@ GAIN, GAIN_OUT = 2**-2.5, 2**-1
 
 
 class Retained(NamedTuple):
-    """The memory of a retention.
+    """Hold the memory of a retention.
 
     Args:
         memory_BHKV: S.
-        position: 0-d int64: of the next token.
+        position: Position of the next token, 0-d int64.
     """
 
     memory_BHKV: Tensor
@@ -51,11 +51,11 @@ torch.serialization.add_safe_globals([Retained])
 
 
 class RetNet(nn.Module):
-    """Retention.
+    """Mix by retention.
 
     Args:
         hidden_size: Width D.
-        num_heads: Heads H, the later ones with the longer memory.
+        num_heads: Heads H; later heads have longer memory.
         key_share: Width of all heads' keys as a share of D.
         value_share: Width of all heads' values as a share of D.
         convolution_size: Tokens that a convolution of q, k and v takes together; 0 for none.

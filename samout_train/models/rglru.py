@@ -1,4 +1,4 @@
-"""RG-LRU, the mixer of Hawk: an elementwise linear recurrence whose decay is gated by the token.
+"""Mix by RG-LRU, the mixer of Hawk: an elementwise linear recurrence with a decay gated by the token.
 
     r = sigmoid(W_r u + b_r), i = sigmoid(W_i u + b_i);   log a = -8 softplus(Lambda) r
     h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t u_t);        output = W_o (GELU(W_g x) * h),  u = convolution(W_u x)
@@ -26,17 +26,17 @@ from samout_train.models.state import LayerState, as_layer_state
 from samout_train.ops.semiring_scan import linear_scan
 
 POWER = 8.0
-LEAST_DECAY, LARGEST_DECAY = 0.9, 0.999  # of a at r = 1, before training
+LEAST_DECAY, LARGEST_DECAY = 0.9, 0.999  # initial range of a at r = 1
 STEEPEST_ROOT = 1000.0
 
 
 class RGLRU(nn.Module):
-    """A real-gated linear recurrent unit with its two branches.
+    """Mix by a real-gated linear recurrent unit with its two branches.
 
     Args:
         hidden_size: Width D.
         num_heads: Blocks of the gates' matrices.
-        convolution_size: Tokens that the convolution before the recurrence takes together; 0 for none.
+        convolution_size: Tokens in the kernel of the convolution before the recurrence; 0 for no convolution.
     """
 
     has_output_gate = True
@@ -94,7 +94,7 @@ class RGLRU(nn.Module):
 
 
 class _Root(torch.autograd.Function):
-    """The square root, with a gradient that is cut off where it is steep: near a = 1."""
+    """Compute the square root, with a bounded gradient: it is steep near a = 1."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

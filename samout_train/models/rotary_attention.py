@@ -1,4 +1,4 @@
-"""Attention as a mixer: rotary positions, norms of queries and keys, a window that slides.
+"""Mix by attention with rotary positions, norms of queries and keys, and a sliding window.
 
     o_t = sum over t - W < s <= t of softmax_s(q_t . k_s / sqrt(K)) v_s;   output = W_o o
 
@@ -24,7 +24,7 @@ from samout_train.models.layers import Linear, RMSNorm
 
 
 class Seen(NamedTuple):
-    """The keys and values that later tokens may look at.
+    """Hold the keys and values that later tokens may attend to.
 
     Args:
         keys_BHSK: Keys, not turned by their position.
@@ -39,12 +39,13 @@ torch.serialization.add_safe_globals([Seen])
 
 
 class RotaryAttention(nn.Module):
-    """Causal attention over all tokens so far, or over the last ones.
+    """Attend causally to all tokens so far, or to the last ones.
 
     Args:
         hidden_size: Width D.
         num_heads: Heads H.
-        window: Tokens that one looks at, itself among them; null for all. The state of `null` grows with the sequence.
+        window: Tokens that a token attends to, itself included; None for all, with a state that grows with the
+            sequence.
         qk_norm: Whether queries and keys pass an RMSNorm, each head by itself.
     """
 
@@ -85,14 +86,14 @@ class RotaryAttention(nn.Module):
         return joined_BTD, after
 
     def _kept(self, k_BHSK: Tensor, v_BHSK: Tensor) -> Seen:
-        """Return what later tokens may look at."""
+        """Return the keys and values that later tokens may attend to."""
         if self.window is None:
             return Seen(k_BHSK, v_BHSK)
         first = max(0, k_BHSK.shape[2] - (self.window - 1))
         return Seen(k_BHSK[:, :, first:], v_BHSK[:, :, first:])
 
     def _mask(self, position_T: Tensor, position_S: Tensor) -> Tensor | None:
-        """Return (T, S), True where a token may look; None where torch needs no mask for that."""
+        """Return (T, S), True where a token may attend; None if torch needs no mask."""
         window = self.window or len(position_S)
         if len(position_T) == 1 and len(position_S) <= window:
             return None
@@ -111,7 +112,7 @@ class RotaryAttention(nn.Module):
         back_WS = (position_W + size)[:, None] - torch.arange(2 * size, device=q_BHTK.device)
         mask_WS = (back_WS >= 0) & (back_WS < size)
         mask_NWS = mask_WS.repeat(q_BHNWK.shape[2], 1, 1)
-        mask_NWS[0, :, :size] = False  # nothing is before the first block
+        mask_NWS[0, :, :size] = False  # no block precedes the first one
         o_BHNWK = F.scaled_dot_product_attention(q_BHNWK, k_BHNSK, v_BHNSK, attn_mask=mask_NWS)
         return o_BHNWK.flatten(2, 3)[:, :, :time]
 
@@ -128,6 +129,6 @@ class RotaryAttention(nn.Module):
 
 
 def _with_block_before(x_BHTK: Tensor, size: int) -> Tensor:
-    """Return (B, H, N, 2 W, K): each block of W tokens behind the one before it, the first behind zeros."""
+    """Return (B, H, N, 2 W, K): each block of W tokens after the one before it, the first after zeros."""
     x_BHNWK = F.pad(x_BHTK, [0, 0, size, -x_BHTK.shape[2] % size]).unflatten(2, (-1, size))
     return torch.cat([x_BHNWK[:, :, :-1], x_BHNWK[:, :, 1:]], dim=3)

@@ -1,9 +1,9 @@
-"""The exponential moving average of a run's weights (EMA), beside the weights that are trained.
+"""Keep the exponential moving average of a run's weights (EMA), beside the trained weights.
 
     average = average + (1 - 0.5^(tokens / half_life)) (weights - average)
 
-after each step, in float32 or wider. The decay is by tokens, so that it means the same at any batch size. While the
-learning rate rises for the first time, which is the warm-up, the average is the weights themselves.
+after each step, in float32 or wider. The decay is by tokens, so that it means the same at any batch size. During the
+warm-up, while the learning rate rises for the first time, the average equals the weights.
 
 Source: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging (1992).
 """
@@ -19,7 +19,7 @@ from samout_train.models import ParallelModel
 
 
 class WeightAverage:
-    """The average of all floating-point parameters of a model.
+    """Average all floating-point parameters of a model.
 
     Args:
         shared: The model.

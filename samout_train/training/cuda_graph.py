@@ -1,9 +1,9 @@
-"""A training step as one CUDA graph: its kernels are launched together, so the host's time no longer counts.
+"""Record a training step as one CUDA graph: its kernels are launched together, so the host's time no longer counts.
 
-A graph repeats kernels on the same memory. What changes from step to step is therefore on the device at fixed
+A graph repeats kernels on the same memory. Values that change from step to step are therefore on the device at fixed
 addresses: the ids, the inverse of the number of counted targets, the learning rates and the flag of non-finite steps.
-The graph has the forward and backward passes of all micro-steps, the norm, the flag, clipping and the update. Outside
-are the copy of the ids, the average of the weights, and reading results that are due.
+The graph has the forward and backward passes of all micro-steps, the norm, the flag, clipping and the update. The copy
+of the ids, the average of the weights and the reading of results are outside.
 
 The first steps of a shape run one operation at a time, as training does, on the stream that then captures: kernels are
 compiled there, and the optimizer makes its state. Steps that a graph cannot have run one operation at a time as well,
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class StepInputs:
-    """The part of a batch that the device reads.
+    """Hold the part of a batch that the device reads.
 
     Args:
         ids_RT: The rows, (R, T + 1) int64.
@@ -61,7 +61,7 @@ class StepInputs:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Return what decides the shapes of a step."""
+        """Return the key that decides the shapes of a step."""
         return (*self.ids_RT.shape, self.most_targets)
 
 
@@ -69,16 +69,16 @@ Results = tuple[Tensor, Tensor | None]  # loss, and norm of the gradient where t
 
 
 def takes_scalars(optimizer: torch.optim.Optimizer, device: torch.device, *, is_sharded: bool) -> bool:
-    """Return whether steps read what changes from scalars on the device, so that a graph of them is possible."""
+    """Return whether steps read changing values from scalars on the device, so that a graph of them is possible."""
     fused = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and optimizer.defaults["fused"]
     return device.type == "cuda" and fused and not is_sharded
 
 
 class DeviceScalars:
-    """Scalars on the device that steps read: the learning rates, and the inverse of the number of targets.
+    """Keep scalars on the device that steps read: the learning rates, and the inverse of the number of targets.
 
-    Divided by a number, torch multiplies by its inverse in float32 on CUDA, so the bits are the same. A rate is rounded
-    to float32 here, and is a double as a number.
+    To divide by a number, torch multiplies by its inverse in float32 on CUDA, so the bits are the same. A rate is
+    rounded to float32 here; without these scalars it is a double.
 
     Args:
         optimizer: A fused Adam or AdamW of torch.
@@ -118,7 +118,7 @@ class DeviceScalars:
         return self._inverse
 
     def plain(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return a state of the optimizer with its rates as numbers, as it is without this."""
+        """Return a state of the optimizer with its rates as plain numbers."""
         groups = []
         for group, rate in zip(state["param_groups"], self.values, strict=True):
             groups.append({**group, "lr": rate, "capturable": False})
@@ -179,15 +179,15 @@ def settings_problem(
 
 
 def refused(problem: str) -> str:
-    """Return the message where a graph was asked for and cannot be."""
+    """Return the message for a graph that was requested but is not possible."""
     return f"trainer.cuda_graph=true: {problem}. Set trainer.cuda_graph=auto"
 
 
 def model_problem(model: nn.Module, optimizer: torch.optim.Optimizer, *, scalars: bool) -> str | None:
-    """Return what of a model or optimizer a graph cannot have; None if nothing.
+    """Return the property of a model or optimizer that prevents a graph; None if there is no such property.
 
     Args:
-        scalars: Whether steps read what changes from the device.
+        scalars: Whether steps read changing values from the device.
     """
     if not scalars:
         return f"{type(optimizer).__name__} is not torch's fused Adam or AdamW"
@@ -198,14 +198,14 @@ def model_problem(model: nn.Module, optimizer: torch.optim.Optimizer, *, scalars
 
 
 class Recorder(Protocol):
-    """Runs the device's part of a step so that it can be recorded, and records it."""
+    """Run the device's part of a step so that it can be recorded, and record it."""
 
     def aside(self, work: Callable[[], Results]) -> Results:
         """Run a step of the warm-up."""
         ...
 
     def record(self, work: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
-        """Record a step without running it; return what runs it, and its results, which each run overwrites."""
+        """Record a step without running it; return the function that runs it and the results, which it overwrites."""
         ...
 
     def reset(self) -> None:
@@ -218,7 +218,7 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Captures CUDA graphs, all on one stream and with one pool of memory.
+    """Capture CUDA graphs, all on one stream and with one pool of memory.
 
     Args:
         device: A CUDA device.
@@ -230,7 +230,7 @@ class CudaRecorder:
         self.reset()
 
     def reset(self) -> None:
-        """Take a new pool; the old one goes with its graphs."""
+        """Take a new pool; the old one is freed with its graphs."""
         self._pool = torch.cuda.graph_pool_handle()
 
     def host_random_state(self) -> Tensor:
@@ -251,7 +251,7 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self._device)
         try:
-            with torch.cuda.stream(current):  # torch's own context stays on its stream where a capture fails
+            with torch.cuda.stream(current):  # torch's own context would stay on its stream after a failed capture
                 # Threads that write checkpoints call CUDA, too.
                 capture = torch.cuda.graph(
                     graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
@@ -265,7 +265,7 @@ class CudaRecorder:
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """A recorded step: its inputs, its results, and what runs it."""
+    """Hold a recorded step: its inputs, its results, and the function that runs it."""
 
     ids_RT: Tensor
     results: Results
@@ -274,10 +274,10 @@ class _Record:
 
 
 class StepGraph:
-    """The device's part of training steps, recorded by shape and run from the records.
+    """Record the device's part of training steps by shape, and run it from the records.
 
     Args:
-        step: The device's part of a step: it never waits, and reads only its inputs and what has a fixed address.
+        step: The device's part of a step: it never waits, and reads only its inputs and memory at fixed addresses.
         model: Its model, whose gradients it sets.
         optimizer: Its optimizer.
         device: The device of both.

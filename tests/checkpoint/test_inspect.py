@@ -121,7 +121,7 @@ def renamed_checkpoint(folder: Path) -> None:
     ("happens", "path", "rows"),
     [
         (damaged_run, "run", ["step_00000002.pt: it has 0 bytes", "takes step_00000001.pt"]),
-        (damaged_run, NEWEST, ["no: it has 0 bytes, the manifest says"]),
+        (damaged_run, NEWEST, ["no: it has 0 bytes, the manifest records"]),
         (set_aside, "run", ["set aside", "would stop: no checkpoint is whole"]),
         (without_manifest, "run", ["step_00000002.json, which every complete checkpoint has beside it, is missing"]),
         (without_configuration, "run", ["config.yaml: does not say how the model was built (", "not known"]),

@@ -19,7 +19,7 @@ from samout_train.cli import evaluate
 from samout_train.data import Characters, Choices, Question
 from samout_train.data.text.choices import question_of
 from samout_train.evaluation import Accuracy, measure_choices
-from samout_train.evaluation.choices import told_from_guessing
+from samout_train.evaluation.choices import against_guessing
 
 CPU = torch.device("cpu")
 
@@ -49,10 +49,10 @@ def test_the_answer_is_a_text_a_letter_or_a_number(entry: dict[str, Any], answer
         ({"choices": ["a", "b"], "answer": 0}, "has no text as question or ctx or query"),
         ({"question": "q", "choices": ["a"], "answer": 0}, "has no two choices or more"),
         ({"question": "q", "choices": ["a", ""], "answer": 0}, "has no two choices or more"),
-        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "answer 2 is none of its 2 choices"),
-        ({"question": "q", "choices": ["a", "b"], "answer": True}, "answer True is none"),
-        ({"question": "q", "choices": ["a", "b"]}, "answer None is none of its 2 choices: .* a letter from A to B"),
-        ({"question": "q", "choices": ["a", "a"], "answer": "a"}, "answer 'a' is none"),
+        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "answer 2 is not one of its 2 choices"),
+        ({"question": "q", "choices": ["a", "b"], "answer": True}, "answer True is not one"),
+        ({"question": "q", "choices": ["a", "b"]}, "answer None is not one of its 2 choices: .* a letter from A to B"),
+        ({"question": "q", "choices": ["a", "a"], "answer": "a"}, "answer 'a' is not one"),
     ],
 )
 def test_what_is_no_question_is_refused(entry: Any, message: str) -> None:
@@ -139,11 +139,11 @@ def test_a_model_is_not_given_more_than_it_has_room_for() -> None:
 
 @pytest.mark.parametrize(
     ("right", "words"),
-    [(20, "cannot be told from guessing"), (60, "better than guessing"), (2, "worse than guessing")],
+    [(20, "not distinguishable from guessing"), (60, "better than guessing"), (2, "worse than guessing")],
 )
-def test_an_accuracy_is_told_from_guessing_by_its_interval(right: int, words: str) -> None:
+def test_an_accuracy_is_compared_with_guessing_by_its_interval(right: int, words: str) -> None:
     """Of 100 answers at a chance of 1/4: Wilson's interval of 20 is 0.133 to 0.289, of 60 0.502 to 0.691."""
-    assert told_from_guessing(Accuracy(right, 100), 0.25) == words
+    assert against_guessing(Accuracy(right, 100), 0.25) == words
 
 
 @pytest.mark.slow
@@ -184,4 +184,4 @@ def test_evaluate_scores_choices_as_the_model_does_one_by_one(
     assert "chance                               0.333" in out and " guessing" in out and not found["documents"]
     assert evaluate.evaluate([*words, "lengths=[16]"]) == 2
     assert evaluate.evaluate([*words[:-1], f"data.path={tmp_path / 'text.txt'}"]) == 2
-    assert "line 1 is no JSON" in capsys.readouterr().err
+    assert "line 1 is not JSON" in capsys.readouterr().err

@@ -94,7 +94,7 @@ def test_one_job_that_dies_stops_no_other_and_only_it_is_made_again(tmp_path: Pa
     words = {"a": "go", "b": "die", "c": "fail", "d": "go"}
     jobs = [Job(tmp_path / "jobs" / name, (word,)) for name, word in words.items()]
     told: list[str] = []
-    found = run_jobs(jobs, at_once=at_once, told=lambda job, of: told.append(job.name))
+    found = run_jobs(jobs, at_once=at_once, report=lambda job, of: told.append(job.name))
     assert states(found) == {"a": "done", "b": "FAILED", "c": "FAILED", "d": "done"} and sorted(told) == list("abcd")
     assert found["b"].error == "killed by signal 9 (SIGKILL)"
     assert found["c"].error == "ended with exit code 1: and the last line"
@@ -102,7 +102,7 @@ def test_one_job_that_dies_stops_no_other_and_only_it_is_made_again(tmp_path: Pa
     assert threads == ("all" if at_once == 1 else str(max(1, (os.cpu_count() or 1) // 3)))
     again: list[str] = []
     jobs[1] = Job(jobs[1].run_dir, ("go",))
-    found = run_jobs(jobs, at_once=at_once, told=lambda job, of: again.append(job.name))
+    found = run_jobs(jobs, at_once=at_once, report=lambda job, of: again.append(job.name))
     assert sorted(again) == ["b", "c"], "what is done is left as it is"
     assert states(found) == {"a": "done", "b": "done", "c": "FAILED", "d": "done"}
     assert (tmp_path / "jobs" / "a" / "metrics.jsonl").read_text() == '{"step": 7}\n'

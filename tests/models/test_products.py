@@ -12,7 +12,7 @@ from torch import nn
 
 from samout_train import build_model, train
 from samout_train.checkpoint import load_run
-from samout_train.models import bfloat16_share, choose_products, decided, go_on_with, product_of, products as measuring
+from samout_train.models import bfloat16_share, choose_products, decided, product_of, products as measuring, resume_with
 from samout_train.models.products import kept, machine
 from samout_train.ops import Products, chosen_products, use_products
 from tests.support.program import samout
@@ -203,7 +203,7 @@ def test_what_is_not_possible_here_is_said_and_not_taken(
     assert "made with products onednn,torch, now torch,torch" in caplog.text
     use_products(Products())
     for unknown in (None, "", "mkl", 3):
-        go_on_with(unknown)
+        resume_with(unknown)
         assert chosen_products() == Products()
 
 

@@ -1,4 +1,4 @@
-"""Questions with several answers to choose from, one of which is right: what `evaluate data=choices` reads."""
+"""Read multiple-choice questions, each with one right answer, for `evaluate data=choices`."""
 
 import json
 import string
@@ -20,12 +20,12 @@ EVALUATED_ONLY = "questions are evaluated on, not trained on"
 
 @dataclass(frozen=True)
 class Question:
-    """A question.
+    """Hold a question.
 
     Args:
-        text: What stands before a choice.
-        choices: Two or more.
-        answer: Which of them is right, from 0.
+        text: The text before a choice.
+        choices: Two or more texts.
+        answer: Index of the right choice.
     """
 
     text: str
@@ -36,7 +36,7 @@ class Question:
 @validated
 @dataclass(kw_only=True)
 class Choices:
-    """Questions with choices, for `evaluate`.
+    """Read questions with choices, for `evaluate`.
 
     Each line, or row of a table, has the question (`question`, `ctx` or `query`), its choices (a list `choices` or
     `endings`, or a key for each: `A`, `B`, `C` ...) and which is right (`answer`, `label` or `gold`): the text of a
@@ -44,10 +44,10 @@ class Choices:
 
     Args:
         path: A file of JSON Lines, also compressed, or a Parquet or Arrow table.
-        separator: What stands between the question and a choice.
-        documents: Whether the question stands behind `<|sos|>`, as each document of a run on JSON Lines or a folder
-            does; None for what the run had.
-        seed: Of the run; there is nothing to draw.
+        separator: Text between the question and a choice.
+        documents: Whether `<|sos|>` precedes the question, as it does each document of a run on JSON Lines or a folder;
+            None for the form of the run's data.
+        seed: Accepted like that of other data; nothing is drawn.
     """
 
     path: str
@@ -56,12 +56,12 @@ class Choices:
     seed: int
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return that nothing can be trained on it."""
+        """Return the problem that questions are not for training."""
         fix = "use it as `samout-train evaluate run=RUN data=choices data.path=FILE`"
         return [Problem(name, "choices", text=EVALUATED_ONLY, fix=fix)]
 
     def source(self) -> Source:
-        """Refuse.
+        """Raise ValueError: questions are not for training.
 
         Raises:
             ValueError: always.
@@ -72,11 +72,11 @@ class Choices:
         """Return all questions, and the sha256 of the file.
 
         Raises:
-            ValueError: if there is no such file, or a line of it is no question.
+            ValueError: if the file does not exist, or a line of it is not a question.
         """
         path = home_path(self.path)
         if not self.path or not path.is_file():
-            raise ValueError(f"data.path={self.path}: is no file: give JSON Lines or a table")
+            raise ValueError(f"data.path={self.path}: is not a file: give JSON Lines or a table")
         found = []
         for place, entry in _entries(path):
             try:
@@ -95,7 +95,7 @@ def question_of(entry: Any) -> Question:
     """Return the question that an object describes.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not a question.
     """
     if not isinstance(entry, dict):
         raise ValueError('is no object: give {"question": ..., "choices": [...], "answer": ...}')
@@ -115,7 +115,7 @@ def question_of(entry: Any) -> Question:
 
 
 def _answer(given: Any, listed: list[str]) -> int:
-    """Return which choice is right: by its text, its letter or its number."""
+    """Return the index of the right choice, given as its text, its letter or its number."""
     number = -1
     if isinstance(given, str):
         if listed.count(given) == 1:
@@ -130,7 +130,7 @@ def _answer(given: Any, listed: list[str]) -> int:
     if not 0 <= number < len(listed):
         last = string.ascii_uppercase[min(len(listed), 26) - 1]
         raise ValueError(
-            f"answer {given!r} is none of its {len(listed)} choices: give the text of one, a letter from A to {last}, "
+            f"answer {given!r} is not one of its {len(listed)} choices: give a text, a letter from A to {last}, "
             f"or a number from 0 to {len(listed) - 1}"
         )
     return number
@@ -155,4 +155,6 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
                 if text:
                     yield f"line {number}", json.loads(text)
             except ValueError as error:
-                raise ValueError(f"data.path={printable(path)}: line {number} is no JSON ({error}): mend it") from error
+                raise ValueError(
+                    f"data.path={printable(path)}: line {number} is not JSON ({error}): mend it"
+                ) from error

@@ -1,11 +1,11 @@
-"""Conversations in the forms in which people keep them, as turns of roles.
+"""Read conversations in four common JSON forms as turns of roles.
 
     {"messages": [{"role": "user", "content": "Hi"}, ...]}                 OpenAI
     {"conversations": [{"from": "human", "value": "Hi"}, ...]}             ShareGPT
     {"conversations": [{"role": "user", "content": "Hi"}, ...]}            its own
     {"instruction": "Translate", "input": "Hi", "output": "Salut"}         Alpaca
 
-Fields beside what is said are counted, or written into the text by a template: nothing is dropped in silence. The
+Other fields than the content are counted, or written into the text by a template: nothing is dropped silently. The
 template is the one of Hermes and Qwen, `<think>`, `<tools>` and `<tool_call>`.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 ExtraFields = Literal["count", "write"]
-# Which special token stands before what a role says, where nothing else is set.
+# The special token before a role's content, by default.
 ROLES = {
     "user": "<|user|>",
     "human": "<|user|>",
@@ -33,7 +33,7 @@ ROLES = {
 LISTS = ("conversations", "messages")
 ALPACA = ("instruction", "output")
 WRITTEN = ("reasoning_content", "tool_calls", "tools")
-NO_TEXT = "parts of a content that are no text"
+NO_TEXT = "parts of a content that are not text"
 FORMS = (
     'a conversation is {"messages": [...]} or {"conversations": [...]} of {"role", "content"} or {"from", "value"}, or '
     '{"instruction", "input", "output"}'
@@ -42,7 +42,7 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Turn:
-    """Hold what a role says at once."""
+    """Hold one message of a role."""
 
     role: str
     content: str
@@ -53,14 +53,14 @@ def turns_of(document: Mapping[str, Any], left_out: Counter[str], extra_fields: 
 
     Args:
         document: A line of JSON Lines.
-        left_out: Counts what is in it and not in the turns, by what it is.
+        left_out: Counts the fields that are not in the turns, by name.
         extra_fields: `write` puts reasoning, tools and tool calls into the text; other fields are counted.
 
     Returns:
-        The turns; None where the document has none of the known forms.
+        The turns; None if the document has none of the known forms.
 
     Raises:
-        ValueError: if a turn has no role, or says something that is no text.
+        ValueError: if a turn lacks a role, or its content is not text.
     """
     key = next((key for key in LISTS if isinstance(document.get(key), list)), None)
     turns: list[Turn] = []
@@ -91,7 +91,7 @@ def _turn(turn: Any, key: str, left_out: Counter[str], extra_fields: ExtraFields
     role = content = None
     if isinstance(turn, Mapping):
         role, content = turn.get(names[0]), turn.get(names[1])
-        if content is None and turn.get("tool_calls"):  # who calls a tool need not say anything
+        if content is None and turn.get("tool_calls"):  # a turn that calls a tool may lack content
             content = ""
         if isinstance(content, list):
             content = _text_of_parts(content, left_out)
@@ -109,7 +109,7 @@ def _turn(turn: Any, key: str, left_out: Counter[str], extra_fields: ExtraFields
 
 
 def _text_of_parts(parts: list[Any], left_out: Counter[str]) -> str:
-    """Return the text of a content that is a list of parts, as OpenAI has it beside pictures."""
+    """Return the text of a content that is a list of parts, as in OpenAI's format with pictures."""
     text = ""
     for part in parts:
         if isinstance(part, Mapping) and isinstance(part.get("text"), str):
@@ -134,7 +134,7 @@ def _alpaca(document: Mapping[str, Any]) -> list[Turn]:
 
 
 def _written(turn: Mapping[str, Any], content: str) -> str:
-    """Return what a turn says with its reasoning before it, and its tools and tool calls behind it."""
+    """Return the content of a turn, with its reasoning before it and its tools and tool calls after it."""
     if turn.get("reasoning_content"):
         content = f"<think>\n{_as_text(turn['reasoning_content'])}\n</think>\n{content}"
     if turn.get("tools"):
@@ -173,7 +173,7 @@ def _as_text(value: Any) -> str:
 
 
 def _count_others(of: Mapping[str, Any], taken: set[str], what: str, left_out: Counter[str]) -> None:
-    """Count the fields that say something and are not in the text."""
+    """Count the non-empty fields that are not in the text."""
     for name, value in of.items():
         if name not in taken and value not in (None, "", [], {}):
             left_out[f'"{name}" of {what}'] += 1

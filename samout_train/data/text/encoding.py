@@ -1,4 +1,4 @@
-"""Recognise files that are no UTF-8 text by their first bytes, and open those that are, compressed or not."""
+"""Recognise files that are not UTF-8 text by their first bytes, and open text files, compressed or not."""
 
 import codecs
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ ZEROS = {
     "UTF-16LE": ((1, 3), (0, 2)),
     "UTF-16BE": ((0, 2), (1, 3)),
 }
-BINARY_BYTES = 8000  # as Git has it
+BINARY_BYTES = 8000  # as in Git
 NO_TEXT = f"no text (a PDF, or a zero byte among the first {BINARY_BYTES:,})"
 COMPRESSED = "compressed, to be decompressed first"
 
@@ -48,11 +48,11 @@ def printable(name: object) -> str:
 
 
 class TextFile:
-    """A file of text, opened at its first byte; a compressed one gives the bytes that were compressed.
+    """Hold a file of text, opened at its first byte; a compressed one is read decompressed.
 
     Args:
-        lying: The file as it lies.
-        text: What is read; the same where it is not compressed.
+        lying: The file as stored.
+        text: The decompressed file; the same file if it is not compressed.
     """
 
     def __init__(self, lying: IO[bytes], text: IO[bytes]) -> None:
@@ -69,7 +69,7 @@ class TextFile:
             place -= skipped
 
     def compressed_bytes(self) -> int | None:
-        """Return how many bytes of a compressed file, as it lies, were read so far; None where it is not compressed."""
+        """Return the number of stored bytes read so far from a compressed file; None if it is not compressed."""
         if self.text is self._lying:
             return None
         return self._lying.tell()
@@ -96,7 +96,7 @@ def opened(path: Path, member: str = "") -> Iterator[TextFile]:
     with lying:
         kind = readable_compression(lying.read(HEAD_BYTES), archives=bool(member))
         head = _from_its_start(path, lying, kind, member).read(HEAD_BYTES)
-        if problem := other_kind(head, path if kind is None else None):  # lines that convert a file name it as it lies
+        if problem := other_kind(head, path if kind is None else None):  # commands for a file need its stored name
             raise ValueError(f"{printable(path)} {problem}")
         yield TextFile(lying, _from_its_start(path, lying, kind, member))
 
@@ -109,7 +109,7 @@ def _from_its_start(path: Path, lying: IO[bytes], kind: str | None, member: str 
 
 
 def no_text(path: Path) -> str | None:
-    """Return why a file of a folder is passed over: it is no text, in no encoding; None where it may be text.
+    """Return why a file of a folder is skipped, as it is not text in any encoding; None if it may be text.
 
     The rule: a zero byte among the first `BINARY_BYTES`, after decompression, that is not one of UTF-16 or UTF-32; or
     the first bytes of a PDF or of a compression that cannot be undone here. Tables are read.
@@ -123,7 +123,7 @@ def no_text(path: Path) -> str | None:
             if kind is None and compression_of(head):
                 return COMPRESSED
             head = _from_its_start(path, lying, kind).read(BINARY_BYTES)
-    except (OSError, ValueError):  # which is reported where it is read
+    except (OSError, ValueError):  # reported when the file is read
         return None
     if head.startswith(PDF) or (0 in head and not _is_unicode(head)):
         return NO_TEXT
@@ -145,7 +145,7 @@ def _is_unicode(head: bytes) -> bool:
 
 
 def encoding_of_zeros(content: bytes) -> str | None:
-    """Return the encoding that text with zero bytes is in, by where they lie; None where it is no text.
+    """Return the encoding of text with zero bytes, by their places; None if it is not text.
 
     Args:
         content: Any part of a file that begins at a multiple of four bytes.
@@ -157,7 +157,7 @@ def encoding_of_zeros(content: bytes) -> str | None:
 
 
 def _lie_in(places: tuple[int, ...], others: tuple[int, ...], zeros: list[float]) -> bool:
-    """Return whether zeros lie in some of four places, many in each, and nearly none in others."""
+    """Return whether zeros are frequent in each of some of four places, and rare in the others."""
     return min(zeros[place] for place in places) >= SOME_ZEROS and max(zeros[place] for place in others) < FEW_ZEROS
 
 

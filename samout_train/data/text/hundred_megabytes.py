@@ -1,4 +1,4 @@
-"""enwik8 and text8: 100,000,000 bytes of Wikipedia, of which 90 % are learned from, 5 % validate and 5 % test.
+"""Read enwik8 and text8: 100,000,000 bytes of Wikipedia, 90 % for training, 5 % for validation and 5 % for the test.
 
 Source: Mahoney, Large Text Compression Benchmark, "About the Test Data": sizes and MD5. The splits are those of Graves
 (arXiv 1308.0850) and all who report bits per character: 90 million, 5 million and 5 million bytes. A split that would
@@ -24,10 +24,10 @@ ONLY_ONE = "*"
 
 @dataclass(kw_only=True)
 class HundredMegabytes(StandardCorpus):
-    """One file of 100,000,000 bytes; a shorter one is split in the same proportions.
+    """Read one file of 100,000,000 bytes; a shorter one is split in the same proportions.
 
     Args:
-        path: The file, also as .zip, .gz, .bz2 or .zst, or the folder that it lies in.
+        path: The file, also as .zip, .gz, .bz2 or .zst, or the folder with it.
     """
 
     md5: ClassVar[str]
@@ -36,7 +36,7 @@ class HundredMegabytes(StandardCorpus):
         """Return the three splits of the file.
 
         Raises:
-            ValueError: if there is no such file.
+            ValueError: if the file is missing.
         """
         path = self._file()
         num_bytes, _ = text_digest(self._survey(path, SplitReader(member=ONLY_ONE)), ONLY_ONE)
@@ -49,7 +49,7 @@ class HundredMegabytes(StandardCorpus):
         return found
 
     def difference(self, split: str, looked_at: Survey) -> str | None:
-        """Return in what the whole file differs from the published one."""
+        """Return the known differences of the whole file from the published one."""
         num_bytes, md5 = text_digest(looked_at, ONLY_ONE)
         if (num_bytes, md5) == (NUM_BYTES, self.md5):
             return None

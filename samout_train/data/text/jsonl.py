@@ -1,4 +1,4 @@
-"""JSON Lines: texts or conversations, one document a line."""
+"""Read JSON Lines: texts or conversations, one document a line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ Learn = Literal["all", "agent"]
 @validated
 @dataclass(kw_only=True)
 class Jsonl(TextSource):
-    """JSON Lines. The documents in the last tenth of the tokens are for validation.
+    """Read JSON Lines. The documents in the last tenth of the tokens are for validation.
 
     Args:
         path: A file, or a folder with files that match `pattern`, in the order of their names.
@@ -34,10 +34,10 @@ class Jsonl(TextSource):
         layout: `padded`: a document begins a row and continues in further rows, the last filled with padding. `packed`:
             documents follow each other, each after `<|sos|>`, in rows without padding.
         roles: The special token before a role's messages, by role.
-        learn: `agent`: only the agent's messages are counted targets, and the token that ends each: the next role's, or
-            `<|user|>` after the last turn.
+        learn: `agent`: counted targets are the agent's messages and the token that ends each, which is the next role's,
+            or `<|user|>` after the last turn.
         extra_fields: `write`: reasoning, tools and tool calls become text. `count`: they are skipped and counted.
-        reset_at_documents: Whether each document of a packed row starts without a state. Padded rows need it not.
+        reset_at_documents: Whether each document of a packed row starts without a state. Padded rows do not need it.
     """
 
     path: str
@@ -118,7 +118,7 @@ class Jsonl(TextSource):
         if marks is None:
             return {}
         count = int(marks.sum())
-        return {"learned": f"{count} tokens, what the agent says ({count / len(marks):.2%})"}
+        return {"learned": f"{count} tokens, the agent's messages ({count / len(marks):.2%})"}
 
     def _require_whole_row(self, looked_at: Survey, num_tokens: int, cut: int) -> None:
         """Raise ValueError if a split is shorter than a packed row; padded rows accept any length."""

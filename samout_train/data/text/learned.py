@@ -1,7 +1,7 @@
-"""Rows of conversations in which only what the agent says is learned.
+"""Build rows of conversations in which only the agent's messages are learned.
 
-A token is learned where the last role token before it is `<|agent|>`: what the agent says, and the token that ends its
-turn, which is the next role's. Text has no special tokens, so the ids alone show it.
+A token is learned if the last role token before it is `<|agent|>`. These are the agent's messages, and the token that
+ends each turn, which is the next role's. Text has no special tokens, so the ids suffice.
 """
 
 # N tokens, R rows, T time
@@ -39,10 +39,10 @@ def learned_tokens(tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
 
 
 class LearnedRows:
-    """Rows of a stream of tokens, in which the targets that are not learned are the id that is not counted.
+    """Replace the targets of rows that are not learned by the id that is not counted.
 
     Args:
-        rows: Of the tokens.
+        rows: Rows of the tokens.
         learned: The same rows of `learned_tokens` of the same tokens.
         ignore_index: Targets of this value are not counted.
     """
@@ -53,11 +53,11 @@ class LearnedRows:
         self.tokens = rows.tokens
 
     def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
-        """Return inputs and targets of the rows of these indices, one behind the other: (R, 2 T) int64."""
+        """Return inputs and targets of the rows of these indices, side by side: (R, 2 T) int64."""
         return self._joined(self.rows.take(indices, epoch), self.learned.take(indices, epoch))
 
     def windows(self, start: int, stop: int) -> Tensor:
-        """Return rows start to stop of those that cover all tokens once, (R, 2 T) int64."""
+        """Return rows start to stop of the rows that cover all tokens once, (R, 2 T) int64."""
         return self._joined(self.rows.windows(start, stop), self.learned.windows(start, stop))
 
     def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Show what is in a file of JSON Lines: how much, what is left out, and which tokens are learned."""
+"""Describe a file of JSON Lines: its size, its skipped content, and the tokens that are learned."""
 
 from collections import Counter
 from itertools import pairwise
@@ -15,10 +15,10 @@ BEGIN, END = "[[", "]]"
 
 
 def rows_of_jsonl(path: Path) -> list[tuple[str, str]]:
-    """Return names and values to show of a file of JSON Lines.
+    """Return names and values that describe a file of JSON Lines.
 
     Args:
-        path: The file; roles are those that `data=jsonl` has where nothing is set.
+        path: The file; roles are the defaults of `data=jsonl`.
 
     Raises:
         ValueError: at a line that cannot be read, with its place.
@@ -46,7 +46,7 @@ def rows_of_jsonl(path: Path) -> list[tuple[str, str]]:
 
 
 def marked(parts: list[str | Special]) -> str:
-    """Return the text of a document with marks around what is learned with `data.learn=agent`, in one line."""
+    """Return the text of a document in one line, with marks around the text that `data.learn=agent` learns."""
     agent = Special(SPECIAL_TOKENS[AGENT_ID])
     text, speaks = "", False
     for part in parts:
@@ -68,7 +68,7 @@ def marked(parts: list[str | Special]) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return a text on one line, its middle left out where it is long."""
+    """Return a text on one line, without its middle if it is long."""
     line = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     if len(line) <= LONGEST:
         return line

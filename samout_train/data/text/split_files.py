@@ -1,4 +1,4 @@
-"""WikiText-103 and TinyStories: corpora that are distributed as one file, or several, for each split."""
+"""Read WikiText-103 and TinyStories: corpora that are distributed as one or several files for each split."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,22 +21,22 @@ PARQUET = r"(?P<split>train|validation|test)-\d+-of-\d+\.parquet"
 
 @dataclass(kw_only=True)
 class SplitFiles(StandardCorpus):
-    """A corpus of which each split has files of its own.
+    """Read a corpus whose splits are separate files.
 
     Args:
-        path: The folder that they lie in, or the zip archive; folders in it are looked through.
+        path: The folder or zip archive with the files; its subfolders are searched.
     """
 
-    patterns: ClassVar[Sequence[str]]  # of the names of files, with the split; one form of the corpus each
+    patterns: ClassVar[Sequence[str]]  # patterns of file names, with their split; one form of the corpus each
     example: ClassVar[str]
     stories: ClassVar[bool] = False
     published: ClassVar[Mapping[str, Published]]
 
     def surveys(self) -> Mapping[str, Survey]:
-        """Return the splits that are there.
+        """Return the available splits.
 
         Raises:
-            ValueError: if the files are not there, or those of several forms of the corpus are.
+            ValueError: if the files are missing, or belong to several forms of the corpus.
         """
         path = home_path(self.path)
         if not self.path or not path.exists():
@@ -60,11 +60,11 @@ class SplitFiles(StandardCorpus):
         return found
 
     def difference(self, split: str, looked_at: Survey) -> str | None:
-        """Return in what a split differs from the published one, as far as it is known."""
+        """Return the known differences of a split from the published one."""
         return self.published_of(looked_at).get(split, Published()).difference(looked_at.count())
 
     def published_of(self, looked_at: Survey) -> Mapping[str, Published]:
-        """Return what is known of the form of the corpus that files are of."""
+        """Return the published sizes of the form of the corpus that these files belong to."""
         return self.published
 
     def _names(self, path: Path) -> list[str]:
@@ -126,7 +126,7 @@ class WikiText103(SplitFiles):
 @validated
 @dataclass(kw_only=True)
 class TinyStories(SplitFiles):
-    """TinyStories, each story behind `<|sos|>`. No digest is published; the table has 2,119,719 and 21,990 stories.
+    """TinyStories, each story after `<|sos|>`. No digest is published; the table has 2,119,719 and 21,990 stories.
 
     Source: Eldan and Li (arXiv 2305.07759). Papers report the loss of their own tokens, so bits per byte are what can
     be compared.

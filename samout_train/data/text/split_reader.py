@@ -1,4 +1,4 @@
-"""Read one split of a corpus: a part of a file, a member of an archive, or stories that a mark divides."""
+"""Read one split of a corpus: a part of a file, a member of an archive, or stories divided by a mark."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,16 +16,16 @@ LONGEST_CHARACTER = 4
 
 @dataclass(frozen=True)
 class SplitReader:
-    """Reads one split; its `repr` tells the splits of one file apart.
+    """Read one split; its `repr` differs between the splits of one file.
 
     Args:
         member: Of a zip archive, how the name of the file in it ends; `*` for the only one.
         first: The first byte of the text. A split begins and ends at a character: within one, at the next.
-        behind: The byte behind the last one; None for all.
+        behind: The byte after the last one; None for all.
         stories: Whether `<|sos|>` stands for each `<|endoftext|>`, and before the text; of a table, before each row.
-            Rows of a table follow each other without it where this is false.
+            If false, rows of a table follow each other without it.
         line_ends: `fold` makes CRLF and CR into LF.
-        way: The number of this way of reading.
+        way: Version of this way of reading.
     """
 
     member: str = ""
@@ -36,7 +36,7 @@ class SplitReader:
     way: int = field(default=1, init=False)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
-        """Yield pieces of text; places are those of the file, or rows of a table."""
+        """Yield pieces of text; their places are bytes of the file, or rows of a table."""
         if table_kind(path):
             yield from self._table(path, start, stop)
             return
@@ -69,14 +69,14 @@ class SplitReader:
             yield Piece(self._joined(parts), row.end, read_bytes=row.bytes_done)
 
     def _joined(self, parts: list[str | Special]) -> list[str | Special]:
-        """Return rows that are lines of one text as that text; stories stay as they are."""
+        """Return the lines of one text joined; stories stay separate."""
         if self.stories:
             return parts
         return ["".join(map(str, parts))]
 
 
 def _divided(parts: list[str | Special]) -> list[str | Special]:
-    """Return parts in which each mark between stories is a token. A mark holds no blank, so no piece cuts one."""
+    """Return parts in which each mark between stories is a token. A mark has no blank, so no piece cuts one."""
     found: list[str | Special] = []
     for part in parts:
         if isinstance(part, Special):

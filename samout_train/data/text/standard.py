@@ -1,7 +1,7 @@
-"""The base of corpora with standard splits: published ones, read from the file that a person has, without a network.
+"""Provide the base of corpora with standard splits, read from local files of the published corpus.
 
-Whether it is the published file is checked, reported and recorded; another one is read all the same, and its figures
-are not comparable.
+Files are compared with the published ones, and the result is reported and recorded. Other files are read as well, but
+their figures are not comparable.
 """
 
 import hashlib
@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Published:
-    """The size of a split as it was published, as far as it is known.
+    """Hold the published size of a split, as far as it is known.
 
     Args:
-        words: Words, and one for the end of each line.
+        words: Words, plus one for the end of each line.
         lines: Line ends.
         documents: Documents.
     """
@@ -44,7 +44,7 @@ class Published:
     documents: int | None = None
 
     def difference(self, counts: Counts) -> str | None:
-        """Return in what a split differs from the published one; None where it does not, as far as it is known."""
+        """Return the known differences of a split from the published one; None if there are none."""
         for what, wanted, found in (
             ("words", self.words, counts.words + counts.lines),
             ("lines", self.lines, counts.lines),
@@ -57,14 +57,14 @@ class Published:
 
 @dataclass(kw_only=True)
 class StandardCorpus(TextSource):
-    """A corpus with standard splits.
+    """Read a corpus with standard splits.
 
     Args:
         path: The file or folder, as it is distributed.
-        split: The split that losses and figures are of; `test` is for the end.
+        split: The split to measure on; use `test` only at the end.
     """
 
-    looks_for_copies: ClassVar[bool] = False  # they are published as they are
+    looks_for_copies: ClassVar[bool] = False  # a published corpus is used unchanged
     title: ClassVar[str]
     figure: ClassVar[Figure] = "bits_per_byte"
 
@@ -73,18 +73,18 @@ class StandardCorpus(TextSource):
 
     @abstractmethod
     def surveys(self) -> Mapping[str, Survey]:
-        """Return the splits `train`, `validation` and `test`, those that there are, with their digests.
+        """Return the available splits among `train`, `validation` and `test`, with their digests.
 
         Raises:
-            ValueError: if the files are not there.
+            ValueError: if the files are missing.
         """
 
     @abstractmethod
     def difference(self, split: str, looked_at: Survey) -> str | None:
-        """Return in what a split differs from the published one, as far as it is known; None where it does not."""
+        """Return the known differences of a split from the published one; None if there are no differences."""
 
     def words(self, looked_at: Survey) -> int | None:
-        """Return the words that the published figure divides by; None where that is another one."""
+        """Return the words that the published figure divides by; None if it is not a figure per word."""
         return None
 
     def look_at(self) -> Survey:
@@ -92,10 +92,10 @@ class StandardCorpus(TextSource):
         return self.surveys()["train"]
 
     def judged(self) -> Survey:
-        """Find the split that figures are of, and take its digest.
+        """Find the split to measure on, and take its digest.
 
         Raises:
-            ValueError: if there is no such split.
+            ValueError: if the corpus lacks the split.
         """
         surveys = self.surveys()
         if self.split not in surveys:
@@ -103,7 +103,7 @@ class StandardCorpus(TextSource):
         return surveys[self.split]
 
     def source(self) -> Source:
-        """Return the source: the training split to learn from, the other one to judge by.
+        """Return the source, with the training split and the split to measure on.
 
         Raises:
             ValueError: if a file cannot be read, or a split is too short.
@@ -133,7 +133,7 @@ class StandardCorpus(TextSource):
         )
 
     def compared(self, splits: Sequence[str]) -> str:
-        """Return whether splits are the published ones; where one is not, a warning says so."""
+        """Return whether splits are the published ones; log a warning for each that is not."""
         surveys = self.surveys()
         for split in splits:
             looked_at = surveys[split]
@@ -158,7 +158,7 @@ class StandardCorpus(TextSource):
     def content_problems(
         self, name: str, looked_at: Survey, counts: Counts, choice: VocabularyChoice | None
     ) -> list[Problem]:
-        """Return nothing: how long the splits are is seen when they are tokens."""
+        """Return no problems: lengths of splits are checked after tokenizing."""
         return []
 
     def _files(self) -> list[dict[str, object]]:

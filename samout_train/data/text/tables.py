@@ -18,11 +18,11 @@ BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of a table.
+    """Hold a row of a table.
 
     Args:
-        end: Rows of the table up to its end.
-        bytes_done: Bytes of the file that were read for it, about.
+        end: Number of rows of the table up to and including it.
+        bytes_done: Approximate bytes of the file that were read for it.
         values: By column; those that are null are left out.
     """
 
@@ -32,11 +32,11 @@ class TableRow:
 
 
 def table_kind(path: Path) -> str | None:
-    """Return `Parquet` or `Arrow` for a table, by its first bytes; None for any other file, or where there is none."""
+    """Return `Parquet` or `Arrow` for a table, by its first bytes; None for another or a missing file."""
     try:
         with path.open("rb") as file:
             head = file.read(len(ARROW))
-    except OSError:  # which is reported where it is read
+    except OSError:  # reported when the file is read
         return None
     if head.startswith(PARQUET):
         return "Parquet"
@@ -50,9 +50,9 @@ def table_rows(path: Path, columns: Sequence[str], start: int = 0, stop: int | N
 
     Args:
         path: A file for which `table_kind` returns a kind.
-        columns: What is wanted; those that the table lacks are left out.
+        columns: Columns to read; those that the table lacks are left out.
         start: The first row.
-        stop: The row behind the last one; None for all.
+        stop: The row after the last one; None for all.
 
     Raises:
         ValueError: if pyarrow is not installed, the table is damaged, or it has none of the columns.
@@ -81,11 +81,11 @@ def table_rows(path: Path, columns: Sequence[str], start: int = 0, stop: int | N
 
 
 def row_to_cut(path: Path, place: int, size: int) -> int:
-    """Return the first row of a group that begins at a share of the table or behind it; Arrow tables are not cut.
+    """Return the first row of the group that begins at or after a share of the table; Arrow tables are not cut.
 
     Args:
         path: A table.
-        place: Bytes of the file; the share is what they are of its size.
+        place: Bytes of the file, which divided by its size are the share.
         size: Bytes of the whole file.
     """
     first_rows, shares = _groups(path)

@@ -1,4 +1,4 @@
-"""Data to evaluate a run on, read from the first token to the last with the run's vocabulary."""
+"""Read data to evaluate a run on, from the first token to the last, with the run's vocabulary."""
 
 # T time of a row
 
@@ -41,7 +41,7 @@ LONGEST_STEM = 40
 
 @dataclass(frozen=True, kw_only=True)
 class WholeData:
-    """Data to evaluate on.
+    """Hold data to evaluate on.
 
     Args:
         tokens: All tokens, (N,).

@@ -1,4 +1,4 @@
-"""Serving: answer requests of several clients side by side, over HTTP."""
+"""Answer requests of several clients concurrently, over HTTP."""
 
 import lazy_loader
 

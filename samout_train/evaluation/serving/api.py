@@ -1,6 +1,6 @@
-"""The HTTP interface: `/v1/models`, `/v1/chat/completions` and `/v1/completions` as OpenAI's clients speak them.
+"""Serve the HTTP interface of OpenAI's clients: `/v1/models`, `/v1/chat/completions` and `/v1/completions`.
 
-Needs starlette, and something that serves ASGI, such as uvicorn.
+Needs starlette, and an ASGI server such as uvicorn.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from samout_train.evaluation.serving.requests import Asked, Reader, RequestError
 from samout_train.evaluation.serving.streamed import StreamedText
 
 PAGE = Path(__file__).with_name("page.html")
-SECONDS_OF_A_LOOK = 0.5  # in which a client that went away is noticed where no token comes
+SECONDS_OF_A_LOOK = 0.5  # until a client that has left is noticed while no token arrives
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 log = logging.getLogger(__name__)
 Event = tuple[int | None, Ending | None]
@@ -36,10 +36,10 @@ def application(engine: Engine, reader: Reader, *, hosts: Sequence[str]) -> Star
     """Return the ASGI application.
 
     Args:
-        engine: Generates.
+        engine: Generates the answers.
         reader: Checks requests.
-        hosts: Names by which it may be asked, `*` for any: a page of another site that leads its own name here is
-            refused.
+        hosts: Allowed host names, `*` for any. They refuse a page of another site that points its own name here (DNS
+            rebinding).
     """
     api = _Api(engine, reader)
     return Starlette(
@@ -62,19 +62,19 @@ class _Api:
         self.created = int(time.time())
 
     async def page(self, request: Request) -> Response:
-        """Answer with a page to chat on."""
+        """Answer with the chat page."""
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
 
     async def health(self, request: Request) -> Response:
-        """Answer with how many requests are under way."""
+        """Answer with the number of requests in progress."""
         return JSONResponse(self.engine.places())
 
     async def models(self, request: Request) -> Response:
-        """Answer with the one model that there is."""
+        """Answer with the list of models, which has one."""
         return JSONResponse({"object": "list", "data": [self._model()]})
 
     async def model(self, request: Request) -> Response:
-        """Answer with the model of a name."""
+        """Answer with the model of this name."""
         if (name := request.path_params["name"]) != self.reader.name:
             raise RequestError(f"model {name!r:.100} is not here: there is {self.reader.name!r}", "model", status=404)
         return JSONResponse(self._model())
@@ -88,7 +88,7 @@ class _Api:
         return await self._answer(request, asked)
 
     async def completion(self, request: Request) -> Response:
-        """Answer with the text behind a prompt."""
+        """Answer with the text after a prompt."""
         asked = self.reader.completion(await self._body(request))
         return await self._answer(request, asked)
 
@@ -102,13 +102,13 @@ class _Api:
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise RequestError(f"the body is no JSON ({error!s:.200})") from error
+            raise RequestError(f"the body is not JSON ({error!s:.200})") from error
 
     async def _answer(self, request: Request, asked: Asked) -> Response:
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def deliver(index: int | None, ending: Ending | None) -> None:
-            with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+            with suppress(RuntimeError):  # the loop has ended, and no client waits any more
                 loop.call_soon_threadsafe(events.put_nowait, (index, ending))
 
         generation = Generation(asked.ids, asked.sampling, ends_at_special=asked.is_chat, deliver=deliver)
@@ -128,7 +128,7 @@ class _Api:
 async def _pieces(
     request: Request, events: "asyncio.Queue[Event]", generation: Generation, answer: "_Answer"
 ) -> AsyncIterator[str]:
-    """Yield the text of an answer as it comes; it is cancelled where the client goes away or a stop text comes."""
+    """Yield the text of an answer as it is drawn; cancel it if the client leaves or a stop text appears."""
     text = StreamedText(answer.reader.vocabulary, answer.asked.stops)
     try:
         while answer.ending is None:
@@ -155,7 +155,7 @@ async def _pieces(
 
 
 class _Answer:
-    """An answer in the words of OpenAI's interface."""
+    """Build an answer in the format of OpenAI's interface."""
 
     def __init__(self, reader: Reader, asked: Asked, generation: Generation) -> None:
         self.reader, self.asked, self.generation = reader, asked, generation

@@ -1,7 +1,7 @@
-"""Generate for several requests side by side: prompts are read in pieces, and all answers advance by a token together.
+"""Generate for several requests concurrently: prompts are read in pieces, and all answers advance by a token together.
 
-Sequences whose states are tensors of one size lie in one batch. Others, such as those with a key-value cache, are
-decoded one after another, a token each.
+Sequences whose states are tensors of equal size form one batch. Others, such as those with a key-value cache, are
+decoded in turn, a token each.
 """
 
 # B sequences that are answered, V vocabulary
@@ -30,18 +30,18 @@ log = logging.getLogger(__name__)
 
 
 class Generation:
-    """A request on its way.
+    """Hold a request in progress.
 
     Args:
         ids: The prompt; at least one id.
         sampling: How tokens are drawn.
-        ends_at_special: Whether a special token ends it; else none is drawn.
-        deliver: Gets each token, and how it ended.
+        ends_at_special: Whether a special token ends it; otherwise special tokens are never drawn.
+        deliver: Called with each token, and with how it ended.
 
     Attributes:
-        ids: The prompt and what was drawn.
-        fed: How many of them the model has read.
-        reused: How many of them were not read, since a kept state was behind them.
+        ids: The prompt and the tokens drawn.
+        fed: Number of them that the model has read.
+        reused: Number of them that were not read, because a kept state covers them.
     """
 
     def __init__(self, ids: Sequence[int], sampling: Sampling, *, ends_at_special: bool, deliver: Deliver) -> None:
@@ -59,13 +59,13 @@ class Generation:
 
 
 class Engine:
-    """Generates in a thread of its own.
+    """Generate in a thread of its own.
 
     Args:
         model: Called as `logits, state = model(ids, state)`.
-        max_batch: How many requests are answered side by side.
-        max_waiting: How many more may wait.
-        cache_bytes: For the states of what was read.
+        max_batch: Limit of requests answered concurrently.
+        max_waiting: Limit of further requests that wait.
+        cache_bytes: Memory for kept states.
     """
 
     def __init__(self, model: nn.Module, *, max_batch: int, max_waiting: int, cache_bytes: int) -> None:
@@ -76,14 +76,14 @@ class Engine:
         self._waiting: deque[Generation] = deque()
         self._reading: deque[Generation] = deque()
         self._answering: list[Generation] = []
-        self._batched: Any = None  # the state of all in `_answering`, where it can lie in one batch
+        self._batched: Any = None  # the state of all in `_answering`, if it can be one batch
         self._is_closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def submit(self, generation: Generation) -> bool:
-        """Begin a request; return whether there was room for it."""
+        """Accept a request; return whether there was room for it."""
         with self._changed:
             if self._is_closing or len(self._waiting) >= self.max_waiting:
                 return False
@@ -92,7 +92,7 @@ class Engine:
         return True
 
     def places(self) -> dict[str, int]:
-        """Return how many requests wait, are read and are answered."""
+        """Return the number of requests that wait, are read and are answered."""
         with self._changed:
             return {
                 "waiting": len(self._waiting),
@@ -101,7 +101,7 @@ class Engine:
             }
 
     def close(self) -> None:
-        """End the thread; what is under way ends as an error."""
+        """End the thread; requests in progress end as an error."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -115,13 +115,13 @@ class Engine:
                         self._read()
                     if self._answering:
                         self._advance()
-                except Exception:  # such as no memory; the other requests and later ones are not to suffer
+                except Exception:  # such as out of memory; other and later requests must not fail with it
                     log.exception("serve       a step failed; the requests in it end as errors")
                     self._fail()
         self._fail()
 
     def _take(self) -> bool:
-        """Wait for work, and take in requests as far as there are places; return whether to go on."""
+        """Wait for work, and accept requests as far as there are places; return whether to continue."""
         with self._changed:
             while not (self._waiting or self._reading or self._answering or self._is_closing):
                 self._changed.wait()
@@ -146,7 +146,7 @@ class Engine:
             generation.deliver(None, "error")
 
     def _read(self) -> None:
-        """Read a piece of the first prompt; behind its end, draw its first token."""
+        """Read a piece of the first prompt; at its end, draw the first token."""
         generation = self._reading[0]
         piece = generation.ids[generation.fed : generation.fed + PREFILL_TOKENS]
         logits_1TV, generation.state = self.model(torch.tensor([piece], device=self._device), generation.state)
@@ -199,7 +199,7 @@ class Engine:
             self._answering = [going[number] for number in kept]
 
     def _deliver(self, generations: list[Generation], logits_BV: Tensor) -> list[bool]:
-        """Draw and deliver a token of each; return which of them go on."""
+        """Draw and deliver a token of each; return those that continue."""
         room = getattr(self.model, "max_seq_len", None)
         goes_on = []
         for generation, index in zip(generations, draw(generations, logits_BV), strict=True):
@@ -221,7 +221,7 @@ class Engine:
 
 
 def draw(generations: Sequence[Generation], logits_BV: Tensor) -> list[int]:
-    """Draw a token of each sequence by its own settings and random numbers, all sequences together."""
+    """Draw a token of each sequence by its own settings and random numbers, in one batch."""
     logits_BV = logits_BV.to(float64_place(logits_BV.device)).to(torch.float64, copy=True)
     settings = [one.sampling for one in generations]
     for row, (generation, sampling) in enumerate(zip(generations, settings, strict=True)):
@@ -260,7 +260,7 @@ def draw(generations: Sequence[Generation], logits_BV: Tensor) -> list[int]:
 
 
 def is_batchable(state: Any) -> bool:
-    """Return whether a state is tensors with a batch dimension alone, so that those of sequences can be joined."""
+    """Return whether a state consists of tensors with a batch dimension, so that states of sequences can be joined."""
     return all(isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in tree_leaves(state))
 
 

@@ -1,4 +1,4 @@
-"""States of the model behind token sequences that it has read, so that what continues one is not read again."""
+"""Keep states of the model after token sequences, so that a continuation does not read them again."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ BYTES_OF_AN_ID = 8
 
 
 class PrefixStates:
-    """States by the tokens before them; the least recently used ones make room.
+    """Keep states by the tokens before them; the least recently used ones are dropped first.
 
     Args:
-        max_bytes: Of all states and their tokens together.
+        max_bytes: Limit of all states and their tokens together.
 
     Attributes:
-        num_bytes: Held now.
+        num_bytes: Bytes held now.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -30,7 +30,7 @@ class PrefixStates:
         """Return the longest known sequence that tokens begin with, shorter than all of them.
 
         Returns:
-            Its length and the state behind it; 0 and None where there is none.
+            Its length and the state after it; 0 and None if no sequence matches.
         """
         found: tuple[int, ...] = ()
         given = tuple(ids)
@@ -43,7 +43,7 @@ class PrefixStates:
         return len(found), self._states[found][0]
 
     def keep(self, ids: Sequence[int], state: Any) -> None:
-        """Keep a copy of the state behind some tokens, if there is room for it at all."""
+        """Keep a copy of the state after some tokens, if it is not larger than the limit."""
         key = tuple(ids)
         if key in self._states:
             self._states.move_to_end(key)

@@ -1,4 +1,4 @@
-"""Requests as OpenAI's clients write them, checked: what is wrong is said, and what is not supported is refused."""
+"""Check requests of OpenAI's clients: mistakes are reported, and unsupported settings are refused."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ MOST_STOPS = 4
 LONGEST_STOP = 1000
 MOST_MESSAGES = 2000
 LARGEST_SEED = 2**63 - 1
-# What changes an answer, and is not there; a value that asks for nothing is accepted.
+# Unsupported settings that would change an answer; a neutral value is accepted.
 NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "best_of": (None, 1),
@@ -36,12 +36,12 @@ TOKEN_OF_ROLE = {
 
 
 class RequestError(Exception):
-    """A request that cannot be answered.
+    """Report a request that cannot be answered.
 
     Args:
-        message: What is wrong and what to do.
-        param: The field that is wrong; None where it is none alone.
-        status: Of HTTP.
+        message: The problem and the remedy.
+        param: The field that is wrong; None if it is not a single one.
+        status: HTTP status code.
     """
 
     def __init__(self, message: str, param: str | None = None, *, status: int = 400) -> None:
@@ -59,12 +59,12 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest requests.
+    """Hold the limits of requests.
 
     Args:
-        max_prompt_tokens: Of all messages, or of a prompt.
-        max_new_tokens: Of an answer; more may not be asked for.
-        max_body_bytes: Of a request.
+        max_prompt_tokens: Tokens of all messages, or of a prompt.
+        max_new_tokens: Tokens of an answer.
+        max_body_bytes: Bytes of a request.
     """
 
     max_prompt_tokens: int
@@ -74,7 +74,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that can be answered.
+    """Hold a checked request.
 
     Args:
         ids: The prompt.
@@ -94,16 +94,16 @@ class Asked:
 
 
 class Reader:
-    """Checks requests for one model.
+    """Check requests for one model.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         vocabulary: Its vocabulary.
-        defaults: Of what a request leaves out.
-        limits: The largest requests.
-        begins_with_sos: Whether `<|sos|>` stands before a conversation.
-        line_ends: How those of what is said are read.
-        max_seq_len: The room of the model; None for any.
+        defaults: Settings for fields that a request leaves out.
+        limits: Limits of requests.
+        begins_with_sos: Whether `<|sos|>` precedes a conversation.
+        line_ends: How line ends of messages are read.
+        max_seq_len: Tokens that the model has room for; None for any number.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Reader:
         return self._asked(content, ids, "messages", default, is_chat=True)
 
     def completion(self, body: Any) -> Asked:
-        """Check a request for the text behind a prompt.
+        """Check a request for the text after a prompt.
 
         Raises:
             RequestError: if it cannot be answered.
@@ -225,7 +225,7 @@ def _turns(messages: Any) -> list[Turn]:
 
 def _require_characters(text: str, param: str) -> None:
     if SURROGATE.search(text):
-        raise RequestError(f"{param} has half a surrogate pair, which is no character: leave it out", param)
+        raise RequestError(f"{param} has half a surrogate pair, which is not a character: leave it out", param)
 
 
 def _is_text(part: Any) -> bool:

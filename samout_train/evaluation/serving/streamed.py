@@ -1,4 +1,4 @@
-"""The text of tokens as they come: in whole characters, up to the first of some texts that end it."""
+"""Turn tokens into text as they are drawn: in whole characters, up to the first stop text."""
 
 import codecs
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from samout_train.data import Vocabulary
 
 
 class StreamedText:
-    """Turns tokens into text that can be sent.
+    """Turn tokens into text that can be sent.
 
     Args:
-        vocabulary: What the tokens stand for.
+        vocabulary: Vocabulary of the tokens.
         stops: The text ends before the first of these.
 
     Attributes:
-        has_ended: Whether one of `stops` came.
+        has_ended: Whether one of `stops` appeared.
     """
 
     def __init__(self, vocabulary: Vocabulary, stops: Sequence[str]) -> None:
@@ -24,11 +24,11 @@ class StreamedText:
         self.has_ended = False
 
     def add(self, index: int) -> str:
-        """Return what can be sent once this token has come; what may be the beginning of a stop is held back."""
+        """Return the text that can be sent after this token; a possible beginning of a stop text is held back."""
         return self._released(self._decoder.decode(self._vocabulary.to_bytes([index])))
 
     def end(self) -> str:
-        """Return what is left."""
+        """Return the rest of the text."""
         if self.has_ended:
             return ""
         ready = self._released(self._decoder.decode(b"", final=True))

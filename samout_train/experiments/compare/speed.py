@@ -68,7 +68,7 @@ def measured_speeds(candidates: Sequence[Candidate], folder: Path) -> dict[str, 
             batch_size=batch_size,
             device=device,
             precision=precision,
-            told=bar.update,
+            after_each=bar.update,
         )
     write_figures(folder / FILE, {"of": of, "tokens_per_second": found})
     return found
@@ -93,7 +93,7 @@ def tokens_per_second(
     batch_size: int,
     device: torch.device,
     precision: PrecisionName,
-    told: Callable[[], None] = lambda: None,
+    after_each: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[int, float]]:
     """Return tokens per second of a forward and a backward pass by label and length, over equally many tokens.
 
@@ -104,7 +104,7 @@ def tokens_per_second(
         batch_size: Rows of a step at that length. A pass has as many tokens as a step, or as the longest row.
         device: Where to measure.
         precision: Of the passes.
-        told: Called after each length of each model.
+        after_each: Called after each length of each model.
 
     Returns:
         Lengths that a model, or the memory, has no room for are left out.
@@ -123,13 +123,13 @@ def tokens_per_second(
             if _has_room(model, length):
                 labels.append(label)
                 passes.append(_pass(model, ids_RT, device, precision))
-        for label, seconds in zip(labels, _in_turns(passes, told), strict=True):
+        for label, seconds in zip(labels, _in_turns(passes, after_each), strict=True):
             if seconds:
                 found[label][length] = (ids_RT.numel() - len(ids_RT)) / statistics.median(seconds)
     return found
 
 
-def _in_turns(passes: Sequence[Callable[[], None]], told: Callable[[], None]) -> list[list[float]]:
+def _in_turns(passes: Sequence[Callable[[], None]], after_each: Callable[[], None]) -> list[list[float]]:
     """Return the seconds of each pass in rounds; none for a pass that does not fit into memory.
 
     A first round compiles and warms up, and is not measured.
@@ -143,7 +143,7 @@ def _in_turns(passes: Sequence[Callable[[], None]], told: Callable[[], None]) ->
                 run()
                 taken.append(time.perf_counter() - start)
     for _ in passes:
-        told()
+        after_each()
     return seconds
 
 

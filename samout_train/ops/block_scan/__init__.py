@@ -1,4 +1,4 @@
-"""The recurrence of row-normalised max-plus blocks, which can count: alone fused with what a mixer makes of it."""
+"""Run the recurrence of row-normalised max-plus blocks, which can count, fused with its mixer's output formula."""
 
 # B batch, T time, D width, P packed: the streams side by side, N entries a block, G blocks, D = N G
 
@@ -10,7 +10,7 @@ from samout_train.ops.kernels import is_fused
 
 __all__ = ["block_mix"]
 
-MOST_ENTRIES = 8  # of a block that the fused kernel takes: each size is compiled by itself
+MOST_ENTRIES = 8  # largest block of the fused kernel: each size is compiled by itself
 
 
 def block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,10 @@
-"""The recurrence of max-plus blocks on the CPU, in float32 and bfloat16. Needs numba.
+"""Run the recurrence of max-plus blocks on the CPU, in float32 and bfloat16. Needs numba.
 
 A task is one sequence and a share of its blocks; it walks through time with the states in the first-level cache. The
 backward pass takes rows of ROWS from the last to the first and computes their states again from the carry before them.
 Each size of a block is compiled when it is first needed, with and without a temperature, and kept on disk by numba.
 
-What works on one row has `size` lines of the share's blocks. Its loops over blocks run in vectors.
+Arrays of one row have `size` lines of the share's blocks. Loops over blocks are vectorised.
 """
 
 # B batch, T time, P packed: the streams side by side, N entries a block, G blocks, D = N G, R blocks of rows
@@ -48,14 +48,14 @@ def backward(
 
 
 def _optional(temperature: float) -> np.float32 | None:
-    """None for the hard maximum, which is compiled by itself."""
+    """Return the temperature; None for the hard maximum, which is compiled separately."""
     if temperature:
         return np.float32(temperature)
     return None
 
 
 def _parts(state_BNG: Tensor) -> int:
-    """Into how many tasks the blocks of a sequence are cut, so that all threads have the same number of tasks."""
+    """Return the number of tasks for the blocks of a sequence, such that all threads have equally many."""
     batch, _, blocks = state_BNG.shape
     even = num_threads() // math.gcd(batch, num_threads())
     return max(1, min(even, blocks // LEAST_BLOCKS), -(-blocks // MOST_BLOCKS))
@@ -109,7 +109,7 @@ def _forward_share(
 
 @compiled(error_model="numpy")
 def _output(row: Any, start: int, width: int, m: Any, mean: Any, y: Any) -> None:
-    """y = (e v + c) v of one entry of each block; its e lies at `start` of a row, its c one width on."""
+    """Compute y = (e v + c) v of one entry of each block; its e lies at `start` of a row, its c one width later."""
     e, c = row[start : start + len(m)], row[start + width : start + width + len(m)]
     for g in range(len(m)):
         v = m[g] - mean[g]
@@ -132,7 +132,7 @@ def _mean(size: Any, m: Any, mean: Any) -> None:
 def _step(
     size: Any, row: Any, start: int, blocks: int, temperature: Any, m: Any, after: Any, top: Any, total: Any
 ) -> None:
-    """One step of the recurrence, from `m` to `after`; the logits of the share lie in `row` from `start` on."""
+    """Make one step of the recurrence, from `m` to `after`; the logits of the share lie in `row` from `start` on."""
     n, count = len(size), len(top)
     for i in range(n):
         first = start + i * n * blocks
@@ -162,7 +162,7 @@ def _larger(x: Any, best: Any) -> Any:
 
 @compiled(error_model="numpy")
 def _normaliser(size: Any, row: Any, first: int, blocks: int, temperature: Any, top: Any, total: Any) -> None:
-    """The maximum of a row of L in each block, at the temperature."""
+    """Compute the maximum of a row of L in each block, at the temperature."""
     count = len(top)
     logits = row[first : first + count]
     for g in range(count):
@@ -219,7 +219,7 @@ def _backward_share(
     b: int,
     low: int,
 ) -> None:
-    """Of each ROWS rows first the states, then the gradients from the last row to the first."""
+    """Compute, for each ROWS rows, first the states, then the gradients from the last row to the first."""
     n, count, blocks, time = len(size), carry.shape[1], carries.shape[3], grad_y.shape[1]
     width = n * blocks
     states = np.empty((ROWS + 1, n, count), np.float32)
@@ -271,7 +271,7 @@ def _backward_share(
 def _output_gradients(
     row: Any, grad_row: Any, grad_y: Any, start: int, width: int, m: Any, mean: Any, grad_v: Any
 ) -> None:
-    """Gradients of e and c of one entry of each block, and of v."""
+    """Compute the gradients of e and c of one entry of each block, and of v."""
     count = len(m)
     e, c = row[start : start + count], row[start + width : start + width + count]
     grad_e, grad_c = grad_row[start : start + count], grad_row[start + width : start + width + count]
@@ -299,7 +299,7 @@ def _step_gradients(
     top: Any,
     total: Any,
 ) -> None:
-    """Gradients of the logits, and of the state before, which are added up in `before`, from those after."""
+    """Compute the gradients of the logits and, added up in `before`, of the earlier state, from the later one's."""
     n, count = len(size), len(top)
     for i in range(n):
         first = start + i * n * blocks
@@ -331,7 +331,7 @@ def _hard_gradients(
     before: Any,
     top: Any,
 ) -> None:
-    """Of equal entries the first takes the gradient, of the row's maximum and of the state's."""
+    """Give the gradients of the row's and the state's maximum to the first of equal entries."""
     count = len(top)
     top_is_free, state_is_free = np.ones(count, np.float32), np.ones(count, np.float32)
     for j in range(len(size)):

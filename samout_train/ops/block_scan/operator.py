@@ -1,6 +1,6 @@
-"""The fused kernels of max-plus blocks as torch operators, so that autograd and torch.compile know them.
+"""Register the fused kernels of max-plus blocks as torch operators, for autograd and torch.compile.
 
-Saved for the backward pass are the inputs and the state before every few rows. There is no second derivative.
+The backward pass reads the inputs and the state before every few rows. There is no second derivative.
 """
 
 # B batch, T time, P packed: the streams side by side, N entries a block, G blocks, D = N G, R blocks of rows
@@ -32,7 +32,7 @@ def _forward(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor) -> tupl
 
 @torch.library.custom_op("samout_train::block_mix", mutates_args=())
 def _block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """y (B, T, D), the last state (B, N, G), and the state before every few rows (B, R, N, G)."""
+    """Return y (B, T, D), the last state (B, N, G), and the state before every few rows (B, R, N, G)."""
     return _forward(packed_BTP, state_BNG, temperature)
 
 
@@ -51,7 +51,7 @@ def _outputs(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor) -> tupl
 def _block_mix_backward(
     packed_BTP: Tensor, carries_BRNG: Tensor, temperature: Tensor, grad_y_BTD: Tensor, grad_last_BNG: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the packed streams and of the first state."""
+    """Return the gradients of the packed streams and of the first state."""
     from samout_train.ops.block_scan import cpu
 
     grads = _gradients(packed_BTP, carries_BRNG, temperature, grad_y_BTD, grad_last_BNG)

@@ -1,11 +1,11 @@
-"""The recurrence of row-normalised max-plus blocks in plain torch: the definition of truth.
+"""Define the recurrence of row-normalised max-plus blocks in plain torch; fused kernels are compared with it.
 
     A_t[i, j] = L_t[i, j] - max over j of L_t[i, j]
     m_t[i]    = max over j of (A_t[i, j] + m_{t-1}[j])
     y_t[i]    = (e_t[i] v_t[i] + c_t[i]) v_t[i],     v_t = m_t - the mean of its block
 
-At a temperature tau above 0 both maxima are tau logsumexp(. / tau). In float64 or float32; input of less is widened
-first, and y is rounded once. Of equal entries the first is the maximum, and it alone takes the gradient.
+At a temperature tau above 0 both maxima are tau logsumexp(. / tau). Computed in float64 or float32; narrower input is
+widened first, and y is rounded once. Of equal entries the first is the maximum, and it alone takes the gradient.
 """
 
 # B batch, T time, P packed: the streams side by side, N entries a block, G blocks, D = N G
@@ -35,7 +35,7 @@ def block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: float) -> tupl
 
 
 def _maximum(x: Tensor, temperature: float) -> Tensor:
-    """The maximum over j, the last dimension but one."""
+    """Return the maximum over j, the second to last dimension."""
     if temperature:
         return temperature * torch.logsumexp(x / temperature, dim=-2)
     return x.max(dim=-2).values

@@ -1,4 +1,4 @@
-"""Cross-entropy of logits that nobody else needs: the nats of each row, and its gradient written over the logits.
+"""Compute the cross-entropy of logits: the nats of each row, and its gradient, which overwrites the logits.
 
     nats_r = log sum_v exp(x_rv) - x_rt          errors_rv = exp(x_rv) / sum_v exp(x_rv) - [v = t]
 
@@ -26,9 +26,9 @@ def nats_and_errors(
         logits_RV: Unnormalised log-probabilities, contiguous; float32, bfloat16, float16 or float64. Their content is
             undefined afterwards where nothing learns.
         targets_R: Token ids, int64, contiguous.
-        nats_R: Where the nats go, contiguous: float32, or float64 for logits of float64.
-        ignore_index: Rows with this target add nothing; it may be no id at all.
-        learns: Whether the errors are needed.
+        nats_R: Receives the nats, contiguous: float32, or float64 for logits of float64.
+        ignore_index: Rows with this target add nothing; it need not be a valid id.
+        learns: Whether to compute the gradient.
     """
     device = logits_RV.device.type
     if not len(logits_RV):

@@ -1,4 +1,4 @@
-"""The nats of rows of logits and their gradients on the CPU, in float32 and bfloat16. Needs numba.
+"""Compute the nats of rows of logits and their gradients on the CPU, in float32 and bfloat16. Needs numba.
 
 A task is a row, which stays in the second-level cache: its maximum, its exponentials with their sum, its gradients. The
 exponential is computed here, so that it runs in vectors: a polynomial on [-ln 2 / 2, ln 2 / 2] times a power of two,
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from samout_train.ops.numba_support import as_bits, as_float, call, compiled, narrow, num_threads, widen
 
-LANES = 256  # maxima side by side: a maximum of floats is not made a vector's by itself, as NaN has no place in it
+LANES = 256  # parallel maxima: compilers do not vectorise a single maximum of floats, because of NaN
 LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
-# Adding it leaves a number's nearest whole one in the lowest bits, without a conversion, which NaN does not survive.
+# Adding it leaves the nearest integer in the lowest bits, without a conversion, which would lose NaN.
 ROUNDING = np.float32(12_582_912)
-LEAST = np.float32(-87)  # its exponential is about the smallest number with all its bits
-# Of the minimax polynomial of (exp(x) - 1 - x) / x^2 (Moshier, Cephes, expf).
+LEAST = np.float32(-87)  # its exponential is about the smallest normal number
+# Coefficients of the minimax polynomial of (exp(x) - 1 - x) / x^2 (Moshier, Cephes, expf).
 C0, C1, C2 = np.float32(5.0000001201e-1), np.float32(1.6666665459e-1), np.float32(4.1665795894e-2)
 C3, C4, C5 = np.float32(8.3334519073e-3), np.float32(1.3981999507e-3), np.float32(1.9875691500e-4)
 
@@ -29,7 +29,7 @@ def nats_and_errors(logits_RV: Tensor, targets_R: Tensor, nats_R: Tensor, ignore
     """Fill nats_R, and the logits with their gradient where something learns.
 
     Raises:
-        IndexError: if a target that is not ignored is no id.
+        IndexError: if a target that is not ignored is not a valid id.
     """
     wrong_R = ((targets_R < 0) | (targets_R >= logits_RV.shape[1])) & (targets_R != ignore_index)
     if wrong_R.any():
@@ -63,7 +63,7 @@ def _row(logits: Any, target: int, nats: Any, learns: bool) -> None:
 
 @compiled()
 def _largest(logits: Any) -> Any:
-    """Return the largest logit; NaN is passed over here, and comes back with the exponentials."""
+    """Return the largest logit; NaN is skipped here, and appears again in the exponentials."""
     lanes = np.full(LANES, -np.inf, np.float32)
     whole = len(logits) // LANES * LANES
     for start in range(0, whole, LANES):

@@ -1,4 +1,4 @@
-"""The nats of rows of logits and their gradients on CUDA, in float32, bfloat16 and float16. Needs triton.
+"""Compute the nats of rows of logits and their gradients on CUDA, in float32, bfloat16 and float16. Needs triton.
 
 A program is a row. The logits are read twice, the second time from the second-level cache, and written once.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samout_train.ops.cross_entropy.triton import cross_entropy_row
 
-MOST_A_BLOCK = 4096  # logits of a row that are in registers at a time: 16 of a thread
+MOST_A_BLOCK = 4096  # logits of a row in registers at a time: 16 per thread
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
 
 

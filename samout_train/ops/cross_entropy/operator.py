@@ -1,4 +1,4 @@
-"""The fused cross-entropy as a torch operator, for what traces it; elsewhere its kernels are called as they are."""
+"""Register the fused cross-entropy as a torch operator for tracing; otherwise its kernels are called directly."""
 
 # R rows, V vocabulary
 

@@ -1,4 +1,4 @@
-"""The nats of rows of logits and their gradients, in plain torch: the definition of truth."""
+"""Define the nats of rows of logits and their gradients in plain torch; fused kernels are compared with it."""
 
 # R rows, V vocabulary
 
@@ -10,7 +10,7 @@ def nats_and_errors(logits_RV: Tensor, targets_R: Tensor, nats_R: Tensor, ignore
     """See samout_train.ops.cross_entropy.nats_and_errors."""
     wide_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
     counted_R1 = targets_R[:, None] != ignore_index
-    column_R1 = targets_R[:, None].where(counted_R1, 0)  # an ignored target may be no id at all
+    column_R1 = targets_R[:, None].where(counted_R1, 0)  # an ignored target need not be a valid id
     log_total_R1 = wide_RV.logsumexp(1, keepdim=True)
     nats_R.copy_((log_total_R1 - wide_RV.gather(1, column_R1)).where(counted_R1, 0).squeeze(1))
     if not learns:

@@ -1,4 +1,4 @@
-"""The nats of a row of logits and their gradients, in Triton's language. cuda.py calls it."""
+"""Compute the nats of a row of logits and their gradients in Triton's language. cuda.py calls it."""
 
 # V vocabulary
 
@@ -19,13 +19,13 @@ def cross_entropy_row(logits, targets, nats, ignored, V, BLOCK: tl.constexpr, LE
                 nothing = tl.zeros((BLOCK,), tl.float32).to(logits.dtype.element_ty)
                 tl.store(pointers + start + columns, nothing, mask=start + columns < V)
     else:
-        # A target that is no id has no logit: the nats are NaN then, and the step is reported.
+        # An invalid target has no logit: the nats are then NaN, and the step is reported.
         chosen = tl.load(pointers + target, mask=(target >= 0) & (target < V), other=float("nan")).to(tl.float32)
         largest, total = tl.full((BLOCK,), float("-inf"), tl.float32), tl.zeros((BLOCK,), tl.float32)
         for start in range(0, V, BLOCK):
             x = tl.load(pointers + start + columns, mask=start + columns < V, other=float("-inf")).to(tl.float32)
             higher = tl.maximum(largest, x)
-            base = tl.where(higher == float("-inf"), 0.0, higher)  # minus infinity less itself would be NaN
+            base = tl.where(higher == float("-inf"), 0.0, higher)  # minus infinity minus itself would be NaN
             total = total * tl.exp(largest - base) + tl.exp(x - base)
             largest = higher
         top = tl.max(largest, 0)

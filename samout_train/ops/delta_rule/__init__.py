@@ -1,4 +1,4 @@
-"""The gated delta rule: a matrix for each head that fades, and in which a token replaces what its key reads.
+"""Compute the gated delta rule: each head has a matrix that decays, in which a token replaces what its key reads.
 
     S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T,   o_t = S_t^T q_t
 
@@ -27,13 +27,13 @@ def delta_rule(
     log_decay_BHT: Tensor | None = None,
     state_BHKV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return what every token reads, and the state after the last one.
+    """Return the value that each token reads, and the state after the last one.
 
     Computed in float32, or in float64 where the queries are that, and rounded once.
 
     Args:
         q_BHTK: Queries, T at least 1.
-        k_BHTK: Keys, of norm 1: of larger ones the state may grow without bound.
+        k_BHTK: Keys, of norm 1: with a larger norm the state may grow without bound.
         v_BHTV: Values.
         beta_BHT: How much of what a key reads is replaced, from 0 to 2.
         log_decay_BHT: log a, at most 0. Minus infinity drops what came before the token. None for no decay.

@@ -1,4 +1,4 @@
-"""The gated delta rule in chunks: one triangular system a chunk, and two products between two.
+"""Compute the gated delta rule in chunks: one triangular system per chunk, and two products between chunks.
 
 With b the sum of log-decays from the start of a chunk, B the sum over all of it and G_ij = exp(b_i - b_j):
 
@@ -36,7 +36,7 @@ def by_chunks(
     between_BHNCC, since_BHNC, until_BHNC = span_decays(log_decay_BHNC)
     since_BHNC1 = since_BHNC[..., None]
     keys_BHNCC = k_BHNCK @ k_BHNCK.transpose(-1, -2)
-    # Behind the diagonal, which is 1, the solver reads nothing of it.
+    # The solver reads nothing above the diagonal, which is 1.
     lower_BHNCC = beta_BHNC1 * keys_BHNCC * between_BHNCC
     known_BHNCP = beta_BHNC1 * torch.cat([v_BHNCV, since_BHNC1 * k_BHNCK], dim=-1)
     solved_BHNCP = torch.linalg.solve_triangular(lower_BHNCC, known_BHNCP, upper=False, unitriangular=True)

@@ -1,4 +1,4 @@
-"""The gated delta rule one token after another: the definition of truth, and the step of decoding."""
+"""Define the gated delta rule one token after another; decoding uses its step."""
 
 # B batch, H heads, T time, K width of a key, V width of a value
 
@@ -33,7 +33,7 @@ def step(
     log_decay_BH1: Tensor,
     state_BHKV: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return what one token reads, and the state after it."""
+    """Return the value that one token reads, and the state after it."""
     k_BHK1 = k_BH1K.transpose(2, 3)
     if state_BHKV is None:
         after_BHKV = k_BHK1 * (beta_BH1[..., None] * v_BH1V)

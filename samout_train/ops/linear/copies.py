@@ -1,8 +1,8 @@
-"""Copies of weights for the products of one step: summed, side by side, in the precision of the products, made once.
+"""Copy weights once for the products of one step: summed, side by side, in the precision of the products.
 
-A step asks for them with `weight_copies`; while they are there, `linear` and `stacked_linear` multiply with them, in
-each micro-step and chunk. Two launches fill all of them. Gradients go to the parameters in float32: the product itself
-writes them in that precision, so that nothing is cast.
+A step makes them with `weight_copies`; inside of it, `linear` and `stacked_linear` use them in each micro-step and
+chunk. Two launches fill all copies. Gradients reach the parameters in float32: the product itself writes them in that
+precision, so that nothing is cast.
 """
 
 # M rows, N outputs, K inputs
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-DEVICES = {"cuda"}  # elsewhere a launch costs little, and runs keep their bits
+DEVICES = {"cuda"}  # on other devices a launch costs little, and runs keep their bits
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Weights whose products are one: blocks of outputs, each a part of a parameter or the sum of two.
+    """Describe weights that share one product: blocks of outputs, each a part of a parameter or the sum of two.
 
     Args:
         parameters: All parameters.
@@ -38,14 +38,14 @@ class Stack:
     biases: Sequence[Tensor] = ()
 
     def terms(self) -> list[list[Tensor]]:
-        """Return the weights that each block is the sum of."""
+        """Return, for each block, the weights whose sum it is."""
         parts = [parameter.detach().chunk(self.parts) for parameter in self.parameters]
         return [[parts[which][part] for which, part in block] for block in self.blocks]
 
 
 @dataclass
 class Copy:
-    """A stack and its copies."""
+    """Hold a stack and its copies."""
 
     stack: Stack
     weight_NK: Tensor
@@ -53,11 +53,11 @@ class Copy:
 
 
 class WeightCopies:
-    """The copies of a model's weights for products in one precision.
+    """Hold the copies of a model's weights for products in one precision.
 
     Args:
-        model: The model. A module whose own class (a derived one may compute something else) has a method
-            `weight_stack` has that stack; each other nn.Linear is one of its own if its weights are to be cast.
+        model: The model. A module has the stack of `weight_stack` if its own class defines that method (a derived class
+            may compute something else); each other nn.Linear is a stack of its own if its weights are cast.
         dtype: Precision of the products.
     """
 
@@ -118,7 +118,7 @@ def copies_weights(device_type: str) -> bool:
     return device_type in DEVICES
 
 
-_current: WeightCopies | None = None  # of the process: on CUDA the backward pass runs in a thread of its own
+_current: WeightCopies | None = None  # one for the process: on CUDA the backward pass runs in a thread of its own
 
 
 @contextmanager
@@ -208,7 +208,7 @@ def _spread(grad_NK: Tensor, stack: Stack) -> list[Tensor]:
     grads = [torch.empty_like(parameter) for parameter in stack.parameters]
     parts = [grad.chunk(stack.parts) for grad in grads]
     copied: dict[tuple[int, int], Tensor] = {}
-    targets, sources = [], []  # of parts that are in one more block
+    targets, sources = [], []  # gradients of parts that are in one more block
     for each, of in zip(blocks, stack.blocks, strict=True):
         for which, part in of:
             if (which, part) in copied:

@@ -1,4 +1,4 @@
-"""Decayed linear attention: a matrix for each head that fades, takes in an outer product a token, and is read.
+"""Compute decayed linear attention: each head has a matrix that decays, adds an outer product per token, and is read.
 
     S_t = Diag(a_t) S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t
 
@@ -25,7 +25,7 @@ def linear_attention(
     log_decay: Tensor | None = None,
     state_BHKV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return what every token reads, and the state after the last one.
+    """Return the value that each token reads, and the state after the last one.
 
     Computed in float32, or in float64 where the queries are that, and rounded once.
 

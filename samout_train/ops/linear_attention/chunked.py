@@ -1,4 +1,4 @@
-"""Decayed linear attention in chunks: products of matrices inside a chunk, one update of the state between two.
+"""Compute decayed linear attention in chunks: matrix products inside a chunk, one update of the state between two.
 
 With b the sum of log-decays from the start of a chunk of C tokens, B the sum over all of it:
 

@@ -1,4 +1,4 @@
-"""Scores between the tokens of a chunk with one decay a channel: by halves of blocks, forward and backward.
+"""Compute scores between the tokens of a chunk with one decay per channel: by halves of blocks, forward and backward.
 
 A pair of tokens lies in the two halves of exactly one block of 2, 4, 8 ... tokens, and the log-decay between them is
 the sum from the earlier one to the middle (`until`) plus the sum from the middle to the later one (`since`):
@@ -7,7 +7,7 @@ the sum from the earlier one to the middle (`until`) plus the sum from the middl
 
 A block of twice the size has longer sums in its halves: the second half adds the sum of all of the first one to its
 `since`, and the first half that of the second one to its `until`. The backward pass undoes this from the largest block
-to the smallest. Everything is added up in place; kept are the exponentials of each size.
+to the smallest. Everything is added up in place; only the exponentials of each size are kept.
 """
 
 # C tokens of a chunk, S tokens of half a block, K width of a key, V width of a value, R all leading dimensions
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 
 def read_by_halves(q_RCK: Tensor, k_RCK: Tensor, v_RCV: Tensor, log_decay_RCK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what tokens read, and log-decays summed up to each token, and after each token to the end of the chunk.
+    """Return the values read, and log-decays summed up to each token, and after each token to the end of the chunk.
 
     C is a power of two. There are no gradients of gradients.
     """

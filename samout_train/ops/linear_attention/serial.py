@@ -1,4 +1,4 @@
-"""Decayed linear attention one token after another: the definition of truth, and the step of decoding."""
+"""Define decayed linear attention one token after another; decoding uses its step."""
 
 # B batch, H heads, T time, K width of a key, V width of a value
 
@@ -22,7 +22,7 @@ def serial(
 def step(
     q_BH1K: Tensor, k_BH1K: Tensor, v_BH1V: Tensor, log_decay: Tensor, state_BHKV: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return what one token reads, and the state after it."""
+    """Return the value that one token reads, and the state after it."""
     written_BHKV = k_BH1K.transpose(2, 3) * v_BH1V
     if state_BHKV is None:
         after_BHKV = written_BHKV

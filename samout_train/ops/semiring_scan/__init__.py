@@ -1,4 +1,4 @@
-"""The elementwise scan over a semiring, forward in time: one number a channel is kept, weakened and added to.
+"""Scan elementwise over a semiring, forward in time: each channel keeps one number, which decays and is added to.
 
     plus_times:  h_t = a_t h_{t-1} + x_t
     max_plus:    h_t = max(a_t + h_{t-1}, x_t)
@@ -7,7 +7,7 @@
 RG-LRU is built on the first, SamOut on the second, whose kernels are those of `samout_train.ops.max_scan`. In
 plus_times a_t = 0 drops what came before the token; in the other two a_t = minus infinity does.
 
-Equal values: of x_t and what is kept, x_t counts, and of a_t and h_{t-1}, a_t does. It takes the whole gradient.
+Ties: x_t is preferred to the kept value, and a_t to h_{t-1}. The preferred one takes the whole gradient.
 """
 
 # B batch, T time, D width
@@ -36,8 +36,8 @@ def semiring_scan(
     Computed in float32, or in float64 where x is that, and rounded once.
 
     Args:
-        a_BTD: What h meets from one token to the next.
-        x_BTD: What is added, T at least 1.
+        a_BTD: Factor, term or bound of h from one token to the next.
+        x_BTD: Input that is added, T at least 1.
         state_BD: h before the first token; None for zero, or minus infinity where the sum is a maximum.
         semiring: `plus_times`, `max_plus` or `max_min`.
 

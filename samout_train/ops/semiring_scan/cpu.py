@@ -1,4 +1,4 @@
-"""The fused scan on the CPU, in float32. Needs numba.
+"""Run the fused scan on the CPU, in float32. Needs numba.
 
 A task is one sequence and a share of its channels; it walks through time with h in the first-level cache, forward
 from the first token to the last, backward from the last to the first.
@@ -40,7 +40,7 @@ def backward(
 
 
 def _parts(h_BTD: Tensor) -> int:
-    """Into how many tasks the channels of a sequence are cut, so that all threads have the same number of tasks."""
+    """Return the number of tasks for the channels of a sequence, such that all threads have equally many."""
     batch, _, width = h_BTD.shape
     even = num_threads() // math.gcd(batch, num_threads())
     return max(1, min(even, width // LEAST_CHANNELS), -(-width // MOST_CHANNELS))
@@ -136,7 +136,7 @@ def _retreat(a: Any, before: Any, grad_h: Any, grad_a: Any, grad_x: Any, later: 
 
 @compiled(error_model="numpy")
 def _retreat_max_min(a: Any, x: Any, before: Any, grad_h: Any, grad_a: Any, grad_x: Any, later: Any) -> None:
-    """Give the whole gradient to the one of x, a and what came before that h is."""
+    """Give the whole gradient to the one of x, a and the earlier h that h equals."""
     zero = np.float32(0)
     for j in range(len(later)):
         grad = later[j] + grad_h[j]

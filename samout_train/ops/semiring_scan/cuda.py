@@ -1,4 +1,4 @@
-"""The fused scan on CUDA, in float32. Needs triton."""
+"""Run the fused scan on CUDA, in float32. Needs triton."""
 
 # B batch, T time, C chunks, D width
 
@@ -16,7 +16,7 @@ from samout_train.ops.semiring_scan.triton import (
 )
 
 ROWS, BLOCK = 8, 64
-# One warp a program. No fused multiply-add, so that a row has the reference's bits.
+# One warp per program. No fused multiply-add, so that a row has the reference's bits.
 OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}
 
 
@@ -64,6 +64,6 @@ def backward(
 
 
 def _cut(batch: int, time: int, width: int) -> tuple[int, int, int]:
-    """Return the rows of a chunk of time, how many chunks there are, and blocks of channels."""
+    """Return the rows of a chunk of time, the number of chunks, and the number of blocks of channels."""
     rows = rows_a_chunk(batch, time, width, ENOUGH_CHANNELS)
     return rows, triton.cdiv(time, rows), triton.cdiv(width, BLOCK)

@@ -1,4 +1,4 @@
-"""The fused scan as a torch operator, so that autograd and torch.compile know it. There is no second derivative."""
+"""Register the fused scan as a torch operator, for autograd and torch.compile. There is no second derivative."""
 
 # B batch, T time, D width
 
@@ -15,7 +15,7 @@ from samout_train.ops.semiring_scan.reference import Semiring
 def fused_scan(a_BTD: Tensor, x_BTD: Tensor, state_BD: Tensor, semiring: Semiring) -> Tensor:
     """See samout_train.ops.semiring_scan.semiring_scan, but for max_plus; all float32."""
     given = (a_BTD.contiguous(), x_BTD.contiguous(), state_BD.contiguous(), semiring)
-    # Where nobody asks for gradients the kernel is called as it is: an operator makes torch import its compiler.
+    # Without gradients the kernel is called directly: an operator makes torch import its compiler.
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         h_BTD: Tensor = _scan(*given)
         return h_BTD
@@ -63,7 +63,7 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     a_BTD, x_BTD, state_BD, ctx.semiring = inputs
     if ctx.semiring == "plus_times":
-        x_BTD = output  # nothing reads x, which need not be kept
+        x_BTD = output  # x is not read, so it is not kept
     ctx.save_for_backward(a_BTD, x_BTD, output, state_BD)
 
 

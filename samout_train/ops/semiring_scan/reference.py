@@ -1,7 +1,7 @@
-"""The elementwise scan in plain torch: one token after another, and in blocks of about sqrt(T) tokens.
+"""Scan elementwise in plain torch: one token after another, and in blocks of about sqrt(T) tokens.
 
-In blocks, all blocks walk through their tokens side by side, from the semiring's zero; then one walk over the blocks
-carries h. So there are 2 sqrt(T) steps in place of T, and products of decays are never divided by each other.
+In blocks, all blocks step through their tokens in parallel, from the semiring's zero; then one pass over the blocks
+carries h. This takes 2 sqrt(T) steps instead of T, and products of decays are never divided by each other.
 """
 
 # B batch, T time, N blocks, C tokens of a block, D width
@@ -18,7 +18,7 @@ ZERO = {"plus_times": 0.0, "max_plus": -math.inf, "max_min": -math.inf}
 
 
 def serial(a_BTD: Tensor, x_BTD: Tensor, state_BD: Tensor, semiring: Semiring = "plus_times") -> Tensor:
-    """Return h of all tokens: the definition of truth."""
+    """Return h of all tokens; every other form is compared with this one."""
     h_BD, found = state_BD, []
     for a_BD, x_BD in zip(a_BTD.unbind(1), x_BTD.unbind(1), strict=True):
         h_BD = _sum(_product(a_BD, h_BD, semiring), x_BD, semiring)

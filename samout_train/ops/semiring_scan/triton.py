@@ -1,9 +1,9 @@
-"""The elementwise scan on CUDA in Triton's language, over (+, *) and (max, min).
+"""Scan elementwise on CUDA in Triton's language, over (+, *) and (max, min).
 
-A program walks row by row through a chunk of time, BLOCK channels in one warp. Chunks run in parallel: what a chunk
-makes of h before it is product * h + total, both from a pass over the chunk, and a walk over the chunks gives the h
-before each. The backward pass is a linear scan in reversed time over either semiring, with the share `through` of a
-gradient that passes to the token before: a, or where the minimum and the maximum let h through, 1.
+A program steps row by row through a chunk of time, BLOCK channels in one warp. Chunks run in parallel: a chunk maps the
+h before it to product * h + total, both from a pass over the chunk, and a pass over the chunks gives the h before each.
+The backward pass is a linear scan in reversed time over either semiring. The share `through` of a gradient passes to
+the token before: a, or 1 where the minimum and the maximum let h through.
 """
 
 # D width
@@ -36,7 +36,7 @@ def scan_totals(
     a, x, products, totals, time, rows,
     MAX_MIN: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Store what a chunk makes of h before it: the sum of `totals` and the product of `products` and h."""
+    """Store the map of a chunk from the h before it: the sum of `totals` and the product of `products` and h."""
     channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     start = chunk * rows
@@ -129,7 +129,7 @@ def scan_gradient_totals(
     a, x, h, state, grad_h, products, totals, time, rows,
     MAX_MIN: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Store what a chunk makes of the gradient of its last h by later tokens: that of the h before the chunk."""
+    """Store the map of a chunk from the gradient of its last h by later tokens to that of the h before the chunk."""
     channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     start = chunk * rows

@@ -1,8 +1,8 @@
-"""Muon for the hidden matrices, AdamW for all other parameters, in one optimizer.
+"""Build one optimizer: Muon for the hidden matrices, AdamW for all other parameters.
 
 Muon replaces the momentum of a matrix by the nearest orthogonal matrix (Newton-Schulz), so that all its directions are
-learned at the same rate. That is for matrices that map hidden states to hidden states: the weights of linear and of
-recurrent layers. Embeddings, the head, convolutions, norms, scalars, biases and tables of parameters are AdamW's.
+learned at the same rate. It applies to matrices that map hidden states to hidden states: the weights of linear and of
+recurrent layers. AdamW updates embeddings, the head, convolutions, norms, scalars, biases and tables of parameters.
 
 A weight that stacks several matrices, such as the packed projections of a mixer (`parts` of
 `samout_train.models.layers.Linear`) or the gates of a recurrent layer, is orthogonalised matrix by matrix.
@@ -99,7 +99,7 @@ def hidden_matrices(model: nn.Module) -> dict[Tensor, list[int]]:
 
 
 def _stacked_rows(module: nn.Module, name: str, weight: Tensor) -> list[int]:
-    """Return the rows of each matrix that a weight stacks; empty if it is no hidden matrix."""
+    """Return the rows of each matrix that a weight stacks; empty if it is not a hidden matrix."""
     if isinstance(module, nn.Linear) and name == "weight":
         return list(getattr(module, "parts", ())) or [len(weight)]
     if isinstance(module, nn.RNNBase | nn.RNNCellBase) and name.startswith(("weight_ih", "weight_hh")):
@@ -111,7 +111,7 @@ def _stacked_rows(module: nn.Module, name: str, weight: Tensor) -> list[int]:
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Two optimizers as one: its groups, state and steps are those of both.
+    """Combine two optimizers: groups, state and steps are those of both.
 
     Args:
         by_muon: Muon over the hidden matrices, in one group.
