@@ -1,6 +1,6 @@
-"""What the framework costs: the step time of a real run against a bare loop over the same model, in one process.
+"""Measure the framework's overhead: the step time of a run against a bare loop over the same model, in one process.
 
-The bare loop draws batches, clips and schedules, and does nothing else. The real run has its default callbacks
+The bare loop only draws batches, clips and schedules. The run has its default callbacks
 (console report, metrics.jsonl, TensorBoard, samples) and logs every ten steps. Blocks of ten steps of the one and of
 the other take turns; the medians of the blocks are compared. Nothing else may run meanwhile.
 

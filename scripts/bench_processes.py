@@ -1,4 +1,4 @@
-"""How much faster several processes of one core each are than one: the published V8, interleaved, medians.
+"""Measure the speed-up of several processes of one core each over one: the published V8, interleaved, medians.
 
 python scripts/bench_processes.py [--processes 2] [--steps 8] [--rounds 3] [--parallel ddp] [key=value ...]
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def tokens_per_second(processes: int, words: Sequence[str]) -> float:
-    """Of a run of its own; evaluations and checkpoints are not counted."""
+    """Return the speed of a separate run, without evaluations and checkpoints."""
     with tempfile.TemporaryDirectory() as folder:
         start = [sys.executable, "-m"]
         if processes > 1:

@@ -54,7 +54,7 @@ class Case:
 
 
 def cases(device: torch.device) -> list[Case]:
-    """What is measured on this device."""
+    """Return the cases to measure on this device."""
     if device.type == "cuda":
         return [
             Case(32, 1024, 768, "v8", torch.bfloat16),
@@ -84,7 +84,7 @@ def published(form: Form, projections: Tensor) -> Tensor:
 
 
 def packed_of(form: Form, projections: Tensor) -> Tensor:
-    """What the fused mixer gets: the sums are made by the projection, whose matrices are summed."""
+    """Return the input of the fused mixer: the projection makes the sums, as its matrices are summed."""
     if form == "v8":
         a, b, c, d = projections.chunk(4, dim=-1)
         return torch.cat([a + b, c, d], dim=-1)

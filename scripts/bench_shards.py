@@ -1,7 +1,7 @@
-"""How fast rows come from shards, and how much memory that takes.
+"""Measure the speed and the memory of reading rows from shards.
 
 Writes shards of random ids into a folder, with a document about every thousand tokens, reads random rows of all of
-them as training does, and takes the shards away again. Memory is what is resident beyond what the imported program
+them as training does, and deletes the shards. Memory is what is resident beyond what the imported program
 holds before it knows of any shard.
 
     python scripts/bench_shards.py --folder /tmp/bench_shards [--gigabytes 10] [--seconds 5]

@@ -38,7 +38,7 @@ STEPS = {"published V8": PUBLISHED, "V8 of 127 M": LARGE}
 
 
 class FakeRows:
-    """How a row is split."""
+    """Split rows into inputs and targets."""
 
     @staticmethod
     def split(ids_RT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The record of a run's data in its checkpoints: on resume, data is compared by content, not by path."""
+"""Record a run's data in its checkpoints: on resume, data is compared by content, not by path."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -70,7 +70,7 @@ def recorded_data(run_dir: Path) -> dict[str, Any]:
 
 
 class DataNow:
-    """Compares the current data with that of runs, and reads each source once.
+    """Compare the current data with that of runs, and read each source once.
 
     Args:
         read: Returns the data source of a configuration.

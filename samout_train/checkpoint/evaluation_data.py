@@ -1,4 +1,4 @@
-"""The data to evaluate a run on: its own, or other data read with its vocabulary in rows of its training length."""
+"""Find the data to evaluate a run on: its own, or other data in its vocabulary and rows of its training length."""
 
 import json
 import tempfile

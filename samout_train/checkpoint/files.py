@@ -1,4 +1,4 @@
-"""Checkpoint files: written so that a crash at any moment leaves the old or the new one, and verified before loading.
+"""Write checkpoint files so that a crash at any moment leaves the old or the new one; verify them before loading.
 
 Only this module knows the format. `step_<8 digits>.pt` holds tensors, numbers, text and lists, so that
 `torch.load(weights_only=True)` reads it. Its manifest, `step_<8 digits>.json`, has its size and sha256 and the versions
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 # Follows the path of a file in a message.
-OTHER_FORMAT = f"is no checkpoint of format {FORMAT}: another program wrote it, or another version of this one"
+OTHER_FORMAT = f"is not a checkpoint of format {FORMAT}: another program wrote it, or another version of this one"
 
 
 class CheckpointError(Exception):
@@ -162,7 +162,7 @@ def find_checkpoint(path: str | Path) -> Path:
         raise ValueError("the path of a run is empty: give a run directory or a checkpoint file")
     path = home_path(path)
     if path.is_file() and path.suffix != ".pt":
-        raise ValueError(f"{path} is no checkpoint: give a run directory or a checkpoint file, step_*.pt")
+        raise ValueError(f"{path} is not a checkpoint: give a run directory or a checkpoint file, step_*.pt")
     if path.is_file():
         reason = damage(path)
         if reason:

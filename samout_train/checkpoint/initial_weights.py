@@ -1,4 +1,4 @@
-"""Initial weights of a new run (`init_from`), from a run, a checkpoint, an export, or a file of another program.
+"""Load initial weights of a new run (`init_from`) from a run, a checkpoint, an export, or another program's file.
 
 Only weights are loaded; optimizer, schedule, step and random states are new. The vocabulary must be equal or extended
 by appended ids; embedding and head then get new rows after the loaded ones.
@@ -128,7 +128,7 @@ def _of_checkpoint(path: str | Path, checkpoint: Path) -> InitialWeights:
         tensors = dict(content["model"])
         vocabulary = _vocabulary(content["vocabulary"])
     except (LookupError, AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError.of_file(checkpoint, f"it is no whole checkpoint ({error!r:.100})") from error
+        raise CheckpointError.of_file(checkpoint, f"it is not a complete checkpoint ({error!r:.100})") from error
     node = _model_node(checkpoint.parent.parent / ".hydra" / "config.yaml")
     return InitialWeights(str(path), {"model": tensors}, vocabulary, node)
 
@@ -170,7 +170,7 @@ def added_tokens(weights: InitialWeights, vocabulary: Vocabulary | None) -> list
     before = weights.vocabulary
     if before is None or vocabulary is None:
         if before is not None:
-            raise _problem(weights.path, "was trained on text, and the ids of this data are no text", "give it text")
+            raise _problem(weights.path, "was trained on text, and the ids of this data are not text", "give it text")
         return []
     if before.state_dict() == vocabulary.state_dict():
         return []

@@ -79,7 +79,7 @@ def load_run(path: str | Path, *, weights: WeightsName = "last") -> LoadedRun:
         if content["vocabulary"] is not None:
             vocabulary = vocabulary_from(content["vocabulary"])
     except (LookupError, AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError.of_file(checkpoint, f"it is no whole checkpoint ({error!r:.100})") from error
+        raise CheckpointError.of_file(checkpoint, f"it is not a complete checkpoint ({error!r:.100})") from error
     if weights == "ema" and "ema" not in content:
         fix = "Set weights=last, or train with trainer.ema"
         raise ConfigError(Problem("weights", "ema", text=f"{checkpoint} has no average of the weights", fix=fix))

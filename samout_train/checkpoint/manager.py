@@ -182,7 +182,7 @@ class Checkpoints:
             else:
                 trainer.begin_from(content, str(path))
         except (LookupError, TypeError, AttributeError) as error:
-            raise CheckpointError.of_file(path, f"it is no whole checkpoint ({error!r:.100})") from error
+            raise CheckpointError.of_file(path, f"it is not a complete checkpoint ({error!r:.100})") from error
         if is_own:
             resume_with(then.get("products"))
             self.last_step = trainer.step_count

@@ -84,7 +84,7 @@ def check_resume(composed: Composed, directory: str = "run_dir") -> list[Problem
     elif path.is_dir() and not any(path.rglob("step_*.pt")):
         text, fix = "holds no checkpoint", "give a run directory that has checkpoints/step_*.pt"
     elif path.is_file() and path.suffix != ".pt":
-        text, fix = "is no checkpoint", "give auto, a run directory or a checkpoint, step_*.pt"
+        text, fix = "is not a checkpoint", "give auto, a run directory or a checkpoint, step_*.pt"
     else:
         return []
     return [Problem("resume", str(resume), text=text, fix=fix)]

@@ -157,7 +157,7 @@ def _choices(loaded: "LoadedRun", request: Request, device: "torch.device") -> i
     node: dict[str, Any] = compose_config(request.own_words, config_dirs=request.config_dirs).config["data"]
     require_no_problems(data_problems(node, for_training=False))
     if loaded.vocabulary is None:
-        raise ConfigError(f"{CHOICES}: the run was trained on ids that are no text: give a run on text")
+        raise ConfigError(f"{CHOICES}: the run was trained on ids that are not text: give a run on text")
     if sees_future(loaded.model):
         raise ConfigError(f"{CHOICES}: this model sees the whole sequence, and so each choice: give another run")
     if given := [key for key in ("lengths", "most_tokens") if request.settings[key] is not None]:
@@ -258,9 +258,9 @@ def _print_speed(evaluator: "Evaluator", started: float, read: Sequence[tuple[in
     """Print how fast a measurement was, start-up of kernels included.
 
     Args:
-        evaluator: What measured.
-        started: The time at which it began, by `time.perf_counter`.
-        read: The length of rows, and how many tokens were read in such rows.
+        evaluator: The evaluator that measured.
+        started: Its start, by `time.perf_counter`.
+        read: Pairs of the length of rows and the number of tokens read in such rows.
     """
     from samout_train.runtime import matmul_rate
 

@@ -1,4 +1,4 @@
-"""`python -m samout_train generate run=DIR prompt=TEXT`: write text to standard output, all else to standard error."""
+"""`python -m samout_train generate run=DIR prompt=TEXT`: write text to standard output, the rest to standard error."""
 
 import os
 import re
@@ -122,9 +122,9 @@ def _encoded(vocabulary: "Vocabulary", prompt: str, given: str) -> list[int]:
 
 
 def _turns(loaded: "LoadedRun", prompt: str, given: str) -> list[int]:
-    """Return the tokens of a conversation that an answer is to follow.
+    """Return the tokens of the conversation before an answer.
 
-    The names of role tokens in the prompt are these tokens; without one, all of it is what a user says.
+    The names of role tokens in the prompt are these tokens; without one, the prompt is a user's message.
     """
     from samout_train.data import SOS_ID, SPECIAL_TOKENS
     from samout_train.evaluation import begins_with_sos

@@ -90,7 +90,7 @@ class Request:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of a request without mistakes."""
+        """Return the settings of a request without mistakes."""
         assert self.composed is not None
         return self.composed.config
 

@@ -172,7 +172,7 @@ def keys_of(function: Callable[..., Any]) -> Callable[..., None]:
             found["experiment"] = inspect.Parameter("experiment", parameter.KEYWORD_ONLY, default=None, annotation=Any)
 
     def keys(**settings: Any) -> None:
-        """Only its signature is used."""
+        """Carry a signature; never called."""
 
     keys.__signature__ = inspect.Signature(list(found.values()))  # type: ignore[attr-defined]
     keys.__annotations__ = {name: parameter.annotation for name, parameter in found.items()}

@@ -218,7 +218,7 @@ def _not_utf8(folders: Sequence[Path]) -> Problem | None:
                 content.decode()
             except UnicodeDecodeError as error:
                 place = Place(path, content.count(b"\n", 0, error.start) + 1)
-                text = f"is no UTF-8 at byte {error.start} (0x{content[error.start]:02x})"
+                text = f"is not UTF-8 at byte {error.start} (0x{content[error.start]:02x})"
                 return Problem(text=text, where=place)
     return None
 

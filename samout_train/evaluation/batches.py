@@ -1,4 +1,4 @@
-"""Batches of a split to evaluate on: all of them in order, or some spread over the split."""
+"""Provide batches of a split to evaluate on: all of them in order, or some spread over the split."""
 
 # R rows, T time
 

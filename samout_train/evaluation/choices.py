@@ -23,7 +23,7 @@ MOST_ROWS = 64
 
 @dataclass(frozen=True)
 class ChoicesFound:
-    """The result on a file of questions.
+    """Hold the result on a file of questions.
 
     Args:
         likelihood: How often the right choice has the largest log-likelihood.

@@ -67,7 +67,7 @@ class Evaluation:
 
     @property
     def bits_per_character(self) -> float | None:
-        """Return the bits per character (Unicode code point); None where ids are no text."""
+        """Return the bits per character (Unicode code point); None where ids are not text."""
         if self.num_characters == 0:
             return None
         return self.nats / math.log(2) / self.num_characters

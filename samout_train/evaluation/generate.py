@@ -236,7 +236,7 @@ class Decoder:
 
     @property
     def state(self) -> Any:
-        """Return the state behind the tokens so far; the next call leaves it as it is."""
+        """Return the state after the tokens so far; the next call leaves it unchanged."""
         if self._replay is None:
             return self._state
         return tree_map_only(Tensor, torch.clone, self._state)

@@ -69,7 +69,7 @@ class Outcome:
             recorded it; or `waiting`.
         summary: The content of `summary.json` of a job that is done.
         error: The first line of the error of a job that failed.
-        why: Of a job that failed: `killed`; `settings`, where the same settings would fail again; or `error`.
+        why: For a job that failed: `killed`; `settings` if the same settings would fail again; or `error`.
     """
 
     state: State
@@ -108,7 +108,7 @@ def record_failure(run_dir: Path, error: str, why: Why = "error") -> None:
     """Record why a run failed in its directory, unless another process runs it by now.
 
     Args:
-        run_dir: Of the run; it is made if it is missing.
+        run_dir: The run directory; it is made if missing.
         error: The message; its first line is kept.
         why: See `Outcome`.
     """
@@ -130,7 +130,7 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def forget_failure(run_dir: Path) -> None:
-    """Remove the record of a failure, where the run is tried again."""
+    """Remove the record of a failure when the run is tried again."""
     (run_dir / FAILURE).unlink(missing_ok=True)
 
 

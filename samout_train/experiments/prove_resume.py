@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 600.0
 
 
 class TrainingFailedError(Exception):
-    """A training that ended with an error of its own."""
+    """Report a training that ended with an error of its own."""
 
 
 def digests(run_dir: Path) -> dict[str, str]:

@@ -183,7 +183,7 @@ def published_tensors(content: Any) -> dict[str, Tensor]:
         if len(state.others) > NAMED:
             listed += f" and {len(state.others) - NAMED} more"
         raise ValueError(
-            f"it holds {listed} beside {state.prefix}{EMBEDDING}, which are no parameters of the published SamOut V1 "
+            f"it holds {listed} beside {state.prefix}{EMBEDDING}, which are not parameters of the published SamOut V1 "
             "or V8. Remove them from the state_dict"
         )
     return state.tensors

@@ -129,6 +129,6 @@ class RotaryAttention(nn.Module):
 
 
 def _with_block_before(x_BHTK: Tensor, size: int) -> Tensor:
-    """Return (B, H, N, 2 W, K): each block of W tokens behind the one before it, the first behind zeros."""
+    """Return (B, H, N, 2 W, K): each block of W tokens after the one before it, the first after zeros."""
     x_BHNWK = F.pad(x_BHTK, [0, 0, size, -x_BHTK.shape[2] % size]).unflatten(2, (-1, size))
     return torch.cat([x_BHNWK[:, :, :-1], x_BHNWK[:, :, 1:]], dim=3)

@@ -1,4 +1,4 @@
-"""Chunks of time, and the sums of log-decays over spans inside a chunk, which recurrences over matrices share.
+"""Split time into chunks, and sum log-decays over spans inside a chunk, for all recurrences over matrices.
 
 A span's sum is made by adding its own terms, all at most 0, and never as a difference of two longer sums: nothing
 cancels, only numbers of at most 1 come out of the exponential, and a term may be minus infinity. So a recurrence is
@@ -20,18 +20,18 @@ from torch.nn import functional as F
 
 @contextmanager
 def without_autocast(device_type: str) -> Iterator[None]:
-    """Keep what runs inside in the precision of its inputs: sums over time are too long for half precision."""
+    """Disable autocast inside of the context: sums over time are too long for half precision."""
     with torch.autocast(device_type, enabled=False):
         yield
 
 
 def widened(x: Tensor) -> Tensor:
-    """Return a tensor in float32, or in float64 where it is that."""
+    """Return a tensor in float32, or unchanged if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def chunked(x_BHT: Tensor, size: int) -> Tensor:
-    """Return (B, H, T, ...) in chunks, (B, H, N, C, ...), zeros behind the last token."""
+    """Return (B, H, T, ...) in chunks, (B, H, N, C, ...), with zeros after the last token."""
     batch, heads, time = x_BHT.shape[:3]
     if missing := -time % size:
         x_BHT = F.pad(x_BHT, [0, 0] * (x_BHT.ndim - 3) + [0, missing])
@@ -39,7 +39,7 @@ def chunked(x_BHT: Tensor, size: int) -> Tensor:
 
 
 def with_what_came_before(o_BHNCV: Tensor, q_BHNCK: Tensor, before: list[Tensor | None]) -> Tensor:
-    """Add what queries read of the states before their chunks; a sequence may begin with none.
+    """Add the values that queries read from the states before their chunks; the first state may be None.
 
     Reading zeros in the first of several chunks is less work than leaving it out.
     """
@@ -67,7 +67,7 @@ def span_decays(log_decay_BHNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _SpanDecays(torch.autograd.Function):
-    """A term of the token m is in the sums of all spans that begin before it and end at it or later."""
+    """Sum over spans: a term of token m is in all spans that begin before it and end at it or later."""
 
     @staticmethod
     def forward(ctx: Any, log_decay_BHNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The chunk kernels of flash-linear-attention on CUDA, for the recurrences over matrices. Needs the extra [fla].
+"""Call the chunk kernels of flash-linear-attention on CUDA for recurrences over matrices. Needs the extra [fla].
 
 They take half precision: their products round float32 to TF32, so chunks in torch run where float32 is asked for. They
 subtract sums of log-decays within a chunk, so a log-decay of minus infinity is replaced by one that leaves nothing.

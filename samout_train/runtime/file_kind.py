@@ -27,7 +27,7 @@ def require_regular_file(path: Path) -> None:
         ValueError: if it is one; the message lacks the path.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise ValueError("is no regular file: copy its content to a file, and give that")
+        raise ValueError("is not a regular file: copy its content to a file, and give that")
 
 
 def kept_otherwise(head: bytes, path: Path | None, *, wanted: str) -> str | None:

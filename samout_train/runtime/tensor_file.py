@@ -133,7 +133,7 @@ def _other_content(start: bytes) -> str:
         if text.lstrip().startswith(("{", "[")):
             kind = "JSON or other text"
         return f"it is {kind}, and no file of torch.save: give the file of the weights"
-    return "it is no file of torch.save: give the file of the weights, or copy or download it again"
+    return "it is not a file of torch.save: give the file of the weights, or copy or download it again"
 
 
 def _is_torch_script(path: Path | IO[bytes]) -> bool:

@@ -73,7 +73,7 @@ def data_settings(
     log_every_n_steps: Annotated[int, Positive] = 10,
     eval_every_n_steps: Annotated[int, Positive] = 250,
 ) -> dict[str, int]:
-    """The keys that every data YAML may have beside those of its source: the defaults of training on it."""
+    """Return the keys that every data YAML may have beside those of its source: the defaults of training on it."""
     return {"batch_size": batch_size, "budget_steps": budget_steps}
 
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# A sweep of which each job is a job of SLURM, from the login node; the same command goes on with SWEEP_DIR:
+# A sweep whose jobs are jobs of SLURM, from the login node; repeat the command to resume SWEEP_DIR:
 #
 #     scripts/slurm/sweep.sh SWEEP_DIR model=v8,transformer seed=1,2,3 data=text data.path=/shared/my.txt
 #

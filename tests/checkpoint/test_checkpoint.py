@@ -134,7 +134,7 @@ def test_a_run_its_checkpoints_or_a_file_can_be_named(tmp_path: Path) -> None:
 
 def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
     torch.save({"format": 99}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="is no checkpoint of format"):
+    with pytest.raises(ValueError, match="is not a checkpoint of format"):
         read_checkpoint(tmp_path / "other.pt")
 
 

@@ -24,7 +24,7 @@ QUICK = ["kernels=reference", "~callbacks.tensorboard", "~callbacks.sample"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of V1, V8 and a transformer on text, and one on ids that are no text."""
+    """Runs of V1, V8 and a transformer on text, and one on ids that are not text."""
     folder = tmp_path_factory.mktemp("export")
     (folder / "text.txt").write_text("the hands of the clock, the sands of time; " * 100, "utf-8")
     data = ["data=text", f"data.path={folder / 'text.txt'}", "data.seq_len=8", "data.batch_size=4"]

@@ -68,13 +68,13 @@ def test_samples_differ_and_end_before_stop(folder: Path) -> None:
             (["generate", "run=", "prompt=a"], "the path of a run is empty: give a run directory or a checkpoint file"),
             (
                 ["generate", "run=text.txt", "prompt=a"],
-                "text.txt is no checkpoint: give a run directory or a checkpoint",
+                "text.txt is not a checkpoint: give a run directory or a checkpoint",
             ),
             (
                 ["generate", "run=run/summary.json", "prompt=a"],
-                "run/summary.json is no checkpoint: give a run directory",
+                "run/summary.json is not a checkpoint: give a run directory",
             ),
-            (["verify", "run=run/checkpoints/index.json"], "run/checkpoints/index.json is no checkpoint"),
+            (["verify", "run=run/checkpoints/index.json"], "run/checkpoints/index.json is not a checkpoint"),
             (["generate", "run=run", "prompt=é"], "character 'é' at position 0 is not in the vocabulary"),
             (["generate", "run=run", "prompt="], "the prompt is empty: give at least one token to continue"),
             (["generate", "run=run", "prompt=@absent"], "prompt=@absent: cannot be read"),

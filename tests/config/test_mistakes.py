@@ -250,7 +250,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a sweep that starts from nothing": (["-m", "seed=1,2", "resume=absent"], ["resume=absent: is not there"]),
     "a folder without checkpoints": (["resume=mine"], ["resume=mine: holds no checkpoint"]),
-    "a file that is no checkpoint": (["resume=good.txt"], ["resume=good.txt: is no checkpoint"]),
+    "a file that is no checkpoint": (["resume=good.txt"], ["resume=good.txt: is not a checkpoint"]),
     "a pickle to run again": (["--experimental-rerun", "voc.pkl"], ["would run code from a file"]),
     "two questions": (["--cfg", "job", "--info"], ["choose one of them"]),
     "completion for nobody": (["-sc", "install=foo"], ["write -sc install=bash"]),
@@ -296,7 +296,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["mine/model/names_v9.yaml line 2: its defaults name model/v9, which is not there"],
     ),
     "interpolation to nothing": ([*MINE, "model=interpolates"], ["${model.width} names a key that is not there"]),
-    "YAML that is no UTF-8": ([*MINE, "model=latin"], ["mine/model/latin.yaml line 1: is no UTF-8 at byte 5 (0xe9)"]),
+    "YAML that is no UTF-8": ([*MINE, "model=latin"], ["mine/model/latin.yaml line 1: is not UTF-8 at byte 5 (0xe9)"]),
     "environment variable": (["seed=${oc.env:NO_SUCH}"], ["the environment variable NO_SUCH is not set"]),
     "Python that is not there": (["model._target_=absent.Model"], ["model._target_=absent.Model: cannot be imported"]),
     "Python that raises": (

@@ -146,7 +146,7 @@ def test_a_table_is_cut_between_groups_of_rows(tmp_path: Path) -> None:
 
 def test_what_is_wrong_with_a_table_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet.write_table(pa.table({"body": ["a"], "text": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r'a.parquet row 1: "text" is no text: rename the column'):
+    with pytest.raises(ValueError, match=r'a.parquet row 1: "text" is not text: rename the column'):
         list(TextReader(sos=False).read(tmp_path / "a.parquet"))
     parquet.write_table(pa.table({"body": ["a"]}), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match=r"b.parquet is a table without a column text \(it has body\): rename"):

@@ -69,7 +69,7 @@ def test_what_is_beside_what_is_said_is_counted(tmp_path: Path) -> None:
         '"name" of a turn': 2,
         '"reasoning_content" of a turn': 2,
         '"tool_calls" of a turn': 2,
-        "parts of a content that are no text": 2,
+        "parts of a content that are not text": 2,
         '"tools" of a conversation': 2,
     }
 
@@ -80,7 +80,7 @@ def test_or_written_by_the_template_of_hermes_and_qwen(tmp_path: Path) -> None:
         '<|sos|><|history|><tools>\n{"name": "add"}\n</tools><|user|>1 + 1<|agent|><think>\na sum\n</think>\n\n'
         '<tool_call>\n{"name": "add", "arguments": "{\\"a\\": 1}"}\n</tool_call><|history|>2'
     )
-    assert left_out == {'"name" of a turn': 1, "parts of a content that are no text": 1}
+    assert left_out == {'"name" of a turn': 1, "parts of a content that are not text": 1}
 
 
 @pytest.mark.parametrize(

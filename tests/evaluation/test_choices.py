@@ -184,4 +184,4 @@ def test_evaluate_scores_choices_as_the_model_does_one_by_one(
     assert "chance                               0.333" in out and " guessing" in out and not found["documents"]
     assert evaluate.evaluate([*words, "lengths=[16]"]) == 2
     assert evaluate.evaluate([*words[:-1], f"data.path={tmp_path / 'text.txt'}"]) == 2
-    assert "line 1 is no JSON" in capsys.readouterr().err
+    assert "line 1 is not JSON" in capsys.readouterr().err

@@ -169,7 +169,7 @@ class Executes:
         (lambda s: s | {"module.em.weight": s["em.weight"]}, "holds em.weight twice, with and without a wrapper"),
         (
             lambda s: prefixed(s, "net.") | {"head.weight": s["head.weight"], "n.em.weight": s["em.weight"]},
-            "it holds head.weight, n.em.weight beside net.em.weight, which are no parameters of the published SamOut",
+            "it holds head.weight, n.em.weight beside net.em.weight, which are not parameters of the published SamOut",
         ),
         (
             lambda s: {"item.weight": torch.zeros(2), **s},
@@ -370,7 +370,7 @@ def test_what_is_kept_in_place_of_weights_is_named(
         (json.dumps({"a": [1, 2]}).encode(), "it is JSON or other text, and no file of torch.save: give the file of"),
         ("it's naïve text ".encode() * 9, "it is text, and no file of torch.save: give the file of the weights"),
         (pickle.dumps({"a": [1, 2]}), "it is a pickle that torch.save did not write: load it where it was made, and"),
-        (b"\1\2\3\4\5", "it is no file of torch.save: give the file of the weights, or copy or download it again"),
+        (b"\1\2\3\4\5", "it is not a file of torch.save: give the file of the weights, or copy or download it again"),
     ],
 )
 def test_what_is_no_file_of_weights_is_called_what_it_is(tmp_path: Path, content: bytes, told: str) -> None:
@@ -396,12 +396,12 @@ def test_torch_script_is_called_that(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("net.pth", "voc.pkl", "export.json", "vocabulary.json"):
         os.mkfifo(tmp_path / name)
-        told = f"{name} is no regular file: copy its content to a file, and give that"
+        told = f"{name} is not a regular file: copy its content to a file, and give that"
         assert inspect.inspect([f"path={tmp_path / name}"]) == 2 and told in capsys.readouterr().err
-        with pytest.raises(ValueError, match="is no regular file: copy its content"):
+        with pytest.raises(ValueError, match="is not a regular file: copy its content"):
             load_published(tmp_path / name)
     for read in (read_vocabulary_file, read_published_vocabulary):
-        with pytest.raises(ValueError, match="is no regular file: copy its content"):
+        with pytest.raises(ValueError, match="is not a regular file: copy its content"):
             read(tmp_path / "voc.pkl")
     assert inspect.inspect([f"path={tmp_path}"]) == 2
     (tmp_path / "net.pth").rename(tmp_path / "model.pth")

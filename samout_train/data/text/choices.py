@@ -20,7 +20,7 @@ EVALUATED_ONLY = "questions are evaluated on, not trained on"
 
 @dataclass(frozen=True)
 class Question:
-    """A question.
+    """Hold a question.
 
     Args:
         text: The text before a choice.
@@ -36,7 +36,7 @@ class Question:
 @validated
 @dataclass(kw_only=True)
 class Choices:
-    """Questions with choices, for `evaluate`.
+    """Read questions with choices, for `evaluate`.
 
     Each line, or row of a table, has the question (`question`, `ctx` or `query`), its choices (a list `choices` or
     `endings`, or a key for each: `A`, `B`, `C` ...) and which is right (`answer`, `label` or `gold`): the text of a
@@ -76,7 +76,7 @@ class Choices:
         """
         path = home_path(self.path)
         if not self.path or not path.is_file():
-            raise ValueError(f"data.path={self.path}: is no file: give JSON Lines or a table")
+            raise ValueError(f"data.path={self.path}: is not a file: give JSON Lines or a table")
         found = []
         for place, entry in _entries(path):
             try:
@@ -155,4 +155,6 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
                 if text:
                     yield f"line {number}", json.loads(text)
             except ValueError as error:
-                raise ValueError(f"data.path={printable(path)}: line {number} is no JSON ({error}): mend it") from error
+                raise ValueError(
+                    f"data.path={printable(path)}: line {number} is not JSON ({error}): mend it"
+                ) from error

@@ -39,7 +39,7 @@ def readable_compression(head: bytes, *, archives: bool = False) -> str | None:
 
 
 def without_ending(path: Path) -> Path:
-    """Return the path of the file that a compressed one was made of; other paths as they are."""
+    """Return a path without the ending of a compression; other paths unchanged."""
     if path.suffix.lower() in ENDINGS:
         return path.with_suffix("")
     return path
@@ -52,7 +52,7 @@ def decompressed(name: str, file: IO[bytes], kind: str, member: str = "") -> IO[
         name: Its name in messages.
         file: Opened at its first byte.
         kind: One of `KINDS`, or zip.
-        member: Of a zip archive, how the name of the file in it ends; `*` for the only one.
+        member: Ending of the name of the file in a zip archive; `*` for the only one.
 
     Raises:
         ValueError: if zstd is not installed, or an archive has no such file, or several. Reading raises it where the
@@ -72,7 +72,7 @@ def decompressed(name: str, file: IO[bytes], kind: str, member: str = "") -> IO[
             raise ValueError(f"{name} is compressed (zstd): {need}")
         import zstandard
 
-        # Of any window, which the file says and which is held in memory: 8 MiB, or what --long was given.
+        # For any window, which the file states and which is held in memory: 8 MiB, or the size given to --long.
         source = _Frames(file, zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj)
         damage = (OSError, zstandard.ZstdError)
     return io.BufferedReader(_Checked(name, kind, source, damage), BUFFER_BYTES)
@@ -108,14 +108,14 @@ def _member(name: str, file: IO[bytes], member: str) -> IO[bytes]:
 
 
 class _Checked(io.RawIOBase):
-    """A stream of decompressed bytes whose errors name the file."""
+    """Provide a stream of decompressed bytes whose errors name the file."""
 
     def __init__(self, name: str, kind: str, source: Any, damage: tuple[type[Exception], ...]) -> None:
         self.name, self.kind = f"{name} is", kind
         self.source, self.damage = source, damage
 
     def readable(self) -> bool:
-        """Return that it can be read."""
+        """Return True: the stream can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
@@ -131,7 +131,7 @@ class _Checked(io.RawIOBase):
 
 
 class _Frames:
-    """Compressed streams, one after another as in files that were joined; each has to be whole.
+    """Decompress concatenated streams, as in joined files; each has to be complete.
 
     Args:
         file: At the first of them.

@@ -33,7 +33,7 @@ ROLES = {
 LISTS = ("conversations", "messages")
 ALPACA = ("instruction", "output")
 WRITTEN = ("reasoning_content", "tool_calls", "tools")
-NO_TEXT = "parts of a content that are no text"
+NO_TEXT = "parts of a content that are not text"
 FORMS = (
     'a conversation is {"messages": [...]} or {"conversations": [...]} of {"role", "content"} or {"from", "value"}, or '
     '{"instruction", "input", "output"}'

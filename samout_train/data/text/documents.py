@@ -151,14 +151,14 @@ class TextReader:
                 parts, chunk_bytes, rest = [], CHUNK_BYTES, rest[used:]
 
     def _table(self, path: Path, start: int, stop: int | None) -> Iterator[Piece]:
-        """Yield the rows of a table, each text behind `<|sos|>`."""
+        """Yield the rows of a table, each text after `<|sos|>`."""
         for rows in _together(table_rows(path, [TEXT_COLUMN], start, stop)):
             parts: list[str | Special] = []
             left_out: Counter[str] = Counter()
             for row in rows:
                 text = row.values.get(TEXT_COLUMN, "")
                 if not isinstance(text, str):
-                    raise ValueError(f'{printable(path)} row {row.end}: "{TEXT_COLUMN}" is no text: rename the column')
+                    raise ValueError(f'{printable(path)} row {row.end}: "{TEXT_COLUMN}" is not text: rename the column')
                 if self.line_ends == "fold":
                     text = folded(text)
                 if text:
@@ -211,7 +211,7 @@ class JsonlReader:
         return cls(pairs, line_ends, extra_fields=extra_fields, closes=closes, roles_key=roles_key)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
-        """Yield whole lines, or rows of a table; each document that is not empty stands behind `<|sos|>`."""
+        """Yield whole lines, or rows of a table, with `<|sos|>` before each document that is not empty."""
         if table_kind(path):
             yield from self._table(path, start, stop)
             return

@@ -26,7 +26,7 @@ Learn = Literal["all", "agent"]
 @validated
 @dataclass(kw_only=True)
 class Jsonl(TextSource):
-    """JSON Lines. The documents in the last tenth of the tokens are for validation.
+    """Read JSON Lines. The documents in the last tenth of the tokens are for validation.
 
     Args:
         path: A file, or a folder with files that match `pattern`, in the order of their names.
@@ -118,7 +118,7 @@ class Jsonl(TextSource):
         if marks is None:
             return {}
         count = int(marks.sum())
-        return {"learned": f"{count} tokens, what the agent says ({count / len(marks):.2%})"}
+        return {"learned": f"{count} tokens, the agent's messages ({count / len(marks):.2%})"}
 
     def _require_whole_row(self, looked_at: Survey, num_tokens: int, cut: int) -> None:
         """Raise ValueError if a split is shorter than a packed row; padded rows accept any length."""

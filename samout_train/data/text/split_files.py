@@ -126,7 +126,7 @@ class WikiText103(SplitFiles):
 @validated
 @dataclass(kw_only=True)
 class TinyStories(SplitFiles):
-    """TinyStories, each story behind `<|sos|>`. No digest is published; the table has 2,119,719 and 21,990 stories.
+    """TinyStories, each story after `<|sos|>`. No digest is published; the table has 2,119,719 and 21,990 stories.
 
     Source: Eldan and Li (arXiv 2305.07759). Papers report the loss of their own tokens, so bits per byte are what can
     be compared.

@@ -102,7 +102,7 @@ class _Api:
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise RequestError(f"the body is no JSON ({error!s:.200})") from error
+            raise RequestError(f"the body is not JSON ({error!s:.200})") from error
 
     async def _answer(self, request: Request, asked: Asked) -> Response:
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()

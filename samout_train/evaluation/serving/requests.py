@@ -225,7 +225,7 @@ def _turns(messages: Any) -> list[Turn]:
 
 def _require_characters(text: str, param: str) -> None:
     if SURROGATE.search(text):
-        raise RequestError(f"{param} has half a surrogate pair, which is no character: leave it out", param)
+        raise RequestError(f"{param} has half a surrogate pair, which is not a character: leave it out", param)
 
 
 def _is_text(part: Any) -> bool:

@@ -83,7 +83,7 @@ def gradient_across(model: nn.Module, subject: ModelUnderTest, device: torch.dev
             if not embedded:
                 raise NothingMeasuredError("there is no embedding")
             is_inside_NL = places_NL != NO_PLACE
-            # What is behind the end of a document counts as a document of its own.
+            # Tokens after the end of a document count as a document of their own.
             is_learned_NL = is_inside_NL & (document_N[places_NL.clamp(min=0)] % 2 == 0)
             targets_NL = target_N[places_NL.clamp(min=0)].masked_fill(~is_learned_NL, NO_PLACE)
             loss = F.cross_entropy(

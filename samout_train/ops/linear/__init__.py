@@ -1,4 +1,4 @@
-"""Linear layers: torch's own, or a library that handles float32 matrices faster on this CPU.
+"""Run linear layers by torch, or by a library that handles float32 matrices faster on this CPU.
 
 The choice holds for the whole process and starts as torch everywhere. numba (cpu.py) is the alternative for a few rows,
 oneDNN for many. On two cores of an AMD EPYC (Zen 4), products of 4,900 rows with matrices of 384 x 384 to 1,152 x 384
@@ -94,7 +94,7 @@ def linear_into(out_MN: Tensor, x_MK: Tensor, weight_NK: Tensor) -> None:
 
 
 def add_product(total_MN: Tensor, left_MK: Tensor, right_KN: Tensor) -> None:
-    """Add a product of matrices to one, which may be wider than they are; without gradients."""
+    """Add a product of matrices to a matrix, which may be in a wider dtype; without gradients."""
     if total_MN.dtype == left_MK.dtype:
         total_MN.addmm_(left_MK, right_KN)
     else:

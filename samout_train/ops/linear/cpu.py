@@ -1,4 +1,4 @@
-"""x W^T + b for a few rows on the CPU: the cores share the weights and read each once. Needs numba."""
+"""Compute x W^T + b for a few rows on the CPU: the cores share the weights and read each once. Needs numba."""
 
 # R rows, N outputs, K inputs
 

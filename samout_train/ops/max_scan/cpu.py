@@ -237,7 +237,7 @@ def _backward_share(
     b: int,
     low: int,
 ) -> None:
-    """For each block of ROWS rows, compute the maxima, then the gradients from the last row to the first."""
+    """Compute, for each block of ROWS rows, the maxima, then the gradients from the last row to the first."""
     time, width, from_d = grad_y.shape[1], grad_y.shape[2], packed.shape[2] - grad_y.shape[2]
     channels, high = len(carry), low + len(carry)
     maxima = np.empty((ROWS + 1, channels), np.float32)

@@ -103,7 +103,7 @@ def blend_gradients(
     grad_x_BTD: Tensor,
     grad_others: Tensor,
 ) -> None:
-    """Fill the last three: the gradients of weight, bias and alpha lie behind one another."""
+    """Fill the last three: the gradients of weight, bias and alpha lie one after another."""
     width = weight_D.numel()
     positions = x_BTD.numel() // width
     kept, threshold = dropping(dropout)

@@ -151,18 +151,19 @@ class Callback(Protocol):
     """Base of callbacks: each hook does nothing by default. Callbacks are called in the order of the configuration."""
 
     def check(self, context: RunContext) -> None:
-        """Before anything is written. Raise ValueError for settings that cannot work."""
+        """Raise ValueError for settings that cannot work; called before anything is written."""
 
     def on_start(self, context: RunContext) -> None:
-        """Before the first step."""
+        """Handle the start, called before the first step."""
 
     def on_step(self, step: int) -> None:
-        """After each step. Reading a value from the device here slows down every step."""
+        """Handle a step, called after each one. Reading a value from the device here slows down every step."""
 
     def on_evaluate(self, step: int, *, is_last: bool, check_stop: Callable[[], None]) -> dict[str, float]:
-        """After each evaluation on the fixed batches, and at the end of the run, before the report of this step.
+        """Measure further values, called before the report of a step.
 
-        The model, its mode and the random states must be left unchanged.
+        Called after each evaluation on the fixed batches, and at the end of the run. The model, its mode and the random
+        states must be left unchanged.
 
         Args:
             step: Steps made so far.
@@ -175,12 +176,13 @@ class Callback(Protocol):
         return {}
 
     def figures(self) -> dict[str, Any]:
-        """Before on_end: return what is added to `summary.json`, by key."""
+        """Return entries to add to `summary.json`, by key; called before `on_end`."""
         return {}
 
     def on_report(self, report: StepReport) -> str | None:
-        """After a step that is logged (loss, learning rate, gradient norm, speed, memory) or evaluated on the fixed
-        batches (`val/` tags), or both.
+        """Handle a report, called after a step that is logged or evaluated, or both.
+
+        A logged step has loss, learning rate, gradient norm, speed and memory; an evaluated one has `val/` tags.
 
         Returns:
             The reason to stop now; None to continue.
@@ -195,13 +197,13 @@ class Callback(Protocol):
         return None
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """After the last step, with the content of `summary.json`."""
+        """Handle the end, called after the last step with the content of `summary.json`."""
 
     def on_stop(self, reason: str) -> None:
-        """After a signal, in place of on_end; the checkpoint to resume from is written."""
+        """Handle a signal, called instead of `on_end` once the checkpoint to resume from is written."""
 
     def on_close(self) -> None:
-        """Always called last, also after an error: close open files."""
+        """Close open files; always called last, also after an error."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs: numbers, text, lists and tensors."""
