@@ -154,7 +154,7 @@ def test_nothing_of_one_operating_system_only_is_imported() -> None:
         assert not POSIX_ONLY & {name.split(".")[0] for name in imported(path)}, path
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_spawned_process_trains_to_the_same_weights(tmp_path: Path) -> None:
     overrides = overrides_for("data", "random", tmp_path / "unused.txt", tmp_path)
     words = [*overrides, "trainer=debug", "trainer.max_steps=2"]

@@ -10,12 +10,13 @@ import torch
 from samout_train import generate_text, load_run, load_vocabulary, train
 from samout_train.config import ConfigError
 from samout_train.data import SPECIAL_TOKENS
+from tests.support.marks import spread
 
 SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "device=cpu", "trainer=debug"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["characters", "bytes", "bpe"])
+@pytest.mark.parametrize("name", spread(["characters", "bytes", "bpe"], 3))
 def test_a_run_keeps_its_vocabulary(tmp_path: Path, small_text: Path, name: str) -> None:
     run_dir = tmp_path / "run"
     data = ["data=text", f"data.path={small_text}", f"data.vocabulary={name}", "data.vocab_size=300", "data.seq_len=9"]

@@ -34,7 +34,7 @@ RUNS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", mostly_nightly(RUNS, {"short_cache"}))
 def test_a_run_that_trains_is_verified_to_the_end(name: str, tmp_path: Path, small_text: Path) -> None:
     path = [f"data.path={small_text}"] if "data=text" in RUNS[name] else []

@@ -209,7 +209,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024, diges
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_reading_takes_memory_for_a_batch_and_not_for_the_file(tmp_path: Path) -> None:
     """100 MB of documents, of which a table is one group: each way of keeping them is read in 60 MB or less."""
     word = random.Random(0).randbytes(1 << 16).hex()

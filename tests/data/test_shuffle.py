@@ -57,7 +57,7 @@ def test_every_place_has_another_one_at_every_size() -> None:
             assert sorted(shuffled(np.arange(size), size, 3, epoch).tolist()) == list(range(size))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("size", [1_000_003, 3 * 2**40 + 1, LARGEST_SIZE - 1])
 def test_a_million_places_of_a_large_range_are_all_different_and_inside(size: int) -> None:
     places = np.unique(np.random.default_rng(0).integers(0, size, 1_000_000))

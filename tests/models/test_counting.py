@@ -78,7 +78,7 @@ def test_without_counters_maxplus_has_the_parameters_that_it_had() -> None:
         MaxPlus(hidden_size=4, num_heads=1, decay="none", decay_at_start=0.1, counters=0.95)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_parity_is_exact_far_beyond_the_length_of_training() -> None:
     trainer = build_trainer(
         [

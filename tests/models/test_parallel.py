@@ -19,7 +19,7 @@ from samout_train.training import NonFiniteError, trainer_from
 from samout_train.training.optimizers.adam import adam
 from samout_train.training.schedules import Constant, Limits
 from samout_train.training.step import TrainingStep
-from tests.support.marks import mostly_nightly
+from tests.support.marks import mostly_nightly, spread
 from tests.support.together import samout_together, together
 from tests.test_rules import options, overrides_for
 
@@ -282,12 +282,7 @@ def steps_with_a_poisoned_process(parallel: str, choice: str, what: str, steps: 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "parallel"),
-    [
-        ("loss", "ddp"),
-        ("gradient", "fsdp"),
-        pytest.param("loss", "fsdp", marks=pytest.mark.nightly),
-        pytest.param("gradient", "ddp", marks=pytest.mark.nightly),
-    ],
+    spread([("gradient", "fsdp"), ("loss", "ddp"), ("loss", "fsdp"), ("gradient", "ddp")], 4),
 )
 def test_what_is_not_finite_in_one_process_is_so_in_all(what: str, parallel: str) -> None:
     for choice, steps in (("stop", 3), ("skip", 8)):

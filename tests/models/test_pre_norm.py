@@ -339,7 +339,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("variant", mostly_nightly(VARIANTS, {"a window"}))
 def test_every_check_of_verify_holds_for_what_can_be_set(variant: str) -> None:
     from samout_train.evaluation.verify import ModelUnderTest, verify

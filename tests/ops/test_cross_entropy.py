@@ -137,7 +137,7 @@ def test_the_operator_keeps_to_the_rules_of_torch() -> None:
 
 
 @pytest.mark.skipif(INTERPRETED or DEVICE.type == "cuda", reason="this process runs Triton's kernel already")
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_kernel_for_cuda_passes_in_tritons_interpreter() -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-q", str(Path(__file__))]

@@ -169,7 +169,7 @@ def test_the_parts_of_a_layer_spill_nothing(dtype: str, tmp_path: Path) -> None:
         assert_nothing_spilled(assembly(kernel, dtype, layer.OPTIONS, path, DROPS=True, D=WIDTH, BLOCK=1024))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("max_min", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_the_scans_over_semirings_stay_in_registers(max_min: bool, tmp_path: Path) -> None:
     sizes = {"MAX_MIN": max_min, "D": WIDTH, "BLOCK": semiring_scan.BLOCK}

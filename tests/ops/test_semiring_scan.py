@@ -154,7 +154,7 @@ def test_the_kernels_for_cuda_are_the_loop(semiring: Semiring, rows: int, monkey
         assert torch.equal(h, wanted)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(INTERPRETED, reason="this process runs Triton's kernels already")
 def test_the_kernels_for_cuda_pass_in_tritons_interpreter() -> None:
     pytest.importorskip("triton")

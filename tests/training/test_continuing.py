@@ -118,7 +118,7 @@ def test_repeat_of_a_continued_run_makes_a_run_of_its_own(tmp_path: Path) -> Non
     assert again.returncode == 0 and json.loads((tmp_path / "again" / "summary.json").read_text())["steps"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [

@@ -72,7 +72,7 @@ def test_the_fused_kernels_are_what_a_step_on_cuda_runs(steps: dict[str, Any]) -
         assert steps[f"V8 of 127 M, {precision}"]["operations"]["nats_and_errors"] == 13  # blocks of 10,672 rows
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_a_graph_records_is_the_same_in_each_step_and_leaves_the_host_alone() -> None:
     assert counted("--contract", json.dumps(GRAPHS)) == dict.fromkeys(GRAPHS, NOTHING)
 
