@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from samout_train.experiments import Plan
 
 OWN = ("models", "match", "lr", "seeds", "screen_steps", "finalists", "always", "jobs", "runs", "run_dir", "seed")
-IN_EXPERIMENT = ("models", "lr", "seeds", "screen_steps", "finalists", "always")
+IN_EXPERIMENT = ("models", "match", "lr", "seeds", "screen_steps", "finalists", "always")
 Node = dict[str, Any]
 
 
