@@ -13,7 +13,7 @@ from tests.support.marks import mostly_nightly
 
 # Many runs, and no one curve; and what takes a GPU, which nobody has recorded it on.
 # Many runs, a run for a GPU, and one on data that a script makes.
-WITHOUT = {"capabilities", "zoology_recall", "maxplus_ablation", "maxplus_shakespeare_gpu", "chat_small"}
+WITHOUT = {"capabilities", "zoology_recall", "maxplus_ablation", "contenders_cpu", "maxplus_shakespeare_gpu", "chat_small"}
 
 
 def test_spans_grow_and_end_with_the_run() -> None:
