@@ -56,10 +56,11 @@ def compare(
         return _show(settings, request, gets_new_directory=gets_new_directory)
 
     from samout_train.checkpoint import locked, new_directory
-    from samout_train.experiments import finish, make_runs
+    from samout_train.experiments import finish, make_runs, require_causal_models
     from samout_train.runtime import StopRequestedError
 
     plan = _plan(settings, request)
+    require_causal_models(plan.candidates)
     if gets_new_directory:
         plan = replace(plan, folder=new_directory(plan.folder))
     with locked(plan.folder):

@@ -3,6 +3,7 @@ from .compare.candidates import (
     check_decided as check_decided,
     contenders as contenders,
 )
+from .compare.causality import require_causal_models as require_causal_models
 from .compare.matching import Budget as Budget
 from .compare.page import finish as finish, make_runs as make_runs, show as show
 from .compare.plan import (

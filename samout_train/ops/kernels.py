@@ -10,6 +10,8 @@ import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
@@ -52,6 +54,19 @@ def use_kernels(kernels: Kernels) -> None:
     _setting = kernels
     _chosen.cache_clear()
     _chosen_chunks.cache_clear()
+
+
+@contextmanager
+def reference_kernels() -> Iterator[None]:
+    """Use torch's own operations meanwhile, without a word in the log."""
+    before, was_disabled = _setting, log.disabled
+    use_kernels("reference")
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = was_disabled
+        use_kernels(before)
 
 
 def fused_problem(kernels: Kernels, device_type: str, dtype: torch.dtype) -> str | None:

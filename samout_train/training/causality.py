@@ -17,7 +17,9 @@ class NotCausalError(ConfigError):
     """A model sees the tokens that it has to predict."""
 
 
-def require_causal(model: nn.Module, source: Source, device: torch.device, *, name: str, on_leak: OnLeak) -> Leak | None:
+def require_causal(
+    model: nn.Module, source: Source, device: torch.device, *, name: str, on_leak: OnLeak
+) -> Leak | None:
     """Refuse a model that is not causal, or warn about it.
 
     A model that declares that it sees the whole sequence passes: whether the data allows it is checked elsewhere.
@@ -43,7 +45,7 @@ def require_causal(model: nn.Module, source: Source, device: torch.device, *, na
         return None
     text = (
         f"is not causal: other tokens from position {leak.place} on change its logits at position {leak.position} by "
-        f"{leak.change:.2g} (the largest logit is {leak.largest_logit:.2g}), so it sees the token that it has to predict"
+        f"{leak.change:.2g} (its largest is {leak.largest_logit:.2g}), so it sees the token that it has to predict"
     )
     if on_leak == "refuse":
         fix = "mend it, as `samout-train verify` shows, or set on_leak=warn to train it nevertheless"

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from samout_train.evaluation.verify.result import FP32, Measured
 from samout_train.evaluation.verify.subject import LEAST_TOKENS, ModelUnderTest
 from samout_train.models import evaluating
+from samout_train.ops import reference_kernels
 from samout_train.runtime import PrecisionName, autocast, random_states, set_random_states
 
 WORK = 4e11  # floating-point operations: enough for every place of most models of width 48, 32 places of 6 M parameters
 FEWEST_PLACES = 32
 MOST_ROWS = 32
 ROWS_TIMES_PARAMETERS = 2e7  # bounds the memory of a pass with gradients
-SHORT, SHORT_PLACES = 64, 4  # tokens and rows of the check before a training
-STD_OF_ZEROS = 0.1  # of the numbers in place of zeros during that check
+SHORT, SHORT_PLACES = 64, 3  # tokens and rows of the check before a training
+STD_OF_ZEROS = 0.1  # of the numbers that stand for zeros in it
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def find_leak(
 ) -> Leak | None:
     """Return where a model sees later tokens, found in a few milliseconds; None if it does not, as far as that shows.
 
-    It takes two evaluations of a few short rows in float32, and leaves weights and random states as they are. A matrix
-    that is zero, as some begin, would hide what is behind it, so it holds random numbers meanwhile.
+    It takes two evaluations of a few short rows in float32 with torch's own operations, which need no compilation, and
+    leaves weights and random states as they are. `verify` checks the kernels.
 
     Args:
         model: A model that claims to be causal, before it is compiled or sharded.
@@ -90,7 +91,7 @@ def find_leak(
     subject = ModelUnderTest(lambda: model, vocab_size, pad_id, time, trained=True)
     states = random_states(device)
     try:
-        with _without_zeros(model):
+        with reference_kernels(), _probed(model):
             worst = _worst_change(_pairs(model, subject, chosen_places(time, SHORT_PLACES), device, False, "fp32"))
     finally:
         set_random_states(states, device)
@@ -100,16 +101,31 @@ def find_leak(
 
 
 @contextmanager
-def _without_zeros(model: nn.Module) -> Iterator[None]:
-    """Fill the parameters that are zero throughout with small random numbers, and restore them afterwards."""
+def _probed(model: nn.Module) -> Iterator[None]:
+    """Make visible what mixers do in weights that training begins with, and restore these weights exactly afterwards.
+
+    Behind small embeddings the first layer changes next to nothing, so they get a standard deviation near 1, by a power
+    of two, which rounds nothing. Parameters that are zero throughout get small random numbers.
+    """
     generator = torch.Generator().manual_seed(3)
     zeros = [parameter.detach() for parameter in model.parameters() if not parameter.count_nonzero()]
     before = [zero.clone() for zero in zeros]
+    factors: dict[Tensor, float] = {}
+    for part in model.modules():
+        if not isinstance(part, nn.Embedding):
+            continue
+        weights_VD: Tensor = part.weight.detach()
+        if 0 < (spread := float(weights_VD.std())) < math.inf:
+            factors[part.weight] = 2.0 ** max(0, -round(math.log2(spread)))
     for zero in zeros:
         zero.copy_(STD_OF_ZEROS * torch.randn(zero.shape, generator=generator))
+    for parameter, factor in factors.items():
+        parameter.detach().mul_(factor)
     try:
         yield
     finally:
+        for parameter, factor in factors.items():
+            parameter.detach().div_(factor)
         for zero, was in zip(zeros, before, strict=True):
             zero.copy_(was)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from samout_train.config import ConfigError, Problem, build, require_no_problems
+from samout_train.config import ConfigError, Problem, build
 from samout_train.data import Source
 from samout_train.experiments.compare.candidates import Candidate
 from samout_train.runtime import seed_everything

@@ -22,18 +22,22 @@ Asked = Mapping[str, Any]
 def verdict(comparison: Comparison, asked: Asked) -> list[str]:
     """Return three sentences: the best model, how far the others are behind it, and whether they saw the same tokens.
 
+    Before them stands one for each model that is not causal: it has no rank, whatever its loss.
+
     Args:
         comparison: Models on the same data.
         asked: The request as far as it is known: `match`, the budget as typed, and `jobs`, the runs at a time.
     """
+    sentences = [_not_causal(one) for one in comparison.not_causal]
     if not comparison.ranked:
-        return [f"No run on {comparison.data} has a loss."]
+        of = "run" if not sentences else "run of a causal model"
+        return [*sentences, f"No {of} on {comparison.data} has a loss."]
     best, *others = comparison.ranked
     many = "one seed"
     if len(best.losses) > 1:
         many = f"mean and standard deviation of {len(best.losses)} seeds"
     loss = f"{mean_and_spread(best)} nats per token ({many})"
-    sentences = [f"{best.label} has the lowest validation loss on {comparison.data}: {loss}."]
+    sentences += [f"{best.label} has the lowest validation loss on {comparison.data}: {loss}."]
     last = _tokens(comparison)
     if others:
         sentences.append(_behind(best, others))
@@ -100,6 +104,14 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
     if jobs > 1:
         found.append(SHARED.format(jobs))
     return found
+
+
+def _not_causal(one: CandidateResult) -> str:
+    leak, loss = one.leak or {}, ""
+    if one.mean is not None:
+        loss = f", so its loss of {mean_and_spread(one)} nats is that of no language model and has no rank"
+    change = f"later tokens change its logits at position {leak.get('position')} by {leak.get('change', 0.0):.2g}"
+    return f"{one.label} SEES THE TOKENS THAT IT HAS TO PREDICT ({change}){loss}."
 
 
 def _behind(best: CandidateResult, others: Sequence[CandidateResult]) -> str:

@@ -481,6 +481,8 @@ def _flat(node: Any, above: str = "") -> dict[str, str]:
 
 
 def _behind_best(comparison: Comparison, one: CandidateResult) -> tuple[str, str]:
+    if one.leak is not None:
+        return "", "not causal"
     if not comparison.ranked or one.mean is None:
         return "", ""
     best = comparison.ranked[0]

@@ -5,9 +5,10 @@ Whether a difference is more than noise is Student's t for paired differences: s
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from samout_train.experiments.compare.runs import Run
 
@@ -189,6 +190,15 @@ class CandidateResult:
         return found
 
     @property
+    def leak(self) -> Mapping[str, Any] | None:
+        """Return where the model sees the tokens that it has to predict, as its runs recorded it; None for none."""
+        for run in self.runs:
+            found = (run.summary or {}).get("leak")
+            if isinstance(found, Mapping):
+                return found
+        return None
+
+    @property
     def missing(self) -> list[Run]:
         """Return the runs that are not done."""
         return [run for run in self.runs if run.outcome.state != "done"]
@@ -201,7 +211,7 @@ class Comparison:
     Args:
         data: Its name.
         results: By mean loss, the lowest first: on the seeds that all models have, or on a model's own seeds where
-            there are none. Models without a loss come last.
+            there are none. Models without a loss come last, and after them those that are not causal.
         labels: Of the models on any data that are shown together, sorted. The colour of a model follows from its place
             here, so that it is the same on all data; empty to take the labels of `results`.
     """
@@ -220,7 +230,7 @@ class Comparison:
         for label, of_label in by_label.items():
             results.append(CandidateResult(label, of_label))
         seeds = _common_seeds(results)
-        results.sort(key=lambda one: _mean_on(one, seeds))
+        results.sort(key=lambda one: (one.leak is not None, _mean_on(one, seeds)))
         return cls(data, results, labels or sorted(by_label))
 
     @property
@@ -242,8 +252,13 @@ class Comparison:
 
     @property
     def ranked(self) -> list[CandidateResult]:
-        """Return the models that have a loss, the best one first."""
-        return [one for one in self.results if one.mean is not None]
+        """Return the models that have a loss and are causal, the best one first."""
+        return [one for one in self.results if one.mean is not None and one.leak is None]
+
+    @property
+    def not_causal(self) -> list[CandidateResult]:
+        """Return the models that see the tokens that they have to predict."""
+        return [one for one in self.results if one.leak is not None]
 
 
 def comparisons_of(runs: Sequence[Run]) -> list[Comparison]:

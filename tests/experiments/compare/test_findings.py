@@ -26,6 +26,24 @@ def test_the_verdict_says_who_is_best_what_is_noise_and_how_fair_it_was(tmp_path
     assert caveats(comparison, MATCHED) == []
 
 
+def test_a_model_that_is_not_causal_is_named_first_and_has_no_rank(tmp_path: Path) -> None:
+    leak = {"place": 32, "position": 31, "change": 0.34, "largest_logit": 3.0}
+    runs = [make_run(tmp_path, "honest", 1e-3, seed, 1.335) for seed in (1, 2)]
+    cheats = [make_run(tmp_path, "peek", 1e-3, seed, 0.137, leak=leak) for seed in (1, 2)]
+    (comparison,) = comparisons_of([read_run(run) for run in runs + cheats])
+    first, second, *_ = verdict(comparison, MATCHED)
+    assert first == (
+        "peek SEES THE TOKENS THAT IT HAS TO PREDICT (later tokens change its logits at position 31 by 0.34), so its "
+        "loss of 0.137 ± 0.000 nats is that of no language model and has no rank."
+    )
+    assert second.startswith("honest has the lowest validation loss")
+    assert [row[:4] for row in loss_table(comparison, {})["rows"]][1] == [
+        "peek", "0.137 ± 0.000 (0.137, 0.137)", "", "not causal"
+    ]  # fmt: skip
+    (alone,) = comparisons_of([read_run(run) for run in cheats])
+    assert verdict(alone, {})[1:] == ["No run of a causal model on shakespeare has a loss."]
+
+
 def test_the_same_figures_under_two_names_are_within_noise(tmp_path: Path) -> None:
     comparison = make_comparison(tmp_path, {"v8": [1.0, 1.1, 1.2], "twin": [1.0, 1.1, 1.2]})
     assert "Within noise of it is twin, by 0.000 (0.000 to 0.000)" in verdict(comparison, {})[1]
