@@ -30,6 +30,7 @@ FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
 SWEEPS = (
     ".venv/bin/python -m samout_train -m experiment=capabilities",
     ".venv/bin/samout-train compare experiment=maxplus_ablation",
+    ".venv/bin/samout-train compare experiment=contenders_cpu",
     ".venv/bin/samout-train compare 'models={v1:{}",
 )
 NEVER = ("make test", "make torture", ".venv/bin/ruff check", "make dashboard", *SWEEPS)
