@@ -36,6 +36,8 @@ EARLIER = {
     "data.filler": "any",
     "model.output_norm": "none",
     "model.output_gate": "none",
+    "model.drop_connect": 0.0,
+    "model.stochastic_depth": 0.0,
     "data.reset_at_documents": False,
     "model.mixer.counters": 0.0,
     "model.mixer.entries": 2,
