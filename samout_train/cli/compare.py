@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from samout_train.cli.request import Request
 from samout_train.cli.verb import verb
-from samout_train.config import ConfigError, Positive, Problem, Seeds, key_of, nearest
+from samout_train.config import ConfigError, NonNegative, Positive, Problem, Seeds, key_of, nearest
 from samout_train.runtime import list_setting, place_problem, shell_word, text_setting, typed_line
 
 if TYPE_CHECKING:
     from samout_train.experiments import Plan
 
-OWN = ("models", "match", "lr", "seeds", "screen_steps", "finalists", "always", "jobs", "runs", "run_dir", "seed")
-IN_EXPERIMENT = ("models", "lr", "seeds", "screen_steps", "finalists", "always")
+IN_EXPERIMENT = ("models", "match", "lr", "extend_lr", "seeds", "screen_steps", "finalists", "always")
+OWN = (*IN_EXPERIMENT, "jobs", "runs", "run_dir", "seed")
 Node = dict[str, Any]
 
 
@@ -29,6 +29,7 @@ def compare(
     models: Any,
     match: str | None,
     lr: Annotated[float, Positive] | list[Annotated[float, Positive]],
+    extend_lr: Annotated[int, NonNegative],
     seeds: Annotated[int, Seeds],
     screen_steps: Annotated[int, Positive] | None,
     finalists: Annotated[int, Positive] | None,
@@ -136,7 +137,16 @@ def _plan(settings: Node, request: Request) -> "Plan":
             screening = replace(screening, always=_compared(screening.always, settings, configs))
         if wrong := check_screening(screening, configs, rates):
             raise ConfigError(*wrong)
-    plan = Plan(folder, models, rates, settings["seed"], settings["seeds"], request.folder_flags, screening)
+    plan = Plan(
+        folder,
+        models,
+        rates,
+        settings["seed"],
+        settings["seeds"],
+        flags=request.folder_flags,
+        screening=screening,
+        extend=settings["extend_lr"],
+    )
     if taken := plan.check():
         raise ConfigError(*taken)
     return plan

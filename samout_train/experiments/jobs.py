@@ -77,6 +77,14 @@ class Outcome:
     error: str | None = None
     why: Why | None = None
 
+    @property
+    def loss(self) -> float | None:
+        """Return the loss on the whole validation split, in nats; None if there is none, or it is not a number."""
+        value = (self.summary or {}).get("val_loss_nats")
+        if value is None:
+            return None
+        return float(value)
+
 
 def outcome(run_dir: Path) -> Outcome:
     """Return the outcome of the job in a directory; nothing is written."""

@@ -33,7 +33,7 @@ def states(folder: Path) -> dict[str, str]:
     return {path.name: outcome(path).state for path in sorted(folder.iterdir()) if path.is_dir() and "-lr" in path.name}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -160,7 +160,7 @@ def test_a_comparison_that_is_killed_goes_on_with_what_is_missing(folder: Path) 
     ]
     assert all(abs(size / 5000 - 1) <= 0.02 for size in sizes)
     # one rate more: what is there is used, and jobs at a time make no difference
-    more = samout(folder, *words, "lr=[1e-3,3e-3,1e-2]", "jobs=1", timeout=300)
+    more = samout(folder, *words, "lr=[1e-3,3e-3,1e-2]", "extend_lr=0", "jobs=1", timeout=300)
     assert more.returncode == 0 and 2 <= more.stdout.count("  done ") <= 6, more.stdout
     other = samout(folder, *words, "trainer.max_steps=13")
     assert other.returncode == 2 and "trainer.max_steps=13: the run in all/" in other.stderr

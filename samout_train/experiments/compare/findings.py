@@ -92,7 +92,7 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
         *_unfinished(comparison),
         *_off_budget(ran, asked.get("match")),
         *_screened(comparison, asked),
-        *_rates(ran),
+        *_rates(ran, extended=bool(asked.get("extend_lr"))),
         *_seeds(ran),
         *_unlike(ran),
     ]
@@ -193,7 +193,7 @@ def _screened(comparison: Comparison, asked: Asked) -> Iterable[str]:
         yield screening_caveat(screening, comparison.screening_losses)
 
 
-def _rates(ran: Sequence[CandidateResult]) -> Iterable[str]:
+def _rates(ran: Sequence[CandidateResult], *, extended: bool) -> Iterable[str]:
     for one in ran:
         if one.edge and one.best_rate is not None:
             beyond = {"largest": "larger", "smallest": "smaller"}[one.edge]
@@ -209,6 +209,8 @@ def _rates(ran: Sequence[CandidateResult]) -> Iterable[str]:
     tried = {len(one.rates) for one in ran}
     if len(ran) > 1 and tried == {1}:
         yield "Each model was tried with one learning rate, so this may compare learning rates more than models."
+    elif len(tried) > 1 and extended:
+        yield "Models whose best learning rate was at the edge of the grid were tried with more of them."
     elif len(tried) > 1:
         yield "Some models were tried with more learning rates than others."
 

@@ -2,11 +2,12 @@
 
 Each model is tried with each learning rate on one seed, and then trained with its best rate on the seeds after it,
 which are scored. With a screening, the first runs are short, and only some of the models are trained in full.
+Which runs come next follows from the losses of those before; `stages` goes through them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ from samout_train.checkpoint import DataNow, holds_run, other_kind, other_settin
 from samout_train.config import Problem, shown
 from samout_train.experiments.compare.candidates import Candidate, Config, folder_name
 from samout_train.experiments.compare.matching import Sizes
-from samout_train.experiments.compare.screening import Screening, best_rate
-from samout_train.experiments.jobs import Job
+from samout_train.experiments.compare.screening import FEWEST_FOR_AN_EDGE, Screening, best_rate
+from samout_train.experiments.jobs import Job, outcome
 from samout_train.runtime import place_problem, read_figures, write_figures
 from samout_train.training import source_from
 
 RECORD = "comparison.json"
 # The settings of an existing run that must be as asked for.
 DECISIVE_KEYS = ("seed", "precision", "model", "data", "optimizer", "schedule", "trainer", "callbacks")
+
+
+Losses = Mapping[str, float | None]  # of the runs that are over, by name; None where a run has no loss
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,36 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Runs of a comparison that can be made in any order.
+
+    Args:
+        entries: By the names of their directories.
+        left: The largest possible number of scored runs in later stages.
+        note: A line for the console: what was chosen before.
+        record: The same for the record of the comparison.
+    """
+
+    entries: Mapping[str, Entry]
+    left: int = 0
+    note: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Plan:
     """The plan of a comparison.
 
     Args:
         folder: The directory of its runs.
         candidates: The models.
-        rates: Learning rates that each is tried with.
+        rates: Learning rates that each is tried with, ascending.
         seed: The seed on which the best rate is chosen; the seeds after it are scored.
         num_seeds: Number of scored seeds.
         flags: The flags that the command line of each run begins with.
         screening: How models are screened; None where all are trained in full.
+        extend: The most learning rates beyond each edge of `rates` that a model whose best rate is the last one there
+            is tried with. A grid of fewer than three rates is never extended.
     """
 
     folder: Path
@@ -66,42 +89,67 @@ class Plan:
     num_seeds: int
     flags: Sequence[str] = ()
     screening: Screening | None = None
+    extend: int = 0
 
-    def choosing(self) -> list[Job]:
-        """Return the runs that the best rates are chosen by; none where there is nothing to choose."""
-        jobs = []
-        if self._chooses():
-            for one in self.candidates:
-                for rate in self.rates:
-                    jobs.append(self._job(one, rate, self.seed, self.screening))
-        return jobs
+    def trials(self, losses: Losses) -> dict[str, Entry]:
+        """Return the runs that the best rates are chosen by, as far as these losses decide which there are.
 
-    def counting(self, best_rates: Mapping[str, float]) -> list[Job]:
-        """Return the scored runs of the models that have a best rate.
+        There are more once all of these are over, until `losses` has each of them.
 
         Args:
-            best_rates: By label.
+            losses: Of the runs that are over.
         """
-        jobs = []
-        for one in self.candidates:
-            if one.label in best_rates:
-                for seed in self._seeds():
-                    jobs.append(self._job(one, best_rates[one.label], seed))
-        return jobs
+        found: dict[str, Entry] = {}
+        if self._chooses():
+            for one in self.candidates:
+                found.update((self.name(entry), entry) for entry in self._trials_of(one, losses))
+        return found
 
-    def entries(self) -> dict[str, Entry]:
-        """Return every run that this comparison may have, by the name of its directory."""
+    def best(self, losses: Losses) -> dict[str, Entry]:
+        """Return the run with the lowest loss of each model by label; models without a loss are left out.
+
+        Args:
+            losses: Of all runs that rates are chosen by.
+        """
+        best: dict[str, Entry] = {}
+        if not self._chooses():
+            return {one.label: self._first(one, self.rates[0]) for one in self.candidates}
+        lowest: dict[str, float] = {}
+        for name, entry in sorted(self.trials(losses).items(), key=lambda pair: pair[1].rate):
+            loss = losses.get(name)
+            if loss is not None and loss < lowest.get(entry.label, math.inf):
+                best[entry.label], lowest[entry.label] = entry, loss
+        return best
+
+    def scored(self, best: Mapping[str, Entry]) -> dict[str, Entry]:
+        """Return the scored runs of the models that have a best run.
+
+        Args:
+            best: By label.
+        """
         found = {}
         for one in self.candidates:
-            for rate in self.rates:
-                of_rate = partial(Entry, label=one.label, data=one.data, rate=rate)
-                if self._chooses():
-                    short = self.screening is not None
-                    name = self._job(one, rate, self.seed, self.screening).name
-                    found[name] = of_rate(seed=self.seed, counts=False, screening=short)
+            if one.label in best:
                 for seed in self._seeds():
-                    found[self._job(one, rate, seed).name] = of_rate(seed=seed, counts=True)
+                    entry = replace(best[one.label], seed=seed, counts=True, screening=False)
+                    found[self.name(entry)] = entry
         return found
+
+    def name(self, entry: Entry) -> str:
+        """Return the name of the directory of a run."""
+        stage = ""
+        if entry.screening:
+            stage = "screening-"
+        return f"{folder_name(entry.label)}-lr{entry.rate!r}-{stage}seed{entry.seed}"
+
+    def job(self, entry: Entry) -> Job:
+        """Return the job that makes a run."""
+        (candidate,) = (one for one in self.candidates if one.label == entry.label)
+        words = [*self.flags, *candidate.words]
+        if self.screening is not None and entry.screening:
+            words += self.screening.words(candidate.config)
+        words += [f"optimizer.lr={entry.rate!r}", f"seed={entry.seed}"]
+        return Job(self.folder / self.name(entry), tuple(words))
 
     def most_counting(self) -> int:
         """Return the largest possible number of scored runs."""
@@ -130,7 +178,7 @@ class Plan:
         return [*lines, self._count_line()]
 
     def _count_line(self) -> str:
-        choosing, counting = len(self.choosing()), self.most_counting()
+        choosing, counting = len(self.trials({})), self.most_counting()
         seeds, chosen, at_most = "one seed", "", ""
         if self.num_seeds > 1:
             seeds = f"seeds {self.seed + 1} to {self.seed + self.num_seeds}"
@@ -139,7 +187,15 @@ class Plan:
             at_most = "at most "
         elif choosing:
             chosen = f"{choosing} to choose learning rates (seed {self.seed}), "
-        return f"{at_most}{choosing + counting} runs in {self.folder}: {chosen}{at_most}{counting} scored ({seeds})"
+        line = f"{at_most}{choosing + counting} runs in {self.folder}: {chosen}{at_most}{counting} scored ({seeds})"
+        if self.extends:
+            line += f"; up to {self.extend} rates more at the edge of the grid where a model's best rate lies"
+        return line
+
+    @property
+    def extends(self) -> bool:
+        """Return whether the learning rates of a model may be extended."""
+        return self.extend > 0 and len(self.rates) >= FEWEST_FOR_AN_EDGE
 
     def check(self) -> list[Problem]:
         """Return why the directory cannot be taken, and the runs in it that differ from those asked for.
@@ -163,7 +219,7 @@ class Plan:
         other_data: list[Problem] = []
         there_now = DataNow(source_from)
         by_label = {one.label: one for one in self.candidates}
-        for name, entry in self.entries().items():
+        for name, entry in self._known().items():
             run_dir = self.folder / name
             if not holds_run(run_dir):
                 continue
@@ -200,12 +256,26 @@ class Plan:
                     "settings": dict(one.sizes.settings),
                     "cost": one.sizes.cost,
                 }
-        runs = dict(before.get("runs", {}))
-        for name, entry in self.entries().items():
-            runs[name] = vars(entry)
         if self.screening is not None:
             asked = {**asked, "screening": self.screening.recorded()}
+        if self.extends:
+            asked = {**asked, "extend_lr": self.extend}
+        runs = before.get("runs", {})
         write_figures(self.folder / RECORD, {**asked, "sizes": sizes, "runs": runs})
+        self.record(self.trials({}))
+
+    def record(self, entries: Mapping[str, Entry], further: Mapping[str, Any] | None = None) -> None:
+        """Add runs to the record of the comparison, before they are made.
+
+        Args:
+            entries: By name.
+            further: More for the record, such as the result of the screening.
+        """
+        record = read_record(self.folder)
+        runs = dict(record.get("runs", {}))
+        for name, entry in entries.items():
+            runs[name] = vars(entry)
+        write_figures(self.folder / RECORD, {**record, **(further or {}), "runs": runs})
 
     def _seeds(self) -> range:
         return range(self.seed + 1, self.seed + 1 + self.num_seeds)
@@ -229,14 +299,78 @@ class Plan:
                 problems.append(Problem(key, shown(now[key]), text=text, fix="give another run_dir"))
         return problems
 
-    def _job(self, candidate: Candidate, rate: float, seed: int, screening: Screening | None = None) -> Job:
-        words = [*self.flags, *candidate.words]
-        stage = ""
-        if screening is not None:
-            words += screening.words(candidate.config)
-            stage = "screening-"
-        name = f"{folder_name(candidate.label)}-lr{rate!r}-{stage}seed{seed}"
-        return Job(self.folder / name, (*words, f"optimizer.lr={rate!r}", f"seed={seed}"))
+    def _trials_of(self, one: Candidate, losses: Losses) -> Iterator[Entry]:
+        """Yield the runs that the best rate of a model is chosen by, up to the first ones that others depend on."""
+        by_rate: dict[float, float | None] = {}
+        for rate in self.rates:
+            yield (entry := self._first(one, rate))
+            by_rate[rate] = losses.get(self.name(entry))
+        while self._over(one, by_rate, losses):
+            further = rate_beyond(by_rate, self.rates, self.extend)
+            if further is None:
+                return
+            yield (entry := self._first(one, further))
+            by_rate[further] = losses.get(self.name(entry))
+
+    def _over(self, one: Candidate, rates: Iterable[float], losses: Losses) -> bool:
+        return all(self.name(self._first(one, rate)) in losses for rate in rates)
+
+    def _first(self, one: Candidate, rate: float) -> Entry:
+        """Return the run that tries a rate."""
+        return Entry(one.label, one.data, rate, self.seed, counts=False, screening=self.screening is not None)
+
+    def _known(self) -> dict[str, Entry]:
+        """Return the first runs, and those that an earlier start recorded for these models."""
+        labels = {one.label for one in self.candidates}
+        found = {}
+        for name, recorded in read_record(self.folder).get("runs", {}).items():
+            if recorded["label"] in labels:
+                found[name] = Entry(**recorded)
+        return found | self.trials({})
+
+
+def rate_beyond(by_rate: Mapping[float, float | None], grid: Sequence[float], most: int) -> float | None:
+    """Return the learning rate to try next where the best one is at the edge of those tried, else None.
+
+    Args:
+        by_rate: The loss with each rate tried.
+        grid: The rates of the request, ascending; their ratio at that edge is kept. None follows fewer than three.
+        most: Number of rates tried beyond that edge of the grid after which it stays.
+    """
+    tried = sorted(by_rate)
+    best = best_rate({rate: by_rate[rate] for rate in tried})
+    if best is None or len(grid) < FEWEST_FOR_AN_EDGE:
+        return None
+    if best == tried[-1] and sum(rate > grid[-1] for rate in tried) < most:
+        return _rounded(best * grid[-1] / grid[-2])
+    if best == tried[0] and sum(rate < grid[0] for rate in tried) < most:
+        return _rounded(best * grid[0] / grid[1])
+    return None
+
+
+def stages(plan: Plan) -> Iterator[Stage]:
+    """Yield the stages of a comparison, each as the runs of those before turned out.
+
+    The caller makes the runs of a stage before it takes the next one; a run that is missing has no loss. The same
+    losses give the same stages, so that an interrupted comparison resumes with the same runs.
+    """
+    losses: dict[str, float | None] = {}
+    trials = plan.trials({})
+    while missing := {name: entry for name, entry in trials.items() if name not in losses}:
+        yield Stage(missing, plan.most_counting())
+        for name in missing:
+            losses[name] = outcome(plan.folder / name).loss
+        trials = plan.trials(losses)
+    best, note, further = plan.best(losses), "", {}
+    if plan.screening is not None:
+        by_rate: dict[str, dict[float, float | None]] = {}
+        for name, entry in trials.items():
+            by_rate.setdefault(entry.label, {})[entry.rate] = losses[name]
+        chosen = plan.screening.chosen(by_rate)
+        best = {label: best[label] for label in chosen}
+        note = f"screened   {', '.join(chosen) or 'no model'} to be trained in full"
+        further = {"screened": screened(by_rate, chosen)}
+    yield Stage(plan.scored(best), note=note, record=further)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -244,19 +378,18 @@ def read_record(folder: Path) -> dict[str, Any]:
     return read_figures(folder / RECORD)
 
 
-def record_screening(folder: Path, losses: Mapping[str, Mapping[float, float | None]], chosen: Sequence[str]) -> None:
-    """Add the result of the screening to the record of a comparison.
+def screened(losses: Mapping[str, Mapping[float, float | None]], chosen: Sequence[str]) -> dict[str, Any]:
+    """Return the result of the screening for the record of a comparison.
 
     Args:
-        folder: Of the comparison.
         losses: Of the short runs, by label and rate.
         chosen: Labels of the models that are trained in full.
     """
-    screened = {}
+    found = {}
     for label, by_rate in losses.items():
         by_name = {f"{rate!r}": loss for rate, loss in by_rate.items()}
-        screened[label] = {"losses": by_name, "best_rate": best_rate(by_rate), "trained_in_full": label in chosen}
-    write_figures(folder / RECORD, {**read_record(folder), "screened": screened})
+        found[label] = {"losses": by_name, "best_rate": best_rate(by_rate), "trained_in_full": label in chosen}
+    return found
 
 
 def entry_of(run_dir: Path) -> Entry | None:
@@ -289,3 +422,7 @@ def known_sizes(folder: Path, match: str | None, label: str, words: Sequence[str
 
 def _with(config: Config, rate: float, seed: int) -> dict[str, Any]:
     return {**config, "seed": seed, "optimizer": {**config["optimizer"], "lr": rate}}
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.6g}")  # 0.009 rather than 0.009000000000000001

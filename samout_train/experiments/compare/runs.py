@@ -50,10 +50,7 @@ class Run:
     @property
     def loss(self) -> float | None:
         """Return the loss on the whole validation split, in nats; None if there is none, or it is not a number."""
-        value = (self.summary or {}).get("val_loss_nats")
-        if value is None:
-            return None
-        return float(value)
+        return self.outcome.loss
 
     @cached_property
     def curve(self) -> list[tuple[int, float]]:

@@ -159,7 +159,7 @@ def screening_table(screening: Screening, losses: Losses) -> dict[str, Any]:
         row = {
             "label": label,
             "cells": cells,
-            "rate": _named(best, rates),
+            "rate": _named(best, sorted(by_rate)),
             "in_full": _in_full(label, chosen, screening, best),
         }
         rows.append((lowest, row))
