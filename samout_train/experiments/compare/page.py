@@ -278,6 +278,8 @@ def loss_table(
         rate = _short(one.best_rate)
         if one.edge:
             rate += " (edge)"
+        for key, value in one.best_settings.items():
+            rate += f", {key.rpartition('.')[2]} {shown(value)}"
         speed = None
         if speeds.get(one.label):
             speed = min(speeds[one.label].items())[1]  # at the training length
@@ -399,7 +401,7 @@ def _asked(comparisons: Sequence[Comparison], record: Record) -> str:
     for comparison in comparisons:
         for one in comparison.results:
             rates.update(one.rates)
-            scored.update(one.losses)
+            scored.update(one.first_losses, one.losses)
             if len(one.rates) > 1 and one.choosing_seed is not None:
                 choosing.add(one.choosing_seed)
     words = [f"Learning rates: {', '.join(f'{rate:g}' for rate in sorted(rates)) or 'none'}"]
