@@ -17,6 +17,7 @@ from samout_train.checkpoint.export import export_damage, once, write_weights
 from samout_train.cli import export
 from samout_train.data import SPECIAL_TOKENS
 from samout_train.models import published_state
+from tests.support.marks import spread
 
 SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=2", "device=cpu", "trainer=debug"]
 QUICK = ["kernels=reference", "~callbacks.tensorboard", "~callbacks.sample"]
@@ -46,7 +47,7 @@ def test_published_names_and_shapes_are_those_of_the_published_program(variant: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["v1", "v8", "transformer", "random"])
+@pytest.mark.parametrize("name", spread(["v1", "v8", "transformer", "random"], 4))
 def test_safetensors_hold_the_weights_and_can_be_loaded(folder: Path, tmp_path: Path, name: str) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     exported = export_run(folder / name, format="safetensors", out=tmp_path / "out")
@@ -67,6 +68,7 @@ def test_safetensors_hold_the_weights_and_can_be_loaded(folder: Path, tmp_path: 
         assert load_vocabulary(tmp_path / "out" / "vocabulary.json").state_dict() == run.vocabulary.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v1", "v8"])
 def test_the_published_form_gives_the_same_logits_and_vocabulary(folder: Path, tmp_path: Path, name: str) -> None:
     assert export.export([f"run={folder / name}", "format=published", f"out={tmp_path / 'out'}"]) == 0

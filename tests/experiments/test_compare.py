@@ -33,7 +33,7 @@ def states(folder: Path) -> dict[str, str]:
     return {path.name: outcome(path).state for path in sorted(folder.iterdir()) if path.is_dir() and "-lr" in path.name}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -178,6 +178,7 @@ def test_a_label_may_have_several_overrides() -> None:
         labelled({"v8": [3]})
 
 
+@pytest.mark.slow
 def test_an_experiment_that_is_a_comparison_is_not_for_train(capsys: pytest.CaptureFixture[str]) -> None:
     _, found = checked_config(["experiment=maxplus_ablation"])
     assert list(map(str, found)) == [
