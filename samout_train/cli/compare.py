@@ -62,29 +62,29 @@ def compare(
     if settings["runs"] is not None:
         return _show(settings, request, gets_new_directory=gets_new_directory)
 
-    from samout_train.checkpoint import locked, new_directory
+    from samout_train.checkpoint import in_turn, locked, new_directory
     from samout_train.experiments import finish, make_runs
     from samout_train.runtime import StopRequestedError
 
     plan = _plan(settings, request)
     if gets_new_directory:
         plan = replace(plan, folder=new_directory(plan.folder))
-    with locked(plan.folder):
+    with in_turn(plan.folder), locked(plan.folder):
         if found := plan.check():  # another comparison may have used the directory since the first check
             raise ConfigError(*found)
         plan.write(_asked(settings, request))
-        for line in plan.lines():
-            print(line, flush=True)
-        try:
-            outcomes = make_runs(plan, settings["jobs"])
-            finish(plan)
-        except (StopRequestedError, KeyboardInterrupt) as error:
-            stop = StopRequestedError(signal.SIGINT)  # KeyboardInterrupt, while speeds are measured
-            if isinstance(error, StopRequestedError):
-                stop = error
-            again = shell_word(text_setting("run_dir", plan.folder))
-            print(f"{stop}: finished runs are kept; to resume, repeat the command with {again}", file=sys.stderr)
-            return stop.exit_code
+    for line in plan.lines():
+        print(line, flush=True)
+    try:
+        outcomes = make_runs(plan, settings["jobs"])
+        finish(plan)
+    except (StopRequestedError, KeyboardInterrupt) as error:
+        stop = StopRequestedError(signal.SIGINT)  # KeyboardInterrupt, while speeds are measured
+        if isinstance(error, StopRequestedError):
+            stop = error
+        again = shell_word(text_setting("run_dir", plan.folder))
+        print(f"{stop}: finished runs are kept; to resume, repeat the command with {again}", file=sys.stderr)
+        return stop.exit_code
     return int(any(outcome.state != "done" for outcome in outcomes.values()))
 
 

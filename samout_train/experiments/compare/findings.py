@@ -224,19 +224,21 @@ def _seeds(ran: Sequence[CandidateResult]) -> Iterable[str]:
         yield f"With {fewest} seeds, the intervals are very wide."
     leaders = [one for one in ran if one.leads]
     if leaders:
-        first, further = _listed(leaders[0].first_losses), _listed(leaders[0].losses)
+        first, further = _listed(list(leaders[0].first_losses)), _listed(list(leaders[0].losses))
         yield (
-            f"{', '.join(one.label for one in leaders)} led on seeds {first}, and were then scored on seeds {further}. "
+            f"{', '.join(one.label for one in leaders)} led on {first}, and were then scored on {further}. "
             "Nothing was chosen on these: the losses of the leaders, and the differences among them, are of these "
-            f"alone. Differences from other models are of seeds {first}, which favours the leaders."
+            f"alone. Differences from other models are of {first}, which favours the leaders."
         )
     kinds = ([one.first_losses for one in ran], [one.losses for one in leaders])
     if any(len(set(map(tuple, losses))) > 1 for losses in kinds):
         yield "The models have different seeds; differences are taken on the seeds that both have."
 
 
-def _listed(seeds: Iterable[int]) -> str:
-    return ", ".join(map(str, seeds)) or "unknown"
+def _listed(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    return f"seeds {', '.join(map(str, seeds)) or 'unknown'}"
 
 
 def _chosen_settings(ran: Sequence[CandidateResult]) -> Iterable[str]:
