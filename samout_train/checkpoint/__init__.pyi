@@ -47,13 +47,13 @@ from .load import (
 )
 from .manager import Checkpoints as Checkpoints, Restored as Restored, made_with as made_with
 from .run_directory import (
+    Claim as Claim,
     DirectoryRefusedError as DirectoryRefusedError,
     TakenError as TakenError,
     as_begun as as_begun,
     check_content as check_content,
     check_resume as check_resume,
     check_run_directory as check_run_directory,
-    claimed as claimed,
     content_problems as content_problems,
     differences as differences,
     holds_run as holds_run,

@@ -5,7 +5,6 @@ from .run import (
     build_trainer as build_trainer,
     prepare as prepare,
     source_from as source_from,
-    together as together,
     train as train,
     trainer_from as trainer_from,
 )
