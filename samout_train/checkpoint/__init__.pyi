@@ -12,6 +12,7 @@ from .export import (
     ExportError as ExportError,
     export_run as export_run,
     load_exported as load_exported,
+    load_trained as load_trained,
 )
 from .files import (
     CORRUPT as CORRUPT,
