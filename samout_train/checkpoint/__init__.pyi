@@ -12,6 +12,7 @@ from .export import (
     ExportError as ExportError,
     export_run as export_run,
     load_exported as load_exported,
+    load_trained as load_trained,
 )
 from .files import (
     CORRUPT as CORRUPT,
@@ -56,11 +57,14 @@ from .run_directory import (
     content_problems as content_problems,
     differences as differences,
     holds_run as holds_run,
+    in_turn as in_turn,
+    is_reserved as is_reserved,
     is_taken as is_taken,
     locked as locked,
     new_directory as new_directory,
     other_kind as other_kind,
     other_settings as other_settings,
+    reserve as reserve,
     resume_problems as resume_problems,
     run_directory_problems as run_directory_problems,
     scalars as scalars,

@@ -4,6 +4,7 @@ from .compare.candidates import (
     contenders as contenders,
 )
 from .compare.causality import require_causal_models as require_causal_models
+from .compare.choices import check_choices as check_choices, choices_of as choices_of
 from .compare.matching import Budget as Budget
 from .compare.page import finish as finish, make_runs as make_runs, show as show
 from .compare.plan import (
@@ -11,7 +12,11 @@ from .compare.plan import (
     known_sizes as known_sizes,
     read_record as read_record,
 )
-from .compare.screening import check_screening as check_screening, screening_of as screening_of
+from .compare.screening import (
+    check_leaders as check_leaders,
+    check_screening as check_screening,
+    screening_of as screening_of,
+)
 from .jobs import (
     FAILURE as FAILURE,
     Job as Job,
