@@ -63,11 +63,10 @@ def compare(
         return _show(settings, request, gets_new_directory=gets_new_directory)
 
     from samout_train.checkpoint import in_turn, locked, new_directory
-    from samout_train.experiments import finish, make_runs, require_causal_models
+    from samout_train.experiments import finish, make_runs
     from samout_train.runtime import StopRequestedError
 
     plan = _plan(settings, request)
-    require_causal_models(plan.candidates)
     if gets_new_directory:
         plan = replace(plan, folder=new_directory(plan.folder))
     with in_turn(plan.folder), locked(plan.folder):
@@ -113,6 +112,7 @@ def _plan(settings: Node, request: Request) -> "Plan":
         check_screening,
         choices_of,
         known_sizes,
+        require_causal_models,
         screening_of,
     )
 
@@ -152,6 +152,7 @@ def _plan(settings: Node, request: Request) -> "Plan":
     )
     if taken := plan.check():
         raise ConfigError(*taken)
+    require_causal_models(models)
     return plan
 
 
