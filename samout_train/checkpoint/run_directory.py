@@ -30,6 +30,8 @@ from samout_train.runtime import (
 log = logging.getLogger(__name__)
 SETTINGS = ".hydra"
 SECONDS_OF_A_LOOK = 0.5  # the longest time that a check for a running process holds the lock
+SECONDS_OF_A_TURN = 60.0  # the longest wait for another process that changes the files of a shared folder
+RESERVED = "reserved"  # the lock of a program that starts a run, beside the lock of the run
 # Settings that must not change on resume; others may.
 FIXED_KEYS = ("seed", "model", "data", "optimizer", "init_from")
 FREE_DATA_KEYS = ("data.budget_steps", "data.log_every_n_steps", "data.eval_every_n_steps")
@@ -46,6 +48,8 @@ EARLIER = {
     "data.filler": "any",
     "model.output_norm": "none",
     "model.output_gate": "none",
+    "model.drop_connect": 0.0,
+    "model.stochastic_depth": 0.0,
     "data.reset_at_documents": False,
     "model.mixer.counters": 0.0,
     "model.mixer.entries": 2,
@@ -164,7 +168,10 @@ def holds_run(run_dir: Path) -> bool:
 
 def is_taken(run_dir: Path) -> bool:
     """Return whether another process holds a directory's lock."""
-    lock = _lock(run_dir)
+    return _is_held(_lock(run_dir))
+
+
+def _is_held(lock: FileLock) -> bool:
     if not Path(lock.lock_file).exists():
         return False
     try:
@@ -380,6 +387,52 @@ class Claim:
             launch.note(str(self.run_dir))
 
 
+def reserve(run_dir: Path, name: str = RESERVED) -> Callable[[], None] | None:
+    """Reserve a directory for this process among those that share it; None where another process has reserved it.
+
+    Several programs that start runs in one folder, also on several machines, reserve a run's directory before they
+    start it; the run holds the other lock itself. The lock is the operating system's, so a dead process holds none.
+
+    Args:
+        run_dir: The directory; it is made if missing.
+        name: Of the file that is locked.
+
+    Returns:
+        A function that ends the reservation. It ends with this process at the latest.
+    """
+    lock = _lock(run_dir, name=name)
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock.release
+
+
+def is_reserved(run_dir: Path) -> bool:
+    """Return whether a process has reserved a directory."""
+    return _is_held(_lock(run_dir, name=RESERVED))
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Let the processes that share a folder change its files one after another.
+
+    Raises:
+        TakenError: if another one takes longer than SECONDS_OF_A_TURN.
+    """
+    lock = _lock(folder, SECONDS_OF_A_TURN, "turn")
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise TakenError(_taken(folder)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
     """Lock a run directory against other processes, and delete half-written files of killed runs.
@@ -432,8 +485,8 @@ def _take_back(run_dir: Path, files: Mapping[str, str]) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _lock(run_dir: Path, timeout: float = 0.0) -> FileLock:
-    return FileLock(run_dir / ".hydra" / "lock", timeout=timeout)
+def _lock(run_dir: Path, timeout: float = 0.0, name: str = "lock") -> FileLock:
+    return FileLock(run_dir / SETTINGS / name, timeout=timeout)
 
 
 def _taken(run_dir: Path) -> Problem:

@@ -12,6 +12,7 @@ from .schedules import Progress as Progress
 from .settings import (
     DATA_SETTINGS as DATA_SETTINGS,
     check_data as check_data,
+    check_settings as check_settings,
     checked_config as checked_config,
     data_problems as data_problems,
     model_node as model_node,

@@ -49,6 +49,8 @@ def states(folder: Path) -> dict[str, str]:
         (["models=[v8]", "lr=[0]"], "lr=[0]: must be"),
         (["models=[v8]", "seeds=0"], "seeds=0: must be from 1 to 10000"),
         (["models=[v8]", "seeds=100000000000"], "seeds=100000000000: must be from 1 to 10000"),
+        (["models=[v8]", "leaders=2"], "leaders=2: get no further seeds: set leader_seeds"),
+        (["models=[v8]", "choose.model.dropout=[0,2]"], "model.dropout=2: must be"),
         (["models=[v8]", "jobs=x"], "jobs=x: must be a whole number, above 0"),
         (["models=[v8]", "data.path=no.txt"], "v8: data.path=no.txt: is not there"),
         (["models=[lstm]", "model.num_layers=4", "match=parameters:10k"], "lstm: no width"),

@@ -304,6 +304,11 @@ def _cost(budget: Budget, config: Config) -> Callable[[dict[str, Any]], float]:
     return cost_of
 
 
+def size_with(config: Config, budget: Budget) -> float:
+    """Return the amount of a budget that the model of a configuration takes."""
+    return _cost(budget, config)(config["model"])
+
+
 def _seconds(config: Config, budget: Budget) -> float:
     """Return the seconds that the steps of a run take; infinite if they do not fit into memory."""
     try:

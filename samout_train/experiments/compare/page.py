@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from jinja2 import Environment, StrictUndefined
 
-from samout_train.checkpoint import new_directory
+from samout_train.checkpoint import in_turn, new_directory, reserve
 from samout_train.config import ConfigError, Problem, shown
 from samout_train.evaluation import missing_charts
 from samout_train.experiments.compare.candidates import folder_name
@@ -57,7 +57,8 @@ def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
     with job_bar(plan.most_counting()) as bar:
         for stage in stages(plan):
-            plan.record(stage.entries, stage.record)
+            with in_turn(plan.folder):
+                plan.record(stage.entries, stage.record)
             if stage.note:
                 bar.say([stage.note])
             bar.expect(len(outcomes) + len(stage.entries) + stage.left)
@@ -66,18 +67,31 @@ def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
 
 
 def finish(plan: Plan) -> None:
-    """Write the page of a comparison, and write it again once the speeds are measured."""
-    record = read_record(plan.folder)
-    runs = []
-    for stage in stages(plan):
-        for name in stage.entries:
-            run = read_run(plan.folder / name)
-            if run.outcome.state != "waiting":
-                runs.append(run)
-    comparisons = comparisons_of(runs)
-    write_page(comparisons, record, read_speeds(plan.folder), plan.folder)
-    _show(comparisons, record, measured_speeds(plan.candidates, plan.folder), plan.folder)
-    print(f"dashboard  {dashboard_command(plan.folder)}")
+    """Write the page of a comparison, and write it again once the speeds are measured.
+
+    Of several programs that share the comparison, one does.
+    """
+    release = reserve(plan.folder)
+    if release is None:
+        print("page       another process measures the speeds, and writes the page")
+        return
+    try:
+        record = read_record(plan.folder)
+        runs = []
+        for stage in stages(plan):
+            for name in stage.entries:
+                run = read_run(plan.folder / name)
+                if run.outcome.state != "waiting":
+                    runs.append(run)
+        comparisons = comparisons_of(runs)
+        with in_turn(plan.folder):
+            write_page(comparisons, record, read_speeds(plan.folder), plan.folder)
+        speeds = measured_speeds(plan.candidates, plan.folder)
+        with in_turn(plan.folder):
+            _show(comparisons, record, speeds, plan.folder)
+        print(f"dashboard  {dashboard_command(plan.folder)}")
+    finally:
+        release()
 
 
 def show(paths: Sequence[str], command: str, folder: Path, *, is_new: bool = False) -> None:
@@ -278,6 +292,8 @@ def loss_table(
         rate = _short(one.best_rate)
         if one.edge:
             rate += " (edge)"
+        for key, value in one.best_settings.items():
+            rate += f", {key.rpartition('.')[2]} {shown(value)}"
         speed = None
         if speeds.get(one.label):
             speed = min(speeds[one.label].items())[1]  # at the training length
@@ -399,7 +415,7 @@ def _asked(comparisons: Sequence[Comparison], record: Record) -> str:
     for comparison in comparisons:
         for one in comparison.results:
             rates.update(one.rates)
-            scored.update(one.losses)
+            scored.update(one.first_losses, one.losses)
             if len(one.rates) > 1 and one.choosing_seed is not None:
                 choosing.add(one.choosing_seed)
     words = [f"Learning rates: {', '.join(f'{rate:g}' for rate in sorted(rates)) or 'none'}"]

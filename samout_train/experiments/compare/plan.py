@@ -1,11 +1,13 @@
 """The runs of a comparison: which there are, where each lies, and the record of it in the directory.
 
 Each model is tried with each learning rate on one seed, and then trained with its best rate on the seeds after it,
-which are scored. With a screening, the first runs are short, and only some of the models are trained in full.
-Which runs come next follows from the losses of those before; `stages` goes through them.
+which are scored. With a screening, the first runs are short, and only some of the models are trained in full. The best
+of the scored models, the leaders, may get further seeds. Which runs come next follows from the losses of those before;
+`stages` goes through them.
 """
 
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any
 
 from samout_train.checkpoint import DataNow, holds_run, other_kind, other_settings
 from samout_train.config import Problem, shown
-from samout_train.experiments.compare.candidates import Candidate, Config, folder_name
+from samout_train.experiments.compare.candidates import Candidate, folder_name
+from samout_train.experiments.compare.choices import Choose, first_settings, with_settings, words_of
 from samout_train.experiments.compare.matching import Sizes
 from samout_train.experiments.compare.screening import FEWEST_FOR_AN_EDGE, Screening, best_rate
 from samout_train.experiments.jobs import Job, outcome
@@ -37,8 +40,11 @@ class Entry:
         data: The name of the data that it is trained on.
         rate: Its learning rate.
         seed: Its seed.
-        counts: Whether it is scored; else the best rate is chosen by it.
+        counts: Whether it is scored; else something is chosen by it.
         screening: Whether it is a short run of a screening.
+        leader: Whether its seed is one that the leaders alone are scored on.
+        settings: What is chosen beside the rate, by dotted key.
+        tries: The key of these that the run tries; None for a run that tries its rate, and for a scored one.
     """
 
     label: str
@@ -47,6 +53,9 @@ class Entry:
     seed: int
     counts: bool
     screening: bool = False
+    leader: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tries: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,9 @@ class Plan:
         screening: How models are screened; None where all are trained in full.
         extend: The most learning rates beyond each edge of `rates` that a model whose best rate is the last one there
             is tried with. A grid of fewer than three rates is never extended.
+        leaders: Number of models with the lowest mean loss on these seeds that are scored on further ones.
+        leader_seeds: Number of further seeds.
+        choose: Values of settings that are tried at the best rate, by dotted key.
     """
 
     folder: Path
@@ -90,6 +102,9 @@ class Plan:
     flags: Sequence[str] = ()
     screening: Screening | None = None
     extend: int = 0
+    leaders: int = 0
+    leader_seeds: int = 0
+    choose: Choose = field(default_factory=dict)
 
     def trials(self, losses: Losses) -> dict[str, Entry]:
         """Return the runs that the best rates are chosen by, as far as these losses decide which there are.
@@ -102,7 +117,8 @@ class Plan:
         found: dict[str, Entry] = {}
         if self._chooses():
             for one in self.candidates:
-                found.update((self.name(entry), entry) for entry in self._trials_of(one, losses))
+                for entry in self._trials_of(one, losses):
+                    found[self.name(entry)] = entry
         return found
 
     def best(self, losses: Losses) -> dict[str, Entry]:
@@ -112,13 +128,12 @@ class Plan:
             losses: Of all runs that rates are chosen by.
         """
         best: dict[str, Entry] = {}
-        if not self._chooses():
-            return {one.label: self._first(one, self.rates[0]) for one in self.candidates}
-        lowest: dict[str, float] = {}
-        for name, entry in sorted(self.trials(losses).items(), key=lambda pair: pair[1].rate):
-            loss = losses.get(name)
-            if loss is not None and loss < lowest.get(entry.label, math.inf):
-                best[entry.label], lowest[entry.label] = entry, loss
+        for one in self.candidates:
+            entry: Entry | None = self._first(one, self.rates[0])
+            if self._chooses():
+                entry = self._lowest(self._trials_of(one, losses), losses)
+            if entry is not None:
+                best[one.label] = entry
         return best
 
     def scored(self, best: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -131,8 +146,39 @@ class Plan:
         for one in self.candidates:
             if one.label in best:
                 for seed in self._seeds():
-                    entry = replace(best[one.label], seed=seed, counts=True, screening=False)
+                    entry = replace(best[one.label], seed=seed, counts=True, screening=False, tries=None)
                     found[self.name(entry)] = entry
+        return found
+
+    def leading(self, scored: Mapping[str, Entry], losses: Losses) -> list[str]:
+        """Return the labels of the leaders, the one with the lowest mean loss first.
+
+        Args:
+            scored: The scored runs.
+            losses: Of these runs; a model that lacks one of them cannot lead.
+        """
+        by_label: dict[str, list[float | None]] = {}
+        for name, entry in scored.items():
+            by_label.setdefault(entry.label, []).append(losses.get(name))
+        means = {}
+        for label, of_model in by_label.items():
+            known = [loss for loss in of_model if loss is not None]
+            if len(known) == len(of_model):
+                means[label] = statistics.fmean(known)
+        return sorted(means, key=lambda label: means[label])[: self.leaders]
+
+    def further(self, best: Mapping[str, Entry], leading: Sequence[str]) -> dict[str, Entry]:
+        """Return the runs of the leaders with the seeds that they alone are scored on.
+
+        Args:
+            best: By label.
+            leading: Labels of the leaders.
+        """
+        found = {}
+        for label in leading:
+            for seed in self._further_seeds():
+                entry = replace(best[label], seed=seed, counts=True, screening=False, leader=True, tries=None)
+                found[self.name(entry)] = entry
         return found
 
     def name(self, entry: Entry) -> str:
@@ -140,7 +186,13 @@ class Plan:
         stage = ""
         if entry.screening:
             stage = "screening-"
-        return f"{folder_name(entry.label)}-lr{entry.rate!r}-{stage}seed{entry.seed}"
+        changed = ""
+        for key, value in entry.settings.items():
+            if value != self.choose[key][0]:
+                changed += f"{key}={value}-"
+        if changed:
+            changed = folder_name(changed)
+        return f"{folder_name(entry.label)}-lr{entry.rate!r}-{changed}{stage}seed{entry.seed}"
 
     def job(self, entry: Entry) -> Job:
         """Return the job that makes a run."""
@@ -148,15 +200,22 @@ class Plan:
         words = [*self.flags, *candidate.words]
         if self.screening is not None and entry.screening:
             words += self.screening.words(candidate.config)
-        words += [f"optimizer.lr={entry.rate!r}", f"seed={entry.seed}"]
+        words += [*words_of(entry.settings), f"optimizer.lr={entry.rate!r}", f"seed={entry.seed}"]
         return Job(self.folder / self.name(entry), tuple(words))
 
     def most_counting(self) -> int:
-        """Return the largest possible number of scored runs."""
+        """Return the largest possible number of scored runs, without the further seeds of the leaders."""
+        return self._most_models() * self.num_seeds
+
+    def most_further(self) -> int:
+        """Return the largest possible number of runs with the further seeds of the leaders."""
+        return min(self._most_models(), self.leaders) * self.leader_seeds
+
+    def _most_models(self) -> int:
         models = len(self.candidates)
         if self.screening is not None and self.screening.finalists is not None:
             models = min(models, self.screening.finalists + len(self.screening.always))
-        return models * self.num_seeds
+        return models
 
     def lines(self) -> list[str]:
         """Return lines for the console: the models at their sizes, and the number of runs."""
@@ -175,19 +234,29 @@ class Plan:
             if sizes_width:
                 line += f"  {sizes:<{sizes_width}}"
             lines.append(f"{line}  {cost}")
+        for key in self.choose:
+            lacking = [one.label for one in self.candidates if key not in self._settings(one)]
+            if lacking:
+                lines.append(f"  {key} is not chosen for {', '.join(lacking)}: no such setting")
         return [*lines, self._count_line()]
 
     def _count_line(self) -> str:
-        choosing, counting = len(self.trials({})), self.most_counting()
+        trying, counting, further = len(self.trials({})), self.most_counting(), self.most_further()
+        settings = sum(len(self.choose[key]) - 1 for one in self.candidates for key in self._settings(one))
         seeds, chosen, at_most = "one seed", "", ""
         if self.num_seeds > 1:
-            seeds = f"seeds {self.seed + 1} to {self.seed + self.num_seeds}"
+            seeds = _named_seeds(self._seeds())
         if self.screening is not None:
-            chosen = f"{choosing} of {self.screening.steps:,} steps to screen (seed {self.seed}), "
+            chosen = f"{trying + settings} of {self.screening.steps:,} steps to screen (seed {self.seed}), "
             at_most = "at most "
-        elif choosing:
-            chosen = f"{choosing} to choose learning rates (seed {self.seed}), "
-        line = f"{at_most}{choosing + counting} runs in {self.folder}: {chosen}{at_most}{counting} scored ({seeds})"
+        elif settings:
+            chosen = f"{trying + settings} to choose learning rates and settings (seed {self.seed}), "
+        elif trying:
+            chosen = f"{trying} to choose learning rates (seed {self.seed}), "
+        total = trying + settings + counting + further
+        line = f"{at_most}{total} runs in {self.folder}: {chosen}{at_most}{counting} scored ({seeds})"
+        if further:
+            line += f", {further} of the {self.leaders} best models ({_named_seeds(self._further_seeds())})"
         if self.extends:
             line += f"; up to {self.extend} rates more at the edge of the grid where a model's best rate lies"
         return line
@@ -223,7 +292,8 @@ class Plan:
             run_dir = self.folder / name
             if not holds_run(run_dir):
                 continue
-            config = _with(by_label[entry.label].config, entry.rate, entry.seed)
+            config = with_settings(by_label[entry.label].config, entry.settings)
+            config = with_settings(config, {"optimizer.lr": entry.rate, "seed": entry.seed})
             if self.screening is not None and entry.screening:
                 config = self.screening.shortened(config)
             for problem in other_settings(run_dir, config, DECISIVE_KEYS):
@@ -260,6 +330,8 @@ class Plan:
             asked = {**asked, "screening": self.screening.recorded()}
         if self.extends:
             asked = {**asked, "extend_lr": self.extend}
+        if self.choose:
+            asked = {**asked, "choose": self.choose}
         runs = before.get("runs", {})
         write_figures(self.folder / RECORD, {**asked, "sizes": sizes, "runs": runs})
         self.record(self.trials({}))
@@ -280,8 +352,12 @@ class Plan:
     def _seeds(self) -> range:
         return range(self.seed + 1, self.seed + 1 + self.num_seeds)
 
+    def _further_seeds(self) -> range:
+        first = self.seed + 1 + self.num_seeds
+        return range(first, first + self.leader_seeds)
+
     def _chooses(self) -> bool:
-        return len(self.rates) > 1 or self.screening is not None
+        return len(self.rates) > 1 or self.screening is not None or bool(self.choose)
 
     def _check_screening(self) -> list[Problem]:
         """Return how the screening differs from that of the comparison in the directory."""
@@ -299,25 +375,42 @@ class Plan:
                 problems.append(Problem(key, shown(now[key]), text=text, fix="give another run_dir"))
         return problems
 
-    def _trials_of(self, one: Candidate, losses: Losses) -> Iterator[Entry]:
-        """Yield the runs that the best rate of a model is chosen by, up to the first ones that others depend on."""
-        by_rate: dict[float, float | None] = {}
-        for rate in self.rates:
-            yield (entry := self._first(one, rate))
-            by_rate[rate] = losses.get(self.name(entry))
-        while self._over(one, by_rate, losses):
+    def _trials_of(self, one: Candidate, losses: Losses) -> list[Entry]:
+        """Return the runs by which something is chosen for a model, up to the first ones that others depend on."""
+        tried = [self._first(one, rate) for rate in self.rates]
+        while self._are_over(tried, losses):
+            by_rate = {entry.rate: losses[self.name(entry)] for entry in tried}
             further = rate_beyond(by_rate, self.rates, self.extend)
             if further is None:
-                return
-            yield (entry := self._first(one, further))
-            by_rate[further] = losses.get(self.name(entry))
+                break
+            tried.append(self._first(one, further))
+        for key in self._settings(one):
+            best = self._lowest(tried, losses)
+            if best is None or not self._are_over(tried, losses):
+                break
+            for value in self.choose[key][1:]:
+                tried.append(replace(best, settings={**best.settings, key: value}, tries=key))
+        return tried
 
-    def _over(self, one: Candidate, rates: Iterable[float], losses: Losses) -> bool:
-        return all(self.name(self._first(one, rate)) in losses for rate in rates)
+    def _are_over(self, tried: Iterable[Entry], losses: Losses) -> bool:
+        return all(self.name(entry) in losses for entry in tried)
+
+    def _lowest(self, tried: Iterable[Entry], losses: Losses) -> Entry | None:
+        """Return the run with the lowest loss, of equal ones that with the smallest rate, and then the first one."""
+        best, lowest = None, math.inf
+        for entry in sorted(tried, key=lambda entry: entry.rate):
+            loss = losses.get(self.name(entry))
+            if loss is not None and loss < lowest:
+                best, lowest = entry, loss
+        return best
 
     def _first(self, one: Candidate, rate: float) -> Entry:
         """Return the run that tries a rate."""
-        return Entry(one.label, one.data, rate, self.seed, counts=False, screening=self.screening is not None)
+        screening, settings = self.screening is not None, self._settings(one)
+        return Entry(one.label, one.data, rate, self.seed, counts=False, screening=screening, settings=settings)
+
+    def _settings(self, one: Candidate) -> dict[str, Any]:
+        return first_settings(self.choose, one.config)
 
     def _known(self) -> dict[str, Entry]:
         """Return the first runs, and those that an earlier start recorded for these models."""
@@ -355,22 +448,39 @@ def stages(plan: Plan) -> Iterator[Stage]:
     losses give the same stages, so that an interrupted comparison resumes with the same runs.
     """
     losses: dict[str, float | None] = {}
+    left = plan.most_counting() + plan.most_further()
     trials = plan.trials({})
     while missing := {name: entry for name, entry in trials.items() if name not in losses}:
-        yield Stage(missing, plan.most_counting())
-        for name in missing:
-            losses[name] = outcome(plan.folder / name).loss
+        yield Stage(missing, left)
+        losses |= _losses(plan, missing)
         trials = plan.trials(losses)
-    best, note, further = plan.best(losses), "", {}
+    best, note, record = plan.best(losses), "", {}
     if plan.screening is not None:
-        by_rate: dict[str, dict[float, float | None]] = {}
-        for name, entry in trials.items():
-            by_rate.setdefault(entry.label, {})[entry.rate] = losses[name]
+        by_rate = _by_rate(trials, losses)
         chosen = plan.screening.chosen(by_rate)
         best = {label: best[label] for label in chosen}
         note = f"screened   {', '.join(chosen) or 'no model'} to be trained in full"
-        further = {"screened": screened(by_rate, chosen)}
-    yield Stage(plan.scored(best), note=note, record=further)
+        record = {"screened": screened(by_rate, chosen)}
+    scored = plan.scored(best)
+    yield Stage(scored, plan.most_further(), note, record)
+    if plan.leaders:
+        leading = plan.leading(scored, _losses(plan, scored))
+        note = f"leading    {', '.join(leading) or 'no model'} to be scored on further seeds"
+        yield Stage(plan.further(best, leading), note=note, record={"leading": leading})
+
+
+def _losses(plan: Plan, names: Iterable[str]) -> dict[str, float | None]:
+    return {name: outcome(plan.folder / name).loss for name in names}
+
+
+def _by_rate(trials: Mapping[str, Entry], losses: Losses) -> dict[str, dict[float, float | None]]:
+    """Return the lowest loss of the runs with each rate, by label and rate."""
+    found: dict[str, dict[float, float | None]] = {}
+    for name, entry in trials.items():
+        of_model = found.setdefault(entry.label, {})
+        known = [loss for loss in (of_model.get(entry.rate), losses[name]) if loss is not None]
+        of_model[entry.rate] = min(known, default=None)
+    return found
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -420,8 +530,10 @@ def known_sizes(folder: Path, match: str | None, label: str, words: Sequence[str
     return None
 
 
-def _with(config: Config, rate: float, seed: int) -> dict[str, Any]:
-    return {**config, "seed": seed, "optimizer": {**config["optimizer"], "lr": rate}}
+def _named_seeds(seeds: range) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    return f"seeds {seeds[0]} to {seeds[-1]}"
 
 
 def _rounded(rate: float) -> float:

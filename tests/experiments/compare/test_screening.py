@@ -160,6 +160,7 @@ def test_wrong_combinations_are_told_by_key() -> None:
     assert check_screening(Screening(5), of, [1e-3, 3e-3]) == []
     (unknown,) = check_screening(Screening(5, 1, ("e",)), of, [1e-3])
     assert str(unknown).startswith("always=e: no such model") and "there are a, b" in str(unknown)
+    assert check_screening(Screening(5), of, [1e-3], chooses_settings=True) == []
     (nothing,) = check_screening(Screening(5), of, [1e-3])
     assert str(nothing).startswith("screen_steps=5: one learning rate and no finalists")
     (long,) = check_screening(Screening(20, 1), of, [1e-3])
