@@ -2,6 +2,7 @@ from .compare.candidates import (
     candidates as candidates,
     check_decided as check_decided,
     contenders as contenders,
+    with_operations as with_operations,
 )
 from .compare.choices import check_choices as check_choices, choices_of as choices_of
 from .compare.matching import Budget as Budget
