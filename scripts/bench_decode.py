@@ -142,6 +142,10 @@ def draw(seconds: dict[str, dict[int, float]], speeds: dict[str, dict[int, float
         right.plot(list(values), list(values.values()), label=name, **LOOKS[name]._asdict())
     right.set(xlabel="sequences at once", ylabel="tokens per second, all together", xscale="log", yscale="log")
     right.set_xticks(BATCHES, [str(batch) for batch in BATCHES])
+    right.set_yticks([200, 500, 1000, 2000, 4000])
+    right.minorticks_off()
+    right.yaxis.set_major_formatter("{x:,.0f}")
+    left.xaxis.set_major_formatter("{x:,.0f}")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()

@@ -173,6 +173,7 @@ def draw(results: dict[str, dict[str, float]], title: str, path: Path) -> None:
     axes.axvline(1, color="black", linestyle="--", linewidth=0.8)
     x = "times as fast as the published formulation\ndark: forward pass; pale: forward and backward pass"
     axes.set(xscale="log", xlabel=x, title=title)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.12)
     figure.savefig(path, dpi=110)
 

@@ -260,6 +260,8 @@ def draw(steps: dict[str, dict[str, float]], speeds: dict[str, dict[int, float]]
         ylim=(0, None),
         title="equal parameters",
     )
+    right.xaxis.set_major_formatter("{x:,.0f}")
+    right.yaxis.set_major_formatter("{x:,.0f}")
     right.grid(alpha=0.3)
     right.legend()
     figure.suptitle(title)

@@ -12,10 +12,12 @@ import bench_decode
 import bench_scan
 import bench_train
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from samout_train.evaluation import LOOKS
+from samout_train.evaluation import DOTS_PER_INCH, LOOKS, heat_map
 
 NANOGPT = 1.470  # nats per character, as published
+LABEL_SIDE = {"maxplus": "right", "transformer": "center"}  # of the lowest point; the label crosses no curve there
 
 
 def draw_shakespeare(content: dict[str, Any], path: Path) -> None:
@@ -30,7 +32,7 @@ def draw_shakespeare(content: dict[str, Any], path: Path) -> None:
         training = _by_step(result["train loss nats by step"])
         whole.plot(*training, linestyle=":", color=colour, label=f"{name}, training")
         best, step = result["best_val_loss_nats"], result["best_val_step"]
-        lowest.text(step, best - 0.02, f"{best:.3f}", color=colour, ha="center")
+        lowest.text(step, best - 0.02, f"{best:.3f}", color=colour, ha=LABEL_SIDE[name])
     lowest.axhline(NANOGPT, color="grey", linestyle="--", linewidth=1, label="nanoGPT, as published")
     whole.set(title="validation and training", ylim=(0, None))
     lowest.set(title="the lowest losses", xlim=(0, 2100), ylim=(1.38, 1.8))
@@ -40,6 +42,48 @@ def draw_shakespeare(content: dict[str, Any], path: Path) -> None:
         axes.legend(fontsize=9)
     figure.suptitle(f"{content['setting'].split(', lr')[0]}, one seed each, {content['hardware']}")
     figure.savefig(path, dpi=110)
+
+
+def draw_maxplus(content: dict[str, Any], path: Path) -> None:
+    """Draw the losses of each form: after 500 steps with each learning rate, and of each seed after 2,000."""
+    figure = Figure(figsize=(9, 11), layout="constrained")
+    axes = figure.subplots()
+    short, long = content["500 steps, by learning rate"], content["2,000 steps, of each seed"]
+    for row, (name, losses) in enumerate(short.items()):
+        colour = LOOKS[_model_of_form(name)].color
+        axes.plot(list(losses.values()), [row] * len(losses), "o", color=colour, markerfacecolor="none", alpha=0.7)
+        axes.plot(min(losses.values()), row, "o", color=colour)
+        if name in long:
+            axes.plot(long[name], [row] * len(long[name]), "D", color=colour, markerfacecolor="none", alpha=0.7)
+            axes.plot(sum(long[name]) / len(long[name]), row, "|", color=colour, markersize=16, markeredgewidth=2.5)
+    axes.set_yticks(range(len(short)), list(short))
+    axes.invert_yaxis()
+    axes.set(title="validation loss", xlabel="nats per character")
+    axes.grid(alpha=0.3)
+    circle, filled, diamond = ({"color": "grey", "marker": marker, "linestyle": "none"} for marker in "ooD")
+    handles = [
+        Line2D([], [], label="500 steps, each learning rate", markerfacecolor="none", **circle),
+        Line2D([], [], label="500 steps, the best rate", **filled),
+        Line2D([], [], label="2,000 steps, each seed and their mean", markerfacecolor="none", **diamond),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def _model_of_form(name: str) -> str:
+    model = name.split(",")[0].lower()
+    if model in ("all ingredients", "all", "simple"):
+        return "maxplus"
+    return model
+
+
+def draw_capabilities(content: dict[str, Any], path: Path) -> None:
+    """Draw the accuracy of every model in every test."""
+    shares = content["accuracy"]
+    models = list(next(iter(shares.values())))
+    cells = [list(row.values()) for row in shares.values()]
+    figure = heat_map(cells, rows=list(shares), columns=models, title="accuracy, with chance in brackets")
+    figure.savefig(path, dpi=DOTS_PER_INCH)
 
 
 def _by_step(losses: dict[str, float]) -> tuple[list[int], list[float]]:
@@ -55,9 +99,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--folder", type=Path, default=Path("docs/img"))
     folder = arguments.parse_args().folder
-    scan, train, decode, shakespeare = [
+    scan, train, decode, shakespeare, maxplus, capabilities = [
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("scan", "train", "decode", "shakespeare_h200")
+        for name in ("scan", "train", "decode", "shakespeare_h200", "maxplus", "capabilities")
     ]
     title = f"running-maximum mixers, {scan['hardware']}, {scan['versions'].split(', ')[0]}"
     bench_scan.draw(scan["results"], title, folder / "scan.png")
@@ -67,6 +111,8 @@ def main() -> None:
     places = _with_numbers(decode["seconds a token by place"])
     bench_decode.draw(places, _with_numbers(decode["tokens a second by batch"]), title, folder / "decode.png")
     draw_shakespeare(shakespeare, folder / "shakespeare_h200.png")
+    draw_maxplus(maxplus, folder / "maxplus.png")
+    draw_capabilities(capabilities, folder / "capabilities.png")
 
 
 if __name__ == "__main__":

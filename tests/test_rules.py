@@ -165,7 +165,9 @@ def test_a_spawned_process_trains_to_the_same_weights(tmp_path: Path) -> None:
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    """The options that `train` takes: experiments that are a comparison of models belong to `compare`."""
+    files = (CONF / group).glob("*.yaml")
+    return sorted(path.stem for path in files if "\ncompare:\n" not in path.read_text("utf-8"))
 
 
 EVALUATED_ONLY = {"choices"}
@@ -196,10 +198,11 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
         return [f"{group}={option}", *tiny]
     sizes = {
         "model": {"hidden_size": 12, "num_layers": 1, "num_heads": 2},
-        "data": {"seq_len": 16, "batch_size": 4},
+        "data": {"seq_len": 16, "batch_size": 4, "num_test_sequences": 100},
     }
     if chosen["data"].get("num_pairs", 0) > 4:
         del sizes["data"]["seq_len"]  # a row has four tokens for each pair
+        sizes["data"]["num_sequences"] = 8
     for part, settings in sizes.items():
         tiny += [f"{part}.{key}={size}" for key, size in settings.items() if key in chosen[part]]
     needed = composed.choices["data"]

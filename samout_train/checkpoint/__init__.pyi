@@ -12,6 +12,7 @@ from .export import (
     ExportError as ExportError,
     export_run as export_run,
     load_exported as load_exported,
+    load_trained as load_trained,
 )
 from .files import (
     CORRUPT as CORRUPT,
@@ -46,21 +47,24 @@ from .load import (
 )
 from .manager import Checkpoints as Checkpoints, Restored as Restored, made_with as made_with
 from .run_directory import (
+    Claim as Claim,
     DirectoryRefusedError as DirectoryRefusedError,
     TakenError as TakenError,
     as_begun as as_begun,
     check_content as check_content,
     check_resume as check_resume,
     check_run_directory as check_run_directory,
-    claimed as claimed,
     content_problems as content_problems,
     differences as differences,
     holds_run as holds_run,
+    in_turn as in_turn,
+    is_reserved as is_reserved,
     is_taken as is_taken,
     locked as locked,
     new_directory as new_directory,
     other_kind as other_kind,
     other_settings as other_settings,
+    reserve as reserve,
     resume_problems as resume_problems,
     run_directory_problems as run_directory_problems,
     scalars as scalars,

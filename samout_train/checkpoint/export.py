@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from samout_train.checkpoint.files import replace_json
-from samout_train.checkpoint.load import LoadedRun, WeightsName, load_run, model_of
+from samout_train.checkpoint.load import LoadedRun, WeightsName, data_of, load_run, model_of
 from samout_train.checkpoint.state import weights_sha256
+from samout_train.config import ConfigError, Problem
 from samout_train.data import Characters, Vocabulary, read_published_vocabulary, vocabulary_from
 from samout_train.models import choose_once, load_published, num_parameters, published_state, rename_published
 from samout_train.runtime import (
@@ -105,7 +106,7 @@ def export_run(
         sha256 = weights_sha256(state)
         note: dict[str, Any] = {"export": FORMAT, "format": format, "step": loaded.step, "torch": torch.__version__}
         note |= {"vocab_size": loaded.vocab_size, "pad_id": loaded.pad_id, "weights_sha256": sha256, "files": files}
-        note |= {"parameters": num_parameters(loaded.model)}
+        note |= {"parameters": num_parameters(loaded.model), "line_ends": loaded.line_ends}
         if weights == "ema":
             note["weights"] = weights
         replace_json(folder / MANIFEST, note)
@@ -139,7 +140,38 @@ def load_exported(folder: str | Path) -> LoadedRun:
     path = folder / WEIGHTS[format]
     node, model = model_of(folder / CONFIG, path, read_weights(path, format), vocab_size=vocab_size, pad_id=pad_id)
     choose_once(model)
-    return LoadedRun(path, note["step"], model, read_vocabulary(folder), vocab_size, pad_id, node)
+    return LoadedRun(
+        path,
+        note["step"],
+        model,
+        read_vocabulary(folder),
+        vocab_size,
+        pad_id,
+        node,
+        note.get("line_ends", "keep"),
+        data_of(folder / CONFIG),
+    )
+
+
+def load_trained(path: str | Path, *, weights: WeightsName = "last") -> LoadedRun:
+    """Load the model of a run, of a checkpoint or of an export.
+
+    Args:
+        path: A run directory, a checkpoint in one, or a folder written by `export_run`.
+        weights: As for `load_run`; an export has one of the two.
+
+    Raises:
+        ValueError: as `load_run` and `load_exported` do, and if an export has the other weights.
+        CheckpointError: if the run's checkpoints are damaged.
+    """
+    folder = home_path(path)
+    if not (folder / MANIFEST).is_file():
+        return load_run(path, weights=weights)
+    loaded = load_exported(folder)
+    if weights == "ema" and read_manifest(folder).get("weights") != "ema":
+        fix = "Set weights=last, or export the run with weights=ema"
+        raise ConfigError(Problem("weights", "ema", text=f"{folder} has no average of the weights", fix=fix))
+    return loaded
 
 
 def export_damage(folder: Path) -> str | None:

@@ -14,12 +14,24 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from samout_train.config import Composed, ConfigError, Problem, current_settings, saved_keys
-from samout_train.runtime import distributed, home_path, leftovers, place_problem, read_figures, replace_file
+from samout_train.config import Composed, ConfigError, Problem, current_settings, require_no_problems, saved_keys
+from samout_train.runtime import (
+    Launch,
+    choose_device,
+    commit,
+    distributed,
+    home_path,
+    leftovers,
+    place_problem,
+    read_figures,
+    replace_file,
+)
 
 log = logging.getLogger(__name__)
 SETTINGS = ".hydra"
 SECONDS_OF_A_LOOK = 0.5  # the longest time that a check for a running process holds the lock
+SECONDS_OF_A_TURN = 60.0  # the longest wait for another process that changes the files of a shared folder
+RESERVED = "reserved"  # the lock of a program that starts a run, beside the lock of the run
 # Settings that must not change on resume; others may.
 FIXED_KEYS = ("seed", "model", "data", "optimizer", "init_from")
 FREE_DATA_KEYS = ("data.budget_steps", "data.log_every_n_steps", "data.eval_every_n_steps")
@@ -36,6 +48,8 @@ EARLIER = {
     "data.filler": "any",
     "model.output_norm": "none",
     "model.output_gate": "none",
+    "model.drop_connect": 0.0,
+    "model.stochastic_depth": 0.0,
     "data.reset_at_documents": False,
     "model.mixer.counters": 0.0,
     "model.mixer.entries": 2,
@@ -154,7 +168,10 @@ def holds_run(run_dir: Path) -> bool:
 
 def is_taken(run_dir: Path) -> bool:
     """Return whether another process holds a directory's lock."""
-    lock = _lock(run_dir)
+    return _is_held(_lock(run_dir))
+
+
+def _is_held(lock: FileLock) -> bool:
     if not Path(lock.lock_file).exists():
         return False
     try:
@@ -287,55 +304,133 @@ def _same(key: str, then: Any, now: Any) -> bool:
     return home_path(then).resolve() == home_path(now).resolve()
 
 
-@contextmanager
-def claimed(
-    run_dir: Path,
-    files: Mapping[str, str],
-    *,
-    refusals: Callable[[], Sequence[Problem | str]],
-    keeps_failed: bool = False,
-) -> Iterator[Callable[[], None]]:
-    """Hold a run directory for one run, from the check of its content to the end of the run.
+class Claim:
+    """A run directory, held for one run from the check of its content to the end of the run.
 
-    Nothing is written before the lock is held and the check has passed. The settings of a new run are written at once,
-    so that another process that finds the directory locked can compare them. Those of a resumed run replace the
-    earlier ones only when the caller calls the yielded function.
+    Processes that torchrun started for the run join first: the same settings, program and run directory. Nothing is
+    written before the lock is held and the check has passed. The settings of a new run are written at once, so that
+    another process that finds the directory locked can compare them. Those of a resumed run replace the earlier ones
+    only when the run begins.
 
     Args:
-        run_dir: The directory; only the first process holds its lock.
-        files: Contents of the files of `.hydra/`, by name.
-        refusals: Called under the lock; returns why the directory cannot be used.
-        keeps_failed: Whether the settings of a new run stay if it is refused later, as in a sweep.
+        composed: The configuration. Once held, it continues the run as it was begun.
+        run_dir: The directory as this process has it. Once held, as the first process has it, which alone holds its
+            lock.
+    """
 
-    Yields:
-        A function that writes the settings; call it when nothing can refuse the run any more.
+    def __init__(self, composed: Composed, run_dir: Path) -> None:
+        self.composed, self.run_dir = composed, run_dir
+        self.has_begun = False
+        self._files: dict[str, str] = {}  # contents of the files of .hydra/, by name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return the settings of the run."""
+        return self.composed.config
+
+    @contextmanager
+    def held(
+        self,
+        files: Mapping[str, str],
+        *,
+        check: Callable[[Path, Mapping[str, Any]], Sequence[Problem | str]] = check_content,
+        keeps_failed: bool = False,
+    ) -> Iterator[None]:
+        """Hold the directory.
+
+        Args:
+            files: Contents of the files of `.hydra/` beside `config.yaml`, by name.
+            check: Called under the lock; returns why the directory cannot be used.
+            keeps_failed: Whether the settings of a new run stay if it is refused later, as in a sweep.
+
+        Raises:
+            DirectoryRefusedError: if another process holds the directory, or the check finds problems.
+            ConfigError: if the processes of the run have different settings or programs.
+            LostProcessError: if one of the others ends.
+        """
+        with ExitStack() as held:
+            held.enter_context(distributed.joined(choose_device(self.config["device"])))
+            self._agree()
+            self.composed = as_begun(self.run_dir, self.composed)
+            self._files = {"config.yaml": self.composed.yaml, **files}
+            is_new = False
+            if distributed.is_first():
+                held.enter_context(locked(self.run_dir))
+                if found := check(self.run_dir, self.config):
+                    raise DirectoryRefusedError(*found)
+                if is_new := not holds_run(self.run_dir):
+                    _write_settings(self.run_dir / SETTINGS, self._files)
+            distributed.wait_for_all()
+            try:
+                yield
+            except BaseException:
+                if is_new and not self.has_begun and not keeps_failed and not holds_run(self.run_dir):
+                    _take_back(self.run_dir, self._files)
+                raise
+
+    def begin(self) -> None:
+        """Write the settings; call it when nothing can refuse the run any more."""
+        if distributed.is_first():
+            _write_settings(self.run_dir / SETTINGS, self._files)
+        self.has_begun = True
+
+    def _agree(self) -> None:
+        """Compare the settings and the program of all processes, and take the directory of the first one."""
+        import torch  # here, because --help must not import it
+
+        shared = {key: value for key, value in self.config.items() if key not in ("run_dir", "resume")}
+        code = {"torch": torch.__version__, "commit of samout_train": commit() or "unknown"}
+        require_no_problems(distributed.differences({**scalars(shared), **code}))
+        self.run_dir, self.config["resume"] = distributed.from_first((self.run_dir.resolve(), self.config["resume"]))
+        launch = Launch.of_environment()
+        if launch is not None and launch.is_first:
+            launch.note(str(self.run_dir))
+
+
+def reserve(run_dir: Path, name: str = RESERVED) -> Callable[[], None] | None:
+    """Reserve a directory for this process among those that share it; None where another process has reserved it.
+
+    Several programs that start runs in one folder, also on several machines, reserve a run's directory before they
+    start it; the run holds the other lock itself. The lock is the operating system's, so a dead process holds none.
+
+    Args:
+        run_dir: The directory; it is made if missing.
+        name: Of the file that is locked.
+
+    Returns:
+        A function that ends the reservation. It ends with this process at the latest.
+    """
+    lock = _lock(run_dir, name=name)
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock.release
+
+
+def is_reserved(run_dir: Path) -> bool:
+    """Return whether a process has reserved a directory."""
+    return _is_held(_lock(run_dir, name=RESERVED))
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Let the processes that share a folder change its files one after another.
 
     Raises:
-        DirectoryRefusedError: if another process holds the directory, or there are refusals.
+        TakenError: if another one takes longer than SECONDS_OF_A_TURN.
     """
-    is_written = False
-
-    def write() -> None:
-        nonlocal is_written
-        if distributed.is_first() and not is_written:
-            _write_settings(run_dir / SETTINGS, files)
-        is_written = True
-
-    with ExitStack() as held:
-        is_new = False
-        if distributed.is_first():
-            held.enter_context(locked(run_dir))
-            if found := refusals():
-                raise DirectoryRefusedError(*found)
-            if is_new := not holds_run(run_dir):
-                _write_settings(run_dir / SETTINGS, files)
-        distributed.wait_for_all()
-        try:
-            yield write
-        except BaseException:
-            if is_new and not is_written and not keeps_failed and not holds_run(run_dir):
-                _take_back(run_dir, files)
-            raise
+    lock = _lock(folder, SECONDS_OF_A_TURN, "turn")
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise TakenError(_taken(folder)) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -390,8 +485,8 @@ def _take_back(run_dir: Path, files: Mapping[str, str]) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _lock(run_dir: Path, timeout: float = 0.0) -> FileLock:
-    return FileLock(run_dir / ".hydra" / "lock", timeout=timeout)
+def _lock(run_dir: Path, timeout: float = 0.0, name: str = "lock") -> FileLock:
+    return FileLock(run_dir / SETTINGS / name, timeout=timeout)
 
 
 def _taken(run_dir: Path) -> Problem:

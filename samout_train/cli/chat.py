@@ -46,14 +46,14 @@ def chat(
     Returns:
         The exit code: 0 done, 1 a checkpoint is damaged or a line could not be answered, 2 the request was wrong.
     """
-    from samout_train.checkpoint import load_run
+    from samout_train.checkpoint import load_trained
     from samout_train.evaluation import Conversation, Sampling, begins_with_sos
     from samout_train.ops import use_kernels
     from samout_train.runtime import use_device
 
     on = use_device(device, threads)
     use_kernels(kernels)
-    loaded = load_run(run)
+    loaded = load_trained(run)
     conversation = Conversation(
         loaded.model.to(on),
         loaded.require_vocabulary(),

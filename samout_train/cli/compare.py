@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from samout_train.cli.request import Request
 from samout_train.cli.verb import verb
-from samout_train.config import ConfigError, Positive, Problem, Seeds, key_of, nearest
+from samout_train.config import ConfigError, NonNegative, Positive, Problem, Seeds, key_of, nearest
 from samout_train.runtime import list_setting, place_problem, shell_word, text_setting, typed_line
 
 if TYPE_CHECKING:
     from samout_train.experiments import Plan
 
-OWN = ("models", "match", "lr", "seeds", "screen_steps", "finalists", "always", "jobs", "runs", "run_dir", "seed")
-IN_EXPERIMENT = ("models", "lr", "seeds", "screen_steps", "finalists", "always")
+IN_EXPERIMENT = (
+    *("models", "match", "lr", "extend_lr", "choose", "seeds", "screen_steps", "finalists", "always"),
+    *("leaders", "leader_seeds", "train_flops"),
+)
+OWN = (*IN_EXPERIMENT, "jobs", "runs", "run_dir", "seed")
 Node = dict[str, Any]
 
 
@@ -28,11 +31,16 @@ def compare(
     *,
     models: Any,
     match: str | None,
+    train_flops: Annotated[float, Positive] | None,
     lr: Annotated[float, Positive] | list[Annotated[float, Positive]],
+    extend_lr: Annotated[int, NonNegative],
+    choose: Node | None,
     seeds: Annotated[int, Seeds],
     screen_steps: Annotated[int, Positive] | None,
     finalists: Annotated[int, Positive] | None,
     always: list[str],
+    leaders: Annotated[int, Positive] | None,
+    leader_seeds: Annotated[int, Positive] | None,
     jobs: Annotated[int, Positive],
     runs: list[str] | None,
     compare: Node | None = None,
@@ -55,29 +63,35 @@ def compare(
     if settings["runs"] is not None:
         return _show(settings, request, gets_new_directory=gets_new_directory)
 
-    from samout_train.checkpoint import locked, new_directory
-    from samout_train.experiments import finish, make_runs
-    from samout_train.runtime import StopRequestedError
+    from samout_train.checkpoint import in_turn, locked, new_directory
 
     plan = _plan(settings, request)
     if gets_new_directory:
         plan = replace(plan, folder=new_directory(plan.folder))
-    with locked(plan.folder):
+    with in_turn(plan.folder), locked(plan.folder):
         if found := plan.check():  # another comparison may have used the directory since the first check
             raise ConfigError(*found)
         plan.write(_asked(settings, request))
-        for line in plan.lines():
-            print(line, flush=True)
-        try:
-            outcomes = make_runs(plan, settings["jobs"])
-            finish(plan)
-        except (StopRequestedError, KeyboardInterrupt) as error:
-            stop = StopRequestedError(signal.SIGINT)  # KeyboardInterrupt, while speeds are measured
-            if isinstance(error, StopRequestedError):
-                stop = error
-            again = shell_word(text_setting("run_dir", plan.folder))
-            print(f"{stop}: finished runs are kept; to resume, repeat the command with {again}", file=sys.stderr)
-            return stop.exit_code
+    for line in plan.lines():
+        print(line, flush=True)
+    return _make(plan, settings["jobs"])
+
+
+def _make(plan: "Plan", at_once: int) -> int:
+    """Make the runs and the page of a comparison, and return the exit code."""
+    from samout_train.experiments import finish, make_runs
+    from samout_train.runtime import StopRequestedError
+
+    try:
+        outcomes = make_runs(plan, at_once)
+        finish(plan)
+    except (StopRequestedError, KeyboardInterrupt) as error:
+        stop = StopRequestedError(signal.SIGINT)  # KeyboardInterrupt, while speeds are measured
+        if isinstance(error, StopRequestedError):
+            stop = error
+        again = shell_word(text_setting("run_dir", plan.folder))
+        print(f"{stop}: finished runs are kept; to resume, repeat the command with {again}", file=sys.stderr)
+        return stop.exit_code
     return int(any(outcome.state != "done" for outcome in outcomes.values()))
 
 
@@ -99,47 +113,64 @@ def _plan(settings: Node, request: Request) -> "Plan":
         Budget,
         Plan,
         candidates,
+        check_choices,
         check_decided,
+        check_leaders,
         check_screening,
+        choices_of,
         known_sizes,
         screening_of,
+        with_operations,
     )
 
     screening, found = screening_of(settings["screen_steps"], settings["finalists"], settings["always"])
-    if found:
+    if found := found + check_leaders(settings["leaders"], settings["leader_seeds"]):
         raise ConfigError(*found)
-    shared = [word for word in request.overrides if key_of(word) not in OWN]
+    choose, rates = choices_of(settings["choose"]), _rates(settings["lr"])
+    shared = [word for word in request.overrides if key_of(word).split(".")[0] not in OWN]
     if decided := check_decided(shared):
         raise ConfigError(*decided)
     match, folder = settings["match"], Path(settings["run_dir"])
     budget = None
     if match is not None:
         budget = Budget.of(match)
-    models = candidates(
-        _models(settings),
-        shared,
-        budget,
-        config_dirs=request.config_dirs,
-        known=partial(known_sizes, folder, match),
-    )
-    rates = settings["lr"]
-    if not isinstance(rates, list):
-        rates = [rates]
-    if not rates:
-        raise ConfigError("lr: is empty: give at least one learning rate, such as lr=[1e-3,3e-3]")
-    rates = sorted(set(map(float, rates)))
+    known = partial(known_sizes, folder, match)
+    models = candidates(_models(settings), shared, budget, config_dirs=request.config_dirs, known=known)
+    if settings["train_flops"] is not None:
+        models = [with_operations(one, settings["train_flops"]) for one in models]
+    wrong = check_choices(choose, models, budget)
     if screening is not None:
-        configs = {}
-        for one in models:
-            configs[one.label] = one.config
+        configs = {one.label: one.config for one in models}
         if "always" not in map(key_of, request.overrides):
             screening = replace(screening, always=_compared(screening.always, settings, configs))
-        if wrong := check_screening(screening, configs, rates):
-            raise ConfigError(*wrong)
-    plan = Plan(folder, models, rates, settings["seed"], settings["seeds"], request.folder_flags, screening)
+        wrong += check_screening(screening, configs, rates, chooses_settings=bool(choose))
+    if wrong:
+        raise ConfigError(*wrong)
+    plan = Plan(
+        folder,
+        models,
+        rates,
+        settings["seed"],
+        settings["seeds"],
+        flags=request.folder_flags,
+        screening=screening,
+        extend=settings["extend_lr"],
+        leaders=settings["leaders"] or 0,
+        leader_seeds=settings["leader_seeds"] or 0,
+        choose=choose,
+    )
     if taken := plan.check():
         raise ConfigError(*taken)
     return plan
+
+
+def _rates(lr: float | list[float]) -> list[float]:
+    """Return the learning rates, each once, ascending."""
+    if not isinstance(lr, list):
+        lr = [lr]
+    if not lr:
+        raise ConfigError("lr: is empty: give at least one learning rate, such as lr=[1e-3,3e-3]")
+    return sorted(set(map(float, lr)))
 
 
 def _models(settings: Node) -> Any:
@@ -182,6 +213,7 @@ def _asked(settings: Node, request: Request) -> Node:
     return {
         "command": _command(request),
         "match": settings["match"],
+        "train_flops": settings["train_flops"],
         "jobs": settings["jobs"],
         "machine": f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "date": datetime.date.today().isoformat(),

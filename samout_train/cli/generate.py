@@ -46,7 +46,7 @@ def generate(
     Returns:
         The exit code: 0 done, 1 a checkpoint is damaged, 2 the request was wrong, 130 interrupted.
     """
-    from samout_train.checkpoint import load_run
+    from samout_train.checkpoint import load_trained
     from samout_train.data import SPECIAL_TOKENS
     from samout_train.evaluation import NEVER_DRAWN, Timed, generate_samples
     from samout_train.ops import use_kernels
@@ -54,7 +54,7 @@ def generate(
 
     on = use_device(device, threads)
     use_kernels(kernels)
-    loaded = load_run(run, weights=weights)
+    loaded = load_trained(run, weights=weights)
     vocabulary = loaded.require_vocabulary()
     text = _read(prompt, loaded.line_ends)
     stop = stop and text_of_word(stop)

@@ -240,6 +240,8 @@ class Request:
             self.made_run_dir = self.gets_new_directory or not directory.exists()
             if self.gets_new_directory:
                 directory = new_directory(directory)
+                if self.composed is not None and str(directory) != self.run_dir:
+                    self.composed = self.composed.lying_in(directory)
                 self.run_dir = str(directory)
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=directory) as file:

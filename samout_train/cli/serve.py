@@ -48,7 +48,7 @@ def serve(
         stopped by a signal.
     """
     uvicorn = _uvicorn()
-    from samout_train.checkpoint import load_run
+    from samout_train.checkpoint import load_trained
     from samout_train.evaluation import Sampling
     from samout_train.evaluation.serving import Engine, application
     from samout_train.ops import use_kernels
@@ -56,7 +56,7 @@ def serve(
 
     on = use_device(device, threads)
     use_kernels(kernels)
-    loaded = load_run(run)
+    loaded = load_trained(run)
     defaults = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -83,8 +83,11 @@ def _reader(loaded: "LoadedRun", name: str | None, defaults: "Sampling", max_pro
     from samout_train.evaluation import begins_with_sos
     from samout_train.evaluation.serving import Limits, Reader
 
+    folder = loaded.checkpoint.resolve().parent  # of an export; a run has its checkpoints in a folder
+    if folder.name == "checkpoints":
+        folder = folder.parent
     return Reader(
-        name=name or loaded.checkpoint.resolve().parent.parent.name,
+        name=name or folder.name,
         vocabulary=loaded.require_vocabulary(),
         defaults=defaults,
         limits=Limits(max_prompt_tokens=max_prompt_tokens, max_new_tokens=defaults.max_new_tokens),

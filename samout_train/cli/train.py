@@ -126,8 +126,7 @@ def _run(request: Request, composed: Composed, flags: list[str]) -> int:
     failures: list[int] = []
     try:
         composed.run.start(
-            # Resolved again, because the run directory may have been renamed, and settings may refer to it.
-            lambda config: _train(resolve(config), words, failures, in_sweep=False),
+            lambda config: _train(composed, words, failures, in_sweep=False),
             run_dir=escaped(request.run_dir),
             words=[f"++run_dir={quoted(request.run_dir)}"],
             logs=_is_first(launch),
@@ -251,61 +250,49 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
         in_sweep: Whether this is a job of a sweep.
     """
     # Imported here, because --help must not import torch.
-    from samout_train.checkpoint import as_begun, claimed
+    from samout_train.checkpoint import Claim
     from samout_train.runtime import StopRequestedError, ignore_interrupts
-    from samout_train.training import prepare, together
+    from samout_train.training import prepare
 
-    run_dir = Path(unresolved(HydraConfig.get(), "runtime.output_dir"))
-    problems: Callable[[Path, Mapping[str, Any]], Sequence[Problem | str]] = check_content
+    claim = Claim(composed, Path(unresolved(HydraConfig.get(), "runtime.output_dir")))
+    check: Callable[[Path, Mapping[str, Any]], Sequence[Problem | str]] = check_content
     if in_sweep:
-        problems = check_job
-    has_begun = False
-    composed = as_begun(run_dir, composed)
+        check = check_job
     try:
-        with (
-            together(composed, run_dir) as run_dir,
-            claimed(
-                run_dir,
-                _settings_files(composed),
-                refusals=lambda: problems(run_dir, composed.config),
-                keeps_failed=in_sweep,
-            ) as write_settings,
-        ):
-            if in_sweep and finished(run_dir):
-                log.info("run         %s is finished: skipped", run_dir)
+        with claim.held(_hydras_files(), check=check, keeps_failed=in_sweep):
+            if in_sweep and finished(claim.run_dir):
+                log.info("run         %s is finished: skipped", claim.run_dir)
                 return
-            if in_sweep and has_checkpoint(run_dir):
-                composed.config["resume"] = "auto"
-            run = prepare(composed, run_dir, words)
-            has_begun = True
-            write_settings()
-            forget_failure(run_dir)
+            if in_sweep and has_checkpoint(claim.run_dir):
+                claim.config["resume"] = "auto"
+            run = prepare(claim.composed, claim.run_dir, words)
+            claim.begin()
+            forget_failure(claim.run_dir)
             run()
     except StopRequestedError as stop:
         if not in_sweep:  # the launcher of a sweep may have another job for this process
             ignore_interrupts()  # Hydra takes a moment to exit
-        if not has_begun:
+        if not claim.has_begun:
             print(f"{stop}: before the first step, so there is nothing to resume", file=sys.stderr)
         sys.exit(stop.exit_code)
     except Exception as error:
         if in_sweep and isinstance(error, TakenError):
-            other = check_taken_job(run_dir, composed.config)
+            other = check_taken_job(claim.run_dir, claim.config)
             if not other:
-                log.info("run         %s: another process is training it: skipped", run_dir)
+                log.info("run         %s: another process is training it: skipped", claim.run_dir)
                 return
             error = DirectoryRefusedError(*other)
-        exit_code = _exit_code(error, has_begun=has_begun)
+        exit_code = _exit_code(error, has_begun=claim.has_begun)
         if exit_code is None:
-            _record(run_dir, f"{type(error).__name__}: {error}")
+            _record(claim.run_dir, f"{type(error).__name__}: {error}")
             raise
-        _report_failure(error, exit_code, run_dir, has_begun=has_begun)
+        _report_failure(error, exit_code, claim.run_dir, has_begun=claim.has_begun)
         failures.append(exit_code)
 
 
-def _settings_files(composed: Composed) -> dict[str, str]:
-    """Return the files of a run's `.hydra/` by name: Hydra's own, with resolved settings."""
+def _hydras_files() -> dict[str, str]:
+    """Return the files that Hydra writes beside the settings of a run, by name."""
     return {
-        "config.yaml": composed.yaml,
         "hydra.yaml": OmegaConf.to_yaml(HydraConfig.instance().cfg),
         "overrides.yaml": OmegaConf.to_yaml(HydraConfig.get().overrides.task),
     }

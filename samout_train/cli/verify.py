@@ -31,7 +31,7 @@ def verify(
     """
     import torch
 
-    from samout_train.checkpoint import load_run
+    from samout_train.checkpoint import load_trained
     from samout_train.config import check_model, options_of, require_no_problems
     from samout_train.evaluation.verify import models_under_test, sized, trained_models_under_test
     from samout_train.ops import use_kernels
@@ -47,7 +47,7 @@ def verify(
     if [model, run, models].count(None) != 2:
         raise ConfigError("choose what to verify, one of: model=NAME, run=RUN_DIR, models=all")
     if run is not None:
-        loaded = load_run(run)
+        loaded = load_trained(run)
         title = f"{loaded.checkpoint}, after step {loaded.step}"
         found = trained_models_under_test(
             loaded.model_node, loaded.model.state_dict(), vocab_size=loaded.vocab_size, pad_id=loaded.pad_id

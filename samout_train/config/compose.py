@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -75,8 +75,18 @@ class Composed:
     run: HydraRun | None = field(default=None, compare=False, repr=False)
 
     def lying_in(self, run_dir: Path) -> "Composed":
-        """Return the same configuration with another `run_dir`, in its text too."""
-        return self.with_config(self.config | {"run_dir": str(run_dir)})
+        """Return the same configuration with another `run_dir`, in its text too.
+
+        Settings that refer to `run_dir` follow it, except in a sweep's job, whose settings were checked before.
+        """
+        if self.run is None:
+            return self.with_config(self.config | {"run_dir": str(run_dir)})
+        config = self.run.config
+        with _hydra_state_restored():
+            with open_dict(config):
+                config.run_dir = escaped(str(run_dir))
+            HydraConfig.instance().set_config(config)
+            return replace(resolve(config), run=self.run)
 
     def with_config(self, config: dict[str, Any]) -> "Composed":
         """Return the same configuration with other settings, in its text too."""

@@ -2,7 +2,9 @@ from .compare.candidates import (
     candidates as candidates,
     check_decided as check_decided,
     contenders as contenders,
+    with_operations as with_operations,
 )
+from .compare.choices import check_choices as check_choices, choices_of as choices_of
 from .compare.matching import Budget as Budget
 from .compare.page import finish as finish, make_runs as make_runs, show as show
 from .compare.plan import (
@@ -10,7 +12,11 @@ from .compare.plan import (
     known_sizes as known_sizes,
     read_record as read_record,
 )
-from .compare.screening import check_screening as check_screening, screening_of as screening_of
+from .compare.screening import (
+    check_leaders as check_leaders,
+    check_screening as check_screening,
+    screening_of as screening_of,
+)
 from .jobs import (
     FAILURE as FAILURE,
     Job as Job,

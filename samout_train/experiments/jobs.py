@@ -1,8 +1,9 @@
 """The jobs of many runs: report the state of each, and make the missing ones, each in a process of its own.
 
 The run directories are the only state. `summary.json` says that a job is done, the lock that a process runs it,
-`failure.json` why it failed. So there is nothing to repair after a crash. On the console there is a bar over the jobs
-(`job_bar`) and a line for each (`described`).
+`failure.json` why it failed. So there is nothing to repair after a crash, and several programs, also on several
+machines that share the folder, can make the same jobs: each reserves a job before it starts it. On the console there is
+a bar over the jobs (`job_bar`) and a line for each (`described`).
 """
 
 import json
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from samout_train.checkpoint import holds_run, is_taken
+from samout_train.checkpoint import holds_run, is_reserved, is_taken, reserve
 from samout_train.runtime import (
     Bar,
     StopSignals,
@@ -76,6 +77,14 @@ class Outcome:
     summary: Mapping[str, Any] | None = None
     error: str | None = None
     why: Why | None = None
+
+    @property
+    def loss(self) -> float | None:
+        """Return the loss on the whole validation split, in nats; None if there is none, or it is not a number."""
+        value = (self.summary or {}).get("val_loss_nats")
+        if value is None:
+            return None
+        return float(value)
 
 
 def outcome(run_dir: Path) -> Outcome:
@@ -143,13 +152,14 @@ def run_jobs(
 ) -> dict[str, Outcome]:
     """Run the missing jobs: finished ones are kept, stopped ones resume, failed ones are tried again.
 
-    A job that another process runs, such as one that outlived a killed comparison, is waited for.
+    A job that another program has reserved, or whose process outlived a killed program, is left to that one, while the
+    others are made here. At the end this function waits for it. If it is left unfinished, it is made here.
 
     Args:
         jobs: All of them.
         at_once: Jobs at a time, which share the processor's threads.
         report: Called with each job that has ended, and its outcome.
-        watched: Called repeatedly with the running jobs.
+        watched: Called repeatedly with the running jobs, also those of other programs.
 
     Returns:
         The outcome of each job, by name.
@@ -157,36 +167,94 @@ def run_jobs(
     Raises:
         StopRequestedError: on a signal; the running jobs have saved what they need to resume.
     """
-    found = {job.name: outcome(job.run_dir) for job in jobs}
-    missing = [job for job in jobs if found[job.name].state != "done"]
-    running: dict[str, tuple[Job, Process | None]] = {}  # None where another process runs it
+    ledger = _Ledger(jobs, at_once, report)
     with StopSignals() as signals:
         try:
-            while missing or running:
-                while missing and len(running) < at_once and signals.received is None:
-                    job = missing.pop(0)
-                    running[job.name] = (job, _started(job, at_once))
+            while ledger.is_open:
+                if signals.received is None:
+                    ledger.start_missing()
                 signals.check()
-                watched([job for job, _ in running.values()])
+                watched(ledger.under_way)
                 time.sleep(LOOK_SECONDS)
-                for job, process in list(running.values()):
-                    became = _became(job, process)
-                    if became is None:
-                        continue
-                    if became.state == "running":  # the process found another one at its run, and left it to that one
-                        running[job.name] = (job, None)
-                        continue
-                    del running[job.name]
-                    if process is not None or became.state == "done":
-                        found[job.name] = became
-                        report(job, became)
-                    else:  # the other process died: the job resumes from its checkpoint
-                        missing.insert(0, job)
+                ledger.look_here()
+                ledger.look_elsewhere()
             signals.check()
         finally:
-            own = [process for _, process in running.values() if process is not None]
-            _stop(own, signals.received)
-    return found
+            ledger.stop(signals.received)
+    return ledger.found
+
+
+class _Ledger:
+    """The jobs of `run_jobs`, whose arguments it has: those missing, those that run here, and those elsewhere."""
+
+    def __init__(self, jobs: Sequence[Job], at_once: int, report: Callable[[Job, Outcome], None]) -> None:
+        self.found = {job.name: outcome(job.run_dir) for job in jobs}
+        self._missing = [job for job in jobs if self.found[job.name].state != "done"]
+        self._here: list[Process] = []
+        self._elsewhere: list[Job] = []
+        self._at_once = at_once
+        self._report = report
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether a job has not ended."""
+        return bool(self._missing or self._here or self._elsewhere)
+
+    @property
+    def under_way(self) -> list[Job]:
+        """Return the jobs that run, here first."""
+        return [*(process.job for process in self._here), *self._elsewhere]
+
+    def start_missing(self) -> None:
+        """Start as many jobs as may run here at a time, apart from those that other programs have reserved."""
+        while self._missing and len(self._here) < self._at_once:
+            job = self._missing.pop(0)
+            now = outcome(job.run_dir)
+            failed_since = now.state == "FAILED" and self.found[job.name].state != "FAILED"
+            if now.state == "done" or failed_since:  # another program has made it in the meantime
+                self._end(job, now)
+            elif (process := Process.start(job, self._at_once)) is None:
+                self._elsewhere.append(job)
+            else:
+                self._here.append(process)
+
+    def look_here(self) -> None:
+        """Report the jobs that have ended here."""
+        for process in list(self._here):
+            became = process.became()
+            if became is None:
+                continue
+            self._here.remove(process)
+            if became.state == "running":  # it found another process at its run, and left it to that one
+                self._elsewhere.append(process.job)
+            else:
+                self._end(process.job, became)
+
+    def look_elsewhere(self) -> None:
+        """Report the jobs that have ended elsewhere; what a dead process has left is missing again."""
+        for job in list(self._elsewhere):
+            if is_reserved(job.run_dir):
+                continue
+            became = outcome(job.run_dir)
+            if became.state == "running":
+                continue
+            self._elsewhere.remove(job)
+            if became.state in ("done", "FAILED"):
+                self._end(job, became)
+            else:
+                self._missing.insert(0, job)
+
+    def stop(self, number: int | None) -> None:
+        """Stop the jobs that run here, by the signal that this program received if any."""
+        for process in self._here:
+            ask_to_stop(process.process, number)
+        for process in self._here:
+            process.process.wait()
+            process.release()
+
+    def _end(self, job: Job, became: Outcome) -> None:
+        self.found[job.name] = became
+        self._report(job, became)
 
 
 class Process:
@@ -195,10 +263,23 @@ class Process:
     Args:
         job: To run; it resumes where it was stopped.
         at_once: Number of jobs that share the processor's threads.
+        release: Ends the reservation of its directory.
     """
 
-    def __init__(self, job: Job, at_once: int) -> None:
+    @classmethod
+    def start(cls, job: Job, at_once: int) -> "Process | None":
+        """Start a job; None where another program has reserved or made it, or another process runs it."""
+        release = reserve(job.run_dir)
+        if release is None:
+            return None
+        if is_taken(job.run_dir) or finished(job.run_dir) is not None:
+            release()
+            return None
+        return cls(job, at_once, release)
+
+    def __init__(self, job: Job, at_once: int, release: Callable[[], None] = lambda: None) -> None:
         self.job = job
+        self.release = release
         job.run_dir.mkdir(parents=True, exist_ok=True)
         forget_failure(job.run_dir)
         words = [*job.words, text_setting("run_dir", job.run_dir.absolute())]
@@ -224,6 +305,11 @@ class Process:
         code = self.process.poll()
         if code is None:
             return None
+        found = self._ended(code)
+        self.release()
+        return found
+
+    def _ended(self, code: int) -> Outcome:
         found = outcome(self.job.run_dir)
         if found.state in ("done", "FAILED", "running") or code in STOPPED_CODES:
             return found
@@ -246,23 +332,6 @@ class Process:
         if code == REFUSED_CODE:
             return lines[0]
         return f"ended with exit code {code}: {lines[-1]}"
-
-
-def _started(job: Job, at_once: int) -> Process | None:
-    """Start a job; None where another process runs it."""
-    if is_taken(job.run_dir):
-        return None
-    return Process(job, at_once)
-
-
-def _became(job: Job, process: Process | None) -> Outcome | None:
-    """Return the outcome of a running job; None while it runs in the same process as before."""
-    if process is not None:
-        return process.became()
-    found = outcome(job.run_dir)
-    if found.state == "running":
-        return None
-    return found
 
 
 class JobBar:
@@ -375,10 +444,3 @@ def curve_of(run_dir: Path) -> list[tuple[int, float]]:
         except (ValueError, KeyError, TypeError, AttributeError):  # cut short by a death
             continue
     return found
-
-
-def _stop(processes: Sequence[Process], number: int | None) -> None:
-    for process in processes:
-        ask_to_stop(process.process, number)
-    for process in processes:
-        process.process.wait()

@@ -22,7 +22,14 @@ DETERMINISTIC = (
     "from samout_train.runtime.threads import wait_shortly; wait_shortly(); "
     "import torch; torch.use_deterministic_algorithms(True); "
 )
-TIMELESS = ("train/loss_nats", "train/lr", "train/grad_norm", "val/loss_nats", "val/ema_loss_nats")
+TIMELESS = (
+    "train/loss_nats",
+    "train/lr",
+    "train/weight_decay",
+    "train/grad_norm",
+    "val/loss_nats",
+    "val/ema_loss_nats",
+)
 PATIENCE_SECONDS = 600.0
 
 

@@ -25,15 +25,28 @@ class Linear(nn.Linear):
         bias: Whether a bias is added.
         parts: Output widths of the matrices that the weight stacks, where it holds several projections; empty for one
             matrix. Results do not depend on it; an optimizer that treats a matrix as a whole does.
+
+    Attributes:
+        drop_connect: Drops weights in training (samout_train.models.regularisation); None for nothing.
     """
+
+    drop_connect: nn.Dropout | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, parts: Sequence[int] = ()) -> None:
         super().__init__(in_features, out_features, bias=bias)
         self.parts = list(parts)
+        self.drop_connect = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        return linear(input, self.weight, self.bias)
+        return linear(input, self.weight_of_pass(), self.bias)
+
+    def weight_of_pass(self) -> Tensor:
+        """Return the weight for one forward pass; copies of the weight do not apply to one with dropped elements."""
+        if self.drop_connect is None:
+            return self.weight
+        dropped_NK: Tensor = self.drop_connect(self.weight)
+        return dropped_NK
 
 
 class RMSNorm(nn.RMSNorm):

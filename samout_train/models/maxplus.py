@@ -130,7 +130,7 @@ class MaxPlus(nn.Module):
         return max_mix(packed_BTP[..., : 3 * width], state_BD, -packed_BTP[..., 3 * width :], form="v8")
 
     def _streams(self, x_BTD: Tensor) -> Tensor:
-        return project_streams(x_BTD, self.projection.weight, 4, lambda a, b, c, d: (a + b, c, d))
+        return project_streams(x_BTD, self.projection.weight_of_pass(), 4, lambda a, b, c, d: (a + b, c, d))
 
     def weight_stack(self) -> Stack:
         """Return the streams as blocks of one product."""

@@ -25,6 +25,7 @@ from samout_train.config import Layers, Probability, Problem, Size, SizeOrNone, 
 from samout_train.models.heads import Gate, OutputGate, OutputNorm, output_gate_of
 from samout_train.models.interface import Mixer, matrix_flops, part_of
 from samout_train.models.layers import CausalConvolution, FeedForward, Linear, RMSNorm, token_embedding
+from samout_train.models.regularisation import Regularisation, StochasticDepth, connect_by_chance, rate_of_site
 from samout_train.models.samout import GatedFeedForward
 from samout_train.models.state import LayerState, as_layer_state
 
@@ -34,33 +35,35 @@ INNER_SHARES: dict[str, float] = {"relu_gated": 8 / 3, "swiglu": 8 / 3, "gelu": 
 
 
 class SwiGLU(nn.Module):
-    """Compute down(up(x) * silu(gate(x))), without biases.
+    """Compute down(dropout(up(x) * silu(gate(x)))), without biases.
 
     Args:
         hidden_size: Width D.
         ffn_size: Inner width F.
+        dropout: Dropout before `down`.
     """
 
-    def __init__(self, *, hidden_size: int, ffn_size: int) -> None:
+    def __init__(self, *, hidden_size: int, ffn_size: int, dropout: float) -> None:
         super().__init__()
         self.up = Linear(hidden_size, ffn_size, bias=False)
         self.gate = Linear(hidden_size, ffn_size, bias=False)
         self.down = Linear(ffn_size, hidden_size, bias=False)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, D), each position by itself."""
-        return cast(Tensor, self.down(self.up(x_BTD) * F.silu(self.gate(x_BTD))))
+        return cast(Tensor, self.down(self.dropout(self.up(x_BTD) * F.silu(self.gate(x_BTD)))))
 
 
-def feed_forward_of(name: FeedForwardName, *, hidden_size: int, ffn_size: int | None) -> nn.Module:
+def feed_forward_of(name: FeedForwardName, *, hidden_size: int, ffn_size: int | None, dropout: float) -> nn.Module:
     """Return a feed-forward; without an inner width it has about the parameters of two matrices of 4 D."""
     if ffn_size is None:
         ffn_size = -(-int(INNER_SHARES[name] * hidden_size) // 8) * 8
     if name == "relu_gated":
-        return GatedFeedForward(hidden_size=hidden_size, ffn_size=ffn_size)
+        return GatedFeedForward(hidden_size=hidden_size, ffn_size=ffn_size, dropout=dropout)
     if name == "swiglu":
-        return SwiGLU(hidden_size=hidden_size, ffn_size=ffn_size)
-    return FeedForward(hidden_size=hidden_size, ffn_size=ffn_size, dropout=0.0, activation="gelu")
+        return SwiGLU(hidden_size=hidden_size, ffn_size=ffn_size, dropout=dropout)
+    return FeedForward(hidden_size=hidden_size, ffn_size=ffn_size, dropout=dropout, activation="gelu")
 
 
 def norm_of(name: NormName, hidden_size: int) -> nn.Module:
@@ -78,7 +81,7 @@ class PreNormLayer(nn.Module):
         hidden_size: Width D.
         norm: `layer` or `rms`.
         feed_forward: Module after the mixer.
-        dropout: Dropout of both outputs.
+        regularisation: The rates of this layer.
         convolution_size: Tokens in the kernel of a convolution before the mixer, if that lacks its own; 0 for no
             convolution.
         output_gate: Gate of the mixer's output; None for no gate.
@@ -91,7 +94,7 @@ class PreNormLayer(nn.Module):
         hidden_size: int,
         norm: NormName,
         feed_forward: nn.Module,
-        dropout: float,
+        regularisation: Regularisation,
         convolution_size: int,
         output_gate: OutputGate | None,
     ) -> None:
@@ -102,10 +105,13 @@ class PreNormLayer(nn.Module):
         if convolution_size and not has_own:
             self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size)
         self.mixer = mixer
+        connect_by_chance(mixer, regularisation.drop_connect)
         self.output_gate = output_gate
         self.feed_forward_norm = norm_of(norm, hidden_size)
         self.feed_forward = feed_forward
-        self.dropout = nn.Dropout(dropout)
+        self.mixer_dropout = nn.Dropout(regularisation.mixer_dropout)
+        self.ffn_dropout = nn.Dropout(regularisation.ffn_dropout)
+        self.stochastic_depth = StochasticDepth(regularisation.stochastic_depth)
 
     def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Return the layer's output (B, T, D) and its next state: the mixer's, or a LayerState around it."""
@@ -119,8 +125,9 @@ class PreNormLayer(nn.Module):
             state = LayerState(state, tokens_BKD)
         if self.output_gate is not None:
             y_BTD = self.output_gate(y_BTD, read_BTD)
-        x_BTD = x_BTD + self.dropout(y_BTD)
-        return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD))), state
+        x_BTD = x_BTD + self.stochastic_depth(self.mixer_dropout(y_BTD))
+        f_BTD = self.ffn_dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+        return x_BTD + self.stochastic_depth(f_BTD), state
 
     def forward_flops_per_token(self, length: int) -> int:
         """Return the operations of the matrix products for one token in a row of `length`."""
@@ -135,6 +142,18 @@ class PreNormLayer(nn.Module):
         if self.convolution is None:
             return of_mixer
         return of_mixer + self.convolution.state_bytes()
+
+
+def _builders(
+    num_layers: int,
+    mixer: Callable[..., nn.Module] | None,
+    mixers: Mapping[str, Callable[..., nn.Module]] | None,
+    pattern: Sequence[str] | None,
+) -> list[Callable[..., nn.Module]]:
+    """Return the builder of each layer's mixer."""
+    if pattern is not None and mixers is not None:
+        return [mixers[pattern[index % len(pattern)]] for index in range(num_layers)]
+    return [cast(Callable[..., nn.Module], mixer)] * num_layers
 
 
 def mixer_flops(mixer: nn.Module, length: int) -> int:
@@ -159,7 +178,7 @@ class PreNormModel(nn.Module):
         num_heads: Heads H of the mixer; must divide D.
         num_layers: Layers L.
         ffn_size: Inner width of the feed-forward; None for about the parameters of two matrices of 4 D.
-        dropout: Dropout of the outputs of mixer and feed-forward.
+        dropout: Dropout of the outputs of mixer and feed-forward, unless their own is given.
         mixer: Builds one layer's mixer from `hidden_size` and `num_heads`. A method `at_depth` of it is called with
             the index of its layer, from 0, and the number of layers.
         norm: `layer` (LayerNorm) or `rms` (RMSNorm).
@@ -173,6 +192,12 @@ class PreNormModel(nn.Module):
         mixers: Builders of mixers by name, each like `mixer`.
         pattern: Names of `mixers` for the first layer, the second one and so on, repeated over the layers; None for
             `mixer` in every layer.
+        embedding_dropout: Dropout of the embedding; None for none.
+        mixer_dropout: Dropout of each mixer's output; None for `dropout`.
+        ffn_inner_dropout: Dropout inside each feed-forward; None for none.
+        ffn_dropout: Dropout of each feed-forward's output; None for `dropout`.
+        drop_connect: Share of the weights of each mixer's projections that are dropped in a pass.
+        stochastic_depth: Share of the rows whose residual branches are dropped in the last layer.
 
     Raises:
         ValueError: if num_heads does not divide hidden_size, or the mixers of the layers are not given.
@@ -214,25 +239,38 @@ class PreNormModel(nn.Module):
         output_gate: Gate = "none",
         mixers: Mapping[str, Callable[..., nn.Module]] | None = None,
         pattern: Sequence[str] | None = None,
+        embedding_dropout: Annotated[float, Probability] | None = None,
+        mixer_dropout: Annotated[float, Probability] | None = None,
+        ffn_inner_dropout: Annotated[float, Probability] | None = None,
+        ffn_dropout: Annotated[float, Probability] | None = None,
+        drop_connect: Annotated[float, Probability] = 0.0,
+        stochastic_depth: Annotated[float, Probability] = 0.0,
     ) -> None:
         super().__init__()
         settings = {"hidden_size": hidden_size, "num_heads": num_heads, "mixer": mixer}
         if found := self.problems(settings | {"mixers": mixers, "pattern": pattern}, "model"):
             raise ValueError(str(found[0]))
-        builders = [mixer]
-        if pattern is not None and mixers is not None:
-            builders = [mixers[name] for name in pattern]
         self.embedding = token_embedding("learned", vocab_size=vocab_size, size=hidden_size, pad_id=pad_id)
+        self.embedding_dropout = nn.Dropout(rate_of_site(embedding_dropout))
+        regularisation = Regularisation(
+            mixer_dropout=rate_of_site(mixer_dropout, dropout),
+            ffn_inner_dropout=rate_of_site(ffn_inner_dropout),
+            ffn_dropout=rate_of_site(ffn_dropout, dropout),
+            drop_connect=drop_connect,
+            stochastic_depth=stochastic_depth,
+        )
         self.layers = nn.ModuleList()
-        for index in range(num_layers):
-            builder = cast(Callable[..., nn.Module], builders[index % len(builders)])
+        for index, builder in enumerate(_builders(num_layers, mixer, mixers, pattern)):
+            rates = regularisation.of_layer(index, num_layers)
             built = builder(hidden_size=hidden_size, num_heads=num_heads)
             layer = PreNormLayer(
                 mixer=built,
                 hidden_size=hidden_size,
                 norm=norm,
-                feed_forward=feed_forward_of(feed_forward, hidden_size=hidden_size, ffn_size=ffn_size),
-                dropout=dropout,
+                feed_forward=feed_forward_of(
+                    feed_forward, hidden_size=hidden_size, ffn_size=ffn_size, dropout=rates.ffn_inner_dropout
+                ),
+                regularisation=rates,
                 convolution_size=convolution_size,
                 output_gate=output_gate_of(
                     built, hidden_size=hidden_size, num_heads=num_heads, norm=output_norm, gate=output_gate
@@ -272,7 +310,7 @@ class PreNormModel(nn.Module):
             raise ValueError(
                 f"state has {len(states)} layers, the model {len(self.layers)}: give the state it returned"
             )
-        x_BTD = self.embedding(ids_BT)
+        x_BTD = self.embedding_dropout(self.embedding(ids_BT))
         next_state = []
         for layer, before in zip(self.layers, states, strict=True):
             x_BTD, after = layer(x_BTD, before)

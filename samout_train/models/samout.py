@@ -34,6 +34,13 @@ from samout_train.config import Layers, Probability, Range, Size, SizeOrNone, no
 from samout_train.models.heads import Gate, OutputGate, OutputNorm, output_gate_of
 from samout_train.models.interface import Mixer, matrix_flops, part_of
 from samout_train.models.layers import CausalConvolution, Linear, draw_small
+from samout_train.models.regularisation import (
+    Regularisation,
+    StochasticDepth,
+    connect_by_chance,
+    drops,
+    rate_of_site,
+)
 from samout_train.models.state import LayerState, as_layer_state
 from samout_train.ops.linear import Stack, found_copy, linear, stacked_linear
 from samout_train.ops.max_scan import max_mix
@@ -67,7 +74,7 @@ class MaxState(nn.Module):
 
     def project(self, x_BTD: Tensor) -> Tensor:
         """Return the streams b, c and (a + b) / sqrt(K), the input of the maximum, side by side."""
-        return project_streams(x_BTD, self.projection.weight, 3, self._streams)
+        return project_streams(x_BTD, self.projection.weight_of_pass(), 3, self._streams)
 
     def mix(self, packed_BTP: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the mixed sequence and the next state, computed from the streams."""
@@ -107,7 +114,7 @@ class MaxStateSuper(nn.Module):
 
     def project(self, x_BTD: Tensor) -> Tensor:
         """Return the streams a + b, c and d, side by side."""
-        return project_streams(x_BTD, self.projection.weight, 4, lambda a, b, c, d: (a + b, c, d))
+        return project_streams(x_BTD, self.projection.weight_of_pass(), 4, lambda a, b, c, d: (a + b, c, d))
 
     def mix(self, packed_BTP: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the mixed sequence and the next state, computed from the streams."""
@@ -152,24 +159,28 @@ def project_streams(
 
 
 class GatedFeedForward(nn.Module):
-    """down(up(u) * relu(gate(u))), all three with bias.
+    """down(dropout(up(u) * relu(gate(u)))), all three with bias.
 
     Args:
         hidden_size: Width D of input and output.
         ffn_size: Inner width.
+        dropout: Dropout before `down`.
     """
 
-    def __init__(self, *, hidden_size: int, ffn_size: int) -> None:
+    def __init__(self, *, hidden_size: int, ffn_size: int, dropout: float) -> None:
         super().__init__()
         self.up = Linear(hidden_size, ffn_size)
         self.gate = Linear(hidden_size, ffn_size)
         self.down = Linear(ffn_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, u_BTD: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, D), each position by itself."""
         if (copy := found_copy(u_BTD, self.up.weight, blocks=2)) is not None:
-            return cast(Tensor, self.down(gated_halves(stacked_linear(u_BTD, copy))))
-        return cast(Tensor, self.down(gated(self.up(u_BTD), self.gate(u_BTD))))
+            inner_BTF = gated_halves(stacked_linear(u_BTD, copy))
+        else:
+            inner_BTF = gated(self.up(u_BTD), self.gate(u_BTD))
+        return cast(Tensor, self.down(self.dropout(inner_BTF)))
 
     def weight_stack(self) -> Stack:
         """Return `up` and `gate` as blocks of one product."""
@@ -184,7 +195,7 @@ class SamOutLayer(nn.Module):
         mixer: The token mixer.
         hidden_size: Width D.
         ffn_size: Inner width of the feed-forward.
-        dropout: Dropout of the feed-forward's output.
+        regularisation: The rates of this layer.
         norm: `published`: the feed-forward's output is blended with the input by the learnable scalar alpha, normalised
             and added to the input. `pre`: mixer and feed-forward each read the norm of their residual stream.
         convolution_size: Kernel width, in tokens, of a convolution before the mixer; 0 for none.
@@ -199,16 +210,21 @@ class SamOutLayer(nn.Module):
         mixer: nn.Module,
         hidden_size: int,
         ffn_size: int,
-        dropout: float,
+        regularisation: Regularisation,
         norm: LayerNorms = "published",
         convolution_size: int = 0,
         output_gate: OutputGate | None = None,
     ) -> None:
         super().__init__()
         self.mixer = mixer
+        connect_by_chance(mixer, regularisation.drop_connect)
         self.output_gate = output_gate
-        self.feed_forward = GatedFeedForward(hidden_size=hidden_size, ffn_size=ffn_size)
-        self.dropout = nn.Dropout(dropout)
+        self.feed_forward = GatedFeedForward(
+            hidden_size=hidden_size, ffn_size=ffn_size, dropout=regularisation.ffn_inner_dropout
+        )
+        self.mixer_dropout = nn.Dropout(regularisation.mixer_dropout)
+        self.ffn_dropout = nn.Dropout(regularisation.ffn_dropout)
+        self.stochastic_depth = StochasticDepth(regularisation.stochastic_depth)
         self.norm = nn.LayerNorm(hidden_size)
         self.feed_forward_norm: nn.LayerNorm | None = None
         self.convolution: CausalConvolution | None = None
@@ -222,17 +238,21 @@ class SamOutLayer(nn.Module):
 
     def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Return the layer's output (B, T, D) and its next state: the mixer's, or a LayerState."""
-        dropout = 0.0
-        if self.training:
-            dropout = self.dropout.p
-        if self._takes_step(x_BTD, dropout):
+        if self._takes_step(x_BTD):
             return self._step(x_BTD, state)
         if self.feed_forward_norm is not None:
             u_BTD, state = self._mixed(self.norm(x_BTD), state)
-            x_BTD = x_BTD + u_BTD
-            return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD))), state
+            x_BTD = x_BTD + self.stochastic_depth(u_BTD)
+            f_BTD = self.ffn_dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+            return x_BTD + self.stochastic_depth(f_BTD), state
         u_BTD, state = self._mixed(x_BTD, state)
-        return blended(self.feed_forward(u_BTD), x_BTD, self.alpha, self.norm, dropout), state
+        dropout = 0.0
+        if self.training:
+            dropout = self.ffn_dropout.p
+        y_BTD = blended(self.feed_forward(u_BTD), x_BTD, self.alpha, self.norm, dropout)
+        if self.training and self.stochastic_depth.p:  # the kernel adds x, so the branch is what is left without it
+            y_BTD = x_BTD + self.stochastic_depth(y_BTD - x_BTD)
+        return y_BTD, state
 
     def _mixed(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
         if self.convolution is None:
@@ -244,16 +264,18 @@ class SamOutLayer(nn.Module):
             state = LayerState(mixer_state, tokens_BKD)
         if self.output_gate is not None:
             u_BTD = self.output_gate(u_BTD, x_BTD)
-        return u_BTD, state
+        return self.mixer_dropout(u_BTD), state
 
     @property
     def is_published(self) -> bool:
         """Return whether the layer has the form of the published programs."""
         return self.feed_forward_norm is None and self.convolution is None and self.output_gate is None
 
-    def _takes_step(self, x_BTD: Tensor, dropout: float) -> bool:
+    def _takes_step(self, x_BTD: Tensor) -> bool:
         # By exact type: a class derived from these two may compute something else.
-        return self.is_published and type(self.mixer) in (MaxState, MaxStateSuper) and not dropout and takes_step(x_BTD)
+        if not (self.is_published and type(self.mixer) in (MaxState, MaxStateSuper) and takes_step(x_BTD)):
+            return False
+        return not (self.training and drops(self))
 
     def _step(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         mixer, inner, x_BD = cast(MaxState | MaxStateSuper, self.mixer), self.feed_forward, x_BTD[:, 0]
@@ -293,7 +315,7 @@ class SamOut(nn.Module):
         num_layers: Layers L.
         ffn_size: Inner width of the feed-forward; None for `ffn_share` times D.
         ffn_share: Published inner width of the feed-forward as a share of D: V1 0.5, V8 1.
-        dropout: Dropout of each feed-forward's output.
+        dropout: Dropout of each feed-forward's output, unless `ffn_dropout` is given.
         tied_head: Whether the logits use the embedding matrix (then the padding row takes gradient through them).
         init: `published` is torch's defaults, with an embedding of N(0, 1); `small` draws the embedding with standard
             deviation 0.02, which trains better (tiny Shakespeare: V1 2.22 instead of 2.54 nats, V8 2.09 instead of
@@ -303,6 +325,12 @@ class SamOut(nn.Module):
         convolution_size: Kernel width, in tokens, of a causal convolution before each mixer; 0 for none.
         output_norm: Norm of a mixer's output, see samout_train.models.heads.OutputGate: `head`, `all` or `none`.
         output_gate: Gate of a mixer's output: `silu`, `sigmoid` or `none`.
+        embedding_dropout: Dropout of the embedding; None for none.
+        mixer_dropout: Dropout of each mixer's output; None for none.
+        ffn_inner_dropout: Dropout inside each feed-forward; None for none.
+        ffn_dropout: Dropout of each feed-forward's output; None for `dropout`.
+        drop_connect: Share of the weights of each mixer's projections that are dropped in a pass.
+        stochastic_depth: Share of the rows whose residual branch is dropped in the last layer.
 
     Raises:
         ValueError: if num_heads does not divide hidden_size, or pad_id is not below vocab_size.
@@ -336,6 +364,12 @@ class SamOut(nn.Module):
         convolution_size: Annotated[int, SizeOrNone] = 0,
         output_norm: OutputNorm = "none",
         output_gate: Gate = "none",
+        embedding_dropout: Annotated[float, Probability] | None = None,
+        mixer_dropout: Annotated[float, Probability] | None = None,
+        ffn_inner_dropout: Annotated[float, Probability] | None = None,
+        ffn_dropout: Annotated[float, Probability] | None = None,
+        drop_connect: Annotated[float, Probability] = 0.0,
+        stochastic_depth: Annotated[float, Probability] = 0.0,
     ) -> None:
         super().__init__()
         if problem := not_divisible("hidden_size", hidden_size, "num_heads", num_heads):
@@ -343,14 +377,22 @@ class SamOut(nn.Module):
         if pad_id is not None and not 0 <= pad_id < vocab_size:
             raise ValueError(f"pad_id ({pad_id}) must be from 0 to {vocab_size - 1}, below vocab_size")
         self.embedding = nn.Embedding(vocab_size, hidden_size, padding_idx=pad_id)
+        self.embedding_dropout = nn.Dropout(rate_of_site(embedding_dropout))
+        regularisation = Regularisation(
+            mixer_dropout=rate_of_site(mixer_dropout),
+            ffn_inner_dropout=rate_of_site(ffn_inner_dropout),
+            ffn_dropout=rate_of_site(ffn_dropout, dropout),
+            drop_connect=drop_connect,
+            stochastic_depth=stochastic_depth,
+        )
         self.layers = nn.ModuleList()
-        for _ in range(num_layers):
+        for index in range(num_layers):
             built = mixer(hidden_size=hidden_size, num_heads=num_heads)
             layer = SamOutLayer(
                 mixer=built,
                 hidden_size=hidden_size,
                 ffn_size=ffn_size or max(1, int(ffn_share * hidden_size)),
-                dropout=dropout,
+                regularisation=regularisation.of_layer(index, num_layers),
                 norm=norm,
                 convolution_size=convolution_size,
                 output_gate=output_gate_of(
@@ -358,9 +400,7 @@ class SamOut(nn.Module):
                 ),
             )
             self.layers.append(layer)
-        self.norm: nn.Module = nn.Identity()
-        if norm == "pre":
-            self.norm = nn.LayerNorm(hidden_size)
+        self.norm: nn.Module = nn.LayerNorm(hidden_size) if norm == "pre" else nn.Identity()
         self.head: Linear | None = None
         if not tied_head:
             self.head = Linear(hidden_size, vocab_size, bias=False)
@@ -397,7 +437,7 @@ class SamOut(nn.Module):
             raise ValueError(
                 f"state has {len(states)} layers, the model {len(self.layers)}: pass the state that it returned"
             )
-        x_BTD = self.embedding(ids_BT)
+        x_BTD = self.embedding_dropout(self.embedding(ids_BT))
         next_state = []
         for layer, before in zip(self.layers, states, strict=True):
             x_BTD, after = layer(x_BTD, before)

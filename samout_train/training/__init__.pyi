@@ -5,7 +5,6 @@ from .run import (
     build_trainer as build_trainer,
     prepare as prepare,
     source_from as source_from,
-    together as together,
     train as train,
     trainer_from as trainer_from,
 )
@@ -13,6 +12,7 @@ from .schedules import Progress as Progress
 from .settings import (
     DATA_SETTINGS as DATA_SETTINGS,
     check_data as check_data,
+    check_settings as check_settings,
     checked_config as checked_config,
     data_problems as data_problems,
     model_node as model_node,

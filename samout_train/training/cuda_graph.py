@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 from samout_train.runtime import device_random_state, distributed, set_device_random_state
+from samout_train.training.weight_decay import changes_decay
 
 CudaGraph = bool | Literal["auto"]
 WARM_UP_STEPS = 3  # of each shape
@@ -191,6 +192,8 @@ def model_problem(model: nn.Module, optimizer: torch.optim.Optimizer, *, scalars
     """
     if not scalars:
         return f"{type(optimizer).__name__} is not torch's fused Adam or AdamW"
+    if changes_decay(optimizer):
+        return "the weight decay changes from step to step, and the fused update takes it as a number"
     for module in model.modules():
         if hasattr(module, "anneal"):
             return f"the temperature of {type(module).__name__} changes from step to step"

@@ -227,6 +227,8 @@ class Reports:
             metrics |= {"train/loss_nats": float(step.loss), "train/grad_norm": step.grad_norm()}
         if step.temperature is not None:
             metrics["train/temperature"] = step.temperature
+        if step.weight_decay is not None:
+            metrics["train/weight_decay"] = step.weight_decay
         if step.skipped_steps:
             metrics["train/skipped_steps"] = float(len(step.skipped_steps))
         if step.empty_steps:

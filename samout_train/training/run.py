@@ -1,13 +1,10 @@
-"""A run, assembled: configuration, data, model, loss, optimizer, schedule, callbacks, trainer, run directory.
-
-Where torchrun started several processes, they become one run first: the same settings, program and run directory.
-"""
+"""A run, assembled: configuration, data, model, loss, optimizer, schedule, callbacks, trainer, run directory."""
 
 import logging
 import math
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +13,11 @@ from torch import nn
 
 from samout_train.checkpoint import (
     Checkpoints,
+    Claim,
     InitialWeights,
     Restored,
-    as_begun,
-    check_content,
     check_resume,
     check_run_directory,
-    claimed,
     data_record,
     find_checkpoint,
     load_initial_weights,
@@ -50,7 +45,6 @@ from samout_train.ops import Products, use_kernels, use_products
 from samout_train.runtime import (
     Launch,
     PrecisionName,
-    choose_device,
     choose_precision,
     commit,
     distributed,
@@ -117,45 +111,16 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
     """
     composed, launch = _checked(overrides), Launch.of_environment()
     require_no_problems(check_resume(composed))
-    if "run_dir" in composed.named_by_time and (launch is None or launch.is_first):
-        composed = composed.lying_in(new_directory(Path(composed.config["run_dir"])))
-    composed = as_begun(Path(composed.config["run_dir"]), composed)
-    with together(composed, Path(composed.config["run_dir"])) as run_dir:
-        if distributed.is_first():
-            require_no_problems(check_run_directory(composed.config))
-        files = {"config.yaml": composed.yaml, "overrides.yaml": list_as_yaml(overrides)}
-        with claimed(run_dir, files, refusals=lambda: check_content(run_dir, composed.config)) as write_settings:
-            start = prepare(composed, run_dir, overrides)
-            write_settings()
-            with log_file(run_dir / "samout_train.log") if distributed.is_first() else nullcontext():
-                return start()
-
-
-@contextmanager
-def together(composed: Composed, run_dir: Path) -> Iterator[Path]:
-    """Join the processes that torchrun started for a run; do nothing for a single process.
-
-    Args:
-        composed: The configuration; its `resume` is replaced by that of the first process.
-        run_dir: The run directory as this process has it.
-
-    Yields:
-        The run directory as the first process has it.
-
-    Raises:
-        ConfigError: if the processes have different settings or programs.
-        LostProcessError: if one of the others ends.
-    """
-    config = composed.config
-    with distributed.joined(choose_device(config["device"])):
-        shared = {key: value for key, value in config.items() if key not in ("run_dir", "resume")}
-        code = {"torch": torch.__version__, "commit of samout_train": commit() or "unknown"}
-        require_no_problems(distributed.differences({**scalars(shared), **code}))
-        run_dir, config["resume"] = distributed.from_first((run_dir.resolve(), config["resume"]))
-        launch = Launch.of_environment()
-        if launch is not None and launch.is_first:
-            launch.note(str(run_dir))
-        yield run_dir
+    if launch is None or launch.is_first:
+        if "run_dir" in composed.named_by_time:
+            composed = composed.lying_in(new_directory(Path(composed.config["run_dir"])))
+        require_no_problems(check_run_directory(composed.config))
+    claim = Claim(composed, Path(composed.config["run_dir"]))
+    with claim.held({"overrides.yaml": list_as_yaml(overrides)}):
+        start = prepare(claim.composed, claim.run_dir, overrides)
+        claim.begin()
+        with log_file(claim.run_dir / "samout_train.log") if distributed.is_first() else nullcontext():
+            return start()
 
 
 def prepare(

@@ -46,6 +46,7 @@ from samout_train.training.non_finite import (
     update,
 )
 from samout_train.training.schedules import Progress, Schedule
+from samout_train.training.weight_decay import WeightDecaySchedule
 
 log = logging.getLogger(__name__)
 EMPTY = (
@@ -85,6 +86,7 @@ class TrainingStep:
         skipped_steps: Non-finite steps that were skipped, counted from 1: they change nothing, not even a random state.
         empty_steps: Number of steps whose batch had no counted target; they change nothing either.
         temperature: Temperature of the last step where a mixer is annealed; None elsewhere.
+        weight_decay: Weight decay of the last step where it is on a schedule; None elsewhere.
         snapshot: The state before the step that is running; None between steps.
         checks_on_host: Whether the host checks each step before its update.
         average: The average of the weights; None without `ema`.
@@ -127,6 +129,8 @@ class TrainingStep:
         self.parameters = list(self.model.parameters())
         self._annealed: list[Any] = [module for module in self.model.modules() if hasattr(module, "anneal")]
         self.temperature: float | None = None
+        self.weight_decay: float | None = None
+        self._weight_decays = WeightDecaySchedule(optimizer)
         self.base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.scalars: DeviceScalars | None = None
         if takes_scalars(optimizer, batches.device, is_sharded=shared.is_sharded):
@@ -179,6 +183,7 @@ class TrainingStep:
         self.snapshot = snapshot = self._take_snapshot()
         factor = self.schedule(progress)
         self._set_rates([base * factor for base in self.base_rates])
+        self.weight_decay = self._weight_decays.set(progress.share)
         for module in self._annealed:
             self.temperature = module.anneal(progress.share)
         inputs = self._inputs(batch)

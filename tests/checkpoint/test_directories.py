@@ -98,7 +98,7 @@ def test_a_directory_that_is_held_but_empty_is_refused_before_anything_is_writte
         assert contents(tmp_path) == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
@@ -187,7 +187,7 @@ def test_of_a_key_that_is_given_twice_the_last_value_counts() -> None:
     assert last_of_each(["seed=1", "seed=1"]) == ["seed=1"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "words",
     mostly_nightly(
@@ -282,7 +282,7 @@ def test_a_directory_of_something_else_is_refused(
     assert [path.name for path in tmp_path.rglob("*")] == ["there", mark]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_finished_job_is_not_written_over_and_not_counted_for_other_settings(tmp_path: Path) -> None:
     sweep = ["-m", *RUN, "hydra.sweep.dir=sw"]
     assert samout(tmp_path, *sweep, "seed=1,2").returncode == 0
@@ -365,7 +365,11 @@ def test_runs_of_one_directory_learn_from_the_same_data(tmp_path: Path) -> None:
     ("begun", "further"),
     [
         (["-m", "seed=1,2", "hydra.sweep.dir=many"], ["-m", "seed=1,2,3", "hydra.sweep.dir=many"]),
-        (["-m", "seed=1,2", "hydra.sweep.dir=many"], ["-m", "seed=4,5", "hydra.sweep.dir=many"]),
+        pytest.param(
+            ["-m", "seed=1,2", "hydra.sweep.dir=many"],
+            ["-m", "seed=4,5", "hydra.sweep.dir=many"],
+            marks=pytest.mark.nightly,
+        ),
         pytest.param(
             ["compare", "models=[v8]", "lr=[1e-3]", "seeds=1", "run_dir=many"],
             ["compare", "models=[v8]", "lr=[1e-3]", "seeds=2", "run_dir=many"],

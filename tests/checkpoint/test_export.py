@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from samout_train import build_model, load_exported, load_published, load_vocabulary, train
-from samout_train.checkpoint import ExportError, export_run, load_run
+from samout_train.checkpoint import ExportError, export_run, load_run, load_trained
 from samout_train.checkpoint.export import export_damage, once, write_weights
 from samout_train.cli import export
+from samout_train.cli.generate import generate
 from samout_train.data import SPECIAL_TOKENS
 from samout_train.models import published_state
+from tests.support.marks import spread
 
 SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=2", "device=cpu", "trainer=debug"]
 QUICK = ["kernels=reference", "~callbacks.tensorboard", "~callbacks.sample"]
@@ -46,7 +48,7 @@ def test_published_names_and_shapes_are_those_of_the_published_program(variant: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["v1", "v8", "transformer", "random"])
+@pytest.mark.parametrize("name", spread(["v1", "v8", "transformer", "random"], 4))
 def test_safetensors_hold_the_weights_and_can_be_loaded(folder: Path, tmp_path: Path, name: str) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     exported = export_run(folder / name, format="safetensors", out=tmp_path / "out")
@@ -67,6 +69,7 @@ def test_safetensors_hold_the_weights_and_can_be_loaded(folder: Path, tmp_path: 
         assert load_vocabulary(tmp_path / "out" / "vocabulary.json").state_dict() == run.vocabulary.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v1", "v8"])
 def test_the_published_form_gives_the_same_logits_and_vocabulary(folder: Path, tmp_path: Path, name: str) -> None:
     assert export.export([f"run={folder / name}", "format=published", f"out={tmp_path / 'out'}"]) == 0
@@ -74,11 +77,27 @@ def test_the_published_form_gives_the_same_logits_and_vocabulary(folder: Path, t
     model = load_published(tmp_path / "out" / "model.pth", num_heads=2)
     ids = torch.arange(run.vocab_size)[None]
     assert torch.equal(model(ids)[0], run.model(ids)[0])
-    assert torch.equal(load_exported(tmp_path / "out").model(ids)[0], run.model(ids)[0])
+    back = load_trained(tmp_path / "out")
+    assert torch.equal(back.model(ids)[0], run.model(ids)[0])
+    assert (back.line_ends, back.data_node, back.step) == (run.line_ends, run.data_node, run.step)
+    with pytest.raises(ValueError, match=r"weights=ema: .*out has no average of the weights"):
+        load_trained(tmp_path / "out", weights="ema")
     assert run.vocabulary is not None
     assert load_vocabulary(tmp_path / "out" / "total_voc.pkl").state_dict() == run.vocabulary.state_dict()
     content = pickle.loads((tmp_path / "out" / "total_voc.pkl").read_bytes())
     assert content == {"voc": run.vocabulary.state_dict()["tokens"], "voc0": {}}
+
+
+@pytest.mark.slow
+def test_an_export_continues_a_text_as_its_run_does(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_run(folder / "v8", format="published", out=tmp_path / "out")
+    written = []
+    for path in (folder / "v8", tmp_path / "out"):
+        assert generate([f"run={path}", "prompt=the ", "max_new_tokens=20", "device=cpu"]) == 0
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1] and written[0].startswith("the ")
 
 
 @pytest.mark.slow

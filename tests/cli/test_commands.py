@@ -184,7 +184,7 @@ def test_a_sweep_that_is_started_again_does_what_is_left(tmp_path: Path) -> None
     assert (sweep / "seed=1" / "summary.json").read_bytes() == whole[sweep / "seed=1/summary.json"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_job_of_a_sweep_that_cannot_be_built_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     (tmp_path / "two documents.jsonl").write_text(
@@ -232,7 +232,7 @@ def test_tokenizing_that_is_stopped_goes_on_with_the_same_command(tmp_path: Path
     assert (tmp_path / part.with_suffix(".bin")).stat().st_size == 2 * 55_000_000
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_prompt_that_cannot_be_encoded_is_refused_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("long enough " * 50)
     sizes = [word for word in TINY if not word.startswith("data")]

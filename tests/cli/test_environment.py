@@ -414,7 +414,7 @@ def test_a_program_of_ones_own_keeps_its_search_path(tmp_path: Path) -> None:
     assert done.stdout == "True\n"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("variable", ["TQDM_MININTERVAL=abc", "TORCH_LOGS=nonsense"])
 @pytest.mark.parametrize(
     "words",

@@ -79,7 +79,7 @@ def test_a_file_is_read_from_its_first_character_to_its_last(
     assert f"over {count} counted targets" in out and found["loss_nats"] and not found["is_training_text"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_results_lie_beside_each_other_and_the_same_file_replaces_its_own(folder: Path, tmp_path: Path) -> None:
     assert evaluated(folder) == 0
     own = results(folder)["text"]
@@ -173,7 +173,7 @@ def test_lengths_that_rows_do_not_have_are_refused_before_anything_is_measured(
     assert list(results(folder)[name]["loss_nats"]) == [str(ROW)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_earlier_checkpoint_has_results_of_its_own(folder: Path) -> None:
     assert evaluated(folder) == 0
     plain = results(folder)["text"]

@@ -16,6 +16,7 @@ from samout_train.cli.request import Request
 from samout_train.cli.train import train
 from samout_train.cli.verb import Verb
 from samout_train.config import CONF, Composed, compose, compose_config
+from tests.support.marks import spread
 
 SMALL = ["model=v1", "model.hidden_size=16", "model.num_heads=2", "model.num_layers=1", "data.batch_size=4"]
 
@@ -44,7 +45,7 @@ def test_its_docstring_is_its_help(name: str) -> None:
     assert first == does[0].upper() + does[1:]
 
 
-@pytest.mark.parametrize("words", [SMALL, [*SMALL, "optimizer.lr=1e-2", "seed=3"]])
+@pytest.mark.parametrize("words", spread([[*SMALL, "optimizer.lr=1e-2", "seed=3"], SMALL], 2))
 def test_a_run_is_parsed_once_and_composed_once(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

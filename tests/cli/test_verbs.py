@@ -176,7 +176,7 @@ def test_the_configuration_is_shown_as_the_shell_gave_it(folder: Path, words: li
     assert done.returncode == 0 and line in done.stdout.splitlines() and not done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_prompt_without_end_is_refused(folder: Path) -> None:
     words = [sys.executable, "-m", "samout_train", "generate", "run=run", "prompt=-"]
     with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:

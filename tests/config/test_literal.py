@@ -34,7 +34,7 @@ def test_a_component_gets_what_was_composed() -> None:
     assert build(part, late=1) == {"inner": [], "late": 1}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_text: Path) -> None:
     monkeypatch.chdir(tmp_path)
     Path(NAME).write_text(small_text.read_text("utf-8"), "utf-8")

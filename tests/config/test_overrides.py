@@ -23,7 +23,7 @@ def drawn(count: int) -> list[str]:
     return ["".join(choose.choices(PIECES, k=choose.randint(1, 8))) for _ in range(count)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("texts", [NASTY, drawn(120)], ids=["by hand", "drawn"])
 def test_what_the_shell_gives_is_what_generate_receives(texts: list[str]) -> None:
     names = [name for name in PLAIN_TEXT_KEYS if name in inspect.signature(generate.keys).parameters]

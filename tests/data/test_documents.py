@@ -189,7 +189,7 @@ STRANGE = [
 ]
 
 
-@pytest.mark.parametrize("role", spread(NAMES, 3) + STRANGE)
+@pytest.mark.parametrize("role", spread(NAMES, 6) + spread(STRANGE, 3))
 def test_what_is_printed_for_a_role_gives_it_a_token(tmp_path: Path, role: str) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"conversations": said("hi", role)})
     for verb, roles_key in (("config", "data.roles"), ("tokenize", "roles")):

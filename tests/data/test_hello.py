@@ -27,7 +27,7 @@ def test_no_letter_is_ignored(ignore_index: int) -> None:
         hello(ignore_index=ignore_index, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", mostly_nightly(NAMES, {"transformer", "maxplus"}))
 def test_every_model_that_can_tell_them_apart_learns_all_five_letters(name: str, tmp_path: Path) -> None:
     sizes = ["model.hidden_size=16", "model.num_layers=2", *(["model.num_heads=2"] if name in HEADED else [])]

@@ -406,7 +406,7 @@ def test_recall_has_the_sizes_of_zoology(length: int) -> None:
     assert source.vocab_size == 8192 and source.train.num_rows == 100_000
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_follow_from_the_seed_and_are_other_ones_in_each_epoch_split_and_test(name: str) -> None:
     few = ["data.num_sequences=300", "data.num_test_sequences=300"]

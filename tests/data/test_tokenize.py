@@ -20,6 +20,7 @@ from samout_train.data.shards.index import PLAN, VOCABULARY, read_index
 from samout_train.data.shards.parts import Span, parts_of, place_to_cut
 from samout_train.data.text.documents import Reader, Special, TextReader
 from samout_train.runtime import program_file, typed_line
+from tests.support.marks import mostly_nightly
 
 LETTERS = ["a", "b", "ä", "ö", "ß", "😀", "文", " ", " ", "\n", "  ", "\u3000", "\x85", "word", "Wörter"]
 
@@ -65,7 +66,7 @@ def ids_by_reader(folder: Path, names: list[str], out: Path) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pattern", ["**/*.txt", "**/*.jsonl", "**/*.*"])
+@pytest.mark.parametrize("pattern", mostly_nightly(["**/*.txt", "**/*.jsonl", "**/*.*"], ["**/*.*"]))
 @pytest.mark.parametrize("vocabulary", ["characters", "bytes", "bpe"])
 def test_shards_hold_the_ids_of_the_files_read_one_after_another(
     texts: Path, tmp_path: Path, vocabulary: str, pattern: str

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.marks import mostly_nightly
 from tests.support.program import samout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +30,7 @@ FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
 SWEEPS = (
     ".venv/bin/python -m samout_train -m experiment=capabilities",
     ".venv/bin/samout-train compare experiment=maxplus_ablation",
+    ".venv/bin/samout-train compare experiment=contenders_cpu",
     ".venv/bin/samout-train compare 'models={v1:{}",
 )
 NEVER = ("make test", "make torture", ".venv/bin/ruff check", "make dashboard", *SWEEPS)
@@ -117,6 +119,7 @@ def test_each_link_leads_somewhere(page: str) -> None:
         assert not anchor or anchor in [re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in headings]
 
 
+@pytest.mark.slow
 def test_the_reference_of_the_configuration_is_up_to_date() -> None:
     command = [sys.executable, "scripts/write_reference.py", "--check"]
     assert subprocess.run(command, cwd=ROOT).returncode == 0, "run: python scripts/write_reference.py"
@@ -197,8 +200,16 @@ def test_a_script_that_only_calls_the_program(script: str, calls: list[list[str]
     assert calls_of_the_program(script) == calls
 
 
+# What begins processes, comparisons and sweeps has tests of its own; these pages take 15 to 45 seconds each.
+LONG_PAGES = ("comparing", "sweeps-and-search", "python-api", "distributed", "reliability", "data-at-scale")
+SHORT_PAGES = [page for page in WITH_BLOCKS if Path(page).stem not in LONG_PAGES]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in WITH_BLOCKS if not page.startswith("docs/results/")])
+@pytest.mark.parametrize(
+    "page",
+    mostly_nightly([page for page in WITH_BLOCKS if not page.startswith("docs/results/")], SHORT_PAGES),
+)
 def test_a_page_runs(page: str, tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path, characters=60_000)
     (checkout / ".venv").symlink_to(ROOT / ".venv")

@@ -114,7 +114,8 @@ DONE: dict[str, tuple[list[str], Callable[[Path, str], Any]]] = {
 }
 SEVERAL_TIMES = [(does, name) for does, (names, _) in DONE.items() for name in names if does != "resumed"]
 AT_NIGHT = [(does, name) for does, name in SEVERAL_TIMES if name != DONE[does][0][0] or does == "verified"]
-CASES = [("resumed", name) for name in SINGLE] + sorted(set(SEVERAL_TIMES) - set(AT_NIGHT))
+AT_NIGHT.append(("resumed", "fsdp"))  # its command is `torchrun`
+CASES = [("resumed", name) for name in SINGLE if name != "fsdp"] + sorted(set(SEVERAL_TIMES) - set(AT_NIGHT))
 CASES += [pytest.param(*case, marks=pytest.mark.nightly) for case in AT_NIGHT]
 
 

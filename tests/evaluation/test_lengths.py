@@ -273,7 +273,7 @@ def test_evaluate_reads_rows_that_have_no_longer_ones(tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "lengths=[12]: the rows of this data do not follow each other" in wrong.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_is_continued_behind_its_reading_keeps_it(text_run: Path) -> None:
     before = json.loads((text_run / "run" / "summary.json").read_text())
     (text_run / "run" / "summary.json").unlink()

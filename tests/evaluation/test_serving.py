@@ -176,8 +176,8 @@ def test_a_step_that_fails_ends_what_is_in_it_and_no_more() -> None:
         assert len(second.all()) == 7 and second.ending == "length" and first.ending == "error"
 
 
-@pytest.mark.parametrize("top_k", [None, 1, 3])
-@pytest.mark.parametrize("top_p", spread([None, 0.3, 0.9], 2))
+@pytest.mark.parametrize("top_k", spread([3, None, 1], 3))
+@pytest.mark.parametrize("top_p", spread([0.9, None, 0.3], 2))
 def test_tokens_drawn_together_are_among_those_that_are_drawn_alone(top_k: int | None, top_p: float | None) -> None:
     torch.manual_seed(0)
     logits = torch.randn(40, 12)

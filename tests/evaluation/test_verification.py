@@ -180,7 +180,7 @@ def test_the_unbroken_mixer_passes_every_row() -> None:
     assert [row for row in rows(Broken) if not row.passed] == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_vocabulary_of_four_ids_without_padding_is_enough() -> None:
     failed = [row.name for row in rows(Broken, vocab_size=4, pad_id=None) if not row.passed]
     assert not [name for name in failed if not name.startswith("memorises one batch")]
@@ -213,12 +213,12 @@ def test_short_sequences_are_enough_and_too_short_ones_are_refused(most_tokens: 
         pytest.param(
             in_first_layer(MixesGradientsOfTheBatch),
             "a row's gradients are the same in any batch",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.nightly,
         ),
         (ForgetsAGradient, FINITE_DIFFERENCES),
         pytest.param(in_first_layer(ForgetsAGradient), FINITE_DIFFERENCES, marks=pytest.mark.nightly),
         pytest.param(
-            in_first_layer(ForgetsAGradientInFloat32), "gradient in float32 as in float64", marks=pytest.mark.slow
+            in_first_layer(ForgetsAGradientInFloat32), "gradient in float32 as in float64", marks=pytest.mark.nightly
         ),
         pytest.param(
             in_first_layer(IsAnotherWithoutGradients), "fp32: with gradients as without", marks=pytest.mark.slow
@@ -291,7 +291,7 @@ def no_compiler() -> Iterator[None]:
         yield
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_graphs_are_compared_and_the_row_says_so() -> None:
     measured, note = training.compiled(
@@ -303,6 +303,7 @@ def test_without_a_compiler_graphs_are_compared_and_the_row_says_so() -> None:
     assert measured > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_compiler")
 def test_where_nothing_was_compiled_the_row_is_skipped() -> None:
     class NotCompiled(SamOut):

@@ -33,7 +33,7 @@ def states(folder: Path) -> dict[str, str]:
     return {path.name: outcome(path).state for path in sorted(folder.iterdir()) if path.is_dir() and "-lr" in path.name}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -49,6 +49,8 @@ def states(folder: Path) -> dict[str, str]:
         (["models=[v8]", "lr=[0]"], "lr=[0]: must be"),
         (["models=[v8]", "seeds=0"], "seeds=0: must be from 1 to 10000"),
         (["models=[v8]", "seeds=100000000000"], "seeds=100000000000: must be from 1 to 10000"),
+        (["models=[v8]", "leaders=2"], "leaders=2: get no further seeds: set leader_seeds"),
+        (["models=[v8]", "choose.model.dropout=[0,2]"], "model.dropout=2: must be"),
         (["models=[v8]", "jobs=x"], "jobs=x: must be a whole number, above 0"),
         (["models=[v8]", "data.path=no.txt"], "v8: data.path=no.txt: is not there"),
         (["models=[lstm]", "model.num_layers=4", "match=parameters:10k"], "lstm: no width"),
@@ -160,7 +162,7 @@ def test_a_comparison_that_is_killed_goes_on_with_what_is_missing(folder: Path) 
     ]
     assert all(abs(size / 5000 - 1) <= 0.02 for size in sizes)
     # one rate more: what is there is used, and jobs at a time make no difference
-    more = samout(folder, *words, "lr=[1e-3,3e-3,1e-2]", "jobs=1", timeout=300)
+    more = samout(folder, *words, "lr=[1e-3,3e-3,1e-2]", "extend_lr=0", "jobs=1", timeout=300)
     assert more.returncode == 0 and 2 <= more.stdout.count("  done ") <= 6, more.stdout
     other = samout(folder, *words, "trainer.max_steps=13")
     assert other.returncode == 2 and "trainer.max_steps=13: the run in all/" in other.stderr

@@ -1,6 +1,7 @@
 """The ledger: what became of jobs, and the missing ones made."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -8,11 +9,26 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
 
-from samout_train.experiments import Job, Outcome, described, forget_failure, jobs as ledger, outcome, record_failure
+from samout_train.checkpoint import reserve
+from samout_train.experiments import (
+    Job,
+    Outcome,
+    Plan,
+    described,
+    finish,
+    forget_failure,
+    jobs as ledger,
+    make_runs,
+    outcome,
+    read_record,
+    record_failure,
+)
+from samout_train.experiments.compare.candidates import Candidate
 from samout_train.experiments.jobs import last_step, run_jobs
 from samout_train.runtime import StopRequestedError
 
@@ -141,7 +157,8 @@ def test_a_job_that_another_process_took_in_the_meantime_is_waited_for(
 ) -> None:
     """As after a kill right behind the start of a job, whose process did not hold its lock yet."""
     job = Job(tmp_path / "jobs" / "a", ("refuse",))
-    looks = iter([Outcome("waiting"), Outcome("running"), Outcome("running"), Outcome("done", {"weights_sha256": "0"})])
+    states_of_looks = ("waiting", "waiting", "running", "running")
+    looks = iter([*map(Outcome, states_of_looks), Outcome("done", {"weights_sha256": "0"})])
     monkeypatch.setattr(ledger, "outcome", lambda run_dir: next(looks))
     assert states(run_jobs([job], at_once=1)) == {"a": "done"}
 
@@ -184,3 +201,84 @@ def test_a_job_that_another_process_is_at_is_waited_for(tmp_path: Path) -> None:
         found = run_jobs([job], at_once=1)
     assert states(found) == {"a": "done"} and not (job.run_dir / ledger.OUTPUT).exists()
     assert not FileLock(job.run_dir / ".hydra" / "lock").is_locked
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+def made_by(folder: Path) -> dict[str, list[str]]:
+    """How often each job was begun."""
+    return {path.parent.name: path.read_text().splitlines() for path in sorted(folder.glob("*/metrics.jsonl"))}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("stand_in")
+def test_two_programs_make_each_job_once_and_both_wait_for_all(tmp_path: Path) -> None:
+    jobs = [Job(tmp_path / "jobs" / str(number), ("fail" if number == 3 else "slow",)) for number in range(6)]
+
+    def share() -> None:
+        told: list[str] = []
+        found = run_jobs(jobs, at_once=1, report=lambda job, of: told.append(job.name))
+        assert states(found) == dict.fromkeys("012345", "done") | {"3": "FAILED"} and sorted(told) == list("012345")
+
+    programs = [FORK.Process(target=share) for _ in range(2)]
+    start = time.monotonic()
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join(60)
+    assert [program.exitcode for program in programs] == [0, 0] and time.monotonic() - start < 60
+    assert made_by(tmp_path / "jobs") == {name: ['{"step": 7}'] for name in "012345"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("stand_in")
+def test_a_job_that_a_dead_program_has_reserved_is_made_after_the_others(tmp_path: Path) -> None:
+    jobs = [Job(tmp_path / "jobs" / name, ("go",)) for name in "ab"]
+
+    def hold(reserved: Any) -> None:
+        release = reserve(jobs[0].run_dir)
+        assert release is not None
+        reserved.set()
+        time.sleep(60)
+        release()
+
+    reserved, order = FORK.Event(), []
+    program = FORK.Process(target=hold, args=(reserved,))
+    program.start()
+    assert reserved.wait(30)
+
+    def told(job: Job, found: Outcome) -> None:
+        order.append(job.name)
+        program.kill()
+
+    assert states(run_jobs(jobs, at_once=1, report=told)) == {"a": "done", "b": "done"} and order == ["b", "a"]
+    program.join()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("stand_in")
+def test_two_programs_share_a_comparison_and_one_writes_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"optimizer": {"lr": 1.0}}
+    models = [Candidate(label, ("slow", f"model={label}"), None, config, "text") for label in "ab"]
+    plan = Plan(tmp_path / "all", models, [1e-3, 1e-2, 1e-1], seed=0, num_seeds=1, extend=1, leaders=1, leader_seeds=1)
+    plan.write({"match": None})
+    programs = [FORK.Process(target=make_runs, args=(plan, 1)) for _ in range(2)]
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join(60)
+    assert [program.exitcode for program in programs] == [0, 0]
+    # equal losses: the lowest rate is the best one, so the grid is extended once, below it
+    counts = {f"{label}-lr{rate}-seed0": 1 for label in "ab" for rate in (0.0001, 0.001, 0.01, 0.1)}
+    counts |= {"a-lr0.0001-seed1": 1, "b-lr0.0001-seed1": 1, "a-lr0.0001-seed2": 1}
+    assert {name: len(lines) for name, lines in made_by(plan.folder).items()} == counts
+    assert set(read_record(plan.folder)["runs"]) == set(counts)
+    release = reserve(plan.folder)
+    assert release is not None
+    finish(plan)
+    assert "another process measures the speeds, and writes the page" in capsys.readouterr().out
+    assert not (plan.folder / "comparison.html").exists()
+    release()

@@ -30,6 +30,24 @@ def test_a_run_that_is_killed_is_the_same_run(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "kept").iterdir() if path.is_dir()} == {"undisturbed", "killed"}
 
 
+REGULARISED = [
+    *("model.embedding_dropout=0.1", "model.mixer_dropout=0.1", "model.ffn_inner_dropout=0.1", "model.ffn_dropout=0.1"),
+    *("model.drop_connect=0.1", "model.stochastic_depth=0.5", "optimizer=adamw", "optimizer.weight_decay_end=1"),
+    *("data=text", "data.path=text.txt", "data.seq_len=9", "data.batch_size=4", "model=v8", "device=cpu"),
+    *("model.hidden_size=12", "model.num_heads=2", "model.num_layers=2", "callbacks=metrics_file"),
+    *("checkpoint.every_n_steps=1", "trainer.log_every_n_steps=1"),
+]
+
+
+@pytest.mark.nightly
+def test_all_regularisation_together_is_continued_exactly(tmp_path: Path) -> None:
+    """Over the ends of epochs, each of which cuts its rows elsewhere."""
+    (tmp_path / "text.txt").write_text("To be, or not to be, that is the question. " * 6, "utf-8")
+    done = samout(tmp_path, "prove_resume", *REGULARISED, "steps=14", "kills=2", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "the same, bit for bit" and "kill 1: after step" in done.stderr
+
+
 @pytest.mark.slow
 def test_other_bits_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -11,9 +11,9 @@ from samout_train.experiments import GoldenCurve
 from samout_train.experiments.reproduce import CURVES, span_means, spans_of
 from tests.support.marks import mostly_nightly
 
-# Many runs, and no one curve; and what takes a GPU, which nobody has recorded it on.
 # Many runs, a run for a GPU, and one on data that a script makes.
-WITHOUT = {"capabilities", "zoology_recall", "maxplus_ablation", "maxplus_shakespeare_gpu", "chat_small"}
+SWEEPS = {"capabilities", "zoology_recall", "maxplus_ablation", "contenders_cpu"}
+WITHOUT = SWEEPS | {"maxplus_shakespeare_gpu", "chat_small"}
 
 
 def test_spans_grow_and_end_with_the_run() -> None:

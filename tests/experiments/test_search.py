@@ -73,7 +73,7 @@ def test_what_is_no_space_is_told(given: object, message: str) -> None:
     assert message in str(told.value)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -42,7 +42,7 @@ def gradients(made: Trainer) -> dict[str, Tensor | None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["trainer.accumulate=2", "precision=bf16"]], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", mostly_nightly(["v8", "transformer", "v1", "mingru", "maxplus"], {"v8", "maxplus"}))
+@pytest.mark.parametrize("name", mostly_nightly(["v8", "transformer", "v1", "mingru", "maxplus"], {"maxplus"}))
 def test_gradients_have_the_same_bits_and_less_is_kept(name: str, extra: list[str]) -> None:
     plain = trainer(name, *extra)
     plain_bytes, state = kept_bytes(plain), torch.get_rng_state()

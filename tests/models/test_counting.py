@@ -6,6 +6,7 @@ import torch
 from samout_train import build_model, build_trainer
 from samout_train.models.counting import CountingMaximum
 from samout_train.models.maxplus import MaxPlus, PartlyCounted
+from samout_train.ops import use_kernels
 
 
 def counting(**settings: float) -> CountingMaximum:
@@ -23,6 +24,7 @@ def test_the_temperature_is_held_and_then_falls_in_a_line(share: float, temperat
 
 
 def test_evaluation_is_hard_at_any_temperature() -> None:
+    use_kernels("reference")  # others take seconds to compile
     mixer, x_BTD = counting(temperature=1.0), torch.randn(2, 9, 12)
     soft, hard = mixer(x_BTD, None)[0], mixer.eval()(x_BTD, None)[0]
     mixer.anneal(1.0)
@@ -36,6 +38,7 @@ def test_a_trainer_sets_the_temperature_before_each_step() -> None:
             *("model=counting", "data=parity", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"),
             *("model.mixer.temperature_held=0.25", "model.mixer.temperature_zero=0.75"),
             *("data.batch_size=4", "data.num_sequences=40", "data.num_test_sequences=100", "trainer.max_steps=4"),
+            "kernels=reference",  # others take seconds to compile
         ]
     )
     temperatures = []

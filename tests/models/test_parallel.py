@@ -119,7 +119,7 @@ def test_every_model_can_be_shared_out(option: str, parallel: str, small_text: P
     torch.testing.assert_close(first, plain, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_fused_kernels_leave_shards_as_they_are() -> None:
     words = ["model=v8", "model.hidden_size=96", "model.num_layers=2", "model.dropout=0", "data=random", "device=cpu"]
     plain = configured(words, 2)
@@ -154,7 +154,7 @@ def test_a_run_of_two_processes_leaves_one_run(parallel: str, tmp_path: Path) ->
     assert summary["tokens_seen"] == summary_of(tmp_path / "alone")["tokens_seen"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_one_of_the_processes_that_share_the_weights_out_writes_samples(tmp_path: Path, small_text: Path) -> None:
     text = ["data=text", f"data.path={small_text}", "data.seq_len=16", "data.batch_size=2", "device=cpu"]
     few = [
@@ -227,7 +227,7 @@ def test_a_run_goes_on_in_another_number_of_processes(stages: str, tmp_path: Pat
         torch.testing.assert_close(tensor, weights[1][name], rtol=0, atol=10 * TOLERANCE, msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_damaged_shard_is_found_before_it_is_opened(tmp_path: Path) -> None:
     samout_together(tmp_path, 2, *RUN, "trainer.parallel=fsdp", "run_dir=run")
     (folder,) = (tmp_path / "run" / "checkpoints").glob("*.shards")

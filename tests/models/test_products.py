@@ -237,7 +237,7 @@ def test_a_model_that_is_loaded_is_measured_once(tmp_path: Path, monkeypatch: py
     assert len(asked) == 1 and chosen_products() == Products("torch", "numba")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_processes_take_what_the_first_one_measured(tmp_path: Path) -> None:
     words = [*TINY, "trainer.max_steps=1", "run_dir=run", "model.hidden_size=256", "data.seq_len=1024"]
     done = samout_together(tmp_path, 2, *words)

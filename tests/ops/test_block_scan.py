@@ -40,7 +40,7 @@ def both(packed_BTP: Tensor, state_BNG: Tensor, temperature: float, *, exact: bo
 
 
 # Each size, dtype, and a temperature or none, is a kernel of its own, which takes seconds to compile.
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("temperature", [0.7, *(pytest.param(t, marks=pytest.mark.nightly) for t in (0.0, 0.05))])
 @pytest.mark.parametrize("size", [2, *(pytest.param(size, marks=pytest.mark.nightly) for size in (3, 5))])
 def test_values_and_gradients_are_those_in_float64(size: int, temperature: float, dtype: torch.dtype) -> None:
@@ -64,7 +64,7 @@ def test_hard_maxima_follow_an_example_by_hand() -> None:
     assert y_BTD.tolist() == [[[1.0, -1.0], [0.0, 0.0]]]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtype", spread(TOLERANCE, len(TOLERANCE)))
 def test_permutations_give_the_entries_back_bit_for_bit(dtype: torch.dtype) -> None:
     size, time = 3, 2000

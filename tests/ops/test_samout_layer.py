@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from samout_train import build_model
 from samout_train.ops import kernels, samout_layer, use_kernels
 from samout_train.ops.samout_layer import blended, blended_reference, gated, gated_reference, operator
+from tests.support.marks import spread
 
 SIZES = [(3, 7, 24), (1, 1, 1), (2, 65, 33), (5, 384)]
 # Relative in norm; bfloat16 is rounded once, at the end.
@@ -47,7 +48,7 @@ def inputs(sizes: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", spread(TOLERANCE, 2))
 def test_blended_and_its_gradients_are_those_in_float64(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     f, x, norm, grad = inputs(sizes, dtype)
     alpha = torch.tensor(0.3, requires_grad=True)
@@ -136,7 +137,7 @@ def test_the_operators_pass_torchs_own_checks() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", spread(["fp32", "bf16"], 2))
 def test_a_model_learns_the_same_with_and_without_the_kernels(precision: str) -> None:
     ids = torch.randint(0, 50, (4, 33), generator=torch.Generator().manual_seed(0))
     gradients: list[dict[str, Tensor]] = []

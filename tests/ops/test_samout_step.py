@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from samout_train.models.regularisation import Regularisation
 from samout_train.models.samout import MaxState, MaxStateSuper, SamOutLayer
 from samout_train.ops import use_kernels
 from samout_train.ops.samout_layer import MOST_ROWS, cpu_step
@@ -19,7 +20,10 @@ def restored() -> Iterator[None]:
 def layer_of(mixer: type[MaxState] | type[MaxStateSuper], width: int, dropout: float = 0.0) -> SamOutLayer:
     torch.manual_seed(0)
     layer = SamOutLayer(
-        mixer=mixer(hidden_size=width, num_heads=1), hidden_size=width, ffn_size=width + 7, dropout=dropout
+        mixer=mixer(hidden_size=width, num_heads=1),
+        hidden_size=width,
+        ffn_size=width + 7,
+        regularisation=Regularisation(ffn_dropout=dropout),
     )
     torch.nn.init.normal_(layer.norm.weight)
     torch.nn.init.normal_(layer.norm.bias)

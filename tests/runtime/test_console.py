@@ -154,7 +154,7 @@ def test_a_run_comes_to_its_end_whatever_the_streams_are(tmp_path: Path, streams
     assert [path.name for path in printed] == ["samout_train.log"], "text went into a file"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "encoding", ["cp1252", "ascii", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("latin-1", "koi8-r"))]
 )
@@ -166,7 +166,7 @@ def test_generated_text_has_replacements_in_any_encoding(folder: Path, tmp_path:
     assert printed == whole.encode(encoding, "replace") and printed.count(b"?") > 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_samples_after_training_and_bars_are_printed_in_any_encoding(folder: Path, tmp_path: Path) -> None:
     words = [*TINY, "data=text", "data.path=text.txt", "trainer.max_steps=2", f"run_dir={tmp_path / 'run'}"]
     words.append("callbacks.report.verbose=true")
@@ -187,6 +187,7 @@ def test_generate_stops_where_nobody_reads_and_reports_a_full_disk(folder: Path)
     assert code_of(folder, [*words, "max_new_tokens=3"], streams=Full(1)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["inspect", pytest.param("evaluate", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("streams", [Closed(1, 2), Full(1), Unread(1, 2)], ids=lambda streams: type(streams).__name__)
 def test_other_verbs_come_to_their_end(folder: Path, verb: str, streams: Callable[[], None]) -> None:

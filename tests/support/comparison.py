@@ -1,11 +1,12 @@
 """Run directories with the figures that a test wants."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from samout_train.experiments import record_failure
+from samout_train.experiments import Plan, record_failure
+from samout_train.experiments.compare.plan import Entry, stages
 from samout_train.experiments.compare.results import Comparison, comparisons_of
 from samout_train.experiments.compare.runs import read_run
 
@@ -79,3 +80,17 @@ def make_comparison(folder: Path, losses: Mapping[str, Sequence[float]], **summa
         for seed, loss in enumerate(of_seeds, start=1):
             run_dirs.append(make_run(folder, label, 3e-3, seed, loss, **summary))
     return comparisons_of([read_run(run_dir) for run_dir in run_dirs])[0]
+
+
+def make_stages(asked: Plan, loss_of: Callable[[Entry], float | None]) -> list[list[str]]:
+    """Make the runs of all stages of a plan, as far as they are missing, and return their names by stage."""
+    names = []
+    for stage in stages(asked):
+        asked.record(stage.entries, stage.record)
+        for name, entry in stage.entries.items():
+            (asked.folder / name).mkdir(exist_ok=True, parents=True)
+            if (loss := loss_of(entry)) is not None:
+                text = json.dumps({"weights_sha256": "0", "val_loss_nats": loss})
+                (asked.folder / name / "summary.json").write_text(text)
+        names.append(list(stage.entries))
+    return names

@@ -80,7 +80,7 @@ def test_weights_under_two_names_are_averaged_under_both() -> None:
     assert {name: tensor.tolist() for name, tensor in state.items()} == {"a": [5, 5], "b": [5, 5], "buffer": [1]}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stopped_run_resumes_the_average_exactly_and_loads_it(tmp_path: Path) -> None:
     train([*TINY, "trainer.max_steps=6", f"run_dir={tmp_path / 'whole'}"])
     for steps in (4, 6):

@@ -108,7 +108,7 @@ def test_a_limit_that_holds_already_is_named_and_the_advice_works(tmp_path: Path
     assert further.returncode == 0 and json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_repeat_of_a_continued_run_makes_a_run_of_its_own(tmp_path: Path) -> None:
     samout(tmp_path, *WORDS, "trainer.max_steps=1", "run_dir=run")
     done = samout(tmp_path, *WORDS, "trainer.max_steps=1", "run_dir=run", "resume=auto", "trainer.max_steps=2")
@@ -188,7 +188,7 @@ def assert_goes_on(run_dir: str, *words: str) -> None:
     assert summary["steps"] == before + 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_same_text_is_continued_on_wherever_it_lies(texts: Path) -> None:
     (texts / "link.txt").symlink_to(texts / "one.txt")
     (texts / "elsewhere").symlink_to(texts / "texts")
@@ -220,7 +220,7 @@ def test_other_data_is_refused_in_every_form(texts: Path) -> None:
         assert_goes_on("folder", "data.path=texts", "data.vocabulary=characters")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_a_record_a_run_is_continued_by_path(texts: Path) -> None:
     for path in Path("file/checkpoints").glob("step_*.json"):
         manifest = json.loads(path.read_text())

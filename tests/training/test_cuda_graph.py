@@ -307,6 +307,9 @@ def test_models_and_optimizers_that_a_graph_cannot_have_are_named() -> None:
     assert "MuonWithAdamW" in (model_problem(net, other, scalars=False) or "")
     assert cuda_graph.takes_scalars(adamw(net), CUDA, is_sharded=False)
     assert not cuda_graph.takes_scalars(adamw(net), torch.device("cpu"), is_sharded=False)
+    for_decay = adamw(net)
+    for_decay.param_groups[0]["weight_decay_end"] = 0.5
+    assert "weight decay" in (model_problem(net, for_decay, scalars=True) or "")
     net.layers[0].anneal = lambda share: share  # type: ignore[union-attr, index, operator]
     assert "temperature" in (model_problem(net, adamw(net), scalars=True) or "")
 

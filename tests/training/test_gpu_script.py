@@ -62,6 +62,7 @@ def test_every_part_has_a_limit_and_all_fit_into_calls_of_ten_minutes(script: Mo
         assert script.program(name, tmp_path)[0] == sys.executable
 
 
+@pytest.mark.nightly
 def test_without_a_gpu_it_says_what_to_do(tmp_path: Path) -> None:
     hidden = {"CUDA_VISIBLE_DEVICES": "", "PATH": ""}
     done = subprocess.run([sys.executable, SCRIPT, "--out", tmp_path], capture_output=True, text=True, env=hidden)

@@ -56,6 +56,7 @@ def printed_command(text: str) -> str:
     return next(line.partition("dashboard")[2].strip() for line in reversed(text.splitlines()) if "dashboard  " in line)
 
 
+@pytest.mark.nightly
 def test_the_printed_dashboard_has_the_figures_of_one_run_and_of_a_continued_one(tmp_path: Path) -> None:
     for further in ([], ["resume=auto", "trainer.max_steps=4"]):
         done = samout(tmp_path, *SETTINGS, SIZE, "run_dir=runs/one", *further)

@@ -76,7 +76,7 @@ def test_a_shorter_run_says_what_was_profiled(tmp_path: Path, steps: int, wanted
     assert (tmp_path / "profile").exists() == (steps > 5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("stop_after", mostly_nightly([3, 7], {7}))
 def test_a_run_that_is_stopped_among_the_profiled_steps_goes_on_and_profiles_anew(
     tmp_path: Path, stop_after: int

@@ -92,9 +92,10 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
         *_unfinished(comparison),
         *_off_budget(ran, asked.get("match")),
         *_screened(comparison, asked),
-        *_rates(ran),
+        *_rates(ran, extended=bool(asked.get("extend_lr"))),
+        *_chosen_settings(ran),
         *_seeds(ran),
-        *_unlike(ran),
+        *_unlike(ran, asked.get("train_flops")),
     ]
     jobs = asked.get("jobs") or 1
     if jobs > 1:
@@ -147,7 +148,7 @@ def _tokens(comparison: Comparison) -> str:
     if len(tokens) != 1:
         return f"They were NOT trained on the same tokens ({counts})"
     others = any(key.startswith(("data", "trainer")) for key in _differing(ran))
-    if not others and len({tuple(one.losses) for one in ran}) == 1:
+    if not others and len({tuple(one.first_losses) for one in ran}) == 1:
         return f"All were trained on the same {counts} tokens"
     return f"All were trained on {counts} tokens each, but not on the same ones"
 
@@ -180,7 +181,7 @@ def _unfinished(comparison: Comparison) -> Iterable[str]:
         places = []
         for run in one.runs:
             if run.loss is not None:
-                places.append((run.rate, run.seed))
+                places.append((run.rate, run.seed, str(run.settings)))
             elif run.outcome.state == "done":
                 yield f"{run.run_dir.name} of {one.label} ended with a loss that is not a number, and is not scored."
         if len(set(places)) < len(places):
@@ -193,7 +194,7 @@ def _screened(comparison: Comparison, asked: Asked) -> Iterable[str]:
         yield screening_caveat(screening, comparison.screening_losses)
 
 
-def _rates(ran: Sequence[CandidateResult]) -> Iterable[str]:
+def _rates(ran: Sequence[CandidateResult], *, extended: bool) -> Iterable[str]:
     for one in ran:
         if one.edge and one.best_rate is not None:
             beyond = {"largest": "larger", "smallest": "smaller"}[one.edge]
@@ -209,6 +210,8 @@ def _rates(ran: Sequence[CandidateResult]) -> Iterable[str]:
     tried = {len(one.rates) for one in ran}
     if len(ran) > 1 and tried == {1}:
         yield "Each model was tried with one learning rate, so this may compare learning rates more than models."
+    elif len(tried) > 1 and extended:
+        yield "Models whose best learning rate was at the edge of the grid were tried with more of them."
     elif len(tried) > 1:
         yield "Some models were tried with more learning rates than others."
 
@@ -219,13 +222,38 @@ def _seeds(ran: Sequence[CandidateResult]) -> Iterable[str]:
         yield "One seed cannot tell a difference from noise."
     elif fewest < FEW_SEEDS and len(ran) > 1:
         yield f"With {fewest} seeds, the intervals are very wide."
-    if len({tuple(one.losses) for one in ran}) > 1:
+    leaders = [one for one in ran if one.leads]
+    if leaders:
+        first, further = _listed(list(leaders[0].first_losses)), _listed(list(leaders[0].losses))
+        yield (
+            f"{', '.join(one.label for one in leaders)} led on {first}, and were then scored on {further}. "
+            "Nothing was chosen on these: the losses of the leaders, and the differences among them, are of these "
+            f"alone. Differences from other models are of {first}, which favours the leaders."
+        )
+    kinds = ([one.first_losses for one in ran], [one.losses for one in leaders])
+    if any(len(set(map(tuple, losses))) > 1 for losses in kinds):
         yield "The models have different seeds; differences are taken on the seeds that both have."
 
 
-def _unlike(ran: Sequence[CandidateResult]) -> Iterable[str]:
+def _listed(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    return f"seeds {', '.join(map(str, seeds)) or 'unknown'}"
+
+
+def _chosen_settings(ran: Sequence[CandidateResult]) -> Iterable[str]:
+    keys = sorted(set().union(*(one.best_settings for one in ran)))
+    for key in keys:
+        lacking = [one.label for one in ran if key not in one.best_settings]
+        if lacking:
+            yield f"{key} was not chosen for {', '.join(lacking)}: no such setting."
+
+
+def _unlike(ran: Sequence[CandidateResult], operations: float | None) -> Iterable[str]:
     tokens = {one.figure("tokens_seen") for one in ran}
-    if len(tokens) > 1:
+    if operations is not None:
+        yield f"Each model was trained with {operations:.3g} FLOPs, so that their steps and tokens differ."
+    elif len(tokens) > 1:
         yield "The models were not trained on the same number of tokens."
     differing = _differing(ran)
     if differing:

@@ -12,13 +12,13 @@ from typing import IO, Any
 
 from jinja2 import Environment, StrictUndefined
 
-from samout_train.checkpoint import new_directory
+from samout_train.checkpoint import in_turn, new_directory, reserve
 from samout_train.config import ConfigError, Problem, shown
 from samout_train.evaluation import missing_charts
 from samout_train.experiments.compare.candidates import folder_name
 from samout_train.experiments.compare.charts import Chart, Speeds, charts, colour_of, overview, tasks_chart
 from samout_train.experiments.compare.findings import caveats, in_words, interval, mean_and_spread, nats, verdict
-from samout_train.experiments.compare.plan import Plan, read_record, record_screening
+from samout_train.experiments.compare.plan import Plan, read_record, stages
 from samout_train.experiments.compare.results import CandidateResult, Comparison, comparisons_of, difference
 from samout_train.experiments.compare.runs import read_run, run_dirs_below, told_apart
 from samout_train.experiments.compare.screening import Screening, screening_lines, screening_table
@@ -54,41 +54,44 @@ def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
     Raises:
         StopRequestedError: on a signal; the runs that were stopped have saved what they need to resume.
     """
-    choosing = plan.choosing()
-    with job_bar(len(choosing) + plan.most_counting()) as bar:
-        outcomes = bar.run(choosing, at_once=at_once)
-        best = {one.label: plan.rates[0] for one in plan.candidates}
-        if choosing:
-            runs = [read_run(job.run_dir) for job in choosing]
-            comparison = Comparison.of("", runs)
-            best = {}
-            for one in comparison.results:
-                if one.best_rate is not None:
-                    best[one.label] = one.best_rate
-            if plan.screening is not None:
-                losses = comparison.screening_losses
-                chosen = plan.screening.chosen(losses)
-                for label in set(best) - set(chosen):
-                    del best[label]
-                record_screening(plan.folder, losses, chosen)
-                bar.say([f"screened   {', '.join(chosen) or 'no model'} to be trained in full"])
-        counting = plan.counting(best)
-        bar.expect(len(choosing) + len(counting))
-        return outcomes | bar.run(counting, at_once=at_once)
+    outcomes: dict[str, Outcome] = {}
+    with job_bar(plan.most_counting()) as bar:
+        for stage in stages(plan):
+            with in_turn(plan.folder):
+                plan.record(stage.entries, stage.record)
+            if stage.note:
+                bar.say([stage.note])
+            bar.expect(len(outcomes) + len(stage.entries) + stage.left)
+            outcomes |= bar.run([plan.job(entry) for entry in stage.entries.values()], at_once=at_once)
+    return outcomes
 
 
 def finish(plan: Plan) -> None:
-    """Write the page of a comparison, and write it again once the speeds are measured."""
-    record = read_record(plan.folder)
-    runs = []
-    for name in plan.entries():
-        run = read_run(plan.folder / name)
-        if run.outcome.state != "waiting":
-            runs.append(run)
-    comparisons = comparisons_of(runs)
-    write_page(comparisons, record, read_speeds(plan.folder), plan.folder)
-    _show(comparisons, record, measured_speeds(plan.candidates, plan.folder), plan.folder)
-    print(f"dashboard  {dashboard_command(plan.folder)}")
+    """Write the page of a comparison, and write it again once the speeds are measured.
+
+    Of several programs that share the comparison, one does.
+    """
+    release = reserve(plan.folder)
+    if release is None:
+        print("page       another process measures the speeds, and writes the page")
+        return
+    try:
+        record = read_record(plan.folder)
+        runs = []
+        for stage in stages(plan):
+            for name in stage.entries:
+                run = read_run(plan.folder / name)
+                if run.outcome.state != "waiting":
+                    runs.append(run)
+        comparisons = comparisons_of(runs)
+        with in_turn(plan.folder):
+            write_page(comparisons, record, read_speeds(plan.folder), plan.folder)
+        speeds = measured_speeds(plan.candidates, plan.folder)
+        with in_turn(plan.folder):
+            _show(comparisons, record, speeds, plan.folder)
+        print(f"dashboard  {dashboard_command(plan.folder)}")
+    finally:
+        release()
 
 
 def show(paths: Sequence[str], command: str, folder: Path, *, is_new: bool = False) -> None:
@@ -289,6 +292,8 @@ def loss_table(
         rate = _short(one.best_rate)
         if one.edge:
             rate += " (edge)"
+        for key, value in one.best_settings.items():
+            rate += f", {key.rpartition('.')[2]} {shown(value)}"
         speed = None
         if speeds.get(one.label):
             speed = min(speeds[one.label].items())[1]  # at the training length
@@ -410,7 +415,7 @@ def _asked(comparisons: Sequence[Comparison], record: Record) -> str:
     for comparison in comparisons:
         for one in comparison.results:
             rates.update(one.rates)
-            scored.update(one.losses)
+            scored.update(one.first_losses, one.losses)
             if len(one.rates) > 1 and one.choosing_seed is not None:
                 choosing.add(one.choosing_seed)
     words = [f"Learning rates: {', '.join(f'{rate:g}' for rate in sorted(rates)) or 'none'}"]

@@ -1,27 +1,34 @@
 """The runs of a comparison: which there are, where each lies, and the record of it in the directory.
 
 Each model is tried with each learning rate on one seed, and then trained with its best rate on the seeds after it,
-which are scored. With a screening, the first runs are short, and only some of the models are trained in full.
+which are scored. With a screening, the first runs are short, and only some of the models are trained in full. The best
+of the scored models, the leaders, may get further seeds. Which runs come next follows from the losses of those before;
+`stages` goes through them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from samout_train.checkpoint import DataNow, holds_run, other_kind, other_settings
 from samout_train.config import Problem, shown
-from samout_train.experiments.compare.candidates import Candidate, Config, folder_name
+from samout_train.experiments.compare.candidates import Candidate, folder_name
+from samout_train.experiments.compare.choices import Choose, first_settings, with_settings, words_of
 from samout_train.experiments.compare.matching import Sizes
-from samout_train.experiments.compare.screening import Screening, best_rate
-from samout_train.experiments.jobs import Job
+from samout_train.experiments.compare.screening import FEWEST_FOR_AN_EDGE, Screening, best_rate
+from samout_train.experiments.jobs import Job, outcome
 from samout_train.runtime import place_problem, read_figures, write_figures
 from samout_train.training import source_from
 
 RECORD = "comparison.json"
 # The settings of an existing run that must be as asked for.
 DECISIVE_KEYS = ("seed", "precision", "model", "data", "optimizer", "schedule", "trainer", "callbacks")
+
+
+Losses = Mapping[str, float | None]  # of the runs that are over, by name; None where a run has no loss
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,11 @@ class Entry:
         data: The name of the data that it is trained on.
         rate: Its learning rate.
         seed: Its seed.
-        counts: Whether it is scored; else the best rate is chosen by it.
+        counts: Whether it is scored; else something is chosen by it.
         screening: Whether it is a short run of a screening.
+        leader: Whether its seed is one that the leaders alone are scored on.
+        settings: What is chosen beside the rate, by dotted key.
+        tries: The key of these that the run tries; None for a run that tries its rate, and for a scored one.
     """
 
     label: str
@@ -43,6 +53,26 @@ class Entry:
     seed: int
     counts: bool
     screening: bool = False
+    leader: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tries: str | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Runs of a comparison that can be made in any order.
+
+    Args:
+        entries: By the names of their directories.
+        left: The largest possible number of scored runs in later stages.
+        note: A line for the console: what was chosen before.
+        record: The same for the record of the comparison.
+    """
+
+    entries: Mapping[str, Entry]
+    left: int = 0
+    note: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,11 +82,16 @@ class Plan:
     Args:
         folder: The directory of its runs.
         candidates: The models.
-        rates: Learning rates that each is tried with.
+        rates: Learning rates that each is tried with, ascending.
         seed: The seed on which the best rate is chosen; the seeds after it are scored.
         num_seeds: Number of scored seeds.
         flags: The flags that the command line of each run begins with.
         screening: How models are screened; None where all are trained in full.
+        extend: The most learning rates beyond each edge of `rates` that a model whose best rate is the last one there
+            is tried with. A grid of fewer than three rates is never extended.
+        leaders: Number of models with the lowest mean loss on these seeds that are scored on further ones.
+        leader_seeds: Number of further seeds.
+        choose: Values of settings that are tried at the best rate, by dotted key.
     """
 
     folder: Path
@@ -66,59 +101,135 @@ class Plan:
     num_seeds: int
     flags: Sequence[str] = ()
     screening: Screening | None = None
+    extend: int = 0
+    leaders: int = 0
+    leader_seeds: int = 0
+    choose: Choose = field(default_factory=dict)
 
-    def choosing(self) -> list[Job]:
-        """Return the runs that the best rates are chosen by; none where there is nothing to choose."""
-        jobs = []
-        if self._chooses():
-            for one in self.candidates:
-                for rate in self.rates:
-                    jobs.append(self._job(one, rate, self.seed, self.screening))
-        return jobs
+    def trials(self, losses: Losses) -> dict[str, Entry]:
+        """Return the runs that the best rates are chosen by, as far as these losses decide which there are.
 
-    def counting(self, best_rates: Mapping[str, float]) -> list[Job]:
-        """Return the scored runs of the models that have a best rate.
+        There are more once all of these are over, until `losses` has each of them.
 
         Args:
-            best_rates: By label.
+            losses: Of the runs that are over.
         """
-        jobs = []
-        for one in self.candidates:
-            if one.label in best_rates:
-                for seed in self._seeds():
-                    jobs.append(self._job(one, best_rates[one.label], seed))
-        return jobs
-
-    def entries(self) -> dict[str, Entry]:
-        """Return every run that this comparison may have, by the name of its directory."""
-        found = {}
-        for one in self.candidates:
-            for rate in self.rates:
-                of_rate = partial(Entry, label=one.label, data=one.data, rate=rate)
-                if self._chooses():
-                    short = self.screening is not None
-                    name = self._job(one, rate, self.seed, self.screening).name
-                    found[name] = of_rate(seed=self.seed, counts=False, screening=short)
-                for seed in self._seeds():
-                    found[self._job(one, rate, seed).name] = of_rate(seed=seed, counts=True)
+        found: dict[str, Entry] = {}
+        if self._chooses():
+            for one in self.candidates:
+                for entry in self._trials_of(one, losses):
+                    found[self.name(entry)] = entry
         return found
 
+    def best(self, losses: Losses) -> dict[str, Entry]:
+        """Return the run with the lowest loss of each model by label; models without a loss are left out.
+
+        Args:
+            losses: Of all runs that rates are chosen by.
+        """
+        best: dict[str, Entry] = {}
+        for one in self.candidates:
+            entry: Entry | None = self._first(one, self.rates[0])
+            if self._chooses():
+                entry = self._lowest(self._trials_of(one, losses), losses)
+            if entry is not None:
+                best[one.label] = entry
+        return best
+
+    def scored(self, best: Mapping[str, Entry]) -> dict[str, Entry]:
+        """Return the scored runs of the models that have a best run.
+
+        Args:
+            best: By label.
+        """
+        found = {}
+        for one in self.candidates:
+            if one.label in best:
+                for seed in self._seeds():
+                    entry = replace(best[one.label], seed=seed, counts=True, screening=False, tries=None)
+                    found[self.name(entry)] = entry
+        return found
+
+    def leading(self, scored: Mapping[str, Entry], losses: Losses) -> list[str]:
+        """Return the labels of the leaders, the one with the lowest mean loss first.
+
+        Args:
+            scored: The scored runs.
+            losses: Of these runs; a model that lacks one of them cannot lead.
+        """
+        by_label: dict[str, list[float | None]] = {}
+        for name, entry in scored.items():
+            by_label.setdefault(entry.label, []).append(losses.get(name))
+        means = {}
+        for label, of_model in by_label.items():
+            known = [loss for loss in of_model if loss is not None]
+            if len(known) == len(of_model):
+                means[label] = statistics.fmean(known)
+        return sorted(means, key=lambda label: means[label])[: self.leaders]
+
+    def further(self, best: Mapping[str, Entry], leading: Sequence[str]) -> dict[str, Entry]:
+        """Return the runs of the leaders with the seeds that they alone are scored on.
+
+        Args:
+            best: By label.
+            leading: Labels of the leaders.
+        """
+        found = {}
+        for label in leading:
+            for seed in self._further_seeds():
+                entry = replace(best[label], seed=seed, counts=True, screening=False, leader=True, tries=None)
+                found[self.name(entry)] = entry
+        return found
+
+    def name(self, entry: Entry) -> str:
+        """Return the name of the directory of a run."""
+        stage = ""
+        if entry.screening:
+            stage = "screening-"
+        changed = ""
+        for key, value in entry.settings.items():
+            if value != self.choose[key][0]:
+                changed += f"{key}={value}-"
+        if changed:
+            changed = folder_name(changed)
+        return f"{folder_name(entry.label)}-lr{entry.rate!r}-{changed}{stage}seed{entry.seed}"
+
+    def job(self, entry: Entry) -> Job:
+        """Return the job that makes a run."""
+        (candidate,) = (one for one in self.candidates if one.label == entry.label)
+        words = [*self.flags, *candidate.words]
+        if candidate.steps is not None:
+            words.append(f"trainer.max_steps={candidate.steps}")
+        if self.screening is not None and entry.screening:
+            words += self.screening.words(candidate.config)
+        words += [*words_of(entry.settings), f"optimizer.lr={entry.rate!r}", f"seed={entry.seed}"]
+        return Job(self.folder / self.name(entry), tuple(words))
+
     def most_counting(self) -> int:
-        """Return the largest possible number of scored runs."""
+        """Return the largest possible number of scored runs, without the further seeds of the leaders."""
+        return self._most_models() * self.num_seeds
+
+    def most_further(self) -> int:
+        """Return the largest possible number of runs with the further seeds of the leaders."""
+        return min(self._most_models(), self.leaders) * self.leader_seeds
+
+    def _most_models(self) -> int:
         models = len(self.candidates)
         if self.screening is not None and self.screening.finalists is not None:
             models = min(models, self.screening.finalists + len(self.screening.always))
-        return models * self.num_seeds
+        return models
 
     def lines(self) -> list[str]:
         """Return lines for the console: the models at their sizes, and the number of runs."""
         rows = []
         for one in self.candidates:
-            if one.sizes is None:
-                rows.append((one.label, "", "as configured"))
-            else:
+            sizes, cost = "", "as configured"
+            if one.sizes is not None:
                 sizes = ", ".join(f"{key} {size}" for key, size in one.sizes.settings.items())
-                rows.append((one.label, sizes, f"takes {one.sizes.cost:,.6g} of the budget"))
+                cost = f"takes {one.sizes.cost:,.6g} of the budget"
+            if one.steps is not None:
+                cost += f", {one.steps:,} steps"
+            rows.append((one.label, sizes, cost))
         label_width = max(len(label) for label, _, _ in rows)
         sizes_width = max(len(sizes) for _, sizes, _ in rows)
         lines = []
@@ -127,19 +238,37 @@ class Plan:
             if sizes_width:
                 line += f"  {sizes:<{sizes_width}}"
             lines.append(f"{line}  {cost}")
+        for key in self.choose:
+            lacking = [one.label for one in self.candidates if key not in self._settings(one)]
+            if lacking:
+                lines.append(f"  {key} is not chosen for {', '.join(lacking)}: no such setting")
         return [*lines, self._count_line()]
 
     def _count_line(self) -> str:
-        choosing, counting = len(self.choosing()), self.most_counting()
+        trying, counting, further = len(self.trials({})), self.most_counting(), self.most_further()
+        settings = sum(len(self.choose[key]) - 1 for one in self.candidates for key in self._settings(one))
         seeds, chosen, at_most = "one seed", "", ""
         if self.num_seeds > 1:
-            seeds = f"seeds {self.seed + 1} to {self.seed + self.num_seeds}"
+            seeds = _named_seeds(self._seeds())
         if self.screening is not None:
-            chosen = f"{choosing} of {self.screening.steps:,} steps to screen (seed {self.seed}), "
+            chosen = f"{trying + settings} of {self.screening.steps:,} steps to screen (seed {self.seed}), "
             at_most = "at most "
-        elif choosing:
-            chosen = f"{choosing} to choose learning rates (seed {self.seed}), "
-        return f"{at_most}{choosing + counting} runs in {self.folder}: {chosen}{at_most}{counting} scored ({seeds})"
+        elif settings:
+            chosen = f"{trying + settings} to choose learning rates and settings (seed {self.seed}), "
+        elif trying:
+            chosen = f"{trying} to choose learning rates (seed {self.seed}), "
+        total = trying + settings + counting + further
+        line = f"{at_most}{total} runs in {self.folder}: {chosen}{at_most}{counting} scored ({seeds})"
+        if further:
+            line += f", {further} of the {self.leaders} best models ({_named_seeds(self._further_seeds())})"
+        if self.extends:
+            line += f"; up to {self.extend} rates more at the edge of the grid where a model's best rate lies"
+        return line
+
+    @property
+    def extends(self) -> bool:
+        """Return whether the learning rates of a model may be extended."""
+        return self.extend > 0 and len(self.rates) >= FEWEST_FOR_AN_EDGE
 
     def check(self) -> list[Problem]:
         """Return why the directory cannot be taken, and the runs in it that differ from those asked for.
@@ -163,11 +292,12 @@ class Plan:
         other_data: list[Problem] = []
         there_now = DataNow(source_from)
         by_label = {one.label: one for one in self.candidates}
-        for name, entry in self.entries().items():
+        for name, entry in self._known().items():
             run_dir = self.folder / name
             if not holds_run(run_dir):
                 continue
-            config = _with(by_label[entry.label].config, entry.rate, entry.seed)
+            config = with_settings(by_label[entry.label].config, entry.settings)
+            config = with_settings(config, {"optimizer.lr": entry.rate, "seed": entry.seed})
             if self.screening is not None and entry.screening:
                 config = self.screening.shortened(config)
             for problem in other_settings(run_dir, config, DECISIVE_KEYS):
@@ -200,18 +330,38 @@ class Plan:
                     "settings": dict(one.sizes.settings),
                     "cost": one.sizes.cost,
                 }
-        runs = dict(before.get("runs", {}))
-        for name, entry in self.entries().items():
-            runs[name] = vars(entry)
         if self.screening is not None:
             asked = {**asked, "screening": self.screening.recorded()}
+        if self.extends:
+            asked = {**asked, "extend_lr": self.extend}
+        if self.choose:
+            asked = {**asked, "choose": self.choose}
+        runs = before.get("runs", {})
         write_figures(self.folder / RECORD, {**asked, "sizes": sizes, "runs": runs})
+        self.record(self.trials({}))
+
+    def record(self, entries: Mapping[str, Entry], further: Mapping[str, Any] | None = None) -> None:
+        """Add runs to the record of the comparison, before they are made.
+
+        Args:
+            entries: By name.
+            further: More for the record, such as the result of the screening.
+        """
+        record = read_record(self.folder)
+        runs = dict(record.get("runs", {}))
+        for name, entry in entries.items():
+            runs[name] = vars(entry)
+        write_figures(self.folder / RECORD, {**record, **(further or {}), "runs": runs})
 
     def _seeds(self) -> range:
         return range(self.seed + 1, self.seed + 1 + self.num_seeds)
 
+    def _further_seeds(self) -> range:
+        first = self.seed + 1 + self.num_seeds
+        return range(first, first + self.leader_seeds)
+
     def _chooses(self) -> bool:
-        return len(self.rates) > 1 or self.screening is not None
+        return len(self.rates) > 1 or self.screening is not None or bool(self.choose)
 
     def _check_screening(self) -> list[Problem]:
         """Return how the screening differs from that of the comparison in the directory."""
@@ -229,14 +379,112 @@ class Plan:
                 problems.append(Problem(key, shown(now[key]), text=text, fix="give another run_dir"))
         return problems
 
-    def _job(self, candidate: Candidate, rate: float, seed: int, screening: Screening | None = None) -> Job:
-        words = [*self.flags, *candidate.words]
-        stage = ""
-        if screening is not None:
-            words += screening.words(candidate.config)
-            stage = "screening-"
-        name = f"{folder_name(candidate.label)}-lr{rate!r}-{stage}seed{seed}"
-        return Job(self.folder / name, (*words, f"optimizer.lr={rate!r}", f"seed={seed}"))
+    def _trials_of(self, one: Candidate, losses: Losses) -> list[Entry]:
+        """Return the runs by which something is chosen for a model, up to the first ones that others depend on."""
+        tried = [self._first(one, rate) for rate in self.rates]
+        while self._are_over(tried, losses):
+            by_rate = {entry.rate: losses[self.name(entry)] for entry in tried}
+            further = rate_beyond(by_rate, self.rates, self.extend)
+            if further is None:
+                break
+            tried.append(self._first(one, further))
+        for key in self._settings(one):
+            best = self._lowest(tried, losses)
+            if best is None or not self._are_over(tried, losses):
+                break
+            for value in self.choose[key][1:]:
+                tried.append(replace(best, settings={**best.settings, key: value}, tries=key))
+        return tried
+
+    def _are_over(self, tried: Iterable[Entry], losses: Losses) -> bool:
+        return all(self.name(entry) in losses for entry in tried)
+
+    def _lowest(self, tried: Iterable[Entry], losses: Losses) -> Entry | None:
+        """Return the run with the lowest loss, of equal ones that with the smallest rate, and then the first one."""
+        best, lowest = None, math.inf
+        for entry in sorted(tried, key=lambda entry: entry.rate):
+            loss = losses.get(self.name(entry))
+            if loss is not None and loss < lowest:
+                best, lowest = entry, loss
+        return best
+
+    def _first(self, one: Candidate, rate: float) -> Entry:
+        """Return the run that tries a rate."""
+        screening, settings = self.screening is not None, self._settings(one)
+        return Entry(one.label, one.data, rate, self.seed, counts=False, screening=screening, settings=settings)
+
+    def _settings(self, one: Candidate) -> dict[str, Any]:
+        return first_settings(self.choose, one.config)
+
+    def _known(self) -> dict[str, Entry]:
+        """Return the first runs, and those that an earlier start recorded for these models."""
+        labels = {one.label for one in self.candidates}
+        found = {}
+        for name, recorded in read_record(self.folder).get("runs", {}).items():
+            if recorded["label"] in labels:
+                found[name] = Entry(**recorded)
+        return found | self.trials({})
+
+
+def rate_beyond(by_rate: Mapping[float, float | None], grid: Sequence[float], most: int) -> float | None:
+    """Return the learning rate to try next where the best one is at the edge of those tried, else None.
+
+    Args:
+        by_rate: The loss with each rate tried.
+        grid: The rates of the request, ascending; their ratio at that edge is kept. None follows fewer than three.
+        most: Number of rates tried beyond that edge of the grid after which it stays.
+    """
+    tried = sorted(by_rate)
+    best = best_rate({rate: by_rate[rate] for rate in tried})
+    if best is None or len(grid) < FEWEST_FOR_AN_EDGE:
+        return None
+    if best == tried[-1] and sum(rate > grid[-1] for rate in tried) < most:
+        return _rounded(best * grid[-1] / grid[-2])
+    if best == tried[0] and sum(rate < grid[0] for rate in tried) < most:
+        return _rounded(best * grid[0] / grid[1])
+    return None
+
+
+def stages(plan: Plan) -> Iterator[Stage]:
+    """Yield the stages of a comparison, each as the runs of those before turned out.
+
+    The caller makes the runs of a stage before it takes the next one; a run that is missing has no loss. The same
+    losses give the same stages, so that an interrupted comparison resumes with the same runs.
+    """
+    losses: dict[str, float | None] = {}
+    left = plan.most_counting() + plan.most_further()
+    trials = plan.trials({})
+    while missing := {name: entry for name, entry in trials.items() if name not in losses}:
+        yield Stage(missing, left)
+        losses |= _losses(plan, missing)
+        trials = plan.trials(losses)
+    best, note, record = plan.best(losses), "", {}
+    if plan.screening is not None:
+        by_rate = _by_rate(trials, losses)
+        chosen = plan.screening.chosen(by_rate)
+        best = {label: best[label] for label in chosen}
+        note = f"screened   {', '.join(chosen) or 'no model'} to be trained in full"
+        record = {"screened": screened(by_rate, chosen)}
+    scored = plan.scored(best)
+    yield Stage(scored, plan.most_further(), note, record)
+    if plan.leaders:
+        leading = plan.leading(scored, _losses(plan, scored))
+        note = f"leading    {', '.join(leading) or 'no model'} to be scored on further seeds"
+        yield Stage(plan.further(best, leading), note=note, record={"leading": leading})
+
+
+def _losses(plan: Plan, names: Iterable[str]) -> dict[str, float | None]:
+    return {name: outcome(plan.folder / name).loss for name in names}
+
+
+def _by_rate(trials: Mapping[str, Entry], losses: Losses) -> dict[str, dict[float, float | None]]:
+    """Return the lowest loss of the runs with each rate, by label and rate."""
+    found: dict[str, dict[float, float | None]] = {}
+    for name, entry in trials.items():
+        of_model = found.setdefault(entry.label, {})
+        known = [loss for loss in (of_model.get(entry.rate), losses[name]) if loss is not None]
+        of_model[entry.rate] = min(known, default=None)
+    return found
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -244,19 +492,18 @@ def read_record(folder: Path) -> dict[str, Any]:
     return read_figures(folder / RECORD)
 
 
-def record_screening(folder: Path, losses: Mapping[str, Mapping[float, float | None]], chosen: Sequence[str]) -> None:
-    """Add the result of the screening to the record of a comparison.
+def screened(losses: Mapping[str, Mapping[float, float | None]], chosen: Sequence[str]) -> dict[str, Any]:
+    """Return the result of the screening for the record of a comparison.
 
     Args:
-        folder: Of the comparison.
         losses: Of the short runs, by label and rate.
         chosen: Labels of the models that are trained in full.
     """
-    screened = {}
+    found = {}
     for label, by_rate in losses.items():
         by_name = {f"{rate!r}": loss for rate, loss in by_rate.items()}
-        screened[label] = {"losses": by_name, "best_rate": best_rate(by_rate), "trained_in_full": label in chosen}
-    write_figures(folder / RECORD, {**read_record(folder), "screened": screened})
+        found[label] = {"losses": by_name, "best_rate": best_rate(by_rate), "trained_in_full": label in chosen}
+    return found
 
 
 def entry_of(run_dir: Path) -> Entry | None:
@@ -287,5 +534,11 @@ def known_sizes(folder: Path, match: str | None, label: str, words: Sequence[str
     return None
 
 
-def _with(config: Config, rate: float, seed: int) -> dict[str, Any]:
-    return {**config, "seed": seed, "optimizer": {**config["optimizer"], "lr": rate}}
+def _named_seeds(seeds: range) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    return f"seeds {seeds[0]} to {seeds[-1]}"
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.6g}")  # 0.009 rather than 0.009000000000000001

@@ -5,9 +5,10 @@ Whether a difference is more than noise is Student's t for paired differences: s
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from samout_train.experiments.compare.runs import Run
 
@@ -53,7 +54,7 @@ class CandidateResult:
         by_rate: dict[float, Run] = {}
         for run in self.runs:
             is_tried = self.choosing_seed is None or run.seed == self.choosing_seed
-            if run.rate is not None and is_tried:
+            if run.rate is not None and is_tried and run.tries is None:
                 by_rate[run.rate] = run
         return dict(sorted(by_rate.items()))
 
@@ -72,6 +73,18 @@ class CandidateResult:
         return min(losses, key=losses.__getitem__, default=None)
 
     @cached_property
+    def best_settings(self) -> Mapping[str, Any]:
+        """Return what was chosen beside the rate, by dotted key: that of the run with the lowest loss."""
+        tried: list[Run] = []
+        for run in self.runs:
+            if run.rate == self.best_rate and run.counts is False and run.loss is not None:
+                tried.append(run)
+        tried.sort(key=lambda run: run.tries is not None)  # of equal losses that of the rate, then the first one tried
+        if tried:
+            return min(tried, key=lambda run: run.loss or 0.0).settings
+        return next((run.settings for run in self.runs if run.counts), {})
+
+    @cached_property
     def counted(self) -> list[Run]:
         """Return the runs that are scored and have a loss, by seed.
 
@@ -84,7 +97,7 @@ class CandidateResult:
             if run.rate != self.best_rate or run.loss is None:
                 continue
             if is_comparison:
-                if run.counts:
+                if run.counts and run.settings == self.best_settings:
                     scored.append(run)
             elif len(self.rates) > 1 and run.seed == self.choosing_seed:
                 chose.append(run)
@@ -95,10 +108,13 @@ class CandidateResult:
     @property
     def screening_losses(self) -> dict[float, float | None]:
         """Return the loss of the short run with each rate; empty without a screening."""
-        losses = {}
+        losses: dict[float, float | None] = {}
         for rate, run in self.rates.items():
             if run.screening:
                 losses[rate] = run.loss
+        for run in self.runs:  # what was chosen at the best rate may have a lower loss than the rate alone
+            if run.tries is not None and run.screening and run.loss is not None and run.rate in losses:
+                losses[run.rate] = min(run.loss, losses[run.rate] or math.inf)
         return losses
 
     @property
@@ -114,11 +130,24 @@ class CandidateResult:
         return {max(self.rates): "largest", min(self.rates): "smallest"}.get(self.best_rate)
 
     @property
+    def leads(self) -> bool:
+        """Return whether the model is a leader: one that was scored on further seeds, on which nothing was chosen."""
+        return any(run.leader for run in self.counted)
+
+    @property
     def losses(self) -> dict[int, float]:
-        """Return the losses of the scored runs by seed, in nats."""
+        """Return the losses of the scored runs by seed, in nats; of a leader those on its further seeds alone."""
+        return self._losses(self.leads)
+
+    @property
+    def first_losses(self) -> dict[int, float]:
+        """Return the losses by seed on the seeds that all models are scored on, by which the leaders were chosen."""
+        return self._losses(of_leader=False)
+
+    def _losses(self, of_leader: bool) -> dict[int, float]:
         losses = {}
         for run in self.counted:
-            if run.loss is not None and run.seed is not None:
+            if run.loss is not None and run.seed is not None and run.leader == of_leader:
                 losses[run.seed] = run.loss
         return losses
 
@@ -201,7 +230,7 @@ class Comparison:
     Args:
         data: Its name.
         results: By mean loss, the lowest first: on the seeds that all models have, or on a model's own seeds where
-            there are none. Models without a loss come last.
+            there are none. Leaders come first, by their further seeds; models without a loss come last.
         labels: Of the models on any data that are shown together, sorted. The colour of a model follows from its place
             here, so that it is the same on all data; empty to take the labels of `results`.
     """
@@ -219,8 +248,10 @@ class Comparison:
         results = []
         for label, of_label in by_label.items():
             results.append(CandidateResult(label, of_label))
-        seeds = _common_seeds(results)
-        results.sort(key=lambda one: _mean_on(one, seeds))
+        leaders = [one for one in results if one.leads]
+        others = [one for one in results if not one.leads]
+        seeds = _common_seeds(leaders) | _common_seeds(others)
+        results.sort(key=lambda one: (not one.leads, _mean_on(one, seeds)))
         return cls(data, results, labels or sorted(by_label))
 
     @property
@@ -287,12 +318,18 @@ class Difference:
 
 
 def difference(one: CandidateResult, other: CandidateResult) -> Difference | None:
-    """Return the difference of their losses, `one - other`, on the seeds that both have; None without such a seed."""
+    """Return the difference of their losses, `one - other`, on the seeds that both have; None without such a seed.
+
+    Two leaders are compared on their further seeds alone, because they were chosen on the others.
+    """
+    ours_by_seed, theirs_by_seed = one.first_losses, other.first_losses
+    if one.leads and other.leads:
+        ours_by_seed, theirs_by_seed = one.losses, other.losses
     ours, theirs = [], []
-    for seed, loss in one.losses.items():
-        if seed in other.losses:
+    for seed, loss in ours_by_seed.items():
+        if seed in theirs_by_seed:
             ours.append(loss)
-            theirs.append(other.losses[seed])
+            theirs.append(theirs_by_seed[seed])
     if not ours:
         return None
     return paired_difference(ours, theirs)

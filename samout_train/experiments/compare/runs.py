@@ -28,6 +28,9 @@ class Run:
         seed: Its seed; None where it is unknown.
         counts: Whether it is scored, or a rate is chosen by it; None for a run outside of a comparison.
         screening: Whether it is a short run of a screening.
+        leader: Whether its seed is one that the leaders alone are scored on.
+        settings: What the comparison chooses beside the rate, by dotted key.
+        tries: The key of these that the run tries; None for others.
         config: As it was composed; empty where the run left none.
         outcome: Its state and final figures.
     """
@@ -39,6 +42,9 @@ class Run:
     seed: int | None
     counts: bool | None
     screening: bool = False
+    leader: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tries: str | None = None
     config: Mapping[str, Any] = field(repr=False)
     outcome: Outcome
 
@@ -50,10 +56,7 @@ class Run:
     @property
     def loss(self) -> float | None:
         """Return the loss on the whole validation split, in nats; None if there is none, or it is not a number."""
-        value = (self.summary or {}).get("val_loss_nats")
-        if value is None:
-            return None
-        return float(value)
+        return self.outcome.loss
 
     @cached_property
     def curve(self) -> list[tuple[int, float]]:
@@ -104,13 +107,15 @@ def _name_of(part: str, found: Outcome, run_dir: Path, config: Mapping[str, Any]
 def told_apart(runs: Sequence[Run]) -> list[Run]:
     """Return the runs, with labels of their own where runs of one label and data have different settings.
 
-    Learning rate and seed do not count as such, nor do settings that do not affect the training.
+    Learning rate, seed and what a comparison chooses do not count as such, nor do settings that do not affect the
+    training.
     """
     settings = []
     groups: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}  # a screening's runs have fewer steps
     for run in runs:
         own = scalars({key: run.config.get(key) for key in SETTINGS})
-        own.pop("optimizer.lr", None)
+        for key in ("optimizer.lr", *run.settings):
+            own.pop(key, None)
         settings.append(own)
         if own:  # the settings of a run without a configuration are unknown
             groups.setdefault((run.label, run.data, run.screening), []).append(own)

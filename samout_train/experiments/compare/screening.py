@@ -109,19 +109,33 @@ def screening_of(
     return Screening(screen_steps, finalists, tuple(always)), []
 
 
-def check_screening(screening: Screening, configs: Mapping[str, Config], rates: Sequence[float]) -> list[Problem]:
+def check_leaders(leaders: int | None, leader_seeds: int | None) -> list[Problem]:
+    """Return the problem of leaders without further seeds, or of further seeds without leaders."""
+    if leaders is not None and leader_seeds is None:
+        text, fix = "get no further seeds", "set leader_seeds, such as leader_seeds=9"
+        return [Problem("leaders", shown(leaders), text=text, fix=fix)]
+    if leader_seeds is not None and leaders is None:
+        text, fix = "are those of the best models", "set their number, such as leaders=4"
+        return [Problem("leader_seeds", shown(leader_seeds), text=text, fix=fix)]
+    return []
+
+
+def check_screening(
+    screening: Screening, configs: Mapping[str, Config], rates: Sequence[float], *, chooses_settings: bool = False
+) -> list[Problem]:
     """Return why these models cannot be screened.
 
     Args:
         screening: The request.
         configs: The configuration of the full run of each model, by label.
         rates: Learning rates that each model is tried with.
+        chooses_settings: Whether something is chosen beside the rate.
     """
     found = []
     for label in screening.always:
         if label not in configs:
             found.append(Problem("always", label, text="no such model is compared", fix=nearest(label, configs)))
-    if screening.finalists is None and len(rates) == 1:
+    if screening.finalists is None and len(rates) == 1 and not chooses_settings:
         text = "one learning rate and no finalists leave nothing to choose"
         found.append(Problem("screen_steps", shown(screening.steps), text=text, fix="give several rates, or finalists"))
     for config in configs.values():
@@ -159,7 +173,7 @@ def screening_table(screening: Screening, losses: Losses) -> dict[str, Any]:
         row = {
             "label": label,
             "cells": cells,
-            "rate": _named(best, rates),
+            "rate": _named(best, sorted(by_rate)),
             "in_full": _in_full(label, chosen, screening, best),
         }
         rows.append((lowest, row))

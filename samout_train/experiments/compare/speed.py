@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from samout_train.checkpoint import in_turn
 from samout_train.config import build
 from samout_train.experiments.compare.candidates import Candidate
 from samout_train.models import choose_products, next_token_nats, product_of, sees_future
@@ -70,7 +71,8 @@ def measured_speeds(candidates: Sequence[Candidate], folder: Path) -> dict[str, 
             precision=precision,
             after_each=bar.update,
         )
-    write_figures(folder / FILE, {"of": of, "tokens_per_second": found})
+    with in_turn(folder):
+        write_figures(folder / FILE, {"of": of, "tokens_per_second": found})
     return found
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from samout_train.config import NonNegative, Positive, Probability, validated
+from samout_train.training.weight_decay import decayed_group
 
 
 @validated
@@ -16,6 +17,7 @@ def adamw(
     betas: tuple[Annotated[float, Probability], Annotated[float, Probability]],
     eps: Annotated[float, Positive],
     weight_decay: Annotated[float, NonNegative],
+    weight_decay_end: Annotated[float, NonNegative] | None = None,
 ) -> torch.optim.Optimizer:
     """Build torch.optim.AdamW with the fused kernel, in two groups.
 
@@ -25,6 +27,7 @@ def adamw(
         betas: Decay rates of the first and second moment.
         eps: Added to the denominator.
         weight_decay: Decay of parameters with two dimensions or more, the embedding included.
+        weight_decay_end: Their decay at the last step, as in `decayed_group`.
     """
     matrices, vectors = [], []
     for parameter in model.parameters():
@@ -32,5 +35,5 @@ def adamw(
             matrices.append(parameter)
         else:
             vectors.append(parameter)
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [decayed_group(matrices, weight_decay, weight_decay_end), {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=lr, betas=(float(betas[0]), float(betas[1])), eps=eps, fused=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from samout_train.config import NonNegative, Positive, Probability, Range, validated
+from samout_train.training.weight_decay import decayed_group
 
 GATES = {"LSTM": 4, "GRU": 3}  # matrices that a weight of torch's recurrent layers stacks; a plain RNN has one
 
@@ -35,6 +36,7 @@ def muon(
     weight_decay: Annotated[float, NonNegative],
     momentum: Annotated[float, Probability],
     ns_steps: Annotated[int, Range(1, 99)],
+    weight_decay_end: Annotated[float, NonNegative] | None = None,
 ) -> torch.optim.Optimizer:
     """Build torch.optim.Muon over the hidden matrices and torch.optim.AdamW over the rest, as one optimizer.
 
@@ -46,6 +48,7 @@ def muon(
         weight_decay: Decay of parameters with two dimensions or more, the embedding included.
         momentum: Muon's decay rate of the momentum, which is Nesterov's.
         ns_steps: Newton-Schulz steps that make a matrix nearly orthogonal.
+        weight_decay_end: Decay of the same parameters at the last step, as in `decayed_group`.
 
     Raises:
         ValueError: if the parameters are sharded.
@@ -68,14 +71,14 @@ def muon(
         else:
             vectors.append(parameter)
     by_muon = torch.optim.Muon(
-        [{"params": hidden}],
+        [decayed_group(hidden, weight_decay, weight_decay_end)],
         lr=lr,
         weight_decay=weight_decay,
         momentum=momentum,
         ns_steps=ns_steps,
         adjust_lr_fn="match_rms_adamw",
     )
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [decayed_group(matrices, weight_decay, weight_decay_end), {"params": vectors, "weight_decay": 0.0}]
     by_adamw = torch.optim.AdamW(groups, lr=lr, betas=(float(betas[0]), float(betas[1])), eps=eps, fused=True)
     return MuonWithAdamW(by_muon, by_adamw, rows_of)
 

@@ -33,7 +33,7 @@ def test_models_are_names_or_labels_with_settings() -> None:
     assert folder_name("v8, no decay") == "v8_no_decay"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_settings_of_all_go_to_the_models_that_have_them() -> None:
     shared = [*RANDOM, "model.num_heads=2", "model.hidden_size=12", "model.num_layers=1", "model.mixer.decay=none"]
     found = candidates(["maxplus", "v8", "lstm"], shared, None)
@@ -53,7 +53,7 @@ def test_settings_of_a_preset_that_a_model_has_not_are_left_out(small_text: Path
     assert lstm.sizes is not None and lstm.words[-1] == f"model.hidden_size={lstm.sizes.settings['hidden_size']}"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_each_mistake_is_told_with_its_label() -> None:
     with pytest.raises(ConfigError) as told:
         candidates({"v9": {}, "lstm": {"model.num_heads": 2}, "v8": {"optimizer.rate": 1}}, [*RANDOM], None)
@@ -73,7 +73,7 @@ def test_each_mistake_is_told_with_its_label() -> None:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_models_see_the_same_tokens_in_the_same_order(small_text: Path) -> None:
     text = ["data=text", f"data.path={small_text}", "data.seq_len=16", "data.batch_size=4", "device=cpu"]
     models = ["v1", "transformer", "gru", "mingru", "maxplus"]
@@ -128,7 +128,7 @@ def test_a_feed_forward_that_was_chosen_stays_as_it_is() -> None:
     assert one.config["model"]["ffn_size"] == 64
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_budget_of_seconds_is_met_by_what_steps_are_measured_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step here takes 5 ms, and 1 us more for each thousand parameters; small widths differ by noise only."""
 

@@ -188,7 +188,7 @@ def test_charts_of_one_point_are_left_out(tmp_path: Path) -> None:
     assert titles == ["Final loss"]  # the first run's curve has one point, which no line goes through
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_page_takes_no_place_of_another_comparison_and_each_start_has_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,21 @@
 """The runs of a comparison, and what its record knows of them."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from samout_train.experiments import Plan, known_sizes, read_record, record_failure
 from samout_train.experiments.compare.candidates import Candidate
+from samout_train.experiments.compare.choices import choices_of
+from samout_train.experiments.compare.findings import caveats
 from samout_train.experiments.compare.matching import Sizes
+from samout_train.experiments.compare.plan import Entry, rate_beyond, stages
+from samout_train.experiments.compare.results import comparisons_of, difference
 from samout_train.experiments.compare.runs import read_run
+from tests.support.comparison import make_stages
 
 RATE = 3.1622776601683795e-4  # more digits than six
 WORDS = ("model=v8", "model.hidden_size=12")
@@ -18,15 +28,141 @@ def plan(folder: Path, rates: list[float]) -> Plan:
 
 def test_rates_are_chosen_on_one_seed_and_counted_on_those_after_it_with_all_their_digits(tmp_path: Path) -> None:
     both = plan(tmp_path, [RATE, 0.01])
-    assert [job.name for job in both.choosing()] == [f"v8_small-lr{RATE!r}-seed4", "v8_small-lr0.01-seed4"]
-    counting = both.counting({"v8, small": RATE})
-    assert [job.words for job in counting] == [
+    trials = both.trials({})
+    assert list(trials) == [f"v8_small-lr{RATE!r}-seed4", "v8_small-lr0.01-seed4"]
+    best = both.best(dict(zip(trials, (2.0, 2.5), strict=True)))
+    scored = [both.job(entry) for entry in both.scored(best).values()]
+    assert [job.words for job in scored] == [
         ("--config-dir=x", *WORDS, f"optimizer.lr={RATE!r}", f"seed={seed}") for seed in (5, 6)
     ]
-    assert float(counting[0].words[-2].partition("=")[2]) == RATE and both.counting({}) == []
+    assert float(scored[0].words[-2].partition("=")[2]) == RATE and both.scored({}) == {}
     one = plan(tmp_path, [RATE])
-    assert one.choosing() == [] and {entry.seed for entry in one.entries().values()} == {5, 6}
-    assert [entry.counts for entry in both.entries().values()] == [False, True, True] * 2
+    (stage,) = stages(one)
+    assert one.trials({}) == {} and [entry.seed for entry in stage.entries.values()] == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("losses", "grid", "most", "then"),
+    [
+        ({1e-3: 3.0, 2e-3: 2.0, 4e-3: 1.0}, [1e-3, 2e-3, 4e-3], 4, 8e-3),
+        ({1e-3: 1.0, 3e-3: 2.0, 4e-3: 3.0}, [1e-3, 3e-3, 4e-3], 4, 1e-3 / 3),
+        ({1e-3: 3.0, 2e-3: 1.0, 4e-3: 2.0}, [1e-3, 2e-3, 4e-3], 4, None),
+        ({1e-3: 3.0, 2e-3: 2.0, 4e-3: 1.0, 8e-3: None}, [1e-3, 2e-3, 4e-3], 4, None),  # the next one failed
+        ({1e-3: 3.0, 2e-3: 2.0, 4e-3: 1.0, 8e-3: 0.5}, [1e-3, 2e-3, 4e-3], 1, None),
+        ({5e-4: 0.5, 1e-3: 1.0, 2e-3: 2.0, 4e-3: 3.0}, [1e-3, 2e-3, 4e-3], 2, 2.5e-4),
+        ({1e-3: 2.0, 2e-3: 2.0, 4e-3: 2.0}, [1e-3, 2e-3, 4e-3], 1, 5e-4),  # of equal ones the smallest
+        ({1e-3: 2.0, 2e-3: 1.0}, [1e-3, 2e-3], 4, None),  # of two, one is always at the edge
+        ({1e-3: None, 2e-3: None, 4e-3: None}, [1e-3, 2e-3, 4e-3], 4, None),
+    ],
+)
+def test_the_rate_after_an_edge_keeps_the_ratio_of_the_grid(
+    losses: dict[float, float | None], grid: list[float], most: int, then: float | None
+) -> None:
+    assert rate_beyond(losses, grid, most) == (then and pytest.approx(then, rel=1e-5))
+
+
+def test_rates_are_tried_until_the_best_lies_inside_and_a_second_start_goes_the_same_way(tmp_path: Path) -> None:
+    asked = replace(plan(tmp_path, [1e-3, 2e-3, 4e-3]), extend=4)
+    asked.write({"match": None})
+    assert read_record(tmp_path)["extend_lr"] == 4 and "at the edge of the grid" in asked.lines()[-1]
+
+    def loss_of(entry: Entry) -> float | None:
+        return abs(math.log2(entry.rate / 16e-3)) + 0.1 * entry.seed
+
+    names = make_stages(asked, loss_of)
+    flat = [name for stage in names for name in stage]
+    assert [name.removeprefix("v8_small-lr") for name in flat] == [
+        *("0.001-seed4", "0.002-seed4", "0.004-seed4", "0.008-seed4", "0.016-seed4", "0.032-seed4"),
+        *("0.016-seed5", "0.016-seed6"),
+    ]
+    assert len(names) == 5 and list(read_record(tmp_path)["runs"]) == flat
+    assert make_stages(asked, loss_of) == names
+    (comparison,) = comparisons_of([read_run(tmp_path / name) for name in flat])
+    (one,) = comparison.results
+    assert (one.best_rate, one.edge, list(one.losses)) == (16e-3, None, [5, 6])
+    bounded = replace(asked, extend=1, folder=tmp_path / "bounded")
+    bounded.write({})
+    names = make_stages(bounded, loss_of)
+    assert names[1:] == [["v8_small-lr0.008-seed4"], ["v8_small-lr0.008-seed5", "v8_small-lr0.008-seed6"]]
+
+
+def several(folder: Path, labels: str, rates: list[float], **settings: Any) -> Plan:
+    """A plan with models that have a dropout, apart from `c`, and an optimizer with a weight decay."""
+    models = []
+    for label in labels:
+        cell = "torch.nn.GRU" if label != "c" else "torch.nn.GRUCell"
+        config = {"model": {"_target_": cell}, "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1.0}}
+        models.append(Candidate(label, (f"model={label}",), None, config, "text"))
+    return Plan(folder, models, rates, seed=0, **settings)
+
+
+def test_the_leaders_are_scored_on_further_seeds_and_compared_on_these_alone(tmp_path: Path) -> None:
+    asked = several(tmp_path, "abd", [1e-3], num_seeds=2, leaders=2, leader_seeds=3)
+    assert asked.lines()[-1] == (
+        f"12 runs in {tmp_path}: 6 scored (seeds 1 to 2), 6 of the 2 best models (seeds 3 to 5)"
+    )
+    asked.write({})
+    of_label = {"a": 1.0, "b": 1.1, "d": 2.0}
+
+    def loss_of(entry: Entry) -> float | None:
+        lucky = 0.5 * (entry.label == "b" and entry.seed <= 2)  # on the seeds by which the leaders are chosen
+        return of_label[entry.label] + 0.01 * entry.seed + 0.001 * (entry.seed % 2) * (entry.label == "a") - lucky
+
+    first, then = make_stages(asked, loss_of)
+    assert len(first) == 6 and read_record(tmp_path)["leading"] == ["b", "a"]
+    assert then == [f"{label}-lr0.001-seed{seed}" for label in "ba" for seed in (3, 4, 5)]
+    (comparison,) = comparisons_of([read_run(tmp_path / name) for name in (*first, *then)])
+    a, b, d = comparison.results
+    assert (a.label, b.label, d.label) == ("a", "b", "d") and list(a.losses) == [3, 4, 5] and list(d.losses) == [1, 2]
+    among, against = difference(b, a), difference(d, b)
+    assert among is not None and among.num_pairs == 3 and among.mean == pytest.approx(0.1 - 0.002 / 3)
+    assert against is not None and against.num_pairs == 2 and against.mean == pytest.approx(1.4)
+    (told,) = [caveat for caveat in caveats(comparison, {}) if "led on" in caveat]
+    assert told.startswith("a, b led on seeds 1, 2, and were then scored on seeds 3, 4, 5.")
+    assert not any("different seeds" in caveat for caveat in caveats(comparison, {}))
+
+
+def test_a_model_that_lacks_a_seed_does_not_lead(tmp_path: Path) -> None:
+    asked = several(tmp_path, "ab", [1e-3], num_seeds=2, leaders=1, leader_seeds=1)
+    scored = asked.scored(asked.best({}))
+    losses = {"a-lr0.001-seed1": 1.0, "a-lr0.001-seed2": None, "b-lr0.001-seed1": 3.0, "b-lr0.001-seed2": 2.0}
+    assert asked.leading(scored, losses) == ["b"]
+
+
+def test_settings_are_chosen_one_after_another_at_the_best_rate_of_each_model(tmp_path: Path) -> None:
+    choose = choices_of({"model": {"dropout": [0.0, 0.1, 0.2]}, "optimizer.weight_decay": [0.01, 0.1]})
+    asked = several(tmp_path, "ac", [1e-3, 3e-3], num_seeds=1, choose=choose)
+    assert asked.lines()[-2:] == [
+        "  model.dropout is not chosen for c: no such setting",
+        f"10 runs in {tmp_path}: 8 to choose learning rates and settings (seed 0), 2 scored (one seed)",
+    ]
+    asked.write({})
+
+    def loss_of(entry: Entry) -> float | None:
+        better = {0.0: 0.0, 0.1: 0.3, 0.2: 0.1}[entry.settings.get("model.dropout", 0.0)]
+        return 2.0 - 100 * entry.rate - better  # the weight decay makes no difference
+
+    names = make_stages(asked, loss_of)
+    assert names == [
+        ["a-lr0.001-seed0", "a-lr0.003-seed0", "c-lr0.001-seed0", "c-lr0.003-seed0"],
+        [
+            *("a-lr0.003-model.dropout_0.1-seed0", "a-lr0.003-model.dropout_0.2-seed0"),
+            "c-lr0.003-optimizer.weight_decay_0.1-seed0",
+        ],
+        ["a-lr0.003-model.dropout_0.1-optimizer.weight_decay_0.1-seed0"],
+        ["a-lr0.003-model.dropout_0.1-seed1", "c-lr0.003-seed1"],
+    ]
+    (scored, _) = asked.scored(asked.best({name: loss_of(entry) for name, entry in asked._known().items()})).values()
+    assert asked.job(scored).words[1:3] == ("model.dropout=0.1", "optimizer.weight_decay=0.01")
+    assert make_stages(asked, loss_of) == names
+    (comparison,) = comparisons_of([read_run(tmp_path / name) for stage in names for name in stage])
+    a, c = comparison.results
+    assert (list(a.rates), a.best_rate, list(a.losses)) == ([1e-3, 3e-3], 3e-3, [1])
+    assert dict(a.best_settings) == {"model.dropout": 0.1, "optimizer.weight_decay": 0.01}
+    assert dict(c.best_settings) == {"optimizer.weight_decay": 0.01}
+    told = caveats(comparison, {})
+    assert "model.dropout was not chosen for c: no such setting." in told
+    assert not any("several runs" in caveat for caveat in told)
 
 
 def test_a_run_that_failed_before_it_left_a_configuration_is_known_by_the_record(tmp_path: Path) -> None:

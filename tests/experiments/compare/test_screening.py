@@ -10,7 +10,7 @@ from samout_train.config import CONF, ConfigError, compose_config
 from samout_train.experiments import Plan, candidates, check_screening, read_record, screening_of
 from samout_train.experiments.compare.candidates import Candidate, labelled
 from samout_train.experiments.compare.page import html, markdown, summary_lines
-from samout_train.experiments.compare.plan import record_screening
+from samout_train.experiments.compare.plan import stages
 from samout_train.experiments.compare.results import comparisons_of
 from samout_train.experiments.compare.runs import read_run, told_apart
 from samout_train.experiments.compare.screening import Screening, screening_table
@@ -39,13 +39,17 @@ def plan(folder: Path, screening: Screening | None, labels: str = "ab") -> Plan:
 
 def test_the_runs_of_both_stages_are_these(tmp_path: Path) -> None:
     asked = plan(tmp_path, Screening(5, 1))
-    assert [(job.name, job.words) for job in asked.choosing()] == [
+    trials = asked.trials({})
+    jobs = map(asked.job, trials.values())
+    assert [(job.name, job.words) for job in jobs] == [
         ("a-lr0.001-screening-seed4", ("model=a", "trainer.max_steps=20", *SHORT, "optimizer.lr=0.001", "seed=4")),
         ("a-lr0.003-screening-seed4", ("model=a", "trainer.max_steps=20", *SHORT, "optimizer.lr=0.003", "seed=4")),
         ("b-lr0.001-screening-seed4", ("model=b", "trainer.max_steps=20", *SHORT, "optimizer.lr=0.001", "seed=4")),
         ("b-lr0.003-screening-seed4", ("model=b", "trainer.max_steps=20", *SHORT, "optimizer.lr=0.003", "seed=4")),
     ]
-    assert [(job.name, job.words) for job in asked.counting({"b": 3e-3})] == [
+    best = asked.best({"b-lr0.001-screening-seed4": None, "b-lr0.003-screening-seed4": 2.0})
+    jobs = map(asked.job, asked.scored(best).values())
+    assert [(job.name, job.words) for job in jobs] == [
         ("b-lr0.003-seed5", ("model=b", "trainer.max_steps=20", "optimizer.lr=0.003", "seed=5")),
         ("b-lr0.003-seed6", ("model=b", "trainer.max_steps=20", "optimizer.lr=0.003", "seed=6")),
     ]
@@ -53,14 +57,8 @@ def test_the_runs_of_both_stages_are_these(tmp_path: Path) -> None:
         f"at most 6 runs in {tmp_path}: 4 of 5 steps to screen (seed 4), at most 2 scored (seeds 5 to 6)"
     )
     one_rate = Plan(tmp_path, asked.candidates, [1e-3], seed=4, num_seeds=2, screening=Screening(5, 1))
-    assert len(one_rate.choosing()) == 2
-
-
-def test_the_seed_of_the_screening_is_none_of_those_that_count(tmp_path: Path) -> None:
-    entries = plan(tmp_path, Screening(5, 1)).entries()
-    assert {entry.seed for entry in entries.values() if entry.screening} == {4}
-    assert {entry.seed for entry in entries.values() if entry.counts} == {5, 6}
-    assert len(entries) == 2 * 2 * 3 and not any(entry.counts for entry in entries.values() if entry.screening)
+    assert len(one_rate.trials({})) == 2
+    assert {entry.seed for entry in trials.values() if entry.screening and not entry.counts} == {4}
 
 
 @pytest.mark.parametrize(
@@ -94,30 +92,33 @@ def test_the_table_marks_the_best_rate_the_edge_and_who_was_chosen() -> None:
         ("d", "2.500", "2.400*", "2.600", "0.003", "always"),
         ("c", "failed", "failed", "failed", "", "no: no run has a loss"),
     ]
+    longer = screening_table(Screening(500), LOSSES | {"a": {**LOSSES["a"], 3e-2: 1.2}})
+    assert [row["rate"] for row in longer["rows"]] == ["0.03 (edge)", "0.01 (edge)", "0.003", ""]  # each of its own
     two_rates = screening_table(Screening(5), {"a": {1e-3: 1.0, 3e-3: 2.0}})
     assert two_rates["rows"][0]["rate"] == "0.001"  # of two, one is always at the edge
 
 
-def screened(folder: Path) -> Plan:
-    """A comparison of a and b, of which the screening chose a."""
+def screened(folder: Path) -> list[str]:
+    """A comparison of a and b, of which the screening chose a. The names of its runs."""
     asked = plan(folder, Screening(5, 1))
     asked.write({"match": None})
-    for name, entry in asked.entries().items():
-        if entry.screening or (entry.label == "a" and entry.rate == 3e-3):
+    names = []
+    for stage in stages(asked):
+        asked.record(stage.entries, stage.record)
+        for name, entry in stage.entries.items():
             loss = 2.0 + (entry.label == "b") - 100 * entry.rate - 0.5 * entry.counts
             run_dir = make_run(folder / "made", entry.label, entry.rate, entry.seed, loss, data="text")
             run_dir.rename(folder / name)
-    return asked
+            names.append(name)
+    return names
 
 
 @pytest.mark.slow
 def test_page_record_and_terminal_show_the_screening(tmp_path: Path) -> None:
-    asked = screened(tmp_path)
-    runs = [read_run(tmp_path / name) for name in asked.entries() if (tmp_path / name).exists()]
+    runs = [read_run(tmp_path / name) for name in screened(tmp_path)]
     (comparison,) = comparisons_of(runs)
     losses = comparison.screening_losses
     assert {label: list(by_rate) for label, by_rate in losses.items()} == {"a": [1e-3, 3e-3], "b": [1e-3, 3e-3]}
-    record_screening(tmp_path, losses, ["a"])
     record = read_record(tmp_path)
     assert record["screened"]["a"]["trained_in_full"] is True and record["screened"]["b"]["trained_in_full"] is False
     assert record["screened"]["a"]["best_rate"] == 3e-3 and list(record["screened"]["b"]["losses"]) == [
@@ -159,6 +160,7 @@ def test_wrong_combinations_are_told_by_key() -> None:
     assert check_screening(Screening(5), of, [1e-3, 3e-3]) == []
     (unknown,) = check_screening(Screening(5, 1, ("e",)), of, [1e-3])
     assert str(unknown).startswith("always=e: no such model") and "there are a, b" in str(unknown)
+    assert check_screening(Screening(5), of, [1e-3], chooses_settings=True) == []
     (nothing,) = check_screening(Screening(5), of, [1e-3])
     assert str(nothing).startswith("screen_steps=5: one learning rate and no finalists")
     (long,) = check_screening(Screening(20, 1), of, [1e-3])
@@ -176,6 +178,7 @@ def test_a_label_may_have_several_overrides() -> None:
         labelled({"v8": [3]})
 
 
+@pytest.mark.slow
 def test_an_experiment_that_is_a_comparison_is_not_for_train(capsys: pytest.CaptureFixture[str]) -> None:
     _, found = checked_config(["experiment=maxplus_ablation"])
     assert list(map(str, found)) == [
