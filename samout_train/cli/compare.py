@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 IN_EXPERIMENT = (
     *("models", "match", "lr", "extend_lr", "choose", "seeds", "screen_steps", "finalists", "always"),
-    *("leaders", "leader_seeds"),
+    *("leaders", "leader_seeds", "train_flops"),
 )
 OWN = (*IN_EXPERIMENT, "jobs", "runs", "run_dir", "seed")
 Node = dict[str, Any]
@@ -31,6 +31,7 @@ def compare(
     *,
     models: Any,
     match: str | None,
+    train_flops: Annotated[float, Positive] | None,
     lr: Annotated[float, Positive] | list[Annotated[float, Positive]],
     extend_lr: Annotated[int, NonNegative],
     choose: Node | None,
@@ -63,8 +64,6 @@ def compare(
         return _show(settings, request, gets_new_directory=gets_new_directory)
 
     from samout_train.checkpoint import in_turn, locked, new_directory
-    from samout_train.experiments import finish, make_runs
-    from samout_train.runtime import StopRequestedError
 
     plan = _plan(settings, request)
     if gets_new_directory:
@@ -75,8 +74,16 @@ def compare(
         plan.write(_asked(settings, request))
     for line in plan.lines():
         print(line, flush=True)
+    return _make(plan, settings["jobs"])
+
+
+def _make(plan: "Plan", at_once: int) -> int:
+    """Make the runs and the page of a comparison, and return the exit code."""
+    from samout_train.experiments import finish, make_runs
+    from samout_train.runtime import StopRequestedError
+
     try:
-        outcomes = make_runs(plan, settings["jobs"])
+        outcomes = make_runs(plan, at_once)
         finish(plan)
     except (StopRequestedError, KeyboardInterrupt) as error:
         stop = StopRequestedError(signal.SIGINT)  # KeyboardInterrupt, while speeds are measured
@@ -114,6 +121,7 @@ def _plan(settings: Node, request: Request) -> "Plan":
         known_sizes,
         require_causal_models,
         screening_of,
+        with_operations,
     )
 
     screening, found = screening_of(settings["screen_steps"], settings["finalists"], settings["always"])
@@ -129,6 +137,8 @@ def _plan(settings: Node, request: Request) -> "Plan":
         budget = Budget.of(match)
     known = partial(known_sizes, folder, match)
     models = candidates(_models(settings), shared, budget, config_dirs=request.config_dirs, known=known)
+    if settings["train_flops"] is not None:
+        models = [with_operations(one, settings["train_flops"]) for one in models]
     wrong = check_choices(choose, models, budget)
     if screening is not None:
         configs = {one.label: one.config for one in models}
@@ -205,6 +215,7 @@ def _asked(settings: Node, request: Request) -> Node:
     return {
         "command": _command(request),
         "match": settings["match"],
+        "train_flops": settings["train_flops"],
         "jobs": settings["jobs"],
         "machine": f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "date": datetime.date.today().isoformat(),

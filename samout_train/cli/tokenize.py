@@ -43,6 +43,7 @@ def tokenize(
     jobs: Annotated[int, Positive] | None,
     part_bytes: int | str,
     line_ends: LineEnds,
+    close_turns: bool,
 ) -> int:
     """Tokenizes many files into shards of ids, for data=shards.
 
@@ -93,6 +94,7 @@ def _plan(settings: dict[str, Any]) -> "ShardPlan":
         part_bytes=part_bytes,
         vocabulary_bytes=vocabulary_bytes,
         line_ends=settings["line_ends"],
+        close_turns=settings["close_turns"],
         left_out=files.left_out_in_words(),
     )
 

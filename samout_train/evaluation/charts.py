@@ -78,7 +78,7 @@ def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> byte
         by_length.axvline(FAR_TIMES * one.trained_length, color="grey", linestyle="--", linewidth=1)
     by_position.set(title="loss by position", xlabel="position (tokens)", ylabel="nats per token")
     by_length.set(title="loss by window length, same text", xlabel="window length (tokens)", ylabel="nats per token")
-    growth.set(title="norm of the state, relative to the end of a training row", xlabel="position (tokens)")
+    growth.set(title="state norm, relative to the end of a training row", xlabel="position (tokens)")
     for axes in (by_position, by_length, growth):
         axes.set_xscale("log", base=2)
         axes.grid(alpha=0.3)

@@ -2,6 +2,7 @@ from .compare.candidates import (
     candidates as candidates,
     check_decided as check_decided,
     contenders as contenders,
+    with_operations as with_operations,
 )
 from .compare.causality import require_causal_models as require_causal_models
 from .compare.choices import check_choices as check_choices, choices_of as choices_of

@@ -96,9 +96,14 @@ def is_fused(device_type: str, dtype: torch.dtype) -> bool:
 def has_chunk_kernels(device_type: str) -> bool:
     """Return whether flash-linear-attention's kernels run recurrences over matrices, and log the reason once.
 
-    Chunks in torch's operations run them elsewhere, also with kernels=fused.
+    Elsewhere chunks run them in numba (`has_head_kernels`) or in torch's operations, also with kernels=fused.
     """
     return _chosen_chunks(device_type).is_fused
+
+
+def has_head_kernels(tensor: Tensor) -> bool:
+    """Return whether numba's kernels run recurrences over matrices: in float32 on a CPU, if kernels are fused there."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and is_fused("cpu", torch.float32)
 
 
 # The attribute that torch.compiler.assume_constant_result sets, without the second that importing the compiler takes.

@@ -13,11 +13,11 @@ from samout_train import generate_text, train
 from samout_train.checkpoint import load_run
 from samout_train.cli import evaluate
 from samout_train.cli.tokenize import tokenize
-from samout_train.data import INDEX, Batches, Source, TokenRows, row_problems
+from samout_train.data import INDEX, Batches, Source, TokenRows, learned_tokens, row_problems
 from samout_train.data.shards import rows as shard_rows
 from samout_train.data.shards.index import PLAN, read_index
 from samout_train.data.shards.reader import Places, ShardReader
-from samout_train.data.shards.rows import BLOCK, DocumentLayout, PackedLayout, ShardRows
+from samout_train.data.shards.rows import BLOCK, AgentRows, DocumentLayout, PackedLayout, ShardRows
 from samout_train.data.shards.source import Shards, _quotas, shards
 from samout_train.data.text.rows import PaddedRows
 from tests.support.marks import mostly_nightly
@@ -330,6 +330,51 @@ def test_few_rows_are_read_before_a_run_and_a_recorded_id_that_is_none_is_told(
     assert row_problems(made) == [] and read == [(0, 2)]  # where a target is counted
     made.train.largest_id = 261
     assert row_problems(made) == ["data: token id 261 in the training split is out of range 0 to 260"]
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `shards` are shards of conversations, some longer than a read, and of one text without an agent."""
+    folder = tmp_path_factory.mktemp("talks")
+    lines = [{"text": "no talk"}]
+    for number in range(60):
+        asked, answer = "ab" * (number % 9 + 1), f"{number:02}" + "x" * (number % 5 * 200)
+        turns = [("user", asked), ("assistant", answer), ("user", "and?"), ("assistant", "yes")]
+        lines.append({"messages": [{"role": role, "content": content} for role, content in turns]})  # type: ignore
+    (folder / "talks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    words = ["vocabulary=bytes", "jobs=1", "part_bytes=1000", "close_turns=true"]
+    assert tokenize([f"path={folder / 'talks.jsonl'}", f"out={folder / 'shards'}", *words]) == 0
+    return folder
+
+
+def test_of_conversations_what_the_agent_says_is_counted_wherever_a_row_begins(talks: Path) -> None:
+    tokens = tokens_of(talks / "shards")
+    assert len(tokens) > 9 and all(part[0] == SOS for part in tokens), "no conversation is cut by the end of a shard"
+    whole = np.concatenate(tokens)
+    learned, begins = learned_tokens(whole), np.cumsum([0, *map(len, tokens)])
+    made = source(talks / "shards", learn="agent", validation_tokens=300, seq_len=16)
+    assert isinstance(made.train, AgentRows)
+    places = made.train.rows.places(np.arange(made.train.num_rows), 1)
+    inputs, targets = made.train.split(made.train.take(np.arange(made.train.num_rows), 1))
+    for row in range(made.train.num_rows):
+        start = begins[places.shards[row]] + places.starts[row]
+        assert inputs[row].tolist() == whole[start : start + 16].tolist()
+        wanted = np.where(learned[start + 1 : start + 17] == 1, whole[start + 1 : start + 17], PAD)
+        assert targets[row].tolist() == wanted.tolist()
+    _, targets = made.validation.split(made.validation.windows(0, made.validation.num_windows))
+    judged = slice(len(whole) - int(str(made.description["validation_tokens"])) + 1, None)  # the first is no target
+    assert targets[targets != PAD].tolist() == whole[judged][learned[judged] == 1].tolist()
+
+
+def test_of_whole_conversations_each_answer_and_its_end_is_counted_once(talks: Path) -> None:
+    made = source(talks / "shards", learn="agent", layout="documents", validation_tokens=300, seq_len=100)
+    assert made.vocabulary is not None
+    counted = ""
+    for rows in (made.train, made.validation):
+        _, targets = rows.split(rows.windows(0, rows.num_windows))
+        counted += made.vocabulary.decode(targets[targets != PAD].tolist())
+    answers = [f"{number:02}" + "x" * (number % 5 * 200) + "<|user|>yes<|user|>" for number in range(60)]
+    assert counted == "".join(answers)
 
 
 @pytest.mark.slow

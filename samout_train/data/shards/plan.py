@@ -29,6 +29,7 @@ class ShardPlan:
         part_bytes: Approximate bytes of text per shard.
         vocabulary_bytes: The most bytes of text to learn `bpe` from.
         line_ends: Treatment of line ends in text.
+        close_turns: Whether `<|user|>` follows an agent's last turn in JSON Lines.
         left_out: Description of the skipped files.
     """
 
@@ -40,13 +41,14 @@ class ShardPlan:
     part_bytes: int
     vocabulary_bytes: int
     line_ends: LineEnds
+    close_turns: bool = False
     left_out: str = ""
 
     @property
     def settings(self) -> dict[str, object]:
         """Return the settings that the shards depend on."""
         settings: dict[str, object] = {"vocabulary": self.choice.key(), "roles": self.roles}
-        settings |= {"part_bytes": self.part_bytes, "line_ends": self.line_ends}
+        settings |= {"part_bytes": self.part_bytes, "line_ends": self.line_ends, "close_turns": self.close_turns}
         if self.choice.name == BytePairs.name and self.choice.given is None:
             settings["vocabulary_bytes"] = self.vocabulary_bytes
         return settings
@@ -72,7 +74,7 @@ class ShardPlan:
         plan = read_json(path)
         if plan is None or plan.get("format") != FORMAT:
             raise ValueError(f"{path} is damaged, or of another version: delete {self.out}, and start again")
-        there, here = {"line_ends": "keep"} | plan["settings"], self.settings  # older plans lack line_ends
+        there, here = {"line_ends": "keep", "close_turns": False} | plan["settings"], self.settings  # of older plans
         other = []
         for key in sorted(there | here):
             if there.get(key) != here.get(key):

@@ -17,12 +17,14 @@ from samout_train.data.shards.reader import Places, ShardReader
 from samout_train.data.shuffle import drawn, shuffled
 from samout_train.data.source import next_token
 from samout_train.data.text.copies import Hashes, Words, document_hashes
+from samout_train.data.text.learned import AGENT_ID, are_roles, learned_tokens
 
 BLOCK = 10_000  # rows within which each source has its exact share
 PLACED_TOGETHER = 1 << 13
 GROUP = 64
 COUNTED_TOGETHER = GROUP << 14
 MOST_VALIDATION = 10  # validation gets at most one token in ten
+LOOKED_BACK = 256  # tokens; twice as many each time that they hold no role
 MAKES_A_ROW = 3  # ids: <|sos|>, an input and a target
 Int64s = NDArray[np.int64]
 LayoutName = Literal["packed", "documents"]
@@ -75,6 +77,11 @@ class ShardSplit:
             starts = self.documents(shard)
             documents.append(starts[starts < length])
         return documents
+
+    def place_of_cut(self) -> tuple[int, int]:
+        """Return the shard of the first validation token and its place there."""
+        shard = min(int(np.searchsorted(self._ends, self.cut, side="right")), len(self._lengths) - 1)
+        return shard, int(self.cut - (self._ends[shard] - self._lengths[shard]))
 
     def hashes(self) -> tuple[Hashes, Hashes]:
         """Return hashes of training and validation documents; of a document in two shards, only the first part's."""
@@ -273,22 +280,30 @@ class ShardRows:
 
     def take(self, indices: Int64s, epoch: int) -> Tensor:
         """Return rows of the endless stream, at epoch * num_rows + index, (R, T + 1) int64."""
+        return torch.from_numpy(self.reader.read(self.places(indices, epoch), self.seq_len + 1))
+
+    def places(self, indices: Int64s, epoch: int) -> Places:
+        """Return the places of these rows."""
         stream = epoch * self.num_rows + indices
         chunks, within = np.divmod(stream, PLACED_TOGETHER)
         places = Places.empty(len(stream))
         for chunk in np.unique(chunks).tolist():
             rows = np.flatnonzero(chunks == chunk)
             places.put(rows, self._places(chunk)[within[rows]])
-        return torch.from_numpy(self.reader.read(places, self.seq_len + 1))
+        return places
 
     def windows(self, start: int, stop: int) -> Tensor:
         """Return rows start to stop - 1 of those that cover each source once, source by source, (R, T + 1) int64."""
+        return torch.from_numpy(self.reader.read(self.window_places(start, stop), self.seq_len + 1))
+
+    def window_places(self, start: int, stop: int) -> Places:
+        """Return the places of these windows."""
         sources, in_source = _found(self._window_ends, np.arange(start, min(stop, self.num_windows)))
-        rows = []
+        places = Places.empty(len(sources))
         for source in np.unique(sources).tolist():
-            places = self._of_all(source, self.layouts[source].windows(in_source[sources == source]))
-            rows.append(self.reader.read(places, self.seq_len + 1))
-        return torch.from_numpy(np.concatenate(rows))
+            rows = np.flatnonzero(sources == source)
+            places.put(rows, self._of_all(source, self.layouts[source].windows(in_source[rows])))
+        return places
 
     def sources_of(self, stream: Int64s) -> tuple[Int64s, Int64s]:
         """Return the source of each row of the endless stream, and how many rows of that source came before it."""
@@ -312,6 +327,61 @@ class ShardRows:
 
     def _of_all(self, source: int, places: Places) -> Places:
         return Places(places.shards + self.first_shards[source], places.starts, places.counts)
+
+
+class AgentRows:
+    """Rows of shards in which only the agent's messages are learned, with the token that ends each.
+
+    Args:
+        rows: Rows of conversations.
+        ignore_index: Targets of this value are not counted.
+    """
+
+    has_own_order = True
+
+    def __init__(self, rows: ShardRows, *, ignore_index: int) -> None:
+        self.rows, self.ignore_index = rows, ignore_index
+        self.num_rows, self.num_windows, self.seq_len = rows.num_rows, rows.num_windows, rows.seq_len
+        self.largest_id = rows.largest_id
+
+    def take(self, indices: Int64s, epoch: int) -> Tensor:
+        """Return inputs and targets of the rows of these indices, side by side: (R, 2 T) int64."""
+        return self._read(self.rows.places(indices, epoch))
+
+    def windows(self, start: int, stop: int) -> Tensor:
+        """Return rows start to stop - 1 of those that cover each source once, (R, 2 T) int64."""
+        return self._read(self.rows.window_places(start, stop))
+
+    def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets, (..., T) each."""
+        return ids[..., : self.seq_len], ids[..., self.seq_len :]
+
+    def speaks_before(self, shard: int, place: int) -> bool:
+        """Return whether the last role token before a place in a shard is the agent's.
+
+        Args:
+            shard: Its number among all shards.
+            place: In tokens.
+        """
+        reader, width = self.rows.reader, LOOKED_BACK
+        while place > 0:
+            start = max(place - width, 0)
+            places = Places(np.array([shard]), np.array([start]), np.array([place - start]))
+            ids = reader.read(places, place - start)[0]
+            roles = np.flatnonzero(are_roles(ids))
+            if len(roles):
+                return bool(ids[roles[-1]] == AGENT_ID)
+            place, width = start, 2 * width
+        return False  # a conversation is never cut between two shards
+
+    def _read(self, places: Places) -> Tensor:
+        ids_RW = self.rows.reader.read(places, self.seq_len + 1)
+        rows = []
+        for row, (shard, start) in enumerate(zip(places.shards.tolist(), places.starts.tolist(), strict=True)):
+            learned_W = learned_tokens(ids_RW[row], speaks=self.speaks_before(shard, start))
+            targets_T = np.where(learned_W[1:], ids_RW[row, 1:], self.ignore_index)
+            rows.append(np.concatenate([ids_RW[row, :-1], targets_T]))
+        return torch.from_numpy(np.stack(rows))
 
 
 def _found(ends: Int64s, indices: Int64s) -> tuple[Int64s, Int64s]:

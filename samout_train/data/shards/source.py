@@ -8,15 +8,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from samout_train.config import Positive, Problem, validated
 from samout_train.data.shards.index import VOCABULARY, Shard, ShardIndex, digest_of, read_index
 from samout_train.data.shards.reader import ShardReader
-from samout_train.data.shards.rows import BLOCK, DocumentLayout, Layout, LayoutName, PackedLayout, ShardRows, ShardSplit
+from samout_train.data.shards.rows import (
+    BLOCK,
+    AgentRows,
+    DocumentLayout,
+    Layout,
+    LayoutName,
+    PackedLayout,
+    ShardRows,
+    ShardSplit,
+)
 from samout_train.data.source import Rows, Source, problems_of, source_function
 from samout_train.data.text.base import too_short
 from samout_train.data.text.copies import Hashes, warn
 from samout_train.data.text.encoding import printable
+from samout_train.data.text.learned import Learn, LearnedRows, learned_tokens
 from samout_train.data.text.rows import PaddedRows, TokenRows
 from samout_train.data.vocabulary.base import PAD_ID, SOS_ID
 from samout_train.runtime import home_path
@@ -41,6 +52,7 @@ class Shards:
         ignore_index: Targets of this value are not counted.
         seed: Seed of the order of rows, and of the cuts of packed rows in each epoch.
         reset_at_documents: Whether each document of a packed row starts without a state.
+        learn: `agent`: counted targets are the agent's messages and the token that ends each, as of `data=jsonl`.
     """
 
     paths: str | list[str]
@@ -51,6 +63,7 @@ class Shards:
     ignore_index: int
     seed: int
     reset_at_documents: bool = False  # of earlier runs; the YAML has true
+    learn: Learn = "all"
 
     def source(self) -> Source:
         """Return the source.
@@ -127,6 +140,7 @@ class _Mixture:
             split = ShardSplit(index, settings.validation_tokens, settings.layout)
             self.splits.append(split)
             layouts.append(_layout(split, seq_len, (seed, number)))
+        self.layouts = layouts
         self.quotas = _quotas(settings.weights or [each.num_rows for each in layouts], indices)
         self.shards: list[Shard] = []
         files: list[Path] = []
@@ -137,7 +151,7 @@ class _Mixture:
                 self.shards.append(shard)
                 files.append(index.folder / f"{shard.name}.bin")
         self.num_tokens = sum(shard.num_tokens for shard in self.shards)
-        self.train = ShardRows(
+        rows = ShardRows(
             layouts,
             ShardReader(files, indices[0].dtype),
             first_shards=first_shards,
@@ -146,16 +160,33 @@ class _Mixture:
             seed=seed,
             largest_id=max(shard.largest_id for shard in self.shards),
         )
+        self.train: ShardRows | AgentRows = rows
         tokens = np.concatenate([split.validation() for split in self.splits])
         if settings.layout == "packed":
             self._require_whole_row(len(tokens), settings.validation_tokens, seq_len)
-        self.validation: Rows = TokenRows(tokens, seq_len=seq_len, seed=seed)
-        if settings.layout == "documents":
-            starts = np.flatnonzero(tokens == SOS_ID)
-            self.validation = PaddedRows(
-                tokens, np.stack([starts, np.append(starts[1:], len(tokens))], axis=1), seq_len=seq_len
-            )
+        starts = np.flatnonzero(tokens == SOS_ID)
+
+        def validation_of(stream: NDArray[np.integer]) -> TokenRows | PaddedRows:
+            if settings.layout == "documents":
+                documents = np.stack([starts, np.append(starts[1:], len(tokens))], axis=1)
+                return PaddedRows(stream, documents, seq_len=seq_len)
+            return TokenRows(stream, seq_len=seq_len, seed=seed)
+
+        self.validation: Rows = validation_of(tokens)
+        if settings.learn == "agent":
+            self.train = AgentRows(rows, ignore_index=settings.ignore_index)
+            marks = self._marks(self.train, first_shards)
+            learned = validation_of(marks)
+            self.validation = LearnedRows(validation_of(tokens), learned, ignore_index=settings.ignore_index)
         self.num_validation_tokens = len(tokens)
+
+    def _marks(self, rows: AgentRows, first_shards: Sequence[int]) -> NDArray[np.uint8]:
+        """Return 1 for each validation token that is learned as a target."""
+        marks = []
+        for split, first in zip(self.splits, first_shards, strict=True):
+            shard, place = split.place_of_cut()
+            marks.append(learned_tokens(split.validation(), speaks=rows.speaks_before(first + shard, place)))
+        return np.concatenate(marks)
 
     def warn_of_copies(self) -> None:
         """Warn of validation documents that are also in the training split, unless the data is too large to search."""
@@ -202,7 +233,7 @@ class _Mixture:
         sources: list[dict[str, object]] = []
         left_out: list[str] = []
         num_targets = num_short = 0
-        for index, layout, quota in zip(self.indices, self.train.layouts, self.quotas, strict=True):
+        for index, layout, quota in zip(self.indices, self.layouts, self.quotas, strict=True):
             rows = {"rows": layout.num_rows, "share": quota / BLOCK}
             sources.append({"folder": str(index.folder), "shards": len(index.shards), **rows})
             for what in index.left_out:

@@ -76,7 +76,7 @@ def tokenize_files(plan: ShardPlan, *, jobs: int) -> Tokenized:
             out=plan.out,
             files=files,
             parts=tuple(parts_of([file.num_bytes for file in files], plan.part_bytes, whole)),
-            jsonl=JsonlReader.of(plan.roles, plan.line_ends, roles_key="roles"),
+            jsonl=JsonlReader.of(plan.roles, plan.line_ends, closes=plan.close_turns, roles_key="roles"),
             vocabulary_state=None,
             given=plan.choice.given is not None,
         )

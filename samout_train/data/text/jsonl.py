@@ -14,13 +14,11 @@ from samout_train.data.text.conversations import ExtraFields
 from samout_train.data.text.copies import warn_of_copies
 from samout_train.data.text.documents import JsonlReader, LineEnds
 from samout_train.data.text.files import Counts, Survey, find, survey
-from samout_train.data.text.learned import LearnedRows, learned_tokens
+from samout_train.data.text.learned import Learn, LearnedRows, learned_tokens
 from samout_train.data.text.rows import PaddedRows, TokenRows, targets_and_rows
 from samout_train.data.text.token_cache import TokenizedText, tokenize
 from samout_train.data.vocabulary.base import PAD_ID, SOS_ID
 from samout_train.data.vocabulary.choice import VocabularyChoice
-
-Learn = Literal["all", "agent"]
 
 
 @validated

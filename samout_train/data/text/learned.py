@@ -6,6 +6,8 @@ ends each turn, which is the next role's. Text has no special tokens, so the ids
 
 # N tokens, R rows, T time
 
+from typing import Literal
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,20 +17,21 @@ from samout_train.data.text.rows import PaddedRows, TokenRows
 from samout_train.data.vocabulary.base import PAD_ID, SPECIAL_TOKENS
 
 AGENT_ID = SPECIAL_TOKENS.index("<|agent|>")
+Learn = Literal["all", "agent"]
 TOKENS_TOGETHER = 1 << 22
 
 
-def learned_tokens(tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
+def learned_tokens(tokens: NDArray[np.integer], *, speaks: bool = False) -> NDArray[np.uint8]:
     """Return 1 for each token that is learned as a target, else 0: (N,).
 
     Args:
         tokens: (N,) ids of documents one after another; a memory map is read a part at a time.
+        speaks: Whether the last role token before them is the agent's.
     """
     learned = np.zeros(len(tokens), dtype=np.uint8)
-    speaks = False
     for start in range(0, len(tokens), TOKENS_TOGETHER):
         part = np.asarray(tokens[start : start + TOKENS_TOGETHER])
-        is_role = (part < len(SPECIAL_TOKENS)) & (part != PAD_ID)  # padding stands for unknown characters
+        is_role = are_roles(part)
         place = np.where(is_role, np.arange(len(part)), -1)
         last = np.maximum.accumulate(place)
         before = np.concatenate([[-1], last[:-1]])  # the last role token before each token
@@ -36,6 +39,12 @@ def learned_tokens(tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
         if last[-1] >= 0:
             speaks = bool(part[last[-1]] == AGENT_ID)
     return learned
+
+
+def are_roles(tokens: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Return which tokens begin a turn or a document; padding stands for unknown characters."""
+    roles: NDArray[np.bool_] = (tokens < len(SPECIAL_TOKENS)) & (tokens != PAD_ID)
+    return roles
 
 
 class LearnedRows:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from samout_train.config import (
@@ -53,6 +53,7 @@ class Candidate:
         sizes: The sizes that match the budget; None without a budget.
         config: The composed configuration of these words.
         data: The name of the data that it is trained on.
+        steps: Of its training, where operations limit it; else None.
     """
 
     label: str
@@ -60,6 +61,7 @@ class Candidate:
     sizes: Sizes | None
     config: Config
     data: str
+    steps: int | None = None
 
 
 def candidates(
@@ -302,6 +304,32 @@ def _cost(budget: Budget, config: Config) -> Callable[[dict[str, Any]], float]:
         return measured[key]
 
     return cost_of
+
+
+def with_operations(candidate: Candidate, operations: float) -> Candidate:
+    """Return a model with as many training steps as a number of operations allows.
+
+    Args:
+        candidate: The model, at its size.
+        operations: Of the matrix products of its whole training.
+
+    Raises:
+        ConfigError: if its training is limited otherwise, or the operations do not suffice for a step.
+    """
+    trainer, data = candidate.config["trainer"], candidate.config["data"]
+    for key in ("max_steps", "max_epochs", "max_seconds"):
+        if trainer[key] is not None:
+            text = f"train_flops={operations:g} decides how long {candidate.label} is trained"
+            raise ConfigError(Problem(f"trainer.{key}", shown(trainer[key]), text=text, fix="set one of the two"))
+    source = source_from(candidate.config)
+    tokens = data["batch_size"] * source.train.seq_len
+    a_step = tokens * size_with(candidate.config, Budget("flops", operations))
+    steps = int(operations // a_step)
+    if steps < 1:
+        text = f"a step of {candidate.label} takes {a_step:.3g}"
+        raise ConfigError(Problem("train_flops", f"{operations:g}", text=text, fix="give more"))
+    config = {**candidate.config, "trainer": {**trainer, "max_steps": steps}}
+    return replace(candidate, config=config, steps=steps)
 
 
 def size_with(config: Config, budget: Budget) -> float:

@@ -99,7 +99,7 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
         *_rates(ran, extended=bool(asked.get("extend_lr"))),
         *_chosen_settings(ran),
         *_seeds(ran),
-        *_unlike(ran),
+        *_unlike(ran, asked.get("train_flops")),
     ]
     jobs = asked.get("jobs") or 1
     if jobs > 1:
@@ -261,9 +261,11 @@ def _chosen_settings(ran: Sequence[CandidateResult]) -> Iterable[str]:
             yield f"{key} was not chosen for {', '.join(lacking)}: no such setting."
 
 
-def _unlike(ran: Sequence[CandidateResult]) -> Iterable[str]:
+def _unlike(ran: Sequence[CandidateResult], operations: float | None) -> Iterable[str]:
     tokens = {one.figure("tokens_seen") for one in ran}
-    if len(tokens) > 1:
+    if operations is not None:
+        yield f"Each model was trained with {operations:.3g} FLOPs, so that their steps and tokens differ."
+    elif len(tokens) > 1:
         yield "The models were not trained on the same number of tokens."
     differing = _differing(ran)
     if differing:

@@ -198,6 +198,8 @@ class Plan:
         """Return the job that makes a run."""
         (candidate,) = (one for one in self.candidates if one.label == entry.label)
         words = [*self.flags, *candidate.words]
+        if candidate.steps is not None:
+            words.append(f"trainer.max_steps={candidate.steps}")
         if self.screening is not None and entry.screening:
             words += self.screening.words(candidate.config)
         words += [*words_of(entry.settings), f"optimizer.lr={entry.rate!r}", f"seed={entry.seed}"]
@@ -221,11 +223,13 @@ class Plan:
         """Return lines for the console: the models at their sizes, and the number of runs."""
         rows = []
         for one in self.candidates:
-            if one.sizes is None:
-                rows.append((one.label, "", "as configured"))
-            else:
+            sizes, cost = "", "as configured"
+            if one.sizes is not None:
                 sizes = ", ".join(f"{key} {size}" for key, size in one.sizes.settings.items())
-                rows.append((one.label, sizes, f"takes {one.sizes.cost:,.6g} of the budget"))
+                cost = f"takes {one.sizes.cost:,.6g} of the budget"
+            if one.steps is not None:
+                cost += f", {one.steps:,} steps"
+            rows.append((one.label, sizes, cost))
         label_width = max(len(label) for label, _, _ in rows)
         sizes_width = max(len(sizes) for _, sizes, _ in rows)
         lines = []

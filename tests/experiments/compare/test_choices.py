@@ -1,12 +1,22 @@
 """Settings that are chosen for each model: what can be, and what cannot."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from samout_train.config import ConfigError
-from samout_train.experiments import Budget, candidates, check_choices, check_leaders, choices_of
+from samout_train.config import ConfigError, build
+from samout_train.experiments import (
+    Budget,
+    Plan,
+    candidates,
+    check_choices,
+    check_leaders,
+    choices_of,
+    with_operations,
+)
 from samout_train.experiments.compare.choices import first_settings, with_settings
+from samout_train.training import source_from
 
 SHARED = ["data=recall_small", "model.hidden_size=16", "model.num_layers=1", "model.num_heads=2"]
 
@@ -69,3 +79,25 @@ def test_leaders_and_their_seeds_belong_together() -> None:
     assert check_leaders(None, None) == [] and check_leaders(2, 3) == []
     assert str(check_leaders(2, None)[0]).startswith("leaders=2: get no further seeds")
     assert str(check_leaders(None, 3)[0]).startswith("leader_seeds=3: are those of the best models")
+
+
+def test_the_steps_of_a_model_follow_from_the_operations_of_its_training(tmp_path: Path) -> None:
+    models = candidates(["gru", "transformer"], [*SHARED, "data.batch_size=4"], None)
+    known = []
+    for one in models:
+        source = source_from(one.config)
+        model = build(one.config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id)
+        length = source.train.seq_len
+        known.append(3 * model.forward_flops_per_token(length) * 4 * length)  # forward, and backward twice that
+    limited = [with_operations(one, 10.5 * max(known)) for one in models]
+    assert [one.steps for one in limited] == [int(10.5 * max(known) // cost) for cost in known]
+    assert sorted(one.steps or 0 for one in limited)[0] == 10 and known[0] != known[1]
+    plan = Plan(tmp_path, limited, [1e-3], seed=0, num_seeds=1)
+    (job, _) = map(plan.job, plan.scored(plan.best({})).values())
+    assert f"trainer.max_steps={limited[0].steps}" in job.words and limited[0].words == models[0].words
+    assert plan.lines()[0].endswith(f"as configured, {limited[0].steps} steps")
+    with pytest.raises(ConfigError, match="train_flops=1: a step of gru takes"):
+        with_operations(models[0], 1.0)
+    (limited_otherwise,) = candidates(["v8"], [*SHARED, "trainer.max_steps=5"], None)
+    with pytest.raises(ConfigError, match=r"trainer.max_steps=5.*: train_flops=1e\+09 decides how long v8"):
+        with_operations(limited_otherwise, 1e9)
