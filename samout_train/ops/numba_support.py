@@ -3,6 +3,7 @@
 A cache that is read-only, full, damaged or missing costs time but never fails a call. Calls use torch's thread count.
 """
 
+import hashlib
 import logging
 import os
 import tempfile
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
@@ -43,7 +44,16 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 class _Cache(FunctionCache):
-    """numba's cache of one function. A kernel that cannot be read or written is compiled in each process."""
+    """numba's cache of one function. A kernel that cannot be read or written is compiled in each process.
+
+    numba compares the function's own file. A kernel also has the code of functions from other files, so a change in any
+    file of this package compiles it again.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        stamp = (self._impl.locator.get_source_stamp(), _digest_of_sources())
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """Return the cached kernel; None if it is missing or cannot be read."""
@@ -60,6 +70,16 @@ class _Cache(FunctionCache):
             super().save_overload(signature, compiled)
         except OSError as error:
             _report(f"{self.cache_path} cannot be written to ({error.strerror})")
+
+
+@cache
+def _digest_of_sources() -> str:
+    """Return a digest of the Python files of this package."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _cache_of(function: Callable[..., Any]) -> _Cache | None:

@@ -300,9 +300,11 @@ def _copy_row(out: Any, given: Any, width: Any) -> None:
 
 @inner
 def load(out: Any, address: Any, row: Any, count: Any, width: Any) -> None:
-    """Fill the first `count` rows from rows at a distance of `row` numbers, and the others with zeros."""
+    """Fill `width` columns of `count` rows from rows at a distance of `row` numbers, and the rest with zeros."""
     for i in range(count):
         _copy_row(out.ctypes.data + 4 * i * out.shape[1], address + 4 * i * row, width)
+        for j in range(width, out.shape[1]):
+            out[i, j] = 0
     for i in range(count, len(out)):
         for j in range(out.shape[1]):
             out[i, j] = 0

@@ -195,7 +195,7 @@ def test_wrong_shapes_are_refused_with_both_shapes() -> None:
 def test_the_kernel_is_the_loop_at_any_width_and_layout(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "WIDTH", 19)
     monkeypatch.setattr(sys.modules[__name__], "VALUES", 33)
-    for time, has_state in ((2, True), (33, False)):
+    for time, has_state in ((2, True), (33, False), (120, True)):
         case = Case(kind, time, has_state=has_state)
         for name in ("q", "k", "v"):  # as the projections before a mixer lay them
             case.inputs[name] = case.inputs[name].float().transpose(1, 2).contiguous().transpose(1, 2)
