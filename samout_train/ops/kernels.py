@@ -28,6 +28,8 @@ LIBRARIES = {
     "cuda": ("triton", "pip install triton", (torch.float32, torch.bfloat16, torch.float16)),
 }
 
+LEAST_OF_A_ROW = 1024  # tokens times the width of a key
+
 log = logging.getLogger(__name__)
 
 
@@ -101,9 +103,14 @@ def has_chunk_kernels(device_type: str) -> bool:
     return _chosen_chunks(device_type).is_fused
 
 
-def has_head_kernels(tensor: Tensor) -> bool:
-    """Return whether numba's kernels run recurrences over matrices: in float32 on a CPU, if kernels are fused there."""
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and is_fused("cpu", torch.float32)
+def has_head_kernels(q_BHTK: Tensor) -> bool:
+    """Return whether numba's kernels run a recurrence over matrices: in float32 on a CPU, if kernels are fused there.
+
+    With kernels=auto they also need a head's row of LEAST_OF_A_ROW numbers or more: they take seconds to compile.
+    """
+    if q_BHTK.device.type != "cpu" or q_BHTK.dtype != torch.float32 or not is_fused("cpu", torch.float32):
+        return False
+    return _setting == "fused" or q_BHTK.shape[2] * q_BHTK.shape[3] >= LEAST_OF_A_ROW
 
 
 # The attribute that torch.compiler.assume_constant_result sets, without the second that importing the compiler takes.

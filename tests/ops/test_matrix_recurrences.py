@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from samout_train.ops import kernels, use_kernels
 from samout_train.ops.delta_rule import delta_rule, operator as delta_operator
+from samout_train.ops.kernels import Kernels
 from samout_train.ops.linear_attention import linear_attention, operator as linear_operator
 
 INF = float("inf")
@@ -100,6 +101,7 @@ def test_chunks_are_the_loop_with_all_gradients_in_float64(kind: str, time: int,
         torch.testing.assert_close(got[1][name], gradient, rtol=1e-9, atol=1e-10, msg=f"the gradient of {name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("kind", KINDS)
 def test_less_precision_costs_its_rounding_alone(kind: str, dtype: torch.dtype) -> None:
@@ -143,8 +145,10 @@ def test_minus_infinity_begins_anew_with_no_gradient_across(kind: str) -> None:
         assert not gradient[:, :, :start].any() if name != "state" else not gradient.any(), name
 
 
+@pytest.mark.parametrize("choice", ["reference", pytest.param("fused", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["scalar", "channel", "gated delta"])
-def test_decays_that_would_overflow_as_a_quotient_stay_exact(kind: str) -> None:
+def test_decays_that_would_overflow_as_a_quotient_stay_exact(kind: str, choice: Kernels) -> None:
+    use_kernels(choice)
     case = Case(kind, 130)
     case.inputs["log_decay"] = case.inputs["log_decay"] * 40  # sums of a chunk far below the smallest float
     case.inputs = {name: tensor.float().double() for name, tensor in case.inputs.items()}
@@ -186,6 +190,7 @@ def test_wrong_shapes_are_refused_with_both_shapes() -> None:
             operator(x, x[:, :, :4], x)
 
 
+@pytest.mark.slow  # kernels compile for up to half a minute
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_kernel_is_the_loop_at_any_width_and_layout(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "WIDTH", 19)
@@ -194,13 +199,15 @@ def test_the_kernel_is_the_loop_at_any_width_and_layout(kind: str, monkeypatch: 
         case = Case(kind, time, has_state=has_state)
         for name in ("q", "k", "v"):  # as the projections before a mixer lay them
             case.inputs[name] = case.inputs[name].float().transpose(1, 2).contiguous().transpose(1, 2)
-        assert kernels.has_head_kernels(case.inputs["q"])
+        use_kernels("fused")
+        assert kernels.has_head_kernels(case.inputs["q"].float())
         (got, got_grads), (wanted, wanted_grads) = case.both(case.fused, torch.float32), case.both(case.looped)
         assert max(map(distance, got, wanted)) < 1e-5
         for name, gradient in wanted_grads.items():
             assert distance(got_grads[name], gradient) < 1e-5, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["scalar", "channel", "gated delta"])
 def test_the_kernel_and_chunks_in_torch_have_no_gradient_across_minus_infinity(kind: str) -> None:
     case, start = Case(kind, 50), 21
