@@ -221,6 +221,11 @@ class CandidateResult:
         return found
 
     @property
+    def accuracy(self) -> float | None:
+        """Return the mean share of right answers in the first test of a task; None without a task."""
+        return next(iter(self.accuracies.values()), None)
+
+    @property
     def leak(self) -> Mapping[str, Any] | None:
         """Return where the model sees the tokens that it has to predict, as its runs recorded it; None for none."""
         for run in self.runs:
@@ -290,6 +295,26 @@ class Comparison:
         return [one for one in self.results if one.mean is not None and one.leak is None]
 
     @property
+    def fronts(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Return the models on the Pareto fronts over bytes of state: of the loss, and of a task's accuracy.
+
+        Of each model by its label the bytes and the figure, the smallest state first. There is no front of one model.
+        """
+        losses, accuracies = {}, {}
+        for one in self.ranked:
+            size = one.figure("state_bytes")
+            if size is not None and one.mean is not None:
+                losses[one.label] = (size, one.mean)
+            if size is not None and one.accuracy is not None:
+                accuracies[one.label] = (size, one.accuracy)
+        fronts = {}
+        for name, places, sign in (("loss", losses, 1), ("accuracy", accuracies, -1)):
+            if len(places) > 1:
+                on_front = front({label: (size, sign * figure) for label, (size, figure) in places.items()})
+                fronts[name] = {label: places[label] for label in on_front}
+        return fronts
+
+    @property
     def power(self) -> "Power | None":
         """Return what the seeds that all models are scored on can resolve; None without two models and two seeds."""
         return Power.of(one.first_losses for one in self.ranked)
@@ -319,6 +344,22 @@ def comparisons_of(runs: Sequence[Run]) -> list[Comparison]:
 
 # Their earlier names.
 Contestant, Contest, contests_of = CandidateResult, Comparison, comparisons_of
+
+
+def front(places: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Return what is on the Pareto front: no other one is at least as low in both figures and lower in one.
+
+    Args:
+        places: By name, two figures of which the lower is better.
+
+    Returns:
+        The names, by the first figure.
+    """
+    found: list[str] = []
+    for name in sorted(places, key=places.__getitem__):
+        if not found or places[name][1] < places[found[-1]][1] or places[name] == places[found[-1]]:
+            found.append(name)
+    return found
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,8 @@ def test_the_tables_hold_the_figures(tmp_path: Path) -> None:
     speeds = {"best": {64: 12_345.0, 256: 1.0}}
     first, second, third = loss_table(comparison, speeds)["rows"]
     assert first[:4] == ["best", "1.100 ± 0.100 (1.000, 1.100, 1.200)", "", "best"]
-    assert first[4:] == ["0.003", "800,000", "12,345", "4,800,000", "2,688"]
-    assert second[2:4] == ["0.017 (-0.173 to 0.206)", "within noise"] and second[6] == ""
+    assert first[4:] == ["0.003", "800,000", "12,345", "4,800,000", "2,688 (front)"]
+    assert second[2:4] == ["0.017 (-0.173 to 0.206)", "within noise"] and second[6] == "" and second[-1] == "2,688"
     assert third[2:4] == ["1.000 (1.000 to 1.000)", "more than noise"]
     pairs = pair_table(comparison)
     assert pairs["head"] == ["", "best", "near", "worse"]
