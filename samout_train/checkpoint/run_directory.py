@@ -17,8 +17,6 @@ from filelock import FileLock, Timeout
 from samout_train.config import Composed, ConfigError, Problem, current_settings, require_no_problems, saved_keys
 from samout_train.runtime import (
     Launch,
-    choose_device,
-    commit,
     distributed,
     home_path,
     leftovers,
@@ -349,6 +347,8 @@ class Claim:
             LostProcessError: if one of the others ends.
         """
         with ExitStack() as held:
+            from samout_train.runtime import choose_device  # imports torch, which information does without
+
             held.enter_context(distributed.joined(choose_device(self.config["device"])))
             self._agree()
             self.composed = as_begun(self.run_dir, self.composed)
@@ -377,6 +377,8 @@ class Claim:
     def _agree(self) -> None:
         """Compare the settings and the program of all processes, and take the directory of the first one."""
         import torch  # here, because --help must not import it
+
+        from samout_train.runtime import commit
 
         shared = {key: value for key, value in self.config.items() if key not in ("run_dir", "resume")}
         code = {"torch": torch.__version__, "commit of samout_train": commit() or "unknown"}

@@ -119,6 +119,7 @@ def _plan(settings: Node, request: Request) -> "Plan":
         check_screening,
         choices_of,
         known_sizes,
+        require_causal_models,
         screening_of,
         with_operations,
     )
@@ -161,6 +162,7 @@ def _plan(settings: Node, request: Request) -> "Plan":
     )
     if taken := plan.check():
         raise ConfigError(*taken)
+    require_causal_models(models)
     return plan
 
 

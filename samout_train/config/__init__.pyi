@@ -61,7 +61,7 @@ from .ranges import (
     not_divisible as not_divisible,
     validated as validated,
 )
-from .root import root_keys as root_keys
+from .root import OnLeak as OnLeak, root_keys as root_keys
 from .saved import (
     list_as_yaml as list_as_yaml,
     saved_choice as saved_choice,

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from samout_train.config.ranges import DeviceName, Seed, Threads
 
+OnLeak = Literal["refuse", "warn"]
+
 
 def root_keys(
     *,
@@ -15,6 +17,7 @@ def root_keys(
     run_dir: str,
     resume: str | None,
     init_from: str | None = None,
+    on_leak: OnLeak = "refuse",
     model: Any,
     data: Any,
     optimizer: Any,

@@ -4,6 +4,7 @@ from .compare.candidates import (
     contenders as contenders,
     with_operations as with_operations,
 )
+from .compare.causality import require_causal_models as require_causal_models
 from .compare.choices import check_choices as check_choices, choices_of as choices_of
 from .compare.matching import Budget as Budget
 from .compare.page import finish as finish, make_runs as make_runs, show as show

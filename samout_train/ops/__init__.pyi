@@ -4,6 +4,7 @@ from .kernels import (
     fused_problem as fused_problem,
     is_fused as is_fused,
     only_torch as only_torch,
+    reference_kernels as reference_kernels,
     use_kernels as use_kernels,
 )
 from .linear import (

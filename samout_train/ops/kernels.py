@@ -10,6 +10,8 @@ import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
@@ -25,6 +27,8 @@ LIBRARIES = {
     "cpu": ("numba", "pip install 'samout_train[fast]'", (torch.float32, torch.bfloat16)),
     "cuda": ("triton", "pip install triton", (torch.float32, torch.bfloat16, torch.float16)),
 }
+
+LEAST_OF_A_ROW = 1024  # tokens times the width of a key
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,19 @@ def use_kernels(kernels: Kernels) -> None:
     _chosen_chunks.cache_clear()
 
 
+@contextmanager
+def reference_kernels() -> Iterator[None]:
+    """Use torch's own operations meanwhile, without a word in the log."""
+    before, was_disabled = _setting, log.disabled
+    use_kernels("reference")
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = was_disabled
+        use_kernels(before)
+
+
 def fused_problem(kernels: Kernels, device_type: str, dtype: torch.dtype) -> str | None:
     """Return why kernels=fused is impossible here; None if it is possible or another choice is set."""
     if kernels != "fused" or (choice := _choose(kernels, device_type, dtype)).is_fused:
@@ -81,9 +98,19 @@ def is_fused(device_type: str, dtype: torch.dtype) -> bool:
 def has_chunk_kernels(device_type: str) -> bool:
     """Return whether flash-linear-attention's kernels run recurrences over matrices, and log the reason once.
 
-    Chunks in torch's operations run them elsewhere, also with kernels=fused.
+    Elsewhere chunks run them in numba (`has_head_kernels`) or in torch's operations, also with kernels=fused.
     """
     return _chosen_chunks(device_type).is_fused
+
+
+def has_head_kernels(q_BHTK: Tensor) -> bool:
+    """Return whether numba's kernels run a recurrence over matrices: in float32 on a CPU, if kernels are fused there.
+
+    With kernels=auto they also need a head's row of LEAST_OF_A_ROW numbers or more: they take seconds to compile.
+    """
+    if q_BHTK.device.type != "cpu" or q_BHTK.dtype != torch.float32 or not is_fused("cpu", torch.float32):
+        return False
+    return _setting == "fused" or q_BHTK.shape[2] * q_BHTK.shape[3] >= LEAST_OF_A_ROW
 
 
 # The attribute that torch.compiler.assume_constant_result sets, without the second that importing the compiler takes.

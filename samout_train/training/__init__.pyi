@@ -1,4 +1,5 @@
 from .callbacks.base import Callback as Callback, RunContext as RunContext, StepReport as StepReport
+from .causality import NotCausalError as NotCausalError, require_causal as require_causal
 from .non_finite import NonFiniteError as NonFiniteError
 from .run import (
     build_model as build_model,

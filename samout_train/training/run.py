@@ -56,6 +56,7 @@ from samout_train.runtime import (
     use_device,
 )
 from samout_train.training.callbacks.base import Callback, RunContext
+from samout_train.training.causality import require_causal
 from samout_train.training.limits import once
 from samout_train.training.memory_check import step_too_large
 from samout_train.training.schedules import schedule_problem
@@ -94,7 +95,8 @@ def build_trainer(overrides: Sequence[str]) -> Trainer:
     Raises:
         ConfigError: if the configuration is wrong.
     """
-    return trainer_from(_checked(overrides).config)
+    composed = _checked(overrides)
+    return trainer_from(composed.config, name=str(composed.choices["model"]))
 
 
 def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
@@ -141,7 +143,7 @@ def prepare(
         CheckpointError: if the run has checkpoints and all are damaged.
     """
     config = composed.config
-    trainer = trainer_from(config, run_dir=run_dir)
+    trainer = trainer_from(config, run_dir=run_dir, name=str(composed.choices["model"]))
 
     record = _record_of(trainer, config)
     checkpoints: Checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints", about=record)
@@ -184,12 +186,17 @@ def prepare(
     return lambda: (trainer.fit(context, checkpoints), trainer.model)
 
 
-def trainer_from(config: Mapping[str, Any], *, run_dir: Path | None = None) -> Trainer:
+def trainer_from(config: Mapping[str, Any], *, run_dir: Path | None = None, name: str | None = None) -> Trainer:
     """Build data, model, optimizer, schedule and trainer of a checked configuration.
 
     Args:
         config: The configuration.
         run_dir: Where the run lies; of one that is resumed there, the weights come from its checkpoint alone.
+        name: Of the model, for messages; by default that of its class.
+
+    Raises:
+        ConfigError: if the parts do not fit together.
+        NotCausalError: if the model sees the tokens that it has to predict.
     """
     device, precision = _set_up_process(config)
     weights = _initial_weights(config, run_dir)
@@ -207,6 +214,8 @@ def trainer_from(config: Mapping[str, Any], *, run_dir: Path | None = None) -> T
     model = build(config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id).to(device)
     require_no_problems(_misfits(model, source))
     init_from = _begin_with(weights, model, source, config["model"])
+    on_leak = config.get("on_leak", "refuse")  # a user's root YAML may lack the key
+    leak = require_causal(model, source, device, name=name or type(model).__name__, on_leak=on_leak)
     if distributed.rank():  # the same initial weights, another dropout
         seed_everything(config["seed"] + OTHER_SEED * distributed.rank())
     trainer: Trainer = build(
@@ -221,7 +230,7 @@ def trainer_from(config: Mapping[str, Any], *, run_dir: Path | None = None) -> T
         seed=config["seed"],
         **settings,
     )
-    trainer.init_from = init_from
+    trainer.init_from, trainer.leak = init_from, leak
     if lacks := step_too_large(trainer.training_step, source.train.seq_len):
         require_no_problems([lacks])
     if wrong := schedule_problem(trainer.training_step.schedule, trainer.limits.progress(1, 0.0)):

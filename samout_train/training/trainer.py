@@ -18,6 +18,7 @@ from samout_train.checkpoint import CheckpointError, Checkpoints, require_same_v
 from samout_train.config import NonNegative, Positive, not_divisible, validated
 from samout_train.data import Batches, Source, overfit_problem
 from samout_train.evaluation import Evaluation, Evaluator
+from samout_train.evaluation.verify import Leak
 from samout_train.models import ParallelModel, ParallelName, checkpoint_activations, parallel_problem
 from samout_train.runtime import (
     Clock,
@@ -218,6 +219,7 @@ class Trainer:
     ) -> None:
         self.resumed_from: str | None = None  # another run's checkpoint, if this run started from one
         self.init_from: dict[str, Any] = {}  # the record of its initial weights, if `init_from` gave some
+        self.leak: Leak | None = None  # where the model sees the tokens that it has to predict, if it may
         self.clock = Clock(self.device)
         self.reports = Reports(
             self.training_step,
@@ -357,6 +359,8 @@ class Trainer:
             summary["resumed_from"] = self.resumed_from
         if self.init_from:
             summary["init_from"] = self.init_from
+        if self.leak is not None:
+            summary["leak"] = vars(self.leak)
         with self.shared.unsharded():
             for callback in context.callbacks.values():
                 summary |= callback.figures()

@@ -1,5 +1,6 @@
 """Linear attention and the delta rule in chunks: against loops in float64, states, gradients, precision, resets."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from samout_train.ops.delta_rule import delta_rule
-from samout_train.ops.linear_attention import linear_attention
+from samout_train.ops import kernels, use_kernels
+from samout_train.ops.delta_rule import delta_rule, operator as delta_operator
+from samout_train.ops.kernels import Kernels
+from samout_train.ops.linear_attention import linear_attention, operator as linear_operator
 
 INF = float("inf")
 KINDS = ["none", "scalar", "channel", "delta", "gated delta"]
@@ -98,6 +101,7 @@ def test_chunks_are_the_loop_with_all_gradients_in_float64(kind: str, time: int,
         torch.testing.assert_close(got[1][name], gradient, rtol=1e-9, atol=1e-10, msg=f"the gradient of {name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("kind", KINDS)
 def test_less_precision_costs_its_rounding_alone(kind: str, dtype: torch.dtype) -> None:
@@ -141,8 +145,10 @@ def test_minus_infinity_begins_anew_with_no_gradient_across(kind: str) -> None:
         assert not gradient[:, :, :start].any() if name != "state" else not gradient.any(), name
 
 
+@pytest.mark.parametrize("choice", ["reference", pytest.param("fused", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["scalar", "channel", "gated delta"])
-def test_decays_that_would_overflow_as_a_quotient_stay_exact(kind: str) -> None:
+def test_decays_that_would_overflow_as_a_quotient_stay_exact(kind: str, choice: Kernels) -> None:
+    use_kernels(choice)
     case = Case(kind, 130)
     case.inputs["log_decay"] = case.inputs["log_decay"] * 40  # sums of a chunk far below the smallest float
     case.inputs = {name: tensor.float().double() for name, tensor in case.inputs.items()}
@@ -182,3 +188,53 @@ def test_wrong_shapes_are_refused_with_both_shapes() -> None:
     for operator in (linear_attention, lambda q, k, v: delta_rule(q, k, v, q[..., 0])):
         with pytest.raises(ValueError, match="the same batch, heads and time, at least 1"):
             operator(x, x[:, :, :4], x)
+
+
+@pytest.mark.slow  # kernels compile for up to half a minute
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kernel_is_the_loop_at_any_width_and_layout(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "WIDTH", 19)
+    monkeypatch.setattr(sys.modules[__name__], "VALUES", 33)
+    for time, has_state in ((2, True), (33, False)):
+        case = Case(kind, time, has_state=has_state)
+        for name in ("q", "k", "v"):  # as the projections before a mixer lay them
+            case.inputs[name] = case.inputs[name].float().transpose(1, 2).contiguous().transpose(1, 2)
+        use_kernels("fused")
+        assert kernels.has_head_kernels(case.inputs["q"].float())
+        (got, got_grads), (wanted, wanted_grads) = case.both(case.fused, torch.float32), case.both(case.looped)
+        assert max(map(distance, got, wanted)) < 1e-5
+        for name, gradient in wanted_grads.items():
+            assert distance(got_grads[name], gradient) < 1e-5, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["scalar", "channel", "gated delta"])
+def test_the_kernel_and_chunks_in_torch_have_no_gradient_across_minus_infinity(kind: str) -> None:
+    case, start = Case(kind, 50), 21
+    case.inputs["log_decay"][:, :, start] = -INF
+    for choice in ("fused", "reference"):
+        use_kernels(choice)
+        given = {name: tensor.float().requires_grad_() for name, tensor in case.inputs.items()}
+        whole, last = case.fused(**given)
+        later = whole[:, :, start:].square().sum() + last.square().sum()
+        for name, gradient in zip(given, torch.autograd.grad(later, list(given.values())), strict=True):
+            assert gradient.isfinite().all(), name
+            assert not gradient[:, :, :start].any() if name != "state" else not gradient.any(), name
+    use_kernels("auto")
+
+
+@pytest.mark.parametrize("kind", ["scalar", "channel", "gated delta"])
+def test_the_operator_passes_the_checks_of_torch(kind: str) -> None:
+    case = Case(kind, 20)
+    given = {name: tensor.float().requires_grad_() for name, tensor in case.inputs.items()}
+    names = ["q", "k", "v", "beta", "log_decay", "state"] if "delta" in kind else ["q", "k", "v", "log_decay", "state"]
+    inputs = [given[name] for name in names]
+    forward, backward = linear_operator._attend, linear_operator._attend_backward
+    if "delta" in kind:
+        forward, backward = delta_operator._delta_rule, delta_operator._delta_rule_backward
+    torch.library.opcheck(forward, inputs)
+    values = [each.detach() for each in inputs]
+    _, _, *kept = forward(*values)
+    if "delta" not in kind:
+        values[-1] = True  # has a state
+    torch.library.opcheck(backward, (*values, *kept, values[2], None))

@@ -2,21 +2,43 @@
 
 # B batch, T time, V vocabulary
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from samout_train.evaluation.verify.result import Measured
-from samout_train.evaluation.verify.subject import ModelUnderTest
+from samout_train.evaluation.verify.result import FP32, Measured
+from samout_train.evaluation.verify.subject import LEAST_TOKENS, ModelUnderTest
 from samout_train.models import evaluating
-from samout_train.runtime import PrecisionName, autocast
+from samout_train.ops import reference_kernels
+from samout_train.runtime import PrecisionName, autocast, random_states, set_random_states
 
 WORK = 4e11  # floating-point operations: enough for every place of most models of width 48, 32 places of 6 M parameters
 FEWEST_PLACES = 32
 MOST_ROWS = 32
 ROWS_TIMES_PARAMETERS = 2e7  # bounds the memory of a pass with gradients
+SHORT, SHORT_PLACES = 64, 3  # tokens and rows of the check before a training
+STD_OF_ZEROS = 0.1  # of the numbers that stand for zeros in it
+
+
+@dataclass(frozen=True)
+class Leak:
+    """The largest change of the logits before the first of some changed tokens.
+
+    Args:
+        place: Position of the first changed token, counted from 0.
+        position: That of the changed logits.
+        change: The largest difference of a logit; NaN if there is one.
+        largest_logit: The largest absolute logit, to compare it with.
+    """
+
+    place: int
+    position: int
+    change: float
+    largest_logit: float
 
 
 def nothing_before_changes(
@@ -41,17 +63,88 @@ def nothing_before_changes(
     time = subject.tokens()
     affordable = share * WORK / (time * model.forward_flops_per_token(time))  # type: ignore[operator]
     places = chosen_places(time, max(FEWEST_PLACES, int(affordable)))
-    worst, where = torch.zeros((), device=device), 0
-    for place_B, before_BTV, after_BTV in _pairs(model, subject, places, device, training, precision):
-        is_before_BT = torch.arange(time, device=device) < place_B[:, None]
-        difference_BT = (after_BTV - before_BTV).abs().amax(-1).where(is_before_BT, 0)
-        largest = difference_BT.max()  # NaN if there is one
-        if not bool(largest <= worst):
-            worst, where = largest, int(place_B[int(difference_BT.amax(1).argmax())])
+    worst = _worst_change(_pairs(model, subject, places, device, training, precision))
     note = f"{len(places):,} of {time - 1:,} places"
-    if where:
-        note = f"{note}; the worst is {where}"
-    return float(worst), note
+    if worst is None:
+        return 0.0, note
+    return worst.change, f"{note}; the worst is {worst.place}"
+
+
+def find_leak(
+    model: nn.Module, *, vocab_size: int, pad_id: int | None, seq_len: int, device: torch.device
+) -> Leak | None:
+    """Return where a model sees later tokens, found in a few milliseconds; None if it does not, as far as that shows.
+
+    It takes two evaluations of a few short rows in float32 with torch's own operations, which need no compilation, and
+    leaves weights and random states as they are. `verify` checks the kernels.
+
+    Args:
+        model: A model that claims to be causal, before it is compiled or sharded.
+        vocab_size: Number of ids V.
+        pad_id: Id of the padding; None for no padding.
+        seq_len: The longest sequence that it accepts for sure, in tokens.
+        device: The model's device.
+    """
+    time = min(seq_len, SHORT)
+    if time < LEAST_TOKENS or vocab_size - (pad_id is not None) < 2:
+        return None  # there is no token to change, or none to change it to
+    subject = ModelUnderTest(lambda: model, vocab_size, pad_id, time, trained=True)
+    states = random_states(device)
+    try:
+        with reference_kernels(), _probed(model):
+            worst = _worst_change(_pairs(model, subject, chosen_places(time, SHORT_PLACES), device, False, "fp32"))
+    finally:
+        set_random_states(states, device)
+    if worst is None or not worst.change > FP32 * worst.largest_logit:
+        return None  # rounding, or logits that are not finite, which training reports
+    return worst
+
+
+@contextmanager
+def _probed(model: nn.Module) -> Iterator[None]:
+    """Make visible what mixers do in weights that training begins with, and restore these weights exactly afterwards.
+
+    Behind small embeddings the first layer changes next to nothing, so they get a standard deviation near 1, by a power
+    of two, which rounds nothing. Parameters that are zero throughout get small random numbers.
+    """
+    generator = torch.Generator().manual_seed(3)
+    zeros = [parameter.detach() for parameter in model.parameters() if not parameter.count_nonzero()]
+    before = [zero.clone() for zero in zeros]
+    factors: dict[Tensor, float] = {}
+    for part in model.modules():
+        if not isinstance(part, nn.Embedding):
+            continue
+        weights_VD: Tensor = part.weight.detach()
+        if 0 < (spread := float(weights_VD.std())) < math.inf:
+            factors[part.weight] = 2.0 ** max(0, -round(math.log2(spread)))
+    for zero in zeros:
+        zero.copy_(STD_OF_ZEROS * torch.randn(zero.shape, generator=generator))
+    for parameter, factor in factors.items():
+        parameter.detach().mul_(factor)
+    try:
+        yield
+    finally:
+        for parameter, factor in factors.items():
+            parameter.detach().div_(factor)
+        for zero, was in zip(zeros, before, strict=True):
+            zero.copy_(was)
+
+
+def _worst_change(pairs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Leak | None:
+    """Return the largest change of logits before the place from which tokens changed; None if nothing changed."""
+    worst: Leak | None = None
+    for place_B, before_BTV, after_BTV in pairs:
+        is_before_BT = torch.arange(before_BTV.shape[1], device=place_B.device) < place_B[:, None]
+        difference_BT = (after_BTV - before_BTV).abs().amax(-1).where(is_before_BT, 0)
+        largest = float(difference_BT.max())  # NaN if there is one
+        if worst is None or not largest <= worst.change:
+            row, position = divmod(int(difference_BT.argmax()), difference_BT.shape[1])
+            worst = Leak(int(place_B[row]), position, largest, float(before_BTV.abs().max()))
+        if math.isnan(worst.change):
+            break
+    if worst is None or worst.change == 0:
+        return None
+    return worst
 
 
 def what_is_there_changes(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
@@ -89,8 +182,9 @@ def _pairs(
     def logits(ids_BT: Tensor) -> Tensor:
         torch.manual_seed(0)  # a mixer that draws in training draws the same again
         with ExitStack() as stack:
-            model.train()
-            if not training:
+            if training:
+                model.train()
+            else:
                 stack.enter_context(evaluating(model))
             stack.enter_context(autocast(precision, device))
             logits_BTV, _ = model(ids_BT)

@@ -15,6 +15,7 @@ from samout_train.ops import fla
 from samout_train.ops.chunking import widened, without_autocast
 from samout_train.ops.delta_rule.chunked import CHUNK, by_chunks
 from samout_train.ops.delta_rule.serial import serial, step
+from samout_train.ops.kernels import has_head_kernels
 
 __all__ = ["CHUNK", "delta_rule", "serial"]
 
@@ -59,6 +60,10 @@ def delta_rule(
             state_BHKV = state_BHKV.to(q_BHTK.dtype)
         if q_BHTK.shape[2] == 1:
             o_BHTV, state_BHKV = step(q_BHTK, k_BHTK, v_BHTV, beta_BHT, log_decay_BHT, state_BHKV)
+        elif has_head_kernels(q_BHTK):
+            from samout_train.ops.delta_rule.operator import fused_chunks
+
+            o_BHTV, state_BHKV = fused_chunks(q_BHTK, k_BHTK, v_BHTV, beta_BHT, log_decay_BHT, state_BHKV)
         else:
             o_BHTV, state_BHKV = by_chunks(q_BHTK, k_BHTK, v_BHTV, beta_BHT, log_decay_BHT, state_BHKV)
     return o_BHTV.to(dtype), state_BHKV

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from samout_train.ops import fla
 from samout_train.ops.chunking import widened, without_autocast
+from samout_train.ops.kernels import has_head_kernels
 from samout_train.ops.linear_attention.chunked import CHUNK, by_chunks
 from samout_train.ops.linear_attention.serial import serial, step
 
@@ -56,6 +57,10 @@ def linear_attention(
             state_BHKV = state_BHKV.to(q_BHTK.dtype)
         if q_BHTK.shape[2] == 1:
             o_BHTV, state_BHKV = step(q_BHTK, k_BHTK, v_BHTV, log_decay, state_BHKV)
+        elif has_head_kernels(q_BHTK):
+            from samout_train.ops.linear_attention.operator import fused_chunks
+
+            o_BHTV, state_BHKV = fused_chunks(q_BHTK, k_BHTK, v_BHTV, log_decay, state_BHKV)
         else:
             o_BHTV, state_BHKV = by_chunks(q_BHTK, k_BHTK, v_BHTV, log_decay, state_BHKV)
     return o_BHTV.to(dtype), state_BHKV

@@ -1,0 +1,68 @@
+"""Multiply one decay per token over the spans of a chunk inside numba kernels, and sum gradients over spans.
+
+A span's decay is a product of its own factors, so that nothing overflows and a factor of 0 drops what came before.
+"""
+
+# C tokens of a chunk, I and J tokens of the same chunk
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from samout_train.ops.numba_support import _pointer, vector_exp
+from samout_train.ops.tiles import inner
+
+
+@inner
+def decay_of(log_decay: Any) -> Any:
+    """Return e^x; below the smallest normal float32, 0."""
+    value = vector_exp(log_decay)
+    return value if log_decay > np.float32(-87) else np.float32(0)
+
+
+@inner
+def load_spans(between_CC: Any, since_C: Any, address: Any, distance: Any, count: Any) -> None:
+    """Fill the decays over the tokens after j up to i, and over the tokens up to one; from log-decays at an address.
+
+    Those between tokens are 1 on the diagonal and 0 above it; their last row is the decay until the end of the chunk.
+    """
+    so_far = np.float32(1)
+    for i in range(len(since_C)):
+        decay = np.float32(1)
+        if i < count:
+            decay = decay_of(numba.carray(_pointer(address + 4 * i * distance), (1,), np.float32)[0])
+        so_far *= decay
+        since_C[i] = so_far
+        for j in range(len(since_C)):
+            before = between_CC[i - 1, j] if i > 0 else np.float32(0)
+            between_CC[i, j] = before * decay if j < i else np.float32(0)
+        between_CC[i, i] = np.float32(1)
+
+
+@inner
+def store_span_gradients(
+    of_between_CC: Any, of_since_C: Any, of_until_C: Any, of_whole: Any, address: Any, distance: Any, count: Any
+) -> None:
+    """Store the gradients of log-decays: of all spans that contain a token.
+
+    Args:
+        of_between_CC: For spans of the tokens after j up to i, j < i, the gradient times the decay.
+        of_since_C: The same for spans up to a token. It is overwritten.
+        of_until_C: The same for spans of the tokens after one.
+        of_whole: The same for the whole chunk.
+    """
+    size = len(of_since_C)
+    for i in range(size - 2, -1, -1):
+        of_since_C[i] += of_since_C[i + 1]
+    begun = of_whole
+    for i in range(size):
+        of_since_C[i] += begun
+        begun += of_until_C[i]
+    for i in range(1, size):
+        total = np.float32(0)
+        for j in range(i):
+            total += of_between_CC[i, j]
+            of_since_C[j + 1] += total
+    for i in range(count):
+        numba.carray(_pointer(address + 4 * i * distance), (1,), np.float32)[0] = of_since_C[i]
