@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from samout_train import build_trainer
 from samout_train.ops import nats_and_errors
+from samout_train.ops.block_scan import block_mix
 from samout_train.ops.max_scan import max_mix
 from samout_train.ops.samout_layer import blended, gated
 from samout_train.runtime import peak_memory_bytes, reset_peak_memory, wait_for
@@ -151,7 +152,7 @@ def _large(name: str, choice: Sequence[str], length: int, tokens: int, graph: st
 
 
 def kernels(small: bool) -> Figures:
-    """Measure mixer, gate, blend and loss on the device, against a copy of as many bytes."""
+    """Measure mixers, gate, blend and loss on the device, against a copy of as many bytes."""
     found: Figures = {}
     shapes = [(2, 16, 32)] if small else [(32, 1024, 768), (1, 1_000_000, 768)]
     for B, T, D in shapes:
@@ -167,6 +168,14 @@ def kernels(small: bool) -> Figures:
             found |= _shares(name, forward, both, (4, 7), packed[0].nbytes // 3, repeats)
         if T > 10_000:
             continue
+        for temperature in (None, torch.full((), 0.7, device=DEVICE)):
+            packed = [draw(B, T, 4 * D) for _ in range(sets)]
+            mix = partial(block_mix, state_BNG=torch.randn(B, 2, D // 2, device=DEVICE), temperature=temperature)
+            upstream = draw(B, T, D)
+            forward = [partial(_without_gradient, mix, p) for p in packed]
+            both = [partial(_with_gradient, mix, upstream, p) for p in packed]
+            name = f"blocks of two, {'hard' if temperature is None else 'soft'}, {B} x {T} x {D}"
+            found |= _shares(name, forward, both, (5, 9), packed[0].nbytes // 4, repeats)
         norm, alpha = nn.LayerNorm(D).to(DEVICE), torch.full((), 0.5, device=DEVICE)
         pairs = [(draw(B, T, D), draw(B, T, D)) for _ in range(sets)]
         gates = [partial(_without_gradient, gated, up, gate) for up, gate in pairs]

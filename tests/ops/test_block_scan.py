@@ -1,18 +1,23 @@
 """Max-plus blocks: the fused kernels against the reference, permutations to the bit, and the operator's rules."""
 
+import os
+import subprocess
+import sys
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from samout_train.ops.block_scan import block_mix, reference
-from samout_train.ops.block_scan.operator import _block_mix
+from samout_train.ops.block_scan.operator import _block_mix, rows_a_carry
 from samout_train.ops.numba_support import vector_exp, vector_log
 from tests.support.marks import spread
 
 # Relative in norm to float64: sums in float32 of up to 131 rows, and one rounding of each value to what is stored.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def inputs(size: int, *, batch: int = 2, time: int = 131, blocks: int = 21) -> tuple[Tensor, Tensor]:
@@ -126,6 +131,78 @@ def test_not_a_number_stays_from_where_it_enters() -> None:
 def test_a_wrong_width_is_refused() -> None:
     with pytest.raises(ValueError, match="width of 16"):
         block_mix(torch.zeros(1, 3, 15), torch.zeros(1, 2, 2))
+
+
+# Entries, temperature or none, rows of a chunk of 11 tokens, blocks, dtype. Two chunks test all six kernels, 33 blocks
+# two programs side by side.
+CUDA_CASES = [
+    (2, 0.7, 8, 5, torch.float32),
+    (2, None, 8, 5, torch.float32),
+    (2, 0.0, 4, 33, torch.float32),
+    (2, 0.7, 16, 33, torch.bfloat16),
+    (3, None, 4, 5, torch.bfloat16),
+    (3, 0.05, 4, 5, torch.float32),
+    (5, 0.7, 6, 5, torch.float32),
+    (5, None, 16, 5, torch.float32),
+]
+
+
+def on_cuda(packed_BTP: Tensor, state_BNG: Tensor, temperature: float | None, grads: list[Tensor]) -> list[Tensor]:
+    """As `both`, by the kernels for CUDA, into memory full of NaN."""
+    from samout_train.ops.block_scan import cuda
+
+    tau = None if temperature is None else torch.tensor(temperature)
+    carries = -(-packed_BTP.shape[1] // rows_a_carry("cuda", state_BNG.shape[1]))
+    carries_BRNG = torch.full((len(state_BNG), carries, *state_BNG.shape[1:]), torch.nan)
+    outputs = [torch.full_like(grad, torch.nan) for grad in grads]
+    of_inputs = [torch.full_like(packed_BTP, torch.nan), torch.full_like(state_BNG, torch.nan)]
+    cuda.forward(packed_BTP, state_BNG, tau, *outputs, carries_BRNG)
+    cuda.backward(packed_BTP, carries_BRNG, tau, *grads, *of_inputs)
+    return [*outputs, *of_inputs]
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="run by the tests below")
+@pytest.mark.parametrize(("size", "temperature", "rows", "blocks", "dtype"), CUDA_CASES)
+def test_the_kernels_for_cuda_are_the_reference_in_float64(
+    size: int, temperature: float | None, rows: int, blocks: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from samout_train.ops.block_scan import cuda
+
+    monkeypatch.setattr(cuda, "rows_a_chunk", lambda *sizes: rows)
+    packed_BTP, state_BNG = inputs(size, batch=2 if temperature is None else 1, time=11, blocks=blocks)
+    wanted = both(packed_BTP.double(), state_BNG.double(), temperature or 0.0, exact=True)
+    generator = torch.Generator().manual_seed(1)
+    grads = [torch.randn(wanted[0].shape, generator=generator).double().to(dtype)]
+    grads.append(torch.randn(wanted[1].shape, generator=generator))
+    found = on_cuda(packed_BTP.to(dtype), state_BNG, temperature, grads)
+    for one, other in zip(found, wanted, strict=True):
+        assert off(one, other) < TOLERANCE[dtype]
+    if not temperature:
+        assert torch.equal(found[1].double(), wanted[1])
+
+
+def interpreted(chosen: str) -> str:
+    """What pytest prints of the kernels for CUDA in Triton's interpreter, in a process of its own."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-q", str(Path(__file__))]
+    command += ["-k", f"kernels_for_cuda_are and {chosen}", "-W", "ignore::RuntimeWarning"]
+    done = subprocess.run(
+        command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="this process runs Triton's kernels already")
+def test_a_kernel_for_cuda_passes_in_tritons_interpreter() -> None:
+    assert "1 passed" in interpreted("2-0.7-8-5")
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(INTERPRETED, reason="this process runs Triton's kernels already")
+def test_all_kernels_for_cuda_pass_in_tritons_interpreter() -> None:
+    assert "7 passed" in interpreted("not 2-0.7-8-5")
 
 
 @pytest.mark.slow

@@ -14,6 +14,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from samout_train.ops import num_streams
+from samout_train.ops.block_scan import cuda as block_scan
+from samout_train.ops.block_scan.operator import rows_a_carry
+from samout_train.ops.block_scan.triton import (
+    block_backward,
+    block_forward,
+    block_gradient_maps,
+    block_gradient_starts,
+    block_maps,
+    block_starts,
+)
 from samout_train.ops.cross_entropy import cuda as cross_entropy
 from samout_train.ops.cross_entropy.triton import cross_entropy_row
 from samout_train.ops.max_scan import cuda
@@ -177,3 +187,25 @@ def test_the_scans_over_semirings_stay_in_registers(max_min: bool, tmp_path: Pat
         path = tmp_path / "kernel.cubin"
         assert_in_registers(assembly(kernel, "fp32", semiring_scan.OPTIONS, path, ROWS=semiring_scan.ROWS, **sizes))
     assert_in_registers(assembly(scan_starts, "fp32", semiring_scan.OPTIONS, path, BACKWARD=True, **sizes))
+
+
+BLOCKS = (block_forward, block_backward, block_maps, block_gradient_maps, block_starts, block_gradient_starts)
+
+
+def assert_block_kernel_in_registers(kernel: Any, size: int, dtype: str, soft: bool, path: Path) -> None:
+    sizes = {"SOFT": soft, "N": size, "G": WIDTH // size, "BLOCK": block_scan.BLOCK, "ROWS": rows_a_carry("cuda", size)}
+    taken = {name: value for name, value in sizes.items() if name in kernel.arg_names}
+    assert_in_registers(assembly(kernel, dtype, block_scan.OPTIONS, path, **taken))
+
+
+@pytest.mark.slow
+def test_the_backward_pass_of_blocks_of_two_stays_in_registers(tmp_path: Path) -> None:
+    assert_block_kernel_in_registers(block_backward, 2, "bf16", True, tmp_path / "kernel.cubin")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize(("dtype", "soft"), [("bf16", True), ("bf16", False), ("fp32", True)])
+def test_the_kernels_of_max_plus_blocks_stay_in_registers(size: int, dtype: str, soft: bool, tmp_path: Path) -> None:
+    for kernel in BLOCKS:
+        assert_block_kernel_in_registers(kernel, size, dtype, soft, tmp_path / "kernel.cubin")

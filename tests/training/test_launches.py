@@ -29,7 +29,19 @@ GRAPHS = {
     "transformer": {"model": "transformer", **ACCUMULATED},
 }
 NOTHING: dict[str, list[str]] = {"waits": [], "crossings": [], "differs": []}
-OTHERS = ("v1", "mamba2", "gla", "retnet", "hgrn2", "mlstm", "gated_deltanet", "rglru", "hybrid", "transformer_modern")
+OTHERS = (
+    "v1",
+    "counting",
+    "mamba2",
+    "gla",
+    "retnet",
+    "hgrn2",
+    "mlstm",
+    "gated_deltanet",
+    "rglru",
+    "hybrid",
+    "transformer_modern",
+)
 
 
 @pytest.fixture(scope="module")

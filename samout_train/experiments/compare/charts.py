@@ -26,6 +26,9 @@ Speeds = Mapping[str, Mapping[int, float]]
 Draw = Callable[["Axes", Comparison, Speeds], None]
 INCHES = (4.5, 3.4)
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+LONGEST_INSIDE = 8  # entries of a legend that find room between the lines
+NARROW_LABEL = 20  # characters of which three fit below a chart
+INCHES_OF_ENTRY = 0.1  # that a chart is higher for each further entry
 IN_OVERVIEW = 4
 POINTS_OF_LABELS = 160.0  # height of a chart that the labels of its models share
 
@@ -77,7 +80,7 @@ def overview(comparison: Comparison, speeds: Speeds) -> bytes | None:
 
     num_rows = math.ceil(len(drawn) / 2)
     with rc_context(STYLE):
-        figure = Figure(figsize=(2 * INCHES[0], num_rows * INCHES[1]), layout="constrained")
+        figure = Figure(figsize=(2 * INCHES[0], num_rows * _height(comparison)), layout="constrained")
         for index, (title, draw) in enumerate(drawn, start=1):
             axes = figure.add_subplot(num_rows, 2, index)
             draw(axes, comparison, speeds)
@@ -116,11 +119,16 @@ def _svg(draw: Draw, comparison: Comparison, speeds: Speeds) -> bytes:
     def drawn() -> "Figure":
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=INCHES, layout="constrained")
+        figure = Figure(figsize=(INCHES[0], _height(comparison)), layout="constrained")
         draw(figure.subplots(), comparison, speeds)
         return figure
 
     return _as_svg(drawn)
+
+
+def _height(comparison: Comparison) -> float:
+    """Return the inches of a chart, with room for a legend of all models below it."""
+    return INCHES[1] + INCHES_OF_ENTRY * max(0, len(comparison.ranked) - LONGEST_INSIDE)
 
 
 def _as_svg(drawn: "Callable[[], Figure]") -> bytes:
@@ -313,10 +321,12 @@ def _state(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
         if size is not None and one.mean is not None:
             look = _look(comparison, one.label)
             axes.plot([size], [one.mean], look.marker, color=look.color, label=shown(one))
-    axes.set_xscale("log")
-    _with_units(axes)
+    _front(axes, comparison.fronts["loss"])
+    _log_of_bytes(axes)
     _finish(axes, "state after a training row, bytes", "validation loss, nats per token")
-    axes.legend(fontsize=7.5, ncols=2)  # in a box, because its markers could be read as points of the chart
+    legend = axes.get_legend()
+    if legend is not None and len(legend.get_texts()) <= LONGEST_INSIDE:
+        legend.set_frame_on(True)  # because its markers could be read as points of the chart
 
 
 def accuracy_by_state(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
@@ -334,18 +344,38 @@ def _recall(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     for label, places in lines.items():
         look = looks[label]._asdict()
         axes.plot(*zip(*places, strict=True), label=label.replace("$", r"\$"), markersize=4, linewidth=1.3, **look)
-    axes.set_xscale("log")
+    _front(axes, comparison.fronts["accuracy"])
+    _log_of_bytes(axes)
     axes.set_ylim(-0.03, 1.03)
-    _with_units(axes)
     _finish(axes, "bytes of state after a training row", "share of right answers")
 
 
 def _place(one: CandidateResult) -> tuple[float, float] | None:
     """Return bytes of state and the share of right answers in the first test of a task; None where it is no task."""
-    size, shares = one.figure("state_bytes"), [*one.accuracies.values()]
-    if size is None or not shares:
+    size, share = one.figure("state_bytes"), one.accuracy
+    if size is None or share is None:
         return None
-    return size, shares[0]
+    return size, share
+
+
+def _front(axes: "Axes", places: Mapping[str, tuple[float, float]]) -> None:
+    """Draw a front behind the points, in steps: between two models the smaller one is the best that fits."""
+    xs, ys = zip(*places.values(), strict=True)
+    axes.plot(xs, ys, "--", drawstyle="steps-post", color="0.55", linewidth=1, zorder=1, label="front")
+
+
+def _log_of_bytes(axes: "Axes") -> None:
+    """Make the horizontal axis logarithmic, with plain numbers such as 2,000 at as many ticks as there is room for."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    for times, subs in ((30, (1.0, 2.0, 5.0)), (300, (1.0, 3.0)), (math.inf, (1.0,))):
+        if high / low < times:
+            axes.xaxis.set_major_locator(LogLocator(subs=subs))
+            break
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _rates(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
@@ -395,9 +425,24 @@ def _units() -> Any:
 
 
 def _finish(axes: "Axes", x: str, y: str) -> None:
+    """Name the axes and add the legend: inside where it is short, below the chart where it would cover the lines."""
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7.5, frameon=False, ncols=2)
+    _, labels = axes.get_legend_handles_labels()
+    if len(labels) <= LONGEST_INSIDE:
+        axes.legend(fontsize=7.5, frameon=False, ncols=2)
+        return
+    columns = 2
+    if max(map(len, labels)) <= NARROW_LABEL:
+        columns = 3
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.45, -0.18),
+        fontsize=7.5,
+        frameon=False,
+        ncols=columns,
+        columnspacing=1.0,
+    )
 
 
 def _has_line(points: Callable[[CandidateResult], int]) -> Callable[[Comparison, Speeds], bool]:
@@ -471,13 +516,15 @@ KINDS: Sequence[tuple[str, str, Draw, Callable[[Comparison, Speeds], bool]]] = (
     ),
     (
         "Loss against bytes of state",
-        "State of one sequence in float32. A cache grows with the sequence, a recurrent state does not.",
+        "State of one sequence in float32. A cache grows with the sequence, a recurrent state does not. The front: no "
+        "other model has as small a state with as low a mean loss.",
         _state,
         _has_states,
     ),
     (
         "Accuracy against bytes of state",
-        "Of a task, in its first test. A line joins the widths of one model.",
+        "Of a task, in its first test. A line joins the widths of one model. The front: no other one has as small a "
+        "state with as many right answers.",
         _recall,
         lambda comparison, speeds: sum(_place(one) is not None for one in comparison.ranked) > 1,
     ),

@@ -5,10 +5,18 @@ from typing import Any
 
 from samout_train.checkpoint import scalars
 from samout_train.experiments.compare.matching import TOLERANCE, Budget
-from samout_train.experiments.compare.results import CONFIDENCE, CandidateResult, Comparison, Difference, difference
+from samout_train.experiments.compare.results import (
+    CONFIDENCE,
+    POWER,
+    CandidateResult,
+    Comparison,
+    Difference,
+    difference,
+)
 from samout_train.experiments.compare.screening import Screening, screening_caveat
 
 FEW_SEEDS = 3
+MORE_SEEDS = 4  # times as many, to show what they would resolve
 MOST_NAMED = 6  # differing settings in one sentence
 # The settings of a compared run that decide which tokens it sees and in which arithmetic it is trained.
 ALIKE = ("data", "trainer", "precision", "schedule")
@@ -20,9 +28,10 @@ Asked = Mapping[str, Any]
 
 
 def verdict(comparison: Comparison, asked: Asked) -> list[str]:
-    """Return three sentences: the best model, how far the others are behind it, and whether they saw the same tokens.
+    """Return the best model, how far behind it the others are, what the seeds resolve, and if all saw the same tokens.
 
-    Before them stands one for each model that is not causal: it has no rank, whatever its loss.
+    These are sentences; one seed resolves nothing and has none. Before them stands one for each model that is not
+    causal: it has no rank, whatever its loss.
 
     Args:
         comparison: Models on the same data.
@@ -40,7 +49,7 @@ def verdict(comparison: Comparison, asked: Asked) -> list[str]:
     sentences += [f"{best.label} has the lowest validation loss on {comparison.data}: {loss}."]
     last = _tokens(comparison)
     if others:
-        sentences.append(_behind(best, others))
+        sentences += [_behind(best, others), *_resolved(comparison)]
         last += _sizes(comparison)
     num_caveats = len(caveats(comparison, asked))
     if num_caveats == 1:
@@ -143,6 +152,21 @@ def _behind(best: CandidateResult, others: Sequence[CandidateResult]) -> str:
             parts.append(f"{text} {'; '.join(names)}")
     text = ", and ".join(parts)
     return f"{text[0].upper()}{text[1:]} (nats, with {CONFIDENCE:.0%} intervals of the differences seed by seed)."
+
+
+def _resolved(comparison: Comparison) -> Iterable[str]:
+    power, of_leaders = comparison.power, comparison.power_of_leaders
+    if of_leaders is not None:
+        text = f"{of_leaders.num_seeds} seeds resolve differences of {nats(of_leaders.resolvable())} nats among leaders"
+        if power is not None:
+            text += f", and {power.num_seeds} seeds {nats(power.resolvable())} among all models"
+        yield f"{text} ({POWER:.0%} power)."
+    elif power is not None:
+        more = MORE_SEEDS * power.num_seeds
+        yield (
+            f"{power.num_seeds} seeds resolve differences of {nats(power.resolvable())} nats ({POWER:.0%} power); "
+            f"{more} would resolve {nats(power.resolvable(more))}."
+        )
 
 
 def _are(names: Sequence[str]) -> str:

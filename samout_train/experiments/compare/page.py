@@ -34,6 +34,7 @@ NOTE = (
     "in brackets. Behind the best: mean of the differences seed by seed, with its 95 % interval. Tokens per second: "
     "forward and backward pass in rows of the training length. State: of one sequence after such a row."
 )
+FRONT_NOTE = " Front: no other model with as small a state has as low a loss, or in a task as many right answers."
 PAIRS_NOTE = (
     "Row minus column: mean of the differences seed by seed, with its 95 % interval; marked where that is more than "
     "noise. Each interval is for its pair alone: of twenty pairs that do not differ, one is marked by chance."
@@ -243,7 +244,8 @@ def markdown(comparisons: Sequence[Comparison], record: Record, speeds: Speeds, 
             lines += [f"### {comparison.data}", ""]
         lines += [" ".join(verdict(comparison, record)), ""]
         table = loss_table(comparison, speeds, _left_out(comparison, record))
-        lines += [_row(table["head"]), "|---" * len(table["head"]) + "|", *map(_row, table["rows"]), "", NOTE, ""]
+        lines += [_row(table["head"]), "|---" * len(table["head"]) + "|", *map(_row, table["rows"])]
+        lines += ["", table["note"], ""]
         found = caveats(comparison, record)
         if found:
             lines += ["Caveats:", ""]
@@ -282,7 +284,7 @@ def loss_table(
     """
     head = ["model", "validation loss", "behind the best", "", "learning rate", "parameters"]
     head += ["tokens per second", "FLOPs per token", "state, bytes"]
-    rows = []
+    rows, fronts = [], comparison.fronts
     for one in comparison.results:
         if one.label in left_out:
             continue
@@ -308,10 +310,10 @@ def loss_table(
                 _number(one.figure("parameters")),
                 _number(speed),
                 _number(one.figure("training_flops_per_token")),
-                _number(one.figure("state_bytes")),
+                _number(one.figure("state_bytes")) + _on_front(one, fronts),
             ]
         )
-    return {"head": head, "rows": rows, "note": NOTE}
+    return {"head": head, "rows": rows, "note": NOTE + FRONT_NOTE * bool(fronts)}
 
 
 def pair_table(comparison: Comparison) -> dict[str, Any]:
@@ -497,6 +499,18 @@ def _behind_best(comparison: Comparison, one: CandidateResult) -> tuple[str, str
     if found is None:
         return "", in_words(found)
     return interval(found), in_words(found)
+
+
+def _on_front(one: CandidateResult, fronts: Mapping[str, Collection[str]]) -> str:
+    """Return ` (front)`, with its name where there are several; nothing where the model is on none."""
+    names = [name for name, labels in fronts.items() if one.label in labels]
+    if not names:
+        return ""
+    if len(fronts) == 1:
+        return " (front)"
+    if len(names) == len(fronts):
+        return " (front: both)"
+    return f" (front: {names[0]})"
 
 
 def _number(number: float | None) -> str:

@@ -10,7 +10,7 @@ from samout_train.ops.kernels import is_fused
 
 __all__ = ["block_mix"]
 
-MOST_ENTRIES = 8  # largest block of the fused kernel: each size is compiled by itself
+MOST_ENTRIES = 8  # largest block of the fused kernels: each size is compiled by itself
 
 
 def block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -20,8 +20,8 @@ def block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None 
         packed_BTP: The streams e, c (D each) and L side by side, P = (2 + N) D; T at least 1. Entry i of block g is
             channel i G + g, and L[i, j] of it lies at (i N + j) G + g.
         state_BNG: The state so far.
-        temperature: 0-d; None for 0, the hard maximum. A tensor, so that a compiled graph holds no number
-            that changes.
+        temperature: 0-d, on the device of packed_BTP; None for 0, the hard maximum. A tensor, so that a compiled graph
+            holds no number that changes, and so that CUDA's kernels read it without a wait of the host.
 
     Returns:
         (y_BTD, state_BNG): y in the dtype of packed_BTP, the state after the last token, at least float32.
@@ -37,13 +37,12 @@ def block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None 
             f"the input {tuple(packed_BTP.shape)} must have T at least 1, the batch of the state "
             f"{tuple(state_BNG.shape)} and a width of {wanted}"
         )
-    if size > MOST_ENTRIES or packed_BTP.device.type != "cpu" or not is_fused("cpu", packed_BTP.dtype):
+    device_type = packed_BTP.device.type
+    if size > MOST_ENTRIES or device_type not in ("cpu", "cuda") or not is_fused(device_type, packed_BTP.dtype):
         at = 0.0
         if temperature is not None:
             at = float(temperature)
         return reference.block_mix(packed_BTP, state_BNG, at)
     from samout_train.ops.block_scan.operator import fused_block_mix
 
-    if temperature is None:
-        temperature = torch.zeros(())
     return fused_block_mix(packed_BTP, state_BNG.to(torch.float32), temperature)

@@ -24,7 +24,12 @@ LEAST_BLOCKS, MOST_BLOCKS = 16, 256  # of a task: a vector, and what the second-
 
 
 def forward(
-    packed_BTP: Tensor, state_BNG: Tensor, temperature: float, y_BTD: Tensor, last_BNG: Tensor, carries_BRNG: Tensor
+    packed_BTP: Tensor,
+    state_BNG: Tensor,
+    temperature: Tensor | None,
+    y_BTD: Tensor,
+    last_BNG: Tensor,
+    carries_BRNG: Tensor,
 ) -> None:
     """Fill y_BTD, last_BNG and carries_BRNG, the state before every ROWS rows."""
     size = (0,) * state_BNG.shape[1]
@@ -35,7 +40,7 @@ def forward(
 def backward(
     packed_BTP: Tensor,
     carries_BRNG: Tensor,
-    temperature: float,
+    temperature: Tensor | None,
     grad_y_BTD: Tensor,
     grad_last_BNG: Tensor,
     grad_packed_BTP: Tensor,
@@ -47,11 +52,11 @@ def backward(
     call(_backward, num_threads(), *given, grad_packed_BTP, grad_state_BNG, _parts(grad_last_BNG))
 
 
-def _optional(temperature: float) -> np.float32 | None:
+def _optional(temperature: Tensor | None) -> np.float32 | None:
     """Return the temperature; None for the hard maximum, which is compiled separately."""
-    if temperature:
-        return np.float32(temperature)
-    return None
+    if temperature is None or not temperature:
+        return None
+    return np.float32(float(temperature))
 
 
 def _parts(state_BNG: Tensor) -> int:

@@ -5,15 +5,18 @@ The backward pass reads the inputs and the state before every few rows. There is
 
 # B batch, T time, P packed: the streams side by side, N entries a block, G blocks, D = N G, R blocks of rows
 
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ROWS_A_CARRY = 64
+ROWS_A_CARRY = 64  # on the CPU
+CUDA_ROWS_A_CARRY = {2: 4, 3: 2}  # by entries of a block, 1 above: rows that a warp holds in registers
 
 
-def fused_block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+def fused_block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None) -> tuple[Tensor, Tensor]:
     """See samout_train.ops.block_scan.block_mix; the state is float32."""
     given = (packed_BTP.contiguous(), state_BNG.contiguous(), temperature)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -22,46 +25,54 @@ def fused_block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor) 
     return _forward(*given)[:2]
 
 
-def _forward(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    from samout_train.ops.block_scan import cpu
+def rows_a_carry(device_type: str, size: int) -> int:
+    """Return the number of rows from one saved state to the next."""
+    if device_type == "cuda":
+        return CUDA_ROWS_A_CARRY.get(size, 1)
+    return ROWS_A_CARRY
 
+
+def _kernels(tensor: Tensor) -> ModuleType:
+    return import_module(f"samout_train.ops.block_scan.{tensor.device.type}")
+
+
+def _forward(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _outputs(packed_BTP, state_BNG, temperature)
-    cpu.forward(packed_BTP, state_BNG, float(temperature), *outputs)
+    _kernels(packed_BTP).forward(packed_BTP, state_BNG, temperature, *outputs)
     return outputs
 
 
 @torch.library.custom_op("samout_train::block_mix", mutates_args=())
-def _block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return y (B, T, D), the last state (B, N, G), and the state before every few rows (B, R, N, G)."""
     return _forward(packed_BTP, state_BNG, temperature)
 
 
 @_block_mix.register_fake
-def _outputs(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     batch, time, _ = packed_BTP.shape
     _, size, blocks = state_BNG.shape
+    rows = rows_a_carry(packed_BTP.device.type, size)
     return (
         packed_BTP.new_empty(batch, time, size * blocks),
         torch.empty_like(state_BNG),
-        state_BNG.new_empty(batch, -(-time // ROWS_A_CARRY), size, blocks),
+        state_BNG.new_empty(batch, -(-time // rows), size, blocks),
     )
 
 
 @torch.library.custom_op("samout_train::block_mix_backward", mutates_args=())
 def _block_mix_backward(
-    packed_BTP: Tensor, carries_BRNG: Tensor, temperature: Tensor, grad_y_BTD: Tensor, grad_last_BNG: Tensor
+    packed_BTP: Tensor, carries_BRNG: Tensor, temperature: Tensor | None, grad_y_BTD: Tensor, grad_last_BNG: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the packed streams and of the first state."""
-    from samout_train.ops.block_scan import cpu
-
     grads = _gradients(packed_BTP, carries_BRNG, temperature, grad_y_BTD, grad_last_BNG)
-    cpu.backward(packed_BTP, carries_BRNG, float(temperature), grad_y_BTD, grad_last_BNG, *grads)
+    _kernels(packed_BTP).backward(packed_BTP, carries_BRNG, temperature, grad_y_BTD, grad_last_BNG, *grads)
     return grads
 
 
 @_block_mix_backward.register_fake
 def _gradients(
-    packed_BTP: Tensor, carries_BRNG: Tensor, temperature: Tensor, grad_y_BTD: Tensor, grad_last_BNG: Tensor
+    packed_BTP: Tensor, carries_BRNG: Tensor, temperature: Tensor | None, grad_y_BTD: Tensor, grad_last_BNG: Tensor
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(packed_BTP), torch.empty_like(grad_last_BNG)
 
@@ -69,8 +80,9 @@ def _gradients(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     packed_BTP, _, temperature = inputs
     y_BTD, last_BNG, carries_BRNG = output
-    # A copy: the temperature is changed in place from step to step.
-    ctx.save_for_backward(packed_BTP, carries_BRNG, temperature.clone())
+    if temperature is not None:
+        temperature = temperature.clone()  # it is changed in place from step to step
+    ctx.save_for_backward(packed_BTP, carries_BRNG, temperature)
     ctx.mark_non_differentiable(carries_BRNG)
     ctx.set_materialize_grads(False)
     ctx.shapes = y_BTD.shape, last_BNG.shape

@@ -1,5 +1,6 @@
 """What a comparison says, sentence by sentence."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def test_the_verdict_says_who_is_best_what_is_noise_and_how_fair_it_was(tmp_path
         "of 3 seeds).",
         "Within noise of it is near, by 0.017 (-0.173 to 0.206), and more than noise above it is worse, by 1.000 "
         "(1.000 to 1.000) (nats, with 95% intervals of the differences seed by seed).",
+        "3 seeds resolve differences of 0.193 nats (80% power); 12 would resolve 0.055.",
         "All were trained on the same 30,720 tokens, and their parameters are within 0.0% of each other.",
     ]
     assert caveats(comparison, MATCHED) == []
@@ -47,6 +49,30 @@ def test_a_model_that_is_not_causal_is_named_first_and_has_no_rank(tmp_path: Pat
 def test_the_same_figures_under_two_names_are_within_noise(tmp_path: Path) -> None:
     comparison = make_comparison(tmp_path, {"v8": [1.0, 1.1, 1.2], "twin": [1.0, 1.1, 1.2]})
     assert "Within noise of it is twin, by 0.000 (0.000 to 0.000)" in verdict(comparison, {})[1]
+
+
+def test_the_finer_power_of_the_leaders_is_named_first(tmp_path: Path) -> None:
+    runs = []
+    for label, first, further in (("a", (1.0, 1.1), (1.00, 1.02, 1.01)), ("b", (1.1, 1.4), (1.00, 1.03, 1.02))):
+        runs += [make_run(tmp_path, label, 1e-3, seed, loss) for seed, loss in enumerate(first, start=1)]
+        runs += [make_run(tmp_path, label, 1e-3, seed, loss) for seed, loss in enumerate(further, start=3)]
+    read = [read_run(run) for run in runs]
+    read = [replace(run, counts=True, leader=run.seed is not None and run.seed > 2) for run in read]
+    (comparison,) = comparisons_of(read)
+    # differences 0, -0.01, -0.01: deviation 0.00577, times 5.3633 / sqrt(3); -0.1, -0.3: 0.1414 times 14.0826 / sqrt(2)
+    assert verdict(comparison, MATCHED)[2] == (
+        "3 seeds resolve differences of 0.018 nats among leaders, and 2 seeds 1.408 among all models (80% power)."
+    )
+
+
+def test_nothing_is_said_to_be_resolved_by_one_seed_or_by_models_that_failed_or_are_not_causal(tmp_path: Path) -> None:
+    for folder, losses in (("one", {"a": [1.0], "b": [1.1]}), ("alone", {"a": [1.0, 1.3]})):
+        runs = list(make_comparison(tmp_path / folder, losses).runs)
+        runs.append(read_run(make_run(tmp_path / folder, "failed", 3e-3, 1, None, error="boom")))
+        for seed in (1, 2):
+            runs.append(read_run(make_run(tmp_path / folder, "peek", 3e-3, seed, 0.1 * seed, leak={"position": 3})))
+        (comparison,) = comparisons_of(runs)
+        assert comparison.power is None and "resolve" not in " ".join(verdict(comparison, MATCHED))
 
 
 def test_each_caveat_is_reported(tmp_path: Path) -> None:
@@ -138,8 +164,8 @@ def test_the_tables_hold_the_figures(tmp_path: Path) -> None:
     speeds = {"best": {64: 12_345.0, 256: 1.0}}
     first, second, third = loss_table(comparison, speeds)["rows"]
     assert first[:4] == ["best", "1.100 ± 0.100 (1.000, 1.100, 1.200)", "", "best"]
-    assert first[4:] == ["0.003", "800,000", "12,345", "4,800,000", "2,688"]
-    assert second[2:4] == ["0.017 (-0.173 to 0.206)", "within noise"] and second[6] == ""
+    assert first[4:] == ["0.003", "800,000", "12,345", "4,800,000", "2,688 (front)"]
+    assert second[2:4] == ["0.017 (-0.173 to 0.206)", "within noise"] and second[6] == "" and second[-1] == "2,688"
     assert third[2:4] == ["1.000 (1.000 to 1.000)", "more than noise"]
     pairs = pair_table(comparison)
     assert pairs["head"] == ["", "best", "near", "worse"]

@@ -9,7 +9,7 @@ import pytest
 
 from samout_train.cli import compare
 from samout_train.experiments.compare import page
-from samout_train.experiments.compare.charts import accuracy_by_state, flop_unit, time_unit
+from samout_train.experiments.compare.charts import KINDS, accuracy_by_state, flop_unit, time_unit
 from samout_train.experiments.compare.page import html, markdown, write_page
 from samout_train.experiments.compare.results import comparisons_of
 from samout_train.experiments.compare.runs import read_run
@@ -116,8 +116,30 @@ def test_a_task_is_drawn_over_the_state_with_a_line_for_the_widths_of_a_model(tm
         "lstm": [(64, 0.1), (256, 0.4)],
         "transformer": [(512, 0.9), (1024, 1.0)],
     }
-    (chart,) = [one for one in page.charts(comparison, {}) if one.title == "Accuracy against bytes of state"]
-    assert "share of right answers" in axes_of(chart.svg) and "lstm" in axes_of(chart.svg)
+    texts = {chart.title: axes_of(chart.svg) for chart in page.charts(comparison, {})}
+    assert {"share of right answers", "lstm", "front"} <= set(texts["Accuracy against bytes of state"])
+    for over in ("Loss", "Accuracy"):
+        ticks = texts[f"{over} against bytes of state"]
+        assert {"100", "200", "500", "1,000"} <= set(ticks) and "\N{MULTIPLICATION SIGN}" not in "".join(ticks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["m{}", "a long name of model {}"])
+def test_a_legend_of_many_models_covers_no_line(tmp_path: Path, label: str) -> None:
+    from matplotlib.figure import Figure
+
+    runs = [read_run(make_run(tmp_path, label.format(of), 1e-3, 1, 1 + of / 100)) for of in range(13)]
+    (comparison,) = comparisons_of(runs)
+    for title, _, draw, _ in KINDS:
+        if title in ("Loss against tokens", "Loss against bytes of state"):
+            figure = Figure(figsize=(4.5, 4.0), layout="constrained")
+            axes = figure.subplots()
+            draw(axes, comparison, {})
+            figure.draw_without_rendering()
+            legend, name = axes.get_legend(), axes.xaxis.label.get_window_extent()
+            assert legend is not None
+            place = legend.get_window_extent()
+            assert place.y1 <= name.y0 and place.y0 >= 0 and place.x0 >= 0 and place.x1 <= figure.bbox.x1
 
 
 @pytest.mark.slow

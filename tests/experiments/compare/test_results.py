@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from samout_train.experiments.compare.results import CandidateResult, comparisons_of, difference
+from samout_train.experiments.compare.page import loss_table
+from samout_train.experiments.compare.results import CandidateResult, comparisons_of, difference, front
 from samout_train.experiments.compare.runs import read_run, run_dirs_below, told_apart
 from tests.support.comparison import make_comparison, make_run
 
@@ -63,6 +64,46 @@ def test_curves_lengths_and_accuracies_are_those_of_the_files(tmp_path: Path) ->
     assert one.loss_by_length == [(64, 1.5), (256, 1.6), (1024, pytest.approx(1.8))]
     assert one.accuracies == {"length 16 (0.12)": 0.5}
     assert one.figure("parameters") == 800_000 and one.figure("absent") is None
+
+
+def test_the_front_has_what_no_other_one_equals_in_one_figure_and_beats_in_the_other() -> None:
+    places = {
+        "small": (10.0, 3.0),
+        "as small, worse": (10.0, 3.1),
+        "larger, worse": (20.0, 3.2),
+        "larger, as good": (30.0, 3.0),
+        "middle": (30.0, 2.0),
+        "its twin": (30.0, 2.0),
+        "large": (90.0, 1.0),
+        "largest": (99.0, 1.5),
+    }
+    assert front(places) == ["small", "middle", "its twin", "large"] and front({}) == []
+
+
+def test_a_task_has_a_front_of_the_loss_and_one_of_its_accuracy(tmp_path: Path) -> None:
+    figures = {
+        "a": (64, 1.9, 0.5),
+        "b": (64, 1.8, 0.2),
+        "c": (256, 1.7, 0.4),
+        "d": (512, 1.6, 0.9),
+        "e": (600, 1.7, 0.8),
+    }
+    runs = []
+    for label, (size, loss, share) in figures.items():
+        accuracy = {"length_64": {"share": share}, "length_128": {"share": 1 - share}}
+        runs.append(make_run(tmp_path, label, 1e-3, 1, loss, state_bytes=size, accuracy=accuracy, chance=0.1))
+    (comparison,) = comparisons_of([read_run(run) for run in runs])
+    assert comparison.fronts == {
+        "loss": {"b": (64, 1.8), "c": (256, 1.7), "d": (512, 1.6)},
+        "accuracy": {"a": (64, 0.5), "d": (512, 0.9)},
+    }
+    marks = {row[0]: row[-1] for row in loss_table(comparison, {})["rows"]}
+    assert marks == {
+        "a": "64 (front: accuracy)", "b": "64 (front: loss)", "c": "256 (front: loss)",
+        "d": "512 (front: both)", "e": "600",
+    }  # fmt: skip
+    (alone,) = comparisons_of([read_run(runs[0])])
+    assert alone.fronts == {} and "Front" not in loss_table(alone, {})["note"]
 
 
 def test_runs_are_found_below_a_folder_also_those_that_failed(tmp_path: Path) -> None:
