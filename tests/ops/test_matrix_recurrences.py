@@ -223,6 +223,7 @@ def test_the_kernel_and_chunks_in_torch_have_no_gradient_across_minus_infinity(k
     use_kernels("auto")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["scalar", "channel", "gated delta"])
 def test_the_operator_passes_the_checks_of_torch(kind: str) -> None:
     case = Case(kind, 20)
