@@ -126,7 +126,7 @@ def gradients(case: Case, implementation: str, dtype: torch.dtype | None = None)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", spread(CASES, 5), ids=str)
+@pytest.mark.parametrize("case", spread(CASES, 6), ids=str)
 def test_values_are_those_of_the_reference_and_gradients_those_in_float64(case: Case) -> None:
     outputs, grads = gradients(case, "fused")
     packed_BTP, state_BD, decay_BTD = case.inputs()
