@@ -1,14 +1,11 @@
 """Write docs/reference/configuration.md: every key of conf/ with its default, what it accepts, and its comment.
 
-    python scripts/write_reference.py [--check]
+    python scripts/write_reference.py
 
-Defaults and comments come from the YAML files, what a key accepts from the signature of what the file builds. With
---check nothing is written, and the exit code is 1 where the page is not up to date.
+Defaults and comments come from the YAML files, what a key accepts from the signature of what the file builds.
 """
 
-import argparse
 import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,14 +34,8 @@ and from the signatures of what its files build. A key is set with `key=value`, 
 """
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
-    page = "\n".join([HEAD, *sections()])
-    if parser.parse_args().check:
-        return int(PAGE.read_text(encoding="utf-8") != page)
-    PAGE.write_text(page, encoding="utf-8")
-    return 0
+def page() -> str:
+    return "\n".join([HEAD, *sections()])
 
 
 def sections() -> Iterator[str]:
@@ -139,4 +130,4 @@ def cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    PAGE.write_text(page(), encoding="utf-8")
