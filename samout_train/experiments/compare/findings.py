@@ -208,8 +208,13 @@ def _sizes(comparison: Comparison) -> str:
 
 
 def _unfinished(comparison: Comparison) -> Iterable[str]:
+    waiting = sum(run.outcome.state == "waiting" for run in comparison.runs)
+    if waiting:
+        yield f"Runs that are not yet run: {waiting}."
     for one in comparison.results:
         for run in one.missing:
+            if run.outcome.state == "waiting":
+                continue
             error = ""
             if run.outcome.error:
                 error = f": {run.outcome.error}"
@@ -227,7 +232,7 @@ def _unfinished(comparison: Comparison) -> Iterable[str]:
 def _screened(comparison: Comparison, asked: Asked) -> Iterable[str]:
     screening = Screening.of_record(asked)
     if screening is not None and comparison.screening_losses:
-        yield screening_caveat(screening, comparison.screening_losses)
+        yield screening_caveat(screening, comparison.screening_losses, comparison.screening_states)
 
 
 def _rates(ran: Sequence[CandidateResult], *, extended: bool) -> Iterable[str]:

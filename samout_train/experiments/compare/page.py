@@ -118,13 +118,25 @@ def show(paths: Sequence[str], command: str, folder: Path, *, is_new: bool = Fal
     speeds: dict[str, dict[int, float]] = {}
     if len(parents) == 1:
         asked, speeds = read_record(*parents), read_speeds(*parents)
+    missing: list[Path] = []
     for parent in parents:
-        if set(run_dirs) != set(run_dirs_below(parent)):  # only a part of the comparison is shown
+        if set(run_dirs) == set(run_dirs_below(parent)):
+            missing += _not_yet_run(asked, parent)
+        else:  # only a part of the comparison is shown
             asked.pop("command", None)
-    runs = told_apart([read_run(run_dir) for run_dir in run_dirs])
+    runs = told_apart([read_run(run_dir) for run_dir in [*run_dirs, *missing]])
     if is_new:
         folder = new_directory(folder)
     _show(comparisons_of(runs), {"command": command, **asked}, speeds, folder)
+
+
+def _not_yet_run(asked: Record, folder: Path) -> list[Path]:
+    """Return the directories of the short runs of a screening that are recorded, and not there yet."""
+    found = []
+    for name, entry in asked.get("runs", {}).items():
+        if entry.get("screening") and not (folder / name).exists():
+            found.append(folder / name)
+    return found
 
 
 def _run_dirs(paths: Sequence[str]) -> list[Path]:
@@ -434,7 +446,7 @@ def _screening(comparison: Comparison, record: Record) -> dict[str, Any] | None:
     screening, losses = Screening.of_record(record), comparison.screening_losses
     if screening is None or not losses:
         return None
-    return screening_table(screening, losses)
+    return screening_table(screening, losses, comparison.screening_states)
 
 
 def _left_out(comparison: Comparison, record: Record) -> set[str]:

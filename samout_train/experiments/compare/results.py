@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any
 
 from samout_train.experiments.compare.runs import Run
+from samout_train.experiments.jobs import State
 
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -119,6 +120,11 @@ class CandidateResult:
             if run.tries is not None and run.screening and run.loss is not None and run.rate in losses:
                 losses[run.rate] = min(run.loss, losses[run.rate] or math.inf)
         return losses
+
+    @property
+    def screening_states(self) -> dict[float, State]:
+        """Return the state of the short run with each rate; empty without a screening."""
+        return {rate: run.outcome.state for rate, run in self.rates.items() if run.screening}
 
     @property
     def chosen_and_counted(self) -> bool:
@@ -288,6 +294,11 @@ class Comparison:
             if one.screening_losses:
                 losses[one.label] = one.screening_losses
         return losses
+
+    @property
+    def screening_states(self) -> dict[str, dict[float, State]]:
+        """Return the states of the short runs by label and rate; empty without a screening."""
+        return {one.label: one.screening_states for one in self.results if one.screening_states}
 
     @property
     def ranked(self) -> list[CandidateResult]:

@@ -15,6 +15,8 @@ from samout_train.runtime import finite_or_null
 Summary = Mapping[str, Any]
 SETTINGS = ("model", "optimizer", "schedule", "data", "trainer", "precision")  # runs with others have another label
 
+DIGEST = "data.sha256"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -124,7 +126,10 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
         others = groups.get((run.label, run.data, run.screening), [])
         marks = []
         for key, value in own.items():
-            if any(of_run.get(key) != value for of_run in others):
+            known = others
+            if key == DIGEST:  # a run that has just begun has not recorded it
+                known = [of_run for of_run in others if key in of_run]
+            if any(of_run.get(key) != value for of_run in known):
                 marks.append(f"{key.removeprefix('model.')}={value}")
         if marks:
             run = replace(run, label=" ".join([run.label, *marks]))

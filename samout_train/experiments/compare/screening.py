@@ -9,9 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from samout_train.config import Problem, nearest, shown
+from samout_train.experiments.jobs import State
 
 Config = Mapping[str, Any]
 Losses = Mapping[str, Mapping[float, float | None]]  # by label and learning rate; None where a run has no loss
+States = Mapping[str, Mapping[float, State]]  # of these runs
+WITHOUT_LOSS: Mapping[State, str] = {
+    "waiting": "not yet run",
+    "running": "running",
+    "stopped": "stopped",
+    "FAILED": "failed",
+    "done": "not a number",
+}
+NOT_OVER = ("waiting", "running", "stopped")
 FEWEST_FOR_AN_EDGE = 3  # rates: of two, the best one is always at the edge
 NOTE = (
     "Loss of the short runs: nats per token on the whole validation split, on one seed, which is not scored. "
@@ -147,12 +157,13 @@ def check_screening(
     return found
 
 
-def screening_table(screening: Screening, losses: Losses) -> dict[str, Any]:
+def screening_table(screening: Screening, losses: Losses, states: States) -> dict[str, Any]:
     """Return the table of a screening: a row for each model, the lowest loss first, and whether it was trained in full.
 
     Args:
         screening: The request.
         losses: Of the short runs.
+        states: Of the short runs, which say why one has no loss.
     """
     rates = sorted(set().union(*losses.values()))
     chosen = screening.chosen(losses)
@@ -168,13 +179,13 @@ def screening_table(screening: Screening, losses: Losses) -> dict[str, Any]:
                 text = f"{loss:.3f}"
                 lowest = min(lowest, loss)
             elif rate in by_rate:
-                text = "failed"
+                text = WITHOUT_LOSS[states[label][rate]]
             cells.append({"text": text, "best": rate == best and loss is not None})
         row = {
             "label": label,
             "cells": cells,
             "rate": _named(best, sorted(by_rate)),
-            "in_full": _in_full(label, chosen, screening, best),
+            "in_full": _in_full(label, chosen, screening, states, best),
         }
         rows.append((lowest, row))
     rows.sort(key=lambda pair: pair[0])
@@ -200,10 +211,13 @@ def screening_lines(table: Mapping[str, Any]) -> list[str]:
     return shown_lines
 
 
-def screening_caveat(screening: Screening, losses: Losses) -> str:
+def screening_caveat(screening: Screening, losses: Losses, states: States) -> str:
     """Return what a reader needs to know about the screening, in one or two sentences."""
     chosen = screening.chosen(losses)
     text = f"Learning rates were chosen by short runs of {screening.steps:,} steps; full runs may prefer others."
+    if not_over(states):
+        of = sum(map(len, states.values()))
+        return f"{text} The screening is not over: {not_over(states)} of its {of} runs have not ended."
     others = []
     for label, by_rate in losses.items():
         if label not in chosen and best_rate(by_rate) is not None:
@@ -211,6 +225,11 @@ def screening_caveat(screening: Screening, losses: Losses) -> str:
     if others:
         text += f" Not trained in full, though their rank might change with more steps: {', '.join(others)}."
     return text
+
+
+def not_over(states: States) -> int:
+    """Return the number of short runs that have not ended."""
+    return sum(state in NOT_OVER for by_rate in states.values() for state in by_rate.values())
 
 
 def _named(rate: float | None, rates: Sequence[float]) -> str:
@@ -221,7 +240,12 @@ def _named(rate: float | None, rates: Sequence[float]) -> str:
     return f"{rate:g}"
 
 
-def _in_full(label: str, chosen: Sequence[str], screening: Screening, best: float | None) -> str:
+def _in_full(label: str, chosen: Sequence[str], screening: Screening, states: States, best: float | None) -> str:
+    deciding = states  # the runs of all models decide which are among the finalists
+    if screening.finalists is None or label in screening.always:
+        deciding = {label: states[label]}
+    if not_over(deciding):
+        return "not yet known"
     if best is None:
         return "no: no run has a loss"
     if label in screening.always:

@@ -1,5 +1,6 @@
 """What is chosen, what counts, and how runs are read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,11 @@ def test_models_of_one_name_with_other_settings_are_told_apart(tmp_path: Path) -
     ]
     runs.append(read_run(make_run(tmp_path, "gru", 1e-3, 0, 1.0)))
     assert [run.label for run in told_apart(runs)] == ["v8 num_layers=2"] * 2 + ["v8 num_layers=4"] * 2 + ["gru"]
+
+
+def test_a_run_that_has_not_recorded_its_text_yet_keeps_the_label_of_the_others(tmp_path: Path) -> None:
+    first, second = (read_run(make_run(tmp_path, "v8", 1e-3, seed, 1.0)) for seed in (1, 2))
+    known = [replace(first, config={**first.config, "data": {"sha256": text}}) for text in ("0a", "0b")]
+    begun = replace(second, config={**second.config, "data": {}})
+    assert [run.label for run in told_apart([known[0], begun])] == ["v8", "v8"]
+    assert [run.label for run in told_apart([*known, begun])] == ["v8 data.sha256=0a", "v8 data.sha256=0b", "v8"]

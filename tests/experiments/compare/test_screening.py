@@ -13,7 +13,8 @@ from samout_train.experiments.compare.page import html, markdown, summary_lines
 from samout_train.experiments.compare.plan import stages
 from samout_train.experiments.compare.results import comparisons_of
 from samout_train.experiments.compare.runs import read_run, told_apart
-from samout_train.experiments.compare.screening import Screening, screening_table
+from samout_train.experiments.compare.screening import Losses, Screening, screening_caveat, screening_table
+from samout_train.experiments.jobs import State
 from samout_train.training import checked_config
 from tests.support.comparison import make_run
 
@@ -79,8 +80,20 @@ def test_the_models_with_the_lowest_loss_and_those_always_there_are_chosen(
     assert Screening(5, finalists, always).chosen(LOSSES) == chosen
 
 
+def ended(losses: Losses) -> dict[str, dict[float, State]]:
+    """The states of short runs that have all ended."""
+    found: dict[str, dict[float, State]] = {}
+    for label, by_rate in losses.items():
+        found[label] = {rate: "FAILED" if loss is None else "done" for rate, loss in by_rate.items()}
+    return found
+
+
+def table_of(screening: Screening, losses: Losses) -> dict[str, Any]:
+    return screening_table(screening, losses, ended(losses))
+
+
 def test_the_table_marks_the_best_rate_the_edge_and_who_was_chosen() -> None:
-    table = screening_table(Screening(500, 1, ("d",)), LOSSES)
+    table = table_of(Screening(500, 1, ("d",)), LOSSES)
     assert table["head"] == ["model", "lr 0.001", "lr 0.003", "lr 0.01", "best rate", "trained in full"]
     rows = []
     for row in table["rows"]:
@@ -92,10 +105,38 @@ def test_the_table_marks_the_best_rate_the_edge_and_who_was_chosen() -> None:
         ("d", "2.500", "2.400*", "2.600", "0.003", "always"),
         ("c", "failed", "failed", "failed", "", "no: no run has a loss"),
     ]
-    longer = screening_table(Screening(500), LOSSES | {"a": {**LOSSES["a"], 3e-2: 1.2}})
+    longer = table_of(Screening(500), LOSSES | {"a": {**LOSSES["a"], 3e-2: 1.2}})
     assert [row["rate"] for row in longer["rows"]] == ["0.03 (edge)", "0.01 (edge)", "0.003", ""]  # each of its own
-    two_rates = screening_table(Screening(5), {"a": {1e-3: 1.0, 3e-3: 2.0}})
+    two_rates = table_of(Screening(5), {"a": {1e-3: 1.0, 3e-3: 2.0}})
     assert two_rates["rows"][0]["rate"] == "0.001"  # of two, one is always at the edge
+
+
+def test_a_run_without_a_loss_is_running_not_yet_run_stopped_or_failed() -> None:
+    losses: dict[str, dict[float, float | None]] = {
+        "a": dict.fromkeys((1e-3, 3e-3, 1e-2)),
+        "b": {1e-3: 1.0, 3e-3: None},
+    }
+    states = ended(losses) | {"a": {1e-3: "running", 3e-3: "waiting", 1e-2: "stopped"}}
+    a, b = sorted(screening_table(Screening(5), losses, states)["rows"], key=lambda row: str(row["label"]))
+    assert [cell["text"] for cell in a["cells"]] == ["running", "not yet run", "stopped"]
+    assert [cell["text"] for cell in b["cells"]] == ["1.000", "failed", ""]  # a rate that it is not tried with
+    assert (a["in_full"], b["in_full"]) == ("not yet known", "yes")
+    one_of_both = screening_table(Screening(5, 1), losses, states)["rows"]
+    assert {row["in_full"] for row in one_of_both} == {"not yet known"}
+    told = screening_caveat(Screening(5, 1), losses, states)
+    assert told.endswith("The screening is not over: 3 of its 5 runs have not ended.")
+
+
+def test_a_page_of_a_screening_that_is_under_way_says_what_is_missing(tmp_path: Path) -> None:
+    asked = plan(tmp_path, Screening(5, 1))
+    asked.write({"match": None})
+    for label, rate, loss in (("a", 1e-3, 2.0), ("b", 3e-3, None)):  # one that is done, and one that was stopped
+        make_run(tmp_path / "made", label, rate, 4, loss).rename(tmp_path / f"{label}-lr{rate}-screening-seed4")
+    assert compare.compare([f"runs={tmp_path}", f"run_dir={tmp_path}"]) == 0
+    text = (tmp_path / "comparison.md").read_text("utf-8")
+    assert "| a | **2.000** | not yet run | 0.001 | not yet known |" in text
+    assert "| b | not yet run | stopped |  | not yet known |" in text
+    assert "Runs that are not yet run: 2." in text and "of b is stopped." in text and "failed" not in text
 
 
 def screened(folder: Path) -> list[str]:
