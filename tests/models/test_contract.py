@@ -15,7 +15,7 @@ from samout_train.config import CONF, compose_config
 from samout_train.evaluation.verify import ModelUnderTest, distance, verify
 from samout_train.models import held_bytes, map_state, num_parameters, parameters_by_part, repeat_state, state_bytes
 from samout_train.models.state import compact_state, state_to
-from tests.support.marks import mostly_nightly, spread
+from tests.support.marks import mostly_nightly
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 USUAL = {"v8", "maxplus", "transformer", "lstm", "gated_deltanet"}
@@ -167,7 +167,7 @@ def flops_of_solving(a_shape: Any, b_shape: Any, *_: Any, **__: Any) -> int:
 SOLVING = {torch.ops.aten.linalg_solve_triangular: flops_of_solving}
 
 
-@pytest.mark.parametrize("name", spread(KINDS, 2))
+@pytest.mark.parametrize("name", KINDS)
 def test_flops_a_token_are_those_that_torch_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("linear_attention", "delta_rule"):  # torch counts no operations inside of a kernel
         monkeypatch.setattr(f"samout_train.ops.{package}.has_head_kernels", lambda tensor: False)
