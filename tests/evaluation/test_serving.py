@@ -201,6 +201,19 @@ def test_a_step_that_fails_ends_what_is_in_it_and_no_more() -> None:
         assert len(second.all()) == 7 and second.ending == "length" and first.ending == "error"
 
 
+def test_a_request_that_cannot_be_joined_ends_as_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(states: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("samout_train.evaluation.serving.engine.join_states", fail)
+    with engine(Talkative()) as served:
+        inboxes = [Inbox(ids_of(text), LONG) for text in "ab"]
+        assert all(served.submit(inbox.generation) for inbox in inboxes)
+        for inbox in inboxes:
+            inbox.all()
+    assert [inbox.ending for inbox in inboxes] == ["error", "error"]
+
+
 @pytest.mark.parametrize("top_k", spread([3, None, 1], 3))
 @pytest.mark.parametrize("top_p", spread([0.9, None, 0.3], 2))
 def test_tokens_drawn_together_are_among_those_that_are_drawn_alone(top_k: int | None, top_p: float | None) -> None:

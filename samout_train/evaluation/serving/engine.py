@@ -153,23 +153,23 @@ class Engine:
         if generation.fed < len(generation.ids):
             return
         self.prefixes.keep(generation.ids, generation.state)
-        with self._changed:
+        stays = self._deliver([generation], logits_1TV[:, -1])[0]
+        others = self._answering
+        with self._changed:  # before the states are joined: a failure has to end this request, too
             self._reading.popleft()
-        if not self._deliver([generation], logits_1TV[:, -1])[0]:
-            return
-        if not self._answering:
+            if stays:
+                self._answering = [*others, generation]
+        if stays and not others:
             self._batched = generation.state
-        elif self._batched is not None:
-            self._join(generation)
-        with self._changed:
-            self._answering.append(generation)
+        elif stays and self._batched is not None:
+            self._join(others, generation)
 
-    def _join(self, generation: Generation) -> None:
+    def _join(self, others: Sequence[Generation], generation: Generation) -> None:
         """Add a sequence to the batch; if it does not fit, dissolve the batch until all in it have ended."""
         try:
             self._batched = join_states([self._batched, generation.state])
         except ValueError:
-            for number, one in enumerate(self._answering):
+            for number, one in enumerate(others):
                 one.state = take_sequences(self._batched, [number])
             self._batched = None
 
