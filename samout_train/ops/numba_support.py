@@ -36,7 +36,7 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         kernel = numba.njit(**options)(function)
-        if (kept := _cache_of(function)) is not None:
+        if (kept := cache_of(function)) is not None:
             kernel._cache = kept
         return kernel
 
@@ -82,7 +82,7 @@ def _digest_of_sources() -> str:
     return digest.hexdigest()
 
 
-def _cache_of(function: Callable[..., Any]) -> _Cache | None:
+def cache_of(function: Callable[..., Any]) -> _Cache | None:
     """Return the cache beside the function's file, else in numba's folder of the user, else in a folder of our own."""
     try:
         return _Cache(function)

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samout_train.ops import kernels, use_kernels
-from samout_train.ops.delta_rule import delta_rule, operator as delta_operator
+from samout_train.ops.delta_rule import delta_rule
+from samout_train.ops.head_kernels import operator
 from samout_train.ops.kernels import Kernels
-from samout_train.ops.linear_attention import linear_attention, operator as linear_operator
+from samout_train.ops.linear_attention import linear_attention
 
 INF = float("inf")
 KINDS = ["none", "scalar", "channel", "delta", "gated delta"]
@@ -185,9 +186,9 @@ def test_wrong_shapes_are_refused_with_both_shapes() -> None:
         linear_attention(x, x, x, torch.zeros(2, 3, 4))
     with pytest.raises(ValueError, match=r"beta_BHT \(2, 3, 5, 4\) must be \(2, 3, 5\)"):
         delta_rule(x, x, x, x)
-    for operator in (linear_attention, lambda q, k, v: delta_rule(q, k, v, q[..., 0])):
+    for function in (linear_attention, lambda q, k, v: delta_rule(q, k, v, q[..., 0])):
         with pytest.raises(ValueError, match="the same batch, heads and time, at least 1"):
-            operator(x, x[:, :, :4], x)
+            function(x, x[:, :, :4], x)
 
 
 @pytest.mark.slow  # kernels compile for up to half a minute
@@ -228,14 +229,9 @@ def test_the_kernel_and_chunks_in_torch_have_no_gradient_across_minus_infinity(k
 def test_the_operator_passes_the_checks_of_torch(kind: str) -> None:
     case = Case(kind, 20)
     given = {name: tensor.float().requires_grad_() for name, tensor in case.inputs.items()}
-    names = ["q", "k", "v", "beta", "log_decay", "state"] if "delta" in kind else ["q", "k", "v", "log_decay", "state"]
-    inputs = [given[name] for name in names]
-    forward, backward = linear_operator._attend, linear_operator._attend_backward
-    if "delta" in kind:
-        forward, backward = delta_operator._delta_rule, delta_operator._delta_rule_backward
-    torch.library.opcheck(forward, inputs)
-    values = [each.detach() for each in inputs]
-    _, _, *kept = forward(*values)
-    if "delta" not in kind:
-        values[-1] = True  # has a state
-    torch.library.opcheck(backward, (*values, *kept, values[2], None))
+    names = ["q", "k", "v", "log_decay", "beta", "state"]
+    inputs = [given.get(name) for name in names]
+    torch.library.opcheck(operator._recur, inputs)
+    values = [None if each is None else each.detach() for each in inputs]
+    _, _, *kept = operator._recur(*values)
+    torch.library.opcheck(operator._recur_backward, (*values, *kept, values[2], None))

@@ -61,9 +61,9 @@ def delta_rule(
         if q_BHTK.shape[2] == 1:
             o_BHTV, state_BHKV = step(q_BHTK, k_BHTK, v_BHTV, beta_BHT, log_decay_BHT, state_BHKV)
         elif has_head_kernels(q_BHTK):
-            from samout_train.ops.delta_rule.operator import fused_chunks
+            from samout_train.ops.head_kernels import fused_chunks
 
-            o_BHTV, state_BHKV = fused_chunks(q_BHTK, k_BHTK, v_BHTV, beta_BHT, log_decay_BHT, state_BHKV)
+            o_BHTV, state_BHKV = fused_chunks(q_BHTK, k_BHTK, v_BHTV, log_decay_BHT, state_BHKV, beta_BHT)
         else:
             o_BHTV, state_BHKV = by_chunks(q_BHTK, k_BHTK, v_BHTV, beta_BHT, log_decay_BHT, state_BHKV)
     return o_BHTV.to(dtype), state_BHKV

@@ -58,7 +58,7 @@ def linear_attention(
         if q_BHTK.shape[2] == 1:
             o_BHTV, state_BHKV = step(q_BHTK, k_BHTK, v_BHTV, log_decay, state_BHKV)
         elif has_head_kernels(q_BHTK):
-            from samout_train.ops.linear_attention.operator import fused_chunks
+            from samout_train.ops.head_kernels import fused_chunks
 
             o_BHTV, state_BHKV = fused_chunks(q_BHTK, k_BHTK, v_BHTV, log_decay, state_BHKV)
         else:

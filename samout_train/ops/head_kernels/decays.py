@@ -3,15 +3,24 @@
 A span's decay is a product of its own factors, so that nothing overflows and a factor of 0 drops what came before.
 """
 
-# C tokens of a chunk, I and J tokens of the same chunk
+# C tokens of a chunk, I and J tokens of the same chunk, K width of a key, V width of a value
 
 from typing import Any
 
 import numba
 import numpy as np
 
+from samout_train.ops.head_kernels.tiles import (
+    clear,
+    dot,
+    fill_product,
+    fill_with_transposed,
+    inner,
+    scale,
+    scale_into,
+    transpose,
+)
 from samout_train.ops.numba_support import _pointer, vector_exp
-from samout_train.ops.tiles import inner
 
 
 @inner
@@ -66,3 +75,71 @@ def store_span_gradients(
             of_since_C[j + 1] += total
     for i in range(count):
         numba.carray(_pointer(address + 4 * i * distance), (1,), np.float32)[0] = of_since_C[i]
+
+
+@inner
+def gradient_of_whole(since_C: Any, state_KV: Any, grad_state_KV: Any, has_state: Any, is_last: Any) -> Any:
+    """Return the gradient of the log-decay over the chunk, by way of the state that decays over it."""
+    if not has_state or is_last:
+        return np.float32(0)
+    total = np.float32(0)
+    for d in range(len(state_KV)):
+        total += dot(state_KV[d], grad_state_KV[d])
+    return since_C[-1] * total
+
+
+@inner
+def return_from_later(
+    grad_k_CK: Any,
+    grad_v_CV: Any,
+    of_until_C: Any,
+    grad_state_KV: Any,
+    is_last: Any,
+    k_CK: Any,
+    until_C: Any,
+    written_VC: Any,
+    spare_KC: Any,
+    spare_CK: Any,
+) -> None:
+    """Fill the gradients by way of the state after the chunk: of keys, what is written, and decays until then."""
+    if is_last:
+        clear(grad_k_CK)
+        clear(grad_v_CV)
+        for i in range(len(of_until_C)):
+            of_until_C[i] = 0
+        return
+    scale_into(spare_CK, k_CK, until_C)
+    fill_product(grad_v_CV, spare_CK, grad_state_KV)
+    fill_with_transposed(grad_k_CK, grad_state_KV, written_VC, spare_KC)
+    _scale_and_sum(grad_k_CK, until_C, k_CK, of_until_C)
+
+
+@inner
+def return_to_queries(
+    grad_q_CK: Any,
+    of_since_C: Any,
+    state_KV: Any,
+    has_state: Any,
+    q_CK: Any,
+    since_C: Any,
+    grad_o_CV: Any,
+    spare_VC: Any,
+    spare_KC: Any,
+) -> None:
+    """Fill the gradients of queries that read the state before the chunk, and of decays since then."""
+    if not has_state:
+        clear(grad_q_CK)
+        for i in range(len(of_since_C)):
+            of_since_C[i] = 0
+        return
+    transpose(spare_VC, grad_o_CV)
+    fill_with_transposed(grad_q_CK, state_KV, spare_VC, spare_KC)
+    _scale_and_sum(grad_q_CK, since_C, q_CK, of_since_C)
+
+
+@inner
+def _scale_and_sum(a_CK: Any, factors_C: Any, b_CK: Any, sums_C: Any) -> None:
+    """Multiply rows by factors, and fill their products with other rows."""
+    scale(a_CK, factors_C)
+    for i in range(len(sums_C)):
+        sums_C[i] = dot(a_CK[i], b_CK[i])

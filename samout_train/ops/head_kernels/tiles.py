@@ -13,15 +13,19 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-from torch import Tensor
 
-from samout_train.ops.head_layout import LANES as LANES
+from samout_train.ops.head_kernels.layout import LANES as LANES
 from samout_train.ops.numba_support import _pointer
 
 ROWS = 4  # of a tile
 FLOAT, INDEX = ir.FloatType(), ir.IntType(64)
 # Decorates the parts of a kernel, which has the cache and the way in from Python.
-inner = numba.njit(error_model="numpy", no_cpython_wrapper=True)
+NO_WRAPPERS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inner = numba.njit(**NO_WRAPPERS)
+inlined = numba.njit(**NO_WRAPPERS, inline="always")  # takes functions as arguments, which else prevent the cache
+contracted = numba.njit(**NO_WRAPPERS, fastmath={"contract"})  # a product and a sum are rounded once
+# Reassociation lets a sum run in vectors. NaN and infinity keep their meaning.
+reassociated = numba.njit(**NO_WRAPPERS, fastmath={"reassoc", "contract"})
 VECTOR = ir.VectorType(FLOAT, LANES)
 
 
@@ -323,8 +327,7 @@ def matrices_at(address: Any, count: Any, rows: Any, columns: Any) -> Any:
     return numba.carray(_pointer(address), (count, rows, columns), np.float32)
 
 
-# Reassociation lets a sum run in vectors. NaN and infinity keep their meaning.
-@numba.njit(error_model="numpy", no_cpython_wrapper=True, fastmath={"reassoc", "contract"})
+@reassociated
 def dot(a: Any, b: Any) -> Any:
     """Return the sum of products of two rows."""
     total = np.float32(0)
@@ -334,43 +337,73 @@ def dot(a: Any, b: Any) -> Any:
 
 
 @inner
-def scale(a: Any, factors: Any) -> None:
-    """Multiply each row by its factor."""
-    for i in range(len(a)):
-        factor = factors[i]
-        for j in range(a.shape[1]):
-            a[i, j] *= factor
+def fill_multiple(out: Any, a: Any, factor: Any) -> None:
+    """Fill a row with a multiple of one."""
+    for j in range(len(out)):
+        out[j] = factor * a[j]
 
 
 @inner
 def scale_into(out: Any, a: Any, factors: Any) -> None:
     """Fill out with the rows of A, each multiplied by its factor."""
     for i in range(len(a)):
+        fill_multiple(out[i], a[i], factors[i])
+
+
+@inner
+def scale(a: Any, factors: Any) -> None:
+    """Multiply each row by its factor."""
+    for i in range(len(a)):  # in place: a loop from a row to itself does not run in vectors
         factor = factors[i]
         for j in range(a.shape[1]):
-            out[i, j] = factor * a[i, j]
+            a[i, j] *= factor
+
+
+@inner
+def clear(a: Any) -> None:
+    """Fill with zeros; as a loop, which is less code than the assignment to a slice."""
+    for i in range(len(a)):
+        for j in range(a.shape[1]):
+            a[i, j] = 0
+
+
+@inner
+def fill_row(out: Any, a: Any, b: Any) -> None:
+    """Fill a row with the products of two."""
+    for j in range(len(out)):
+        out[j] = a[j] * b[j]
+
+
+@inner
+def multiply_into(out: Any, a: Any, b: Any) -> None:
+    """Fill out with products of elements."""
+    for i in range(len(a)):
+        fill_row(out[i], a[i], b[i])
 
 
 @inner
 def multiply(a: Any, b: Any) -> None:
     """Multiply elementwise."""
     for i in range(len(a)):
-        for j in range(a.shape[1]):
-            a[i, j] *= b[i, j]
-
-
-def places(*tensors: Tensor | None) -> tuple[Any, Any]:
-    """Return the addresses of tensors (B, H, rows, ...), 0 for None, and their distances along B, H and rows."""
-    at = np.array([0 if tensor is None else tensor.data_ptr() for tensor in tensors], np.int64)
-    steps = np.array([(0, 0, 0) if tensor is None else tensor.stride()[:3] for tensor in tensors], np.int64)
-    return at, steps
+        multiply_row(a[i], b[i])
 
 
 @inner
-def own_places(at: Any, steps: Any, b: Any, h: Any) -> Any:
-    """Return the addresses of one head of one sequence."""
-    own = np.zeros(len(at), np.int64)
-    for i in range(len(at)):
-        if at[i]:
-            own[i] = at[i] + 4 * (b * steps[i, 0] + h * steps[i, 1])
-    return own
+def multiply_row(a: Any, b: Any) -> None:
+    """Multiply a row by another in place."""
+    for j in range(len(a)):
+        a[j] *= b[j]
+
+
+@contracted
+def add_multiple(out: Any, a: Any, factor: Any) -> None:
+    """Add a multiple of a row."""
+    for d in range(len(out)):
+        out[d] += factor * a[d]
+
+
+@inner
+def fill_with_transposed(out_CK: Any, state_KV: Any, columns_VC: Any, spare_KC: Any) -> None:
+    """Fill out with A S^T from A^T."""
+    fill_product(spare_KC, state_KV, columns_VC)
+    transpose(out_CK, spare_KC)

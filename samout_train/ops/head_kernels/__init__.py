@@ -1,0 +1,17 @@
+"""Run recurrences over the matrix of a head on the CPU, in float32, forward and backward. Needs numba.
+
+| file | holds |
+|---|---|
+| operator.py | the operator of torch: which kernel, what it writes, autograd, torch.compile |
+| walk.py | what all kernels do: one head after another, chunk by chunk, loading and storing |
+| scalar_decay.py, channel_decay.py, delta_rule.py | the mathematics of one chunk |
+| decays.py | one decay per token over the spans of a chunk |
+| tiles.py | products, transposes and copies of small matrices |
+| layout.py | how tensors lie in memory |
+
+The results are those of `by_chunks` in samout_train.ops.linear_attention and samout_train.ops.delta_rule.
+"""
+
+from samout_train.ops.head_kernels.operator import fused_chunks
+
+__all__ = ["fused_chunks"]

@@ -1,0 +1,255 @@
+"""Compute a chunk of the gated delta rule, forward and backward.
+
+As the state before a chunk is known, the triangular system has the columns of the values alone:
+
+    M = lower(K K^T) G;   P = lower(Q K^T) G;   X = (I + strictly lower(beta M))^-1 beta (V - exp(b) K S)
+    O = P X + (Q exp(b)) S;   S <- exp(B) S + (K exp(B - b))^T X
+
+The forward pass keeps P, M, X and the state before each chunk. Of G = exp(b_i - b_j), see decays.py.
+"""
+
+# C tokens of a chunk, K width of a key, V width of a value
+
+from typing import Any
+
+import numpy as np
+
+from samout_train.ops.head_kernels.decays import (
+    gradient_of_whole,
+    load_spans,
+    return_from_later,
+    return_to_queries,
+    store_span_gradients,
+)
+from samout_train.ops.head_kernels.layout import CHUNK
+from samout_train.ops.head_kernels.tiles import (
+    ONE,
+    ROWS,
+    add_lower_product,
+    add_lower_transposed,
+    add_multiple,
+    add_outer,
+    clear,
+    dot,
+    fill_multiple,
+    fill_product,
+    fill_with_outer,
+    fill_with_transposed,
+    inner,
+    load,
+    multiply,
+    padded,
+    product_at,
+    scale,
+    scale_into,
+    store,
+    transpose,
+)
+from samout_train.ops.head_kernels.walk import (
+    BETA,
+    DECAY,
+    GRAD_BETA,
+    GRAD_DECAY,
+    KEPT,
+    HeadKernel,
+    rows,
+    walk_backward,
+    walk_forward,
+)
+
+OVERLAP, WRITTEN = 4 * CHUNK * CHUNK, 8 * CHUNK * CHUNK  # where M and X of a chunk lie after P, in bytes
+
+
+@HeadKernel
+def forward(at: Any, steps: Any, task: Any, heads: Any, time: Any, keys: Any, values: Any) -> None:
+    """See samout_train.ops.head_kernels.walk.walk_forward."""
+    columns, since = np.zeros((padded(keys), CHUNK), np.float32), np.zeros(CHUNK, np.float32)
+    scratch = columns, since, rows(1), rows(CHUNK), rows(CHUNK), rows(CHUNK), rows(CHUNK), rows(padded(values))
+    walk_forward(at, steps, task, heads, time, keys, values, _compute, scratch)
+
+
+@inner
+def _compute(given: Any, scratch: Any) -> None:
+    here, step, count, _, q, k, v, o, state, following, has_state = given
+    columns, since, beta, between, scores, overlap, lower, x = scratch
+    load(beta, here[BETA], step[BETA], count, 1)
+    load_spans(between, since, here[DECAY], step[DECAY], count)
+    transpose(columns, k)
+    fill_product(overlap, k, columns)
+    multiply(overlap, between)
+    fill_product(scores, q, columns)
+    multiply(scores, between)
+    over = np.float32(0)
+    if has_state:
+        over = since[-1]
+        fill_product(x, k, state)
+        scale(q, since)
+        fill_product(o, q, state)
+    else:
+        clear(x)
+        clear(o)
+    for i in range(CHUNK):
+        _fill_known(x[i], v[i], beta[i, 0], since[i])
+    _fill_lower(lower, overlap, beta)
+    _solve(x, lower)
+    add_lower_product(o, scores, x)
+    if here[KEPT]:
+        store(scores, here[KEPT], CHUNK, CHUNK, CHUNK)
+        store(overlap, here[KEPT] + OVERLAP, CHUNK, CHUNK, CHUNK)
+        store(x, here[KEPT] + WRITTEN, x.shape[1], CHUNK, x.shape[1])
+    scale(k, between[-1])
+    fill_with_outer(following, state, over, k, x)
+
+
+@HeadKernel
+def backward(at: Any, steps: Any, task: Any, heads: Any, time: Any, keys: Any, values: Any) -> None:
+    """See samout_train.ops.head_kernels.walk.walk_backward."""
+    columns, wide = np.zeros((padded(keys), CHUNK), np.float32), np.zeros((padded(values), CHUNK), np.float32)
+    of_tokens = np.zeros((3, CHUNK), np.float32), rows(1), rows(1)
+    pairs = rows(CHUNK), rows(CHUNK), rows(CHUNK), rows(CHUNK), rows(CHUNK), rows(CHUNK)
+    scratch = columns, wide, of_tokens, pairs, rows(padded(values)), rows(padded(keys))
+    walk_backward(at, steps, task, heads, time, keys, values, _compute_gradients, scratch)
+
+
+@inner
+def _compute_gradients(given: Any, scratch: Any) -> None:
+    here, step, count, _, q, k, v, grad_o, grads, state, grad_state, has_state, is_last = given
+    grad_q, grad_k, y = grads
+    columns, wide, of_tokens, pairs, x, spare = scratch
+    of_decays, beta, of_beta = of_tokens
+    since, of_since, of_until = of_decays[0], of_decays[1], of_decays[2]
+    scores, overlap, between, of_scores, of_overlap, lower = pairs
+    load(beta, here[BETA], step[BETA], count, 1)
+    load(scores, here[KEPT], CHUNK, CHUNK, CHUNK)
+    load(overlap, here[KEPT] + OVERLAP, CHUNK, CHUNK, CHUNK)
+    load(x, here[KEPT] + WRITTEN, x.shape[1], CHUNK, x.shape[1])
+    load_spans(between, since, here[DECAY], step[DECAY], count)
+    of_whole = gradient_of_whole(since, state, grad_state, has_state, is_last)
+    transpose(wide, x)
+    return_from_later(grad_k, y, of_until, grad_state, is_last, k, between[-1], wide, columns, spare)
+    add_lower_transposed(y, scores, grad_o)
+    _fill_lower(lower, overlap, beta)
+    _solve_transposed(y, lower)
+    fill_product(of_scores, grad_o, wide)
+    fill_product(of_overlap, y, wide)
+    _fill_beta(of_beta, y, v, of_overlap, overlap)
+    return_to_queries(grad_q, of_since, state, has_state, q, since, grad_o, wide, columns)
+    if has_state:
+        _return_to_keys(grad_k, of_beta, of_since, state, k, beta, since, y, wide, columns, spare)
+        _return_before(grad_state, q, k, beta, since, y, grad_o, spare)
+    for i in range(CHUNK):
+        _finish_scores(i, beta[i, 0], between[i], scores[i], overlap[i], of_scores[i], of_overlap[i])
+    scale(y, beta[:, 0])
+    _return_inside(grad_q, grad_k, of_scores, of_overlap, q, k)
+    store(of_beta, here[GRAD_BETA], step[GRAD_BETA], count, 1)
+    store_span_gradients(scores, of_since, of_until, of_whole, here[GRAD_DECAY], step[GRAD_DECAY], count)
+
+
+@inner
+def _return_to_keys(
+    grad_k_CK: Any,
+    of_beta_C1: Any,
+    of_since_C: Any,
+    state_KV: Any,
+    k_CK: Any,
+    beta_C1: Any,
+    since_C: Any,
+    y_CV: Any,
+    wide_VC: Any,
+    columns_KC: Any,
+    spare_CK: Any,
+) -> None:
+    """Add the gradients of keys that read the state before the chunk, and of their beta and decays since then."""
+    transpose(wide_VC, y_CV)
+    fill_with_transposed(spare_CK, state_KV, wide_VC, columns_KC)
+    for i in range(CHUNK):
+        reads = since_C[i] * dot(k_CK[i], spare_CK[i])
+        of_beta_C1[i, 0] -= reads
+        of_since_C[i] -= beta_C1[i, 0] * reads
+        add_multiple(grad_k_CK[i], spare_CK[i], -beta_C1[i, 0] * since_C[i])
+
+
+@inner
+def _return_before(
+    grad_state_KV: Any, q_CK: Any, k_CK: Any, beta_C1: Any, since_C: Any, y_CV: Any, grad_o_CV: Any, spare_CK: Any
+) -> None:
+    """Turn the gradient of the state after the chunk into that of the state before it."""
+    scale_into(spare_CK, q_CK, since_C)
+    fill_with_outer(grad_state_KV, grad_state_KV, since_C[-1], spare_CK, grad_o_CV)
+    for i in range(CHUNK):
+        fill_multiple(spare_CK[i], k_CK[i], -beta_C1[i, 0] * since_C[i])
+    add_outer(grad_state_KV, spare_CK, y_CV)
+
+
+@inner
+def _return_inside(grad_q_CK: Any, grad_k_CK: Any, of_scores_CC: Any, of_overlap_CC: Any, q_CK: Any, k_CK: Any) -> None:
+    """Add the gradients of queries and keys that meet inside of the chunk."""
+    add_lower_product(grad_q_CK, of_scores_CC, k_CK)
+    add_lower_transposed(grad_k_CK, of_scores_CC, q_CK)
+    add_lower_product(grad_k_CK, of_overlap_CC, k_CK)
+    add_lower_transposed(grad_k_CK, of_overlap_CC, k_CK)
+
+
+@inner
+def _fill_known(x_V: Any, v_V: Any, beta: Any, since: Any) -> None:
+    """Turn what a key reads from the state into the right side of its equation."""
+    for d in range(len(x_V)):
+        x_V[d] = beta * (v_V[d] - since * x_V[d])
+
+
+@inner
+def _fill_lower(lower_CC: Any, overlap_CC: Any, beta_C1: Any) -> None:
+    """Fill the matrix of the triangular system without its diagonal, times -1; 0 on and above the diagonal."""
+    for i in range(CHUNK):
+        for j in range(CHUNK):
+            lower_CC[i, j] = -beta_C1[i, 0] * overlap_CC[i, j] if j < i else np.float32(0)
+
+
+@inner
+def _solve(x_CV: Any, lower_CC: Any) -> None:
+    """Solve (I - lower) X = B in place, from the first rows to the last."""
+    width = x_CV.shape[1]
+    for row in range(0, CHUNK, ROWS):
+        if row > 0:
+            at, a = x_CV.ctypes.data + 4 * row * width, lower_CC.ctypes.data + 4 * row * CHUNK
+            product_at(at, at, ONE, width, a, CHUNK, 1, x_CV.ctypes.data, width, ROWS, width, row)
+        for i in range(row + 1, row + ROWS):
+            for j in range(row, i):
+                add_multiple(x_CV[i], x_CV[j], lower_CC[i, j])
+
+
+@inner
+def _solve_transposed(y_CV: Any, lower_CC: Any) -> None:
+    """Solve (I - lower)^T Y = B in place, from the last rows to the first."""
+    width = y_CV.shape[1]
+    for row in range(CHUNK - ROWS, -1, -ROWS):
+        after = row + ROWS
+        if after < CHUNK:
+            at, a = y_CV.ctypes.data + 4 * row * width, lower_CC.ctypes.data + 4 * (after * CHUNK + row)
+            below = y_CV.ctypes.data + 4 * after * width
+            product_at(at, at, ONE, width, a, 1, CHUNK, below, width, ROWS, width, CHUNK - after)
+        for j in range(after - 2, row - 1, -1):
+            for i in range(j + 1, after):
+                add_multiple(y_CV[j], y_CV[i], lower_CC[i, j])
+
+
+@inner
+def _fill_beta(of_beta_C1: Any, y_CV: Any, v_CV: Any, of_overlap_CC: Any, overlap_CC: Any) -> None:
+    """Fill the gradients of beta, without the share of the state before the chunk."""
+    for i in range(CHUNK):
+        total = dot(y_CV[i], v_CV[i])
+        for j in range(i):
+            total -= of_overlap_CC[i, j] * overlap_CC[i, j]
+        of_beta_C1[i, 0] = total
+
+
+@inner
+def _finish_scores(
+    i: Any, beta: Any, between_C: Any, scores_C: Any, overlap_C: Any, of_scores_C: Any, of_overlap_C: Any
+) -> None:
+    """Turn a row of the gradients of X's products into those of Q K^T and K K^T, and of the log-decays between."""
+    for j in range(CHUNK):
+        of_overlap = -beta * of_overlap_C[j] if j < i else np.float32(0)
+        scores_C[j] = of_scores_C[j] * scores_C[j] + of_overlap * overlap_C[j]
+        of_scores_C[j] *= between_C[j]
+        of_overlap_C[j] = of_overlap * between_C[j]
