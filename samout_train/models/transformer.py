@@ -37,6 +37,7 @@ from samout_train.models.state import (
     length_of,
     require_room,
 )
+from samout_train.ops.elementwise import Stream, add_norm, residual
 
 ROTARY_BASE = 10_000.0
 Rotation = tuple[Tensor, Tensor]
@@ -180,18 +181,20 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x_BTD: Tensor,
+        stream: Stream,
         state: Any,
         padding_mask_BS: Tensor | None,
         *,
         rotation: Rotation | None,
         capacity: int,
         return_attention: bool,
-    ) -> tuple[Tensor, Any, Tensor | None]:
+    ) -> tuple[Stream, Any, Tensor | None]:
         """Return the results of Attention.forward; with a convolution, the state is a LayerState around the cache."""
-        pre, inner_BTD, tokens_BKD = self.norm == "pre", x_BTD, None
+        pre, tokens_BKD = self.norm == "pre", None
         if pre:
-            inner_BTD = self.attention_norm(x_BTD)
+            x_BTD, inner_BTD = add_norm(stream, self.attention_norm)
+        else:
+            x_BTD = inner_BTD = cast(Tensor, stream)
         if self.convolution is not None:
             state, tokens_BKD = as_layer_state(state)
             if padding_mask_BS is not None:
@@ -206,14 +209,14 @@ class Block(nn.Module):
             return_attention=return_attention,
         )
         if pre:
-            x_BTD = x_BTD + y_BTD
-            x_BTD = x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+            x_BTD, y_BTD = add_norm(residual(x_BTD, y_BTD), self.feed_forward_norm)
+            stream = residual(x_BTD, self.feed_forward(y_BTD))
         else:
             x_BTD = self.attention_norm(x_BTD + y_BTD)
-            x_BTD = self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
+            stream = self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
         if self.convolution is None:
-            return x_BTD, cache, weights_BHTS
-        return x_BTD, LayerState(cache, tokens_BKD), weights_BHTS
+            return stream, cache, weights_BHTS
+        return stream, LayerState(cache, tokens_BKD), weights_BHTS
 
 
 class Transformer(nn.Module):
@@ -352,9 +355,10 @@ class Transformer(nn.Module):
         if self.positions is None:
             rotation = rotation_of(past, x_BTD, self.head_width)
         next_state, weights = [], []
+        stream: Stream = x_BTD
         for layer, before in zip(self.layers, states, strict=True):
-            x_BTD, after, weights_BHTS = layer(
-                x_BTD,
+            stream, after, weights_BHTS = layer(
+                stream,
                 before,
                 padding_mask_BS,
                 rotation=rotation,
@@ -363,7 +367,7 @@ class Transformer(nn.Module):
             )
             next_state.append(after)
             weights.append(weights_BHTS)
-        out_BTV = self.norm(x_BTD)
+        out_BTV = add_norm(stream, self.norm)[1]
         if not return_hidden:
             out_BTV = self.head(out_BTV)
         if return_attention:
