@@ -120,7 +120,7 @@ class PreNormLayer(nn.Module):
         self.convolution: CausalConvolution | None = None
         has_own = any(isinstance(part, CausalConvolution) for part in mixer.modules())
         if convolution_size and not has_own:
-            self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size)
+            self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size, feeds_products=True)
         self.mixer = mixer
         connect_by_chance(mixer, regularisation.drop_connect)
         self.output_gate = output_gate

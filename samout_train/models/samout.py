@@ -236,7 +236,7 @@ class SamOutLayer(nn.Module):
             self.register_parameter("alpha", None)
             self.feed_forward_norm = nn.LayerNorm(hidden_size)
         if convolution_size:
-            self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size)
+            self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size, feeds_products=True)
 
     def forward(self, stream: Stream, state: Any) -> tuple[Stream, Any]:
         """Return the layer's output (B, T, D), as `residual` does, and its next state: the mixer's, or a LayerState."""

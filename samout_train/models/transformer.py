@@ -294,7 +294,7 @@ class Transformer(nn.Module):
             )
             convolution = None
             if convolution_size:
-                convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size)
+                convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size, feeds_products=True)
             self.layers.append(
                 Block(
                     hidden_size=hidden_size,

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from samout_train.ops import elementwise, kernels, samout_layer
+from samout_train.models.layers import CausalConvolution
+from samout_train.ops import causal_convolution, elementwise, kernels, samout_layer
 from samout_train.ops.elementwise import Residual, add_norm, reference, residual, turned, turned_heads
 from tests.support.marks import spread
 
@@ -20,10 +21,15 @@ DTYPES = list(TOLERANCE)
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from samout_train.ops.causal_convolution import cuda as convolution, operator as of_convolution
     from samout_train.ops.elementwise import cuda, operator
 
     monkeypatch.setattr(operator, "_kernels", lambda tensor: cuda)
     monkeypatch.setattr(elementwise, "DEVICES", {"cpu"})
+    monkeypatch.setattr(of_convolution, "_kernels", lambda tensor: convolution)
+    monkeypatch.setattr(causal_convolution, "DEVICES", {"cpu"})
+    for name, value in {"PROGRAMS": 2, "ROWS": 4, "BLOCK": 16}.items():
+        monkeypatch.setattr(convolution, name, value)
     monkeypatch.setattr(cuda, "PROGRAMS", 3)  # so that each has several rows
     monkeypatch.setattr(cuda, "ELEMENTS", 16)
     monkeypatch.setitem(kernels.LIBRARIES, "cpu", kernels.LIBRARIES["cuda"])
@@ -142,3 +148,29 @@ def test_a_gate_of_silu_is_that_of_float64() -> None:
     want = samout_layer.gated_halves(exact, silu=True)
     assert difference(y, want) < TOLERANCE[torch.float32]
     assert difference(got, torch.autograd.grad(want, exact, grad.double())[0]) < TOLERANCE[torch.float32]
+
+
+CONVOLUTIONS = [(True, True, 4, torch.bfloat16, True), (True, True, 4, torch.float32, False)]
+CONVOLUTIONS += [(False, False, 2, torch.float32, True), (True, True, 1, torch.bfloat16, False)]
+
+
+@pytest.mark.parametrize(("bias", "silu", "size", "dtype", "carries"), spread(CONVOLUTIONS, 4))
+def test_a_convolution_and_its_gradients_are_those_in_float64(
+    bias: bool, silu: bool, size: int, dtype: torch.dtype, carries: bool
+) -> None:
+    torch.manual_seed(0)
+    packed, tokens = random(2, 9, 3 * 20, dtype=dtype), random(2, size - 1, 20, dtype=dtype)
+    module = CausalConvolution(hidden_size=20, size=size, bias=bias, silu=silu, feeds_products=True)
+    exact = CausalConvolution(hidden_size=20, size=size, bias=bias, silu=silu).double()
+    exact.load_state_dict(module.state_dict())
+    upstream, results = torch.randn(2, 9, 20).to(dtype), []
+    for of, convert in ((module, Tensor.clone), (exact, Tensor.double)):
+        x, before = (convert(tensor.detach()).requires_grad_() for tensor in (packed, tokens))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16 and of is module):
+            y, after = of(x.chunk(3, dim=-1)[1], before if carries else None)
+        given = [x, *of.parameters(), *([before] if carries and size > 1 else [])]
+        results.append([y, after, *torch.autograd.grad(y, given, upstream.to(y.dtype))])
+    for got, want in zip(*results, strict=True):
+        assert got.shape == want.shape
+        assert difference(got, want) < (TOLERANCE[dtype] if got.dtype == dtype else 4e-3), got.shape
+    assert results[0][0].dtype == results[0][2].dtype == dtype

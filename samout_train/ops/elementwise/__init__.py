@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from samout_train.ops.elementwise import reference
 from samout_train.ops.elementwise.reference import turned as turned
-from samout_train.ops.kernels import is_fused
+from samout_train.ops.kernels import is_fused, products_dtype
 
 MOST_WIDTH = 2**14  # a program has a whole position in registers
 MOST_PAIRS = 512
@@ -112,13 +112,6 @@ def turned_heads(
     if weights[1] is not None:
         plain_BHTK = plain_BTHK.transpose(1, 2)
     return q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), plain_BHTK
-
-
-def products_dtype(x: Tensor) -> torch.dtype:
-    """Return the precision of products of x: autocast's where it is on."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
 
 
 def _takes(x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
