@@ -362,9 +362,8 @@ class Transformer(nn.Module):
             if padding_mask_BS is not None:
                 padding_BS = padding_BS | padding_mask_BS
             padding_mask_BS = padding_BS
-        x_BTD, rotation = self._embedded(ids_BT, past, missing_B)
+        stream, rotation = self._embedded(ids_BT, past, missing_B)
         next_state, weights = [], []
-        stream: Stream = x_BTD
         for layer, before in zip(self.layers, states, strict=True):
             stream, after, weights_BHTS = layer(
                 stream,
@@ -383,7 +382,7 @@ class Transformer(nn.Module):
             return out_BTV, next_state, weights
         return out_BTV, next_state
 
-    def _embedded(self, ids_BT: Tensor, past: int, missing_B: Tensor | None) -> tuple[Tensor, Rotation | None]:
+    def _embedded(self, ids_BT: Tensor, past: int, missing_B: Tensor | None) -> tuple[Stream, Rotation | None]:
         """Return the embedded tokens, with learned positions added, or with the rotation by rotary ones."""
         x_BTD = self.embedding(ids_BT)
         if self.positions is None:
