@@ -371,7 +371,7 @@ def test_a_pattern_repeats_over_the_layers_and_gives_a_convolution_to_those_with
     assert [layer.convolution is not None for layer in model.layers] == [True, False, True, False, True]
 
 
-@pytest.mark.parametrize("name", spread(sorted(path.stem for path in (CONF / "mixer").glob("*.yaml")), 3))
+@pytest.mark.parametrize("name", spread(sorted(path.stem for path in (CONF / "mixer").glob("*.yaml")), 6))
 def test_every_mixer_mixes_with_another_one_in_pieces_as_the_whole(name: str) -> None:
     model = hybrid([name, "window_attention"], num_layers=2).eval()
     ids = torch.randint(37, (2, 30), generator=torch.Generator().manual_seed(1))

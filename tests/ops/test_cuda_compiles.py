@@ -165,7 +165,7 @@ def test_nothing_leaves_the_registers(form: str, dtype: str, has_decay: bool, tm
         assert long_waits(2 * loop) <= 2 * MOST_WAITS, "the loads of a tile are not under way together"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("width", [pytest.param(WIDTH, marks=pytest.mark.nightly), 100])
 def test_the_passes_over_chunks_stay_in_registers(width: int, tmp_path: Path) -> None:
     path, block = tmp_path / "kernel.cubin", {"D": width, "BLOCK": cuda.BLOCK}

@@ -111,7 +111,7 @@ def test_dropout_drops_its_share_anew_each_time_and_the_same_in_both_directions(
     assert float(neighbours) == pytest.approx(0.75**2, abs=0.006)
 
 
-@pytest.mark.parametrize("dropout", [0.5, 1.0])
+@pytest.mark.parametrize("dropout", spread([0.5, 1.0], 2))
 def test_dropout_follows_torchs_random_state_whatever_the_threads(dropout: float) -> None:
     f, x, norm, grad = inputs((4, 100, 33), torch.float32)
     before, results = torch.get_num_threads(), []
