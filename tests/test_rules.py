@@ -198,11 +198,10 @@ def overrides_for(group: str, option: str, text: Path, shared: Path) -> list[str
         return [f"{group}={option}", *tiny]
     sizes = {
         "model": {"hidden_size": 12, "num_layers": 1, "num_heads": 2},
-        "data": {"seq_len": 16, "batch_size": 4, "num_test_sequences": 100},
+        "data": {"seq_len": 16, "batch_size": 4, "num_test_sequences": 100, "num_sequences": 8},
     }
     if chosen["data"].get("num_pairs", 0) > 4:
         del sizes["data"]["seq_len"]  # a row has four tokens for each pair
-        sizes["data"]["num_sequences"] = 8
     for part, settings in sizes.items():
         tiny += [f"{part}.{key}={size}" for key, size in settings.items() if key in chosen[part]]
     needed = composed.choices["data"]

@@ -4,6 +4,7 @@ from .data_digests import (
     recorded_data as recorded_data,
     require_same_data as require_same_data,
 )
+from .error import CheckpointError as CheckpointError
 from .evaluation_data import evaluation_data as evaluation_data, reads_documents as reads_documents
 from .export import (
     VOCABULARY as VOCABULARY,
@@ -17,7 +18,6 @@ from .export import (
 from .files import (
     CORRUPT as CORRUPT,
     FORMAT as FORMAT,
-    CheckpointError as CheckpointError,
     checkpoint_path as checkpoint_path,
     damage as damage,
     delete_checkpoint as delete_checkpoint,

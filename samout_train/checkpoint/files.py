@@ -13,13 +13,13 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from samout_train.checkpoint.error import CheckpointError
 from samout_train.checkpoint.shards import damaged_shards, join_shards
 from samout_train.runtime import home_path, read_tensor_file, replace_file, require_regular_file, sha256_of, write_json
 
@@ -30,24 +30,6 @@ log = logging.getLogger(__name__)
 
 # Follows the path of a file in a message.
 OTHER_FORMAT = f"is not a checkpoint of format {FORMAT}: another program wrote it, or another version of this one"
-
-
-class CheckpointError(Exception):
-    """No checkpoint could be used or written; the message names the files and the reasons.
-
-    Args:
-        message: The message.
-        reasons: The reason for each unusable file; empty if writing failed.
-    """
-
-    def __init__(self, message: str, reasons: Mapping[Path, str] | None = None) -> None:
-        super().__init__(message)
-        self.reasons = dict(reasons or {})
-
-    @classmethod
-    def of_file(cls, path: Path, reason: object) -> "CheckpointError":
-        """Return the error of one unusable file."""
-        return cls(f"{path} cannot be used: {reason}", {path: str(reason)})
 
 
 def serialised(state: dict[str, Any]) -> memoryview:

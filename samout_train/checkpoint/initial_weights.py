@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samout_train.checkpoint.error import CheckpointError
 from samout_train.checkpoint.export import (
     CONFIG,
     MANIFEST,
@@ -23,7 +24,7 @@ from samout_train.checkpoint.export import (
     read_vocabulary,
     read_weights,
 )
-from samout_train.checkpoint.files import CheckpointError, find_checkpoint, read_checkpoint
+from samout_train.checkpoint.files import find_checkpoint, read_checkpoint
 from samout_train.checkpoint.run_directory import scalars
 from samout_train.checkpoint.state import weights_sha256
 from samout_train.config import ConfigError, Problem, saved_node

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from samout_train.checkpoint import files as checkpoints
+from samout_train.checkpoint.error import CheckpointError
 from samout_train.checkpoint.export import CONFIG, MANIFEST, VOCABULARY, WEIGHTS, export_damage, read_manifest
-from samout_train.checkpoint.files import CORRUPT, FORMAT, OTHER_FORMAT, CheckpointError, damage, read_checkpoint
+from samout_train.checkpoint.files import CORRUPT, FORMAT, OTHER_FORMAT, damage, read_checkpoint
 from samout_train.config import ConfigError, saved_node
 from samout_train.data import (
     Characters,

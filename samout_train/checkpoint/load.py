@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from samout_train.checkpoint.files import CheckpointError, find_checkpoint, read_checkpoint
+from samout_train.checkpoint.error import CheckpointError
+from samout_train.checkpoint.files import find_checkpoint, read_checkpoint
 from samout_train.config import ConfigError, Problem, build, check_model, saved_node
 from samout_train.data import LineEnds, Vocabulary, read_published_vocabulary, read_vocabulary_file, vocabulary_from
 from samout_train.models import choose_once

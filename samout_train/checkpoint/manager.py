@@ -12,8 +12,8 @@ from typing import Annotated, Any, Protocol
 import torch
 
 from samout_train.checkpoint.data_digests import require_same_data
+from samout_train.checkpoint.error import CheckpointError
 from samout_train.checkpoint.files import (
-    CheckpointError,
     checkpoint_path,
     delete_checkpoint,
     find_checkpoint,

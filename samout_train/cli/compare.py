@@ -15,11 +15,11 @@ from samout_train.config import ConfigError, NonNegative, Positive, Problem, See
 from samout_train.runtime import list_setting, place_problem, shell_word, text_setting, typed_line
 
 if TYPE_CHECKING:
-    from samout_train.experiments import Plan
+    from samout_train.experiments import Budget, Candidate, Plan
 
 IN_EXPERIMENT = (
     *("models", "match", "lr", "extend_lr", "choose", "seeds", "screen_steps", "finalists", "always"),
-    *("leaders", "leader_seeds", "train_flops"),
+    *("leaders", "leader_seeds", "train_flops", "tasks", "sizes"),
 )
 OWN = (*IN_EXPERIMENT, "jobs", "runs", "run_dir", "seed")
 Node = dict[str, Any]
@@ -31,7 +31,9 @@ def compare(
     *,
     models: Any,
     match: str | None,
+    sizes: list[str | int | float] | None,
     train_flops: Annotated[float, Positive] | None,
+    tasks: Any,
     lr: Annotated[float, Positive] | list[Annotated[float, Positive]],
     extend_lr: Annotated[int, NonNegative],
     choose: Node | None,
@@ -112,16 +114,15 @@ def _plan(settings: Node, request: Request) -> "Plan":
     from samout_train.experiments import (
         Budget,
         Plan,
-        candidates,
         check_choices,
         check_decided,
         check_leaders,
         check_screening,
         choices_of,
-        known_sizes,
         require_causal_models,
         screening_of,
-        with_operations,
+        sizes_of,
+        tasks_of,
     )
 
     screening, found = screening_of(settings["screen_steps"], settings["finalists"], settings["always"])
@@ -131,14 +132,11 @@ def _plan(settings: Node, request: Request) -> "Plan":
     shared = [word for word in request.overrides if key_of(word).split(".")[0] not in OWN]
     if decided := check_decided(shared):
         raise ConfigError(*decided)
-    match, folder = settings["match"], Path(settings["run_dir"])
-    budget = None
-    if match is not None:
-        budget = Budget.of(match)
-    known = partial(known_sizes, folder, match)
-    models = candidates(_models(settings), shared, budget, config_dirs=request.config_dirs, known=known)
-    if settings["train_flops"] is not None:
-        models = [with_operations(one, settings["train_flops"]) for one in models]
+    budget, tasks = None, tasks_of(settings["tasks"])
+    if settings["match"] is not None:
+        budget = Budget.of(settings["match"])
+    further = sizes_of(settings["sizes"], budget)
+    models = _candidates(settings, request, shared, budget)
     wrong = check_choices(choose, models, budget)
     if screening is not None:
         configs = {one.label: one.config for one in models}
@@ -148,7 +146,7 @@ def _plan(settings: Node, request: Request) -> "Plan":
     if wrong:
         raise ConfigError(*wrong)
     plan = Plan(
-        folder,
+        Path(settings["run_dir"]),
         models,
         rates,
         settings["seed"],
@@ -160,10 +158,64 @@ def _plan(settings: Node, request: Request) -> "Plan":
         leader_seeds=settings["leader_seeds"] or 0,
         choose=choose,
     )
+    plan = replace(
+        plan, beside=[*_at_sizes(plan, further, settings, request, shared), *_on_tasks(plan, tasks, request, shared)]
+    )
     if taken := plan.check():
         raise ConfigError(*taken)
     require_causal_models(models)
     return plan
+
+
+def _candidates(
+    settings: Node, request: Request, shared: Sequence[str], budget: "Budget | None", *, is_beside: bool = False
+) -> "list[Candidate]":
+    """Return the models at the size that meets a budget."""
+    from samout_train.experiments import candidates, known_sizes, with_operations
+
+    match = settings["match"]
+    if is_beside and budget is not None:
+        match = budget.typed
+    known = partial(known_sizes, Path(settings["run_dir"]), match, is_beside=is_beside)
+    models = candidates(_models(settings), shared, budget, config_dirs=request.config_dirs, known=known)
+    if settings["train_flops"] is not None:
+        models = [with_operations(one, settings["train_flops"]) for one in models]
+    return models
+
+
+def _at_sizes(
+    plan: "Plan", budgets: "Sequence[Budget]", settings: Node, request: Request, shared: Sequence[str]
+) -> "list[Plan]":
+    """Return the plans for the same models at further sizes."""
+    from samout_train.experiments import check_choices, check_screening
+
+    found, screening = [], plan.screening
+    if screening is not None:
+        screening = replace(screening, finalists=None, always=())
+    for budget in budgets:
+        models = _candidates(settings, request, shared, budget, is_beside=True)
+        wrong = check_choices(plan.choose, models, budget)
+        if screening is not None and len(plan.rates) > 1:
+            wrong += check_screening(screening, {one.label: one.config for one in models}, plan.rates)
+        if wrong:
+            raise ConfigError(*wrong)
+        found.append(
+            replace(plan, candidates=models, screening=screening, leaders=0, leader_seeds=0, budget=budget.typed)
+        )
+    return found
+
+
+def _on_tasks(
+    plan: "Plan", tasks: Mapping[str, Sequence[str]], request: Request, shared: Sequence[str]
+) -> "list[Plan]":
+    """Return the plans for the same models on tasks."""
+    from samout_train.experiments import on_task
+
+    found = []
+    for label, own in tasks.items():
+        models = on_task(plan.candidates, label, own, shared, request.config_dirs)
+        found.append(replace(plan, candidates=models, screening=None, leaders=0, leader_seeds=0, task=True))
+    return found
 
 
 def _rates(lr: float | list[float]) -> list[float]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+NAMED = 3
 SMALLEST_PART = 50  # keeps a mistyped part_bytes from making a shard of every few bytes
 LARGEST_PART = 1 << 30  # at most two tokens a byte, whose positions are 32-bit numbers
 
@@ -141,6 +142,9 @@ def _print(done: "Tokenized", jobs: int, left_out: str) -> None:
         print(f"unknown     {unknown:,} ({unknown / num_tokens:.2%}) are not in the vocabulary and become padding")
     size = num_tokens * index.dtype.itemsize / 1e6
     print(f"shards      {len(index.shards)} of {index.dtype.name} in {index.folder}, {size:,.1f} MB")
+    if done.uncut:
+        names = ", ".join(done.uncut[:NAMED]) + ", ..." * (len(done.uncut) > NAMED)
+        print(f"not cut     {names}: compressed text is read from its start, so a file of it is one shard")
     if done.num_made:
         speed = done.read_bytes / 1e6 / done.seconds
         print(f"speed       {speed:,.1f} MB/s in {done.seconds:,.1f} s, {min(jobs, done.num_made)} processes")

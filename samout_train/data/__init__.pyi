@@ -11,7 +11,6 @@ from .shards.plan import ShardPlan as ShardPlan
 from .shards.workers import WorkerDiedError as WorkerDiedError
 from .shards.write import Tokenized as Tokenized, tokenize_files as tokenize_files
 from .source import MatrixRows as MatrixRows, Rows as Rows, Source as Source, as_source as as_source
-from .text.base import vocabulary_of as vocabulary_of
 from .text.choices import Choices as Choices, Question as Question
 from .text.conversations import ROLES as ROLES, Turn as Turn, turns_of as turns_of
 from .text.documents import JsonlReader as JsonlReader, LineEnds as LineEnds, text_of as text_of
@@ -42,6 +41,7 @@ from .vocabulary.choice import (
     extending as extending,
     read_vocabulary_file as read_vocabulary_file,
     vocabulary_from as vocabulary_from,
+    vocabulary_of as vocabulary_of,
 )
 from .vocabulary.published import (
     VocabularyFileError as VocabularyFileError,

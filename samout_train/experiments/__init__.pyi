@@ -1,4 +1,6 @@
+from .compare.beside import on_task as on_task, sizes_of as sizes_of, tasks_of as tasks_of
 from .compare.candidates import (
+    Candidate as Candidate,
     candidates as candidates,
     check_decided as check_decided,
     contenders as contenders,
@@ -8,11 +10,8 @@ from .compare.causality import require_causal_models as require_causal_models
 from .compare.choices import check_choices as check_choices, choices_of as choices_of
 from .compare.matching import Budget as Budget
 from .compare.page import finish as finish, make_runs as make_runs, show as show
-from .compare.plan import (
-    Plan as Plan,
-    known_sizes as known_sizes,
-    read_record as read_record,
-)
+from .compare.plan import Plan as Plan
+from .compare.record import known_sizes as known_sizes, read_record as read_record
 from .compare.screening import (
     check_leaders as check_leaders,
     check_screening as check_screening,

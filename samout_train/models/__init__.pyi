@@ -52,7 +52,9 @@ from .samout import SamOut as SamOut
 from .state import (
     compact_state as compact_state,
     held_bytes as held_bytes,
+    join_states as join_states,
     map_state as map_state,
     repeat_state as repeat_state,
     state_bytes as state_bytes,
+    take_sequences as take_sequences,
 )

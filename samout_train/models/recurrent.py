@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from samout_train.config import Layers, Positive, Probability, Size, validated
 from samout_train.models.interface import matrix_flops, part_of
 from samout_train.models.layers import EmbeddingName, Linear, token_embedding
-from samout_train.models.state import KeyValueCache, as_cache, extended, length_of, require_room
+from samout_train.models.state import KeyValueCache, as_cache, extended, length_of, padding_of, require_room
 from samout_train.models.transformer import causal_mask
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -257,16 +257,19 @@ class LSTMAttention(nn.Module):
         # The keys are the values, so the cache's values stay empty.
         cache = extended(before, keys_B1TD, keys_B1TD[..., :0], self.max_seq_len)
         seen_B1SD = cache.keys_BHSK[:, :, : cache.length]
-        mask_TS, dropout = None, 0.0
+        mask, dropout = None, 0.0
         if past and time > 1:
-            mask_TS = causal_mask(time, past, h_BTD.device)
+            mask = causal_mask(time, past, h_BTD.device)
+        padding_BS = padding_of(cache.missing_B, past + time)
+        if padding_BS is not None:
+            mask = causal_mask(time, past, h_BTD.device) & ~padding_BS[:, None, None]
         if self.training:
             dropout = self.dropout
         c_B1TD = F.scaled_dot_product_attention(
             keys_B1TD,
             seen_B1SD,
             seen_B1SD,
-            attn_mask=mask_TS,
+            attn_mask=mask,
             dropout_p=dropout,
             is_causal=past == 0 and time > 1,
         )

@@ -8,16 +8,19 @@ below are. Call `compact_state` before saving: a state may be a view of a larger
 sequence), and a key-value cache may have spare room. Earlier versions saved dictionaries with the fields of
 `LayerState` and `KeyValueCache`; models accept those too.
 
-The key-value cache of attention is the only state here that grows with the sequence.
+The keys and values of attention are the only state here that grows with the sequence. Sequences of several lengths can
+still be one batch (`join_states`): a NamedTuple with a field `missing_B` has its time in dimension 2 of its other
+tensors, and the first `missing_B` places of a row are padding that its module must not attend to.
 """
 
 # B batch, D width, H heads, K width per head (of a convolution: tokens back), T time of new tokens, S time with room
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 LEAST_ROOM = 256
 
@@ -40,14 +43,16 @@ class KeyValueCache(NamedTuple):
     Args:
         keys_BHSK: Keys; there may be room after `length`, which the next call writes into.
         values_BHSK: Values.
-        length: The number of valid tokens.
+        length: The number of valid tokens, of the longest sequence of a batch.
         written: The number of tokens written, 0-d int64 on the CPU, shared by all states that share the room.
+        missing_B: How many places at the start of each sequence are padding; None for none.
     """
 
     keys_BHSK: Tensor
     values_BHSK: Tensor
     length: int
     written: Tensor
+    missing_B: Tensor | None = None
 
 
 torch.serialization.add_safe_globals([LayerState, KeyValueCache])
@@ -104,6 +109,90 @@ def map_state(function: Callable[[Tensor], Tensor], state: Any, *, with_room: bo
 def repeat_state(state: Any, times: int) -> Any:
     """Return a state with each sequence `times` times, copies next to each other: (B, ...) to (times B, ...)."""
     return map_state(lambda part: part.repeat_interleave(times, dim=0), state)
+
+
+def join_states(states: Sequence[Any]) -> Any:
+    """Return the state of the sequences of several states as one batch, in their order; it shares no memory with them.
+
+    Raises:
+        ValueError: if they do not fit together, such as tensors that grow with the sequence and have no `missing_B`.
+    """
+    first = states[0]
+    if isinstance(first, Tensor):
+        if not first.ndim or any(part.shape[1:] != first.shape[1:] for part in states):
+            raise ValueError("states of these sequences do not fit together")
+        return torch.cat(list(states))
+    if hasattr(first, "missing_B"):
+        return _joined_with_padding(states)
+    if any(type(state) is not type(first) for state in states):
+        raise ValueError("states of these sequences have different parts")
+    if isinstance(first, dict):
+        return {key: join_states([state[key] for state in states]) for key in first}
+    if not isinstance(first, list | tuple):
+        if any(state != first for state in states):
+            raise ValueError("states of these sequences have different numbers")
+        return first
+    parts = [join_states(beside) for beside in zip(*states, strict=True)]
+    if hasattr(first, "_fields"):
+        return type(first)(*parts)
+    return type(first)(parts)
+
+
+def take_sequences(state: Any, numbers: Sequence[int]) -> Any:
+    """Return the state of some sequences of a batch, without padding that all of them have; it shares no memory."""
+
+    def taken(part: Tensor) -> Tensor:
+        return part.index_select(0, torch.tensor(numbers, dtype=torch.int64, device=part.device))
+
+    return _without_padding(map_state(taken, state))
+
+
+def _joined_with_padding(states: Sequence[Any]) -> Any:
+    """Return growing states as one, those of shorter sequences padded at their start."""
+    compact = [without_room(state) if isinstance(state, KeyValueCache) else state for state in states]
+    lengths = [state[0].shape[2] for state in compact]
+    longest = max(lengths)
+    missing, joined = [], {}
+    for state, length in zip(compact, lengths, strict=True):
+        before_B = state.missing_B
+        if before_B is None:
+            before_B = torch.zeros(state[0].shape[0], dtype=torch.int64, device=state[0].device)
+        missing.append(before_B + (longest - length))
+    for name, part in compact[0]._asdict().items():
+        if isinstance(part, Tensor) and part.ndim > 2:
+            parts = [getattr(state, name) for state in compact]
+            pads = [F.pad(one, [0, 0, longest - one.shape[2], 0]) for one in parts]
+            joined[name] = torch.cat(pads)
+    return _without_padding(_padded_as(compact[0], joined, torch.cat(missing)))
+
+
+def _without_padding(state: Any) -> Any:
+    """Return a state whose growing parts have no padding that all of their sequences have."""
+    if hasattr(state, "missing_B"):
+        if state.missing_B is None:
+            return state
+        least = int(state.missing_B.min())
+        parts = state._asdict().items()
+        cut = {name: part[:, :, least:] for name, part in parts if isinstance(part, Tensor) and part.ndim > 2}
+        return _padded_as(state, cut, state.missing_B - least)
+    if isinstance(state, dict):
+        return {key: _without_padding(part) for key, part in state.items()}
+    if not isinstance(state, list | tuple):
+        return state
+    parts = [_without_padding(part) for part in state]
+    if hasattr(state, "_fields"):
+        return type(state)(*parts)
+    return type(state)(parts)
+
+
+def _padded_as(state: Any, parts: dict[str, Tensor], missing_B: Tensor) -> Any:
+    """Return a growing state of the same kind with other tensors; `missing_B` is None if nothing is missing."""
+    missing = missing_B if bool(missing_B.any()) else None
+    state = state._replace(**parts, missing_B=missing)
+    if isinstance(state, KeyValueCache):
+        length = state.keys_BHSK.shape[2]
+        state = state._replace(length=length, written=torch.tensor(length))
+    return state
 
 
 def state_to(state: Any, device: torch.device | str) -> Any:
@@ -168,28 +257,38 @@ def extended(cache: KeyValueCache | None, keys_BHTK: Tensor, values_BHTK: Tensor
     past = cache.length
     old_keys_BHSK, old_values_BHSK = cache.keys_BHSK[:, :, :past], cache.values_BHSK[:, :, :past]
     if torch.is_grad_enabled():
-        return _cache(
-            torch.cat([old_keys_BHSK, keys_BHTK], 2), torch.cat([old_values_BHSK, values_BHTK], 2), past + time
-        )
+        keys_BHSK = torch.cat([old_keys_BHSK, keys_BHTK], 2)
+        return _cache(keys_BHSK, torch.cat([old_values_BHSK, values_BHTK], 2), past + time, cache.missing_B)
     room_is_free = cache.keys_BHSK.shape[2] >= past + time and int(cache.written) == past
     if not room_is_free or (cache.keys_BHSK.is_inference() and not torch.is_inference_mode_enabled()):
         room = min(capacity, max(LEAST_ROOM, 2 * (past + time)))
-        cache = _cache(_with_room(old_keys_BHSK, room), _with_room(old_values_BHSK, room), past)
+        cache = _cache(_with_room(old_keys_BHSK, room), _with_room(old_values_BHSK, room), past, cache.missing_B)
     cache.keys_BHSK[:, :, past : past + time] = keys_BHTK
     cache.values_BHSK[:, :, past : past + time] = values_BHTK
     cache.written.fill_(past + time)
-    return KeyValueCache(cache.keys_BHSK, cache.values_BHSK, past + time, cache.written)
+    return cache._replace(length=past + time)
 
 
 def without_room(cache: KeyValueCache) -> KeyValueCache:
     """Return the valid part of a cache. It shares memory with the cache but has no room, so no call writes into it."""
     length = cache.length
-    return _cache(cache.keys_BHSK[:, :, :length], cache.values_BHSK[:, :, :length], length)
+    return _cache(cache.keys_BHSK[:, :, :length], cache.values_BHSK[:, :, :length], length, cache.missing_B)
 
 
-def _cache(keys_BHSK: Tensor, values_BHSK: Tensor, length: int) -> KeyValueCache:
-    written = torch.tensor(length)
-    return KeyValueCache(keys_BHSK=keys_BHSK, values_BHSK=values_BHSK, length=length, written=written)
+def _cache(keys_BHSK: Tensor, values_BHSK: Tensor, length: int, missing_B: Tensor | None = None) -> KeyValueCache:
+    return KeyValueCache(keys_BHSK, values_BHSK, length, torch.tensor(length), missing_B)
+
+
+def padding_of(missing_B: Tensor | None, length: int) -> Tensor | None:
+    """Return (B, S), True at the places of a growing state that are padding; None for none.
+
+    Args:
+        missing_B: Of the state.
+        length: S, its places and those of the new tokens.
+    """
+    if missing_B is None:
+        return None
+    return torch.arange(length, device=missing_B.device) < missing_B[:, None]
 
 
 def _with_room(part_BHSK: Tensor, room: int) -> Tensor:

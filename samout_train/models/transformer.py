@@ -35,8 +35,10 @@ from samout_train.models.state import (
     as_layer_state,
     extended,
     length_of,
+    padding_of,
     require_room,
 )
+from samout_train.ops.elementwise import Stream, add_norm, residual
 
 ROTARY_BASE = 10_000.0
 Rotation = tuple[Tensor, Tensor]
@@ -115,18 +117,24 @@ class Attention(nn.Module):
         return self.out(y_BHTK.transpose(1, 2).reshape(batch, time, width)), cache, weights_BHTS
 
 
-def rotation_of(past: int, x_BTD: Tensor, head_width: int) -> Rotation:
-    """Return cosine and sine, (T, P), of the rotary angles, position times base ** (-p / P), in at least float32.
+def rotation_of(past: int, x_BTD: Tensor, head_width: int, missing_B: Tensor | None = None) -> Rotation:
+    """Return cosine and sine of the rotary angles, position times base ** (-p / P), in at least float32.
 
     Args:
         past: The position of the first token.
         x_BTD: Sets T, the device and the dtype.
         head_width: K.
+        missing_B: What each sequence has less than `past`; None for nothing.
+
+    Returns:
+        (T, P) each, or (B, 1, T, P) with `missing_B`.
     """
     half, dtype = head_width // 2, torch.promote_types(x_BTD.dtype, torch.float32)
     rate_P = ROTARY_BASE ** (-torch.arange(half, device=x_BTD.device, dtype=dtype) / half)
     position_T = torch.arange(past, past + x_BTD.shape[1], device=x_BTD.device, dtype=dtype)
-    angle_TP = position_T[:, None] * rate_P
+    if missing_B is not None:
+        position_T = position_T - missing_B[:, None, None]
+    angle_TP = position_T[..., None] * rate_P
     return angle_TP.cos(), angle_TP.sin()
 
 
@@ -180,18 +188,20 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x_BTD: Tensor,
+        stream: Stream,
         state: Any,
         padding_mask_BS: Tensor | None,
         *,
         rotation: Rotation | None,
         capacity: int,
         return_attention: bool,
-    ) -> tuple[Tensor, Any, Tensor | None]:
+    ) -> tuple[Stream, Any, Tensor | None]:
         """Return the results of Attention.forward; with a convolution, the state is a LayerState around the cache."""
-        pre, inner_BTD, tokens_BKD = self.norm == "pre", x_BTD, None
+        pre, tokens_BKD = self.norm == "pre", None
         if pre:
-            inner_BTD = self.attention_norm(x_BTD)
+            x_BTD, inner_BTD = add_norm(stream, self.attention_norm)
+        else:
+            x_BTD = inner_BTD = cast(Tensor, stream)
         if self.convolution is not None:
             state, tokens_BKD = as_layer_state(state)
             if padding_mask_BS is not None:
@@ -206,14 +216,14 @@ class Block(nn.Module):
             return_attention=return_attention,
         )
         if pre:
-            x_BTD = x_BTD + y_BTD
-            x_BTD = x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+            x_BTD, y_BTD = add_norm(residual(x_BTD, y_BTD), self.feed_forward_norm)
+            stream = residual(x_BTD, self.feed_forward(y_BTD))
         else:
             x_BTD = self.attention_norm(x_BTD + y_BTD)
-            x_BTD = self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
+            stream = self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
         if self.convolution is None:
-            return x_BTD, cache, weights_BHTS
-        return x_BTD, LayerState(cache, tokens_BKD), weights_BHTS
+            return stream, cache, weights_BHTS
+        return stream, LayerState(cache, tokens_BKD), weights_BHTS
 
 
 class Transformer(nn.Module):
@@ -291,7 +301,7 @@ class Transformer(nn.Module):
             )
             convolution = None
             if convolution_size:
-                convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size)
+                convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size, feeds_products=True)
             self.layers.append(
                 Block(
                     hidden_size=hidden_size,
@@ -341,20 +351,22 @@ class Transformer(nn.Module):
         first = states[0]
         if self.layers[0].convolution is not None:
             first = as_layer_state(first).mixer
-        past, time = length_of(as_cache(first)), ids_BT.shape[1]
+        cache = as_cache(first)
+        past, time = length_of(cache), ids_BT.shape[1]
         require_room(past, time, self.max_seq_len)
         if past and self.sees_future:
             raise ValueError("a model that sees the whole sequence (causal=false) cannot continue from a state")
-        x_BTD = self.embedding(ids_BT)
-        if self.positions is not None:
-            x_BTD = x_BTD + self.positions.weight[past : past + time]
-        rotation = None
-        if self.positions is None:
-            rotation = rotation_of(past, x_BTD, self.head_width)
+        missing_B = None if cache is None else cache.missing_B
+        padding_BS = padding_of(missing_B, past + time)
+        if padding_BS is not None:
+            if padding_mask_BS is not None:
+                padding_BS = padding_BS | padding_mask_BS
+            padding_mask_BS = padding_BS
+        stream, rotation = self._embedded(ids_BT, past, missing_B)
         next_state, weights = [], []
         for layer, before in zip(self.layers, states, strict=True):
-            x_BTD, after, weights_BHTS = layer(
-                x_BTD,
+            stream, after, weights_BHTS = layer(
+                stream,
                 before,
                 padding_mask_BS,
                 rotation=rotation,
@@ -363,12 +375,22 @@ class Transformer(nn.Module):
             )
             next_state.append(after)
             weights.append(weights_BHTS)
-        out_BTV = self.norm(x_BTD)
+        out_BTV = add_norm(stream, self.norm)[1]
         if not return_hidden:
             out_BTV = self.head(out_BTV)
         if return_attention:
             return out_BTV, next_state, weights
         return out_BTV, next_state
+
+    def _embedded(self, ids_BT: Tensor, past: int, missing_B: Tensor | None) -> tuple[Stream, Rotation | None]:
+        """Return the embedded tokens, with learned positions added, or with the rotation by rotary ones."""
+        x_BTD = self.embedding(ids_BT)
+        if self.positions is None:
+            return x_BTD, rotation_of(past, x_BTD, self.head_width, missing_B)
+        end = past + ids_BT.shape[1]
+        if missing_B is None:
+            return x_BTD + self.positions.weight[past:end], None
+        return x_BTD + self.positions(torch.arange(past, end, device=x_BTD.device) - missing_B[:, None]), None
 
     def part_of(self, name: str) -> str:
         """Return the part of the model, as reports name it, that this parameter belongs to."""

@@ -55,7 +55,7 @@ def test_a_new_directory_is_one_that_no_other_start_has(tmp_path: Path) -> None:
     assert {path.name for path in made} == {"a", *(f"a-{number}" for number in range(2, 9))}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_runs_of_the_same_second_get_a_directory_each(tmp_path: Path) -> None:
     run_dir = "run_dir='runs/${now:%Y}'"  # a year stands for a second
     done = at_once(tmp_path, [*RUN, run_dir, "seed=1"], [*RUN, run_dir, "seed=2"])

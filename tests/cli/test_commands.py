@@ -243,7 +243,7 @@ def test_a_prompt_that_cannot_be_encoded_is_refused_before_the_run(tmp_path: Pat
     assert samout(tmp_path, *words, "callbacks.sample.prompt=long").returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("bash") is None, reason="completion is tried in bash")
 def test_a_shell_completes_verbs_options_and_keys(tmp_path: Path) -> None:
     script = """

@@ -50,7 +50,7 @@ def test_text_goes_to_standard_output_prompt_first_and_all_else_to_standard_erro
     assert samout(folder, "generate", f"run={step}", *words[2:]).stdout == done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_samples_differ_and_end_before_stop(folder: Path) -> None:
     words = ["generate", "run=run", "prompt=the ", "max_new_tokens=60", "num_samples=2", "top_p=0.9"]
     first, second = samout(folder, *words).stdout.splitlines()
@@ -157,7 +157,7 @@ def test_bytes_that_are_no_utf8_are_refused_wherever_they_come_from(folder: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["generate", "verify"])
+@pytest.mark.parametrize("verb", spread(["generate", "verify"], 2))
 def test_help_lists_the_keys(folder: Path, verb: str) -> None:
     done = samout(folder, verb, "--help")
     assert done.returncode == 0 and "device: auto" in done.stdout

@@ -352,7 +352,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", spread(MISTAKES, 3))
+@pytest.mark.parametrize("name", spread(MISTAKES, 5))
 def test_a_mistake_is_answered(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words, wanted = MISTAKES[name]
     before = sorted(folder.rglob("*"))

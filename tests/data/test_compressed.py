@@ -137,11 +137,21 @@ def test_the_column_of_text_is_read_as_documents(tmp_path: Path) -> None:
     assert parts_of(pieces) == "<|sos|>a\nb<|sos|>c" and pieces[0].left_out == {"documents without text": 1}
 
 
-def test_a_table_is_cut_between_groups_of_rows(tmp_path: Path) -> None:
-    path = written(tmp_path, "parquet", [{"text": "text" * 10}] * 20, group=5)
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "stream"])
+def test_a_table_is_cut_between_groups_of_rows_or_record_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("samout_train.data.text.tables.RELEASED_TOGETHER", 1)
+    monkeypatch.setattr("samout_train.data.text.tables.ROWS_TOGETHER", 2)
+    path = written(tmp_path, kind, [{"text": f"{number:02} " * 10} for number in range(20)], group=5)
     size = path.stat().st_size
     assert [row_to_cut(path, size * part // 8, size) for part in range(9)] == [0, 5, 5, 10, 10, 15, 15, 20, 20]
-    assert [row.end for row in table_rows(path, ["text"], 5, 10)] == [6, 7, 8, 9, 10]
+    for start, stop in [(0, None), (5, 10), (7, 13), (20, None)]:
+        rows = list(table_rows(path, ["text"], start, stop))
+        wanted = range(start, 20)[: stop and stop - start]
+        assert [row.end - 1 for row in rows] == list(wanted)
+        assert [row.values["text"] for row in rows] == [f"{number:02} " * 10 for number in wanted]
+        assert all(0 < row.bytes_done <= size for row in rows)
 
 
 def test_what_is_wrong_with_a_table_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +167,8 @@ def test_what_is_wrong_with_a_table_is_said(tmp_path: Path, monkeypatch: pytest.
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"table.parquet is a Parquet table that cannot be read .*: copy or download"):
         list(JsonlReader.of(ROLES).read(path))
+    with pytest.raises(ValueError, match=r"table.parquet is a Parquet table that cannot be read .*: copy or download"):
+        row_to_cut(path, 1, 2)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"b.parquet is a table .Parquet.: reading it needs pyarrow: pip install"):
         list(TextReader(sos=False).read(tmp_path / "b.parquet"))
@@ -180,7 +192,9 @@ def shards(folder: Path, path: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_shards_of_tables_and_compressed_lines_have_the_same_ids(tmp_path: Path) -> None:
+def test_shards_of_tables_and_compressed_lines_have_the_same_ids(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     chance = random.Random(0)
     documents = [{"text": "".join(chance.choices("abc d\n", k=chance.randrange(300)))} for _ in range(60)]
     plain = tmp_path / "a.jsonl"
@@ -189,19 +203,28 @@ def test_shards_of_tables_and_compressed_lines_have_the_same_ids(tmp_path: Path)
     packed = tmp_path / "a.jsonl.zst"
     packed.write_bytes(PACK["zst"](plain.read_bytes()))
     assert shards(tmp_path / "zst", packed) == wanted
+    assert "not cut     a.jsonl.zst: compressed text" in capsys.readouterr().out
     for kind in ("parquet", "arrow"):
-        assert shards(tmp_path / kind, written(tmp_path, kind, documents)) == wanted
-    assert len(read_index(tmp_path / "parquet").shards) > 1, "it is cut between groups of rows"
+        path = written(tmp_path, kind, documents)
+        assert shards(tmp_path / kind, path) == wanted
+        assert len(read_index(tmp_path / kind).shards) > 1, "it is cut between groups of rows or record batches"
+    assert "not cut" not in capsys.readouterr().out
+    plan = tmp_path / "arrow" / "plan.json"
+    plan.write_text(plan.read_text().replace('"cuts_arrow": true', '"cuts_arrow": false'))
+    words = [f"path={tmp_path / 'table.arrow'}", f"out={tmp_path / 'arrow'}", "vocabulary=bytes", "part_bytes=2000"]
+    assert tokenize.tokenize(words) == 2 and "did not cut Arrow tables: delete it" in capsys.readouterr().err
 
 
 READ = """
 import resource, sys
 from pathlib import Path
 from samout_train.data.text.documents import JsonlReader
-from samout_train.data.text.tables import table_kind
-import hashlib, pyarrow, zstandard
+from samout_train.data.text.tables import row_to_cut, table_kind
+import hashlib, pyarrow.parquet, zstandard
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 digest = hashlib.sha256()
+if table_kind(Path(sys.argv[1])):
+    row_to_cut(Path(sys.argv[1]), 1, 2)
 for piece in JsonlReader.of({}).read(Path(sys.argv[1])):
     for part in piece.parts:
         digest.update(str(part).encode())
@@ -211,15 +234,32 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024, diges
 
 @pytest.mark.nightly
 def test_reading_takes_memory_for_a_batch_and_not_for_the_file(tmp_path: Path) -> None:
-    """100 MB of documents, of which a table is one group: each way of keeping them is read in 60 MB or less."""
+    """100 MB of documents, of which a Parquet table is one group: 50 MB at the most, mapped files included."""
     word = random.Random(0).randbytes(1 << 16).hex()
     documents = [{"text": word[place : place + 40000]} for place in range(0, 90000, 36)]
     plain = tmp_path / "a.jsonl"
     plain.write_bytes(lines(documents))
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(plain.read_bytes()))
+    tables = [written(tmp_path, "parquet", documents, group=1 << 20), written(tmp_path, "arrow", documents, group=100)]
     found = {}
-    for path in (plain, tmp_path / "a.jsonl.zst", written(tmp_path, "parquet", documents, group=1 << 20)):
+    for path in (plain, tmp_path / "a.jsonl.zst", *tables):
         done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
         megabytes, found[path.name] = done.stdout.split()
-        assert float(megabytes) < 60, path.name
+        assert float(megabytes) < 50, path.name
     assert len(set(found.values())) == 1
+
+
+@pytest.mark.slow
+def test_tokenizing_does_without_torch(tmp_path: Path) -> None:
+    """It would be five sixths of the memory of the process that starts the others."""
+    (tmp_path / "a.txt").write_text("some text")
+    words = ["tokenize", f"path={tmp_path / 'a.txt'}", f"out={tmp_path / 'out'}", "vocabulary=bytes", "jobs=1"]
+    code = (
+        "import sys\n"
+        "from samout_train.cli.main import main\n"
+        f"sys.argv = ['samout_train', *{words!r}]\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "False", done

@@ -199,15 +199,17 @@ def test_a_script_that_only_calls_the_program(script: str, calls: list[list[str]
     assert calls_of_the_program(script) == calls
 
 
-# What begins processes, comparisons and sweeps has tests of its own; these pages take 15 to 45 seconds each.
-LONG_PAGES = ("comparing", "sweeps-and-search", "python-api", "distributed", "reliability", "data-at-scale")
-SHORT_PAGES = [page for page in WITH_BLOCKS if Path(page).stem not in LONG_PAGES]
+# The other pages take 10 to 45 seconds each, and what they begin has tests of its own.
+USUAL_PAGES = ("README", "getting-started", "training", "extending", "extending-training", "verification")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
-    mostly_nightly([page for page in WITH_BLOCKS if not page.startswith("docs/results/")], SHORT_PAGES),
+    mostly_nightly(
+        [page for page in WITH_BLOCKS if not page.startswith("docs/results/")],
+        [page for page in WITH_BLOCKS if Path(page).stem in USUAL_PAGES],
+    ),
 )
 def test_a_page_runs(page: str, tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path, characters=60_000)

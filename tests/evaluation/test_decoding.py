@@ -36,7 +36,7 @@ def replayed(step: Callable[[], None], rehearse: Callable[[], object]) -> Callab
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu, static", CUDA])
-@pytest.mark.parametrize("name", mostly_nightly(NAMES, {"v8", "transformer", "lstm", "mlstm", "retnet"}))
+@pytest.mark.parametrize("name", mostly_nightly(NAMES, {"v8", "transformer", "mlstm"}))
 def test_a_decoder_gives_the_logits_of_the_whole(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place, is_static = device.split(",")[0], device != "cpu"
     if "static" in device:

@@ -70,7 +70,7 @@ def test_top_p_keeps_the_most_probable_that_make_it_up() -> None:
     assert {(b - a) % 12 for a, b in pairwise([6, *made])} == {1, 2}
 
 
-@pytest.mark.parametrize("name", mostly_nightly(NAMES, {"v8", "maxplus", "transformer", "lstm"}))
+@pytest.mark.parametrize("name", mostly_nightly(NAMES, {"maxplus", "transformer"}))
 def test_greedy_tokens_do_not_depend_on_how_a_prompt_is_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompt_ids = tiny(name), torch.randint(37, (75,), generator=torch.Generator().manual_seed(1)).tolist()
     made = set()

@@ -103,15 +103,40 @@ def ids_of(text: str) -> list[int]:
     return [1, *Bytes().encode(text).tolist(), 2]
 
 
-@pytest.mark.parametrize("name", NAMES)
+class Growing(Talkative):
+    """Keeps all ids, and counts the calls with several sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def forward(self, ids: Tensor, state: Any = None) -> Any:
+        self.batches.append(len(ids))
+        return super().forward(ids)[0], ids if state is None else torch.cat([state, ids], 1)
+
+
+def test_states_that_cannot_be_joined_are_answered_in_turn() -> None:
+    model = Growing()
+    with engine(model) as served:
+        inboxes = [Inbox(ids_of(text), Sampling(temperature=0, max_new_tokens=40)) for text in ("ab", "c", "def")]
+        assert all(served.submit(inbox.generation) for inbox in inboxes)
+        assert [inbox.all() for inbox in inboxes] == [[5 + ord("a")] * 40] * 3
+        wait_until_free(served)
+    assert set(model.batches) == {1}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "hybrid"])
 def test_side_by_side_each_gets_what_it_gets_alone(name: str) -> None:
     model = tiny(name)
     prompts = [ids_of(text) for text in ("a", "bcd", "longer one " * 3, "x", "yes", "no!")]
+    batches = []
+    model.register_forward_pre_hook(lambda module, given: batches.append(len(given[0])))
     with engine(model) as served:
         inboxes = [Inbox(prompt) for prompt in prompts]
         assert all(served.submit(inbox.generation) for inbox in inboxes)
         got = [inbox.all() for inbox in inboxes]
         wait_until_free(served)
+    assert max(batches) > 1, "they are one batch"
     assert got == [read_again(model, prompt) for prompt in prompts]
     assert {inbox.ending for inbox in inboxes} <= {"stop", "length"}
 
@@ -174,6 +199,19 @@ def test_a_step_that_fails_ends_what_is_in_it_and_no_more() -> None:
         second = Inbox(ids_of("x"))
         served.submit(second.generation)
         assert len(second.all()) == 7 and second.ending == "length" and first.ending == "error"
+
+
+def test_a_request_that_cannot_be_joined_ends_as_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(states: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("samout_train.evaluation.serving.engine.join_states", fail)
+    with engine(Talkative()) as served:
+        inboxes = [Inbox(ids_of(text), LONG) for text in "ab"]
+        assert all(served.submit(inbox.generation) for inbox in inboxes)
+        for inbox in inboxes:
+            inbox.all()
+    assert [inbox.ending for inbox in inboxes] == ["error", "error"]
 
 
 @pytest.mark.parametrize("top_k", spread([3, None, 1], 3))

@@ -11,7 +11,7 @@ from samout_train import build_trainer
 from samout_train.config import CONF, ConfigError
 from samout_train.models import checkpoint_activations, estimate_memory_bytes
 from samout_train.training import Trainer
-from tests.support.marks import mostly_nightly
+from tests.support.marks import mostly_nightly, spread
 
 SIZES = ["data=random", "device=cpu", "data.batch_size=8", "model.hidden_size=32", "model.num_layers=3"]
 ON = "trainer.activation_checkpointing=true"
@@ -41,7 +41,7 @@ def gradients(made: Trainer) -> dict[str, Tensor | None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [[], ["trainer.accumulate=2", "precision=bf16"]], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("extra", spread([[], ["trainer.accumulate=2", "precision=bf16"]], 2), ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", mostly_nightly(["v8", "transformer", "v1", "mingru", "maxplus"], {"maxplus"}))
 def test_gradients_have_the_same_bits_and_less_is_kept(name: str, extra: list[str]) -> None:
     plain = trainer(name, *extra)

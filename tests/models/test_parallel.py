@@ -279,7 +279,7 @@ def steps_with_a_poisoned_process(parallel: str, choice: str, what: str, steps: 
     return {"told": told, "made": step.step_count, "skipped": sorted(step.skipped_steps), "weights": weights}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("what", "parallel"),
     spread([("gradient", "fsdp"), ("loss", "ddp"), ("loss", "fsdp"), ("gradient", "ddp")], 4),

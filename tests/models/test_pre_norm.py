@@ -12,7 +12,7 @@ from samout_train import build_model
 from samout_train.config import CONF, ConfigError, build, compose_config
 from samout_train.evaluation.verify import distance
 from samout_train.models import map_state, state_bytes
-from samout_train.models.heads import turned
+from samout_train.ops.elementwise import turned
 from tests.support.marks import mostly_nightly, spread
 
 WIDTH, HEADS, TIME = 12, 2, 70  # past the border of a chunk of 64
@@ -371,7 +371,7 @@ def test_a_pattern_repeats_over_the_layers_and_gives_a_convolution_to_those_with
     assert [layer.convolution is not None for layer in model.layers] == [True, False, True, False, True]
 
 
-@pytest.mark.parametrize("name", spread(sorted(path.stem for path in (CONF / "mixer").glob("*.yaml")), 3))
+@pytest.mark.parametrize("name", spread(sorted(path.stem for path in (CONF / "mixer").glob("*.yaml")), 6))
 def test_every_mixer_mixes_with_another_one_in_pieces_as_the_whole(name: str) -> None:
     model = hybrid([name, "window_attention"], num_layers=2).eval()
     ids = torch.randint(37, (2, 30), generator=torch.Generator().manual_seed(1))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from samout_train import build_model
-from samout_train.models import held_bytes, map_state, repeat_state, state_bytes
+from samout_train.models import held_bytes, join_states, map_state, repeat_state, state_bytes, take_sequences
+from samout_train.models.rotary_attention import RotaryAttention
 from samout_train.models.samout import SamOut
 from samout_train.models.state import KeyValueCache, LayerState, compact_state
 from tests.support.marks import mostly_nightly
@@ -134,3 +135,78 @@ def test_a_compiled_model_goes_on_from_its_state(name: str) -> None:
         second, later = compiled(IDS[:, 6:], state)
     assert type(state) is type(later)
     torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=0, atol=1e-5)  # float32, in chunks
+
+
+SIDE_BY_SIDE: list[tuple[str, dict[str, Any]]] = [
+    ("transformer", {}),
+    ("transformer", {"positions": "learned", "convolution_size": 3}),
+    ("transformer_modern", {}),
+    ("transformer_modern", {"window": 4}),
+    ("hybrid", {"pattern": ["gla", "window_attention"], "window": 4}),
+    ("lstm_attention", {}),
+    ("mamba2", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), SIDE_BY_SIDE)
+@torch.inference_mode()
+def test_sequences_of_several_lengths_are_one_batch(name: str, settings: dict[str, Any]) -> None:
+    """Joined at different times, read by one or two tokens, and taken out again: the logits of each one alone.
+
+    The tolerance is for sums in float64 of another order.
+    """
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_layers": 2} | ({} if name == "lstm_attention" else {"num_heads": 2})
+    settings = dict(settings)
+    window = settings.pop("window", None)
+    model = build_model(name, vocab_size=40, **sizes, **settings).eval().double()
+    for module in model.modules():
+        if window and isinstance(module, RotaryAttention):
+            module.window = window
+    ids_BT = torch.randint(5, 40, (4, 30))
+    alone = [model(ids_BT[row : row + 1])[0] for row in range(4)]
+    places, joined = [1, 9, 3, 0], None
+
+    def read(rows: list[int], tokens: int) -> None:
+        nonlocal joined
+        step = torch.stack([ids_BT[row, places[row] : places[row] + tokens] for row in rows])
+        logits, joined = model(step, joined)
+        for row, found in zip(rows, logits, strict=True):
+            wanted = alone[row][0, places[row] : places[row] + tokens]
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+            places[row] += tokens
+
+    states = [model(ids_BT[row : row + 1, : places[row]])[1] for row in range(3)]
+    joined = join_states(states[:2])
+    read([0, 1], 1)
+    read([0, 1], 2)
+    joined = join_states([joined, states[2]])
+    for _ in range(3):
+        read([0, 1, 2], 1)
+    kept = take_sequences(joined, [1])
+    joined = take_sequences(joined, [2, 0])
+    read([2, 0], 1)
+    read([2, 0], 2)
+    places[3] = 2
+    joined = join_states([kept, joined, model(ids_BT[3:, :2])[1]])
+    read([1, 2, 0, 3], 1)
+    single = model(ids_BT[2:3, : places[2]])[1]
+    assert state_bytes(take_sequences(joined, [1])) == state_bytes(single), "its padding has gone"
+
+
+def test_states_that_do_not_fit_together_are_refused() -> None:
+    class Own(NamedTuple):
+        keys: Tensor
+        length: int
+
+    for one, other in [
+        (torch.zeros(1, 2, 3), torch.zeros(1, 2, 4)),
+        (torch.zeros(()), torch.zeros(())),
+        (Own(torch.zeros(1, 2), 2), Own(torch.zeros(1, 2), 3)),
+        ([torch.zeros(1, 2)], (torch.zeros(1, 2),)),
+        ({"a": None}, {"a": torch.zeros(1)}),
+    ]:
+        with pytest.raises(ValueError, match="of these sequences"):
+            join_states([one, other])
+    together = join_states([Own(torch.zeros(1, 2), 2), Own(torch.ones(2, 2), 2)])
+    assert together.length == 2 and together.keys.tolist() == [[0, 0], [1, 1], [1, 1]]

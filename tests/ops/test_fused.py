@@ -162,7 +162,7 @@ def test_infinities_and_nan_are_those_of_the_reference(has_decay: bool) -> None:
         assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
 
 
-@pytest.mark.parametrize("case", [Case(2, 50, 11), Case(2, 50, 11, "v1", True)], ids=str)
+@pytest.mark.parametrize("case", spread([Case(2, 50, 11), Case(2, 50, 11, "v1", True)], 2), ids=str)
 def test_chunks_with_carried_state_are_the_whole_with_its_gradients(case: Case) -> None:
     inputs = [each.requires_grad_() for each in case.inputs() if each is not None]
     packed_BTP, state_BD = inputs[0], inputs[1]
@@ -200,13 +200,13 @@ def test_gradients_of_any_layout_are_taken() -> None:
     assert torch.equal(one, torch.autograd.grad(y_BTD, packed_BTP, crossed.contiguous())[0])
 
 
-@pytest.mark.parametrize("has_decay", [False, True])
+@pytest.mark.parametrize("has_decay", spread([True, False], 2))
 def test_chunks_of_time_side_by_side_are_one(has_decay: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not INTERPRETED and DEVICE.type != "cuda":
         pytest.skip("on the CPU time is not cut")
     from samout_train.ops.max_scan import cuda
 
-    case = Case(2, 70, 11, "v8", has_decay)
+    case = Case(2, 40, 11, "v8", has_decay)
     whole = gradients(case, "fused")
     monkeypatch.setattr(cuda, "rows_a_chunk", lambda *sizes: 16)
     cut = gradients(case, "fused")

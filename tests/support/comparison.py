@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from samout_train.experiments import Plan, record_failure
-from samout_train.experiments.compare.plan import Entry, stages
+from samout_train.experiments.compare.plan import stages
+from samout_train.experiments.compare.record import Entry
 from samout_train.experiments.compare.results import Comparison, comparisons_of
 from samout_train.experiments.compare.runs import read_run
 

@@ -42,7 +42,7 @@ def test_a_mixer_that_sees_the_next_token_is_not_trained_unless_that_is_meant(fo
     assert leak["position"] == leak["place"] - 1 and leak["change"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_comparison_with_such_a_mixer_is_refused_or_names_it_first_and_lets_it_win_nothing(folder: Path) -> None:
     words = ["compare", "models={honest: {model: v8}, peek: {model: cheat}}", "lr=1e-2", "seeds=1", "run_dir=all"]
     refused = samout(folder, *words, *WORDS)

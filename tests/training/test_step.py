@@ -122,7 +122,7 @@ def test_learning_rates_follow_the_schedule_in_every_group() -> None:
         assert [group["lr"] for group in made.optimizer.param_groups] == [step / 10, step / 20]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bf16_computes_in_bf16_and_keeps_float32_weights() -> None:
     exact, rounded = step_of(model()), step_of(model(), precision="bf16")
     losses = float(exact(PROGRESS)), float(rounded(PROGRESS))

@@ -57,7 +57,7 @@ class SourceFile:
 
     @cached_property
     def table(self) -> str | None:
-        """Return which kind of table it is: a Parquet table is cut between groups of rows, an Arrow table is not."""
+        """Return which kind of table it is: it is cut between groups of rows (Parquet) or record batches (Arrow)."""
         return table_kind(self.path)
 
     @cached_property
@@ -65,11 +65,6 @@ class SourceFile:
         """Return whether it is compressed text, which is not cut: each part would read all of it."""
         with self.path.open("rb") as file:
             return readable_compression(file.read(HEAD_BYTES)) is not None
-
-    @property
-    def is_whole(self) -> bool:
-        """Return whether it is read as a whole, however large it is."""
-        return self.is_compressed or self.table == "Arrow"
 
 
 @dataclass(frozen=True)

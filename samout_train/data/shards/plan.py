@@ -82,6 +82,13 @@ class ShardPlan:
         if other:
             words = ", ".join(other)
             raise ValueError(f"out={self.out}: holds shards of other settings ({words:.300}): set another folder")
+        if not plan.get("cuts_arrow") and any(
+            file.table == "Arrow" and file.num_bytes > self.part_bytes for file in files
+        ):
+            raise ValueError(
+                f"out={self.out}: its shards were begun by a version that did not cut Arrow tables: delete it, or set "
+                "another folder"
+            )
         if changed := _changed(plan["files"], self.listing(files)):
             raise ValueError(
                 f"out={self.out}: its shards were begun with other files ({changed}): set another folder, or delete "
@@ -93,7 +100,7 @@ class ShardPlan:
     def write(self, files: Sequence[SourceFile], vocabulary_state: dict[str, object]) -> None:
         """Write the vocabulary, then the plan."""
         write_json(self.out / VOCABULARY, vocabulary_state)
-        plan = {"format": FORMAT, "settings": self.settings, "files": self.listing(files)}
+        plan = {"format": FORMAT, "settings": self.settings, "files": self.listing(files), "cuts_arrow": True}
         write_json(self.out / PLAN, plan | {"vocabulary": vocabulary_state})
 
     def require_own_folder(self) -> None:

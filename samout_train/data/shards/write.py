@@ -47,6 +47,7 @@ class Tokenized:
         num_damaged: Number of damaged shards in a finished folder; None if the folder was unfinished.
         read_bytes: Bytes of the files tokenized by this call.
         seconds: Duration, without learning the vocabulary.
+        uncut: Names of compressed files that exceed a part, of which each is one shard.
     """
 
     index: ShardIndex
@@ -54,6 +55,7 @@ class Tokenized:
     num_damaged: int | None
     read_bytes: int
     seconds: float
+    uncut: tuple[str, ...]
 
 
 def tokenize_files(plan: ShardPlan, *, jobs: int) -> Tokenized:
@@ -71,7 +73,7 @@ def tokenize_files(plan: ShardPlan, *, jobs: int) -> Tokenized:
     plan.require_own_folder()
     with _alone(plan), StopSignals() as signals:
         files = tuple(map(SourceFile.of, plan.paths))
-        whole = {number for number, file in enumerate(files) if file.is_whole}
+        whole = {number for number, file in enumerate(files) if file.is_compressed}
         worker = PartWorker(
             out=plan.out,
             files=files,
@@ -142,7 +144,18 @@ class _Making:
             index = ShardIndex(out, dtype, state, shards, self.plan.listing(self.worker.files), self.plan.line_ends)
             content = json.dumps(index.to_json()).encode()
             replace_file(out / INDEX, lambda file: file.write(content))
-        return Tokenized(read_index(out), len(missing), num_damaged, self._text_bytes(missing), seconds)
+        return Tokenized(
+            index=read_index(out),
+            num_made=len(missing),
+            num_damaged=num_damaged,
+            read_bytes=self._text_bytes(missing),
+            seconds=seconds,
+            uncut=self._uncut(),
+        )
+
+    def _uncut(self) -> tuple[str, ...]:
+        large = [file for file in self.worker.files if file.num_bytes > self.plan.part_bytes and file.is_compressed]
+        return tuple(printable(file.path.name) for file in large)
 
     def _results(
         self,

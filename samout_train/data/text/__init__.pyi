@@ -2,6 +2,5 @@ from .base import (
     counts_of as counts_of,
     place_of as place_of,
     too_short as too_short,
-    vocabulary_of as vocabulary_of,
 )
 from .text import Text as Text, look_at as look_at

@@ -189,19 +189,6 @@ def counts_of(tokenized: TokenizedText) -> dict[str, object]:
     return counts
 
 
-def vocabulary_of(settings: Mapping[str, Any]) -> VocabularyChoice:
-    """Return the choice of the vocabulary from the keys of a data YAML.
-
-    Raises:
-        ValueError: if the given vocabulary file cannot be used.
-    """
-    return VocabularyChoice.of(
-        vocabulary=settings["vocabulary"],
-        vocab_size=settings["vocab_size"],
-        vocabulary_path=settings["vocabulary_path"],
-    )
-
-
 def _too_short(looked_at: Survey, num_tokens: int, num_bytes: int, seq_len: int) -> str | None:
     """Return the problem of a validation split, the smaller one, that is shorter than a row."""
     return too_short(

@@ -96,6 +96,19 @@ class VocabularyChoice:
         return self.before.extended(learned.tokens)
 
 
+def vocabulary_of(settings: Mapping[str, Any]) -> VocabularyChoice:
+    """Return the choice of the vocabulary from the keys of a data YAML.
+
+    Raises:
+        ValueError: if the given vocabulary file cannot be used.
+    """
+    return VocabularyChoice.of(
+        vocabulary=settings["vocabulary"],
+        vocab_size=settings["vocab_size"],
+        vocabulary_path=settings["vocabulary_path"],
+    )
+
+
 @contextmanager
 def extending(vocabulary: Vocabulary | None) -> Iterator[None]:
     """Make texts without a vocabulary file use this vocabulary, extended by the characters that it lacks.

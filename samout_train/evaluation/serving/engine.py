@@ -1,7 +1,7 @@
 """Generate for several requests concurrently: prompts are read in pieces, and all answers advance by a token together.
 
-Sequences whose states are tensors of equal size form one batch. Others, such as those with a key-value cache, are
-decoded in turn, a token each.
+All sequences form one batch, those with keys and values of several lengths too. Only states that cannot be joined, such
+as those of a mixer that keeps a growing tensor without saying where a sequence begins in it, are decoded in turn.
 """
 
 # B sequences that are answered, V vocabulary
@@ -14,13 +14,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from samout_train.data import SPECIAL_TOKENS
 from samout_train.evaluation.conversation import NEVER_DRAWN, Sampling, penalise
 from samout_train.evaluation.generate import PREFILL_TOKENS
 from samout_train.evaluation.serving.prefixes import PrefixStates
-from samout_train.models import evaluating
+from samout_train.models import evaluating, join_states, take_sequences
 from samout_train.runtime import float64_place
 
 Ending = Literal["stop", "length", "error"]
@@ -76,7 +75,7 @@ class Engine:
         self._waiting: deque[Generation] = deque()
         self._reading: deque[Generation] = deque()
         self._answering: list[Generation] = []
-        self._batched: Any = None  # the state of all in `_answering`, if it can be one batch
+        self._batched: Any = None  # the state of all in `_answering`; None if it cannot be one batch
         self._is_closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -154,18 +153,25 @@ class Engine:
         if generation.fed < len(generation.ids):
             return
         self.prefixes.keep(generation.ids, generation.state)
-        with self._changed:
+        stays = self._deliver([generation], logits_1TV[:, -1])[0]
+        others = self._answering
+        with self._changed:  # before the states are joined: a failure has to end this request, too
             self._reading.popleft()
-        if not self._deliver([generation], logits_1TV[:, -1])[0]:
-            return
-        if not is_batchable(generation.state):
-            self._batched = None
-        elif not self._answering:
+            if stays:
+                self._answering = [*others, generation]
+        if stays and not others:
             self._batched = generation.state
-        else:
-            self._batched = joined(self._batched, generation.state)
-        with self._changed:
-            self._answering.append(generation)
+        elif stays and self._batched is not None:
+            self._join(others, generation)
+
+    def _join(self, others: Sequence[Generation], generation: Generation) -> None:
+        """Add a sequence to the batch; if it does not fit, dissolve the batch until all in it have ended."""
+        try:
+            self._batched = join_states([self._batched, generation.state])
+        except ValueError:
+            for number, one in enumerate(others):
+                one.state = take_sequences(self._batched, [number])
+            self._batched = None
 
     def _advance(self) -> None:
         """Read the last token of each answer, and draw the next ones."""
@@ -189,12 +195,11 @@ class Engine:
             if stay[number] or generation.is_cancelled:
                 continue
             if self._batched is not None:
-                generation.state = tree_map(lambda part, number=number: part[number : number + 1], self._batched)
+                generation.state = take_sequences(self._batched, [number])
             self.prefixes.keep(generation.ids[: generation.fed], generation.state)
         kept = [number for number, stays in enumerate(stay) if stays]
         if self._batched is not None:
-            place = torch.tensor(kept, dtype=torch.int64, device=self._device)
-            self._batched = tree_map(lambda part: part.index_select(0, place), self._batched) if kept else None
+            self._batched = take_sequences(self._batched, kept) if kept else None
         with self._changed:
             self._answering = [going[number] for number in kept]
 
@@ -257,13 +262,3 @@ def draw(generations: Sequence[Generation], logits_BV: Tensor) -> list[int]:
         index = drawn_B[row] if sampling.temperature else best_B[row]
         found.append(int(index))
     return found
-
-
-def is_batchable(state: Any) -> bool:
-    """Return whether a state consists of tensors with a batch dimension, so that states of sequences can be joined."""
-    return all(isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in tree_leaves(state))
-
-
-def joined(one: Any, other: Any) -> Any:
-    """Return the state of the sequences of both states."""
-    return tree_map(lambda first, second: torch.cat([first, second]), one, other)

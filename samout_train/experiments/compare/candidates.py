@@ -38,6 +38,9 @@ DECIDED = {
 FOR_ALL = ("data", "experiment", "seed", "run_dir", "device", "checkpoint", "callbacks", "kernels", "threads")
 # Text that YAML reads as text without quotes.
 PLAIN = re.compile(r"(?!(?:null|true|false|yes|no|on|off|nan|inf)$)[a-z_][\w.+/:-]*", re.IGNORECASE)
+# What a request names, by its key: the group of the names, and an example.
+NAMED_BY = {"models": ("model", "models=[v8,transformer]"), "tasks": ("data", "tasks=[recall_small,parity]")}
+OF_GROUP = {"model": "num_layers", "data": "num_pairs"}  # a setting of each group, for messages
 LONGEST_NAME = 120  # bytes, as of the jobs of a sweep
 Models = str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any]
 Known = Callable[[str, Sequence[str]], Sizes | None]
@@ -88,7 +91,7 @@ def candidates(
     problems: list[Problem] = []
     used: set[str] = set()
     for label, settings in labelled(models).items():
-        own = _as_words(settings)
+        own = as_words(settings)
         wrong = _check_own(own, budget)
         if not found and not problems:  # the shared words are the same for each model: reported with the first one
             wrong += _check_sizes(shared, budget)
@@ -96,7 +99,7 @@ def candidates(
             require_no_problems(wrong)
             found.append(_candidate(label, own, shared, budget, config_dirs, known, used))
         except ValueError as error:
-            problems += _about(label, error)
+            problems += about(label, error)
     if not problems:
         for word in shared:
             if _is_of_model(word) and word not in used:
@@ -108,20 +111,22 @@ def candidates(
 Contender, contenders = Candidate, candidates  # their earlier names
 
 
-def labelled(models: Models) -> dict[str, dict[str, Any] | list[str]]:
-    """Return the settings, or the overrides, of each model by label.
+def labelled(models: Models, *, key: str = "models") -> dict[str, dict[str, Any] | list[str]]:
+    """Return the settings, or the overrides, of each model or task by label.
 
     Args:
         models: A name or a list of names; in place of a name, or of the list, labels with settings:
             `{small: {model: v8, model.num_layers: 2}}`, or with overrides: `{small: [model=v8, model.num_layers=2]}`.
             Without `model`, the label is the name.
+        key: Under which they are typed: `models`, or `tasks`, whose names are those of `data`.
 
     Raises:
-        ConfigError: if there is no model, or two have the same label or directory.
+        ConfigError: if there is none, or two have the same label or directory.
     """
     entries: Any = models
     if isinstance(models, str | Mapping):
         entries = [models]
+    group, example = NAMED_BY[key]
     found: dict[str, dict[str, Any] | list[str]] = {}
     for entry in entries:
         if isinstance(entry, Mapping):
@@ -130,42 +135,45 @@ def labelled(models: Models) -> dict[str, dict[str, Any] | list[str]]:
             labels = {entry: {}}
         else:
             text = f"{shown(entry)}: must be a name, or a label with settings in braces"
-            raise ConfigError(Problem("models", text=text))
+            raise ConfigError(Problem(key, text=text))
         for label, settings in labels.items():
             if str(label) in found:
-                fix = f"write one as {{another name: {{model: {label}}}}}"
-                raise ConfigError(Problem("models", text=f"{label} is there twice", fix=fix))
-            found[str(label)] = _settings_of_label(label, settings)
+                fix = f"write one as {{another name: {{{group}: {label}}}}}"
+                raise ConfigError(Problem(key, text=f"{label} is there twice", fix=fix))
+            found[str(label)] = _settings_of_label(key, label, settings)
     if not found:
-        raise ConfigError(Problem("models", text="is empty", fix="name at least one, such as models=[v8,transformer]"))
+        raise ConfigError(Problem(key, text="is empty", fix=f"name at least one, such as {example}"))
     by_folder = {folder_name(label).casefold(): label for label in found}  # some file systems ignore case
     for label in found:
         other = by_folder[folder_name(label).casefold()]
         if other != label:
-            raise ConfigError(Problem("models", text=f"{label}, {other}: are one directory", fix="rename one"))
+            raise ConfigError(Problem(key, text=f"{label}, {other}: are one directory", fix="rename one"))
     return found
 
 
-def _settings_of_label(label: Any, settings: Any) -> dict[str, Any] | list[str]:
+def _settings_of_label(key: str, label: Any, settings: Any) -> dict[str, Any] | list[str]:
+    group, _ = NAMED_BY[key]
     if isinstance(settings, list | tuple):
-        return _words_of_label(str(label), settings)
+        return _words_of_label(key, str(label), settings)
     if not isinstance(settings, Mapping | None):
-        text = f"{label}: must be settings in braces, such as {{model.num_layers: 2}}"
-        raise ConfigError(Problem("models", text=text))
-    return {"model": label, **(settings or {})}
+        text = f"{label}: must be settings in braces, such as {{{group}.{OF_GROUP[group]}: 2}}"
+        raise ConfigError(Problem(key, text=text))
+    return {group: label, **(settings or {})}
 
 
-def _words_of_label(label: str, words: Sequence[Any]) -> list[str]:
+def _words_of_label(key: str, label: str, words: Sequence[Any]) -> list[str]:
+    group, _ = NAMED_BY[key]
     for word in words:
         if not isinstance(word, str) or "=" not in word:
-            text = f"{label}: {shown(word)}: must be an override, such as model.num_layers=2"
-            raise ConfigError(Problem("models", text=text))
-    if any(key_of(word) == "model" for word in words):
+            text = f"{label}: {shown(word)}: must be an override, such as {group}.{OF_GROUP[group]}=2"
+            raise ConfigError(Problem(key, text=text))
+    if any(key_of(word) == group for word in words):
         return list(words)
-    return [f"model={label}", *words]
+    return [f"{group}={label}", *words]
 
 
-def _as_words(settings: Mapping[str, Any] | Sequence[str]) -> list[str]:
+def as_words(settings: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """Return settings by dotted key, or overrides, as overrides."""
     if isinstance(settings, Mapping):
         return [word_of(key, value) for key, value in settings.items()]
     return list(settings)
@@ -198,7 +206,7 @@ def _check_sizes(words: Sequence[str], budget: Budget | None) -> list[Problem]:
     return problems
 
 
-def _about(label: str, error: ValueError) -> list[Problem]:
+def about(label: str, error: ValueError) -> list[Problem]:
     """Return the problems of an error, each with the label of the model that it is about in front."""
     found = as_problems([str(error)])
     if isinstance(error, ConfigError):

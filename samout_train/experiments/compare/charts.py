@@ -5,29 +5,40 @@ KINDS lists them with title, note, the function that draws on matplotlib's axes,
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from samout_train.evaluation import DOTS_PER_INCH, Look, heat_map, looks_of, missing_charts
-from samout_train.experiments.compare.results import CandidateResult, Comparison, interval_of_mean
+from samout_train.evaluation import DOTS_PER_INCH, heat_map, looks_of, missing_charts
+from samout_train.experiments.compare.axes import (
+    LONGEST_INSIDE,
+    colour_of,
+    draw_front,
+    flop_unit,
+    label_axes,
+    log_of,
+    log_of_numbers,
+    look_of,
+    shown,
+    time_unit,
+    units,
+    with_units,
+)
+from samout_train.experiments.compare.intervals import interval_of_mean
+from samout_train.experiments.compare.results import CandidateResult, Comparison
+from samout_train.experiments.compare.scaling import SizeOf, line_of, parameters_of, points_of, training_flops_of
 from samout_train.experiments.compare.screening import best_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PREFIXES = ("", "kilo", "mega", "giga", "tera", "peta", "exa", "zetta")
-DURATIONS = (("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0))
-SHORTEST_AXIS = 3.0  # of a unit of time: below it, the unit before has the rounder ticks
 SHOWN_FROM = 0.15  # of the training: the high losses before it would flatten the rest of the curve
 Speeds = Mapping[str, Mapping[int, float]]
 Draw = Callable[["Axes", Comparison, Speeds], None]
 INCHES = (4.5, 3.4)
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-LONGEST_INSIDE = 8  # entries of a legend that find room between the lines
-NARROW_LABEL = 20  # characters of which three fit below a chart
 INCHES_OF_ENTRY = 0.1  # that a chart is higher for each further entry
 IN_OVERVIEW = 4
 POINTS_OF_LABELS = 160.0  # height of a chart that the labels of its models share
@@ -61,6 +72,11 @@ def charts(comparison: Comparison, speeds: Speeds) -> list[Chart]:
     for title, note, draw, has_figures in KINDS:
         if has_figures(comparison, speeds):
             found.append(Chart(title, note, _svg(draw, comparison, speeds)))
+        if draw is _state:  # the same of the tasks, beside it
+            for task in comparison.tasks:
+                if _has_answers(task, speeds):
+                    name = f"{task.data}: right answers against bytes of state"
+                    found.append(Chart(name, BY_STATE, _svg(_recall, task, speeds)))
     return found
 
 
@@ -140,24 +156,6 @@ def _as_svg(drawn: "Callable[[], Figure]") -> bytes:
     return file.getvalue()
 
 
-def colour_of(comparison: Comparison, label: str) -> str:
-    """Return the colour of a model, the same in every chart and table of a page."""
-    return _look(comparison, label).color
-
-
-def _look(comparison: Comparison, label: str) -> Look:
-    labels = comparison.labels or [one.label for one in comparison.results]
-    return looks_of(labels)[label]
-
-
-def shown(one: CandidateResult) -> str:
-    """Return a label for matplotlib, which reads a dollar as a formula and hides a leading underscore in legends."""
-    text = one.label.replace("$", r"\$")
-    if text.startswith("_"):
-        return f"\N{THIN SPACE}{text}"
-    return text
-
-
 def _final_losses(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     for place, one in enumerate(comparison.ranked):
         colour = colour_of(comparison, one.label)
@@ -222,13 +220,13 @@ def _curves(
             for step, loss in curve:
                 costs.append(step * cost / size)
                 losses.append(loss)
-            look = _look(comparison, one.label)
+            look = look_of(comparison, one.label)
             axes.plot(costs, losses, label=shown(one), markersize=3, linewidth=1.3, **look._asdict())
             tops.append(_first_shown(curve))
         axes.set_ylim(top=max(tops) * 1.02)
         if unit_of is None:
-            _with_units(axes)
-        _finish(axes, name, "validation loss, nats per token")
+            with_units(axes)
+        label_axes(axes, name, "validation loss, nats per token")
 
     return draw
 
@@ -263,23 +261,6 @@ def _flops(one: CandidateResult) -> float | None:
     return tokens * flops
 
 
-def flop_unit(largest: float) -> tuple[str, float]:
-    """Return the unit that makes a number of operations 1 to 1,000, and its size, such as exaFLOP and 1e18."""
-    power = 0
-    while power + 1 < len(PREFIXES) and largest >= 1000.0 ** (power + 1):
-        power += 1
-    return f"{PREFIXES[power]}FLOP", 1000.0**power
-
-
-def time_unit(largest: float) -> tuple[str, float]:
-    """Return the unit for an axis that ends at this many seconds, and its size in seconds."""
-    chosen = DURATIONS[0]
-    for name, seconds in DURATIONS:
-        if largest >= SHORTEST_AXIS * seconds:
-            chosen = (name, seconds)
-    return chosen
-
-
 def _mean_curve(one: CandidateResult) -> list[tuple[int, float]]:
     """Return steps and the mean loss over the scored runs, at the steps that all of them have."""
     by_step: dict[int, list[float]] = {}
@@ -298,8 +279,8 @@ def _by_length(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     for one in comparison.ranked:
         _line(axes, comparison, one, one.loss_by_length)
         lengths.update(length for length, _ in one.loss_by_length)
-    _log_of(axes, lengths)
-    _finish(axes, "window, tokens", "loss of the same text, nats per token")
+    log_of(axes, lengths)
+    label_axes(axes, "window, tokens", "loss of the same text, nats per token")
 
 
 def _speed(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
@@ -307,23 +288,23 @@ def _speed(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
 
     for one in comparison.ranked:
         _line(axes, comparison, one, sorted(speeds.get(one.label, {}).items()))
-    _log_of(axes, set().union(*speeds.values()))
+    log_of(axes, set().union(*speeds.values()))
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(_units())
-    _finish(axes, "sequence length, tokens", "tokens per second, forward and backward")
+    axes.yaxis.set_major_formatter(units())
+    label_axes(axes, "sequence length, tokens", "tokens per second, forward and backward")
 
 
 def _state(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     for one in comparison.ranked:
         size = one.figure("state_bytes")
         if size is not None and one.mean is not None:
-            look = _look(comparison, one.label)
+            look = look_of(comparison, one.label)
             axes.plot([size], [one.mean], look.marker, color=look.color, label=shown(one))
-    _front(axes, comparison.fronts["loss"])
-    _log_of_bytes(axes)
-    _finish(axes, "state after a training row, bytes", "validation loss, nats per token")
+    draw_front(axes, comparison.fronts["loss"])
+    log_of_numbers(axes)
+    label_axes(axes, "state after a training row, bytes", "validation loss, nats per token")
     legend = axes.get_legend()
     if legend is not None and len(legend.get_texts()) <= LONGEST_INSIDE:
         legend.set_frame_on(True)  # because its markers could be read as points of the chart
@@ -340,14 +321,14 @@ def accuracy_by_state(comparison: Comparison) -> dict[str, list[tuple[float, flo
 
 def _recall(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     lines = accuracy_by_state(comparison)
-    looks = looks_of(lines)
+    looks = looks_of(comparison.labels if set(lines) <= set(comparison.labels) else lines)
     for label, places in lines.items():
         look = looks[label]._asdict()
         axes.plot(*zip(*places, strict=True), label=label.replace("$", r"\$"), markersize=4, linewidth=1.3, **look)
-    _front(axes, comparison.fronts["accuracy"])
-    _log_of_bytes(axes)
+    draw_front(axes, comparison.fronts["accuracy"])
+    log_of_numbers(axes)
     axes.set_ylim(-0.03, 1.03)
-    _finish(axes, "bytes of state after a training row", "share of right answers")
+    label_axes(axes, "bytes of state after a training row", "share of right answers")
 
 
 def _place(one: CandidateResult) -> tuple[float, float] | None:
@@ -358,24 +339,40 @@ def _place(one: CandidateResult) -> tuple[float, float] | None:
     return size, share
 
 
-def _front(axes: "Axes", places: Mapping[str, tuple[float, float]]) -> None:
-    """Draw a front behind the points, in steps: between two models the smaller one is the best that fits."""
-    xs, ys = zip(*places.values(), strict=True)
-    axes.plot(xs, ys, "--", drawstyle="steps-post", color="0.55", linewidth=1, zorder=1, label="front")
+def _scaling(size_of: SizeOf, name: str) -> Draw:
+    """Return a function that draws losses against size with the fitted line of each model, both axes logarithmic."""
+
+    def draw(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
+        from matplotlib.ticker import MaxNLocator, NullLocator
+
+        axes.set_yscale("log")
+        for one in comparison.ranked:
+            points = points_of(comparison, one.label, size_of).values()
+            line = line_of(points)
+            if line is None:
+                continue
+            look = look_of(comparison, one.label)
+            sizes, losses = zip(*points, strict=True)
+            axes.plot(sizes, losses, look.marker, color=look.color, fillstyle="none", markersize=5, alpha=0.7)
+            ends = (min(sizes), max(sizes))
+            fitted = [math.exp(line.intercept + line.slope * math.log(end)) for end in ends]
+            axes.plot(ends, fitted, color=look.color, linewidth=1.5, marker=look.marker, markersize=0, label=shown(one))
+        log_of_numbers(axes, in_units=True)
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter("{x:.3g}")
+        label_axes(axes, name, "validation loss, nats per token")
+
+    return draw
 
 
-def _log_of_bytes(axes: "Axes") -> None:
-    """Make the horizontal axis logarithmic, with plain numbers such as 2,000 at as many ticks as there is room for."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+def _has_lines(size_of: SizeOf) -> Callable[[Comparison, Speeds], bool]:
+    """Return a check that some model has a line over sizes."""
 
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    for times, subs in ((30, (1.0, 2.0, 5.0)), (300, (1.0, 3.0)), (math.inf, (1.0,))):
-        if high / low < times:
-            axes.xaxis.set_major_locator(LogLocator(subs=subs))
-            break
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    def check(comparison: Comparison, speeds: Speeds) -> bool:
+        return any(line_of(points_of(comparison, one.label, size_of).values()) for one in comparison.ranked)
+
+    return check
 
 
 def _rates(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
@@ -387,62 +384,14 @@ def _rates(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
             if run.loss is not None:
                 points.append((rate, run.loss))
         _line(axes, comparison, one, points)
-    _log_of(axes, rates)
-    _finish(axes, "learning rate", "validation loss, nats per token")
+    log_of(axes, rates)
+    label_axes(axes, "learning rate", "validation loss, nats per token")
 
 
 def _line(axes: "Axes", comparison: Comparison, one: CandidateResult, points: Sequence[tuple[float, float]]) -> None:
     if points:
         xs, ys = zip(*points, strict=True)
-        axes.plot(xs, ys, label=shown(one), markersize=4, linewidth=1.3, **_look(comparison, one.label)._asdict())
-
-
-def _log_of(axes: "Axes", places: Iterable[float]) -> None:
-    """Make the horizontal axis logarithmic, with ticks at the places that there is data for."""
-    from matplotlib.ticker import NullLocator
-
-    ticks = sorted(places)
-    names = []
-    for tick in ticks:
-        style = "g"
-        if tick >= 1:
-            style = ","
-        names.append(format(tick, style))
-    axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(ticks, names)
-
-
-def _with_units(axes: "Axes") -> None:
-    axes.xaxis.set_major_formatter(_units())
-
-
-def _units() -> Any:
-    """Return a formatter that writes 20 k and 150 M."""
-    from matplotlib.ticker import EngFormatter
-
-    return EngFormatter(sep=" ")
-
-
-def _finish(axes: "Axes", x: str, y: str) -> None:
-    """Name the axes and add the legend: inside where it is short, below the chart where it would cover the lines."""
-    axes.set(xlabel=x, ylabel=y)
-    axes.grid(alpha=0.3)
-    _, labels = axes.get_legend_handles_labels()
-    if len(labels) <= LONGEST_INSIDE:
-        axes.legend(fontsize=7.5, frameon=False, ncols=2)
-        return
-    columns = 2
-    if max(map(len, labels)) <= NARROW_LABEL:
-        columns = 3
-    axes.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.45, -0.18),
-        fontsize=7.5,
-        frameon=False,
-        ncols=columns,
-        columnspacing=1.0,
-    )
+        axes.plot(xs, ys, label=shown(one), markersize=4, linewidth=1.3, **look_of(comparison, one.label)._asdict())
 
 
 def _has_line(points: Callable[[CandidateResult], int]) -> Callable[[Comparison, Speeds], bool]:
@@ -469,6 +418,10 @@ def _has_seeds(comparison: Comparison, speeds: Speeds) -> bool:
     return sum(len(one.losses) for one in comparison.ranked) > 1
 
 
+def _has_answers(comparison: Comparison, speeds: Speeds) -> bool:
+    return sum(_place(one) is not None for one in comparison.ranked) > 1
+
+
 def _has_states(comparison: Comparison, speeds: Speeds) -> bool:
     return sum(one.figure("state_bytes") is not None for one in comparison.ranked) > 1
 
@@ -488,6 +441,11 @@ def natural(test: str) -> list[tuple[int, str]]:
     return key
 
 
+BY_STATE = (
+    "Of a task, in its first test. A line joins the widths of one model. The front: no other one has as small a state "
+    "with as many right answers."
+)
+LINES = "One mark for each scored seed at each size. Lines: power laws fitted to them, straight on these axes."
 FIXED = "Mean of the scored runs, on the fixed batches that are evaluated during training."
 KINDS: Sequence[tuple[str, str, Draw, Callable[[Comparison, Speeds], bool]]] = (
     (
@@ -501,6 +459,18 @@ KINDS: Sequence[tuple[str, str, Draw, Callable[[Comparison, Speeds], bool]]] = (
         "Circles: the short runs, one for each learning rate, the best one filled. Strokes: the scored seeds.",
         _screening,
         _has_screening,
+    ),
+    (
+        "Loss against parameters",
+        LINES,
+        _scaling(parameters_of, "parameters"),
+        _has_lines(parameters_of),
+    ),
+    (
+        "Loss against training FLOPs",
+        LINES,
+        _scaling(training_flops_of, "training FLOPs"),
+        _has_lines(training_flops_of),
     ),
     (
         "Loss against tokens",
@@ -523,10 +493,9 @@ KINDS: Sequence[tuple[str, str, Draw, Callable[[Comparison, Speeds], bool]]] = (
     ),
     (
         "Accuracy against bytes of state",
-        "Of a task, in its first test. A line joins the widths of one model. The front: no other one has as small a "
-        "state with as many right answers.",
+        BY_STATE,
         _recall,
-        lambda comparison, speeds: sum(_place(one) is not None for one in comparison.ranked) > 1,
+        _has_answers,
     ),
     (
         "Loss against time",

@@ -60,7 +60,7 @@ def choices_of(asked: Mapping[str, Any] | None) -> dict[str, list[Any]]:
     """
     found: dict[str, list[Any]] = {}
     problems = []
-    for key, values in _flat(asked or {}):
+    for key, values in flat(asked or {}):
         word = f"choose.{key}"
         if key.split(".")[0] not in GROUPS or "." not in key:
             text = f"must be a setting of {', '.join(GROUPS)}, such as model.dropout"
@@ -114,12 +114,13 @@ def _off_budget(key: str, value: Any, changed: Config, cost: float, budget: Budg
     return [Problem(f"choose.{key}", shown(value), text=text, fix="choose what leaves the size as it is")]
 
 
-def _flat(node: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+def flat(node: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    """Return values, or lists of them, by dotted key."""
     found = []
     for key, value in node.items():
         path = f"{above}{key}"
         if isinstance(value, Mapping):
-            found += _flat(value, f"{path}.")
+            found += flat(value, f"{path}.")
         else:
             found.append((path, value))
     return found

@@ -4,15 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from samout_train.checkpoint import scalars
+from samout_train.experiments.compare.answers import most_right
+from samout_train.experiments.compare.intervals import CONFIDENCE, POWER, Difference
 from samout_train.experiments.compare.matching import TOLERANCE, Budget
-from samout_train.experiments.compare.results import (
-    CONFIDENCE,
-    POWER,
-    CandidateResult,
-    Comparison,
-    Difference,
-    difference,
-)
+from samout_train.experiments.compare.results import CandidateResult, Comparison, difference
+from samout_train.experiments.compare.scaling import steepest
 from samout_train.experiments.compare.screening import Screening, screening_caveat
 
 FEW_SEEDS = 3
@@ -30,6 +26,7 @@ Asked = Mapping[str, Any]
 def verdict(comparison: Comparison, asked: Asked) -> list[str]:
     """Return the best model, how far behind it the others are, what the seeds resolve, and if all saw the same tokens.
 
+    With further sizes, it says whose loss falls fastest, and of each task which models have the most right answers.
     These are sentences; one seed resolves nothing and has none. Before them stands one for each model that is not
     causal: it has no rank, whatever its loss.
 
@@ -51,6 +48,9 @@ def verdict(comparison: Comparison, asked: Asked) -> list[str]:
     if others:
         sentences += [_behind(best, others), *_resolved(comparison)]
         last += _sizes(comparison)
+    sentences += steepest(comparison)
+    for task in (comparison, *comparison.tasks):
+        sentences += most_right(task)
     num_caveats = len(caveats(comparison, asked))
     if num_caveats == 1:
         last += "; see the caveat below"
@@ -103,6 +103,7 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
     ran = comparison.ranked
     found = [
         *_unfinished(comparison),
+        *(sentence for one in comparison.beside for sentence in _unfinished(one)),
         *_off_budget(ran, asked.get("match")),
         *_screened(comparison, asked),
         *_rates(ran, extended=bool(asked.get("extend_lr"))),

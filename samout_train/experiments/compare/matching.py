@@ -58,6 +58,11 @@ class Budget:
             raise ConfigError(Problem("match", text, text="must be above 0, and finite"))
         return cls(cast(Kind, kind), amount)
 
+    @property
+    def typed(self) -> str:
+        """Return the text that `of` reads, the same for all ways to write it."""
+        return f"{self.kind}:{self.amount:.10g}"
+
     def __str__(self) -> str:
         return f"{self.kind}:{self.amount:,.10g}"
 

@@ -5,7 +5,7 @@
 
 import base64
 import datetime
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -13,33 +13,27 @@ from typing import IO, Any
 from jinja2 import Environment, StrictUndefined
 
 from samout_train.checkpoint import in_turn, new_directory, reserve
-from samout_train.config import ConfigError, Problem, shown
+from samout_train.config import ConfigError, Problem
 from samout_train.evaluation import missing_charts
+from samout_train.experiments.compare.axes import colour_of
 from samout_train.experiments.compare.candidates import folder_name
-from samout_train.experiments.compare.charts import Chart, Speeds, charts, colour_of, overview, tasks_chart
-from samout_train.experiments.compare.findings import caveats, in_words, interval, mean_and_spread, nats, verdict
-from samout_train.experiments.compare.plan import Plan, read_record, stages
-from samout_train.experiments.compare.results import CandidateResult, Comparison, comparisons_of, difference
+from samout_train.experiments.compare.charts import Chart, Speeds, charts, overview, tasks_chart
+from samout_train.experiments.compare.findings import caveats, verdict
+from samout_train.experiments.compare.matching import Budget
+from samout_train.experiments.compare.plan import Plan, stages
+from samout_train.experiments.compare.record import read_record
+from samout_train.experiments.compare.results import Comparison, comparisons_of
 from samout_train.experiments.compare.runs import read_run, run_dirs_below, told_apart
+from samout_train.experiments.compare.scaling import scaling_table
 from samout_train.experiments.compare.screening import Screening, screening_lines, screening_table
 from samout_train.experiments.compare.speed import measured_speeds, read_speeds
+from samout_train.experiments.compare.tables import loss_table, pair_table, run_rows, setting_tables
 from samout_train.experiments.jobs import Outcome, job_bar
 from samout_train.runtime import dashboard_command, replace_file
 
 HTML, MARKDOWN = "comparison.html", "comparison.md"
 TEMPLATE = Path(__file__).with_name("page.html")
 Record = Mapping[str, Any]
-NOTE = (
-    "Loss: nats per token on the whole validation split, mean and standard deviation over the scored seeds, each seed "
-    "in brackets. Behind the best: mean of the differences seed by seed, with its 95 % interval. Tokens per second: "
-    "forward and backward pass in rows of the training length. State: of one sequence after such a row."
-)
-FRONT_NOTE = " Front: no other model with as small a state has as low a loss, or in a task as many right answers."
-PAIRS_NOTE = (
-    "Row minus column: mean of the differences seed by seed, with its 95 % interval; marked where that is more than "
-    "noise. Each interval is for its pair alone: of twenty pairs that do not differ, one is marked by chance."
-)
-UNSAID = ("seed", "optimizer.lr")  # settings that each run has its own of
 
 
 def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
@@ -197,23 +191,25 @@ def html(comparisons: Sequence[Comparison], record: Record, speeds: Speeds) -> s
     rows: list[dict[str, Any]] = []
     parts = []
     colours: dict[str, str] = {}
-    for comparison in comparisons:
+    every = _with_beside(comparisons)
+    for comparison in every:
         rows += run_rows(comparison)
-        parts.append(_part(comparison, record, speeds))
+        parts.append(_part(comparison, _record_of(comparison, record), speeds))
         for one in comparison.results:
             colours[one.label] = colour_of(comparison, one.label)
     num_unfinished = sum(row["state"] != "done" for row in rows)
     unfinished, tasks = "", None
     if num_unfinished:
         unfinished = f", {num_unfinished} of them not done"
-    chart = tasks_chart(comparisons)
+    chart = tasks_chart(every)
     if chart is not None:
         tasks = _embedded(chart)
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text("utf-8"))
     return template.render(
         title=_title(comparisons),
         subtitle=_subtitle(comparisons, record),
-        parts=parts,
+        parts=parts[: len(comparisons)],
+        beside=parts[len(comparisons) :],
         colours=colours,
         missing_charts=missing_charts() or "",
         tasks=tasks,
@@ -230,7 +226,8 @@ def html(comparisons: Sequence[Comparison], record: Record, speeds: Speeds) -> s
 def _part(comparison: Comparison, record: Record, speeds: Speeds) -> dict[str, Any]:
     """Return the part of the page about one data source."""
     return {
-        "data": comparison.data,
+        "name": comparison.name,
+        "scaling": scaling_table(comparison),
         "verdict": verdict(comparison, record),
         "table": loss_table(comparison, speeds, _left_out(comparison, record)),
         "screening": _screening(comparison, record),
@@ -258,6 +255,10 @@ def markdown(comparisons: Sequence[Comparison], record: Record, speeds: Speeds, 
         table = loss_table(comparison, speeds, _left_out(comparison, record))
         lines += [_row(table["head"]), "|---" * len(table["head"]) + "|", *map(_row, table["rows"])]
         lines += ["", table["note"], ""]
+        scaling = scaling_table(comparison)
+        if scaling is not None:
+            lines += [_row(scaling["head"]), "|---" * len(scaling["head"]) + "|", *map(_row, scaling["rows"])]
+            lines += ["", scaling["note"], ""]
         found = caveats(comparison, record)
         if found:
             lines += ["Caveats:", ""]
@@ -284,108 +285,6 @@ def summary_lines(comparison: Comparison, record: Record) -> list[str]:
     return lines
 
 
-def loss_table(
-    comparison: Comparison, speeds: Mapping[str, Mapping[int, float]], left_out: Collection[str] = ()
-) -> dict[str, Any]:
-    """Return a row for each model, the best one first.
-
-    Args:
-        comparison: Models on the same data.
-        speeds: Tokens per second by label and length.
-        left_out: Labels of models that were not trained in full.
-    """
-    head = ["model", "validation loss", "behind the best", "", "learning rate", "parameters"]
-    head += ["tokens per second", "FLOPs per token", "state, bytes"]
-    rows, fronts = [], comparison.fronts
-    for one in comparison.results:
-        if one.label in left_out:
-            continue
-        loss = mean_and_spread(one) or "no run has a loss"
-        if len(one.losses) > 1:
-            loss += f" ({', '.join(nats(loss) for loss in one.losses.values())})"
-        rate = _short(one.best_rate)
-        if one.edge:
-            rate += " (edge)"
-        for key, value in one.best_settings.items():
-            rate += f", {key.rpartition('.')[2]} {shown(value)}"
-        speed = None
-        if speeds.get(one.label):
-            speed = min(speeds[one.label].items())[1]  # at the training length
-        behind, word = _behind_best(comparison, one)
-        rows.append(
-            [
-                one.label,
-                loss,
-                behind,
-                word,
-                rate,
-                _number(one.figure("parameters")),
-                _number(speed),
-                _number(one.figure("training_flops_per_token")),
-                _number(one.figure("state_bytes")) + _on_front(one, fronts),
-            ]
-        )
-    return {"head": head, "rows": rows, "note": NOTE + FRONT_NOTE * bool(fronts)}
-
-
-def pair_table(comparison: Comparison) -> dict[str, Any]:
-    """Return the differences of all pairs of models, each model in a row and a column."""
-    ranked = comparison.ranked
-    rows = []
-    for one in ranked:
-        cells: list[dict[str, Any]] = [{"text": one.label, "beyond": False}]
-        for other in ranked:
-            found = difference(one, other)
-            if one is other or found is None:
-                cells.append({"text": "", "beyond": False})
-            else:
-                cells.append({"text": interval(found), "beyond": found.within_noise is False})
-        rows.append(cells)
-    return {"head": ["", *(one.label for one in ranked)], "rows": rows, "note": PAIRS_NOTE}
-
-
-def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return a row for each run."""
-    rows = []
-    for one in comparison.results:
-        for run in sorted(one.runs, key=lambda run: (run.rate or 0.0, run.seed or 0)):
-            loss, seed, summary = "", "", run.summary or {}
-            if run.seed is not None:
-                seed = str(run.seed)
-            if run.loss is not None:
-                loss = f"{run.loss:.4f}"
-            row = {
-                "label": run.label,
-                "rate": _short(run.rate),
-                "seed": seed,
-                "state": run.outcome.state,
-                "loss": loss,
-                "steps": _number(summary.get("steps")),
-                "seconds": _number(summary.get("train_seconds")),
-                "where": run.outcome.error or str(run.run_dir),
-            }
-            rows.append(row)
-    return rows
-
-
-def setting_tables(comparison: Comparison) -> dict[str, Any]:
-    """Return the settings that all models share and those that differ, by dotted key."""
-    by_label = {}
-    for one in comparison.results:
-        config: Mapping[str, Any] = {}
-        for run in one.counted or one.runs:
-            config = config or run.config
-        by_label[one.label] = _flat(config)
-    common, differing = [], []
-    for key in sorted(set().union(*by_label.values()) - set(UNSAID)):
-        values = [settings.get(key, "") for settings in by_label.values()]
-        if len(set(values)) == 1:
-            common.append((key, values[0]))
-        else:
-            differing.append([key, *values])
-    return {"labels": list(by_label), "common": common, "differing": differing}
-
-
 def _show(comparisons: Sequence[Comparison], record: dict[str, Any], speeds: dict[str, Any], folder: Path) -> None:
     page, *others = write_page(comparisons, record, speeds, folder)
     for comparison in comparisons:
@@ -397,18 +296,41 @@ def _show(comparisons: Sequence[Comparison], record: dict[str, Any], speeds: dic
     print(f"also       {', '.join(map(str, others))}")
 
 
+def _with_beside(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return comparisons, and after them those at other sizes and on tasks, each once."""
+    every = list(comparisons)
+    for comparison in comparisons:
+        every += [one for one in comparison.beside if all(one is not other for other in every)]
+    return every
+
+
+def _record_of(comparison: Comparison, record: Record) -> Record:
+    """Return the request as it holds for a comparison beside others: its budget, and all its models trained in full."""
+    if comparison.budget is None and not any(run.task for run in comparison.runs):
+        return record
+    screening = record.get("screening")
+    if screening:
+        screening = {**screening, "finalists": None, "always": []}
+    return {**record, "match": comparison.budget, "screening": screening}
+
+
 def _title(comparisons: Sequence[Comparison]) -> str:
     labels: dict[str, None] = {}
     for comparison in comparisons:
         labels |= dict.fromkeys(one.label for one in comparison.results)
-    return f"{', '.join(labels)} on {', '.join(comparison.data for comparison in comparisons)}"
+    data = dict.fromkeys(comparison.data for comparison in _with_beside(comparisons))
+    return f"{', '.join(labels)} on {', '.join(data)}"
 
 
 def _subtitle(comparisons: Sequence[Comparison], record: Record) -> str:
-    runs = sum(len(comparison.runs) for comparison in comparisons)
+    every = _with_beside(comparisons)
+    runs = sum(len(comparison.runs) for comparison in every)
     parts = [_count(runs), "sizes as configured"]
     if record.get("match"):
         parts[1] = f"budget {record['match']}"
+        further = dict.fromkeys(str(Budget.of(comparison.budget)) for comparison in every if comparison.budget)
+        if further:
+            parts[1] += f", and {', '.join(further)}"
     for key in ("machine", "date"):
         if record.get(key):
             parts.append(str(record[key]))
@@ -426,7 +348,7 @@ def _asked(comparisons: Sequence[Comparison], record: Record) -> str:
     rates: set[float] = set()
     scored: set[int] = set()
     choosing: set[int] = set()
-    for comparison in comparisons:
+    for comparison in _with_beside(comparisons):
         for one in comparison.results:
             rates.update(one.rates)
             scored.update(one.first_losses, one.losses)
@@ -484,54 +406,3 @@ def _row(cells: Sequence[str]) -> str:
 def _plain(text: str) -> str:
     """Return text that Markdown does not read as a tag."""
     return text.replace("&", "&amp;").replace("<", "&lt;")
-
-
-def _flat(node: Any, above: str = "") -> dict[str, str]:
-    """Return values as text by dotted key, nulls included."""
-    if not isinstance(node, Mapping):
-        return {above: shown(node)}
-    found: dict[str, str] = {}
-    for key, value in node.items():
-        path = str(key)
-        if above:
-            path = f"{above}.{key}"
-        found |= _flat(value, path)
-    return found
-
-
-def _behind_best(comparison: Comparison, one: CandidateResult) -> tuple[str, str]:
-    if one.leak is not None:
-        return "", "not causal"
-    if not comparison.ranked or one.mean is None:
-        return "", ""
-    best = comparison.ranked[0]
-    if one is best:
-        return "", "best"
-    found = difference(one, best)
-    if found is None:
-        return "", in_words(found)
-    return interval(found), in_words(found)
-
-
-def _on_front(one: CandidateResult, fronts: Mapping[str, Collection[str]]) -> str:
-    """Return ` (front)`, with its name where there are several; nothing where the model is on none."""
-    names = [name for name, labels in fronts.items() if one.label in labels]
-    if not names:
-        return ""
-    if len(fronts) == 1:
-        return " (front)"
-    if len(names) == len(fronts):
-        return " (front: both)"
-    return f" (front: {names[0]})"
-
-
-def _number(number: float | None) -> str:
-    if number is None:
-        return ""
-    return f"{number:,.0f}"
-
-
-def _short(number: float | None) -> str:
-    if number is None:
-        return ""
-    return f"{number:g}"

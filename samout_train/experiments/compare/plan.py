@@ -3,13 +3,15 @@
 Each model is tried with each learning rate on one seed, and then trained with its best rate on the seeds after it,
 which are scored. With a screening, the first runs are short, and only some of the models are trained in full. The best
 of the scored models, the leaders, may get further seeds. Which runs come next follows from the losses of those before;
-`stages` goes through them.
+`stages` goes through them. Beside the text, the models that are trained in full may be trained on tasks, and at further
+sizes: each of these is a plan of its own in the same directory, at the same learning rates and seeds.
 """
 
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +19,18 @@ from samout_train.checkpoint import DataNow, holds_run, other_kind, other_settin
 from samout_train.config import Problem, shown
 from samout_train.experiments.compare.candidates import Candidate, folder_name
 from samout_train.experiments.compare.choices import Choose, first_settings, with_settings, words_of
-from samout_train.experiments.compare.matching import Sizes
+from samout_train.experiments.compare.matching import Budget
+from samout_train.experiments.compare.record import RECORD, Entry, label_at, read_record
 from samout_train.experiments.compare.screening import FEWEST_FOR_AN_EDGE, Screening, best_rate
 from samout_train.experiments.jobs import Job, outcome
-from samout_train.runtime import place_problem, read_figures, write_figures
+from samout_train.runtime import place_problem, write_figures
 from samout_train.training import source_from
 
-RECORD = "comparison.json"
 # The settings of an existing run that must be as asked for.
 DECISIVE_KEYS = ("seed", "precision", "model", "data", "optimizer", "schedule", "trainer", "callbacks")
 
 
 Losses = Mapping[str, float | None]  # of the runs that are over, by name; None where a run has no loss
-
-
-@dataclass(frozen=True)
-class Entry:
-    """The identity of a run of a comparison.
-
-    Args:
-        label: Of its model.
-        data: The name of the data that it is trained on.
-        rate: Its learning rate.
-        seed: Its seed.
-        counts: Whether it is scored; else something is chosen by it.
-        screening: Whether it is a short run of a screening.
-        leader: Whether its seed is one that the leaders alone are scored on.
-        settings: What is chosen beside the rate, by dotted key.
-        tries: The key of these that the run tries; None for a run that tries its rate, and for a scored one.
-    """
-
-    label: str
-    data: str
-    rate: float
-    seed: int
-    counts: bool
-    screening: bool = False
-    leader: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    tries: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +67,9 @@ class Plan:
         leaders: Number of models with the lowest mean loss on these seeds that are scored on further ones.
         leader_seeds: Number of further seeds.
         choose: Values of settings that are tried at the best rate, by dotted key.
+        beside: Plans for the same models on a task, or at another size. They have none themselves.
+        task: Whether this is one on a task; its candidates have the name of the task as data.
+        budget: Of one at another size, as typed; None for others.
     """
 
     folder: Path
@@ -105,6 +83,9 @@ class Plan:
     leaders: int = 0
     leader_seeds: int = 0
     choose: Choose = field(default_factory=dict)
+    beside: Sequence["Plan"] = ()
+    task: bool = False
+    budget: str | None = None
 
     def trials(self, losses: Losses) -> dict[str, Entry]:
         """Return the runs that the best rates are chosen by, as far as these losses decide which there are.
@@ -192,10 +173,18 @@ class Plan:
                 changed += f"{key}={value}-"
         if changed:
             changed = folder_name(changed)
-        return f"{folder_name(entry.label)}-lr{entry.rate!r}-{changed}{stage}seed{entry.seed}"
+        where = ""  # no label of a model or task becomes a name with these signs
+        if entry.task:
+            where = f"@{folder_name(entry.data)}"
+        elif entry.budget is not None:
+            where = f"@{entry.budget.replace(':', '=')}"
+        return f"{folder_name(entry.label)}{where}-lr{entry.rate!r}-{changed}{stage}seed{entry.seed}"
 
     def job(self, entry: Entry) -> Job:
-        """Return the job that makes a run."""
+        """Return the job that makes a run, of this plan or one beside it."""
+        for plan in self.beside:
+            if plan._has(entry):
+                return plan.job(entry)
         (candidate,) = (one for one in self.candidates if one.label == entry.label)
         words = [*self.flags, *candidate.words]
         if candidate.steps is not None:
@@ -221,6 +210,16 @@ class Plan:
 
     def lines(self) -> list[str]:
         """Return lines for the console: the models at their sizes, and the number of runs."""
+        lines = [*self._model_lines(), self._count_line(f"in {self.folder}")]
+        for plan in self.beside:
+            where = f"on the task {plan.candidates[0].data}"
+            if plan.budget is not None:
+                where = f"at {Budget.of(plan.budget)}"
+                lines += plan._model_lines()
+            lines.append(plan._count_line(where))
+        return lines
+
+    def _model_lines(self) -> list[str]:
         rows = []
         for one in self.candidates:
             sizes, cost = "", "as configured"
@@ -242,9 +241,9 @@ class Plan:
             lacking = [one.label for one in self.candidates if key not in self._settings(one)]
             if lacking:
                 lines.append(f"  {key} is not chosen for {', '.join(lacking)}: no such setting")
-        return [*lines, self._count_line()]
+        return lines
 
-    def _count_line(self) -> str:
+    def _count_line(self, where: str) -> str:
         trying, counting, further = len(self.trials({})), self.most_counting(), self.most_further()
         settings = sum(len(self.choose[key]) - 1 for one in self.candidates for key in self._settings(one))
         seeds, chosen, at_most = "one seed", "", ""
@@ -258,7 +257,7 @@ class Plan:
         elif trying:
             chosen = f"{trying} to choose learning rates (seed {self.seed}), "
         total = trying + settings + counting + further
-        line = f"{at_most}{total} runs in {self.folder}: {chosen}{at_most}{counting} scored ({seeds})"
+        line = f"{at_most}{total} runs {where}: {chosen}{at_most}{counting} scored ({seeds})"
         if further:
             line += f", {further} of the {self.leaders} best models ({_named_seeds(self._further_seeds())})"
         if self.extends:
@@ -285,7 +284,10 @@ class Plan:
         changed = self._check_screening()
         if changed:
             return changed
-        return self._check_runs()
+        found = self._check_runs()
+        for plan in self.beside:
+            found += plan._check_runs()
+        return found
 
     def _check_runs(self) -> list[Problem]:
         problems: list[Problem] = []
@@ -322,14 +324,10 @@ class Plan:
         self.folder.mkdir(parents=True, exist_ok=True)
         before = read_record(self.folder)
         sizes = dict(before.get("sizes", {}))
-        for one in self.candidates:
-            if one.sizes is not None:
-                sizes[one.label] = {
-                    "match": asked.get("match"),
-                    "words": list(one.words),
-                    "settings": dict(one.sizes.settings),
-                    "cost": one.sizes.cost,
-                }
+        sizes |= self._found_sizes(asked.get("match"))
+        for plan in self.beside:
+            if plan.budget is not None:
+                sizes |= plan._found_sizes(plan.budget)
         if self.screening is not None:
             asked = {**asked, "screening": self.screening.recorded()}
         if self.extends:
@@ -352,6 +350,24 @@ class Plan:
         for name, entry in entries.items():
             runs[name] = vars(entry)
         write_figures(self.folder / RECORD, {**record, **(further or {}), "runs": runs})
+
+    def _found_sizes(self, match: str | None) -> dict[str, Any]:
+        found = {}
+        for one in self.candidates:
+            if one.sizes is not None:
+                found[label_at(one.label, self.budget)] = {
+                    "match": match,
+                    "words": list(one.words),
+                    "settings": dict(one.sizes.settings),
+                    "cost": one.sizes.cost,
+                }
+        return found
+
+    def _has(self, entry: Entry) -> bool:
+        """Return whether a run is one on the task of this plan, or one at its size."""
+        if self.task:
+            return entry.task and any(one.data == entry.data for one in self.candidates)
+        return not entry.task and entry.budget == self.budget
 
     def _seeds(self) -> range:
         return range(self.seed + 1, self.seed + 1 + self.num_seeds)
@@ -411,7 +427,17 @@ class Plan:
     def _first(self, one: Candidate, rate: float) -> Entry:
         """Return the run that tries a rate."""
         screening, settings = self.screening is not None, self._settings(one)
-        return Entry(one.label, one.data, rate, self.seed, counts=False, screening=screening, settings=settings)
+        return Entry(
+            one.label,
+            one.data,
+            rate,
+            self.seed,
+            counts=False,
+            screening=screening,
+            settings=settings,
+            task=self.task,
+            budget=self.budget,
+        )
 
     def _settings(self, one: Candidate) -> dict[str, Any]:
         return first_settings(self.choose, one.config)
@@ -421,8 +447,9 @@ class Plan:
         labels = {one.label for one in self.candidates}
         found = {}
         for name, recorded in read_record(self.folder).get("runs", {}).items():
-            if recorded["label"] in labels:
-                found[name] = Entry(**recorded)
+            entry = Entry(**recorded)
+            if entry.label in labels and self._has(entry):
+                found[name] = entry
         return found | self.trials({})
 
 
@@ -449,8 +476,30 @@ def stages(plan: Plan) -> Iterator[Stage]:
     """Yield the stages of a comparison, each as the runs of those before turned out.
 
     The caller makes the runs of a stage before it takes the next one; a run that is missing has no loss. The same
-    losses give the same stages, so that an interrupted comparison resumes with the same runs.
+    losses give the same stages, so that an interrupted comparison resumes with the same runs. Tasks and further sizes
+    come last, side by side, with the models that were trained in full.
     """
+    later = sum(len(one.trials({})) + one.most_counting() for one in plan.beside)
+    in_full: set[str] = set()
+    for stage in _stages_of(plan):
+        in_full.update(entry.label for entry in stage.entries.values() if entry.counts)
+        yield replace(stage, left=stage.left + later)
+    beside = []
+    for plan_beside in plan.beside:
+        kept = [one for one in plan_beside.candidates if one.label in in_full]
+        beside.append(_stages_of(replace(plan_beside, candidates=kept)))
+    for together in zip_longest(*beside):
+        entries: dict[str, Entry] = {}
+        left = 0
+        for part in together:
+            if part is not None:
+                entries |= part.entries
+                left += part.left
+        yield Stage(entries, left)
+
+
+def _stages_of(plan: Plan) -> Iterator[Stage]:
+    """Yield the stages of a plan alone."""
     losses: dict[str, float | None] = {}
     left = plan.most_counting() + plan.most_further()
     trials = plan.trials({})
@@ -487,11 +536,6 @@ def _by_rate(trials: Mapping[str, Entry], losses: Losses) -> dict[str, dict[floa
     return found
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return the record of a comparison; empty where there is none."""
-    return read_figures(folder / RECORD)
-
-
 def screened(losses: Mapping[str, Mapping[float, float | None]], chosen: Sequence[str]) -> dict[str, Any]:
     """Return the result of the screening for the record of a comparison.
 
@@ -504,34 +548,6 @@ def screened(losses: Mapping[str, Mapping[float, float | None]], chosen: Sequenc
         by_name = {f"{rate!r}": loss for rate, loss in by_rate.items()}
         found[label] = {"losses": by_name, "best_rate": best_rate(by_rate), "trained_in_full": label in chosen}
     return found
-
-
-def entry_of(run_dir: Path) -> Entry | None:
-    """Return the entry of a run in the comparison that it lies in; None outside of a comparison."""
-    try:
-        return Entry(**read_record(run_dir.parent)["runs"][run_dir.name])
-    except (LookupError, TypeError):
-        return None
-
-
-def known_sizes(folder: Path, match: str | None, label: str, words: Sequence[str]) -> Sizes | None:
-    """Return the sizes that a comparison has found for the same model and budget; None if it has not.
-
-    Args:
-        folder: Of the comparison.
-        match: The budget, as typed.
-        label: Of the model.
-        words: Those of the model, without its sizes.
-    """
-    try:
-        before = read_record(folder)["sizes"][label]
-        settings = {str(key): int(size) for key, size in before["settings"].items()}
-        full = [*words, *(f"model.{key}={size}" for key, size in settings.items())]
-        if before["match"] == match and before["words"] == full:
-            return Sizes(settings, float(before["cost"]))
-    except (LookupError, TypeError, ValueError, AttributeError):
-        pass
-    return None
 
 
 def _named_seeds(seeds: range) -> str:

@@ -1,22 +1,16 @@
-"""Collect the results of a comparison: each model's best rate, the scored runs, and their differences.
-
-Whether a difference is more than noise is Student's t for paired differences: seeds that two models have in common.
-`Power` is the smallest difference that is found so with some number of seeds.
-"""
+"""Collect the results of a comparison: each model's best rate, the scored runs, and their differences."""
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+from samout_train.experiments.compare.intervals import Difference, Power, paired_difference
+from samout_train.experiments.compare.matching import Budget
 from samout_train.experiments.compare.runs import Run
 from samout_train.experiments.jobs import State
-
-CONFIDENCE = 0.95
-POWER = 0.8
 
 
 @dataclass(frozen=True)
@@ -207,24 +201,24 @@ class CandidateResult:
         return sorted(points)
 
     @property
+    def shares(self) -> dict[str, dict[int, float]]:
+        """Return the share of right answers by test of a task, with chance in brackets, and by scored seed."""
+        found: dict[str, dict[int, float]] = {}
+        summaries = {run.seed or 0: run.summary or {} for run in self.counted}
+        first = next(iter(summaries.values()), {})
+        for name in first.get("accuracy", {}):
+            shares = {}
+            for seed, summary in summaries.items():
+                if name in summary.get("accuracy", {}):
+                    shares[seed] = summary["accuracy"][name]["share"]
+            if name != "validation" and len(shares) == len(summaries):
+                found[f"{name.replace('_', ' ')} ({first['chance']:.2g})"] = shares
+        return found
+
+    @property
     def accuracies(self) -> dict[str, float]:
         """Return the mean share of right answers by test of a task, with chance in brackets; empty without a task."""
-        found: dict[str, float] = {}
-        summaries = [run.summary or {} for run in self.counted]
-        if not summaries:
-            return found
-        first = summaries[0]
-        for name in first.get("accuracy", {}):
-            if name == "validation":
-                continue
-            shares = []
-            for summary in summaries:
-                if name in summary.get("accuracy", {}):
-                    shares.append(summary["accuracy"][name]["share"])
-            if len(shares) == len(summaries):
-                test = f"{name.replace('_', ' ')} ({first['chance']:.2g})"
-                found[test] = statistics.fmean(shares)
-        return found
+        return {test: statistics.fmean(shares.values()) for test, shares in self.shares.items()}
 
     @property
     def accuracy(self) -> float | None:
@@ -257,11 +251,15 @@ class Comparison:
             that are not causal.
         labels: Of the models on any data that are shown together, sorted. The colour of a model follows from its place
             here, so that it is the same on all data; empty to take the labels of `results`.
+        tasks: Beside a text, the comparisons of the same models on tasks.
+        sizes: Beside a text, those of the same models on it at other sizes.
     """
 
     data: str
     results: Sequence[CandidateResult]
     labels: Sequence[str] = ()
+    tasks: Sequence["Comparison"] = ()
+    sizes: Sequence["Comparison"] = ()
 
     @classmethod
     def of(cls, data: str, runs: Sequence[Run], labels: Sequence[str] = ()) -> "Comparison":
@@ -277,6 +275,28 @@ class Comparison:
         seeds = _common_seeds(leaders) | _common_seeds(others)
         results.sort(key=lambda one: (one.leak is not None, not one.leads, _mean_on(one, seeds)))
         return cls(data, results, labels or sorted(by_label))
+
+    @property
+    def is_task(self) -> bool:
+        """Return whether its models are trained on a task: one beside a text, or data with right answers."""
+        return any(run.task for run in self.runs) or any(one.shares for one in self.results)
+
+    @property
+    def budget(self) -> str | None:
+        """Return the budget of the models where it is one beside that of a comparison."""
+        return next((run.budget for run in self.runs), None)
+
+    @property
+    def name(self) -> str:
+        """Return the name of the data, with the budget where it is one beside that of a comparison."""
+        if self.budget is None:
+            return self.data
+        return f"{self.data} at {Budget.of(self.budget)}"
+
+    @property
+    def beside(self) -> list["Comparison"]:
+        """Return the comparisons beside it: at other sizes, and on tasks."""
+        return [*self.sizes, *self.tasks]
 
     @property
     def runs(self) -> list[Run]:
@@ -342,15 +362,37 @@ class Comparison:
 
 
 def comparisons_of(runs: Sequence[Run]) -> list[Comparison]:
-    """Return one comparison for each data source of the runs, sorted by name."""
-    by_data: dict[str, list[Run]] = {}
+    """Return one comparison for each data source of the runs, sorted by name.
+
+    Where some are on text, those on tasks and at further sizes are beside these.
+    """
+    groups: dict[tuple[float, bool, str], list[Run]] = {}
     for run in runs:
-        by_data.setdefault(run.data, []).append(run)
+        amount = 0.0
+        if run.budget is not None:
+            amount = Budget.of(run.budget).amount
+        groups.setdefault((amount, run.task, run.data), []).append(run)
     labels = sorted({run.label for run in runs})
-    comparisons = []
-    for data in sorted(by_data):
-        comparisons.append(Comparison.of(data, by_data[data], labels))
-    return comparisons
+    own, further, tasks = [], [], []
+    for amount, is_task, data in sorted(groups):
+        one = Comparison.of(data, groups[amount, is_task, data], labels)
+        if amount:
+            further.append(one)
+        elif is_task:
+            tasks.append(one)
+        else:
+            own.append(one)
+    texts = [one for one in own if not one.is_task]
+    if any(one.ranked for one in texts):
+        tasks = [*tasks, *(one for one in own if one.is_task)]
+    else:
+        texts = own
+    if not texts:  # only these runs are shown
+        return [*further, *tasks]
+    found = []
+    for text in texts:
+        found.append(replace(text, tasks=tasks, sizes=[one for one in further if one.data == text.data]))
+    return found
 
 
 # Their earlier names.
@@ -373,80 +415,6 @@ def front(places: Mapping[str, tuple[float, float]]) -> list[str]:
     return found
 
 
-@dataclass(frozen=True)
-class Difference:
-    """The mean difference of pairs that differ in one thing, such as the model, and share the rest, such as the seed.
-
-    Args:
-        mean: Of the differences.
-        low: Lower end of its 95 % interval; None for a single pair.
-        high: Upper end.
-        num_pairs: How many pairs there are.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    num_pairs: int
-
-    @property
-    def within_noise(self) -> bool | None:
-        """Return whether the interval contains 0; None without an interval."""
-        if self.low is None or self.high is None:
-            return None
-        return self.low <= 0 <= self.high
-
-
-@dataclass(frozen=True)
-class Power:
-    """How small a difference between two models can be and still be told from noise.
-
-    Args:
-        num_seeds: That the models have in common, at least 2.
-        spread: Standard deviation of the differences seed by seed, pooled over all pairs of models, in nats.
-    """
-
-    num_seeds: int
-    spread: float
-
-    @classmethod
-    def of(cls, losses_of_models: Iterable[Mapping[int, float]]) -> "Power | None":
-        """Return the power of models with these losses by seed.
-
-        Only pairs of models with the same seeds are pooled: those with the seeds that most models have.
-
-        Returns:
-            None where no two models have the same two seeds or more, and where all differences are alike.
-        """
-        by_seeds: dict[tuple[int, ...], list[list[float]]] = {}
-        for losses in losses_of_models:
-            if len(losses) > 1:
-                seeds = tuple(sorted(losses))
-                by_seeds.setdefault(seeds, []).append([losses[seed] for seed in seeds])
-        alike = max(by_seeds.values(), key=len, default=[])
-        variances = []
-        for ours, theirs in combinations(alike, 2):
-            variances.append(statistics.variance(our - their for our, their in zip(ours, theirs, strict=True)))
-        if not any(variances):
-            return None
-        return cls(len(alike[0]), math.sqrt(statistics.fmean(variances)))
-
-    def resolvable(self, num_seeds: int | None = None) -> float:
-        """Return the true difference that 80 % of comparisons with these seeds find to be more than noise, in nats.
-
-        NIST/SEMATECH e-Handbook of Statistical Methods, 7.2.2.2, sample size of a two-sided t test with an unknown
-        standard deviation, solved for the difference. Simulated, 72 % of comparisons with 2 seeds find it, 78 % with
-        3, and 81 % with 5 and with 12.
-
-        Args:
-            num_seeds: At least 2; None for those that there are.
-        """
-        count = num_seeds or self.num_seeds
-        one_sided = 2 * POWER - 1  # the bound that a share of POWER stays below is that of this share on both sides
-        quantiles = student_t(CONFIDENCE, count - 1) + student_t(one_sided, count - 1)
-        return quantiles * self.spread / math.sqrt(count)
-
-
 def difference(one: CandidateResult, other: CandidateResult) -> Difference | None:
     """Return the difference of their losses, `one - other`, on the seeds that both have; None without such a seed.
 
@@ -463,54 +431,6 @@ def difference(one: CandidateResult, other: CandidateResult) -> Difference | Non
     if not ours:
         return None
     return paired_difference(ours, theirs)
-
-
-def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """Return the mean of `ours - theirs`, pair by pair, and its interval.
-
-    Args:
-        ours: One value a pair.
-        theirs: The other value of each pair, in the same order.
-
-    Raises:
-        ValueError: if there is no pair.
-    """
-    differences = [our - their for our, their in zip(ours, theirs, strict=True)]
-    if not differences:
-        raise ValueError("there is no pair to compare")
-    mean, count = statistics.fmean(differences), len(differences)
-    if count == 1:
-        return Difference(mean, None, None, 1)
-    reach = interval_of_mean(differences)
-    assert reach is not None
-    return Difference(mean, mean - reach, mean + reach, count)
-
-
-def interval_of_mean(values: Sequence[float]) -> float | None:
-    """Return how far the 95 % interval of a mean reaches to either side; None for fewer than two values."""
-    if len(values) < 2:
-        return None
-    return student_t(CONFIDENCE, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-
-
-@cache
-def student_t(confidence: float, degrees: int) -> float:
-    """Return the bound that the absolute value of a Student's t variable stays below with this probability.
-
-    Args:
-        confidence: From 0 to below 1.
-        degrees: Of freedom, at least 1.
-    """
-    low, high = 0.0, 1.0
-    while _within(high, degrees) < confidence:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        if _within(middle, degrees) < confidence:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
 
 
 def _common_seeds(results: Sequence[CandidateResult]) -> set[int]:
@@ -530,22 +450,3 @@ def _mean_on(one: CandidateResult, seeds: set[int]) -> float:
     if not losses:
         return math.inf
     return statistics.fmean(losses)
-
-
-def _within(t: float, degrees: int) -> float:
-    """Return the probability of |T| < t: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3, 26.7.4."""
-    angle = math.atan(t / math.sqrt(degrees))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    if degrees == 1:
-        return 2 / math.pi * angle
-    if degrees % 2 == 1:
-        term, first = cosine, 3
-    else:
-        term, first = 1.0, 2
-    total = term
-    for k in range(first, degrees - 1, 2):
-        term *= (k - 1) / k * cosine**2
-        total += term
-    if degrees % 2 == 1:
-        return 2 / math.pi * (angle + sine * total)
-    return sine * total

@@ -8,7 +8,7 @@ from typing import Any
 
 from samout_train.checkpoint import holds_run, recorded_data, scalars
 from samout_train.config import ConfigError, saved_choice, saved_config
-from samout_train.experiments.compare.plan import entry_of
+from samout_train.experiments.compare.record import entry_of
 from samout_train.experiments.jobs import OUTPUT, Outcome, curve_of, outcome
 from samout_train.runtime import finite_or_null
 
@@ -33,6 +33,8 @@ class Run:
         leader: Whether its seed is one that the leaders alone are scored on.
         settings: What the comparison chooses beside the rate, by dotted key.
         tries: The key of these that the run tries; None for others.
+        task: Whether it is trained on a task, beside the text of its comparison.
+        budget: Of a run beside its comparison's own size; None for others.
         config: As it was composed; empty where the run left none.
         outcome: Its state and final figures.
     """
@@ -47,6 +49,8 @@ class Run:
     leader: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     tries: str | None = None
+    task: bool = False
+    budget: str | None = None
     config: Mapping[str, Any] = field(repr=False)
     outcome: Outcome
 
@@ -113,17 +117,17 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
     training.
     """
     settings = []
-    groups: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}  # a screening's runs have fewer steps
+    groups: dict[Any, list[dict[str, Any]]] = {}
     for run in runs:
         own = scalars({key: run.config.get(key) for key in SETTINGS})
         for key in ("optimizer.lr", *run.settings):
             own.pop(key, None)
         settings.append(own)
         if own:  # the settings of a run without a configuration are unknown
-            groups.setdefault((run.label, run.data, run.screening), []).append(own)
+            groups.setdefault(_alike(run), []).append(own)
     found = []
     for run, own in zip(runs, settings, strict=True):
-        others = groups.get((run.label, run.data, run.screening), [])
+        others = groups.get(_alike(run), [])
         marks = []
         for key, value in own.items():
             known = others
@@ -135,6 +139,11 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
             run = replace(run, label=" ".join([run.label, *marks]))
         found.append(run)
     return found
+
+
+def _alike(run: Run) -> tuple[object, ...]:
+    """Return what runs with the same settings share; those of a screening have fewer steps, for example."""
+    return run.label, run.data, run.screening, run.task, run.budget
 
 
 def run_dirs_below(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from samout_train.experiments.compare.results import Power, interval_of_mean, paired_difference, student_t
+from samout_train.experiments.compare.intervals import Power, interval_of_mean, paired_difference, student_t
 
 # NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2: upper critical values, 0.975.
 PRINTED = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 29: 2.045, 100: 1.984}

@@ -9,7 +9,8 @@ import pytest
 
 from samout_train.cli import compare
 from samout_train.experiments.compare import page
-from samout_train.experiments.compare.charts import KINDS, accuracy_by_state, flop_unit, time_unit
+from samout_train.experiments.compare.axes import flop_unit, time_unit
+from samout_train.experiments.compare.charts import KINDS, accuracy_by_state
 from samout_train.experiments.compare.page import html, markdown, write_page
 from samout_train.experiments.compare.results import comparisons_of
 from samout_train.experiments.compare.runs import read_run

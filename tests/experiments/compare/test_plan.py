@@ -12,7 +12,8 @@ from samout_train.experiments.compare.candidates import Candidate
 from samout_train.experiments.compare.choices import choices_of
 from samout_train.experiments.compare.findings import caveats
 from samout_train.experiments.compare.matching import Sizes
-from samout_train.experiments.compare.plan import Entry, rate_beyond, stages
+from samout_train.experiments.compare.plan import rate_beyond, stages
+from samout_train.experiments.compare.record import Entry
 from samout_train.experiments.compare.results import comparisons_of, difference
 from samout_train.experiments.compare.runs import read_run
 from tests.support.comparison import make_stages

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from samout_train.experiments.compare.page import loss_table
 from samout_train.experiments.compare.results import CandidateResult, comparisons_of, difference, front
 from samout_train.experiments.compare.runs import read_run, run_dirs_below, told_apart
+from samout_train.experiments.compare.tables import loss_table
 from tests.support.comparison import make_comparison, make_run
 
 
@@ -98,7 +98,8 @@ def test_a_task_has_a_front_of_the_loss_and_one_of_its_accuracy(tmp_path: Path) 
         "loss": {"b": (64, 1.8), "c": (256, 1.7), "d": (512, 1.6)},
         "accuracy": {"a": (64, 0.5), "d": (512, 0.9)},
     }
-    marks = {row[0]: row[-1] for row in loss_table(comparison, {})["rows"]}
+    table = loss_table(comparison, {})
+    marks = {row[0]: row[table["head"].index("state, bytes")] for row in table["rows"]}
     assert marks == {
         "a": "64 (front: accuracy)", "b": "64 (front: loss)", "c": "256 (front: loss)",
         "d": "512 (front: both)", "e": "600",

@@ -1,0 +1,129 @@
+"""Axes, units, colours and legends that the charts of a comparison share."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from samout_train.evaluation import Look, looks_of
+from samout_train.experiments.compare.results import CandidateResult, Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PREFIXES = ("", "kilo", "mega", "giga", "tera", "peta", "exa", "zetta")
+DURATIONS = (("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0))
+SHORTEST_AXIS = 3.0  # of a unit of time: below it, the unit before has the rounder ticks
+LONGEST_INSIDE = 8  # entries of a legend that find room between the lines
+NARROW_LABEL = 20  # characters of which three fit below a chart
+
+
+def colour_of(comparison: Comparison, label: str) -> str:
+    """Return the colour of a model, the same in every chart and table of a page."""
+    return look_of(comparison, label).color
+
+
+def look_of(comparison: Comparison, label: str) -> Look:
+    """Return the colour and the marker of a model."""
+    labels = comparison.labels or [one.label for one in comparison.results]
+    return looks_of(labels)[label]
+
+
+def shown(one: CandidateResult) -> str:
+    """Return a label for matplotlib, which reads a dollar as a formula and hides a leading underscore in legends."""
+    text = one.label.replace("$", r"\$")
+    if text.startswith("_"):
+        return f"\N{THIN SPACE}{text}"
+    return text
+
+
+def flop_unit(largest: float) -> tuple[str, float]:
+    """Return the unit that makes a number of operations 1 to 1,000, and its size, such as exaFLOP and 1e18."""
+    power = 0
+    while power + 1 < len(PREFIXES) and largest >= 1000.0 ** (power + 1):
+        power += 1
+    return f"{PREFIXES[power]}FLOP", 1000.0**power
+
+
+def time_unit(largest: float) -> tuple[str, float]:
+    """Return the unit for an axis that ends at this many seconds, and its size in seconds."""
+    chosen = DURATIONS[0]
+    for name, seconds in DURATIONS:
+        if largest >= SHORTEST_AXIS * seconds:
+            chosen = (name, seconds)
+    return chosen
+
+
+def draw_front(axes: "Axes", places: Mapping[str, tuple[float, float]]) -> None:
+    """Draw a front behind the points, in steps: between two models the smaller one is the best that fits."""
+    xs, ys = zip(*places.values(), strict=True)
+    axes.plot(xs, ys, "--", drawstyle="steps-post", color="0.55", linewidth=1, zorder=1, label="front")
+
+
+def log_of_numbers(axes: "Axes", *, in_units: bool = False) -> None:
+    """Make the horizontal axis logarithmic, with numbers such as 2,000 at as many ticks as there is room for.
+
+    Args:
+        axes: Of the chart.
+        in_units: Writes 2 k instead.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    for times, subs in ((30, (1.0, 2.0, 5.0)), (300, (1.0, 3.0)), (math.inf, (1.0,))):
+        if high / low < times:
+            axes.xaxis.set_major_locator(LogLocator(subs=subs))
+            break
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    if in_units:
+        with_units(axes)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def log_of(axes: "Axes", places: Iterable[float]) -> None:
+    """Make the horizontal axis logarithmic, with ticks at the places that there is data for."""
+    from matplotlib.ticker import NullLocator
+
+    ticks = sorted(places)
+    names = []
+    for tick in ticks:
+        style = "g"
+        if tick >= 1:
+            style = ","
+        names.append(format(tick, style))
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ticks, names)
+
+
+def with_units(axes: "Axes") -> None:
+    """Write the numbers of the horizontal axis as 20 k and 150 M."""
+    axes.xaxis.set_major_formatter(units())
+
+
+def units() -> Any:
+    """Return a formatter that writes 20 k and 150 M."""
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter(sep=" ")
+
+
+def label_axes(axes: "Axes", x: str, y: str) -> None:
+    """Name the axes and add the legend: inside where it is short, below the chart where it would cover the lines."""
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    _, labels = axes.get_legend_handles_labels()
+    if len(labels) <= LONGEST_INSIDE:
+        axes.legend(fontsize=7.5, frameon=False, ncols=2)
+        return
+    columns = 2
+    if max(map(len, labels)) <= NARROW_LABEL:
+        columns = 3
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.45, -0.18),
+        fontsize=7.5,
+        frameon=False,
+        ncols=columns,
+        columnspacing=1.0,
+    )

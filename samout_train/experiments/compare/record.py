@@ -1,0 +1,88 @@
+"""The record of a comparison in its directory: which runs there are, what each is for, and the sizes of the models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samout_train.experiments.compare.matching import Sizes
+from samout_train.runtime import read_figures
+
+RECORD = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The identity of a run of a comparison.
+
+    Args:
+        label: Of its model.
+        data: The name of the data that it is trained on.
+        rate: Its learning rate.
+        seed: Its seed.
+        counts: Whether it is scored; else something is chosen by it.
+        screening: Whether it is a short run of a screening.
+        leader: Whether its seed is one that the leaders alone are scored on.
+        settings: What is chosen beside the rate, by dotted key.
+        tries: The key of these that the run tries; None for a run that tries its rate, and for a scored one.
+        task: Whether it is trained on a task, beside the text of the comparison.
+        budget: Of a run beside the comparison's own size, such as `parameters:200000`; None for that size.
+    """
+
+    label: str
+    data: str
+    rate: float
+    seed: int
+    counts: bool
+    screening: bool = False
+    leader: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tries: str | None = None
+    task: bool = False
+    budget: str | None = None
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the record of a comparison; empty where there is none."""
+    return read_figures(folder / RECORD)
+
+
+def entry_of(run_dir: Path) -> Entry | None:
+    """Return the entry of a run in the comparison that it lies in; None outside of a comparison."""
+    try:
+        return Entry(**read_record(run_dir.parent)["runs"][run_dir.name])
+    except (LookupError, TypeError):
+        return None
+
+
+def label_at(label: str, budget: str | None) -> str:
+    """Return the name under which the record has the sizes of a model at a budget beside the comparison's own."""
+    if budget is None:
+        return label
+    return f"{label} @{budget}"
+
+
+def known_sizes(
+    folder: Path, match: str | None, label: str, words: Sequence[str], *, is_beside: bool = False
+) -> Sizes | None:
+    """Return the sizes that a comparison has found for the same model and budget; None if it has not.
+
+    Args:
+        folder: Of the comparison.
+        match: The budget, as typed.
+        label: Of the model.
+        words: Those of the model, without its sizes.
+        is_beside: Whether the budget is one beside the comparison's own.
+    """
+    try:
+        name = label
+        if is_beside:
+            name = label_at(label, match)
+        before = read_record(folder)["sizes"][name]
+        settings = {str(key): int(size) for key, size in before["settings"].items()}
+        full = [*words, *(f"model.{key}={size}" for key, size in settings.items())]
+        if before["match"] == match and before["words"] == full:
+            return Sizes(settings, float(before["cost"]))
+    except (LookupError, TypeError, ValueError, AttributeError):
+        pass
+    return None
