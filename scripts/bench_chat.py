@@ -61,10 +61,10 @@ def first_token(talk: Conversation) -> float:
     return seconds
 
 
-def side_by_side(counts: tuple[int, ...], tokens: int) -> None:
-    """Print the tokens a second of several conversations at once, all answers of one length."""
+def side_by_side(name: str, counts: tuple[int, ...], tokens: int) -> None:
+    """Print a model's tokens a second in several conversations at once, all answers of one length."""
     vocabulary = Bytes()
-    model = build_model("v8", vocab_size=len(vocabulary), **SIZES)
+    model = build_model(name, vocab_size=len(vocabulary), **SIZES)
     engine = Engine(model, max_batch=max(counts), max_waiting=100, cache_bytes=1 << 26)
     prompt = [1, *vocabulary.encode(QUESTION).tolist(), 2]
     speeds: dict[int, list[float]] = {count: [] for count in counts}
@@ -88,7 +88,7 @@ def side_by_side(counts: tuple[int, ...], tokens: int) -> None:
     one = statistics.median(speeds[counts[0]])
     for count, found in speeds.items():
         speed = statistics.median(found)
-        print(f"{count:>3} at once: {speed:>8,.0f} tokens/s, {speed / one:.2f} of one")
+        print(f"{name}, {count:>3} at once: {speed:>8,.0f} tokens/s, {speed / one:.2f} of one")
 
 
 def main() -> None:
@@ -99,7 +99,8 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()
     use_threads(given.threads)
-    side_by_side((1, 4, 16), tokens=100)
+    for name in ("v8", "transformer", "transformer_modern"):
+        side_by_side(name, (1, 4, 16), tokens=100)
     talk_times(given.turns)
 
 

@@ -3,8 +3,8 @@
     python scripts/chat_small.py [--seeds 0] [--out outputs/chat_small] [--threads 2]
 
 The text is what Python itself ships about HTTP: the codes, phrases and descriptions of `http.HTTPStatus`. Conversations
-ask about it in several phrasings. A question is a fact in a phrasing; of each fact some phrasings are held out, so a
-model has to know the fact and to understand the phrasing, which it has seen with other facts only.
+ask about it in 90 phrasings: 15 things that are asked for, in 6 sentences. A question is a fact in a phrasing; 200 are
+held out, so a model has to know the fact and to understand the phrasing, which it has not seen together.
 """
 
 import argparse
@@ -24,7 +24,15 @@ MOST_TURNS = 3
 # The model of experiment=chat_small, on the text.
 PRETRAINING = (
     *("model=maxplus", "model.hidden_size=96", "model.num_layers=3", "model.dropout=0", "precision=fp32"),
-    *("data=text", "data.seq_len=128", "data.batch_size=32", "data.budget_steps=150", "optimizer.lr=3e-3"),
+    *(
+        "data=text",
+        "data.vocabulary=bpe",
+        "data.vocab_size=1024",
+        "data.seq_len=128",
+        "data.batch_size=32",
+        "data.budget_steps=150",
+        "optimizer.lr=3e-3",
+    ),
 )
 KINDS = {1: "informational", 2: "a success", 3: "a redirection", 4: "a client error", 5: "a server error"}
 STATEMENTS = (
@@ -33,34 +41,41 @@ STATEMENTS = (
     "{code} is {kind}.",
     "{code} {phrase}: {description}",
 )
-# By what is asked for: the answer, and the phrasings of the question.
-QUESTIONS = {
+# By the answer: what is asked for. Each is put into each of the sentences below.
+ASKED_FOR = {
     "{phrase}.": (
-        "What does {code} mean?",
-        "What is the meaning of {code}?",
-        "Which phrase belongs to {code}?",
-        "Tell me what {code} stands for.",
-        "I got {code}. What is that?",
-        "Explain the status {code}.",
-        "The server says {code}. What does it tell me?",
-        "In words, please: {code}",
+        "what {code} means",
+        "what {code} stands for",
+        "the meaning of {code}",
+        "which phrase belongs to {code}",
+        "what the server says with {code}",
+        "the words for {code}",
     ),
     "{code}.": (
-        "Which code is {phrase}?",
-        "What is the code of {phrase}?",
-        "Give me the number of {phrase}.",
-        "Which status means {phrase}?",
-        "I want to answer {phrase}. Which code is it?",
-        "As a number, please: {phrase}",
-        "Which number stands for {phrase}?",
-        "My page shows {phrase}. What is its code?",
+        "which code is {phrase}",
+        "the code of {phrase}",
+        "the number of {phrase}",
+        "which status means {phrase}",
+        "which number stands for {phrase}",
+        "what to send for {phrase}",
     ),
     "{kind}.": (
-        "What kind of code is {code}?",
-        "Which class does {code} belong to?",
-        "Is {code} an error, or what is it?",
-        "How is {code} classified?",
+        "what kind of code {code} is",
+        "which class {code} belongs to",
+        "how {code} is classified",
     ),
+}
+SENTENCES = (
+    "Tell me {asked_for}.",
+    "Do you know {asked_for}?",
+    "I need to know {asked_for}.",
+    "Please say {asked_for}.",
+    "Remind me: {asked_for}?",
+    "My question is {asked_for}.",
+)
+QUESTIONS = {
+    answer: [sentence.format(asked_for=each) for each in phrasings for sentence in SENTENCES]
+    for answer, phrasings in ASKED_FOR.items()
 }
 
 

@@ -1,8 +1,10 @@
 """Count the operations that launch a kernel in a training step on CUDA, without a GPU.
 
-    python scripts/count_launches.py [--all]
+    python scripts/count_launches.py [--all] [--model NAME]
 
 Each line is a step: operations that launch, and how many of them are casts. With --all, each operation's count, too.
+With --model, that model in the width, depth and batch of the V8 of 127 M. Attention is one kernel on a device with
+flash attention; here it is counted in its parts (3 to 5 products and what is between them, a layer).
 A step runs on fake tensors, so nothing is computed: 127 M parameters and 131,072 tokens take seconds. Views and
 allocations are not counted, and an operator of the project's own is one. The published program has 343.
 """
@@ -35,6 +37,8 @@ LARGE: dict[str, Any] = {
     "sizes": {"hidden_size": 768, "num_heads": 12, "num_layers": 12},
 }
 STEPS = {"published V8": PUBLISHED, "V8 of 127 M": LARGE}
+for model in ("maxplus", "transformer_modern"):
+    STEPS[f"two layers of {model}"] = LARGE | {"model": model, "sizes": LARGE["sizes"] | {"num_layers": 2}}
 
 
 class FakeRows:
@@ -167,6 +171,7 @@ def main() -> None:
     """Print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="the count of each operation, too")
+    parser.add_argument("--model", help="count a step of this model alone")
     parser.add_argument("--json", action="store_true", help="counts, waits and whether two steps are alike, as JSON")
     parser.add_argument("--contract", help="models and settings as JSON: what a CUDA graph could not have of each")
     arguments = parser.parse_args()
@@ -174,7 +179,10 @@ def main() -> None:
         print(json.dumps({name: contract_of(**settings) for name, settings in json.loads(arguments.contract).items()}))
         return
     found: dict[str, dict[str, Any]] = {}
-    for title, settings in STEPS.items():
+    steps = STEPS
+    if arguments.model is not None:
+        steps = {arguments.model: LARGE | {"model": arguments.model}}
+    for title, settings in steps.items():
         for precision in ("fp32", "bf16"):
             first, second = operations_of(**settings, precision=precision)
             launches = Counter(first.launches)

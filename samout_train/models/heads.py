@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from samout_train.models.layers import CausalConvolution, Linear, RMSNorm
 from samout_train.models.state import LayerState, as_layer_state
 
-ROTARY_BASE = 10_000.0
 Gate = Literal["none", "silu", "sigmoid"]
 OutputNorm = Literal["none", "head", "all"]
 
@@ -201,21 +200,3 @@ def chunk_flops(length: int, chunk: int, *, keys: int, values: int, way: Literal
         total += chunks * 2 * size * (2 * keys + values)  # K K^T, and the triangular system
         total += (chunks - 1) * between  # W S
     return total * size // length
-
-
-def turned(x_BHTK: Tensor, position_T: Tensor) -> Tensor:
-    """Turn the pair (k, k + K / 2) of each head by rotary positions; of an odd width, the last channel stays.
-
-    Angles are float64: in float32, one of 10,000 radians is off by 1e-3.
-
-    Args:
-        x_BHTK: Queries or keys.
-        position_T: Of the tokens, int64.
-    """
-    pairs, dtype = x_BHTK.shape[-1] // 2, torch.promote_types(x_BHTK.dtype, torch.float32)
-    rate_P = ROTARY_BASE ** (-torch.arange(pairs, device=x_BHTK.device, dtype=torch.float64) / max(1, pairs))
-    angle_TP = position_T[:, None] * rate_P
-    cos_TP, sin_TP = angle_TP.cos().to(dtype), angle_TP.sin().to(dtype)
-    first_BHTP, second_BHTP, rest = x_BHTK.to(dtype).split([pairs, pairs, x_BHTK.shape[-1] - 2 * pairs], dim=-1)
-    parts = [first_BHTP * cos_TP - second_BHTP * sin_TP, first_BHTP * sin_TP + second_BHTP * cos_TP, rest]
-    return torch.cat(parts, dim=-1).to(x_BHTK.dtype)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from samout_train.config import Layers, Probability, Size, validated
 from samout_train.models.interface import matrix_flops, part_of
 from samout_train.models.layers import FeedForward, Linear, token_embedding
+from samout_train.ops.elementwise import Stream, add_norm, residual
 
 CHUNK = 64
 
@@ -94,11 +95,12 @@ class MinGRULayer(nn.Module):
         self.mixer = MinGRUMixer(hidden_size=hidden_size)
         self.feed_forward = FeedForward(hidden_size=hidden_size, ffn_size=ffn_size, dropout=dropout, activation="relu")
 
-    def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the layer's output (B, T, D) and the mixer's next state."""
-        y_BTD, state_BD = self.mixer(self.mixer_norm(x_BTD), state_BD)
-        x_BTD = x_BTD + y_BTD
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD)), state_BD
+    def forward(self, stream: Stream, state_BD: Tensor | None) -> tuple[Stream, Tensor]:
+        """Return the layer's output (B, T, D), as `residual` does, and the mixer's next state."""
+        x_BTD, y_BTD = add_norm(stream, self.mixer_norm)
+        y_BTD, state_BD = self.mixer(y_BTD, state_BD)
+        x_BTD, y_BTD = add_norm(residual(x_BTD, y_BTD), self.feed_forward_norm)
+        return residual(x_BTD, self.feed_forward(y_BTD)), state_BD
 
 
 class MinGRU(nn.Module):
@@ -154,12 +156,12 @@ class MinGRU(nn.Module):
         states: Sequence[Tensor | None] = [None] * len(self.layers)
         if state is not None:
             states = state
-        x_BTD = self.embedding(ids_BT)
+        stream: Stream = self.embedding(ids_BT)
         next_state = []
         for layer, before_BD in zip(self.layers, states, strict=True):
-            x_BTD, after_BD = layer(x_BTD, before_BD)
+            stream, after_BD = layer(stream, before_BD)
             next_state.append(after_BD)
-        out_BTV = self.norm(x_BTD)
+        out_BTV = add_norm(stream, self.norm)[1]
         if not return_hidden:
             out_BTV = self.head(out_BTV)
         return out_BTV, next_state

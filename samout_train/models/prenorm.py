@@ -25,9 +25,18 @@ from samout_train.config import Layers, Probability, Problem, Size, SizeOrNone, 
 from samout_train.models.heads import Gate, OutputGate, OutputNorm, output_gate_of
 from samout_train.models.interface import Mixer, matrix_flops, part_of
 from samout_train.models.layers import CausalConvolution, FeedForward, Linear, RMSNorm, token_embedding
-from samout_train.models.regularisation import Regularisation, StochasticDepth, connect_by_chance, rate_of_site
+from samout_train.models.regularisation import (
+    Regularisation,
+    StochasticDepth,
+    connect_by_chance,
+    joined,
+    rate_of_site,
+)
 from samout_train.models.samout import GatedFeedForward
 from samout_train.models.state import LayerState, as_layer_state
+from samout_train.ops.elementwise import Stream, add_norm
+from samout_train.ops.linear import Stack, found_copy, stacked_linear
+from samout_train.ops.samout_layer import gated_halves
 
 FeedForwardName = Literal["relu_gated", "swiglu", "gelu"]
 NormName = Literal["layer", "rms"]
@@ -52,7 +61,15 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, D), each position by itself."""
-        return cast(Tensor, self.down(self.dropout(self.up(x_BTD) * F.silu(self.gate(x_BTD)))))
+        if (copy := found_copy(x_BTD, self.up.weight, blocks=2)) is not None:
+            inner_BTF = gated_halves(stacked_linear(x_BTD, copy), silu=True)
+        else:
+            inner_BTF = self.up(x_BTD) * F.silu(self.gate(x_BTD))
+        return cast(Tensor, self.down(self.dropout(inner_BTF)))
+
+    def weight_stack(self) -> Stack:
+        """Return `up` and `gate` as blocks of one product."""
+        return Stack([self.up.weight, self.gate.weight], [[(0, 0)], [(1, 0)]])
 
 
 def feed_forward_of(name: FeedForwardName, *, hidden_size: int, ffn_size: int | None, dropout: float) -> nn.Module:
@@ -103,7 +120,7 @@ class PreNormLayer(nn.Module):
         self.convolution: CausalConvolution | None = None
         has_own = any(isinstance(part, CausalConvolution) for part in mixer.modules())
         if convolution_size and not has_own:
-            self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size)
+            self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size, feeds_products=True)
         self.mixer = mixer
         connect_by_chance(mixer, regularisation.drop_connect)
         self.output_gate = output_gate
@@ -113,9 +130,10 @@ class PreNormLayer(nn.Module):
         self.ffn_dropout = nn.Dropout(regularisation.ffn_dropout)
         self.stochastic_depth = StochasticDepth(regularisation.stochastic_depth)
 
-    def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Return the layer's output (B, T, D) and its next state: the mixer's, or a LayerState around it."""
-        y_BTD = read_BTD = self.mixer_norm(x_BTD)
+    def forward(self, stream: Stream, state: Any) -> tuple[Stream, Any]:
+        """Return the layer's output (B, T, D), as `residual` does, and its next state: the mixer's, or a LayerState."""
+        x_BTD, y_BTD = add_norm(stream, self.mixer_norm)
+        read_BTD = y_BTD
         tokens_BKD = None
         if self.convolution is not None:
             state, tokens_BKD = as_layer_state(state)
@@ -125,9 +143,8 @@ class PreNormLayer(nn.Module):
             state = LayerState(state, tokens_BKD)
         if self.output_gate is not None:
             y_BTD = self.output_gate(y_BTD, read_BTD)
-        x_BTD = x_BTD + self.stochastic_depth(self.mixer_dropout(y_BTD))
-        f_BTD = self.ffn_dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
-        return x_BTD + self.stochastic_depth(f_BTD), state
+        x_BTD, y_BTD = add_norm(joined(x_BTD, y_BTD, self.mixer_dropout, self.stochastic_depth), self.feed_forward_norm)
+        return joined(x_BTD, self.feed_forward(y_BTD), self.ffn_dropout, self.stochastic_depth), state
 
     def forward_flops_per_token(self, length: int) -> int:
         """Return the operations of the matrix products for one token in a row of `length`."""
@@ -310,12 +327,12 @@ class PreNormModel(nn.Module):
             raise ValueError(
                 f"state has {len(states)} layers, the model {len(self.layers)}: give the state it returned"
             )
-        x_BTD = self.embedding_dropout(self.embedding(ids_BT))
+        stream: Stream = self.embedding_dropout(self.embedding(ids_BT))
         next_state = []
         for layer, before in zip(self.layers, states, strict=True):
-            x_BTD, after = layer(x_BTD, before)
+            stream, after = layer(stream, before)
             next_state.append(after)
-        x_BTD = self.norm(x_BTD)
+        x_BTD = add_norm(stream, self.norm)[1]
         if not return_hidden:
             x_BTD = self.head(x_BTD)
         return x_BTD, next_state

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samout_train.models.layers import Linear
+from samout_train.ops.elementwise import Stream, residual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,13 @@ class StochasticDepth(nn.Dropout):
         if not (self.training and self.p):
             return y_BTD
         return y_BTD * F.dropout(y_BTD.new_ones(len(y_BTD), 1, 1), self.p)
+
+
+def joined(x_BTD: Tensor, branch_BTD: Tensor, dropout: nn.Dropout, depth: StochasticDepth) -> Stream:
+    """Return x + depth(dropout(branch)), as a sum that may still have to be made; see `residual`."""
+    if depth.training and depth.p:
+        return x_BTD + depth(dropout(branch_BTD))
+    return residual(x_BTD, branch_BTD, dropout.p if dropout.training else 0.0)
 
 
 def drops(module: nn.Module) -> bool:

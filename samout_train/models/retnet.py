@@ -28,8 +28,8 @@ from samout_train.models.heads import (
     draw_xavier,
     head_size,
     in_heads,
-    turned,
 )
+from samout_train.ops.elementwise import turned, turned_heads
 from samout_train.ops.linear_attention import CHUNK, linear_attention
 
 GAIN, GAIN_OUT = 2**-2.5, 2**-1
@@ -104,12 +104,16 @@ class RetNet(nn.Module):
         if retained is None:
             retained = Retained(None, torch.zeros((), dtype=torch.int64, device=x_BTD.device))  # type: ignore[arg-type]
         time = x_BTD.shape[1]
-        position_T = retained.position + torch.arange(time, device=x_BTD.device)
+        if retained.memory_BHKV is None and (of_start := turned_heads(q_BHTK, k_BHTK)) is not None:
+            q_BHTK, k_BHTK, _ = of_start
+        else:
+            position_T = retained.position + torch.arange(time, device=x_BTD.device)
+            q_BHTK, k_BHTK = turned(q_BHTK, position_T), turned(k_BHTK, position_T)
         head_H = torch.arange(self.num_heads, dtype=torch.float64, device=x_BTD.device)
         log_decay_H = torch.log1p(-torch.exp2(-5 - head_H))
         o_BHTV, memory_BHKV = linear_attention(
-            turned(q_BHTK, position_T) / math.sqrt(self.key_size),
-            turned(k_BHTK, position_T),
+            q_BHTK / math.sqrt(self.key_size),
+            k_BHTK,
             v_BHTV,
             log_decay_H[None, :, None].expand(1, self.num_heads, time),
             retained.memory_BHKV,

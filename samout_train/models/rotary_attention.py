@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samout_train.config import Positive, validated
-from samout_train.models.heads import in_heads, turned
+from samout_train.models.heads import in_heads
 from samout_train.models.layers import Linear, RMSNorm
 from samout_train.models.state import padding_of
+from samout_train.ops.elementwise import turned, turned_heads
 
 
 class Seen(NamedTuple):
@@ -71,23 +72,27 @@ class RotaryAttention(nn.Module):
         """Mix (B, T, D)."""
         streams = self.projection(x_BTD).chunk(3, dim=-1)
         q_BHTK, k_BHSK, v_BHSK = (in_heads(stream, self.num_heads) for stream in streams)
-        q_BHTK, k_BHSK = self.query_norm(q_BHTK).to(v_BHSK.dtype), self.key_norm(k_BHSK).to(v_BHSK.dtype)
         missing_B = None
-        if state is not None:
-            missing_B = state.missing_B
-            k_BHSK = torch.cat([state.keys_BHSK.to(k_BHSK.dtype), k_BHSK], dim=2)
-            v_BHSK = torch.cat([state.values_BHSK.to(v_BHSK.dtype), v_BHSK], dim=2)
+        if state is None and (of_start := self._turned_from_start(q_BHTK, k_BHSK)) is not None:
+            q_BHTK, k_BHSK, plain_BHSK = of_start
+        else:
+            q_BHTK, plain_BHSK = self.query_norm(q_BHTK).to(v_BHSK.dtype), self.key_norm(k_BHSK).to(v_BHSK.dtype)
+            if state is not None:
+                missing_B = state.missing_B
+                plain_BHSK = torch.cat([state.keys_BHSK.to(plain_BHSK.dtype), plain_BHSK], dim=2)
+                v_BHSK = torch.cat([state.values_BHSK.to(v_BHSK.dtype), v_BHSK], dim=2)
+            position_S = torch.arange(plain_BHSK.shape[2], device=x_BTD.device)
+            q_BHTK, k_BHSK = turned(q_BHTK, position_S[-q_BHTK.shape[2] :]), turned(plain_BHSK, position_S)
         time, seen = q_BHTK.shape[2], k_BHSK.shape[2]
-        position_S = torch.arange(seen, device=x_BTD.device)
-        after = self._kept(k_BHSK, v_BHSK, missing_B)
-        q_BHTK, k_BHSK = turned(q_BHTK, position_S[seen - time :]), turned(k_BHSK, position_S)
+        after = self._kept(plain_BHSK, v_BHSK, missing_B)
         if self.window is not None and time == seen and time > 2 * self.window:
             o_BHTK = self._by_blocks(q_BHTK, k_BHSK, v_BHSK, self.window)
         else:
-            mask = self._mask(position_S[seen - time :], position_S)
+            mask = self._mask(time, seen, x_BTD.device)
             padding_BS = padding_of(missing_B, seen)
             if padding_BS is not None:
                 if mask is None:
+                    position_S = torch.arange(seen, device=x_BTD.device)
                     mask = position_S[seen - time :, None] >= position_S
                 mask = mask & ~padding_BS[:, None, None]
             o_BHTK = F.scaled_dot_product_attention(
@@ -95,6 +100,12 @@ class RotaryAttention(nn.Module):
             )
         joined_BTD: Tensor = self.out(o_BHTK.transpose(1, 2).flatten(2))
         return joined_BTD, after
+
+    def _turned_from_start(self, q_BHTK: Tensor, k_BHTK: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return what `turned_heads` does, for the tokens of a sequence from its first."""
+        if isinstance(self.query_norm, RMSNorm):
+            return turned_heads(q_BHTK, k_BHTK, self.query_norm, self.key_norm)
+        return turned_heads(q_BHTK, k_BHTK)
 
     def _kept(self, k_BHSK: Tensor, v_BHSK: Tensor, missing_B: Tensor | None) -> Seen:
         """Return the keys and values that later tokens may attend to."""
@@ -105,14 +116,13 @@ class RotaryAttention(nn.Module):
             missing_B = (missing_B - first).clamp(min=0)
         return Seen(k_BHSK[:, :, first:], v_BHSK[:, :, first:], missing_B)
 
-    def _mask(self, position_T: Tensor, position_S: Tensor) -> Tensor | None:
-        """Return (T, S), True where a token may attend; None if torch needs no mask."""
-        window = self.window or len(position_S)
-        if len(position_T) == 1 and len(position_S) <= window:
+    def _mask(self, time: int, seen: int, device: torch.device) -> Tensor | None:
+        """Return (T, S), True where one of the last T tokens may attend to one of S; None if torch needs no mask."""
+        window = self.window or seen
+        if time in (1, seen) and seen <= window:
             return None
-        if len(position_T) == len(position_S) <= window:
-            return None
-        back_TS = position_T[:, None] - position_S
+        position_S = torch.arange(seen, device=device)
+        back_TS = position_S[seen - time :, None] - position_S
         return (back_TS >= 0) & (back_TS < window)
 
     def _by_blocks(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, size: int) -> Tensor:

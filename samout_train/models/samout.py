@@ -39,9 +39,11 @@ from samout_train.models.regularisation import (
     StochasticDepth,
     connect_by_chance,
     drops,
+    joined,
     rate_of_site,
 )
 from samout_train.models.state import LayerState, as_layer_state
+from samout_train.ops.elementwise import Stream, add_norm
 from samout_train.ops.linear import Stack, found_copy, linear, stacked_linear
 from samout_train.ops.max_scan import max_mix
 from samout_train.ops.samout_layer import blended, gated, gated_halves, step, takes_step
@@ -234,19 +236,22 @@ class SamOutLayer(nn.Module):
             self.register_parameter("alpha", None)
             self.feed_forward_norm = nn.LayerNorm(hidden_size)
         if convolution_size:
-            self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size)
+            self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size, feeds_products=True)
 
-    def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Return the layer's output (B, T, D) and its next state: the mixer's, or a LayerState."""
+    def forward(self, stream: Stream, state: Any) -> tuple[Stream, Any]:
+        """Return the layer's output (B, T, D), as `residual` does, and its next state: the mixer's, or a LayerState."""
+        if self.feed_forward_norm is not None:
+            x_BTD, y_BTD = add_norm(stream, self.norm)
+            u_BTD, state = self._mixed(y_BTD, state)
+            x_BTD, y_BTD = add_norm(
+                joined(x_BTD, u_BTD, self.mixer_dropout, self.stochastic_depth), self.feed_forward_norm
+            )
+            return joined(x_BTD, self.feed_forward(y_BTD), self.ffn_dropout, self.stochastic_depth), state
+        x_BTD = cast(Tensor, stream)
         if self._takes_step(x_BTD):
             return self._step(x_BTD, state)
-        if self.feed_forward_norm is not None:
-            u_BTD, state = self._mixed(self.norm(x_BTD), state)
-            x_BTD = x_BTD + self.stochastic_depth(u_BTD)
-            f_BTD = self.ffn_dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
-            return x_BTD + self.stochastic_depth(f_BTD), state
         u_BTD, state = self._mixed(x_BTD, state)
-        dropout = 0.0
+        u_BTD, dropout = self.mixer_dropout(u_BTD), 0.0
         if self.training:
             dropout = self.ffn_dropout.p
         y_BTD = blended(self.feed_forward(u_BTD), x_BTD, self.alpha, self.norm, dropout)
@@ -264,7 +269,7 @@ class SamOutLayer(nn.Module):
             state = LayerState(mixer_state, tokens_BKD)
         if self.output_gate is not None:
             u_BTD = self.output_gate(u_BTD, x_BTD)
-        return self.mixer_dropout(u_BTD), state
+        return u_BTD, state
 
     @property
     def is_published(self) -> bool:
@@ -437,12 +442,12 @@ class SamOut(nn.Module):
             raise ValueError(
                 f"state has {len(states)} layers, the model {len(self.layers)}: pass the state that it returned"
             )
-        x_BTD = self.embedding_dropout(self.embedding(ids_BT))
+        stream: Stream = self.embedding_dropout(self.embedding(ids_BT))
         next_state = []
         for layer, before in zip(self.layers, states, strict=True):
-            x_BTD, after = layer(x_BTD, before)
+            stream, after = layer(stream, before)
             next_state.append(after)
-        x_BTD = self.norm(x_BTD)
+        x_BTD = add_norm(stream, self.norm)[1]
         if not return_hidden:
             x_BTD = linear(x_BTD, self.head_weight)
         return x_BTD, next_state

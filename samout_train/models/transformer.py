@@ -38,6 +38,7 @@ from samout_train.models.state import (
     padding_of,
     require_room,
 )
+from samout_train.ops.elementwise import Stream, add_norm, residual
 
 ROTARY_BASE = 10_000.0
 Rotation = tuple[Tensor, Tensor]
@@ -187,18 +188,20 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x_BTD: Tensor,
+        stream: Stream,
         state: Any,
         padding_mask_BS: Tensor | None,
         *,
         rotation: Rotation | None,
         capacity: int,
         return_attention: bool,
-    ) -> tuple[Tensor, Any, Tensor | None]:
+    ) -> tuple[Stream, Any, Tensor | None]:
         """Return the results of Attention.forward; with a convolution, the state is a LayerState around the cache."""
-        pre, inner_BTD, tokens_BKD = self.norm == "pre", x_BTD, None
+        pre, tokens_BKD = self.norm == "pre", None
         if pre:
-            inner_BTD = self.attention_norm(x_BTD)
+            x_BTD, inner_BTD = add_norm(stream, self.attention_norm)
+        else:
+            x_BTD = inner_BTD = cast(Tensor, stream)
         if self.convolution is not None:
             state, tokens_BKD = as_layer_state(state)
             if padding_mask_BS is not None:
@@ -213,14 +216,14 @@ class Block(nn.Module):
             return_attention=return_attention,
         )
         if pre:
-            x_BTD = x_BTD + y_BTD
-            x_BTD = x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+            x_BTD, y_BTD = add_norm(residual(x_BTD, y_BTD), self.feed_forward_norm)
+            stream = residual(x_BTD, self.feed_forward(y_BTD))
         else:
             x_BTD = self.attention_norm(x_BTD + y_BTD)
-            x_BTD = self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
+            stream = self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
         if self.convolution is None:
-            return x_BTD, cache, weights_BHTS
-        return x_BTD, LayerState(cache, tokens_BKD), weights_BHTS
+            return stream, cache, weights_BHTS
+        return stream, LayerState(cache, tokens_BKD), weights_BHTS
 
 
 class Transformer(nn.Module):
@@ -298,7 +301,7 @@ class Transformer(nn.Module):
             )
             convolution = None
             if convolution_size:
-                convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size)
+                convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size, feeds_products=True)
             self.layers.append(
                 Block(
                     hidden_size=hidden_size,
@@ -359,11 +362,11 @@ class Transformer(nn.Module):
             if padding_mask_BS is not None:
                 padding_BS = padding_BS | padding_mask_BS
             padding_mask_BS = padding_BS
-        x_BTD, rotation = self._embedded(ids_BT, past, missing_B)
+        stream, rotation = self._embedded(ids_BT, past, missing_B)
         next_state, weights = [], []
         for layer, before in zip(self.layers, states, strict=True):
-            x_BTD, after, weights_BHTS = layer(
-                x_BTD,
+            stream, after, weights_BHTS = layer(
+                stream,
                 before,
                 padding_mask_BS,
                 rotation=rotation,
@@ -372,14 +375,14 @@ class Transformer(nn.Module):
             )
             next_state.append(after)
             weights.append(weights_BHTS)
-        out_BTV = self.norm(x_BTD)
+        out_BTV = add_norm(stream, self.norm)[1]
         if not return_hidden:
             out_BTV = self.head(out_BTV)
         if return_attention:
             return out_BTV, next_state, weights
         return out_BTV, next_state
 
-    def _embedded(self, ids_BT: Tensor, past: int, missing_B: Tensor | None) -> tuple[Tensor, Rotation | None]:
+    def _embedded(self, ids_BT: Tensor, past: int, missing_B: Tensor | None) -> tuple[Stream, Rotation | None]:
         """Return the embedded tokens, with learned positions added, or with the rotation by rotary ones."""
         x_BTD = self.embedding(ids_BT)
         if self.positions is None:

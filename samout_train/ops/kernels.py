@@ -117,6 +117,13 @@ def has_head_kernels(q_BHTK: Tensor) -> bool:
 is_fused._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def products_dtype(x: Tensor) -> torch.dtype:
+    """Return the precision of products of x: autocast's where it is on."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
 def is_traced(tensor: Tensor) -> bool:
     """Return whether operations on a tensor are recorded, profiled or intercepted: it needs a registered operator.
 

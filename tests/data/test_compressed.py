@@ -219,10 +219,12 @@ READ = """
 import resource, sys
 from pathlib import Path
 from samout_train.data.text.documents import JsonlReader
-from samout_train.data.text.tables import table_kind
+from samout_train.data.text.tables import row_to_cut, table_kind
 import hashlib, pyarrow.parquet, zstandard
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 digest = hashlib.sha256()
+if table_kind(Path(sys.argv[1])):
+    row_to_cut(Path(sys.argv[1]), 1, 2)
 for piece in JsonlReader.of({}).read(Path(sys.argv[1])):
     for part in piece.parts:
         digest.update(str(part).encode())

@@ -24,7 +24,7 @@ def script() -> ModuleType:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_each_held_out_question_is_of_a_learned_fact_and_none_is_learned(script: ModuleType, seed: int) -> None:
     learned, held_out = script.questions(seed)
-    assert len(held_out) == 200 and len(learned) + 200 == 20 * len(script.facts())
+    assert len(held_out) == 200 and len(learned) + 200 == 90 * len(script.facts())
     texts = {question.text for question in learned}
     assert len(texts) == len(learned) and not texts & {question.text for question in held_out}
     for question in held_out:

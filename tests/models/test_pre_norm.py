@@ -12,7 +12,7 @@ from samout_train import build_model
 from samout_train.config import CONF, ConfigError, build, compose_config
 from samout_train.evaluation.verify import distance
 from samout_train.models import map_state, state_bytes
-from samout_train.models.heads import turned
+from samout_train.ops.elementwise import turned
 from tests.support.marks import mostly_nightly, spread
 
 WIDTH, HEADS, TIME = 12, 2, 70  # past the border of a chunk of 64

@@ -110,6 +110,12 @@ def test_v1_needs_its_heads_and_says_so() -> None:
     assert load_published(published_v1(), num_heads=2).head is None
 
 
+def test_the_v1_of_the_public_repository_gets_its_own_sentence() -> None:
+    other = published_v1() | {"pos.weight": torch.zeros(9, 4), "down.0.weight": torch.zeros(4, 8)}
+    with pytest.raises(ValueError, match="public repository, which is another program than V1 here: it concatenates"):
+        load_published(other, num_heads=2)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

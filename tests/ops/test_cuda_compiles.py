@@ -24,8 +24,12 @@ from samout_train.ops.block_scan.triton import (
     block_maps,
     block_starts,
 )
+from samout_train.ops.causal_convolution import cuda as convolution
+from samout_train.ops.causal_convolution.triton import convolution_row_gradients, convolution_rows
 from samout_train.ops.cross_entropy import cuda as cross_entropy
 from samout_train.ops.cross_entropy.triton import cross_entropy_row
+from samout_train.ops.elementwise import cuda as elementwise
+from samout_train.ops.elementwise.triton import add_norm_row, add_norm_row_gradients, turn_row_gradients, turn_rows
 from samout_train.ops.max_scan import cuda
 from samout_train.ops.max_scan.reference import CODES
 from samout_train.ops.max_scan.triton import (
@@ -56,6 +60,22 @@ WIDTH = 768
 INTEGERS = {"time": "i32", "rows": "i32", "chunks": "i32", "V": "i32", "ignored": "i64", "count": "i32"}
 INTEGERS |= {"positions": "i32", "threshold": "i64", "kept": "fp32", "eps": "fp32"}
 STORED = {"packed", "decay", "y", "grad_y", "grad_packed", "grad_decay", "logits"}
+INTEGERS |= {f"{which}_along_{way}": "i32" for which in "qk" for way in "bth"}
+INTEGERS |= {"batch": "i32", "lead": "i32", "along_b": "i32", "along_t": "i32"}
+STORED |= {
+    "whole",
+    "grad_whole",
+    "branch",
+    "grad_branch",
+    "q",
+    "k",
+    "q_turned",
+    "k_turned",
+    "k_plain",
+    "grad_q",
+    "grad_k",
+}
+STORED |= {"grad_q_turned", "grad_k_turned", "grad_k_plain"}
 STORED |= {"up", "gate", "grad_up", "grad_gate", "f", "grad_f"}  # in the dtype of the input
 WHOLE = {"news": "*i32", "targets": "*i64", "seed": "*i64"}
 MOST_WAITS = 2  # for memory in a tile; left to itself, ptxas makes 19 in the backward pass
@@ -170,13 +190,29 @@ def test_the_loss_spills_nothing_and_reads_whole_vectors(dtype: str, tmp_path: P
 def test_the_parts_of_a_layer_spill_nothing(dtype: str, tmp_path: Path) -> None:
     path = tmp_path / "kernel.cubin"
     for kernel in (gate_elements, gate_element_gradients):
-        for halves in (False, True):
-            constants = {"F": WIDTH, "HALVES": halves, "BLOCK": layer.ELEMENTS}
+        for halves, silu in ((False, False), (True, False), (True, True)):
+            constants = {"F": WIDTH, "HALVES": halves, "SILU": silu, "BLOCK": layer.ELEMENTS}
             instructions = assembly(kernel, dtype, layer.OPTIONS, path, **constants)
             assert_nothing_spilled(instructions)
             assert "LDG.E.128" in instructions and "STG.E.128" in instructions, "vectors are cut"
     for kernel in (blend_row, blend_row_gradients):
         assert_nothing_spilled(assembly(kernel, dtype, layer.OPTIONS, path, DROPS=True, D=WIDTH, BLOCK=1024))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp32", marks=pytest.mark.nightly)])
+def test_norms_convolutions_and_rotary_positions_spill_nothing(dtype: str, tmp_path: Path) -> None:
+    path, row = tmp_path / "kernel.cubin", {"ADDS": True, "DROPS": True, "CENTRES": True, "D": WIDTH, "BLOCK": 1024}
+    assert_nothing_spilled(assembly(add_norm_row, dtype, elementwise.OPTIONS, path, **row))
+    row["HAS_GRAD_TOTAL"] = True
+    assert_nothing_spilled(assembly(add_norm_row_gradients, dtype, elementwise.OPTIONS, path, **row))
+    sizes = {"HAS_BIAS": True, "SILU": True, "K": 4, "D": WIDTH, "ROWS": convolution.ROWS, "BLOCK": convolution.BLOCK}
+    assert_in_registers(assembly(convolution_rows, dtype, convolution.OPTIONS, path, **sizes))
+    # A program's sums pass shared memory once, at its end, to be stored one after another.
+    assert_nothing_spilled(assembly(convolution_row_gradients, dtype, convolution.OPTIONS, path, **sizes))
+    heads = {"NORMS": True, "H": 12, "P": 32, "PAIRS": 32, "ROWS": elementwise.ELEMENTS // 32}
+    assert_nothing_spilled(assembly(turn_rows, dtype, elementwise.OPTIONS, path, **heads))
+    assert_nothing_spilled(assembly(turn_row_gradients, dtype, elementwise.OPTIONS, path, HAS_PLAIN=True, **heads))
 
 
 @pytest.mark.nightly

@@ -85,7 +85,7 @@ def test_a_gate_of_halves_is_that_of_two_tensors_to_the_bit(dtype: torch.dtype) 
     packed, grad = torch.randn(3, 5, 94).to(dtype).requires_grad_(), torch.randn(3, 5, 47).to(dtype)
     results = []
     halves = [half.contiguous() for half in packed.chunk(2, dim=-1)]
-    for y in (operator.gated_halves(packed), operator.gated(*halves)):
+    for y in (operator.gated_halves(packed, False), operator.gated(*halves)):
         results.append((y, *torch.autograd.grad(y, packed, grad)))
     for got, want in zip(*results, strict=True):
         assert torch.equal(got, want)
@@ -178,12 +178,14 @@ def test_the_kernels_for_cuda_drop_and_compute_what_those_for_the_cpu_do(dropout
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this process runs Triton's kernels already")
+@pytest.mark.parametrize("cases", ["not nightly", pytest.param("nightly", marks=pytest.mark.nightly)])
 @pytest.mark.slow
-def test_the_kernels_for_cuda_pass_in_tritons_interpreter() -> None:
+def test_the_kernels_for_cuda_pass_in_tritons_interpreter(cases: str) -> None:
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-q", str(Path(__file__))]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-q", "-W", "ignore"]
     # The interpreter cuts bfloat16 off instead of rounding it.
-    command += ["-W", "ignore", "-k", "for_cuda or (gradients and not dtype1)"]
+    command += ["-m", cases, "-k", "elementwise or for_cuda or (gradients and not dtype1)"]
+    command += [str(Path(__file__)), str(Path(__file__).with_name("test_elementwise.py"))]
     done = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600
     )

@@ -11,7 +11,7 @@ from samout_train.config import Problem, validated
 from samout_train.data.source import Rows, Source, source_function
 from samout_train.data.text.base import TRAIN_SHARE, TextSource, counts_of, place_of, too_short
 from samout_train.data.text.conversations import ExtraFields
-from samout_train.data.text.copies import warn_of_copies
+from samout_train.data.text.copies import starts_of, warn_of_copies
 from samout_train.data.text.documents import JsonlReader, LineEnds
 from samout_train.data.text.files import Counts, Survey, find, survey
 from samout_train.data.text.learned import Learn, LearnedRows, learned_tokens
@@ -208,7 +208,7 @@ def rows_of(
 
 def _documents(tokens: NDArray[np.integer], path: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return start, at its `<|sos|>`, and end of each document, (documents, 2), for training and validation."""
-    starts = np.flatnonzero(tokens == SOS_ID)
+    starts = starts_of(tokens)
     if len(starts) < 2:
         raise ValueError(
             f"data.path={path}: has {len(starts)} document: use two or more, so that one is left for validation"

@@ -128,7 +128,11 @@ def _groups_of(path: Path, size: int, modified_ns: int) -> tuple[list[int], list
             rows = [group.num_rows for group in groups]
             sizes = [group.total_byte_size for group in groups]
         else:
-            rows = sizes = [batch.num_rows for batch, _ in _ArrowTable(file, [0]).batches(0)]
+            table, rows = _ArrowTable(file), []
+            for batch, _ in table.batches(0):
+                rows.append(batch.num_rows)
+                table.release()
+            sizes = rows
     ends, total = [0, *accumulate(sizes)], max(1, sum(sizes))
     return [0, *accumulate(rows)], [*(end / total for end in ends[:-1]), 1.0]
 
@@ -180,25 +184,17 @@ def _arrow_batches(path: Path, columns: Sequence[str], start: int) -> Iterator[t
 
 
 class _ArrowTable:
-    """Read the record batches of an Arrow file or stream, which is mapped and not copied.
+    """Read the record batches of an open Arrow file or stream, which is mapped and not copied."""
 
-    Args:
-        file: The open file.
-        fields: The numbers of the columns to read; None for all.
-    """
-
-    def __init__(self, file: IO[bytes], fields: Sequence[int] | None = None) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         import pyarrow
 
         self._pool = pyarrow.default_memory_pool()
         self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._source = pyarrow.BufferReader(pyarrow.py_buffer(self._mapped))
         self._is_stream = self._mapped[: len(ARROW)] != ARROW
-        options = pyarrow.ipc.IpcReadOptions(included_fields=fields)
-        if self._is_stream:
-            self._reader = pyarrow.ipc.open_stream(self._source, options=options)
-        else:
-            self._reader = pyarrow.ipc.open_file(self._source, options=options)
+        opened = pyarrow.ipc.open_stream if self._is_stream else pyarrow.ipc.open_file
+        self._reader = opened(self._source)
         self.names: list[str] = self._reader.schema.names
 
     def batches(self, number: int) -> Iterator[tuple[Any, int]]:

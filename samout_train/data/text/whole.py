@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from samout_train.data.shards.index import digest_of, read_index
 from samout_train.data.source import Rows, Source
 from samout_train.data.text import jsonl, text
+from samout_train.data.text.copies import starts_of
 from samout_train.data.text.files import Survey
 from samout_train.data.text.hundred_megabytes import Enwik8, Text8
 from samout_train.data.text.learned import LearnedRows, learned_tokens
@@ -84,7 +85,7 @@ class WholeData:
     def _rows_of(self, stream: NDArray[np.integer]) -> TokenRows | PaddedRows:
         if self.packed:
             return TokenRows(stream, seq_len=min(self.seq_len, len(self.tokens) - 1), seed=0)
-        starts = np.flatnonzero(self.tokens == SOS_ID)
+        starts = starts_of(self.tokens)
         documents = np.stack([starts, np.append(starts[1:], len(self.tokens))], axis=1)
         return PaddedRows(stream, documents, seq_len=self.seq_len)
 

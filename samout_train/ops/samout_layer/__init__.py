@@ -1,6 +1,6 @@
 """Fused elementwise operations of a SamOut layer, which read each input once and write each result once.
 
-    gate(up, gate) = up * relu(gate)
+    gate(up, gate) = up * relu(gate); on CUDA also up * silu(gate), of SwiGLU
     blend(f, x)    = LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x
 
 `step` runs one token through a whole layer in one kernel, whose time is that of reading the weights.
@@ -32,13 +32,19 @@ def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
     return operator.gated(up_BTF.contiguous(), gate_BTF.contiguous())
 
 
-def gated_halves(packed_BTP: Tensor) -> Tensor:
-    """Return `gated` of up and gate side by side, which on CUDA are read where they are."""
+def gated_halves(packed_BTP: Tensor, *, silu: bool = False) -> Tensor:
+    """Return `gated` of up and gate side by side, which on CUDA are read where they are.
+
+    Args:
+        packed_BTP: (B, T, 2 F).
+        silu: Whether the result is up * silu(gate), as in SwiGLU.
+    """
     if packed_BTP.device.type != "cuda" or not _takes(packed_BTP):
-        return gated(*packed_BTP.chunk(2, dim=-1))
+        up_BTF, gate_BTF = packed_BTP.chunk(2, dim=-1)
+        return up_BTF * F.silu(gate_BTF) if silu else gated(up_BTF, gate_BTF)
     from samout_train.ops.samout_layer import operator
 
-    return operator.gated_halves(packed_BTP.contiguous())
+    return operator.gated_halves(packed_BTP.contiguous(), silu)
 
 
 def blended(f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, norm: nn.LayerNorm, dropout: float) -> Tensor:

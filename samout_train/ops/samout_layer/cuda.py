@@ -23,14 +23,15 @@ PROGRAMS = 528  # of the blend's gradients: four for each multiprocessor of an H
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
-def gate(up_BTF: Tensor, gate_BTF: Tensor, y_BTF: Tensor, *, halves: bool = False) -> None:
-    """Fill y_BTF with up * relu(gate).
+def gate(up_BTF: Tensor, gate_BTF: Tensor, y_BTF: Tensor, *, halves: bool = False, silu: bool = False) -> None:
+    """Fill y_BTF with up * relu(gate), or up * silu(gate).
 
     Args:
         halves: Whether both are halves of one contiguous tensor (B, T, 2 F).
+        silu: Whether the gate is a silu.
     """
     count = y_BTF.numel()
-    options = {"F": y_BTF.shape[-1], "HALVES": halves, "BLOCK": ELEMENTS, **OPTIONS}
+    options = {"SILU": silu, "F": y_BTF.shape[-1], "HALVES": halves, "BLOCK": ELEMENTS, **OPTIONS}
     with torch.cuda.device_of(y_BTF):
         gate_elements[(triton.cdiv(count, ELEMENTS),)](up_BTF, gate_BTF, y_BTF, count, **options)
 
@@ -43,10 +44,11 @@ def gate_gradients(
     grad_gate_BTF: Tensor,
     *,
     halves: bool = False,
+    silu: bool = False,
 ) -> None:
     """Fill the last two."""
     count = grad_BTF.numel()
-    options = {"F": grad_BTF.shape[-1], "HALVES": halves, "BLOCK": ELEMENTS, **OPTIONS}
+    options = {"SILU": silu, "F": grad_BTF.shape[-1], "HALVES": halves, "BLOCK": ELEMENTS, **OPTIONS}
     with torch.cuda.device_of(grad_BTF):
         gate_element_gradients[(triton.cdiv(count, ELEMENTS),)](
             up_BTF, gate_BTF, grad_BTF, grad_up_BTF, grad_gate_BTF, count, **options

@@ -81,37 +81,42 @@ class _Gated(torch.autograd.Function):
 
 
 @torch.library.custom_op("samout_train::gated_halves", mutates_args=())
-def gated_halves(packed_BTP: Tensor) -> Tensor:
+def gated_halves(packed_BTP: Tensor, silu: bool) -> Tensor:
     """Return samout_train.ops.samout_layer.gated_halves of a contiguous tensor; CUDA alone has a kernel."""
-    y_BTF = _half_of(packed_BTP)
-    _kernels(packed_BTP).gate(*packed_BTP.chunk(2, dim=-1), y_BTF, halves=True)
+    y_BTF = _half_of(packed_BTP, silu)
+    _kernels(packed_BTP).gate(*packed_BTP.chunk(2, dim=-1), y_BTF, halves=True, silu=silu)
     return y_BTF
 
 
 @gated_halves.register_fake
-def _half_of(packed_BTP: Tensor) -> Tensor:
+def _half_of(packed_BTP: Tensor, silu: bool) -> Tensor:
     return packed_BTP.new_empty(*packed_BTP.shape[:-1], packed_BTP.shape[-1] // 2)
 
 
 @torch.library.custom_op("samout_train::gated_halves_backward", mutates_args=())
-def _gated_halves_backward(packed_BTP: Tensor, grad_BTF: Tensor) -> Tensor:
+def _gated_halves_backward(packed_BTP: Tensor, grad_BTF: Tensor, silu: bool) -> Tensor:
     grad_BTP = torch.empty_like(packed_BTP)
     given = (*packed_BTP.chunk(2, dim=-1), grad_BTF, *grad_BTP.chunk(2, dim=-1))
-    _kernels(packed_BTP).gate_gradients(*given, halves=True)
+    _kernels(packed_BTP).gate_gradients(*given, halves=True, silu=silu)
     return grad_BTP
 
 
 @_gated_halves_backward.register_fake
-def _(packed_BTP: Tensor, grad_BTF: Tensor) -> Tensor:
+def _(packed_BTP: Tensor, grad_BTF: Tensor, silu: bool) -> Tensor:
     return torch.empty_like(packed_BTP)
 
 
-def _through_halves(ctx: Any, grad_BTF: Tensor) -> Tensor:
-    grad_BTP: Tensor = _gated_halves_backward(*ctx.saved_tensors, grad_BTF.contiguous())
-    return grad_BTP
+def _keep_halves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    packed_BTP, ctx.silu = inputs
+    ctx.save_for_backward(packed_BTP)
 
 
-gated_halves.register_autograd(_through_halves, setup_context=_keep_inputs)
+def _through_halves(ctx: Any, grad_BTF: Tensor) -> tuple[Tensor, None]:
+    grad_BTP: Tensor = _gated_halves_backward(*ctx.saved_tensors, grad_BTF.contiguous(), ctx.silu)
+    return grad_BTP, None
+
+
+gated_halves.register_autograd(_through_halves, setup_context=_keep_halves)
 
 
 def blended(

@@ -13,19 +13,29 @@ def _places(place, F: tl.constexpr, HALVES: tl.constexpr):
 
 
 @triton.jit
-def gate_elements(up, gate, y, count, F: tl.constexpr, HALVES: tl.constexpr, BLOCK: tl.constexpr):
-    """Store up * relu(gate) of BLOCK elements. A gate of NaN is not closed."""
+def gate_elements(up, gate, y, count, SILU: tl.constexpr, F: tl.constexpr, HALVES: tl.constexpr, BLOCK: tl.constexpr):
+    """Store up * relu(gate) or up * silu(gate) of BLOCK elements. A gate of NaN is not closed."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside, at = place < count, _places(place, F, HALVES)
     opened = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
     given = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
-    out = given * tl.where(opened <= 0, 0.0, opened)
+    factor = opened * tl.sigmoid(opened) if SILU else tl.where(opened <= 0, 0.0, opened)
+    out = given * factor
     tl.store(y + place, out.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def gate_element_gradients(
-    up, gate, grad, grad_up, grad_gate, count, F: tl.constexpr, HALVES: tl.constexpr, BLOCK: tl.constexpr
+    up,
+    gate,
+    grad,
+    grad_up,
+    grad_gate,
+    count,
+    SILU: tl.constexpr,
+    F: tl.constexpr,
+    HALVES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Store the gradients of BLOCK elements of both."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -33,13 +43,17 @@ def gate_element_gradients(
     opened = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
     given = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
-    closed = opened <= 0
-    tl.store(grad_up + at, tl.where(closed, 0.0, g * opened).to(grad_up.dtype.element_ty), mask=inside)
-    tl.store(grad_gate + at, tl.where(closed, 0.0, g * given).to(grad_gate.dtype.element_ty), mask=inside)
+    if SILU:
+        share = tl.sigmoid(opened)
+        to_up, to_gate = g * opened * share, g * given * share * (1 + opened * (1 - share))
+    else:
+        to_up, to_gate = tl.where(opened <= 0, 0.0, g * opened), tl.where(opened <= 0, 0.0, g * given)
+    tl.store(grad_up + at, to_up.to(grad_up.dtype.element_ty), mask=inside)
+    tl.store(grad_gate + at, to_gate.to(grad_gate.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _factors(seed, places, kept, threshold):
+def dropout_factors(seed, places, kept, threshold):
     """Return the factors of dropout of elements: 0, or the scale of those that are kept; as cpu.py has them."""
     low = (seed & 0xFFFFFFFF).to(tl.uint32)
     stride = (seed >> 32).to(tl.uint32) | tl.full((), 1, tl.uint32)
@@ -74,7 +88,7 @@ def blend_row(
     fed = tl.load(f + at + columns, mask=inside, other=0.0).to(tl.float32)
     residual = tl.load(x + at + columns, mask=inside, other=0.0)
     if DROPS:
-        fed = fed * _factors(tl.load(seed), at + columns, kept, threshold)
+        fed = fed * dropout_factors(tl.load(seed), at + columns, kept, threshold)
     z = share * fed + (1 - share) * residual
     mean = tl.sum(z, 0) / D
     centred = tl.where(inside, z - mean, 0.0)
@@ -118,7 +132,7 @@ def blend_row_gradients(
         g = tl.load(grad + at + columns, mask=inside, other=0.0)
         factor = tl.full((BLOCK,), 1.0, tl.float32)
         if DROPS:
-            factor = _factors(tl.load(seed), at + columns, kept, threshold)
+            factor = dropout_factors(tl.load(seed), at + columns, kept, threshold)
         fed = fed * factor
         mean, inverse = tl.load(statistics + position), tl.load(statistics + positions + position)
         unit = tl.where(inside, (share * fed + (1 - share) * residual - mean) * inverse, 0.0)
