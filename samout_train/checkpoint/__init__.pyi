@@ -47,6 +47,7 @@ from .load import (
 )
 from .manager import Checkpoints as Checkpoints, Restored as Restored, made_with as made_with
 from .run_directory import (
+    EARLIER as EARLIER,
     Claim as Claim,
     DirectoryRefusedError as DirectoryRefusedError,
     TakenError as TakenError,

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from samout_train.checkpoint import holds_run, recorded_data, scalars
+from samout_train.checkpoint import EARLIER, holds_run, recorded_data, scalars
 from samout_train.config import ConfigError, saved_choice, saved_config
 from samout_train.experiments.compare.record import entry_of
 from samout_train.experiments.jobs import OUTPUT, Outcome, curve_of, outcome
@@ -114,7 +114,7 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
     """Return the runs, with labels of their own where runs of one label and data have different settings.
 
     Learning rate, seed and what a comparison chooses do not count as such, nor do settings that do not affect the
-    training.
+    training. A setting that an earlier version did not have has the value that it stands for.
     """
     settings = []
     groups: dict[Any, list[dict[str, Any]]] = {}
@@ -133,7 +133,7 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
             known = others
             if key == DIGEST:  # a run that has just begun has not recorded it
                 known = [of_run for of_run in others if key in of_run]
-            if any(of_run.get(key) != value for of_run in known):
+            if any(of_run.get(key, EARLIER.get(key)) != value for of_run in known):
                 marks.append(f"{key.removeprefix('model.')}={value}")
         if marks:
             run = replace(run, label=" ".join([run.label, *marks]))

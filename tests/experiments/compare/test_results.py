@@ -128,6 +128,16 @@ def test_models_of_one_name_with_other_settings_are_told_apart(tmp_path: Path) -
     assert [run.label for run in told_apart(runs)] == ["v8 num_layers=2"] * 2 + ["v8 num_layers=4"] * 2 + ["gru"]
 
 
+def test_a_run_from_before_a_setting_is_like_one_with_the_value_that_it_stands_for(tmp_path: Path) -> None:
+    before = read_run(make_run(tmp_path, "gla", 1e-3, 0, 1.0))
+    after, other = (
+        replace(before, config={**before.config, "model": {**before.config["model"], "drop_connect": share}})
+        for share in (0.0, 0.1)
+    )
+    assert [run.label for run in told_apart([before, after])] == ["gla", "gla"]
+    assert [run.label for run in told_apart([before, other])] == ["gla", "gla drop_connect=0.1"]
+
+
 def test_a_run_that_has_not_recorded_its_text_yet_keeps_the_label_of_the_others(tmp_path: Path) -> None:
     first, second = (read_run(make_run(tmp_path, "v8", 1e-3, seed, 1.0)) for seed in (1, 2))
     known = [replace(first, config={**first.config, "data": {"sha256": text}}) for text in ("0a", "0b")]
