@@ -3,6 +3,7 @@
 A cache that is read-only, full, damaged or missing costs time but never fails a call. Calls use torch's thread count.
 """
 
+import glob
 import hashlib
 import logging
 import os
@@ -43,6 +44,31 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
+class CacheFile(IndexDataCacheFile):
+    """The files of a cache. A data file belongs to one kernel, made from one state of the sources, and never changes.
+
+    numba numbers the data files and writes the index first. A process that starts meanwhile then runs the kernel that
+    had the number before: of earlier sources, or for other types.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        """Save a kernel, then name it in the index."""
+        digest = hashlib.sha256(repr((self._source_stamp, key)).encode()).hexdigest()
+        name = self._data_name_pattern.replace("{number:d}", digest[:16])
+        overloads = self._load_index()
+        if not overloads:
+            self._remove_others()
+        self._save_data(name, data)
+        self._save_index(overloads | {key: name})
+
+    def _remove_others(self) -> None:
+        """Remove the kernels of earlier sources; a process that misses one compiles it."""
+        before, _, after = self._data_name_pattern.partition("{number:d}")
+        for path in Path(self._cache_path).glob(f"{glob.escape(before)}*{after}"):
+            with suppress(OSError):
+                path.unlink()
+
+
 class _Cache(FunctionCache):
     """numba's cache of one function. A kernel that cannot be read or written is compiled in each process.
 
@@ -53,7 +79,7 @@ class _Cache(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         stamp = (self._impl.locator.get_source_stamp(), _digest_of_sources())
-        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
+        self._cache_file = CacheFile(self._cache_path, self._impl.filename_base, stamp)
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """Return the cached kernel; None if it is missing or cannot be read."""
