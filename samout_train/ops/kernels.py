@@ -10,14 +10,15 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
 Kernels = Literal["auto", "reference", "fused"]
@@ -156,6 +157,32 @@ def _choose_chunks(device_type: str) -> Choice:
     if reason := _unusable("triton") or _unusable("fla.ops.gla"):
         return Choice(False, f"flash-linear-attention cannot be used ({reason})")
     return Choice(True, f"flash-linear-attention {importlib.metadata.version('fla-core')}")
+
+
+def without_library(
+    forward: Callable[..., Any], keep: Callable[..., None], backward: Callable[..., tuple[Any, ...]]
+) -> type[torch.autograd.Function]:
+    """Return an operator's function for eager mode, without torch's library, which costs more than a small kernel.
+
+    Args:
+        forward: Returns the operator's outputs.
+        keep: What `register_autograd` takes as `setup_context`.
+        backward: What it takes as the backward pass. There is no second derivative.
+    """
+
+    class WithoutLibrary(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *given: Any) -> Any:
+            outputs = forward(*given)
+            keep(ctx, given, outputs)
+            return outputs
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            return backward(ctx, *grads)
+
+    return WithoutLibrary
 
 
 @cache

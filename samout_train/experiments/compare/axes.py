@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 PREFIXES = ("", "kilo", "mega", "giga", "tera", "peta", "exa", "zetta")
 DURATIONS = (("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0))
 SHORTEST_AXIS = 3.0  # of a unit of time: below it, the unit before has the rounder ticks
-LONGEST_INSIDE = 8  # entries of a legend that find room between the lines
+LONGEST_INSIDE = 4  # entries of a legend that find room between the lines
 NARROW_LABEL = 20  # characters of which three fit below a chart
 
 

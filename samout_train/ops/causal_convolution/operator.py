@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from samout_train.ops.kernels import is_traced
+from samout_train.ops.kernels import is_traced, without_library
 
 
 def convolve(*given: Any) -> Tensor:
@@ -82,21 +81,7 @@ def _backward(ctx: Any, grad_BTD: Tensor) -> tuple[Any, ...]:
 _convolve.register_autograd(_backward, setup_context=_keep)
 
 
-class _Convolve(torch.autograd.Function):
-    """The operator without torch's library around it."""
-
-    @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        """Return what `_convolve` does."""
-        y_BTD = _forward(*given)
-        _keep(ctx, given, y_BTD)
-        return y_BTD
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Any, ...]:
-        """Return the gradients of the inputs."""
-        return _backward(ctx, grad_BTD)
+_Convolve = without_library(_forward, _keep, _backward)
 
 
 def _kernels(tensor: Tensor) -> ModuleType:

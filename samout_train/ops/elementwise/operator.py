@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from samout_train.ops.kernels import is_traced
+from samout_train.ops.kernels import is_traced, without_library
 
 
 def add_norm(*given: Any) -> tuple[Tensor, Tensor]:
@@ -136,21 +135,7 @@ def _through_add_norm(ctx: Any, grad_total_BTD: Tensor | None, grad_y_BTD: Tenso
 _add_norm.register_autograd(_through_add_norm, setup_context=_keep_for_norm)
 
 
-class _AddNorm(torch.autograd.Function):
-    """The operator without torch's library around it."""
-
-    @staticmethod
-    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `_add_norm` does."""
-        outputs = _add_norm_forward(*given)
-        _keep_for_norm(ctx, given, outputs)
-        return outputs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        """Return the gradients of the inputs."""
-        return _through_add_norm(ctx, *grads)
+_AddNorm = without_library(_add_norm_forward, _keep_for_norm, _through_add_norm)
 
 
 def turn(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -246,21 +231,7 @@ def _through_turn(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
 _turn.register_autograd(_through_turn, setup_context=_keep_for_turn)
 
 
-class _Turn(torch.autograd.Function):
-    """The operator without torch's library around it."""
-
-    @staticmethod
-    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `_turn` does."""
-        outputs = _turn_forward(*given)
-        _keep_for_turn(ctx, given, outputs)
-        return outputs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        """Return the gradients of the inputs."""
-        return _through_turn(ctx, *grads)
+_Turn = without_library(_turn_forward, _keep_for_turn, _through_turn)
 
 
 def _kernels(tensor: Tensor) -> ModuleType:

@@ -5,14 +5,14 @@ There is no second derivative.
 
 # B batch, H heads, T time, N chunks, K width of a key, V width of a value
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from samout_train.ops.head_kernels.layout import CHUNK, by_heads, padded, rows_of
-from samout_train.ops.kernels import is_traced
+from samout_train.ops.kernels import is_traced, without_library
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -161,18 +161,4 @@ def _backward(
 _recur.register_autograd(_backward, setup_context=_setup_context)
 
 
-class _Recur(torch.autograd.Function):
-    """The operator without torch's library around it."""
-
-    @staticmethod
-    def forward(ctx: Any, *given: Any) -> Outputs:
-        """Return what `_recur` does."""
-        outputs = _forward(*given, keeps=True)
-        _setup_context(ctx, given, outputs)
-        return outputs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the inputs."""
-        return _backward(ctx, *grads)
+_Recur = without_library(partial(_forward, keeps=True), _setup_context, _backward)

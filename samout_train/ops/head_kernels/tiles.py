@@ -104,38 +104,27 @@ def _generate_tile(vectors: int) -> Callable[..., Any]:
 TILE = types.void(*[types.int64] * 2, types.float32, *[types.int64] * 7)
 
 
-@intrinsic
-def _wide_tile(
-    typing_context: Any,
-    out: Any,
-    begun: Any,
-    factor: Any,
-    out_row: Any,
-    a: Any,
-    a_row: Any,
-    a_column: Any,
-    b: Any,
-    b_row: Any,
-    depth: Any,
-) -> Any:
-    return TILE, _generate_tile(2)
+def _tile(vectors: int) -> Any:
+    @intrinsic
+    def tile(
+        typing_context: Any,
+        out: Any,
+        begun: Any,
+        factor: Any,
+        out_row: Any,
+        a: Any,
+        a_row: Any,
+        a_column: Any,
+        b: Any,
+        b_row: Any,
+        depth: Any,
+    ) -> Any:
+        return TILE, _generate_tile(vectors)
+
+    return tile
 
 
-@intrinsic
-def _narrow_tile(
-    typing_context: Any,
-    out: Any,
-    begun: Any,
-    factor: Any,
-    out_row: Any,
-    a: Any,
-    a_row: Any,
-    a_column: Any,
-    b: Any,
-    b_row: Any,
-    depth: Any,
-) -> Any:
-    return TILE, _generate_tile(1)
+_wide_tile, _narrow_tile = _tile(2), _tile(1)
 
 
 @intrinsic

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from samout_train.ops.kernels import is_traced
+from samout_train.ops.kernels import is_traced, without_library
 from samout_train.ops.max_scan.reference import Form, num_streams
 
 ROWS_A_CARRY = {"cpu": 64, "cuda": 16}
@@ -133,23 +132,7 @@ def _backward(ctx: Any, grad_y_BTD: Tensor | None, grad_last_BD: Tensor | None, 
 _max_mix.register_autograd(_backward, setup_context=_setup_context)
 
 
-class _MaxMix(torch.autograd.Function):
-    """The operator without torch's library around it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, packed_BTP: Tensor, state_BD: Tensor | None, decay_BTD: Tensor | None, form: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `_max_mix` does."""
-        outputs = _forward(packed_BTP, state_BD, decay_BTD, form)
-        _setup_context(ctx, (packed_BTP, state_BD, decay_BTD, form), outputs)
-        return outputs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the inputs."""
-        return _backward(ctx, *grads)
+_MaxMix = without_library(_forward, _setup_context, _backward)
 
 
 def _kernels(tensor: Tensor) -> ModuleType:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from samout_train.ops.kernels import is_traced
+from samout_train.ops.kernels import is_traced, without_library
 
 
 def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
@@ -147,8 +147,12 @@ def _blended(
     seed: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return y (B, T, D) and, for the backward pass, mean and inverse standard deviation of each position (2, B T)."""
-    outputs = _blend_outputs(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed)
-    _kernels(x_BTD).blend(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed, *outputs)
+    return _blend_forward(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed)
+
+
+def _blend_forward(*given: Any) -> tuple[Tensor, Tensor]:
+    outputs = _blend_outputs(*given)
+    _kernels(given[0]).blend(*given, *outputs)
     return outputs
 
 
@@ -221,22 +225,7 @@ def _through_blend(ctx: Any, grad_BTD: Tensor, _: Tensor) -> tuple[Tensor | None
 _blended.register_autograd(_through_blend, setup_context=_keep)
 
 
-class _Blended(torch.autograd.Function):
-    """The operator without torch's library around it."""
-
-    @staticmethod
-    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
-        """Return what `_blended` does."""
-        outputs = _blend_outputs(*given)
-        _kernels(outputs[0]).blend(*given, *outputs)
-        _keep(ctx, given, outputs)
-        return outputs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the inputs."""
-        return _through_blend(ctx, *grads)
+_Blended = without_library(_blend_forward, _keep, _through_blend)
 
 
 def _kernels(tensor: Tensor) -> ModuleType:

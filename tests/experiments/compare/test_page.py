@@ -125,11 +125,11 @@ def test_a_task_is_drawn_over_the_state_with_a_line_for_the_widths_of_a_model(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", ["m{}", "a long name of model {}"])
-def test_a_legend_of_many_models_covers_no_line(tmp_path: Path, label: str) -> None:
+@pytest.mark.parametrize(("models", "label"), [(5, "m{}"), (13, "a long name of model {}")])
+def test_a_legend_of_many_models_covers_no_line(tmp_path: Path, models: int, label: str) -> None:
     from matplotlib.figure import Figure
 
-    runs = [read_run(make_run(tmp_path, label.format(of), 1e-3, 1, 1 + of / 100)) for of in range(13)]
+    runs = [read_run(make_run(tmp_path, label.format(of), 1e-3, 1, 1 + of / 100)) for of in range(models)]
     (comparison,) = comparisons_of(runs)
     for title, _, draw, _ in KINDS:
         if title in ("Loss against tokens", "Loss against bytes of state"):
