@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 import torch
@@ -91,8 +92,8 @@ def is_fused(device_type: str, dtype: torch.dtype) -> bool:
         ValueError: if kernels=fused and no kernel supports them.
     """
     choice = _chosen(device_type, dtype)
-    if problem := fused_problem(_setting, device_type, dtype):
-        raise ValueError(problem)
+    if _setting == "fused" and not choice.is_fused:
+        raise ValueError(fused_problem(_setting, device_type, dtype))
     return choice.is_fused
 
 
@@ -138,6 +139,21 @@ def is_traced(tensor: Tensor) -> bool:
     )
 
 
+def kernels_of(package: str, tensor: Tensor) -> ModuleType:
+    """Return the module of an operator's kernels for the device of a tensor.
+
+    Args:
+        package: The operator's package, which has a module of kernels for each device: `__package__` in its modules.
+        tensor: What the kernels take.
+    """
+    return _kernels_for(package, tensor.device.type)
+
+
+@cache
+def _kernels_for(package: str, device_type: str) -> ModuleType:
+    return importlib.import_module(f"{package}.{device_type}")
+
+
 @cache
 def _chosen_chunks(device_type: str) -> Choice:
     choice, name = _choose_chunks(device_type), "torch"
@@ -170,6 +186,8 @@ def without_library(
         backward: What it takes as the backward pass. There is no second derivative.
     """
 
+    backward_once = once_differentiable(backward)  # takes the host 8 us more, and does nothing without gradients
+
     class WithoutLibrary(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *given: Any) -> Any:
@@ -178,9 +196,9 @@ def without_library(
             return outputs
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-            return backward(ctx, *grads)
+            compute = backward_once if torch.is_grad_enabled() else backward
+            return compute(ctx, *grads)
 
     return WithoutLibrary
 

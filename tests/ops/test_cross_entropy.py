@@ -34,7 +34,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if INTERPRETED or DEVICE.type == "cuda":
         from samout_train.ops.cross_entropy import cuda
 
-        monkeypatch.setattr(operator, "_kernels", lambda tensor: cuda)
+        monkeypatch.setattr(operator, "kernels_of", lambda package, tensor: cuda)
         monkeypatch.setitem(kernels.LIBRARIES, "cpu", kernels.LIBRARIES["cuda"])
     kernels.use_kernels("fused")
     yield

@@ -24,9 +24,9 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from samout_train.ops.causal_convolution import cuda as convolution, operator as of_convolution
     from samout_train.ops.elementwise import cuda, operator
 
-    monkeypatch.setattr(operator, "_kernels", lambda tensor: cuda)
+    monkeypatch.setattr(operator, "kernels_of", lambda package, tensor: cuda)
     monkeypatch.setattr(elementwise, "DEVICES", {"cpu"})
-    monkeypatch.setattr(of_convolution, "_kernels", lambda tensor: convolution)
+    monkeypatch.setattr(of_convolution, "kernels_of", lambda package, tensor: convolution)
     monkeypatch.setattr(causal_convolution, "DEVICES", {"cpu"})
     for name, value in {"PROGRAMS": 2, "ROWS": 4, "BLOCK": 16}.items():
         monkeypatch.setattr(convolution, name, value)
@@ -141,7 +141,7 @@ def test_a_gate_of_silu_is_that_of_float64() -> None:
     torch.manual_seed(0)
     packed, grad = random(3, 5, 94), torch.randn(3, 5, 47)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operator, "_kernels", lambda tensor: cuda)
+        patch.setattr(operator, "kernels_of", lambda package, tensor: cuda)
         y = operator.gated_halves(packed, True)
         (got,) = torch.autograd.grad(y, packed, grad)
     exact = packed.detach().double().requires_grad_()

@@ -76,17 +76,17 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if INTERPRETED:
         from samout_train.ops.max_scan import cuda
 
-        monkeypatch.setattr(operator, "_kernels", lambda tensor: Poisoned(cuda))
+        monkeypatch.setattr(operator, "kernels_of", lambda package, tensor: Poisoned(cuda))
         monkeypatch.setitem(operator.ROWS_A_CARRY, "cpu", operator.ROWS_A_CARRY["cuda"])
         monkeypatch.setitem(kernels.LIBRARIES, "cpu", kernels.LIBRARIES["cuda"])
     elif DEVICE.type == "cuda":
         from samout_train.ops.max_scan import cuda
 
-        monkeypatch.setattr(operator, "_kernels", lambda tensor: Poisoned(cuda))
+        monkeypatch.setattr(operator, "kernels_of", lambda package, tensor: Poisoned(cuda))
     else:
         from samout_train.ops.max_scan import cpu
 
-        monkeypatch.setattr(operator, "_kernels", lambda tensor: Poisoned(cpu))
+        monkeypatch.setattr(operator, "kernels_of", lambda package, tensor: Poisoned(cpu))
     kernels.use_kernels("fused")
     yield
     kernels.use_kernels("auto")

@@ -52,6 +52,23 @@ def test_without_numba_everything_runs_and_a_line_says_how_to_get_it(
         max_mix(packed_BTP, form="v8")
 
 
+def test_only_the_first_call_looks_for_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_kernels("fused")
+    assert is_fused("cpu", torch.float32)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: pytest.fail("a search takes the host 300 us"))
+    assert is_fused("cpu", torch.float32)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    packed_BTP = torch.randn(2, 5, 6, requires_grad=True)
+    use_kernels("fused")
+    y_BTD = max_mix(packed_BTP, form="v8")[0]
+    upstream_BTD = torch.ones_like(y_BTD, requires_grad=True)
+    (grad_BTP,) = torch.autograd.grad(y_BTD, packed_BTP, upstream_BTD, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad_BTP.sum().backward()
+
+
 @pytest.mark.parametrize("kernels", ["reference", "fused"])
 def test_a_choice_is_kept(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []

@@ -28,7 +28,7 @@ def small_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     if INTERPRETED:
         from samout_train.ops.samout_layer import cuda
 
-        monkeypatch.setattr(operator, "_kernels", lambda tensor: cuda)
+        monkeypatch.setattr(operator, "kernels_of", lambda package, tensor: cuda)
         monkeypatch.setitem(kernels.LIBRARIES, "cpu", kernels.LIBRARIES["cuda"])
 
 

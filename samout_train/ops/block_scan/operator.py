@@ -5,12 +5,12 @@ The backward pass reads the inputs and the state before every few rows. There is
 
 # B batch, T time, P packed: the streams side by side, N entries a block, G blocks, D = N G, R blocks of rows
 
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from samout_train.ops.kernels import is_traced, kernels_of, without_library
 
 ROWS_A_CARRY = 64  # on the CPU
 CUDA_ROWS_A_CARRY = {2: 4, 3: 2}  # by entries of a block, 1 above: rows that a warp holds in registers
@@ -19,10 +19,13 @@ CUDA_ROWS_A_CARRY = {2: 4, 3: 2}  # by entries of a block, 1 above: rows that a 
 def fused_block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None) -> tuple[Tensor, Tensor]:
     """See samout_train.ops.block_scan.block_mix; the state is float32."""
     given = (packed_BTP.contiguous(), state_BNG.contiguous(), temperature)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if is_traced(packed_BTP):
         y_BTD, last_BNG, _ = _block_mix(*given)
         return y_BTD, last_BNG
-    return _forward(*given)[:2]
+    if not torch.is_grad_enabled():
+        return _forward(*given)[:2]
+    outputs: tuple[Tensor, Tensor] = _BlockMix.apply(*given)[:2]
+    return outputs
 
 
 def rows_a_carry(device_type: str, size: int) -> int:
@@ -32,13 +35,9 @@ def rows_a_carry(device_type: str, size: int) -> int:
     return ROWS_A_CARRY
 
 
-def _kernels(tensor: Tensor) -> ModuleType:
-    return import_module(f"samout_train.ops.block_scan.{tensor.device.type}")
-
-
 def _forward(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _outputs(packed_BTP, state_BNG, temperature)
-    _kernels(packed_BTP).forward(packed_BTP, state_BNG, temperature, *outputs)
+    kernels_of(__package__, packed_BTP).forward(packed_BTP, state_BNG, temperature, *outputs)
     return outputs
 
 
@@ -65,8 +64,12 @@ def _block_mix_backward(
     packed_BTP: Tensor, carries_BRNG: Tensor, temperature: Tensor | None, grad_y_BTD: Tensor, grad_last_BNG: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the packed streams and of the first state."""
-    grads = _gradients(packed_BTP, carries_BRNG, temperature, grad_y_BTD, grad_last_BNG)
-    _kernels(packed_BTP).backward(packed_BTP, carries_BRNG, temperature, grad_y_BTD, grad_last_BNG, *grads)
+    return _backward_by_kernel(packed_BTP, carries_BRNG, temperature, grad_y_BTD, grad_last_BNG)
+
+
+def _backward_by_kernel(*given: Any) -> tuple[Tensor, Tensor]:
+    grads = _gradients(*given)
+    kernels_of(__package__, given[0]).backward(*given, *grads)
     return grads
 
 
@@ -95,10 +98,12 @@ def _backward(ctx: Any, grad_y_BTD: Tensor | None, grad_last_BNG: Tensor | None,
         grad_y_BTD = packed_BTP.new_zeros(shape_BTD)
     if grad_last_BNG is None:
         grad_last_BNG = carries_BRNG.new_zeros(shape_BNG)
-    grads = _block_mix_backward(
-        packed_BTP, carries_BRNG, temperature, grad_y_BTD.contiguous(), grad_last_BNG.contiguous()
-    )
+    compute = _block_mix_backward if is_traced(packed_BTP) else _backward_by_kernel
+    grads = compute(packed_BTP, carries_BRNG, temperature, grad_y_BTD.contiguous(), grad_last_BNG.contiguous())
     return *grads, None
 
 
 _block_mix.register_autograd(_backward, setup_context=_setup_context)
+
+
+_BlockMix = without_library(_forward, _setup_context, _backward)

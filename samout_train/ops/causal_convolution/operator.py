@@ -2,15 +2,12 @@
 
 # B batch, T time, S time of the input, D width, K rows that an output takes together
 
-from functools import cache
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from samout_train.ops.kernels import is_traced, without_library
+from samout_train.ops.kernels import is_traced, kernels_of, without_library
 
 
 def convolve(*given: Any) -> Tensor:
@@ -30,7 +27,7 @@ def _convolve(
 
 def _forward(*given: Any) -> Tensor:
     y_BTD = _output(*given)
-    _kernels(y_BTD).convolve(*given[:4], y_BTD)
+    kernels_of(__package__, y_BTD).convolve(*given[:4], y_BTD)
     return y_BTD
 
 
@@ -51,7 +48,7 @@ def _convolve_backward(
 
 def _gradients(*given: Any) -> tuple[Tensor, Tensor]:
     grads = _gradient_outputs(*given)
-    _kernels(given[0]).convolve_gradients(*given, *grads)
+    kernels_of(__package__, given[0]).convolve_gradients(*given, *grads)
     return grads
 
 
@@ -82,12 +79,3 @@ _convolve.register_autograd(_backward, setup_context=_keep)
 
 
 _Convolve = without_library(_forward, _keep, _backward)
-
-
-def _kernels(tensor: Tensor) -> ModuleType:
-    return _kernels_for(tensor.device.type)
-
-
-@cache
-def _kernels_for(device_type: str) -> ModuleType:
-    return import_module(f"samout_train.ops.causal_convolution.{device_type}")

@@ -2,13 +2,10 @@
 
 # R rows, V vocabulary
 
-from importlib import import_module
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from samout_train.ops.kernels import is_traced
+from samout_train.ops.kernels import is_traced, kernels_of
 
 
 def fused_nats_and_errors(
@@ -22,11 +19,7 @@ def fused_nats_and_errors(
 
 
 def _run(logits_RV: Tensor, targets_R: Tensor, nats_R: Tensor, ignore_index: int, learns: bool) -> None:
-    _kernels(logits_RV).nats_and_errors(logits_RV, targets_R, nats_R, ignore_index, learns)
-
-
-def _kernels(tensor: Tensor) -> ModuleType:
-    return import_module(f"samout_train.ops.cross_entropy.{tensor.device.type}")
+    kernels_of(__package__, logits_RV).nats_and_errors(logits_RV, targets_R, nats_R, ignore_index, learns)
 
 
 @torch.library.custom_op("samout_train::nats_and_errors", mutates_args=("logits_RV", "nats_R"))

@@ -2,15 +2,12 @@
 
 # B batch, T time, D width, H heads, K width of a head
 
-from functools import cache
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from samout_train.ops.kernels import is_traced, without_library
+from samout_train.ops.kernels import is_traced, kernels_of, without_library
 
 
 def add_norm(*given: Any) -> tuple[Tensor, Tensor]:
@@ -40,7 +37,7 @@ def _add_norm(
 
 def _add_norm_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _add_norm_outputs(*given)
-    _kernels(given[0]).add_norm(*given[:-1], *outputs)
+    kernels_of(__package__, given[0]).add_norm(*given[:-1], *outputs)
     return outputs
 
 
@@ -77,7 +74,7 @@ def _add_norm_backward(
 
 def _add_norm_gradients(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     grads = _add_norm_gradient_outputs(*given)
-    _kernels(given[0]).add_norm_gradients(*given[:-1], *grads)
+    kernels_of(__package__, given[0]).add_norm_gradients(*given[:-1], *grads)
     return grads
 
 
@@ -155,7 +152,7 @@ def _turn(
 
 def _turn_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _turn_outputs(*given)
-    _kernels(given[0]).turn(*given, *outputs)
+    kernels_of(__package__, given[0]).turn(*given, *outputs)
     return outputs
 
 
@@ -187,7 +184,7 @@ def _turn_backward(
 
 def _turn_gradients(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     grads = _turn_gradient_outputs(*given)
-    _kernels(given[0]).turn_gradients(*given, *grads)
+    kernels_of(__package__, given[0]).turn_gradients(*given, *grads)
     return grads
 
 
@@ -232,12 +229,3 @@ _turn.register_autograd(_through_turn, setup_context=_keep_for_turn)
 
 
 _Turn = without_library(_turn_forward, _keep_for_turn, _through_turn)
-
-
-def _kernels(tensor: Tensor) -> ModuleType:
-    return _kernels_for(tensor.device.type)
-
-
-@cache
-def _kernels_for(device_type: str) -> ModuleType:
-    return import_module(f"samout_train.ops.elementwise.{device_type}")

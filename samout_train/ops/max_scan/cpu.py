@@ -44,7 +44,7 @@ def forward(
     carries_BND: Tensor,
 ) -> None:
     """Fill y_BTD, last_BD and carries_BND, the maximum before every ROWS rows."""
-    threads, batch, (_, time, width) = num_threads(), len(y_BTD), y_BTD.shape
+    threads, (batch, time, width) = num_threads(), y_BTD.shape
     call_at(
         _forward_at,
         threads,
@@ -73,7 +73,7 @@ def backward(
     grad_decay_BTD: Tensor,
 ) -> None:
     """Fill the last three; grad_decay_BTD only if there is a decay."""
-    threads, batch, (_, time, width) = num_threads(), len(grad_y_BTD), grad_y_BTD.shape
+    threads, (batch, time, width) = num_threads(), grad_y_BTD.shape
     call_at(
         _backward_at,
         threads,

@@ -6,15 +6,12 @@ derivative.
 
 # B batch, T time, D width, P packed: the streams side by side, N blocks of rows
 
-from functools import cache
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from samout_train.ops.kernels import is_traced, without_library
+from samout_train.ops.kernels import is_traced, kernels_of, without_library
 from samout_train.ops.max_scan.reference import Form, num_streams
 
 ROWS_A_CARRY = {"cpu": 64, "cuda": 16}
@@ -43,7 +40,7 @@ def _forward(
     packed_BTP: Tensor, state_BD: Tensor | None, decay_BTD: Tensor | None, form: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _outputs(packed_BTP, state_BD, decay_BTD, form)
-    _kernels(packed_BTP).forward(packed_BTP, state_BD, decay_BTD, form, *outputs)
+    kernels_of(__package__, packed_BTP).forward(packed_BTP, state_BD, decay_BTD, form, *outputs)
     return outputs
 
 
@@ -79,8 +76,12 @@ def _max_mix_backward(
     grad_last_BD: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of the packed streams, the first state and the decay (empty without a decay)."""
-    grads = _gradients(packed_BTP, carries_BND, decay_BTD, form, grad_y_BTD, grad_last_BD)
-    _kernels(packed_BTP).backward(packed_BTP, carries_BND, decay_BTD, form, grad_y_BTD, grad_last_BD, *grads)
+    return _backward_by_kernel(packed_BTP, carries_BND, decay_BTD, form, grad_y_BTD, grad_last_BD)
+
+
+def _backward_by_kernel(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    grads = _gradients(*given)
+    kernels_of(__package__, given[0]).backward(*given, *grads)
     return grads
 
 
@@ -94,7 +95,8 @@ def _gradients(
     grad_last_BD: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_packed_BTP = torch.empty_like(packed_BTP)
-    grad_state_BD = carries_BND.new_empty(len(carries_BND), carries_BND.shape[2])
+    batch, _, width = carries_BND.shape
+    grad_state_BD = carries_BND.new_empty(batch, width)
     if decay_BTD is None:
         return grad_packed_BTP, grad_state_BD, packed_BTP.new_empty(0)
     return grad_packed_BTP, grad_state_BD, torch.empty_like(decay_BTD)
@@ -115,13 +117,9 @@ def _backward(ctx: Any, grad_y_BTD: Tensor | None, grad_last_BD: Tensor | None, 
         grad_y_BTD = packed_BTP.new_zeros(ctx.shape)
     if grad_last_BD is not None:
         grad_last_BD = grad_last_BD.contiguous()
+    compute = _max_mix_backward if is_traced(packed_BTP) else _backward_by_kernel
     given = (packed_BTP, carries_BND, decay_BTD, ctx.form, grad_y_BTD.contiguous(), grad_last_BD)
-    if is_traced(packed_BTP):
-        grads = _max_mix_backward(*given)
-    else:
-        grads = _gradients(*given)
-        _kernels(packed_BTP).backward(*given, *grads)
-    grad_packed_BTP, grad_state_BD, grad_decay_BTD = grads
+    grad_packed_BTP, grad_state_BD, grad_decay_BTD = compute(*given)
     if decay_BTD is None:
         grad_decay_BTD = None
     if not ctx.has_state:
@@ -133,12 +131,3 @@ _max_mix.register_autograd(_backward, setup_context=_setup_context)
 
 
 _MaxMix = without_library(_forward, _setup_context, _backward)
-
-
-def _kernels(tensor: Tensor) -> ModuleType:
-    return _kernels_for(tensor.device.type)
-
-
-@cache
-def _kernels_for(device_type: str) -> ModuleType:
-    return import_module(f"samout_train.ops.max_scan.{device_type}")

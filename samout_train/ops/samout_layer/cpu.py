@@ -13,9 +13,10 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 from torch import Tensor
 
-from samout_train.ops.numba_support import call, compiled, narrow, num_threads, widen
+from samout_train.ops.numba_support import ELEMENT, array_at, call_at, compiled, narrow, num_threads, widen
 from samout_train.ops.samout_layer import dropping
 
 ELEMENTS = 2**14  # elements in a task of the gate
@@ -24,15 +25,43 @@ ROWS = 64  # rows in a task of the blend
 
 def gate(up_BTF: Tensor, gate_BTF: Tensor, y_BTF: Tensor) -> None:
     """Fill y_BTF with up * relu(gate)."""
-    call(_gate, num_threads(), up_BTF.view(-1), gate_BTF.view(-1), y_BTF.view(-1))
+    addresses = (up_BTF.data_ptr(), gate_BTF.data_ptr(), y_BTF.data_ptr())
+    call_at(_gate_at, num_threads(), ELEMENT[y_BTF.dtype], *addresses, y_BTF.numel())
 
 
 def gate_gradients(
     up_BTF: Tensor, gate_BTF: Tensor, grad_BTF: Tensor, grad_up_BTF: Tensor, grad_gate_BTF: Tensor
 ) -> None:
     """Fill the last two with the gradients of `up` and `gate`."""
-    tensors = (up_BTF, gate_BTF, grad_BTF, grad_up_BTF, grad_gate_BTF)
-    call(_gate_gradients, num_threads(), *(tensor.view(-1) for tensor in tensors))
+    call_at(
+        _gate_gradients_at,
+        num_threads(),
+        ELEMENT[up_BTF.dtype],
+        up_BTF.data_ptr(),
+        gate_BTF.data_ptr(),
+        grad_BTF.data_ptr(),
+        grad_up_BTF.data_ptr(),
+        grad_gate_BTF.data_ptr(),
+        up_BTF.numel(),
+    )
+
+
+@compiled()
+def _gate_at(element: Any, up: int, gate: int, y: int, count: int) -> None:
+    """Run `_gate` on arrays at addresses."""
+    _gate(array_at(up, (count,), element), array_at(gate, (count,), element), array_at(y, (count,), element))
+
+
+@compiled()
+def _gate_gradients_at(element: Any, up: int, gate: int, grad: int, grad_up: int, grad_gate: int, count: int) -> None:
+    """Run `_gate_gradients` on arrays at addresses."""
+    _gate_gradients(
+        array_at(up, (count,), element),
+        array_at(gate, (count,), element),
+        array_at(grad, (count,), element),
+        array_at(grad_up, (count,), element),
+        array_at(grad_gate, (count,), element),
+    )
 
 
 @compiled(parallel=True)
@@ -79,8 +108,21 @@ def blend(
     statistics: Tensor,
 ) -> None:
     """Fill y_BTD with LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, and statistics (2, N): mean, 1 / std."""
-    f_ND, x_ND, y_ND = (tensor.view(-1, weight_D.numel()) for tensor in (f_BTD, x_BTD, y_BTD))
-    call(_blend, num_threads(), f_ND, x_ND, *_blending(alpha, dropout, seed), weight_D, bias_D, eps, y_ND, statistics)
+    call_at(
+        _blend_at,
+        num_threads(),
+        ELEMENT[f_BTD.dtype],
+        f_BTD.data_ptr(),
+        x_BTD.data_ptr(),
+        *_blending(alpha, dropout, seed),
+        weight_D.data_ptr(),
+        bias_D.data_ptr(),
+        eps,
+        y_BTD.data_ptr(),
+        statistics.data_ptr(),
+        statistics.shape[1],
+        weight_D.numel(),
+    )
 
 
 def blend_gradients(
@@ -97,12 +139,87 @@ def blend_gradients(
     grad_others: Tensor,
 ) -> None:
     """Fill the last three; grad_others holds the gradients of weight, bias and alpha, (2 D + 1)."""
-    tensors = (f_BTD, x_BTD, grad_BTD, grad_f_BTD, grad_x_BTD)
-    f_ND, x_ND, grad_ND, grad_f_ND, grad_x_ND = (tensor.view(-1, weight_D.numel()) for tensor in tensors)
-    partial = grad_others.new_zeros(-(-len(x_ND) // ROWS), grad_others.numel())
-    given = (f_ND, x_ND, *_blending(alpha, dropout, seed), weight_D, statistics)
-    call(_blend_gradients, num_threads(), *given, grad_ND, grad_f_ND, grad_x_ND, partial)
-    grad_others.copy_(partial.sum(0))
+    positions = statistics.shape[1]
+    partial = grad_others.new_zeros(-(-positions // ROWS), grad_others.numel())
+    call_at(
+        _blend_gradients_at,
+        num_threads(),
+        ELEMENT[f_BTD.dtype],
+        f_BTD.data_ptr(),
+        x_BTD.data_ptr(),
+        *_blending(alpha, dropout, seed),
+        weight_D.data_ptr(),
+        statistics.data_ptr(),
+        grad_BTD.data_ptr(),
+        grad_f_BTD.data_ptr(),
+        grad_x_BTD.data_ptr(),
+        partial.data_ptr(),
+        positions,
+        weight_D.numel(),
+    )
+    torch.sum(partial, 0, out=grad_others)
+
+
+@compiled()
+def _blend_at(
+    element: Any,
+    f: int,
+    x: int,
+    alpha: Any,
+    dropping: Any,
+    weight: int,
+    bias: int,
+    eps: float,
+    y: int,
+    statistics: int,
+    positions: int,
+    width: int,
+) -> None:
+    """Run `_blend` on arrays at addresses."""
+    shape, wide = (positions, width), np.float32(0)
+    _blend(
+        array_at(f, shape, element),
+        array_at(x, shape, wide),
+        alpha,
+        dropping,
+        array_at(weight, (width,), wide),
+        array_at(bias, (width,), wide),
+        eps,
+        array_at(y, shape, wide),
+        array_at(statistics, (2, positions), wide),
+    )
+
+
+@compiled()
+def _blend_gradients_at(
+    element: Any,
+    f: int,
+    x: int,
+    alpha: Any,
+    dropping: Any,
+    weight: int,
+    statistics: int,
+    grad: int,
+    grad_f: int,
+    grad_x: int,
+    partial: int,
+    positions: int,
+    width: int,
+) -> None:
+    """Run `_blend_gradients` on arrays at addresses."""
+    shape, wide = (positions, width), np.float32(0)
+    _blend_gradients(
+        array_at(f, shape, element),
+        array_at(x, shape, wide),
+        alpha,
+        dropping,
+        array_at(weight, (width,), wide),
+        array_at(statistics, (2, positions), wide),
+        array_at(grad, shape, wide),
+        array_at(grad_f, shape, element),
+        array_at(grad_x, shape, wide),
+        array_at(partial, ((positions + ROWS - 1) // ROWS, 2 * width + 1), wide),
+    )
 
 
 def _blending(alpha: Tensor, dropout: float, seed: Tensor) -> tuple[Any, ...]:

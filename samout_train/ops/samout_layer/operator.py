@@ -2,16 +2,12 @@
 
 # B batch, T time, D width, F inner width
 
-from functools import cache
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from samout_train.ops.kernels import is_traced, without_library
+from samout_train.ops.kernels import is_traced, kernels_of, without_library
 
 
 def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
@@ -23,8 +19,12 @@ def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
 
 @torch.library.custom_op("samout_train::gated", mutates_args=())
 def _gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
+    return _gate_forward(up_BTF, gate_BTF)
+
+
+def _gate_forward(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
     y_BTF = torch.empty_like(up_BTF)
-    _kernels(up_BTF).gate(up_BTF, gate_BTF, y_BTF)
+    kernels_of(__package__, up_BTF).gate(up_BTF, gate_BTF, y_BTF)
     return y_BTF
 
 
@@ -40,7 +40,7 @@ def _gated_backward(up_BTF: Tensor, gate_BTF: Tensor, grad_BTF: Tensor) -> tuple
 
 def _gate_gradients(up_BTF: Tensor, gate_BTF: Tensor, grad_BTF: Tensor) -> tuple[Tensor, Tensor]:
     grads = torch.empty_like(up_BTF), torch.empty_like(gate_BTF)
-    _kernels(up_BTF).gate_gradients(up_BTF, gate_BTF, grad_BTF, *grads)
+    kernels_of(__package__, up_BTF).gate_gradients(up_BTF, gate_BTF, grad_BTF, *grads)
     return grads
 
 
@@ -54,50 +54,50 @@ def _keep_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _through_gate(ctx: Any, grad_BTF: Tensor) -> tuple[Tensor, Tensor]:
-    grads: tuple[Tensor, Tensor] = _gated_backward(*ctx.saved_tensors, grad_BTF.contiguous())
+    compute = _gated_backward if is_traced(grad_BTF) else _gate_gradients
+    up_BTF, gate_BTF = ctx.saved_tensors
+    grads: tuple[Tensor, Tensor] = compute(up_BTF, gate_BTF, grad_BTF.contiguous())
     return grads
 
 
 _gated.register_autograd(_through_gate, setup_context=_keep_inputs)
 
 
-class _Gated(torch.autograd.Function):
-    """The operator without torch's library around it."""
-
-    @staticmethod
-    def forward(ctx: Any, up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
-        """Return what `_gated` does."""
-        ctx.save_for_backward(up_BTF, gate_BTF)
-        y_BTF = torch.empty_like(up_BTF)
-        _kernels(up_BTF).gate(up_BTF, gate_BTF, y_BTF)
-        return y_BTF
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_BTF: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of both."""
-        up_BTF, gate_BTF = ctx.saved_tensors
-        return _gate_gradients(up_BTF, gate_BTF, grad_BTF.contiguous())
+_Gated = without_library(_gate_forward, _keep_inputs, _through_gate)
 
 
-@torch.library.custom_op("samout_train::gated_halves", mutates_args=())
 def gated_halves(packed_BTP: Tensor, silu: bool) -> Tensor:
     """Return samout_train.ops.samout_layer.gated_halves of a contiguous tensor; CUDA alone has a kernel."""
-    y_BTF = _half_of(packed_BTP, silu)
-    _kernels(packed_BTP).gate(*packed_BTP.chunk(2, dim=-1), y_BTF, halves=True, silu=silu)
+    compute = _gated_halves if is_traced(packed_BTP) else _GatedHalves.apply
+    y_BTF: Tensor = compute(packed_BTP, silu)
     return y_BTF
 
 
-@gated_halves.register_fake
+@torch.library.custom_op("samout_train::gated_halves", mutates_args=())
+def _gated_halves(packed_BTP: Tensor, silu: bool) -> Tensor:
+    return _halves_forward(packed_BTP, silu)
+
+
+def _halves_forward(packed_BTP: Tensor, silu: bool) -> Tensor:
+    y_BTF = _half_of(packed_BTP, silu)
+    kernels_of(__package__, packed_BTP).gate(*packed_BTP.chunk(2, dim=-1), y_BTF, halves=True, silu=silu)
+    return y_BTF
+
+
+@_gated_halves.register_fake
 def _half_of(packed_BTP: Tensor, silu: bool) -> Tensor:
     return packed_BTP.new_empty(*packed_BTP.shape[:-1], packed_BTP.shape[-1] // 2)
 
 
 @torch.library.custom_op("samout_train::gated_halves_backward", mutates_args=())
 def _gated_halves_backward(packed_BTP: Tensor, grad_BTF: Tensor, silu: bool) -> Tensor:
+    return _halves_gradient(packed_BTP, grad_BTF, silu)
+
+
+def _halves_gradient(packed_BTP: Tensor, grad_BTF: Tensor, silu: bool) -> Tensor:
     grad_BTP = torch.empty_like(packed_BTP)
     given = (*packed_BTP.chunk(2, dim=-1), grad_BTF, *grad_BTP.chunk(2, dim=-1))
-    _kernels(packed_BTP).gate_gradients(*given, halves=True, silu=silu)
+    kernels_of(__package__, packed_BTP).gate_gradients(*given, halves=True, silu=silu)
     return grad_BTP
 
 
@@ -112,11 +112,16 @@ def _keep_halves(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _through_halves(ctx: Any, grad_BTF: Tensor) -> tuple[Tensor, None]:
-    grad_BTP: Tensor = _gated_halves_backward(*ctx.saved_tensors, grad_BTF.contiguous(), ctx.silu)
+    compute = _gated_halves_backward if is_traced(grad_BTF) else _halves_gradient
+    (packed_BTP,) = ctx.saved_tensors
+    grad_BTP: Tensor = compute(packed_BTP, grad_BTF.contiguous(), ctx.silu)
     return grad_BTP, None
 
 
-gated_halves.register_autograd(_through_halves, setup_context=_keep_halves)
+_gated_halves.register_autograd(_through_halves, setup_context=_keep_halves)
+
+
+_GatedHalves = without_library(_halves_forward, _keep_halves, _through_halves)
 
 
 def blended(
@@ -152,7 +157,7 @@ def _blended(
 
 def _blend_forward(*given: Any) -> tuple[Tensor, Tensor]:
     outputs = _blend_outputs(*given)
-    _kernels(given[0]).blend(*given, *outputs)
+    kernels_of(__package__, given[0]).blend(*given, *outputs)
     return outputs
 
 
@@ -182,8 +187,12 @@ def _blended_backward(
     grad_BTD: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of f, of x, and of weight, bias and alpha in one tensor (2 D + 1)."""
-    grads = _blended_gradients(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD)
-    _kernels(x_BTD).blend_gradients(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD, *grads)
+    return _blend_backward(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD)
+
+
+def _blend_backward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    grads = _blended_gradients(*given)
+    kernels_of(__package__, given[0]).blend_gradients(*given, *grads)
     return grads
 
 
@@ -211,13 +220,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _through_blend(ctx: Any, grad_BTD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *saved, seed = ctx.saved_tensors
     alpha, width = saved[2], saved[3].numel()
-    given = (*saved, ctx.dropout, seed, grad_BTD.contiguous())
-    if is_traced(grad_BTD):
-        grads = _blended_backward(*given)
-    else:
-        grads = _blended_gradients(*given)
-        _kernels(grad_BTD).blend_gradients(*given, *grads)
-    grad_f_BTD, grad_x_BTD, others = grads
+    compute = _blended_backward if is_traced(grad_BTD) else _blend_backward
+    grad_f_BTD, grad_x_BTD, others = compute(*saved, ctx.dropout, seed, grad_BTD.contiguous())
     grad_weight_D, grad_bias_D, grad_alpha = others.split([width, width, 1])
     return grad_f_BTD, grad_x_BTD, grad_alpha.view(alpha.shape), grad_weight_D, grad_bias_D, None, None, None
 
@@ -226,12 +230,3 @@ _blended.register_autograd(_through_blend, setup_context=_keep)
 
 
 _Blended = without_library(_blend_forward, _keep, _through_blend)
-
-
-def _kernels(tensor: Tensor) -> ModuleType:
-    return _kernels_for(tensor.device.type)
-
-
-@cache
-def _kernels_for(device_type: str) -> ModuleType:
-    return import_module(f"samout_train.ops.samout_layer.{device_type}")

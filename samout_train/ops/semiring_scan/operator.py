@@ -2,33 +2,28 @@
 
 # B batch, T time, D width
 
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from samout_train.ops.kernels import is_traced, kernels_of, without_library
 from samout_train.ops.semiring_scan.reference import Semiring
 
 
 def fused_scan(a_BTD: Tensor, x_BTD: Tensor, state_BD: Tensor, semiring: Semiring) -> Tensor:
     """See samout_train.ops.semiring_scan.semiring_scan, but for max_plus; all float32."""
     given = (a_BTD.contiguous(), x_BTD.contiguous(), state_BD.contiguous(), semiring)
-    # Without gradients the kernel is called directly: an operator makes torch import its compiler.
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        h_BTD: Tensor = _scan(*given)
-        return h_BTD
-    return _forward(*given)
-
-
-def _kernels(tensor: Tensor) -> ModuleType:
-    return import_module(f"samout_train.ops.semiring_scan.{tensor.device.type}")
+    if not (is_traced(x_BTD) or torch.is_grad_enabled()):
+        return _forward(*given)
+    compute = _scan if is_traced(x_BTD) else _Scan.apply
+    h_BTD: Tensor = compute(*given)
+    return h_BTD
 
 
 def _forward(a_BTD: Tensor, x_BTD: Tensor, state_BD: Tensor, semiring: str) -> Tensor:
     h_BTD = torch.empty_like(x_BTD)
-    _kernels(x_BTD).forward(a_BTD, x_BTD, state_BD, semiring, h_BTD)
+    kernels_of(__package__, x_BTD).forward(a_BTD, x_BTD, state_BD, semiring, h_BTD)
     return h_BTD
 
 
@@ -48,13 +43,17 @@ def _scan_backward(
     a_BTD: Tensor, x_BTD: Tensor, h_BTD: Tensor, state_BD: Tensor, semiring: str, grad_h_BTD: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of a, x and the state."""
-    grads = (torch.empty_like(h_BTD), torch.empty_like(h_BTD), torch.empty_like(state_BD))
-    _kernels(x_BTD).backward(a_BTD, x_BTD, h_BTD, state_BD, semiring, grad_h_BTD, *grads)
+    return _backward_by_kernel(a_BTD, x_BTD, h_BTD, state_BD, semiring, grad_h_BTD)
+
+
+def _backward_by_kernel(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    grads = _gradients(*given)
+    kernels_of(__package__, given[0]).backward(*given, *grads)
     return grads
 
 
 @_scan_backward.register_fake
-def _(
+def _gradients(
     a_BTD: Tensor, x_BTD: Tensor, h_BTD: Tensor, state_BD: Tensor, semiring: str, grad_h_BTD: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(h_BTD), torch.empty_like(h_BTD), torch.empty_like(state_BD)
@@ -68,7 +67,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_h_BTD: Tensor) -> tuple[Tensor | None, ...]:
-    return *_scan_backward(*ctx.saved_tensors, ctx.semiring, grad_h_BTD.contiguous()), None
+    saved = ctx.saved_tensors
+    compute = _scan_backward if is_traced(saved[0]) else _backward_by_kernel
+    return *compute(*saved, ctx.semiring, grad_h_BTD.contiguous()), None
 
 
 _scan.register_autograd(_backward, setup_context=_setup_context)
+
+
+_Scan = without_library(_forward, _setup_context, _backward)
