@@ -7,6 +7,9 @@ PYTHON ?= python3
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 ARGS ?= model=v8 data=random
 
+# The package and its tests are compiled once, not by each of the processes that import them.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 STAMP := .venv/.installed
 

@@ -44,6 +44,8 @@ EARLIER = {
     "data.learn": "all",
     "data.extra_fields": "count",
     "data.filler": "any",
+    "data.modulus": 2,
+    "data.things": 5,
     "model.output_norm": "none",
     "model.output_gate": "none",
     "model.drop_connect": 0.0,

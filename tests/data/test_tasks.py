@@ -92,21 +92,25 @@ def slow_induction(chance: random.Random, symbols: int = 6, length: int = 9) -> 
     return row, [NONE] * (length - 1) + [row[mark + 1]]
 
 
-def slow_parity(chance: random.Random, length: int = 7) -> Row:
-    row = [chance.randint(0, 1) for _ in range(length)]
-    return row, [sum(row[: place + 1]) % 2 for place in range(length)]
+def slow_parity(chance: random.Random, modulus: int = 2, length: int = 7) -> Row:
+    row = [chance.randrange(modulus) for _ in range(length)]
+    return row, answers_parity(row, modulus)
 
 
-def slow_s5(chance: random.Random, moves: str, length: int = 5) -> Row:
-    elements = list(permutations(range(5)))
+def slow_s5(chance: random.Random, moves: str, things: int = 5, length: int = 5) -> Row:
+    elements = list(permutations(range(things)))
     allowed = [e for e in elements if moves == "all" or sum(a != b for a, b in enumerate(e)) <= 2]
     row = [elements.index(chance.choice(allowed)) for _ in range(length)]
-    return row, answers_s5(row)
+    return row, answers_s5(row, things)
 
 
-def answers_s5(row: list[int]) -> list[int]:
-    elements = list(permutations(range(5)))
-    answers, things = [], list(range(5))  # where each thing is
+def answers_parity(row: list[int], modulus: int = 2) -> list[int]:
+    return [sum(row[: place + 1]) % modulus for place in range(len(row))]
+
+
+def answers_s5(row: list[int], of: int = 5) -> list[int]:
+    elements = list(permutations(range(of)))
+    answers, things = [], list(range(of))  # where each thing is
     for move in row:
         things = [elements[move][place] for place in things]
         answers.append(elements.index(tuple(things)))
@@ -273,8 +277,13 @@ TASKS = {
         places,
         9,
     ),
-    "parity": Task(
-        Parity(**LENGTHS).draw, slow_parity, lambda row: [sum(row[: i + 1]) % 2 for i in range(len(row))], places, 7
+    "parity": Task(Parity(**LENGTHS).draw, slow_parity, answers_parity, places, 7),
+    "parity, modulo 3": Task(
+        Parity(modulus=3, **LENGTHS).draw,
+        partial(slow_parity, modulus=3),
+        partial(answers_parity, modulus=3),
+        places,
+        7,
     ),
     "s5, all": Task(
         S5(moves="all", **LENGTHS).draw,
@@ -284,6 +293,13 @@ TASKS = {
         5,
     ),
     "s5, swaps": Task(S5(moves="swaps", **LENGTHS).draw, partial(slow_s5, moves="swaps"), answers_s5, places, 5),
+    "s5, three things": Task(
+        S5(moves="all", things=3, **LENGTHS).draw,
+        partial(slow_s5, moves="all", things=3),
+        partial(answers_s5, of=3),
+        places,
+        5,
+    ),
     "needle": Task(
         Needle(num_words=6, needle_words=2, test_distances=[3], **SHARED).draw, slow_needle, answers_needle, places, 12
     ),
@@ -322,7 +338,7 @@ EXAMPLES: dict[type[Any], tuple[Row, Callable[[list[int]], list[int]]]] = {
     Induction: (([3, 0, 5, 2, 0], [NONE, NONE, NONE, NONE, 5]), lambda row: [NONE] * 4 + [row[row.index(0) + 1]]),
     Needle: (([4, 0, 3, 6, 1, 0, 3], [NONE, NONE, NONE, NONE, NONE, 3, 6]), answers_needle),
     SelectiveCopy: (([0, 4, 0, 0, 3, 1, 1], [NONE, NONE, NONE, NONE, NONE, 4, 3]), answers_selective_copy),
-    Parity: (([1, 0, 1, 1], [1, 1, 0, 1]), lambda row: [sum(row[: end + 1]) % 2 for end in range(4)]),
+    Parity: (([1, 0, 1, 1], [1, 1, 0, 1]), answers_parity),
     S5: (([1, 1, 2, 0, 2], [1, 0, 2, 2, 0]), answers_s5),
     StateMachine: (([6, 1, 1, 2, 0, 4, 1], [3, 4, 0, 0, 0, 1, 2]), answers_machine),
 }

@@ -16,9 +16,9 @@ TINY = [
 ]
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_a_run_that_is_killed_is_the_same_run(tmp_path: Path) -> None:
-    done = samout(tmp_path, "prove_resume", *TINY, "steps=6", "kills=2", "run_dir=kept", timeout=300)
+    done = samout(tmp_path, "prove_resume", *TINY, "steps=3", "kills=1", "run_dir=kept", timeout=300)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1] == "the same, bit for bit" and "kill 1: after step" in done.stderr

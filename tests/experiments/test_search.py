@@ -1,5 +1,6 @@
 """search as it is typed, and its trials."""
 
+import json
 import os
 import signal
 import subprocess
@@ -73,7 +74,7 @@ def test_what_is_no_space_is_told(given: object, message: str) -> None:
     assert message in str(told.value)
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -157,6 +158,18 @@ def test_without_optuna_there_is_a_word_on_how_to_get_it(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert search.search([*TINY, *TEXT, RATES]) == 2
     assert "pip install 'samout_train[search]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_best_of_two_trials_is_named_with_its_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, *TEXT, *CHEAP, "space={optimizer.lr:[1e-6,1e-2]}", "trials=2", "run_dir=s"]
+    assert search.search(words) == 0
+    out = capsys.readouterr().out
+    losses = [json.loads((folder / "s" / f"trial-{n}" / "summary.json").read_text())["val_loss_nats"] for n in (0, 1)]
+    best = losses.index(min(losses))
+    assert f"best       trial {best}: {losses[best]:.4f} nats" in out and "2 trials: 2 done" in out
+    assert out.splitlines()[-1].endswith(" optimizer.lr=0.01"), "1e-6 learns nothing in 12 steps"
+    assert (folder / "s" / "search.png").stat().st_size > 1000
 
 
 @pytest.mark.nightly

@@ -1,4 +1,4 @@
-"""Parity: whether the number of ones so far is odd. The smallest task that needs counting.
+"""Parity: whether the number of ones so far is odd, the smallest task that needs counting; or another sum modulo m.
 
 Source: Beck et al., xLSTM (arXiv 2405.04517), section 4.1: trained up to a length of 40, tested up to 256. Departure:
 the paper has an answer at the end of a row only; here every position of a training row has one, so that a row covers
@@ -8,11 +8,11 @@ all lengths up to its own.
 # R rows, T time
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
 
-from samout_train.config import Problem, validated
+from samout_train.config import Problem, Range, validated
 from samout_train.data.source import source_function
 from samout_train.data.tasks.base import Ids, Task, last_answer_only
 
@@ -26,10 +26,22 @@ class Parity(Task):
 
         row      1  0  1  1
         answers  1  1  0  1
+
+    Args:
+        modulus: The modulus m: of 3 or more, a row is numbers below m, and the answer their sum so far modulo m.
     """
 
-    num_ids: ClassVar[int] = 2
-    chance: ClassVar[float] = 1 / 2
+    modulus: Annotated[int, Range(2, 97)] = 2
+
+    @property
+    def num_ids(self) -> int:
+        """Return the numbers below the modulus."""
+        return self.modulus
+
+    @property
+    def chance(self) -> float:
+        """Return the share of one sum."""
+        return 1 / self.modulus
 
     def setting_problems(self, name: str) -> list[Problem]:
         """Return the problems of the lengths."""
@@ -37,8 +49,8 @@ class Parity(Task):
 
     def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
         """Return rows and their answers, (R, T) each."""
-        bits_RT = generator.integers(2, size=(num_rows, seq_len))
-        return bits_RT, bits_RT.cumsum(axis=1) % 2
+        numbers_RT = generator.integers(self.modulus, size=(num_rows, seq_len))
+        return numbers_RT, numbers_RT.cumsum(axis=1) % self.modulus
 
     def draw_test(self, generator: np.random.Generator, num_rows: int, value: int) -> tuple[Ids, Ids]:
         """Return rows with the last answer only."""

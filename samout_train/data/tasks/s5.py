@@ -1,4 +1,4 @@
-"""The word problem of S5: the running product of permutations of five things.
+"""The word problem of S5: the running product of permutations of five things, or of fewer.
 
 Unless TC0 equals NC1, models in TC0, such as Transformers and diagonal state-space models of fixed depth, cannot solve
 it at every length.
@@ -12,17 +12,16 @@ Siems et al., DeltaProduct (arXiv 2502.10297), section 5.1.
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samout_train.config import Problem, validated
+from samout_train.config import Problem, Range, validated
 from samout_train.data.source import source_function
 from samout_train.data.tasks.base import Ids, Task, last_answer_only
 
 Moves = Literal["all", "swaps"]
-THINGS = 5
 
 
 @validated
@@ -37,14 +36,16 @@ class S5(Task):
 
     Args:
         moves: The permutations in a row: `all` 120, or the 10 `swaps` of two things and the identity.
+        things: Their number: 3 for S3, with 6 permutations and 3 swaps.
     """
 
     moves: Moves
+    things: Annotated[int, Range(2, 6)] = 5
 
     @property
     def num_ids(self) -> int:
         """Return the number of permutations."""
-        return len(elements_of_s5())
+        return len(elements_of(self.things))
 
     @property
     def chance(self) -> float:
@@ -57,7 +58,7 @@ class S5(Task):
 
     def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
         """Return rows and their answers, (R, T) each."""
-        elements, product = elements_of_s5(), products()
+        elements, product = elements_of(self.things), products(self.things)
         choices = np.arange(len(elements))
         if self.moves == "swaps":
             moved = (elements != elements[0]).sum(axis=1)  # things that each permutation moves; a swap moves two
@@ -77,17 +78,17 @@ s5 = source_function(S5)
 
 
 @cache
-def elements_of_s5() -> NDArray[np.int64]:
-    """Return the permutations, (120, 5), in lexical order; the first is the identity."""
-    return np.array(list(permutations(range(THINGS))))
+def elements_of(things: int) -> NDArray[np.int64]:
+    """Return the permutations of n things, (n!, n), in lexical order; the first is the identity."""
+    return np.array(list(permutations(range(things))))
 
 
 @cache
-def products() -> NDArray[np.int64]:
-    """Return the index of the permutation that applies first the row's and then the column's, (120, 120)."""
-    elements = elements_of_s5()
-    digits = THINGS ** np.arange(THINGS)[::-1]
-    number = np.zeros(THINGS**THINGS, dtype=np.int64)
+def products(things: int) -> NDArray[np.int64]:
+    """Return the index of the permutation that applies first the row's and then the column's, (n!, n!)."""
+    elements = elements_of(things)
+    digits = things ** np.arange(things)[::-1]
+    number = np.zeros(things**things, dtype=np.int64)
     number[elements @ digits] = np.arange(len(elements))
     first_then_second = elements[None, :, :].repeat(len(elements), 0)
     index = elements[:, None, :].repeat(len(elements), 1)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from samout_train import train
 from samout_train.cli import compare
-from samout_train.config import ConfigError, compose_config
+from samout_train.config import CONF, ConfigError, compose_config
 from samout_train.experiments import (
     Budget,
     Job,
@@ -32,6 +33,7 @@ from samout_train.experiments.compare.record import Entry, read_record
 from samout_train.experiments.compare.runs import read_run, told_apart
 from samout_train.experiments.compare.screening import Screening
 from samout_train.experiments.jobs import outcome
+from samout_train.training import source_from
 from tests.support.comparison import make_run, make_stages
 
 CONFIG: dict[str, Any] = {"optimizer": {"lr": 1.0}, "trainer": {"max_steps": 20}, "callbacks": {}}
@@ -78,6 +80,18 @@ def test_a_task_has_its_own_rows_and_budget_whatever_is_set_of_the_text(small_te
         on_task(text, "text", ["data=text", of_text[0]], shared, [])
     with pytest.raises(ConfigError, match="data=parrity: no such option; did you mean data=parity"):
         on_task(text, "parrity", ["data=parrity"], shared, [])
+
+
+@pytest.mark.slow
+def test_the_models_of_counting_are_tested_far_beyond_the_length_of_training_on_every_task() -> None:
+    asked = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / "counting.yaml"))
+    assert isinstance(asked, dict)
+    found = {}
+    for label, words in {"parity": ["experiment=counting"], **tasks_of(asked["compare"]["tasks"])}.items():
+        source = source_from(compose_config(words).config)
+        found[label] = source.vocab_size, source.train.seq_len
+        assert [rows.seq_len for rows in source.tests.values()] == [source.train.seq_len, 256, 1000, 16384]
+    assert found == {"parity": (2, 40), "modulo_3": (3, 40), "s3": (6, 40), "s5_swaps": (120, 16)}
 
 
 def plan(folder: Path, **settings: Any) -> Plan:

@@ -39,7 +39,7 @@ def test_a_speed_is_tokens_over_seconds_of_as_many_tokens_at_each_length(monkeyp
     assert all(parameter.grad is None for parameter in models["free"].parameters())
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_speeds_are_measured_once_for_the_same_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = ["data=random", "device=cpu", "data.seq_len=2", "data.batch_size=2", "model.num_layers=1"]
     models = candidates(["v8", "gru"], [*shared, "model.num_heads=2", "model.hidden_size=4"], None)
