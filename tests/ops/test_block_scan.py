@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samout_train.ops.block_scan import block_mix, reference
-from samout_train.ops.block_scan.operator import _block_mix, rows_a_carry
+from samout_train.ops.block_scan.operator import rows_a_carry
 from samout_train.ops.numba_support import vector_exp, vector_log
 from tests.support.marks import spread
 
@@ -203,14 +203,6 @@ def test_a_kernel_for_cuda_passes_in_tritons_interpreter() -> None:
 @pytest.mark.skipif(INTERPRETED, reason="this process runs Triton's kernels already")
 def test_all_kernels_for_cuda_pass_in_tritons_interpreter() -> None:
     assert "7 passed" in interpreted("not 2-0.7-8-5")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_the_operator_keeps_to_the_rules_of_torch(temperature: float) -> None:
-    packed_BTP, state_BNG = inputs(2, time=5, blocks=3)
-    given = (packed_BTP.requires_grad_(), state_BNG.requires_grad_(), torch.tensor(temperature))
-    torch.library.opcheck(_block_mix, given)
 
 
 def test_exponentials_and_logarithms_are_those_of_torch() -> None:

@@ -128,14 +128,6 @@ def test_a_target_that_is_no_id_is_not_passed_over() -> None:
             nats_and_errors(logits_RV, targets_R, nats_R, IGNORED)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="the operator is the same")
-def test_the_operator_keeps_to_the_rules_of_torch() -> None:
-    logits_RV, targets_R = inputs(50, torch.float32)
-    nats_R = torch.zeros(len(targets_R), device=DEVICE)
-    torch.library.opcheck(operator._nats_and_errors, (logits_RV, targets_R, nats_R, IGNORED, True))
-
-
 @pytest.mark.skipif(INTERPRETED or DEVICE.type == "cuda", reason="this process runs Triton's kernel already")
 @pytest.mark.nightly
 def test_the_kernel_for_cuda_passes_in_tritons_interpreter() -> None:

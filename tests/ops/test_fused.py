@@ -230,14 +230,6 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
     assert all(torch.equal(one, other) for one, other in zip(want[0] + want[1], got[0] + got[1], strict=True))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="the operator is the same")
-@pytest.mark.parametrize("has_decay", [False, True])
-def test_the_operator_keeps_to_the_rules_of_torch(has_decay: bool) -> None:
-    inputs = [None if each is None else each.requires_grad_() for each in Case(2, 20, 8, "v8", has_decay).inputs()]
-    torch.library.opcheck(operator._max_mix, (*inputs, "v8"))
-
-
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="a million rows are for a GPU")
 def test_a_million_rows_in_chunks_are_those_of_the_reference() -> None:
     packed_BTP = torch.randn(1, 1_000_000, 3 * 96, device=DEVICE, requires_grad=True)

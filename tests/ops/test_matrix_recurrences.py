@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from samout_train.ops import kernels, use_kernels
 from samout_train.ops.delta_rule import delta_rule
-from samout_train.ops.head_kernels import operator
 from samout_train.ops.kernels import Kernels
 from samout_train.ops.linear_attention import linear_attention
 
@@ -222,16 +221,3 @@ def test_the_kernel_and_chunks_in_torch_have_no_gradient_across_minus_infinity(k
             assert gradient.isfinite().all(), name
             assert not gradient[:, :, :start].any() if name != "state" else not gradient.any(), name
     use_kernels("auto")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["scalar", "channel", "gated delta"])
-def test_the_operator_passes_the_checks_of_torch(kind: str) -> None:
-    case = Case(kind, 20)
-    given = {name: tensor.float().requires_grad_() for name, tensor in case.inputs.items()}
-    names = ["q", "k", "v", "log_decay", "beta", "state"]
-    inputs = [given.get(name) for name in names]
-    torch.library.opcheck(operator._recur, inputs)
-    values = [None if each is None else each.detach() for each in inputs]
-    _, _, *kept = operator._recur(*values)
-    torch.library.opcheck(operator._recur_backward, (*values, *kept, values[2], None))

@@ -128,15 +128,6 @@ def test_dropout_follows_torchs_random_state_whatever_the_threads(dropout: float
 
 
 @pytest.mark.slow
-def test_the_operators_pass_torchs_own_checks() -> None:
-    f, x, norm, _ = inputs((2, 5, 6), torch.float32)
-    seed = torch.tensor(7)
-    arguments = (f, x, torch.tensor(0.5, requires_grad=True), norm.weight, norm.bias, 1e-5, 0.25, seed)
-    torch.library.opcheck(operator._blended, arguments)
-    torch.library.opcheck(operator._gated, (f, x))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", spread(["fp32", "bf16"], 2))
 def test_a_model_learns_the_same_with_and_without_the_kernels(precision: str) -> None:
     ids = torch.randint(0, 50, (4, 33), generator=torch.Generator().manual_seed(0))
@@ -185,7 +176,8 @@ def test_the_kernels_for_cuda_pass_in_tritons_interpreter(cases: str) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-q", "-W", "ignore"]
     # The interpreter cuts bfloat16 off instead of rounding it.
     command += ["-m", cases, "-k", "elementwise or for_cuda or (gradients and not dtype1)"]
-    command += [str(Path(__file__)), str(Path(__file__).with_name("test_elementwise.py"))]
+    files = Path(__file__), *map(Path(__file__).with_name, ("test_elementwise.py", "test_opcheck.py"))
+    command += map(str, files)
     done = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600
     )

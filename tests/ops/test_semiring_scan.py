@@ -120,16 +120,6 @@ def test_without_gradients_the_bits_are_the_same() -> None:
         assert torch.equal(linear_scan(*given)[0], wanted)
 
 
-@pytest.mark.slow
-def test_torch_accepts_the_operator() -> None:
-    from samout_train.ops.semiring_scan import operator
-
-    for semiring in FUSED:
-        torch.library.opcheck(operator._scan, (*inputs(9, dtype=torch.float32), semiring))
-        a, x, state = (each.detach() for each in inputs(9, dtype=torch.float32))
-        torch.library.opcheck(operator._scan_backward, (a, x, x, state, semiring, x))
-
-
 @pytest.mark.skipif(not INTERPRETED, reason="run by the test below")
 @pytest.mark.parametrize("rows", [8, 64])
 @pytest.mark.parametrize("semiring", FUSED)
