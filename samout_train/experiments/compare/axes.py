@@ -9,11 +9,13 @@ from samout_train.experiments.compare.results import CandidateResult, Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PREFIXES = ("", "kilo", "mega", "giga", "tera", "peta", "exa", "zetta")
 DURATIONS = (("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0))
 SHORTEST_AXIS = 3.0  # of a unit of time: below it, the unit before has the rounder ticks
 LONGEST_INSIDE = 4  # entries of a legend that find room between the lines
+COLUMNS_OF_ALL = 5  # of a legend that four charts share
 NARROW_LABEL = 20  # characters of which three fit below a chart
 
 
@@ -127,3 +129,18 @@ def label_axes(axes: "Axes", x: str, y: str) -> None:
         ncols=columns,
         columnspacing=1.0,
     )
+
+
+def share_legend(figure: "Figure") -> None:
+    """Put one legend below all charts in place of those that stand below each of them."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        if legend is not None and len(legend.get_texts()) > LONGEST_INSIDE:
+            handles, labels = axes.get_legend_handles_labels()
+            entries |= dict(zip(labels, handles, strict=True))
+            legend.remove()
+    if entries:
+        figure.legend(
+            entries.values(), entries, loc="outside lower center", fontsize=7.5, frameon=False, ncols=COLUMNS_OF_ALL
+        )

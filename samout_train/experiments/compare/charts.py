@@ -20,6 +20,7 @@ from samout_train.experiments.compare.axes import (
     log_of,
     log_of_numbers,
     look_of,
+    share_legend,
     shown,
     time_unit,
     units,
@@ -81,12 +82,12 @@ def charts(comparison: Comparison, speeds: Speeds) -> list[Chart]:
 
 
 def overview(comparison: Comparison, speeds: Speeds) -> bytes | None:
-    """Return the first four charts side by side, as a PNG; None without matplotlib."""
+    """Return the first four charts but that of screening side by side, as a PNG; None without matplotlib."""
     if missing_charts() or not comparison.ranked:
         return None
     drawn = []
     for title, _, draw, has_figures in KINDS:
-        if has_figures(comparison, speeds):
+        if draw is not _screening and has_figures(comparison, speeds):
             drawn.append((title, draw))
     drawn = drawn[:IN_OVERVIEW]
     if not drawn:
@@ -95,12 +96,14 @@ def overview(comparison: Comparison, speeds: Speeds) -> bytes | None:
     from matplotlib.figure import Figure
 
     num_rows = math.ceil(len(drawn) / 2)
+    height = num_rows * INCHES[1] + INCHES_OF_ENTRY * len(comparison.ranked)
     with rc_context(STYLE):
-        figure = Figure(figsize=(2 * INCHES[0], num_rows * _height(comparison)), layout="constrained")
+        figure = Figure(figsize=(2 * INCHES[0], height), layout="constrained")
         for index, (title, draw) in enumerate(drawn, start=1):
             axes = figure.add_subplot(num_rows, 2, index)
             draw(axes, comparison, speeds)
             axes.set_title(title, fontsize=10)
+        share_legend(figure)
         file = BytesIO()
         figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
     return file.getvalue()
@@ -224,6 +227,7 @@ def _curves(
             axes.plot(costs, losses, label=shown(one), markersize=3, linewidth=1.3, **look._asdict())
             tops.append(_first_shown(curve))
         axes.set_ylim(top=max(tops) * 1.02)
+        axes.locator_params("x", nbins=6)
         if unit_of is None:
             with_units(axes)
         label_axes(axes, name, "validation loss, nats per token")

@@ -9,7 +9,7 @@ import pytest
 
 from samout_train.cli import compare
 from samout_train.experiments.compare import page
-from samout_train.experiments.compare.axes import flop_unit, time_unit
+from samout_train.experiments.compare.axes import flop_unit, share_legend, time_unit
 from samout_train.experiments.compare.charts import KINDS, accuracy_by_state
 from samout_train.experiments.compare.page import html, markdown, write_page
 from samout_train.experiments.compare.results import comparisons_of
@@ -125,7 +125,9 @@ def test_a_task_is_drawn_over_the_state_with_a_line_for_the_widths_of_a_model(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("models", "label"), [(5, "m{}"), (13, "a long name of model {}")])
+@pytest.mark.parametrize(
+    ("models", "label"), [(5, "m{}"), (13, "transformer_modern{}"), (13, "a long name of model {}")]
+)
 def test_a_legend_of_many_models_covers_no_line(tmp_path: Path, models: int, label: str) -> None:
     from matplotlib.figure import Figure
 
@@ -141,6 +143,26 @@ def test_a_legend_of_many_models_covers_no_line(tmp_path: Path, models: int, lab
             assert legend is not None
             place = legend.get_window_extent()
             assert place.y1 <= name.y0 and place.y0 >= 0 and place.x0 >= 0 and place.x1 <= figure.bbox.x1
+
+
+@pytest.mark.slow
+def test_charts_with_many_models_share_one_legend(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    labels = [f"transformer_modern{of}" for of in range(13)]
+    runs = [read_run(make_run(tmp_path, label, 1e-3, 1, 1.0)) for label in labels]
+    (comparison,) = comparisons_of(runs)
+    figure = Figure(figsize=(9.0, 6.0), layout="constrained")
+    for place, (title, _, draw, _) in enumerate(KINDS):
+        if title in ("Loss against tokens", "Loss against bytes of state"):
+            draw(figure.add_subplot(1, len(KINDS), place + 1), comparison, {})
+    share_legend(figure)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*labels, "front"]
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    place, bottoms = legend.get_window_extent(), [axes.xaxis.label.get_window_extent().y0 for axes in figure.axes]
+    assert place.x0 >= 0 and place.x1 <= figure.bbox.x1 and place.y0 >= 0 and place.y1 <= min(bottoms)
 
 
 @pytest.mark.slow
