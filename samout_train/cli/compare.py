@@ -263,13 +263,15 @@ def _asked(settings: Node, request: Request) -> Node:
 
     from samout_train.runtime import choose_device, device_name
 
-    device = device_name(choose_device(settings["device"]))
+    device, threads = device_name(choose_device(settings["device"])), "1 thread"
+    if torch.get_num_threads() > 1:
+        threads = f"{torch.get_num_threads()} threads"
     return {
         "command": _command(request),
         "match": settings["match"],
         "train_flops": settings["train_flops"],
         "jobs": settings["jobs"],
-        "machine": f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": f"{device}, {threads}, torch {torch.__version__}",
         "date": datetime.date.today().isoformat(),
     }
 

@@ -33,6 +33,7 @@ from samout_train.runtime import dashboard_command, replace_file
 
 HTML, MARKDOWN = "comparison.html", "comparison.md"
 TEMPLATE = Path(__file__).with_name("page.html")
+MOST_IN_TITLE = 4  # names of models; more are counted
 Record = Mapping[str, Any]
 
 
@@ -319,7 +320,10 @@ def _title(comparisons: Sequence[Comparison]) -> str:
     for comparison in comparisons:
         labels |= dict.fromkeys(one.label for one in comparison.results)
     data = dict.fromkeys(comparison.data for comparison in _with_beside(comparisons))
-    return f"{', '.join(labels)} on {', '.join(data)}"
+    models = ", ".join(labels)
+    if len(labels) > MOST_IN_TITLE:
+        models = f"{len(labels)} models"
+    return f"{models} on {', '.join(data)}"
 
 
 def _subtitle(comparisons: Sequence[Comparison], record: Record) -> str:
