@@ -26,6 +26,8 @@ from samout_train.models.state import KeyValueCache, as_cache, extended, length_
 from samout_train.models.transformer import causal_mask
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+# oneDNN has a bfloat16 LSTM for CPUs with AVX-512 alone, and torch fails on others instead of taking another way.
+HAS_BF16_LSTM = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class HiddenState(NamedTuple):
@@ -161,7 +163,7 @@ class Recurrent(nn.Module):
             given = _for_torch(*state)
             if not self.is_lstm:
                 (given,) = given
-        out_BTV, last = self.mixer(x_BTD, given)
+        out_BTV, last = _run(self.mixer, x_BTD, given, is_lstm=self.is_lstm)
         if self.head is not None and not return_hidden:
             out_BTV = self.head(out_BTV)
         if self.is_lstm:
@@ -252,7 +254,7 @@ class LSTMAttention(nn.Module):
             before, given = as_cache(cache), _for_torch(hidden_BLD, cell_BLD)
         past, time = length_of(before), ids_BT.shape[1]
         require_room(past, time, self.max_seq_len)
-        h_BTD, (last_LBD, cell_LBD) = self.mixer(self.embedding(ids_BT), given)
+        h_BTD, (last_LBD, cell_LBD) = _run(self.mixer, self.embedding(ids_BT), given, is_lstm=True)
         keys_B1TD = h_BTD[:, None]
         # The keys are the values, so the cache's values stay empty.
         cache = extended(before, keys_B1TD, keys_B1TD[..., :0], self.max_seq_len)
@@ -301,3 +303,12 @@ def dropout_between(num_layers: int, dropout: float) -> float:
 def _for_torch(*parts: Tensor) -> tuple[Tensor, ...]:
     """Return (B, L, D) tensors in the layout of torch's modules, (L, B, D)."""
     return tuple(part_BLD.transpose(0, 1).contiguous() for part_BLD in parts)
+
+
+def _run(mixer: nn.Module, x_BTD: Tensor, given: Any, *, is_lstm: bool) -> Any:
+    """Run one of torch's recurrent networks; an LSTM in float32 on a CPU that has none in the precision of autocast."""
+    if is_lstm and x_BTD.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        has_one = HAS_BF16_LSTM and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        with torch.autocast("cpu", enabled=has_one):
+            return mixer(x_BTD if has_one else x_BTD.float(), given)
+    return mixer(x_BTD, given)

@@ -131,3 +131,21 @@ def test_lstm_attention_is_its_formula() -> None:
         contexts.append((weights * h[:, : t + 1]).sum(1))
     wanted = model.head(torch.cat([h, torch.stack(contexts, 1)], dim=-1))
     torch.testing.assert_close(model(IDS)[0], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
+def test_under_autocast_logits_and_gradients_are_those_of_float32(name: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without AVX-512 has no LSTM in bfloat16: it runs in float32 there, with a state from before, too."""
+    monkeypatch.setattr("samout_train.models.recurrent.HAS_BF16_LSTM", False)
+    model = recurrent(name)
+    found = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            first, state = model(IDS[:, :5])
+            logits_BTV = torch.cat([first, model(IDS[:, 5:], state)[0]], dim=1)
+        logits_BTV.float().square().sum().backward()
+        gradients = [weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]
+        found.append((logits_BTV.float(), torch.cat(gradients)))
+    for wanted, got in zip(*found, strict=True):
+        assert float((got - wanted).detach().norm() / wanted.detach().norm()) < 2e-2
