@@ -16,12 +16,14 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from samout_train.config import build
 from samout_train.evaluation import looks_of
 from samout_train.experiments.compare import speed
+from samout_train.experiments.compare.axes import log_of
 from samout_train.experiments.compare.candidates import candidates
 from samout_train.experiments.compare.matching import Budget
 from samout_train.models import choose_products, product_of
@@ -82,13 +84,16 @@ def draw(speeds: dict[str, dict[int, float]], title: str, path: Path) -> None:
     """Tokens a second by length as lines, the legend beside them."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for label, look in looks_of(speeds).items():
-        axes.plot(list(speeds[label]), list(speeds[label].values()), label=label, **look._asdict())
-    axes.set(xscale="log", yscale="log", xlabel="sequence length, tokens", ylabel="tokens per second", title=title)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    looks = looks_of(speeds)
+    for label in sorted(speeds, key=lambda label: -list(speeds[label].values())[-1]):
+        axes.plot(list(speeds[label]), list(speeds[label].values()), label=label, **looks[label]._asdict())
+    log_of(axes, set().union(*speeds.values()))
+    axes.set(yscale="log", xlabel="sequence length, tokens", ylabel="tokens per second", title=title)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(path, dpi=110)
 
 
