@@ -1,4 +1,4 @@
-"""Pictures of the documentation: each is shown by a page, and its stored figures are those of the page's tables."""
+"""Pictures and pages: each is shown or found, and stored figures are those of the tables of their page."""
 
 import json
 import re
@@ -13,6 +13,12 @@ def test_each_picture_and_each_file_of_figures_is_named_by_a_page() -> None:
     text = "\n".join(page.read_text("utf-8") for page in pages)
     for path in (DOCS / "img").iterdir():
         assert f"img/{path.name}" in text, path.name
+
+
+def test_each_page_is_in_the_navigation_of_the_site() -> None:
+    navigation = (DOCS.parent / "mkdocs.yml").read_text("utf-8")
+    for page in DOCS.rglob("*.md"):
+        assert f" {page.relative_to(DOCS).as_posix()}\n" in navigation, page
 
 
 def test_the_figures_of_the_maxplus_picture_are_those_of_the_tables() -> None:
