@@ -37,7 +37,7 @@ SWEEPS = (
 NEVER = ("make test", "make torture", ".venv/bin/ruff check", "make dashboard", *SWEEPS)
 # What installs, compiles a model, evaluates on a megabyte, or compares a second time: at night.
 AT_NIGHT = (
-    ".venv/bin/samout-train compare models=[v8,gru,transformer]",
+    ".venv/bin/samout-train compare 'models=[v8,gru,transformer]'",
     *("python3 -m venv", ".venv/bin/python -m pip", ".venv/bin/samout-train verify"),
     ".venv/bin/python -m samout_train experiment=shakespeare_small",
     *(".venv/bin/python -m samout_train data=python_source", ".venv/bin/samout-train reproduce experiment=maxplus"),
@@ -47,7 +47,7 @@ SHORTER = {
     "trials=6": "trials=2",
     "screen_steps=20": "screen_steps=2",
     "data.seq_len=16384": "data.seq_len=2048",
-    "lr=[1e-3,3e-3] seeds=2": "lr=[1e-3] seeds=1",
+    "'lr=[1e-3,3e-3]' seeds=2": "'lr=[1e-3]' seeds=1",
     "model.hidden_size=128": "model.hidden_size=32",
     "model.num_layers=4": "model.num_layers=2",
     "reproduce experiment=hello_cell": "reproduce experiment=hello_cell steps=20",
