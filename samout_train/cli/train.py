@@ -189,7 +189,7 @@ def _recorded(request: Request) -> str | None:
 def _swept(
     run: Callable[[], None], folder: Path, configs: Mapping[str, Mapping[str, object]], failures: list[int]
 ) -> int:
-    """Run a sweep with any launcher, and report the jobs that did not finish."""
+    """Run a sweep with any launcher, and list its jobs with their results."""
     code = 0
     try:
         run()
@@ -208,10 +208,11 @@ def _swept(
     unfinished = []
     width = max((len(job.name) for job in jobs), default=0)
     for job in jobs:
-        found = outcome(job.run_dir)
+        found, stream = outcome(job.run_dir), sys.stdout
         if found.state != "done":
             unfinished.append(found.state)
-            print(f"  {described(job, found, width)}", file=sys.stderr)
+            stream = sys.stderr
+        print(f"  {described(job, found, width)}", file=stream, flush=True)
     if unfinished:
         action = "resume"
         if "FAILED" in unfinished:

@@ -108,7 +108,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "not a choice": (["model.init=large"], ["model.init=large: must be published, small"]),
     "no value": (["trainer.max_steps"], ["trainer.max_steps: has no value: write trainer.max_steps=..."]),
     "empty value": (["data.seq_len="], ["data.seq_len=: must be a whole number, above 0"]),
-    "unclosed bracket": (["optimizer.betas=[0.9,"], ["optimizer.betas=[0.9,: cannot be read: put a value"]),
+    "unclosed bracket": (
+        ["optimizer.betas=[0.9,"],
+        ["optimizer.betas=[0.9,: cannot be read: its brackets do not match"],
+    ),
     "two equals signs": (["model==v8"], ["model==v8: cannot be read: it has more than one =: write model=v8"]),
     "settings in one pair of quotes": (
         ["model=v8 data=text"],
