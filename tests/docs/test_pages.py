@@ -125,6 +125,15 @@ def test_the_reference_of_the_configuration_is_up_to_date() -> None:
     assert writer["PAGE"].read_text("utf-8") == writer["page"](), "run: python scripts/write_reference.py"
 
 
+def test_each_tag_that_a_run_writes_is_explained() -> None:
+    written = set()
+    for path in (ROOT / "samout_train").rglob("*.py"):
+        written |= set(re.findall(r'"((?:train|val|time|memory)/\w+)"', path.read_text("utf-8")))
+    assert {"train/loss_nats", "val/accuracy", "time/matmul_share"} <= written
+    page = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
+    assert not [tag for tag in sorted(written) if f"`{tag}`" not in page]
+
+
 def test_the_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     assert len(text.splitlines()) <= 220 and len(text.split()) <= 1700
