@@ -169,7 +169,7 @@ def load_trained(path: str | Path, *, weights: WeightsName = "last") -> LoadedRu
         return load_run(path, weights=weights)
     loaded = load_exported(folder)
     if weights == "ema" and read_manifest(folder).get("weights") != "ema":
-        fix = "Set weights=last, or export the run with weights=ema"
+        fix = "set weights=last, or export the run with weights=ema"
         raise ConfigError(Problem("weights", "ema", text=f"{folder} has no average of the weights", fix=fix))
     return loaded
 

@@ -104,7 +104,9 @@ def read_initial_weights(path: str | Path) -> InitialWeights:
         return _of_file(path, place)
     except ConfigError:
         raise
-    except (ValueError, OSError) as error:
+    except ValueError as error:  # its text ends with what to do
+        raise _problem(path, f"cannot be used: {error}", "") from error
+    except OSError as error:
         raise _problem(path, f"cannot be used: {error}", "give a file of weights") from error
 
 

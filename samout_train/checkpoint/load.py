@@ -82,7 +82,7 @@ def load_run(path: str | Path, *, weights: WeightsName = "last") -> LoadedRun:
     except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError.of_file(checkpoint, f"it is not a complete checkpoint ({error!r:.100})") from error
     if weights == "ema" and "ema" not in content:
-        fix = "Set weights=last, or train with trainer.ema"
+        fix = "set weights=last, or train with trainer.ema"
         raise ConfigError(Problem("weights", "ema", text=f"{checkpoint} has no average of the weights", fix=fix))
     saved = checkpoint.parent.parent / ".hydra" / "config.yaml"
     node, model = model_of(saved, checkpoint, tensors, vocab_size=vocab_size, pad_id=pad_id)

@@ -97,12 +97,12 @@ def _check_override(word: str, override: Override, folders: Sequence[Path], in_s
             "hydra/sweeper with their settings are free. A run's directory is run_dir"
         )
         return Problem.of_word(word, text=text)
-    if key == "hydra/launcher" and (problem := _missing_launcher(word, override.value())):
+    if key == "hydra/launcher" and (problem := _check_launcher(word, override.value())):
         return problem
     if override.is_sweep_override() and not in_sweep:
         text = f"several values need -m, which makes a sweep; a list is written {key}=[...]"
         return Problem.of_word(word, text=text)
-    return _wrong_option(override, folders)
+    return _check_option(override, folders)
 
 
 def _unreadable(word: str) -> Problem:
@@ -206,7 +206,7 @@ def _parsed(word: str) -> Override | None:
         return None
 
 
-def _missing_launcher(word: str, name: object) -> Problem | None:
+def _check_launcher(word: str, name: object) -> Problem | None:
     plugin = LAUNCHERS.get(str(name))
     if plugin is not None and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
         text = f"{plugin.replace('_', '-')} is not installed"
@@ -221,7 +221,7 @@ def _is_hydras_own(key: str) -> bool:
     return key.split(".")[0].split("/")[0] == "hydra" and not key.startswith(FREE_HYDRA_KEYS)
 
 
-def _wrong_option(override: Override, folders: Sequence[Path]) -> Problem | None:
+def _check_option(override: Override, folders: Sequence[Path]) -> Problem | None:
     group, options = override.key_or_group, options_of(override.key_or_group, folders)
     about = partial(Problem.of_word, str(override.input_line))
     if override.is_delete():

@@ -10,6 +10,15 @@ from samout_train.cli.main import VERBS
 from tests.support.marks import spread
 from tests.support.messages import MESSAGES, assert_recorded
 
+SCREENING = {"screen_steps": 5, "finalists": 1, "always": []}
+MOVED = {"command": [], "jobs": {"seed=1": ["seed=1"]}, "directories": {"seed=1": "/no/such/place"}}
+FILES = {
+    "file.txt": "a text",
+    "screened/comparison.json": json.dumps({"runs": {"a": {}}, "screening": SCREENING}),
+    "damaged/sweep.json": "{",
+    "lacks/multirun.yaml": "",
+    "moved/sweep.json": json.dumps(MOVED),
+}
 # The words as typed, and what the first line of the message begins with.
 MISTAKES = {
     "generate": "run: is missing",
@@ -101,6 +110,27 @@ MISTAKES = {
     "reproduce experiment=published_v8 seed=1": "seed=1: changes the recorded preset",
     "prove_resume steps=0": "steps=0: must be",
     "prove_resume resume=auto": "resume: both runs start at step 0",
+    "compare models=[v8:1]": "models: v8:1: is not a name: put quotes",
+    "compare models=[]": "models: is empty: name at least one",
+    "compare models=[v8,V8]": "models: v8, V8: are one directory",
+    "compare models=[v8] train_flops=10 data=random": "train_flops=10: a step of v8 takes",
+    "compare models=[v8] train_flops=10 trainer.max_steps=5": "trainer.max_steps=5: train_flops=10 decides how long",
+    "compare models=[{v8:{model.dropout:0}}] choose={model.dropout:[0,0.1]}": "choose.model.dropout: is chosen, and v8",
+    "compare models=[v8] screen_steps=5 lr=[0.001]": "screen_steps=5: one learning rate and no finalists",
+    "compare models=[v8] screen_steps=50 lr=[1,2] trainer.max_steps=10": "screen_steps=50: the full runs have 10 steps",
+    "compare models=[v8] run_dir=screened": "screen_steps=null: the comparison in screened has 5",
+    "compare runs=[.]": "runs=.: holds no run",
+    "search space={seed:[]}": "space: seed=[]: must be a list of numbers or texts",
+    "search space={seed:{low:a,high:b}}": "space: seed={'low': 'a', 'high': 'b'}: low, high and step must be numbers",
+    "search space={seed:{low:1,high:2,log:3}}": "space: seed={'low': 1, 'high': 2, 'log': 3}: log must be true",
+    "search space={seed:{low:2,high:1}}": "space: seed={'low': 2, 'high': 1}: low must be below high",
+    "search space={seed:[1]} run_dir=screened": "run_dir=screened: holds",
+    "compare models=[v8] run_dir=moved": "run_dir=moved: holds",
+    "compare models=[v8] match=seconds:1 trainer.max_seconds=5 data=random": "v8: match=seconds:1: needs a number of",
+    "sweep dir=damaged": "dir=damaged: its sweep.json is damaged",
+    "sweep dir=lacks": "dir=lacks: lacks its sweep.json",
+    "sweep dir=moved action=resume": "dir=moved: its jobs were started in /no/such/place, which no longer exists",
+    "search space={seed:{low:0,high:1,log:true}}": "space: seed={'low': 0, 'high': 1, 'log': True}: log needs a low",
 }
 
 
@@ -108,14 +138,17 @@ MISTAKES = {
 def test_a_mistake_has_exit_code_2_and_the_recorded_message(
     typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "file.txt").write_text("a text", "utf-8")
+    for path, content in FILES.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(content, "utf-8")
+    before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     name, *words = typed.split()
     assert getattr(importlib.import_module(f"samout_train.cli.{name}"), name)(words) == 2
     out, error = capsys.readouterr()
     assert error.startswith(MISTAKES[typed]) and "Traceback" not in error and not out
     assert_recorded(f"verbs: {typed}", error)
-    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"], "a refused request leaves nothing behind"
+    assert sorted(tmp_path.rglob("*")) == before, "a refused request leaves nothing behind"
 
 
 def test_each_verb_has_mistakes_and_no_message_is_recorded_of_another() -> None:

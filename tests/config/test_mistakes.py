@@ -32,6 +32,14 @@ FILES = {
     "mine/model/no_vocabulary.yaml": "_target_: forgets.Model\n_partial_: true\nwidth: 3\n",
     "mine/model/number.yaml": "defaults:\n  - v8\n5: 6\n",
     "mine/model/circle.yaml": "defaults:\n  - circle\n",
+    "mine/model/there.yaml": "defaults:\n  - back\n",
+    "mine/model/back.yaml": "defaults:\n  - there\n",
+    "bare.pkl": pickle.dumps(["a", "b"]),
+    "fraction.pkl": pickle.dumps(["a", 1.5]),
+    "cut.pkl": b"\x80\x04",
+    "memo.pkl": b"\x80\x04]r\xff\xff\xff\x7f.",
+    "broken.jsonl": '{"text": "one"}\n{"text"\n',
+    "again.jsonl": '{"text": "one", "text": "two"}\n',
     "one.jsonl": '{"text": "one"}\n',
     "two.jsonl": '{"text": "one"}\n{"text": "two"}\n',
     "raises.py": "1 / 0\n",
@@ -360,6 +368,40 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "what the run gives": (["+model.vocab_size=9"], ["model.vocab_size=9: is not set in the configuration"]),
     "a part that is not partial": (["model._partial_=false"], ["model._partial_: must be true"]),
+    "defaults in a circle of two": ([*MINE, "model=there"], ["include each other in a circle"]),
+    "a directory for each job": (
+        ["-m", "seed=1,2", "hydra.sweep.dir=choice(a,b)"],
+        ["hydra.sweep.dir: must be one directory, for all jobs"],
+    ),
+    "a resolver that is not there": (["seed=${foo:1}"], ["${foo:...} is not a known interpolation"]),
+    "more pairs than keys": (
+        ["data=recall", "data.num_pairs=9", "data.vocab_size=8"],
+        ["data.num_pairs=9: data.vocab_size (8) has 3 keys: set it to 20 or more"],
+    ),
+    "a distance within the words": (["data=needle", "data.test_distances=[1]"], ["the mark occurs again after the"]),
+    "questions to train on": (["data=choices", "data.path=good.txt"], ["questions are evaluated on, not trained on"]),
+    "no shards": (["data=shards", "data.paths=[]"], ["data.paths: is empty: set folders of shards"]),
+    "a folder without shards": (["data=shards", "data.paths=[mine]"], ["data.paths: mine"]),
+    "more weights than folders": (
+        ["data=shards", "data.paths=[]", "data.weights=[1]"],
+        ["data.weights=[1]: there are 1 weights for 0 folders"],
+    ),
+    "padding that is learned, in shards": (
+        ["data=shards", "data.paths=[]", "data.ignore_index=0"],
+        ["data.ignore_index=0: must be 3, the padding id"],
+    ),
+    "a vocabulary without special tokens": (
+        [*TEXT, "data.vocabulary_path=bare.pkl"],
+        ["bare.pkl: cannot be used: a vocabulary begins with"],
+    ),
+    "a pickle with a fraction": ([*TEXT, "data.vocabulary_path=fraction.pkl"], ["it holds a"]),
+    "a pickle that is cut": ([*TEXT, "data.vocabulary_path=cut.pkl"], ["cut.pkl: cannot be used: no pickle of lists"]),
+    "a pickle that is damaged": ([*TEXT, "data.vocabulary_path=memo.pkl"], ["(it is damaged)"]),
+    "a line that is no JSON": (
+        ["data=jsonl", "data.path=broken.jsonl"],
+        ["data.path: broken.jsonl line 2: is not JSON", "write one object per line"],
+    ),
+    "an object with a key twice": (["data=jsonl", "data.path=again.jsonl"], ['has "text" twice in one object']),
 }
 
 

@@ -32,6 +32,7 @@ from samout_train.evaluation.serving.engine import draw
 from samout_train.ops import use_kernels
 from tests.evaluation.test_conversation import GREEDY, Counted, read_again, tiny
 from tests.support.marks import spread
+from tests.support.messages import assert_recorded
 
 NAMES = ["v8", "transformer", "lstm"]
 LONG = Sampling(temperature=0, max_new_tokens=10_000)
@@ -326,6 +327,15 @@ def test_what_cannot_be_answered_is_refused_by_its_field(change: dict[str, Any],
     error = caught.value.as_json()["error"]
     assert error["param"] == param and error["message"] and json.dumps(error, ensure_ascii=False).encode()
     assert caught.value.status == (404 if param == "model" else 400)
+    assert_recorded(f"serving: {json.dumps(change)[:80]}", caught.value.message)
+
+
+@pytest.mark.parametrize("body", [[], {"prompt": ""}, {"prompt": ["a", "b"]}, {"prompt": "\ud800"}])
+def test_what_is_no_prompt_is_refused(body: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        reader().completion(body)
+    assert ("JSON object" if body == [] else "prompt ") in caught.value.message
+    assert_recorded(f"serving: completion {json.dumps(body)}", caught.value.message)
 
 
 def test_a_character_that_the_vocabulary_lacks_and_a_prompt_without_room_are_refused() -> None:
@@ -397,6 +407,21 @@ def test_openais_own_client_is_answered() -> None:
         with pytest.raises(openai.NotFoundError, match="model 'gpt' is not here: there is 'tiny'"):
             client.chat.completions.create(**{**asked, "model": "gpt"})
         assert len(served.prefixes) > 0
+
+
+@pytest.mark.slow
+def test_what_the_server_cannot_answer_is_refused_with_its_status() -> None:
+    model, path = Talkative(), "/v1/chat/completions"
+    with server(model) as (port, _):
+        answers = {413: ask(port, "POST", path, "x" * 20_000), 400: ask(port, "POST", path, "{")}
+        model.fails = True
+        answers[500] = ask(port, "POST", path, json.dumps(HI))
+    with server(model, max_waiting=0) as (port, _):
+        answers[429] = ask(port, "POST", path, json.dumps(HI))
+    for status, (got, content) in answers.items():
+        assert got == status
+        message = json.loads(content)["error"]["message"]
+        assert_recorded(f"serving: status {status}", message.partition(" (")[0])  # the words of json come behind it
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ class Shards:
             ValueError: if a folder does not hold shards, or is damaged or too small.
         """
         indices = list(map(read_index, _folders(self.paths)))
-        wrong = _other_vocabularies(indices) + _wrong_weights(self.weights, len(indices))
+        wrong = _check_vocabularies(indices) + _check_weights(self.weights, len(indices))
         if wrong or not indices:
             raise ValueError("; ".join(wrong) or "data.paths is empty: set folders of shards")
         mixture = _Mixture(indices, self)
@@ -113,9 +113,9 @@ class Shards:
                 found.append(Problem(f"{name}.paths", text=str(error)))
         if not folders:
             found.append(Problem(f"{name}.paths", text="is empty", fix="set folders of shards"))
-        for problem in _other_vocabularies(indices):
+        for problem in _check_vocabularies(indices):
             found.append(Problem(f"{name}.paths", text=problem))
-        for problem in _wrong_weights(self.weights, len(folders)):
+        for problem in _check_weights(self.weights, len(folders)):
             found.append(Problem(f"{name}.weights", str(self.weights), text=problem))
         if not found:
             try:
@@ -289,7 +289,7 @@ def _folders(paths: str | list[str]) -> list[Path]:
     return [home_path(path) for path in paths]
 
 
-def _other_vocabularies(indices: Sequence[ShardIndex]) -> list[str]:
+def _check_vocabularies(indices: Sequence[ShardIndex]) -> list[str]:
     found = []
     for index in indices:
         first = indices[0]
@@ -302,7 +302,7 @@ def _other_vocabularies(indices: Sequence[ShardIndex]) -> list[str]:
     return found
 
 
-def _wrong_weights(weights: Sequence[float] | None, num_folders: int) -> list[str]:
+def _check_weights(weights: Sequence[float] | None, num_folders: int) -> list[str]:
     if weights is None:
         return []
     if len(weights) != num_folders:

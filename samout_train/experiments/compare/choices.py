@@ -99,12 +99,12 @@ def check_choices(choose: Choose, candidates: Sequence[Candidate], budget: Budge
                 changed = with_settings(one.config, {key: value})
                 wrong = check_settings(changed)
                 if not wrong and budget is not None and one.sizes is not None and key.startswith("model."):
-                    wrong = _off_budget(key, value, changed, one.sizes.cost, budget)
+                    wrong = _check_budget(key, value, changed, one.sizes.cost, budget)
                 found += wrong
     return list(dict.fromkeys(found))
 
 
-def _off_budget(key: str, value: Any, changed: Config, cost: float, budget: Budget) -> list[Problem]:
+def _check_budget(key: str, value: Any, changed: Config, cost: float, budget: Budget) -> list[Problem]:
     if budget.kind == "seconds":
         return []
     taken = size_with(changed, budget)

@@ -14,6 +14,7 @@ from samout_train.experiments.compare.matching import Sizes, matched, model_cost
 from samout_train.models import num_parameters
 from samout_train.training import model_node
 from tests.support.marks import spread
+from tests.support.messages import assert_recorded
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 LAYERS = {"lstm": 2, "gru": 2, "rnn": 2}
@@ -94,8 +95,16 @@ def test_what_cannot_be_matched_is_refused_with_the_nearest_sizes() -> None:
         ValueError, match=r"hidden_size 20 takes 9,520 \(-4.8%\); hidden_size 21 takes 10,332 \(\+3.3%\)"
     ):
         sizes_at("lstm", Budget("parameters", 1e4))
-    with pytest.raises(ValueError, match="odd: has no hidden_size"):
+    with pytest.raises(ValueError, match="odd: has no hidden_size") as caught:
         matched("odd", {"_target_": "torch.nn.Linear"}, Budget("parameters", 1e4), lambda node: 1.0)
+    assert_recorded("compare: no hidden_size", str(caught.value))
+
+
+def test_a_model_that_no_width_suits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matching, "LARGEST_UNIT", 5)
+    with pytest.raises(ValueError, match="v8: no width of it is allowed") as caught:
+        matched("v8", node_of("v8") | {"num_heads": 5}, Budget("parameters", 1e4), lambda node: 1.0)
+    assert_recorded("compare: no width", str(caught.value))
 
 
 def test_a_size_that_changes_nothing_ends_the_search() -> None:
