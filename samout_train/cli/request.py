@@ -17,7 +17,6 @@ from samout_train.config import (
     Composed,
     ConfigError,
     Problem,
-    as_problems,
     as_typed,
     check_overrides,
     compose_config,
@@ -182,7 +181,7 @@ class Request:
         return []
 
     def _wrong_settings(self) -> list[Problem]:
-        from samout_train.checkpoint import check_resume, check_run_directory
+        from samout_train.checkpoint import check_start
         from samout_train.training import checked_config
 
         if self.in_sweep:
@@ -190,11 +189,9 @@ class Request:
         composed, found = checked_config(self.overrides, config_name=self.config_name, config_dirs=self.config_dirs)
         if composed is not None and not found:
             self.composed = composed
-            config, self.run_dir = composed.config, composed.config["run_dir"]
+            self.run_dir = composed.config["run_dir"]
             self.gets_new_directory = "run_dir" in composed.named_by_time
-            found = as_problems(check_resume(composed))
-            if self.writes and not self.gets_new_directory:
-                found += as_problems(check_run_directory(config))
+            found = check_start(composed, is_first=self.writes)
         return found
 
     def _wrong_sweep(self) -> list[Problem]:
@@ -224,7 +221,7 @@ class Request:
             )
             found += without_missing(mistakes, wrong)
             if composed is not None and not mistakes:
-                found += as_problems(check_resume(composed, "hydra.sweep.dir"))
+                found += check_resume(composed, "hydra.sweep.dir")
                 found += check_sweep(composed, job, left_out)
                 found += self._add_job(composed, job, job_name(job, left_out))
         return found

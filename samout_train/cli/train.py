@@ -264,8 +264,7 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
                 return
             if in_sweep and has_checkpoint(claim.run_dir):
                 claim.config["resume"] = "auto"
-            run = prepare(claim.composed, claim.run_dir, words)
-            claim.begin()
+            run = prepare(claim, words)
             forget_failure(claim.run_dir)
             run()
     except StopRequestedError as stop:
