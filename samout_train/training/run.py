@@ -136,7 +136,8 @@ def prepare(claim: Claim, overrides: Sequence[str]) -> Callable[[], tuple[dict[s
         ValueError: if the data or a checkpoint does not match the configuration.
         CheckpointError: if the run has checkpoints and all are damaged.
     """
-    composed, config, run_dir = claim.composed, claim.config, claim.run_dir
+    composed, run_dir = claim.composed, claim.run_dir
+    config = composed.config
     trainer = trainer_from(config, run_dir=run_dir, name=str(composed.choices["model"]))
 
     record = _record_of(trainer, config)
