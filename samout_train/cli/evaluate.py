@@ -137,7 +137,7 @@ def _accuracies(evaluator: "Evaluator", step: int, folder: Path) -> None:
         measured.append(rows)
         found[name] = evaluator.accuracy(rows, rows_that_fit(ROWS_PER_BATCH, source.train, rows))
         figures[name] = found[name].figures()
-    _print_speed(evaluator, started, [(rows.seq_len, rows.num_windows * rows.seq_len) for rows in measured])
+    _print_speed("read", evaluator, started, [(rows.seq_len, rows.num_windows * rows.seq_len) for rows in measured])
     for line in accuracy_lines(found, source.chance):
         print(f"  {line}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
     """Measure the loss on all of the data, each row from a fresh state as in training, and print it."""
     from samout_train.config import saved_node
     from samout_train.data import digests_of
-    from samout_train.evaluation import in_order
+    from samout_train.evaluation import in_order, perplexity
 
     rows = whole.rows
     print(f"  {whole.path}, sha256 {whole.sha256}")
@@ -206,13 +206,14 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
         print("  the run was trained on this text or a part of it: expect a higher loss on other text")
     started = time.perf_counter()
     found = evaluator.loss(in_order(rows, ROWS_PER_BATCH), -(-rows.num_windows // ROWS_PER_BATCH))
-    _print_speed(evaluator, started, [(rows.seq_len, rows.num_windows * rows.seq_len)])
+    _print_speed("whole text read", evaluator, started, [(rows.seq_len, rows.num_windows * rows.seq_len)])
     if whole.published is not None:
         print(f"  the published split: {whole.published}")
     bits = ""
     if found.bits_per_byte is not None and found.bits_per_character is not None:
         bits = f", {found.bits_per_byte:.4f} bits per byte, {found.bits_per_character:.4f} bits per character"
-    print(f"  {found.loss_nats:.4f} nats a token{bits}, over {found.num_targets:,} counted targets, the whole text")
+    nats = f"{found.loss_nats:.4f} nats a token, perplexity {perplexity(found.loss_nats):.4g}"
+    print(f"  {nats}{bits}, over {found.num_targets:,} counted targets, the whole text")
     word_perplexity = None
     if whole.words is not None and not whole.unknown:
         word_perplexity = found.word_perplexity(whole.words)
@@ -254,10 +255,11 @@ def _require_possible_lengths(source: "Source", given: list[int] | None, whole: 
         )
 
 
-def _print_speed(evaluator: "Evaluator", started: float, read: Sequence[tuple[int, int]]) -> None:
+def _print_speed(what: str, evaluator: "Evaluator", started: float, read: Sequence[tuple[int, int]]) -> None:
     """Print how fast a measurement was, start-up of kernels included.
 
     Args:
+        what: What was measured.
         evaluator: The evaluator that measured.
         started: Its start, by `time.perf_counter`.
         read: Pairs of the length of rows and the number of tokens read in such rows.
@@ -270,8 +272,8 @@ def _print_speed(evaluator: "Evaluator", started: float, read: Sequence[tuple[in
     flops = sum(tokens * model.forward_flops_per_token(length) for length, tokens in read) / seconds
     rate = matmul_rate(evaluator.device, evaluator.precision)
     print(
-        f"  {num_tokens / seconds:,.0f} tokens/s, {flops / 1e12:.3g} TFLOP/s: {flops / rate:.1%} of the measured rate "
-        f"of matrix products, {rate / 1e12:.3g} TFLOP/s"
+        f"  {what} at {num_tokens / seconds:,.0f} tokens/s, {flops / 1e12:.3g} TFLOP/s: {flops / rate:.1%} of the "
+        f"measured rate of matrix products, {rate / 1e12:.3g} TFLOP/s"
     )
 
 
@@ -304,7 +306,7 @@ def _losses(
             lengths.append(rows.seq_len)
         most = most_tokens or about.get("tokens", MOST_TOKENS)
         found = evaluator.by_length(tokens, lengths, most, trained_length=trained)
-    _print_speed(evaluator, started, [(length, found.num_tokens) for length in found.loss_nats])
+    _print_speed("windows read", evaluator, started, [(length, found.num_tokens) for length in found.loss_nats])
     if most_tokens is not None and found.num_tokens > most_tokens:
         print(f"  most_tokens={most_tokens}: raised to {found.num_tokens:,}, which the longest window needs")
     for line in extrapolation_table(found):

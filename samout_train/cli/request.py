@@ -26,6 +26,8 @@ from samout_train.config import (
     key_of,
     nearest,
     quote_text,
+    run_hydra,
+    words_for_hydra,
     wrong_flag,
 )
 from samout_train.experiments import (
@@ -129,14 +131,29 @@ class Request:
         return messages
 
     def _wrong_composition(self) -> list[Problem]:
-        overrides = self.overrides
-        if self.in_sweep:
-            overrides = []
         try:
-            composed = compose_config(overrides, config_name=self.config_name, config_dirs=self.config_dirs)
-            return self.package_problems(composed.config)
+            composed = compose_config(self._of_one_run(), config_name=self.config_name, config_dirs=self.config_dirs)
         except ConfigError as error:
             return error.problems
+        self.composed = composed
+        return self.package_problems(composed.config)
+
+    def _of_one_run(self) -> list[str]:
+        """Return the overrides that answers are about: none in a sweep, where a key may have several values."""
+        if self.in_sweep:
+            return []
+        return self.overrides
+
+    def answer(self) -> None:
+        """Answer a question without mistakes: `--help` and `--cfg` from the settings, the others by Hydra."""
+        asked = self.arguments
+        if (asked.help or asked.cfg) and self.composed is not None and self.composed.run is not None:
+            self.composed.run.answer(asked)
+            return
+        settings = self._of_one_run()
+        if not asked.shell_completion:
+            settings = words_for_hydra(settings, folders=self.folders)
+        run_hydra(asked, settings, lambda config: None, folder=CONF, config_name=self.config_name)
 
     def package_problems(self, config: dict[str, Any]) -> list[Problem]:
         """Return the problem of a --package that the settings lack.

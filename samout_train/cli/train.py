@@ -107,12 +107,10 @@ def train(request: Request, **train: Any) -> int:
         flags.append(f"--config-name={request.arguments.config_name}")
     if is_sweep:
         return _sweep(request, flags)
-    if request.composed is None:  # a question, which Hydra answers
-        settings = request.overrides
-        if not request.arguments.shell_completion:
-            settings = words_for_hydra(settings, folders=request.folders)
-        run_hydra([*settings, *request.flags], lambda config: None, folder=CONF, config_name=request.config_name)
+    if request.asks_only:
+        request.answer()
         return 0
+    assert request.composed is not None
     return _run(request, request.composed, flags)
 
 
@@ -154,7 +152,7 @@ def _sweep(request: Request, flags: list[str]) -> int:
     settings += ["hydra.output_subdir=null", f"hydra.sweep.dir={quoted(request.run_dir)}"]
     failures: list[int] = []
     job = partial(_job, flags=flags, failures=failures)
-    run = partial(run_hydra, [*settings, *request.flags], job, folder=CONF)
+    run = partial(run_hydra, request.arguments, settings, job, folder=CONF)
     return _swept(run, Path(request.run_dir), request.configs, failures)
 
 
@@ -191,7 +189,7 @@ def _recorded(request: Request) -> str | None:
 def _swept(
     run: Callable[[], None], folder: Path, configs: Mapping[str, Mapping[str, object]], failures: list[int]
 ) -> int:
-    """Run a sweep with any launcher, and report the jobs that did not finish."""
+    """Run a sweep with any launcher, and list its jobs with their results."""
     code = 0
     try:
         run()
@@ -210,10 +208,11 @@ def _swept(
     unfinished = []
     width = max((len(job.name) for job in jobs), default=0)
     for job in jobs:
-        found = outcome(job.run_dir)
+        found, stream = outcome(job.run_dir), sys.stdout
         if found.state != "done":
             unfinished.append(found.state)
-            print(f"  {described(job, found, width)}", file=sys.stderr)
+            stream = sys.stderr
+        print(f"  {described(job, found, width)}", file=stream, flush=True)
     if unfinished:
         action = "resume"
         if "FAILED" in unfinished:

@@ -18,7 +18,6 @@ from typing import Any
 
 from samout_train.cli.request import Request, top_key
 from samout_train.config import (
-    CONF,
     MISSING,
     PLAIN_TEXT_KEYS,
     Composed,
@@ -30,9 +29,7 @@ from samout_train.config import (
     nearest,
     require_no_problems,
     root_keys,
-    run_hydra,
     swept_words,
-    words_for_hydra,
 )
 from samout_train.runtime import PlaceError, in_words, is_full, library_variables
 
@@ -121,13 +118,11 @@ class Verb:
             )
 
     def _inform(self, request: Request) -> None:
-        """Let Hydra answer a question, once the settings are checked."""
-        settings = request.overrides
+        """Answer a question, once the settings are checked."""
         if not request.arguments.shell_completion:
-            composed = self.composed(request)
-            require_no_problems(request.package_problems(composed.config))
-            settings = words_for_hydra(settings, folders=request.folders)
-        run_hydra([*settings, *request.flags], lambda config: None, folder=CONF, config_name=self.name)
+            request.composed = self.composed(request)
+            require_no_problems(request.package_problems(request.composed.config))
+        request.answer()
 
     def _done(self, request: Request) -> int:
         from samout_train.checkpoint import CheckpointError

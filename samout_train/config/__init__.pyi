@@ -5,6 +5,7 @@ from .compose import (
     YAML_DUMPER as YAML_DUMPER,
     Composed as Composed,
     build as build,
+    compose_checked as compose_checked,
     compose_config as compose_config,
     escaped as escaped,
     locate as locate,

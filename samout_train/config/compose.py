@@ -109,6 +109,12 @@ def compose_config(
     """
     folders = [CONF, *map(Path, config_dirs)]
     require_no_problems(list(check_overrides(overrides, folders=folders, typed=typed).values()))
+    return compose_checked(overrides, config_name=config_name, config_dirs=config_dirs, typed=typed)
+
+
+def compose_checked(overrides: Sequence[str], *, config_name: str, config_dirs: Sequence[str], typed: bool) -> Composed:
+    """Compose YAML and overrides in which `check_overrides` found nothing wrong; see `compose_config`."""
+    folders = [CONF, *map(Path, config_dirs)]
     searched = create_config_search_path(str(CONF))
     for folder in config_dirs:
         searched.prepend("command-line", f"file://{folder}", anchor="schema")

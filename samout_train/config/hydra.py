@@ -8,17 +8,16 @@ import argparse
 import importlib.metadata
 import logging
 import platform
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import hydra
 import hydra._internal.hydra as hydra_module
 import hydra._internal.utils as hydra_utils
+from hydra import version
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper as BasicSweeper
@@ -59,27 +58,39 @@ def version_line() -> str:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Return Hydra's parser of the command line, made to work with Python 3.14, and with this program's version."""
-    # Hydra makes more parsers later, through this name of its module.
+    # Hydra makes its parser through this name of its module.
     hydra_utils.argparse = SimpleNamespace(**{**vars(argparse), "ArgumentParser": Parser})  # type: ignore[assignment, attr-defined]
     return hydra_utils.get_args_parser()
 
 
 def run_hydra(
-    words: Sequence[str], task: Callable[[DictConfig], None], *, folder: Path, config_name: str = "config"
+    arguments: argparse.Namespace,
+    overrides: Sequence[str],
+    task: Callable[[DictConfig], None],
+    *,
+    folder: Path,
+    config_name: str = "config",
 ) -> None:
-    """Let Hydra parse words, and answer a question or make a run or a sweep; it reads `sys.argv` only.
+    """Let Hydra answer a question or make a sweep, as `hydra.main` does, which would parse `sys.argv` again.
 
     Args:
-        words: The command line.
+        arguments: The parsed command line.
+        overrides: For Hydra, in place of those of the command line.
         task: Called for each job with its configuration.
         folder: Of the YAML files.
-        config_name: The root YAML.
+        config_name: The root YAML, unless the command line names another one.
 
     Raises:
         SystemExit: after an answer, and if a job raised.
     """
-    sys.argv[1:] = words
-    hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(task)()
+    version.setbase("1.3")
+    hydra_utils._run_hydra(
+        args=argparse.Namespace(**{**vars(arguments), "overrides": list(overrides)}),
+        args_parser=get_args_parser(),
+        task_function=task,
+        config_path=str(folder),
+        config_name=config_name,
+    )
 
 
 @dataclass(frozen=True)
@@ -149,3 +160,17 @@ class HydraRun:
             hydra_utils.run_and_report(run)
         finally:
             GlobalHydra.instance().clear()
+
+    def answer(self, arguments: argparse.Namespace) -> None:
+        """Print what `--help` or `--cfg` asks for.
+
+        Args:
+            arguments: The parsed command line.
+        """
+        hydra = self.hydra
+        hydra.compose_config = lambda *_, **__: self.config  # type: ignore[method-assign]  # Hydra would compose it again
+        if arguments.help:
+            hydra.app_help(self.config_name, get_args_parser(), arguments)
+        else:
+            shown = partial(hydra.show_cfg, self.config_name, [], arguments.cfg, arguments.package, arguments.resolve)
+            hydra_utils.run_and_report(shown)

@@ -37,6 +37,7 @@ TEXT_BELOW = ("data.roles.", "roles.")
 LIST_KEYS = ("runs", "data.paths")  # of text; a single text is a list of one
 MOST_COMMAS = 32  # in one path of a list
 QUOTED = re.compile(r"""\s*(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
+CLOSING = {"[": "]", "{": "}"}
 SWEEP_FUNCTION = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag|extend_list|str)\(.*\)\s*", re.DOTALL)
 # Keys of the other verbs whose value is always text, so that a prompt can be any text.
 PLAIN_TEXT_KEYS = ("run", "path", "prompt", "stop", "dir", "system")
@@ -124,12 +125,77 @@ def _unreadable(word: str) -> Problem:
     if len(settings) > 1 and all("=" in setting and _parsed(setting) for setting in settings):
         fix = f"write each without: {' '.join(settings)}"
         return Problem.of_word(word, text="is several settings in one pair of quotes", fix=fix)
+    if value.lstrip()[:1] in ("[", "{"):
+        return _unreadable_items(word)
     right = f"{key}={quoted(value)}"
     as_it_stands = f"{key}='{value}'"  # in which ${...} keeps its meaning
     if "${" in value and _parsed(as_it_stands):
         right = as_it_stands
     fix = f"put a value with special characters in quotes of its own: {shell_word(right)}"
     return Problem.of_word(word, text="cannot be read", fix=fix)
+
+
+def _unreadable_items(word: str) -> Problem:
+    """Return the problem of a list or a dictionary that Hydra cannot parse; in quotes as a whole it would be a text."""
+    key, _, value = word.partition("=")
+    try:
+        right = f"{key}={_with_items_quoted(value.strip())}"
+    except ValueError:
+        return Problem.of_word(word, text="cannot be read: its brackets do not match", fix="close each bracket")
+    if _parsed(right):
+        text, fix = "items with special characters need quotes", f"write {shell_word(right)}"
+    else:
+        text, fix = "a name before a colon has quotes or special characters", "use letters, digits, _ and dots"
+    return Problem.of_word(word, text=f"cannot be read: {text}", fix=fix)
+
+
+def _with_items_quoted(value: str) -> str:
+    """Return a list or a dictionary with quotes around each item that Hydra cannot read without them.
+
+    Raises:
+        ValueError: A bracket is not closed, or was not opened.
+    """
+    if value[:1] in CLOSING:
+        if not value.endswith(CLOSING[value[0]]):
+            raise ValueError(value)
+        items = _items(value[1:-1])
+        if value[0] == "[":
+            return f"[{', '.join(map(_with_items_quoted, items))}]"
+        entries = []
+        for item in items:
+            name, colon, setting = item.partition(":")
+            entries.append(f"{name.rstrip()}{colon} {_with_items_quoted(setting.strip())}")
+        return "{" + ", ".join(entries) + "}"
+    if _parsed(f"key=[{value}]"):
+        return value
+    if '"' in value or "\\" in value:
+        return quoted(value)
+    return f'"{value}"'
+
+
+def _items(text: str) -> list[str]:
+    """Split at commas outside of brackets and of quotes at the beginning of an item."""
+    items, start, position, depth = [], 0, 0, 0
+    while position < len(text):
+        begins = text[:position].rstrip()[-1:] in ("", *"[{,:")
+        if begins and (found := QUOTED.match(text, position)):
+            position = found.end()
+            continue
+        if text[position] in CLOSING:
+            depth += 1
+        elif text[position] in CLOSING.values():
+            depth -= 1
+        elif text[position] == "," and depth == 0:
+            items.append(text[start:position].strip())
+            start = position + 1
+        if depth < 0:
+            raise ValueError(text)
+        position += 1
+    if depth:
+        raise ValueError(text)
+    if last := text[start:].strip():
+        items.append(last)
+    return items
 
 
 def _parsed(word: str) -> Override | None:

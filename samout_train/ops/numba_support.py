@@ -1,11 +1,15 @@
 """Support for numba kernels: compilation with a cache on disk, calls on torch tensors, bfloat16 as its bits.
 
 A cache that is read-only, full, damaged or missing costs time but never fails a call. Calls use torch's thread count.
+
+Where numba's DISABLE_JIT is set before a kernel's file is imported, the kernel runs in Python, for a debugger and for
+coverage. A function with an `@overload` is compiled from that, and Python runs its own body.
 """
 
 import glob
 import hashlib
 import logging
+import math
 import os
 import tempfile
 import threading
@@ -215,6 +219,10 @@ def _pointer(typing_context: Any, address: Any) -> Any:
 
 def array_at(address: Any, shape: Any, element: Any) -> Any:
     """Return the contiguous array at an address, of the dtype of `element`; None for None."""
+    if address is None:
+        return None
+    kind = np.ctypeslib.as_ctypes_type(element.dtype)
+    return np.ctypeslib.as_array((kind * math.prod(shape)).from_address(address)).reshape(shape)
 
 
 @overload(array_at)
@@ -235,64 +243,88 @@ def _array_at_compiled(address: Any, shape: Any, element: Any) -> Any:
     return of_dtype
 
 
-@intrinsic
-def as_float(typing_context: Any, bits: Any) -> Any:
+def as_float(bits: Any) -> Any:
     """Return the float32 of these bits."""
+    return np.uint32(bits).view(np.float32)
 
+
+@intrinsic
+def _as_float(typing_context: Any, bits: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], context.get_value_type(types.float32))
 
     return types.float32(types.uint32), generate
 
 
-@intrinsic
-def as_bits(typing_context: Any, value: Any) -> Any:
-    """Return the bits of a float32."""
+@overload(as_float)
+def _as_float_compiled(bits: Any) -> Any:
+    def of_bits(bits: Any) -> Any:
+        return _as_float(bits)
 
+    return of_bits
+
+
+def as_bits(value: Any) -> Any:
+    """Return the bits of a float32."""
+    return np.float32(value).view(np.uint32)
+
+
+@intrinsic
+def _as_bits(typing_context: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], context.get_value_type(types.uint32))
 
     return types.uint32(types.float32), generate
 
 
+@overload(as_bits)
+def _as_bits_compiled(value: Any) -> Any:
+    def of_value(value: Any) -> Any:
+        return _as_bits(value)
+
+    return of_value
+
+
 def widen(value: Any) -> Any:
     """Return an array's value as float32."""
+    return _widening(value.dtype == np.uint16)(value)
 
 
 @overload(widen)
 def _widen_compiled(value: Any) -> Any:
-    if value == types.uint16:  # bfloat16 is the upper half of float32
+    return _widening(value == types.uint16)
 
-        def of_bfloat16(value: Any) -> Any:
-            return as_float(np.uint32(value) << np.uint32(16))
 
-        return of_bfloat16
+def _widening(is_bfloat16: bool) -> Callable[[Any], Any]:
+    def of_bfloat16(value: Any) -> Any:
+        return as_float(np.uint32(value) << np.uint32(16))  # bfloat16 is the upper half of float32
 
     def as_it_is(value: Any) -> Any:
         return value
 
-    return as_it_is
+    return of_bfloat16 if is_bfloat16 else as_it_is
 
 
 def narrow(value: Any, array: Any) -> Any:
     """Return a float32 in the dtype of `array`; to bfloat16 it rounds to nearest, ties to even."""
+    return _narrowing(array.dtype == np.uint16)(value, array)
 
 
 @overload(narrow)
 def _narrow_compiled(value: Any, array: Any) -> Any:
-    if array.dtype == types.uint16:
+    return _narrowing(array.dtype == types.uint16)
 
-        def to_bfloat16(value: Any, array: Any) -> Any:
-            bits = as_bits(np.float32(value))
-            rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-            return np.uint16(np.uint32(0x7FC0) if value != value else rounded)
 
-        return to_bfloat16
+def _narrowing(is_bfloat16: bool) -> Callable[[Any, Any], Any]:
+    def to_bfloat16(value: Any, array: Any) -> Any:
+        bits = as_bits(np.float32(value))
+        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        return np.uint16(np.uint32(0x7FC0) if value != value else rounded)
 
     def as_it_is(value: Any, array: Any) -> Any:
         return value
 
-    return as_it_is
+    return to_bfloat16 if is_bfloat16 else as_it_is
 
 
 @compiled(error_model="numpy")

@@ -63,7 +63,7 @@ def old_file_away(path: Path | None) -> str:
     """Return the advice to move a converted file, whose name still matches a pattern."""
     if path is None:
         return ""
-    return "; of a folder that is read, move the old file out"
+    return "; where a folder is read, move the old file out of it"
 
 
 def converting_line(command: str, path: Path | None, word: str) -> str:

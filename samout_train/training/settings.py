@@ -28,6 +28,7 @@ from samout_train.config import (
     check_model,
     check_node,
     check_overrides,
+    compose_checked,
     compose_config,
     is_empty,
     key_of,
@@ -100,7 +101,7 @@ def checked_config(
     placed = partial(with_places, overrides=overrides, config_name=config_name, folders=folders)
     right = without_refused(overrides, wrong)
     try:
-        composed = compose_config(right, config_name=config_name, config_dirs=config_dirs, typed=typed)
+        composed = compose_checked(right, config_name=config_name, config_dirs=config_dirs, typed=typed)
     except ConfigError as error:
         return None, refused + placed(error.problems, choices={})
     if (name := composed.choices.get("experiment")) and "experiment" in composed.config:
@@ -111,8 +112,10 @@ def checked_config(
     if config_name != "config" and not {"run_dir", "trainer"} & composed.config.keys():
         fix = "write `defaults: [/config, _self_]` at its beginning"
         return composed, [*refused, Problem(f"--config-name {config_name}", text="is no root YAML", fix=fix)]
-    found = without_missing(check_settings(composed.config), wrong)
-    return composed, refused + placed([*found, *composed.misplaced], choices=composed.choices)
+    found = [*without_missing(check_settings(composed.config), wrong), *composed.misplaced]
+    if found:
+        found = placed(found, choices=composed.choices)
+    return composed, refused + found
 
 
 def without_refused(overrides: Sequence[str], wrong: Collection[str]) -> list[str]:
@@ -279,9 +282,7 @@ def _check_callbacks(callbacks: Any) -> list[Problem]:
             found.append(Problem(key, "null", text="must be a callback", fix=fix, kind="value"))
         elif isinstance(node, dict) and "_target_" not in node and others:
             hint = nearest(str(name), others, prefix="callbacks.")
-            if not hint.endswith("?"):
-                hint += "."
-            text = f"no such key; {hint} One of your own has a _target_"
+            text = f"no such key, and no _target_ for one of your own; {hint}"
             found.append(Problem(key, text=text, kind="value"))
         else:
             found += check_node(key, node, base=Callback)

@@ -148,6 +148,8 @@ def test_a_sweep_makes_one_readable_directory_a_job(tmp_path: Path) -> None:
         "model=v8,optimizer.lr=0.0003",
         "model=v8,optimizer.lr=0.001",
     ]
+    listed = [line.split()[:2] for line in done.stdout.splitlines()[-4:]]
+    assert sorted(listed) == [["done", job] for job in jobs]
     summaries = [json.loads((sweep / job / "summary.json").read_text()) for job in jobs]
     assert [summary["model"] for summary in summaries] == ["v1", "v1", "v8", "v8"]
     assert len({summary["weights_sha256"] for summary in summaries}) == 4

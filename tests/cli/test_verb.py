@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from samout_train.cli.request import Request
 from samout_train.cli.train import train
 from samout_train.cli.verb import Verb
 from samout_train.config import CONF, Composed, compose, compose_config
+from samout_train.config.hydra import Hydra
 from tests.support.marks import spread
 
 SMALL = ["model=v1", "model.hidden_size=16", "model.num_heads=2", "model.num_layers=1", "data.batch_size=4"]
@@ -65,6 +67,33 @@ def test_a_run_is_parsed_once_and_composed_once(
     assert train([*words, "data=random", "trainer=debug", "device=cpu", f"run_dir={tmp_path / 'run'}"]) == 0
     assert counts == {"composed": 1, "parsed": 1}
     assert (tmp_path / "run" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "shown"),
+    [
+        ("train", ["--cfg", "job", "-p", "model", "model.hidden_size=12"], "hidden_size: 12\n"),
+        ("train", ["--help"], "model: counting, "),
+        ("train", ["--help", "-m", "seed=1,2"], "model: counting, "),
+        ("verify", ["--help"], "samout_train verify checks "),
+    ],
+)
+def test_an_answer_is_composed_once_and_leaves_the_words_of_the_program_alone(
+    name: str, words: list[str], shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    composed: list[bool] = []
+    composes = Hydra.compose_config
+
+    def counted(*args: Any, **settings: Any) -> Any:
+        composed.append(True)
+        return composes(*args, **settings)
+
+    monkeypatch.setattr(Hydra, "compose_config", counted)
+    typed = list(sys.argv)
+    assert verb_of(name)(words) == 0
+    out, error = capsys.readouterr()
+    assert shown in out and not error
+    assert len(composed) == 1 and sys.argv == typed
 
 
 def test_settings_that_refer_to_the_directory_follow_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

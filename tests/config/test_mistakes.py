@@ -108,7 +108,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "not a choice": (["model.init=large"], ["model.init=large: must be published, small"]),
     "no value": (["trainer.max_steps"], ["trainer.max_steps: has no value: write trainer.max_steps=..."]),
     "empty value": (["data.seq_len="], ["data.seq_len=: must be a whole number, above 0"]),
-    "unclosed bracket": (["optimizer.betas=[0.9,"], ["optimizer.betas=[0.9,: cannot be read: put a value"]),
+    "unclosed bracket": (
+        ["optimizer.betas=[0.9,"],
+        ["optimizer.betas=[0.9,: cannot be read: its brackets do not match"],
+    ),
     "two equals signs": (["model==v8"], ["model==v8: cannot be read: it has more than one =: write model=v8"]),
     "settings in one pair of quotes": (
         ["model=v8 data=text"],
@@ -266,6 +269,26 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a seed too large": (["seed=99999999999999999999"], ["seed=99999999999999999999: must be from 0"]),
     "a sample's seed too large": ([f"callbacks.sample.seed={10**23}"], ["callbacks.sample.seed=1", "must be from 0"]),
     "one document": (["data=jsonl", "data.path=one.jsonl"], ["data.path: one.jsonl has 1 document: use two or more"]),
+    "a row that holds no copy": (["data=copy", "data.seq_len=1"], ["data.seq_len=1: a row needs a symbol and"]),
+    "a row with no middle": (["data=copy", "data.seq_len=9"], ["data.seq_len=9: a row has two halves"]),
+    "a length to test at, twice": (
+        ["data=copy", "data.test_lengths=[16,16]"],
+        ["test_lengths=[16, 16]: has a value twice"],
+    ),
+    "a distance to test at, twice": (["data=needle", "data.test_distances=[16,16]"], ["[16, 16]: has a value twice"]),
+    "one of two distances, twice": (["data=copy_first", "data.test_distances=[16,16]"], ["has one of them twice"]),
+    "a modulus that is no prime": (["data=modular_arithmetic", "data.modulus=6"], ["data.modulus=6: is 2 times 3"]),
+    "pairs for longer rows": (
+        ["data=recall", "data.num_pairs=500"],
+        ["data.seq_len=64: a row needs 4 tokens for each"],
+    ),
+    "a pattern of no mixers": (["model=hybrid", "model.pattern=[]"], ["model.pattern=[]: names no mixer"]),
+    "a pattern of an unknown mixer": (["model=hybrid", "model.pattern=[foo]"], ["model.pattern=[foo]: no such mixer"]),
+    "half a callback": (["+callbacks.report._partial_=true"], ["callbacks.report._partial_: is not for callbacks"]),
+    "a comparison to train": (
+        ["experiment=maxplus_ablation"],
+        ["is a comparison of models: write samout-train compare"],
+    ),
     "a mapping with a number": (
         ["data=jsonl", "data.path=two.jsonl", "data.roles.user=5"],
         ["data.roles.user=5: must be"],

@@ -37,7 +37,7 @@ SWEEPS = (
 NEVER = ("make test", "make torture", ".venv/bin/ruff check", "make dashboard", *SWEEPS)
 # What installs, compiles a model, evaluates on a megabyte, or compares a second time: at night.
 AT_NIGHT = (
-    ".venv/bin/samout-train compare models=[v8,gru,transformer]",
+    ".venv/bin/samout-train compare 'models=[v8,gru,transformer]'",
     *("python3 -m venv", ".venv/bin/python -m pip", ".venv/bin/samout-train verify"),
     ".venv/bin/python -m samout_train experiment=shakespeare_small",
     *(".venv/bin/python -m samout_train data=python_source", ".venv/bin/samout-train reproduce experiment=maxplus"),
@@ -47,7 +47,7 @@ SHORTER = {
     "trials=6": "trials=2",
     "screen_steps=20": "screen_steps=2",
     "data.seq_len=16384": "data.seq_len=2048",
-    "lr=[1e-3,3e-3] seeds=2": "lr=[1e-3] seeds=1",
+    "'lr=[1e-3,3e-3]' seeds=2": "'lr=[1e-3]' seeds=1",
     "model.hidden_size=128": "model.hidden_size=32",
     "model.num_layers=4": "model.num_layers=2",
     "reproduce experiment=hello_cell": "reproduce experiment=hello_cell steps=20",
@@ -123,6 +123,15 @@ def test_each_link_leads_somewhere(page: str) -> None:
 def test_the_reference_of_the_configuration_is_up_to_date() -> None:
     writer = runpy.run_path(str(ROOT / "scripts" / "write_reference.py"))
     assert writer["PAGE"].read_text("utf-8") == writer["page"](), "run: python scripts/write_reference.py"
+
+
+def test_each_tag_that_a_run_writes_is_explained() -> None:
+    written = set()
+    for path in (ROOT / "samout_train").rglob("*.py"):
+        written |= set(re.findall(r'"((?:train|val|time|memory)/\w+)"', path.read_text("utf-8")))
+    assert {"train/loss_nats", "val/accuracy", "time/matmul_share"} <= written
+    page = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
+    assert not [tag for tag in sorted(written) if f"`{tag}`" not in page]
 
 
 def test_the_readme_is_short() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,9 @@ def test_evaluate_reads_other_text_by_the_vocabulary_of_the_run(text_run: Path) 
     done = samout(text_run, "evaluate", "run=run", "data=text", "data.path=other.txt", "lengths=[8,16]", "device=cpu")
     assert done.returncode == 0, done.stderr
     assert "on text-other-" in done.stdout and len(list((text_run / "run/evaluate").glob("text-other-*"))) == 1
+    found = re.search(r"(\S+) nats a token, perplexity (\S+), \S+ bits per byte", done.stdout)
+    assert found and float(found[2]) == pytest.approx(math.exp(float(found[1])), rel=1e-3)
+    assert "whole text read at " in done.stdout and "windows read at " in done.stdout
 
 
 @pytest.mark.parametrize(

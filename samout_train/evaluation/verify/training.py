@@ -52,7 +52,7 @@ def finite_differences(tiny: ModelUnderTest, device: torch.device) -> Measured:
             parameter.copy_(here)
             errors[name] = ((losses[0] - losses[1]) / (2 * STEP) - (gradient * direction).sum()).abs()
     measured, worst = worst_error(errors, wanted)
-    return measured, f"{TINY} of {len(wanted)} parameters; {worst}"
+    return measured, f"{TINY} with {len(wanted)} tensors of weights; {worst}"
 
 
 def as_in_float64(tiny: ModelUnderTest, device: torch.device) -> Measured:

@@ -132,6 +132,9 @@ def labelled(models: Models, *, key: str = "models") -> dict[str, dict[str, Any]
         if isinstance(entry, Mapping):
             labels = entry
         elif isinstance(entry, str):
+            if ":" in entry:  # bash makes several words of {a:1,b:2}
+                fix = f"put quotes around settings in braces, as in '{key}={{{entry.partition(':')[0]}: {{...}}}}'"
+                raise ConfigError(Problem(key, text=f"{entry}: is not a name", fix=fix))
             labels = {entry: {}}
         else:
             text = f"{shown(entry)}: must be a name, or a label with settings in braces"

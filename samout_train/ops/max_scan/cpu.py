@@ -18,7 +18,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from samout_train.ops.max_scan.operator import ROWS_A_CARRY
@@ -348,10 +348,12 @@ def _v1_gradients(c: Any, d: Any, m: Any, g: Any, carry: Any, grad_b: Any, grad_
         grad_c[j] = narrow(widen(g[j]) * m[j], grad_c)
 
 
-@intrinsic
-def _prefetch_line(typing_context: Any, address: Any) -> Any:
+def _prefetch_line(address: Any) -> None:
     """Prefetch the cache line at an address. An invalid address is not an error."""
 
+
+@intrinsic
+def _prefetch(typing_context: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         function_type = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
@@ -361,6 +363,14 @@ def _prefetch_line(typing_context: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
+
+
+@overload(_prefetch_line)
+def _prefetch_line_compiled(address: Any) -> Any:
+    def prefetch(address: Any) -> None:
+        _prefetch(address)
+
+    return prefetch
 
 
 @compiled(error_model="numpy")

@@ -144,7 +144,7 @@ class Report(Callback):
         if summary["steps"] > self._context.first_step:  # else the words typed now made none of these steps
             log.info("repeat      %s", typed_line([*self._program(), *shlex.split(self._context.command)]))
             if parts := self._context.parts:
-                log.info("            makes all steps in one way; this run changed %s", "; ".join(parts))
+                log.info("            makes all steps with these settings; this run changed %s", "; ".join(parts))
         further = (limit.further for limit in self._context.limits_reached())
         log.info("resume      %s", self._resume_command(further))
 

@@ -27,6 +27,10 @@ def test_models_are_names_or_labels_with_settings() -> None:
         ([], "models: is empty"),
         ({"v8": 3}, "v8: must be settings in braces"),
         ([["v8", "gru"]], "must be a name, or a label with settings in braces"),
+        (
+            "deep:model:v8",
+            "models: deep:model:v8: is not a name: put quotes around settings in braces, as in 'models={deep:",
+        ),
     ):
         with pytest.raises(ConfigError, match=message.replace("{", r"\{")):
             labelled(wrong)  # type: ignore[arg-type]
