@@ -163,6 +163,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
                     torch.mm(logits_RV, head_VD, out=to_hidden_RD[piece])
                     add_product(to_weight_VD, logits_RV.t(), inputs_RD[piece])
         ctx.save_for_backward(to_hidden_RD, to_weight_VD)
+        ctx.hidden_dtype = hidden_RD.dtype
         return nats_R.sum()
 
     @staticmethod
@@ -170,5 +171,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Any) -> Any:
         """Scale the gradients that the forward pass saved."""
         to_hidden_RD, to_weight_VD = ctx.saved_tensors
-        to_hidden_RD = to_hidden_RD * upstream[0].view(1)  # a vector, so that the product is in float32
-        return to_hidden_RD, to_weight_VD * upstream[0], None, None, None, None, None
+        # With a vector the product is in float32, and rounded once, as it is written.
+        scaled_RD = torch.empty_like(to_hidden_RD, dtype=ctx.hidden_dtype)
+        torch.mul(to_hidden_RD, upstream[0].view(1), out=scaled_RD)
+        return scaled_RD, to_weight_VD * upstream[0], None, None, None, None, None

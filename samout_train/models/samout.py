@@ -46,7 +46,7 @@ from samout_train.models.state import LayerState, as_layer_state
 from samout_train.ops.elementwise import Stream, add_norm
 from samout_train.ops.linear import Stack, found_copy, linear, stacked_linear
 from samout_train.ops.max_scan import max_mix
-from samout_train.ops.samout_layer import blended, gated, gated_halves, step, takes_step
+from samout_train.ops.samout_layer import Blended, blended, gated, gated_halves, step, takes_step
 
 LayerNorms = Literal["published", "pre"]
 State = Sequence[Tensor | LayerState]
@@ -238,26 +238,32 @@ class SamOutLayer(nn.Module):
         if convolution_size:
             self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size, feeds_products=True)
 
-    def forward(self, stream: Stream, state: Any) -> tuple[Stream, Any]:
-        """Return the layer's output (B, T, D), as `residual` does, and its next state: the mixer's, or a LayerState."""
+    def forward(self, stream: Stream | Blended, state: Any) -> tuple[Stream | Blended, Any]:
+        """Return the layer's output (B, T, D) and its next state: the mixer's, or a LayerState.
+
+        The output is that of `blended`, or with pre-norm that of `residual`.
+        """
         if self.feed_forward_norm is not None:
-            x_BTD, y_BTD = add_norm(stream, self.norm)
+            x_BTD, y_BTD = add_norm(cast(Stream, stream), self.norm)
             u_BTD, state = self._mixed(y_BTD, state)
             x_BTD, y_BTD = add_norm(
                 joined(x_BTD, u_BTD, self.mixer_dropout, self.stochastic_depth), self.feed_forward_norm
             )
             return joined(x_BTD, self.feed_forward(y_BTD), self.ffn_dropout, self.stochastic_depth), state
-        x_BTD = cast(Tensor, stream)
+        x_BTD = read_BTD = cast(Tensor, stream)
+        if isinstance(stream, Blended):
+            x_BTD, read_BTD = stream
         if self._takes_step(x_BTD):
             return self._step(x_BTD, state)
-        u_BTD, state = self._mixed(x_BTD, state)
+        u_BTD, state = self._mixed(read_BTD, state)
         u_BTD, dropout = self.mixer_dropout(u_BTD), 0.0
         if self.training:
             dropout = self.ffn_dropout.p
-        y_BTD = blended(self.feed_forward(u_BTD), x_BTD, self.alpha, self.norm, dropout)
+        y = blended(self.feed_forward(u_BTD), x_BTD, self.alpha, self.norm, dropout)
         if self.training and self.stochastic_depth.p:  # the kernel adds x, so the branch is what is left without it
-            y_BTD = x_BTD + self.stochastic_depth(y_BTD - x_BTD)
-        return y_BTD, state
+            y_BTD = y.x_BTD if isinstance(y, Blended) else y
+            y = x_BTD + self.stochastic_depth(y_BTD - x_BTD)
+        return y, state
 
     def _mixed(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
         if self.convolution is None:
@@ -442,11 +448,13 @@ class SamOut(nn.Module):
             raise ValueError(
                 f"state has {len(states)} layers, the model {len(self.layers)}: pass the state that it returned"
             )
-        stream: Stream = self.embedding_dropout(self.embedding(ids_BT))
+        stream: Stream | Blended = self.embedding_dropout(self.embedding(ids_BT))
         next_state = []
         for layer, before in zip(self.layers, states, strict=True):
             stream, after = layer(stream, before)
             next_state.append(after)
+        if isinstance(stream, Blended):
+            stream = stream.products_BTD  # no norm precedes the head
         x_BTD = add_norm(stream, self.norm)[1]
         if not return_hidden:
             x_BTD = linear(x_BTD, self.head_weight)

@@ -76,7 +76,7 @@ STORED |= {
     "grad_k",
 }
 STORED |= {"grad_q_turned", "grad_k_turned", "grad_k_plain"}
-STORED |= {"up", "gate", "grad_up", "grad_gate", "f", "grad_f"}  # in the dtype of the input
+STORED |= {"up", "gate", "grad_up", "grad_gate", "f", "grad_f", "copy", "grad_copy"}  # in the dtype of the input
 WHOLE = {"news": "*i32", "targets": "*i64", "seed": "*i64"}
 MOST_WAITS = 2  # for memory in a tile; left to itself, ptxas makes 19 in the backward pass
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -196,7 +196,8 @@ def test_the_parts_of_a_layer_spill_nothing(dtype: str, tmp_path: Path) -> None:
             assert_nothing_spilled(instructions)
             assert "LDG.E.128" in instructions and "STG.E.128" in instructions, "vectors are cut"
     for kernel in (blend_row, blend_row_gradients):
-        assert_nothing_spilled(assembly(kernel, dtype, layer.OPTIONS, path, DROPS=True, D=WIDTH, BLOCK=1024))
+        constants = {"DROPS": True, "COPIES": True, "D": WIDTH, "BLOCK": 1024}
+        assert_nothing_spilled(assembly(kernel, dtype, layer.OPTIONS, path, **constants))
 
 
 @pytest.mark.slow

@@ -94,13 +94,23 @@ def gated_halves_backward() -> Iterator[Arguments]:
 
 
 def blended() -> Iterator[Arguments]:
-    yield random(2, 5, 6), random(2, 5, 6), torch.tensor(0.5), random(6), random(6), 1e-5, 0.25, SEED
+    yield random(2, 5, 6), random(2, 5, 6), torch.tensor(0.5), random(6), random(6), 1e-5, 0.25, SEED, None
 
 
 def blended_backward() -> Iterator[Arguments]:
-    for f, x, alpha, weight, bias, eps, dropout, seed in blended():
-        _, statistics = operator("blended")(f, x, alpha, weight, bias, eps, dropout, seed)
-        yield f, x, alpha, weight, statistics, dropout, seed, random(2, 5, 6)
+    for f, x, alpha, weight, bias, eps, dropout, seed, copy in blended():
+        _, _, statistics = operator("blended")(f, x, alpha, weight, bias, eps, dropout, seed, copy)
+        yield f, x, alpha, weight, statistics, dropout, seed, random(2, 5, 6), None
+
+
+def blended_with_copy() -> Iterator[Arguments]:
+    for *given, _ in blended():
+        yield *given, torch.bfloat16
+
+
+def blended_with_copy_backward() -> Iterator[Arguments]:
+    for *given, _ in blended_backward():
+        yield *given, random(2, 5, 6).bfloat16()
 
 
 def semiring_scan() -> Iterator[Arguments]:
@@ -177,7 +187,7 @@ FOR_CUDA = table(
     turn_backward,
     gated_halves,
     gated_halves_backward,
-)
+) | {"blended": blended_with_copy, "blended_backward": blended_with_copy_backward}
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from samout_train import build_model
 from samout_train.ops import kernels, samout_layer, use_kernels
-from samout_train.ops.samout_layer import blended, blended_reference, gated, gated_reference, operator
+from samout_train.ops.samout_layer import Blended, blended, blended_reference, gated, gated_reference, operator
 from tests.support.marks import spread
 
 SIZES = [(3, 7, 24), (1, 1, 1), (2, 65, 33), (5, 384)]
@@ -55,6 +56,7 @@ def test_blended_and_its_gradients_are_those_in_float64(sizes: tuple[int, ...], 
     given = (f, x, alpha, norm.weight, norm.bias)
     exact = tuple(tensor.detach().double().requires_grad_() for tensor in given)
     got, want = blended(f, x, alpha, norm, 0.0), blended_reference(*exact, norm.eps, 0.0)
+    assert isinstance(got, Tensor)
     assert got.dtype == torch.float32 and difference(got, want) < TOLERANCE[torch.float32]
     grads = torch.autograd.grad(got, given, grad), torch.autograd.grad(want, exact, grad.double())
     for one, other, tensor in zip(*grads, given, strict=True):
@@ -166,6 +168,51 @@ def test_the_kernels_for_cuda_drop_and_compute_what_those_for_the_cpu_do(dropout
     for one, other in zip(*results, strict=True):
         assert torch.equal(one == 0, other == 0)
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="CUDA alone makes copies")
+def test_a_copy_for_products_and_its_gradients_are_those_of_a_cast_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(samout_layer.FUSED, "cpu", samout_layer.FUSED["cuda"])
+    f, x, norm, grad = inputs((3, 7, 24), torch.float16)  # the interpreter cuts bfloat16 off instead of rounding it
+    alpha, from_products = torch.tensor(0.3, requires_grad=True), torch.randn(3, 7, 24).half()
+    given = (f, x, alpha, norm.weight, norm.bias)
+    y = blended(f, x, alpha, norm, 0.0)
+    assert isinstance(y, Tensor)
+    want = torch.autograd.grad(y, given, grad + from_products.float(), retain_graph=True)
+    want_of_copy = torch.autograd.grad(y, given, from_products.float())
+    monkeypatch.setattr(samout_layer, "COPIES", {"cpu"})
+    with torch.autocast("cpu", dtype=torch.float16):
+        both = blended(f, x, alpha, norm, 0.0)
+    assert isinstance(both, Blended) and torch.equal(both.x_BTD, y) and torch.equal(both.products_BTD, y.half())
+    got = torch.autograd.grad(both, given, (grad, from_products), retain_graph=True)
+    got_of_copy = torch.autograd.grad(both.products_BTD, given, from_products)
+    for one, other in zip(got + got_of_copy, want + want_of_copy, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="CUDA alone makes copies")
+@pytest.mark.parametrize("settings", [{}, {"stochastic_depth": 0.5, "convolution_size": 3, "output_gate": "silu"}])
+def test_a_model_has_the_gradients_that_it_has_without_copies_for_cuda(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.randint(4, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model = build_model("v8", vocab_size=50, hidden_size=16, num_heads=2, num_layers=2, dropout=0.0, **settings)
+    gradients: list[dict[str, Tensor]] = []
+    for devices, precision in (({"cpu"}, torch.bfloat16), (set[str](), torch.bfloat16), (set[str](), torch.float32)):
+        monkeypatch.setattr(samout_layer, "COPIES", devices)
+        model.zero_grad()
+        torch.manual_seed(1)  # of the rows that stochastic depth drops
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+            hidden, _ = model(ids[:, :-1], return_hidden=True)
+            logits = torch.nn.functional.linear(hidden, model.head_weight)
+        copied = devices == {"cpu"} and not settings  # stochastic depth makes a tensor of its own
+        assert (hidden.dtype == torch.bfloat16) is copied
+        torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten()).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    with_copies, without, exact = (torch.cat([grad.flatten() for grad in each.values()]) for each in gradients)
+    assert gradients[0].keys() == gradients[2].keys()
+    assert difference(with_copies, exact) < max(0.02, 1.5 * difference(without, exact))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this process runs Triton's kernels already")

@@ -1,26 +1,39 @@
 """Fused elementwise operations of a SamOut layer, which read each input once and write each result once.
 
     gate(up, gate) = up * relu(gate); on CUDA also up * silu(gate), of SwiGLU
-    blend(f, x)    = LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x
+    blend(f, x)    = LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x; on CUDA also in the precision of products
 
 `step` runs one token through a whole layer in one kernel, whose time is that of reading the weights.
 """
 
 # B batch, T time, D width, F inner width
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samout_train.ops.kernels import is_fused
+from samout_train.ops.kernels import is_fused, products_dtype
 
 # Measured on two cores: with fewer elements, the overhead of an operator exceeds its gain.
 LEAST_ELEMENTS = {"cpu": 2**17, "cuda": 1}
 FUSED = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 MOST_WIDTH = 2**14  # of a blend: a program on CUDA has a whole position in registers
 MOST_ROWS = 8  # rows of a step; with more, matrix products are faster
+COPIES = {"cuda"}  # elsewhere products under autocast cast what they read
+
+
+class Blended(NamedTuple):
+    """Hold a blend twice, as one kernel writes it.
+
+    Args:
+        x_BTD: In float32, for the next residual connection.
+        products_BTD: In the precision of autocast, for products.
+    """
+
+    x_BTD: Tensor
+    products_BTD: Tensor
 
 
 def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
@@ -47,8 +60,8 @@ def gated_halves(packed_BTP: Tensor, *, silu: bool = False) -> Tensor:
     return operator.gated_halves(packed_BTP.contiguous(), silu)
 
 
-def blended(f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, norm: nn.LayerNorm, dropout: float) -> Tensor:
-    """Return LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x.
+def blended(f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, norm: nn.LayerNorm, dropout: float) -> Tensor | Blended:
+    """Return LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x; under autocast on CUDA, in both precisions.
 
     Args:
         f_BTD: The feed-forward's output, in the precision of the matrix products.
@@ -68,8 +81,13 @@ def blended(f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, norm: nn.LayerNorm, dro
         seed = torch.tensor(0)
     else:
         seed = torch.empty((), dtype=torch.int64, device=device)  # read by nothing
+    dtype = products_dtype(x_BTD)
+    copy = dtype if dtype != x_BTD.dtype and device.type in COPIES else None
     parameters = (alpha, norm.weight, norm.bias)
-    return operator.blended(f_BTD.contiguous(), x_BTD.contiguous(), *parameters, norm.eps, dropout, seed)
+    y_BTD, copy_BTD = operator.blended(
+        f_BTD.contiguous(), x_BTD.contiguous(), *parameters, norm.eps, dropout, seed, copy
+    )
+    return y_BTD if copy is None else Blended(y_BTD, copy_BTD)
 
 
 def gated_reference(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:

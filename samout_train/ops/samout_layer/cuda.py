@@ -66,8 +66,12 @@ def blend(
     seed: Tensor,
     y_BTD: Tensor,
     statistics: Tensor,
+    copy_BTD: Tensor | None = None,
 ) -> None:
-    """Fill y_BTD with LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, and mean and inverse deviation (2, N)."""
+    """Fill y_BTD with LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, and mean and inverse deviation (2, N).
+
+    copy_BTD is filled with y in its own precision.
+    """
     width = weight_D.numel()
     positions = x_BTD.numel() // width
     kept, threshold = dropping(dropout)
@@ -80,12 +84,14 @@ def blend(
             bias_D,
             seed,
             y_BTD,
+            y_BTD if copy_BTD is None else copy_BTD,
             statistics,
             positions,
             kept,
             threshold,
             eps,
             DROPS=dropout > 0,
+            COPIES=copy_BTD is not None,
             D=width,
             BLOCK=triton.next_power_of_2(width),
             **OPTIONS,
@@ -104,8 +110,14 @@ def blend_gradients(
     grad_f_BTD: Tensor,
     grad_x_BTD: Tensor,
     grad_others: Tensor,
+    grad_copy_BTD: Tensor | None = None,
 ) -> None:
-    """Fill the last three: the gradients of weight, bias and alpha lie one after another."""
+    """Fill grad_f_BTD, grad_x_BTD and grad_others, where those of weight, bias and alpha lie one after another.
+
+    Args:
+        grad_BTD: The gradient of the blend, in any precision.
+        grad_copy_BTD: That of its copy; None for none.
+    """
     width = weight_D.numel()
     positions = x_BTD.numel() // width
     kept, threshold = dropping(dropout)
@@ -120,6 +132,7 @@ def blend_gradients(
             statistics,
             seed,
             grad_BTD,
+            grad_BTD if grad_copy_BTD is None else grad_copy_BTD,
             grad_f_BTD,
             grad_x_BTD,
             partial,
@@ -127,6 +140,7 @@ def blend_gradients(
             kept,
             threshold,
             DROPS=dropout > 0,
+            COPIES=grad_copy_BTD is not None,
             D=width,
             BLOCK=triton.next_power_of_2(width),
             **OPTIONS,

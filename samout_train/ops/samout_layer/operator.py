@@ -133,11 +133,12 @@ def blended(
     eps: float,
     dropout: float,
     seed: Tensor,
-) -> Tensor:
-    """Return samout_train.ops.samout_layer.blended of contiguous tensors."""
+    copy: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    """Return samout_train.ops.samout_layer.blended of contiguous tensors, and its copy in another precision."""
     compute = _blended if is_traced(x_BTD) else _Blended.apply
-    y_BTD: Tensor = compute(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed)[0]
-    return y_BTD
+    y_BTD, copy_BTD, _ = compute(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed, copy)
+    return y_BTD, copy_BTD
 
 
 @torch.library.custom_op("samout_train::blended", mutates_args=())
@@ -150,15 +151,20 @@ def _blended(
     eps: float,
     dropout: float,
     seed: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return y (B, T, D) and, for the backward pass, mean and inverse standard deviation of each position (2, B T)."""
-    return _blend_forward(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed)
+    copy: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y (B, T, D) in float32, its copy (empty without a dtype), and the statistics for the backward pass.
+
+    The statistics are mean and inverse standard deviation of each position (2, B T). CUDA alone makes copies.
+    """
+    return _blend_forward(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed, copy)
 
 
-def _blend_forward(*given: Any) -> tuple[Tensor, Tensor]:
-    outputs = _blend_outputs(*given)
-    kernels_of(__package__, given[0]).blend(*given, *outputs)
-    return outputs
+def _blend_forward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    y_BTD, copy_BTD, statistics = _blend_outputs(*given)
+    copies = () if given[-1] is None else (copy_BTD,)
+    kernels_of(__package__, given[0]).blend(*given[:-1], y_BTD, statistics, *copies)
+    return y_BTD, copy_BTD, statistics
 
 
 @_blended.register_fake
@@ -171,8 +177,10 @@ def _blend_outputs(
     eps: float,
     dropout: float,
     seed: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x_BTD), x_BTD.new_empty(2, x_BTD.numel() // x_BTD.shape[-1])
+    copy: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    copy_BTD = x_BTD.new_empty(0) if copy is None else torch.empty_like(x_BTD, dtype=copy)
+    return torch.empty_like(x_BTD), copy_BTD, x_BTD.new_empty(2, x_BTD.numel() // x_BTD.shape[-1])
 
 
 @torch.library.custom_op("samout_train::blended_backward", mutates_args=())
@@ -185,14 +193,16 @@ def _blended_backward(
     dropout: float,
     seed: Tensor,
     grad_BTD: Tensor,
+    grad_copy_BTD: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of f, of x, and of weight, bias and alpha in one tensor (2 D + 1)."""
-    return _blend_backward(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD)
+    return _blend_backward(f_BTD, x_BTD, alpha, weight_D, statistics, dropout, seed, grad_BTD, grad_copy_BTD)
 
 
 def _blend_backward(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
     grads = _blended_gradients(*given)
-    kernels_of(__package__, given[0]).blend_gradients(*given, *grads)
+    copies = () if given[-1] is None else given[-1:]
+    kernels_of(__package__, given[0]).blend_gradients(*given[:-1], *grads, *copies)
     return grads
 
 
@@ -206,24 +216,35 @@ def _blended_gradients(
     dropout: float,
     seed: Tensor,
     grad_BTD: Tensor,
+    grad_copy_BTD: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(f_BTD), torch.empty_like(x_BTD), x_BTD.new_empty(2 * x_BTD.shape[-1] + 1)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    f_BTD, x_BTD, alpha, weight_D, _, _, ctx.dropout, seed = inputs
-    ctx.save_for_backward(f_BTD, x_BTD, alpha, weight_D, output[1], seed)
-    ctx.mark_non_differentiable(output[1])
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    f_BTD, x_BTD, alpha, weight_D, _, _, ctx.dropout, seed, ctx.copy = inputs
+    ctx.save_for_backward(f_BTD, x_BTD, alpha, weight_D, output[2], seed)
+    ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)  # or zeros are made for the statistics
 
 
-def _through_blend(ctx: Any, grad_BTD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _through_blend(
+    ctx: Any, grad_BTD: Tensor | None, grad_copy_BTD: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
     *saved, seed = ctx.saved_tensors
+    if ctx.copy is None:
+        grad_copy_BTD = None  # of what is empty
+    elif grad_copy_BTD is not None:
+        grad_copy_BTD = grad_copy_BTD.contiguous()
+    if grad_BTD is None:  # only products read the last blend of a model
+        grad_BTD, grad_copy_BTD = grad_copy_BTD, None
+    if grad_BTD is None:
+        grad_BTD = torch.zeros_like(saved[1])
     alpha, width = saved[2], saved[3].numel()
     compute = _blended_backward if is_traced(grad_BTD) else _blend_backward
-    grad_f_BTD, grad_x_BTD, others = compute(*saved, ctx.dropout, seed, grad_BTD.contiguous())
+    grad_f_BTD, grad_x_BTD, others = compute(*saved, ctx.dropout, seed, grad_BTD.contiguous(), grad_copy_BTD)
     grad_weight_D, grad_bias_D, grad_alpha = others.split([width, width, 1])
-    return grad_f_BTD, grad_x_BTD, grad_alpha.view(alpha.shape), grad_weight_D, grad_bias_D, None, None, None
+    return grad_f_BTD, grad_x_BTD, grad_alpha.view(alpha.shape), grad_weight_D, grad_bias_D, None, None, None, None
 
 
 _blended.register_autograd(_through_blend, setup_context=_keep)

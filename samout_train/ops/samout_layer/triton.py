@@ -73,16 +73,21 @@ def blend_row(
     bias,
     seed,
     y,
+    copy,
     statistics,
     positions,
     kept,
     threshold,
     eps,
     DROPS: tl.constexpr,
+    COPIES: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Store one position of LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, its mean and inverse deviation."""
+    """Store one position of LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, its mean and inverse deviation.
+
+    With COPIES, store it in the precision of `copy`, too.
+    """
     n, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     at, inside, share = n * D, columns < D, tl.load(alpha)
     fed = tl.load(f + at + columns, mask=inside, other=0.0).to(tl.float32)
@@ -96,6 +101,8 @@ def blend_row(
     scale = tl.load(weight + columns, mask=inside, other=0.0)
     out = centred * inverse * scale + tl.load(bias + columns, mask=inside, other=0.0) + residual
     tl.store(y + at + columns, out, mask=inside)
+    if COPIES:
+        tl.store(copy + at + columns, out.to(copy.dtype.element_ty), mask=inside)
     tl.store(statistics + n, mean)
     tl.store(statistics + positions + n, inverse)
 
@@ -109,6 +116,7 @@ def blend_row_gradients(
     statistics,
     seed,
     grad,
+    grad_copy,
     grad_f,
     grad_x,
     partial,
@@ -116,6 +124,7 @@ def blend_row_gradients(
     kept,
     threshold,
     DROPS: tl.constexpr,
+    COPIES: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -129,7 +138,9 @@ def blend_row_gradients(
         at = position * tl.full((), D, tl.int64)
         fed = tl.load(f + at + columns, mask=inside, other=0.0).to(tl.float32)
         residual = tl.load(x + at + columns, mask=inside, other=0.0)
-        g = tl.load(grad + at + columns, mask=inside, other=0.0)
+        g = tl.load(grad + at + columns, mask=inside, other=0.0).to(tl.float32)
+        if COPIES:
+            g += tl.load(grad_copy + at + columns, mask=inside, other=0.0).to(tl.float32)
         factor = tl.full((BLOCK,), 1.0, tl.float32)
         if DROPS:
             factor = dropout_factors(tl.load(seed), at + columns, kept, threshold)
