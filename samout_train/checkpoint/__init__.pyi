@@ -55,6 +55,7 @@ from .run_directory import (
     check_content as check_content,
     check_resume as check_resume,
     check_run_directory as check_run_directory,
+    check_start as check_start,
     content_problems as content_problems,
     differences as differences,
     holds_run as holds_run,

@@ -73,6 +73,19 @@ class TakenError(DirectoryRefusedError):
     """Another process holds the directory's lock."""
 
 
+def check_start(composed: Composed, *, is_first: bool) -> list[Problem]:
+    """Return why a run cannot start or resume; writes nothing.
+
+    Args:
+        composed: The configuration.
+        is_first: Whether this process holds the run directory for all processes of the run, and so checks it.
+    """
+    found = check_resume(composed)
+    if is_first and "run_dir" not in composed.named_by_time:  # that becomes a new directory
+        found += check_run_directory(composed.config)
+    return found
+
+
 def check_resume(composed: Composed, directory: str = "run_dir") -> list[Problem]:
     """Return the problems of `resume` and `init_from`; writes nothing.
 

@@ -59,8 +59,7 @@ def _prove(request: Request, steps: int, kills: int, settings: dict[str, Any]) -
         for name in ("undisturbed", "killed"):
             if (folder / name).exists():
                 raise ConfigError(f"run_dir={folder}: {name} already exists: give another directory")
-        if mistakes := Request([*train, text_setting("run_dir", folder / "undisturbed")]).mistakes():
-            raise ConfigError(*mistakes)
+        Request.checked([*train, text_setting("run_dir", folder / "undisturbed")])
         found = {}
         for name, num_kills in (("undisturbed", 0), ("killed", kills)):
             print(f"{name}: {steps} steps", file=sys.stderr)

@@ -17,7 +17,6 @@ from samout_train.config import (
     Composed,
     ConfigError,
     Problem,
-    as_problems,
     as_typed,
     check_overrides,
     compose_config,
@@ -26,6 +25,7 @@ from samout_train.config import (
     key_of,
     nearest,
     quote_text,
+    require_no_problems,
     run_hydra,
     words_for_hydra,
     wrong_flag,
@@ -38,13 +38,14 @@ from samout_train.experiments import (
     jobs_of,
     without_sweeps,
 )
-from samout_train.runtime import Bar, PlaceError, home_path, in_words, is_full, shell_word
+from samout_train.runtime import Bar, Launch, PlaceError, home_path, in_words, is_full, shell_word
 
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
 PATH_KEYS = ("path", "run", "dir", "runs")  # of the verbs: a bare path is meant for one of these
 LINES_OF_A_MISTAKE = 8
 MOST_MISTAKES = 30
 JOBS_THAT_TAKE_A_WHILE = 20
+MANY_RUNS = "-m: makes many runs, and torchrun starts the processes of one: leave it out, or start it once for each run"
 BYTES_TO_BEGIN = 1 << 16  # settings and the log, before the first checkpoint
 
 
@@ -54,14 +55,13 @@ class Request:
     Args:
         words: The command line after the verb.
         config_name: The root YAML, unless the command line names another one.
-        writes: Whether this process checks and makes the run directory.
 
     Raises:
         ConfigError: if a flag is wrong, or a word is a path instead of a setting.
     """
 
-    def __init__(self, words: Sequence[str], config_name: str = "config", *, writes: bool = True) -> None:
-        self.words, self.writes = list(words), writes
+    def __init__(self, words: Sequence[str], config_name: str = "config") -> None:
+        self.words = list(words)
         self.arguments = _parsed(words)
         if not self.arguments.shell_completion and (found := _bare_paths(self.arguments.overrides, config_name)):
             raise ConfigError(*found)
@@ -113,22 +113,36 @@ class Request:
                     self.own_words.append(word)
                     self.overrides.remove(word)
 
-    def mistakes(self) -> list[str]:
-        """Return all mistakes, each a text of a few lines; without one, make the run directory."""
-        if self.arguments.shell_completion:
-            return []
-        if self.asks_only:
-            found = self._wrong_composition()
+    @classmethod
+    def checked(cls, words: Sequence[str], *, writes: bool = True) -> "Request":
+        """Return the request for a run or a sweep, without mistakes, and make its directory.
+
+        Args:
+            words: The command line after the verb.
+            writes: Whether this process checks and makes the directory.
+
+        Raises:
+            ConfigError: with all mistakes, each a text of a few lines.
+            PlaceError: if there is no room in the directory.
+        """
+        request = cls(words)
+        if request.in_sweep and Launch.of_environment() is not None:
+            raise ConfigError(MANY_RUNS)
+        if request.arguments.shell_completion:
+            return request
+        if request.asks_only:
+            found = request._wrong_composition()
         else:
-            found = self._wrong_settings()
-            if not found and self.writes:
-                found = self._wrong_directory()
+            found = request._wrong_settings(writes=writes)
+            if not found and writes:
+                found = request._wrong_directory()
         messages = []
         for message in dict.fromkeys(map(str, found)):
             messages.append("\n".join(message.splitlines()[:LINES_OF_A_MISTAKE]))
         if len(messages) > MOST_MISTAKES:
             messages[MOST_MISTAKES:] = [f"and {len(messages) - MOST_MISTAKES} more"]
-        return messages
+        require_no_problems(messages)
+        return request
 
     def _wrong_composition(self) -> list[Problem]:
         try:
@@ -181,8 +195,8 @@ class Request:
             before += f"{name}."
         return []
 
-    def _wrong_settings(self) -> list[Problem]:
-        from samout_train.checkpoint import check_resume, check_run_directory
+    def _wrong_settings(self, *, writes: bool) -> list[Problem]:
+        from samout_train.checkpoint import check_start
         from samout_train.training import checked_config
 
         if self.in_sweep:
@@ -190,11 +204,9 @@ class Request:
         composed, found = checked_config(self.overrides, config_name=self.config_name, config_dirs=self.config_dirs)
         if composed is not None and not found:
             self.composed = composed
-            config, self.run_dir = composed.config, composed.config["run_dir"]
+            self.run_dir = composed.config["run_dir"]
             self.gets_new_directory = "run_dir" in composed.named_by_time
-            found = as_problems(check_resume(composed))
-            if self.writes and not self.gets_new_directory:
-                found += as_problems(check_run_directory(config))
+            found = check_start(composed, is_first=writes)
         return found
 
     def _wrong_sweep(self) -> list[Problem]:
@@ -224,7 +236,7 @@ class Request:
             )
             found += without_missing(mistakes, wrong)
             if composed is not None and not mistakes:
-                found += as_problems(check_resume(composed, "hydra.sweep.dir"))
+                found += check_resume(composed, "hydra.sweep.dir")
                 found += check_sweep(composed, job, left_out)
                 found += self._add_job(composed, job, job_name(job, left_out))
         return found

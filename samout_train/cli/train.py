@@ -59,7 +59,6 @@ from samout_train.runtime import (
     typed_line,
 )
 
-MANY_RUNS = "-m: makes many runs, and torchrun starts the processes of one: leave it out, or start it once for each run"
 log = logging.getLogger(__name__)
 
 
@@ -72,19 +71,18 @@ class RunVerb(Verb):
         if launch is not None:
             words = launch.words(list(words))
         try:
-            request = Request(words, writes=_is_first(launch))
-            mistakes = [MANY_RUNS] if launch is not None and request.in_sweep else request.mistakes()
+            request = Request.checked(words, writes=_is_first(launch))
         except PlaceError as error:
             print(error, file=sys.stderr)
             return 1
         except ConfigError as error:
-            mistakes = [str(error)]
+            mistakes = str(error)
         except OSError as error:
-            mistakes = [in_words(error)]
-        if not mistakes:
+            mistakes = in_words(error)
+        else:
             return self.function(request)
         if _is_first(launch):
-            print("\n".join(mistakes), file=sys.stderr)
+            print(mistakes, file=sys.stderr)
         return 2
 
 
@@ -264,8 +262,7 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
                 return
             if in_sweep and has_checkpoint(claim.run_dir):
                 claim.config["resume"] = "auto"
-            run = prepare(claim.composed, claim.run_dir, words)
-            claim.begin()
+            run = prepare(claim, words)
             forget_failure(claim.run_dir)
             run()
     except StopRequestedError as stop:

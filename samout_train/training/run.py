@@ -16,8 +16,7 @@ from samout_train.checkpoint import (
     Claim,
     InitialWeights,
     Restored,
-    check_resume,
-    check_run_directory,
+    check_start,
     data_record,
     find_checkpoint,
     load_initial_weights,
@@ -112,27 +111,22 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
         ConfigError: if the configuration is wrong, or the run directory holds a run already.
     """
     composed, launch = _checked(overrides), Launch.of_environment()
-    require_no_problems(check_resume(composed))
-    if launch is None or launch.is_first:
-        if "run_dir" in composed.named_by_time:
-            composed = composed.lying_in(new_directory(Path(composed.config["run_dir"])))
-        require_no_problems(check_run_directory(composed.config))
+    is_first = launch is None or launch.is_first
+    require_no_problems(check_start(composed, is_first=is_first))
+    if is_first and "run_dir" in composed.named_by_time:
+        composed = composed.lying_in(new_directory(Path(composed.config["run_dir"])))
     claim = Claim(composed, Path(composed.config["run_dir"]))
     with claim.held({"overrides.yaml": list_as_yaml(overrides)}):
-        start = prepare(claim.composed, claim.run_dir, overrides)
-        claim.begin()
+        start = prepare(claim, overrides)
         with log_file(claim.run_dir / "samout_train.log") if distributed.is_first() else nullcontext():
             return start()
 
 
-def prepare(
-    composed: Composed, run_dir: Path, overrides: Sequence[str]
-) -> Callable[[], tuple[dict[str, Any], nn.Module]]:
-    """Build everything that a checked configuration names: the trainer, checkpoints, callbacks.
+def prepare(claim: Claim, overrides: Sequence[str]) -> Callable[[], tuple[dict[str, Any], nn.Module]]:
+    """Build everything that a checked configuration names, the trainer, checkpoints, callbacks, and begin the run.
 
     Args:
-        composed: The configuration.
-        run_dir: The run directory; the caller holds its lock until the run ends.
+        claim: The run directory and its configuration, held until the run ends.
         overrides: The overrides as typed, for the command that repeats the run.
 
     Returns:
@@ -142,6 +136,7 @@ def prepare(
         ValueError: if the data or a checkpoint does not match the configuration.
         CheckpointError: if the run has checkpoints and all are damaged.
     """
+    composed, run_dir = claim.composed, claim.run_dir
     config = composed.config
     trainer = trainer_from(config, run_dir=run_dir, name=str(composed.choices["model"]))
 
@@ -183,6 +178,7 @@ def prepare(
     )
     for callback in callbacks.values():
         callback.check(context)
+    claim.begin()
     return lambda: (trainer.fit(context, checkpoints), trainer.model)
 
 

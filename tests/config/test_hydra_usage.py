@@ -86,9 +86,10 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def mistakes(*words: str) -> list[str]:
     try:
-        return Request([*words, "--config-dir=mine"], writes=False).mistakes()
+        Request.checked([*words, "--config-dir=mine"], writes=False)
     except ConfigError as error:
-        return [str(error)]
+        return list(map(str, error.problems))
+    return []
 
 
 @pytest.mark.parametrize(

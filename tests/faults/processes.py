@@ -52,15 +52,16 @@ def _go_on(composed: Composed, run_dir: Path) -> None:
     _prints_to(os.open(run_dir / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
     import torch
 
-    from samout_train.checkpoint import locked
+    from samout_train.checkpoint import Claim
     from samout_train.runtime import StopRequestedError
     from samout_train.training import prepare
 
     torch.set_num_threads(1)
     composed.config["run_dir"] = str(run_dir)
+    claim = Claim(composed, run_dir)
     try:
-        with locked(run_dir):
-            prepare(composed, run_dir, [])()
+        with claim.held({}):
+            prepare(claim, [])()
     except StopRequestedError as stop:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:  # on its way out; the program answers so, too

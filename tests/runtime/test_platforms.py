@@ -93,7 +93,7 @@ def test_a_key_that_stands_deeper_is_named(word: str, hint: str) -> None:
 def test_paths_of_windows_arrive_as_typed(path: str) -> None:
     config = compose_config([f"run_dir={path}", "data=text", f"data.path={path}"]).config
     assert config["run_dir"] == config["data"]["path"] == path
-    assert Request([f"run_dir={path}", "--cfg", "job"]).mistakes() == []
+    assert Request.checked([f"run_dir={path}", "--cfg", "job"]).settings["run_dir"] == path
 
 
 @pytest.mark.slow
