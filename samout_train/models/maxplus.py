@@ -30,6 +30,7 @@ from samout_train.config import NonNegative, Positive, Probability, Share, valid
 from samout_train.models.counting import CountingMaximum, Entries
 from samout_train.models.layers import Linear
 from samout_train.models.samout import project_streams
+from samout_train.ops.elementwise import minus_softplus
 from samout_train.ops.linear import Stack
 from samout_train.ops.max_scan import max_mix
 
@@ -141,7 +142,7 @@ class MaxPlus(nn.Module):
         if self.decay == "none":
             return None
         if self.decay == "token":
-            return -F.softplus(self.decay_projection(x_BTD))
+            return minus_softplus(self.decay_projection(x_BTD))
         return -F.softplus(self.decay_D).to(x_BTD.dtype).expand(*x_BTD.shape[:-1], -1)
 
     def forward_flops_per_token(self) -> int:

@@ -29,7 +29,14 @@ from samout_train.ops.causal_convolution.triton import convolution_row_gradients
 from samout_train.ops.cross_entropy import cuda as cross_entropy
 from samout_train.ops.cross_entropy.triton import cross_entropy_row
 from samout_train.ops.elementwise import cuda as elementwise
-from samout_train.ops.elementwise.triton import add_norm_row, add_norm_row_gradients, turn_row_gradients, turn_rows
+from samout_train.ops.elementwise.triton import (
+    add_norm_row,
+    add_norm_row_gradients,
+    minus_softplus_element_gradients,
+    minus_softplus_elements,
+    turn_row_gradients,
+    turn_rows,
+)
 from samout_train.ops.max_scan import cuda
 from samout_train.ops.max_scan.reference import CODES
 from samout_train.ops.max_scan.triton import (
@@ -76,9 +83,21 @@ STORED |= {
     "grad_k",
 }
 STORED |= {"grad_q_turned", "grad_k_turned", "grad_k_plain"}
-STORED |= {"up", "gate", "grad_up", "grad_gate", "f", "grad_f", "copy", "grad_copy"}  # in the dtype of the input
+STORED |= {
+    "up",
+    "gate",
+    "grad_up",
+    "grad_gate",
+    "f",
+    "grad_f",
+    "copy",
+    "grad_copy",
+    "z",
+    "grad_z",
+}  # in the dtype of the input
 WHOLE = {"news": "*i32", "targets": "*i64", "seed": "*i64"}
 MOST_WAITS = 2  # for memory in a tile; left to itself, ptxas makes 19 in the backward pass
+MOST_WAITS_OF_ALL = 6  # with the first tile, and that of the last rows
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -153,8 +172,9 @@ OTHERS = [
 @pytest.mark.parametrize(
     ("form", "dtype", "has_decay"), MOST_USED + [pytest.param(*other, marks=pytest.mark.nightly) for other in OTHERS]
 )
-def test_nothing_leaves_the_registers(form: str, dtype: str, has_decay: bool, tmp_path: Path) -> None:
-    sizes = {"D": WIDTH, "P": num_streams(form) * WIDTH, "BLOCK": cuda.BLOCK, "HAS_DECAY": has_decay, "ROWS": cuda.ROWS}
+@pytest.mark.parametrize("width", [WIDTH, 100])  # 100 channels leave a block of 64 with masked ones
+def test_nothing_leaves_the_registers(form: str, dtype: str, has_decay: bool, width: int, tmp_path: Path) -> None:
+    sizes = {"D": width, "P": num_streams(form) * width, "BLOCK": cuda.BLOCK, "HAS_DECAY": has_decay, "ROWS": cuda.ROWS}
     path = tmp_path / "kernel.cubin"
     forward = assembly(forward_chunk, dtype, cuda.OPTIONS, path, HAS_STATE=True, FORM=CODES[form], **sizes)
     last = {"HAS_GRAD_LAST": False, "FORM": CODES[form]}
@@ -163,6 +183,8 @@ def test_nothing_leaves_the_registers(form: str, dtype: str, has_decay: bool, tm
         assert_in_registers(instructions)
         loop = main_loop(instructions)
         assert long_waits(2 * loop) <= 2 * MOST_WAITS, "the loads of a tile are not under way together"
+        # Outside of the loop there are the first tile and that of the last rows, if these are fewer.
+        assert long_waits(instructions) <= MOST_WAITS_OF_ALL, "the loads of the last tile are not under way together"
 
 
 @pytest.mark.nightly
@@ -214,6 +236,16 @@ def test_norms_convolutions_and_rotary_positions_spill_nothing(dtype: str, tmp_p
     heads = {"NORMS": True, "H": 12, "P": 32, "PAIRS": 32, "ROWS": elementwise.ELEMENTS // 32}
     assert_nothing_spilled(assembly(turn_rows, dtype, elementwise.OPTIONS, path, **heads))
     assert_nothing_spilled(assembly(turn_row_gradients, dtype, elementwise.OPTIONS, path, HAS_PLAIN=True, **heads))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp32", marks=pytest.mark.nightly)])
+def test_decays_spill_nothing_and_read_whole_vectors(dtype: str, tmp_path: Path) -> None:
+    for kernel in (minus_softplus_elements, minus_softplus_element_gradients):
+        path = tmp_path / "kernel.cubin"
+        instructions = assembly(kernel, dtype, elementwise.OPTIONS, path, BLOCK=elementwise.DECAYS)
+        assert_in_registers(instructions)
+        assert "LDG.E.128" in instructions and "STG.E.128" in instructions, "vectors are cut"
 
 
 @pytest.mark.nightly

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from samout_train.models.layers import CausalConvolution
 from samout_train.ops import causal_convolution, elementwise, kernels, samout_layer
-from samout_train.ops.elementwise import Residual, add_norm, reference, residual, turned, turned_heads
+from samout_train.ops.elementwise import Residual, add_norm, minus_softplus, reference, residual, turned, turned_heads
 from tests.support.marks import spread
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # test_samout_layer.py starts the process for it
@@ -148,6 +148,27 @@ def test_a_gate_of_silu_is_that_of_float64() -> None:
     want = samout_layer.gated_halves(exact, silu=True)
     assert difference(y, want) < TOLERANCE[torch.float32]
     assert difference(got, torch.autograd.grad(want, exact, grad.double())[0]) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", spread(DTYPES, 2))
+def test_a_decay_and_its_gradient_are_those_in_float64(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    z, grad = random(3, 5, 47, dtype=dtype), torch.randn(3, 5, 47).to(dtype)
+    with torch.no_grad():
+        z[0, 0, :6] = torch.tensor([-30.0, -12.0, 0.0, 25.0, float("inf"), -float("inf")])
+        z[1] *= 8
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        y = minus_softplus(z)
+    assert y.dtype == dtype
+    exact = z.detach().double().requires_grad_()
+    want = -nn.functional.softplus(exact, threshold=1000.0)
+    finite = want.isfinite()
+    assert torch.equal(y[~finite], torch.tensor([-float("inf")], dtype=dtype))
+    # Each decay by itself: a channel that hardly forgets has a small one.
+    relative = ((y.double() - want)[finite] / want[finite].clamp(max=-1e-30)).abs().max()
+    assert float(relative) < 2 * TOLERANCE[dtype]
+    got, wanted = torch.autograd.grad(y, z, grad), torch.autograd.grad(want, exact, grad.double())
+    assert got[0].dtype == dtype and difference(got[0], wanted[0]) < TOLERANCE[dtype]
 
 
 CONVOLUTIONS = [(True, True, 4, torch.bfloat16, True), (True, True, 4, torch.float32, False)]

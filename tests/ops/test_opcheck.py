@@ -159,6 +159,14 @@ def turn_backward() -> Iterator[Arguments]:
         yield q, k, q_weight, k_weight, eps, random(2, 3, 2, 4), random(2, 3, 2, 4), plain
 
 
+def minus_softplus() -> Iterator[Arguments]:
+    yield (random(2, 3, 4).bfloat16(),)
+
+
+def minus_softplus_backward() -> Iterator[Arguments]:
+    yield random(2, 3, 4), random(2, 3, 4)
+
+
 def table(*rows: Callable[[], Iterator[Arguments]]) -> dict[str, Callable[[], Iterator[Arguments]]]:
     return {row.__name__: row for row in rows}
 
@@ -187,6 +195,8 @@ FOR_CUDA = table(
     turn_backward,
     gated_halves,
     gated_halves_backward,
+    minus_softplus,
+    minus_softplus_backward,
 ) | {"blended": blended_with_copy, "blended_backward": blended_with_copy_backward}
 
 

@@ -2,6 +2,7 @@
 
     add_norm(x + dropout(branch), norm)    the residual sum and its RMSNorm or LayerNorm
     turned_heads(q, k)                     RMSNorm of the heads, and rotary positions
+    minus_softplus(z)                      the decay of a maximum
 
 Under autocast, what products read next is written in their precision, so that nothing is cast. Other devices, and
 torch.compile, which fuses these by itself, run torch's own operations.
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from samout_train.ops.elementwise import reference
 from samout_train.ops.elementwise.reference import turned as turned
@@ -20,6 +22,7 @@ from samout_train.ops.kernels import is_fused, products_dtype
 
 MOST_WIDTH = 2**14  # a program has a whole position in registers
 MOST_PAIRS = 512
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 DEVICES = {"cuda"}
 
 
@@ -89,7 +92,7 @@ def turned_heads(
         None where no kernel supports these: then `turned` and the norms compute them.
     """
     if not (
-        _takes(q_BHTK, (torch.float32, torch.bfloat16, torch.float16))
+        _takes(q_BHTK, FLOATS)
         and q_BHTK.shape == k_BHTK.shape
         and q_BHTK.dtype == k_BHTK.dtype
         and q_BHTK.stride(-1) == k_BHTK.stride(-1) == 1
@@ -112,6 +115,15 @@ def turned_heads(
     if weights[1] is not None:
         plain_BHTK = plain_BTHK.transpose(1, 2)
     return q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), plain_BHTK
+
+
+def minus_softplus(z_BTD: Tensor) -> Tensor:
+    """Return -softplus(z), at most 0; a kernel returns it in the precision of z, autocast in float32."""
+    if not _takes(z_BTD, FLOATS):
+        return -F.softplus(z_BTD)
+    from samout_train.ops.elementwise import operator
+
+    return operator.minus_softplus(z_BTD.contiguous())
 
 
 def _takes(x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:

@@ -13,6 +13,8 @@ from torch import Tensor
 from samout_train.ops.elementwise.triton import (
     add_norm_row,
     add_norm_row_gradients,
+    minus_softplus_element_gradients,
+    minus_softplus_elements,
     turn_row_gradients,
     turn_rows,
 )
@@ -20,6 +22,7 @@ from samout_train.ops.samout_layer import dropping
 
 PROGRAMS = 528  # of gradients: four for each multiprocessor of an H100 or H200
 ELEMENTS = 1024  # pairs of a program's heads
+DECAYS = 2048  # of a program
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
@@ -178,6 +181,22 @@ def turn_gradients(
         )
     if q_weight_K is not None:
         torch.sum(partial, 0, out=grad_weights)
+
+
+def minus_softplus(z_BTD: Tensor, y_BTD: Tensor) -> None:
+    """Fill y_BTD with -softplus(z)."""
+    count = z_BTD.numel()
+    with torch.cuda.device_of(z_BTD):
+        minus_softplus_elements[(triton.cdiv(count, DECAYS),)](z_BTD, y_BTD, count, BLOCK=DECAYS, **OPTIONS)
+
+
+def minus_softplus_gradients(z_BTD: Tensor, grad_BTD: Tensor, grad_z_BTD: Tensor) -> None:
+    """Fill grad_z_BTD."""
+    count = z_BTD.numel()
+    with torch.cuda.device_of(z_BTD):
+        minus_softplus_element_gradients[(triton.cdiv(count, DECAYS),)](
+            z_BTD, grad_BTD, grad_z_BTD, count, BLOCK=DECAYS, **OPTIONS
+        )
 
 
 def _sizes(q_BTHK: Tensor) -> tuple[int, dict[str, int]]:

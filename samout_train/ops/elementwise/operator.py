@@ -229,3 +229,58 @@ _turn.register_autograd(_through_turn, setup_context=_keep_for_turn)
 
 
 _Turn = without_library(_turn_forward, _keep_for_turn, _through_turn)
+
+
+def minus_softplus(z_BTD: Tensor) -> Tensor:
+    """Return -softplus(z) of a contiguous tensor."""
+    compute = _minus_softplus if is_traced(z_BTD) else _MinusSoftplus.apply
+    y_BTD: Tensor = compute(z_BTD)
+    return y_BTD
+
+
+@torch.library.custom_op("samout_train::minus_softplus", mutates_args=())
+def _minus_softplus(z_BTD: Tensor) -> Tensor:
+    return _minus_softplus_forward(z_BTD)
+
+
+def _minus_softplus_forward(z_BTD: Tensor) -> Tensor:
+    y_BTD = torch.empty_like(z_BTD)
+    kernels_of(__package__, z_BTD).minus_softplus(z_BTD, y_BTD)
+    return y_BTD
+
+
+@_minus_softplus.register_fake
+def _(z_BTD: Tensor) -> Tensor:
+    return torch.empty_like(z_BTD)
+
+
+@torch.library.custom_op("samout_train::minus_softplus_backward", mutates_args=())
+def _minus_softplus_backward(z_BTD: Tensor, grad_BTD: Tensor) -> Tensor:
+    return _minus_softplus_gradient(z_BTD, grad_BTD)
+
+
+def _minus_softplus_gradient(z_BTD: Tensor, grad_BTD: Tensor) -> Tensor:
+    grad_z_BTD = torch.empty_like(z_BTD)
+    kernels_of(__package__, z_BTD).minus_softplus_gradients(z_BTD, grad_BTD, grad_z_BTD)
+    return grad_z_BTD
+
+
+@_minus_softplus_backward.register_fake
+def _(z_BTD: Tensor, grad_BTD: Tensor) -> Tensor:
+    return torch.empty_like(z_BTD)
+
+
+def _keep_for_softplus(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _through_softplus(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor]:
+    (z_BTD,) = ctx.saved_tensors
+    compute = _minus_softplus_backward if is_traced(z_BTD) else _minus_softplus_gradient
+    return (compute(z_BTD, grad_BTD.contiguous()),)
+
+
+_minus_softplus.register_autograd(_through_softplus, setup_context=_keep_for_softplus)
+
+
+_MinusSoftplus = without_library(_minus_softplus_forward, _keep_for_softplus, _through_softplus)

@@ -1,4 +1,4 @@
-"""Elementwise parts of a layer in Triton's language: residual sum and norm, rotary positions. cuda.py calls them."""
+"""Elementwise parts of a layer in Triton's language: residual and norm, rotary positions, decays. Called by cuda.py."""
 
 # D width, N positions, P pairs of a head
 
@@ -274,3 +274,27 @@ def turn_row_gradients(
         tl.store(own + P, tl.sum(to_q_second, 0), mask=pair < P)
         tl.store(own + 2 * P, tl.sum(to_k_first, 0), mask=pair < P)
         tl.store(own + 3 * P, tl.sum(to_k_second, 0), mask=pair < P)
+
+
+@triton.jit
+def minus_softplus_elements(z, y, count, BLOCK: tl.constexpr):
+    """Store -softplus(z) = -(max(z, 0) + log(1 + exp(-|z|))) of BLOCK elements."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    given = tl.load(z + place, mask=inside, other=0.0).to(tl.float32)
+    small = tl.exp(-tl.abs(given))
+    # 1 + small is rounded; the second factor makes up for it (Kahan), so that a small decay is exact, too.
+    total = 1 + small
+    logarithm = tl.where(total == 1, small, tl.log(total) * (small / tl.where(total == 1, 1.0, total - 1)))
+    out = -(tl.where(given > 0, given, 0.0) + logarithm)
+    tl.store(y + place, out.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def minus_softplus_element_gradients(z, grad, grad_z, count, BLOCK: tl.constexpr):
+    """Store the gradients of BLOCK elements."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    given = tl.load(z + place, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(grad_z + place, (-g * tl.sigmoid(given)).to(grad_z.dtype.element_ty), mask=inside)

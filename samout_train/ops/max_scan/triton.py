@@ -198,7 +198,13 @@ def forward_chunk(
         )
     if whole < stop:
         left = tl.where(inside, stop - whole, 0)
+        place = (b * tl.cdiv(time, ROWS) + whole // ROWS) * D + channels
+        tl.store(carries + place, m, mask=inside)
         loaded = _tile_rows(packed, decay, whole, left, channels, b, time, FORM, HAS_DECAY, D, P, ROWS, False)
+        # Read behind a barrier, the maximum comes after all loads. Else ptxas computes with each row before it loads
+        # the next one, and their latencies come one after another.
+        tl.debug_barrier()
+        m = tl.load(carries + place, mask=inside, other=0.0)
         m = _forward_tile(m, loaded, y, carries, whole, left, channels, b, time, FORM, HAS_DECAY, D, ROWS, False)
     if stop == time:
         tl.store(last + b * D + channels, m, mask=inside)
