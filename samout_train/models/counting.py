@@ -73,10 +73,15 @@ class CountingMaximum(nn.Module):
         super().__init__()
         self.channels = channels or hidden_size
         if self.channels % entries:
-            raise ValueError(f"entries ({entries}) must divide the {self.channels} channels of the mixer")
+            fitting = self.channels // entries * entries or entries
+            raise ValueError(
+                f"model.mixer.entries ({entries}) must divide model.hidden_size ({self.channels}): set "
+                f"model.hidden_size={fitting}, or other entries"
+            )
         if temperature_zero < temperature_held:
             raise ValueError(
-                f"temperature_zero ({temperature_zero}) must be at least temperature_held ({temperature_held})"
+                f"model.mixer.temperature_zero ({temperature_zero}) must be at least model.mixer.temperature_held "
+                f"({temperature_held}): raise the first"
             )
         self.entries = entries
         self.schedule = temperature, temperature_held, temperature_zero
