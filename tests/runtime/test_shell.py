@@ -313,4 +313,4 @@ def test_what_is_saved_has_the_paths_that_are_used(monkeypatch: pytest.MonkeyPat
 def test_the_folder_of_yaml_may_lie_at_home(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine").mkdir()
-    assert str(tmp_path / "mine") in " ".join(Request(words, writes=False).flags)
+    assert str(tmp_path / "mine") in " ".join(Request(words).flags)
