@@ -102,7 +102,7 @@ def test_what_torchrun_is_told_stops_all_where_they_can_go_on(tmp_path: Path) ->
             process.send_signal(number)
             process.wait(SECONDS)
         told = (tmp_path / "log").read_text()
-        assert f"stopped by {number.name}, and the checkpoint is written" in told, told
+        assert f"stopped by {number.name}; the checkpoint is written" in told, told
         assert newest_step(tmp_path) >= step
         step = newest_step(tmp_path)
     with torchrun(tmp_path, *WORDS, "resume=auto") as process:

@@ -71,7 +71,7 @@ def test_the_wheel_holds_the_package_and_its_conf_and_nothing_else(wheels: dict[
         *here.rglob("*.py"),
         *here.rglob("*.pyi"),
         *(here / "experiments" / "curves").iterdir(),
-        here / "experiments" / "compare" / "page.html",
+        *here.rglob("*.html"),
     ]
     package = {str(path.relative_to(ROOT)) for path in files}
     conf = {f"samout_train/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}

@@ -91,7 +91,7 @@ def test_two_nodes_make_one_run_that_goes_on_after_signals_and_a_kill(tmp_path: 
             signal_step(signal.SIGTERM, tasks_only=tasks_only)
             assert process.wait(SECONDS) != 0
         told = (tmp_path / "log").read_text()
-        assert "stopped by SIGTERM, and the checkpoint is written" in told, told
+        assert "stopped by SIGTERM; the checkpoint is written" in told, told
         step = newest_step(tmp_path)
     assert (tmp_path / "said").read_text() == f"requeue {os.getpid()}\n" * 2
     with job(tmp_path) as process:

@@ -51,6 +51,8 @@ def detached(state: object) -> object:
         return state.detach()
     if isinstance(state, dict):
         return {key: detached(part) for key, part in state.items()}
+    if isinstance(state, tuple) and hasattr(state, "_make"):  # a NamedTuple
+        return type(state)._make(map(detached, state))
     if isinstance(state, list | tuple):
         return type(state)(map(detached, state))
     return state
