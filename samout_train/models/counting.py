@@ -75,12 +75,12 @@ class CountingMaximum(nn.Module):
         if self.channels % entries:
             fitting = self.channels // entries * entries or entries
             raise ValueError(
-                f"model.mixer.entries ({entries}) must divide model.hidden_size ({self.channels}): set "
+                f"entries ({entries}) of counting blocks must divide model.hidden_size ({self.channels}): set "
                 f"model.hidden_size={fitting}, or other entries"
             )
         if temperature_zero < temperature_held:
             raise ValueError(
-                f"model.mixer.temperature_zero ({temperature_zero}) must be at least model.mixer.temperature_held "
+                f"temperature_zero ({temperature_zero}) of counting blocks must be at least temperature_held "
                 f"({temperature_held}): raise the first"
             )
         self.entries = entries

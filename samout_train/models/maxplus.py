@@ -85,7 +85,7 @@ class MaxPlus(nn.Module):
         counting_width = round(counters * hidden_size / entries) * entries
         if counting_width >= hidden_size:
             raise ValueError(
-                f"model.mixer.counters ({counters}) leave no channel of {hidden_size} for the maximum: lower it, or "
+                f"counters ({counters}) leave no channel of {hidden_size} for the maximum: lower it, or "
                 "choose model=counting"
             )
         width = hidden_size - counting_width
