@@ -11,7 +11,8 @@ Source: Schlag et al., Linear Transformers Are Secretly Fast Weight Programmers 
 Parallelizing Linear Transformers with the Delta Rule (arXiv 2406.06484) and Gated Delta Networks (arXiv 2412.06464),
 section 3.4; Grazzi et al., Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues (arXiv 2411.12537). A
 starts as log U(0, 16), b as the inverse softplus of exp U(log 0.001, log 0.1), both without weight decay as vectors;
-matrices as torch draws them.
+matrices as N(0, 0.02^2), as in flash-linear-attention; the convolution as torch draws it. With torch's larger matrices
+the mixer's first outputs hide the token: recall begins to be learned several hundred steps later.
 """
 
 # B batch, T time, D width, H heads, K width of a head's keys, V of its values
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 
 from samout_train.config import Positive, SizeOrNone, validated
 from samout_train.models.heads import Gate, HeadsJoined, OutputNorm, Streams, chunk_flops, head_size, in_heads
-from samout_train.models.layers import Linear
+from samout_train.models.layers import STD, Linear
 from samout_train.ops.delta_rule import CHUNK, delta_rule
 
 LARGEST_RATE, SLOWEST, FASTEST = 16.0, 1e-3, 0.1  # initial bounds of exp(A) and of softplus(b)
@@ -84,6 +85,9 @@ class DeltaNet(nn.Module):
             norm=output_norm,
             gate=output_gate,
         )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=STD)
 
     def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Mix (B, T, D); the memory of the state is (B, H, K, V)."""
