@@ -131,11 +131,11 @@ class Request:
         if request.arguments.shell_completion:
             return request
         if request.asks_only:
-            found = request._wrong_composition()
+            found = request._check_composition()
         else:
-            found = request._wrong_settings(writes=writes)
+            found = request._check_settings(writes=writes)
             if not found and writes:
-                found = request._wrong_directory()
+                found = request._check_directory()
         messages = []
         for message in dict.fromkeys(map(str, found)):
             messages.append("\n".join(message.splitlines()[:LINES_OF_A_MISTAKE]))
@@ -144,7 +144,7 @@ class Request:
         require_no_problems(messages)
         return request
 
-    def _wrong_composition(self) -> list[Problem]:
+    def _check_composition(self) -> list[Problem]:
         try:
             composed = compose_config(self._of_one_run(), config_name=self.config_name, config_dirs=self.config_dirs)
         except ConfigError as error:
@@ -195,12 +195,12 @@ class Request:
             before += f"{name}."
         return []
 
-    def _wrong_settings(self, *, writes: bool) -> list[Problem]:
+    def _check_settings(self, *, writes: bool) -> list[Problem]:
         from samout_train.checkpoint import check_start
         from samout_train.training import checked_config
 
         if self.in_sweep:
-            return self._wrong_sweep()
+            return self._check_sweep_jobs()
         composed, found = checked_config(self.overrides, config_name=self.config_name, config_dirs=self.config_dirs)
         if composed is not None and not found:
             self.composed = composed
@@ -209,7 +209,7 @@ class Request:
             found = check_start(composed, is_first=writes)
         return found
 
-    def _wrong_sweep(self) -> list[Problem]:
+    def _check_sweep_jobs(self) -> list[Problem]:
         from samout_train.checkpoint import check_resume
         from samout_train.training import checked_config, without_missing
 
@@ -257,7 +257,7 @@ class Request:
         self.configs[name] = composed.config
         return found
 
-    def _wrong_directory(self) -> list[Problem]:
+    def _check_directory(self) -> list[Problem]:
         """Make the directory, and write into it to find out whether that is possible."""
         from samout_train.checkpoint import new_directory
 

@@ -309,6 +309,8 @@ def _report_failure(error: Exception, exit_code: int, run_dir: Path, *, has_begu
         print(message, file=sys.stderr)
     if isinstance(error, DirectoryRefusedError):
         return
+    if not has_begun and not _is_first(Launch.of_environment()):  # the first one may remove the directory by now
+        return
     why: Why = "error"
     if exit_code == 2 or isinstance(error, NonFiniteError):
         why = "settings"

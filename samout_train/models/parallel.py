@@ -224,7 +224,7 @@ def no_layers(name: str) -> str:
     """Return the problem of a model class without a ModuleList of layers."""
     return (
         f"trainer.activation_checkpointing=true: works layer by layer, and {name} has no ModuleList named layers: "
-        "leave it out, or set model=v1, v8, maxplus, mingru or transformer"
+        "leave it out, or set another model than rnn, gru, lstm and lstm_attention"
     )
 
 

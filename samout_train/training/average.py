@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samout_train.config import ConfigError, Problem
 from samout_train.models import ParallelModel
+
+
+def sharding_problem(half_life: float) -> Problem:
+    """Return why sharded parameters are not averaged, and what to do."""
+    text, fix = "averages whole weights, and trainer.parallel=fsdp shards them", "leave one of them out"
+    return Problem("trainer.ema", f"{half_life:g}", text=text, fix=fix)
 
 
 class WeightAverage:
@@ -29,15 +36,12 @@ class WeightAverage:
         started: Whether the warm-up is over.
 
     Raises:
-        ValueError: if the parameters are sharded.
+        ConfigError: if the parameters are sharded.
     """
 
     def __init__(self, shared: ParallelModel, *, half_life: float) -> None:
         if shared.is_sharded:
-            raise ValueError(
-                f"trainer.ema={half_life:g}: averages whole weights, and trainer.parallel=fsdp shards them. Set "
-                "trainer.parallel=ddp, or trainer.ema=null"
-            )
+            raise ConfigError(sharding_problem(half_life))
         self.half_life = half_life
         self.started = False
         self._model = shared.model

@@ -30,13 +30,15 @@ OPTIMIZER, COMPILED, OTHER = "optimizer", "compiled", "other"
 # The first pattern that matches an operation's name decides its kind.
 KINDS = {
     "matrix products": r"^aten::(mm|addmm|bmm|baddbmm|mv|addmv|matmul|linear|_addmm_activation)$|mkldnn\w*::?_?linear",
-    "mixer": r"max_mix|scaled_dot_product|_attention_|^aten::(cummax|lstm|gru|rnn_)|rnn_layer|cudnn_rnn|_cell",
-    "elementwise and norm": r"samout_train\w*:*_?(gated|blended)|^aten::(\w*_norm(_backward)?|native_dropout\w*"
-    r"|dropout|bernoulli_?|copy_|fill_|zero_"
-    r"|sum|mean|where|_?softmax|_softmax_backward_data|(threshold|gelu|sigmoid|tanh|softplus|silu)(_backward)?_?"
+    "mixer": r"samout_train\w*:*_?(max_mix|block_mix|semiring_scan|head_recurrence|convolve)|scaled_dot_product"
+    r"|_attention_|^aten::(cummax|lstm|gru|rnn_)|rnn_layer|cudnn_rnn|_cell",
+    "elementwise and norm": r"samout_train\w*:*_?(gated|blended|add_norm|minus_softplus|turn)"
+    r"|^aten::(\w*_norm(_backward)?|native_dropout\w*|dropout|bernoulli_?|copy_|fill_|zero_|sum|mean|where"
+    r"|_?softmax|_softmax_backward_data|(threshold|gelu|sigmoid|tanh|softplus|silu)(_backward)?_?"
     r"|(relu|exp|log|add|sub|rsub|mul|div|neg|pow|sqrt|rsqrt|reciprocal|logaddexp|maximum|minimum|cos|sin|clamp\w*)_?"
     r"|(addcmul|addcdiv|lerp|eq|ne|ge|gt|le|lt|isfinite|isnan|masked_fill|bitwise_\w+)_?)$",
-    "embedding and loss": r"^aten::(embedding\w*|index_select|index|_?log_softmax\w*|nll_loss\w*|cross_entropy_loss)$",
+    "embedding and loss": r"samout_train\w*:*_?nats_and_errors"
+    r"|^aten::(embedding\w*|index_select|index|_?log_softmax\w*|nll_loss\w*|cross_entropy_loss)$",
     OPTIMIZER: r"^aten::(_fused_adam|_foreach_|_amp_)",
     COMPILED: r"^Torch-Compiled|^CompiledFunction|CompiledFx|^triton_",
 }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,26 @@ def test_a_job_that_a_dead_program_has_reserved_is_made_after_the_others(tmp_pat
 
     assert states(run_jobs(jobs, at_once=1, report=told)) == {"a": "done", "b": "done"} and order == ["b", "a"]
     program.join()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("stand_in")
+def test_two_programs_make_each_run_of_the_text_and_its_tasks_once(tmp_path: Path) -> None:
+    def models(data: str) -> list[Candidate]:
+        return [Candidate(label, ("slow", f"data={data}"), None, {"optimizer": {"lr": 1.0}}, data) for label in "ab"]
+
+    own = Plan(tmp_path / "all", models("text"), [1e-2], seed=0, num_seeds=2)
+    tasks = [replace(own, candidates=models(task), task=True) for task in ("recall_small", "parity")]
+    plan = replace(own, beside=tasks)
+    plan.write({"match": None})
+    programs = [FORK.Process(target=make_runs, args=(plan, 1)) for _ in range(2)]
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join(60)
+    assert [program.exitcode for program in programs] == [0, 0]
+    places = [f"{label}{at}" for label in "ab" for at in ("", "@parity", "@recall_small")]
+    assert made_by(plan.folder) == {f"{at}-lr0.01-seed{seed}": ['{"step": 7}'] for at in places for seed in (1, 2)}
 
 
 @pytest.mark.slow

@@ -13,6 +13,10 @@ from samout_train.models import checkpoint_activations, estimate_memory_bytes
 from samout_train.training import Trainer
 from tests.support.marks import mostly_nightly, spread
 
+WITH_LAYERS = [
+    *("v1", "v8", "maxplus", "counting", "mingru", "transformer", "transformer_modern", "retnet", "gla", "mamba2"),
+    *("hgrn2", "mlstm", "deltanet", "gated_deltanet", "rglru", "hybrid"),
+]
 SIZES = ["data=random", "device=cpu", "data.batch_size=8", "model.hidden_size=32", "model.num_layers=3"]
 ON = "trainer.activation_checkpointing=true"
 
@@ -42,7 +46,7 @@ def gradients(made: Trainer) -> dict[str, Tensor | None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", spread([[], ["trainer.accumulate=2", "precision=bf16"]], 2), ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", mostly_nightly(["v8", "transformer", "v1", "mingru", "maxplus"], {"maxplus"}))
+@pytest.mark.parametrize("name", mostly_nightly(WITH_LAYERS, {"maxplus"}))
 def test_gradients_have_the_same_bits_and_less_is_kept(name: str, extra: list[str]) -> None:
     plain = trainer(name, *extra)
     plain_bytes, state = kept_bytes(plain), torch.get_rng_state()

@@ -15,7 +15,7 @@ from samout_train.config import compose_config
 from samout_train.data import Batches, MatrixRows
 from samout_train.models import ParallelModel, ParallelName, whole_tensor
 from samout_train.runtime import distributed as processes
-from samout_train.training import NonFiniteError, trainer_from
+from samout_train.training import NonFiniteError, checked_config, trainer_from
 from samout_train.training.optimizers.adam import adam
 from samout_train.training.schedules import Constant, Limits
 from samout_train.training.step import TrainingStep
@@ -119,6 +119,22 @@ def test_every_model_can_be_shared_out(option: str, parallel: str, small_text: P
     torch.testing.assert_close(first, plain, rtol=0, atol=TOLERANCE)
 
 
+DROPPED = [
+    *("model.embedding_dropout=0.1", "model.mixer_dropout=0.2", "model.ffn_inner_dropout=0.3", "model.ffn_dropout=0.4"),
+    *("model.drop_connect=0.25", "model.stochastic_depth=0.5"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mostly_nightly(["maxplus", "v8", "transformer_modern", "hybrid"], {"maxplus"}))
+def test_processes_with_shards_drop_what_those_with_copies_drop(name: str) -> None:
+    words = [f"model={name}", *RUN, *DROPPED, "kernels=reference", "optimizer.lr=1e-2"]
+    copies, shards = (together(2, configured, [*words, f"trainer.parallel={one}"], 4) for one in ("ddp", "fsdp"))
+    assert copies[0] == copies[1] and shards[0] == shards[1]
+    torch.testing.assert_close(shards[0], copies[0], rtol=0, atol=TOLERANCE)
+    assert max(abs(one - other) for one, other in zip(copies[0], configured(words, 4), strict=True)) > 100 * TOLERANCE
+
+
 @pytest.mark.nightly
 def test_fused_kernels_leave_shards_as_they_are() -> None:
     words = ["model=v8", "model.hidden_size=96", "model.num_layers=2", "model.dropout=0", "data=random", "device=cpu"]
@@ -199,13 +215,32 @@ def with_own_settings(folder: Path) -> tuple[int, str]:
             "data.batch_size (7) must be divisible by accumulate times processes (2)",
         ),
         (["data=random", "device=cuda:0"], "each process needs its own: use device=cuda"),
+        (["data=random", "trainer.parallel=fsdp", "trainer.compile=true"], "does not work with trainer.compile=true"),
     ],
 )
 def test_what_several_processes_cannot_do_is_told_once(words: list[str], told: str, tmp_path: Path) -> None:
     first, second = samout_together(tmp_path, 2, *words)
-    assert first.returncode == second.returncode == 2
+    assert first.returncode == second.returncode == 2 and not list(tmp_path.rglob("failure.json"))
+    assert "cannot be recorded" not in second.stderr
     assert told in first.stderr and first.stderr.count(told) == 1 and "Traceback" not in first.stderr + second.stderr
     assert all(line.startswith("process 1: ") for line in second.stderr.splitlines() if told in line)
+
+
+def test_what_needs_whole_weights_is_refused_with_shards_before_anything_is_built() -> None:
+    _, found = checked_config(["data=random", "trainer.parallel=fsdp", "optimizer=muon", "trainer.ema=1000"])
+    assert [str(problem).partition(": ")[0] for problem in found] == ["trainer.ema=1000", "optimizer=muon"]
+    assert all("trainer.parallel=fsdp" in problem.text and problem.fix for problem in found)
+    _, found = checked_config(["data=random", "optimizer=muon", "trainer.ema=1000"])
+    assert not found
+
+
+@pytest.mark.slow
+def test_a_run_that_needs_whole_weights_leaves_nothing_with_shards(tmp_path: Path) -> None:
+    words = ["trainer.parallel=fsdp", "optimizer=muon", "trainer.ema=1000", "run_dir=run"]
+    first, second = samout_together(tmp_path, 2, *RUN, *words)
+    assert first.returncode == second.returncode == 2 and not list(tmp_path.iterdir())
+    assert [line.partition(": ")[0] for line in first.stderr.splitlines()] == ["trainer.ema=1000", "optimizer=muon"]
+    assert not second.stderr
 
 
 STAGES = {"ddp": ["ddp"] * 3, "fsdp": ["fsdp"] * 3, "both": ["fsdp", "ddp", "fsdp"]}
@@ -225,6 +260,18 @@ def test_a_run_goes_on_in_another_number_of_processes(stages: str, tmp_path: Pat
     weights = [load_run(tmp_path / name).model.state_dict() for name in ("run", "alone")]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], rtol=0, atol=10 * TOLERANCE, msg=name)
+
+
+@pytest.mark.nightly
+def test_a_run_of_shards_that_drops_resumes_bit_for_bit(tmp_path: Path) -> None:
+    few = ["callbacks.state_health.branches=none", "~callbacks.tensorboard", "trainer.final_eval_batches=1"]
+    words = ["model=maxplus", *RUN, *DROPPED, *few, "kernels=reference", "schedule=constant", "trainer.parallel=fsdp"]
+    for name, stages in {"whole": (6,), "parts": (3, 6)}.items():
+        for steps in stages:
+            done = samout_together(tmp_path, 2, *words, f"trainer.max_steps={steps}", f"run_dir={name}", "resume=auto")
+            assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
+    whole, parts = (load_run(tmp_path / name).model.state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
 
 
 @pytest.mark.nightly

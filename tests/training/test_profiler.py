@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+import samout_train
 from samout_train import train
 from samout_train.runtime import StopRequestedError
-from samout_train.training.profiler import STEP, operations, table
+from samout_train.training.profiler import KINDS, STEP, operations, table
 from tests.support.marks import mostly_nightly
 from tests.support.signal_after import signal_after
 
+SOURCES = Path(samout_train.__file__).parent
 TINY = [
     *("model=v8", "data=random", "device=cpu", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=2"),
     *("data.seq_len=9", "data.num_sequences=20", "data.batch_size=8", "model.dropout=0.1", "data.vocab_size=32"),
@@ -135,6 +137,7 @@ def test_on_cuda_kernels_of_the_steps_count_whatever_thread_launched_them() -> N
         ("samout_train::max_mix_backward", "mixer"),
         ("samout_train::blended", "elementwise and norm"),
         ("GeneratedBackwardFor_samout_train_gated_defaultBackward", "elementwise and norm"),
+        ("GeneratedBackwardFor_samout_train_head_recurrence_defaultBackward", "mixer"),
         ("aten::_fused_adam_", "optimizer"),
         ("aten::nll_loss_forward", "embedding and loss"),
         ("aten::view", "other"),
@@ -144,3 +147,9 @@ def test_an_operation_counts_as_what_it_is(name: str, kind: str) -> None:
     step = event(STEP, 0, 100, kernels={})
     events = [step, event(name, 10, 20, kernels={"a kernel": 10.0}, above=step)]
     assert {operation.name: operation.kind for operation in operations(events, torch.device("cuda"))}[name] == kind
+
+
+def test_each_operator_of_the_project_has_a_kind() -> None:
+    for path in (SOURCES / "ops").rglob("*.py"):
+        for name in re.findall(r'custom_op\("(samout_train::\w+)"', path.read_text("utf-8")):
+            assert any(re.search(pattern, name) for pattern in KINDS.values()), name

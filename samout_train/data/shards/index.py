@@ -28,6 +28,11 @@ FORMAT = 1
 PLAN, INDEX, VOCABULARY = "plan.json", "index.json", "vocabulary.json"
 PLACE = np.dtype("<u4")  # type of a document's place in its shard
 MAKE = "make one with `samout-train tokenize path=... out=...`"
+OF_CORPUS = Path("outputs", "corpus", "shards")
+MAKE_CORPUS = (
+    "make it with `make corpus`, then `samout-train tokenize path=outputs/corpus/documentation.jsonl "
+    "out=outputs/corpus/shards vocab_size=2048`"
+)
 AGAIN = "repeat the `samout-train tokenize` that made it, which replaces damaged shards"
 
 
@@ -130,6 +135,8 @@ def read_index(folder: Path) -> ShardIndex:
         ValueError: if there is no index, or a shard does not match it.
     """
     path = folder / INDEX
+    if folder == OF_CORPUS and not folder.is_dir():
+        raise ValueError(f"{folder} is not there: {MAKE_CORPUS}")
     if not folder.is_dir():
         raise ValueError(f"{folder} is not there: give a folder of shards; {MAKE}")
     if not path.is_file():

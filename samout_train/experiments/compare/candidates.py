@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -88,18 +89,19 @@ def candidates(
         ConfigError: if something is wrong with one of them; it lists every problem.
     """
     found: list[Candidate] = []
-    problems: list[Problem] = []
+    errors: dict[str, ValueError] = {}
     used: set[str] = set()
     for label, settings in labelled(models).items():
         own = as_words(settings)
         wrong = _check_own(own, budget)
-        if not found and not problems:  # the shared words are the same for each model: reported with the first one
+        if not found and not errors:  # the shared words are the same for each model: reported with the first one
             wrong += _check_sizes(shared, budget)
         try:
             require_no_problems(wrong)
             found.append(_candidate(label, own, shared, budget, config_dirs, known, used))
         except ValueError as error:
-            problems += about(label, error)
+            errors[label] = error
+    problems = _once(errors, len(found) + len(errors))
     if not problems:
         for word in shared:
             if _is_of_model(word) and word not in used:
@@ -209,13 +211,35 @@ def _check_sizes(words: Sequence[str], budget: Budget | None) -> list[Problem]:
     return problems
 
 
+def _once(errors: Mapping[str, ValueError], num_models: int) -> list[Problem]:
+    """Return the problems of the models: one that all of them have, such as that of the data, once and without a label.
+
+    Args:
+        errors: By label, of the models that have one.
+        num_models: Number of all models.
+    """
+    times: Counter[Problem] = Counter()
+    for error in errors.values():
+        times.update(set(_problems_of(error)))
+    problems = []
+    for label, error in errors.items():
+        for problem, with_label in zip(_problems_of(error), about(label, error), strict=True):
+            if num_models > 1 and times[problem] == num_models:
+                with_label = problem
+            problems.append(with_label)
+    return problems
+
+
+def _problems_of(error: ValueError) -> list[Problem]:
+    if isinstance(error, ConfigError):
+        return error.problems
+    return as_problems([str(error)])
+
+
 def about(label: str, error: ValueError) -> list[Problem]:
     """Return the problems of an error, each with the label of the model that it is about in front."""
-    found = as_problems([str(error)])
-    if isinstance(error, ConfigError):
-        found = error.problems
     problems = []
-    for problem in found:
+    for problem in _problems_of(error):
         if problem.key != label:
             problem = Problem(text=f"{label}: {problem}")
         problems.append(problem)

@@ -20,10 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from samout_train.config import NonNegative, Positive, Probability, Range, validated
+from samout_train.config import ConfigError, NonNegative, Positive, Probability, Problem, Range, validated
 from samout_train.training.weight_decay import decayed_group
 
 GATES = {"LSTM": 4, "GRU": 3}  # matrices that a weight of torch's recurrent layers stacks; a plain RNN has one
+
+NOT_SHARDED = Problem(
+    "optimizer",
+    "muon",
+    text="makes whole matrices orthogonal, and trainer.parallel=fsdp gives each process a shard of them",
+    fix="set trainer.parallel=ddp, or optimizer=adamw",
+)
 
 
 @validated
@@ -51,14 +58,11 @@ def muon(
         weight_decay_end: Decay of the same parameters at the last step, as in `decayed_group`.
 
     Raises:
-        ValueError: if the parameters are sharded.
+        ConfigError: if the parameters are sharded.
     """
     parameters = list(model.parameters())
     if any(isinstance(parameter, DTensor) for parameter in parameters):
-        raise ValueError(
-            "optimizer=muon: makes whole matrices orthogonal, and trainer.parallel=fsdp gives each process a shard of "
-            "them. Set trainer.parallel=ddp, or optimizer=adamw"
-        )
+        raise ConfigError(NOT_SHARDED)
     rows_of = hidden_matrices(model)
     hidden: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
@@ -81,6 +85,9 @@ def muon(
     groups = [decayed_group(matrices, weight_decay, weight_decay_end), {"params": vectors, "weight_decay": 0.0}]
     by_adamw = torch.optim.AdamW(groups, lr=lr, betas=(float(betas[0]), float(betas[1])), eps=eps, fused=True)
     return MuonWithAdamW(by_muon, by_adamw, rows_of)
+
+
+muon.sharding_problem = NOT_SHARDED  # type: ignore[attr-defined]  # reported before anything is built
 
 
 def hidden_matrices(model: nn.Module) -> dict[Tensor, list[int]]:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from samout_train.config import ConfigError
+from samout_train.cli import compare
+from samout_train.config import CONF, ConfigError
 from samout_train.experiments import Budget, candidates, check_decided
 from samout_train.experiments.compare.candidates import folder_name, labelled, word_of
 from samout_train.training import trainer_from
@@ -55,6 +57,32 @@ def test_settings_of_a_preset_that_a_model_has_not_are_left_out(small_text: Path
     assert "~model.num_heads" in lstm.words and lstm.config["model"]["num_layers"] == 2
     assert own.config["model"]["num_layers"] == 4 and own.config["model"]["cell"] == "gru"
     assert lstm.sizes is not None and lstm.words[-1] == f"model.hidden_size={lstm.sizes.settings['hidden_size']}"
+
+
+@pytest.mark.slow
+def test_shards_that_no_model_has_are_reported_once_with_the_commands_that_make_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert compare.compare(["experiment=contenders_text", "models=[gla,lstm]"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "data.paths: outputs/corpus/shards is not there: make it with `make corpus`, then `samout-train tokenize "
+        "path=outputs/corpus/documentation.jsonl out=outputs/corpus/shards vocab_size=2048`"
+    ]
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError) as told:
+        candidates(
+            {"a": ["model=gla", "model.num_heads=0"], "b": ["model=lstm"]}, ["data=shards", "data.paths=[]"], None
+        )
+    assert [str(problem).partition(" ")[0] for problem in told.value.problems] == ["data.paths:", "a:"]
+
+
+def test_the_text_of_one_epoch_has_the_models_of_the_small_one_and_thirty_million_tokens() -> None:
+    small, text = (OmegaConf.load(CONF / "experiment" / f"contenders_{name}.yaml") for name in ("cpu", "text"))
+    assert text.compare.models == small.compare.models and text.model == small.model
+    data = text.data
+    assert 30e6 < data.budget_steps * data.batch_size * data.seq_len < 30.1e6
+    assert text.compare.screen_steps == data.budget_steps // 10
 
 
 @pytest.mark.nightly
