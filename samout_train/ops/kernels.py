@@ -146,12 +146,17 @@ def kernels_of(package: str, tensor: Tensor) -> ModuleType:
         package: The operator's package, which has a module of kernels for each device: `__package__` in its modules.
         tensor: What the kernels take.
     """
-    return _kernels_for(package, tensor.device.type)
+    return _kernels_for(package, tensor.device)
 
 
 @cache
-def _kernels_for(package: str, device_type: str) -> ModuleType:
-    return importlib.import_module(f"{package}.{device_type}")
+def _kernels_for(package: str, device: torch.device) -> ModuleType:  # the word for its type takes longer to make
+    return importlib.import_module(f"{package}.{device.type}")
+
+
+def power_of_two(size: int) -> int:
+    """Return the least power of two that is at least a size, 1 or more; Triton's own takes the host 2 us a call."""
+    return 1 << (size - 1).bit_length()
 
 
 @cache

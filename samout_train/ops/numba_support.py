@@ -149,13 +149,21 @@ def _launched_threads() -> int:
 
 
 MOST_THREADS = _launched_threads()
+ELEMENTS_A_THREAD = 2**15  # waking a thread costs about as much as reading this many elements
 _threads_in_use = threading.local()
 _one_at_a_time = threading.Lock()  # numba's simplest threading layer aborts the process on concurrent calls
 
 
-def num_threads() -> int:
-    """Return the number of threads of a kernel."""
-    return min(torch.get_num_threads(), MOST_THREADS)
+def num_threads(elements: int | None = None) -> int:
+    """Return the number of threads of a kernel: fewer than torch's where each would read few elements.
+
+    Args:
+        elements: Those of the largest tensor; None if what is computed takes longer than reading.
+    """
+    threads = min(torch.get_num_threads(), MOST_THREADS)
+    if threads == 1 or elements is None:
+        return threads
+    return max(1, min(threads, elements // ELEMENTS_A_THREAD))
 
 
 def call(kernel: Callable[..., None], threads: int, *arguments: Any) -> None:
@@ -177,10 +185,23 @@ def call_at(kernel: Callable[..., None], threads: int, *arguments: Any) -> None:
     """Run a kernel that takes addresses.
 
     An array of a tensor takes the host about 3 us to make, and `data_ptr()` a tenth of it.
+
+    Args:
+        kernel: A function compiled by numba.
+        threads: Threads to use, at most num_threads().
+        arguments: Numbers and addresses.
     """
     with _one_at_a_time:
         _use_threads(threads)
         kernel(*arguments)
+
+
+def call_either(kernel: Callable[..., None], threads: int, *arguments: Any) -> None:
+    """Run a kernel that takes addresses, and last whether to launch threads: with one thread it launches none."""
+    if threads == 1:
+        kernel(*arguments, False)
+    else:
+        call_at(kernel, threads, *arguments, True)
 
 
 def _use_threads(threads: int) -> None:
@@ -233,9 +254,7 @@ def _array_at_compiled(address: Any, shape: Any, element: Any) -> Any:
             return None
 
         return nothing
-    dtype: Any = np.float32
-    if element == types.uint16:
-        dtype = np.uint16
+    dtype = numba.np.numpy_support.as_dtype(element).type
 
     def of_dtype(address: Any, shape: Any, element: Any) -> Any:
         return numba.carray(_pointer(address), shape, dtype)

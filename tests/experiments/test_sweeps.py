@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from samout_train.config import CONF, ConfigError
 from samout_train.experiments import common_keys, finished, jobs_of, words_of_sweep
 from samout_train.experiments.sweep import _job_directory
+from samout_train.training import checked_config
 from tests.support.program import samout
 
 SMALLER = {
@@ -126,3 +127,15 @@ def test_a_part_of_the_capabilities_is_drawn_by_compare(tmp_path: Path) -> None:
     assert "<h2>Tasks</h2>" in (tmp_path / "page" / "comparison.html").read_text("utf-8")
     again = samout(tmp_path, *words, "model=gru,v1", "data=parity,copy", "optimizer.lr=1e-3")
     assert again.returncode == 0 and again.stdout.count("is finished: skipped") == 4
+
+
+def test_every_model_and_width_of_the_recall_grid_can_be_trained() -> None:
+    swept = OmegaConf.load(CONF / "experiment" / "zoology_recall.yaml").hydra.sweeper.params
+    for model in (*swept.model.split(","), "mingru", "lstm"):
+        own = []
+        if model in ("mingru", "lstm"):
+            own = ["~model.num_heads"]
+        for width in swept["model.hidden_size"].split(","):
+            words = ["experiment=zoology_recall", f"model={model}", f"model.hidden_size={width}", *own]
+            _, problems = checked_config(words)
+            assert not problems

@@ -138,3 +138,12 @@ def test_the_kernel_for_cuda_passes_in_tritons_interpreter() -> None:
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:]
+
+
+def test_targets_of_another_dtype_and_logits_in_pieces_are_refused() -> None:
+    logits_RV, targets_R = inputs(50, torch.float32)
+    nats_R = torch.zeros(len(targets_R), device=DEVICE)
+    with pytest.raises(ValueError, match=r"targets_R \(torch\.int32\) must be torch\.int64"):
+        nats_and_errors(logits_RV, targets_R.int(), nats_R, IGNORED)
+    with pytest.raises(ValueError, match=r"must be contiguous: call \.contiguous\(\)"):
+        nats_and_errors(logits_RV[:, :40], targets_R, nats_R, IGNORED)

@@ -217,19 +217,6 @@ def test_chunks_of_time_side_by_side_are_one(has_decay: bool, monkeypatch: pytes
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="a matter of the machine")
-@pytest.mark.parametrize("threads", [1, 2])
-def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
-    case, before = Case(3, 70, 40, "v8", True), torch.get_num_threads()
-    want = gradients(case, "fused")
-    try:
-        torch.set_num_threads(threads)
-        got = gradients(case, "fused")
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(one, other) for one, other in zip(want[0] + want[1], got[0] + got[1], strict=True))
-
-
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="a million rows are for a GPU")
 def test_a_million_rows_in_chunks_are_those_of_the_reference() -> None:
     packed_BTP = torch.randn(1, 1_000_000, 3 * 96, device=DEVICE, requires_grad=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from samout_train.ops import Kernels, is_fused, max_scan, use_kernels
+from samout_train.ops.kernels import power_of_two
 from samout_train.ops.max_scan import max_mix
 
 
@@ -102,3 +103,7 @@ def test_the_threads_of_torch_stay_what_they_were() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.stdout == "1\n", done.stderr
+
+
+def test_a_power_of_two_is_the_least_that_is_large_enough() -> None:
+    assert [power_of_two(size) for size in (1, 2, 3, 4, 5, 64, 65, 1000)] == [1, 2, 4, 4, 8, 64, 128, 1024]

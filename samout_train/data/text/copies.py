@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from samout_train.data.text.mapped import blocks_of
 from samout_train.data.vocabulary.base import SOS_ID, Vocabulary
 
 NAMED = 3
@@ -25,9 +26,22 @@ log = logging.getLogger(__name__)
 
 def starts_of(tokens: NDArray[np.integer]) -> NDArray[np.int64]:
     """Return the start of each document, at its `<|sos|>`, (D,); reads a memory map in blocks."""
-    blocks = range(0, len(tokens), TOKENS_TOGETHER)
-    found = [np.flatnonzero(tokens[block : block + TOKENS_TOGETHER] == SOS_ID) + block for block in blocks]
-    return np.concatenate([np.zeros(0, dtype=np.int64), *found])
+    found = [np.zeros(0, dtype=np.int64)]
+    for first, ids in blocks_of(tokens, TOKENS_TOGETHER):
+        found.append(np.flatnonzero(ids == SOS_ID) + first)
+    return np.concatenate(found)
+
+
+def documents_within(starts: NDArray[np.int64], first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the documents of a block of tokens, and where each begins in it: 0 for one that began earlier.
+
+    Args:
+        starts: (D,) start of each document.
+        first: The first token of the block, which is not before the first document.
+        count: Tokens of the block.
+    """
+    documents = np.arange(np.searchsorted(starts, first, side="right") - 1, np.searchsorted(starts, first + count))
+    return documents, np.maximum(starts[documents] - first, 0)
 
 
 def warn_of_copies(
@@ -128,12 +142,8 @@ def document_hashes(tokens: NDArray[np.integer], starts: NDArray[np.int64], word
     """Return a hash of the text of each document, (D,); 0 for one without text."""
     hashes = np.zeros(len(starts), dtype=np.uint64)
     read = 0  # bytes, in earlier blocks, of the document that continues in this one
-    for first in range(0, len(tokens), TOKENS_TOGETHER):
-        ids = np.asarray(tokens[first : first + TOKENS_TOGETHER])
-        documents = np.arange(
-            np.searchsorted(starts, first, side="right") - 1, np.searchsorted(starts, first + len(ids))
-        )
-        begins = np.maximum(starts[documents] - first, 0)
+    for first, ids in blocks_of(tokens, TOKENS_TOGETHER):
+        documents, begins = documents_within(starts, first, len(ids))
         ends = np.cumsum(words.lengths[ids])
         places = ends - words.lengths[ids]
         zeros = places[begins]

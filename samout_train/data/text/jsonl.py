@@ -11,10 +11,11 @@ from samout_train.config import Problem, validated
 from samout_train.data.source import Rows, Source, source_function
 from samout_train.data.text.base import TRAIN_SHARE, TextSource, counts_of, place_of, too_short
 from samout_train.data.text.conversations import ExtraFields
-from samout_train.data.text.copies import starts_of, warn_of_copies
+from samout_train.data.text.copies import TOKENS_TOGETHER, documents_within, starts_of, warn_of_copies
 from samout_train.data.text.documents import JsonlReader, LineEnds
 from samout_train.data.text.files import Counts, Survey, find, survey
-from samout_train.data.text.learned import Learn, LearnedRows, learned_tokens
+from samout_train.data.text.learned import Learn, LearnedRows, mapped_learned_tokens
+from samout_train.data.text.mapped import blocks_of
 from samout_train.data.text.rows import PaddedRows, TokenRows, targets_and_rows
 from samout_train.data.text.token_cache import TokenizedText, tokenize
 from samout_train.data.vocabulary.base import PAD_ID, SOS_ID
@@ -66,11 +67,11 @@ class Jsonl(TextSource):
         choice = self.choice()
         looked_at = self.look_at()
         tokenized = tokenize(looked_at, choice)
-        learned, validated = _documents(tokenized.tokens, self.path)
+        documents, num_learned = _documents(tokenized.tokens, self.path)
+        learned, validated = documents[:num_learned], documents[num_learned:]
         cut = int(validated[0, 0])
         if self.layout == "packed":
             self._require_whole_row(looked_at, len(tokenized.tokens), cut)
-        documents = np.concatenate([learned, validated])
         marks, document_id = None, None
         if self.reset_at_documents and self.layout == "packed":
             document_id = SOS_ID
@@ -104,8 +105,8 @@ class Jsonl(TextSource):
         return [Problem(f"{name}.path", text=text, fix="use two or more, so that one is left for validation")]
 
     def _marks(self, tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
-        marks = learned_tokens(tokens)
-        if not marks.any():
+        marks = mapped_learned_tokens(tokens)
+        if not any(part.any() for _, part in blocks_of(marks, TOKENS_TOGETHER)):
             raise ValueError(
                 f"data.learn=agent: no role in data.path={self.path} is the agent's, so there is nothing to learn: "
                 "set data.learn=all, or data.roles to the roles that are there"
@@ -115,7 +116,7 @@ class Jsonl(TextSource):
     def _learned(self, marks: NDArray[np.uint8] | None) -> dict[str, str]:
         if marks is None:
             return {}
-        count = int(marks.sum())
+        count = sum(int(part.sum()) for _, part in blocks_of(marks, TOKENS_TOGETHER))
         return {"learned": f"{count} tokens, the agent's messages ({count / len(marks):.2%})"}
 
     def _require_whole_row(self, looked_at: Survey, num_tokens: int, cut: int) -> None:
@@ -136,7 +137,8 @@ class Jsonl(TextSource):
         """Return the share of uncounted targets, padding and unknown characters, in each layout."""
         unknown = 0
         if tokenized.unknown:
-            unknown = int((tokenized.tokens[:cut] == PAD_ID).sum())
+            for _, ids in blocks_of(tokenized.tokens[:cut], TOKENS_TOGETHER):
+                unknown += int((ids == PAD_ID).sum())
         targets, rows = targets_and_rows(learned, self.seq_len)
         padded, num_places = "all", int(rows.sum()) * self.seq_len
         if num_places:
@@ -156,11 +158,8 @@ class Jsonl(TextSource):
             num_targets, _ = targets_and_rows(documents, self.seq_len)
             if num_short := int((num_targets == 0).sum()):
                 parts.append(f"documents of one token, which have no target and make no row: {num_short}")
-        if marks is not None:
-            learned_up_to = np.concatenate([[0], np.cumsum(marks, dtype=np.int64)])
-            in_each = learned_up_to[documents[:, 1]] - learned_up_to[documents[:, 0]]
-            if num_silent := int((in_each == 0).sum()):
-                parts.append(f"documents in which no agent speaks: {num_silent}")
+        if marks is not None and (num_silent := _num_silent(marks, documents[:, 0])):
+            parts.append(f"documents in which no agent speaks: {num_silent}")
         if not parts:
             return {}
         return {"left out": "; ".join(parts)}
@@ -193,7 +192,7 @@ def rows_of(
         tokens: (N,) ids of all documents.
         documents: (documents, 2): where each begins and ends.
         settings: Layout, length and seed.
-        marks: (N,) of `learned_tokens`; None where all targets are learned.
+        marks: (N,) of `mapped_learned_tokens`; None where all targets are learned.
     """
 
     def rows(stream: NDArray[np.integer]) -> TokenRows | PaddedRows:
@@ -206,8 +205,17 @@ def rows_of(
     return LearnedRows(rows(tokens), rows(marks), ignore_index=settings.ignore_index)
 
 
-def _documents(tokens: NDArray[np.integer], path: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return start, at its `<|sos|>`, and end of each document, (documents, 2), for training and validation."""
+def _num_silent(marks: NDArray[np.uint8], starts: NDArray[np.int64]) -> int:
+    """Return the number of documents without a learned token."""
+    speaks = np.zeros(len(starts), dtype=np.bool_)
+    for first, part in blocks_of(marks, TOKENS_TOGETHER):
+        documents, begins = documents_within(starts, first, len(part))
+        speaks[documents] |= np.logical_or.reduceat(part, begins)
+    return int((~speaks).sum())
+
+
+def _documents(tokens: NDArray[np.integer], path: str) -> tuple[NDArray[np.int64], int]:
+    """Return start, at its `<|sos|>`, and end of each document, (documents, 2), and how many are for training."""
     starts = starts_of(tokens)
     if len(starts) < 2:
         raise ValueError(
@@ -215,4 +223,4 @@ def _documents(tokens: NDArray[np.integer], path: str) -> tuple[NDArray[np.int64
         )
     documents = np.stack([starts, np.append(starts[1:], len(tokens))], axis=1)
     first_validation = int(np.searchsorted(starts, TRAIN_SHARE * len(tokens)).clip(1, len(starts) - 1))
-    return documents[:first_validation], documents[first_validation:]
+    return documents, first_validation

@@ -6,6 +6,8 @@ ends each turn, which is the next role's. Text has no special tokens, so the ids
 
 # N tokens, R rows, T time
 
+import tempfile
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -13,12 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samout_train.data.text.mapped import blocks_of
 from samout_train.data.text.rows import PaddedRows, TokenRows
 from samout_train.data.vocabulary.base import PAD_ID, SPECIAL_TOKENS
+from samout_train.runtime import cache_path
 
 AGENT_ID = SPECIAL_TOKENS.index("<|agent|>")
 Learn = Literal["all", "agent"]
-TOKENS_TOGETHER = 1 << 22
+TOKENS_TOGETHER = 1 << 20
 
 
 def learned_tokens(tokens: NDArray[np.integer], *, speaks: bool = False) -> NDArray[np.uint8]:
@@ -28,17 +32,35 @@ def learned_tokens(tokens: NDArray[np.integer], *, speaks: bool = False) -> NDAr
         tokens: (N,) ids of documents one after another; a memory map is read a part at a time.
         speaks: Whether the last role token before them is the agent's.
     """
-    learned = np.zeros(len(tokens), dtype=np.uint8)
-    for start in range(0, len(tokens), TOKENS_TOGETHER):
-        part = np.asarray(tokens[start : start + TOKENS_TOGETHER])
+    return np.concatenate([np.zeros(0, dtype=np.uint8), *_learned_parts(tokens, speaks)])
+
+
+def mapped_learned_tokens(tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Return `learned_tokens` as a map of a file in the cache's folder, which has no name and ends with the process.
+
+    Args:
+        tokens: (N,) ids, at least one; often a map that is larger than the memory.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    with tempfile.TemporaryFile(dir=cache_path("learned", ending="").parent) as file:
+        for part in _learned_parts(tokens, speaks=False):
+            file.write(part.data)
+        file.flush()
+        return np.memmap(file, dtype=np.uint8, mode="r")
+
+
+def _learned_parts(tokens: NDArray[np.integer], speaks: bool) -> Iterator[NDArray[np.uint8]]:
+    """Yield what `learned_tokens` returns, a block at a time."""
+    for _, part in blocks_of(tokens, TOKENS_TOGETHER):
         is_role = are_roles(part)
         place = np.where(is_role, np.arange(len(part)), -1)
         last = np.maximum.accumulate(place)
         before = np.concatenate([[-1], last[:-1]])  # the last role token before each token
-        learned[start : start + len(part)] = np.where(before < 0, speaks, part[before] == AGENT_ID)
+        yield np.where(before < 0, speaks, part[before] == AGENT_ID).astype(np.uint8)
         if last[-1] >= 0:
             speaks = bool(part[last[-1]] == AGENT_ID)
-    return learned
 
 
 def are_roles(tokens: NDArray[np.integer]) -> NDArray[np.bool_]:

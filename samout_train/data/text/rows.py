@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samout_train.data.source import next_token
+from samout_train.data.text.mapped import release, rows_at
 from samout_train.data.vocabulary.base import PAD_ID
 
 
@@ -18,7 +19,7 @@ class TokenRows:
     window and after its last one. Each epoch cuts at other places.
 
     Args:
-        tokens: (N,) ids of any integer dtype; a memory map is never read as a whole.
+        tokens: (N,) ids of any integer dtype; what is read of a memory map is given back.
         seq_len: Targets T in a row; N must be at least T + 1.
         seed: Seed of the start of each epoch's first window.
 
@@ -44,8 +45,7 @@ class TokenRows:
     def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
         """Return the windows of these indices in an epoch, (R, T + 1) int64."""
         starts = self._first(epoch) + indices * self.seq_len
-        windows = self.tokens[starts[:, None] + self._offsets]
-        return torch.from_numpy(windows.astype(np.int64))
+        return torch.from_numpy(rows_at(self.tokens, starts[:, None] + self._offsets))
 
     def _first(self, epoch: int) -> int:
         if epoch not in self._firsts:
@@ -62,6 +62,7 @@ class TokenRows:
         ids = np.full((stop - start) * self.seq_len + 1, PAD_ID, dtype=np.int64)
         chunk = self.tokens[start * self.seq_len : stop * self.seq_len + 1]
         ids[: len(chunk)] = chunk
+        release(self.tokens)
         overlapping = np.lib.stride_tricks.sliding_window_view(ids, self.seq_len + 1)[:: self.seq_len]
         return torch.from_numpy(overlapping.copy())
 
@@ -82,22 +83,23 @@ class PaddedRows:
     split = staticmethod(next_token)
 
     def __init__(self, tokens: NDArray[np.integer], documents: NDArray[np.int64], *, seq_len: int) -> None:
-        self.tokens, self.seq_len = np.asarray(tokens), seq_len
+        self.tokens, self.seq_len, self._documents = np.asarray(tokens), seq_len, documents
         num_targets, rows_each = targets_and_rows(documents, seq_len)
-        starts, ends = documents[:, 0] + 1, documents[:, 1]
-        document = np.repeat(np.arange(len(documents)), rows_each)
-        row_in_document = np.arange(len(document)) - (np.cumsum(rows_each) - rows_each)[document]
-        self._starts, self._ends = starts[document] + row_in_document * seq_len, ends[document]
-        self.num_rows = self.num_windows = len(document)
+        self._row_ends = np.cumsum(rows_each)  # by document; an entry for each row would be more
+        self.num_rows = self.num_windows = int(rows_each.sum())
         self.num_targets = int(num_targets.sum())
         if not self.num_rows:
             raise ValueError("data.path: in one split every document has fewer than two tokens: use longer ones")
 
     def take(self, indices: NDArray[np.int64], epoch: int) -> Tensor:
         """Return the rows of these indices, (R, T + 1) int64; the same in each epoch."""
-        places = self._starts[indices, None] + np.arange(self.seq_len + 1)
-        inside = places < self._ends[indices, None]
-        ids = self.tokens[np.where(inside, places, 0)].astype(np.int64)
+        documents = np.searchsorted(self._row_ends, indices, side="right")
+        starts, ends = self._documents[documents].T
+        _, rows_each = targets_and_rows(self._documents[documents], self.seq_len)
+        starts = starts + 1 + (indices - self._row_ends[documents] + rows_each) * self.seq_len
+        places = starts[:, None] + np.arange(self.seq_len + 1)
+        inside = places < ends[:, None]
+        ids = rows_at(self.tokens, np.where(inside, places, starts[:, None] - 1))
         return torch.from_numpy(np.where(inside, ids, PAD_ID))
 
     def windows(self, start: int, stop: int) -> Tensor:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from samout_train.data.shards.index import digest_of, read_index
 from samout_train.data.source import Rows, Source
 from samout_train.data.text import jsonl, text
-from samout_train.data.text.copies import starts_of
+from samout_train.data.text.copies import TOKENS_TOGETHER, starts_of
 from samout_train.data.text.files import Survey
 from samout_train.data.text.hundred_megabytes import Enwik8, Text8
-from samout_train.data.text.learned import LearnedRows, learned_tokens
+from samout_train.data.text.learned import LearnedRows, mapped_learned_tokens
+from samout_train.data.text.mapped import blocks_of
 from samout_train.data.text.rows import PaddedRows, TokenRows
 from samout_train.data.text.split_files import TinyStories, WikiText103
 from samout_train.data.text.standard import StandardCorpus
@@ -80,7 +81,7 @@ class WholeData:
         rows = self._rows_of(self.tokens)
         if not self.agent_alone:
             return rows
-        return LearnedRows(rows, self._rows_of(learned_tokens(self.tokens)), ignore_index=self.ignore_index)
+        return LearnedRows(rows, self._rows_of(mapped_learned_tokens(self.tokens)), ignore_index=self.ignore_index)
 
     def _rows_of(self, stream: NDArray[np.integer]) -> TokenRows | PaddedRows:
         if self.packed:
@@ -143,7 +144,7 @@ def whole_data(node: Mapping[str, Any], vocabulary: Vocabulary, *, seq_len: int)
         data = _files(node, vocabulary, seq_len)
     if len(data.tokens) < 2:
         raise ValueError(f"{data.path}: has {len(data.tokens)} token, and a loss needs 2: use a longer text")
-    if not np.any(data.tokens[1:] >= len(SPECIAL_TOKENS)):
+    if not any(np.any(ids >= len(SPECIAL_TOKENS)) for _, ids in blocks_of(data.tokens[1:], TOKENS_TOGETHER)):
         raise ValueError(
             f"{data.path}: none of its {len(data.tokens):,} tokens can be counted, since the run's vocabulary has none "
             "of its characters: use text in the script of the training text"

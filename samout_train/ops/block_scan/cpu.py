@@ -33,8 +33,9 @@ def forward(
 ) -> None:
     """Fill y_BTD, last_BNG and carries_BRNG, the state before every ROWS rows."""
     size = (0,) * state_BNG.shape[1]
+    threads = num_threads(packed_BTP.numel())
     given = (size, packed_BTP, state_BNG, _optional(temperature))
-    call(_forward, num_threads(), *given, y_BTD, last_BNG, carries_BRNG, _parts(state_BNG))
+    call(_forward, threads, *given, y_BTD, last_BNG, carries_BRNG, _parts(state_BNG, threads))
 
 
 def backward(
@@ -48,8 +49,9 @@ def backward(
 ) -> None:
     """Fill the last two."""
     size = (0,) * grad_last_BNG.shape[1]
+    threads = num_threads(packed_BTP.numel())
     given = (size, packed_BTP, carries_BRNG, _optional(temperature), grad_y_BTD, grad_last_BNG)
-    call(_backward, num_threads(), *given, grad_packed_BTP, grad_state_BNG, _parts(grad_last_BNG))
+    call(_backward, threads, *given, grad_packed_BTP, grad_state_BNG, _parts(grad_last_BNG, threads))
 
 
 def _optional(temperature: Tensor | None) -> np.float32 | None:
@@ -59,10 +61,10 @@ def _optional(temperature: Tensor | None) -> np.float32 | None:
     return np.float32(float(temperature))
 
 
-def _parts(state_BNG: Tensor) -> int:
+def _parts(state_BNG: Tensor, threads: int) -> int:
     """Return the number of tasks for the blocks of a sequence, such that all threads have equally many."""
     batch, _, blocks = state_BNG.shape
-    even = num_threads() // math.gcd(batch, num_threads())
+    even = threads // math.gcd(batch, threads)
     return max(1, min(even, blocks // LEAST_BLOCKS), -(-blocks // MOST_BLOCKS))
 
 

@@ -24,7 +24,6 @@ exponentials; at 0 those with a temperature have the same bits. Not measured on 
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from samout_train.ops.block_scan.operator import rows_a_carry
@@ -112,4 +111,4 @@ def _cut(batch: int, time: int, blocks: int) -> tuple[int, int, int]:
     A block counts as two channels: a lane of the running maximum owns two.
     """
     rows = rows_a_chunk(batch, time, 2 * blocks, ENOUGH_UNCUT)
-    return rows, triton.cdiv(time, rows), triton.cdiv(blocks, BLOCK)
+    return rows, -(-time // rows), -(-blocks // BLOCK)

@@ -7,7 +7,6 @@ input gives the same bits.
 # B batch, T time, S time of the input, D width, K rows that an output takes together
 
 import torch
-import triton
 from torch import Tensor
 
 from samout_train.ops.causal_convolution.triton import convolution_row_gradients, convolution_rows
@@ -20,7 +19,7 @@ OPTIONS = {"num_warps": 2, "enable_fp_fusion": True}
 def convolve(x_BSD: Tensor, weight_DK: Tensor, bias_D: Tensor | None, silu: bool, y_BTD: Tensor) -> None:
     """Fill y_BTD; x_BSD may have any strides but the last."""
     batch, time, width = y_BTD.shape
-    grid = (triton.cdiv(width, BLOCK), triton.cdiv(time, ROWS), batch)
+    grid = (-(-width // BLOCK), -(-time // ROWS), batch)
     with torch.cuda.device_of(x_BSD):
         convolution_rows[grid](
             x_BSD,
@@ -46,10 +45,10 @@ def convolve_gradients(
     """Fill the last two; grad_weights has the gradients of the weight (D, K) and of the bias, one after the other."""
     batch, time, width = grad_BTD.shape
     lead = x_BSD.shape[1] - time
-    programs = min(batch * triton.cdiv(time + lead, ROWS), PROGRAMS)
+    programs = min(batch * -(-(time + lead) // ROWS), PROGRAMS)
     partial = grad_weights.new_empty(programs, grad_weights.numel())
     with torch.cuda.device_of(x_BSD):
-        convolution_row_gradients[(triton.cdiv(width, BLOCK), programs)](
+        convolution_row_gradients[(-(-width // BLOCK), programs)](
             x_BSD,
             weight_DK,
             weight_DK if bias_D is None else bias_D,

@@ -29,6 +29,9 @@ def nats_and_errors(
         nats_R: Receives the nats, contiguous: float32, or float64 for logits of float64.
         ignore_index: Rows with this target add nothing; it need not be a valid id.
         learns: Whether to compute the gradient.
+
+    Raises:
+        ValueError: if the targets are not int64, or a tensor is not contiguous.
     """
     device = logits_RV.device.type
     if not len(logits_RV):
@@ -36,6 +39,10 @@ def nats_and_errors(
     if logits_RV.dtype == torch.float64 or not is_fused(device, logits_RV.dtype):
         reference.nats_and_errors(logits_RV, targets_R, nats_R, ignore_index, learns)
         return
+    if targets_R.dtype != torch.int64:
+        raise ValueError(f"targets_R ({targets_R.dtype}) must be torch.int64: convert it with .long()")
+    if not (logits_RV.is_contiguous() and targets_R.is_contiguous() and nats_R.is_contiguous()):
+        raise ValueError("logits_RV, targets_R and nats_R must be contiguous: call .contiguous() on each before")
     from samout_train.ops.cross_entropy import operator
 
     operator.fused_nats_and_errors(logits_RV, targets_R, nats_R, ignore_index, learns)

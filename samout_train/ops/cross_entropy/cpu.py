@@ -13,7 +13,17 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from samout_train.ops.numba_support import as_bits, as_float, call, compiled, narrow, num_threads, widen
+from samout_train.ops.numba_support import (
+    ELEMENT,
+    array_at,
+    as_bits,
+    as_float,
+    call_either,
+    compiled,
+    narrow,
+    num_threads,
+    widen,
+)
 
 LANES = 256  # parallel maxima: compilers do not vectorise a single maximum of floats, because of NaN
 LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -31,27 +41,74 @@ def nats_and_errors(logits_RV: Tensor, targets_R: Tensor, nats_R: Tensor, ignore
     Raises:
         IndexError: if a target that is not ignored is not a valid id.
     """
-    wrong_R = ((targets_R < 0) | (targets_R >= logits_RV.shape[1])) & (targets_R != ignore_index)
-    if wrong_R.any():
-        raise IndexError(
-            f"target {int(targets_R[wrong_R][0])} is out of range: ids are from 0 to {logits_RV.shape[1] - 1}"
-        )
-    call(_rows, num_threads(), logits_RV, targets_R, nats_R, ignore_index, learns)
-
-
-@compiled(parallel=True)
-def _rows(logits: Any, targets: Any, nats: Any, ignored: int, learns: bool) -> None:
-    for r in numba.prange(len(logits)):
-        if targets[r] == ignored:
-            nats[r] = np.float32(0)
-            if learns:
-                logits[r, :] = 0  # of bfloat16 these are bits, and those of 0 are 0
-        else:
-            _row(logits[r], targets[r], nats[r : r + 1], learns)
+    rows, ids = logits_RV.shape
+    wrong = _first_wrong(targets_R.data_ptr(), rows, ids, ignore_index)
+    if wrong >= 0:
+        raise IndexError(f"target {int(targets_R[wrong])} is out of range: ids are from 0 to {ids - 1}")
+    call_either(
+        _rows_at,
+        num_threads(rows * ids),
+        ELEMENT[logits_RV.dtype],
+        logits_RV.data_ptr(),
+        targets_R.data_ptr(),
+        nats_R.data_ptr(),
+        rows,
+        ids,
+        ignore_index,
+        learns,
+    )
 
 
 @compiled()
-def _row(logits: Any, target: int, nats: Any, learns: bool) -> None:
+def _first_wrong(targets: int, rows: int, ids: int, ignored: int) -> int:
+    """Return the first row whose target is neither an id nor ignored; -1 for none."""
+    given = array_at(targets, (rows,), np.int64(0))
+    for r in range(rows):
+        if not 0 <= given[r] < ids and given[r] != ignored:
+            return r
+    return -1
+
+
+@compiled()
+def _rows_at(
+    element: Any,
+    logits: int,
+    targets: int,
+    nats: int,
+    rows: int,
+    ids: int,
+    ignored: int,
+    learns: bool,
+    parallel: bool,
+) -> None:
+    """Run `_rows` on arrays at addresses."""
+    _rows(
+        array_at(logits, (rows, ids), element),
+        array_at(targets, (rows,), np.int64(0)),
+        array_at(nats, (rows,), np.float32(0)),
+        ignored,
+        learns,
+        parallel,
+    )
+
+
+@compiled(parallel=True)
+def _rows(logits: Any, targets: Any, nats: Any, ignored: int, learns: bool, parallel: bool) -> None:
+    if parallel:
+        for r in numba.prange(len(logits)):
+            _row(logits[r], targets[r], nats[r : r + 1], ignored, learns)
+    else:
+        for r in range(len(logits)):
+            _row(logits[r], targets[r], nats[r : r + 1], ignored, learns)
+
+
+@compiled()
+def _row(logits: Any, target: int, nats: Any, ignored: int, learns: bool) -> None:
+    if target == ignored:
+        nats[0] = np.float32(0)
+        if learns:
+            logits[:] = 0  # of bfloat16 these are bits, and those of 0 are 0
+        return
     exponentials = np.empty(len(logits), np.float32)
     largest = _largest(logits)
     total = _exponentials(logits, largest, exponentials)

@@ -7,7 +7,6 @@ that the same input gives the same bits.
 # B batch, T time, D width, H heads, K width of a head
 
 import torch
-import triton
 from torch import Tensor
 
 from samout_train.ops.elementwise.triton import (
@@ -18,6 +17,7 @@ from samout_train.ops.elementwise.triton import (
     turn_row_gradients,
     turn_rows,
 )
+from samout_train.ops.kernels import power_of_two
 from samout_train.ops.samout_layer import dropping
 
 PROGRAMS = 528  # of gradients: four for each multiprocessor of an H100 or H200
@@ -60,7 +60,7 @@ def add_norm(
             DROPS=dropout > 0,
             CENTRES=bias_D is not None,
             D=width,
-            BLOCK=triton.next_power_of_2(width),
+            BLOCK=power_of_two(width),
             **OPTIONS,
         )
 
@@ -102,7 +102,7 @@ def add_norm_gradients(
             DROPS=dropout > 0,
             CENTRES=grad_weights.numel() > width,
             D=width,
-            BLOCK=triton.next_power_of_2(width),
+            BLOCK=power_of_two(width),
             **OPTIONS,
         )
     torch.sum(partial, 0, out=grad_weights)
@@ -121,7 +121,7 @@ def turn(
     """Fill the last three, k_plain_BTHK only if there are weights; the first two may have any strides but the last."""
     rows, sizes = _sizes(q_BTHK)
     with torch.cuda.device_of(q_BTHK):
-        turn_rows[(triton.cdiv(rows, sizes["ROWS"]),)](
+        turn_rows[(-(-rows // sizes["ROWS"]),)](
             q_BTHK,
             k_BTHK,
             q_BTHK if q_weight_K is None else q_weight_K,
@@ -155,7 +155,7 @@ def turn_gradients(
 ) -> None:
     """Fill the last three: those of the weights, if there are any, lie one after the other."""
     rows, sizes = _sizes(q_BTHK)
-    programs = min(triton.cdiv(rows, sizes["ROWS"]), PROGRAMS)
+    programs = min(-(-rows // sizes["ROWS"]), PROGRAMS)
     partial = grad_weights.new_empty(programs, grad_weights.numel())
     with torch.cuda.device_of(q_BTHK):
         turn_row_gradients[(programs,)](
@@ -187,14 +187,14 @@ def minus_softplus(z_BTD: Tensor, y_BTD: Tensor) -> None:
     """Fill y_BTD with -softplus(z)."""
     count = z_BTD.numel()
     with torch.cuda.device_of(z_BTD):
-        minus_softplus_elements[(triton.cdiv(count, DECAYS),)](z_BTD, y_BTD, count, BLOCK=DECAYS, **OPTIONS)
+        minus_softplus_elements[(-(-count // DECAYS),)](z_BTD, y_BTD, count, BLOCK=DECAYS, **OPTIONS)
 
 
 def minus_softplus_gradients(z_BTD: Tensor, grad_BTD: Tensor, grad_z_BTD: Tensor) -> None:
     """Fill grad_z_BTD."""
     count = z_BTD.numel()
     with torch.cuda.device_of(z_BTD):
-        minus_softplus_element_gradients[(triton.cdiv(count, DECAYS),)](
+        minus_softplus_element_gradients[(-(-count // DECAYS),)](
             z_BTD, grad_BTD, grad_z_BTD, count, BLOCK=DECAYS, **OPTIONS
         )
 
@@ -202,6 +202,6 @@ def minus_softplus_gradients(z_BTD: Tensor, grad_BTD: Tensor, grad_z_BTD: Tensor
 def _sizes(q_BTHK: Tensor) -> tuple[int, dict[str, int]]:
     """Return the number of heads of all tokens, and the sizes of a kernel."""
     heads, pairs = q_BTHK.shape[2], q_BTHK.shape[3] // 2
-    columns = triton.next_power_of_2(pairs)
+    columns = power_of_two(pairs)
     sizes = {"H": heads, "P": pairs, "PAIRS": columns, "ROWS": max(1, ELEMENTS // columns)}
     return q_BTHK.numel() // (2 * pairs), sizes

@@ -50,7 +50,7 @@ def forward(at: Any, steps: Any, task: Any, heads: Any, time: Any, keys: Any, va
 
 @inner
 def _compute(given: Any, scratch: Any) -> None:
-    here, step, count, keys, q, k, v, o, state, following, has_state = given
+    here, step, count, ahead, keys, q, k, v, o, state, following, has_state = given
     decay, scores = scratch
     load(decay, here[DECAY], step[DECAY], count, keys)
     _exponentiate(decay)
@@ -60,12 +60,12 @@ def _compute(given: Any, scratch: Any) -> None:
     _accumulate(decay)
     if has_state:
         multiply(q, decay)
-        fill_product(o, q, state)
+        fill_product(o, q, state, ahead)
     else:
         clear(o)
-    add_lower_product(o, scores, v)
+    add_lower_product(o, scores, v, ahead)
     scale_into(following, state, decay[-1])
-    add_outer(following, k, v)
+    add_outer(following, k, v, ahead)
 
 
 @HeadKernel
@@ -80,7 +80,7 @@ def backward(at: Any, steps: Any, task: Any, heads: Any, time: Any, keys: Any, v
 
 @inner
 def _compute_gradients(given: Any, scratch: Any) -> None:
-    here, step, count, keys, q, k, v, grad_o, grads, state, grad_state, has_state, is_last = given
+    here, step, count, ahead, keys, q, k, v, grad_o, grads, state, grad_state, has_state, is_last = given
     grad_q, grad_k, grad_v = grads
     by_channel, columns, wide, scores, grad_scores = scratch
     decay, since, until, grad_decay, walk = by_channel
@@ -89,17 +89,17 @@ def _compute_gradients(given: Any, scratch: Any) -> None:
     _exponentiate(decay)
     _fill_spans(since, until, decay)
     transpose(wide, v)
-    fill_product(grad_scores, grad_o, wide)
+    fill_product(grad_scores, grad_o, wide, ahead)
     clear(grad_q)
     clear(grad_k)
     clear(grad_v)
     clear(grad_decay)
     if not is_last:
-        _return_from_later(grad_k, grad_v, grad_decay, grad_state, k, until, wide, columns, walk)
-    add_lower_transposed(grad_v, scores, grad_o)
+        _return_from_later(grad_k, grad_v, grad_decay, grad_state, k, until, wide, columns, walk, ahead)
+    add_lower_transposed(grad_v, scores, grad_o, ahead)
     if has_state:
         transpose(wide, grad_o)
-        fill_with_transposed(grad_q, state, wide, columns)
+        fill_with_transposed(grad_q, state, wide, columns, ahead)
         multiply(grad_q, since)
         _add_since(grad_decay, grad_q, q)
     if has_state and not is_last:
@@ -109,7 +109,7 @@ def _compute_gradients(given: Any, scratch: Any) -> None:
     if has_state:
         multiply(q, since)
         scale_into(grad_state, grad_state, since[-1])
-        add_outer(grad_state, q, grad_o)
+        add_outer(grad_state, q, grad_o, ahead)
 
 
 @inner
@@ -123,11 +123,12 @@ def _return_from_later(
     values_VC: Any,
     spare_KC: Any,
     spare_CK: Any,
+    ahead: Any,
 ) -> None:
     """Fill the gradients by way of the state after the chunk: of keys, values, and decays until then."""
     multiply_into(spare_CK, k_CK, until_CK)
-    fill_product(grad_v_CV, spare_CK, grad_state_KV)
-    fill_with_transposed(grad_k_CK, grad_state_KV, values_VC, spare_KC)
+    fill_product(grad_v_CV, spare_CK, grad_state_KV, ahead)
+    fill_with_transposed(grad_k_CK, grad_state_KV, values_VC, spare_KC, ahead)
     multiply(grad_k_CK, until_CK)
     _add_until(grad_decay_CK, grad_k_CK, k_CK)
 

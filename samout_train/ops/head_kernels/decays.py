@@ -11,11 +11,14 @@ import numba
 import numpy as np
 
 from samout_train.ops.head_kernels.tiles import (
+    add_multiple,
     clear,
     dot,
+    fill_multiple,
     fill_product,
     fill_with_transposed,
     inner,
+    reassociated,
     scale,
     scale_into,
     transpose,
@@ -36,17 +39,20 @@ def load_spans(between_CC: Any, since_C: Any, address: Any, distance: Any, count
 
     Those between tokens are 1 on the diagonal and 0 above it; their last row is the decay until the end of the chunk.
     """
-    so_far = np.float32(1)
     for i in range(len(since_C)):
-        decay = np.float32(1)
+        since_C[i] = 0
         if i < count:
-            decay = decay_of(numba.carray(_pointer(address + 4 * i * distance), (1,), np.float32)[0])
-        so_far *= decay
-        since_C[i] = so_far
-        for j in range(len(since_C)):
-            before = between_CC[i - 1, j] if i > 0 else np.float32(0)
-            between_CC[i, j] = before * decay if j < i else np.float32(0)
-        between_CC[i, i] = np.float32(1)
+            since_C[i] = numba.carray(_pointer(address + 4 * i * distance), (1,), np.float32)[0]
+    for i in range(len(since_C)):  # apart, in vectors
+        since_C[i] = decay_of(since_C[i])
+    for j in range(len(since_C)):
+        between_CC[0, j] = 0
+    between_CC[0, 0] = 1
+    for i in range(1, len(since_C)):
+        fill_multiple(between_CC[i], between_CC[i - 1], since_C[i])
+        between_CC[i, i] = 1
+    for i in range(1, len(since_C)):
+        since_C[i] *= since_C[i - 1]
 
 
 @inner
@@ -56,7 +62,7 @@ def store_span_gradients(
     """Store the gradients of log-decays: of all spans that contain a token.
 
     Args:
-        of_between_CC: For spans of the tokens after j up to i, j < i, the gradient times the decay.
+        of_between_CC: For spans of the tokens after j up to i, j < i, the gradient times the decay. It is overwritten.
         of_since_C: The same for spans up to a token. It is overwritten.
         of_until_C: The same for spans of the tokens after one.
         of_whole: The same for the whole chunk.
@@ -68,13 +74,20 @@ def store_span_gradients(
     for i in range(size):
         of_since_C[i] += begun
         begun += of_until_C[i]
-    for i in range(1, size):
-        total = np.float32(0)
-        for j in range(i):
-            total += of_between_CC[i, j]
-            of_since_C[j + 1] += total
+    for i in range(size - 1, 0, -1):
+        of_since_C[i] += _sum_before(of_between_CC[i], i)
+        add_multiple(of_between_CC[i - 1], of_between_CC[i], np.float32(1))
     for i in range(count):
         numba.carray(_pointer(address + 4 * i * distance), (1,), np.float32)[0] = of_since_C[i]
+
+
+@reassociated
+def _sum_before(a: Any, count: Any) -> Any:
+    """Return the sum of the first numbers of a row."""
+    total = np.float32(0)
+    for j in range(len(a)):
+        total += a[j] if j < count else np.float32(0)
+    return total
 
 
 @inner
@@ -82,10 +95,7 @@ def gradient_of_whole(since_C: Any, state_KV: Any, grad_state_KV: Any, has_state
     """Return the gradient of the log-decay over the chunk, by way of the state that decays over it."""
     if not has_state or is_last:
         return np.float32(0)
-    total = np.float32(0)
-    for d in range(len(state_KV)):
-        total += dot(state_KV[d], grad_state_KV[d])
-    return since_C[-1] * total
+    return since_C[-1] * dot(state_KV.reshape(-1), grad_state_KV.reshape(-1))
 
 
 @inner
@@ -100,6 +110,7 @@ def return_from_later(
     written_VC: Any,
     spare_KC: Any,
     spare_CK: Any,
+    ahead: Any,
 ) -> None:
     """Fill the gradients by way of the state after the chunk: of keys, what is written, and decays until then."""
     if is_last:
@@ -109,8 +120,8 @@ def return_from_later(
             of_until_C[i] = 0
         return
     scale_into(spare_CK, k_CK, until_C)
-    fill_product(grad_v_CV, spare_CK, grad_state_KV)
-    fill_with_transposed(grad_k_CK, grad_state_KV, written_VC, spare_KC)
+    fill_product(grad_v_CV, spare_CK, grad_state_KV, ahead)
+    fill_with_transposed(grad_k_CK, grad_state_KV, written_VC, spare_KC, ahead)
     _scale_and_sum(grad_k_CK, until_C, k_CK, of_until_C)
 
 
@@ -125,6 +136,7 @@ def return_to_queries(
     grad_o_CV: Any,
     spare_VC: Any,
     spare_KC: Any,
+    ahead: Any,
 ) -> None:
     """Fill the gradients of queries that read the state before the chunk, and of decays since then."""
     if not has_state:
@@ -133,7 +145,7 @@ def return_to_queries(
             of_since_C[i] = 0
         return
     transpose(spare_VC, grad_o_CV)
-    fill_with_transposed(grad_q_CK, state_KV, spare_VC, spare_KC)
+    fill_with_transposed(grad_q_CK, state_KV, spare_VC, spare_KC, ahead)
     _scale_and_sum(grad_q_CK, since_C, q_CK, of_since_C)
 
 

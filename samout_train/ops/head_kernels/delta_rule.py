@@ -30,6 +30,7 @@ from samout_train.ops.head_kernels.tiles import (
     add_multiple,
     add_outer,
     clear,
+    contracted,
     dot,
     fill_multiple,
     fill_product,
@@ -70,35 +71,35 @@ def forward(at: Any, steps: Any, task: Any, heads: Any, time: Any, keys: Any, va
 
 @inner
 def _compute(given: Any, scratch: Any) -> None:
-    here, step, count, _, q, k, v, o, state, following, has_state = given
+    here, step, count, ahead, _, q, k, v, o, state, following, has_state = given
     columns, since, beta, between, scores, overlap, lower, x = scratch
     load(beta, here[BETA], step[BETA], count, 1)
     load_spans(between, since, here[DECAY], step[DECAY], count)
     transpose(columns, k)
-    fill_product(overlap, k, columns)
+    fill_product(overlap, k, columns, ahead)
     multiply(overlap, between)
-    fill_product(scores, q, columns)
+    fill_product(scores, q, columns, ahead)
     multiply(scores, between)
     over = np.float32(0)
     if has_state:
         over = since[-1]
-        fill_product(x, k, state)
+        fill_product(x, k, state, ahead)
         scale(q, since)
-        fill_product(o, q, state)
+        fill_product(o, q, state, ahead)
     else:
         clear(x)
         clear(o)
     for i in range(CHUNK):
         _fill_known(x[i], v[i], beta[i, 0], since[i])
     _fill_lower(lower, overlap, beta)
-    _solve(x, lower)
-    add_lower_product(o, scores, x)
+    _solve(x, lower, ahead)
+    add_lower_product(o, scores, x, ahead)
     if here[KEPT]:
         store(scores, here[KEPT], CHUNK, CHUNK, CHUNK)
         store(overlap, here[KEPT] + OVERLAP, CHUNK, CHUNK, CHUNK)
         store(x, here[KEPT] + WRITTEN, x.shape[1], CHUNK, x.shape[1])
     scale(k, between[-1])
-    fill_with_outer(following, state, over, k, x)
+    fill_with_outer(following, state, over, k, x, ahead)
 
 
 @HeadKernel
@@ -113,7 +114,7 @@ def backward(at: Any, steps: Any, task: Any, heads: Any, time: Any, keys: Any, v
 
 @inner
 def _compute_gradients(given: Any, scratch: Any) -> None:
-    here, step, count, _, q, k, v, grad_o, grads, state, grad_state, has_state, is_last = given
+    here, step, count, ahead, _, q, k, v, grad_o, grads, state, grad_state, has_state, is_last = given
     grad_q, grad_k, y = grads
     columns, wide, of_tokens, pairs, x, spare = scratch
     of_decays, beta, of_beta = of_tokens
@@ -126,21 +127,24 @@ def _compute_gradients(given: Any, scratch: Any) -> None:
     load_spans(between, since, here[DECAY], step[DECAY], count)
     of_whole = gradient_of_whole(since, state, grad_state, has_state, is_last)
     transpose(wide, x)
-    return_from_later(grad_k, y, of_until, grad_state, is_last, k, between[-1], wide, columns, spare)
-    add_lower_transposed(y, scores, grad_o)
+    return_from_later(grad_k, y, of_until, grad_state, is_last, k, between[-1], wide, columns, spare, ahead)
+    add_lower_transposed(y, scores, grad_o, ahead)
     _fill_lower(lower, overlap, beta)
-    _solve_transposed(y, lower)
-    fill_product(of_scores, grad_o, wide)
-    fill_product(of_overlap, y, wide)
+    _solve_transposed(y, lower, ahead)
+    fill_product(of_scores, grad_o, wide, ahead)
+    fill_product(of_overlap, y, wide, ahead)
     _fill_beta(of_beta, y, v, of_overlap, overlap)
-    return_to_queries(grad_q, of_since, state, has_state, q, since, grad_o, wide, columns)
+    return_to_queries(grad_q, of_since, state, has_state, q, since, grad_o, wide, columns, ahead)
     if has_state:
-        _return_to_keys(grad_k, of_beta, of_since, state, k, beta, since, y, wide, columns, spare)
-        _return_before(grad_state, q, k, beta, since, y, grad_o, spare)
+        _return_to_keys(grad_k, of_beta, of_since, state, k, beta, since, y, wide, columns, spare, ahead)
+        _return_before(grad_state, q, k, beta, since, y, grad_o, spare, ahead)
+    _fill_lower(lower, of_overlap, beta)
     for i in range(CHUNK):
-        _finish_scores(i, beta[i, 0], between[i], scores[i], overlap[i], of_scores[i], of_overlap[i])
+        _fill_between(scores[i], of_scores[i], lower[i], overlap[i])
+    multiply(of_scores, between)
+    multiply(lower, between)
     scale(y, beta[:, 0])
-    _return_inside(grad_q, grad_k, of_scores, of_overlap, q, k)
+    _return_inside(grad_q, grad_k, of_scores, lower, q, k, ahead)
     store(of_beta, here[GRAD_BETA], step[GRAD_BETA], count, 1)
     store_span_gradients(scores, of_since, of_until, of_whole, here[GRAD_DECAY], step[GRAD_DECAY], count)
 
@@ -158,10 +162,11 @@ def _return_to_keys(
     wide_VC: Any,
     columns_KC: Any,
     spare_CK: Any,
+    ahead: Any,
 ) -> None:
     """Add the gradients of keys that read the state before the chunk, and of their beta and decays since then."""
     transpose(wide_VC, y_CV)
-    fill_with_transposed(spare_CK, state_KV, wide_VC, columns_KC)
+    fill_with_transposed(spare_CK, state_KV, wide_VC, columns_KC, ahead)
     for i in range(CHUNK):
         reads = since_C[i] * dot(k_CK[i], spare_CK[i])
         of_beta_C1[i, 0] -= reads
@@ -171,23 +176,33 @@ def _return_to_keys(
 
 @inner
 def _return_before(
-    grad_state_KV: Any, q_CK: Any, k_CK: Any, beta_C1: Any, since_C: Any, y_CV: Any, grad_o_CV: Any, spare_CK: Any
+    grad_state_KV: Any,
+    q_CK: Any,
+    k_CK: Any,
+    beta_C1: Any,
+    since_C: Any,
+    y_CV: Any,
+    grad_o_CV: Any,
+    spare_CK: Any,
+    ahead: Any,
 ) -> None:
     """Turn the gradient of the state after the chunk into that of the state before it."""
     scale_into(spare_CK, q_CK, since_C)
-    fill_with_outer(grad_state_KV, grad_state_KV, since_C[-1], spare_CK, grad_o_CV)
+    fill_with_outer(grad_state_KV, grad_state_KV, since_C[-1], spare_CK, grad_o_CV, ahead)
     for i in range(CHUNK):
         fill_multiple(spare_CK[i], k_CK[i], -beta_C1[i, 0] * since_C[i])
-    add_outer(grad_state_KV, spare_CK, y_CV)
+    add_outer(grad_state_KV, spare_CK, y_CV, ahead)
 
 
 @inner
-def _return_inside(grad_q_CK: Any, grad_k_CK: Any, of_scores_CC: Any, of_overlap_CC: Any, q_CK: Any, k_CK: Any) -> None:
+def _return_inside(
+    grad_q_CK: Any, grad_k_CK: Any, of_scores_CC: Any, of_overlap_CC: Any, q_CK: Any, k_CK: Any, ahead: Any
+) -> None:
     """Add the gradients of queries and keys that meet inside of the chunk."""
-    add_lower_product(grad_q_CK, of_scores_CC, k_CK)
-    add_lower_transposed(grad_k_CK, of_scores_CC, q_CK)
-    add_lower_product(grad_k_CK, of_overlap_CC, k_CK)
-    add_lower_transposed(grad_k_CK, of_overlap_CC, k_CK)
+    add_lower_product(grad_q_CK, of_scores_CC, k_CK, ahead)
+    add_lower_transposed(grad_k_CK, of_scores_CC, q_CK, ahead)
+    add_lower_product(grad_k_CK, of_overlap_CC, k_CK, ahead)
+    add_lower_transposed(grad_k_CK, of_overlap_CC, k_CK, ahead)
 
 
 @inner
@@ -199,27 +214,31 @@ def _fill_known(x_V: Any, v_V: Any, beta: Any, since: Any) -> None:
 
 @inner
 def _fill_lower(lower_CC: Any, overlap_CC: Any, beta_C1: Any) -> None:
-    """Fill the matrix of the triangular system without its diagonal, times -1; 0 on and above the diagonal."""
+    """Fill the matrix of the triangular system without its diagonal, times -1; 0 on and above the diagonal.
+
+    From the gradients of that matrix it makes those of the overlap.
+    """
     for i in range(CHUNK):
-        for j in range(CHUNK):
-            lower_CC[i, j] = -beta_C1[i, 0] * overlap_CC[i, j] if j < i else np.float32(0)
+        fill_multiple(lower_CC[i], overlap_CC[i], -beta_C1[i, 0])
+        for j in range(i, CHUNK):
+            lower_CC[i, j] = 0
 
 
 @inner
-def _solve(x_CV: Any, lower_CC: Any) -> None:
+def _solve(x_CV: Any, lower_CC: Any, ahead: Any) -> None:
     """Solve (I - lower) X = B in place, from the first rows to the last."""
     width = x_CV.shape[1]
     for row in range(0, CHUNK, ROWS):
         if row > 0:
             at, a = x_CV.ctypes.data + 4 * row * width, lower_CC.ctypes.data + 4 * row * CHUNK
-            product_at(at, at, ONE, width, a, CHUNK, 1, x_CV.ctypes.data, width, ROWS, width, row)
+            product_at(at, at, ONE, width, a, CHUNK, 1, x_CV.ctypes.data, width, ROWS, width, row, ahead)
         for i in range(row + 1, row + ROWS):
             for j in range(row, i):
                 add_multiple(x_CV[i], x_CV[j], lower_CC[i, j])
 
 
 @inner
-def _solve_transposed(y_CV: Any, lower_CC: Any) -> None:
+def _solve_transposed(y_CV: Any, lower_CC: Any, ahead: Any) -> None:
     """Solve (I - lower)^T Y = B in place, from the last rows to the first."""
     width = y_CV.shape[1]
     for row in range(CHUNK - ROWS, -1, -ROWS):
@@ -227,7 +246,7 @@ def _solve_transposed(y_CV: Any, lower_CC: Any) -> None:
         if after < CHUNK:
             at, a = y_CV.ctypes.data + 4 * row * width, lower_CC.ctypes.data + 4 * (after * CHUNK + row)
             below = y_CV.ctypes.data + 4 * after * width
-            product_at(at, at, ONE, width, a, 1, CHUNK, below, width, ROWS, width, CHUNK - after)
+            product_at(at, at, ONE, width, a, 1, CHUNK, below, width, ROWS, width, CHUNK - after, ahead)
         for j in range(after - 2, row - 1, -1):
             for i in range(j + 1, after):
                 add_multiple(y_CV[j], y_CV[i], lower_CC[i, j])
@@ -237,19 +256,11 @@ def _solve_transposed(y_CV: Any, lower_CC: Any) -> None:
 def _fill_beta(of_beta_C1: Any, y_CV: Any, v_CV: Any, of_overlap_CC: Any, overlap_CC: Any) -> None:
     """Fill the gradients of beta, without the share of the state before the chunk."""
     for i in range(CHUNK):
-        total = dot(y_CV[i], v_CV[i])
-        for j in range(i):
-            total -= of_overlap_CC[i, j] * overlap_CC[i, j]
-        of_beta_C1[i, 0] = total
+        of_beta_C1[i, 0] = dot(y_CV[i], v_CV[i]) - dot(of_overlap_CC[i, :i], overlap_CC[i, :i])
 
 
-@inner
-def _finish_scores(
-    i: Any, beta: Any, between_C: Any, scores_C: Any, overlap_C: Any, of_scores_C: Any, of_overlap_C: Any
-) -> None:
-    """Turn a row of the gradients of X's products into those of Q K^T and K K^T, and of the log-decays between."""
-    for j in range(CHUNK):
-        of_overlap = -beta * of_overlap_C[j] if j < i else np.float32(0)
-        scores_C[j] = of_scores_C[j] * scores_C[j] + of_overlap * overlap_C[j]
-        of_scores_C[j] *= between_C[j]
-        of_overlap_C[j] = of_overlap * between_C[j]
+@contracted
+def _fill_between(scores_C: Any, of_scores_C: Any, of_overlap_C: Any, overlap_C: Any) -> None:
+    """Turn a row of the scores into the gradients of the log-decays between tokens."""
+    for j in range(len(scores_C)):
+        scores_C[j] = of_scores_C[j] * scores_C[j] + of_overlap_C[j] * overlap_C[j]

@@ -46,11 +46,11 @@ def forward(at: Any, steps: Any, task: Any, heads: Any, time: Any, keys: Any, va
 
 @inner
 def _compute(given: Any, scratch: Any) -> None:
-    here, step, count, _, q, k, v, o, state, following, has_state = given
+    here, step, count, ahead, _, q, k, v, o, state, following, has_state = given
     columns, since, scores, between = scratch
     load_spans(between, since, here[DECAY], step[DECAY], count)
     transpose(columns, k)
-    fill_product(scores, q, columns)
+    fill_product(scores, q, columns, ahead)
     multiply(scores, between)
     if here[KEPT]:
         store(scores, here[KEPT], CHUNK, CHUNK, CHUNK)
@@ -58,12 +58,12 @@ def _compute(given: Any, scratch: Any) -> None:
     if has_state:
         over = since[-1]
         scale(q, since)
-        fill_product(o, q, state)
+        fill_product(o, q, state, ahead)
     else:
         clear(o)
-    add_lower_product(o, scores, v)
+    add_lower_product(o, scores, v, ahead)
     scale(k, between[-1])
-    fill_with_outer(following, state, over, k, v)
+    fill_with_outer(following, state, over, k, v, ahead)
 
 
 @HeadKernel
@@ -77,7 +77,7 @@ def backward(at: Any, steps: Any, task: Any, heads: Any, time: Any, keys: Any, v
 
 @inner
 def _compute_gradients(given: Any, scratch: Any) -> None:
-    here, step, count, _, q, k, v, grad_o, grads, state, grad_state, has_state, is_last = given
+    here, step, count, ahead, _, q, k, v, grad_o, grads, state, grad_state, has_state, is_last = given
     grad_q, grad_k, grad_v = grads
     columns, wide, of_decays, scores, between, grad_scores = scratch
     since, of_since, of_until = of_decays[0], of_decays[1], of_decays[2]
@@ -85,15 +85,15 @@ def _compute_gradients(given: Any, scratch: Any) -> None:
     load_spans(between, since, here[DECAY], step[DECAY], count)
     of_whole = gradient_of_whole(since, state, grad_state, has_state, is_last)
     transpose(wide, v)
-    return_from_later(grad_k, grad_v, of_until, grad_state, is_last, k, between[-1], wide, columns, grad_q)
-    fill_product(grad_scores, grad_o, wide)
-    add_lower_transposed(grad_v, scores, grad_o)
+    return_from_later(grad_k, grad_v, of_until, grad_state, is_last, k, between[-1], wide, columns, grad_q, ahead)
+    fill_product(grad_scores, grad_o, wide, ahead)
+    add_lower_transposed(grad_v, scores, grad_o, ahead)
     multiply(scores, grad_scores)  # the gradients of the log-decays between
     multiply(grad_scores, between)
-    return_to_queries(grad_q, of_since, state, has_state, q, since, grad_o, wide, columns)
-    add_lower_product(grad_q, grad_scores, k)
-    add_lower_transposed(grad_k, grad_scores, q)
+    return_to_queries(grad_q, of_since, state, has_state, q, since, grad_o, wide, columns, ahead)
+    add_lower_product(grad_q, grad_scores, k, ahead)
+    add_lower_transposed(grad_k, grad_scores, q, ahead)
     store_span_gradients(scores, of_since, of_until, of_whole, here[GRAD_DECAY], step[GRAD_DECAY], count)
     if has_state:
         scale(q, since)
-        fill_with_outer(grad_state, grad_state, since[-1], q, grad_o)
+        fill_with_outer(grad_state, grad_state, since[-1], q, grad_o, ahead)

@@ -18,6 +18,9 @@ from samout_train.ops.head_kernels.layout import LANES as LANES
 from samout_train.ops.numba_support import _pointer
 
 ROWS = 4  # of a tile
+LINE = 64  # bytes of a cache line
+BLOCK, BLOCKS = 64, 2  # numbers of a block that is prefetched, and blocks that a tile prefetches
+POSITION, END, FIRST, LAST = 0, 1, 2, 512  # of a queue of blocks: its next and its end; the places of blocks
 FLOAT, INDEX = ir.FloatType(), ir.IntType(64)
 # Decorates the parts of a kernel, which has the cache and the way in from Python.
 NO_WRAPPERS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -45,14 +48,35 @@ def _spread(builder: Any, number: Any) -> Any:
     return builder.shuffle_vector(first, undefined, lanes)
 
 
+def _prefetch(builder: Any, ahead: Any) -> None:
+    """Prefetch into the second-level cache the next BLOCKS of a queue, if it has any left."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    read, locality, data = (ir.Constant(number, value) for value in (0, 2, 1))
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+    queue = builder.inttoptr(ahead, INDEX.as_pointer())
+    at, end = builder.load(queue), builder.load(builder.gep(queue, [_index(1)]))
+    some, after = builder.append_basic_block("ahead"), builder.append_basic_block("ahead.end")
+    builder.cbranch(builder.icmp_signed("<", at, end), some, after)
+    builder.position_at_end(some)
+    for block in range(BLOCKS):
+        address = builder.load(builder.gep(queue, [builder.add(at, _index(block))]))
+        for offset in range(0, 4 * BLOCK, LINE):
+            line = builder.inttoptr(builder.add(address, _index(offset)), byte)
+            builder.call(function, [line, read, locality, data])
+    builder.store(builder.add(at, _index(BLOCKS)), queue)
+    builder.branch(after)
+    builder.position_at_end(after)
+
+
 def _generate_tile(vectors: int) -> Callable[..., Any]:
     """Return a generator of code for ROWS rows of so many vectors: out = factor * begun + A B, by addresses.
 
-    Where `begun` is 0, the sum begins with zeros.
+    Where `begun` is 0, the sum begins with zeros. Each tile prefetches blocks of a queue, see `new_queue`.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        out, begun, factor, out_row, a, a_row, a_column, b, b_row, depth = arguments
+        out, begun, factor, out_row, a, a_row, a_column, b, b_row, depth, ahead = arguments
         builder.function.attributes.add("noinline")  # copies of it at each call take long to compile
         out, begun, a, b = (builder.inttoptr(address, FLOAT.as_pointer()) for address in (out, begun, a, b))
         offsets = [
@@ -60,6 +84,7 @@ def _generate_tile(vectors: int) -> Callable[..., Any]:
             for row in range(ROWS)
             for part in range(vectors)
         ]
+        _prefetch(builder, ahead)
         zeros = ir.Constant(VECTOR, [0.0] * LANES)
         entry = builder.block
         load, loop = builder.append_basic_block("tile.begun"), builder.append_basic_block("tile")
@@ -101,7 +126,7 @@ def _generate_tile(vectors: int) -> Callable[..., Any]:
     return generate
 
 
-TILE = types.void(*[types.int64] * 2, types.float32, *[types.int64] * 7)
+TILE = types.void(*[types.int64] * 2, types.float32, *[types.int64] * 8)
 
 
 def _tile(vectors: int) -> Any:
@@ -118,6 +143,7 @@ def _tile(vectors: int) -> Any:
         b: Any,
         b_row: Any,
         depth: Any,
+        ahead: Any,
     ) -> Any:
         return TILE, _generate_tile(vectors)
 
@@ -185,6 +211,33 @@ def padded(width: Any) -> Any:
 
 
 @inner
+def new_queue() -> Any:
+    """Return a queue of addresses of blocks to prefetch, at first of none.
+
+    An address may lie outside of a tensor or of all memory: prefetching it has no effect.
+    """
+    queue = np.zeros(LAST + BLOCKS, np.int64)
+    clear_queue(queue)
+    return queue
+
+
+@inner
+def clear_queue(queue: Any) -> None:
+    """Remove all blocks."""
+    queue[POSITION] = queue[END] = FIRST
+
+
+@inner
+def append(queue: Any, address: Any, row: Any, count: Any, width: Any) -> None:
+    """Append rows at a distance of `row` numbers to a queue, as long as there is a place."""
+    for i in range(count):
+        for j in range(0, width, BLOCK):
+            if queue[END] < LAST:
+                queue[queue[END]] = address + 4 * (i * row + j)
+                queue[END] += 1
+
+
+@inner
 def product_at(
     out: Any,
     begun: Any,
@@ -198,6 +251,7 @@ def product_at(
     rows: Any,
     columns: Any,
     depth: Any,
+    ahead: Any,
 ) -> None:
     """Store factor * begun + A B, by addresses and by distances in numbers.
 
@@ -206,6 +260,7 @@ def product_at(
         rows: Of the result; a multiple of ROWS.
         columns: Of the result; a multiple of LANES.
         depth: Of the sum, at least 1.
+        ahead: Address of a queue of what to prefetch.
     """
     whole = columns // (2 * LANES) * 2 * LANES
     for row in range(0, rows, ROWS):
@@ -213,63 +268,66 @@ def product_at(
         for column in range(0, whole, 2 * LANES):
             at = 4 * (row * out_row + column)
             from_at = begun + at if begun else 0
-            _wide_tile(out + at, from_at, factor, out_row, a_now, a_row, a_column, b + 4 * column, b_row, depth)
+            _wide_tile(out + at, from_at, factor, out_row, a_now, a_row, a_column, b + 4 * column, b_row, depth, ahead)
         if whole < columns:
             at = 4 * (row * out_row + whole)
             from_at = begun + at if begun else 0
-            _narrow_tile(out + at, from_at, factor, out_row, a_now, a_row, a_column, b + 4 * whole, b_row, depth)
+            _narrow_tile(out + at, from_at, factor, out_row, a_now, a_row, a_column, b + 4 * whole, b_row, depth, ahead)
 
 
 ONE = np.float32(1)
 
 
 @inner
-def fill_product(out: Any, a: Any, b: Any) -> None:
+def fill_product(out: Any, a: Any, b: Any, ahead: Any) -> None:
     """Fill out with A B."""
     size, width = out.shape
-    product_at(out.ctypes.data, 0, ONE, width, a.ctypes.data, a.shape[1], 1, b.ctypes.data, width, size, width, len(b))
+    product_at(
+        out.ctypes.data, 0, ONE, width, a.ctypes.data, a.shape[1], 1, b.ctypes.data, width, size, width, len(b), ahead
+    )
 
 
 @inner
-def add_product(out: Any, a: Any, b: Any) -> None:
+def add_product(out: Any, a: Any, b: Any, ahead: Any) -> None:
     """Add A B."""
     size, width = out.shape
     at = out.ctypes.data
-    product_at(at, at, ONE, width, a.ctypes.data, a.shape[1], 1, b.ctypes.data, width, size, width, len(b))
+    product_at(at, at, ONE, width, a.ctypes.data, a.shape[1], 1, b.ctypes.data, width, size, width, len(b), ahead)
 
 
 @inner
-def fill_with_outer(out: Any, begun: Any, factor: Any, a: Any, b: Any) -> None:
+def fill_with_outer(out: Any, begun: Any, factor: Any, a: Any, b: Any, ahead: Any) -> None:
     """Fill out with a multiple of a matrix, none where the factor is 0, and A^T B."""
     size, width = out.shape
     at = begun.ctypes.data if factor != 0 else 0
-    product_at(out.ctypes.data, at, factor, width, a.ctypes.data, 1, size, b.ctypes.data, width, size, width, len(b))
+    product_at(
+        out.ctypes.data, at, factor, width, a.ctypes.data, 1, size, b.ctypes.data, width, size, width, len(b), ahead
+    )
 
 
 @inner
-def add_outer(out: Any, a: Any, b: Any) -> None:
+def add_outer(out: Any, a: Any, b: Any, ahead: Any) -> None:
     """Add A^T B."""
-    fill_with_outer(out, out, ONE, a, b)
+    fill_with_outer(out, out, ONE, a, b, ahead)
 
 
 @inner
-def add_lower_product(out: Any, a: Any, b: Any) -> None:
+def add_lower_product(out: Any, a: Any, b: Any, ahead: Any) -> None:
     """Add A B, where the square matrix A is 0 above its diagonal."""
     size, width = out.shape
     for row in range(0, size, ROWS):
         at, place = a.ctypes.data + 4 * row * size, out.ctypes.data + 4 * row * width
-        product_at(place, place, ONE, width, at, size, 1, b.ctypes.data, width, ROWS, width, row + ROWS)
+        product_at(place, place, ONE, width, at, size, 1, b.ctypes.data, width, ROWS, width, row + ROWS, ahead)
 
 
 @inner
-def add_lower_transposed(out: Any, a: Any, b: Any) -> None:
+def add_lower_transposed(out: Any, a: Any, b: Any, ahead: Any) -> None:
     """Add A^T B, where the square matrix A is 0 above its diagonal."""
     size, width = out.shape
     for row in range(0, size, ROWS):
         at, place = a.ctypes.data + 4 * row * (size + 1), out.ctypes.data + 4 * row * width
-        product_at(
-            place, place, ONE, width, at, 1, size, b.ctypes.data + 4 * row * width, width, ROWS, width, size - row
-        )
+        below = b.ctypes.data + 4 * row * width
+        product_at(place, place, ONE, width, at, 1, size, below, width, ROWS, width, size - row, ahead)
 
 
 @inner
@@ -392,7 +450,7 @@ def add_multiple(out: Any, a: Any, factor: Any) -> None:
 
 
 @inner
-def fill_with_transposed(out_CK: Any, state_KV: Any, columns_VC: Any, spare_KC: Any) -> None:
+def fill_with_transposed(out_CK: Any, state_KV: Any, columns_VC: Any, spare_KC: Any, ahead: Any) -> None:
     """Fill out with A S^T from A^T."""
-    fill_product(spare_KC, state_KV, columns_VC)
+    fill_product(spare_KC, state_KV, columns_VC, ahead)
     transpose(out_CK, spare_KC)

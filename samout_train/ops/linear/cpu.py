@@ -5,11 +5,10 @@
 from typing import Any
 
 import numba
+import numpy as np
 from torch import Tensor
 
-from samout_train.ops.numba_support import call, compiled, num_threads
-
-WEIGHTS_A_THREAD = 32_768  # waking a thread costs about as much as reading this many weights
+from samout_train.ops.numba_support import array_at, call_at, compiled, num_threads
 
 
 def few_rows(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
@@ -27,9 +26,24 @@ def few_rows(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
     y_RN = x_RK.new_empty(len(x_RK), outputs)
     if bias_N is None:
         bias_N = x_RK.new_zeros(outputs)
-    threads = min(num_threads(), max(1, weight_NK.numel() // WEIGHTS_A_THREAD))
-    call(_few_rows, threads, x_RK, weight_NK, bias_N, y_RN, threads)
+    weight_NK, bias_N = weight_NK.contiguous(), bias_N.contiguous()
+    threads = num_threads(weight_NK.numel())
+    addresses = (x_RK.data_ptr(), weight_NK.data_ptr(), bias_N.data_ptr(), y_RN.data_ptr())
+    call_at(_few_rows_at, threads, *addresses, len(x_RK), outputs, inputs, threads)
     return y_RN.view(*x.shape[:-1], outputs)
+
+
+@compiled()
+def _few_rows_at(x: int, weight: int, bias: int, y: int, rows: int, outputs: int, inputs: int, parts: int) -> None:
+    """Run `_few_rows` on arrays at addresses."""
+    element = np.float32(0)
+    _few_rows(
+        array_at(x, (rows, inputs), element),
+        array_at(weight, (outputs, inputs), element),
+        array_at(bias, (outputs,), element),
+        array_at(y, (rows, outputs), element),
+        parts,
+    )
 
 
 # Reassociation lets the sum over k run in vectors. NaN and infinity keep their meaning.

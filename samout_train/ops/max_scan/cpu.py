@@ -23,7 +23,7 @@ from torch import Tensor
 
 from samout_train.ops.max_scan.operator import ROWS_A_CARRY
 from samout_train.ops.max_scan.reference import CODES
-from samout_train.ops.numba_support import ELEMENT, array_at, call_at, compiled, narrow, num_threads, widen
+from samout_train.ops.numba_support import ELEMENT, array_at, call_either, compiled, narrow, num_threads, widen
 
 SCAN, V8 = CODES["scan"], CODES["v8"]  # lengths of a tuple: its type tells numba the form at compile time
 ROWS = ROWS_A_CARRY["cpu"]
@@ -44,8 +44,9 @@ def forward(
     carries_BND: Tensor,
 ) -> None:
     """Fill y_BTD, last_BD and carries_BND, the maximum before every ROWS rows."""
-    threads, (batch, time, width) = num_threads(), y_BTD.shape
-    call_at(
+    batch, time, width = y_BTD.shape
+    threads = num_threads(packed_BTP.numel())
+    call_either(
         _forward_at,
         threads,
         _TYPES[form],
@@ -56,7 +57,10 @@ def forward(
         y_BTD.data_ptr(),
         last_BD.data_ptr(),
         carries_BND.data_ptr(),
-        (batch, time, width, packed_BTP.shape[2]),
+        batch,
+        time,
+        width,
+        packed_BTP.shape[2],
         _parts(batch, width, threads),
     )
 
@@ -73,8 +77,9 @@ def backward(
     grad_decay_BTD: Tensor,
 ) -> None:
     """Fill the last three; grad_decay_BTD only if there is a decay."""
-    threads, (batch, time, width) = num_threads(), grad_y_BTD.shape
-    call_at(
+    batch, time, width = grad_y_BTD.shape
+    threads = num_threads(packed_BTP.numel())
+    call_either(
         _backward_at,
         threads,
         _TYPES[form],
@@ -87,7 +92,10 @@ def backward(
         grad_packed_BTP.data_ptr(),
         grad_state_BD.data_ptr(),
         None if decay_BTD is None else grad_decay_BTD.data_ptr(),
-        (batch, time, width, packed_BTP.shape[2]),
+        batch,
+        time,
+        width,
+        packed_BTP.shape[2],
         _parts(batch, width, threads),
     )
 
@@ -108,11 +116,14 @@ def _forward_at(
     y: int,
     last: int,
     carries: int,
-    sizes: tuple[int, int, int, int],
+    batch: int,
+    time: int,
+    width: int,
+    streams: int,
     parts: int,
+    parallel: bool,
 ) -> None:
     """Run `_forward` on arrays at addresses. A state at 0 is minus infinity."""
-    batch, time, width, streams = sizes
     _forward(
         form,
         array_at(packed, (batch, time, streams), element),
@@ -122,6 +133,7 @@ def _forward_at(
         array_at(last, (batch, width), np.float32(0)),
         array_at(carries, (batch, (time + ROWS - 1) // ROWS, width), np.float32(0)),
         parts,
+        parallel,
     )
 
 
@@ -137,11 +149,14 @@ def _backward_at(
     grad_packed: int,
     grad_state: int,
     grad_decay: Any,
-    sizes: tuple[int, int, int, int],
+    batch: int,
+    time: int,
+    width: int,
+    streams: int,
     parts: int,
+    parallel: bool,
 ) -> None:
     """Run `_backward` on arrays at addresses. A gradient of the last maximum at 0 is 0."""
-    batch, time, width, streams = sizes
     _backward(
         form,
         array_at(packed, (batch, time, streams), element),
@@ -153,6 +168,7 @@ def _backward_at(
         array_at(grad_state, (batch, width), np.float32(0)),
         array_at(grad_decay, (batch, time, width), element),
         parts,
+        parallel,
     )
 
 
@@ -172,16 +188,22 @@ def _share(parts: int, task: int, width: int) -> tuple[int, int, int]:
 
 
 @compiled(parallel=True)
-def _forward(form: Any, packed: Any, decay: Any, state: Any, y: Any, last: Any, carries: Any, parts: int) -> None:
-    for task in numba.prange(len(y) * parts):
-        b, low, high = _share(parts, task, y.shape[2])
-        _forward_share(form, packed, decay, state, y, last, carries, b, low, high)
+def _forward(
+    form: Any, packed: Any, decay: Any, state: Any, y: Any, last: Any, carries: Any, parts: int, parallel: bool
+) -> None:
+    if parallel:
+        for task in numba.prange(len(y) * parts):
+            _forward_task(form, packed, decay, state, y, last, carries, parts, task)
+    else:
+        for task in range(len(y) * parts):
+            _forward_task(form, packed, decay, state, y, last, carries, parts, task)
 
 
 @compiled(error_model="numpy")
-def _forward_share(
-    form: Any, packed: Any, decay: Any, state: Any, y: Any, last: Any, carries: Any, b: int, low: int, high: int
+def _forward_task(
+    form: Any, packed: Any, decay: Any, state: Any, y: Any, last: Any, carries: Any, parts: int, task: int
 ) -> None:
+    b, low, high = _share(parts, task, y.shape[2])
     time, width, streams = y.shape[1], y.shape[2], packed.shape[2]
     m = np.empty(high - low, np.float32)
     _write(state[b, low:high], m)
@@ -215,31 +237,40 @@ def _backward(
     grad_state: Any,
     grad_decay: Any,
     parts: int,
+    parallel: bool,
 ) -> None:
-    for task in numba.prange(len(grad_y) * parts):
-        b, low, high = _share(parts, task, grad_y.shape[2])
-        carry = np.empty(high - low, np.float32)
-        _write(grad_last[b, low:high], carry)
-        _backward_share(form, packed, decay, carries, grad_y, grad_packed, grad_decay, carry, b, low)
-        _write(carry, grad_state[b, low:high])
+    if parallel:
+        for task in numba.prange(len(grad_y) * parts):
+            _backward_task(
+                form, packed, decay, carries, grad_y, grad_last, grad_packed, grad_state, grad_decay, parts, task
+            )
+    else:
+        for task in range(len(grad_y) * parts):
+            _backward_task(
+                form, packed, decay, carries, grad_y, grad_last, grad_packed, grad_state, grad_decay, parts, task
+            )
 
 
 @compiled(error_model="numpy")
-def _backward_share(
+def _backward_task(
     form: Any,
     packed: Any,
     decay: Any,
     carries: Any,
     grad_y: Any,
+    grad_last: Any,
     grad_packed: Any,
+    grad_state: Any,
     grad_decay: Any,
-    carry: Any,
-    b: int,
-    low: int,
+    parts: int,
+    task: int,
 ) -> None:
     """Compute, for each block of ROWS rows, the maxima, then the gradients from the last row to the first."""
+    b, low, high = _share(parts, task, grad_y.shape[2])
     time, width, from_d = grad_y.shape[1], grad_y.shape[2], packed.shape[2] - grad_y.shape[2]
-    channels, high = len(carry), low + len(carry)
+    channels = high - low
+    carry = np.empty(channels, np.float32)
+    _write(grad_last[b, low:high], carry)
     maxima = np.empty((ROWS + 1, channels), np.float32)
     for block in range(carries.shape[1] - 1, -1, -1):
         start, stop = block * ROWS, min(block * ROWS + ROWS, time)
@@ -263,6 +294,7 @@ def _backward_share(
                 _v1_gradients(c, d, m, g, carry, grad_first, grad_c, grad_d)
             if decay is not None:
                 _write(carry, grad_decay[b, t, low:high])
+    _write(carry, grad_state[b, low:high])
 
 
 @compiled(error_model="numpy")

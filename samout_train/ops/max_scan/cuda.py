@@ -14,7 +14,6 @@ chunks add to a chunk's maximum belongs to the row of its last new maximum, whic
 # B batch, T time, D width, P packed: the streams side by side, N tiles of rows, C chunks
 
 import torch
-import triton
 from torch import Tensor
 
 from samout_train.ops.max_scan.operator import ROWS_A_CARRY
@@ -49,7 +48,7 @@ def rows_a_chunk(batch: int, time: int, width: int, enough: int) -> int:
     chunks = 1
     if batch * width < enough:
         chunks = min(-(-ENOUGH_CHANNELS // (batch * width)), max(1, time // LEAST_ROWS))
-    return max(1, triton.cdiv(time, chunks * ROWS)) * ROWS
+    return max(1, -(-time // (chunks * ROWS))) * ROWS
 
 
 def _or_any(given: Tensor | None, other: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ def forward(
     """Fill y_BTD, last_BD and carries_BND, the maximum before every ROWS rows."""
     batch, time, width = y_BTD.shape
     rows = rows_a_chunk(batch, time, width, ENOUGH_UNCUT)
-    chunks, blocks = triton.cdiv(time, rows), triton.cdiv(width, BLOCK)
+    chunks, blocks = -(-time // rows), -(-width // BLOCK)
     sizes = {"D": width, "P": packed_BTP.shape[2], "BLOCK": BLOCK, "HAS_DECAY": decay_BTD is not None}
     inputs = (packed_BTP, _or_any(decay_BTD, packed_BTP))
     has_state, starts_BCD = state_BD is not None, _or_any(state_BD, last_BD)
@@ -123,7 +122,7 @@ def backward(
     """Fill the last three; grad_decay_BTD only if there is a decay."""
     batch, time, width = grad_y_BTD.shape
     rows = rows_a_chunk(batch, time, width, ENOUGH_CHANNELS)
-    chunks, blocks = triton.cdiv(time, rows), triton.cdiv(width, BLOCK)
+    chunks, blocks = -(-time // rows), -(-width // BLOCK)
     sizes = {"D": width, "P": packed_BTP.shape[2], "BLOCK": BLOCK, "HAS_DECAY": decay_BTD is not None}
     last_BD = _or_any(grad_last_BD, grad_state_BD)
     inputs = (packed_BTP, _or_any(decay_BTD, packed_BTP), carries_BND, grad_y_BTD, last_BD)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samout_train.ops.numba_support import ELEMENT, array_at, call_at, compiled, narrow, num_threads, widen
+from samout_train.ops.numba_support import ELEMENT, array_at, call_either, compiled, narrow, num_threads, widen
 from samout_train.ops.samout_layer import dropping
 
 ELEMENTS = 2**14  # elements in a task of the gate
@@ -25,35 +25,40 @@ ROWS = 64  # rows in a task of the blend
 
 def gate(up_BTF: Tensor, gate_BTF: Tensor, y_BTF: Tensor) -> None:
     """Fill y_BTF with up * relu(gate)."""
+    count = y_BTF.numel()
     addresses = (up_BTF.data_ptr(), gate_BTF.data_ptr(), y_BTF.data_ptr())
-    call_at(_gate_at, num_threads(), ELEMENT[y_BTF.dtype], *addresses, y_BTF.numel())
+    call_either(_gate_at, num_threads(count), ELEMENT[y_BTF.dtype], *addresses, count)
 
 
 def gate_gradients(
     up_BTF: Tensor, gate_BTF: Tensor, grad_BTF: Tensor, grad_up_BTF: Tensor, grad_gate_BTF: Tensor
 ) -> None:
     """Fill the last two with the gradients of `up` and `gate`."""
-    call_at(
+    count = up_BTF.numel()
+    call_either(
         _gate_gradients_at,
-        num_threads(),
+        num_threads(count),
         ELEMENT[up_BTF.dtype],
         up_BTF.data_ptr(),
         gate_BTF.data_ptr(),
         grad_BTF.data_ptr(),
         grad_up_BTF.data_ptr(),
         grad_gate_BTF.data_ptr(),
-        up_BTF.numel(),
+        count,
     )
 
 
 @compiled()
-def _gate_at(element: Any, up: int, gate: int, y: int, count: int) -> None:
+def _gate_at(element: Any, up: int, gate: int, y: int, count: int, parallel: bool) -> None:
     """Run `_gate` on arrays at addresses."""
-    _gate(array_at(up, (count,), element), array_at(gate, (count,), element), array_at(y, (count,), element))
+    shape = (count,)
+    _gate(array_at(up, shape, element), array_at(gate, shape, element), array_at(y, shape, element), parallel)
 
 
 @compiled()
-def _gate_gradients_at(element: Any, up: int, gate: int, grad: int, grad_up: int, grad_gate: int, count: int) -> None:
+def _gate_gradients_at(
+    element: Any, up: int, gate: int, grad: int, grad_up: int, grad_gate: int, count: int, parallel: bool
+) -> None:
     """Run `_gate_gradients` on arrays at addresses."""
     _gate_gradients(
         array_at(up, (count,), element),
@@ -61,14 +66,18 @@ def _gate_gradients_at(element: Any, up: int, gate: int, grad: int, grad_up: int
         array_at(grad, (count,), element),
         array_at(grad_up, (count,), element),
         array_at(grad_gate, (count,), element),
+        parallel,
     )
 
 
 @compiled(parallel=True)
-def _gate(up: Any, gate: Any, y: Any) -> None:
-    for task in numba.prange((len(y) + ELEMENTS - 1) // ELEMENTS):
-        low, high = task * ELEMENTS, min(task * ELEMENTS + ELEMENTS, len(y))
-        _gate_share(up[low:high], gate[low:high], y[low:high])
+def _gate(up: Any, gate: Any, y: Any, parallel: bool) -> None:
+    if parallel:
+        for task in numba.prange((len(y) + ELEMENTS - 1) // ELEMENTS):
+            low, high = task * ELEMENTS, min(task * ELEMENTS + ELEMENTS, len(y))
+            _gate_share(up[low:high], gate[low:high], y[low:high])
+    else:
+        _gate_share(up, gate, y)
 
 
 @compiled()
@@ -80,10 +89,13 @@ def _gate_share(up: Any, gate: Any, y: Any) -> None:
 
 
 @compiled(parallel=True)
-def _gate_gradients(up: Any, gate: Any, grad: Any, grad_up: Any, grad_gate: Any) -> None:
-    for task in numba.prange((len(up) + ELEMENTS - 1) // ELEMENTS):
-        low, high = task * ELEMENTS, min(task * ELEMENTS + ELEMENTS, len(up))
-        _gate_gradients_share(up[low:high], gate[low:high], grad[low:high], grad_up[low:high], grad_gate[low:high])
+def _gate_gradients(up: Any, gate: Any, grad: Any, grad_up: Any, grad_gate: Any, parallel: bool) -> None:
+    if parallel:
+        for task in numba.prange((len(up) + ELEMENTS - 1) // ELEMENTS):
+            low, high = task * ELEMENTS, min(task * ELEMENTS + ELEMENTS, len(up))
+            _gate_gradients_share(up[low:high], gate[low:high], grad[low:high], grad_up[low:high], grad_gate[low:high])
+    else:
+        _gate_gradients_share(up, gate, grad, grad_up, grad_gate)
 
 
 @compiled()
@@ -108,9 +120,9 @@ def blend(
     statistics: Tensor,
 ) -> None:
     """Fill y_BTD with LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, and statistics (2, N): mean, 1 / std."""
-    call_at(
+    call_either(
         _blend_at,
-        num_threads(),
+        num_threads(x_BTD.numel()),
         ELEMENT[f_BTD.dtype],
         f_BTD.data_ptr(),
         x_BTD.data_ptr(),
@@ -140,10 +152,13 @@ def blend_gradients(
 ) -> None:
     """Fill the last three; grad_others holds the gradients of weight, bias and alpha, (2 D + 1)."""
     positions = statistics.shape[1]
-    partial = grad_others.new_zeros(-(-positions // ROWS), grad_others.numel())
-    call_at(
+    tasks = -(-positions // ROWS)
+    partial = grad_others.zero_()
+    if tasks > 1:
+        partial = grad_others.new_zeros(tasks, grad_others.numel())
+    call_either(
         _blend_gradients_at,
-        num_threads(),
+        num_threads(x_BTD.numel()),
         ELEMENT[f_BTD.dtype],
         f_BTD.data_ptr(),
         x_BTD.data_ptr(),
@@ -157,7 +172,8 @@ def blend_gradients(
         positions,
         weight_D.numel(),
     )
-    torch.sum(partial, 0, out=grad_others)
+    if tasks > 1:
+        torch.sum(partial, 0, out=grad_others)
 
 
 @compiled()
@@ -174,6 +190,7 @@ def _blend_at(
     statistics: int,
     positions: int,
     width: int,
+    parallel: bool,
 ) -> None:
     """Run `_blend` on arrays at addresses."""
     shape, wide = (positions, width), np.float32(0)
@@ -187,6 +204,7 @@ def _blend_at(
         eps,
         array_at(y, shape, wide),
         array_at(statistics, (2, positions), wide),
+        parallel,
     )
 
 
@@ -205,6 +223,7 @@ def _blend_gradients_at(
     partial: int,
     positions: int,
     width: int,
+    parallel: bool,
 ) -> None:
     """Run `_blend_gradients` on arrays at addresses."""
     shape, wide = (positions, width), np.float32(0)
@@ -219,13 +238,16 @@ def _blend_gradients_at(
         array_at(grad_f, shape, element),
         array_at(grad_x, shape, wide),
         array_at(partial, ((positions + ROWS - 1) // ROWS, 2 * width + 1), wide),
+        parallel,
     )
 
 
 def _blending(alpha: Tensor, dropout: float, seed: Tensor) -> tuple[Any, ...]:
     """Return alpha, and of dropout: the scale of kept elements, the threshold of 2^32, both halves of the seed."""
-    kept, threshold = dropping(dropout)
-    high, low = divmod(int(seed), 2**32)
+    kept, threshold, high, low = 1.0, 0, 0, 0
+    if dropout:
+        kept, threshold = dropping(dropout)
+        high, low = divmod(int(seed), 2**32)
     return np.float32(float(alpha)), (np.float32(kept), np.uint32(threshold), np.uint32(low), np.uint32(high))
 
 
@@ -277,10 +299,24 @@ def _normalise_row(z: Any, x: Any, mean: Any, inverse: Any, weight: Any, bias: A
 
 @compiled(parallel=True)
 def _blend(
-    f: Any, x: Any, alpha: Any, dropping: Any, weight: Any, bias: Any, eps: float, y: Any, statistics: Any
+    f: Any,
+    x: Any,
+    alpha: Any,
+    dropping: Any,
+    weight: Any,
+    bias: Any,
+    eps: float,
+    y: Any,
+    statistics: Any,
+    parallel: bool,
 ) -> None:
-    for task in numba.prange((len(x) + ROWS - 1) // ROWS):
-        _blend_rows(f, x, alpha, dropping, weight, bias, np.float32(eps), y, statistics, task * ROWS)
+    tasks = (len(x) + ROWS - 1) // ROWS
+    if parallel:
+        for task in numba.prange(tasks):
+            _blend_rows(f, x, alpha, dropping, weight, bias, np.float32(eps), y, statistics, task * ROWS)
+    else:
+        for task in range(tasks):
+            _blend_rows(f, x, alpha, dropping, weight, bias, np.float32(eps), y, statistics, task * ROWS)
 
 
 @compiled()
@@ -349,11 +385,18 @@ def _blend_gradients(
     grad_f: Any,
     grad_x: Any,
     partial: Any,
+    parallel: bool,
 ) -> None:
-    for task in numba.prange(len(partial)):
-        _blend_gradients_rows(
-            f, x, alpha, dropping, weight, statistics, grad, grad_f, grad_x, partial[task], task * ROWS
-        )
+    if parallel:
+        for task in numba.prange(len(partial)):
+            _blend_gradients_rows(
+                f, x, alpha, dropping, weight, statistics, grad, grad_f, grad_x, partial[task], task * ROWS
+            )
+    else:
+        for task in range(len(partial)):
+            _blend_gradients_rows(
+                f, x, alpha, dropping, weight, statistics, grad, grad_f, grad_x, partial[task], task * ROWS
+            )
 
 
 @compiled()

@@ -13,9 +13,7 @@ import numba
 import numpy as np
 from torch import Tensor, nn
 
-from samout_train.ops.numba_support import call, compiled, num_threads
-
-WEIGHTS_A_THREAD = 32_768  # waking a thread costs about as much as reading this many weights
+from samout_train.ops.numba_support import array_at, call_at, compiled, num_threads
 
 
 def samout_step(
@@ -41,7 +39,9 @@ def samout_step(
     """
     x_BD, state_BD = x_BD.contiguous(), state_BD.contiguous()
     output_BD, next_BD = x_BD.new_empty(x_BD.shape), x_BD.new_empty(x_BD.shape)
-    weights = (
+    tensors = (
+        x_BD,
+        state_BD,
         projection_PD,
         up.weight,
         up.bias,
@@ -51,12 +51,64 @@ def samout_step(
         down.bias,
         norm.weight,
         norm.bias,
+        output_BD,
+        next_BD,
     )
-    threads = min(num_threads(), max(1, projection_PD.numel() // WEIGHTS_A_THREAD))
+    contiguous = [tensor.contiguous() for tensor in tensors]
+    sizes = (*x_BD.shape, len(up.weight), len(projection_PD))
+    threads = num_threads(projection_PD.numel())
     if scale is None:
         scale = -1.0
-    call(_step, threads, x_BD, state_BD, *weights, alpha.item(), norm.eps, scale, output_BD, next_BD, threads)
+    addresses = [tensor.data_ptr() for tensor in contiguous]
+    call_at(_step_at, threads, *addresses, *sizes, alpha.item(), norm.eps, scale, threads)
     return output_BD, next_BD
+
+
+@compiled()
+def _step_at(
+    x: int,
+    state: int,
+    projection: int,
+    up: int,
+    up_bias: int,
+    gate: int,
+    gate_bias: int,
+    down: int,
+    down_bias: int,
+    norm: int,
+    norm_bias: int,
+    output: int,
+    next_state: int,
+    batch: int,
+    width: int,
+    inner: int,
+    projected: int,
+    alpha: float,
+    eps: float,
+    scale: float,
+    parts: int,
+) -> None:
+    """Run `_step` on arrays at addresses."""
+    element, inwards = np.float32(0), (inner, width)
+    _step(
+        array_at(x, (batch, width), element),
+        array_at(state, (batch, width), element),
+        array_at(projection, (projected, width), element),
+        array_at(up, inwards, element),
+        array_at(up_bias, (inner,), element),
+        array_at(gate, inwards, element),
+        array_at(gate_bias, (inner,), element),
+        array_at(down, (width, inner), element),
+        array_at(down_bias, (width,), element),
+        array_at(norm, (width,), element),
+        array_at(norm_bias, (width,), element),
+        alpha,
+        eps,
+        scale,
+        array_at(output, (batch, width), element),
+        array_at(next_state, (batch, width), element),
+        parts,
+    )
 
 
 # Reassociation lets sums run in vectors. NaN and infinity keep their meaning.

@@ -7,9 +7,9 @@ and alpha are sums of a fixed number of programs, so that the same input gives t
 # B batch, T time, D width, F inner width
 
 import torch
-import triton
 from torch import Tensor
 
+from samout_train.ops.kernels import power_of_two
 from samout_train.ops.samout_layer import dropping
 from samout_train.ops.samout_layer.triton import (
     blend_row,
@@ -33,7 +33,7 @@ def gate(up_BTF: Tensor, gate_BTF: Tensor, y_BTF: Tensor, *, halves: bool = Fals
     count = y_BTF.numel()
     options = {"SILU": silu, "F": y_BTF.shape[-1], "HALVES": halves, "BLOCK": ELEMENTS, **OPTIONS}
     with torch.cuda.device_of(y_BTF):
-        gate_elements[(triton.cdiv(count, ELEMENTS),)](up_BTF, gate_BTF, y_BTF, count, **options)
+        gate_elements[(-(-count // ELEMENTS),)](up_BTF, gate_BTF, y_BTF, count, **options)
 
 
 def gate_gradients(
@@ -50,7 +50,7 @@ def gate_gradients(
     count = grad_BTF.numel()
     options = {"SILU": silu, "F": grad_BTF.shape[-1], "HALVES": halves, "BLOCK": ELEMENTS, **OPTIONS}
     with torch.cuda.device_of(grad_BTF):
-        gate_element_gradients[(triton.cdiv(count, ELEMENTS),)](
+        gate_element_gradients[(-(-count // ELEMENTS),)](
             up_BTF, gate_BTF, grad_BTF, grad_up_BTF, grad_gate_BTF, count, **options
         )
 
@@ -93,7 +93,7 @@ def blend(
             DROPS=dropout > 0,
             COPIES=copy_BTD is not None,
             D=width,
-            BLOCK=triton.next_power_of_2(width),
+            BLOCK=power_of_two(width),
             **OPTIONS,
         )
 
@@ -142,7 +142,7 @@ def blend_gradients(
             DROPS=dropout > 0,
             COPIES=grad_copy_BTD is not None,
             D=width,
-            BLOCK=triton.next_power_of_2(width),
+            BLOCK=power_of_two(width),
             **OPTIONS,
         )
     torch.sum(partial, 0, out=grad_others)

@@ -13,14 +13,16 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from samout_train.ops.numba_support import call, compiled, num_threads
+from samout_train.ops.numba_support import array_at, call_either, compiled, num_threads
 
 LEAST_CHANNELS, MOST_CHANNELS = 16, 1024  # of a task: a vector, and what the first-level cache holds a few rows of
 
 
 def forward(a_BTD: Tensor, x_BTD: Tensor, state_BD: Tensor, semiring: str, h_BTD: Tensor) -> None:
     """Fill h_BTD."""
-    call(_forward, num_threads(), a_BTD, x_BTD, state_BD, h_BTD, semiring == "max_min", _parts(h_BTD))
+    threads = num_threads(h_BTD.numel())
+    addresses = (a_BTD.data_ptr(), x_BTD.data_ptr(), state_BD.data_ptr(), h_BTD.data_ptr())
+    call_either(_forward_at, threads, *addresses, *h_BTD.shape, semiring == "max_min", _parts(h_BTD, threads))
 
 
 def backward(
@@ -35,27 +37,96 @@ def backward(
     grad_state_BD: Tensor,
 ) -> None:
     """Fill the last three."""
-    given = (a_BTD, x_BTD, h_BTD, state_BD, grad_h_BTD, grad_a_BTD, grad_x_BTD, grad_state_BD)
-    call(_backward, num_threads(), *given, semiring == "max_min", _parts(h_BTD))
+    threads = num_threads(h_BTD.numel())
+    call_either(
+        _backward_at,
+        threads,
+        a_BTD.data_ptr(),
+        x_BTD.data_ptr(),
+        h_BTD.data_ptr(),
+        state_BD.data_ptr(),
+        grad_h_BTD.data_ptr(),
+        grad_a_BTD.data_ptr(),
+        grad_x_BTD.data_ptr(),
+        grad_state_BD.data_ptr(),
+        *h_BTD.shape,
+        semiring == "max_min",
+        _parts(h_BTD, threads),
+    )
 
 
-def _parts(h_BTD: Tensor) -> int:
+def _parts(h_BTD: Tensor, threads: int) -> int:
     """Return the number of tasks for the channels of a sequence, such that all threads have equally many."""
     batch, _, width = h_BTD.shape
-    even = num_threads() // math.gcd(batch, num_threads())
+    even = threads // math.gcd(batch, threads)
     return max(1, min(even, width // LEAST_CHANNELS), -(-width // MOST_CHANNELS))
 
 
+@compiled()
+def _forward_at(
+    a: int, x: int, state: int, h: int, batch: int, time: int, width: int, max_min: bool, parts: int, parallel: bool
+) -> None:
+    """Run `_forward` on arrays at addresses."""
+    shape, element = (batch, time, width), np.float32(0)
+    _forward(
+        array_at(a, shape, element),
+        array_at(x, shape, element),
+        array_at(state, (batch, width), element),
+        array_at(h, shape, element),
+        max_min,
+        parts,
+        parallel,
+    )
+
+
+@compiled()
+def _backward_at(
+    a: int,
+    x: int,
+    h: int,
+    state: int,
+    grad_h: int,
+    grad_a: int,
+    grad_x: int,
+    grad_state: int,
+    batch: int,
+    time: int,
+    width: int,
+    max_min: bool,
+    parts: int,
+    parallel: bool,
+) -> None:
+    """Run `_backward` on arrays at addresses."""
+    shape, element = (batch, time, width), np.float32(0)
+    _backward(
+        array_at(a, shape, element),
+        array_at(x, shape, element),
+        array_at(h, shape, element),
+        array_at(state, (batch, width), element),
+        array_at(grad_h, shape, element),
+        array_at(grad_a, shape, element),
+        array_at(grad_x, shape, element),
+        array_at(grad_state, (batch, width), element),
+        max_min,
+        parts,
+        parallel,
+    )
+
+
 @compiled(parallel=True)
-def _forward(a: Any, x: Any, state: Any, h: Any, max_min: bool, parts: int) -> None:
-    width = h.shape[2]
-    for task in numba.prange(len(h) * parts):
-        b, part = task // parts, task % parts
-        _forward_share(a, x, state, h, max_min, b, part * width // parts, (part + 1) * width // parts)
+def _forward(a: Any, x: Any, state: Any, h: Any, max_min: bool, parts: int, parallel: bool) -> None:
+    if parallel:
+        for task in numba.prange(len(h) * parts):
+            _forward_task(a, x, state, h, max_min, parts, task)
+    else:
+        for task in range(len(h) * parts):
+            _forward_task(a, x, state, h, max_min, parts, task)
 
 
 @compiled(error_model="numpy")
-def _forward_share(a: Any, x: Any, state: Any, h: Any, max_min: bool, b: int, low: int, high: int) -> None:
+def _forward_task(a: Any, x: Any, state: Any, h: Any, max_min: bool, parts: int, task: int) -> None:
+    b, part, width = task // parts, task % parts, h.shape[2]
+    low, high = part * width // parts, (part + 1) * width // parts
     for t in range(h.shape[1]):
         before = state[b, low:high] if t == 0 else h[b, t - 1, low:high]
         if max_min:
@@ -89,18 +160,18 @@ def _backward(
     grad_state: Any,
     max_min: bool,
     parts: int,
+    parallel: bool,
 ) -> None:
-    width = h.shape[2]
-    for task in numba.prange(len(h) * parts):
-        b, part = task // parts, task % parts
-        low, high = part * width // parts, (part + 1) * width // parts
-        later = np.zeros(high - low, np.float32)
-        _backward_share(a, x, h, state, grad_h, grad_a, grad_x, later, max_min, b, low)
-        grad_state[b, low:high] = later
+    if parallel:
+        for task in numba.prange(len(h) * parts):
+            _backward_task(a, x, h, state, grad_h, grad_a, grad_x, grad_state, max_min, parts, task)
+    else:
+        for task in range(len(h) * parts):
+            _backward_task(a, x, h, state, grad_h, grad_a, grad_x, grad_state, max_min, parts, task)
 
 
 @compiled(error_model="numpy")
-def _backward_share(
+def _backward_task(
     a: Any,
     x: Any,
     h: Any,
@@ -108,13 +179,15 @@ def _backward_share(
     grad_h: Any,
     grad_a: Any,
     grad_x: Any,
-    later: Any,
+    grad_state: Any,
     max_min: bool,
-    b: int,
-    low: int,
+    parts: int,
+    task: int,
 ) -> None:
     """Go from the last token to the first; `later` is the gradient of h from the tokens after it."""
-    high = low + len(later)
+    b, part, width = task // parts, task % parts, h.shape[2]
+    low, high = part * width // parts, (part + 1) * width // parts
+    later = np.zeros(high - low, np.float32)
     for t in range(h.shape[1] - 1, -1, -1):
         before = state[b, low:high] if t == 0 else h[b, t - 1, low:high]
         row_a, row_grad = a[b, t, low:high], grad_h[b, t, low:high]
@@ -123,6 +196,7 @@ def _backward_share(
             _retreat_max_min(row_a, row_x, before, row_grad, grad_a[b, t, low:high], grad_x[b, t, low:high], later)
         else:
             _retreat(row_a, before, row_grad, grad_a[b, t, low:high], grad_x[b, t, low:high], later)
+    grad_state[b, low:high] = later
 
 
 @compiled(error_model="numpy")

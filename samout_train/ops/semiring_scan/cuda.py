@@ -3,7 +3,6 @@
 # B batch, T time, C chunks, D width
 
 import torch
-import triton
 from torch import Tensor
 
 from samout_train.ops.max_scan.cuda import ENOUGH_CHANNELS, rows_a_chunk
@@ -66,4 +65,4 @@ def backward(
 def _cut(batch: int, time: int, width: int) -> tuple[int, int, int]:
     """Return the rows of a chunk of time, the number of chunks, and the number of blocks of channels."""
     rows = rows_a_chunk(batch, time, width, ENOUGH_CHANNELS)
-    return rows, triton.cdiv(time, rows), triton.cdiv(width, BLOCK)
+    return rows, -(-time // rows), -(-width // BLOCK)
