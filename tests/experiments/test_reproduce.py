@@ -12,7 +12,10 @@ from samout_train.experiments.reproduce import CURVES, span_means, spans_of
 from tests.support.marks import mostly_nightly
 
 # Many runs, a run for a GPU, and one on data that a script makes.
-SWEEPS = {"capabilities", "zoology_recall", "maxplus_ablation", "contenders_cpu", "contenders_text", "counting"}
+SWEEPS = {
+    *("capabilities", "zoology_recall", "zoology_small", "maxplus_ablation", "contenders_cpu", "contenders_text"),
+    "counting",
+}
 WITHOUT = SWEEPS | {"maxplus_shakespeare_gpu", "chat_small"}
 
 

@@ -129,13 +129,17 @@ def test_a_part_of_the_capabilities_is_drawn_by_compare(tmp_path: Path) -> None:
     assert again.returncode == 0 and again.stdout.count("is finished: skipped") == 4
 
 
-def test_every_model_and_width_of_the_recall_grid_can_be_trained() -> None:
-    swept = OmegaConf.load(CONF / "experiment" / "zoology_recall.yaml").hydra.sweeper.params
-    for model in (*swept.model.split(","), "mingru", "lstm"):
-        own = []
-        if model in ("mingru", "lstm"):
-            own = ["~model.num_heads"]
+@pytest.mark.parametrize(
+    ("grid", "left_out"),
+    [
+        ("zoology_recall", {"mingru": ["~model.num_heads"], "lstm": ["~model.num_heads"]}),
+        ("zoology_small", {"mingru": ["~model.num_heads", "~model.convolution_size"]}),
+    ],
+)
+def test_every_model_and_width_of_a_recall_grid_can_be_trained(grid: str, left_out: dict[str, list[str]]) -> None:
+    swept = OmegaConf.load(CONF / "experiment" / f"{grid}.yaml").hydra.sweeper.params
+    for model in (*swept.model.split(","), *left_out):
         for width in swept["model.hidden_size"].split(","):
-            words = ["experiment=zoology_recall", f"model={model}", f"model.hidden_size={width}", *own]
+            words = [f"experiment={grid}", f"model={model}", f"model.hidden_size={width}", *left_out.get(model, [])]
             _, problems = checked_config(words)
             assert not problems
