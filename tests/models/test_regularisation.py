@@ -192,3 +192,17 @@ def test_recomputed_layers_drop_the_same(name: str) -> None:
         gradients.append({key: parameter.grad for key, parameter in trainer.model.named_parameters()})
     for key, gradient in gradients[0].items():
         assert gradient is not None and torch.equal(gradient, gradients[1][key]), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mostly_nightly(["transformer_modern", "maxplus"], {"maxplus"}))
+def test_a_traced_model_drops_what_the_plain_one_drops(name: str) -> None:
+    use_kernels("reference")
+    model = made(name, **ALL).train()
+    found = []
+    for forward in (model, torch.compile(model, backend="aot_eager", dynamic=False)):
+        model.zero_grad()
+        torch.manual_seed(3)
+        forward(IDS_BT)[0].square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    assert len(found[0]) == len(found[1]) and all(map(torch.equal, *found))
