@@ -30,8 +30,11 @@ from torch import Tensor, nn
 from samout_train import build_trainer
 from samout_train.ops import nats_and_errors
 from samout_train.ops.block_scan import block_mix
+from samout_train.ops.causal_convolution import convolved
+from samout_train.ops.elementwise import add_norm, minus_softplus, residual, turned_heads
 from samout_train.ops.max_scan import max_mix
-from samout_train.ops.samout_layer import blended, gated
+from samout_train.ops.samout_layer import blended, gated, gated_halves
+from samout_train.ops.semiring_scan import linear_scan
 from samout_train.runtime import peak_memory_bytes, reset_peak_memory, wait_for
 from samout_train.training import Trainer
 
@@ -152,7 +155,7 @@ def _large(name: str, choice: Sequence[str], length: int, tokens: int, graph: st
 
 
 def kernels(small: bool) -> Figures:
-    """Measure mixers, gate, blend and loss on the device, against a copy of as many bytes."""
+    """Measure mixers, parts of layers and loss on the device, against a copy of as many bytes."""
     found: Figures = {}
     shapes = [(2, 16, 32)] if small else [(32, 1024, 768), (1, 1_000_000, 768)]
     for B, T, D in shapes:
@@ -180,6 +183,14 @@ def kernels(small: bool) -> Figures:
         pairs = [(draw(B, T, D), draw(B, T, D)) for _ in range(sets)]
         gates = [partial(_without_gradient, gated, up, gate) for up, gate in pairs]
         blends = [partial(_without_gradient, blended, f, x.float(), alpha, norm, 0.0) for f, x in pairs]
+        for part, (call, inputs, moved) in _parts_of_layers(B, T, D, draw).items():
+            leaves = [inputs() for _ in range(sets)]
+            if call(leaves[0])[0] is None:  # no kernel for this device
+                continue
+            upstream = torch.randn_like(call(leaves[0])[0])
+            forward = [partial(_without_gradient, call, leaf) for leaf in leaves]
+            both = [partial(_with_gradient, call, upstream, leaf) for leaf in leaves]
+            found |= _shares(f"{part}, {B} x {T} x {D}", forward, both, moved, draw(B, T, D).nbytes, repeats)
         found[f"gate, {B} x {T} x {D}: forward us"] = device_us(gates, repeats=repeats)
         found[f"blend, {B} x {T} x {D}: forward us"] = device_us(blends, repeats=repeats)
     rows, vocabulary = (8, 64) if small else (8192, 50_304)
@@ -188,6 +199,37 @@ def kernels(small: bool) -> Figures:
     found["loss and its gradient in place: us"] = device_us([lambda: nats_and_errors(logits, targets, nats, -1)])
     found["copy of these logits: us"] = device_us([partial(torch.empty_like(logits).copy_, logits)])
     return found
+
+
+def _parts_of_layers(B: int, T: int, D: int, draw: Callable[..., Tensor]) -> dict[str, Any]:
+    """Return, by name, an operator of one input, what draws it, and the streams (B, T, D) that both passes move.
+
+    A stream in float32 counts as two of half the bytes.
+    """
+    norm, weight_DK = nn.RMSNorm(D).to(DEVICE), torch.randn(D, 4, device=DEVICE)
+    x_BTD = torch.randn(B, T, D, device=DEVICE)  # the residual stream is float32
+    a_BTD, heads = torch.rand(B, T, D, device=DEVICE), (B, max(1, D // 64), T, min(64, D))
+    q_norm, k_norm = nn.RMSNorm(heads[-1]).to(DEVICE), nn.RMSNorm(heads[-1]).to(DEVICE)
+
+    def normed(branch_BTD: Tensor) -> tuple[Tensor]:
+        return (add_norm(residual(x_BTD, branch_BTD), norm)[1],)
+
+    def filtered(z_BTD: Tensor) -> tuple[Tensor | None]:
+        return (convolved(z_BTD, None, weight_DK, None, silu=True, feeds_products=False),)
+
+    def turned(k_BHTK: Tensor) -> tuple[Tensor] | tuple[None]:
+        made = turned_heads(k_BHTK, k_BHTK, q_norm, k_norm)
+        return (None,) if made is None else (made[1],)
+
+    float32 = partial(torch.randn, B, T, D, device=DEVICE)
+    return {
+        "norm with residual": (normed, partial(draw, B, T, D), (6, 8)),
+        "SwiGLU": (lambda p: (gated_halves(p, silu=True),), partial(draw, B, T, 2 * D), (3, 5)),
+        "convolution": (filtered, partial(draw, B, T, D), (3, 5)),
+        "rotary positions and their norms": (turned, partial(draw, *heads), (4, 6)),
+        "decay": (lambda z: (minus_softplus(z),), partial(draw, B, T, D), (2, 3)),
+        "linear scan": (partial(linear_scan, a_BTD), float32, (6, 10)),
+    }
 
 
 def _without_gradient(call: Callable[..., Any], *inputs: Any, **named: Any) -> None:

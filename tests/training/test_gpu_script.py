@@ -35,6 +35,7 @@ def test_parts_are_measured_once_and_a_failed_one_again(
     script.main()
     first = json.loads((tmp_path / "result.json").read_text("utf-8"))
     assert first["parts"]["kernels"]["figures"]["loss and its gradient in place: us"] > 0
+    assert first["parts"]["kernels"]["figures"]["norm with residual, 2 x 16 x 32: forward us"] > 0
     assert first["parts"]["tests"]["figures"] == {"passed": 3, "failed": 1}
     assert "exit code 1" in first["parts"]["tests"]["error"]
     table = (tmp_path / "result.md").read_text("utf-8")
