@@ -83,8 +83,10 @@ def test_what_was_read_of_a_map_is_given_back(tmp_path: Path) -> None:
     assert file_mib() - before > 48, "what is not given back is seen"
 
 
+# VmHWM begins with the program; getrusage's peak has that of the process that started it, too.
 SOURCE = """
-import resource, sys
+import re, sys
+from pathlib import Path
 import numpy as np
 from samout_train.config import compose_config
 from samout_train.training import source_from
@@ -93,7 +95,8 @@ rows = source.train
 order = np.random.default_rng(0).integers(rows.num_rows, size=4000)
 for first in range(0, len(order), 100):
     rows.split(rows.take(order[first : first + 100], 0))
-print(source.description["tokens"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
+print(source.description["tokens"], int(peak[1]) / 1024)
 """
 
 
@@ -108,11 +111,11 @@ print(source.description["tokens"], resource.getrusage(resource.RUSAGE_SELF).ru_
     ],
 )
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, words: list[str]) -> None:
-    """2 and 32 MB of conversations, whose ids alone are 64 MB: less than 20 MiB between their peaks."""
+    """32 and 96 MB of conversations, whose ids alone are 64 and 192 MB: less than 32 MiB between their peaks."""
     turns = [{"role": "user", "content": "why " * 200}, {"role": "assistant", "content": "because " * 150}]
     line = json.dumps({"messages": turns}) + "\n"
     peaks = []
-    for megabytes in (2, 32):
+    for megabytes in (32, 96):
         path = tmp_path / f"{megabytes}.jsonl"
         path.write_text(line * (megabytes * 1_000_000 // len(line)))
         asked = [*words, f"data.path={path}", "data.vocabulary=bytes"]
@@ -120,4 +123,4 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, words: list[str]) ->
         num_tokens, peak = done.stdout.split()
         assert int(num_tokens) > 0.95 * path.stat().st_size - 100_000
         peaks.append(float(peak))
-    assert peaks[1] - peaks[0] < 20
+    assert peaks[1] - peaks[0] < 32
