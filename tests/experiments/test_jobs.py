@@ -257,6 +257,16 @@ def test_a_job_that_a_dead_program_has_reserved_is_made_after_the_others(tmp_pat
     program.join()
 
 
+def make_by_two_programs(plan: Plan) -> None:
+    plan.write({"match": None})
+    programs = [FORK.Process(target=make_runs, args=(plan, 1)) for _ in range(2)]
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join(60)
+    assert [program.exitcode for program in programs] == [0, 0]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("stand_in")
 def test_two_programs_make_each_run_of_the_text_and_its_tasks_once(tmp_path: Path) -> None:
@@ -266,13 +276,7 @@ def test_two_programs_make_each_run_of_the_text_and_its_tasks_once(tmp_path: Pat
     own = Plan(tmp_path / "all", models("text"), [1e-2], seed=0, num_seeds=2)
     tasks = [replace(own, candidates=models(task), task=True) for task in ("recall_small", "parity")]
     plan = replace(own, beside=tasks)
-    plan.write({"match": None})
-    programs = [FORK.Process(target=make_runs, args=(plan, 1)) for _ in range(2)]
-    for program in programs:
-        program.start()
-    for program in programs:
-        program.join(60)
-    assert [program.exitcode for program in programs] == [0, 0]
+    make_by_two_programs(plan)
     places = [f"{label}{at}" for label in "ab" for at in ("", "@parity", "@recall_small")]
     assert made_by(plan.folder) == {f"{at}-lr0.01-seed{seed}": ['{"step": 7}'] for at in places for seed in (1, 2)}
 
@@ -285,13 +289,7 @@ def test_two_programs_share_a_comparison_and_one_writes_the_page(
     config = {"optimizer": {"lr": 1.0}}
     models = [Candidate(label, ("slow", f"model={label}"), None, config, "text") for label in "ab"]
     plan = Plan(tmp_path / "all", models, [1e-3, 1e-2, 1e-1], seed=0, num_seeds=1, extend=1, leaders=1, leader_seeds=1)
-    plan.write({"match": None})
-    programs = [FORK.Process(target=make_runs, args=(plan, 1)) for _ in range(2)]
-    for program in programs:
-        program.start()
-    for program in programs:
-        program.join(60)
-    assert [program.exitcode for program in programs] == [0, 0]
+    make_by_two_programs(plan)
     # equal losses: the lowest rate is the best one, so the grid is extended once, below it
     counts = {f"{label}-lr{rate}-seed0": 1 for label in "ab" for rate in (0.0001, 0.001, 0.01, 0.1)}
     counts |= {"a-lr0.0001-seed1": 1, "b-lr0.0001-seed1": 1, "a-lr0.0001-seed2": 1}
