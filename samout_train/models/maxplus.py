@@ -61,6 +61,7 @@ class MaxPlus(nn.Module):
         decay: The form of f. `none`: 0, which is V8. `learned`: softplus of one parameter per channel. `token`:
             softplus(W x_t + b), per channel and token.
         decay_at_start: Initial f of a learned decay, and softplus(b) of a token's.
+        b_projection: Whether a and b, which are only ever added, have a matrix each, as in V8; else a alone has one.
         counters: Share of the channels that are counting blocks (`CountingMaximum`), rounded to whole blocks.
         entries: As in `CountingMaximum`, and so are the temperatures.
     """
@@ -75,6 +76,7 @@ class MaxPlus(nn.Module):
         num_heads: int,
         decay: Decay,
         decay_at_start: Annotated[float, Positive],
+        b_projection: bool = True,
         counters: Annotated[float, Probability] = 0.0,
         entries: Annotated[int, Entries] = 2,
         temperature: Annotated[float, NonNegative] = 1.0,
@@ -89,7 +91,10 @@ class MaxPlus(nn.Module):
                 "choose model=counting"
             )
         width = hidden_size - counting_width
-        self.projection = Linear(hidden_size, 4 * width, bias=False, parts=[width] * 4)
+        self.projections = 3
+        if b_projection:
+            self.projections = 4
+        self.projection = Linear(hidden_size, self.projections * width, bias=False, parts=[width] * self.projections)
         self.decay = decay
         before_softplus = decay_at_start + math.log(-math.expm1(-decay_at_start))
         if decay == "learned":
@@ -132,11 +137,13 @@ class MaxPlus(nn.Module):
         return max_mix(packed_BTP[..., : 3 * width], state_BD, -packed_BTP[..., 3 * width :], form="v8")
 
     def _streams(self, x_BTD: Tensor) -> Tensor:
-        return project_streams(x_BTD, self.projection.weight_of_pass(), 4, lambda a, b, c, d: (a + b, c, d))
+        return project_streams(x_BTD, self.projection.weight_of_pass(), self.projections, _added_up)
 
     def weight_stack(self) -> Stack:
         """Return the streams as blocks of one product."""
-        return Stack([self.projection.weight], [[(0, 0), (0, 1)], [(0, 2)], [(0, 3)]], parts=4)
+        first = [(0, 0), (0, 1)][: self.projections - 2]
+        others = [[(0, part)] for part in range(len(first), self.projections)]
+        return Stack([self.projection.weight], [first, *others], parts=self.projections)
 
     def _added(self, x_BTD: Tensor) -> Tensor | None:
         """Return -f (B, T, D); None for `decay=none`."""
@@ -151,7 +158,7 @@ class MaxPlus(nn.Module):
         products = 3
         if self.decay == "token":
             products += 1
-        inputs, streams = self.projection.in_features, self.projection.out_features // 4
+        inputs, streams = self.projection.in_features, self.projection.out_features // self.projections
         flops = 2 * products * inputs * streams
         if self.counting is not None:
             flops += self.counting.forward_flops_per_token()
@@ -160,3 +167,11 @@ class MaxPlus(nn.Module):
     def state_bytes(self, length: int) -> int:
         """Return the bytes of a state: one float32 per channel at any length."""
         return 4 * self.projection.in_features
+
+
+def _added_up(*projections_D: Tensor) -> tuple[Tensor, ...]:
+    """Return the streams a + b, c and d of projections in this order; a is their sum where b has no matrix."""
+    *first, c, d = projections_D
+    if len(first) == 1:
+        return first[0], c, d
+    return first[0] + first[1], c, d

@@ -90,6 +90,31 @@ def test_a_sequence_is_the_recurrence_one_token_after_the_other(decay: str) -> N
     torch.testing.assert_close(layer.mix(layer.project(x), state)[0], got, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_matrix_for_b_it_is_the_mixer_whose_b_is_zero(dtype: torch.dtype) -> None:
+    small = maxplus_with({"b_projection": False})
+    whole = maxplus_with({})
+    weights = small.state_dict()
+    for name, weight in whole.state_dict().items():
+        if name.endswith("mixer.projection.weight"):
+            a, c, d = weights[name].chunk(3)
+            weights[name] = torch.cat([a, torch.zeros_like(a), c, d])
+        assert weights[name].shape == weight.shape
+    whole.load_state_dict(weights)
+    sizes_of = [sum(parameter.numel() for parameter in model.parameters()) for model in (small, whole)]
+    assert sizes_of[1] - sizes_of[0] == 3 * 24 * 24  # a matrix in each layer
+    ids = torch.randint(37, (2, 70), generator=torch.Generator().manual_seed(1))
+    for pieces in ([70], [1, 40, 29]):
+        logits: list[list[Tensor]] = [[], []]
+        for model, outputs in zip((small, whole), logits, strict=True):
+            state = None
+            for piece in ids.split(pieces, dim=1):
+                with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+                    out, state = model(piece, state)
+                outputs.append(out)
+        assert all(torch.equal(one, other) for one, other in zip(*logits, strict=True))
+
+
 def test_what_was_large_comes_down_by_f_until_something_larger_comes() -> None:
     layer = mixer("learned", width=1, start=1.5)
     with torch.no_grad():
