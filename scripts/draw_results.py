@@ -86,6 +86,20 @@ def draw_capabilities(content: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=DOTS_PER_INCH)
 
 
+def draw_counting(content: dict[str, Any], path: Path) -> None:
+    """Draw the right last answers of each model by the length of the rows, a panel for each task."""
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    tasks = content["right last answers by length"]
+    for axes, (task, shares) in zip(figure.subplots(2, 2).flat, tasks.items(), strict=True):
+        for model, by_length in shares.items():
+            axes.plot(*_by_step(by_length), marker=".", color=LOOKS[model].color, label=model)
+        axes.set(title=task, xscale="log", ylim=(-0.04, 1.04), xlabel="length of a row", ylabel="right last answers")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9, loc="lower left")
+    figure.suptitle(f"one layer, {content['hardware']}, {content['date']}")
+    figure.savefig(path, dpi=110)
+
+
 def _by_step(losses: dict[str, float]) -> tuple[list[int], list[float]]:
     return [int(step) for step in losses], list(losses.values())
 
@@ -99,9 +113,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--folder", type=Path, default=Path("docs/img"))
     folder = arguments.parse_args().folder
-    scan, train, decode, shakespeare, maxplus, capabilities = [
+    scan, train, decode, shakespeare, maxplus, capabilities, counting = [
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("scan", "train", "decode", "shakespeare_h200", "maxplus", "capabilities")
+        for name in ("scan", "train", "decode", "shakespeare_h200", "maxplus", "capabilities", "counting")
     ]
     title = f"running-maximum mixers, {scan['hardware']}, {scan['versions'].split(', ')[0]}"
     bench_scan.draw(scan["results"], title, folder / "scan.png")
@@ -113,6 +127,7 @@ def main() -> None:
     draw_shakespeare(shakespeare, folder / "shakespeare_h200.png")
     draw_maxplus(maxplus, folder / "maxplus.png")
     draw_capabilities(capabilities, folder / "capabilities.png")
+    draw_counting(counting, folder / "counting.png")
 
 
 if __name__ == "__main__":
