@@ -2,11 +2,11 @@
 
     make gpu        or: python scripts/gpu.py [--out outputs/gpu] [--again] [--small] [PART ...]
 
-Parts, the most important first: tests, steps, large, kernels, decode, resume, shakespeare, profile. Each is a process
-of its own. Its figures are written to OUT/result.json and OUT/result.md when it ends, so a call that is cut short loses
-one part; the next call does those that are missing or failed. Times of kernels are those of events on the device around
-replays of a graph; times of steps are the host's, around blocks of steps that are waited for once. --small is for a
-machine without a GPU: small sizes, the host's clock everywhere.
+Parts, the most important first: tests, steps, large, kernels, decode, resume, shakespeare, transformer, profile. Each
+is a process of its own. Its figures are written to OUT/result.json and OUT/result.md when it ends, so a call that is
+cut short loses one part; the next call does those that are missing or failed. Times of kernels are those of events on
+the device around replays of a graph; times of steps are the host's, around blocks of steps that are waited for once.
+--small is for a machine without a GPU: small sizes, the host's clock everywhere.
 """
 
 import argparse
@@ -47,7 +47,8 @@ LIMITS = {  # seconds
     "kernels": 240,
     "decode": 180,
     "resume": 240,
-    "shakespeare": 420,
+    "shakespeare": 210,
+    "transformer": 210,
     "profile": 120,
 }
 SMALL = ["model.hidden_size=32", "model.num_heads=2", "model.num_layers=2", "data.vocab_size=64", "data.seq_len=16"]
@@ -286,6 +287,7 @@ def program(name: str, out: Path) -> list[str]:
         ],
         "resume": [*run, "prove_resume", "model=v8", "data=random", on_device, "steps=20", "kills=2"],
         "shakespeare": [*run, "experiment=maxplus_shakespeare_gpu", on_device, f"run_dir={out / 'shakespeare'}"],
+        "transformer": [*run, "experiment=transformer_shakespeare_gpu", on_device, f"run_dir={out / 'transformer'}"],
         "profile": [
             *(*run, *MODELS["v8"], *SIZES["cuda"], "data=random", "data.seq_len=1024", "data.num_sequences=128"),
             *("data.batch_size=128", "trainer.max_steps=11", "trainer.profile=true", on_device, "precision=bf16"),

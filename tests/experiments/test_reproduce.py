@@ -16,7 +16,7 @@ SWEEPS = {
     *("capabilities", "zoology_recall", "zoology_small", "maxplus_ablation", "contenders_cpu", "contenders_text"),
     "counting",
 }
-WITHOUT = SWEEPS | {"maxplus_shakespeare_gpu", "chat_small"}
+WITHOUT = SWEEPS | {"maxplus_shakespeare_gpu", "transformer_shakespeare_gpu", "chat_small"}
 
 
 def test_spans_grow_and_end_with_the_run() -> None:
