@@ -91,10 +91,11 @@ class MaxPlus(nn.Module):
                 "choose model=counting"
             )
         width = hidden_size - counting_width
-        self.projections = 3
+        self.num_projections = 3
         if b_projection:
-            self.projections = 4
-        self.projection = Linear(hidden_size, self.projections * width, bias=False, parts=[width] * self.projections)
+            self.num_projections = 4
+        parts = [width] * self.num_projections
+        self.projection = Linear(hidden_size, sum(parts), bias=False, parts=parts)
         self.decay = decay
         before_softplus = decay_at_start + math.log(-math.expm1(-decay_at_start))
         if decay == "learned":
@@ -137,13 +138,14 @@ class MaxPlus(nn.Module):
         return max_mix(packed_BTP[..., : 3 * width], state_BD, -packed_BTP[..., 3 * width :], form="v8")
 
     def _streams(self, x_BTD: Tensor) -> Tensor:
-        return project_streams(x_BTD, self.projection.weight_of_pass(), self.projections, _added_up)
+        return project_streams(x_BTD, self.projection.weight_of_pass(), self.num_projections, _added_up)
 
     def weight_stack(self) -> Stack:
         """Return the streams as blocks of one product."""
-        first = [(0, 0), (0, 1)][: self.projections - 2]
-        others = [[(0, part)] for part in range(len(first), self.projections)]
-        return Stack([self.projection.weight], [first, *others], parts=self.projections)
+        blocks = [[(0, 0)], [(0, 1)], [(0, 2)]]
+        if self.num_projections == 4:
+            blocks = [[(0, 0), (0, 1)], [(0, 2)], [(0, 3)]]
+        return Stack([self.projection.weight], blocks, parts=self.num_projections)
 
     def _added(self, x_BTD: Tensor) -> Tensor | None:
         """Return -f (B, T, D); None for `decay=none`."""
@@ -158,7 +160,7 @@ class MaxPlus(nn.Module):
         products = 3
         if self.decay == "token":
             products += 1
-        inputs, streams = self.projection.in_features, self.projection.out_features // self.projections
+        inputs, streams = self.projection.in_features, self.projection.out_features // self.num_projections
         flops = 2 * products * inputs * streams
         if self.counting is not None:
             flops += self.counting.forward_flops_per_token()
@@ -170,8 +172,6 @@ class MaxPlus(nn.Module):
 
 
 def _added_up(*projections_D: Tensor) -> tuple[Tensor, ...]:
-    """Return the streams a + b, c and d of projections in this order; a is their sum where b has no matrix."""
+    """Return the streams a + b, c and d of projections in this order, or a, c and d where b has no matrix."""
     *first, c, d = projections_D
-    if len(first) == 1:
-        return first[0], c, d
-    return first[0] + first[1], c, d
+    return sum(first[1:], first[0]), c, d

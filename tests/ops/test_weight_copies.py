@@ -50,10 +50,23 @@ def error(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
     return max(float((got[name] - want[name]).norm() / (want[name].norm() + 1e-3 * largest)) for name in want)
 
 
-@pytest.mark.parametrize("name", ["v1", "v8", "maxplus", "transformer"])
-def test_gradients_are_those_without_copies(name: str) -> None:
+WITHOUT_B = {
+    "_target_": "samout_train.models.maxplus.MaxPlus",
+    "_partial_": True,
+    "decay": "token",
+    "decay_at_start": 0.14,
+    "b_projection": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("v1", {}), ("v8", {}), ("maxplus", {}), ("maxplus", {"mixer": WITHOUT_B}), ("transformer", {})],
+)
+def test_gradients_are_those_without_copies(name: str, settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = build_model(name, vocab_size=11, hidden_size=16, num_heads=2, num_layers=2, dropout=0.0).train()
+    sizes = {"vocab_size": 11, "hidden_size": 16, "num_heads": 2, "num_layers": 2, "dropout": 0.0}
+    model = build_model(name, **sizes, **settings).train()
     pieces = list(torch.randint(4, 11, (2, 3, 8)))
     shared = ParallelModel(model, parallel="ddp", device=CPU, compile=False)
     want = gradients(shared, torch.float32, pieces, False)
