@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program sets it
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the program sets it
 
 import torch
 from torch import Tensor

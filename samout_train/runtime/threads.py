@@ -12,10 +12,11 @@ from pathlib import Path
 ABOUT_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 ABOUT_NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # By default a waiting thread spins for up to 20 milliseconds (GNU's OpenMP, which torch for Linux uses) or 200 (LLVM's
-# and Intel's), and other programs get no core meanwhile: with two runs at once, a step took 1.8 to 2.1 times as long on
-# two cores of a Xeon, 2026-11-28. Alone, sleeping costs a large model 0 to 5 % there; a spin count in between is no
-# better (scripts/bench_threads.py).
-SHORT_WAIT = {"OMP_WAIT_POLICY": "PASSIVE"}
+# and Intel's), and other programs get no core meanwhile: with two runs at once, a step takes many times as long.
+# Threads that sleep at once slow a run alone: on two cores of an AMD EPYC, 2026-11-30, its steps take 1.2 to 2.1 times
+# as long as with 1,000 spins (about 0.02 milliseconds). Those cost two runs at once a third to a half, and the smallest
+# model twice its time (scripts/bench_threads.py). LLVM's and Intel's count in milliseconds only.
+SHORT_WAIT = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 CGROUPS = Path("/sys/fs/cgroup")
 LEAST_SECONDS = 1.0  # the kernel counts in hundredths
 LEAST_BUSY = 0.5  # cores; background programs of a desktop use less

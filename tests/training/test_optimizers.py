@@ -11,9 +11,10 @@ from torch import nn
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from samout_train import build_model
+from samout_train.training.optimizers import muon as muon_module
 from samout_train.training.optimizers.adam import adam
 from samout_train.training.optimizers.adamw import adamw
-from samout_train.training.optimizers.muon import hidden_matrices, muon
+from samout_train.training.optimizers.muon import hidden_matrices, muon, nearest_orthogonal, product_dtype
 from tests.support.marks import spread
 
 
@@ -58,7 +59,8 @@ def set_gradients(model: nn.Module, seed: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-def test_muon_steps_each_matrix_of_a_packed_projection_and_adamw_the_rest() -> None:
+def test_muon_steps_each_matrix_of_a_packed_projection_and_adamw_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon_module, "product_dtype", lambda device: torch.bfloat16)  # as in torch.optim.Muon
     model = small("maxplus")
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     hidden = {"layers.0.mixer.projection.weight": 4, "layers.0.mixer.decay_projection.weight": 1}
@@ -90,6 +92,46 @@ def test_muon_steps_each_matrix_of_a_packed_projection_and_adamw_the_rest() -> N
         wanted = torch.cat([part.detach().reshape(-1) for part in references[name]])
         # AdamW is fused here and not there; a wrong split of a matrix differs by 1e-3.
         torch.testing.assert_close(parameter.detach().reshape(-1), wanted, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_singular_values_become_nearly_one_and_directions_stay(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon_module, "product_dtype", lambda device: dtype)
+    matrices = torch.randn(3, 6, 10, generator=torch.Generator().manual_seed(0))
+    found = nearest_orthogonal(matrices, 5)
+    assert found.dtype == dtype
+    values = torch.linalg.svdvals(found.float())
+    assert values.min() > 0.5
+    assert values.max() < 1.5
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    in_its_directions = u.mT @ found.float() @ vh.mT
+    off_diagonal = in_its_directions - torch.diag_embed(in_its_directions.diagonal(dim1=1, dim2=2))
+    assert off_diagonal.abs().max() < (1e-5 if dtype == torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "wanted"),
+    [
+        ({"avx2": True}, torch.float32),
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+    ],
+)
+def test_muon_multiplies_in_bfloat16_where_the_processor_has_it(
+    capabilities: dict[str, bool], wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert product_dtype.__wrapped__(torch.device("cpu")) == wanted
+
+
+def test_muon_multiplies_in_float32_where_torch_does_not_say_what_the_processor_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert product_dtype.__wrapped__(torch.device("cpu")) == torch.float32
 
 
 MODELS = sorted(path.stem for path in Path("conf/model").glob("*.yaml"))

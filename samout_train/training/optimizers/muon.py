@@ -12,8 +12,13 @@ root mean square of one of AdamW, so that AdamW's rate and decay can be kept: Li
 Training (arXiv 2502.16982).
 """
 
+# N matrices, R rows, C columns
+
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any
 
 import torch
@@ -23,6 +28,8 @@ from torch.distributed.tensor import DTensor
 from samout_train.config import ConfigError, NonNegative, Positive, Probability, Problem, Range, validated
 from samout_train.training.weight_decay import decayed_group
 
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of a X + b X X' X + c X X' X X' X: Jordan (2024)
+SMALLEST_NORM = 1e-7
 GATES = {"LSTM": 4, "GRU": 3}  # matrices that a weight of torch's recurrent layers stacks; a plain RNN has one
 
 NOT_SHARDED = Problem(
@@ -45,7 +52,10 @@ def muon(
     ns_steps: Annotated[int, Range(1, 99)],
     weight_decay_end: Annotated[float, NonNegative] | None = None,
 ) -> torch.optim.Optimizer:
-    """Build torch.optim.Muon over the hidden matrices and torch.optim.AdamW over the rest, as one optimizer.
+    """Build Muon over the hidden matrices and torch.optim.AdamW over the rest, as one optimizer.
+
+    A step is that of torch.optim.Muon with `adjust_lr_fn="match_rms_adamw"`, which has no form for many matrices at
+    once; here those of one shape are multiplied together.
 
     Args:
         model: The model whose parameters are updated.
@@ -74,14 +84,12 @@ def muon(
             matrices.append(parameter)
         else:
             vectors.append(parameter)
-    by_muon = torch.optim.Muon(
-        [decayed_group(hidden, weight_decay, weight_decay_end)],
-        lr=lr,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        ns_steps=ns_steps,
-        adjust_lr_fn="match_rms_adamw",
-    )
+    by_muon = {
+        **decayed_group(hidden, weight_decay, weight_decay_end),
+        "lr": lr,
+        "momentum": momentum,
+        "ns_steps": ns_steps,
+    }
     groups = [decayed_group(matrices, weight_decay, weight_decay_end), {"params": vectors, "weight_decay": 0.0}]
     by_adamw = torch.optim.AdamW(groups, lr=lr, betas=(float(betas[0]), float(betas[1])), eps=eps, fused=True)
     return MuonWithAdamW(by_muon, by_adamw, rows_of)
@@ -120,20 +128,28 @@ def _stacked_rows(module: nn.Module, name: str, weight: Tensor) -> list[int]:
     return []
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix that is updated as a whole: views of a weight, its gradient and its momentum, no wider than long."""
+
+    weight_RC: Tensor
+    gradient_RC: Tensor
+    momentum_RC: Tensor
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Combine two optimizers: groups, state and steps are those of both.
+    """Combine Muon and AdamW: groups and state are those of both.
 
     Args:
-        by_muon: Muon over the hidden matrices, in one group.
+        by_muon: The group of the hidden matrices.
         by_adamw: AdamW over all other parameters.
         rows_of: Each hidden matrix with the rows of the matrices it stacks.
     """
 
     def __init__(
-        self, by_muon: torch.optim.Muon, by_adamw: torch.optim.AdamW, rows_of: Mapping[Tensor, list[int]]
+        self, by_muon: dict[str, Any], by_adamw: torch.optim.AdamW, rows_of: Mapping[Tensor, list[int]]
     ) -> None:
-        super().__init__([*by_muon.param_groups, *by_adamw.param_groups], {})
-        self._by_muon = by_muon
+        super().__init__([by_muon, *by_adamw.param_groups], {})
         self._by_adamw = by_adamw
         self._rows_of = rows_of
 
@@ -146,33 +162,89 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 loss = closure()
         # load_state_dict replaces the groups and the state of this optimizer, so they are handed on at each step.
         with_muon, *with_adamw = self.param_groups
-        self._step_matrices(with_muon)
+        for matrices in self._by_shape(with_muon["params"]).values():
+            update_matrices(
+                matrices,
+                lr=with_muon["lr"],
+                weight_decay=with_muon["weight_decay"],
+                momentum=with_muon["momentum"],
+                ns_steps=with_muon["ns_steps"],
+            )
         self._by_adamw.param_groups = with_adamw
         self._by_adamw.state = self.state
         self._by_adamw.step()
         return loss
 
-    def _step_matrices(self, group: dict[str, Any]) -> None:
-        """Update the hidden matrices of a group; each part of a stacked weight is a parameter of its own for Muon."""
-        parts: list[Tensor] = []
-        momenta: dict[Tensor, dict[str, Tensor]] = {}
-        for weight in group["params"]:
+    def _by_shape(self, weights: list[Tensor]) -> dict[tuple[Any, ...], list[Matrix]]:
+        """Return the matrices that have a gradient, those of one shape, device and type together."""
+        found: dict[tuple[Any, ...], list[Matrix]] = defaultdict(list)
+        for weight in weights:
             if weight.grad is None:
                 continue
             state = self.state[weight]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
             rows = self._rows_of[weight]
-            views = zip(
-                weight.detach().split(rows),
-                weight.grad.split(rows),
-                state["momentum_buffer"].split(rows),
-                strict=True,
-            )
-            for part, gradient, momentum in views:
-                part.grad = gradient
-                momenta[part] = {"momentum_buffer": momentum}
-                parts.append(part)
-        self._by_muon.param_groups = [{**group, "params": parts}]
-        self._by_muon.state = defaultdict(dict, momenta)
-        self._by_muon.step()
+            stacked = (weight.detach(), weight.grad, state["momentum_buffer"])
+            for views in zip(*(tensor.split(rows) for tensor in stacked), strict=True):
+                if views[0].shape[0] > views[0].shape[1]:
+                    views = tuple(view.mT for view in views)
+                found[(views[0].shape, weight.device, weight.dtype)].append(Matrix(*views))
+        return found
+
+
+def update_matrices(matrices: list[Matrix], *, lr: float, weight_decay: float, momentum: float, ns_steps: int) -> None:
+    """Make one step of Muon with Nesterov's momentum, in place.
+
+    Args:
+        matrices: Of one shape, device and type.
+        lr: Learning rate.
+        weight_decay: Decay, as a share of the learning rate.
+        momentum: Decay rate of the momentum.
+        ns_steps: Newton-Schulz steps.
+    """
+    weights = [matrix.weight_RC for matrix in matrices]
+    gradients = [matrix.gradient_RC for matrix in matrices]
+    momenta = [matrix.momentum_RC for matrix in matrices]
+    torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+    along_NRC = torch.stack(torch._foreach_lerp(gradients, momenta, momentum))
+    update_NRC = nearest_orthogonal(along_NRC, ns_steps).to(along_NRC.dtype)
+    torch._foreach_mul_(weights, 1 - lr * weight_decay)
+    torch._foreach_add_(weights, update_NRC.unbind(), alpha=-lr * 0.2 * math.sqrt(max(along_NRC.shape[1:])))
+
+
+def nearest_orthogonal(matrices_NRC: Tensor, ns_steps: int) -> Tensor:
+    """Return the nearly orthogonal matrix that is nearest to each of several matrices (Newton-Schulz).
+
+    Singular values of the result are 0.5 to 1.5 with five steps: faster than exact ones, and as good here (Jordan).
+
+    Args:
+        matrices_NRC: Matrices with R <= C.
+        ns_steps: Number of steps.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x_NRC = matrices_NRC.to(product_dtype(matrices_NRC.device))
+    x_NRC = x_NRC / x_NRC.norm(dim=(1, 2), keepdim=True).clamp(min=SMALLEST_NORM)
+    for _ in range(ns_steps):
+        gram_NRR = x_NRC @ x_NRC.mT
+        polynomial_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c)
+        x_NRC = torch.baddbmm(x_NRC, polynomial_NRR, x_NRC, beta=a)
+    return x_NRC
+
+
+@cache
+def product_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the hardware multiplies it, else float32.
+
+    Older versions of torch do not say what a processor has. Without instructions of its own one takes up to 25 times
+    as long for bfloat16 as for float32 (an AMD EPYC restricted to AVX2, 2026-11-30).
+    """
+    has_bf16 = True
+    if device.type == "cpu":
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        has_bf16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    elif device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    if has_bf16:
+        return torch.bfloat16
+    return torch.float32
