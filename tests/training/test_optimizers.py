@@ -94,6 +94,25 @@ def test_muon_steps_each_matrix_of_a_packed_projection_and_adamw_the_rest(monkey
         torch.testing.assert_close(parameter.detach().reshape(-1), wanted, rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_muon_updates_many_matrices_together_as_it_updates_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    together, single = small("maxplus"), small("maxplus")
+    batches: list[int] = []
+
+    def counted(matrices: torch.Tensor, ns_steps: int) -> torch.Tensor:
+        batches.append(len(matrices))
+        return nearest_orthogonal(matrices, ns_steps)
+
+    monkeypatch.setattr(muon_module, "nearest_orthogonal", counted)
+    for model, largest in ((together, muon_module.LARGEST_BATCH), (single, 1)):
+        monkeypatch.setattr(muon_module, "LARGEST_BATCH", largest)
+        optimizer = muon_of(model)
+        set_gradients(model, 1)
+        optimizer.step()
+    assert batches == [8] + [1] * 8  # the mixer's five of 8 x 8 and the feed-forward's three
+    for one, other in zip(together.parameters(), single.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_singular_values_become_nearly_one_and_directions_stay(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,7 @@ Training (arXiv 2502.16982).
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
@@ -30,6 +30,7 @@ from samout_train.training.weight_decay import decayed_group
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of a X + b X X' X + c X X' X X' X: Jordan (2024)
 SMALLEST_NORM = 1e-7
+LARGEST_BATCH = 2**23  # elements that are multiplied together: at most about 16 bytes of memory for each
 GATES = {"LSTM": 4, "GRU": 3}  # matrices that a weight of torch's recurrent layers stacks; a plain RNN has one
 
 NOT_SHARDED = Problem(
@@ -130,7 +131,7 @@ def _stacked_rows(module: nn.Module, name: str, weight: Tensor) -> list[int]:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix that is updated as a whole: views of a weight, its gradient and its momentum, no wider than long."""
+    """A matrix that is updated as a whole: views of a weight, its gradient and its momentum, with R <= C."""
 
     weight_RC: Tensor
     gradient_RC: Tensor
@@ -162,7 +163,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 loss = closure()
         # load_state_dict replaces the groups and the state of this optimizer, so they are handed on at each step.
         with_muon, *with_adamw = self.param_groups
-        for matrices in self._by_shape(with_muon["params"]).values():
+        for matrices in self._batches(with_muon["params"]):
             update_matrices(
                 matrices,
                 lr=with_muon["lr"],
@@ -175,8 +176,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._by_adamw.step()
         return loss
 
-    def _by_shape(self, weights: list[Tensor]) -> dict[tuple[Any, ...], list[Matrix]]:
-        """Return the matrices that have a gradient, those of one shape, device and type together."""
+    def _batches(self, weights: list[Tensor]) -> Iterator[list[Matrix]]:
+        """Yield the matrices that have a gradient, several of one shape, device and type together."""
         found: dict[tuple[Any, ...], list[Matrix]] = defaultdict(list)
         for weight in weights:
             if weight.grad is None:
@@ -190,7 +191,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 if views[0].shape[0] > views[0].shape[1]:
                     views = tuple(view.mT for view in views)
                 found[(views[0].shape, weight.device, weight.dtype)].append(Matrix(*views))
-        return found
+        for matrices in found.values():
+            at_once = max(1, LARGEST_BATCH // matrices[0].weight_RC.numel())
+            for first in range(0, len(matrices), at_once):
+                yield matrices[first : first + at_once]
 
 
 def update_matrices(matrices: list[Matrix], *, lr: float, weight_decay: float, momentum: float, ns_steps: int) -> None:
