@@ -1,9 +1,10 @@
 """Measures what threads that wait cost: a training alone and two at once, for several numbers of threads and policies.
 
-    python scripts/bench_threads.py [--rounds 5] [--models tiny,small,large]
+    python scripts/bench_threads.py [--rounds 5] [--models tiny,large,maxplus_muon]
 
 Each cell is the median time of a step in milliseconds over interleaved rounds; of two runs at once, that of the slower
-one. The processes are started once and wait for their turns. The machine has to be quiet otherwise.
+one. The processes are started once and wait for their turns. The machine has to be quiet otherwise. maxplus and the
+Transformer read tiny Shakespeare, from the cache or downloaded.
 """
 
 import argparse
@@ -18,10 +19,24 @@ import torch
 
 from samout_train.runtime import available_cores, device_name
 
+V8 = ("model=v8", "data=random")
+SHAKESPEARE = ("data=shakespeare", "data.seq_len=64", "data.batch_size=12")
+MAXPLUS = ("experiment=maxplus_shakespeare_cpu",)
+TRANSFORMER = (
+    *SHAKESPEARE,
+    "model=transformer_modern",
+    "model.hidden_size=128",
+    "model.num_heads=4",
+    "model.num_layers=4",
+)
 SIZES = {
-    "tiny": ("model.hidden_size=32", "model.num_heads=2", "model.num_layers=1", "data.batch_size=8"),
-    "small": ("model.hidden_size=128", "model.num_heads=4", "model.num_layers=2", "data.batch_size=16"),
-    "large": ("data.batch_size=16",),
+    "tiny": (*V8, "model.hidden_size=32", "model.num_heads=2", "model.num_layers=1", "data.batch_size=8"),
+    "small": (*V8, "model.hidden_size=128", "model.num_heads=4", "model.num_layers=2", "data.batch_size=16"),
+    "large": (*V8, "data.batch_size=16"),
+    "maxplus_muon": MAXPLUS,
+    "maxplus_adamw": (*MAXPLUS, "optimizer=adamw"),
+    "transformer_muon": (*TRANSFORMER, "optimizer=muon"),
+    "transformer_adamw": TRANSFORMER,
 }
 # What is set before torch loads; nothing is what OpenMP does by itself.
 POLICIES = {
@@ -35,7 +50,7 @@ POLICIES = {
 RUN = """
 import sys, time
 from samout_train import build_trainer
-trainer = build_trainer(["model=v8", "data=random", "device=cpu", "precision=fp32", "model.dropout=0", *sys.argv[1:]])
+trainer = build_trainer(["device=cpu", "precision=fp32", "model.dropout=0", *sys.argv[1:]])
 for _ in range(2):
     trainer.step()
 print("warm", flush=True)

@@ -13,8 +13,8 @@ ABOUT_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBR
 ABOUT_NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # By default a waiting thread spins for up to 20 milliseconds (GNU's OpenMP, which torch for Linux uses) or 200 (LLVM's
 # and Intel's), and other programs get no core meanwhile: with two runs at once, a step takes many times as long.
-# Threads that sleep at once slow a run alone: on two cores of an AMD EPYC, 2026-11-30, its steps take 1.2 to 2.1 times
-# as long as with 1,000 spins (about 0.02 milliseconds). Those cost two runs at once a third to a half, and the smallest
+# Threads that sleep at once slow a run alone: on two cores of an AMD EPYC, 2026-11-30, its steps take 1.1 to 2.1 times
+# as long as with 1,000 spins (about 0.02 milliseconds). Those cost two runs at once up to a half, and the smallest
 # model twice its time (scripts/bench_threads.py). LLVM's and Intel's count in milliseconds only.
 SHORT_WAIT = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 CGROUPS = Path("/sys/fs/cgroup")
