@@ -32,6 +32,7 @@ SWEEPS = (
     ".venv/bin/samout-train compare experiment=maxplus_ablation",
     ".venv/bin/samout-train compare experiment=contenders_cpu",
     ".venv/bin/samout-train compare experiment=counting",
+    ".venv/bin/samout-train compare experiment=ingredients_",
     ".venv/bin/samout-train compare 'models={v1:{}",
 )
 NEVER = ("make test", "make torture", ".venv/bin/ruff check", "make dashboard", *SWEEPS)

@@ -1,5 +1,8 @@
 """Linear attention and the delta rule in chunks: against loops in float64, states, gradients, precision, resets."""
 
+import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -221,3 +224,14 @@ def test_the_kernel_and_chunks_in_torch_have_no_gradient_across_minus_infinity(k
             assert gradient.isfinite().all(), name
             assert not gradient[:, :, :start].any() if name != "state" else not gradient.any(), name
     use_kernels("auto")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="needs numba")
+def test_the_kernels_pass_where_the_processor_has_no_wide_vectors() -> None:
+    program = "import pytest; from samout_train.ops.head_kernels.tiles import LANES, WIDE; assert WIDE == LANES; "
+    program += f"raise SystemExit(pytest.main(['-q', '-o', 'addopts=', '-k', 'the_kernel_is_the_loop', {__file__!r}]))"
+    target = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=os.environ | target, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and " passed" in done.stdout, (done.stdout + done.stderr)[-3000:]

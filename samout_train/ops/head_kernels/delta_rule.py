@@ -18,17 +18,15 @@ from samout_train.ops.head_kernels.decays import (
     gradient_of_whole,
     load_spans,
     return_from_later,
-    return_to_queries,
     store_span_gradients,
 )
 from samout_train.ops.head_kernels.layout import CHUNK
+from samout_train.ops.head_kernels.tile_code import ROWS
 from samout_train.ops.head_kernels.tiles import (
     ONE,
-    ROWS,
     add_lower_product,
     add_lower_transposed,
     add_multiple,
-    add_outer,
     clear,
     contracted,
     dot,
@@ -56,6 +54,7 @@ from samout_train.ops.head_kernels.walk import (
     rows,
     walk_backward,
     walk_forward,
+    with_adjacent,
 )
 
 OVERLAP, WRITTEN = 4 * CHUNK * CHUNK, 8 * CHUNK * CHUNK  # where M and X of a chunk lie after P, in bytes
@@ -106,9 +105,12 @@ def _compute(given: Any, scratch: Any) -> None:
 def backward(at: Any, steps: Any, task: Any, heads: Any, time: Any, keys: Any, values: Any) -> None:
     """See samout_train.ops.head_kernels.walk.walk_backward."""
     columns, wide = np.zeros((padded(keys), CHUNK), np.float32), np.zeros((padded(values), CHUNK), np.float32)
+    columns_2 = np.zeros((padded(keys), 2 * CHUNK), np.float32)
+    wide_2 = np.zeros((padded(values), 2 * CHUNK), np.float32)
+    of_readers = columns_2, wide_2, np.zeros((2 * CHUNK, padded(keys)), np.float32)
     of_tokens = np.zeros((3, CHUNK), np.float32), rows(1), rows(1)
     pairs = rows(CHUNK), rows(CHUNK), rows(CHUNK), rows(CHUNK), rows(CHUNK), rows(CHUNK)
-    scratch = columns, wide, of_tokens, pairs, rows(padded(values)), rows(padded(keys))
+    scratch = columns, wide, of_readers, of_tokens, pairs, rows(padded(values)), rows(padded(keys))
     walk_backward(at, steps, task, heads, time, keys, values, _compute_gradients, scratch)
 
 
@@ -116,7 +118,7 @@ def backward(at: Any, steps: Any, task: Any, heads: Any, time: Any, keys: Any, v
 def _compute_gradients(given: Any, scratch: Any) -> None:
     here, step, count, ahead, _, q, k, v, grad_o, grads, state, grad_state, has_state, is_last = given
     grad_q, grad_k, y = grads
-    columns, wide, of_tokens, pairs, x, spare = scratch
+    columns, wide, of_readers, of_tokens, pairs, x, spare = scratch
     of_decays, beta, of_beta = of_tokens
     since, of_since, of_until = of_decays[0], of_decays[1], of_decays[2]
     scores, overlap, between, of_scores, of_overlap, lower = pairs
@@ -134,10 +136,9 @@ def _compute_gradients(given: Any, scratch: Any) -> None:
     fill_product(of_scores, grad_o, wide, ahead)
     fill_product(of_overlap, y, wide, ahead)
     _fill_beta(of_beta, y, v, of_overlap, overlap)
-    return_to_queries(grad_q, of_since, state, has_state, q, since, grad_o, wide, columns, ahead)
-    if has_state:
-        _return_to_keys(grad_k, of_beta, of_since, state, k, beta, since, y, wide, columns, spare, ahead)
-        _return_before(grad_state, q, k, beta, since, y, grad_o, spare, ahead)
+    _return_to_readers(
+        grad_q, grad_k, of_beta, of_since, state, has_state, q, k, beta, since, grad_o, of_readers, ahead
+    )
     _fill_lower(lower, of_overlap, beta)
     for i in range(CHUNK):
         _fill_between(scores[i], of_scores[i], lower[i], overlap[i])
@@ -145,53 +146,58 @@ def _compute_gradients(given: Any, scratch: Any) -> None:
     multiply(lower, between)
     scale(y, beta[:, 0])
     _return_inside(grad_q, grad_k, of_scores, lower, q, k, ahead)
+    if has_state:
+        _return_before(grad_state, q, k, since, grad_o, ahead)
     store(of_beta, here[GRAD_BETA], step[GRAD_BETA], count, 1)
     store_span_gradients(scores, of_since, of_until, of_whole, here[GRAD_DECAY], step[GRAD_DECAY], count)
 
 
 @inner
-def _return_to_keys(
+def _return_to_readers(
+    grad_q_CK: Any,
     grad_k_CK: Any,
     of_beta_C1: Any,
     of_since_C: Any,
     state_KV: Any,
-    k_CK: Any,
-    beta_C1: Any,
-    since_C: Any,
-    y_CV: Any,
-    wide_VC: Any,
-    columns_KC: Any,
-    spare_CK: Any,
-    ahead: Any,
-) -> None:
-    """Add the gradients of keys that read the state before the chunk, and of their beta and decays since then."""
-    transpose(wide_VC, y_CV)
-    fill_with_transposed(spare_CK, state_KV, wide_VC, columns_KC, ahead)
-    for i in range(CHUNK):
-        reads = since_C[i] * dot(k_CK[i], spare_CK[i])
-        of_beta_C1[i, 0] -= reads
-        of_since_C[i] -= beta_C1[i, 0] * reads
-        add_multiple(grad_k_CK[i], spare_CK[i], -beta_C1[i, 0] * since_C[i])
-
-
-@inner
-def _return_before(
-    grad_state_KV: Any,
+    has_state: Any,
     q_CK: Any,
     k_CK: Any,
     beta_C1: Any,
     since_C: Any,
-    y_CV: Any,
     grad_o_CV: Any,
-    spare_CK: Any,
+    scratch: Any,
     ahead: Any,
 ) -> None:
-    """Turn the gradient of the state after the chunk into that of the state before it."""
-    scale_into(spare_CK, q_CK, since_C)
-    fill_with_outer(grad_state_KV, grad_state_KV, since_C[-1], spare_CK, grad_o_CV, ahead)
+    """Fill the gradients of queries, and add those of keys, that read the state before the chunk; and of their decays.
+
+    The product for both keeps more of the state in registers than one for each.
+    """
+    if not has_state:
+        clear(grad_q_CK)
+        for i in range(CHUNK):
+            of_since_C[i] = 0
+        return
+    columns, wide, reads = scratch
+    transpose(wide, with_adjacent(grad_o_CV))  # and y
+    fill_with_transposed(reads, state_KV, wide, columns, ahead)
+    scale_into(grad_q_CK, reads[:CHUNK], since_C)
     for i in range(CHUNK):
-        fill_multiple(spare_CK[i], k_CK[i], -beta_C1[i, 0] * since_C[i])
-    add_outer(grad_state_KV, spare_CK, y_CV, ahead)
+        read = since_C[i] * dot(k_CK[i], reads[CHUNK + i])
+        of_beta_C1[i, 0] -= read
+        of_since_C[i] = dot(grad_q_CK[i], q_CK[i]) - beta_C1[i, 0] * read
+        add_multiple(grad_k_CK[i], reads[CHUNK + i], -beta_C1[i, 0] * since_C[i])
+
+
+@inner
+def _return_before(grad_state_KV: Any, q_CK: Any, k_CK: Any, since_C: Any, grad_o_CV: Any, ahead: Any) -> None:
+    """Turn the gradient of the state after the chunk into that of the state before it; overwrite the other inputs."""
+    whole = since_C[-1]
+    scale(q_CK, since_C)
+    for i in range(CHUNK):
+        since_C[i] = -since_C[i]
+    scale(k_CK, since_C)
+    readers, written = with_adjacent(q_CK), with_adjacent(grad_o_CV)
+    fill_with_outer(grad_state_KV, grad_state_KV, whole, readers, written, ahead)
 
 
 @inner

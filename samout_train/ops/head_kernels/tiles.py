@@ -1,27 +1,32 @@
-"""Multiply, transpose, load and store small float32 matrices inside numba kernels, by vectors of 8 numbers.
+"""Multiply, transpose, load and store small float32 matrices inside numba kernels.
 
-Matrices lie in buffers of the first-level cache, padded with zeros to LANES columns. A product keeps 4 rows by 16
-columns of its result in registers while it walks through the depth. On one core of an AMD EPYC (Zen 3) products of
-16 x 64 x 64 ran at 80 to 93 GFLOP/s, and batched products of 64 x 64 in MKL at 42.
+Matrices lie in buffers of the first-level cache, padded with zeros to LANES columns.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
-from samout_train.ops.head_kernels.layout import LANES as LANES
+from samout_train.ops.head_kernels.layout import LANES
+from samout_train.ops.head_kernels.tile_code import (
+    BLOCKS,
+    END,
+    FIRST,
+    LINE,
+    LINES,
+    POSITION,
+    ROWS,
+    TALL,
+    WIDE,
+    copy_number,
+    copy_vector,
+    tile,
+    transpose_tile,
+)
 from samout_train.ops.numba_support import _pointer
 
-ROWS = 4  # of a tile
-LINE = 64  # bytes of a cache line
-BLOCK, BLOCKS = 64, 2  # numbers of a block that is prefetched, and blocks that a tile prefetches
-POSITION, END, FIRST, LAST = 0, 1, 2, 512  # of a queue of blocks: its next and its end; the places of blocks
-FLOAT, INDEX = ir.FloatType(), ir.IntType(64)
+LAST = 512  # the end of a queue's places for blocks
 # Decorates the parts of a kernel, which has the cache and the way in from Python.
 NO_WRAPPERS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 inner = numba.njit(**NO_WRAPPERS)
@@ -29,179 +34,6 @@ inlined = numba.njit(**NO_WRAPPERS, inline="always")  # takes functions as argum
 contracted = numba.njit(**NO_WRAPPERS, fastmath={"contract"})  # a product and a sum are rounded once
 # Reassociation lets a sum run in vectors. NaN and infinity keep their meaning.
 reassociated = numba.njit(**NO_WRAPPERS, fastmath={"reassoc", "contract"})
-VECTOR = ir.VectorType(FLOAT, LANES)
-
-
-def _index(number: int) -> ir.Constant:
-    return ir.Constant(INDEX, number)
-
-
-def _vector_at(builder: Any, base: Any, offset: Any) -> Any:
-    return builder.bitcast(builder.gep(base, [offset]), VECTOR.as_pointer())
-
-
-def _spread(builder: Any, number: Any) -> Any:
-    """Return a vector with a number in all lanes."""
-    undefined = ir.Constant(VECTOR, ir.Undefined)
-    first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
-    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return builder.shuffle_vector(first, undefined, lanes)
-
-
-def _prefetch(builder: Any, ahead: Any) -> None:
-    """Prefetch into the second-level cache the next BLOCKS of a queue, if it has any left."""
-    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-    read, locality, data = (ir.Constant(number, value) for value in (0, 2, 1))
-    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-    function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-    queue = builder.inttoptr(ahead, INDEX.as_pointer())
-    at, end = builder.load(queue), builder.load(builder.gep(queue, [_index(1)]))
-    some, after = builder.append_basic_block("ahead"), builder.append_basic_block("ahead.end")
-    builder.cbranch(builder.icmp_signed("<", at, end), some, after)
-    builder.position_at_end(some)
-    for block in range(BLOCKS):
-        address = builder.load(builder.gep(queue, [builder.add(at, _index(block))]))
-        for offset in range(0, 4 * BLOCK, LINE):
-            line = builder.inttoptr(builder.add(address, _index(offset)), byte)
-            builder.call(function, [line, read, locality, data])
-    builder.store(builder.add(at, _index(BLOCKS)), queue)
-    builder.branch(after)
-    builder.position_at_end(after)
-
-
-def _generate_tile(vectors: int) -> Callable[..., Any]:
-    """Return a generator of code for ROWS rows of so many vectors: out = factor * begun + A B, by addresses.
-
-    Where `begun` is 0, the sum begins with zeros. Each tile prefetches blocks of a queue, see `new_queue`.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        out, begun, factor, out_row, a, a_row, a_column, b, b_row, depth, ahead = arguments
-        builder.function.attributes.add("noinline")  # copies of it at each call take long to compile
-        out, begun, a, b = (builder.inttoptr(address, FLOAT.as_pointer()) for address in (out, begun, a, b))
-        offsets = [
-            builder.add(builder.mul(_index(row), out_row), _index(LANES * part))
-            for row in range(ROWS)
-            for part in range(vectors)
-        ]
-        _prefetch(builder, ahead)
-        zeros = ir.Constant(VECTOR, [0.0] * LANES)
-        entry = builder.block
-        load, loop = builder.append_basic_block("tile.begun"), builder.append_basic_block("tile")
-        after = builder.append_basic_block("tile.end")
-        builder.cbranch(builder.icmp_unsigned("==", begun, ir.Constant(begun.type, None)), loop, load)
-        builder.position_at_end(load)
-        factors = _spread(builder, factor)
-        given = [builder.fmul(factors, builder.load(_vector_at(builder, begun, at), align=4)) for at in offsets]
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        step = builder.phi(INDEX)
-        sums = [builder.phi(VECTOR) for _ in offsets]
-        offset, column = builder.mul(step, b_row), builder.mul(step, a_column)
-        rows_b = [
-            builder.load(_vector_at(builder, b, builder.add(offset, _index(LANES * part))), align=4)
-            for part in range(vectors)
-        ]
-        added = []
-        for row in range(ROWS):
-            place = builder.gep(a, [builder.add(column, builder.mul(_index(row), a_row))])
-            spread = _spread(builder, builder.load(place, align=4))
-            for part in range(vectors):
-                product = builder.fmul(spread, rows_b[part], flags=("contract",))
-                added.append(builder.fadd(product, sums[row * vectors + part], flags=("contract",)))
-        following = builder.add(step, _index(1))
-        step.add_incoming(_index(0), entry)
-        step.add_incoming(_index(0), load)
-        step.add_incoming(following, loop)
-        for total, start, end in zip(sums, given, added, strict=True):
-            total.add_incoming(zeros, entry)
-            total.add_incoming(start, load)
-            total.add_incoming(end, loop)
-        builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
-        builder.position_at_end(after)
-        for at, total in zip(offsets, added, strict=True):
-            builder.store(total, _vector_at(builder, out, at), align=4)
-        return context.get_dummy_value()
-
-    return generate
-
-
-TILE = types.void(*[types.int64] * 2, types.float32, *[types.int64] * 8)
-
-
-def _tile(vectors: int) -> Any:
-    @intrinsic
-    def tile(
-        typing_context: Any,
-        out: Any,
-        begun: Any,
-        factor: Any,
-        out_row: Any,
-        a: Any,
-        a_row: Any,
-        a_column: Any,
-        b: Any,
-        b_row: Any,
-        depth: Any,
-        ahead: Any,
-    ) -> Any:
-        return TILE, _generate_tile(vectors)
-
-    return tile
-
-
-_wide_tile, _narrow_tile = _tile(2), _tile(1)
-
-
-@intrinsic
-def _transpose_tile(typing_context: Any, out: Any, out_row: Any, a: Any, a_row: Any) -> Any:
-    """Transpose LANES x LANES numbers in registers: pairs of rows, pairs of pairs, and halves change places."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        out, out_row, a, a_row = arguments
-        out, a = (builder.inttoptr(address, FLOAT.as_pointer()) for address in (out, a))
-
-        def joined(one: Any, other: Any, lanes: list[int]) -> Any:
-            mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), lanes)
-            return builder.shuffle_vector(one, other, mask)
-
-        rows = [builder.load(_vector_at(builder, a, builder.mul(_index(row), a_row)), align=4) for row in range(LANES)]
-        pairs = []
-        for row in range(0, LANES, 2):
-            pairs.append(joined(rows[row], rows[row + 1], [0, 8, 1, 9, 4, 12, 5, 13]))
-            pairs.append(joined(rows[row], rows[row + 1], [2, 10, 3, 11, 6, 14, 7, 15]))
-        fours = []
-        for first in (0, 4):
-            for part in (0, 1):
-                one, other = pairs[first + part], pairs[first + part + 2]
-                fours.append(joined(one, other, [0, 1, 8, 9, 4, 5, 12, 13]))
-                fours.append(joined(one, other, [2, 3, 10, 11, 6, 7, 14, 15]))
-        for half, lanes in ((0, [0, 1, 2, 3, 8, 9, 10, 11]), (4, [4, 5, 6, 7, 12, 13, 14, 15])):
-            for row in range(4):
-                place = _vector_at(builder, out, builder.mul(_index(half + row), out_row))
-                builder.store(joined(fours[row], fours[row + 4], lanes), place, align=4)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 4), generate
-
-
-def _generate_copy(kind: Any) -> Callable[..., Any]:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        out, given = (builder.inttoptr(address, kind.as_pointer()) for address in arguments)
-        builder.store(builder.load(given, align=4), out, align=4)
-        return context.get_dummy_value()
-
-    return generate
-
-
-@intrinsic
-def _copy_vector(typing_context: Any, out: Any, given: Any) -> Any:
-    return types.void(types.int64, types.int64), _generate_copy(VECTOR)
-
-
-@intrinsic
-def _copy_number(typing_context: Any, out: Any, given: Any) -> Any:
-    return types.void(types.int64, types.int64), _generate_copy(FLOAT)
 
 
 @inner
@@ -231,10 +63,49 @@ def clear_queue(queue: Any) -> None:
 def append(queue: Any, address: Any, row: Any, count: Any, width: Any) -> None:
     """Append rows at a distance of `row` numbers to a queue, as long as there is a place."""
     for i in range(count):
-        for j in range(0, width, BLOCK):
+        for j in range(0, width, LINE * LINES // 4):
             if queue[END] < LAST:
                 queue[queue[END]] = address + 4 * (i * row + j)
                 queue[END] += 1
+
+
+def _strip(height: int) -> Any:
+    """Return a function that computes rows of a product, as many as a tile has, see `product_at`."""
+    wide, one, narrow = tile(height, 2, WIDE), tile(height, 1, WIDE), tile(height, 1, LANES)
+
+    @inner
+    def strip(
+        out: Any,
+        begun: Any,
+        factor: Any,
+        out_row: Any,
+        a: Any,
+        a_row: Any,
+        a_column: Any,
+        b: Any,
+        b_row: Any,
+        columns: Any,
+        depth: Any,
+        ahead: Any,
+    ) -> None:
+        column = 0
+        while column < columns:
+            at, from_at = out + 4 * column, begun + 4 * column if begun else 0
+            b_now = b + 4 * column
+            if column + 2 * WIDE <= columns:
+                wide(at, from_at, factor, out_row, a, a_row, a_column, b_now, b_row, depth, ahead)
+                column += 2 * WIDE
+            elif column + WIDE <= columns:
+                one(at, from_at, factor, out_row, a, a_row, a_column, b_now, b_row, depth, ahead)
+                column += WIDE
+            else:
+                narrow(at, from_at, factor, out_row, a, a_row, a_column, b_now, b_row, depth, ahead)
+                column += LANES
+
+    return strip
+
+
+_tall_strip, _flat_strip = _strip(TALL), _strip(ROWS)
 
 
 @inner
@@ -262,17 +133,16 @@ def product_at(
         depth: Of the sum, at least 1.
         ahead: Address of a queue of what to prefetch.
     """
-    whole = columns // (2 * LANES) * 2 * LANES
-    for row in range(0, rows, ROWS):
-        a_now = a + 4 * row * a_row
-        for column in range(0, whole, 2 * LANES):
-            at = 4 * (row * out_row + column)
-            from_at = begun + at if begun else 0
-            _wide_tile(out + at, from_at, factor, out_row, a_now, a_row, a_column, b + 4 * column, b_row, depth, ahead)
-        if whole < columns:
-            at = 4 * (row * out_row + whole)
-            from_at = begun + at if begun else 0
-            _narrow_tile(out + at, from_at, factor, out_row, a_now, a_row, a_column, b + 4 * whole, b_row, depth, ahead)
+    row = 0
+    while row < rows:
+        at = 4 * row * out_row
+        from_at, a_now = begun + at if begun else 0, a + 4 * row * a_row
+        if row + TALL <= rows:
+            _tall_strip(out + at, from_at, factor, out_row, a_now, a_row, a_column, b, b_row, columns, depth, ahead)
+            row += TALL
+        else:
+            _flat_strip(out + at, from_at, factor, out_row, a_now, a_row, a_column, b, b_row, columns, depth, ahead)
+            row += ROWS
 
 
 ONE = np.float32(1)
@@ -337,16 +207,16 @@ def transpose(out: Any, a: Any) -> None:
     for row in range(0, rows, LANES):
         for column in range(0, columns, LANES):
             place = out.ctypes.data + 4 * (column * rows + row)
-            _transpose_tile(place, rows, a.ctypes.data + 4 * (row * columns + column), columns)
+            transpose_tile(place, rows, a.ctypes.data + 4 * (row * columns + column), columns)
 
 
 @inner
 def _copy_row(out: Any, given: Any, width: Any) -> None:
     whole = width // LANES * LANES
     for j in range(0, whole, LANES):
-        _copy_vector(out + 4 * j, given + 4 * j)
+        copy_vector(out + 4 * j, given + 4 * j)
     for j in range(whole, width):
-        _copy_number(out + 4 * j, given + 4 * j)
+        copy_number(out + 4 * j, given + 4 * j)
 
 
 @inner

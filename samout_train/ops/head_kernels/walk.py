@@ -23,8 +23,8 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from samout_train.ops.head_kernels.layout import CHUNK
+from samout_train.ops.head_kernels.tile_code import INDEX
 from samout_train.ops.head_kernels.tiles import (
-    INDEX,
     append,
     clear_queue,
     inlined,
@@ -65,7 +65,10 @@ class ForwardChunk(NamedTuple):
 
 
 class BackwardChunk(NamedTuple):
-    """A chunk on the way back; `is_last` says that nothing reads the state after it."""
+    """A chunk on the way back; `is_last` says that nothing reads the state after it.
+
+    In memory the keys follow the queries, and the gradients of the values those of the outputs; see `with_adjacent`.
+    """
 
     here: Any
     step: Any
@@ -136,6 +139,19 @@ def _run_heads(code: Any, at: Any, steps: Any, batch: int, heads: int, time: int
 def rows(width: Any) -> Any:
     """Return a row of zeros for each token of a chunk."""
     return np.zeros((CHUNK, width), np.float32)
+
+
+@inner
+def _adjacent_rows(width: Any) -> Any:
+    """Return two buffers of rows, of which the second follows the first in memory."""
+    both = np.zeros((2 * CHUNK, width), np.float32)
+    return both[:CHUNK], both[CHUNK:]
+
+
+@inner
+def with_adjacent(a: Any) -> Any:
+    """Return the rows of a buffer and of the one that follows it, as one matrix."""
+    return matrices_at(a.ctypes.data, 1, 2 * len(a), a.shape[1])[0]
 
 
 @inner
@@ -255,8 +271,8 @@ def walk_backward(
     own, step = _own_places(at, steps, task, heads)
     here, queue = np.zeros(TENSORS, np.int64), new_queue()
     wide_keys, wide_values = padded(keys), padded(values)
-    q, k, v, grad_o = rows(wide_keys), rows(wide_keys), rows(wide_values), rows(wide_values)
-    grads = rows(wide_keys), rows(wide_keys), rows(wide_values)
+    (q, k), v, (grad_o, grad_v) = _adjacent_rows(wide_keys), rows(wide_values), _adjacent_rows(wide_values)
+    grads = rows(wide_keys), rows(wide_keys), grad_v
     chunks = (time + CHUNK - 1) // CHUNK
     states = matrices_at(own[BEFORE], chunks + 1, wide_keys, wide_values)
     grad_state = np.zeros((wide_keys, wide_values), np.float32)
