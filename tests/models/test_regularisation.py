@@ -15,6 +15,7 @@ from samout_train.evaluation.verify import models_under_test
 from samout_train.models.regularisation import Regularisation, StochasticDepth, drops
 from samout_train.models.samout import MaxStateSuper, SamOutLayer
 from samout_train.ops import use_kernels
+from samout_train.runtime.device import has_cpp_compiler
 from tests.support.marks import mostly_nightly
 
 SIZES = {"vocab_size": 11, "hidden_size": 12, "num_heads": 2, "num_layers": 2}
@@ -206,3 +207,24 @@ def test_a_traced_model_drops_what_the_plain_one_drops(name: str) -> None:
         forward(IDS_BT)[0].square().sum().backward()
         found.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
     assert len(found[0]) == len(found[1]) and all(map(torch.equal, *found))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_cpp_compiler(), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # of torch, when it is imported
+@pytest.mark.parametrize("name", mostly_nightly(["maxplus", "transformer_modern", "gated_deltanet"], ["maxplus"]))
+def test_a_compiled_model_with_the_same_draws_has_the_same_loss_and_gradients(name: str) -> None:
+    from torch._inductor import config
+
+    model = made(name, **ALL).train()
+    found = []
+    try:
+        with config.patch(fallback_random=True):  # without it, Inductor has random numbers of its own
+            for function in (model, torch.compile(model)):
+                torch.manual_seed(1)
+                logits_BTV = function(IDS_BT)[0]
+                gradients = torch.autograd.grad(logits_BTV.logsumexp(-1).mean(), list(model.parameters()))
+                found.append(torch.cat([value.flatten() for value in (logits_BTV, *gradients)]))
+    finally:
+        torch._dynamo.reset()
+    assert float((found[1] - found[0]).norm()) <= 1e-5 * float(found[0].norm())
