@@ -80,11 +80,18 @@ class Outcome:
 
     @property
     def loss(self) -> float | None:
-        """Return the loss on the whole validation split, in nats; None if there is none, or it is not a number."""
-        value = (self.summary or {}).get("val_loss_nats")
-        if value is None:
-            return None
-        return float(value)
+        """Return `final_loss` of the summary; None if there is none, or it is not a number."""
+        return final_loss(self.summary or {})
+
+
+def final_loss(summary: Mapping[str, Any]) -> float | None:
+    """Return the loss on the whole validation split, in nats: of the averaged weights where the run has them."""
+    value = summary.get("ema_val_loss_nats")
+    if value is None:
+        value = summary.get("val_loss_nats")
+    if value is None:
+        return None
+    return float(value)
 
 
 def outcome(run_dir: Path) -> Outcome:
@@ -406,9 +413,8 @@ def described(job: Job, found: Outcome, width: int = 0) -> str:
         return f"{head}  step {last_step(job.run_dir):,}"
     if found.summary is None:
         return f"{head}  resumes when it is started again"
-    loss = found.summary.get("val_loss_nats")
     nats = "no loss"
-    if loss is not None:
+    if (loss := final_loss(found.summary)) is not None:
         nats = f"{loss:.4f} nats"
     return f"{head}  {nats}, {found.summary.get('train_seconds', 0.0):.1f} s of training"
 

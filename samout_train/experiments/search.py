@@ -344,13 +344,11 @@ class Search:
             found, pruned = self._watched(trial, job, signals)
         if signals.received is not None and found.state != "done":
             return  # it stays unfinished, and is resumed by the next start
-        loss = None
-        if found.summary is not None:
-            loss = found.summary.get("val_loss_nats")
+        loss = found.loss
         if pruned:
             self.study.tell(trial, state=TrialState.PRUNED)
         elif loss is not None:
-            self.study.tell(trial, float(loss))
+            self.study.tell(trial, loss)
         elif found.state == "done" or found.why == "settings":  # a result of the search: these settings do not train
             trial.set_user_attr(ERROR, found.error or "its loss is not a number")
             self.study.tell(trial, state=TrialState.PRUNED)

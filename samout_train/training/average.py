@@ -8,6 +8,7 @@ warm-up, while the learning rate rises for the first time, the average equals th
 Source: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging (1992).
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,14 @@ from samout_train.models import ParallelModel
 def sharding_problem(half_life: float) -> Problem:
     """Return why sharded parameters are not averaged, and what to do."""
     text, fix = "averages whole weights, and trainer.parallel=fsdp shards them", "leave one of them out"
+    return Problem("trainer.ema", f"{half_life:g}", text=text, fix=fix)
+
+
+def decay_problem(half_life: float) -> Problem:
+    """Return what to write in place of a half-life below one token, which looks like a decay a step."""
+    steps = math.log(0.5) / math.log(half_life)
+    fix = f"a decay of {half_life:g} a step halves a weight in {steps:,.0f} steps: give their tokens, such as 500_000"
+    text = "is a number of tokens in which a step's weight halves"
     return Problem("trainer.ema", f"{half_life:g}", text=text, fix=fix)
 
 

@@ -52,7 +52,7 @@ from samout_train.runtime import (
     shell_word,
     tf32_problem,
 )
-from samout_train.training.average import sharding_problem
+from samout_train.training.average import decay_problem, sharding_problem
 from samout_train.training.callbacks.base import Callback
 from samout_train.training.cuda_graph import refused, settings_problem
 from samout_train.training.memory_check import ids_too_large, model_too_large
@@ -303,6 +303,8 @@ def _check_rules(config: Mapping[str, Any], sound: set[str]) -> list[Problem]:
                 "trainer.max_seconds alone does not say how many steps there are, which this schedule needs: "
                 "set trainer.max_steps too, or schedule=constant or schedule=wsd"
             )
+    if "trainer" in sound and trainer.get("ema") is not None and trainer["ema"] < 1:
+        found.append(decay_problem(trainer["ema"]))
     if "trainer" in sound and trainer["parallel"] == "fsdp":
         if trainer.get("ema") is not None:
             found.append(sharding_problem(trainer["ema"]))

@@ -292,6 +292,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a pattern of no mixers": (["model=hybrid", "model.pattern=[]"], ["model.pattern=[]: names no mixer"]),
     "a pattern of an unknown mixer": (["model=hybrid", "model.pattern=[foo]"], ["model.pattern=[foo]: no such mixer"]),
+    "a decay in place of a half-life": (
+        ["trainer.ema=0.99"],
+        ["trainer.ema=0.99: is a number of tokens", "halves a weight in 69 steps"],
+    ),
     "half a callback": (["+callbacks.report._partial_=true"], ["callbacks.report._partial_: is not for callbacks"]),
     "a comparison to train": (
         ["experiment=maxplus_ablation"],

@@ -301,3 +301,9 @@ def test_two_programs_share_a_comparison_and_one_writes_the_page(
     assert "another process measures the speeds, and writes the page" in capsys.readouterr().out
     assert not (plan.folder / "comparison.html").exists()
     release()
+
+
+def test_a_run_with_averaged_weights_is_scored_by_them() -> None:
+    both = {"val_loss_nats": 1.75, "ema_val_loss_nats": 1.5}
+    assert Outcome("done", both).loss == 1.5 and Outcome("done", both | {"ema_val_loss_nats": None}).loss == 1.75
+    assert Outcome("done", {"val_loss_nats": None}).loss is None
