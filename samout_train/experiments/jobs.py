@@ -86,9 +86,8 @@ class Outcome:
 
 def final_loss(summary: Mapping[str, Any]) -> float | None:
     """Return the loss on the whole validation split, in nats: of the averaged weights where the run has them."""
-    value = summary.get("ema_val_loss_nats")
-    if value is None:
-        value = summary.get("val_loss_nats")
+    key = "ema_val_loss_nats" if "ema_val_loss_nats" in summary else "val_loss_nats"
+    value = summary.get(key)
     if value is None:
         return None
     return float(value)
@@ -436,7 +435,7 @@ def last_step(run_dir: Path) -> int:
 
 
 def curve_of(run_dir: Path) -> list[tuple[int, float]]:
-    """Return step and loss, in nats, of each evaluation on the fixed batches that a run has logged."""
+    """Return step and loss, in nats, of each evaluation on the fixed batches that a run has logged, as `final_loss`."""
     found = []
     try:
         lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -445,8 +444,9 @@ def curve_of(run_dir: Path) -> list[tuple[int, float]]:
     for line in lines:
         try:
             logged = json.loads(line)
-            if logged.get("val/loss_nats") is not None:
-                found.append((int(logged["step"]), float(logged["val/loss_nats"])))
+            key = "val/ema_loss_nats" if "val/ema_loss_nats" in logged else "val/loss_nats"
+            if logged.get(key) is not None:
+                found.append((int(logged["step"]), float(logged[key])))
         except (ValueError, KeyError, TypeError, AttributeError):  # cut short by a death
             continue
     return found

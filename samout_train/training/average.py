@@ -28,10 +28,12 @@ def sharding_problem(half_life: float) -> Problem:
 
 def decay_problem(half_life: float) -> Problem:
     """Return what to write in place of a half-life below one token, which looks like a decay a step."""
-    steps = math.log(0.5) / math.log(half_life)
-    fix = f"a decay of {half_life:g} a step halves a weight in {steps:,.0f} steps: give their tokens, such as 500_000"
+    fix = "give tokens, such as 500_000"
+    if half_life > 0.9:
+        steps = math.log(0.5) / math.log(half_life)
+        fix = f"a decay of {half_life} a step halves a weight in {steps:,.0f} steps: give their tokens, such as 500_000"
     text = "is a number of tokens in which a step's weight halves"
-    return Problem("trainer.ema", f"{half_life:g}", text=text, fix=fix)
+    return Problem("trainer.ema", f"{half_life}", text=text, fix=fix)
 
 
 class WeightAverage:

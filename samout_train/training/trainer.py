@@ -85,8 +85,8 @@ class Trainer:
         cuda_graph: Whether a step on CUDA is launched as one graph. `auto` does so where a graph can have the step, and
             logs why where it cannot; see `samout_train.training.cuda_graph`.
         on_non_finite: What to do with a step whose loss or gradient is not finite.
-        ema: Half-life, in tokens, of an exponential moving average of the weights, which is evaluated and saved beside
-            them; None for no average.
+        ema: Half-life, in tokens, at least 1, of an exponential moving average of the weights, which is evaluated and
+            saved beside them; None for no average.
 
     Raises:
         ValueError: if `accumulate` times processes does not divide batch_size, or the model or device lacks what a

@@ -30,7 +30,7 @@ from samout_train.experiments import (
     record_failure,
 )
 from samout_train.experiments.compare.candidates import Candidate
-from samout_train.experiments.jobs import last_step, run_jobs
+from samout_train.experiments.jobs import curve_of, last_step, run_jobs
 from samout_train.runtime import StopRequestedError
 
 DONE = json.dumps({"weights_sha256": "0", "val_loss_nats": 1.5, "train_seconds": 2.0})
@@ -303,7 +303,11 @@ def test_two_programs_share_a_comparison_and_one_writes_the_page(
     release()
 
 
-def test_a_run_with_averaged_weights_is_scored_by_them() -> None:
+def test_a_run_with_averaged_weights_is_scored_by_them(tmp_path: Path) -> None:
     both = {"val_loss_nats": 1.75, "ema_val_loss_nats": 1.5}
-    assert Outcome("done", both).loss == 1.5 and Outcome("done", both | {"ema_val_loss_nats": None}).loss == 1.75
+    assert Outcome("done", both).loss == 1.5 and Outcome("done", {"val_loss_nats": 1.75}).loss == 1.75
     assert Outcome("done", {"val_loss_nats": None}).loss is None
+    assert Outcome("done", both | {"ema_val_loss_nats": None}).loss is None  # the average is not a number
+    for logged, loss in (({"val/loss_nats": 2.0}, 2.0), ({"val/loss_nats": 2.0, "val/ema_loss_nats": 1.0}, 1.0)):
+        (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 5, **logged}) + "\n", encoding="utf-8")
+        assert curve_of(tmp_path) == [(5, loss)]

@@ -184,7 +184,7 @@ def _tokens(comparison: Comparison) -> str:
         return f"It was trained on {counts} tokens"
     if len(tokens) != 1:
         return f"They were NOT trained on the same tokens ({counts})"
-    others = any(key.startswith(("data", "trainer")) for key in _differing(ran))
+    others = any(key.startswith(("data", "trainer")) and key != "trainer.ema" for key in _differing(ran))
     if not others and len({tuple(one.first_losses) for one in ran}) == 1:
         return f"All were trained on the same {counts} tokens"
     return f"All were trained on {counts} tokens each, but not on the same ones"

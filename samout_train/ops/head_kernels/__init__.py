@@ -7,6 +7,7 @@
 | scalar_decay.py, channel_decay.py, delta_rule.py | the mathematics of one chunk |
 | decays.py | one decay per token over the spans of a chunk |
 | tiles.py | products, transposes and copies of small matrices |
+| tile_code.py | their machine code, in the widest vectors that the processor has |
 | layout.py | how tensors lie in memory |
 
 The results are those of `by_chunks` in samout_train.ops.linear_attention and samout_train.ops.delta_rule.

@@ -170,7 +170,7 @@ def _return_to_readers(
 ) -> None:
     """Fill the gradients of queries, and add those of keys, that read the state before the chunk; and of their decays.
 
-    The product for both keeps more of the state in registers than one for each.
+    One product for both reads the state once.
     """
     if not has_state:
         clear(grad_q_CK)
@@ -190,7 +190,7 @@ def _return_to_readers(
 
 @inner
 def _return_before(grad_state_KV: Any, q_CK: Any, k_CK: Any, since_C: Any, grad_o_CV: Any, ahead: Any) -> None:
-    """Turn the gradient of the state after the chunk into that of the state before it; overwrite the other inputs."""
+    """Turn the gradient of the state after the chunk into that of the state before it; overwrites q, k and since."""
     whole = since_C[-1]
     scale(q_CK, since_C)
     for i in range(CHUNK):

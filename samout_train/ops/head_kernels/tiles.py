@@ -105,7 +105,8 @@ def _strip(height: int) -> Any:
     return strip
 
 
-_tall_strip, _flat_strip = _strip(TALL), _strip(ROWS)
+_flat_strip = _strip(ROWS)
+_tall_strip = _strip(TALL) if TALL > ROWS else _flat_strip
 
 
 @inner

@@ -4,7 +4,7 @@ A task is one head of one sequence: forward from the first chunk of 16 tokens to
 the first. The walk loads the rows of a chunk and stores the results; a kind computes a chunk. Each kind compiles to
 machine code with one entry, `run` calls it by its address: numba would compile a body of a parallel loop three times.
 
-The products of a chunk prefetch what the walk reads and writes at the next one, a few lines per tile: all at once, or
+The products of a chunk prefetch what the walk reads and writes at the next one, some lines per tile: all at once, or
 left to the processor, a fifth to a quarter of the time was spent waiting for memory.
 """
 
