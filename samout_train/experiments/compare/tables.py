@@ -9,9 +9,10 @@ from samout_train.experiments.compare.findings import in_words, interval, mean_a
 from samout_train.experiments.compare.results import CandidateResult, Comparison, difference
 
 NOTE = (
-    "Loss: nats per token on the whole validation split, mean and standard deviation over the scored seeds, each seed "
-    "in brackets. Behind the best: mean of the differences seed by seed, with its 95 % interval. Tokens per second: "
-    "forward and backward pass in rows of the training length. State: of one sequence after such a row."
+    "Loss: nats per token on the whole validation split, of averaged weights where a run has them (trainer.ema); mean "
+    "and standard deviation over the scored seeds, each seed in brackets. Behind the best: mean of the differences "
+    "seed by seed, with its 95 % interval. Tokens per second: forward and backward pass in rows of the training "
+    "length. State: of one sequence after such a row."
 )
 FRONT_NOTE = " Front: no other model with as small a state has as low a loss, or in a task as many right answers."
 PAIRS_NOTE = (
