@@ -2,7 +2,8 @@
 
     python scripts/bench_operators.py [--rounds 5] [--threads 2] [--batch 8] [--time 1024] [--heads 4] [--width 64]
 
-Checks that both give the same, then times them in one process by turns, and prints medians in milliseconds.
+Checks that both give the same, then times them in one process by turns, and prints medians in milliseconds. Then the
+max-plus blocks of two, hard and soft, beside the elementwise maximum that forgets, with as many channels.
 """
 
 import argparse
@@ -17,8 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samout_train.ops import use_kernels
+from samout_train.ops.block_scan import block_mix
 from samout_train.ops.delta_rule import delta_rule, serial as delta_rule_serial
 from samout_train.ops.linear_attention import linear_attention, serial as linear_attention_serial
+from samout_train.ops.max_scan import max_mix
 from samout_train.ops.semiring_scan import linear_scan, reference
 from samout_train.runtime import keep_freed_memory
 
@@ -78,6 +81,32 @@ def measured(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
     return {name: statistics.median(found) for name, found in times.items()}
 
 
+def blocks_beside_channels(batch: int, length: int, width: int, rounds: int) -> None:
+    """Time max-plus blocks of two beside an elementwise maximum with a decay, and print milliseconds and times."""
+    packed, decay = torch.randn(batch, length, 3 * width), -torch.rand(batch, length, width)
+    blocks, state = torch.randn(batch, length, 4 * width), torch.randn(batch, 2, width // 2)
+    upstream = torch.randn(batch, length, width)
+
+    def elementwise(packed: Tensor, decay: Tensor) -> Tensor:
+        return max_mix(packed, None, decay, form="v8")[0]
+
+    def both(way: Callable[..., Tensor], *inputs: Tensor) -> object:
+        inputs = tuple(each.detach().requires_grad_() for each in inputs)
+        return torch.autograd.grad(way(*inputs), inputs, upstream)
+
+    ways = {"elementwise maximum with a decay": partial(both, elementwise, packed, decay)}
+    for name, temperature in (("blocks of two, hard", None), ("blocks of two, temperature 0.7", torch.tensor(0.7))):
+
+        def mixed(blocks: Tensor, state: Tensor, temperature: Tensor | None = temperature) -> Tensor:
+            return block_mix(blocks, state, temperature)[0]
+
+        ways[name] = partial(both, mixed, blocks, state)
+    found = measured(ways, rounds)
+    print(f"\n{f'{batch} x {length} x {width}':34}{'ms':>10}{'times':>10}   load {os.getloadavg()[0]:.1f}")
+    for name, milliseconds in found.items():
+        print(f"{name:34}{milliseconds:10.2f}{milliseconds / next(iter(found.values())):10.2f}")
+
+
 def main() -> None:
     """Measures and prints."""
     arguments = argparse.ArgumentParser()
@@ -109,6 +138,8 @@ def main() -> None:
             f"   load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
+    for batch, length, width in ((12, 64, 232), (8, 256, 384), (8, 1024, 384)):
+        blocks_beside_channels(batch, length, width, rounds=10 * given.rounds)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,14 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from samout_train.runtime import own_folder
+
+LINE = 64  # bytes of a cache line
 
 log = logging.getLogger(__name__)
 
@@ -382,3 +385,38 @@ def vector_log(x: Any) -> Any:
     series = np.float32(1 / 3) + square * series
     series = np.float32(1) + square * series
     return exponent * np.float32(0.6931471805599453) + np.float32(2) * s * series
+
+
+def _prefetch_line(address: Any) -> None:
+    """Prefetch the cache line at an address. An invalid address is not an error."""
+
+
+@intrinsic
+def _prefetch(typing_context: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        read, keep_in_all_levels, data = number(0), number(3), number(1)
+        builder.call(prefetch, [builder.inttoptr(arguments[0], pointer), read, keep_in_all_levels, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@overload(_prefetch_line)
+def _prefetch_line_compiled(address: Any) -> Any:
+    def prefetch(address: Any) -> None:
+        _prefetch(address)
+
+    return prefetch
+
+
+@compiled(error_model="numpy")
+def prefetch_row(rows: Any, b: int, t: int, start: int, stop: int, width: int, channels: int) -> None:
+    """Prefetch `channels` of every `width` values from `start` to `stop` of row t, if that row exists."""
+    if 0 <= t < rows.shape[1]:
+        row = rows[b, t].ctypes.data
+        for stream in range(start, stop, width):
+            for j in range(0, channels, LINE // rows.itemsize):
+                _prefetch_line(row + (stream + j) * rows.itemsize)

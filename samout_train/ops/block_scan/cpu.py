@@ -17,9 +17,26 @@ import numpy as np
 from torch import Tensor
 
 from samout_train.ops.block_scan.operator import ROWS_A_CARRY
-from samout_train.ops.numba_support import call, compiled, narrow, num_threads, vector_exp, vector_log, widen
+from samout_train.ops.block_scan.pairs import (
+    gradients_of_pairs,
+    larger,
+    output_of_pairs,
+    step_of_pairs,
+    step_with_shares,
+)
+from samout_train.ops.numba_support import (
+    call,
+    compiled,
+    narrow,
+    num_threads,
+    prefetch_row,
+    vector_exp,
+    vector_log,
+    widen,
+)
 
 ROWS = ROWS_A_CARRY
+AHEAD = 2  # rows to prefetch: far enough to hide the latency, near enough to stay in the first-level cache
 LEAST_BLOCKS, MOST_BLOCKS = 16, 256  # of a task: a vector, and what the second-level cache holds with ROWS rows
 
 
@@ -103,6 +120,12 @@ def _forward_share(
             for i in range(n):
                 for g in range(high - low):
                     carries[b, t // ROWS, i, low + g] = m[i, g]
+        prefetch_row(packed, b, t + AHEAD, low, packed.shape[2], blocks, high - low)
+        if n == 2:
+            step_of_pairs(packed[b, t], 2 * width + low, blocks, temperature, m, after)
+            m, after = after, m
+            output_of_pairs(packed[b, t], low, blocks, m, y[b, t])
+            continue
         _step(size, packed[b, t], 2 * width + low, blocks, temperature, m, after, top, total)
         m, after = after, m
         _mean(size, m, mean)
@@ -151,7 +174,7 @@ def _step(
         for j in range(1, n):
             logits = row[first + j * blocks : first + j * blocks + count]
             for g in range(count):
-                best[g] = _larger((widen(logits[g]) - top[g]) + m[j, g], best[g])
+                best[g] = larger((widen(logits[g]) - top[g]) + m[j, g], best[g])
         if temperature is not None:
             total[:] = np.float32(0)
             for j in range(n):
@@ -160,11 +183,6 @@ def _step(
                     total[g] += vector_exp(((widen(logits[g]) - top[g]) + m[j, g] - best[g]) / temperature)
             for g in range(count):
                 best[g] += temperature * vector_log(total[g])
-
-
-@compiled(error_model="numpy")
-def _larger(x: Any, best: Any) -> Any:
-    return x if (x > best) or (x != x) else best
 
 
 @compiled(error_model="numpy")
@@ -177,7 +195,7 @@ def _normaliser(size: Any, row: Any, first: int, blocks: int, temperature: Any, 
     for j in range(1, len(size)):
         logits = row[first + j * blocks : first + j * blocks + count]
         for g in range(count):
-            top[g] = _larger(widen(logits[g]), top[g])
+            top[g] = larger(widen(logits[g]), top[g])
     if temperature is not None:
         total[:] = np.float32(0)
         for j in range(len(size)):
@@ -208,10 +226,49 @@ def _backward(
         for i in range(n):
             for g in range(high - low):
                 carry[i, g] = grad_last[b, i, low + g]
-        _backward_share(size, packed, carries, temperature, grad_y, grad_packed, carry, b, low)
+        if n == 2:
+            _backward_pairs(packed, carries, temperature, grad_y, grad_packed, carry, b, low)
+        else:
+            _backward_share(size, packed, carries, temperature, grad_y, grad_packed, carry, b, low)
         for i in range(n):
             for g in range(high - low):
                 grad_state[b, i, low + g] = carry[i, g]
+
+
+@compiled(error_model="numpy")
+def _backward_pairs(
+    packed: Any, carries: Any, temperature: Any, grad_y: Any, grad_packed: Any, carry: Any, b: int, low: int
+) -> None:
+    """Compute what `_backward_share` does, of blocks of two entries."""
+    count, blocks, time = carry.shape[1], carries.shape[3], grad_y.shape[1]
+    states, grad_v = np.empty((ROWS + 1, 2, count), np.float32), np.empty((2, count), np.float32)
+    of_state, over_row = np.empty((ROWS, 2, count), np.float32), np.empty((ROWS, 2, count), np.float32)
+    for rows in range(carries.shape[1] - 1, -1, -1):
+        start, stop = rows * ROWS, min(rows * ROWS + ROWS, time)
+        for i in range(2):
+            for g in range(count):
+                states[0, i, g] = carries[b, rows, i, low + g]
+        for t in range(start, stop):
+            prefetch_row(packed, b, t + AHEAD, 4 * blocks + low, packed.shape[2], blocks, count)
+            now = t - start
+            kept = states[now], states[now + 1], of_state[now], over_row[now]
+            step_with_shares(packed[b, t], 4 * blocks + low, blocks, temperature, *kept)
+        for t in range(stop - 1, start - 1, -1):
+            prefetch_row(packed, b, t - AHEAD, low, 4 * blocks, blocks, count)
+            prefetch_row(grad_y, b, t - AHEAD, low, 2 * blocks, blocks, count)
+            now = t - start
+            gradients_of_pairs(
+                packed[b, t],
+                grad_packed[b, t],
+                grad_y[b, t],
+                low,
+                blocks,
+                states[now + 1],
+                of_state[now],
+                over_row[now],
+                carry,
+                grad_v,
+            )
 
 
 @compiled(error_model="numpy")

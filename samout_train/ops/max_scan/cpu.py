@@ -15,21 +15,25 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from samout_train.ops.max_scan.operator import ROWS_A_CARRY
 from samout_train.ops.max_scan.reference import CODES
-from samout_train.ops.numba_support import ELEMENT, array_at, call_either, compiled, narrow, num_threads, widen
+from samout_train.ops.numba_support import (
+    ELEMENT,
+    array_at,
+    call_either,
+    compiled,
+    narrow,
+    num_threads,
+    prefetch_row,
+    widen,
+)
 
 SCAN, V8 = CODES["scan"], CODES["v8"]  # lengths of a tuple: its type tells numba the form at compile time
 ROWS = ROWS_A_CARRY["cpu"]
 _TYPES = {form: (0,) * code for form, code in CODES.items()}
 AHEAD = 2  # rows to prefetch: far enough to hide the latency, near enough to stay in the first-level cache
-LINE = 64  # bytes of a cache line
 # Channels of a task: one vector, and the most whose ROWS rows fit the second-level cache.
 LEAST_CHANNELS, MOST_CHANNELS = 16, 512
 
@@ -210,9 +214,9 @@ def _forward_task(
     for t in range(time):
         if t % ROWS == 0:
             _write(m, carries[b, t // ROWS, low:high])
-        _prefetch_row(packed, b, t + AHEAD, low, streams, width, high - low)
+        prefetch_row(packed, b, t + AHEAD, low, streams, width, high - low)
         if decay is not None:
-            _prefetch_row(decay, b, t + AHEAD, low, width, width, high - low)
+            prefetch_row(decay, b, t + AHEAD, low, width, width, high - low)
         a = None if decay is None else decay[b, t, low:high]
         first, second = packed[b, t, low:high], packed[b, t, low + width : high + width]
         d = packed[b, t, low + streams - width : high + streams - width]
@@ -276,12 +280,12 @@ def _backward_task(
         start, stop = block * ROWS, min(block * ROWS + ROWS, time)
         _write(carries[b, block, low:high], maxima[0])
         for t in range(start, stop):
-            _prefetch_row(packed, b, t + AHEAD, low + from_d, from_d + width, width, channels)
+            prefetch_row(packed, b, t + AHEAD, low + from_d, from_d + width, width, channels)
             a = None if decay is None else decay[b, t, low:high]
             _advance(maxima[t - start], packed[b, t, low + from_d : high + from_d], a, maxima[t - start + 1])
         for t in range(stop - 1, start - 1, -1):
-            _prefetch_row(packed, b, t - AHEAD, low, from_d, width, channels)
-            _prefetch_row(grad_y, b, t - AHEAD, low, width, width, channels)
+            prefetch_row(packed, b, t - AHEAD, low, from_d, width, channels)
+            prefetch_row(grad_y, b, t - AHEAD, low, width, width, channels)
             m, g = maxima[t - start + 1], grad_y[b, t, low:high]
             first, grad_first = packed[b, t, low:high], grad_packed[b, t, low:high]
             c, grad_c = packed[b, t, low + width : high + width], grad_packed[b, t, low + width : high + width]
@@ -378,38 +382,3 @@ def _v1_gradients(c: Any, d: Any, m: Any, g: Any, carry: Any, grad_b: Any, grad_
         carry[j] = np.float32(0) if is_new else r
         grad_b[j] = g[j]
         grad_c[j] = narrow(widen(g[j]) * m[j], grad_c)
-
-
-def _prefetch_line(address: Any) -> None:
-    """Prefetch the cache line at an address. An invalid address is not an error."""
-
-
-@intrinsic
-def _prefetch(typing_context: Any, address: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        function_type = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        prefetch = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-        read, keep_in_all_levels, data = number(0), number(3), number(1)
-        builder.call(prefetch, [builder.inttoptr(arguments[0], pointer), read, keep_in_all_levels, data])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
-
-
-@overload(_prefetch_line)
-def _prefetch_line_compiled(address: Any) -> Any:
-    def prefetch(address: Any) -> None:
-        _prefetch(address)
-
-    return prefetch
-
-
-@compiled(error_model="numpy")
-def _prefetch_row(rows: Any, b: int, t: int, start: int, stop: int, width: int, channels: int) -> None:
-    """Prefetch `channels` of every `width` values from `start` to `stop` of row t, if that row exists."""
-    if 0 <= t < rows.shape[1]:
-        row = rows[b, t].ctypes.data
-        for stream in range(start, stop, width):
-            for j in range(0, channels, LINE // rows.itemsize):
-                _prefetch_line(row + (stream + j) * rows.itemsize)
