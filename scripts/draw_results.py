@@ -88,17 +88,19 @@ def draw_capabilities(content: dict[str, Any], path: Path) -> None:
 
 def draw_counting(content: dict[str, Any], path: Path) -> None:
     """Draw the right last answers of each model by the length of the rows, a panel for each task."""
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = Figure(figsize=(13, 7), layout="constrained")
     tasks = content["right last answers by length"]
     lines: dict[str, Line2D] = {}
-    for axes, (task, shares) in zip(figure.subplots(2, 2).flat, tasks.items(), strict=True):
+    *panels, of_legend = figure.subplots(2, 3).flat
+    of_legend.set_axis_off()
+    for axes, (task, shares) in zip(panels, tasks.items(), strict=True):
         for number, (model, by_length) in enumerate(shares.items()):
             width = max(1.5, 5 - 3 * number)  # lines that lie on each other stay visible
             drawn = axes.plot(*_by_step(by_length), marker=".", color=LOOKS[model].color, linewidth=width)
             lines.setdefault(model, drawn[0])
         axes.set(title=task, xscale="log", ylim=(-0.04, 1.04), xlabel="length of a row", ylabel="right last answers")
         axes.grid(alpha=0.3)
-    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=len(lines), fontsize=9)
+    of_legend.legend(list(lines.values()), list(lines), loc="center")
     figure.suptitle(f"one layer, {content['hardware']}, {content['date']}")
     figure.savefig(path, dpi=110)
 
