@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from samout_train.config import NonNegative, Range, Share, validated
 from samout_train.models.layers import Linear
-from samout_train.ops.block_scan import block_mix
+from samout_train.ops.block_scan import block_mix, require_entries
 
 Entries = Range(2, 64)
 
@@ -52,7 +52,8 @@ class CountingMaximum(nn.Module):
         channels: Width C of the output; entries divide it.
 
     Raises:
-        ValueError: if entries do not divide the channels, or temperature_zero is below temperature_held.
+        ValueError: if entries do not divide the channels, temperature_zero is below temperature_held, or kernels=fused
+            and no fused kernel takes such blocks.
     """
 
     branches: ClassVar[Mapping[str, int]] = {"e": 0, "c": 1}
@@ -71,6 +72,7 @@ class CountingMaximum(nn.Module):
         channels: int | None = None,
     ) -> None:
         super().__init__()
+        require_entries(entries)
         self.channels = channels or hidden_size
         if self.channels % entries:
             fitting = self.channels // entries * entries or entries
@@ -85,7 +87,7 @@ class CountingMaximum(nn.Module):
             )
         self.entries = entries
         self.schedule = temperature, temperature_held, temperature_zero
-        # A tensor, since a compiled graph must hold no changing number. It follows from the step: no checkpoint has it.
+        # A tensor, since a compiled graph must hold no changing number. It follows from the share of the run so far.
         self.register_buffer("temperature", torch.tensor(temperature, dtype=torch.float32), persistent=False)
         streams = 2 + entries
         self.projection = Linear(hidden_size, streams * self.channels, parts=[self.channels] * streams)

@@ -85,6 +85,11 @@ class MaxPlus(nn.Module):
     ) -> None:
         super().__init__()
         counting_width = round(counters * hidden_size / entries) * entries
+        if counters and not counting_width:
+            raise ValueError(
+                f"counters ({counters}) of {hidden_size} channels are less than half a block of {entries}: set at "
+                f"least {entries / hidden_size:.3g}, which is one block, or 0"
+            )
         if counting_width >= hidden_size:
             raise ValueError(
                 f"counters ({counters}) leave no channel of {hidden_size} for the maximum: lower it, or "

@@ -85,6 +85,11 @@ def only_torch() -> bool:
     return _setting == "reference"
 
 
+def demands_fused() -> bool:
+    """Return whether what no fused kernel takes is refused: kernels=fused."""
+    return _setting == "fused"
+
+
 def is_fused(device_type: str, dtype: torch.dtype) -> bool:
     """Return whether a fused kernel runs for this device and dtype, and log the reason once.
 

@@ -144,7 +144,7 @@ def prepare(claim: Claim, overrides: Sequence[str]) -> Callable[[], tuple[dict[s
     checkpoints: Checkpoints = build(config["checkpoint"], directory=run_dir / "checkpoints", about=record)
     restored = checkpoints.restore(trainer, config["resume"], config["data"])
     if restored:
-        _log_learning_rates(trainer)
+        _log_schedules(trainer)
     parts: list[str] = []
     states: dict[str, Any] = {}
     if restored and restored.is_own:
@@ -326,13 +326,17 @@ def _record_of(trainer: Trainer, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"data": data_record(trainer.source), "settings": scalars(settings)}
 
 
-def _log_learning_rates(trainer: Trainer) -> None:
-    """Log the learning rates of the last step and of the next one."""
+def _log_schedules(trainer: Trainer) -> None:
+    """Log the learning rates of the last step and of the next one, and the temperatures of a mixer that is annealed."""
     if trainer.finished():
         return
     step, last = trainer.step_count, _last_learning_rate(trainer)
     rates = f"{last:.4g} at step {step}, {trainer.learning_rate(step + 1):.4g} at step {step + 1}"
     log.info("resume      learning rate %s", rates)
+    before = trainer.training_step.temperature
+    if before is not None:
+        after = trainer.temperature(step + 1)
+        log.info("resume      temperature %.4g at step %d, %.4g at step %d", before, step, after, step + 1)
 
 
 def _last_learning_rate(trainer: Trainer) -> float:

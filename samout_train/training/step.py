@@ -177,6 +177,11 @@ class TrainingStep:
         with logged_compilation():
             return self._train_step(batch, progress)
 
+    def anneal(self, progress: Progress) -> None:
+        """Set the temperature of the mixers that are annealed."""
+        for module in self._annealed:
+            self.temperature = module.anneal(progress.share)
+
     def _train_step(self, batch: Batch, progress: Progress) -> Tensor:
         if not self.model.training:  # train() on every module takes longer than this check
             self.model.train()
@@ -184,8 +189,7 @@ class TrainingStep:
         factor = self.schedule(progress)
         self._set_rates([base * factor for base in self.base_rates])
         self.weight_decay = self._weight_decays.set(progress.share)
-        for module in self._annealed:
-            self.temperature = module.anneal(progress.share)
+        self.anneal(progress)
         inputs = self._inputs(batch)
         held_back: Tensor | None = None
         grad_norm: Tensor | None
@@ -396,6 +400,8 @@ class TrainingStep:
             state["grad_norm"] = None
         if self.average is not None:
             state["ema"] = self.average.state_dict()
+        if self.temperature is not None:
+            state["temperature"] = self.temperature
         require_finite(state)
         return state
 
@@ -423,6 +429,7 @@ class TrainingStep:
             self._grad_norm = torch.tensor(state["grad_norm"])
         self.skipped_steps = set(state.get("skipped_steps", ()))
         self.empty_steps = state.get("empty_steps", 0)  # older checkpoints lack it
+        self.temperature = state.get("temperature")
         self._monitor.forget()
         self._redo_step = None
         self.snapshot = None

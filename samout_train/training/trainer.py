@@ -406,6 +406,11 @@ class Trainer:
         progress = self.limits.progress(step, self._seconds())
         return self.training_step.base_rates[0] * self.training_step.schedule(progress)
 
+    def temperature(self, step: int) -> float | None:
+        """Return the temperature of a mixer that is annealed in a step, counted from 1; None where there is none."""
+        self.training_step.anneal(self.limits.progress(step, self._seconds()))
+        return self.training_step.temperature
+
     def _seconds(self) -> float:
         """Return the seconds of training so far; those of the first process if time limits the run."""
         if self.limits.max_seconds is None:

@@ -1,5 +1,6 @@
 """prove_resume: the same bits where they are the same, exit code 1 where they are not, and what is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,23 @@ def test_all_regularisation_together_is_continued_exactly(tmp_path: Path) -> Non
     done = samout(tmp_path, "prove_resume", *REGULARISED, "steps=14", "kills=2", timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "the same, bit for bit" and "kill 1: after step" in done.stderr
+
+
+@pytest.mark.nightly
+def test_muon_an_average_and_a_temperature_are_continued_exactly(tmp_path: Path) -> None:
+    words = [
+        "model=maxplus",
+        "model.mixer.counters=0.5",
+        "optimizer=muon",
+        "trainer.ema=40",
+        "trainer.log_every_n_steps=1",
+    ]
+    done = samout(tmp_path, "prove_resume", *TINY, *words, "steps=8", "kills=2", "run_dir=kept", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "the same, bit for bit" and "kill 1: after step" in done.stderr
+    lines = (tmp_path / "kept" / "killed" / "metrics.jsonl").read_text("utf-8").splitlines()
+    temperatures = [line["train/temperature"] for line in map(json.loads, lines) if "train/temperature" in line]
+    assert temperatures[0] == 1 and 0 < temperatures[5] < 1 and temperatures[-1] == 0
 
 
 @pytest.mark.slow

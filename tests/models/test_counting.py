@@ -33,19 +33,22 @@ def test_evaluation_is_hard_at_any_temperature() -> None:
 
 
 def test_a_trainer_sets_the_temperature_before_each_step() -> None:
-    trainer = build_trainer(
-        [
-            *("model=counting", "data=parity", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"),
-            *("model.mixer.temperature_held=0.25", "model.mixer.temperature_zero=0.75"),
-            *("data.batch_size=4", "data.num_sequences=40", "data.num_test_sequences=100", "trainer.max_steps=4"),
-            "kernels=reference",  # others take seconds to compile
-        ]
-    )
+    words = [
+        *("model=counting", "data=parity", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1"),
+        *("model.mixer.temperature_held=0.25", "model.mixer.temperature_zero=0.75"),
+        *("data.batch_size=4", "data.num_sequences=40", "data.num_test_sequences=100"),
+        "kernels=reference",  # others take seconds to compile
+    ]
+    trainer = build_trainer([*words, "trainer.max_steps=4"])
     temperatures = []
     for _ in range(4):
         trainer.step()
         temperatures.append(trainer.training_step.temperature)
     assert temperatures == [1.0, 0.5, 0.0, 0.0]
+    longer = build_trainer([*words, "trainer.max_steps=8"])
+    longer.load_state_dict(trainer.state_dict())
+    assert longer.training_step.temperature == 0.0, "a checkpoint has the temperature of its last step"
+    assert longer.temperature(5) == pytest.approx(0.25), "and more steps make the maximum soft again"
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,24 @@ import torch
 from torch import Tensor
 
 from samout_train.ops.block_scan import reference
-from samout_train.ops.kernels import is_fused
+from samout_train.ops.kernels import demands_fused, is_fused
 
-__all__ = ["block_mix"]
+__all__ = ["block_mix", "require_entries"]
 
 MOST_ENTRIES = 8  # largest block of the fused kernels: each size is compiled by itself
+
+
+def require_entries(entries: int) -> None:
+    """Refuse blocks that no fused kernel takes where kernels=fused demands one.
+
+    Raises:
+        ValueError: naming the largest that they take.
+    """
+    if entries > MOST_ENTRIES and demands_fused():
+        raise ValueError(
+            f"kernels=fused is not possible: fused kernels take blocks of at most {MOST_ENTRIES} entries, not "
+            f"{entries}. Set kernels=auto to run without"
+        )
 
 
 def block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -27,7 +40,7 @@ def block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None 
         (y_BTD, state_BNG): y in the dtype of packed_BTP, the state after the last token, at least float32.
 
     Raises:
-        ValueError: if T is 0, or shapes disagree.
+        ValueError: if T is 0, shapes disagree, or kernels=fused and blocks are larger than those of the fused kernels.
     """
     batch, time, packed_width = packed_BTP.shape
     size, blocks = state_BNG.shape[1:]
@@ -38,6 +51,7 @@ def block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None 
             f"{tuple(state_BNG.shape)} and a width of {wanted}"
         )
     device_type = packed_BTP.device.type
+    require_entries(size)
     if size > MOST_ENTRIES or device_type not in ("cpu", "cuda") or not is_fused(device_type, packed_BTP.dtype):
         at = 0.0
         if temperature is not None:

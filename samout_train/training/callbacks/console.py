@@ -334,8 +334,10 @@ def _results(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("steps", f"{summary['steps']:,}, {summary['tokens_seen']:,} tokens"),
         ("train loss", _nats(summary["train_loss_nats"])),
         ("val loss", f"{_nats(summary['val_loss_nats'])}, on the whole validation split"),
-        ("best", best),
     ]
+    if summary.get("ema_val_loss_nats") is not None:
+        rows.append(("average", f"{_nats(summary['ema_val_loss_nats'])}, of the averaged weights (trainer.ema)"))
+    rows.append(("best", best))
     if "empty_steps" in summary:
         rows.append(("skipped", f"{summary['empty_steps']:,} steps, whose batches had no counted target"))
     if "floor_nats" in summary:
