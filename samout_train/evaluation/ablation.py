@@ -23,7 +23,8 @@ class Without(nn.Module):
 
     Args:
         mixer: The model's mixer.
-        branch: `mixer` (the output is zero), `past` (each token by itself), or one of the mixer's `branches`.
+        branch: `mixer` (the output is zero), `past` (each token by itself), one of the mixer's `branches`, or one of
+            its `parts` (its channels of the output are zero).
     """
 
     def __init__(self, mixer: nn.Module, branch: str) -> None:
@@ -38,6 +39,11 @@ class Without(nn.Module):
         if self.branch == PAST:
             u_A1D, state = self.mixer(x_BTD.flatten(0, 1).unsqueeze(1), None)
             return u_A1D.reshape(*x_BTD.shape[:2], -1), state
+        if (channels := parts_of(self.mixer).get(self.branch)) is not None:
+            u_BTD, state = self.mixer(x_BTD, state)
+            u_BTD = u_BTD.clone()
+            u_BTD[..., channels] = 0
+            return u_BTD, state
         mixer: Any = self.mixer
         streams = list(mixer.project(x_BTD).split(x_BTD.shape[-1], dim=-1))
         index = mixer.branches[self.branch]
@@ -70,9 +76,14 @@ def said_by(mixer: nn.Module, name: str) -> Any:
     return None
 
 
+def parts_of(mixer: nn.Module) -> Mapping[str, slice]:
+    """Return the channels of the output that each named part of a mixer computes; empty for a mixer of one part."""
+    return said_by(mixer, "parts") or {}
+
+
 def branches_of(mixer: nn.Module) -> list[str]:
     """Return the names of a mixer's branches, the whole output last."""
-    return [*(said_by(mixer, "branches") or {}), PAST, WHOLE]
+    return [*(said_by(mixer, "branches") or {}), *parts_of(mixer), PAST, WHOLE]
 
 
 @contextmanager

@@ -111,6 +111,7 @@ class MaxPlus(nn.Module):
         self.counting: CountingMaximum | None = None
         if counting_width:
             self.branches = {}  # the streams of the two parts have different widths
+            self.parts = {"maximum": slice(0, width), "blocks": slice(width, hidden_size)}
             self.counting = CountingMaximum(
                 hidden_size=hidden_size,
                 num_heads=num_heads,

@@ -26,6 +26,7 @@ from samout_train.evaluation import (
 )
 from samout_train.evaluation.ablation import branches_of, mixed_by, said_by, without
 from samout_train.models import cross_entropy_sum, map_state
+from samout_train.models.maxplus import MaxPlus
 from samout_train.models.samout import MaxStateSuper
 from samout_train.models.state import LayerState
 from samout_train.ops.max_scan import max_scan
@@ -300,6 +301,20 @@ def test_what_a_mixer_says_does_not_hold_for_another_forward_of_a_subclass() -> 
     assert branches_of(MaxStateSuper(**sizes)) == ["a+b", "c", "past", "mixer"]
     assert branches_of(Other(**sizes)) == ["past", "mixer"] and not said_by(Other(**sizes), "state_is_maximum")
     assert branches_of(Named(**sizes)) == ["mine", "past", "mixer"]
+
+
+def test_parts_of_a_mixer_are_left_out_by_their_channels() -> None:
+    torch.manual_seed(0)
+    model = build_model("maxplus", vocab_size=9, hidden_size=12, num_heads=1, num_layers=1, ffn_size=8).eval()
+    mixer = MaxPlus(hidden_size=12, num_heads=1, decay="token", decay_at_start=0.14, counters=0.5)
+    model.layers[0].mixer = mixer
+    assert branches_of(mixer) == ["maximum", "blocks", "past", "mixer"]
+    x_BTD = torch.randn(2, 5, 12)
+    whole_BTD, _ = mixer(x_BTD, None)
+    with without(mixed_by(model), "blocks"):
+        left_BTD, _ = model.layers[0].mixer(x_BTD, None)
+    assert torch.equal(left_BTD[..., :6], whole_BTD[..., :6]) and not left_BTD[..., 6:].any()
+    assert whole_BTD[..., 6:].any()
 
 
 def run(run_dir: Path, *overrides: str) -> dict[str, Any]:
