@@ -108,8 +108,10 @@ def hgrn2(p: Parameters, x: Tensor, bound: float = 0.0) -> Tensor:
     return joined(p, found, x)
 
 
-def mamba2(p: Parameters, x: Tensor) -> Tensor:
+def mamba2(p: Parameters, x: Tensor, gate: Callable[[Tensor], Tensor] = F.silu) -> Tensor:
     widths = [2 * WIDTH, 128, 128, 2 * WIDTH, HEADS]
+    if len(p["streams.projection.weight"]) < sum(widths):  # without the branch z
+        widths[3] = 0
     streams = convolved(p, x @ p["streams.projection.weight"].T, sum(widths[:3]))
     state, found = 0.0, []
     for t in range(x.shape[1]):
@@ -118,7 +120,7 @@ def mamba2(p: Parameters, x: Tensor) -> Tensor:
         a = torch.exp(-p["log_rate_H"].exp() * step)
         state = a[..., None, None] * state + outer(step[..., None] * keys[:, None], heads(u))
         y = read(state, queries[:, None]) + p["skip_H"][:, None] * heads(u)
-        found.append(y.flatten(1) * F.silu(z))
+        found.append(y.flatten(1) * gate(z) if widths[3] else y.flatten(1))
     return rms(torch.stack(found, 1), p["norm.weight"]) @ p["out.weight"].T
 
 
@@ -153,7 +155,7 @@ def deltanet(p: Parameters, x: Tensor, largest_beta: float = 1.0) -> Tensor:
 
 
 def rglru(p: Parameters, x: Tensor) -> Tensor:
-    gate, u = (x @ p["projection.weight"].T).chunk(2, -1)
+    *gates, u = (x @ p["projection.weight"].T).split(WIDTH, -1)
     weight = p["convolution.weight"]
     padded = F.pad(u.transpose(1, 2), (weight.shape[-1] - 1, 0))
     u = F.conv1d(padded, weight, p["convolution.bias"], groups=WIDTH).transpose(1, 2)
@@ -165,7 +167,7 @@ def rglru(p: Parameters, x: Tensor) -> Tensor:
         )
         a = torch.exp(-8 * F.softplus(p["lambda_D"]) * r)
         h = a * h + torch.sqrt(1 - a**2) * i * u[:, t]
-        found.append(F.gelu(gate[:, t]) * h)
+        found.append(F.gelu(gates[0][:, t]) * h if gates else h)
     return torch.stack(found, 1) @ p["out.weight"].T
 
 
@@ -189,6 +191,9 @@ CASES: dict[str, tuple[str, dict[str, Any], Loop]] = {
     "gated_deltanet": ("gated_deltanet", {}, deltanet),
     "negative": ("gated_deltanet", {"negative_eigenvalues": True}, lambda p, x: deltanet(p, x, 2.0)),
     "rglru": ("rglru", {}, rglru),
+    "mamba2 with a sigmoid": ("mamba2", {"output_gate": "sigmoid"}, lambda p, x: mamba2(p, x, torch.sigmoid)),
+    "mamba2 without a gate": ("mamba2", {"output_gate": "none"}, mamba2),
+    "rglru without a gate": ("rglru", {"output_gate": "none"}, rglru),
     "attention": ("transformer_modern", {}, attention),
     "window": ("transformer_modern", {"window": 9}, lambda p, x: attention(p, x, 9)),
 }
@@ -225,6 +230,20 @@ def test_a_mixer_in_pieces_is_the_whole(case: str) -> None:
     sizes = []
     map_state(lambda part: sizes.append(part[0].numel()) or part, state)  # type: ignore[func-returns-value]
     assert 4 * sum(sizes) == mixer.state_bytes(TIME)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["mamba2", "rglru"])
+def test_a_gate_is_left_out_with_its_branch(name: str) -> None:
+    node = compose_config([f"model={name}"]).config["model"]["mixer"]
+    whole, without = mixer_of(name), mixer_of(name, output_gate="none")
+    branch = 2 * WIDTH**2 if name == "mamba2" else WIDTH**2
+    sizes = [sum(parameter.numel() for parameter in mixer.parameters()) for mixer in (whole, without)]
+    assert sizes[0] - sizes[1] == branch
+    assert [key for key, _ in whole.named_parameters()] == [key for key, _ in without.named_parameters()]
+    earlier = {key: value for key, value in node.items() if key != "output_gate"}  # as saved before there was the key
+    for settings in (node, earlier):
+        mixer = build(settings, hidden_size=WIDTH, num_heads=HEADS)
+        assert mixer.has_output_gate and sum(part.numel() for part in mixer.parameters()) == sizes[0]
 
 
 def test_the_lower_bound_of_hgrn2_rises_with_depth() -> None:
