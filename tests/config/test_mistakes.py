@@ -292,6 +292,14 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a pattern of no mixers": (["model=hybrid", "model.pattern=[]"], ["model.pattern=[]: names no mixer"]),
     "a pattern of an unknown mixer": (["model=hybrid", "model.pattern=[foo]"], ["model.pattern=[foo]: no such mixer"]),
+    "a gate for a mixer with its own": (
+        ["model=gla", "model.output_gate=silu"],
+        ["model.output_gate=silu: changes nothing, as the mixer has", "set model.mixer.output_gate"],
+    ),
+    "a convolution for mixers with their own": (
+        ["model=hybrid", "model.pattern=[mlstm,rglru]", "model.convolution_size=3"],
+        ["model.convolution_size=3: changes nothing", "set model.mixers.mlstm.convolution_size, model.mixers.rglru."],
+    ),
     "a decay in place of a half-life": (
         ["trainer.ema=0.99"],
         ["trainer.ema=0.99: is a number of tokens", "halves a weight in 69 steps"],

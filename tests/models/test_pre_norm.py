@@ -13,6 +13,7 @@ from samout_train.config import CONF, ConfigError, build, compose_config
 from samout_train.evaluation.verify import distance
 from samout_train.models import map_state, state_bytes
 from samout_train.ops.elementwise import turned
+from samout_train.training import checked_config
 from tests.support.marks import mostly_nightly, spread
 
 WIDTH, HEADS, TIME = 12, 2, 70  # past the border of a chunk of 64
@@ -334,10 +335,59 @@ def test_an_output_gate_multiplies_what_any_mixer_gives_by_what_it_read(name: st
     torch.testing.assert_close(seen["made"], wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["gla", "mamba2", "rglru", "gated_deltanet"])
-def test_a_mixer_with_an_output_gate_of_its_own_gets_no_other(name: str) -> None:
-    model = build_model(name, vocab_size=9, hidden_size=WIDTH, num_heads=HEADS, num_layers=1, **GATED)
-    assert model.layers[0].output_gate is None
+WITH_A_GATE = ["gla", "retnet", "mlstm", "gated_deltanet", "mamba2", "rglru"]
+WITH_A_CONVOLUTION = ["deltanet", "gated_deltanet", "mlstm", "mamba2", "rglru"]
+
+
+def refusal(name: str, *words: str) -> str:
+    """What is answered to settings of a model; nothing if they are taken."""
+    _, found = checked_config([f"model={name}", "device=cpu", *words])
+    return "\n".join(map(str, found))
+
+
+@pytest.mark.parametrize("name", WITH_A_GATE)
+def test_a_gate_for_mixers_with_a_gate_of_their_own_is_refused(name: str) -> None:
+    changes_nothing = "changes nothing, as the mixer has an output gate of its own: set model.mixer.output_gate"
+    assert refusal(name, "model.output_gate=silu") == f"model.output_gate=silu: {changes_nothing}"
+    instead = {"mamba2": "output_gate=none", "rglru": "output_gate=none"}.get(name, "output_norm")
+    assert refusal(name, "model.output_norm=head").endswith(f": set model.mixer.{instead}")
+    assert not refusal(name, "model.output_gate=silu", "model.output_norm=head", "model.mixer.output_gate=none")
+    assert not refusal(name, "model.output_gate=none", "model.output_norm=none")
+
+
+@pytest.mark.parametrize("name", WITH_A_CONVOLUTION)
+def test_a_convolution_before_mixers_with_a_convolution_of_their_own_is_refused(name: str) -> None:
+    changes_nothing = "changes nothing, as the mixer has a convolution of its own: set model.mixer.convolution_size"
+    assert refusal(name, "model.convolution_size=4") == f"model.convolution_size=4: {changes_nothing}"
+    assert not refusal(name, "model.convolution_size=4", "model.mixer.convolution_size=0")
+    assert not refusal(name, "model.convolution_size=0")
+
+
+def test_a_hybrid_refuses_only_what_no_mixer_of_its_pattern_takes() -> None:
+    pattern = "model.pattern=[gla,mamba2]"
+    assert not refusal("hybrid", "model.pattern=[gla,window_attention]", "model.output_gate=silu")
+    assert not refusal("hybrid", pattern, "model.convolution_size=3")
+    changes_nothing = "changes nothing, as each mixer of the pattern has an output gate of its own"
+    instead = "set model.mixers.gla.output_gate, model.mixers.mamba2.output_gate"
+    assert (
+        refusal("hybrid", pattern, "model.output_gate=silu") == f"model.output_gate=silu: {changes_nothing}: {instead}"
+    )
+    own = "model.pattern=[mlstm,rglru]"
+    assert "model.convolution_size=3: changes nothing" in refusal("hybrid", own, "model.convolution_size=3")
+    assert not refusal("hybrid", own) and not refusal("hybrid", own, "model.convolution_size=4")  # as in its YAML
+
+
+def test_settings_that_change_nothing_are_taken_from_a_yaml_for_many_models_and_in_a_run_that_is_resumed() -> None:
+    assert not refusal("gated_deltanet", "experiment=zoology_small")
+    assert not refusal("gla", "model.output_gate=silu", "resume=auto", "run_dir=outputs/begun")
+
+
+def test_a_gate_that_changes_nothing_is_refused_in_python() -> None:
+    sizes = {"hidden_size": WIDTH, "num_heads": HEADS, "num_layers": 1}
+    with pytest.raises(ConfigError, match=r"model.output_norm=head: changes nothing, as the mixer has an output gate"):
+        build_model("gla", vocab_size=9, **sizes, **GATED)
+    mixed = build_model("hybrid", vocab_size=9, **sizes | {"num_layers": 2}, pattern=["gla", "maxplus"], **GATED)
+    assert [layer.output_gate is None for layer in mixed.layers] == [True, False]
 
 
 def test_an_output_gate_counts_as_the_mixer_and_in_the_operations() -> None:
