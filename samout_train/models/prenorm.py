@@ -282,6 +282,9 @@ class PreNormModel(nn.Module):
             found.append(Problem(f"{name}.mixer", text="is missing", fix=f"set {name}.pattern=[...] or choose a mixer"))
         if pattern is not None and not pattern:
             found.append(Problem(f"{name}.pattern", "[]", text="names no mixer", fix="name one or more"))
+        if pattern and not known:
+            value, text = f"[{', '.join(pattern)}]", "this model has no mixers to name"
+            return [*found, Problem(f"{name}.pattern", value, text=text, fix=f"choose {name}=hybrid")]
         for unknown in sorted(set(pattern or ()) - set(known)):
             fix = f"name some of {', '.join(sorted(known))}"
             found.append(Problem(f"{name}.pattern", f"[{unknown}]", text="no such mixer", fix=fix))

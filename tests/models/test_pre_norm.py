@@ -1,10 +1,12 @@
 """The decoder of pre-norm layers, and its mixers against their published recurrences, token by token in float64."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -450,6 +452,28 @@ def test_every_mixer_mixes_with_another_one_in_pieces_as_the_whole(name: str) ->
         _, state = model(ids[:, :9])
         rest, _ = model(ids[:, 9:], state)
     assert distance(rest, whole[:, 9:]) < 1e-5
+
+
+def test_a_pattern_names_the_mixers_of_a_user_too(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "mixer").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment").mkdir()
+    (tmp_path / "mine" / "mixer" / "small_window.yaml").write_text("defaults:\n  - window_attention\nwindow: 4\n")
+    text = "# @package _global_\ndefaults:\n  - override /model: hybrid\nmodel:\n  pattern: [small_window]\n"
+    (tmp_path / "mine" / "experiment" / "windows.yaml").write_text(text)
+    folders = [str(tmp_path / "mine")]
+    words = ["model=hybrid", "model.pattern=[maxplus,small_window]", "model.mixers.small_window.qk_norm=false"]
+    composed, found = checked_config([*words, "device=cpu"], config_dirs=folders)
+    assert composed is not None and not found and OmegaConf.create(composed.yaml).model == composed.config["model"]
+    model = build(composed.config["model"], vocab_size=9, pad_id=None, hidden_size=12, num_heads=2, num_layers=2)
+    mixer = model.layers[1].mixer
+    assert type(mixer).__name__ == "RotaryAttention" and mixer.window == 4
+    assert composed.config["model"]["mixers"]["small_window"]["qk_norm"] is False
+    as_before = [*words, "+mixer@model.mixers.small_window=small_window"]
+    assert compose_config(as_before, config_dirs=folders).config["model"] == composed.config["model"]
+    by_yaml = compose_config(["experiment=windows"], config_dirs=folders).config["model"]["mixers"]
+    assert by_yaml["small_window"]["window"] == 4
+    without = compose_config(["model=hybrid"], config_dirs=folders).config["model"]["mixers"]
+    assert "small_window" not in without and by_yaml.keys() == without.keys() | {"small_window"}
 
 
 def test_a_name_that_no_mixer_has_is_refused_with_those_there_are() -> None:
