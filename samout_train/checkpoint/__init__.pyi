@@ -60,6 +60,7 @@ from .run_directory import (
     differences as differences,
     holds_run as holds_run,
     in_turn as in_turn,
+    is_earlier as is_earlier,
     is_reserved as is_reserved,
     is_taken as is_taken,
     locked as locked,

@@ -5,6 +5,7 @@ Nothing is written or deleted before the directory is checked under its lock.
 
 import itertools
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -56,8 +57,11 @@ EARLIER = {
     "model.mixer.temperature": 1.0,
     "model.mixer.temperature_held": 0.5,
     "model.mixer.temperature_zero": 0.9,
+    "model.mixer.b_projection": True,
     "trainer.cuda_graph": "auto",
 }
+# The same of settings that stand for another value in each mixer that lacked them; no mixer accepts that of another.
+EARLIER_OF_MIXERS = {"model.mixer.output_gate": ("silu", "gelu")}  # of Mamba2 and of RGLRU
 # The settings among them whose default has changed since: a resumed run keeps its earlier value. Group and key.
 KEPT = (("data", "reset_at_documents"),)
 # Paths of the data; they may change if checkpoints record its content.
@@ -253,6 +257,19 @@ def _kept(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def is_earlier(key: str, value: Any) -> bool:
+    """Return whether a setting has the value that it stands for where an earlier version lacks it.
+
+    Args:
+        key: With dots; that of one of several mixers counts as that of a single one.
+        value: Its value now.
+    """
+    key = re.sub(r"^model\.mixers\.\w+\.", "model.mixer.", key)
+    if key in EARLIER_OF_MIXERS:
+        return value in EARLIER_OF_MIXERS[key]
+    return key in EARLIER and value == EARLIER[key]
+
+
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
     """Describe each difference between two configurations.
 
@@ -270,7 +287,7 @@ def _pairs(
     then, now = _compared(before, keys), _compared(config, keys)
     pairs = []
     for key in sorted(then.keys() | now.keys()):
-        if key not in then and (now[key] == EARLIER.get(key) or key.startswith("data.roles.")):
+        if key not in then and (is_earlier(key, now[key]) or key.startswith("data.roles.")):
             continue  # text of a role without a token was refused, so a further role changes nothing
         if not key.startswith(free) and not _same(key, then.get(key), now.get(key)):
             pairs.append((key, then.get(key, "null"), now.get(key, "null")))

@@ -161,8 +161,12 @@ def options_with(group: str, key: str) -> list[str]:
 
 
 def resolve(composed: DictConfig) -> Composed:
-    """Return a configuration that Hydra composed as plain values, resolved, and without the node `hydra`."""
+    """Return a configuration that Hydra composed as plain values, resolved, and without the node `hydra`.
+
+    Mixers that a pattern names are added to it from their YAML.
+    """
     hydra = HydraConfig.get()
+    _add_mixers(composed)
     config = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])  # type: ignore[misc]
     container = home_expanded(OmegaConf.to_container(config, resolve=True))
     assert isinstance(container, dict)
@@ -194,6 +198,27 @@ def resolve(composed: DictConfig) -> Composed:
         launcher=hydra.runtime.choices.get("hydra/launcher"),
         most_at_once=sweeper.get("max_batch_size"),
     )
+
+
+def _add_mixers(composed: DictConfig) -> None:
+    """Add the mixers that the pattern of a model names and its YAML lacks: files of mixer/, those of a user included.
+
+    Settings of such a mixer that were typed stay.
+    """
+    model = unresolved(composed, "model")
+    if not isinstance(model, dict):
+        return
+    pattern, mixers = model.get("pattern"), model.get("mixers")
+    if not (isinstance(pattern, list) and isinstance(mixers, dict) and GlobalHydra.instance().is_initialized()):
+        return
+    options = GlobalHydra.instance().config_loader().get_group_options("mixer")
+    for name in dict.fromkeys(pattern):
+        typed = mixers.get(name, {})
+        if name not in options or not isinstance(typed, dict) or "_target_" in typed:
+            continue
+        file = OmegaConf.to_container(compose(overrides=[f"+mixer@mixer={name}"]).mixer)
+        with open_dict(composed):
+            composed.model.mixers[name] = OmegaConf.merge(file, typed)
 
 
 def _as_yaml(config: dict[str, Any]) -> str:

@@ -141,11 +141,16 @@ class OutputGate(nn.Module):
         return u_BTD
 
 
+def has_output_gate(mixer: nn.Module) -> bool:
+    """Return whether a mixer has an output gate of its own, as its attribute of this name reports."""
+    return bool(getattr(mixer, "has_output_gate", False))
+
+
 def output_gate_of(
     mixer: nn.Module, *, hidden_size: int, num_heads: int, norm: OutputNorm, gate: Gate
 ) -> OutputGate | None:
-    """Return the output gate of a mixer; None if it has its own (`has_output_gate`), or norm and gate are `none`."""
-    if norm == gate == "none" or getattr(mixer, "has_output_gate", False):
+    """Return the output gate of a mixer; None if it has its own, or norm and gate are `none`."""
+    if norm == gate == "none" or has_output_gate(mixer):
         return None
     return OutputGate(hidden_size=hidden_size, num_heads=num_heads, norm=norm, gate=gate)
 

@@ -3,6 +3,8 @@
     S_t = a_t S_{t-1} + (Delta_t B_t) x_t^T;   y_t = S_t^T C_t + D x_t;   output = W_o RMSNorm(y * SiLU(z))
     x, B, C = SiLU(convolution(W x));   Delta = softplus(W_d x + b);   a = exp(-exp(A) Delta)
 
+With `output_gate=none` the output is W_o RMSNorm(y).
+
 Source: Dao and Gu, Transformers are SSMs (arXiv 2405.21060), sections 6 and 7, and its program: A starts as log U(1,
 16), b as the inverse softplus of exp U(log 0.001, log 0.1), D at 1, all without weight decay as vectors; matrices as
 torch draws them, W_o divided by the root of the number of layers.
@@ -19,7 +21,7 @@ from torch.nn import functional as F
 
 from samout_train.config import Positive, Size, SizeOrNone, validated
 from samout_train.models.deltanet import drawn_step_bias
-from samout_train.models.heads import Streams, chunk_flops, head_size, in_heads
+from samout_train.models.heads import Gate, Streams, chunk_flops, head_size, in_heads, opened
 from samout_train.models.layers import Linear, RMSNorm
 from samout_train.ops.linear_attention import CHUNK, linear_attention
 
@@ -35,9 +37,8 @@ class Mamba2(nn.Module):
         state_size: Width K of B and C.
         value_share: Width of x of all heads as a share of D.
         convolution_size: Tokens that the convolution of x, B and C takes together; 0 for none.
+        output_gate: Function of z that multiplies y before the norm: `silu`, `sigmoid`; or `none`, which leaves z out.
     """
-
-    has_output_gate = True
 
     @validated
     def __init__(
@@ -48,14 +49,19 @@ class Mamba2(nn.Module):
         state_size: Annotated[int, Size],
         value_share: Annotated[float, Positive],
         convolution_size: Annotated[int, SizeOrNone],
+        output_gate: Gate = "silu",
     ) -> None:
         super().__init__()
+        self.gate_name, self.has_output_gate = output_gate, output_gate != "none"
         self.num_heads, self.key_size = num_heads, state_size
         self.value_size = head_size(value_share, hidden_size, num_heads)
         values = num_heads * self.value_size
+        widths = [values, state_size, state_size, num_heads]
+        if self.has_output_gate:
+            widths.insert(3, values)
         self.streams = Streams(
             hidden_size=hidden_size,
-            widths=[values, state_size, state_size, values, num_heads],
+            widths=widths,
             convolved=3,
             convolution_size=convolution_size,
             bias=True,
@@ -75,7 +81,7 @@ class Mamba2(nn.Module):
     def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Mix (B, T, D); the memory of the state is (B, H, K, V)."""
         memory_BHKV, tokens = self.streams.state_before(state)
-        (x, keys, queries, z_BTP, step), tokens = self.streams(x_BTD, tokens)
+        (x, keys, queries, *gates, step), tokens = self.streams(x_BTD, tokens)
         x_BHTV, dtype = in_heads(x, self.num_heads), self.log_rate_H.dtype
         step_BHT = F.softplus(step.to(dtype) + self.step_bias_H).transpose(1, 2)
         log_decay_BHT = -self.log_rate_H.exp()[:, None] * step_BHT
@@ -83,7 +89,9 @@ class Mamba2(nn.Module):
         q_BHTK = queries[:, None].to(dtype).expand_as(k_BHTK)
         y_BHTV, memory_BHKV = linear_attention(q_BHTK, k_BHTK, x_BHTV, log_decay_BHT, memory_BHKV)
         y_BHTV = y_BHTV + self.skip_H[:, None, None] * x_BHTV
-        y_BTP = y_BHTV.transpose(1, 2).flatten(2) * F.silu(z_BTP)
+        y_BTP = y_BHTV.transpose(1, 2).flatten(2)
+        for z_BTP in gates:  # one or none
+            y_BTP = y_BTP * opened(z_BTP, self.gate_name)
         return self.out(self.norm(y_BTP)), self.streams.state_after(memory_BHKV, tokens)
 
     def operator_flops(self, length: int) -> int:

@@ -15,14 +15,27 @@ width is two thirds of that of two matrices, here 8 / 3 D up to a multiple of 8.
 
 # B batch, T time, D width, F inner width, V vocabulary
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samout_train.config import Layers, Probability, Problem, Size, SizeOrNone, not_divisible, validated
-from samout_train.models.heads import Gate, OutputGate, OutputNorm, output_gate_of
+from samout_train.config import (
+    Layers,
+    Probability,
+    Problem,
+    Size,
+    SizeOrNone,
+    build,
+    locate,
+    not_divisible,
+    shown,
+    validated,
+)
+from samout_train.models.heads import Gate, OutputGate, OutputNorm, has_output_gate, output_gate_of
 from samout_train.models.interface import Mixer, matrix_flops, part_of
 from samout_train.models.layers import CausalConvolution, FeedForward, Linear, RMSNorm, token_embedding
 from samout_train.models.regularisation import (
@@ -118,8 +131,7 @@ class PreNormLayer(nn.Module):
         super().__init__()
         self.mixer_norm = norm_of(norm, hidden_size)
         self.convolution: CausalConvolution | None = None
-        has_own = any(isinstance(part, CausalConvolution) for part in mixer.modules())
-        if convolution_size and not has_own:
+        if convolution_size and not has_convolution(mixer):
             self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size, feeds_products=True)
         self.mixer = mixer
         connect_by_chance(mixer, regularisation.drop_connect)
@@ -171,6 +183,44 @@ def _builders(
     if pattern is not None and mixers is not None:
         return [mixers[pattern[index % len(pattern)]] for index in range(num_layers)]
     return [cast(Callable[..., nn.Module], mixer)] * num_layers
+
+
+def has_convolution(mixer: nn.Module) -> bool:
+    """Return whether a mixer has a convolution of its own."""
+    return any(isinstance(part, CausalConvolution) for part in mixer.modules())
+
+
+# Settings of the model that reach only mixers without the part: the part, in words, and whether a mixer has its own.
+FOR_MIXERS_WITHOUT: dict[str, tuple[str, Callable[[nn.Module], bool]]] = {
+    "convolution_size": ("a convolution", has_convolution),
+    "output_norm": ("an output gate", has_output_gate),
+    "output_gate": ("an output gate", has_output_gate),
+}
+
+
+def _whose(nodes: Mapping[str, Any]) -> str:
+    if len(nodes) > 1:
+        return "each mixer of the pattern has"
+    return "the mixer has"
+
+
+def _own_key(key: str, nodes: Mapping[str, Any]) -> str:
+    """Return what to set in place of a setting that mixers do not take: what they call it themselves.
+
+    Args:
+        key: The setting, one of FOR_MIXERS_WITHOUT.
+        nodes: Settings of the mixers, by the key above them.
+    """
+    own = []
+    for above, node in nodes.items():
+        known = inspect.signature(locate(node["_target_"])).parameters
+        if key in known:
+            own.append(f"{above}.{key}")
+        elif key == "output_norm" and "output_gate" in known:  # without its gate, a mixer takes the model's
+            own.append(f"{above}.output_gate=none")
+    if not own:
+        return "leave it out"
+    return f"set {', '.join(own)}"
 
 
 def mixer_flops(mixer: nn.Module, length: int) -> int:
@@ -232,9 +282,36 @@ class PreNormModel(nn.Module):
             found.append(Problem(f"{name}.mixer", text="is missing", fix=f"set {name}.pattern=[...] or choose a mixer"))
         if pattern is not None and not pattern:
             found.append(Problem(f"{name}.pattern", "[]", text="names no mixer", fix="name one or more"))
+        if pattern and not known:
+            value, text = f"[{', '.join(pattern)}]", "this model has no mixers to name"
+            return [*found, Problem(f"{name}.pattern", value, text=text, fix=f"choose {name}=hybrid")]
         for unknown in sorted(set(pattern or ()) - set(known)):
             fix = f"name some of {', '.join(sorted(known))}"
             found.append(Problem(f"{name}.pattern", f"[{unknown}]", text="no such mixer", fix=fix))
+        return found
+
+    @staticmethod
+    def without_effect(settings: Mapping[str, Any], name: str) -> list[Problem]:
+        """Return the problems of settings that no mixer takes, as each of them has its own.
+
+        Args:
+            settings: As in YAML, and valid.
+            name: The key above them.
+        """
+        given = {key for key in FOR_MIXERS_WITHOUT if settings.get(key) not in (None, 0, "none")}
+        if not given:
+            return []
+        nodes: dict[str, Any] = {f"{name}.mixer": settings.get("mixer")}
+        if settings.get("pattern") is not None:
+            nodes = {f"{name}.mixers.{one}": settings["mixers"][one] for one in dict.fromkeys(settings["pattern"])}
+        sizes = {"hidden_size": settings["hidden_size"], "num_heads": settings["num_heads"]}
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            mixers = [build(node, **sizes) for node in nodes.values()]
+        found = []
+        for key, (part, has_own) in FOR_MIXERS_WITHOUT.items():
+            if key in given and all(map(has_own, mixers)):
+                text = f"changes nothing, as {_whose(nodes)} {part} of its own"
+                found.append(Problem(f"{name}.{key}", shown(settings[key]), text=text, fix=_own_key(key, nodes)))
         return found
 
     @validated

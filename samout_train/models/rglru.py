@@ -3,7 +3,7 @@
     r = sigmoid(W_r u + b_r), i = sigmoid(W_i u + b_i);   log a = -8 softplus(Lambda) r
     h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t u_t);        output = W_o (GELU(W_g x) * h),  u = convolution(W_u x)
 
-W_r and W_i are block-diagonal, a block for each head.
+W_r and W_i are block-diagonal, a block for each head. With `output_gate=none` the output is W_o h.
 
 Source: De et al., Griffin (arXiv 2402.19427), sections 2.3 and 2.4 and appendix A, and the program of RecurrentGemma:
 the decay at r = 1 starts between 0.9 and 0.999, uniform in its square; the gradient of the square root is at most
@@ -13,7 +13,7 @@ the decay at r = 1 starts between 0.9 and 0.999, uniform in its square; the grad
 # B batch, T time, D width, H heads, K width of a head: D / H
 
 import math
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,21 +31,28 @@ STEEPEST_ROOT = 1000.0
 
 
 class RGLRU(nn.Module):
-    """Mix by a real-gated linear recurrent unit with its two branches.
+    """Mix by a real-gated linear recurrent unit with its two branches, or the recurrent one alone.
 
     Args:
         hidden_size: Width D.
         num_heads: Blocks of the gates' matrices.
         convolution_size: Tokens in the kernel of the convolution before the recurrence; 0 for no convolution.
+        output_gate: `gelu`; or `none`, which leaves out the branch of W_g.
     """
 
-    has_output_gate = True
-
     @validated
-    def __init__(self, *, hidden_size: int, num_heads: int, convolution_size: Annotated[int, SizeOrNone]) -> None:
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_heads: int,
+        convolution_size: Annotated[int, SizeOrNone],
+        output_gate: Literal["gelu", "none"] = "gelu",
+    ) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.projection = Linear(hidden_size, 2 * hidden_size, bias=False, parts=[hidden_size] * 2)
+        self.num_heads, self.has_output_gate = num_heads, output_gate != "none"
+        widths = [hidden_size] * (1 + self.has_output_gate)
+        self.projection = Linear(hidden_size, sum(widths), bias=False, parts=widths)
         self.convolution: CausalConvolution | None = None
         if convolution_size:
             self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size, silu=False)
@@ -62,7 +69,8 @@ class RGLRU(nn.Module):
     def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Mix (B, T, D); the memory of the state is h, (B, D)."""
         h_BD, tokens_BKD = state, None
-        gate_BTD, u_BTD = self.projection(x_BTD).chunk(2, dim=-1)
+        *gates, u_BTD = self.projection(x_BTD).split(self.out.in_features, dim=-1)
+        dtype = u_BTD.dtype
         if self.convolution is not None:
             h_BD, tokens_BKD = as_layer_state(state)
             u_BTD, tokens_BKD = self.convolution(u_BTD, tokens_BKD)
@@ -72,7 +80,10 @@ class RGLRU(nn.Module):
         log_a_BTD = -POWER * F.softplus(self.lambda_D) * r_BTD
         root_BTD = cast(Tensor, _Root.apply(-torch.expm1(2 * log_a_BTD)))
         h_BTD, h_BD = linear_scan(log_a_BTD.exp(), root_BTD * i_BTD * u_BTD, h_BD)
-        y_BTD = self.out(F.gelu(gate_BTD) * h_BTD.to(gate_BTD.dtype))
+        h_BTD = h_BTD.to(dtype)
+        for gate_BTD in gates:  # one or none
+            h_BTD = F.gelu(gate_BTD) * h_BTD
+        y_BTD = self.out(h_BTD)
         if self.convolution is None:
             return y_BTD, h_BD
         return y_BTD, LayerState(h_BD, tokens_BKD)

@@ -12,6 +12,7 @@ from .run import (
 from .schedules import Progress as Progress
 from .settings import (
     DATA_SETTINGS as DATA_SETTINGS,
+    changes_nothing as changes_nothing,
     check_data as check_data,
     check_settings as check_settings,
     checked_config as checked_config,

@@ -59,7 +59,7 @@ from samout_train.training.causality import require_causal
 from samout_train.training.limits import once
 from samout_train.training.memory_check import step_too_large
 from samout_train.training.schedules import schedule_problem
-from samout_train.training.settings import DATA_SETTINGS, checked_config, data_settings
+from samout_train.training.settings import DATA_SETTINGS, changes_nothing, checked_config, data_settings
 from samout_train.training.trainer import Trainer
 
 OTHER_SEED = 2**20 + 7  # added to the seed for each further process
@@ -78,10 +78,16 @@ def build_model(name: str, *, vocab_size: int, pad_id: int | None = 3, **setting
     Raises:
         ConfigError: if there is no such model or key, or a value is wrong.
     """
-    composed = compose_config([f"model={name}"])
-    composed.config["model"].update(settings)
-    require_no_problems(check_model(composed.config["model"]))
-    model: nn.Module = build(composed.config["model"], vocab_size=vocab_size, pad_id=pad_id)
+    usual = compose_config([f"model={name}"]).config["model"]
+    node = usual | settings
+    require_no_problems(check_model(node))
+    found = []
+    for problem in changes_nothing(node):
+        key = problem.key.removeprefix("model.")
+        if node[key] != usual.get(key):
+            found.append(problem)
+    require_no_problems(found)
+    model: nn.Module = build(node, vocab_size=vocab_size, pad_id=pad_id)
     return model
 
 

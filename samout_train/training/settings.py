@@ -7,7 +7,7 @@ last.
 
 import difflib
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,12 @@ DATA_SETTINGS = set(inspect.signature(data_settings).parameters)
 
 
 def checked_config(
-    overrides: Sequence[str], *, config_name: str = "config", config_dirs: Sequence[str] = (), typed: bool = True
+    overrides: Sequence[str],
+    *,
+    config_name: str = "config",
+    config_dirs: Sequence[str] = (),
+    typed: bool = True,
+    shared: Collection[str] = (),
 ) -> tuple[Composed | None, list[Problem]]:
     """Compose a configuration, and find every problem in it and in the overrides.
 
@@ -92,6 +97,7 @@ def checked_config(
         config_name: The root YAML.
         config_dirs: Further folders with YAML, absolute.
         typed: Whether text values are as a shell gave them.
+        shared: Those of the overrides that are meant for several models, and may change nothing in this one.
 
     Returns:
         The configuration, None if it cannot be composed; and all problems.
@@ -114,9 +120,42 @@ def checked_config(
         fix = "write `defaults: [/config, _self_]` at its beginning"
         return composed, [*refused, Problem(f"--config-name {config_name}", text="is no root YAML", fix=fix)]
     found = [*without_missing(check_settings(composed.config), wrong), *composed.misplaced]
+    if not found:
+        recomposed = partial(compose_checked, config_name=config_name, config_dirs=config_dirs, typed=typed)
+        found = _without_effect(composed.config, right, shared, recomposed)
     if found:
         found = placed(found, choices=composed.choices)
     return composed, refused + found
+
+
+def _without_effect(
+    config: Mapping[str, Any], overrides: Sequence[str], shared: Collection[str], compose: Callable[..., Composed]
+) -> list[Problem]:
+    """Return the problems of overrides that would change nothing in the model.
+
+    Settings in YAML may be meant for several models, and a run that is resumed keeps what it began with.
+    """
+    if config.get("resume") is not None:
+        return []
+    found = []
+    for problem in changes_nothing(config["model"]):
+        others = [word for word in overrides if key_of(word) != problem.key or word in shared]
+        if len(others) < len(overrides):
+            key = problem.key.removeprefix("model.")
+            if compose(others).config["model"].get(key) != config["model"][key]:
+                found.append(problem)
+    return found
+
+
+def changes_nothing(model: Node) -> list[Problem]:
+    """Return the problems of a valid model's settings that change nothing in it."""
+    check = getattr(locate(model["_target_"]), "without_effect", None)
+    if check is None:
+        return []
+    try:
+        return as_problems(check(model, "model"))
+    except (ValueError, TypeError, RuntimeError):  # a part that cannot be built, which building the model reports
+        return []
 
 
 def without_refused(overrides: Sequence[str], wrong: Collection[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """A directory belongs to one set of settings: runs, sweeps and their jobs that would share one."""
 
+import copy
 import json
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from samout_train import __version__, build_trainer, train
-from samout_train.checkpoint import DirectoryRefusedError, new_directory, other_settings
+from samout_train.checkpoint import DirectoryRefusedError, differences, new_directory, other_settings
 from samout_train.cli import train as train_command
 from samout_train.cli.request import last_of_each
 from samout_train.config import ConfigError, compose_config
@@ -442,3 +443,26 @@ def test_a_run_of_before_the_keys_of_conversations_is_continued_with_their_defau
     assert [problem.key for problem in other_settings(tmp_path, now, ["data"])] == ["data.learn"]
     now["data"] = {"roles": {"user": "<|agent|>"}}
     assert [problem.key for problem in other_settings(tmp_path, now, ["data"])] == ["data.roles.user"]
+
+
+@pytest.mark.parametrize(
+    ("model", "lacking"),
+    [
+        (["model=maxplus"], ["mixer.b_projection"]),
+        (["model=mamba2"], ["mixer.output_gate"]),
+        (["model=rglru"], ["mixer.output_gate"]),
+        (["model=hybrid"], ["mixers.mamba2.output_gate", "mixers.rglru.output_gate", "mixers.maxplus.b_projection"]),
+    ],
+)
+def test_a_run_of_before_a_key_of_its_mixer_is_continued_with_its_default(model: list[str], lacking: list[str]) -> None:
+    now = compose_config(model).config
+    before = copy.deepcopy(now)
+    for key in lacking:
+        *above, last = key.split(".")
+        node = before["model"]
+        for name in above:
+            node = node[name]
+        del node[last]
+        assert not differences(before, now, ["model"])
+        changed = compose_config([*model, f"model.{key}={'false' if last == 'b_projection' else 'none'}"]).config
+        assert len(differences(before, changed, ["model"])) == 1

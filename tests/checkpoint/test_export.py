@@ -18,7 +18,8 @@ from samout_train.cli import export
 from samout_train.cli.generate import generate
 from samout_train.data import SPECIAL_TOKENS
 from samout_train.models import published_state
-from tests.support.marks import spread
+from tests.support.marks import mostly_nightly, spread
+from tests.support.models import HEADED, NAMES
 
 SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=2", "device=cpu", "trainer=debug"]
 QUICK = ["kernels=reference", "~callbacks.tensorboard", "~callbacks.sample"]
@@ -67,6 +68,31 @@ def test_safetensors_hold_the_weights_and_can_be_loaded(folder: Path, tmp_path: 
         assert run.vocabulary is not None and back.vocabulary is not None
         assert back.vocabulary.state_dict() == run.vocabulary.state_dict()
         assert load_vocabulary(tmp_path / "out" / "vocabulary.json").state_dict() == run.vocabulary.state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mostly_nightly(NAMES, {"hybrid", "lstm", "maxplus"}))
+def test_every_model_computes_from_its_export_what_its_run_does(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("safetensors")
+    (tmp_path / "text.txt").write_text("the hands of the clock, the sands of time; " * 100, "utf-8")
+    data = ["data=text", f"data.path={tmp_path / 'text.txt'}", "data.seq_len=8", "data.batch_size=4"]
+    sizes = [word for word in SIZES if name in HEADED or "num_heads" not in word]
+    train([*sizes, *QUICK, *data, f"model={name}", f"run_dir={tmp_path / 'run'}"])
+    exported = export_run(tmp_path / "run", format="safetensors", out=tmp_path / "out")
+    run, back = load_run(tmp_path / "run"), load_exported(tmp_path / "out")
+    wanted, found = run.model.state_dict(), back.model.state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert exported.tensors == len({each.data_ptr() for each in wanted.values()})
+    ids = torch.arange(run.vocab_size)[None]
+    with torch.no_grad():
+        logits, state = run.model(ids)
+        assert torch.equal(back.model(ids)[0], logits)
+        assert torch.equal(back.model(ids[:, :3], back.model(ids)[1])[0], run.model(ids[:, :3], state)[0])
+    assert run.vocabulary is not None and back.vocabulary is not None
+    assert back.vocabulary.state_dict() == run.vocabulary.state_dict()
+    if name not in ("v1", "v8"):
+        with pytest.raises(ValueError, match=r"were published, and this is a .*: set format=safetensors"):
+            export_run(tmp_path / "run", format="published", out=tmp_path / "published")
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ FILES = {
     "mine/model/circle.yaml": "defaults:\n  - circle\n",
     "mine/model/there.yaml": "defaults:\n  - back\n",
     "mine/model/back.yaml": "defaults:\n  - there\n",
+    "mine/mixer/small_window.yaml": "defaults:\n  - window_attention\nwindow: 4\n",
     "bare.pkl": pickle.dumps(["a", "b"]),
     "fraction.pkl": pickle.dumps(["a", 1.5]),
     "cut.pkl": b"\x80\x04",
@@ -292,6 +293,22 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a pattern of no mixers": (["model=hybrid", "model.pattern=[]"], ["model.pattern=[]: names no mixer"]),
     "a pattern of an unknown mixer": (["model=hybrid", "model.pattern=[foo]"], ["model.pattern=[foo]: no such mixer"]),
+    "a pattern for a model of one mixer": (
+        ["model=gla", "model.pattern=[maxplus]"],
+        ["model.pattern=[maxplus]: this model has no mixers to name: choose model=hybrid"],
+    ),
+    "an unknown key of a mixer of one's own": (
+        [*MINE, "model=hybrid", "model.pattern=[small_window]", "model.mixers.small_window.windw=3"],
+        ["model.mixers.small_window.windw=3: no such key; did you mean model.mixers.small_window.window?"],
+    ),
+    "a gate for a mixer with its own": (
+        ["model=gla", "model.output_gate=silu"],
+        ["model.output_gate=silu: changes nothing, as the mixer has", "set model.mixer.output_gate"],
+    ),
+    "a convolution for mixers with their own": (
+        ["model=hybrid", "model.pattern=[mlstm,rglru]", "model.convolution_size=3"],
+        ["model.convolution_size=3: changes nothing", "set model.mixers.mlstm.convolution_size, model.mixers.rglru."],
+    ),
     "a decay in place of a half-life": (
         ["trainer.ema=0.99"],
         ["trainer.ema=0.99: is a number of tokens", "halves a weight in 69 steps"],

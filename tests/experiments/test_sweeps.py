@@ -100,6 +100,20 @@ def test_a_part_of_what_a_configuration_sweeps_over_lies_where_the_whole_would(t
     assert ends.returncode == 2 and "callbacks.accuracy.solved_evaluations=null: the run in " in ends.stderr
 
 
+@pytest.mark.slow
+def test_a_sweep_over_patterns_trains_the_mixers_of_a_user(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "mixer").mkdir(parents=True)
+    (tmp_path / "mine" / "mixer" / "small_window.yaml").write_text("defaults:\n  - window_attention\nwindow: 4\n")
+    sizes = ["model.hidden_size=12", "model.num_heads=2", "data=random", "data.num_sequences=8", "data.batch_size=8"]
+    words = ["--config-dir", "mine", "model=hybrid", "model.pattern=[maxplus,small_window],[gla]"]
+    made = samout(tmp_path, "-m", *words, *sizes, "trainer=debug", "device=cpu", "hydra.sweep.dir=swept")
+    assert made.returncode == 0 and made.stdout.count("  done  ") == 2, made.stderr
+    mixers = []
+    for path in sorted((tmp_path / "swept").glob("*/.hydra/config.yaml")):
+        mixers.append("small_window" in OmegaConf.load(path).model.mixers)
+    assert mixers == [False, True]
+
+
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"steps": 3}'])
 def test_a_job_is_finished_when_its_summary_is_whole(tmp_path: Path, content: str | None) -> None:
     if content is not None:

@@ -1,10 +1,12 @@
 """The decoder of pre-norm layers, and its mixers against their published recurrences, token by token in float64."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +15,7 @@ from samout_train.config import CONF, ConfigError, build, compose_config
 from samout_train.evaluation.verify import distance
 from samout_train.models import map_state, state_bytes
 from samout_train.ops.elementwise import turned
+from samout_train.training import checked_config
 from tests.support.marks import mostly_nightly, spread
 
 WIDTH, HEADS, TIME = 12, 2, 70  # past the border of a chunk of 64
@@ -108,8 +111,10 @@ def hgrn2(p: Parameters, x: Tensor, bound: float = 0.0) -> Tensor:
     return joined(p, found, x)
 
 
-def mamba2(p: Parameters, x: Tensor) -> Tensor:
+def mamba2(p: Parameters, x: Tensor, gate: Callable[[Tensor], Tensor] = F.silu) -> Tensor:
     widths = [2 * WIDTH, 128, 128, 2 * WIDTH, HEADS]
+    if len(p["streams.projection.weight"]) < sum(widths):  # without the branch z
+        widths[3] = 0
     streams = convolved(p, x @ p["streams.projection.weight"].T, sum(widths[:3]))
     state, found = 0.0, []
     for t in range(x.shape[1]):
@@ -118,7 +123,7 @@ def mamba2(p: Parameters, x: Tensor) -> Tensor:
         a = torch.exp(-p["log_rate_H"].exp() * step)
         state = a[..., None, None] * state + outer(step[..., None] * keys[:, None], heads(u))
         y = read(state, queries[:, None]) + p["skip_H"][:, None] * heads(u)
-        found.append(y.flatten(1) * F.silu(z))
+        found.append(y.flatten(1) * gate(z) if widths[3] else y.flatten(1))
     return rms(torch.stack(found, 1), p["norm.weight"]) @ p["out.weight"].T
 
 
@@ -153,7 +158,7 @@ def deltanet(p: Parameters, x: Tensor, largest_beta: float = 1.0) -> Tensor:
 
 
 def rglru(p: Parameters, x: Tensor) -> Tensor:
-    gate, u = (x @ p["projection.weight"].T).chunk(2, -1)
+    *gates, u = (x @ p["projection.weight"].T).split(WIDTH, -1)
     weight = p["convolution.weight"]
     padded = F.pad(u.transpose(1, 2), (weight.shape[-1] - 1, 0))
     u = F.conv1d(padded, weight, p["convolution.bias"], groups=WIDTH).transpose(1, 2)
@@ -165,7 +170,7 @@ def rglru(p: Parameters, x: Tensor) -> Tensor:
         )
         a = torch.exp(-8 * F.softplus(p["lambda_D"]) * r)
         h = a * h + torch.sqrt(1 - a**2) * i * u[:, t]
-        found.append(F.gelu(gate[:, t]) * h)
+        found.append(F.gelu(gates[0][:, t]) * h if gates else h)
     return torch.stack(found, 1) @ p["out.weight"].T
 
 
@@ -189,6 +194,9 @@ CASES: dict[str, tuple[str, dict[str, Any], Loop]] = {
     "gated_deltanet": ("gated_deltanet", {}, deltanet),
     "negative": ("gated_deltanet", {"negative_eigenvalues": True}, lambda p, x: deltanet(p, x, 2.0)),
     "rglru": ("rglru", {}, rglru),
+    "mamba2 with a sigmoid": ("mamba2", {"output_gate": "sigmoid"}, lambda p, x: mamba2(p, x, torch.sigmoid)),
+    "mamba2 without a gate": ("mamba2", {"output_gate": "none"}, mamba2),
+    "rglru without a gate": ("rglru", {"output_gate": "none"}, rglru),
     "attention": ("transformer_modern", {}, attention),
     "window": ("transformer_modern", {"window": 9}, lambda p, x: attention(p, x, 9)),
 }
@@ -225,6 +233,20 @@ def test_a_mixer_in_pieces_is_the_whole(case: str) -> None:
     sizes = []
     map_state(lambda part: sizes.append(part[0].numel()) or part, state)  # type: ignore[func-returns-value]
     assert 4 * sum(sizes) == mixer.state_bytes(TIME)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["mamba2", "rglru"])
+def test_a_gate_is_left_out_with_its_branch(name: str) -> None:
+    node = compose_config([f"model={name}"]).config["model"]["mixer"]
+    whole, without = mixer_of(name), mixer_of(name, output_gate="none")
+    branch = 2 * WIDTH**2 if name == "mamba2" else WIDTH**2
+    sizes = [sum(parameter.numel() for parameter in mixer.parameters()) for mixer in (whole, without)]
+    assert sizes[0] - sizes[1] == branch
+    assert [key for key, _ in whole.named_parameters()] == [key for key, _ in without.named_parameters()]
+    earlier = {key: value for key, value in node.items() if key != "output_gate"}  # as saved before there was the key
+    for settings in (node, earlier):
+        mixer = build(settings, hidden_size=WIDTH, num_heads=HEADS)
+        assert mixer.has_output_gate and sum(part.numel() for part in mixer.parameters()) == sizes[0]
 
 
 def test_the_lower_bound_of_hgrn2_rises_with_depth() -> None:
@@ -315,10 +337,59 @@ def test_an_output_gate_multiplies_what_any_mixer_gives_by_what_it_read(name: st
     torch.testing.assert_close(seen["made"], wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["gla", "mamba2", "rglru", "gated_deltanet"])
-def test_a_mixer_with_an_output_gate_of_its_own_gets_no_other(name: str) -> None:
-    model = build_model(name, vocab_size=9, hidden_size=WIDTH, num_heads=HEADS, num_layers=1, **GATED)
-    assert model.layers[0].output_gate is None
+WITH_A_GATE = ["gla", "retnet", "mlstm", "gated_deltanet", "mamba2", "rglru"]
+WITH_A_CONVOLUTION = ["deltanet", "gated_deltanet", "mlstm", "mamba2", "rglru"]
+
+
+def refusal(name: str, *words: str) -> str:
+    """What is answered to settings of a model; nothing if they are taken."""
+    _, found = checked_config([f"model={name}", "device=cpu", *words])
+    return "\n".join(map(str, found))
+
+
+@pytest.mark.parametrize("name", WITH_A_GATE)
+def test_a_gate_for_mixers_with_a_gate_of_their_own_is_refused(name: str) -> None:
+    changes_nothing = "changes nothing, as the mixer has an output gate of its own: set model.mixer.output_gate"
+    assert refusal(name, "model.output_gate=silu") == f"model.output_gate=silu: {changes_nothing}"
+    instead = {"mamba2": "output_gate=none", "rglru": "output_gate=none"}.get(name, "output_norm")
+    assert refusal(name, "model.output_norm=head").endswith(f": set model.mixer.{instead}")
+    assert not refusal(name, "model.output_gate=silu", "model.output_norm=head", "model.mixer.output_gate=none")
+    assert not refusal(name, "model.output_gate=none", "model.output_norm=none")
+
+
+@pytest.mark.parametrize("name", WITH_A_CONVOLUTION)
+def test_a_convolution_before_mixers_with_a_convolution_of_their_own_is_refused(name: str) -> None:
+    changes_nothing = "changes nothing, as the mixer has a convolution of its own: set model.mixer.convolution_size"
+    assert refusal(name, "model.convolution_size=4") == f"model.convolution_size=4: {changes_nothing}"
+    assert not refusal(name, "model.convolution_size=4", "model.mixer.convolution_size=0")
+    assert not refusal(name, "model.convolution_size=0")
+
+
+def test_a_hybrid_refuses_only_what_no_mixer_of_its_pattern_takes() -> None:
+    pattern = "model.pattern=[gla,mamba2]"
+    assert not refusal("hybrid", "model.pattern=[gla,window_attention]", "model.output_gate=silu")
+    assert not refusal("hybrid", pattern, "model.convolution_size=3")
+    changes_nothing = "changes nothing, as each mixer of the pattern has an output gate of its own"
+    instead = "set model.mixers.gla.output_gate, model.mixers.mamba2.output_gate"
+    assert (
+        refusal("hybrid", pattern, "model.output_gate=silu") == f"model.output_gate=silu: {changes_nothing}: {instead}"
+    )
+    own = "model.pattern=[mlstm,rglru]"
+    assert "model.convolution_size=3: changes nothing" in refusal("hybrid", own, "model.convolution_size=3")
+    assert not refusal("hybrid", own) and not refusal("hybrid", own, "model.convolution_size=4")  # as in its YAML
+
+
+def test_settings_that_change_nothing_are_taken_from_a_yaml_for_many_models_and_in_a_run_that_is_resumed() -> None:
+    assert not refusal("gated_deltanet", "experiment=zoology_small")
+    assert not refusal("gla", "model.output_gate=silu", "resume=auto", "run_dir=outputs/begun")
+
+
+def test_a_gate_that_changes_nothing_is_refused_in_python() -> None:
+    sizes = {"hidden_size": WIDTH, "num_heads": HEADS, "num_layers": 1}
+    with pytest.raises(ConfigError, match=r"model.output_norm=head: changes nothing, as the mixer has an output gate"):
+        build_model("gla", vocab_size=9, **sizes, **GATED)
+    mixed = build_model("hybrid", vocab_size=9, **sizes | {"num_layers": 2}, pattern=["gla", "maxplus"], **GATED)
+    assert [layer.output_gate is None for layer in mixed.layers] == [True, False]
 
 
 def test_an_output_gate_counts_as_the_mixer_and_in_the_operations() -> None:
@@ -381,6 +452,28 @@ def test_every_mixer_mixes_with_another_one_in_pieces_as_the_whole(name: str) ->
         _, state = model(ids[:, :9])
         rest, _ = model(ids[:, 9:], state)
     assert distance(rest, whole[:, 9:]) < 1e-5
+
+
+def test_a_pattern_names_the_mixers_of_a_user_too(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "mixer").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment").mkdir()
+    (tmp_path / "mine" / "mixer" / "small_window.yaml").write_text("defaults:\n  - window_attention\nwindow: 4\n")
+    text = "# @package _global_\ndefaults:\n  - override /model: hybrid\nmodel:\n  pattern: [small_window]\n"
+    (tmp_path / "mine" / "experiment" / "windows.yaml").write_text(text)
+    folders = [str(tmp_path / "mine")]
+    words = ["model=hybrid", "model.pattern=[maxplus,small_window]", "model.mixers.small_window.qk_norm=false"]
+    composed, found = checked_config([*words, "device=cpu"], config_dirs=folders)
+    assert composed is not None and not found and OmegaConf.create(composed.yaml).model == composed.config["model"]
+    model = build(composed.config["model"], vocab_size=9, pad_id=None, hidden_size=12, num_heads=2, num_layers=2)
+    mixer = model.layers[1].mixer
+    assert type(mixer).__name__ == "RotaryAttention" and mixer.window == 4
+    assert composed.config["model"]["mixers"]["small_window"]["qk_norm"] is False
+    as_before = [*words, "+mixer@model.mixers.small_window=small_window"]
+    assert compose_config(as_before, config_dirs=folders).config["model"] == composed.config["model"]
+    by_yaml = compose_config(["experiment=windows"], config_dirs=folders).config["model"]["mixers"]
+    assert by_yaml["small_window"]["window"] == 4
+    without = compose_config(["model=hybrid"], config_dirs=folders).config["model"]["mixers"]
+    assert "small_window" not in without and by_yaml.keys() == without.keys() | {"small_window"}
 
 
 def test_a_name_that_no_mixer_has_is_refused_with_those_there_are() -> None:

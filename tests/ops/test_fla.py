@@ -45,7 +45,7 @@ def ours(q: Tensor, k: Tensor, v: Tensor, **others: Any) -> tuple[Tensor, Tensor
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_are_the_naive_forms_of_flash_linear_attention(kind: str) -> None:
-    pytest.importorskip("fla.ops.gla.naive")
+    pytest.importorskip("fla.ops.gla.naive", reason="flash-linear-attention is missing: pip install '.[fla]'")
     from fla.ops.delta_rule.naive import delta_rule_recurrence
     from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
     from fla.ops.gla.naive import naive_recurrent_gla

@@ -65,7 +65,7 @@ def on_task(
         reset = _reset(choice, settings, [word for word in shared if not key_of(word).startswith("model")], config_dirs)
         for one in candidates:
             words = [*_without_text(one.words), choice, *reset, *settings]
-            composed, wrong = checked_config(words, config_dirs=config_dirs)
+            composed, wrong = checked_config(words, config_dirs=config_dirs, shared=one.words)
             if wrong or composed is None:
                 raise ConfigError(*wrong)
             found.append(Candidate(one.label, tuple(words), one.sizes, composed.config, label))

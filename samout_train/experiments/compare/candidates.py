@@ -26,7 +26,7 @@ from samout_train.config import (
 )
 from samout_train.experiments.compare.matching import Budget, Sizes, matched, model_cost, seconds_a_step, smallest_width
 from samout_train.runtime import RESERVED, is_out_of_memory, quoted
-from samout_train.training import NonFiniteError, checked_config, source_from, trainer_from
+from samout_train.training import NonFiniteError, changes_nothing, checked_config, source_from, trainer_from
 
 Config = Mapping[str, Any]
 # The keys that a comparison sets itself, and what to do instead.
@@ -255,16 +255,18 @@ def _candidate(
     known: Known,
     used: set[str],
 ) -> Candidate:
-    words = _words_of(shared, own, config_dirs, used)
+    words = _words_of(shared, own, config_dirs)
     start = []
     if budget is not None:
         # Until its size is found, a model is checked at the smallest width that it can have with these heads.
         width = smallest_width(compose_config(words, config_dirs=config_dirs).config["model"])
         if width is not None:
             start.append(f"model.hidden_size={width}")
-    composed, wrong = checked_config([*words, *start], config_dirs=config_dirs)
+    composed, wrong = checked_config([*words, *start], config_dirs=config_dirs, shared=set(shared) - set(own))
     if wrong or composed is None:
         raise ConfigError(*wrong)
+    unheard = {problem.key for problem in changes_nothing(composed.config["model"])}
+    used.update(word for word in words if key_of(word) not in unheard)
     config, sizes = composed.config, None
     if budget is not None:
         sizes = known(label, words) or matched(label, config["model"], budget, _cost(budget, config))
@@ -273,7 +275,7 @@ def _candidate(
     return Candidate(label, tuple(words), sizes, config, str(composed.choices["data"]))
 
 
-def _words_of(shared: Sequence[str], own: Sequence[str], config_dirs: Sequence[str], used: set[str]) -> list[str]:
+def _words_of(shared: Sequence[str], own: Sequence[str], config_dirs: Sequence[str]) -> list[str]:
     """Return the words of one model: the shared ones that apply to it, its own, and deletions.
 
     The deletions take out the settings that a preset has and this model lacks.
@@ -289,7 +291,6 @@ def _words_of(shared: Sequence[str], own: Sequence[str], config_dirs: Sequence[s
     for word in shared:
         if _is_of_model(word) and accepts(node, _path_of(word)):
             fitting.append(word)
-    used.update(fitting)
     deletions = []
     for path in _paths(node):
         if path not in kept and not accepts(node, path):

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from samout_train.checkpoint import EARLIER, holds_run, recorded_data, scalars
+from samout_train.checkpoint import holds_run, is_earlier, recorded_data, scalars
 from samout_train.config import ConfigError, saved_choice, saved_config
 from samout_train.experiments.compare.record import entry_of
 from samout_train.experiments.jobs import OUTPUT, Outcome, curve_of, outcome
@@ -133,7 +133,7 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
             known = others
             if key == DIGEST:  # a run that has just begun has not recorded it
                 known = [of_run for of_run in others if key in of_run]
-            if any(of_run.get(key, EARLIER.get(key)) != value for of_run in known):
+            if not all(of_run[key] == value if key in of_run else is_earlier(key, value) for of_run in known):
                 marks.append(f"{key.removeprefix('model.')}={value}")
         if marks:
             run = replace(run, label=" ".join([run.label, *marks]))

@@ -186,3 +186,13 @@ def out_of_memory() -> float:
 def test_values_are_written_as_a_person_would_type_them() -> None:
     assert word_of("a", [1, 2.5, True, None]) == "a=[1, 2.5, true, null]" and word_of("a", None) == "a=null"
     assert word_of("a", "b c") == "a='b c'" and word_of("data.path", "b c") == "data.path=b c"
+
+
+def test_a_shared_setting_may_change_nothing_in_some_models_but_not_in_all() -> None:
+    shared = [*RANDOM, "model.num_heads=2", "model.hidden_size=12", "model.num_layers=1", "model.output_gate=silu"]
+    found = candidates(["gla", "maxplus"], shared, None)
+    assert [one.config["model"]["output_gate"] for one in found] == ["silu", "silu"]
+    with pytest.raises(ConfigError, match=r"model.output_gate=silu: no model of this comparison has it"):
+        candidates(["gla", "mamba2"], shared, None)
+    with pytest.raises(ConfigError, match=r"model.convolution_size=4: changes nothing, as the mixer has a convolution"):
+        candidates({"own": ["model=mlstm", "model.convolution_size=4"], "v8": ["model=v8"]}, RANDOM, None)
