@@ -18,7 +18,7 @@ from samout_train.runtime import keep_freed_memory
 
 MODELS = (
     *("v8", "maxplus", "lstm", "gru", "mingru", "retnet", "gla", "mamba2", "hgrn2", "mlstm"),
-    *("deltanet", "gated_deltanet", "rglru"),
+    *("deltanet", "gated_deltanet", "rglru", "v1", "rnn", "counting"),
 )
 PLACES = (100, 16_000)
 TOKENS, NOT_COUNTED, TOGETHER = 150, 20, 500
@@ -27,7 +27,7 @@ VOCAB_SIZE = 128
 
 def model_of(name: str) -> nn.Module:
     torch.manual_seed(0)
-    heads = {} if name in ("lstm", "gru", "mingru") else {"num_heads": 4}
+    heads = {} if name in ("rnn", "lstm", "gru", "mingru") else {"num_heads": 4}
     return build_model(name, vocab_size=VOCAB_SIZE, hidden_size=128, num_layers=4, **heads).eval()
 
 

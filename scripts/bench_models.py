@@ -1,10 +1,10 @@
-"""Measure tokens per second of every model of a comparison in training, by length, at equal parameters.
+"""Measure tokens per second of every model of a comparison, and of further ones, in training, by length.
 
     python scripts/bench_models.py [--experiment contenders_cpu] [--length 256] [--out docs/img/models.png]
 
 One process, models in turns, medians of a forward and a backward pass over equally many tokens, at 1, 4, 16 and 32
-times the length. Prints a table with each share of the speed of the modern Transformer, draws it, and writes the
-figures as JSON beside the picture. Nothing else may run meanwhile.
+times the length. The models have equal parameters. Prints a table with each share of the speed of the modern
+Transformer, draws it, and writes the figures as JSON beside the picture. Nothing else may run meanwhile.
 """
 
 import argparse
@@ -32,6 +32,14 @@ from samout_train.runtime import use_device
 
 TIMES = (1, 4, 16, 32)  # of the length
 BESIDE = "transformer_modern"
+# Models that the experiments do not compare.
+FURTHER = {
+    "retnet": ["model=retnet"],
+    "deltanet": ["model=deltanet"],
+    "counting": ["model=counting", "model.num_layers=2"],
+    "gru": ["model=gru", "model.num_layers=2"],
+    "transformer": ["model=transformer"],
+}
 
 
 def main() -> None:
@@ -39,12 +47,12 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--experiment", default="contenders_cpu")
     arguments.add_argument("--length", type=int, default=256)
-    arguments.add_argument("--models", nargs="*", help="labels of the experiment; all without it")
+    arguments.add_argument("--models", nargs="*", help="labels of the experiment, or of FURTHER; all without it")
     arguments.add_argument("--out", type=Path, default=Path("docs/img/models.png"))
     given = arguments.parse_args()
     content = OmegaConf.to_container(OmegaConf.load(f"conf/experiment/{given.experiment}.yaml"))
     assert isinstance(content, dict)
-    asked = content["compare"]["models"]
+    asked = content["compare"]["models"] | FURTHER
     if given.models:
         asked = {label: asked[label] for label in given.models}
     shared = [f"experiment={given.experiment}", f"data.seq_len={given.length}", "data.batch_size=1"]
