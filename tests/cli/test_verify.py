@@ -83,6 +83,13 @@ def test_sizes_are_those_that_were_typed_and_defaults_elsewhere(verified: Any, c
     assert "max_seq_len (3) is too short to verify" in capsys.readouterr().err
 
 
+def test_the_title_names_the_pattern_that_is_verified(verified: Any, capsys: Any) -> None:
+    assert main(["model=hybrid", "model.pattern=[maxplus,maxplus,maxplus,attention]"]) == 0
+    assert "num_layers 3, num_heads 4, pattern [maxplus,attention], 37 ids" in capsys.readouterr().out
+    assert main(["model=hybrid", "model.pattern=[maxplus,attention]", "model.num_layers=1"]) == 0
+    assert "num_layers 1, num_heads 4, pattern [maxplus,attention], 37 ids" in capsys.readouterr().out
+
+
 def test_without_a_head_the_width_is_that_of_the_ids(verified: Any, capsys: Any) -> None:
     assert main(["model=gru", "model.head=none", "model.embedding=one_hot"]) == 0
     assert "hidden_size 37" in capsys.readouterr().out

@@ -9,12 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from samout_train import build_model
-from samout_train.evaluation.verify import CheckResult, ModelUnderTest, find_leak, packing, training, verify
+from samout_train.evaluation.verify import (
+    CheckResult,
+    ModelUnderTest,
+    find_leak,
+    models_under_test,
+    packing,
+    sized,
+    trained_models_under_test,
+    training,
+    verify,
+)
 from samout_train.evaluation.verify.causality import chosen_places
 from samout_train.models import SamOut
 from samout_train.models.samout import MaxStateSuper
 from samout_train.ops.max_scan import max_scan
 from samout_train.runtime import random_states
+from samout_train.training import model_node
 from tests.support.marks import mostly_nightly
 
 CPU = torch.device("cpu")
@@ -174,6 +185,48 @@ def subject(mixer: Callable[..., nn.Module], *, width: int = 32, layers: int = 2
 def rows(mixer: Callable[..., nn.Module], **given: Any) -> Iterator[CheckResult]:
     tiny = subject(mixer, **given | {"width": 16, "most_tokens": 32})
     return verify(subject(mixer, **{"most_tokens": 110} | given), tiny, device=CPU, compiles=False)
+
+
+def mixers_of(subject: ModelUnderTest) -> list[str]:
+    """Return the class of each layer's mixer, with the window of attention."""
+    model: Any = subject.model(CPU)
+    window = {64: "window", None: ""}
+    return [type(layer.mixer).__name__ + window[getattr(layer.mixer, "window", None)] for layer in model.layers]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "of_model", "of_tiny"),
+    [
+        ("maxplus attention", ["MaxPlus", "RotaryAttention", "MaxPlus"], ["MaxPlus", "RotaryAttention"]),
+        ("maxplus maxplus attention", ["MaxPlus", "MaxPlus", "RotaryAttention"], ["MaxPlus", "RotaryAttention"]),
+        ("maxplus maxplus", ["MaxPlus"] * 3, ["MaxPlus"] * 2),
+        (
+            "maxplus maxplus maxplus window_attention",
+            ["MaxPlus", "RotaryAttentionwindow", "MaxPlus"],
+            ["MaxPlus", "RotaryAttentionwindow"],
+        ),
+        (
+            "attention maxplus maxplus window_attention gla maxplus",
+            ["RotaryAttention", "MaxPlus", "RotaryAttentionwindow", "GLA"],
+            ["RotaryAttention", "MaxPlus", "RotaryAttentionwindow", "GLA"],
+        ),
+    ],
+)
+def test_the_verified_models_have_each_mixer_of_the_pattern(
+    pattern: str, of_model: list[str], of_tiny: list[str]
+) -> None:
+    node = model_node("hybrid") | {"pattern": pattern.split()}
+    given = models_under_test(sized(node))
+    assert [mixers_of(subject) for subject in given] == [of_model, of_tiny]
+
+
+def test_layers_that_were_typed_or_trained_stay_and_the_tiny_model_has_their_mixers() -> None:
+    node = model_node("hybrid") | {"pattern": ["maxplus", "maxplus", "attention", "gla"], "num_layers": 3}
+    model, tiny = models_under_test(sized(node, {"num_layers"}))
+    assert mixers_of(model) == ["MaxPlus", "MaxPlus", "RotaryAttention"]
+    assert mixers_of(tiny) == ["MaxPlus", "RotaryAttention"]
+    given = trained_models_under_test(sized(node, {"num_layers"}), model.build().state_dict(), vocab_size=37, pad_id=3)
+    assert [mixers_of(subject) for subject in given] == [mixers_of(model), mixers_of(tiny)]
 
 
 @pytest.mark.slow
