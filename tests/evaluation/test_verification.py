@@ -21,8 +21,10 @@ from samout_train.evaluation.verify import (
     verify,
 )
 from samout_train.evaluation.verify.causality import chosen_places
+from samout_train.evaluation.verify.result import BF16, FP32
 from samout_train.models import SamOut
 from samout_train.models.samout import MaxStateSuper
+from samout_train.ops.kernels import LEAST_OF_A_ROW
 from samout_train.ops.max_scan import max_scan
 from samout_train.runtime import random_states
 from samout_train.training import model_node
@@ -83,6 +85,20 @@ class MixesGradientsOfTheBatch(Broken):
         m_BTD, state_BD = max_scan(d_BTD, state_BD)
         mean_1TD = m_BTD.mean(0, keepdim=True)
         return m_BTD + 0.1 * (mean_1TD - mean_1TD.detach()), state_BD
+
+
+class MixesGradientsOfLongRows(MixesGradientsOfTheBatch):
+    """As a kernel would that heads of 6 take from 1,024 numbers on."""
+
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        if d_BTD.shape[1] * 6 < LEAST_OF_A_ROW:
+            return max_scan(d_BTD, state_BD)
+        return super().maximum(d_BTD, state_BD)
+
+
+class IgnoresItsStateInBfloat16(Broken):
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        return max_scan(d_BTD, None if d_BTD.dtype == torch.bfloat16 else state_BD)
 
 
 class LeaksAtTileBorders(Broken):
@@ -297,9 +313,17 @@ def test_a_leak_at_the_borders_of_any_tile_is_caught(tile: int) -> None:
 
 
 def test_a_gradient_between_documents_is_caught() -> None:
-    for mixer, crosses in ((Broken, False), (MixesGradientsOfTheBatch, True)):
+    for mixer, crosses in ((Broken, False), (MixesGradientsOfTheBatch, True), (MixesGradientsOfLongRows, True)):
         of = subject(mixer, width=8)
         assert (packing.gradient_across(of.model(CPU), of, CPU)[0] > 0) == crosses
+
+
+def test_packed_documents_are_compared_in_both_precisions() -> None:
+    for mixer, is_alike in ((Broken, True), (IgnoresItsStateInBfloat16, False)):
+        of = subject(mixer)
+        given = (of.model(CPU), of, CPU)
+        assert packing.logits_as_alone(*given, precision="fp32")[0] <= FP32
+        assert (packing.logits_as_alone(*given, precision="bf16")[0] <= BF16) == is_alike
 
 
 def test_places_are_all_or_the_likeliest_borders_and_a_sample() -> None:
