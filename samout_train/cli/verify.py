@@ -68,10 +68,12 @@ def verify(
 
 
 def _table(title: str, node: Node, model: "ModelUnderTest", tiny: "ModelUnderTest", device: Any) -> bool:
-    from samout_train.evaluation.verify import SIZES, verify
+    from samout_train.evaluation.verify import SIZES, pattern_of, verify
 
     started, held = time.monotonic(), True
     sizes = ", ".join(f"{key} {node[key]}" for key in SIZES if key in node)
+    if pattern := pattern_of(node):
+        sizes += f", pattern [{','.join(pattern)}]"
     print(f"{title}: {sizes}, {model.vocab_size} ids, dropout 0, on {device}")
     for row in verify(model, tiny, device=device):
         held = held and row.passed

@@ -27,9 +27,9 @@ from samout_train.evaluation.lengths import Extrapolation, Reader, Stream
 from samout_train.evaluation.state_health import (
     LayerHealth,
     health_of,
+    keep_states,
     layer_states,
     positions_of,
-    shapes_of,
 )
 from samout_train.models import evaluating, nats_and_state, sees_future
 from samout_train.runtime import Bar, PrecisionName, autocast, distributed, float64_place, is_terminal, to_device
@@ -212,7 +212,7 @@ class Evaluator:
             ids_BT: Rows of token ids, on the device.
 
         Returns:
-            Results by layer; empty if rows have a single token, or the model has no state, or one that grows.
+            Results by layer, without layers whose state grows. Empty if none is left, or rows have a single token.
         """
         length = ids_BT.shape[1]
         if length < 2 or sees_future(self.model):
@@ -226,16 +226,13 @@ class Evaluator:
         if maxima:
             ends.update(position - 1 for position in positions[1:])
         cuts = sorted({0, *ends, *range(0, length, self.chunk_len or length)})
-        states: dict[int, dict[str, Tensor]] = {}
+        states: dict[str, dict[int, Tensor]] = {}
         state = None
         with self.reading():
             for start, end in pairwise(cuts):
                 state = self.model(ids_BT[:, start:end], state)[1]
-                if end not in ends:
-                    continue
-                states[end] = layer_states(self.model, state)
-                if start and shapes_of(states[end]) != shapes_of(states[min(ends)]):
-                    return {}
+                if end in ends:
+                    keep_states(states, end, layer_states(self.model, state))
             return health_of(states, positions, maxima)
 
     def sample(

@@ -1,7 +1,8 @@
 """State health: the growth of a recurrent model's state along a row, and the channels of a maximum that still change.
 
-The model reads a row in pieces and carries its state, as in decoding, so this works for every model whose state has a
-fixed size. A state that grows with the sequence is not measured.
+The model reads a row in pieces and carries its state, as in decoding, so this works for every layer whose state has a
+fixed size. A layer whose state grows with the sequence is left out; one with a sliding window is measured once that is
+full.
 """
 
 # B batch, T time, D width
@@ -27,6 +28,7 @@ class LayerHealth:
     """One layer's state along a row.
 
     Args:
+        positions: Numbers of tokens after which it is measured; a sliding window is measured once it is full.
         norm: Norm over the channels at each position, mean of the rows.
         largest: Largest absolute value in any row at each position.
         moved_share: Share of channels whose maximum the token at each position raised; the first token sets them all.
@@ -34,6 +36,7 @@ class LayerHealth:
         never_moved_share: Share of channels that no later token raised; None if the state is not a maximum.
     """
 
+    positions: list[int]
     norm: list[float]
     largest: list[float]
     moved_share: list[float] | None
@@ -41,7 +44,7 @@ class LayerHealth:
 
     @property
     def growth(self) -> float:
-        """Return the norm at the end over that after the first token; infinite if the first norm is zero."""
+        """Return the norm at the last position over that at the first one; infinite if the first norm is zero."""
         first, last = self.norm[0], self.norm[-1]
         if first:
             return last / first
@@ -139,36 +142,54 @@ def shapes_of(layers: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in layers.items()}
 
 
-def health_of(
-    states: Mapping[int, Mapping[str, Tensor]], positions: Sequence[int], maxima: set[str]
-) -> dict[str, LayerHealth]:
-    """Return the health of each layer. The figures are computed on the device and read once.
+def keep_states(states: dict[str, dict[int, Tensor]], end: int, layers: Mapping[str, Tensor]) -> None:
+    """Add the state of each layer after `end` tokens; earlier ones of another shape are dropped.
 
     Args:
-        states: State of each layer by the number of tokens read: at each position and, for maxima, one token before.
+        states: States by layer, then by the number of tokens read.
+        end: The number of tokens read.
+        layers: The states, from `layer_states`.
+    """
+    for name, state_BD in layers.items():
+        earlier = states.setdefault(name, {})
+        if any(before_BD.shape != state_BD.shape for before_BD in earlier.values()):
+            earlier.clear()
+        earlier[end] = state_BD
+
+
+def health_of(
+    states: Mapping[str, Mapping[int, Tensor]], positions: Sequence[int], maxima: set[str]
+) -> dict[str, LayerHealth]:
+    """Return the health of each layer with two positions or more. Figures are computed on the device and read once.
+
+    Args:
+        states: States by layer, then by the number of tokens read: at each position from that on from which the shape
+            is the same and, for maxima, one token before.
         positions: The positions, from `positions_of`.
         maxima: Layers whose state is a maximum.
     """
     found = {}
-    for name in states[1]:
+    for name, by_end in states.items():
         norms, largest, moves = [], [], []
-        for position in positions:
-            state_BD = states[position][name]
-            norms.append(state_BD.norm(dim=1).mean())
-            largest.append(state_BD.abs().max())
+        measured = [position for position in positions if position in by_end]
+        if len(measured) < 2:
+            continue
+        for position in measured:
+            norms.append(by_end[position].norm(dim=1).mean())
+            largest.append(by_end[position].abs().max())
         if name in maxima:
-            for position in positions[1:]:
-                moves.append(_moved(states[position - 1][name], states[position][name]))
-            moves.append(1 - _moved(states[positions[0]][name], states[positions[-1]][name]))
-        found[name] = torch.stack([*norms, *largest, *moves])
-    count = len(positions)
+            for position in measured[1:]:
+                moves.append(_moved(by_end[position - 1], by_end[position]))
+            moves.append(1 - _moved(by_end[measured[0]], by_end[measured[-1]]))
+        found[name] = measured, torch.stack([*norms, *largest, *moves])
     health = {}
-    for name, figures in found.items():
-        values = figures.tolist()
+    for name, (measured, figures) in found.items():
+        count, values = len(measured), figures.tolist()
         moved_share = never_moved_share = None
         if name in maxima:
             moved_share, never_moved_share = [1.0, *values[2 * count : -1]], values[-1]
         health[name] = LayerHealth(
+            positions=measured,
             norm=values[:count],
             largest=values[count : 2 * count],
             moved_share=moved_share,

@@ -173,11 +173,7 @@ class Recurrent(nn.Module):
 
     def state_by_layer(self, state: HiddenState | LSTMState) -> dict[str, Tensor]:
         """Return the parts of a state, (B, D) each, by the name of their layer."""
-        named = {}
-        for part_BLD, ending in zip(state, ("", "_cell"), strict=False):
-            for index, part_BD in enumerate(part_BLD.unbind(1), start=1):
-                named[f"layer_{index}{ending}"] = part_BD
-        return named
+        return _by_layer(*state)
 
     def part_of(self, name: str) -> str:
         """Return the part of the model, as reports name it, that this parameter belongs to."""
@@ -280,6 +276,10 @@ class LSTMAttention(nn.Module):
             out_BTV = self.head(out_BTV)
         return out_BTV, AttentionState(last_LBD.transpose(0, 1), cell_LBD.transpose(0, 1), cache)
 
+    def state_by_layer(self, state: AttentionState) -> dict[str, Tensor | KeyValueCache]:
+        """Return the LSTM's parts of a state, (B, D) each, by the name of their layer, and the cache of attention."""
+        return {**_by_layer(state.hidden_BLD, state.cell_BLD), "attention": state.cache}
+
     def part_of(self, name: str) -> str:
         """Return the part of the model, as reports name it, that this parameter belongs to."""
         return part_of(name)
@@ -291,6 +291,15 @@ class LSTMAttention(nn.Module):
     def state_bytes(self, length: int) -> int:
         """Return the bytes of one sequence's state in float32 after `length` tokens, without the cache's spare room."""
         return 4 * self.mixer.hidden_size * (2 * self.mixer.num_layers + length)
+
+
+def _by_layer(*parts: Tensor) -> dict[str, Tensor]:
+    """Return hidden and cell state, (B, L, D), as (B, D) each by the name of their layer."""
+    named = {}
+    for part_BLD, ending in zip(parts, ("", "_cell"), strict=False):
+        for index, part_BD in enumerate(part_BLD.unbind(1), start=1):
+            named[f"layer_{index}{ending}"] = part_BD
+    return named
 
 
 def dropout_between(num_layers: int, dropout: float) -> float:

@@ -83,6 +83,13 @@ def test_sizes_are_those_that_were_typed_and_defaults_elsewhere(verified: Any, c
     assert "max_seq_len (3) is too short to verify" in capsys.readouterr().err
 
 
+def test_the_title_names_the_pattern_that_is_verified(verified: Any, capsys: Any) -> None:
+    assert main(["model=hybrid", "model.pattern=[maxplus,maxplus,maxplus,attention]"]) == 0
+    assert "num_layers 3, num_heads 4, pattern [maxplus,attention], 37 ids" in capsys.readouterr().out
+    assert main(["model=hybrid", "model.pattern=[maxplus,attention]", "model.num_layers=1"]) == 0
+    assert "num_layers 1, num_heads 4, pattern [maxplus,attention], 37 ids" in capsys.readouterr().out
+
+
 def test_without_a_head_the_width_is_that_of_the_ids(verified: Any, capsys: Any) -> None:
     assert main(["model=gru", "model.head=none", "model.embedding=one_hot"]) == 0
     assert "hidden_size 37" in capsys.readouterr().out
@@ -110,7 +117,7 @@ def test_one_model_that_fails_does_not_keep_the_others_from_being_verified(
 @pytest.mark.nightly
 def test_a_table_is_printed_with_every_row(tmp_path: Path) -> None:
     done = samout(tmp_path, "verify", "model=lstm_attention", "model.max_seq_len=64", *SIZES[:2], "device=cpu")
-    assert done.returncode == 0 and done.stdout.count("PASS") == 32 and "FAIL" not in done.stdout, done.stdout
+    assert done.returncode == 0 and done.stdout.count("PASS") == 33 and "FAIL" not in done.stdout, done.stdout
     assert " operations in 1 graph, " in done.stdout, "the LSTM is in it"
 
 

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from samout_train import build_model, train
+from samout_train.config import build
 from samout_train.data import MatrixRows
 from samout_train.evaluation import (
     EVERYWHERE,
@@ -30,10 +31,10 @@ from samout_train.models.maxplus import MaxPlus
 from samout_train.models.samout import MaxStateSuper
 from samout_train.models.state import LayerState
 from samout_train.ops.max_scan import max_scan
-from samout_train.training import Callback
+from samout_train.training import Callback, model_node
 from tests.support.evaluation import evaluator_of
 from tests.support.marks import mostly_nightly
-from tests.support.models import HEADED, NAMES as MODELS, STATE_GROWS
+from tests.support.models import HEADED, NAMES as MODELS, ONLY_GROWS, STATE_GROWS
 
 CPU = torch.device("cpu")
 TINY = ["device=cpu", "model.hidden_size=12", "model.num_layers=2", "data=random", "data.seq_len=9"]
@@ -147,9 +148,53 @@ def test_figures_are_those_of_a_slow_loop(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(STATE_GROWS))
+@pytest.mark.parametrize("name", sorted(ONLY_GROWS))
 def test_a_state_that_grows_has_no_health(name: str) -> None:
     assert health_of(small(name), some_ids(2, 7)) == {}
+
+
+def hybrid(window: int | None) -> nn.Module:
+    """Return a layer of maxplus, one of attention over a window, and one of maxplus."""
+    torch.manual_seed(0)
+    node = model_node("hybrid") | {"hidden_size": 8, "num_heads": 2, "num_layers": 3}
+    node["pattern"] = ["maxplus", "attention", "maxplus"]
+    node["mixers"]["attention"]["window"] = window
+    model: nn.Module = build(node, vocab_size=11, pad_id=None)
+    return model.eval()
+
+
+def state_after(model: nn.Module, ids_BT: Tensor, name: str) -> Tensor:
+    """Return the numbers of a layer's state after a whole sequence, (B, numbers)."""
+    with torch.no_grad():
+        state = model(ids_BT)[1]
+    return floats(model.state_by_layer(state)[name])  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("chunk_len", [None, 5])
+def test_a_layer_whose_state_grows_does_not_hide_the_others(chunk_len: int | None) -> None:
+    model, ids_BT = hybrid(None), some_ids(3, 11)
+    found = evaluator_of(model, MatrixRows(ids_BT), chunk_len=chunk_len).state_health(ids_BT)
+    assert list(found) == ["layer_1", "layer_3"]
+    for name, layer in found.items():
+        assert layer.positions == [1, 2, 4, 8, 11]
+        for position, norm, largest in zip(layer.positions, layer.norm, layer.largest, strict=True):
+            state_BN = state_after(model, ids_BT[:, :position], name)
+            assert norm == pytest.approx(float(state_BN.norm(dim=1).mean()), rel=TOLERANCE)
+            assert largest == pytest.approx(float(state_BN.abs().max()), rel=TOLERANCE)
+
+
+def test_a_window_is_measured_from_the_first_position_at_which_it_is_full() -> None:
+    ids_BT = some_ids(3, 20)
+    assert list(health_of(hybrid(20), ids_BT)) == ["layer_1", "layer_3"], "it is full once, at the end"
+    model = hybrid(5)
+    found = health_of(model, ids_BT)
+    assert list(found) == ["layer_1", "layer_2", "layer_3"]
+    assert found["layer_2"].positions == [4, 8, 16, 20]
+    wanted = [state_after(model, ids_BT[:, :position], "layer_2").norm(dim=1).mean() for position in (4, 8, 16, 20)]
+    assert found["layer_2"].norm == pytest.approx([float(norm) for norm in wanted], rel=TOLERANCE)
+    assert found["layer_2"].growth == pytest.approx(float(wanted[-1] / wanted[0]), rel=TOLERANCE)
+    others = health_of(hybrid(20), ids_BT)
+    assert found["layer_1"] == others["layer_1"], "the layer before it is the same in both"
 
 
 @pytest.mark.slow
@@ -260,7 +305,7 @@ def test_without_its_past_a_model_sees_one_token_at_a_time() -> None:
         torch.testing.assert_close(alone_BTV, wanted_BTV, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", mostly_nightly(sorted(set(MODELS) - STATE_GROWS), {"v8", "lstm"}))
+@pytest.mark.parametrize("name", mostly_nightly(sorted(set(MODELS) - ONLY_GROWS), {"v8", "lstm"}))
 def test_a_whole_mixer_is_worth_what_a_zero_in_its_place_adds(name: str) -> None:
     model = small(name).eval()
     loss_nats = loss_of(model)
@@ -326,19 +371,20 @@ def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", mostly_nightly(MODELS, {"v8", "maxplus", "transformer", "lstm"}))
+@pytest.mark.parametrize("name", mostly_nightly(MODELS, {"v8", "maxplus", "transformer", "lstm", "hybrid"}))
 def test_every_model_runs_with_it(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     heads = ["model.num_heads=2"] if name in HEADED else []
     run(tmp_path, f"model={name}", *heads, "trainer.max_steps=1", "callbacks.report.verbose=true")
     summary = json.loads((tmp_path / "summary.json").read_text())
     tags = {tag for line in metrics_of(tmp_path) for tag in line if tag.startswith(("val_state/", "val_added_nats/"))}
-    if name in STATE_GROWS:
+    if name in ONLY_GROWS:
         assert "state_health" not in summary and not tags
         return
     health = summary["state_health"]
     assert health["positions"] == [1, 2, 4, 8, 9] and health["rows"] == 10 and health["warnings"] == []
-    assert {"layer_1", "layer_2"} <= set(health["layers"])
+    assert ({"layer_1", "layer_2"} <= set(health["layers"])) == (name != "hybrid"), "its second layer has a long window"
+    assert not any("positions" in layer for layer in health["layers"].values()), "they are those of the run"
     assert {"past", "mixer"} <= set(health["added_nats"]["all_layers"])
     assert any(record.message.endswith("nats in all layers") for record in caplog.records)
 
@@ -362,6 +408,24 @@ def test_tags_are_in_tensorboard_and_in_metrics_once_a_step(tmp_path: Path) -> N
     layer = summary["state_health"]["layers"]["layer_2"]
     assert lines[-1]["val_state/norm/layer_2/token_9"] == layer["norm"][-1]
     assert lines[-1]["val_added_nats/c/all_layers"] == summary["state_health"]["added_nats"]["all_layers"]["c"]
+
+
+@pytest.mark.slow
+def test_a_run_reports_a_window_at_the_positions_at_which_it_is_full(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    window = ["model=hybrid", "model.num_heads=2", "model.mixers.window_attention.window=4"]
+    run(tmp_path, *window, "trainer.max_steps=1", "callbacks.report.verbose=true")
+    layers = json.loads((tmp_path / "summary.json").read_text())["state_health"]["layers"]
+    assert "positions" not in layers["layer_1"] and layers["layer_2"]["positions"] == [4, 8, 9]
+    assert len(layers["layer_2"]["norm"]) == 3 and layers["layer_2"]["moved_share"] is None
+    line = metrics_of(tmp_path)[-1]
+    tags = {tag: line[tag] for tag in line if tag.startswith("val_state/norm/layer_2/")}
+    norms = layers["layer_2"]["norm"]
+    assert tags == {"val_state/norm/layer_2/token_4": norms[0], "val_state/norm/layer_2/token_9": norms[2]}
+    (row,) = [record.message for record in caplog.records if record.message.startswith("layer_2 ")]
+    assert len(row.split()) == 3, "its name, the norm at the end and the largest value"
 
 
 @pytest.mark.slow

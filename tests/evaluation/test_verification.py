@@ -9,12 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from samout_train import build_model
-from samout_train.evaluation.verify import CheckResult, ModelUnderTest, find_leak, packing, training, verify
+from samout_train.evaluation.verify import (
+    CheckResult,
+    ModelUnderTest,
+    find_leak,
+    models_under_test,
+    packing,
+    sized,
+    trained_models_under_test,
+    training,
+    verify,
+)
 from samout_train.evaluation.verify.causality import chosen_places
+from samout_train.evaluation.verify.result import BF16, FP32
 from samout_train.models import SamOut
 from samout_train.models.samout import MaxStateSuper
+from samout_train.ops.kernels import LEAST_OF_A_ROW
 from samout_train.ops.max_scan import max_scan
 from samout_train.runtime import random_states
+from samout_train.training import model_node
 from tests.support.marks import mostly_nightly
 
 CPU = torch.device("cpu")
@@ -72,6 +85,20 @@ class MixesGradientsOfTheBatch(Broken):
         m_BTD, state_BD = max_scan(d_BTD, state_BD)
         mean_1TD = m_BTD.mean(0, keepdim=True)
         return m_BTD + 0.1 * (mean_1TD - mean_1TD.detach()), state_BD
+
+
+class MixesGradientsOfLongRows(MixesGradientsOfTheBatch):
+    """As a kernel would that heads of 6 take from 1,024 numbers on."""
+
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        if d_BTD.shape[1] * 6 < LEAST_OF_A_ROW:
+            return max_scan(d_BTD, state_BD)
+        return super().maximum(d_BTD, state_BD)
+
+
+class IgnoresItsStateInBfloat16(Broken):
+    def maximum(self, d_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        return max_scan(d_BTD, None if d_BTD.dtype == torch.bfloat16 else state_BD)
 
 
 class LeaksAtTileBorders(Broken):
@@ -176,6 +203,48 @@ def rows(mixer: Callable[..., nn.Module], **given: Any) -> Iterator[CheckResult]
     return verify(subject(mixer, **{"most_tokens": 110} | given), tiny, device=CPU, compiles=False)
 
 
+def mixers_of(subject: ModelUnderTest) -> list[str]:
+    """Return the class of each layer's mixer, with the window of attention."""
+    model: Any = subject.model(CPU)
+    window = {64: "window", None: ""}
+    return [type(layer.mixer).__name__ + window[getattr(layer.mixer, "window", None)] for layer in model.layers]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "of_model", "of_tiny"),
+    [
+        ("maxplus attention", ["MaxPlus", "RotaryAttention", "MaxPlus"], ["MaxPlus", "RotaryAttention"]),
+        ("maxplus maxplus attention", ["MaxPlus", "MaxPlus", "RotaryAttention"], ["MaxPlus", "RotaryAttention"]),
+        ("maxplus maxplus", ["MaxPlus"] * 3, ["MaxPlus"] * 2),
+        (
+            "maxplus maxplus maxplus window_attention",
+            ["MaxPlus", "RotaryAttentionwindow", "MaxPlus"],
+            ["MaxPlus", "RotaryAttentionwindow"],
+        ),
+        (
+            "attention maxplus maxplus window_attention gla maxplus",
+            ["RotaryAttention", "MaxPlus", "RotaryAttentionwindow", "GLA"],
+            ["RotaryAttention", "MaxPlus", "RotaryAttentionwindow", "GLA"],
+        ),
+    ],
+)
+def test_the_verified_models_have_each_mixer_of_the_pattern(
+    pattern: str, of_model: list[str], of_tiny: list[str]
+) -> None:
+    node = model_node("hybrid") | {"pattern": pattern.split()}
+    given = models_under_test(sized(node))
+    assert [mixers_of(subject) for subject in given] == [of_model, of_tiny]
+
+
+def test_layers_that_were_typed_or_trained_stay_and_the_tiny_model_has_their_mixers() -> None:
+    node = model_node("hybrid") | {"pattern": ["maxplus", "maxplus", "attention", "gla"], "num_layers": 3}
+    model, tiny = models_under_test(sized(node, {"num_layers"}))
+    assert mixers_of(model) == ["MaxPlus", "MaxPlus", "RotaryAttention"]
+    assert mixers_of(tiny) == ["MaxPlus", "RotaryAttention"]
+    given = trained_models_under_test(sized(node, {"num_layers"}), model.build().state_dict(), vocab_size=37, pad_id=3)
+    assert [mixers_of(subject) for subject in given] == [mixers_of(model), mixers_of(tiny)]
+
+
 @pytest.mark.slow
 def test_the_unbroken_mixer_passes_every_row() -> None:
     assert [row for row in rows(Broken) if not row.passed] == []
@@ -244,9 +313,17 @@ def test_a_leak_at_the_borders_of_any_tile_is_caught(tile: int) -> None:
 
 
 def test_a_gradient_between_documents_is_caught() -> None:
-    for mixer, crosses in ((Broken, False), (MixesGradientsOfTheBatch, True)):
+    for mixer, crosses in ((Broken, False), (MixesGradientsOfTheBatch, True), (MixesGradientsOfLongRows, True)):
         of = subject(mixer, width=8)
         assert (packing.gradient_across(of.model(CPU), of, CPU)[0] > 0) == crosses
+
+
+def test_packed_documents_are_compared_in_both_precisions() -> None:
+    for mixer, is_alike in ((Broken, True), (IgnoresItsStateInBfloat16, False)):
+        of = subject(mixer)
+        given = (of.model(CPU), of, CPU)
+        assert packing.logits_as_alone(*given, precision="fp32")[0] <= FP32
+        assert (packing.logits_as_alone(*given, precision="bf16")[0] <= BF16) == is_alike
 
 
 def test_places_are_all_or_the_likeliest_borders_and_a_sample() -> None:

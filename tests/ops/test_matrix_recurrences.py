@@ -226,6 +226,14 @@ def test_the_kernel_and_chunks_in_torch_have_no_gradient_across_minus_infinity(k
     use_kernels("auto")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="needs numba")
+def test_strips_of_two_heights_have_two_names() -> None:
+    from samout_train.ops.head_kernels.tiles import _strip
+
+    names = {_strip(height).py_func.__qualname__ for height in (4, 8)}
+    assert len(names) == 2, "kernels that different processes cached would share their machine code"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="needs numba")
 def test_the_kernels_pass_where_the_processor_has_no_wide_vectors() -> None:

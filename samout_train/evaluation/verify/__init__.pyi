@@ -6,6 +6,7 @@ from .subject import (
     ModelUnderTest as ModelUnderTest,
     Subject as Subject,
     models_under_test as models_under_test,
+    pattern_of as pattern_of,
     sized as sized,
     trained_models_under_test as trained_models_under_test,
 )

@@ -93,9 +93,11 @@ def _of_order(model: nn.Module, subject: ModelUnderTest, device: torch.device) -
         checks.append((f"gradients: {how}, from a carried state, as the whole", FP32, measure))
     for what in ("logits", "loss", "gradients"):
         checks.append((f"padding after a row leaves the {what}", FP32, partial(sequence.padded, *given, what=what)))
-    alone = partial(packing.gradients_as_alone, *given)
+    alone, packed = partial(packing.gradients_as_alone, *given), "documents packed: logits in chunks of 7 as alone"
+    logits = partial(packing.logits_as_alone, *given)
     checks += [
-        ("documents packed: logits in chunks of 7 as alone", FP32, partial(packing.logits_as_alone, *given)),
+        (packed, FP32, partial(logits, precision="fp32")),
+        (f"{packed}, in bf16", BF16, partial(logits, precision="bf16")),
         ("documents packed: gradients as alone", FP32, partial(alone, chunk=packing.NUM_TOKENS)),
         ("documents packed: gradients in chunks of 7 as alone", FP32, partial(alone, chunk=packing.CHUNK)),
         ("documents packed: no gradient from one to another", 0.0, partial(packing.gradient_across, *given)),

@@ -2,7 +2,7 @@
 
 # B batch, T time, V vocabulary
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,8 @@ Subject = ModelUnderTest  # its earlier name
 def sized(node: Node, typed: Collection[str] = ()) -> Node:
     """Return a model's settings with the sizes to verify it at.
 
+    Its layers have each mixer of its pattern, unless the user has set their number.
+
     Args:
         node: The `model` of a configuration.
         typed: Keys that the user has set, which stay.
@@ -107,7 +109,10 @@ def sized(node: Node, typed: Collection[str] = ()) -> Node:
     sizes = dict(SIZES)
     if _is_without_head(node):
         sizes["hidden_size"] = VOCAB_SIZE
-    return _with(node, {key: size for key, size in sizes.items() if key not in typed})
+    changed = _with(node, {key: size for key, size in sizes.items() if key not in typed})
+    if "num_layers" in typed:
+        return changed
+    return _with_mixers(changed, pattern_of(node))
 
 
 def models_under_test(node: Node) -> tuple[ModelUnderTest, ModelUnderTest]:
@@ -120,7 +125,7 @@ def models_under_test(node: Node) -> tuple[ModelUnderTest, ModelUnderTest]:
     changes: Node = dict(TINY)
     if _is_without_head(node):
         changes["head"] = "linear"
-    tiny = _with(node, changes)
+    tiny = _with_mixers(_with(node, changes), _mixers_of_layers(node))
     model = ModelUnderTest(lambda: _built(node, VOCAB_SIZE, PAD_ID), VOCAB_SIZE, PAD_ID, node.get("max_seq_len"))
     return model, ModelUnderTest(lambda: _built(tiny, VOCAB_SIZE, PAD_ID), VOCAB_SIZE, PAD_ID)
 
@@ -144,6 +149,19 @@ def trained_models_under_test(
 
     model = ModelUnderTest(trained, vocab_size, pad_id, node.get("max_seq_len"), trained=True)
     return model, models_under_test(node)[1]
+
+
+def pattern_of(node: Node) -> list[str]:
+    """Return the names of the mixers that repeat over a model's layers; empty for a model with one mixer.
+
+    Args:
+        node: The `model` of a configuration, which may have mistakes.
+    """
+    pattern: Any = node.get("pattern")
+    is_one = isinstance(pattern, list) and all(isinstance(name, str) for name in pattern)
+    if is_one and "mixers" in node and "num_layers" in node:
+        return list(pattern)
+    return []
 
 
 def mean_loss(model: nn.Module, ids_BT: Tensor) -> Tensor:
@@ -173,6 +191,25 @@ def _is_without_head(node: Node) -> bool:
 
 def _with(node: Node, sizes: Node) -> Node:
     return {**node, **{key: size for key, size in sizes.items() if key in node}}
+
+
+def _mixers_of_layers(node: Node) -> list[str]:
+    """Return the name of each layer's mixer; empty for a model without a pattern."""
+    pattern = pattern_of(node)
+    if not pattern:
+        return []
+    return [pattern[index % len(pattern)] for index in range(node["num_layers"])]
+
+
+def _with_mixers(node: Node, names: Sequence[str]) -> Node:
+    """Return settings whose layers have each of these mixers.
+
+    If one is missing, the pattern becomes the distinct mixers in order, with at least a layer for each.
+    """
+    distinct = list(dict.fromkeys(names))
+    if set(distinct) <= set(_mixers_of_layers(node)):
+        return node
+    return {**node, "pattern": distinct, "num_layers": max(node["num_layers"], len(distinct))}
 
 
 def _built(node: Node, vocab_size: int, pad_id: int | None) -> nn.Module:

@@ -73,7 +73,6 @@ def _strip(height: int) -> Any:
     """Return a function that computes rows of a product, as many as a tile has, see `product_at`."""
     wide, one, narrow = tile(height, 2, WIDE), tile(height, 1, WIDE), tile(height, 1, LANES)
 
-    @inner
     def strip(
         out: Any,
         begun: Any,
@@ -102,7 +101,11 @@ def _strip(height: int) -> Any:
                 narrow(at, from_at, factor, out_row, a, a_row, a_column, b_now, b_row, depth, ahead)
                 column += LANES
 
-    return strip
+    # numba names machine code by the function's name and a number that each process counts for itself. With one name,
+    # the strips of kernels that several processes cached could have the same symbol, and the first one loaded would
+    # stand for both.
+    strip.__name__ = strip.__qualname__ = f"strip_of_{height}"
+    return inner(strip)
 
 
 _flat_strip = _strip(ROWS)

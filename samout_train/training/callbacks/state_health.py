@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class StateHealth(Callback):
     """Adds figures to the report of each evaluation, and all of them to `summary.json` as `state_health`.
 
-    Models without a state, or with one that grows with the sequence, are skipped.
+    Layers whose state grows with the sequence are left out; models with no other layer are skipped.
 
     Args:
         num_rows: Validation rows to measure: those with the least padding.
@@ -92,7 +92,10 @@ class StateHealth(Callback):
             moved = never_moved = ""
             if layer["never_moved_share"] is not None:
                 moved, never_moved = f"{layer['moved_share'][-1]:.1%}", f"{layer['never_moved_share']:.1%}"
-            norms = f"{layer['norm'][0]:>12.3g}{layer['norm'][-1]:>14.3g}"
+            first = ""
+            if "positions" not in layer:
+                first = f"{layer['norm'][0]:.3g}"
+            norms = f"{first:>12}{layer['norm'][-1]:>14.3g}"
             log.info("%s", f"{name:<14}{norms}{layer['largest'][-1]:>12.3g}{moved:>16}{never_moved:>14}".rstrip())
         for place, worth in self._figures.get("added_nats", {}).items():
             if place == EVERYWHERE:
@@ -120,10 +123,15 @@ class StateHealth(Callback):
                 self._warned.append(name)
                 with tqdm.external_write_mode():
                     log.warning("step %-5d %s", step, warning)
+        layers = {}
+        for name, layer in health.items():
+            layers[name] = vars(layer) | {"growth": layer.growth}
+            if layer.positions == self._positions:
+                del layers[name]["positions"]
         self._figures = {
             "rows": len(self._ids_RT),
             "positions": self._positions,
-            "layers": {name: vars(layer) | {"growth": layer.growth} for name, layer in health.items()},
+            "layers": layers,
             "warnings": list(growing.values()),
         }
         return self._by_tag(health)
@@ -135,8 +143,11 @@ class StateHealth(Callback):
             shown = np.unique(np.linspace(0, last, self.logged_positions).round().astype(int)).tolist()
         metrics = {}
         for name, layer in health.items():
-            for index in {*shown, last}:
-                place = f"{name}/token_{self._positions[index]}"
+            logged = {self._positions[index] for index in {*shown, last}}
+            for index, position in enumerate(layer.positions):
+                if position not in logged:
+                    continue
+                place = f"{name}/token_{position}"
                 metrics[f"val_state/norm/{place}"] = layer.norm[index]
                 metrics[f"val_state/largest/{place}"] = layer.largest[index]
                 if layer.moved_share is not None and index:
