@@ -10,7 +10,7 @@ They have their own autograd, and torch.compile does not see into them. No code 
 import torch
 from torch import Tensor
 
-from samout_train.ops.kernels import has_chunk_kernels
+from samout_train.ops.kernels import has_chunk_kernels, log_torch_chunks
 
 LEAST_LOG_DECAY = -100.0  # exp of it is below the smallest normal float32
 WIDEST_KEY = 256
@@ -18,14 +18,19 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def takes(k_BHTK: Tensor, v_BHTV: Tensor) -> bool:
-    """Return whether the kernels of flash-linear-attention run this; the precision of the values decides."""
-    return (
-        v_BHTV.device.type == "cuda"
-        and v_BHTV.dtype in HALF
-        and k_BHTK.shape[-1] <= WIDEST_KEY
-        and not torch.compiler.is_compiling()
-        and has_chunk_kernels("cuda")
-    )
+    """Return whether the kernels of flash-linear-attention run this; the precision of the values decides.
+
+    The reason is logged once, except while torch.compile traces, which they never run in.
+    """
+    if v_BHTV.device.type != "cuda" or torch.compiler.is_compiling():
+        return False
+    if v_BHTV.dtype not in HALF:
+        log_torch_chunks("cuda", f"fla takes half precision, not {str(v_BHTV.dtype).removeprefix('torch.')}")
+        return False
+    if k_BHTK.shape[-1] > WIDEST_KEY:
+        log_torch_chunks("cuda", f"fla takes keys of at most {WIDEST_KEY} numbers, not {k_BHTK.shape[-1]}")
+        return False
+    return has_chunk_kernels("cuda")
 
 
 def linear_attention(

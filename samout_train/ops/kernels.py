@@ -58,6 +58,7 @@ def use_kernels(kernels: Kernels) -> None:
     _setting = kernels
     _chosen.cache_clear()
     _chosen_chunks.cache_clear()
+    log_torch_chunks.cache_clear()
 
 
 @contextmanager
@@ -108,6 +109,12 @@ def has_chunk_kernels(device_type: str) -> bool:
     Elsewhere chunks run them in numba (`has_head_kernels`) or in torch's operations, also with kernels=fused.
     """
     return _chosen_chunks(device_type).is_fused
+
+
+@cache
+def log_torch_chunks(device_type: str, reason: str) -> None:
+    """Log once why recurrences over matrices run in torch's operations although their kernels could be installed."""
+    log.info("kernels     torch for chunks on %s: %s", device_type, reason)
 
 
 def has_head_kernels(q_BHTK: Tensor) -> bool:

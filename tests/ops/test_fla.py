@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,3 +144,13 @@ def test_the_choice_is_logged_with_its_reason_and_torch_runs_where_it_is_missing
 def test_float32_and_the_cpu_keep_to_chunks_in_torch() -> None:
     k = torch.zeros(1, 1, 2, 4)
     assert not fla.takes(k, k) and not fla.takes(k, k.bfloat16())
+
+
+def test_why_chunks_on_cuda_run_in_torch_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "samout_train.ops.kernels")
+    on_cuda: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, shape=(1, 1, 9, 64))
+    wide: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(1, 1, 9, 512))
+    use_kernels("auto")
+    assert not any(fla.takes(given, given) for given in (on_cuda, on_cuda, wide))
+    reasons = [record.message for record in caplog.records if "chunks on cuda" in record.message]
+    assert len(reasons) == 2 and "half precision, not float32" in reasons[0] and "256 numbers, not 512" in reasons[1]
