@@ -26,9 +26,15 @@ CHUNK = 64
 
 
 class MinGRUMixer(nn.Module):
-    """The recurrence over a sequence of width D = `hidden_size`."""
+    """The recurrence over a sequence of width D = `hidden_size`.
 
-    def __init__(self, *, hidden_size: int) -> None:
+    Args:
+        hidden_size: Width D.
+        num_heads: Accepted as by the other mixers; has no effect.
+    """
+
+    @validated
+    def __init__(self, *, hidden_size: int, num_heads: int = 1) -> None:
         super().__init__()
         self.gate = Linear(hidden_size, hidden_size, bias=False)
         self.candidate = Linear(hidden_size, hidden_size, bias=False)
@@ -48,6 +54,10 @@ class MinGRUMixer(nn.Module):
                 state_BD = pieces[-1][:, -1]
             h_BTD = torch.cat(pieces, dim=1)
         return h_BTD.to(x_BTD.dtype), h_BTD[:, -1]
+
+    def state_bytes(self, length: int) -> int:
+        """Return the bytes of a state: one float32 per channel at any length."""
+        return 4 * self.gate.in_features
 
 
 def positive(x_BTD: Tensor) -> Tensor:

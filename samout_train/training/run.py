@@ -80,6 +80,9 @@ def build_model(name: str, *, vocab_size: int, pad_id: int | None = 3, **setting
     """
     usual = compose_config([f"model={name}"]).config["model"]
     node = usual | settings
+    if isinstance(pattern := settings.get("pattern"), list) and all(isinstance(one, str) for one in pattern):
+        mixers = compose_config([f"model={name}", f"model.pattern=[{','.join(pattern)}]"]).config["model"].get("mixers")
+        node = node | {"mixers": settings.get("mixers", mixers)}  # with those that its YAML does not list
     require_no_problems(check_model(node))
     found = []
     for problem in changes_nothing(node):
