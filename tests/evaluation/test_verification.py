@@ -339,6 +339,12 @@ def test_what_a_check_raises_is_its_result_and_the_others_have_their_turn() -> N
     assert failed["fp32: step by step, from a carried state, as the whole"] == "RuntimeError: tiles of one token"
     assert set(failed) == {
         *(f"{what}: step by step, from a carried state, as the whole" for what in ("fp32", "bf16", "gradients")),
+        # a part of a packed row has a piece of one token
+        *(
+            f"documents packed: {what}"
+            for what in ("logits in chunks of 7 as alone", "gradients in chunks of 7 as alone")
+        ),
+        "documents packed: logits in chunks of 7 as alone, in bf16",
         "state_bytes is what a state holds",
     }
     (row,) = rows(MaxStateSuper, width=-1)
