@@ -23,6 +23,14 @@ def larger(x: Any, best: Any) -> Any:
 
 
 @compiled(error_model="numpy")
+def _maxima(x_0: Any, x_1: Any, m_0: Any, m_1: Any) -> Any:
+    """Return the maximum of a row of L, both sums of the state with the normalised row, and their maximum."""
+    top = larger(x_1, x_0)
+    s_0, s_1 = (x_0 - top) + m_0, (x_1 - top) + m_1
+    return top, s_0, s_1, larger(s_1, s_0)
+
+
+@compiled(error_model="numpy")
 def step_of_pairs(row: Any, start: int, blocks: int, temperature: Any, before: Any, after: Any) -> None:
     """Make one step of the recurrence; the logits of the task lie in `row` from `start` on, `blocks` apart."""
     count = before.shape[1]
@@ -37,9 +45,7 @@ def _advance(first: Any, second: Any, temperature: Any, m: Any, after: Any) -> N
     m_0, m_1 = m[0], m[1]
     for g in range(len(after)):
         x_0, x_1 = widen(first[g]), widen(second[g])
-        top = larger(x_1, x_0)
-        s_0, s_1 = (x_0 - top) + m_0[g], (x_1 - top) + m_1[g]
-        best = larger(s_1, s_0)
+        _, s_0, s_1, best = _maxima(x_0, x_1, m_0[g], m_1[g])
         if temperature is not None:
             inverse = ONE / temperature
             of_state = ONE + vector_exp(-abs(s_1 - s_0) * inverse)
@@ -72,9 +78,7 @@ def _advance_with_shares(
     m_0, m_1 = m[0], m[1]
     for g in range(len(after)):
         x_0, x_1 = widen(first[g]), widen(second[g])
-        top = larger(x_1, x_0)
-        s_0, s_1 = (x_0 - top) + m_0[g], (x_1 - top) + m_1[g]
-        best = larger(s_1, s_0)
+        top, s_0, s_1, best = _maxima(x_0, x_1, m_0[g], m_1[g])
         if temperature is None:
             share = ONE if (s_0 == best) or (x_0 != x_0) else np.float32(0)
             row_share = ONE if (x_0 == top) or (x_0 != x_0) else np.float32(0)
