@@ -10,8 +10,9 @@ log f_t + m_{t-1} - m_t and the keys exp(i_t - m_t) k_t, both of at most 1, and 
 output, hence takes no gradient.
 
 Source: Beck et al., xLSTM (arXiv 2405.04517), section 2.3 and appendix A. w_f and w_i start at 0, b_f evenly from 3 to
-6 over the heads, b_i as N(0, 0.1), as in its program; other matrices as torch draws them. Difference: the block around
-it is that of the other mixers, without the projection up by 2.
+6 over the heads and b_i from N(0, 0.1^2), as in its program; the matrices of q, k, v and W_g from N(0, 2 / (5 D)) and
+W_o from N(0, 4 / (L^2 D)) with L layers. Difference: the block around it is that of the other mixers, without the
+projection up by 2.
 """
 
 # B batch, T time, D width, H heads, K width of a head's keys, V of its values, W values and the sum of the gates
@@ -95,6 +96,15 @@ class MLSTM(nn.Module):
             norm=output_norm,
             gate=output_gate,
         )
+        for matrix in (self.streams.projection, self.joined.gate):
+            if matrix is not None:
+                nn.init.normal_(matrix.weight, std=math.sqrt(2 / (5 * hidden_size)))
+        nn.init.normal_(self.joined.out.weight, std=2 / math.sqrt(hidden_size))
+
+    def at_depth(self, index: int, num_layers: int) -> None:
+        """Divide the output matrix by the number of layers."""
+        with torch.no_grad():
+            self.joined.out.weight.div_(num_layers)
 
     def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Mix (B, T, D); the memory of the state is a `Stabilised`."""

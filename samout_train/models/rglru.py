@@ -7,7 +7,8 @@ W_r and W_i are block-diagonal, a block for each head. With `output_gate=none` t
 
 Source: De et al., Griffin (arXiv 2402.19427), sections 2.3 and 2.4 and appendix A, and the program of RecurrentGemma:
 the decay at r = 1 starts between 0.9 and 0.999, uniform in its square; the gradient of the square root is at most
-1,000; W_r and W_i start as N(0, 1 / K), biases at 0; other matrices as torch draws them.
+1,000; W_r and W_i start from N(0, 1 / K), W_u and W_g from N(0, 1 / D), W_o from N(0, 2 / (L D)) with L layers, the
+convolution over C tokens from N(0, 0.01 / C), biases at 0. Difference: W_u, W_g and W_o have no biases.
 """
 
 # B batch, T time, D width, H heads, K width of a head: D / H
@@ -28,6 +29,7 @@ from samout_train.ops.semiring_scan import linear_scan
 POWER = 8.0
 LEAST_DECAY, LARGEST_DECAY = 0.9, 0.999  # initial range of a at r = 1
 STEEPEST_ROOT = 1000.0
+CONVOLUTION_STD = 0.1  # times the root of its number of tokens
 
 
 class RGLRU(nn.Module):
@@ -56,6 +58,8 @@ class RGLRU(nn.Module):
         self.convolution: CausalConvolution | None = None
         if convolution_size:
             self.convolution = CausalConvolution(hidden_size=hidden_size, size=convolution_size, silu=False)
+            nn.init.normal_(self.convolution.weight, std=CONVOLUTION_STD / math.sqrt(convolution_size))
+            nn.init.zeros_(cast(Tensor, self.convolution.bias))
         size = hidden_size // num_heads
         self.recurrence_gate_HKK = nn.Parameter(torch.randn(num_heads, size, size) / math.sqrt(size))
         self.input_gate_HKK = nn.Parameter(torch.randn(num_heads, size, size) / math.sqrt(size))
@@ -65,6 +69,13 @@ class RGLRU(nn.Module):
         softplus_D = -squared_D.log() / (2 * POWER)  # of Lambda
         self.lambda_D = nn.Parameter(softplus_D + torch.log(-torch.expm1(-softplus_D)))
         self.out = Linear(hidden_size, hidden_size, bias=False)
+        for matrix in (self.projection, self.out):
+            nn.init.normal_(matrix.weight, std=1 / math.sqrt(hidden_size))
+
+    def at_depth(self, index: int, num_layers: int) -> None:
+        """Scale the output matrix by the root of 2 / the number of layers."""
+        with torch.no_grad():
+            self.out.weight.mul_(math.sqrt(2 / num_layers))
 
     def forward(self, x_BTD: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Mix (B, T, D); the memory of the state is h, (B, D)."""

@@ -1,5 +1,6 @@
 """The decoder of pre-norm layers, and its mixers against their published recurrences, token by token in float64."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,27 @@ def test_decays_of_rglru_start_between_their_bounds() -> None:
     mixer = build(node, hidden_size=600, num_heads=4)
     decay = torch.exp(-8 * F.softplus(mixer.lambda_D.detach()))
     assert 0.9 <= float(decay.min()) < 0.902 and 0.998 < float(decay.max()) <= 0.9991
+
+
+def test_matrices_of_mlstm_and_rglru_start_as_published() -> None:
+    torch.manual_seed(0)
+    width, layers = 200, 3
+    mlstm, rglru = (
+        build_model(name, vocab_size=9, hidden_size=width, num_heads=2, num_layers=layers).layers[2].mixer
+        for name in ("mlstm", "rglru")
+    )
+    expected = {  # the programs: small and Wang initialisation; by variances of 1, 2 / L and, of the convolution, 0.01
+        mlstm.streams.projection.weight: math.sqrt(2 / (5 * width)),
+        mlstm.joined.gate.weight: math.sqrt(2 / (5 * width)),
+        mlstm.joined.out.weight: 2 / (layers * math.sqrt(width)),
+        rglru.projection.weight: math.sqrt(1 / width),
+        rglru.out.weight: math.sqrt(2 / (layers * width)),
+        rglru.convolution.weight: math.sqrt(0.01 / 4),
+    }
+    for weight, std in expected.items():
+        assert float(weight.detach().std()) == pytest.approx(std, rel=0.05)
+        assert float(weight.detach().abs().max()) > 2.4 * std  # no uniform distribution: that ends at 1.73 std
+    assert not rglru.convolution.bias.any()
 
 
 def test_the_root_of_rglru_is_not_steeper_than_its_bound() -> None:
