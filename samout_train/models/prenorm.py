@@ -10,12 +10,14 @@ Models differ only in their mixers: embedding, norms, feed-forward and head are 
 
 Source: pre-norm: Xiong et al., On Layer Normalization in the Transformer Architecture (arXiv 2002.04745); RMSNorm:
 Zhang and Sennrich (arXiv 1910.07467); SwiGLU: Shazeer, GLU Variants Improve Transformer (arXiv 2002.05202), whose inner
-width is two thirds of that of two matrices, here 8 / 3 D up to a multiple of 8.
+width is two thirds of that of two matrices, here 8 / 3 D up to a multiple of 8; the initial weights `gpt2`: Radford et
+al., Language Models are Unsupervised Multitask Learners (2019), section 2.3, with the deviation of its program.
 """
 
 # B batch, T time, D width, F inner width, V vocabulary
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
@@ -37,7 +39,7 @@ from samout_train.config import (
 )
 from samout_train.models.heads import Gate, OutputGate, OutputNorm, has_output_gate, output_gate_of
 from samout_train.models.interface import Mixer, matrix_flops, part_of
-from samout_train.models.layers import CausalConvolution, FeedForward, Linear, RMSNorm, token_embedding
+from samout_train.models.layers import STD, CausalConvolution, FeedForward, Linear, RMSNorm, token_embedding
 from samout_train.models.regularisation import (
     Regularisation,
     StochasticDepth,
@@ -53,6 +55,8 @@ from samout_train.ops.samout_layer import gated_halves
 
 FeedForwardName = Literal["relu_gated", "swiglu", "gelu"]
 NormName = Literal["layer", "rms"]
+InitName = Literal["published", "gpt2"]
+RESIDUAL_WRITERS = ("out", "down")  # names of the matrices whose product is added to the residual stream
 INNER_SHARES: dict[str, float] = {"relu_gated": 8 / 3, "swiglu": 8 / 3, "gelu": 4}
 
 
@@ -185,6 +189,12 @@ def _builders(
     return [cast(Callable[..., nn.Module], mixer)] * num_layers
 
 
+def _told_its_depth(mixer: nn.Module, index: int, num_layers: int) -> nn.Module:
+    if (at_depth := getattr(mixer, "at_depth", None)) is not None:
+        at_depth(index, num_layers)
+    return mixer
+
+
 def has_convolution(mixer: nn.Module) -> bool:
     """Return whether a mixer has a convolution of its own."""
     return any(isinstance(part, CausalConvolution) for part in mixer.modules())
@@ -265,6 +275,9 @@ class PreNormModel(nn.Module):
         ffn_dropout: Dropout of each feed-forward's output; None for `dropout`.
         drop_connect: Share of the weights of each mixer's projections that are dropped in a pass.
         stochastic_depth: Share of the rows whose residual branches are dropped in the last layer.
+        init: `published` draws the matrices of a mixer as its own source does and the others as torch does. `gpt2`
+            draws all of them from N(0, 0.02^2), those that write to the residual stream divided by sqrt(2 L), and
+            sets the biases of the feed-forward to 0. What a mixer draws beside matrices stays.
 
     Raises:
         ValueError: if num_heads does not divide hidden_size, or the mixers of the layers are not given.
@@ -339,6 +352,7 @@ class PreNormModel(nn.Module):
         ffn_dropout: Annotated[float, Probability] | None = None,
         drop_connect: Annotated[float, Probability] = 0.0,
         stochastic_depth: Annotated[float, Probability] = 0.0,
+        init: InitName = "published",
     ) -> None:
         super().__init__()
         settings = {"hidden_size": hidden_size, "num_heads": num_heads, "mixer": mixer}
@@ -356,7 +370,7 @@ class PreNormModel(nn.Module):
         self.layers = nn.ModuleList()
         for index, builder in enumerate(_builders(num_layers, mixer, mixers, pattern)):
             rates = regularisation.of_layer(index, num_layers)
-            built = builder(hidden_size=hidden_size, num_heads=num_heads)
+            built = _told_its_depth(builder(hidden_size=hidden_size, num_heads=num_heads), index, num_layers)
             layer = PreNormLayer(
                 mixer=built,
                 hidden_size=hidden_size,
@@ -370,11 +384,23 @@ class PreNormModel(nn.Module):
                     built, hidden_size=hidden_size, num_heads=num_heads, norm=output_norm, gate=output_gate
                 ),
             )
-            if (at_depth := getattr(layer.mixer, "at_depth", None)) is not None:
-                at_depth(index, num_layers)
             self.layers.append(layer)
         self.norm = norm_of(norm, hidden_size)
         self.head = Linear(hidden_size, vocab_size, bias=False)
+        self._draw(init)
+
+    def _draw(self, init: InitName) -> None:
+        if init == "published":
+            return
+        for name, module in self.named_modules():
+            if not isinstance(module, nn.Linear):
+                continue
+            nn.init.normal_(module.weight, std=STD)
+            if name.rpartition(".")[2] in RESIDUAL_WRITERS:
+                with torch.no_grad():
+                    module.weight.div_(math.sqrt(2 * len(self.layers)))
+            if ".feed_forward." in name and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     @property
     def head_weight(self) -> Tensor:

@@ -1,6 +1,7 @@
 """A directory belongs to one set of settings: runs, sweeps and their jobs that would share one."""
 
 import copy
+import inspect
 import json
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from samout_train import __version__, build_trainer, train
 from samout_train.checkpoint import DirectoryRefusedError, differences, new_directory, other_settings
 from samout_train.cli import train as train_command
 from samout_train.cli.request import last_of_each
-from samout_train.config import ConfigError, compose_config
+from samout_train.config import CONF, ConfigError, compose_config, locate
 from samout_train.experiments import check_job_data, doubles, outcome, sweep_jobs, write_sweep
 from samout_train.experiments.compare.runs import read_run, told_apart
 from samout_train.runtime import StopRequestedError, child_program
@@ -466,3 +467,21 @@ def test_a_run_of_before_a_key_of_its_mixer_is_continued_with_its_default(model:
         assert not differences(before, now, ["model"])
         changed = compose_config([*model, f"model.{key}={'false' if last == 'b_projection' else 'none'}"]).config
         assert len(differences(before, changed, ["model"])) == 1
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_a_setting_that_a_run_lacks_stands_for_the_default_of_what_it_builds(name: str) -> None:
+    now = compose_config([f"model={name}"]).config
+    nodes = {"": now["model"], "mixer": now["model"].get("mixer")}
+    nodes |= {f"mixers.{key}": node for key, node in (now["model"].get("mixers") or {}).items()}
+    for above, node in nodes.items():
+        if node is None:
+            continue
+        for key, parameter in inspect.signature(locate(node["_target_"])).parameters.items():
+            if key in node and parameter.default is not None and node[key] == parameter.default:
+                before = copy.deepcopy(now)
+                lacking = before["model"]
+                for part in filter(None, above.split(".")):
+                    lacking = lacking[part]
+                del lacking[key]
+                assert not differences(before, now, ["model"]), f"{above}.{key}"

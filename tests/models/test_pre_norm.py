@@ -309,6 +309,22 @@ def test_matrices_of_mlstm_and_rglru_start_as_published() -> None:
     assert not rglru.convolution.bias.any()
 
 
+def test_matrices_of_gpt2_start_small_and_smaller_where_they_write_to_the_residual_stream() -> None:
+    torch.manual_seed(0)
+    settings = {"hidden_size": 96, "num_heads": 2, "num_layers": 2}
+    model = build_model(
+        "hybrid", vocab_size=50, pattern=["maxplus", "gla"], init="gpt2", feed_forward="gelu", **settings
+    )
+    maxplus, gla = model.layers[0].mixer, model.layers[1].mixer
+    feed_forward = model.layers[0].feed_forward
+    for module in (model.head, maxplus.projection, gla.streams.projection, gla.joined.gate, feed_forward.up):
+        assert float(module.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    for module in (gla.joined.out, feed_forward.down):
+        assert float(module.weight.detach().std()) == pytest.approx(0.02 / 2, rel=0.05)
+    assert not feed_forward.up.bias.any() and not feed_forward.down.bias.any()
+    assert maxplus.decay_projection.bias.any()  # a decay starts where its mixer wants it
+
+
 def test_the_root_of_rglru_is_not_steeper_than_its_bound() -> None:
     from samout_train.models.rglru import _Root
 
