@@ -47,8 +47,8 @@ class Extrapolation:
         loss_nats: Mean nats per token in windows of a length, by length.
         left_out: Reason for a missing loss, by length.
         by_position: First and last position of a range, from 1, and its mean nats, from the shortest windows with it.
-        state_norm: Norm of the state after each chunk of the longest windows, mean of the windows, by layer; empty if
-            states grow with the sequence, as a cache does.
+        state_norm: Norm of the state after each chunk of the longest windows, mean of the windows, by layer; without
+            layers whose states grow with the sequence, as a cache does.
     """
 
     trained_length: int
@@ -237,7 +237,7 @@ class Reader:
         nats: list[Tensor] = []
         norms: dict[str, list[Tensor]] = {}
         shapes: dict[str, torch.Size] | None = None
-        has_grown = False  # a state that grows, such as a cache, has no comparable norms
+        grown: set[str] = set()  # layers whose state grows, such as a cache, have no comparable norms
         for start in range(0, inputs_BW.shape[1], self._read_length):
             self.evaluator.check_stop()
             piece = slice(start, start + self._read_length)
@@ -246,17 +246,14 @@ class Reader:
             logits_BTV, state = model(ids_BT, state)
             logits_BVT = logits_BTV.float().transpose(1, 2)
             nats.append(F.cross_entropy(logits_BVT, targets_BT, ignore_index=ignore_index, reduction="none"))
-            if has_grown:
-                continue
             layers = layer_states(model, state)
             if shapes is None:
                 shapes = shapes_of(layers)
-            has_grown = shapes != shapes_of(layers)
-            for name, state_BN in layers.items():
-                norms.setdefault(name, []).append(state_BN.norm(dim=1).sum())
-        if has_grown:
-            norms = {}
-        return torch.cat(nats, 1), {name: torch.stack(parts) for name, parts in norms.items()}
+            grown |= {name for name, shape in shapes_of(layers).items() if shape != shapes.get(name)}
+            for name in layers.keys() - grown:
+                norms.setdefault(name, []).append(layers[name].norm(dim=1).sum())
+        in_order = [name for name in layers if name not in grown]
+        return torch.cat(nats, 1), {name: torch.stack(norms[name]) for name in in_order}
 
 
 def stream_of(rows: Rows) -> Stream | None:

@@ -76,6 +76,9 @@ def test_norms_of_the_states_are_those_after_each_chunk_of_the_longest_windows()
     assert found.state_growth["layer_1"] == growth and growth > 1
     cached = evaluator(model_of("transformer")).by_length(TOKENS, [5, 20], 80, trained_length=5)
     assert cached.state_norm == {}
+    mixed = build_model("hybrid", hidden_size=8, num_heads=2, num_layers=3, pattern=["attention", "gla"], vocab_size=30)
+    norms = evaluator(mixed.eval()).by_length(TOKENS, [5, 20], 80, trained_length=5).state_norm
+    assert list(norms) == ["layer_2"] and len(norms["layer_2"]) == 4  # the others hold a cache
 
 
 @pytest.mark.slow
