@@ -1,15 +1,20 @@
-"""Refuse a model that sees the tokens that it has to predict, before it is trained or compared."""
+"""Refuse a model that sees the tokens that it has to predict, before it is trained, and look again afterwards."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from samout_train.config import ConfigError, OnLeak, Problem
 from samout_train.data import Source
-from samout_train.evaluation.verify import Leak, find_leak
+from samout_train.evaluation import Evaluator
+from samout_train.evaluation.verify import Leak, find_leak, find_trained_leak
 from samout_train.models import sees_future
 
+# What a model can raise for a row that is not one of its training.
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, NotImplementedError)
 log = logging.getLogger(__name__)
 
 
@@ -39,16 +44,69 @@ def require_causal(
     """
     if sees_future(model):
         return None
-    seq_len = min(source.train.seq_len, getattr(model, "max_seq_len", None) or source.train.seq_len)
-    leak = find_leak(model, vocab_size=source.vocab_size, pad_id=source.pad_id, seq_len=seq_len, device=device)
+    leak = None
+    with _unless_it_fails(name):
+        leak = find_leak(
+            model,
+            vocab_size=source.vocab_size,
+            pad_id=source.pad_id,
+            seq_len=_longest(model, source),
+            device=device,
+        )
     if leak is None:
         return None
-    text = (
-        f"is not causal: other tokens from position {leak.place} on change its logits at position {leak.position} by "
-        f"{leak.change:.2g} (its largest is {leak.largest_logit:.2g}), so it sees the token that it has to predict"
-    )
+    text = _in_words(leak)
     if on_leak == "refuse":
         fix = "mend it, as `samout-train verify` shows, or set on_leak=warn to train it nevertheless"
         raise NotCausalError(Problem("model", name, text=text, fix=fix))
     log.warning("model       %s %s", name, text)
     return leak
+
+
+def look_again(evaluator: Evaluator, *, name: str) -> Leak | None:
+    """Warn about a trained model that is not causal; a leak may show in trained weights, or in fused kernels, alone.
+
+    Args:
+        evaluator: Of the trained model, with the kernels and the precision of the training.
+        name: Of the model, for the message.
+
+    Returns:
+        Where it sees later tokens; None if it does not, or declares that it sees the whole sequence.
+    """
+    model, source = evaluator.model, evaluator.source
+    if sees_future(model):
+        return None
+    leak = None
+    with _unless_it_fails(name):
+        leak = find_trained_leak(
+            model,
+            vocab_size=source.vocab_size,
+            pad_id=source.pad_id,
+            seq_len=_longest(model, source),
+            device=evaluator.device,
+            precision=evaluator.precision,
+        )
+    if leak is not None:
+        log.warning("model       %s %s: its losses are not those of a prediction", name, _in_words(leak))
+    return leak
+
+
+@contextmanager
+def _unless_it_fails(name: str) -> Iterator[None]:
+    """Warn where a model cannot read the rows of the check; if it cannot read those of the training, that will say."""
+    try:
+        yield
+    except FAILURES as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.warning("model       whether %s is causal could not be checked (%s)", name, reason)
+
+
+def _longest(model: nn.Module, source: Source) -> int:
+    return min(source.train.seq_len, getattr(model, "max_seq_len", None) or source.train.seq_len)
+
+
+def _in_words(leak: Leak) -> str:
+    return (
+        f"is not causal: other tokens from position {leak.place} on change its logits at position {leak.position} by "
+        f"{leak.change:.2g} (its largest is {leak.largest_logit:.2g}), so it sees the token that it has to predict"
+    )

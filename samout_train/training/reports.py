@@ -12,7 +12,7 @@ from samout_train.checkpoint import weights_sha256
 from samout_train.data import Source
 from samout_train.evaluation import Evaluation, Evaluator, SpreadBatches, has_targets, in_order
 from samout_train.models import TRAINING_TIMES, num_parameters
-from samout_train.runtime import Clock, StopSignals, distributed, matmul_rate, peak_memory_bytes
+from samout_train.runtime import Clock, StopSignals, device_name, distributed, matmul_rate, peak_memory_bytes
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 from samout_train.training.step import TrainingStep
 
@@ -159,6 +159,7 @@ class Reports:
             "train_seconds": self.clock.seconds,
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "device": str(self.device),
+            "processor": device_name(self.device),
             "precision": step.precision,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),

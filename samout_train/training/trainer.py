@@ -35,6 +35,7 @@ from samout_train.runtime import (
     write_figures,
 )
 from samout_train.training.callbacks.base import Callback, RunContext
+from samout_train.training.causality import look_again
 from samout_train.training.cuda_graph import CudaGraph, model_problem, refused, settings_problem
 from samout_train.training.limits import LimitSettings, Reached
 from samout_train.training.non_finite import NonFiniteError, OnNonFinite
@@ -359,9 +360,9 @@ class Trainer:
             summary["resumed_from"] = self.resumed_from
         if self.init_from:
             summary["init_from"] = self.init_from
-        if self.leak is not None:
-            summary["leak"] = vars(self.leak)
         with self.shared.unsharded():
+            leak = self.leak or look_again(self.evaluator, name=context.model_name)
+            summary["leak"] = vars(leak) if leak is not None else None
             for callback in context.callbacks.values():
                 summary |= callback.figures()
             if distributed.is_first():

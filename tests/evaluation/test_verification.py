@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from samout_train import build_model
 from samout_train.evaluation.verify import (
     CheckResult,
+    Leak,
     ModelUnderTest,
     find_leak,
+    find_trained_leak,
     models_under_test,
     packing,
     sized,
@@ -434,6 +436,61 @@ def test_the_check_before_a_training_finds_a_leak_in_new_weights_and_leaves_all_
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     now = random_states(CPU)
     assert torch.equal(states["torch"], now["torch"]) and states["python"] == now["python"]
+
+
+class OpensInTraining(PeeksAtTheNext):
+    """Sees the next token through a gate that is all but closed in new weights."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self.gate = nn.Parameter(torch.tensor(-30.0))
+
+    def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        ahead_BTD, after_BD = super().forward(x_BTD, state_BD)
+        return x_BTD + self.gate.sigmoid() * ahead_BTD, after_BD
+
+
+def as_trained(model: nn.Module) -> nn.Module:
+    model.get_submodule("embedding").reset_parameters()  # type: ignore[operator]
+    return model
+
+
+def trained_leak(model: nn.Module, seq_len: int) -> Leak | None:
+    return find_trained_leak(model, vocab_size=37, pad_id=3, seq_len=seq_len, device=CPU, precision="fp32")
+
+
+@pytest.mark.parametrize("tile", [48, 100, 128])
+def test_a_leak_at_a_border_of_any_tile_shows_at_every_place_of_a_trained_model(tile: int) -> None:
+    torch.manual_seed(0)
+    model = as_trained(subject(partial(LeaksAtTileBorders, tile=tile), width=16, layers=1).build())
+    leak = trained_leak(model, 200)
+    assert leak is not None and leak.place % tile == 0 and leak.position == leak.place - 1
+    assert trained_leak(model, tile - 1) is None
+
+
+def test_a_gate_that_opened_in_training_shows_afterwards() -> None:
+    torch.manual_seed(0)
+    model = as_trained(subject(OpensInTraining, width=16, layers=1).build())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert find_leak(model, vocab_size=37, pad_id=3, seq_len=64, device=CPU) is None
+    assert trained_leak(model, 64) is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with torch.no_grad():
+        model.get_parameter("layers.0.mixer.gate").fill_(-4.0)
+    leak = trained_leak(model, 64)
+    assert leak is not None and leak.position == leak.place - 1
+
+
+def test_scaled_embeddings_that_overflow_hide_no_leak() -> None:
+    class Overflows(PeeksAtTheNext):
+        def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+            u_BTD, state_BD = super().forward(x_BTD, state_BD)
+            return u_BTD + (20 * x_BTD).square().exp() - 1, state_BD
+
+    torch.manual_seed(0)
+    model = subject(Overflows, width=16, layers=1).build()
+    leak = find_leak(model, vocab_size=37, pad_id=3, seq_len=64, device=CPU)
+    assert leak is not None and leak.position == leak.place - 1
 
 
 def test_where_no_token_can_change_nothing_is_checked() -> None:

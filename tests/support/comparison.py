@@ -1,7 +1,7 @@
 """Run directories with the figures that a test wants."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def make_run(
             "torch": "2.13.0",
             "seed": seed,
             "commit": "abc",
+            "leak": None,
             "weights_sha256": "0",
             "lengths": {"loss_nats": {"64": loss, "256": loss + 0.1, "1024": loss + 0.3}},
         }
@@ -83,7 +84,9 @@ def make_comparison(folder: Path, losses: Mapping[str, Sequence[float]], **summa
     return comparisons_of([read_run(run_dir) for run_dir in run_dirs])[0]
 
 
-def make_stages(asked: Plan, loss_of: Callable[[Entry], float | None]) -> list[list[str]]:
+def make_stages(
+    asked: Plan, loss_of: Callable[[Entry], float | None], not_causal: Collection[str] = ()
+) -> list[list[str]]:
     """Make the runs of all stages of a plan, as far as they are missing, and return their names by stage."""
     names = []
     for stage in stages(asked):
@@ -91,7 +94,8 @@ def make_stages(asked: Plan, loss_of: Callable[[Entry], float | None]) -> list[l
         for name, entry in stage.entries.items():
             (asked.folder / name).mkdir(exist_ok=True, parents=True)
             if (loss := loss_of(entry)) is not None:
-                text = json.dumps({"weights_sha256": "0", "val_loss_nats": loss})
+                leak = {"place": 1, "position": 0} if entry.label in not_causal else None
+                text = json.dumps({"weights_sha256": "0", "val_loss_nats": loss, "leak": leak})
                 (asked.folder / name / "summary.json").write_text(text)
         names.append(list(stage.entries))
     return names

@@ -15,6 +15,16 @@ class Peeking(MaxStateSuper):
         u_BTD, state_BD = super().forward(x_BTD, state_BD)
         return torch.cat([u_BTD[:, 1:], u_BTD[:, -1:]], dim=1), state_BD
 """
+AT_A_BORDER = """import torch
+from samout_train.models.samout import MaxStateSuper
+
+class AtABorder(MaxStateSuper):
+    def forward(self, x_BTD, state_BD):
+        u_BTD, state_BD = super().forward(x_BTD, state_BD)
+        if x_BTD.shape[1] > 100:
+            u_BTD = torch.cat([u_BTD[:, :99], u_BTD[:, 100:101], u_BTD[:, 100:]], dim=1)
+        return u_BTD, state_BD
+"""
 YAML = "defaults: [v8]\nmixer: {_target_: peeking.Peeking}\n"
 TINY = ["data=random", "data.seq_len=16", "data.batch_size=4", "model.hidden_size=16", "model.num_heads=2"]
 CHEAP = ["model.num_layers=1", "trainer.max_steps=3", "device=cpu", "~callbacks.tensorboard", "threads=1"]
@@ -40,6 +50,21 @@ def test_a_mixer_that_sees_the_next_token_is_not_trained_unless_that_is_meant(fo
     assert trained.returncode == 0, trained.stderr
     leak = json.loads((folder / "run" / "summary.json").read_text())["leak"]
     assert leak["position"] == leak["place"] - 1 and leak["change"] > 0
+
+
+@pytest.mark.slow
+def test_what_the_check_before_a_training_cannot_afford_is_found_after_it(folder: Path) -> None:
+    (folder / "peeking.py").write_text(AT_A_BORDER)
+    (folder / "mine" / "model" / "cheat.yaml").write_text(YAML.replace("Peeking", "AtABorder"))
+    words = [*(word for word in WORDS if "seq_len" not in word), "data.seq_len=150"]
+    trained = samout(folder, "train", "model=cheat", "run_dir=run", *words)
+    assert trained.returncode == 0, trained.stderr
+    leak = json.loads((folder / "run" / "summary.json").read_text())["leak"]
+    assert (leak["place"], leak["position"]) == (100, 99)
+    assert "cheat is not causal: other tokens from position 100 on" in trained.stdout + trained.stderr
+    honest = samout(folder, "train", "model=v8", "run_dir=honest", *words)
+    assert honest.returncode == 0, honest.stderr
+    assert json.loads((folder / "honest" / "summary.json").read_text())["leak"] is None
 
 
 @pytest.mark.nightly

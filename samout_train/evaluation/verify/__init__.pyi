@@ -1,4 +1,4 @@
-from .causality import Leak as Leak, find_leak as find_leak
+from .causality import Leak as Leak, find_leak as find_leak, find_trained_leak as find_trained_leak
 from .checks import verify as verify
 from .result import CheckResult as CheckResult, Row as Row, distance as distance
 from .subject import (

@@ -4,13 +4,13 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from samout_train.evaluation.verify.result import FP32, Measured
+from samout_train.evaluation.verify.result import BF16, FP32, Measured
 from samout_train.evaluation.verify.subject import LEAST_TOKENS, ModelUnderTest
 from samout_train.models import evaluating
 from samout_train.ops import reference_kernels
@@ -20,8 +20,11 @@ WORK = 4e11  # floating-point operations: enough for every place of most models 
 FEWEST_PLACES = 32
 MOST_ROWS = 32
 ROWS_TIMES_PARAMETERS = 2e7  # bounds the memory of a pass with gradients
-SHORT, SHORT_PLACES = 64, 3  # tokens and rows of the check before a training
+MOST_LOGITS = 2**26  # of a batch
+SHORT, SHORT_PLACES = 256, 16  # tokens and rows of the check before a training
 STD_OF_ZEROS = 0.1  # of the numbers that stand for zeros in it
+LONG, LONG_WORK, LONG_PLACES = 2048, 4e10, 4  # tokens, operations and fewest places of the check after it
+ROUNDING = {"fp32": FP32, "bf16": BF16, "fp16": BF16}  # changes that are none, as a share of the largest logit
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,10 @@ def nothing_before_changes(
 def find_leak(
     model: nn.Module, *, vocab_size: int, pad_id: int | None, seq_len: int, device: torch.device
 ) -> Leak | None:
-    """Return where a model sees later tokens, found in a few milliseconds; None if it does not, as far as that shows.
+    """Return where a model that is still to be trained sees later tokens, in a moment; None if that does not show.
 
-    It takes two evaluations of a few short rows in float32 with torch's own operations, which need no compilation, and
-    leaves weights and random states as they are. `verify` checks the kernels.
+    It takes a few evaluations of rows of at most 256 tokens in float32 with torch's own operations, which need no
+    compilation, and leaves weights and random states as they are. `find_trained_leak` checks the kernels.
 
     Args:
         model: A model that claims to be causal, before it is compiled or sharded.
@@ -85,18 +88,70 @@ def find_leak(
         seq_len: The longest sequence that it accepts for sure, in tokens.
         device: The model's device.
     """
-    time = min(seq_len, SHORT)
+    subject = _subject(model, vocab_size, pad_id, min(seq_len, SHORT))
+    if subject is None:
+        return None
+    places = chosen_places(subject.tokens(), SHORT_PLACES)
+    with reference_kernels():
+        for change in (_probed(model), nullcontext()):  # numbers so changed may overflow
+            with change:
+                worst = _leak_at(places, model, subject, device, "fp32")
+            if worst is None or not math.isnan(worst.change):
+                return worst
+    return None  # training reports what is not finite
+
+
+def find_trained_leak(
+    model: nn.Module,
+    *,
+    vocab_size: int,
+    pad_id: int | None,
+    seq_len: int,
+    device: torch.device,
+    precision: PrecisionName,
+) -> Leak | None:
+    """Return where a trained model sees later tokens; None if it does not.
+
+    It takes about the time of one training step: whole rows of at most 2,048 tokens, with the kernels and the
+    precision of the training, and each place of a row where that is affordable. Weights and random states stay.
+
+    Args:
+        model: A model that claims to be causal.
+        vocab_size: Number of ids V.
+        pad_id: Id of the padding; None for no padding.
+        seq_len: Tokens of a row.
+        device: The model's device.
+        precision: Precision of the forward pass.
+    """
+    subject = _subject(model, vocab_size, pad_id, min(seq_len, LONG))
+    if subject is None:
+        return None
+    time = subject.tokens()
+    affordable = LONG_WORK / (time * model.forward_flops_per_token(time))  # type: ignore[operator]
+    worst = _leak_at(chosen_places(time, max(LONG_PLACES, int(affordable))), model, subject, device, precision)
+    if worst is None or math.isnan(worst.change):
+        return None
+    return worst
+
+
+def _subject(model: nn.Module, vocab_size: int, pad_id: int | None, time: int) -> ModelUnderTest | None:
+    """Return the description of a model; None if no token can change, or into none."""
     if time < LEAST_TOKENS or vocab_size - (pad_id is not None) < 2:
-        return None  # there is no token to change, or none to change it to
-    subject = ModelUnderTest(lambda: model, vocab_size, pad_id, time, trained=True)
+        return None
+    return ModelUnderTest(lambda: model, vocab_size, pad_id, time, trained=True)
+
+
+def _leak_at(
+    places: list[int], model: nn.Module, subject: ModelUnderTest, device: torch.device, precision: PrecisionName
+) -> Leak | None:
+    """Return the largest change, which is NaN if one is; None if none is larger than rounding."""
     states = random_states(device)
     try:
-        with reference_kernels(), _probed(model):
-            worst = _worst_change(_pairs(model, subject, chosen_places(time, SHORT_PLACES), device, False, "fp32"))
+        worst = _worst_change(_pairs(model, subject, places, device, False, precision))
     finally:
         set_random_states(states, device)
-    if worst is None or not worst.change > FP32 * worst.largest_logit:
-        return None  # rounding, or logits that are not finite, which training reports
+    if worst is None or worst.change <= ROUNDING[precision] * worst.largest_logit:
+        return None
     return worst
 
 
@@ -178,6 +233,7 @@ def _pairs(
     quiet_T, other_T = subject.quiet_and_other_ids(subject.tokens(), device)
     parameters = sum(p.numel() for p in model.parameters())
     rows = min(len(places), max(2, min(MOST_ROWS, int(ROWS_TIMES_PARAMETERS / parameters))))
+    rows = min(rows, max(1, MOST_LOGITS // (len(quiet_T) * subject.vocab_size)))
 
     def logits(ids_BT: Tensor) -> Tensor:
         torch.manual_seed(0)  # a mixer that draws in training draws the same again

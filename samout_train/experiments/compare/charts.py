@@ -188,7 +188,8 @@ def _one_row_each(axes: "Axes", models: Sequence[CandidateResult]) -> None:
     """Name the rows of a chart whose horizontal axis is the loss, one model a row, the first one on top."""
     size = min(9.0, POINTS_OF_LABELS / len(models))
     places = [-place for place in range(len(models))]
-    axes.set_yticks(places, [shown(one) for one in models], fontsize=size)
+    names = [shown(one) + " (not causal)" * (one.leak is not None) for one in models]
+    axes.set_yticks(places, names, fontsize=size)
     axes.set_ylim(0.6 - len(models), 0.6)
     axes.set_xlabel("validation loss, nats per token")
     axes.grid(alpha=0.3)

@@ -16,8 +16,7 @@ MORE_SEEDS = 4  # times as many, to show what they would resolve
 MOST_NAMED = 6  # differing settings in one sentence
 # The settings of a compared run that decide which tokens it sees and in which arithmetic it is trained.
 ALIKE = ("data", "trainer", "precision", "schedule")
-MACHINE = ("device", "torch", "commit")
-LONGEST_VALUE = 12  # characters, enough to tell commits apart
+MACHINE = {"device": 12, "processor": 60, "torch": 12, "commit": 12}  # characters that tell values apart
 SMALLEST_SHOWN = 0.001  # nats, with three decimals
 SHARED = "Up to {} runs shared the machine, so their times are longer than those of a run that has it to itself."
 Asked = Mapping[str, Any]
@@ -109,6 +108,7 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
         *_rates(ran, extended=bool(asked.get("extend_lr"))),
         *_chosen_settings(ran),
         *_seeds(ran),
+        *_unchecked(comparison),
         *_unlike(ran, asked.get("train_flops")),
     ]
     jobs = asked.get("jobs") or 1
@@ -205,7 +205,7 @@ def _sizes(comparison: Comparison) -> str:
     if not sizes:
         return ""
     share = max(sizes) / min(sizes) - 1
-    return f", and their parameters are within {share:.1%} of each other"
+    return f", and their parameters differ by at most {share:.1%}"
 
 
 def _unfinished(comparison: Comparison) -> Iterable[str]:
@@ -233,7 +233,8 @@ def _unfinished(comparison: Comparison) -> Iterable[str]:
 def _screened(comparison: Comparison, asked: Asked) -> Iterable[str]:
     screening = Screening.of_record(asked)
     if screening is not None and comparison.screening_losses:
-        yield screening_caveat(screening, comparison.screening_losses, comparison.screening_states)
+        labels = [one.label for one in comparison.not_causal]
+        yield screening_caveat(screening, comparison.screening_losses, comparison.screening_states, labels)
 
 
 def _rates(ran: Sequence[CandidateResult], *, extended: bool) -> Iterable[str]:
@@ -265,6 +266,11 @@ def _seeds(ran: Sequence[CandidateResult]) -> Iterable[str]:
     elif fewest < FEW_SEEDS and len(ran) > 1:
         yield f"With {fewest} seeds, the intervals are very wide."
     leaders = [one for one in ran if one.leads]
+    if not leaders and len(ran) > 2 and fewest > 1:
+        yield (
+            f"The best of {len(ran)} models is chosen by the seeds that its lead is measured on, which favours it; "
+            "leaders and leader_seeds score the best on further ones."
+        )
     if leaders:
         first, further = _listed(list(leaders[0].first_losses)), _listed(list(leaders[0].losses))
         yield (
@@ -275,6 +281,17 @@ def _seeds(ran: Sequence[CandidateResult]) -> Iterable[str]:
     kinds = ([one.first_losses for one in ran], [one.losses for one in leaders])
     if any(len(set(map(tuple, losses))) > 1 for losses in kinds):
         yield "The models have different seeds; differences are taken on the seeds that both have."
+
+
+def _unchecked(comparison: Comparison) -> Iterable[str]:
+    """Say which models have runs of before trained models were checked; they may see what they have to predict."""
+    unknown = [
+        one.label
+        for one in comparison.results
+        if any("leak" not in (run.summary or {"leak": None}) for run in one.runs)
+    ]
+    if unknown:
+        yield f"Whether these are causal after training was not checked in all of their runs: {', '.join(unknown)}."
 
 
 def _listed(seeds: Sequence[int]) -> str:
@@ -303,12 +320,12 @@ def _unlike(ran: Sequence[CandidateResult], operations: float | None) -> Iterabl
         if len(differing) > MOST_NAMED:
             more = f" and {len(differing) - MOST_NAMED} more"
         yield f"The runs differ in settings other than the model: {', '.join(differing[:MOST_NAMED])}{more}."
-    for key in MACHINE:
+    for key, characters in MACHINE.items():
         values = set()
         for one in ran:
             for run in one.counted:
-                if run.summary is not None:
-                    values.add(str(run.summary.get(key))[:LONGEST_VALUE])
+                if run.summary is not None and (key != "processor" or key in run.summary):  # older runs lack it
+                    values.add(str(run.summary.get(key))[:characters])
         if len(values) > 1:
             yield f"The runs were made with different values of {key}: {', '.join(sorted(values))}."
 

@@ -372,14 +372,18 @@ def _screening(comparison: Comparison, record: Record) -> dict[str, Any] | None:
     screening, losses = Screening.of_record(record), comparison.screening_losses
     if screening is None or not losses:
         return None
-    return screening_table(screening, losses, comparison.screening_states)
+    return screening_table(screening, losses, comparison.screening_states, _not_causal(comparison))
 
 
 def _left_out(comparison: Comparison, record: Record) -> set[str]:
     screening, losses = Screening.of_record(record), comparison.screening_losses
     if screening is None:
         return set()
-    return set(losses) - set(screening.chosen(losses))
+    return set(losses) - set(screening.chosen(losses, _not_causal(comparison)))
+
+
+def _not_causal(comparison: Comparison) -> list[str]:
+    return [one.label for one in comparison.not_causal]
 
 
 def _screening_markdown(table: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ sizes: each of these is a plan of its own in the same directory, at the same lea
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -131,12 +131,13 @@ class Plan:
                     found[self.name(entry)] = entry
         return found
 
-    def leading(self, scored: Mapping[str, Entry], losses: Losses) -> list[str]:
+    def leading(self, scored: Mapping[str, Entry], losses: Losses, not_causal: Collection[str] = ()) -> list[str]:
         """Return the labels of the leaders, the one with the lowest mean loss first.
 
         Args:
             scored: The scored runs.
             losses: Of these runs; a model that lacks one of them cannot lead.
+            not_causal: Labels of models that see what they have to predict, which cannot lead.
         """
         by_label: dict[str, list[float | None]] = {}
         for name, entry in scored.items():
@@ -144,7 +145,7 @@ class Plan:
         means = {}
         for label, of_model in by_label.items():
             known = [loss for loss in of_model if loss is not None]
-            if len(known) == len(of_model):
+            if len(known) == len(of_model) and label not in not_causal:
                 means[label] = statistics.fmean(known)
         return sorted(means, key=lambda label: means[label])[: self.leaders]
 
@@ -510,20 +511,25 @@ def _stages_of(plan: Plan) -> Iterator[Stage]:
     best, note, record = plan.best(losses), "", {}
     if plan.screening is not None:
         by_rate = _by_rate(trials, losses)
-        chosen = plan.screening.chosen(by_rate)
+        chosen = plan.screening.chosen(by_rate, _not_causal(plan, trials))
         best = {label: best[label] for label in chosen}
         note = f"screened   {', '.join(chosen) or 'no model'} to be trained in full"
         record = {"screened": screened(by_rate, chosen)}
     scored = plan.scored(best)
     yield Stage(scored, plan.most_further(), note, record)
     if plan.leaders:
-        leading = plan.leading(scored, _losses(plan, scored))
+        leading = plan.leading(scored, _losses(plan, scored), _not_causal(plan, scored))
         note = f"leading    {', '.join(leading) or 'no model'} to be scored on further seeds"
         yield Stage(plan.further(best, leading), note=note, record={"leading": leading})
 
 
 def _losses(plan: Plan, names: Iterable[str]) -> dict[str, float | None]:
     return {name: outcome(plan.folder / name).loss for name in names}
+
+
+def _not_causal(plan: Plan, entries: Mapping[str, Entry]) -> set[str]:
+    """Return the labels of the models that a finished run found to see what they have to predict."""
+    return {entry.label for name, entry in entries.items() if (outcome(plan.folder / name).summary or {}).get("leak")}
 
 
 def _by_rate(trials: Mapping[str, Entry], losses: Losses) -> dict[str, dict[float, float | None]]:

@@ -4,7 +4,7 @@ A model that was chosen on one seed looks better on that seed than it is, so oth
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,16 +68,20 @@ class Screening:
             short["callbacks"] = callbacks
         return short
 
-    def chosen(self, losses: Losses) -> list[str]:
+    def chosen(self, losses: Losses, not_causal: Collection[str] = ()) -> list[str]:
         """Return the labels of the models that are trained in full, in the order of `losses`.
 
         A model without a loss has no best rate and is never trained in full, even if it is in `always`.
+
+        Args:
+            losses: Of the short runs, by label and rate.
+            not_causal: Labels of models that see what they have to predict; they take no causal model's place.
         """
         lowest = {}
         for label, by_rate in losses.items():
             if best_rate(by_rate) is not None:
                 lowest[label] = min(loss for loss in by_rate.values() if loss is not None)
-        ranked = sorted(lowest, key=lambda label: lowest[label])
+        ranked = sorted(lowest, key=lambda label: (label in not_causal, lowest[label]))
         finalists = ranked[: self.finalists]
         return [label for label in lowest if label in finalists or label in self.always]
 
@@ -157,16 +161,19 @@ def check_screening(
     return found
 
 
-def screening_table(screening: Screening, losses: Losses, states: States) -> dict[str, Any]:
+def screening_table(
+    screening: Screening, losses: Losses, states: States, not_causal: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the table of a screening: a row for each model, the lowest loss first, and whether it was trained in full.
 
     Args:
         screening: The request.
         losses: Of the short runs.
         states: Of the short runs, which say why one has no loss.
+        not_causal: Labels of models that see what they have to predict; they stand last.
     """
     rates = sorted(set().union(*losses.values()))
-    chosen = screening.chosen(losses)
+    chosen = screening.chosen(losses, not_causal)
     rows = []
     for label, by_rate in losses.items():
         best = best_rate(by_rate)
@@ -181,13 +188,16 @@ def screening_table(screening: Screening, losses: Losses, states: States) -> dic
             elif rate in by_rate:
                 text = WITHOUT_LOSS[states[label][rate]]
             cells.append({"text": text, "best": rate == best and loss is not None})
+        name = label
+        if label in not_causal:
+            name = f"{label} (not causal)"
         row = {
-            "label": label,
+            "label": name,
             "cells": cells,
             "rate": _named(best, sorted(by_rate)),
             "in_full": _in_full(label, chosen, screening, states, best),
         }
-        rows.append((lowest, row))
+        rows.append(((label in not_causal, lowest), row))
     rows.sort(key=lambda pair: pair[0])
     head = ["model", *(f"lr {rate:g}" for rate in rates), "best rate", "trained in full"]
     title = f"Screening: {screening.steps:,} steps"
@@ -211,9 +221,9 @@ def screening_lines(table: Mapping[str, Any]) -> list[str]:
     return shown_lines
 
 
-def screening_caveat(screening: Screening, losses: Losses, states: States) -> str:
-    """Return what a reader needs to know about the screening, in one or two sentences."""
-    chosen = screening.chosen(losses)
+def screening_caveat(screening: Screening, losses: Losses, states: States, not_causal: Collection[str] = ()) -> str:
+    """Return what a reader needs to know about the screening, in one or two sentences; see `screening_table`."""
+    chosen = screening.chosen(losses, not_causal)
     text = f"Learning rates were chosen by short runs of {screening.steps:,} steps; full runs may prefer others."
     if not_over(states):
         of = sum(map(len, states.values()))

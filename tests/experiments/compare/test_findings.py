@@ -1,5 +1,6 @@
 """What a comparison says, sentence by sentence."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +24,28 @@ def test_the_verdict_says_who_is_best_what_is_noise_and_how_fair_it_was(tmp_path
         "Within noise of it is near, by 0.017 (-0.173 to 0.206), and more than noise above it is worse, by 1.000 "
         "(1.000 to 1.000) (nats, with 95% intervals of the differences seed by seed).",
         "3 seeds resolve differences of 0.193 nats (80% power); 12 would resolve 0.055.",
-        "All were trained on the same 30,720 tokens, and their parameters are within 0.0% of each other.",
+        "All were trained on the same 30,720 tokens, and their parameters differ by at most 0.0%; see the "
+        "caveat below.",
     ]
-    assert caveats(comparison, MATCHED) == []
+    assert caveats(comparison, MATCHED) == [
+        "The best of 3 models is chosen by the seeds that its lead is measured on, which favours it; leaders and "
+        "leader_seeds score the best on further ones."
+    ]
+    two = make_comparison(tmp_path / "two", {"a": [1.0, 1.1, 1.2], "b": [2.0, 2.1, 2.2]})
+    assert caveats(two, MATCHED) == []
+
+
+def test_processors_and_runs_that_were_not_checked_for_causality_are_named(tmp_path: Path) -> None:
+    kept = {"processor": "AMD EPYC"}
+    runs = [make_run(tmp_path, "a", 1e-3, seed, 1.0, processor=f"Xeon {seed}") for seed in (1, 2)]
+    runs += [make_run(tmp_path, "b", 1e-3, seed, 1.0, **kept) for seed in (1, 2)]
+    figures = json.loads((runs[-1] / "summary.json").read_text())
+    del figures["leak"], figures["processor"]  # as an earlier version wrote it
+    (runs[-1] / "summary.json").write_text(json.dumps(figures))
+    (comparison,) = comparisons_of([read_run(run) for run in runs])
+    found = caveats(comparison, MATCHED)
+    assert "Whether these are causal after training was not checked in all of their runs: b." in found
+    assert "The runs were made with different values of processor: AMD EPYC, Xeon 1, Xeon 2." in found
 
 
 def test_a_model_that_is_not_causal_is_named_first_and_has_no_rank(tmp_path: Path) -> None:
@@ -132,7 +152,7 @@ def test_seconds_that_were_shared_or_missed_are_told(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in found[:3]] == [
         f"{label} trained for 66 s (+10%)" for label in ("best", "near", "worse")
     ]
-    assert found[3].startswith("Up to 2 runs shared the machine")
+    assert found[-1].startswith("Up to 2 runs shared the machine")
 
 
 def test_small_losses_are_shown_with_the_digits_that_they_need(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from samout_train.experiments.compare.plan import rate_beyond, stages
 from samout_train.experiments.compare.record import Entry
 from samout_train.experiments.compare.results import comparisons_of, difference
 from samout_train.experiments.compare.runs import read_run
+from samout_train.experiments.compare.screening import Screening
 from tests.support.comparison import make_stages
 
 RATE = 3.1622776601683795e-4  # more digits than six
@@ -128,6 +129,19 @@ def test_a_model_that_lacks_a_seed_does_not_lead(tmp_path: Path) -> None:
     scored = asked.scored(asked.best({}))
     losses = {"a-lr0.001-seed1": 1.0, "a-lr0.001-seed2": None, "b-lr0.001-seed1": 3.0, "b-lr0.001-seed2": 2.0}
     assert asked.leading(scored, losses) == ["b"]
+
+
+def test_a_model_that_is_not_causal_takes_no_place_of_a_finalist_or_leader(tmp_path: Path) -> None:
+    screening = Screening(5, 2)
+    asked = several(tmp_path, "abd", [1e-3], num_seeds=1, screening=screening, leaders=2, leader_seeds=1)
+    asked.write({})
+    of_label = {"a": 1.0, "b": 0.1, "d": 2.0}
+    full, further = make_stages(asked, lambda entry: of_label[entry.label], not_causal=["b"])[1:]
+    assert [name[0] for name in full] == ["a", "d"] and [name[0] for name in further] == ["a", "d"]
+    few = several(tmp_path / "few", "ab", [1e-3], num_seeds=1, leaders=2, leader_seeds=1)
+    few.write({})
+    full, further = make_stages(few, lambda entry: of_label[entry.label], not_causal=["b"])
+    assert [name[0] for name in full] == ["a", "b"] and [name[0] for name in further] == ["a"]
 
 
 def test_settings_are_chosen_one_after_another_at_the_best_rate_of_each_model(tmp_path: Path) -> None:

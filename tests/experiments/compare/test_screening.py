@@ -107,6 +107,8 @@ def test_the_table_marks_the_best_rate_the_edge_and_who_was_chosen() -> None:
     ]
     longer = table_of(Screening(500), LOSSES | {"a": {**LOSSES["a"], 3e-2: 1.2}})
     assert [row["rate"] for row in longer["rows"]] == ["0.03 (edge)", "0.01 (edge)", "0.003", ""]  # each of its own
+    last = screening_table(Screening(500, 2), LOSSES, ended(LOSSES), ["b"])["rows"][-1]
+    assert (last["label"], last["in_full"]) == ("b (not causal)", "no")
     two_rates = table_of(Screening(5), {"a": {1e-3: 1.0, 3e-3: 2.0}})
     assert two_rates["rows"][0]["rate"] == "0.001"  # of two, one is always at the edge
 
