@@ -8,7 +8,7 @@ from samout_train.experiments.compare.results import CandidateResult, Comparison
 
 NOTE = (
     " Tasks: share of right answers in the first test, with chance in brackets; mean of the scored seeds with its "
-    f"{CONFIDENCE:.0%} interval."
+    f"{CONFIDENCE:.0%} interval over seeds, which leaves out that the test has a finite number of answers."
 )
 
 
