@@ -16,6 +16,7 @@ DURATIONS = (("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86
 SHORTEST_AXIS = 3.0  # of a unit of time: below it, the unit before has the rounder ticks
 LONGEST_INSIDE = 4  # entries of a legend that find room between the lines
 COLUMNS_OF_ALL = 5  # of a legend that four charts share
+ROOM_ABOVE = 0.2  # of what the shown losses spread, for the marks of those above
 NARROW_LABEL = 20  # characters of which three fit below a chart
 
 
@@ -108,6 +109,19 @@ def units() -> Any:
     from matplotlib.ticker import EngFormatter
 
     return EngFormatter(sep=" ")
+
+
+def top_of(losses: Iterable[float]) -> float | None:
+    """Return the highest loss that a chart shows, where a few far above the others would flatten these; else None.
+
+    At most a quarter of the losses may be above it, by more than all others spread.
+    """
+    ordered = sorted(losses)
+    for most in range(len(ordered) - 1, -(-3 * len(ordered) // 4) - 1, -1):
+        spread = ordered[most - 1] - ordered[0]
+        if spread > 0 and ordered[most] - ordered[most - 1] > spread:
+            return ordered[most - 1] + ROOM_ABOVE * spread
+    return None
 
 
 def label_axes(axes: "Axes", x: str, y: str) -> None:

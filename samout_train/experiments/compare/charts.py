@@ -23,6 +23,7 @@ from samout_train.experiments.compare.axes import (
     share_legend,
     shown,
     time_unit,
+    top_of,
     units,
     with_units,
 )
@@ -169,6 +170,22 @@ def _final_losses(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
         if reach is not None and one.mean is not None:
             axes.plot([one.mean - reach, one.mean + reach], [-place, -place], color=colour, linewidth=1)
     _one_row_each(axes, comparison.ranked)
+    if (top := top_of(_means(comparison))) is not None:
+        axes.set_xlim(right=top)
+        for place, one in enumerate(comparison.ranked):
+            if one.mean is not None and one.mean > top:
+                axes.annotate(
+                    f"{one.mean:.3f} \N{RIGHTWARDS ARROW}",
+                    (1, -place),
+                    xycoords=("axes fraction", "data"),
+                    color=colour_of(comparison, one.label),
+                    ha="right",
+                    va="center",
+                )
+
+
+def _means(comparison: Comparison) -> list[float]:
+    return [one.mean for one in comparison.ranked if one.mean is not None]
 
 
 def _screening(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
@@ -227,7 +244,7 @@ def _curves(
             look = look_of(comparison, one.label)
             axes.plot(costs, losses, label=shown(one), markersize=3, linewidth=1.3, **look._asdict())
             tops.append(_first_shown(curve))
-        axes.set_ylim(top=max(tops) * 1.02)
+        axes.set_ylim(top=min(max(tops) * 1.02, top_of(tops) or math.inf))
         axes.locator_params("x", nbins=6)
         if unit_of is None:
             with_units(axes)
@@ -309,6 +326,19 @@ def _state(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
             axes.plot([size], [one.mean], look.marker, color=look.color, label=shown(one))
     draw_front(axes, comparison.fronts["loss"])
     log_of_numbers(axes)
+    if (top := top_of(_means(comparison))) is not None:
+        axes.set_ylim(top=top)
+        for one in comparison.ranked:
+            size = one.figure("state_bytes")
+            if size is not None and one.mean is not None and one.mean > top:
+                axes.annotate(
+                    f"{one.mean:.3f} \N{UPWARDS ARROW}",
+                    (size, 1),
+                    xycoords=("data", "axes fraction"),
+                    color=colour_of(comparison, one.label),
+                    ha="center",
+                    va="top",
+                )
     label_axes(axes, "state after a training row, bytes", "validation loss, nats per token")
     legend = axes.get_legend()
     if legend is not None and len(legend.get_texts()) <= LONGEST_INSIDE:
@@ -451,11 +481,15 @@ BY_STATE = (
     "with as many right answers."
 )
 LINES = "One mark for each scored seed at each size. Lines: power laws fitted to them, straight on these axes."
-FIXED = "Mean of the scored runs, on the fixed batches that are evaluated during training."
+FIXED = (
+    "Mean of the scored runs, on the fixed batches that are evaluated during training. A curve far above the others is "
+    "not shown."
+)
 KINDS: Sequence[tuple[str, str, Draw, Callable[[Comparison, Speeds], bool]]] = (
     (
         "Final loss",
-        "Circles: one seed each. Stroke and line: the mean and its 95 % interval. Compare models by their differences.",
+        "Circles: one seed each. Stroke and line: the mean and its 95 % interval. Arrow: a mean far beyond the others. "
+        "Compare models by their differences.",
         _final_losses,
         _has_seeds,
     ),
@@ -492,7 +526,7 @@ KINDS: Sequence[tuple[str, str, Draw, Callable[[Comparison, Speeds], bool]]] = (
     (
         "Loss against bytes of state",
         "State of one sequence in float32. A cache grows with the sequence, a recurrent state does not. The front: no "
-        "other model has as small a state with as low a mean loss.",
+        "other model has as small a state with as low a mean loss. Arrow: a loss far above the others.",
         _state,
         _has_states,
     ),

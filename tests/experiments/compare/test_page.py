@@ -9,7 +9,7 @@ import pytest
 
 from samout_train.cli import compare
 from samout_train.experiments.compare import page
-from samout_train.experiments.compare.axes import flop_unit, share_legend, time_unit
+from samout_train.experiments.compare.axes import flop_unit, share_legend, time_unit, top_of
 from samout_train.experiments.compare.charts import KINDS, accuracy_by_state
 from samout_train.experiments.compare.page import html, markdown, write_page
 from samout_train.experiments.compare.results import comparisons_of
@@ -218,6 +218,22 @@ def test_operations_have_the_unit_that_fits(largest: float, unit: tuple[str, flo
 )
 def test_time_has_the_unit_that_fits(largest: float, unit: str) -> None:
     assert time_unit(largest)[0] == unit
+
+
+@pytest.mark.parametrize(
+    ("losses", "top"),
+    [
+        ([1.5, 1.6, 1.55, 2.1], 1.62),
+        ([1.5, 1.6, 1.55, 1.68], None),  # 0.08 above, where the others spread 0.1
+        ([1.5, 1.6, 2.1], None),  # one of three is more than a quarter
+        ([1.0, 1.1, 1.05, 1.02, 1.04, 1.03, 3.0, 4.0], 1.12),
+        ([1.0, 1.1, 1.05, 1.02, 1.04, 3.0, 4.0], None),
+        ([1.0, 1.0, 1.0, 2.0], None),
+        ([], None),
+    ],
+)
+def test_losses_far_above_most_do_not_flatten_a_chart(losses: list[float], top: float | None) -> None:
+    assert top_of(losses) == (pytest.approx(top) if top is not None else None)
 
 
 def test_charts_of_one_point_are_left_out(tmp_path: Path) -> None:
