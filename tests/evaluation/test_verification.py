@@ -481,6 +481,17 @@ def test_a_gate_that_opened_in_training_shows_afterwards() -> None:
     assert leak is not None and leak.position == leak.place - 1
 
 
+def test_a_large_model_is_checked_in_short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = subject(PeeksAtTheNext, width=16, layers=1).build()
+    lengths: set[int] = set()
+    model.register_forward_pre_hook(lambda _, given: lengths.add(given[0].shape[1]))
+    assert find_leak(model, vocab_size=37, pad_id=3, seq_len=300, device=CPU) is not None
+    monkeypatch.setattr(model, "forward_flops_per_token", lambda length: 1e9)
+    assert find_leak(model, vocab_size=37, pad_id=3, seq_len=300, device=CPU) is not None
+    assert lengths == {256, 64}
+
+
 def test_scaled_embeddings_that_overflow_hide_no_leak() -> None:
     class Overflows(PeeksAtTheNext):
         def forward(self, x_BTD: Tensor, state_BD: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,8 @@ FEWEST_PLACES = 32
 MOST_ROWS = 32
 ROWS_TIMES_PARAMETERS = 2e7  # bounds the memory of a pass with gradients
 MOST_LOGITS = 2**26  # of a batch
-SHORT, SHORT_PLACES = 256, 16  # tokens and rows of the check before a training
+SHORT, SHORT_PLACES = 256, 16  # tokens and most places of the check before a training
+SHORTEST, FEWEST_SHORT, SHORT_WORK = 64, 3, 2e10  # the same of large models, and the operations that make one large
 STD_OF_ZEROS = 0.1  # of the numbers that stand for zeros in it
 LONG, LONG_WORK, LONG_PLACES = 2048, 4e10, 4  # tokens, operations and fewest places of the check after it
 ROUNDING = {"fp32": FP32, "bf16": BF16, "fp16": BF16}  # changes that are none, as a share of the largest logit
@@ -64,8 +65,7 @@ def nothing_before_changes(
         share: Share of the places that WORK allows for the model's size.
     """
     time = subject.tokens()
-    affordable = share * WORK / (time * model.forward_flops_per_token(time))  # type: ignore[operator]
-    places = chosen_places(time, max(FEWEST_PLACES, int(affordable)))
+    places = chosen_places(time, max(FEWEST_PLACES, _affordable(model, time, share * WORK)))
     worst = _worst_change(_pairs(model, subject, places, device, training, precision))
     note = f"{len(places):,} of {time - 1:,} places"
     if worst is None:
@@ -78,8 +78,9 @@ def find_leak(
 ) -> Leak | None:
     """Return where a model that is still to be trained sees later tokens, in a moment; None if that does not show.
 
-    It takes a few evaluations of rows of at most 256 tokens in float32 with torch's own operations, which need no
-    compilation, and leaves weights and random states as they are. `find_trained_leak` checks the kernels.
+    It takes a few evaluations of rows of at most 256 tokens, of large models 64, in float32 with torch's own
+    operations, which need no compilation, and leaves weights and random states as they are. `find_trained_leak` checks
+    the kernels.
 
     Args:
         model: A model that claims to be causal, before it is compiled or sharded.
@@ -88,10 +89,14 @@ def find_leak(
         seq_len: The longest sequence that it accepts for sure, in tokens.
         device: The model's device.
     """
-    subject = _subject(model, vocab_size, pad_id, min(seq_len, SHORT))
+    time = min(seq_len, SHORT)
+    most = min(SHORT_PLACES, _affordable(model, time, SHORT_WORK))
+    if most < FEWEST_SHORT:
+        time, most = min(seq_len, SHORTEST), FEWEST_SHORT
+    subject = _subject(model, vocab_size, pad_id, time)
     if subject is None:
         return None
-    places = chosen_places(subject.tokens(), SHORT_PLACES)
+    places = chosen_places(time, most)
     with reference_kernels():
         for change in (_probed(model), nullcontext()):  # numbers so changed may overflow
             with change:
@@ -127,11 +132,16 @@ def find_trained_leak(
     if subject is None:
         return None
     time = subject.tokens()
-    affordable = LONG_WORK / (time * model.forward_flops_per_token(time))  # type: ignore[operator]
-    worst = _leak_at(chosen_places(time, max(LONG_PLACES, int(affordable))), model, subject, device, precision)
+    most = max(LONG_PLACES, _affordable(model, time, LONG_WORK))
+    worst = _leak_at(chosen_places(time, most), model, subject, device, precision)
     if worst is None or math.isnan(worst.change):
         return None
     return worst
+
+
+def _affordable(model: nn.Module, time: int, work: float) -> int:
+    """Return the number of rows of `time` tokens that a model reads with so many operations."""
+    return int(work / (time * model.forward_flops_per_token(time)))  # type: ignore[operator]
 
 
 def _subject(model: nn.Module, vocab_size: int, pad_id: int | None, time: int) -> ModelUnderTest | None:
