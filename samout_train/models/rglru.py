@@ -29,7 +29,7 @@ from samout_train.ops.semiring_scan import linear_scan
 POWER = 8.0
 LEAST_DECAY, LARGEST_DECAY = 0.9, 0.999  # initial range of a at r = 1
 STEEPEST_ROOT = 1000.0
-CONVOLUTION_STD = 0.1  # times the root of its number of tokens
+CONVOLUTION_STD = 0.1  # divided by the root of its number of tokens
 
 
 class RGLRU(nn.Module):

@@ -1,8 +1,8 @@
 """Refuse a model that sees the tokens that it has to predict, before it is trained, and look again afterwards."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from samout_train.evaluation.verify import Leak, find_leak, find_trained_leak
 from samout_train.models import sees_future
 
 # What a model can raise for a row that is not one of its training.
-FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, NotImplementedError)
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
 log = logging.getLogger(__name__)
 
 
@@ -44,15 +44,7 @@ def require_causal(
     """
     if sees_future(model):
         return None
-    leak = None
-    with _unless_it_fails(name):
-        leak = find_leak(
-            model,
-            vocab_size=source.vocab_size,
-            pad_id=source.pad_id,
-            seq_len=_longest(model, source),
-            device=device,
-        )
+    leak = _found(find_leak, model, source, device, name)
     if leak is None:
         return None
     text = _in_words(leak)
@@ -76,33 +68,27 @@ def look_again(evaluator: Evaluator, *, name: str) -> Leak | None:
     model, source = evaluator.model, evaluator.source
     if sees_future(model):
         return None
-    leak = None
-    with _unless_it_fails(name):
-        leak = find_trained_leak(
-            model,
-            vocab_size=source.vocab_size,
-            pad_id=source.pad_id,
-            seq_len=_longest(model, source),
-            device=evaluator.device,
-            precision=evaluator.precision,
-        )
+    find = partial(find_trained_leak, precision=evaluator.precision)
+    leak = _found(find, model, source, evaluator.device, name)
     if leak is not None:
         log.warning("model       %s %s: its losses are not those of a prediction", name, _in_words(leak))
     return leak
 
 
-@contextmanager
-def _unless_it_fails(name: str) -> Iterator[None]:
-    """Warn where a model cannot read the rows of the check; if it cannot read those of the training, that will say."""
+def _found(
+    find: Callable[..., Leak | None], model: nn.Module, source: Source, device: torch.device, name: str
+) -> Leak | None:
+    """Return what a check finds; None, with a warning, where the model cannot read the rows of the check.
+
+    If it cannot read those of the training either, the training says so.
+    """
+    seq_len = min(source.train.seq_len, getattr(model, "max_seq_len", None) or source.train.seq_len)
     try:
-        yield
+        return find(model, vocab_size=source.vocab_size, pad_id=source.pad_id, seq_len=seq_len, device=device)
     except FAILURES as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         log.warning("model       whether %s is causal could not be checked (%s)", name, reason)
-
-
-def _longest(model: nn.Module, source: Source) -> int:
-    return min(source.train.seq_len, getattr(model, "max_seq_len", None) or source.train.seq_len)
+    return None
 
 
 def _in_words(leak: Leak) -> str:

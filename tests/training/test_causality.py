@@ -67,6 +67,21 @@ def test_what_the_check_before_a_training_cannot_afford_is_found_after_it(folder
     assert json.loads((folder / "honest" / "summary.json").read_text())["leak"] is None
 
 
+@pytest.mark.slow
+def test_a_model_that_cannot_read_the_rows_of_the_check_is_trained_with_a_warning(folder: Path) -> None:
+    body = PEEKING[: PEEKING.index("        u_BTD")].replace("Peeking", "FourRows") + (
+        "        if len(x_BTD) > 4:\n            raise ValueError('reads four rows')\n"
+        "        return super().forward(x_BTD, state_BD)\n"
+    )
+    (folder / "peeking.py").write_text(body)
+    (folder / "mine" / "model" / "cheat.yaml").write_text(YAML.replace("Peeking", "FourRows"))
+    trained = samout(folder, "train", "model=cheat", "run_dir=run", "~callbacks.state_health", *WORDS)
+    assert trained.returncode == 0, trained.stderr
+    assert (
+        "whether cheat is causal could not be checked (ValueError: reads four rows)" in trained.stdout + trained.stderr
+    )
+
+
 @pytest.mark.nightly
 def test_a_comparison_with_such_a_mixer_is_refused_or_names_it_first_and_lets_it_win_nothing(folder: Path) -> None:
     words = ["compare", "models={honest: {model: v8}, peek: {model: cheat}}", "lr=1e-2", "seeds=1", "run_dir=all"]
