@@ -73,9 +73,8 @@ def backward(
 
 def _optional(temperature: Tensor | None) -> np.float32 | None:
     """Return the temperature; None for the hard maximum, which is compiled separately."""
-    if temperature is None or not temperature:
-        return None
-    return np.float32(float(temperature))
+    value = 0.0 if temperature is None else float(temperature)
+    return np.float32(value) if value else None
 
 
 def _parts(state_BNG: Tensor, threads: int) -> int:
@@ -111,7 +110,7 @@ def _forward_share(
     width = n * blocks
     m, after = np.empty((n, high - low), np.float32), np.empty((n, high - low), np.float32)
     mean, top = np.empty(high - low, np.float32), np.empty(high - low, np.float32)
-    total = np.empty(high - low, np.float32)
+    total, v = np.empty(high - low, np.float32), np.empty(n * (high - low), np.float32)
     for i in range(n):
         for g in range(high - low):
             m[i, g] = state[b, i, low + g]
@@ -124,7 +123,7 @@ def _forward_share(
         if n == 2:
             step_of_pairs(packed[b, t], 2 * width + low, blocks, temperature, m, after)
             m, after = after, m
-            output_of_pairs(packed[b, t], low, blocks, m, y[b, t])
+            output_of_pairs(packed[b, t], low, blocks, m, v, y[b, t])
             continue
         _step(size, packed[b, t], 2 * width + low, blocks, temperature, m, after, top, total)
         m, after = after, m
@@ -241,7 +240,7 @@ def _backward_pairs(
 ) -> None:
     """Compute what `_backward_share` does, of blocks of two entries."""
     count, blocks, time = carry.shape[1], carries.shape[3], grad_y.shape[1]
-    states, grad_v = np.empty((ROWS + 1, 2, count), np.float32), np.empty((2, count), np.float32)
+    states, v = np.empty((ROWS + 1, 2, count), np.float32), np.empty(2 * count, np.float32)
     of_state, over_row = np.empty((ROWS, 2, count), np.float32), np.empty((ROWS, 2, count), np.float32)
     for rows in range(carries.shape[1] - 1, -1, -1):
         start, stop = rows * ROWS, min(rows * ROWS + ROWS, time)
@@ -267,7 +266,7 @@ def _backward_pairs(
                 of_state[now],
                 over_row[now],
                 carry,
-                grad_v,
+                v,
             )
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from samout_train.ops.numba_support import compiled, narrow, vector_exp, vector_log, widen
+from samout_train.ops.numba_support import compiled, narrow, vector_exp, widen
 
-ONE, HALF = np.float32(1), np.float32(0.5)
+ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
 
 @compiled(error_model="numpy")
@@ -28,6 +28,23 @@ def _maxima(x_0: Any, x_1: Any, m_0: Any, m_1: Any) -> Any:
     top = larger(x_1, x_0)
     s_0, s_1 = (x_0 - top) + m_0, (x_1 - top) + m_1
     return top, s_0, s_1, larger(s_1, s_0)
+
+
+@compiled(error_model="numpy", fastmath={"contract"})
+def _exponentials(x_0: Any, x_1: Any, s_0: Any, s_1: Any, temperature: Any) -> Any:
+    """Return the smaller term over the larger one, in the state's sum and in that of the row of L."""
+    inverse = ONE / temperature
+    return vector_exp(-abs(s_1 - s_0) * inverse), vector_exp(-abs(x_1 - x_0) * inverse)
+
+
+@compiled(error_model="numpy", fastmath={"contract"})
+def _log_of_ratio(z: Any) -> Any:
+    """Return log(u / w) of z = (u - w) / (u + w), at most 1/3 in magnitude: 2 artanh(z)."""
+    square = z * z
+    series = np.float32(0.13999571) + square * np.float32(0.14012229)
+    series = np.float32(0.2001085) + square * series
+    series = np.float32(0.33333207) + square * series
+    return np.float32(2) * (z + z * square * series)
 
 
 @compiled(error_model="numpy")
@@ -47,10 +64,8 @@ def _advance(first: Any, second: Any, temperature: Any, m: Any, after: Any) -> N
         x_0, x_1 = widen(first[g]), widen(second[g])
         _, s_0, s_1, best = _maxima(x_0, x_1, m_0[g], m_1[g])
         if temperature is not None:
-            inverse = ONE / temperature
-            of_state = ONE + vector_exp(-abs(s_1 - s_0) * inverse)
-            of_row = ONE + vector_exp(-abs(x_1 - x_0) * inverse)
-            best += temperature * vector_log(of_state / of_row)
+            e_state, e_row = _exponentials(x_0, x_1, s_0, s_1, temperature)
+            best += temperature * _log_of_ratio((e_state - e_row) / (TWO + (e_state + e_row)))
         after[g] = best
 
 
@@ -83,29 +98,48 @@ def _advance_with_shares(
             share = ONE if (s_0 == best) or (x_0 != x_0) else np.float32(0)
             row_share = ONE if (x_0 == top) or (x_0 != x_0) else np.float32(0)
         else:
-            inverse = ONE / temperature
-            e_state, e_row = vector_exp(-abs(s_1 - s_0) * inverse), vector_exp(-abs(x_1 - x_0) * inverse)
-            best += temperature * vector_log((ONE + e_state) / (ONE + e_row))
-            share = (ONE if s_0 >= s_1 else e_state) / (ONE + e_state)
-            row_share = (ONE if x_0 >= x_1 else e_row) / (ONE + e_row)
+            e_state, e_row = _exponentials(x_0, x_1, s_0, s_1, temperature)
+            of_sum, of_row, both = ONE + e_state, ONE + e_row, TWO + (e_state + e_row)
+            product = of_sum * of_row
+            inverse = ONE / (product * both)  # one division in place of three
+            best += temperature * _log_of_ratio((e_state - e_row) * product * inverse)
+            share = (ONE if s_0 >= s_1 else e_state) * (of_row * both * inverse)
+            row_share = (ONE if x_0 >= x_1 else e_row) * (of_sum * both * inverse)
         after[g] = best
         of_state[g] = share
         over_row[g] = share - row_share
 
 
 @compiled(error_model="numpy")
-def output_of_pairs(row: Any, low: int, blocks: int, m: Any, y: Any) -> None:
-    """Compute y = (e v + c) v, v = m less the mean of its block; e lies in `row` from `low` on, c two blocks later."""
+def output_of_pairs(row: Any, low: int, blocks: int, m: Any, v: Any, y: Any) -> None:
+    """Compute y = (e v + c) v, v = m less the mean of its block; e lies in `row` from `low` on, c two blocks later.
+
+    Args:
+        v: Overwritten, of one line.
+    """
     count = m.shape[1]
-    e_0, e_1 = row[low : low + count], row[low + blocks : low + blocks + count]
-    c_0, c_1 = row[low + 2 * blocks : low + 2 * blocks + count], row[low + 3 * blocks : low + 3 * blocks + count]
-    y_0, y_1 = y[low : low + count], y[low + blocks : low + blocks + count]
-    m_0, m_1 = m[0], m[1]
+    _less_mean(m, v)
+    length = 2 * count if count == blocks else count  # both entries are one line where the task has all blocks
+    for i in range(2 * count // length):
+        at = low + i * blocks
+        e, c = row[at : at + length], row[at + 2 * blocks : at + 2 * blocks + length]
+        _output(e, c, v[i * length : (i + 1) * length], y[at : at + length])
+
+
+@compiled(error_model="numpy")
+def _less_mean(m: Any, v: Any) -> None:
+    count = m.shape[1]
+    m_0, m_1, v_0, v_1 = m[0], m[1], v[:count], v[count:]
     for g in range(count):
-        mean = (m_0[g] + m_1[g]) * HALF
-        v_0, v_1 = m_0[g] - mean, m_1[g] - mean
-        y_0[g] = narrow((widen(e_0[g]) * v_0 + widen(c_0[g])) * v_0, y)
-        y_1[g] = narrow((widen(e_1[g]) * v_1 + widen(c_1[g])) * v_1, y)
+        half = (m_0[g] - m_1[g]) * HALF
+        v_0[g] = half
+        v_1[g] = -half
+
+
+@compiled(error_model="numpy")
+def _output(e: Any, c: Any, v: Any, y: Any) -> None:
+    for g in range(len(y)):
+        y[g] = narrow((widen(e[g]) * v[g] + widen(c[g])) * v[g], y)
 
 
 @compiled(error_model="numpy")
@@ -119,20 +153,22 @@ def gradients_of_pairs(
     of_state: Any,
     over_row: Any,
     carry: Any,
-    grad_v: Any,
+    v: Any,
 ) -> None:
     """Compute the gradients of a row of the streams, and update `carry`, that of the state, from after to before it.
 
     Args:
-        grad_v: Overwritten.
+        v: Overwritten, of one line.
     """
     count = carry.shape[1]
-    for i in range(2):
+    _less_mean(m, v)
+    length = 2 * count if count == blocks else count
+    for i in range(2 * count // length):
         at = low + i * blocks
-        e, c = row[at : at + count], row[at + 2 * blocks : at + 2 * blocks + count]
-        grad_e, grad_c = grad_row[at : at + count], grad_row[at + 2 * blocks : at + 2 * blocks + count]
-        _output_gradients(e, c, grad_y[at : at + count], m[i], m, grad_e, grad_c, grad_v[i])
-    _to_carry(grad_v, carry)
+        e, c = row[at : at + length], row[at + 2 * blocks : at + 2 * blocks + length]
+        grad_e, grad_c = grad_row[at : at + length], grad_row[at + 2 * blocks : at + 2 * blocks + length]
+        _output_gradients(e, c, grad_y[at : at + length], v[i * length : (i + 1) * length], grad_e, grad_c)
+    _to_carry(v, carry)
     for i in range(2):
         at = low + (4 + 2 * i) * blocks
         grad_0, grad_1 = grad_row[at : at + count], grad_row[at + blocks : at + blocks + count]
@@ -141,23 +177,23 @@ def gradients_of_pairs(
 
 
 @compiled(error_model="numpy")
-def _output_gradients(e: Any, c: Any, grad_y: Any, own: Any, m: Any, grad_e: Any, grad_c: Any, grad_v: Any) -> None:
-    m_0, m_1 = m[0], m[1]
-    for g in range(len(own)):
-        v = own[g] - (m_0[g] + m_1[g]) * HALF
-        grad = widen(grad_y[g]) * v
-        grad_v[g] = np.float32(2) * grad * widen(e[g]) + widen(grad_y[g]) * widen(c[g])
-        grad_e[g] = narrow(grad * v, grad_e)
+def _output_gradients(e: Any, c: Any, grad_y: Any, v: Any, grad_e: Any, grad_c: Any) -> None:
+    """Write the gradients of e and c, and that of v in place of it."""
+    for g in range(len(v)):
+        grad = widen(grad_y[g]) * v[g]
+        grad_e[g] = narrow(grad * v[g], grad_e)
         grad_c[g] = narrow(grad, grad_c)
+        v[g] = TWO * grad * widen(e[g]) + widen(grad_y[g]) * widen(c[g])
 
 
 @compiled(error_model="numpy")
 def _to_carry(grad_v: Any, carry: Any) -> None:
-    grad_0, grad_1, carry_0, carry_1 = grad_v[0], grad_v[1], carry[0], carry[1]
-    for g in range(len(carry_0)):
-        mean = (grad_0[g] + grad_1[g]) * HALF
-        carry_0[g] += grad_0[g] - mean
-        carry_1[g] += grad_1[g] - mean
+    count = carry.shape[1]
+    grad_0, grad_1, carry_0, carry_1 = grad_v[:count], grad_v[count:], carry[0], carry[1]
+    for g in range(count):
+        half = (grad_0[g] - grad_1[g]) * HALF
+        carry_0[g] += half
+        carry_1[g] -= half
 
 
 @compiled(error_model="numpy")
