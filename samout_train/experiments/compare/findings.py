@@ -19,6 +19,7 @@ ALIKE = ("data", "trainer", "precision", "schedule")
 MACHINE = {"device": 12, "processor": 60, "torch": 12, "commit": 12}  # characters that tell values apart
 SMALLEST_SHOWN = 0.001  # nats, with three decimals
 SHARED = "Up to {} runs shared the machine, so their times are longer than those of a run that has it to itself."
+BEYOND = {"largest": "larger", "smallest": "smaller"}
 Asked = Mapping[str, Any]
 
 
@@ -240,10 +241,9 @@ def _screened(comparison: Comparison, asked: Asked) -> Iterable[str]:
 def _rates(ran: Sequence[CandidateResult], *, extended: bool) -> Iterable[str]:
     for one in ran:
         if one.edge and one.best_rate is not None:
-            beyond = {"largest": "larger", "smallest": "smaller"}[one.edge]
             yield (
-                f"{one.label}: the best learning rate, {one.best_rate:g}, is the {one.edge} of those tried; a {beyond} "
-                "one may be better."
+                f"{one.label}: the best learning rate, {one.best_rate:g}, is the {one.edge} of those tried; a "
+                f"{BEYOND[one.edge]} one may be better."
             )
         if one.chosen_and_counted:
             yield (
@@ -306,6 +306,11 @@ def _chosen_settings(ran: Sequence[CandidateResult]) -> Iterable[str]:
         lacking = [one.label for one in ran if key not in one.best_settings]
         if lacking:
             yield f"{key} was not chosen for {', '.join(lacking)}: no such setting."
+        for edge, beyond in BEYOND.items():
+            at_edge = [one.label for one in ran if one.settings_at_edge.get(key) == edge]
+            if at_edge:
+                labels = ", ".join(at_edge)
+                yield f"The best {key} is the {edge} of those tried for {labels}; a {beyond} one may be better."
 
 
 def _unlike(ran: Sequence[CandidateResult], operations: float | None) -> Iterable[str]:

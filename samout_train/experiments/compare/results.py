@@ -133,6 +133,18 @@ class CandidateResult:
         return {max(self.rates): "largest", min(self.rates): "smallest"}.get(self.best_rate)
 
     @property
+    def settings_at_edge(self) -> dict[str, str]:
+        """Return which chosen settings are the `largest` or the `smallest` number tried; a 0 ends its range."""
+        found = {}
+        for key, value in self.best_settings.items():
+            tried = {run.settings[key] for run in self.runs if key in run.settings}
+            if len(tried) < 2 or not value or any(isinstance(one, bool | str | None) for one in tried):
+                continue
+            if value in (min(tried), max(tried)):
+                found[key] = "largest" if value == max(tried) else "smallest"
+        return found
+
+    @property
     def leads(self) -> bool:
         """Return whether the model is a leader: one that was scored on further seeds, on which nothing was chosen."""
         return any(run.leader for run in self.counted)

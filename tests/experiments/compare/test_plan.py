@@ -178,6 +178,32 @@ def test_settings_are_chosen_one_after_another_at_the_best_rate_of_each_model(tm
     told = caveats(comparison, {})
     assert "model.dropout was not chosen for c: no such setting." in told
     assert not any("several runs" in caveat for caveat in told)
+    assert (
+        a.settings_at_edge == c.settings_at_edge == {"optimizer.weight_decay": "smallest"}
+    )  # a dropout of 0.1 is inside
+    assert (
+        "The best optimizer.weight_decay is the smallest of those tried for a, c; a smaller one may be better." in told
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "edge"),
+    [
+        ([0.0, 0.1], 0.1, "largest"),
+        ([0.1, 0.0], 0.0, None),
+        ([0.1, 0.3, 0.2], 0.2, None),
+        (["all", "none"], "none", None),
+    ],
+)
+def test_a_chosen_number_at_the_edge_of_those_tried_is_told(
+    tmp_path: Path, values: list[Any], best: Any, edge: str | None
+) -> None:
+    asked = several(tmp_path, "ab", [1e-3, 3e-3, 2e-3], num_seeds=1, choose={"model.dropout": values})
+    asked.write({})
+    names = make_stages(asked, lambda entry: 1.0 + entry.rate + (entry.settings["model.dropout"] != best))
+    (comparison,) = comparisons_of([read_run(tmp_path / name) for stage in names for name in stage])
+    assert all(one.settings_at_edge.get("model.dropout") == edge for one in comparison.results)
+    assert any("The best model.dropout is the largest" in caveat for caveat in caveats(comparison, {})) == bool(edge)
 
 
 def test_a_run_that_failed_before_it_left_a_configuration_is_known_by_the_record(tmp_path: Path) -> None:
