@@ -88,7 +88,7 @@ def all_damaged(case: Case) -> str:
         # set aside the first time, as .corrupt
         assert all(re.search(rf"{path.name}(\.corrupt)?: it has", printed) for path in paths), printed
         assert (run_dir / "metrics.jsonl").read_bytes() == logged, "it was started again"
-    return f"exit code 1, {len(paths)} files with their reasons, not started again, {case.count} times"
+    return f"{case.count} times: exit code 1, {len(paths)} files reported with their reasons, no restart from scratch"
 
 
 ROWS = [

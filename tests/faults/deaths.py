@@ -137,7 +137,7 @@ def at_each_instant(case: Case) -> str:
         seen, looked = seen or whole, looked + seen
         process.join(0.001)
     assert process.exitcode == 0 and looked, (run_dir / "out.txt").read_text()[-2000:]
-    return f"{looked} looks during {steps} saves, always at least one whole"
+    return f"checked {looked} times during {steps} saves: always at least one whole"
 
 
 def two_at_once(case: Case) -> str:

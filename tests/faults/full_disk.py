@@ -48,7 +48,8 @@ def while_saving(case: Case) -> str:
     assert newest is not None and newest.name in ("step_00000001.pt", "step_00000002.pt") and "Traceback" not in printed
     left = [*full.rglob("*.tmp"), *to_the_end.rglob("*.tmp")]
     assert not left, left
-    return f"{len(told)} of {len(told)} told with bytes needed and free, bits as undisturbed; full to the end: code 1"
+    reported = f"{len(told)} of {len(told)} reported with bytes needed and free, bitwise equal to an undisturbed run"
+    return f"{reported}; full to the end: code 1"
 
 
 def while_logging(case: Case) -> str:
@@ -65,7 +66,8 @@ def while_logging(case: Case) -> str:
     assert (found["weights"], found["optimizer"]) == (wanted["weights"], wanted["optimizer"])
     lines = (full / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == steps - case.count, "what came before and after is there, and no half line"
-    return f"{case.count} steps without a log, told once each, weights and optimizer as undisturbed"
+    reported = f"{case.count} steps without a log, each file reported once"
+    return f"{reported}, weights and optimizer equal to an undisturbed run"
 
 
 ROWS = [
